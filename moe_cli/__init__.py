@@ -1,0 +1,28 @@
+"""moe: experiments with sparse mixtures of experts. Importing the package imports no torch; the names below are lazy."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_cli.moe.layer import MoELayer, SparseExpertModel
+    from moe_cli.report.frame import load_runs
+    from moe_cli.run import train
+    from moe_cli.sweep.executors import sweep
+
+__version__ = "0.1.0"
+__all__ = ["MoELayer", "SparseExpertModel", "load_runs", "sweep", "train"]
+
+_HOMES = {
+    "MoELayer": "moe_cli.moe.layer",
+    "SparseExpertModel": "moe_cli.moe.layer",
+    "load_runs": "moe_cli.report.frame",
+    "train": "moe_cli.run",
+    "sweep": "moe_cli.sweep.executors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moe_cli' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

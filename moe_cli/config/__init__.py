@@ -1,0 +1,1 @@
+"""What can be set. Knows no torch."""

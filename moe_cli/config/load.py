@@ -1,0 +1,288 @@
+"""conf/ and overrides -> RunConfig; overrides with several values -> the axes of a sweep. The only file that knows Hydra.
+
+Hydra gives the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
+composed, once per choice of groups; overrides of values (`expert=8`) are then laid on the composed tree, which is what
+Hydra does too and takes a hundredth of the time.
+"""
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from moe_cli.config.parse import build, did_you_mean, show
+from moe_cli.config.resolve import Resolved, resolve
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+GROUPS = ("model", "router", "balance", "data", "optim", "train", "experiment")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One key and the values it takes; a plain override is an axis of one value."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+def packaged_conf() -> Path:
+    """The conf/ folder that came with the program: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"the program's own conf/ folder is missing beside {package}. Install it again.")
+
+
+def find_user_conf(config_dir: Path | None) -> Path | None:
+    """A folder of the user's own choices: `config_dir`, or ./conf when it holds groups of ours and no config.yaml."""
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"--config-dir {config_dir} is not a folder.")
+        return config_dir.resolve()
+    here = Path.cwd() / "conf"
+    ours = any((here / group).is_dir() for group in (*GROUPS, "sweep"))
+    return here if ours and not (here / "config.yaml").exists() else None
+
+
+def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
+    """Hydra's own composition over `folders`, the first before the next.
+
+    The one place that touches hydra._internal: Hydra's public entry gives a user's folder the lowest priority, and
+    scans for plugins, which would run code of packages that have nothing to do with us.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra._internal.core_plugins import basic_launcher, basic_sweeper  # noqa: F401  (they register their configs)
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+    from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
+    from hydra._internal.sources_registry import SourcesRegistry
+
+    for source in (FileConfigSource, ImportlibResourcesConfigSource, StructuredConfigSource):
+        SourcesRegistry.instance().register(source)
+    path = ConfigSearchPathImpl()
+    path.append("hydra", "pkg://hydra.conf")
+    for folder in folders:
+        path.append("main", f"file://{folder}")
+    path.append("schema", "structured://")
+    return ConfigLoaderImpl(path)
+
+
+class Composer:
+    """Composes conf/, with the user's own folder before the packaged one."""
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        self.folders = [folder for folder in (find_user_conf(config_dir), packaged_conf()) if folder]
+        self.compose = cache(self._compose)
+
+    @cached_property
+    def loader(self) -> "ConfigLoaderImpl":
+        return _hydra_loader(self.folders)
+
+    def choices(self, group: str) -> list[str]:
+        return self.loader.get_group_options(group)
+
+    def describe(self, group: str, choice: str) -> str:
+        """The first comment of the choice's file: what it is for."""
+        for folder in self.folders:
+            file = folder / group / f"{choice}.yaml"
+            if file.is_file():
+                lines = file.read_text(encoding="utf-8").splitlines()
+                comments = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
+                return comments[0] if comments else ""
+        return ""
+
+    def _compose(self, *choices: str) -> DictConfig:
+        try:
+            tree = self.loader.load_configuration("config", list(choices), RunMode.RUN, from_shell=False)
+        except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+            raise ConfigError(_three_lines(error)) from None
+        OmegaConf.set_struct(tree, False)
+        tree.pop("hydra")
+        tree.pop("experiment", None)
+        OmegaConf.set_struct(tree, True)
+        return tree
+
+    def point(self, values: dict[str, Any]) -> Resolved:
+        """The configuration at one value per key.
+
+        Raises:
+            ConfigError: an unknown key or choice, or values that cannot hold.
+        """
+        groups = {key: value for key, value in values.items() if key in GROUPS}
+        for group, choice in groups.items():
+            self._check_choice(group, choice)
+        tree = deepcopy(self.compose(*(f"{group}={show(choice)}" for group, choice in sorted(groups.items()))))
+        for key, value in values.items():
+            if key not in groups:
+                self._set(tree, key, value)
+        try:
+            plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_three_lines(error)) from None
+        return resolve(build(RunConfig, plain), given=frozenset(values))  # type: ignore[arg-type]
+
+    def _check_choice(self, group: str, choice: Any) -> None:
+        choices = self.choices(group)
+        if choice is None and group == "experiment":
+            return
+        if choice not in choices:
+            listed = ", ".join(choices) if choices else "none"
+            raise ConfigError(
+                f"{group}={show(choice)}: no such choice.{did_you_mean(show(choice), choices)} There are: {listed}."
+            )
+
+    def _set(self, tree: DictConfig, key: str, value: Any) -> None:
+        known = _leaves(tree)
+        if key not in known:
+            within = [leaf for leaf in known if leaf.startswith(key + ".")]
+            if within:
+                raise ConfigError(f"'{key}' is a group of settings. Set one of them, such as {within[0]}=...")
+            self._refuse_unknown(tree, key, known)
+        OmegaConf.update(tree, key, value)
+
+    def _refuse_unknown(self, tree: DictConfig, key: str, known: list[str]) -> None:
+        group = key.split(".")[0]
+        name = tree[group].get("name") if group in tree and OmegaConf.is_dict(tree[group]) else None
+        for choice in self.choices(group) if name else []:
+            if choice != name and key in _leaves(self.compose(f"{group}={choice}")):
+                raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={choice}.")
+        hint = did_you_mean(key, [*known, *GROUPS])
+        raise ConfigError(f"no setting '{key}'.{hint or ' All settings: moe config'}")
+
+
+def _leaves(tree: DictConfig, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in tree:
+        node = tree._get_node(key)
+        keys += _leaves(node, f"{prefix}{key}.") if isinstance(node, DictConfig) else [f"{prefix}{key}"]
+    return keys
+
+
+def _three_lines(error: BaseException) -> str:
+    """What Hydra or OmegaConf says, in at most three lines and without its hints on '+'."""
+    cause = error.__cause__ or error
+    text = str(error) or str(cause)
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "+" not in line and "full_key" not in line]
+    return "\n".join(lines[:3]) or type(cause).__name__
+
+
+def parse_overrides(words: Sequence[str]) -> list[Axis]:
+    """Hydra's grammar: `key=value`, `key=a,b,c`, `key=range(1,5)`, `key=choice(a,b)`. The last word on a key holds.
+
+    Raises:
+        ConfigError: a word that is no override.
+    """
+    axes: dict[str, Axis] = {}
+    for word in words:
+        axis = _parse_word(word)
+        axes[axis.key] = axis
+    return list(axes.values())
+
+
+def repeated_keys(words: Sequence[str]) -> list[str]:
+    """Keys given more than once, of which only the last word holds."""
+    keys = [word.split("=", 1)[0] for word in words]
+    return sorted({key for key in keys if keys.count(key) > 1})
+
+
+def _parse_word(word: str) -> Axis:
+    key, equals, value = word.partition("=")
+    if not equals or not key or key[0] in "+~":
+        raise ConfigError(f"'{word}' is not a setting. Write: key=value, such as expert=8")
+    if not value.lstrip().startswith(("'", '"')) and re.search(r"\s[\w.]+=", value):
+        raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
+    try:
+        override: Override = OverridesParser.create().parse_overrides([word])[0]
+        if not override.is_sweep_override():
+            return Axis(override.key_or_group, (override.value(),))
+        if not override.is_discrete_sweep():
+            raise ConfigError(f"'{word}' names an interval, not a list of values. Write: {key}=1,2,4")
+        values = tuple(Override._convert_value(item) for item in override.sweep_iterator())
+    except HydraException:
+        raise ConfigError(f"'{word}' cannot be read. Put quotes around a value with spaces or signs: '{key}=\"...\"'") from None
+    if not values:
+        raise ConfigError(f"'{word}' names no value.")
+    return Axis(override.key_or_group, values)
+
+
+def single_values(axes: Sequence[Axis], command: str) -> dict[str, Any]:
+    """One value per key, for commands that work on one configuration.
+
+    Raises:
+        ConfigError: an axis with several values.
+    """
+    for axis in axes:
+        if len(axis.values) > 1:
+            given = f"{axis.key}={','.join(show(value) for value in axis.values)}"
+            raise ConfigError(f"'{given}' names several values; {command} takes one. Use: moe sweep {given}")
+    return {axis.key: axis.values[0] for axis in axes}
+
+
+def load_config(words: Sequence[str], command: str = "train", config_dir: Path | None = None) -> Resolved:
+    """The configuration that `moe train WORDS` would run.
+
+    Raises:
+        ConfigError: anything wrong with the words or with what they add up to.
+    """
+    resolved = Composer(config_dir).point(single_values(parse_overrides(words), command))
+    notes = tuple(f"{key} is given more than once: the last one holds." for key in repeated_keys(words))
+    return Resolved(resolved.config, notes + resolved.notes)
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """A named sweep of conf/sweep: the question it answers, its axes, and how many seeds."""
+
+    name: str
+    question: str
+    axes: tuple[Axis, ...]
+    seeds: int
+
+
+def list_sweeps(composer: Composer) -> list[str]:
+    return sorted({file.stem for folder in composer.folders for file in (folder / "sweep").glob("*.yaml")})
+
+
+def load_sweep_file(composer: Composer, name: str) -> SweepFile:
+    """conf/sweep/NAME.yaml: `grid` (key: list of values), `set` (key: value) and `seeds`.
+
+    Raises:
+        ConfigError: no such sweep, or a file of another shape.
+    """
+    file = next((folder / "sweep" / f"{name}.yaml" for folder in composer.folders
+                 if (folder / "sweep" / f"{name}.yaml").is_file()), None)  # fmt: skip
+    if file is None:
+        names = list_sweeps(composer)
+        raise ConfigError(
+            f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. Or give values: moe sweep k=1,2"
+        )
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{file}: {_three_lines(error)}") from None
+    known = {"grid", "set", "seeds"}
+    if not isinstance(content, dict) or set(content) - known or not isinstance(content.get("grid"), dict):
+        raise ConfigError(f"{file} must hold 'grid' (key: [values]) and may hold 'set' (key: value) and 'seeds'.")
+    fixed = [Axis(str(key), (value,)) for key, value in (content.get("set") or {}).items()]
+    grid = [Axis(str(key), tuple(value) if isinstance(value, list) else (value,)) for key, value in content["grid"].items()]
+    seeds = content.get("seeds", 1)
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ConfigError(f"{file}: seeds={seeds} is not a whole number of at least 1.")
+    return SweepFile(name, composer.describe("sweep", name), (*fixed, *grid), seeds)

@@ -1,0 +1,100 @@
+"""Plain dictionaries into the frozen dataclasses of `schema`, every value checked against its declared type."""
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from moe_cli.errors import ConfigError
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """" Did you mean 'expert'?" for the option nearest to `word`, or "" when none is near.
+
+    A dotted option is also compared by its last part, so that `lr` finds `optim.lr`.
+    """
+    options = list(options)
+    by_last_part = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
+    if word in by_last_part:
+        return f" Did you mean '{by_last_part[word]}'?"
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if not near:
+        near = difflib.get_close_matches(word, by_last_part, n=1, cutoff=0.75)
+        near = [by_last_part[part] for part in near]
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def show(value: Any) -> str:
+    """A value as a user types it: null, true, 0.5, text."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """An instance of the dataclass `cls` from a nested dictionary.
+
+    Raises:
+        ConfigError: a key that `cls` does not have, or a value of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"no setting '{prefix}{key}'.{did_you_mean(str(key), fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"setting '{prefix}{name}' is missing.")
+    hints = _type_hints(cls)
+    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in values.items()})
+
+
+_type_hints = cache(get_type_hints)
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    variants = [option for option in options if dataclasses.is_dataclass(option)]
+    if variants:
+        return _convert_group(value, variants, key)
+    plain = [option for option in options if option is not type(None)]
+    return _convert_scalar(value, plain[0], key, optional=len(plain) < len(options))
+
+
+def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={show(value)} is one value, but '{key}' is a group of settings.")
+    if len(variants) == 1:
+        return build(variants[0], value, key + ".")
+    by_name = {variant.name: variant for variant in variants}
+    name = value.get("name")
+    if name not in by_name:
+        raise ConfigError(f"{key}={show(name)} is not one of: {', '.join(sorted(by_name))}.{did_you_mean(str(name), by_name)}")
+    return build(by_name[name], value, key + ".")
+
+
+def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
+    or_null = " or null" if optional else ""
+    if get_origin(hint) is Literal:
+        choices = [str(choice) for choice in get_args(hint)]
+        if isinstance(value, str) and value in choices:
+            return value
+        raise ConfigError(f"{key}={show(value)} is not one of: {', '.join(choices)}.{did_you_mean(show(value), choices)}")
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if hint is float:
+            return float(value)
+        if value == int(value):
+            return int(value)
+    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+    raise ConfigError(f"{key}={show(value)} is not {kind}{or_null}.")

@@ -1,0 +1,133 @@
+"""What a configuration leaves open is filled in; what has no effect in it is set aside, and said.
+
+A setting that does nothing in the configuration at hand (a router for a dense model, a drop rule without a capacity)
+is removed, so that equal training has an equal digest and a grid meets each model once. If the user asked for such a
+setting, a note tells so.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moe_cli.config.schema import (
+    BUDGETS,
+    DEFAULT_STEPS,
+    DEFAULT_TOP_K,
+    EvalConfig,
+    GPTConfig,
+    NoBalance,
+    RandomConfig,
+    RunConfig,
+    SwitchConfig,
+    TextData,
+    TopKConfig,
+)
+from moe_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Resolved:
+    config: RunConfig
+    notes: tuple[str, ...]
+
+
+def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
+    """The configuration with every derived value filled in; `given` are the keys the user typed.
+
+    Raises:
+        ConfigError: the settings cannot hold together.
+    """
+    notes: list[str] = []
+    config = replace(config, k=_top_k(config))
+    if config.dense:
+        config = _without_experts(config)
+        notes += _set_aside(given, "expert=1 is dense", "router", "balance", "capacity", "drop", "eval",
+                            "model.d_expert", "model.shared_experts", "model.moe_every", "model.dispatch")  # fmt: skip
+    else:
+        config = _with_experts(config)
+        if isinstance(config.router, RandomConfig):
+            if not isinstance(config.balance, NoBalance):
+                notes += _set_aside(given, "router=random learns nothing", "balance")
+            config = replace(config, balance=NoBalance())
+        if config.capacity is None:
+            config = replace(config, drop=None)
+            notes += _set_aside(given, "nothing is dropped without a capacity", "drop")
+    return Resolved(_with_training(config, given, notes), tuple(notes))
+
+
+def _set_aside(given: Collection[str], reason: str, *keys: str) -> list[str]:
+    idle = [name for name in given if any(name == key or name.startswith(key + ".") for key in keys)]
+    return [f"{reason}: {', '.join(sorted(idle))} set aside."] if idle else []
+
+
+def _top_k(config: RunConfig) -> int:
+    if config.k is not None:
+        return config.k
+    return 1 if isinstance(config.router, SwitchConfig) else min(DEFAULT_TOP_K, config.expert)
+
+
+def _without_experts(config: RunConfig) -> RunConfig:
+    model = replace(config.model, d_expert=None, shared_experts=0, moe_every=1, dispatch="auto")
+    return replace(
+        config, router=None, balance=None, capacity=None, drop=None, match="none", model=model, eval=EvalConfig()
+    )
+
+
+def _with_experts(config: RunConfig) -> RunConfig:
+    router = config.router or TopKConfig()
+    if isinstance(router, TopKConfig) and router.renormalise is None:
+        router = replace(router, renormalise=config.k != 1)
+    drop = config.drop or "position"
+    model = replace(config.model, d_expert=_d_expert(config))
+    return replace(config, router=router, balance=config.balance or NoBalance(), drop=drop, model=model)
+
+
+def _d_expert(config: RunConfig) -> int:
+    """The width of one expert: with match=active, K + shared experts and the gate hold as many parameters as d_ff."""
+    model = config.model
+    if config.match == "none":
+        return model.d_expert or model.d_ff
+    matched = matched_d_expert(model, config.expert, config.k or 1, isinstance(config.router, RandomConfig))
+    if model.d_expert not in (None, matched):
+        raise ConfigError(
+            f"model.d_expert={model.d_expert} is set by match=active to {matched}. To choose it yourself: match=none"
+        )
+    return matched
+
+
+def matched_d_expert(model: GPTConfig, num_experts: int, top_k: int, gateless: bool = False) -> int:
+    """The expert width at which a token meets as many feed-forward parameters as in the dense model, gate included.
+
+    Rounded to the largest power of two up to 16 that moves those parameters by less than 1 %: even widths compute faster.
+    """
+    gate = 0 if gateless else num_experts
+    exact = (model.d_ff - gate / model.matrices_per_expert) / (top_k + model.shared_experts)
+    if exact < 1:
+        raise ConfigError(
+            f"expert={num_experts} k={top_k} leave no width for an expert at equal active parameters "
+            f"(model.d_ff={model.d_ff}). Raise model.d_ff, lower k, or use match=none."
+        )
+    for multiple in (16, 8, 4, 2):
+        rounded = round(exact / multiple) * multiple
+        if abs(rounded - exact) * (top_k + model.shared_experts) < 0.01 * model.d_ff:
+            return rounded
+    return round(exact)
+
+
+def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    optim, train, data = config.optim, config.train, config.data
+    if optim.schedule == "wsd":
+        optim = replace(optim, decay=0.6 if optim.decay is None else optim.decay)
+    elif optim.decay is not None:
+        optim = replace(optim, decay=None)
+        notes += _set_aside(given, f"optim.schedule={optim.schedule} has no plateau", "optim.decay")
+    if optim.schedule == "constant":
+        optim = replace(optim, final_lr=None)
+        notes += _set_aside(given, "optim.schedule=constant never falls", "optim.final_lr")
+    elif optim.final_lr is None:
+        optim = replace(optim, final_lr=0.02)
+    if all(getattr(train, budget) is None for budget in BUDGETS):
+        train = replace(train, steps=DEFAULT_STEPS)
+    if isinstance(data, TextData) and data.path is not None:
+        data = replace(data, path=str(Path(data.path).expanduser().resolve()))
+    return replace(config, optim=optim, train=train, data=data)

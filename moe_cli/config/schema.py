@@ -1,0 +1,347 @@
+"""Every setting: one frozen dataclass per group of conf/, its ranges, and the rules between settings.
+
+The names that users type (`expert`, `k`, `capacity`, `balance`) meet the field's terms here: `expert` is num_experts,
+`k` is top_k, `capacity` is capacity_factor. Group classes with a `name` are variants: the name picks the class, so a
+setting that belongs to another variant is refused as unknown.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from moe_cli.config.parse import build, show
+from moe_cli.errors import ConfigError
+
+DEFAULT_STEPS = 500
+DEFAULT_TOP_K = 2
+BUDGETS = ("steps", "tokens", "flops", "minutes")
+# Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
+EXECUTION_KEYS = ("threads", "device", "log_every", "eval_every", "eval_tokens", "checkpoint_every")
+
+
+def at_least(key: str, value: float | None, minimum: float) -> None:
+    if value is not None and value < minimum:
+        raise ConfigError(f"{key}={show(value)} is too small: the least is {show(minimum)}.")
+
+
+def above(key: str, value: float | None, minimum: float) -> None:
+    if value is not None and value <= minimum:
+        raise ConfigError(f"{key}={show(value)} must be greater than {show(minimum)}.")
+
+
+def between(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{key}={show(value)} must be between {show(low)} and {show(high)}.")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """A decoder-only transformer; every `moe_every`-th feed-forward layer is a mixture of experts."""
+
+    name: Literal["gpt"] = "gpt"
+    num_layers: int = 4
+    num_heads: int = 4
+    d_model: int = 128
+    d_ff: int = 512
+    d_expert: int | None = None
+    expert_kind: Literal["glu", "mlp"] = "mlp"
+    activation: Literal["silu", "gelu", "relu", "relu2"] = "relu2"
+    shared_experts: int = 0
+    moe_every: int = 1
+    context_length: int = 128
+    tie_embeddings: bool = False
+    qk_norm: bool = True
+    rope_base: float = 10_000.0
+    dropout: float = 0.0
+    dispatch: Literal["auto", "grouped", "reference"] = "auto"
+
+    def __post_init__(self) -> None:
+        for key in ("num_layers", "num_heads", "d_model", "d_ff", "d_expert", "moe_every", "context_length"):
+            at_least(f"model.{key}", getattr(self, key), 1)
+        at_least("model.shared_experts", self.shared_experts, 0)
+        above("model.rope_base", self.rope_base, 1)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={show(self.dropout)} must be at least 0 and below 1.")
+        if self.d_model % self.num_heads:
+            raise ConfigError(
+                f"model.d_model={self.d_model} cannot be divided among model.num_heads={self.num_heads}: "
+                "choose a multiple."
+            )
+        if self.d_model // self.num_heads % 2:
+            raise ConfigError(
+                f"model.d_model={self.d_model} over model.num_heads={self.num_heads} gives heads of odd width "
+                f"{self.d_model // self.num_heads}: rotary positions need an even width."
+            )
+        if self.moe_every > self.num_layers:
+            raise ConfigError(
+                f"model.moe_every={self.moe_every} is more than model.num_layers={self.num_layers}: "
+                "no layer would have experts. Use expert=1 for a dense model."
+            )
+
+    @property
+    def matrices_per_expert(self) -> int:
+        """3 for a gated network (gate, up, down), 2 for a plain one."""
+        return 3 if self.expert_kind == "glu" else 2
+
+
+@dataclass(frozen=True)
+class TopKConfig:
+    name: Literal["topk"] = "topk"
+    renormalise: bool | None = None
+
+
+@dataclass(frozen=True)
+class SwitchConfig:
+    name: Literal["switch"] = "switch"
+    jitter: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.jitter < 1:
+            raise ConfigError(f"router.jitter={show(self.jitter)} must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True)
+class RandomConfig:
+    name: Literal["random"] = "random"
+
+
+RouterConfig = TopKConfig | SwitchConfig | RandomConfig
+
+
+@dataclass(frozen=True)
+class SwitchBalance:
+    name: Literal["switch"] = "switch"
+    weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        above("balance.weight", self.weight, 0)
+
+
+@dataclass(frozen=True)
+class ZBalance:
+    name: Literal["z"] = "z"
+    weight: float = 0.001
+
+    def __post_init__(self) -> None:
+        above("balance.weight", self.weight, 0)
+
+
+@dataclass(frozen=True)
+class LossFreeBalance:
+    name: Literal["loss_free"] = "loss_free"
+    bias_update_rate: float = 0.001
+
+    def __post_init__(self) -> None:
+        above("balance.bias_update_rate", self.bias_update_rate, 0)
+
+
+@dataclass(frozen=True)
+class NoBalance:
+    name: Literal["none"] = "none"
+
+
+BalanceConfig = SwitchBalance | ZBalance | LossFreeBalance | NoBalance
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """What the `python` and `text` corpora share."""
+
+    tokenizer: Literal["bytes", "chars"] = "bytes"
+    val_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+
+
+@dataclass(frozen=True)
+class PythonData(CorpusConfig):
+    name: Literal["python"] = "python"
+
+
+@dataclass(frozen=True)
+class TextData(CorpusConfig):
+    name: Literal["text"] = "text"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise ConfigError("data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER")
+
+
+DataConfig = PythonData | TextData
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """What every optimizer shares: the schedule, as shares of the training budget, and clipping."""
+
+    lr: float = 0.01
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
+    warmup: float = 0.02
+    decay: float | None = None
+    final_lr: float | None = None
+    grad_clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        above("optim.lr", self.lr, 0)
+        at_least("optim.weight_decay", self.weight_decay, 0)
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"optim.{key}={show(getattr(self, key))} must be at least 0 and below 1.")
+        for key in ("warmup", "decay", "final_lr"):
+            between(f"optim.{key}", getattr(self, key) or 0, 0, 1)
+        if self.warmup + (self.decay or 0) > 1:
+            raise ConfigError(
+                f"optim.warmup={show(self.warmup)} and optim.decay={show(self.decay)} are shares of the budget: "
+                "together at most 1."
+            )
+        above("optim.grad_clip", self.grad_clip, 0)
+
+
+@dataclass(frozen=True)
+class AdamWConfig(OptimConfig):
+    name: Literal["adamw"] = "adamw"
+
+
+@dataclass(frozen=True)
+class MuonConfig(OptimConfig):
+    """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`)."""
+
+    name: Literal["muon"] = "muon"
+    lr: float = 0.03
+    adam_lr: float = 0.01
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above("optim.adam_lr", self.adam_lr, 0)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"optim.momentum={show(self.momentum)} must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The budget (one of steps, tokens, flops, minutes), the batch, and how often things are written."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    minutes: float | None = None
+    batch_size: int = 16
+    grad_accumulation: int = 1
+    eval_every: int | None = None
+    eval_tokens: int = 32_768
+    checkpoint_every: int | None = None
+    log_every: int = 10
+    threads: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(
+                f"{' and '.join(f'train.{name}={show(getattr(self, name))}' for name in given)} are "
+                f"{len(given)} budgets: give one of them."
+            )
+        for key in ("steps", "tokens", "batch_size", "grad_accumulation", "eval_every", "eval_tokens",
+                    "checkpoint_every", "log_every", "threads"):  # fmt: skip
+            at_least(f"train.{key}", getattr(self, key), 1)
+        above("train.flops", self.flops, 0)
+        above("train.minutes", self.minutes, 0)
+        if self.device not in ("auto", "cpu") and self.device.split(":")[0] != "cuda":
+            raise ConfigError(f"train.device={self.device} is not one of: auto, cpu, cuda, cuda:N.")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How a trained model is routed at evaluation; null: as many experts as in training, and nothing dropped."""
+
+    k: int | None = None
+    capacity: float | None = None
+
+    def __post_init__(self) -> None:
+        at_least("eval.k", self.k, 1)
+        above("eval.capacity", self.capacity, 0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides one run. Resolved: nothing that can be derived from the rest is left open."""
+
+    expert: int = 8
+    k: int | None = None
+    capacity: float | None = None
+    drop: Literal["position", "probability"] | None = None
+    match: Literal["active", "none"] = "active"
+    seed: int = 0
+    model: GPTConfig = field(default_factory=GPTConfig)
+    router: RouterConfig | None = field(default_factory=TopKConfig)
+    balance: BalanceConfig | None = field(default_factory=SwitchBalance)
+    data: DataConfig = field(default_factory=PythonData)
+    optim: MuonConfig | AdamWConfig = field(default_factory=MuonConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        at_least("expert", self.expert, 1)
+        at_least("k", self.k, 1)
+        at_least("seed", self.seed, 0)
+        above("capacity", self.capacity, 0)
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        for key, k in (("k", self.k), ("eval.k", self.eval.k)):
+            if k is not None and k > self.expert:
+                raise ConfigError(
+                    f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
+                )
+        if self.expert == 1 or self.k is None:
+            return
+        if isinstance(self.router, SwitchConfig) and self.k > 1:
+            raise ConfigError(f"k={self.k}: router=switch sends each token to one expert. Use k=1, or router=topk.")
+        if isinstance(self.router, TopKConfig) and self.router.renormalise and self.k == 1:
+            raise ConfigError(
+                "k=1 with router.renormalise=true makes every weight 1 and leaves the gate without a gradient. "
+                "Use router.renormalise=false."
+            )
+
+    @property
+    def dense(self) -> bool:
+        """Whether this is the baseline without experts."""
+        return self.expert == 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.train.batch_size * self.train.grad_accumulation * self.model.context_length
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """Six hexadecimal digits that name this configuration; equal for equal training, wherever it runs."""
+        values = self.to_dict()
+        values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+
+    @property
+    def run_id(self) -> str:
+        """For example gpt-8x2-s0-3fa91c: model, experts x chosen, seed, digest."""
+        shape = "dense" if self.dense else f"{self.expert}x{self.k}"
+        return f"{self.model.name}-{shape}-s{self.seed}-{self.digest}"
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """The configuration stored in a run folder's config.json.
+
+    Raises:
+        ConfigError: a key or value this version does not know.
+    """
+    return build(RunConfig, values)

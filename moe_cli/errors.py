@@ -1,0 +1,25 @@
+"""Every error that a user can cause, in one family: the command line prints its text and exits with 2."""
+
+
+class MoeError(Exception):
+    """Something the user can mend; its text says what is wrong, what was given and what to do."""
+
+
+class ConfigError(MoeError):
+    """A setting that is unknown, of the wrong type, out of range or at odds with another."""
+
+
+class DataError(MoeError):
+    """Data that is missing, empty, unreadable or too short."""
+
+
+class RunNotFound(MoeError):
+    """No run, or more than one, answers to the name given."""
+
+
+class CheckpointError(MoeError):
+    """A checkpoint that is absent, damaged or made for another configuration."""
+
+
+class TrainingError(MoeError):
+    """Training cannot go on, for example because the loss is not finite."""

@@ -1,0 +1,105 @@
+"""The networks that answer: E experts as stacked weights, and the plain feed-forward network they are compared with.
+
+E experts, D_in and D_out widths in and out, F hidden width, H = 2F for a gated network (gate over up) or F.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A pointwise function and its derivative: backward(grad, x) = grad * function'(x)."""
+
+    function: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS = {
+    "silu": Activation(F.silu, lambda grad, x: aten.silu_backward(grad, x)),
+    "gelu": Activation(F.gelu, lambda grad, x: aten.gelu_backward(grad, x)),
+    "relu": Activation(F.relu, lambda grad, x: aten.threshold_backward(grad, x, 0)),
+    "relu2": Activation(lambda x: F.relu(x).square(), lambda grad, x: F.relu(x).mul_(grad).mul_(2)),
+}
+
+
+def hidden(pre: Float[Tensor, "... H"], kind: str, activation: str) -> Float[Tensor, "... F"]:
+    """What stands between the two matrices: act(gate) * up (GLU, arXiv:2002.05202), or act."""
+    function = ACTIVATIONS[activation].function
+    if kind == "glu":
+        gate, up = pre.chunk(2, dim=-1)
+        return function(gate) * up
+    return function(pre)
+
+
+def hidden_backward(
+    grad: Float[Tensor, "... F"], pre: Float[Tensor, "... H"], kind: str, activation: str
+) -> Float[Tensor, "... H"]:
+    """The gradient of `hidden` with respect to `pre`."""
+    act = ACTIVATIONS[activation]
+    if kind == "glu":
+        gate, up = pre.chunk(2, dim=-1)
+        result = torch.empty_like(pre)
+        grad_gate, grad_up = result.chunk(2, dim=-1)
+        torch.mul(grad, act.function(gate), out=grad_up)
+        grad_gate.copy_(act.backward(grad * up, gate))
+        return result
+    return act.backward(grad, pre)
+
+
+class Experts(nn.Module):
+    """E feed-forward networks without biases, as two stacked parameters.
+
+    Attributes:
+        w_in: [E, H, D_in]; for a gated network the first F rows of H are the gate, the last F rows the up projection.
+        w_out: [E, D_out, F].
+    """
+
+    def __init__(
+        self, num_experts: int, d_in: int, d_expert: int, d_out: int, *, kind: str = "glu", activation: str = "silu"
+    ) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.kind = kind
+        self.activation = activation
+        rows = 2 * d_expert if kind == "glu" else d_expert
+        self.w_in = nn.Parameter(torch.empty(num_experts, rows, d_in))
+        self.w_out = nn.Parameter(torch.empty(num_experts, d_out, d_expert))
+
+    def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
+        """Uniform of variance 1 / fan-in; `out_scale` shrinks the second matrix (0 starts the layer silent)."""
+        init_matrix(self.w_in, generator)
+        init_matrix(self.w_out, generator, out_scale)
+
+    def one(self, expert: int, x: Float[Tensor, "T D_in"]) -> Float[Tensor, "T D_out"]:
+        """The answer of one expert: the definition that every back end must equal."""
+        return F.linear(hidden(F.linear(x, self.w_in[expert]), self.kind, self.activation), self.w_out[expert])
+
+
+class FeedForward(nn.Module):
+    """One plain network of the same kind: the dense layer, and the experts that every token shares."""
+
+    def __init__(self, d_model: int, d_ff: int, *, kind: str, activation: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.activation = activation
+        self.w_in = nn.Parameter(torch.empty(2 * d_ff if kind == "glu" else d_ff, d_model))
+        self.w_out = nn.Parameter(torch.empty(d_model, d_ff))
+
+    reset_parameters = Experts.reset_parameters
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        return F.linear(hidden(F.linear(x, self.w_in), self.kind, self.activation), self.w_out)
+
+
+def init_matrix(weight: Tensor, generator: torch.Generator | None, scale: float = 1.0) -> None:
+    """Uniform of standard deviation scale / sqrt(fan-in), over the last two dimensions [out, in]."""
+    bound = scale * (3 / weight.shape[-1]) ** 0.5
+    nn.init.uniform_(weight, -bound, bound, generator=generator)

@@ -1,0 +1,166 @@
+"""The mixture-of-experts layer: route, drop, dispatch, combine. T tokens, E experts, K chosen per token, D width."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moe_cli.config.schema import RouterConfig
+from moe_cli.errors import ConfigError
+from moe_cli.moe.dispatch import BACKENDS
+from moe_cli.moe.experts import Experts, FeedForward
+from moe_cli.moe.routers import CONFIGS, make_router
+from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
+
+
+class MoELayer(nn.Module):
+    """Sends each token to `top_k` of `num_experts` feed-forward networks and sums their weighted answers.
+
+    Args:
+        d_model: width D of a token, in and out.
+        num_experts: E.
+        top_k: K, at most E.
+        d_expert: hidden width of one expert.
+        router: a name of `moe_cli.moe.routers.CONFIGS` (topk, switch, random), or its config with options.
+        capacity_factor: None drops nothing; else an expert takes at most ceil(factor * T * K / E) assignments of one
+            forward pass in training. At evaluation nothing is dropped unless `eval_capacity_factor` is set.
+        drop: who is dropped, `position` or `probability` (see `drop_overflow`).
+        expert_kind: `glu` (gated) or `mlp`.
+        activation: silu, gelu, relu or relu2; by default silu for glu and gelu for mlp.
+        shared_experts: experts of width d_expert that see every token; their answers are added.
+        dispatch: back end, a name of `moe_cli.moe.dispatch.BACKENDS`.
+
+    Raises:
+        ConfigError: K is more than E, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_experts: int,
+        top_k: int,
+        d_expert: int,
+        *,
+        router: str | RouterConfig = "topk",
+        capacity_factor: float | None = None,
+        drop: str = "position",
+        expert_kind: str = "glu",
+        activation: str | None = None,
+        shared_experts: int = 0,
+        dispatch: str = "auto",
+    ) -> None:
+        super().__init__()
+        router = _router_config(router, num_experts, top_k)
+        _one_of("drop", drop, ("position", "probability"))
+        _one_of("expert_kind", expert_kind, ("glu", "mlp"))
+        _one_of("dispatch", dispatch, BACKENDS)
+        activation = activation or ("silu" if expert_kind == "glu" else "gelu")
+        self.top_k = top_k
+        self.capacity_factor = capacity_factor
+        self.eval_capacity_factor: float | None = None
+        self.drop = drop
+        self.dispatch = dispatch
+        self.router = make_router(router, d_model, num_experts, top_k)
+        self.experts = Experts(num_experts, d_model, d_expert, d_model, kind=expert_kind, activation=activation)
+        self.shared_experts = (
+            FeedForward(d_model, shared_experts * d_expert, kind=expert_kind, activation=activation)
+            if shared_experts
+            else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
+        self.router.reset_parameters(generator)
+        self.experts.reset_parameters(generator, out_scale)
+        if self.shared_experts is not None:
+            self.shared_experts.reset_parameters(generator, out_scale)
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> tuple[Float[Tensor, "*batch D"], Routing]:
+        """The layer's output and who went where.
+
+        Args:
+            x: tokens of any leading shape; all of them are routed together.
+        """
+        tokens = x.reshape(-1, x.shape[-1])
+        routing = self.route(tokens)
+        y = BACKENDS[self.dispatch](self.experts, tokens, routing)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(tokens)
+        return y.view(x.shape), routing
+
+    def route(self, tokens: Float[Tensor, "T D"]) -> Routing:
+        """Who goes where, overflow dropped."""
+        routing = self.router(tokens)
+        factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        if factor is None or not len(tokens):
+            return routing
+        capacity = expert_capacity(len(tokens), routing.num_experts, self.router.top_k, factor)
+        return drop_overflow(routing, capacity, self.drop)
+
+
+def _router_config(router: str | RouterConfig, num_experts: int, top_k: int) -> RouterConfig:
+    if not 1 <= top_k <= num_experts:
+        raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
+    if isinstance(router, str):
+        _one_of("router", router, CONFIGS)
+        router = CONFIGS[router]()
+    if router.name == "switch" and top_k > 1:
+        raise ConfigError(f"top_k={top_k}: router='switch' sends each token to one expert.")
+    if router.name == "topk" and router.renormalise and top_k == 1:
+        raise ConfigError("top_k=1 with renormalised weights makes every weight 1: the gate would have no gradient.")
+    return router
+
+
+def _one_of(name: str, value: str, options: object) -> None:
+    if value not in options:  # type: ignore[operator]
+        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(options)}.")  # type: ignore[arg-type]
+
+
+def moe_layers(model: nn.Module) -> list[MoELayer]:
+    """The mixture-of-experts layers of a model, first to last."""
+    return [module for module in model.modules() if isinstance(module, MoELayer)]
+
+
+@contextmanager
+def evaluation_policy(model: nn.Module, top_k: int | None, capacity_factor: float | None) -> Iterator[None]:
+    """Within it, evaluation chooses `top_k` experts (None: as trained) and drops beyond `capacity_factor` (None: never)."""
+    layers = moe_layers(model)
+    for layer in layers:
+        layer.router.top_k = top_k or layer.top_k
+        layer.eval_capacity_factor = capacity_factor
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.router.top_k = layer.top_k
+            layer.eval_capacity_factor = None
+
+
+class SparseExpertModel(nn.Module):
+    """A model that is one mixture of experts: each row of the input goes to its own `k` of `num_experts` networks.
+
+    The gate learns through the weights, only the chosen experts are computed, and only they receive a gradient.
+
+    Args:
+        num_experts: E.
+        input_dim: width of an input row.
+        output_dim: width of an output row.
+        k: experts chosen per row.
+
+    Raises:
+        ConfigError: k is not between 1 and num_experts.
+    """
+
+    def __init__(self, num_experts: int, input_dim: int, output_dim: int, k: int) -> None:
+        super().__init__()
+        self.router = make_router(_router_config("topk", num_experts, k), input_dim, num_experts, k)
+        self.experts = Experts(num_experts, input_dim, input_dim, output_dim, kind="mlp", activation="gelu")
+        self.router.reset_parameters()
+        self.experts.reset_parameters()
+
+    def forward(self, x: Float[Tensor, "*batch D_in"]) -> Float[Tensor, "*batch D_out"]:
+        rows = x.reshape(-1, x.shape[-1])
+        y = BACKENDS["auto"](self.experts, rows, self.router(rows))
+        return y.view(*x.shape[:-1], y.shape[-1])

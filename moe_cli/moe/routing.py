@@ -1,0 +1,94 @@
+"""Who goes where: the Routing record that links routers, capacity, back ends, losses and measures.
+
+T tokens, E experts, K chosen per token, A assignments (a token sent to an expert), C capacity of an expert.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Every assignment a router asked for, in the order in which an expert's room is given out.
+
+    Attributes:
+        logits: float32 scores of every token for every expert.
+        probs: their softmax.
+        token_ids: int64, which token.
+        expert_ids: int64, which expert.
+        weights: float32, the weight of the expert's answer in the token's sum.
+        kept: False where the expert had no room; such an assignment contributes nothing.
+    """
+
+    logits: Float[Tensor, "T E"]
+    probs: Float[Tensor, "T E"]
+    token_ids: Int[Tensor, " A"]
+    expert_ids: Int[Tensor, " A"]
+    weights: Float[Tensor, " A"]
+    kept: Bool[Tensor, " A"]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.probs.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        return self.probs.shape[1]
+
+
+def from_choices(
+    logits: Float[Tensor, "T E"],
+    probs: Float[Tensor, "T E"],
+    chosen: Int[Tensor, "T K"],
+    weights: Float[Tensor, "T K"],
+) -> Routing:
+    """The Routing of K choices per token: first choices of all tokens in order, then second choices, and so on."""
+    num_tokens, top_k = chosen.shape
+    token_ids = torch.arange(num_tokens, device=chosen.device).repeat(top_k)
+    kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=chosen.device)
+    return Routing(logits, probs, token_ids, chosen.T.reshape(-1), weights.T.reshape(-1), kept)
+
+
+def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
+    """C = ceil(capacity_factor * T * K / E), at least 1: the most assignments one expert takes in one forward pass.
+
+    GShard, arXiv:2006.16668, section 2.2; libraries differ in the rounding, this is the definition here.
+    """
+    # Rounded first, so that 1.1 * 10 asks for 11 places and not, by a float's last bit, for 12.
+    return max(1, math.ceil(round(capacity_factor * num_tokens * top_k / num_experts, 9)))
+
+
+def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Routing:
+    """The routing in which no expert keeps more than `capacity` assignments.
+
+    Args:
+        drop: who stays. `position`: the first in the order of the record (first choices of all tokens, then second
+            choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974).
+    """
+    if drop == "probability":
+        asked = routing.probs[routing.token_ids, routing.expert_ids]
+        order = torch.argsort(asked, descending=True, stable=True)
+        routing = replace(
+            routing,
+            token_ids=routing.token_ids[order],
+            expert_ids=routing.expert_ids[order],
+            weights=routing.weights[order],
+            kept=routing.kept[order],
+        )
+    else:
+        assert drop == "position", drop
+    return replace(routing, kept=routing.kept & (_place_in_queue(routing) < capacity))
+
+
+def _place_in_queue(routing: Routing) -> Int[Tensor, " A"]:
+    """How many earlier assignments ask for the same expert."""
+    by_expert = torch.argsort(routing.expert_ids, stable=True)
+    counts = torch.bincount(routing.expert_ids, minlength=routing.num_experts)
+    starts = counts.cumsum(0) - counts
+    place = torch.empty_like(by_expert)
+    place[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
+    return place - starts[routing.expert_ids]

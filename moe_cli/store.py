@@ -1,0 +1,299 @@
+"""Run folders: one per run, plain files that are the truth.
+
+    config.json   config.yaml   what was asked, for machines and for people
+    status.json                 pending, running, completed, failed or interrupted; pid, host, heartbeat, step
+    meta.json                   where it ran: code, packages, hardware, corpus
+    metrics.jsonl               a record per line as training goes; a torn last line is ignored
+    routing.jsonl               per layer, how often each expert was chosen at each evaluation
+    summary.json                the results; there only when the run is complete
+    log.txt   traceback.txt     what a sweep's worker printed; what went wrong
+    checkpoints/                see training/checkpoint.py
+
+A folder may be copied, moved, deleted or synchronised at any time. Whoever writes in it holds a lock on `.lock`, which the
+operating system releases however the process ends.
+"""
+
+import fcntl
+import json
+import math
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moe_cli.config.schema import RunConfig, from_dict
+from moe_cli.errors import ConfigError, MoeError, RunNotFound
+
+PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
+# A running run on another machine that has been silent for this long is taken for dead.
+SILENCE_SECONDS = 120.0
+
+
+def outputs_folder(option: Path | None = None) -> Path:
+    """Where runs are kept: the option, else $MOE_OUTPUTS, else ./outputs."""
+    return Path(option or os.environ.get("MOE_OUTPUTS") or "outputs").expanduser().absolute()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes the whole file or leaves the old one: a temporary neighbour, flushed to disk, then renamed."""
+    write_text(path, json.dumps(_finite(content), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, or None when it is absent or not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _finite(value: Any) -> Any:
+    """The value with every NaN and infinity, which JSON does not have, as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read only."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def group(self) -> str:
+        """The folder it lies in: `runs`, or the name of a sweep."""
+        return self.path.parent.name
+
+    def config(self) -> RunConfig:
+        """Raises ConfigError when config.json is damaged or of another version."""
+        values = read_json(self.path / "config.json")
+        if values is None:
+            raise ConfigError(f"{self.path / 'config.json'} cannot be read: the run folder is damaged.")
+        try:
+            return from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path / 'config.json'}: {error}") from None
+
+    def config_dict(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json") or {}
+
+    def meta(self) -> dict[str, Any]:
+        return read_json(self.path / "meta.json") or {}
+
+    def summary(self) -> dict[str, Any] | None:
+        """The results, or None while the run is not complete."""
+        return read_json(self.path / "summary.json")
+
+    def status(self) -> dict[str, Any]:
+        """status.json, with `status` as it really is: a run whose process is gone is interrupted, not running."""
+        status = read_json(self.path / "status.json") or {"status": PENDING}
+        if (self.path / "summary.json").exists():
+            return {**status, "status": COMPLETED}
+        if status.get("status") == RUNNING and not self._alive(status):
+            return {**status, "status": INTERRUPTED}
+        return status
+
+    def _alive(self, status: Mapping[str, Any]) -> bool:
+        if status.get("host") == socket.gethostname():
+            return is_locked(self.path)
+        return time.time() - float(status.get("heartbeat", 0)) < SILENCE_SECONDS
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return list(read_lines(self.path / "metrics.jsonl"))
+
+    def routing(self) -> list[dict[str, Any]]:
+        return list(read_lines(self.path / "routing.jsonl"))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a .jsonl file; a line that is not whole is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
+    """A new folder with the configuration in it, claimed by an atomic mkdir; a taken name gets -2, -3, ..."""
+    folder = make_folder(outputs / group)
+    number = 1
+    while True:
+        path = folder / (config.run_id if number == 1 else f"{config.run_id}-{number}")
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    return _fill(path, config)
+
+
+def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
+    """The one folder of this configuration in a sweep; made if it is not there, mended if it is half made."""
+    path = make_folder(outputs / group / config.run_id)
+    run = Run(path)
+    return run if read_json(path / "config.json") and read_json(path / "status.json") else _fill(path, config)
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made with its parents. Raises MoeError when it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MoeError(f"cannot make the folder {path}: {error.strerror}. Choose another: --outputs DIR") from None
+    return path
+
+
+def _fill(path: Path, config: RunConfig) -> Run:
+    write_text(path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_json(path / "config.json", config.to_dict())
+    write_json(path / "status.json", {"status": PENDING, "created": time.time()})
+    return Run(path)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Holds the run folder for writing.
+
+    Raises:
+        MoeError: another process holds it.
+    """
+    with open(path / ".lock", "w", encoding="utf-8") as file:
+        for attempt in range(20):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 19:
+                    raise MoeError(f"{path.name} is being written by another process: wait for it or stop it.") from None
+                time.sleep(0.05)  # a reader asking `is_locked` holds it for an instant
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the folder for writing."""
+    try:
+        with open(path / ".lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+class Recorder:
+    """Writes a run's files. Use it while holding `lock`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._status = {**(read_json(run.path / "status.json") or {}), "pid": os.getpid(), "host": socket.gethostname()}
+
+    def status(self, status: str, **fields: Any) -> None:
+        """Sets the status; also the heartbeat that tells other machines that this one lives."""
+        self._status.update(status=status, heartbeat=time.time(), **fields)
+        write_json(self.run.path / "status.json", self._status)
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        self._append("metrics.jsonl", record)
+
+    def routing(self, record: Mapping[str, Any]) -> None:
+        self._append("routing.jsonl", record)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with open(self.run.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(record)) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after `step`, which is about to be done again."""
+        for name in ("metrics.jsonl", "routing.jsonl"):
+            path = self.run.path / name
+            if path.exists():
+                kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
+                write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def meta(self, content: Mapping[str, Any]) -> None:
+        write_json(self.run.path / "meta.json", content)
+
+    def complete(self, summary: Mapping[str, Any]) -> None:
+        """Writes the results last of all: their presence means that the run is complete."""
+        self.status(COMPLETED, reason=None)
+        write_json(self.run.path / "summary.json", summary)
+
+    def reopen(self) -> None:
+        """Takes the completion back, for a run that is to be done again."""
+        (self.run.path / "summary.json").unlink(missing_ok=True)
+
+
+def open_runs(path: Path) -> list[Run]:
+    """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
+    if (path / "config.json").is_file():
+        return [Run(path)]
+    folders: Iterable[Path] = (file.parent for pattern in ("*/config.json", "*/*/config.json") for file in path.glob(pattern))
+    runs = [Run(folder) for folder in folders if not folder.relative_to(path).parts[0].startswith(".")]
+    return sorted(runs, key=lambda run: (_created(run), run.id))
+
+
+def _created(run: Run) -> float:
+    status = read_json(run.path / "status.json") or {}
+    return float(status.get("created", 0))
+
+
+def find_run(outputs: Path, name: str) -> Run:
+    """The run a user means: a folder, `latest`, a run id or the beginning of just one.
+
+    Raises:
+        RunNotFound: none, or more than one.
+    """
+    for folder in (Path(name).expanduser(), outputs / name):
+        if (folder / "config.json").is_file():
+            return Run(folder.absolute())
+    runs = open_runs(outputs) if outputs.is_dir() else []
+    if not runs:
+        raise RunNotFound(f"no run '{name}': there are no runs in {outputs}. Make one: moe train")
+    if name == "latest":
+        return runs[-1]
+    found = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(f"{run.group}/{run.id}" for run in found[:4]) + (", ..." if len(found) > 4 else "")
+        raise RunNotFound(f"'{name}' could be {len(found)} runs: {listed}. Give more of the name.")
+    raise RunNotFound(f"no run '{name}' in {outputs}. The newest is {runs[-1].id}; 'latest' means it.")
