@@ -1,0 +1,34 @@
+"""Options and arguments that several commands share, and how they print."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SETTING=VALUE]...", help="Settings, such as expert=8 k=2. All of them: moe config"),
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run id, its beginning, a folder, or 'latest'.")]
+Outputs = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where runs are kept [default: $MOE_OUTPUTS or ./outputs].", show_default=False),
+]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Your own conf/ folder, looked up before the packaged one.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on standard output, for programs."""
+    import json
+
+    typer.echo(json.dumps(content, indent=2))
+
+
+def print_notes(notes: tuple[str, ...]) -> None:
+    """What was set aside, on standard error, so that it never mixes with results."""
+    for note in notes:
+        typer.secho(f"note: {note}", fg="yellow", err=True)
