@@ -1,0 +1,1 @@
+"""Model families. Each stands on the sparse core; none sees another."""

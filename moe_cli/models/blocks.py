@@ -1,0 +1,102 @@
+"""What transformers are built of: attention with rotary positions, and a block whose feed-forward may be experts.
+
+B sequences, L positions, D model width, N heads, W head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moe_cli.config.schema import GPTConfig, RunConfig
+from moe_cli.moe.experts import FeedForward, init_matrix
+from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.routing import Routing
+
+
+class Rotary(nn.Module):
+    """Rotary positions (RoFormer, arXiv:2104.09864): pairs (i, i + W/2) of a head turn by position * base^(-2i/W)."""
+
+    def __init__(self, d_head: int, context_length: int, base: float) -> None:
+        super().__init__()
+        rates = base ** (-torch.arange(0, d_head, 2).double() / d_head)
+        angles = torch.outer(torch.arange(context_length).double(), rates)
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def forward(self, x: Float[Tensor, "B N L W"]) -> Float[Tensor, "B N L W"]:
+        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention; queries and keys optionally normalised (arXiv:2302.05442)."""
+
+    def __init__(self, model: GPTConfig) -> None:
+        super().__init__()
+        self.num_heads = model.num_heads
+        self.qk_norm = model.qk_norm
+        self.dropout = model.dropout
+        self.qkv = nn.Linear(model.d_model, 3 * model.d_model, bias=False)
+        self.out = nn.Linear(model.d_model, model.d_model, bias=False)
+        self.rotary = Rotary(model.d_model // model.num_heads, model.context_length, model.rope_base)
+
+    def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
+        init_matrix(self.qkv.weight, generator)
+        init_matrix(self.out.weight, generator, out_scale)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(self.rotary(q), self.rotary(k), v, dropout_p=dropout, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + feed-forward(norm x); the feed-forward is dense or a mixture of experts."""
+
+    def __init__(self, config: RunConfig, sparse: bool) -> None:
+        super().__init__()
+        model = config.model
+        self.attention_norm = nn.RMSNorm(model.d_model)
+        self.attention = Attention(model)
+        self.ffn_norm = nn.RMSNorm(model.d_model)
+        self.ffn = make_moe_layer(config) if sparse else make_dense_layer(model)
+        self.dropout = nn.Dropout(model.dropout)
+
+    def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
+        self.attention.reset_parameters(generator, out_scale)
+        self.ffn.reset_parameters(generator, out_scale)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B L D"], Routing | None]:
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        normed = self.ffn_norm(x)
+        y, routing = self.ffn(normed) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
+        return x + self.dropout(y), routing
+
+
+def make_dense_layer(model: GPTConfig) -> FeedForward:
+    return FeedForward(model.d_model, model.d_ff, kind=model.expert_kind, activation=model.activation)
+
+
+def make_moe_layer(config: RunConfig) -> MoELayer:
+    """The layer that a resolved configuration describes."""
+    model = config.model
+    assert config.router is not None and config.k is not None and model.d_expert is not None
+    return MoELayer(
+        model.d_model,
+        config.expert,
+        config.k,
+        model.d_expert,
+        router=config.router,
+        capacity_factor=config.capacity,
+        drop=config.drop or "position",
+        expert_kind=model.expert_kind,
+        activation=model.activation,
+        shared_experts=model.shared_experts,
+        dispatch=model.dispatch,
+    )

@@ -1,0 +1,271 @@
+"""run_one(run) -> Run: build, train, evaluate, record, survive errors. Also the entry of a sweep's workers:
+
+    python -m moe_cli.run RUN_FOLDER
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import CheckpointError, MoeError
+from moe_cli.models.cost import Cost, cost, training_steps
+from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Recorder, Run, create_run, lock, outputs_folder, write_text
+from moe_cli.tasks.corpora import Corpus, load_corpus
+
+# Share of a large matrix product's speed that a training step reaches, as seen on several CPUs.
+STEP_EFFICIENCY = 0.45
+_PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and cost, known before it starts.
+
+    Attributes:
+        steps: None when the budget is a time.
+        seconds: expected training time on this machine; None when unknown.
+    """
+
+    config: RunConfig
+    corpus: Corpus
+    cost: Cost
+    steps: int | None
+    seconds: float | None
+
+    @property
+    def tokens(self) -> int | None:
+        return None if self.steps is None else self.steps * self.config.tokens_per_step
+
+
+def corpus_of(config: RunConfig, outputs: Path) -> Corpus:
+    """The token files of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
+    return load_corpus(config.data, config.model.context_length, outputs / ".cache" / "corpora")
+
+
+def make_plan(config: RunConfig, outputs: Path, flops_per_second: float | None = None) -> Plan:
+    """Counts what a configuration takes. Raises DataError when its data cannot be used."""
+    corpus = corpus_of(config, outputs)
+    vocab_size = int(corpus.meta["vocab_size"])
+    costs = cost(config, vocab_size)
+    steps = training_steps(config, vocab_size)
+    return Plan(config, corpus, costs, steps, _expected_seconds(config, costs, steps, flops_per_second))
+
+
+def _expected_seconds(config: RunConfig, costs: Cost, steps: int | None, flops_per_second: float | None) -> float | None:
+    if steps is None:
+        return 60 * (config.train.minutes or 0)
+    if flops_per_second is None:
+        return None
+    per_step = costs.flops_per_token * config.tokens_per_step + costs.optimizer_flops_per_step
+    return steps * per_step / (STEP_EFFICIENCY * flops_per_second)
+
+
+def measure_flops(threads: int | None = None) -> float:
+    """FLOPs per second of a matrix product of this model's kind of size, measured in about a tenth of a second."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    a, b = torch.randn(1024, 512), torch.randn(512, 512)
+    a @ b
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * 1024 * 512 * 512 / best
+
+
+def run_one(run: Run, outputs: Path, observer: Any = None, *, resume: bool = False) -> Run:
+    """Carries a run out in its folder, from the start or from its last checkpoint.
+
+    Args:
+        observer: called with a `training.loop.StepView` after every step.
+
+    Raises:
+        MoeError: anything the user can mend; it also stands in status.json.
+    """
+    with lock(run.path):
+        recorder = Recorder(run)
+        try:
+            _carry_out(run, outputs, recorder, observer or (lambda view: None), resume)
+        except BaseException as error:
+            _record_failure(run, recorder, error)
+            raise
+    return run
+
+
+def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any, resume: bool) -> None:
+    import torch
+
+    from moe_cli.models.gpt import make_model
+    from moe_cli.tasks.text import TextTask
+    from moe_cli.training.checkpoint import latest_checkpoint
+    from moe_cli.training.loop import Training
+    from moe_cli.training.optim import make_optimizers
+
+    config = run.config()
+    recorder.status(RUNNING, started=time.time(), reason=None)
+    device = pick_device(config.train.device)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    corpus = corpus_of(config, outputs)
+    task = TextTask(corpus, config.model.context_length, config.seed)
+    model = make_model(config, task.vocab_size).to(device)
+    steps = training_steps(config, task.vocab_size)
+    training = Training(config, model, task, make_optimizers(config.optim, model), recorder, steps, observer)
+    if resume:
+        checkpoint = latest_checkpoint(run.path)
+        if checkpoint.state["corpus_sha256"] != corpus.meta["sha256"]:
+            raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
+        training.resume(checkpoint)
+    else:
+        torch.manual_seed(config.seed)
+        recorder.rewind(-1)
+        recorder.meta(describe_environment(corpus))
+    if not training.run():
+        recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason="stopped; its checkpoint is saved")
+        return
+    recorder.complete(_summarise(run, config, corpus, training))
+
+
+def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> dict[str, Any]:
+    """The results: one evaluation over the whole validation split, and what it took to get there."""
+    from moe_cli.training.evaluate import evaluate
+
+    size = config.train.batch_size
+    model, task, state = training.model, training.task, training.state
+    result = evaluate(model, task, size, top_k=config.eval.k, capacity_factor=config.eval.capacity)
+    routing = result.routing_metrics() or dict.fromkeys(
+        ("max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts")
+    )
+    limited = evaluate(model, task, size, capacity_factor=config.capacity) if config.capacity else None
+    for record in result.layer_records():
+        training.recorder.routing({"step": state.step, "whole_split": True, **record})
+    costs = cost(config, task.vocab_size)
+    losses = [record["train/loss"] for record in run.metrics() if "train/loss" in record]
+    return {
+        "run": run.id, "status": "completed", "expert": config.expert, "k": config.k, "capacity": config.capacity,
+        "router": config.router.name if config.router else None,
+        "balance": config.balance.name if config.balance else None,
+        "seed": config.seed, "params": costs.num_params, "active_params": costs.num_active_params,
+        "flops_per_token": costs.flops_per_token, "forward_flops_per_token": costs.forward_flops_per_token,
+        "val_loss": result.loss, "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity,
+        "val_tokens": result.num_tokens, "val_bytes": result.num_bytes,
+        "capacity_val_loss": limited.loss if limited else None, "train_loss": losses[-1] if losses else None, **routing,
+        "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": peak_memory_bytes(),
+        "bigram_bpb": corpus.meta["bigram_bpb"], "gzip_bpb": corpus.meta["gzip_bpb"], "corpus": corpus.meta["name"],
+        "corpus_sha256": corpus.meta["sha256"],
+    }  # fmt: skip
+
+
+def peak_memory_bytes() -> int:
+    """The most main memory this process has held."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def pick_device(name: str) -> Any:
+    """The torch device of train.device. Raises MoeError when it is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise MoeError(f"train.device={name}: torch sees no GPU here. Use train.device=cpu")
+    return torch.device(name)
+
+
+def describe_environment(corpus: Corpus) -> dict[str, Any]:
+    """Where and with what a run was made: command line, code, packages, hardware, corpus."""
+    import torch
+
+    return {
+        "argv": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_state(Path(__file__).resolve().parents[1]),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "corpus": {key: corpus.meta[key] for key in ("name", "source", "sha256", "num_bytes", "num_documents")},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state(folder: Path) -> dict[str, str] | None:
+    """Commit and uncommitted change of a checkout; None for an installed package."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        texts = [
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": texts[0].strip(), "diff": texts[1][:100_000]}
+
+
+def _record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
+    """Leaves the reason in the run folder; a disk too full for that must not hide the error itself."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    reason = str(error).split("\n")[0] if isinstance(error, MoeError) else f"{type(error).__name__}: {error}"
+    try:
+        recorder.status(INTERRUPTED if interrupted else FAILED, reason="stopped at once" if interrupted else reason)
+        if not interrupted:
+            write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
+    except OSError:
+        pass
+
+
+def train(overrides: Sequence[str] = (), *, outputs: Path | None = None) -> Run:
+    """Trains one configuration, as `moe train` does, and gives its run.
+
+    Args:
+        overrides: settings such as "expert=8", "k=2".
+        outputs: where runs are kept; None: $MOE_OUTPUTS or ./outputs.
+
+    Raises:
+        MoeError: a setting or the data are wrong, or training failed.
+    """
+    from moe_cli.config.load import load_config
+
+    folder = outputs_folder(outputs)
+    return run_one(create_run(folder, "runs", load_config(overrides).config), folder)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """A worker: RUN_FOLDER OUTPUTS [--resume]. Exit code 0, or 1 with the reason in the folder, or 130 if stopped."""
+    folder, outputs = Path(arguments[0]), Path(arguments[1])
+    try:
+        run = run_one(Run(folder), outputs, resume="--resume" in arguments)
+    except MoeError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print(json.dumps(run.status()))  # noqa: T201
+    return 0 if run.summary() else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+

@@ -1,0 +1,1 @@
+"""Data in, loss and metrics out."""

@@ -1,0 +1,248 @@
+"""step, evaluate, save: one visible loop. The losses are added here, in plain sight."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_cli.config.schema import LossFreeBalance, RunConfig, SwitchBalance, ZBalance
+from moe_cli.errors import TrainingError
+from moe_cli.moe.balance import auxiliary_loss, update_expert_bias
+from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.stats import max_violation, tokens_per_expert
+from moe_cli.store import RUNNING, Recorder
+from moe_cli.tasks.text import TextTask
+from moe_cli.training.checkpoint import Checkpoint, save_checkpoint
+from moe_cli.training.evaluate import evaluate
+from moe_cli.training.optim import Optimizers
+
+EVALUATIONS_PER_RUN = 10
+HEARTBEAT_SECONDS = 10.0
+
+
+@dataclass
+class State:
+    """Where training stands: all that a checkpoint must remember beside tensors.
+
+    Attributes:
+        seconds: time spent in training steps, without evaluation and saving.
+        interval: sums since the last record in metrics.jsonl.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    interval: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What a display may show after a step. `load` is assignments per expert for each sparse layer."""
+
+    state: State
+    total_steps: int | None
+    progress: float
+    loss: float
+    aux_loss: float | None
+    lr_factor: float
+    load: list[Tensor]
+    val_loss: float | None
+    val_bpb: float | None
+
+
+Observer = Callable[[StepView], None]
+
+
+class Training:
+    """One model, its task, its optimizers and its recorder, on the way to the end of the budget."""
+
+    def __init__(
+        self, config: RunConfig, model: nn.Module, task: TextTask, optimizers: Optimizers, recorder: Recorder,
+        total_steps: int | None, observer: Observer,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.model = model
+        self.task = task
+        self.optimizers = optimizers
+        self.recorder = recorder
+        self.total_steps = total_steps
+        self.observer = observer
+        self.state = State()
+        self.layers = moe_layers(model)
+        self.val: tuple[float | None, float | None] = (None, None)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes back to a checkpoint, the records included."""
+        checkpoint.load_training(self.model, self.optimizers)
+        saved = checkpoint.state
+        self.state = State(saved["step"], saved["tokens"], saved["seconds"], dict(saved["interval"]))
+        self.recorder.rewind(self.state.step)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent, 0 to 1."""
+        if self.total_steps is not None:
+            return min(1.0, self.state.step / self.total_steps)
+        return min(1.0, self.state.seconds / (60 * (self.config.train.minutes or math.inf)))
+
+    def run(self) -> bool:
+        """Trains to the end of the budget; False if it was asked to stop before. A checkpoint is saved either way.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        heartbeat = time.monotonic()
+        with stop_signals() as stopped:
+            while self.progress < 1:
+                before = self.progress
+                self.step()
+                if self._due(self.config.train.eval_every, before):
+                    self._evaluate()
+                if self._due(self.config.train.checkpoint_every or self.config.train.eval_every, before) or stopped():
+                    self.save()
+                if stopped() and self.progress < 1:
+                    return False
+                if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
+                    heartbeat = time.monotonic()
+                    self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
+        self.save()
+        return True
+
+    def step(self) -> None:
+        """One optimizer step: forward, losses, backward, clip, update, bias update, record."""
+        started = time.perf_counter()
+        train, state = self.config.train, self.state
+        device = next(self.model.parameters()).device
+        self.model.train()
+        loss_sum, aux_sum = 0.0, None
+        load = [torch.zeros(layer.experts.num_experts, dtype=torch.int64, device=device) for layer in self.layers]
+        for part in range(train.grad_accumulation):
+            batch = self.task.train_batch(state.step * train.grad_accumulation + part, train.batch_size).to(device)
+            loss, routings = self.task.loss(self.model, batch)
+            aux_loss = auxiliary_loss(self.config.balance, routings)
+            total = loss if aux_loss is None else loss + self._balance_weight * aux_loss
+            self._check_finite(total)
+            (total / train.grad_accumulation).backward()
+            loss_sum += loss.item() / train.grad_accumulation
+            if aux_loss is not None:
+                aux_sum = (aux_sum or 0.0) + aux_loss.item() / train.grad_accumulation
+            for counts, routing in zip(load, routings, strict=True):
+                counts += tokens_per_expert(routing)
+        grad_norm = self._clip()
+        lr_factor = self.optimizers.step(self.progress)
+        self.optimizers.zero_grad()
+        self._update_bias(load)
+        state.step += 1
+        state.tokens += self.config.tokens_per_step
+        state.seconds += time.perf_counter() - started
+        self._record(loss_sum, aux_sum, grad_norm, load, lr_factor)
+        view = StepView(state, self.total_steps, self.progress, loss_sum, aux_sum, lr_factor, load, *self.val)
+        self.observer(view)
+
+    @property
+    def _balance_weight(self) -> float:
+        balance = self.config.balance
+        return balance.weight if isinstance(balance, SwitchBalance | ZBalance) else 0.0
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.step + 1}; the last checkpoint is kept. "
+                "Try a lower optim.lr or a smaller optim.grad_clip."
+            )
+
+    def _clip(self) -> float | None:
+        limit = self.config.optim.grad_clip
+        if limit is None:
+            return None
+        return float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+
+    def _update_bias(self, load: list[Tensor]) -> None:
+        """Loss-free balancing: once per optimizer step, from the counts of the whole step."""
+        if isinstance(self.config.balance, LossFreeBalance):
+            for layer, counts in zip(self.layers, load, strict=True):
+                bias: Tensor = layer.router.expert_bias  # type: ignore[assignment]
+                bias.copy_(update_expert_bias(bias, counts, self.config.balance.bias_update_rate))
+
+    def _record(
+        self, loss: float, aux_loss: float | None, grad_norm: float | None, load: list[Tensor], lr_factor: float
+    ) -> None:
+        state, sums = self.state, self.state.interval
+        values = {"train/loss": loss, "train/aux_loss": aux_loss, "train/grad_norm": grad_norm}
+        if load:
+            values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
+        for key, value in values.items():
+            if value is not None:
+                sums[key] = sums.get(key, 0.0) + value
+        sums["steps"] = sums.get("steps", 0) + 1
+        if state.step % self.config.train.log_every == 0 or self.progress >= 1:
+            steps = sums.pop("steps")
+            means = {key: value / steps for key, value in sums.items()}
+            self.recorder.metrics({
+                "step": state.step, "tokens": state.tokens, **means, "lr": self.config.optim.lr * lr_factor,
+                "seconds": round(state.seconds, 3), "tokens_per_second": round(state.tokens / state.seconds, 1),
+            })  # fmt: skip
+            sums.clear()
+
+    def _due(self, every: int | None, before: float) -> bool:
+        """Whether something that happens every so many steps (None: ten times a run) happens now."""
+        if every is not None:
+            return self.state.step % every == 0 and self.progress < 1
+        return int(before * EVALUATIONS_PER_RUN) != int(self.progress * EVALUATIONS_PER_RUN) and self.progress < 1
+
+    def _evaluate(self) -> None:
+        """A look at part of the validation text, for the curve; the summary's figures take all of it."""
+        result = evaluate(
+            self.model, self.task, self.config.train.batch_size, max_tokens=self.config.train.eval_tokens,
+            top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
+        )  # fmt: skip
+        self.val = (result.loss, result.bits_per_byte)
+        routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
+        self.recorder.metrics({
+            "step": self.state.step, "val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte, **routing,
+        })  # fmt: skip
+        for record in result.layer_records():
+            self.recorder.routing({"step": self.state.step, **record})
+        if not math.isfinite(result.loss):
+            raise TrainingError(
+                f"the validation loss is {result.loss} at step {self.state.step}; the last checkpoint is kept. "
+                "Try a lower optim.lr."
+            )
+
+    def save(self) -> None:
+        save_checkpoint(self.recorder.run.path, self.model, self.optimizers, {**asdict(self.state), **self._identity()})
+        self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"digest": self.config.digest, "corpus_sha256": self.task.corpus.meta["sha256"]}
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGINT and SIGTERM ask for a stop after the current step; a second SIGINT stops at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
