@@ -17,6 +17,10 @@ class RunNotFound(MoeError):
     """No run, or more than one, answers to the name given."""
 
 
+class RunBusy(MoeError):
+    """Another process is writing in the run folder."""
+
+
 class CheckpointError(MoeError):
     """A checkpoint that is absent, damaged or made for another configuration."""
 

@@ -1,10 +1,9 @@
 """run_one(run) -> Run: build, train, evaluate, record, survive errors. Also the entry of a sweep's workers:
 
-    python -m moe_cli.run RUN_FOLDER
+    python -m moe_cli.run RUN_FOLDER OUTPUTS
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -18,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.errors import CheckpointError, MoeError
+from moe_cli.errors import CheckpointError, MoeError, RunBusy
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Recorder, Run, create_run, lock, outputs_folder, write_text
 from moe_cli.tasks.corpora import Corpus, load_corpus
 
 # Share of a large matrix product's speed that a training step reaches, as seen on several CPUs.
 STEP_EFFICIENCY = 0.45
+# Exit codes of a worker.
+DONE, WRONG, BUSY, STOPPED = 0, 1, 4, 130
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
 
 
@@ -72,23 +73,25 @@ def _expected_seconds(config: RunConfig, costs: Cost, steps: int | None, flops_p
 
 
 def measure_flops(threads: int | None = None) -> float:
-    """FLOPs per second of a matrix product of this model's kind of size, measured in about a tenth of a second."""
-    import torch
+    """FLOPs per second of a matrix product on `threads` cores (None: all), measured in a few hundredths of a second.
 
-    if threads:
-        torch.set_num_threads(threads)
-    a, b = torch.randn(1024, 512), torch.randn(512, 512)
+    With numpy, not torch: a plan must not wait for torch to be imported.
+    """
+    import numpy as np
+
+    a, b = np.ones((512, 512), np.float32), np.ones((512, 512), np.float32)
     a @ b
     best = float("inf")
-    for _ in range(5):
+    for _ in range(8):
         started = time.perf_counter()
         a @ b
         best = min(best, time.perf_counter() - started)
-    return 2 * 1024 * 512 * 512 / best
+    cores = os.cpu_count() or 1
+    return 2 * 512**3 / best * min(threads or cores, cores) / cores
 
 
-def run_one(run: Run, outputs: Path, observer: Any = None, *, resume: bool = False) -> Run:
-    """Carries a run out in its folder, from the start or from its last checkpoint.
+def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
+    """Carries a run out in its folder, from its last checkpoint if it has one, else from the start.
 
     Args:
         observer: called with a `training.loop.StepView` after every step.
@@ -97,16 +100,18 @@ def run_one(run: Run, outputs: Path, observer: Any = None, *, resume: bool = Fal
         MoeError: anything the user can mend; it also stands in status.json.
     """
     with lock(run.path):
+        if run.summary() is not None:
+            return run
         recorder = Recorder(run)
         try:
-            _carry_out(run, outputs, recorder, observer or (lambda view: None), resume)
+            _carry_out(run, outputs, recorder, observer or (lambda view: None))
         except BaseException as error:
             _record_failure(run, recorder, error)
             raise
     return run
 
 
-def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any, resume: bool) -> None:
+def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any) -> None:
     import torch
 
     from moe_cli.models.gpt import make_model
@@ -125,10 +130,9 @@ def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any, resum
     model = make_model(config, task.vocab_size).to(device)
     steps = training_steps(config, task.vocab_size)
     training = Training(config, model, task, make_optimizers(config.optim, model), recorder, steps, observer)
-    if resume:
-        checkpoint = latest_checkpoint(run.path)
-        if checkpoint.state["corpus_sha256"] != corpus.meta["sha256"]:
-            raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
+    if run.checkpoints():
+        checkpoint = latest_checkpoint(run)
+        _check_same_corpus(run, checkpoint.state, corpus)
         training.resume(checkpoint)
     else:
         torch.manual_seed(config.seed)
@@ -138,6 +142,42 @@ def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any, resum
         recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason="stopped; its checkpoint is saved")
         return
     recorder.complete(_summarise(run, config, corpus, training))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as its run's last checkpoint left it, in evaluation mode, with its task."""
+
+    config: RunConfig
+    model: Any
+    task: Any
+    step: int
+
+
+def restore(run: Run, outputs: Path) -> Trained:
+    """The trained model of a run.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        DataError: its data are gone.
+    """
+    from moe_cli.models.gpt import make_model
+    from moe_cli.tasks.text import TextTask
+    from moe_cli.training.checkpoint import latest_checkpoint
+
+    config = run.config()
+    checkpoint = latest_checkpoint(run)
+    corpus = corpus_of(config, outputs)
+    _check_same_corpus(run, checkpoint.state, corpus)
+    task = TextTask(corpus, config.model.context_length, config.seed)
+    model = make_model(config, task.vocab_size)
+    checkpoint.load_model(model)
+    return Trained(config, model.to(pick_device(config.train.device)).eval(), task, checkpoint.state["step"])
+
+
+def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Corpus) -> None:
+    if state["corpus_sha256"] != corpus.meta["sha256"]:
+        raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
 
 
 def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> dict[str, Any]:
@@ -254,18 +294,20 @@ def train(overrides: Sequence[str] = (), *, outputs: Path | None = None) -> Run:
     return run_one(create_run(folder, "runs", load_config(overrides).config), folder)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """A worker: RUN_FOLDER OUTPUTS [--resume]. Exit code 0, or 1 with the reason in the folder, or 130 if stopped."""
-    folder, outputs = Path(arguments[0]), Path(arguments[1])
+def main(run_folder: str, outputs: str) -> int:
+    """A sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, or BUSY."""
+    run = Run(Path(run_folder))
     try:
-        run = run_one(Run(folder), outputs, resume="--resume" in arguments)
+        run_one(run, Path(outputs))
+    except RunBusy as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return BUSY
     except MoeError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    print(json.dumps(run.status()))  # noqa: T201
-    return 0 if run.summary() else 130
+        return WRONG
+    return DONE if run.summary() else STOPPED
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))
 

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from moe_cli.config.schema import RunConfig, from_dict
-from moe_cli.errors import ConfigError, MoeError, RunNotFound
+from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 # A running run on another machine that has been silent for this long is taken for dead.
@@ -129,6 +129,10 @@ class Run:
             return is_locked(self.path)
         return time.time() - float(status.get("heartbeat", 0)) < SILENCE_SECONDS
 
+    def checkpoints(self) -> list[Path]:
+        """Folders of whole checkpoints, newest first."""
+        return sorted((self.path / "checkpoints").glob("step_*"), reverse=True)
+
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_lines(self.path / "metrics.jsonl"))
 
@@ -193,7 +197,7 @@ def lock(path: Path) -> Iterator[None]:
     """Holds the run folder for writing.
 
     Raises:
-        MoeError: another process holds it.
+        RunBusy: another process holds it.
     """
     with open(path / ".lock", "w", encoding="utf-8") as file:
         for attempt in range(20):
@@ -202,7 +206,7 @@ def lock(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if attempt == 19:
-                    raise MoeError(f"{path.name} is being written by another process: wait for it or stop it.") from None
+                    raise RunBusy(f"{path.name} is being written by another process: wait for it or stop it.") from None
                 time.sleep(0.05)  # a reader asking `is_locked` holds it for an instant
         yield
 

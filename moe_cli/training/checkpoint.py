@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, TrainingError
-from moe_cli.store import read_json, write_json
+from moe_cli.store import Run, read_json, write_json
 from moe_cli.training.optim import Optimizers
 
 FORMAT = 1
@@ -54,7 +54,7 @@ class Checkpoint:
         optimizers.load_state_tensors(tensors)
 
 
-def save_checkpoint(run_folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]) -> Path:
+def save_checkpoint(run: Run, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]) -> Path:
     """Writes a checkpoint beside the older ones, then forgets all but the newest KEEP.
 
     Raises:
@@ -62,7 +62,7 @@ def save_checkpoint(run_folder: Path, model: nn.Module, optimizers: Optimizers, 
     """
     if not all(bool(torch.isfinite(param).all()) for param in model.parameters()):
         raise TrainingError(f"the weights are not finite at step {state['step']}. Try a lower optim.lr.")
-    root = run_folder / "checkpoints"
+    root = run.path / "checkpoints"
     final = root / f"step_{state['step']:08d}"
     temporary = None
     try:
@@ -78,7 +78,7 @@ def save_checkpoint(run_folder: Path, model: nn.Module, optimizers: Optimizers, 
             shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise TrainingError(f"cannot write the checkpoint {final}: {reason}. The one before it is whole.") from None
-    for old in _folders(run_folder)[KEEP:]:
+    for old in run.checkpoints()[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -108,24 +108,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folders(run_folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted((run_folder / "checkpoints").glob("step_*"), reverse=True)
-
-
-def has_checkpoint(run_folder: Path) -> bool:
-    return bool(_folders(run_folder))
-
-
-def latest_checkpoint(run_folder: Path) -> Checkpoint:
+def latest_checkpoint(run: Run) -> Checkpoint:
     """The newest checkpoint of a run.
 
     Raises:
         CheckpointError: there is none, or it is damaged; the message names what is wrong.
     """
-    folders = _folders(run_folder)
+    folders = run.checkpoints()
     if not folders:
-        raise CheckpointError(f"{run_folder.name} has no checkpoint: it was stopped before its first one.")
+        raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one.")
     folder = folders[0]
     state = read_json(folder / "state.json")
     if state is None:

@@ -217,7 +217,7 @@ class Training:
             )
 
     def save(self) -> None:
-        save_checkpoint(self.recorder.run.path, self.model, self.optimizers, {**asdict(self.state), **self._identity()})
+        save_checkpoint(self.recorder.run, self.model, self.optimizers, {**asdict(self.state), **self._identity()})
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 
     def _identity(self) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""The `moe` command: its sub-commands, and errors turned into one to three lines and an exit code.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep failed, 130 interrupted.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from moe_cli import __version__
+from moe_cli.cli.config import config
+from moe_cli.cli.evaluate import evaluate
+from moe_cli.cli.report import report
+from moe_cli.cli.sample import sample
+from moe_cli.cli.sweep import sweep
+from moe_cli.cli.train import train
+from moe_cli.errors import MoeError, TrainingError
+
+
+class Group(TyperGroup):
+    """Prints what went wrong in the user's words. Here and not in main(), so that tests of the app see it too."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MoeError as error:
+            typer.secho("error: ", fg="red", err=True, nl=False)
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted.", err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Experiments with sparse mixtures of experts: train, sweep, report.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"moe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Experiments with sparse mixtures of experts: train, sweep, report."""
+
+
+for command in (train, evaluate, sample, sweep, report, config):
+    app.command("eval" if command is evaluate else command.__name__)(command)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,54 @@
+"""moe config."""
+
+from typing import Annotated
+
+import typer
+
+from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
+
+
+def config(
+    overrides: Overrides = None,
+    groups: Annotated[bool, typer.Option("--groups", help="List what can be chosen, one line each.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the defaults.")] = False,
+    config_dir: ConfigDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the resolved configuration. Example: moe config expert=8"""
+    from moe_cli.config.load import GROUPS, Composer, list_sweeps, load_config
+
+    if groups:
+        composer = Composer(config_dir)
+        listed = {group: {name: composer.describe(group, name) for name in composer.choices(group)} for group in GROUPS}
+        listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
+        if as_json:
+            print_json(listed)
+            return
+        for group, choices in listed.items():
+            for name, line in choices.items():
+                usage = f"moe sweep {name}" if group == "sweep" else f"{group}={name}"
+                typer.echo(f"{usage:<24} {line}")
+        return
+    resolved = load_config(overrides or [], "config", config_dir)
+    print_notes(resolved.notes)
+    tree = resolved.config.to_dict()
+    if diff:
+        default = _flat(load_config([], "config", config_dir).config.to_dict())
+        flat = _flat(tree)
+        tree = {key: value for key, value in flat.items() if key not in default or default[key] != value}
+        if not tree and not as_json:
+            typer.echo("nothing differs from the defaults.")
+            return
+    if as_json:
+        print_json(tree)
+    else:
+        import yaml
+
+        typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
+
+
+def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

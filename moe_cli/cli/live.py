@@ -1,0 +1,156 @@
+"""What `moe train` shows: a plan, progress that redraws itself on a terminal or plain lines when piped, a summary."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from moe_cli.cli.numbers import bars, count, duration, percent
+from moe_cli.moe.stats import max_violation
+from moe_cli.run import Plan
+from moe_cli.store import Run
+from moe_cli.tasks.corpora import describe
+from moe_cli.training.loop import StepView
+
+MAX_LAYER_BARS = 8
+
+
+def shape(plan: Plan) -> str:
+    """gpt 8x2, gpt dense."""
+    config = plan.config
+    return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
+
+
+def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
+    """Parameters, sparsity, cost, expected time and where the run is kept, before anything starts."""
+    config, costs = plan.config, plan.cost
+    console.print(f"[bold]{shape(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False)
+    active = percent(costs.num_active_params / costs.num_params)
+    parameters = f"{count(costs.num_params)} total   {count(costs.num_active_params)} active ({active})"
+    if not config.dense:
+        parameters += f"   sparsity {percent(1 - (config.k or 1) / config.expert)}"
+    rows = [("parameters", parameters)]
+    if not config.dense:
+        rows.append(("routing", _routing_line(plan)))
+    length = f"{plan.steps:,} steps" if plan.steps is not None else f"{config.train.minutes:g} minutes"
+    rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {count(costs.flops_per_token)}FLOP/token"
+                 + (f"   about {duration(plan.seconds)}" if plan.seconds else "")))  # fmt: skip
+    if folder:
+        rows.append(("run", folder))
+    if plan.corpus.meta["num_left_out"] and config.data.name == "text":
+        rows.append(("data", f"{plan.corpus.meta['num_left_out']} files are empty or not UTF-8 text: left out"))
+    for label, text in rows:
+        console.print(f"  [dim]{label:<12}[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _routing_line(plan: Plan) -> str:
+    from moe_cli.moe.routing import expert_capacity
+
+    config = plan.config
+    balance = config.balance.name if config.balance else "none"
+    tokens = config.train.batch_size * config.model.context_length
+    dropping = "dropless"
+    if config.capacity is not None:
+        room = expert_capacity(tokens, config.expert, config.k or 1, config.capacity)
+        dropping = f"capacity {config.capacity:g} = {room:,} of {tokens:,} tokens per expert, drop by {config.drop}"
+    name = config.router.name if config.router else "none"
+    return f"{name}, balance {balance}, {dropping}, d_expert {config.model.d_expert}"
+
+
+class Display:
+    """Shows each step: a redrawn panel on a terminal, a line at each evaluation otherwise."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        self._shown = 0.0
+        self._printed_val: float | None = None
+        self._started: tuple[float, float] | None = None
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, view: StepView) -> None:
+        now = time.monotonic()
+        self._started = self._started or (now, view.progress)
+        if self._live:
+            if now - self._shown > 0.12:
+                self._shown = now
+                self._live.update(self._panel(view, now))
+        elif view.val_loss is not None and view.val_loss != self._printed_val:
+            self._printed_val = view.val_loss
+            self.console.print(self._line(view, now), highlight=False, soft_wrap=True)
+
+    def _left(self, view: StepView, now: float) -> str:
+        assert self._started is not None
+        began, at = self._started
+        done = view.progress - at
+        return duration((now - began) * (1 - view.progress) / done) + " left" if done > 0 else ""
+
+    def _line(self, view: StepView, now: float) -> str:
+        worst = max((max_violation(load) for load in view.load), default=None)
+        total = f"/{view.total_steps}" if view.total_steps else ""
+        parts = [f"step {view.state.step}{total}", f"train {view.loss:.3f}", f"val {view.val_loss:.3f}"]
+        parts += [f"{view.val_bpb:.3f} bits/byte", f"{count(view.state.tokens / view.state.seconds)} tok/s"]
+        if worst is not None:
+            parts.append(f"worst load {percent(worst, signed=True)}")
+        return "  ".join([*parts, self._left(view, now)])
+
+    def _panel(self, view: StepView, now: float) -> Group:
+        head = Table.grid(padding=(0, 2))
+        total = f"/{view.total_steps}" if view.total_steps else ""
+        width = max(8, min(30, self.console.width - 55))
+        head.add_row(
+            f"step {view.state.step:>4}{total}", ProgressBar(total=1, completed=view.progress, width=width),
+            f"{100 * view.progress:3.0f} %", f"{count(view.state.tokens / view.state.seconds)} tok/s", self._left(view, now),
+        )  # fmt: skip
+        val = "-" if view.val_loss is None else f"{view.val_loss:.3f} ({view.val_bpb:.3f} bits/byte)"
+        aux = "" if view.aux_loss is None else f"   aux {view.aux_loss:.3f}"
+        rows: list[Any] = [head, Text(f"  train {view.loss:.3f}   val {val}{aux}   lr x{view.lr_factor:.2f}")]
+        if view.load:
+            rows.append(self._load(view))
+        return Group(*rows)
+
+    def _load(self, view: StepView) -> Text:
+        worst = max(max_violation(load) for load in view.load)
+        shown = view.load[:MAX_LAYER_BARS]
+        room = max(4, (self.console.width - 24) // len(shown) - 5)
+        layers = "  ".join(f"L{i + 1} {bars(load.tolist(), min(room, 32))}" for i, load in enumerate(shown))
+        style = "red" if worst > 2 else "yellow" if worst > 1 else ""
+        return Text.assemble("  load  ", layers, "  worst ", (percent(worst, signed=True), style), no_wrap=True, overflow="crop")
+
+
+def print_summary(console: Console, run: Run) -> None:
+    """The results, beside the reference lines, and what to try next."""
+    summary = run.summary()
+    assert summary is not None
+    console.print(
+        f"[green]done[/] in {duration(summary['seconds'])}   {summary['steps']:,} steps   {count(summary['tokens'])} tokens   "
+        f"{count(summary['tokens_per_second'])} tok/s", highlight=False,
+    )  # fmt: skip
+    rows = [("validation", f"{summary['val_loss']:.3f} nats/token   [bold]{summary['val_bpb']:.3f} bits/byte[/]   perplexity "
+             f"{summary['val_perplexity']:.2f}   (whole split, {count(summary['val_bytes'])} bytes)"),
+            ("reference", f"bigram {summary['bigram_bpb']:.3f}   gzip -9 {summary['gzip_bpb']:.3f} bits/byte")]  # fmt: skip
+    if summary["max_violation"] is not None:
+        dead = round(summary["dead_experts"] * summary["expert"])
+        rows.append(("experts", f"worst load {percent(summary['max_violation'], signed=True)} (MaxVio)   entropy "
+                     f"{summary['routing_entropy']:.2f}   dropped {percent(summary['dropped_fraction'])}   "
+                     f"dead {dead} of {summary['expert']}"))  # fmt: skip
+    if summary["capacity_val_loss"] is not None:
+        rows.append(("capacity", f"validation with capacity {summary['capacity']:g}: {summary['capacity_val_loss']:.3f} nats/token"))
+    following = "moe train" if summary["expert"] == 1 else "moe train expert=1"
+    rows.append(("next", f'moe sample latest --prompt "def "      {following}      moe report'))
+    for label, text in rows:
+        console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)

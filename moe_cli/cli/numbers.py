@@ -1,0 +1,43 @@
+"""Numbers as people read them: 1.23M, 1m 32s, +21 %."""
+
+from collections.abc import Sequence
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def count(value: float) -> str:
+    """Three significant digits and a unit: 853k, 2.43M, 1.31G."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(value) < 999.5 or unit == "P":
+            return f"{value:.0f}" if unit == "" else f"{value:.3g}{unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """8s, 1m 32s, 2h 5m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m {seconds % 60}s"
+    return f"{seconds // 3600}h {seconds % 3600 // 60}m"
+
+
+def percent(share: float, signed: bool = False) -> str:
+    """+21 %, 0.4 %."""
+    value = 100 * share
+    digits = 0 if abs(value) >= 10 else 1
+    return f"{value:{'+' if signed else ''}.{digits}f} %"
+
+
+def bars(load: Sequence[float], width: int) -> str:
+    """One block per expert, as high as its load; a fair share is half height. Neighbours merge beyond `width`."""
+    total = sum(load)
+    if not total:
+        return _BARS[0] * min(len(load), width)
+    per_bar = -(-len(load) // width)
+    groups = [load[first : first + per_bar] for first in range(0, len(load), per_bar)]
+    fair = total / len(load)
+    heights = [max(group) / (2 * fair) for group in groups]
+    return "".join(_BARS[min(7, int(8 * height))] for height in heights)

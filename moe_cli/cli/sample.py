@@ -1,0 +1,40 @@
+"""moe sample."""
+
+import codecs
+from typing import Annotated
+
+import typer
+
+from moe_cli.cli.options import Outputs, RunName
+
+
+def sample(
+    run: RunName,
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "\n",
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 400,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; 1 draws as trained.")] = 0.7,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another text.")] = 0,
+    outputs: Outputs = None,
+) -> None:
+    """Write text with a trained model. Example: moe sample latest --prompt "def " """
+    from moe_cli.errors import ConfigError
+    from moe_cli.store import find_run, outputs_folder
+
+    if not prompt:
+        raise ConfigError("--prompt is empty: give at least one character.")
+    folder = outputs_folder(outputs)
+    found = find_run(folder, run)
+
+    from moe_cli.run import restore
+    from moe_cli.tasks.tokenizers import ByteTokenizer
+    from moe_cli.training.sample import sample as draw
+
+    trained = restore(found, folder)
+    tokenizer = trained.task.corpus.tokenizer
+    ids = draw(trained.model, tokenizer.encode(prompt).tolist(), tokens, trained.config.model.context_length, temperature, seed)
+    typer.echo(prompt, nl=False)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may span several byte tokens
+    for token in ids:
+        text = decoder.decode(bytes([token])) if isinstance(tokenizer, ByteTokenizer) else tokenizer.decode([token])
+        typer.echo("".join(char if char.isprintable() or char in "\n\t" else "\n" if char == "\0" else "?" for char in text), nl=False)
+    typer.echo()

@@ -1,0 +1,60 @@
+"""moe train."""
+
+from typing import Annotated
+
+import typer
+
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+
+
+def train(
+    overrides: Overrides = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    outputs: Outputs = None,
+    config_dir: ConfigDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one model and evaluate it. Example: moe train expert=8 k=2"""
+    from moe_cli.errors import ConfigError
+    from moe_cli.store import COMPLETED, create_run, find_run, outputs_folder
+
+    folder = outputs_folder(outputs)
+    if resume is not None:
+        if overrides:
+            raise ConfigError("--resume takes the settings from the run itself. Leave the others out.")
+        run = find_run(folder, resume)
+        if run.status()["status"] == COMPLETED:
+            raise ConfigError(f"{run.id} is complete: there is nothing to resume. See: moe report")
+        config = run.config()
+    else:
+        from moe_cli.config.load import load_config
+
+        resolved = load_config(overrides or [], "train", config_dir)
+        print_notes(resolved.notes)
+        config = resolved.config
+
+    from rich.console import Console
+
+    from moe_cli.cli.live import Display, print_plan, print_summary
+    from moe_cli.run import make_plan, measure_flops, run_one
+
+    console = Console(stderr=as_json)
+    plan = make_plan(config, folder, measure_flops(config.train.threads))
+    if dry_run:
+        print_plan(console, plan, None)
+        return
+    if resume is None:
+        run = create_run(folder, "runs", config)
+    print_plan(console, plan, str(run.path))
+    if resume is not None and not run.checkpoints():
+        print_notes((f"{run.id} was stopped before its first checkpoint: it starts again.",))
+    with Display(console) as display:
+        run_one(run, folder, display)
+    if run.summary() is None:
+        console.print(f"stopped; everything is saved. Go on with: moe train --resume {run.id}", highlight=False)
+        raise typer.Exit(130)
+    if as_json:
+        print_json(run.summary())
+    else:
+        print_summary(console, run)

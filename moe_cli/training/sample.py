@@ -1,0 +1,28 @@
+"""Text from a trained model, a token at a time. V tokens in the vocabulary."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module, prompt: Sequence[int], num_tokens: int, context_length: int, temperature: float, seed: int
+) -> Iterator[int]:
+    """Token ids that follow `prompt`, drawn from softmax(logits / temperature); the likeliest at temperature 0.
+
+    The model sees the last `context_length` tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    ids = list(prompt)
+    for _ in range(num_tokens):
+        window = torch.tensor([ids[-context_length:]], device=device)
+        logits = model(window)[0][0, -1].float().cpu()
+        if temperature == 0:
+            token = int(logits.argmax())
+        else:
+            token = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+        ids.append(token)
+        yield token
