@@ -77,7 +77,6 @@ def _row(trained: "Trained", routing: str, top_k: int | None, capacity: float | 
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
-    from rich import box
     from rich.table import Table
 
     from moe_cli.cli.numbers import percent
@@ -85,14 +84,14 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     def share(value: float | None, signed: bool = False) -> str:
         return "-" if value is None else percent(value, signed)
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("routing")
-    for name in ("k", "capacity", "nats/token", "bits/byte", "perplexity", "dropped", "load", "dead"):
+    for name in ("k", "capacity", "nats/token", "bits/byte", "dropped", "load", "dead"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             row["routing"], str(row["k"]), "-" if row["capacity"] is None else f"{row['capacity']:g}",
-            f"{row['val_loss']:.4f}", f"{row['val_bpb']:.4f}", f"{row['val_perplexity']:.3f}",
+            f"{row['val_loss']:.4f}", f"{row['val_bpb']:.4f}",
             share(row["dropped_fraction"]), share(row["max_violation"], signed=True), share(row["dead_experts"]),
         )  # fmt: skip
     return table

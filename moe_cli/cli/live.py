@@ -16,6 +16,7 @@ from moe_cli.moe.stats import max_violation
 from moe_cli.run import Plan
 from moe_cli.store import Run
 from moe_cli.tasks.corpora import describe
+from moe_cli.training.evaluate import Evaluation
 from moe_cli.training.loop import StepView
 
 MAX_LAYER_BARS = 8
@@ -40,7 +41,7 @@ def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
         rows.append(("routing", _routing_line(plan)))
     length = f"{plan.steps:,} steps" if plan.steps is not None else f"{config.train.minutes:g} minutes"
     rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {count(costs.flops_per_token)}FLOP/token"
-                 + (f"   about {duration(plan.seconds)}" if plan.seconds else "")))  # fmt: skip
+                 f"   about {duration(plan.seconds)} on {plan.threads} {'thread' if plan.threads == 1 else 'threads'}"))  # fmt: skip
     if folder:
         rows.append(("run", folder))
     if plan.corpus.meta["num_left_out"] and config.data.name == "text":
@@ -70,7 +71,7 @@ class Display:
         self.console = console
         self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
         self._shown = 0.0
-        self._printed_val: float | None = None
+        self._printed: Evaluation | None = None
         self._started: tuple[float, float] | None = None
 
     def __enter__(self) -> "Display":
@@ -89,8 +90,8 @@ class Display:
             if now - self._shown > 0.12:
                 self._shown = now
                 self._live.update(self._panel(view, now))
-        elif view.val_loss is not None and view.val_loss != self._printed_val:
-            self._printed_val = view.val_loss
+        elif view.val is not None and view.val is not self._printed:
+            self._printed = view.val
             self.console.print(self._line(view, now), highlight=False, soft_wrap=True)
 
     def _left(self, view: StepView, now: float) -> str:
@@ -102,8 +103,8 @@ class Display:
     def _line(self, view: StepView, now: float) -> str:
         worst = max((max_violation(load) for load in view.load), default=None)
         total = f"/{view.total_steps}" if view.total_steps else ""
-        parts = [f"step {view.state.step}{total}", f"train {view.loss:.3f}", f"val {view.val_loss:.3f}"]
-        parts += [f"{view.val_bpb:.3f} bits/byte", f"{count(view.state.tokens / view.state.seconds)} tok/s"]
+        parts = [f"step {view.state.step}{total}", f"train {view.loss:.3f}", _val(view.val)]
+        parts += [f"{count(view.state.tokens / view.state.seconds)} tok/s"]
         if worst is not None:
             parts.append(f"worst load {percent(worst, signed=True)}")
         return "  ".join([*parts, self._left(view, now)])
@@ -116,9 +117,8 @@ class Display:
             f"step {view.state.step:>4}{total}", ProgressBar(total=1, completed=view.progress, width=width),
             f"{100 * view.progress:3.0f} %", f"{count(view.state.tokens / view.state.seconds)} tok/s", self._left(view, now),
         )  # fmt: skip
-        val = "-" if view.val_loss is None else f"{view.val_loss:.3f} ({view.val_bpb:.3f} bits/byte)"
         aux = "" if view.aux_loss is None else f"   aux {view.aux_loss:.3f}"
-        rows: list[Any] = [head, Text(f"  train {view.loss:.3f}   val {val}{aux}   lr x{view.lr_factor:.2f}")]
+        rows: list[Any] = [head, Text(f"  train {view.loss:.3f}   {_val(view.val)}{aux}   lr x{view.lr_factor:.2f}")]
         if view.load:
             rows.append(self._load(view))
         return Group(*rows)
@@ -130,6 +130,10 @@ class Display:
         layers = "  ".join(f"L{i + 1} {bars(load.tolist(), min(room, 32))}" for i, load in enumerate(shown))
         style = "red" if worst > 2 else "yellow" if worst > 1 else ""
         return Text.assemble("  load  ", layers, "  worst ", (percent(worst, signed=True), style), no_wrap=True, overflow="crop")
+
+
+def _val(val: Evaluation | None) -> str:
+    return "val -" if val is None else f"val {val.loss:.3f} ({val.bits_per_byte:.3f} bits/byte)"
 
 
 def print_summary(console: Console, run: Run) -> None:

@@ -7,7 +7,7 @@ import typer
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SETTING=VALUE]...", help="Settings, such as expert=8 k=2. All of them: moe config"),
+    typer.Argument(metavar="SETTING=VALUE", help="Settings, such as expert=8 k=2. All of them: moe config"),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run id, its beginning, a folder, or 'latest'.")]
 Outputs = Annotated[

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[NAME] [SETTING=VALUE,VALUE]...", help="A sweep of conf/sweep, or settings with several values."),
+    typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
 
 
@@ -36,15 +36,15 @@ def sweep(
 
     from moe_cli.run import make_plan, measure_flops
     from moe_cli.store import outputs_folder
-    from moe_cli.sweeps.executors import default_workers, run_local, to_do
+    from moe_cli.sweeps.executors import default_workers, run_local, threads_per_run, to_do
     from moe_cli.sweeps.plan import plan_sweep
 
     folder = outputs_folder(outputs)
     console = Console()
     planned = plan_sweep(words or [], seeds=seeds, name=name, config_dir=config_dir)
     speed = measure_flops()
-    plans = [make_plan(point.config, folder, speed) for point in planned.points]
-    jobs = min(jobs or default_workers(), len(plans))
+    jobs = min(jobs or default_workers(), len(planned.points))
+    plans = [make_plan(point.config, folder, threads_per_run(jobs), speed) for point in planned.points]
     if dry_run:
         _print_head(console, planned, plans, planned.existing(folder), jobs, retry_failed)
         _print_points(console, planned, plans, planned.existing(folder))
@@ -79,7 +79,7 @@ def _print_head(console: "Console", planned: "SweepPlan", plans: "list[Plan]", r
         say(f"  [dim]once[/]      {planned.num_repeats} points come to a configuration that is already there")
     if todo:
         waiting = {run.path for run in todo}
-        seconds = sum(plan.seconds or 0 for plan, run in zip(plans, runs, strict=True) if run.path in waiting)
+        seconds = sum(plan.seconds for plan, run in zip(plans, runs, strict=True) if run.path in waiting) / jobs
         say(f"about {duration(seconds)} on {jobs} {'worker' if jobs == 1 else 'workers'}; "
             "stop any time, the same command continues")  # fmt: skip
 
@@ -103,7 +103,7 @@ def _print_points(console: "Console", planned: "SweepPlan", plans: "list[Plan]",
         table.add_row(
             point.label, count(plan.cost.num_params), count(plan.cost.num_active_params),
             "-" if tokens is None else count(tokens), "-" if tokens is None else count(tokens * plan.cost.flops_per_token),
-            duration(plan.seconds or 0), run.status()["status"] if run.path.exists() else "new",
+            duration(plan.seconds), run.status()["status"] if run.path.exists() else "new",
         )  # fmt: skip
     console.print(table)
 

@@ -45,13 +45,18 @@ def default_workers() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
+def threads_per_run(workers: int) -> int:
+    """The cores divided among the runs that go on at a time."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
 def run_local(runs: Sequence[Run], outputs: Path, workers: int, observer: Observer = lambda progress: None) -> Progress:
     """Carries out `runs` on this machine, `workers` at a time, cores divided among them.
 
     A run that another process is working on is waited for and not done twice. On KeyboardInterrupt, or if anything else
     goes wrong here, the runs are asked to save and stop before the exception goes on.
     """
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = threads_per_run(workers)
     progress = Progress(deque(runs))
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from moe_cli.moe.stats import max_violation, tokens_per_expert
 from moe_cli.store import RUNNING, Recorder
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.checkpoint import Checkpoint, save_checkpoint
-from moe_cli.training.evaluate import evaluate
+from moe_cli.training.evaluate import Evaluation, evaluate
 from moe_cli.training.optim import Optimizers
 
 EVALUATIONS_PER_RUN = 10
@@ -44,7 +44,7 @@ class State:
 
 @dataclass(frozen=True)
 class StepView:
-    """What a display may show after a step. `load` is assignments per expert for each sparse layer."""
+    """What a display may show after a step. `load` is assignments per expert for each sparse layer, `val` the last evaluation."""
 
     state: State
     total_steps: int | None
@@ -53,8 +53,7 @@ class StepView:
     aux_loss: float | None
     lr_factor: float
     load: list[Tensor]
-    val_loss: float | None
-    val_bpb: float | None
+    val: Evaluation | None = None
 
 
 Observer = Callable[[StepView], None]
@@ -76,7 +75,6 @@ class Training:
         self.observer = observer
         self.state = State()
         self.layers = moe_layers(model)
-        self.val: tuple[float | None, float | None] = (None, None)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint, the records included."""
@@ -99,12 +97,14 @@ class Training:
             TrainingError: the loss is not finite.
         """
         heartbeat = time.monotonic()
+        val: Evaluation | None = None
         with stop_signals() as stopped:
             while self.progress < 1:
                 before = self.progress
-                self.step()
+                view = self.step()
                 if self._due(self.config.train.eval_every, before):
-                    self._evaluate()
+                    val = self._evaluate()
+                self.observer(replace(view, val=val))
                 if self._due(self.config.train.checkpoint_every or self.config.train.eval_every, before) or stopped():
                     self.save()
                 if stopped() and self.progress < 1:
@@ -115,7 +115,7 @@ class Training:
         self.save()
         return True
 
-    def step(self) -> None:
+    def step(self) -> StepView:
         """One optimizer step: forward, losses, backward, clip, update, bias update, record."""
         started = time.perf_counter()
         train, state = self.config.train, self.state
@@ -143,8 +143,7 @@ class Training:
         state.tokens += self.config.tokens_per_step
         state.seconds += time.perf_counter() - started
         self._record(loss_sum, aux_sum, grad_norm, load, lr_factor)
-        view = StepView(state, self.total_steps, self.progress, loss_sum, aux_sum, lr_factor, load, *self.val)
-        self.observer(view)
+        return StepView(state, self.total_steps, self.progress, loss_sum, aux_sum, lr_factor, load)
 
     @property
     def _balance_weight(self) -> float:
@@ -197,13 +196,12 @@ class Training:
             return self.state.step % every == 0 and self.progress < 1
         return int(before * EVALUATIONS_PER_RUN) != int(self.progress * EVALUATIONS_PER_RUN) and self.progress < 1
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> Evaluation:
         """A look at part of the validation text, for the curve; the summary's figures take all of it."""
         result = evaluate(
             self.model, self.task, self.config.train.batch_size, max_tokens=self.config.train.eval_tokens,
             top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
         )  # fmt: skip
-        self.val = (result.loss, result.bits_per_byte)
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
         self.recorder.metrics({
             "step": self.state.step, "val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte, **routing,
@@ -215,6 +213,7 @@ class Training:
                 f"the validation loss is {result.loss} at step {self.state.step}; the last checkpoint is kept. "
                 "Try a lower optim.lr."
             )
+        return result
 
     def save(self) -> None:
         save_checkpoint(self.recorder.run, self.model, self.optimizers, {**asdict(self.state), **self._identity()})
