@@ -1,4 +1,4 @@
-"""Even use of the experts: auxiliary losses and the bias update, as free functions. T tokens, E experts, K per token."""
+"""Even use of the experts: auxiliary losses and the bias update, as free functions. T tokens, E experts, K chosen."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,8 +14,8 @@ from moe_cli.moe.stats import tokens_per_expert
 def load_balancing_loss(routing: Routing) -> Float[Tensor, ""]:
     """Switch auxiliary loss, eq. 4 of arXiv:2101.03961, scaled to 1 when balanced, for every K.
 
-    (E / K) * sum_i f_i P_i, with f_i the assignments asked of expert i per token (before drops; no gradient) and P_i the
-    mean routing probability of expert i over the tokens of the batch.
+    (E / K) * sum_i f_i P_i, with f_i the assignments asked of expert i per token (before drops; no gradient) and P_i
+    the mean routing probability of expert i over the tokens of the batch.
     """
     asked = tokens_per_expert(routing)
     share = asked.to(routing.probs.dtype) / asked.sum().clamp(min=1)
@@ -30,7 +30,7 @@ def router_z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
 def update_expert_bias(
     bias: Float[Tensor, " E"], tokens_per_expert: Int[Tensor, " E"], rate: float
 ) -> Float[Tensor, " E"]:
-    """The bias after one step of loss-free balancing: b_i + rate * sign(mean load - load_i); arXiv:2408.15664, alg. 1."""
+    """The bias after a step of loss-free balancing: b_i + rate * sign(mean load - load_i); arXiv:2408.15664, alg. 1."""
     load = tokens_per_expert.double()
     return bias + rate * torch.sign(load.mean() - load).to(bias.dtype)
 

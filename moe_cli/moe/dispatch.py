@@ -31,7 +31,8 @@ def reference(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) ->
             answer = experts.one(expert, x[token : token + 1])[0]
             rows[token].append(routing.weights[a].to(answer.dtype) * answer)
     nothing = x.new_zeros(experts.w_out.shape[1])
-    return torch.stack([torch.stack(row).sum(0) if row else nothing for row in rows]) if rows else x.new_zeros(0, len(nothing))
+    sums = [torch.stack(row).sum(0) if row else nothing for row in rows]
+    return torch.stack(sums) if sums else x.new_zeros(0, len(nothing))
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Plan:
 
 
 def make_plan(routing: Routing) -> Plan:
-    """The sorting that `grouped` works on. On a CPU through numpy, whose radix sort of small integers is the fastest."""
+    """The sorting that `grouped` works on. On a CPU through numpy, whose radix sort of small integers is fastest."""
     kept = routing.kept.nonzero().squeeze(1)
     expert_ids, token_ids = routing.expert_ids[kept], routing.token_ids[kept]
     by_expert = _stable_argsort(expert_ids, routing.num_experts)
@@ -155,11 +156,22 @@ class _GroupedExperts(torch.autograd.Function):
         return _sum_by_token(plan, grad_inputs), grad_weights, grad_w_in, grad_w_out, None, None, None
 
 
+def _operands(experts: Experts, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x, w_in and w_out, in autocast's precision where it is on: it casts no product that is written into a place."""
+    operands = (x, experts.w_in, experts.w_out)
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return operands
+    first, w_in, w_out = (tensor.to(torch.get_autocast_dtype(device)) for tensor in operands)
+    return first, w_in, w_out
+
+
 def grouped_loop(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
     """Sorted by expert, one matrix product per expert: the fast way on a CPU, and right on any device."""
     plan = make_plan(routing)
+    x, w_in, w_out = _operands(experts, x)
     return _GroupedExperts.apply(  # type: ignore[no-any-return]
-        x, routing.weights, experts.w_in, experts.w_out, plan, experts.kind, experts.activation
+        x, routing.weights, w_in, w_out, plan, experts.kind, experts.activation
     )
 
 
@@ -167,11 +179,12 @@ def grouped_mm(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -
     """Sorted by expert, torch's grouped matrix product: the fast way on a GPU. Needs row strides of 16 bytes."""
     plan = make_plan(routing)
     ends = torch.tensor(plan.counts, device=x.device).cumsum(0, dtype=torch.int32)
+    x, w_in, w_out = _operands(experts, x)
     inputs = x.index_select(0, plan.token_ids)
-    pre = F.grouped_mm(inputs, experts.w_in.transpose(1, 2), offs=ends)
-    answers = F.grouped_mm(hidden(pre, experts.kind, experts.activation), experts.w_out.transpose(1, 2), offs=ends)
+    pre = F.grouped_mm(inputs, w_in.transpose(1, 2), offs=ends)
+    answers = F.grouped_mm(hidden(pre, experts.kind, experts.activation), w_out.transpose(1, 2), offs=ends)
     weighted = answers * routing.weights.index_select(0, plan.assignments).to(answers.dtype).unsqueeze(1)
-    return torch.zeros_like(weighted[:1]).expand(len(x), -1).index_add(0, plan.token_ids, weighted)
+    return weighted.new_zeros(1, weighted.shape[1]).expand(len(x), -1).index_add(0, plan.token_ids, weighted)
 
 
 def grouped(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:

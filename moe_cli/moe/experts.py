@@ -93,7 +93,10 @@ class FeedForward(nn.Module):
         self.w_in = nn.Parameter(torch.empty(2 * d_ff if kind == "glu" else d_ff, d_model))
         self.w_out = nn.Parameter(torch.empty(d_model, d_ff))
 
-    reset_parameters = Experts.reset_parameters
+    def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
+        """As for `Experts`."""
+        init_matrix(self.w_in, generator)
+        init_matrix(self.w_out, generator, out_scale)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         return F.linear(hidden(F.linear(x, self.w_in), self.kind, self.activation), self.w_out)

@@ -1,16 +1,16 @@
 """The mixture-of-experts layer: route, drop, dispatch, combine. T tokens, E experts, K chosen per token, D width."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_cli.config.schema import RouterConfig
+from moe_cli.config.schema import RouterConfig, above
 from moe_cli.errors import ConfigError
 from moe_cli.moe.dispatch import BACKENDS
-from moe_cli.moe.experts import Experts, FeedForward
+from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.routers import CONFIGS, make_router
 from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
 
@@ -33,10 +33,10 @@ class MoELayer(nn.Module):
         dispatch: back end, a name of `moe_cli.moe.dispatch.BACKENDS`.
 
     Raises:
-        ConfigError: K is more than E, or a name is unknown.
+        ConfigError: K is more than E, the capacity is not above 0, or a name is unknown.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (every argument is a property of the layer that users choose)
         self,
         d_model: int,
         num_experts: int,
@@ -57,6 +57,8 @@ class MoELayer(nn.Module):
         _one_of("expert_kind", expert_kind, ("glu", "mlp"))
         _one_of("dispatch", dispatch, BACKENDS)
         activation = activation or ("silu" if expert_kind == "glu" else "gelu")
+        _one_of("activation", activation, ACTIVATIONS)
+        above("capacity_factor", capacity_factor, 0)
         self.top_k = top_k
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor: float | None = None
@@ -92,7 +94,7 @@ class MoELayer(nn.Module):
 
     def route(self, tokens: Float[Tensor, "T D"]) -> Routing:
         """Who goes where, overflow dropped."""
-        routing = self.router(tokens)
+        routing: Routing = self.router(tokens)
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         if factor is None or not len(tokens):
             return routing
@@ -113,9 +115,9 @@ def _router_config(router: str | RouterConfig, num_experts: int, top_k: int) -> 
     return router
 
 
-def _one_of(name: str, value: str, options: object) -> None:
-    if value not in options:  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(options)}.")  # type: ignore[arg-type]
+def _one_of(name: str, value: str, options: Collection[str]) -> None:
+    if value not in options:
+        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(options)}.")
 
 
 def moe_layers(model: nn.Module) -> list[MoELayer]:
@@ -125,7 +127,7 @@ def moe_layers(model: nn.Module) -> list[MoELayer]:
 
 @contextmanager
 def evaluation_policy(model: nn.Module, top_k: int | None, capacity_factor: float | None) -> Iterator[None]:
-    """Within it, evaluation chooses `top_k` experts (None: as trained) and drops beyond `capacity_factor` (None: never)."""
+    """Within it, evaluation chooses `top_k` experts (None: as trained) and drops by `capacity_factor` (None: never)."""
     layers = moe_layers(model)
     for layer in layers:
         layer.router.top_k = top_k or layer.top_k

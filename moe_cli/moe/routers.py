@@ -38,7 +38,7 @@ class Router(nn.Module):
             return logits, logits.softmax(-1)
 
     def choose(self, probs: Float[Tensor, "T E"]) -> Int[Tensor, "T K"]:
-        """The K experts of highest probability plus bias, best first, earlier expert first among equals."""
+        """The K experts of highest probability plus bias, best first."""
         return top_indices(probs.detach() + self.expert_bias, self.top_k)
 
 
@@ -94,9 +94,14 @@ class RandomRouter(nn.Module):
 
 
 def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
-    """Indices of the K largest per row, largest first. For small K, K times argmax is faster than sorting on a CPU."""
-    if top_k > 3 or scores.device.type != "cpu":
+    """Indices of the K largest per row, largest first; on a CPU the earlier first among equals.
+
+    On a CPU, for small K, K times argmax is as fast as `topk`, which leaves the order of equals open.
+    """
+    if scores.device.type != "cpu":
         return scores.topk(top_k, dim=-1).indices
+    if top_k > 8:
+        return scores.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
     scores = scores.clone()
     chosen = []
     for _ in range(top_k):
@@ -110,5 +115,7 @@ ROUTERS = {TopKConfig: TopKRouter, SwitchConfig: SwitchRouter, RandomConfig: Ran
 CONFIGS: dict[str, type[RouterConfig]] = {"topk": TopKConfig, "switch": SwitchConfig, "random": RandomConfig}
 
 
-def make_router(config: RouterConfig, d_model: int, num_experts: int, top_k: int) -> TopKRouter | SwitchRouter | RandomRouter:
-    return ROUTERS[type(config)](d_model, num_experts, top_k, config)  # type: ignore[arg-type]
+def make_router(
+    config: RouterConfig, d_model: int, num_experts: int, top_k: int
+) -> TopKRouter | SwitchRouter | RandomRouter:
+    return ROUTERS[type(config)](d_model, num_experts, top_k, config)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""How experts are used: measures of a Routing, each with its unit and range. T tokens, E experts, K chosen per token."""
+"""How experts are used: measures of a Routing, each with its unit and range. T tokens, E experts, K chosen."""
 
 import math
 
@@ -43,7 +43,8 @@ def mean_routing_entropy(probs: Float[Tensor, "T E"]) -> float:
 def _normalised_entropy(probs: Tensor) -> Tensor:
     if probs.shape[-1] == 1:
         return torch.zeros(len(probs), dtype=probs.dtype)
-    return torch.special.entr(probs).sum(-1) / math.log(probs.shape[-1])
+    entropy: Tensor = torch.special.entr(probs).sum(-1)
+    return entropy / math.log(probs.shape[-1])
 
 
 def dead_experts(tokens_per_expert: Tensor) -> float:

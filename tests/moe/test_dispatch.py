@@ -1,0 +1,244 @@
+"""Every back end equals `reference`, and `reference` the sum it stands for. T tokens, E experts, D widths, F hidden."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moe_cli.moe import dispatch
+from moe_cli.moe.dispatch import BACKENDS, grouped_loop, grouped_mm, grouped_mm_serves, reference
+from moe_cli.moe.experts import Experts
+from moe_cli.moe.routers import make_router
+from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
+from tests.moe.formulas import ACTIVATIONS, KINDS, ROUTERS, dense, network, routings
+
+Backend = Callable[[Experts, Tensor, Routing], Tensor]
+# Widths whose rows are multiples of 16 bytes in bfloat16 too, which the grouped product needs.
+E, D_IN, F, D_OUT = 6, 8, 24, 16
+FAST = {"grouped_loop": grouped_loop, "grouped_mm": grouped_mm}
+
+every_router = pytest.mark.parametrize("router", ROUTERS)
+every_size = pytest.mark.parametrize("num_tokens", [1, 9, 64])
+every_capacity = pytest.mark.parametrize("capacity", [None, 0.5, 1.0, 2.0])
+every_backend = pytest.mark.parametrize("backend", [reference, *FAST.values()])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A router, experts and tokens, the same for every back end."""
+
+    router: torch.nn.Module
+    experts: Experts
+    x: Tensor
+    capacity: float | None = None
+
+    def routing(self) -> Routing:
+        torch.manual_seed(7)  # the random router and the jitter draw the same every time
+        routing = self.router(self.x)
+        if self.capacity is None:
+            return routing
+        return drop_overflow(routing, expert_capacity(len(self.x), E, self.router.top_k, self.capacity))
+
+    def outcome(self, backend: Backend) -> dict[str, Tensor]:
+        """The answer, and the gradient of x and of every parameter for an answer's gradient drawn at random."""
+        y = backend(self.experts, self.x, self.routing())
+        parameters = {**dict(self.router.named_parameters()), **dict(self.experts.named_parameters())}
+        cotangent = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(8))
+        grads = torch.autograd.grad(y, [self.x, *parameters.values()], cotangent)
+        return {"y": y, **dict(zip(["x", *parameters], grads, strict=True))}
+
+
+def make_case(
+    router: str, num_tokens: int, capacity: float | None = None, kind: str = "glu", activation: str = "silu",
+    dtype: torch.dtype = torch.float64,
+) -> Case:  # fmt: skip
+    torch.manual_seed(0)
+    config, top_k = ROUTERS[router]
+    gate = make_router(config, D_IN, E, top_k)
+    for weight in gate.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    experts = Experts(E, D_IN, F, D_OUT, kind=kind, activation=activation)
+    experts.reset_parameters()
+    x = torch.randn(num_tokens, D_IN, dtype=dtype, requires_grad=True)
+    return Case(gate.to(dtype), experts.to(dtype), x, capacity)
+
+
+def assert_same(expected: dict[str, Tensor], actual: dict[str, Tensor], tolerance: float) -> None:
+    assert expected.keys() == actual.keys()
+    for name in expected:
+        assert torch.allclose(expected[name], actual[name], rtol=tolerance, atol=tolerance), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@every_capacity
+@every_size
+@every_router
+def test_the_loop_equals_the_reference(
+    router: str, num_tokens: int, capacity: float | None, activation: str, kind: str
+) -> None:
+    """grouped_loop equals reference in float64: y and the gradients of x, gate and every expert weight."""
+    case = make_case(router, num_tokens, capacity, kind, activation)
+    assert_same(case.outcome(reference), case.outcome(grouped_loop), 1e-10)
+
+
+@pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("mlp", "relu2")])
+@every_capacity
+@every_size
+@every_router
+def test_the_grouped_product_equals_the_reference(
+    router: str, num_tokens: int, capacity: float | None, activation: str, kind: str
+) -> None:
+    """grouped_mm equals reference in float32, the widest precision it has: y and every gradient."""
+    case = make_case(router, num_tokens, capacity, kind, activation, torch.float32)
+    assert_same(case.outcome(reference), case.outcome(grouped_mm), 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@every_router
+def test_the_loop_equals_the_reference_in_float32(router: str, kind: str) -> None:
+    """grouped_loop holds in float32 too, where weights and answers share the precision of training."""
+    case = make_case(router, 64, 1.0, kind, dtype=torch.float32)
+    assert_same(case.outcome(reference), case.outcome(grouped_loop), 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_named_back_end_equals_the_reference(backend: str) -> None:
+    """Whatever name a user gives to `dispatch`, the outcome is the reference's."""
+    case = make_case("top2", 9, 1.0)
+    assert_same(case.outcome(reference), case.outcome(BACKENDS[backend]), 1e-10)
+
+
+@every_capacity
+@every_router
+def test_the_reference_is_the_weighted_sum(router: str, capacity: float | None) -> None:
+    """reference equals sum_i weight_ti * expert_i(x_t) over dense kept weights."""
+    case = make_case(router, 9, capacity)
+    routing = case.routing()
+    weights = dense(routing, routing.weights * routing.kept)
+    answers = [network(case.x, *matrices, "glu", "silu") for matrices in zip(*case.experts.parameters(), strict=True)]
+    expected = sum(weights[:, i, None] * answer for i, answer in enumerate(answers))
+    assert torch.allclose(expected, reference(case.experts, case.x, routing), atol=1e-12)
+
+
+@given(routing=routings(num_experts=E), kind=st.sampled_from(KINDS))
+def test_any_routing_is_served(routing: Routing, kind: str) -> None:
+    """Repeated, missing and dropped assignments in any order: the loop and the grouped product equal the reference."""
+    case = make_case("top2", routing.num_tokens, kind=kind)
+    weights = routing.weights.clone().requires_grad_()
+
+    def outcome(backend: Backend, dtype: torch.dtype) -> dict[str, Tensor]:
+        x, experts = case.x.to(dtype), case.experts.to(dtype)
+        y = backend(experts, x, replace(routing, weights=weights.to(dtype)))
+        total = (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum() + 0 * (x.sum() + weights.sum())
+        total = total + 0 * sum(weight.sum() for weight in experts.parameters())
+        grads = torch.autograd.grad(total, [case.x, weights, experts.w_in, experts.w_out])
+        names = ("y", "x", "weights", "w_in", "w_out")
+        return {name: value.double() for name, value in zip(names, (y, *grads), strict=True)}
+
+    expected = outcome(reference, torch.float64)
+    assert_same(expected, outcome(grouped_loop, torch.float64), 1e-10)
+    assert_same(expected, outcome(grouped_mm, torch.float32), 1e-4)
+
+
+@every_backend
+def test_an_expert_without_tokens_has_a_zero_gradient(backend: Backend) -> None:
+    """Experts that nobody chose, or whose assignments were all dropped, get exactly zero."""
+    case = make_case("top2", 9, dtype=torch.float32)
+    case.router.expert_bias[2] = -10.0
+    routing = case.routing()
+    routing = replace(routing, kept=routing.kept & (routing.expert_ids != 4))
+    backend(case.experts, case.x, routing).square().sum().backward()
+    for weight in case.experts.parameters():
+        assert [bool((grad != 0).any()) for grad in weight.grad] == [
+            bool((routing.expert_ids[routing.kept] == e).any()) for e in range(E)
+        ]
+        assert (weight.grad[2] == 0).all()
+        assert (weight.grad[4] == 0).all()
+
+
+@every_backend
+def test_all_dropped_is_nothing(backend: Backend) -> None:
+    """When no assignment is kept, every token gets zero."""
+    case = make_case("top2", 9, dtype=torch.float32)
+    routing = case.routing()
+    y = backend(case.experts, case.x, replace(routing, kept=torch.zeros_like(routing.kept)))
+    assert torch.equal(torch.zeros(9, D_OUT), y)
+
+
+@every_backend
+def test_no_tokens_no_answers(backend: Backend) -> None:
+    """An empty batch gives an empty answer of the right width."""
+    case = make_case("top2", 0, dtype=torch.float32)
+    assert (0, D_OUT) == tuple(backend(case.experts, case.x, case.routing()).shape)
+
+
+@every_backend
+def test_gradients_without_strides_and_inputs_with_odd_ones(backend: Backend) -> None:
+    """A transposed input and the expanded gradient of a plain sum give what contiguous ones give."""
+    case = make_case("top2", 9, dtype=torch.float32)
+    with torch.no_grad():
+        routing = case.routing()
+    odd = case.x.detach().T.contiguous().T.requires_grad_()
+    assert not odd.is_contiguous()
+    (actual,) = torch.autograd.grad(backend(case.experts, odd, routing).sum(), odd, retain_graph=True)
+    y = reference(case.experts, case.x, routing)
+    (expected,) = torch.autograd.grad(y, case.x, torch.ones_like(y))
+    assert torch.allclose(expected, actual, atol=1e-5)
+
+
+@every_router
+@pytest.mark.parametrize("rows", [1, 4, 10**6])
+def test_the_size_of_a_chunk_changes_nothing(rows: int, router: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many experts are worked on at a time, the loop equals the reference."""
+    case = make_case(router, 64, 1.0)
+    monkeypatch.setattr(dispatch, "CHUNK_ROWS", rows)
+    assert_same(case.outcome(reference), case.outcome(grouped_loop), 1e-10)
+
+
+@given(st.lists(st.integers(0, 900), min_size=1, max_size=20))
+def test_chunks_cover_every_expert_and_row_once(counts: list[int]) -> None:
+    """Chunks follow each other without gaps and hold their experts' rows; only a lone expert exceeds the limit."""
+    chunks = dispatch._chunks(counts)
+    assert list(range(len(counts))) == [expert for experts, _ in chunks for expert in experts]
+    row = 0
+    for experts, rows in chunks:
+        assert slice(row, row + sum(counts[experts.start : experts.stop])) == rows
+        assert rows.stop - rows.start <= dispatch.CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
+        row = rows.stop
+    assert sum(counts) == row
+
+
+@pytest.mark.parametrize("bound", [1, 2**8, 2**8 + 1, 2**16, 2**16 + 1])
+def test_small_integers_sort_like_large_ones(bound: int) -> None:
+    """Sorting in as few bits as the bound allows is stable and loses no id, at the edges of each width too."""
+    ids = torch.randint(bound, (500,), generator=torch.Generator().manual_seed(0))
+    ids[::50] = bound - 1
+    assert torch.equal(torch.argsort(ids, stable=True), dispatch._stable_argsort(ids, bound))
+
+
+def test_the_grouped_product_is_left_to_gpus() -> None:
+    """On a CPU `grouped` is the loop, in every precision."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        case = make_case("top2", 9, dtype=dtype)
+        assert not grouped_mm_serves(case.experts, case.x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_backend
+def test_autocast_is_obeyed(backend: Backend, dtype: torch.dtype) -> None:
+    """Under autocast every back end answers in bfloat16, near the float32 answer; gradients keep each tensor's type."""
+    case = make_case("top2", 9, dtype=torch.float32)
+    x = case.x.detach().to(dtype).requires_grad_()
+    expected = reference(case.experts, x.float(), case.routing())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = backend(case.experts, x, case.routing())
+    y.float().square().sum().backward()
+    assert torch.bfloat16 == y.dtype
+    assert torch.allclose(expected, y.float(), atol=0.05)
+    assert dtype == x.grad.dtype
+    assert {torch.float32} == {weight.grad.dtype for weight in case.experts.parameters()}

@@ -1,0 +1,105 @@
+"""The experts' networks and their hand-written derivatives. E experts, D widths, F hidden, H = 2F (gated) or F."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward, hidden, hidden_backward, init_matrix
+from tests.moe.formulas import ACTIVATIONS as FORMULAS
+from tests.moe.formulas import KINDS, network
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_activation = pytest.mark.parametrize("activation", sorted(FORMULAS))
+
+
+class Hidden(torch.autograd.Function):
+    """`hidden` with `hidden_backward` as its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, kind: str, activation: str) -> Tensor:
+        ctx.save_for_backward(pre)
+        ctx.kind, ctx.activation = kind, activation
+        return hidden(pre, kind, activation)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return hidden_backward(grad, *ctx.saved_tensors, ctx.kind, ctx.activation), None, None
+
+
+def test_every_activation_has_a_formula() -> None:
+    """The oracle below knows every activation that can be chosen."""
+    assert set(FORMULAS) == set(ACTIVATIONS)
+
+
+@every_kind
+@every_activation
+def test_hidden_backward_is_the_gradient(kind: str, activation: str) -> None:
+    """The hand-written derivative equals finite differences (gradcheck) and autograd through `hidden`."""
+    torch.manual_seed(0)
+    pre = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: Hidden.apply(x, kind, activation), pre)
+
+    grad = torch.randn_like(hidden(pre, kind, activation))
+    (expected,) = torch.autograd.grad(hidden(pre, kind, activation), pre, grad)
+    assert torch.allclose(expected, hidden_backward(grad, pre.detach(), kind, activation), atol=1e-12)
+
+
+@every_kind
+@every_activation
+def test_hidden_backward_leaves_its_arguments_alone(kind: str, activation: str) -> None:
+    """Neither the incoming gradient nor the saved product is written to."""
+    pre = torch.randn(4, 6, dtype=torch.float64)
+    grad = torch.randn_like(hidden(pre, kind, activation))
+    before = pre.clone(), grad.clone()
+    hidden_backward(grad, pre, kind, activation)
+    assert torch.equal(before[0], pre)
+    assert torch.equal(before[1], grad)
+
+
+@every_kind
+@every_activation
+def test_an_expert_is_two_matrices_around_an_activation(kind: str, activation: str) -> None:
+    """Each expert answers with its own slice of the stacked weights, as the formula says."""
+    torch.manual_seed(0)
+    experts = Experts(3, 4, 6, 5, kind=kind, activation=activation).double()
+    experts.reset_parameters()
+    x = torch.randn(7, 4, dtype=torch.float64)
+    for e in range(3):
+        expected = network(x, experts.w_in[e], experts.w_out[e], kind, activation)
+        assert torch.allclose(expected, experts.one(e, x), atol=1e-12)
+
+
+@every_kind
+@every_activation
+def test_the_dense_network_is_one_expert(kind: str, activation: str) -> None:
+    """FeedForward, given an expert's weights, gives that expert's answer, for any leading shape."""
+    torch.manual_seed(0)
+    experts = Experts(2, 4, 6, 4, kind=kind, activation=activation).double()
+    experts.reset_parameters()
+    network = FeedForward(4, 6, kind=kind, activation=activation).double()
+    network.load_state_dict({"w_in": experts.w_in[1], "w_out": experts.w_out[1]})
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    assert torch.allclose(experts.one(1, x.view(6, 4)).view(2, 3, 4), network(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_initial_weights_have_variance_one_over_fan_in(scale: float) -> None:
+    """A matrix starts uniform with standard deviation scale / sqrt(fan-in), fan-in being its last dimension."""
+    weight = torch.empty(8, 50, 100)
+    init_matrix(weight, torch.Generator().manual_seed(0), scale)
+    assert weight.abs().max() <= scale * (3 / 100) ** 0.5
+    assert weight.std().item() == pytest.approx(scale * 100**-0.5, rel=0.02)
+
+
+@every_kind
+def test_out_scale_shrinks_the_second_matrix_only(kind: str) -> None:
+    """out_scale=0 starts experts and dense network silent, with the first matrix as ever."""
+    for module in (Experts(2, 4, 6, 4, kind=kind), FeedForward(4, 6, kind=kind, activation="silu")):
+        module.reset_parameters(torch.Generator().manual_seed(0), out_scale=0.0)
+        assert (module.w_out == 0).all()
+        silent = module.w_in.detach().clone()
+        module.reset_parameters(torch.Generator().manual_seed(0))
+        assert torch.equal(silent, module.w_in)
+        assert (module.w_out != 0).any()

@@ -1,0 +1,394 @@
+"""The whole layer against formulas that use neither Routing nor a back end. T tokens, E experts, K chosen, D width."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import moe_cli
+from moe_cli.config.schema import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.errors import ConfigError
+from moe_cli.moe.dispatch import BACKENDS
+from moe_cli.moe.experts import FeedForward
+from moe_cli.moe.layer import MoELayer, SparseExpertModel, evaluation_policy, moe_layers
+from moe_cli.moe.routing import expert_capacity
+from moe_cli.moe.stats import dropped_fraction, tokens_per_expert
+from tests.moe.formulas import KINDS, network, top_k_weights
+
+E, D, F = 6, 5, 7
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_backend = pytest.mark.parametrize("dispatch", BACKENDS)
+
+
+def make_layer(top_k: int = 2, **options: Any) -> MoELayer:
+    """A float64 layer with a gate strong enough to choose unevenly."""
+    torch.manual_seed(0)
+    layer = MoELayer(D, options.pop("num_experts", E), top_k, F, **options).double()
+    for name, weight in layer.router.named_parameters():
+        assert "gate.weight" == name
+        torch.nn.init.normal_(weight)
+    return layer
+
+
+def tokens(num_tokens: int = 20) -> Tensor:
+    return torch.randn(num_tokens, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def formula(layer: MoELayer, x: Tensor, renormalise: bool) -> Tensor:
+    """The layer without capacity, in five lines: every expert answers every token, most weights are zero."""
+    kind, activation = layer.experts.kind, layer.experts.activation
+    weights = top_k_weights(x, layer.router.gate.weight, layer.top_k, renormalise)
+    matrices = zip(layer.experts.w_in, layer.experts.w_out, strict=True)
+    answers = torch.stack([network(x, w_in, w_out, kind, activation) for w_in, w_out in matrices], dim=1)
+    return torch.einsum("te,ted->td", weights, answers)
+
+
+def gradients(y: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    cotangent = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(2))
+    return dict(zip(inputs, torch.autograd.grad(y, list(inputs.values()), cotangent), strict=True))
+
+
+@every_backend
+@every_kind
+@pytest.mark.parametrize(
+    ("router", "top_k", "renormalise"),
+    [
+        ("topk", 1, False),
+        ("topk", 2, True),
+        (TopKConfig(renormalise=False), 2, False),
+        ("topk", 4, True),
+        ("topk", E, True),
+        (SwitchConfig(jitter=0.0), 1, False),
+    ],
+)
+def test_the_layer_equals_the_formula(
+    router: str | RouterConfig, top_k: int, renormalise: bool, kind: str, dispatch: str
+) -> None:
+    """Output and the gradient of the input and of every parameter equal the dense five-line formula's."""
+    layer, x = make_layer(top_k, router=router, expert_kind=kind, dispatch=dispatch), tokens().requires_grad_()
+    y, expected = layer(x)[0], formula(layer, x, renormalise)
+    assert torch.allclose(expected, y, atol=1e-10)
+    inputs = {"x": x, **dict(layer.named_parameters())}
+    actual = gradients(y, inputs)
+    for name, gradient in gradients(expected, inputs).items():
+        assert torch.allclose(gradient, actual[name], atol=1e-10), name
+
+
+@pytest.mark.parametrize("dispatch", ["reference", "grouped"])
+@every_kind
+def test_gradcheck(kind: str, dispatch: str) -> None:
+    """On a tiny layer every gradient equals finite differences."""
+    layer = make_layer(2, num_experts=3, expert_kind=kind, shared_experts=1, capacity_factor=1.0, dispatch=dispatch)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def answer(x: Tensor, *weights: Tensor) -> Tensor:
+        y, _ = torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (x,))
+        return y
+
+    inputs = (tokens(4).requires_grad_(), *layer.parameters())
+    assert torch.autograd.gradcheck(answer, inputs)
+
+
+@every_backend
+@every_kind
+def test_one_expert_is_the_dense_network(kind: str, dispatch: str) -> None:
+    """With E = 1 the layer is a plain feed-forward network."""
+    layer = make_layer(1, num_experts=1, expert_kind=kind, dispatch=dispatch)
+    dense = FeedForward(D, F, kind=kind, activation=layer.experts.activation).double()
+    dense.load_state_dict({"w_in": layer.experts.w_in[0], "w_out": layer.experts.w_out[0]})
+    assert torch.allclose(dense(tokens()), layer(tokens())[0], atol=1e-12)
+
+
+def test_all_experts_chosen_is_their_weighted_sum() -> None:
+    """With K = E every expert answers, weighted with its softmax probability."""
+    layer, x = make_layer(E), tokens()
+    probs = (x @ layer.router.gate.weight.T).softmax(-1)
+    expected = sum(probs[:, e, None] * layer.experts.one(e, x) for e in range(E))
+    assert torch.allclose(expected, layer(x)[0], atol=1e-12)
+
+
+@every_backend
+def test_permuted_tokens_give_permuted_answers(dispatch: str) -> None:
+    """Without a capacity a token's answer does not depend on where it stands, nor on its neighbours."""
+    layer, x = make_layer(2, dispatch=dispatch), tokens()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(layer(x)[0][order], layer(x[order])[0], atol=1e-12)
+    assert torch.allclose(layer(x)[0][:1], layer(x[:1])[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("drop", ["position", "probability"])
+def test_a_capacity_for_all_is_dropless(drop: str) -> None:
+    """A factor of E leaves room for every token at one expert: the answer is the dropless one."""
+    layer, x = make_layer(2, drop=drop), tokens()
+    expected = layer(x)[0]
+    layer.capacity_factor = float(E)
+    y, routing = layer(x)
+    assert routing.kept.all()
+    assert torch.allclose(expected, y, atol=1e-12)
+
+
+@pytest.mark.parametrize("drop", ["position", "probability"])
+@pytest.mark.parametrize("factor", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_capacity_is_never_exceeded(top_k: int, factor: float, drop: str) -> None:
+    """In training no expert keeps more than C assignments, and an expert asked for more keeps exactly C."""
+    layer, x = make_layer(top_k, capacity_factor=factor, drop=drop), tokens(64)
+    routing = layer(x)[1]
+    capacity = expert_capacity(64, E, top_k, factor)
+    assert torch.equal(tokens_per_expert(routing).clamp(max=capacity), tokens_per_expert(routing, kept=True))
+    assert dropped_fraction(routing) > 0
+
+
+@pytest.mark.parametrize("shared", [0, 2])
+def test_a_dropped_token_gets_what_is_shared(shared: int) -> None:
+    """A token that found no room gets zero from the routed experts: the residual path carries it."""
+    layer, x = make_layer(1, capacity_factor=0.5, shared_experts=shared), tokens()
+    y, routing = layer(x)
+    lost = routing.token_ids[~routing.kept]
+    assert len(lost)
+    nothing = torch.zeros_like(x) if layer.shared_experts is None else layer.shared_experts(x)
+    assert torch.allclose(nothing[lost], y[lost], atol=1e-12)
+
+
+def test_drop_is_passed_on() -> None:
+    """The two rules keep different tokens, and by probability the surest stay."""
+    x = tokens(64)
+    kept = {}
+    for drop in ("position", "probability"):
+        routing = make_layer(1, capacity_factor=0.5, drop=drop)(x)[1]
+        kept[drop] = routing.weights[routing.kept].sum().item()
+    assert kept["probability"] > kept["position"]
+
+
+@every_kind
+def test_shared_experts_see_every_token(kind: str) -> None:
+    """n shared experts are one network of width n * d_expert whose answer is added, unweighted."""
+    layer, x = make_layer(2, shared_experts=2, expert_kind=kind), tokens()
+    shared = layer.shared_experts
+    assert (D, 2 * F) == tuple(shared.w_out.shape)
+    expected = formula(layer, x, True) + network(x, shared.w_in, shared.w_out, kind, layer.experts.activation)
+    assert torch.allclose(expected, layer(x)[0], atol=1e-12)
+
+
+@every_backend
+def test_an_expert_without_tokens_has_a_zero_gradient(dispatch: str) -> None:
+    """Only experts that were chosen learn; the others' gradient is exactly zero."""
+    layer = make_layer(2, dispatch=dispatch)
+    layer.router.expert_bias[4] = -10.0
+    y, routing = layer(tokens())
+    y.square().sum().backward()
+    chosen = tokens_per_expert(routing) > 0
+    assert not chosen[4]
+    for weight in layer.experts.parameters():
+        assert chosen.tolist() == [bool((gradient != 0).any()) for gradient in weight.grad]
+
+
+def test_evaluation_is_dropless_by_default() -> None:
+    """A capacity binds in training; at evaluation every assignment is kept."""
+    layer, x = make_layer(2, capacity_factor=0.25), tokens()
+    assert not layer.train()(x)[1].kept.all()
+    assert layer.eval()(x)[1].kept.all()
+
+
+def test_evaluation_policy_sets_and_restores() -> None:
+    """Within the policy evaluation uses its K and capacity; after it, also after an error, what was trained."""
+    model = torch.nn.ModuleList([make_layer(2), make_layer(3)]).eval()
+    x = tokens(64)
+    with evaluation_policy(model, 1, 0.5):
+        for layer in model:
+            routing = layer(x)[1]
+            assert 64 == len(routing.token_ids)
+            assert tokens_per_expert(routing, kept=True).max() == expert_capacity(64, E, 1, 0.5)
+    with pytest.raises(ZeroDivisionError), evaluation_policy(model, 1, 0.5):
+        raise ZeroDivisionError
+    for layer, top_k in zip(model, (2, 3), strict=True):
+        routing = layer(x)[1]
+        assert 64 * top_k == len(routing.token_ids)
+        assert routing.kept.all()
+
+
+def test_evaluation_policy_without_k_keeps_each_layers_own() -> None:
+    """None for K leaves the trained K; None for the capacity drops nothing."""
+    model = torch.nn.ModuleList([make_layer(2, capacity_factor=0.5), make_layer(3)]).eval()
+    with evaluation_policy(model, None, None):
+        assert [40, 60] == [len(layer(tokens())[1].kept) for layer in model]
+        assert all(layer(tokens())[1].kept.all() for layer in model)
+
+
+def test_the_trained_capacity_does_not_bind_the_policy() -> None:
+    """The policy's capacity is for evaluation; training inside it keeps its own."""
+    layer = make_layer(2, capacity_factor=0.25).train()
+    with evaluation_policy(layer, None, float(E)):
+        assert not layer(tokens())[1].kept.all()
+
+
+@every_backend
+@pytest.mark.parametrize("shape", [(), (3,), (2, 4), (2, 1, 3)])
+def test_any_leading_shape(shape: tuple[int, ...], dispatch: str) -> None:
+    """The leading shape comes back, and all tokens are routed together in their order."""
+    layer = make_layer(2, dispatch=dispatch)
+    x = torch.randn(*shape, D, dtype=torch.float64)
+    y, routing = layer(x)
+    assert x.shape == y.shape
+    assert torch.allclose(layer(x.reshape(-1, D))[0], y.view(-1, D))
+    assert x.numel() // D == routing.num_tokens
+
+
+@every_backend
+@pytest.mark.parametrize("options", [{}, {"capacity_factor": 1.0}, {"shared_experts": 1}, {"router": "random"}])
+def test_no_tokens(options: dict[str, Any], dispatch: str) -> None:
+    """An empty batch gives an empty answer and an empty record."""
+    layer = make_layer(2, dispatch=dispatch, **options)
+    y, routing = layer(tokens(0))
+    assert (0, D) == tuple(y.shape)
+    assert 0 == len(routing.kept)
+    assert (0, E) == tuple(routing.probs.shape)
+
+
+@every_backend
+def test_no_tokens_no_gradient(dispatch: str) -> None:
+    """Backward through an empty batch leaves a zero gradient, or none."""
+    layer = make_layer(2, dispatch=dispatch, shared_experts=1)
+    layer(tokens(0).requires_grad_())[0].sum().backward()
+    assert all(weight.grad is None or (weight.grad == 0).all() for weight in layer.parameters())
+
+
+def test_gate_stays_float32_under_autocast() -> None:
+    """Under bfloat16 autocast the record is float32 and the choices are those without autocast."""
+    layer, x = make_layer(2).float(), tokens().float()
+    _, expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, routing = layer(x)
+    assert torch.bfloat16 == y.dtype
+    assert torch.float32 == routing.logits.dtype == routing.weights.dtype
+    assert torch.equal(expected.expert_ids, routing.expert_ids)
+    assert torch.equal(expected.logits, routing.logits)
+
+
+def test_the_random_layer_is_an_average_of_two_experts() -> None:
+    """With the random router each token gets the plain mean of the K experts on its record."""
+    layer, x = make_layer(2, router=RandomConfig()), tokens()
+    y, routing = layer(x)
+    answers = torch.stack([layer.experts.one(e, x) for e in range(E)])
+    chosen = routing.expert_ids.view(2, len(x))
+    expected = (answers[chosen[0], range(len(x))] + answers[chosen[1], range(len(x))]) / 2
+    assert torch.allclose(expected, y, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("mlp", "gelu")])
+def test_the_activation_follows_the_kind(kind: str, activation: str) -> None:
+    """Unless it is given, a gated network uses SiLU and a plain one GELU."""
+    assert activation == make_layer(expert_kind=kind).experts.activation
+    assert "relu2" == make_layer(expert_kind=kind, activation="relu2", shared_experts=1).shared_experts.activation
+
+
+def test_initial_weights_depend_on_the_generator_alone() -> None:
+    """The same generator gives the same layer; out_scale=0 gives one that answers nothing."""
+    layer, twin = make_layer(2, shared_experts=1), make_layer(3, shared_experts=1)
+    for each in (layer, twin):
+        each.reset_parameters(torch.Generator().manual_seed(5))
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), twin.parameters(), strict=True))
+    layer.reset_parameters(torch.Generator().manual_seed(5), out_scale=0.0)
+    assert (layer(tokens())[0] == 0).all()
+
+
+def test_moe_layers_come_first_to_last() -> None:
+    """The layers of a model are found in their order, however deep, and nothing else is."""
+    first, second = make_layer(1), make_layer(2)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ModuleList([first]), second)
+    assert [first, second] == moe_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 7}, "top_k=7 must be between 1 and num_experts=6."),
+        ({"top_k": 0}, "top_k=0 must be between 1 and num_experts=6."),
+        ({"router": "tokp"}, "router='tokp' is not one of: topk, switch, random."),
+        ({"router": "switch"}, "top_k=2: router='switch' sends each token to one expert."),
+        (
+            {"router": TopKConfig(renormalise=True), "top_k": 1},
+            "top_k=1 with renormalised weights makes every weight 1: the gate would have no gradient.",
+        ),
+        ({"drop": "chance"}, "drop='chance' is not one of: position, probability."),
+        ({"expert_kind": "conv"}, "expert_kind='conv' is not one of: glu, mlp."),
+        ({"activation": "tanh"}, "activation='tanh' is not one of: silu, gelu, relu, relu2."),
+        ({"dispatch": "fast"}, "dispatch='fast' is not one of: reference, grouped, auto."),
+        ({"capacity_factor": 0.0}, "capacity_factor=0.0 must be greater than 0."),
+    ],
+)
+def test_what_the_layer_refuses(options: dict[str, Any], message: str) -> None:
+    """A name or number that cannot be is refused when the layer is made, in one sentence."""
+    with pytest.raises(ConfigError) as error:
+        MoELayer(D, E, d_expert=F, **{"top_k": 2, **options})
+    assert message == str(error.value)
+
+
+def test_the_layer_is_public() -> None:
+    """`from moe_cli import MoELayer, SparseExpertModel` gives these classes."""
+    assert MoELayer is moe_cli.MoELayer
+    assert SparseExpertModel is moe_cli.SparseExpertModel
+
+
+def make_model(k: int, num_experts: int = E, output_dim: int = 3) -> SparseExpertModel:
+    torch.manual_seed(0)
+    model = SparseExpertModel(num_experts=num_experts, input_dim=D, output_dim=output_dim, k=k).double()
+    torch.nn.init.normal_(model.router.gate.weight)
+    return model
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, E])
+def test_sparse_expert_model_equals_its_formula(k: int) -> None:
+    """Each row gets the sum of its own K networks' answers, weighted by softmax, renormalised for K > 1."""
+    model, x = make_model(k), tokens().requires_grad_()
+    weights = top_k_weights(x, model.router.gate.weight, k, renormalise=k > 1)
+    matrices = zip(model.experts.w_in, model.experts.w_out, strict=True)
+    answers = [network(x, w_in, w_out, "mlp", "gelu") for w_in, w_out in matrices]
+    expected = sum(weights[:, e, None] * answer for e, answer in enumerate(answers))
+    y = model(x)
+    assert (20, 3) == tuple(y.shape)
+    assert torch.allclose(expected, y, atol=1e-12)
+    inputs = {"x": x, **dict(model.named_parameters())}
+    actual = gradients(y, inputs)
+    for name, gradient in gradients(expected, inputs).items():
+        assert torch.allclose(gradient, actual[name], atol=1e-10), name
+
+
+def test_sparse_expert_model_selects_per_row() -> None:
+    """A row's answer does not depend on the rows beside it."""
+    model, x = make_model(2), tokens()
+    alone = torch.cat([model(row[None]) for row in x])
+    assert torch.allclose(alone, model(x), atol=1e-12)
+    assert len(model.router(x).expert_ids.unique()) > 2
+
+
+def test_sparse_expert_model_teaches_only_the_chosen() -> None:
+    """For one row, exactly K experts get a gradient that is not zero."""
+    model, x = make_model(2), tokens(1)
+    model(x).sum().backward()
+    chosen = set(model.router(x).expert_ids.tolist())
+    for weight in model.experts.parameters():
+        assert chosen == {e for e in range(E) if (weight.grad[e] != 0).any()}
+    assert 2 == len(chosen)
+
+
+def test_sparse_expert_model_with_one_choice_trains_the_gate() -> None:
+    """k=1 is not renormalised, so that the gate has a gradient."""
+    model = make_model(1)
+    model(tokens()).square().sum().backward()
+    assert (model.router.gate.weight.grad != 0).any()
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 1, 3), (0,)])
+def test_sparse_expert_model_takes_any_leading_shape(shape: tuple[int, ...]) -> None:
+    """[..., input_dim] becomes [..., output_dim]."""
+    assert (*shape, 3) == tuple(make_model(2)(torch.randn(*shape, D, dtype=torch.float64)).shape)
+
+
+@pytest.mark.parametrize("k", [0, 7])
+def test_sparse_expert_model_refuses_an_impossible_k(k: int) -> None:
+    """k must be between 1 and num_experts."""
+    with pytest.raises(ConfigError, match=rf"^top_k={k} must be between 1 and num_experts=6\.$"):
+        SparseExpertModel(E, D, 3, k)
