@@ -1,4 +1,4 @@
-"""conf/ and overrides -> RunConfig; overrides with several values -> the axes of a sweep. The only file that knows Hydra.
+"""conf/ and overrides -> RunConfig; overrides with several values -> axes of a sweep. The only file that knows Hydra.
 
 Hydra gives the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
 composed, once per choice of groups; overrides of values (`expert=8`) are then laid on the composed tree, which is what
@@ -169,7 +169,7 @@ class Composer:
 
 def _leaves(tree: DictConfig, prefix: str = "") -> list[str]:
     keys: list[str] = []
-    for key in tree:
+    for key in map(str, tree):
         node = tree._get_node(key)
         keys += _leaves(node, f"{prefix}{key}.") if isinstance(node, DictConfig) else [f"{prefix}{key}"]
     return keys
@@ -216,7 +216,8 @@ def _parse_word(word: str) -> Axis:
             raise ConfigError(f"'{word}' names an interval, not a list of values. Write: {key}=1,2,4")
         values = tuple(Override._convert_value(item) for item in override.sweep_iterator())
     except HydraException:
-        raise ConfigError(f"'{word}' cannot be read. Put quotes around a value with spaces or signs: '{key}=\"...\"'") from None
+        hint = f"Put quotes around a value with spaces or signs: '{key}=\"...\"'"
+        raise ConfigError(f"'{word}' cannot be read. {hint}") from None
     if not values:
         raise ConfigError(f"'{word}' names no value.")
     return Axis(override.key_or_group, values)
@@ -271,18 +272,27 @@ def load_sweep_file(composer: Composer, name: str) -> SweepFile:
     if file is None:
         names = list_sweeps(composer)
         raise ConfigError(
-            f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. Or give values: moe sweep k=1,2"
+            f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
+            "Or give values: moe sweep k=1,2"
         )
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise ConfigError(f"{file}: {_three_lines(error)}") from None
-    known = {"grid", "set", "seeds"}
-    if not isinstance(content, dict) or set(content) - known or not isinstance(content.get("grid"), dict):
+    return SweepFile(name, composer.describe("sweep", name), *_sweep_axes(file, content))
+
+
+def _sweep_axes(file: Path, content: Any) -> tuple[tuple[Axis, ...], int]:
+    """The axes and the number of seeds that a sweep file holds."""
+    parts = content if isinstance(content, dict) else {}
+    grid, fixed, seeds = parts.get("grid"), parts.get("set") or {}, parts.get("seeds", 1)
+    if set(parts) - {"grid", "set", "seeds"} or not isinstance(grid, dict) or not isinstance(fixed, dict):
         raise ConfigError(f"{file} must hold 'grid' (key: [values]) and may hold 'set' (key: value) and 'seeds'.")
-    fixed = [Axis(str(key), (value,)) for key, value in (content.get("set") or {}).items()]
-    grid = [Axis(str(key), tuple(value) if isinstance(value, list) else (value,)) for key, value in content["grid"].items()]
-    seeds = content.get("seeds", 1)
-    if not isinstance(seeds, int) or seeds < 1:
-        raise ConfigError(f"{file}: seeds={seeds} is not a whole number of at least 1.")
-    return SweepFile(name, composer.describe("sweep", name), (*fixed, *grid), seeds)
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ConfigError(f"{file}: seeds={show(seeds)} is not a whole number of at least 1.")
+    axes = [Axis(str(key), (value,)) for key, value in fixed.items()]
+    for key, values in grid.items():
+        if values == []:
+            raise ConfigError(f"{file}: grid.{key} names no value.")
+        axes.append(Axis(str(key), tuple(values) if isinstance(values, list) else (values,)))
+    return tuple(axes), seeds

@@ -76,7 +76,8 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
     by_name = {variant.name: variant for variant in variants}
     name = value.get("name")
     if name not in by_name:
-        raise ConfigError(f"{key}={show(name)} is not one of: {', '.join(sorted(by_name))}.{did_you_mean(str(name), by_name)}")
+        hint = did_you_mean(str(name), by_name)
+        raise ConfigError(f"{key}={show(name)} is not one of: {', '.join(sorted(by_name))}.{hint}")
     return build(by_name[name], value, key + ".")
 
 
@@ -86,7 +87,8 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
         choices = [str(choice) for choice in get_args(hint)]
         if isinstance(value, str) and value in choices:
             return value
-        raise ConfigError(f"{key}={show(value)} is not one of: {', '.join(choices)}.{did_you_mean(show(value), choices)}")
+        hint = did_you_mean(show(value), choices)
+        raise ConfigError(f"{key}={show(value)} is not one of: {', '.join(choices)}.{hint}")
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):

@@ -98,7 +98,7 @@ def _d_expert(config: RunConfig) -> int:
 def matched_d_expert(model: GPTConfig, num_experts: int, top_k: int, gateless: bool = False) -> int:
     """The expert width at which a token meets as many feed-forward parameters as in the dense model, gate included.
 
-    Rounded to the largest power of two up to 16 that moves those parameters by less than 1 %: even widths compute faster.
+    Rounded to the largest power of two up to 16 that moves those parameters by less than 1 %: such widths are faster.
     """
     gate = 0 if gateless else num_experts
     exact = (model.d_ff - gate / model.matrices_per_expert) / (top_k + model.shared_experts)

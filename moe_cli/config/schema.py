@@ -344,4 +344,5 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: a key or value this version does not know.
     """
-    return build(RunConfig, values)
+    config: RunConfig = build(RunConfig, values)
+    return config
