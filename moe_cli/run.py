@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.errors import CheckpointError, MoeError, RunBusy
+from moe_cli.errors import CheckpointError, MoeError, RunBusy, TrainingError
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Recorder, Run, create_run, lock, outputs_folder, write_text
 from moe_cli.tasks.corpora import Corpus, load_corpus
@@ -136,8 +136,9 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
         try:
             _carry_out(run, outputs, recorder, observer or (lambda view: None))
         except BaseException as error:
+            error = _out_of_memory(error) or error
             _record_failure(run, recorder, error)
-            raise
+            raise error
     return run
 
 
@@ -293,6 +294,14 @@ def _git_state(folder: Path) -> dict[str, str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": texts[0].strip(), "diff": texts[1][:100_000]}
+
+
+def _out_of_memory(error: BaseException) -> TrainingError | None:
+    """The error in words a user can act on, if that is what happened; torch says it differently on CPU and GPU."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return TrainingError("out of memory. Lower train.batch_size, model.context_length or the model's size.")
+    return None
 
 
 def _record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:

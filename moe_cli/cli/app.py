@@ -32,9 +32,12 @@ class Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("interrupted.", err=True)
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            sys.stderr.close()
-            raise typer.Exit(0) from None
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+                sys.stderr.close()
+                raise typer.Exit(0) from None
+            typer.echo(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(

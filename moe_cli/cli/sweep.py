@@ -34,7 +34,7 @@ def sweep(
     """Train every combination of settings. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
-    from moe_cli.run import make_plan, measure_flops
+    from moe_cli.run import make_plan, measure_flops, pick_device
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.executors import default_workers, run_local, threads_per_run, to_do
     from moe_cli.sweeps.plan import plan_sweep
@@ -49,6 +49,8 @@ def sweep(
         _print_head(console, planned, plans, planned.existing(folder), jobs, retry_failed)
         _print_points(console, planned, plans, planned.existing(folder))
         return
+    for device in {point.config.train.device for point in planned.points} - {"auto", "cpu"}:
+        pick_device(device)
     runs = planned.open(folder)
     _print_head(console, planned, plans, runs, jobs, retry_failed)
     todo = to_do(runs, retry_failed)

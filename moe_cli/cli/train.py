@@ -37,7 +37,7 @@ def train(
     from rich.console import Console
 
     from moe_cli.cli.live import Display, print_plan, print_summary
-    from moe_cli.run import make_plan, measure_flops, pick_threads, run_one
+    from moe_cli.run import make_plan, measure_flops, pick_device, pick_threads, run_one
 
     console = Console(stderr=as_json)
     plan = make_plan(config, folder, pick_threads(config), measure_flops())
@@ -45,6 +45,7 @@ def train(
         print_plan(console, plan, None)
         return
     if resume is None:
+        pick_device(config.train.device)  # before a folder is made
         run = create_run(folder, "runs", config)
     print_plan(console, plan, str(run.path))
     if resume is not None and not run.checkpoints():

@@ -175,16 +175,18 @@ def _build(data: DataConfig, files: Sequence[tuple[Path, str]], folder: Path) ->
         "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer),
         "gzip_bpb": 8 * len(gzip.compress(val_bytes, 9, mtime=0)) / len(val_bytes),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    temporary = folder
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
         train.tofile(temporary / "train.bin")
         val.tofile(temporary / "val.bin")
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         os.chmod(temporary, 0o755)
         temporary.rename(folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary != folder:
+            shutil.rmtree(temporary, ignore_errors=True)
         if not (folder / "meta.json").is_file():  # not that another job was first
             raise DataError(f"cannot write the token files to {folder}: {error.strerror}.") from None
 

@@ -1,0 +1,37 @@
+"""A text to learn from and settings that train in an instant."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from moe_cli.cli.app import app
+
+TINY = (
+    "model.d_model=16", "model.d_ff=32", "model.num_layers=2", "model.num_heads=2", "model.context_length=16",
+    "train.steps=6", "train.batch_size=4", "train.log_every=2", "train.threads=1",
+)  # fmt: skip
+Moe = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few kilobytes of words."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    words = random.Random(0).choices(["expert", "router", "token", "gate", "load", "the", "of"], k=600)
+    path.write_text(" ".join(words))
+    return path
+
+
+@pytest.fixture
+def settings(text: Path) -> list[str]:
+    return ["data=text", f"data.path={text}", *TINY]
+
+
+@pytest.fixture
+def moe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Moe:
+    """Runs a `moe` command in this process, with its own outputs folder."""
+    monkeypatch.setenv("MOE_OUTPUTS", str(tmp_path / "outputs"))
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])

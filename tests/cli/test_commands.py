@@ -1,0 +1,214 @@
+"""The commands as a user types them, from training to the report, on a tiny model."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moe_cli.store import Run, find_run, open_runs
+from tests.cli.conftest import Moe
+
+SUMMARY_KEYS = {
+    "run", "status", "expert", "k", "capacity", "router", "balance", "seed", "params", "active_params", "flops_per_token",
+    "val_loss", "val_bpb", "tokens_per_second", "max_violation", "dropped_fraction", "dead_experts",
+}  # fmt: skip
+
+
+def test_train_prints_a_plan_lines_and_a_summary(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """Piped, training is plain lines: the plan with the run's folder, evaluations, the results and what to try next."""
+    result = moe("train", "expert=4", "k=2", *settings)
+    assert result.exit_code == 0, result.output
+    run = find_run(tmp_path / "outputs", "latest")
+    for piece in ("gpt 4x2", "parameters", "sparsity 50 %", str(run.path), "step 3/6", "bits/byte", "bigram", "gzip -9",
+                  "MaxVio", "moe report"):  # fmt: skip
+        assert piece in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_train_json_is_the_summary(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """--json prints summary.json and nothing else on standard output, with every promised key."""
+    result = moe("train", *settings, "--json")
+    printed = json.loads(result.stdout)
+    assert printed == find_run(tmp_path / "outputs", "latest").summary()
+    assert set(printed) >= SUMMARY_KEYS
+
+
+def test_dense_has_no_routing(moe: Moe, settings: list[str]) -> None:
+    """expert=1 is the dense baseline: no router, no routing metrics, and as many active parameters as the sparse model."""
+    dense = json.loads(moe("train", "expert=1", *settings, "--json").stdout)
+    assert [dense[key] for key in ("router", "balance", "max_violation", "dropped_fraction", "dead_experts")] == [None] * 5
+    assert dense["params"] == dense["active_params"]
+
+
+def test_dry_run_leaves_nothing(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """--dry-run prints the plan and makes no run."""
+    result = moe("train", *settings, "--dry-run")
+    assert "parameters" in result.stdout
+    assert open_runs(tmp_path / "outputs") == []
+
+
+def test_settings_without_effect_are_said(moe: Moe, settings: list[str]) -> None:
+    """A router for a dense model is set aside, and a note on standard error says so."""
+    result = moe("train", "expert=1", "router=switch", *settings, "--dry-run")
+    assert result.stderr.strip() == "note: expert=1 is dense: router set aside."
+
+
+def test_eval_shows_both_policies(moe: Moe, settings: list[str]) -> None:
+    """eval gives the whole split dropless and capacity-limited; only the second drops; dropless equals the summary."""
+    trained = json.loads(moe("train", *settings, "--json").stdout)
+    result = json.loads(moe("eval", "latest", "eval.capacity=0.5", "--json").stdout)
+    dropless, limited = result["evaluations"]
+    assert dropless["val_loss"] == pytest.approx(trained["val_loss"], rel=1e-6)
+    assert (dropless["dropped_fraction"], dropless["capacity"], limited["capacity"]) == (0, None, 0.5)
+    assert limited["dropped_fraction"] >= 0.5
+    assert "limited" in moe("eval", "latest").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval.k=9"], "error: eval.k=9 is more than expert=8: a token cannot choose more experts than there are."),
+        (["k=1"], "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k and eval.capacity."),
+        (["eval.k=1,2"], "error: 'eval.k=1,2' names several values; eval takes one. Use: moe sweep eval.k=1,2"),
+    ],
+)
+def test_eval_refuses(moe: Moe, settings: list[str], words: list[str], message: str) -> None:
+    """eval takes its own two settings, in range, one value each."""
+    moe("train", *settings)
+    result = moe("eval", "latest", *words)
+    assert (result.stderr.strip(), result.exit_code) == (message, 2)
+
+
+def test_sample_goes_on_from_the_prompt(moe: Moe, settings: list[str]) -> None:
+    """The text begins with the prompt, is the same for the same seed, and holds as many bytes as asked for."""
+    moe("train", *settings)
+    first, again, other = (
+        moe("sample", "latest", "--prompt", "the ", "--tokens", 30, "--seed", seed).stdout for seed in (0, 0, 1)
+    )
+    assert first.startswith("the ")
+    assert first == again != other
+    assert len(moe("sample", "latest", "--prompt", "x", "--tokens", 5, "--temperature", 0).stdout.rstrip("\n")) <= 6
+
+
+def test_sweep_reports_and_resumes(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """A grid leaves out the impossible, runs the rest once, and the same command again has nothing to do."""
+    words = ["sweep", "expert=1,4", "k=1,2", *settings, "--seeds", 2, "-j", 2]
+    result = moe(*words)
+    assert result.exit_code == 0, result.output
+    assert "left out  expert=1 k=2: k=2 is more than expert=1" in result.stdout
+    assert "6 of 6 runs complete" in result.stdout
+    before = {run.id: (run.path / "summary.json").stat().st_mtime_ns for run in open_runs(tmp_path / "outputs")}
+    again = moe(*words)
+    assert "6 done before, 0 to go" in again.stdout
+    assert before == {run.id: (run.path / "summary.json").stat().st_mtime_ns for run in open_runs(tmp_path / "outputs")}
+    rows = json.loads(moe("report", "--format", "json").stdout)
+    assert sorted((row["expert"], row["k"], len(row["seeds"])) for row in rows) == [(1, 1, 2), (4, 1, 2), (4, 2, 2)]
+
+
+def test_sweep_survives_a_failure(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """A run that fails costs only itself: exit code 3, its reason shown, and only --retry-failed runs it again."""
+    words = ["sweep", "optim.lr=0.01,1e30", *settings, "-j", 1]
+    result = moe(*words)
+    assert result.exit_code == 3
+    assert re.search(r"failed  optim.lr=1e\+30 seed=0   the (weights|loss|validation loss) ", result.stdout)
+    assert "done    optim.lr=0.01" in result.stdout
+    assert "1 failed before (--retry-failed runs them again)" in moe(*words).stdout
+    retried = moe(*words, "--retry-failed")
+    assert "1 done before, 1 to go" in retried.stdout
+    statuses = sorted(run.status()["status"] for run in open_runs(tmp_path / "outputs"))
+    assert statuses == ["completed", "failed"]
+
+
+def test_sweep_dry_run_leaves_nothing(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """--dry-run shows each point with its cost and makes no folder."""
+    result = moe("sweep", "expert=4,8", *settings, "--dry-run")
+    assert "expert=8 seed=0" in result.stdout
+    assert open_runs(tmp_path / "outputs") == []
+
+
+def test_config_is_resolved(moe: Moe) -> None:
+    """config shows derived values; --diff only what differs; --groups every choice with a line on what it is for."""
+    resolved = json.loads(moe("config", "expert=8", "--json").stdout)
+    assert (resolved["k"], resolved["router"]["renormalise"]) == (2, True)
+    assert json.loads(moe("config", "seed=3", "--diff", "--json").stdout) == {"seed": 3}
+    lines = moe("config", "--groups").stdout.splitlines()
+    assert any(line.startswith("router=switch ") for line in lines)
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def _start(words: list[str], outputs: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "MOE_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "moe_cli", *words], env=environment, stdout=subprocess.PIPE)
+
+
+def _wait_for_step(outputs: Path, step: int) -> Run:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for run in open_runs(outputs) if outputs.exists() else []:
+            if any(record["step"] >= step for record in run.metrics()):
+                return run
+        time.sleep(0.05)
+    raise AssertionError(f"no run reached step {step}")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """Ctrl-C ends with exit code 130 and the command that goes on; that command completes the run."""
+    outputs = tmp_path / "outputs"
+    long = [word for word in settings if not word.startswith("train.steps")]
+    process = _start(["train", *long, "train.steps=400"], outputs)
+    run = _wait_for_step(outputs, 4)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130
+    assert printed.splitlines()[-1] == f"stopped; everything is saved. Go on with: moe train --resume {run.id}"
+    assert run.status()["status"] == "interrupted"
+    result = moe("train", "--resume", run.id)
+    assert result.exit_code == 0, result.output
+    assert run.status()["status"] == "completed"
+    assert moe("train", "--resume", run.id).stderr.startswith(f"error: {run.id} is complete")
+
+
+def test_sweep_killed_outright_is_finished_by_the_same_command(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """kill -9 on the sweep and its worker loses nothing: the same command completes every point, each once."""
+    outputs = tmp_path / "outputs"
+    words = ["sweep", "k=1,2", *(word for word in settings if not word.startswith("train.steps")), "train.steps=150", "-j", "1"]
+    process = _start(words, outputs)
+    run = _wait_for_step(outputs, 20)
+    process.kill()
+    process.communicate()
+    os.kill(run.status()["pid"], signal.SIGKILL)
+    result = moe(*words)
+    assert result.exit_code == 0, result.output
+    assert [run.status()["status"] for run in open_runs(outputs)] == ["completed", "completed"]
+    for finished in open_runs(outputs):
+        steps = [record["step"] for record in finished.metrics() if "train/loss" in record]
+        assert steps == sorted(set(steps))
+
+
+def test_progress_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
+    """On a terminal of 80 columns progress is redrawn, with a bar of the experts' load, and no line is longer than 80."""
+    main, secondary = pty.openpty()
+    environment = {**os.environ, "MOE_OUTPUTS": str(tmp_path / "outputs"), "COLUMNS": "80", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    words = [*(word for word in settings if not word.startswith("train.steps")), "train.steps=150", "model.num_layers=4"]
+    process = subprocess.Popen([sys.executable, "-m", "moe_cli", "train", *words], env=environment, stdout=secondary, stderr=secondary)
+    os.close(secondary)
+    output = b""
+    while True:
+        try:
+            chunk = os.read(main, 65536)
+        except OSError:
+            break
+        output += chunk
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+    assert re.search(r"load  L1 [▁▂▃▄▅▆▇█]{8}", text)
+    panel = [line for line in re.split(r"[\r\n]+", text) if line.startswith(("step", "  train", "  load"))]
+    assert panel
+    assert max(map(len, panel)) <= 80

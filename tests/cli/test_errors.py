@@ -1,0 +1,86 @@
+"""What a wrong request prints: one to three lines, exit code 2, no traceback."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from moe_cli.cli.app import app
+
+WRONG = {
+    "train exprt=8": "error: no setting 'exprt'. Did you mean 'expert'?",
+    "train expert=4 k=9": "error: k=9 is more than expert=4: a token cannot choose more experts than there are.",
+    "train expert=4,8": "error: 'expert=4,8' names several values; train takes one. Use: moe sweep expert=4,8",
+    "train router=swich": "error: router=swich: no such choice. Did you mean 'switch'? There are: random, switch, topk.",
+    "train train.steps=many": "error: train.steps=many is not a whole number or null.",
+    "train train.steps=0": "error: train.steps=0 is too small: the least is 1.",
+    "train train.steps=5 train.minutes=1": "error: train.steps=5 and train.minutes=1.0 are 2 budgets: give one of them.",
+    "train data=text": "error: data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER",
+    "train train.device=cuda": "error: train.device=cuda: torch sees no GPU here. Use train.device=cpu",
+    "train --resume latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
+    "eval gpt": "error: no run 'gpt': there are no runs in OUTPUTS. Make one: moe train",
+    "sample latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
+    "sample latest --prompt=": "error: --prompt is empty: give at least one character.",
+    "report": "error: no runs in OUTPUTS. Make one: moe train",
+    "config expert=two": "error: expert=two is not a whole number.",
+    "sweep expert=8": "error: nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
+    "Or name a sweep: moe config --groups",
+    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, router, sparsity. "
+    "Or give values: moe sweep k=1,2",
+    "sweep seed=1,2 --seeds 2": "error: seed=1,2 and --seeds 2 both choose seeds: give one.",
+    "sweep k=1,2 --name a/b": "error: --name a/b must be a plain folder name.",
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_wrong_request(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message is exactly what stands in the table, nothing goes to standard output, and the exit code is 2."""
+    outputs = tmp_path / "outputs"
+    monkeypatch.setenv("MOE_OUTPUTS", str(outputs))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, command.split())
+    assert result.stderr.strip() == WRONG[command].replace("OUTPUTS", str(outputs))
+    assert (result.stdout, result.exit_code) == ("", 2)
+
+
+DATA = {
+    "missing": (None, "does not exist."),
+    "empty": (b"", "is empty. Give a file or folder of text."),
+    "binary": (b"abc\0def" * 100, "is not text: byte 3 is zero. Give UTF-8 text."),
+    "latin": ("caf\xe9 ".encode("latin-1") * 100, "is not UTF-8 text: byte 3 is 0xe9. Convert it, for example with iconv."),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_unusable_data(name: str, tmp_path: Path) -> None:
+    """A file that cannot be used is named, with what is wrong and where; no run folder is left behind."""
+    content, problem = DATA[name]
+    path = tmp_path / "notes.txt"
+    if content is not None:
+        path.write_bytes(content)
+    result = CliRunner().invoke(app, ["train", "data=text", f"data.path={path}", "--outputs", str(tmp_path / "out")])
+    assert result.stderr.strip() == f"error: data.path={path} {problem}"
+    assert result.exit_code == 2
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_short_text(tmp_path: Path) -> None:
+    """A text shorter than one context says how much there is and how much it takes, in two lines."""
+    path = tmp_path / "notes.txt"
+    path.write_text("too short " * 5)
+    words = ["train", "data=text", f"data.path={path}", "model.context_length=128", "--outputs", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert result.stderr.splitlines() == [
+        f"error: data.path={path} leaves 45 bytes for training and 5 for validation; one context takes 129.",
+        "Give more text, or lower model.context_length.",
+    ]
+    assert result.exit_code == 2
+
+
+def test_outputs_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file where the outputs folder should be is an error that names it."""
+    (tmp_path / "outputs").write_text("in the way")
+    result = CliRunner().invoke(app, ["train", "train=smoke", "--outputs", str(tmp_path / "outputs")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) <= 3
