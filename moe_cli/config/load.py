@@ -103,7 +103,7 @@ class Composer:
         for folder in self.folders:
             file = folder / group / f"{choice}.yaml"
             if file.is_file():
-                lines = file.read_text(encoding="utf-8").splitlines()
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
                 comments = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
                 return comments[0] if comments else ""
         return ""
@@ -111,7 +111,7 @@ class Composer:
     def _compose(self, *choices: str) -> DictConfig:
         try:
             tree = self.loader.load_configuration("config", list(choices), RunMode.RUN, from_shell=False)
-        except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:
             raise ConfigError(_three_lines(error)) from None
         OmegaConf.set_struct(tree, False)
         tree.pop("hydra")
@@ -128,7 +128,8 @@ class Composer:
         groups = {key: value for key, value in values.items() if key in GROUPS}
         for group, choice in groups.items():
             self._check_choice(group, choice)
-        tree = deepcopy(self.compose(*(f"{group}={show(choice)}" for group, choice in sorted(groups.items()))))
+        chosen = sorted(f"{group}={choice}" for group, choice in groups.items() if choice is not None)
+        tree = deepcopy(self.compose(*chosen))
         for key, value in values.items():
             if key not in groups:
                 self._set(tree, key, value)
@@ -149,7 +150,10 @@ class Composer:
             )
 
     def _set(self, tree: DictConfig, key: str, value: Any) -> None:
-        known = _leaves(tree)
+        group, _, setting = key.partition(".")
+        if group in GROUPS and setting == "name":
+            raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={show(value)}")
+        known = [leaf for leaf in _leaves(tree) if not leaf.endswith(".name")]
         if key not in known:
             within = [leaf for leaf in known if leaf.startswith(key + ".")]
             if within:
@@ -204,7 +208,7 @@ def repeated_keys(words: Sequence[str]) -> list[str]:
 
 def _parse_word(word: str) -> Axis:
     key, equals, value = word.partition("=")
-    if not equals or not key or key[0] in "+~":
+    if not equals or not key or key[0] in "+~" or "@" in key:
         raise ConfigError(f"'{word}' is not a setting. Write: key=value, such as expert=8")
     if not value.lstrip().startswith(("'", '"')) and re.search(r"\s[\w.]+=", value):
         raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
@@ -277,7 +281,7 @@ def load_sweep_file(composer: Composer, name: str) -> SweepFile:
         )
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:
         raise ConfigError(f"{file}: {_three_lines(error)}") from None
     return SweepFile(name, composer.describe("sweep", name), *_sweep_axes(file, content))
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moe_cli.errors import ConfigError
+
+# Excludes infinities, NaN, and whole numbers that no float can hold.
+LARGEST = sys.float_info.max
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -93,7 +96,8 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
         return value
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
-    if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    if hint in (int, float) and is_number:
         if hint is float:
             return float(value)
         if value == int(value):

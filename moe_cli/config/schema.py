@@ -8,6 +8,7 @@ setting that belongs to another variant is refused as unknown.
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -255,7 +256,7 @@ class TrainConfig:
             at_least(f"train.{key}", getattr(self, key), 1)
         above("train.flops", self.flops, 0)
         above("train.minutes", self.minutes, 0)
-        if self.device not in ("auto", "cpu") and self.device.split(":")[0] != "cuda":
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"train.device={self.device} is not one of: auto, cpu, cuda, cuda:N.")
 
 

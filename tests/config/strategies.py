@@ -1,0 +1,62 @@
+"""Configurations that hold together, for properties that are true of all of them."""
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from moe_cli.config import schema
+from moe_cli.config.resolve import resolve
+from moe_cli.errors import ConfigError
+
+ROUTERS = (
+    schema.TopKConfig(),
+    schema.TopKConfig(renormalise=False),
+    schema.SwitchConfig(jitter=0.1),
+    schema.RandomConfig(),
+    None,
+)
+BALANCES = (
+    schema.SwitchBalance(),
+    schema.ZBalance(weight=0.5),
+    schema.LossFreeBalance(),
+    schema.NoBalance(),
+    None,
+)
+OPTIMIZERS = (
+    schema.MuonConfig(),
+    schema.MuonConfig(schedule="cosine", warmup=0.1, grad_clip=None),
+    schema.AdamWConfig(schedule="constant"),
+    schema.AdamWConfig(schedule="wsd", decay=0.3, final_lr=0.0),
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> schema.RunConfig:
+    """A valid configuration as a user may leave it, with much of it open."""
+    model = schema.GPTConfig(
+        d_ff=draw(st.integers(256, 2048)),
+        expert_kind=draw(st.sampled_from(["glu", "mlp"])),
+        shared_experts=draw(st.integers(0, 2)),
+        moe_every=draw(st.integers(1, 4)),
+    )
+    budget = draw(st.sampled_from([{}, {"steps": 7}, {"tokens": 1000}, {"flops": 1e12}, {"minutes": 0.5}]))
+    data = draw(st.sampled_from([schema.PythonData(), schema.TextData(path="/text/a.txt")]))
+    try:
+        config = schema.RunConfig(
+            expert=draw(st.sampled_from([1, 2, 8, 64])),
+            k=draw(st.sampled_from([None, 1, 2, 6])),
+            capacity=draw(st.sampled_from([None, 0.5, 1.25])),
+            drop=draw(st.sampled_from([None, "position", "probability"])),
+            match=draw(st.sampled_from(["active", "none"])),
+            seed=draw(st.integers(0, 5)),
+            model=model,
+            router=draw(st.sampled_from(ROUTERS)),
+            balance=draw(st.sampled_from(BALANCES)),
+            data=data,
+            optim=draw(st.sampled_from(OPTIMIZERS)),
+            train=schema.TrainConfig(**budget),
+            eval=schema.EvalConfig(k=draw(st.sampled_from([None, 1])), capacity=draw(st.sampled_from([None, 1.0]))),
+        )
+        resolve(config)
+    except ConfigError:
+        assume(False)
+    return config

@@ -1,0 +1,353 @@
+"""conf/ and overrides: the shipped files hold, the short way equals Hydra's, and a user's folder comes first."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from moe_cli.config import load
+from moe_cli.config.load import (
+    GROUPS,
+    Axis,
+    Composer,
+    list_sweeps,
+    load_config,
+    load_sweep_file,
+    packaged_conf,
+    parse_overrides,
+    repeated_keys,
+    single_values,
+)
+from moe_cli.config.parse import build
+from moe_cli.config.resolve import resolve
+from moe_cli.config.schema import RunConfig, SwitchConfig
+from moe_cli.errors import ConfigError
+
+CONF = packaged_conf()
+FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
+# What a choice cannot do without.
+NEEDED = {("data", "text"): {"data.path": "a.txt"}}
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    return Composer()
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_of_conf_composes_and_validates(file: Path, composer: Composer) -> None:
+    """Each yaml is a choice of a known group and gives a valid run; each value of a sweep occurs in a valid run."""
+    group, choice = file.parent.name, file.stem
+    if group == "":
+        assert ("config", RunConfig) == (choice, type(composer.point({}).config))
+    elif group == "sweep":
+        assert_every_value_occurs(composer, load_sweep_file(composer, choice).axes)
+    else:
+        assert group in GROUPS
+        config = composer.point({group: choice, **NEEDED.get((group, choice), {})}).config
+        assert group not in ("model", "router", "balance", "data", "optim") or choice == getattr(config, group).name
+    assert group == "" or composer.describe(group, choice)
+
+
+def assert_every_value_occurs(composer: Composer, axes: tuple[Axis, ...]) -> None:
+    missing = {(axis.key, value) for axis in axes for value in axis.values}
+    for values in product(*(axis.values for axis in axes)):
+        point = dict(zip((axis.key for axis in axes), values, strict=True))
+        try:
+            composer.point(point)
+        except ConfigError:
+            continue
+        missing -= set(point.items())
+    assert set() == missing
+
+
+def in_full(composer: Composer, words: list[str]) -> RunConfig:
+    """Hydra's own composition, with every override passed to its loader."""
+    tree = composer.loader.load_configuration("config", words, RunMode.RUN, from_shell=False)
+    OmegaConf.set_struct(tree, False)
+    tree.pop("hydra")  # holds references that only Hydra's own start can resolve
+    tree.pop("experiment", None)
+    return build(RunConfig, OmegaConf.to_container(tree, resolve=True))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["expert=4", "k=1"],
+        ["router=switch", "router.jitter=0.25", "balance=loss_free", "balance.bias_update_rate=1e-2"],
+        ["optim=adamw", "optim.lr=0.5", "optim.decay=null", "optim.grad_clip=null", "train=smoke"],
+        ["model.d_ff=1024", "model.tie_embeddings=true", "model.expert_kind=glu", "capacity=1.25", "drop=probability"],
+        ["data=text", "data.path='my text, with = signs.txt'", "seed=7"],
+        ["experiment=speedrun"],
+        ["experiment=speedrun", "train=smoke", "train.batch_size=3"],
+        ["train.batch_size=3", "experiment=speedrun", "eval.k=1", "eval.capacity=2"],
+    ],
+    ids=" ".join,
+)
+def test_the_short_way_equals_hydras(words: list[str], composer: Composer) -> None:
+    """Groups composed and values laid on top give what Hydra gives for the same words."""
+    values = single_values(parse_overrides(words), "train")
+    assert resolve(in_full(composer, words)).config == composer.point(values).config
+
+
+def test_a_point_leaves_no_trace(composer: Composer) -> None:
+    """Values of one point do not show in the next, though groups are composed once."""
+    before = composer.point({}).config
+    assert before != composer.point({"expert": 4, "model.d_ff": 1024}).config
+    assert before == composer.point({}).config
+
+
+def test_the_order_of_words_does_not_matter(composer: Composer) -> None:
+    """A value may stand before the group it belongs to."""
+    words = {"router.jitter": 0.5, "router": "switch"}
+    assert SwitchConfig(jitter=0.5) == composer.point(words).config.router
+
+
+def test_no_experiment_is_a_choice(composer: Composer) -> None:
+    """experiment=null is what conf/config.yaml says, and may be typed."""
+    assert composer.point({}).config == composer.point({"experiment": None}).config
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["k=2"], [Axis("k", (2,))]),
+        (["k=1,2"], [Axis("k", (1, 2))]),
+        (["k=range(1,4)"], [Axis("k", (1, 2, 3))]),
+        (["router=choice(topk,switch)"], [Axis("router", ("topk", "switch"))]),
+        (["capacity=null,1.25"], [Axis("capacity", (None, 1.25))]),
+        (["model.tie_embeddings=true,false"], [Axis("model.tie_embeddings", (True, False))]),
+        (["optim.lr=1e-3"], [Axis("optim.lr", (0.001,))]),
+        (["data.path='a b, c=d.txt'"], [Axis("data.path", ("a b, c=d.txt",))]),
+        (["data.path="], [Axis("data.path", ("",))]),
+        (["k=1", "expert=4,8", "k=2"], [Axis("k", (2,)), Axis("expert", (4, 8))]),
+        ([], []),
+    ],
+)
+def test_words_become_axes(words: list[str], expected: list[Axis]) -> None:
+    """Hydra's grammar; the last word on a key holds."""
+    assert expected == parse_overrides(words)
+
+
+def test_a_repeated_key_is_noted() -> None:
+    """Only the last word holds, and the user is told."""
+    resolved = load_config(["expert=4", "seed=1", "expert=16"])
+    assert 16 == resolved.config.expert
+    assert ("expert is given more than once: the last one holds.",) == resolved.notes
+    assert ["a", "b"] == repeated_keys(["b=1", "a=1", "c=1", "a=2", "b=2"])
+
+
+def test_what_was_typed_in_vain_is_noted() -> None:
+    """The keys that a user typed reach the notes."""
+    assert ("expert=1 is dense: router set aside.",) == load_config(["expert=1", "router=switch"]).notes
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Files named group__choice, with their text."""
+    for name, text in files.items():
+        path = folder.joinpath(*name.split("__")).with_suffix(".yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+TINY = (CONF / "model" / "gpt.yaml").read_text(encoding="utf-8").replace("d_model: 128", "d_model: 64")
+
+
+def test_a_users_folder_is_looked_up_first(tmp_path: Path) -> None:
+    """A file of the same name replaces ours, a new one is a new choice, and the rest of conf/ still serves."""
+    folder = write(tmp_path, model__gpt=TINY, router__mine="# my own router\nname: switch\njitter: 0.5\n")
+    resolved = load_config(["router=mine", "train=smoke"], config_dir=folder).config
+    assert 64 == resolved.model.d_model
+    assert SwitchConfig(jitter=0.5) == resolved.router
+    assert 20 == resolved.train.steps
+    composer = Composer(folder)
+    assert ["mine", "random", "switch", "topk"] == sorted(composer.choices("router"))
+    assert "my own router" == composer.describe("router", "mine")
+    assert "" == composer.describe("router", "nobody")
+
+
+def test_conf_in_the_working_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """./conf is taken when it holds groups, and left alone when it is another program's: with its own config.yaml."""
+    write(tmp_path / "conf", model__gpt=TINY)
+    monkeypatch.chdir(tmp_path)
+    assert 64 == load_config([]).config.model.d_model
+    write(tmp_path / "conf", config="a: 1\n")
+    assert 128 == load_config([]).config.model.d_model
+
+
+def test_a_conf_folder_of_something_else_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any group of ours ./conf is not looked at."""
+    write(tmp_path / "conf", nginx__site="a: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert [CONF] == Composer().folders
+
+
+EXPERIMENT = """# @package _global_
+# mine
+defaults:
+  - override /router: switch
+expert: 32
+router:
+  jitter: 0.2
+"""
+
+
+def test_a_users_experiment_sets_several_groups(tmp_path: Path) -> None:
+    """An experiment overrides choices and values; words on the command line override the experiment."""
+    folder = write(tmp_path, experiment__mine=EXPERIMENT)
+    config = load_config(["experiment=mine"], config_dir=folder).config
+    assert (32, SwitchConfig(jitter=0.2)) == (config.expert, config.router)
+    assert 4 == load_config(["experiment=mine", "expert=4"], config_dir=folder).config.expert
+    assert "mine" == Composer(folder).describe("experiment", "mine")
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "message"),
+    [
+        (
+            {"model__gpt": TINY + "_target_: os.system\n"},
+            [],
+            "no setting 'model._target_'.",
+        ),
+        (
+            {"router__mine": "name: topk\n_target_: os.system\n"},
+            ["router=mine"],
+            "no setting 'router._target_'.",
+        ),
+        (
+            {"experiment__mine": "# @package _global_\n_target_: os.system\n"},
+            ["experiment=mine"],
+            "no setting '_target_'.",
+        ),
+        ({"router__mine": "name: topk\nrenormalize: true\n"}, ["router=mine"],
+         "no setting 'router.renormalize'. Did you mean 'renormalise'?"),
+        ({"router__mine": "name: best\n"}, ["router=mine"], "router=best is not one of: random, switch, topk."),
+        ({"router__mine": "renormalise: true\n"}, ["router=mine"],
+         "router=null is not one of: random, switch, topk."),
+        ({"model__mine": "name: gpt\nnum_layers: ${nothing}\n"}, ["model=mine"],
+         "Interpolation key 'nothing' not found"),
+        ({"model__mine": "name: gpt\nnum_layers: ???\n"}, ["model=mine"], "Missing mandatory value: num_layers"),
+    ],
+)  # fmt: skip
+def test_a_users_file_is_held_to_the_schema(
+    files: dict[str, str], words: list[str], message: str, tmp_path: Path
+) -> None:
+    """A file of a user, or of a stranger, sets known settings only and can name no code to run."""
+    with pytest.raises(ConfigError) as error:
+        load_config(words, config_dir=write(tmp_path, **files))
+    assert message == str(error.value).splitlines()[0]
+
+
+@pytest.mark.parametrize("text", ["name: [topk\n", "\tname: topk\n", "- topk\n", "name: topk\nname: switch\n", "\x00"])
+def test_a_file_that_is_no_yaml_is_said_in_three_lines(text: str, tmp_path: Path) -> None:
+    """What cannot be read is a ConfigError of at most three lines, not a traceback."""
+    with pytest.raises(ConfigError) as error:
+        load_config(["router=mine"], config_dir=write(tmp_path, router__mine=text))
+    assert 1 <= len(str(error.value).splitlines()) <= 3
+
+
+def test_a_file_in_another_encoding_is_a_config_error(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are refused like any unreadable file, and do not stop the listing of choices."""
+    write(tmp_path, router__mine="", sweep__mine="")
+    for group in ("router", "sweep"):
+        (tmp_path / group / "mine.yaml").write_bytes(b"# caf\xe9\nname: topk\n")
+    with pytest.raises(ConfigError):
+        load_config(["router=mine"], config_dir=tmp_path)
+    with pytest.raises(ConfigError):
+        load_sweep_file(Composer(tmp_path), "mine")
+    assert Composer(tmp_path).describe("router", "mine").startswith("caf")
+
+
+def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+    """--config-dir must name a folder."""
+    with pytest.raises(ConfigError) as error:
+        Composer(tmp_path / "nowhere")
+    assert f"--config-dir {tmp_path / 'nowhere'} is not a folder." == str(error.value)
+
+
+def test_a_sweep_file_is_its_fixed_values_and_its_grid(tmp_path: Path) -> None:
+    """`set` gives axes of one value, `grid` axes of several; one value needs no list."""
+    text = "# Which?\ngrid:\n  k: [1, 2]\n  router: topk\nset:\n  train.steps: 5\nseeds: 3\n"
+    sweep = load_sweep_file(Composer(write(tmp_path, sweep__mine=text)), "mine")
+    assert ("mine", "Which?", 3) == (sweep.name, sweep.question, sweep.seeds)
+    assert (Axis("train.steps", (5,)), Axis("k", (1, 2)), Axis("router", ("topk",))) == sweep.axes
+
+
+def test_a_sweep_has_one_seed_unless_it_says_more(tmp_path: Path) -> None:
+    """`set` and `seeds` may be left out."""
+    sweep = load_sweep_file(Composer(write(tmp_path, sweep__mine="grid:\n  k: [1]\n")), "mine")
+    assert (1, (Axis("k", (1,)),)) == (sweep.seeds, sweep.axes)
+
+
+def test_sweeps_of_the_user_and_ours_are_listed_once(tmp_path: Path) -> None:
+    """Names of both folders, sorted, each once; the user's file is the one that is read."""
+    ours = {file.stem for file in (CONF / "sweep").glob("*.yaml")}
+    composer = Composer(write(tmp_path, sweep__router="grid:\n  k: [1]\n", sweep__aaa="grid:\n  k: [1]\n"))
+    assert sorted({"aaa", *ours}) == list_sweeps(composer)
+    assert (Axis("k", (1,)),) == load_sweep_file(composer, "router").axes
+
+
+SHAPE = "must hold 'grid' (key: [values]) and may hold 'set' (key: value) and 'seeds'."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", SHAPE),
+        ("- 1\n", SHAPE),
+        ("set:\n  k: 1\n", SHAPE),
+        ("grid: 3\n", SHAPE),
+        ("grid:\n  k: [1]\nset: 3\n", SHAPE),
+        ("grid:\n  k: [1]\nseed: 3\n", SHAPE),
+        ("grid:\n  k: [1]\nseeds: 0\n", "seeds=0 is not a whole number of at least 1."),
+        ("grid:\n  k: [1]\nseeds: true\n", "seeds=true is not a whole number of at least 1."),
+        ("grid:\n  k: [1]\nseeds: many\n", "seeds=many is not a whole number of at least 1."),
+        ("grid:\n  k: []\n", "grid.k names no value."),
+    ],
+)
+def test_a_sweep_file_of_another_shape_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    """What is wrong with a sweep's file is said with its path."""
+    composer = Composer(write(tmp_path, sweep__mine=text))
+    with pytest.raises(ConfigError) as error:
+        load_sweep_file(composer, "mine")
+    between = " " if message == SHAPE else ": "
+    assert f"{tmp_path / 'sweep' / 'mine.yaml'}{between}{message}" == str(error.value)
+
+
+@pytest.mark.parametrize("text", ["grid: [\n", "5\n", "grid:\n  k: ${nothing}\n"])
+def test_a_sweep_file_that_cannot_be_read_is_refused(text: str, tmp_path: Path) -> None:
+    """Broken yaml, a bare value and a dangling reference name the file, in at most three lines."""
+    composer = Composer(write(tmp_path, sweep__mine=text))
+    with pytest.raises(ConfigError) as error:
+        load_sweep_file(composer, "mine")
+    assert str(error.value).startswith(f"{tmp_path / 'sweep' / 'mine.yaml'}: ")
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_an_unknown_sweep_is_refused_with_those_there_are(composer: Composer) -> None:
+    """The nearest name, all names, and the way without a file."""
+    with pytest.raises(ConfigError) as error:
+        load_sweep_file(composer, "ruoter")
+    names: Any = ", ".join(list_sweeps(composer))
+    assert (
+        f"no sweep 'ruoter'. Did you mean 'router'? There are: {names}. Or give values: moe sweep k=1,2"
+        == str(error.value)
+    )
+
+
+def test_a_damaged_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its own conf/ the program asks to be installed again; beside the package it finds conf/ in a checkout."""
+    monkeypatch.setattr(load, "__file__", str(tmp_path / "moe_cli" / "config" / "load.py"))
+    with pytest.raises(ConfigError) as error:
+        packaged_conf()
+    package = (tmp_path / "moe_cli").resolve()
+    assert f"the program's own conf/ folder is missing beside {package}. Install it again." == str(error.value)
+    write(tmp_path / "conf", config="")
+    assert package.parent / "conf" == packaged_conf()
+    write(tmp_path / "moe_cli" / "conf", config="")
+    assert package / "conf" == packaged_conf()

@@ -1,0 +1,142 @@
+"""Plain dictionaries into configurations: types, unknown keys, nearest names."""
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+
+from moe_cli.config.parse import build, did_you_mean, show
+from moe_cli.config.resolve import resolve
+from moe_cli.config.schema import RunConfig, from_dict
+from moe_cli.errors import ConfigError
+from tests.config.strategies import configs
+
+
+@dataclasses.dataclass(frozen=True)
+class Square:
+    """A variant with one number."""
+
+    name: Literal["square"] = "square"
+    side: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Circle:
+    """Another variant."""
+
+    name: Literal["circle"] = "circle"
+    radius: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """One field of every kind that the schema uses."""
+
+    count: int
+    title: str = ""
+    scale: float = 1.0
+    visible: bool = True
+    limit: int | None = None
+    size: Literal["small", "large"] = "small"
+    only: Square = dataclasses.field(default_factory=Square)
+    shape: Square | Circle | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"count": 3}, Drawing(3)),
+        ({"count": 3.0}, Drawing(3)),
+        ({"count": 1, "scale": 2}, Drawing(1, scale=2.0)),
+        ({"count": 1, "title": 7}, Drawing(1, title="7")),
+        ({"count": 1, "visible": False}, Drawing(1, visible=False)),
+        ({"count": 1, "limit": None}, Drawing(1)),
+        ({"count": 1, "limit": 4}, Drawing(1, limit=4)),
+        ({"count": 1, "size": "large"}, Drawing(1, size="large")),
+        ({"count": 1, "only": {"side": 3}}, Drawing(1, only=Square(side=3.0))),
+        ({"count": 1, "shape": {"name": "circle", "radius": 2}}, Drawing(1, shape=Circle(radius=2.0))),
+        ({"count": 1, "shape": {"name": "square"}}, Drawing(1, shape=Square())),
+        ({"count": 1, "shape": None}, Drawing(1)),
+    ],
+)
+def test_values_become_what_is_declared(values: dict[str, Any], expected: Drawing) -> None:
+    """Whole floats become integers, integers become floats, names pick variants, null stays null."""
+    built = build(Drawing, values)
+    assert expected == built
+    for field in dataclasses.fields(Drawing):
+        assert type(getattr(expected, field.name)) is type(getattr(built, field.name))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "setting 'count' is missing."),
+        ({"count": 1, "coutn": 2}, "no setting 'coutn'. Did you mean 'count'?"),
+        ({"count": 1, "zzz": 2}, "no setting 'zzz'."),
+        ({"count": 1.5}, "count=1.5 is not a whole number."),
+        ({"count": True}, "count=true is not a whole number."),
+        ({"count": "1"}, "count=1 is not a whole number."),
+        ({"count": None}, "count=null is not a whole number."),
+        ({"count": float("nan")}, "count=nan is not a whole number."),
+        ({"count": 10**400}, f"count={10**400} is not a whole number."),
+        ({"count": 1, "limit": "x"}, "limit=x is not a whole number or null."),
+        ({"count": 1, "scale": float("inf")}, "scale=inf is not a number."),
+        ({"count": 1, "scale": 10**400}, f"scale={10**400} is not a number."),
+        ({"count": 1, "scale": False}, "scale=false is not a number."),
+        ({"count": 1, "title": True}, "title=true is not text."),
+        ({"count": 1, "title": ["a"]}, "title=['a'] is not text."),
+        ({"count": 1, "visible": 1}, "visible=1 is not true or false."),
+        ({"count": 1, "size": "lage"}, "size=lage is not one of: small, large. Did you mean 'large'?"),
+        ({"count": 1, "size": None}, "size=null is not one of: small, large."),
+        ({"count": 1, "only": 3}, "only=3 is one value, but 'only' is a group of settings."),
+        ({"count": 1, "only": {"sied": 3}}, "no setting 'only.sied'. Did you mean 'side'?"),
+        ({"count": 1, "only": {"side": "x"}}, "only.side=x is not a number."),
+        ({"count": 1, "only": {"_target_": "os.system"}}, "no setting 'only._target_'."),
+        ({"count": 1, "shape": {"name": "sqare"}}, "shape=sqare is not one of: circle, square. Did you mean 'square'?"),
+        ({"count": 1, "shape": {}}, "shape=null is not one of: circle, square."),
+        ({"count": 1, "shape": {"name": "circle", "side": 1}}, "no setting 'shape.side'."),
+    ],
+)
+def test_what_does_not_fit_is_refused(values: dict[str, Any], message: str) -> None:
+    """A wrong key or value is named in full, as the user typed it, with the nearest choice."""
+    with pytest.raises(ConfigError) as error:
+        build(Drawing, values)
+    assert message == str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("expret", " Did you mean 'expert'?"),
+        ("lr", " Did you mean 'optim.lr'?"),
+        ("optim.lrr", " Did you mean 'optim.lr'?"),
+        ("wieght", " Did you mean 'balance.weight'?"),
+        ("zebra", ""),
+    ],
+)
+def test_did_you_mean(word: str, expected: str) -> None:
+    """The nearest option is proposed, by its whole name or its last part; a far one is not."""
+    assert expected == did_you_mean(word, ["expert", "optim.lr", "balance.weight", "capacity"])
+
+
+def test_did_you_mean_prefers_the_first_of_equal_last_parts() -> None:
+    """Of two settings with the same last part the first listed is proposed."""
+    assert " Did you mean 'model.name'?" == did_you_mean("name", ["model.name", "router.name"])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, "null"), (True, "true"), (False, "false"), (0.5, "0.5"), ("a", "a")]
+)
+def test_show_is_what_a_user_types(value: Any, expected: str) -> None:
+    """A value is shown in the notation of the command line."""
+    assert expected == show(value)
+
+
+@given(configs())
+def test_a_configuration_survives_its_dictionary(config: RunConfig) -> None:
+    """config -> to_dict -> JSON -> from_dict gives the same configuration, open or resolved."""
+    for each in (config, resolve(config).config):
+        assert each == from_dict(each.to_dict())
+        assert each == from_dict(json.loads(json.dumps(each.to_dict())))

@@ -1,0 +1,254 @@
+"""What is left open is filled in, what has no effect is set aside, and a configuration has one identity."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_cli.config import schema
+from moe_cli.config.resolve import matched_d_expert, resolve
+from moe_cli.config.schema import EXECUTION_KEYS, GPTConfig, RunConfig
+from moe_cli.errors import ConfigError
+from tests.config.strategies import configs
+
+SWITCH, RANDOM = schema.SwitchConfig(), schema.RandomConfig()
+
+
+@given(configs())
+def test_resolving_twice_changes_nothing(config: RunConfig) -> None:
+    """A resolved configuration is its own resolution, so that a stored run resolves to itself."""
+    once = resolve(config)
+    assert once.config == resolve(once.config).config
+    assert once.config.digest == resolve(once.config).config.digest
+
+
+@given(configs())
+def test_nothing_that_can_be_derived_is_left_open(config: RunConfig) -> None:
+    """After resolution K, the budget and, with experts, router, balance and expert width are decided."""
+    resolved = resolve(config).config
+    assert resolved.k is not None
+    assert 1 == sum(getattr(resolved.train, budget) is not None for budget in schema.BUDGETS)
+    for of_experts in (resolved.router, resolved.balance, resolved.model.d_expert):
+        assert resolved.dense == (of_experts is None)
+    assert (resolved.drop is None) == (resolved.capacity is None)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (RunConfig(), 2),
+        (RunConfig(expert=1), 1),
+        (RunConfig(expert=2), 2),
+        (RunConfig(router=SWITCH), 1),
+        (RunConfig(k=3), 3),
+    ],
+)
+def test_k_left_open(config: RunConfig, expected: int) -> None:
+    """K is 2 unless there are fewer experts or the router takes one."""
+    assert expected == resolve(config).config.k
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, False), (2, True), (None, True)])
+def test_renormalise_left_open(k: int | None, expected: bool) -> None:
+    """Weights are renormalised unless K is 1, where it would leave the gate without a gradient."""
+    assert expected == resolve(RunConfig(k=k)).config.router.renormalise
+
+
+def test_a_dense_model_keeps_nothing_of_the_experts() -> None:
+    """With expert=1 all settings of experts are removed, so that all such runs are one."""
+    plain = resolve(RunConfig(expert=1)).config
+    model = GPTConfig(shared_experts=1, moe_every=2, dispatch="reference", d_expert=9)
+    busy = RunConfig(
+        expert=1, k=1, capacity=1.0, drop="probability", match="none", router=SWITCH, balance=schema.ZBalance(),
+        model=model, eval=schema.EvalConfig(k=1, capacity=1.0),
+    )  # fmt: skip
+    assert plain == resolve(busy).config
+
+
+def test_a_random_router_has_nothing_to_balance() -> None:
+    """With router=random the balance is none whatever was set."""
+    assert schema.NoBalance() == resolve(RunConfig(router=RANDOM)).config.balance
+
+
+def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
+    """Without a capacity both rules are the same run; with one, position is the default."""
+    assert resolve(RunConfig()).config == resolve(RunConfig(drop="probability")).config
+    assert "position" == resolve(RunConfig(capacity=1.0)).config.drop
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "note"),
+    [
+        (RunConfig(expert=1), ["router", "expert"], "expert=1 is dense: router set aside."),
+        (
+            RunConfig(expert=1),
+            ["model.d_expert", "balance.weight", "eval.k", "seed"],
+            "expert=1 is dense: balance.weight, eval.k, model.d_expert set aside.",
+        ),
+        (RunConfig(router=RANDOM), ["balance"], "router=random learns nothing: balance set aside."),
+        (RunConfig(drop="position"), ["drop"], "nothing is dropped without a capacity: drop set aside."),
+        (
+            RunConfig(optim=schema.MuonConfig(schedule="cosine", decay=0.1)),
+            ["optim.decay"],
+            "optim.schedule=cosine has no plateau: optim.decay set aside.",
+        ),
+        (
+            RunConfig(optim=schema.AdamWConfig(schedule="constant", final_lr=0.1)),
+            ["optim.final_lr"],
+            "optim.schedule=constant never falls: optim.final_lr set aside.",
+        ),
+    ],
+)
+def test_what_was_typed_in_vain_is_said(config: RunConfig, given: list[str], note: str) -> None:
+    """A setting without effect that the user asked for is named in a note; one of conf/ is not."""
+    assert (note,) == resolve(config, given=given).notes
+    assert () == resolve(config).notes
+
+
+def test_balance_none_with_a_random_router_needs_no_note() -> None:
+    """What the user asked for is what happens."""
+    assert () == resolve(RunConfig(router=RANDOM, balance=schema.NoBalance()), given=["balance"]).notes
+
+
+@pytest.mark.parametrize(
+    ("schedule", "decay", "final_lr"),
+    [("wsd", 0.6, 0.02), ("cosine", None, 0.02), ("linear", None, 0.02), ("constant", None, None)],
+)
+def test_the_schedule_is_filled_in(schedule: Any, decay: float | None, final_lr: float | None) -> None:
+    """Each schedule gets the shares it needs and none that it ignores."""
+    optim = resolve(RunConfig(optim=schema.MuonConfig(schedule=schedule))).config.optim
+    assert (decay, final_lr) == (optim.decay, optim.final_lr)
+
+
+def test_given_shares_of_the_schedule_stay() -> None:
+    """A zero is a value, not an open setting."""
+    optim = resolve(RunConfig(optim=schema.MuonConfig(decay=0.0, final_lr=0.0))).config.optim
+    assert (0.0, 0.0) == (optim.decay, optim.final_lr)
+
+
+def test_a_budget_is_500_steps_unless_given() -> None:
+    """No budget means 500 steps; any given one stands alone."""
+    assert 500 == resolve(RunConfig()).config.train.steps
+    assert resolve(RunConfig(train=schema.TrainConfig(minutes=2.0))).config.train.steps is None
+
+
+def test_a_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is the same file wherever the program is started."""
+    monkeypatch.chdir(tmp_path)
+    data = resolve(RunConfig(data=schema.TextData(path="a/../b.txt"))).config.data
+    assert str(tmp_path.resolve() / "b.txt") == data.path
+
+
+def active_parameters(model: GPTConfig, experts: int, top_k: int, d_expert: int, gate: bool = True) -> int:
+    """What one token meets in a layer of experts: K + shared experts and the gate."""
+    expert = model.matrices_per_expert * model.d_model * d_expert
+    return (top_k + model.shared_experts) * expert + gate * experts * model.d_model
+
+
+def dense_parameters(model: GPTConfig) -> int:
+    return model.matrices_per_expert * model.d_model * model.d_ff
+
+
+@given(st.data(), st.integers(256, 4096), st.integers(2, 64), st.sampled_from(["glu", "mlp"]), st.booleans())
+def test_matched_experts_cost_what_the_dense_network_costs(
+    data: st.DataObject, d_ff: int, experts: int, kind: Any, gate: bool
+) -> None:
+    """Active feed-forward parameters, gate included, are within 1 % of dense, or as near as a whole width can be."""
+    top_k, shared = data.draw(st.integers(1, min(experts, 16))), data.draw(st.integers(0, 2))
+    model = GPTConfig(d_ff=d_ff, expert_kind=kind, shared_experts=shared)
+    d_expert = matched_d_expert(model, experts, top_k, gateless=not gate)
+
+    def error(width: int) -> float:
+        return abs(active_parameters(model, experts, top_k, width, gate) / dense_parameters(model) - 1)
+
+    assert error(d_expert) < 0.01 or error(d_expert) <= min(error(d_expert - 1), error(d_expert + 1))
+    if top_k + shared <= 0.02 * d_ff:
+        assert error(d_expert) <= 0.01 + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("d_ff", "experts", "top_k", "expected"),
+    [
+        (512, 8, 2, 256),  # exactly 254; 256 is 4 of 512 too many
+        (2048, 64, 8, 252),  # exactly 252; 256 would be 32 of 2048 too many
+        (1000, 8, 1, 992),  # exactly 996; 1000 has no factor of 16
+        (256, 2, 2, 128),  # exactly 127.5; 128 is 1 of 256 too many
+    ],
+)
+def test_matched_widths_are_round(d_ff: int, experts: int, top_k: int, expected: int) -> None:
+    """The largest power of two up to 16 that 1 % allows divides the width, worked out by hand."""
+    assert expected == matched_d_expert(GPTConfig(d_ff=d_ff), experts, top_k)
+
+
+def test_the_matched_width_is_what_resolve_uses() -> None:
+    """match=active sets the width, with and without a gate to pay for; match=none takes the user's or the dense one."""
+    model = GPTConfig(d_ff=256)
+    resolved = {
+        "topk": resolve(RunConfig(expert=64, model=model)),
+        "random": resolve(RunConfig(expert=64, model=model, router=RANDOM)),
+        "own": resolve(RunConfig(expert=64, model=replace(model, d_expert=100), match="none")),
+        "dense": resolve(RunConfig(expert=64, model=model, match="none")),
+    }
+    expected = {"topk": matched_d_expert(model, 64, 2), "random": 128, "own": 100, "dense": 256}
+    assert expected["topk"] < 128
+    assert expected == {name: each.config.model.d_expert for name, each in resolved.items()}
+
+
+def test_the_matched_width_may_be_given_and_no_other() -> None:
+    """A width that agrees is accepted, one that does not is refused with the way out."""
+    assert resolve(RunConfig(model=GPTConfig(d_expert=256))).config == resolve(RunConfig()).config
+    with pytest.raises(ConfigError, match=r"^model\.d_expert=100 is set by match=active to 256\. .*match=none$"):
+        resolve(RunConfig(model=GPTConfig(d_expert=100)))
+
+
+def leaves(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every value in a configuration."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, (*path, field.name))
+        else:
+            yield (*path, field.name)
+
+
+def test_the_digest_ignores_execution_and_nothing_else() -> None:
+    """Changing any one value changes the digest, except those that only say how a run is carried out."""
+    config = resolve(RunConfig(capacity=1.0)).config
+    ignored = set()
+    for path in leaves(config):
+        changed = deepcopy(config)
+        owner = changed
+        for part in path[:-1]:
+            owner = getattr(owner, part)
+        object.__setattr__(owner, path[-1], "something else")
+        if changed.digest == config.digest:
+            ignored.add(path)
+    assert {("train", key) for key in EXECUTION_KEYS} == ignored
+
+
+def test_execution_keys_are_what_we_think() -> None:
+    """Threads, device and how often something is written do not change what is learned; everything else may."""
+    assert {"threads", "device", "log_every", "eval_every", "eval_tokens", "checkpoint_every"} == set(EXECUTION_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [(RunConfig(seed=3), "gpt-8x2-s3-"), (RunConfig(expert=1), "gpt-dense-s0-")]
+)
+def test_a_run_is_named_by_what_it_is(config: RunConfig, expected: str) -> None:
+    """The id holds model, experts x chosen, seed and the digest of six hexadecimal digits."""
+    resolved = resolve(config).config
+    assert expected + resolved.digest == resolved.run_id
+    assert re.fullmatch("[0-9a-f]{6}", resolved.digest)
+
+
+def test_tokens_per_step_counts_accumulated_batches() -> None:
+    """Sequences x accumulation x context."""
+    train = schema.TrainConfig(batch_size=3, grad_accumulation=5)
+    assert 3 * 5 * 64 == RunConfig(train=train, model=GPTConfig(context_length=64)).tokens_per_step
