@@ -1,0 +1,185 @@
+"""Small conditions over named values, such as `expert >= 8 and router != "switch"`, evaluated without running code.
+
+Names are columns or settings (`expert`, `train.steps`); values are numbers, text in quotes, true, false, null, lists.
+`== null` and `!= null` ask whether a value is there; every other comparison with a value that is not there is false.
+"""
+
+import ast
+import operator
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from moe_cli.config.parse import did_you_mean, show
+from moe_cli.errors import ConfigError
+
+LONGEST = 1000
+DEEPEST = 50
+WORDS = {"null": None, "none": None, "true": True, "false": False}
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda value, options: value in options,
+    ast.NotIn: lambda value, options: value not in options,
+}
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A condition that was read and found well formed. Make it with `parse_expression`."""
+
+    text: str
+    tree: ast.expr
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The columns or settings it asks for."""
+        return frozenset(_names(self.tree))
+
+    def check(self, known: Collection[str]) -> None:
+        """Raises ConfigError when it names something that is not among `known`."""
+        for name in sorted(self.names - set(known)):
+            hint = did_you_mean(name, known) or f" If it is text, quote it: '{name}'."
+            raise ConfigError(f"no column '{name}' in '{self.text}'.{hint}")
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether the condition is true of the values, of which one that is absent counts as null.
+
+        Raises:
+            ConfigError: it compares things that have no order, or is no condition at all.
+        """
+        return self._truth(self.tree, values)
+
+    def _truth(self, node: ast.expr, values: Mapping[str, Any]) -> bool:
+        if isinstance(node, ast.BoolOp):
+            parts = (self._truth(part, values) for part in node.values)
+            return all(parts) if isinstance(node.op, ast.And) else any(parts)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return not self._truth(node.operand, values)
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            return all(self._compare(*pair, values) for pair in zip(sides, node.ops, sides[1:], strict=False))
+        value = self._value(node, values)
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        given = ast.unparse(node)
+        raise ConfigError(f"'{given}' in '{self.text}' is no condition. Compare it: {given} == ...")
+
+    def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr, values: Mapping[str, Any]) -> bool:
+        first, second = self._value(left, values), self._value(right, values)
+        if first is None or second is None:
+            asked = isinstance(op, ast.Eq | ast.NotEq) and (_is_null(left) or _is_null(right))
+            return asked and (first is second) == isinstance(op, ast.Eq)
+        try:
+            return bool(COMPARISONS[type(op)](first, second))
+        except TypeError:
+            raise ConfigError(f"'{self.text}' cannot compare {show(first)} with {show(second)}.") from None
+
+    def _value(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.List | ast.Tuple):
+            return [self._value(item, values) for item in node.elts]
+        if isinstance(node, ast.UnaryOp):
+            number = self._number(node.operand, values)
+            return None if number is None else -number if isinstance(node.op, ast.USub) else number
+        if isinstance(node, ast.BinOp):
+            return self._arithmetic(node, values)
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = _dotted(node)
+            return WORDS[name.lower()] if name.lower() in WORDS else values.get(name)
+        return self._truth(node, values)
+
+    def _arithmetic(self, node: ast.BinOp, values: Mapping[str, Any]) -> Any:
+        first, second = self._number(node.left, values), self._number(node.right, values)
+        if first is None or second is None or (isinstance(node.op, ast.Div) and second == 0):
+            return None
+        try:
+            return ARITHMETIC[type(node.op)](first, second)
+        except OverflowError:
+            return None
+
+    def _number(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
+        value = self._value(node, values)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return value
+        raise ConfigError(f"'{self.text}' cannot calculate with {show(value)}.")
+
+
+def parse_expression(text: str) -> Expression:
+    """The condition written in `text`.
+
+    Raises:
+        ConfigError: it cannot be read, or holds more than comparisons, and, or, not, in, + - * /, names and values.
+    """
+    if len(text) > LONGEST:
+        raise ConfigError(f"a condition of {len(text)} characters is too long: at most {LONGEST}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            tree = ast.parse(text.strip(), mode="eval").body
+            _check(tree, text)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            single = re.search(r"(?<![=!<>])=(?!=)", text)
+            hint = " Write == to compare." if single else ' Write it like: expert >= 8 and router == "topk"'
+            raise ConfigError(f"'{text}' cannot be read as a condition.{hint}") from None
+    return Expression(text, tree)
+
+
+def _check(node: ast.expr, text: str, depth: int = 0) -> None:
+    """Refuses every kind of expression that is not listed here."""
+    if depth > DEEPEST:
+        raise ConfigError(f"a condition nested {DEEPEST} levels deep is too much: '{text[:40]}...'")
+    match node:
+        case ast.BoolOp(values=parts) | ast.List(elts=parts) | ast.Tuple(elts=parts):
+            pass
+        case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.UAdd(), operand=part):
+            parts = [part]
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in ARITHMETIC:
+            parts = [left, right]
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in COMPARISONS for op in ops):
+            parts = [left, *others]
+        case ast.Constant(value=None | bool() | int() | float() | str()) | ast.Name():
+            parts = []
+        case ast.Attribute() if _dotted(node):
+            parts = []
+        case _:
+            raise ConfigError(
+                f"'{ast.unparse(node)}' in '{text}' is not allowed: use comparisons, and, or, not, in, + - * /."
+            )
+    for part in parts:
+        _check(part, text, depth + 1)
+
+
+def _dotted(node: ast.expr) -> str:
+    """`train.steps` for the name it is written as; "" when it is no name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    owner = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{owner}.{node.attr}" if owner and isinstance(node, ast.Attribute) else ""
+
+
+def _is_null(node: ast.expr) -> bool:
+    if isinstance(node, ast.Constant):
+        return node.value is None
+    return isinstance(node, ast.Name) and node.id.lower() in ("null", "none")
+
+
+def _names(node: ast.expr) -> list[str]:
+    if isinstance(node, ast.Name | ast.Attribute):
+        name = _dotted(node)
+        return [] if name.lower() in WORDS else [name]
+    return [name for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr) for name in _names(part)]

@@ -1,0 +1,58 @@
+"""The command that makes the dense baseline a configuration lacks."""
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from moe_cli.config.parse import show
+from moe_cli.config.schema import BUDGETS
+from moe_cli.errors import MoeError
+from moe_cli.report.fold import Row, shared_with_dense
+from moe_cli.report.frame import flatten
+
+if TYPE_CHECKING:
+    from moe_cli.config.load import Composer
+
+
+def baseline_command(row: Row) -> str:
+    """`moe train expert=1` with every setting in which the configuration differs from the defaults."""
+    from moe_cli.config.load import Composer
+
+    wanted = {name: row[name] for name in shared_with_dense([name for name in row if "." in name])}
+    words: dict[str, Any] = {"expert": 1}
+    try:
+        composer = Composer()
+        default = _resolved(composer, words)
+        for group in ("model", "data", "optim"):
+            if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
+                words[group] = wanted[f"{group}.name"]
+        if wanted.get("data.path"):
+            words["data.path"] = wanted["data.path"]
+        words.update(_differences(_resolved(composer, words), wanted, with_null=False))
+        words.update(_differences(_resolved(composer, words), wanted, with_null=True))
+    except MoeError:
+        words = {"expert": 1}
+    seeds = row["seeds"] or [0]
+    if seeds[0] != 0:
+        words["seed"] = seeds[0]
+    if len(seeds) == 1:
+        return "moe train " + _written(words)
+    return "moe sweep " + _written({**words, "seed": ",".join(map(str, seeds))})
+
+
+def _written(words: dict[str, Any]) -> str:
+    return " ".join(shlex.quote(f"{key}={show(value)}") for key, value in words.items())
+
+
+def _resolved(composer: "Composer", words: dict[str, Any]) -> dict[str, Any]:
+    return flatten(composer.point(words).config.to_dict())
+
+
+def _differences(default: dict[str, Any], wanted: Row, with_null: bool) -> dict[str, Any]:
+    """What still differs. Null values come last: most follow from a setting that has a value."""
+    budgets = [f"train.{name}" for name in BUDGETS]
+    return {
+        name: value
+        for name, value in wanted.items()
+        if not name.endswith(".name") and default.get(name) != value
+        and (value is not None or (with_null and name in default and name not in budgets))
+    }  # fmt: skip

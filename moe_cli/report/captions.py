@@ -1,0 +1,149 @@
+"""The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.text import Text
+
+from moe_cli.report.baseline import baseline_command
+from moe_cli.report.columns import count, printable, shorten
+from moe_cli.report.fold import Row, comparable, shared_with_dense
+from moe_cli.report.view import View
+from moe_cli.store import COMPLETED, FAILED
+
+OF_EXPERTS = ("expert", "k", "router", "balance", "capacity")
+CONSTANTS = (*OF_EXPERTS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
+
+
+def above(view: View, title: str, width: int) -> list[Text]:
+    """What the rows are: how many, on which data, at which budget and size, against which baseline."""
+    rows = [row for row in view.rows if row["status"] == COMPLETED]
+    pieces = [_size(view, rows)]
+    corpora = sorted({printable(row["corpus"]) for row in rows if row["corpus"]})
+    if corpora:
+        pieces.append(f"{shorten(corpora[0])} corpus" if len(corpora) == 1 else f"{len(corpora)} corpora")
+    if any(row["tokens"] for row in rows):
+        pieces.append(_span((row["tokens"] for row in rows), count) + " tokens")
+    if any(row["active_params"] for row in rows):
+        pieces.append("active parameters " + _span((row["active_params"] for row in rows), count))
+    lines = _pack([shorten(printable(title)), *pieces], width, "   ", " " * 2)
+    lines[0].stylize("bold", 0, len(shorten(printable(title))))
+    return lines + _baseline(view, rows, width)
+
+
+def _size(view: View, rows: Sequence[Row]) -> str:
+    if view.by_run or (view.rows and not rows):
+        return _plural(len(view.rows), "run") + ("" if rows else ", none with results")
+    size = _plural(len(rows), "configuration")
+    seeds = sorted({len(row["seeds"]) for row in rows})
+    if len(seeds) > 1:
+        return f"{size}, {seeds[0]} to {seeds[-1]} seeds"
+    return size + (f", {_plural(seeds[0], 'seed')}" if seeds else "") + (" each" if len(rows) > 1 else "")
+
+
+def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
+    sparse = [row for row in rows if row["expert"] != 1]
+    without = [row for row in sparse if row["vs_dense"] is None]
+    lines = []
+    if len(without) < len(sparse):
+        equal = [name for name in shared_with_dense(view.varying) if name in view.varying]
+        at = f", compared at equal {', '.join(equal)}" if equal else ""
+        lines += _pack(["baseline", f"expert=1 (dense){at}"], width, "   ", "  ")
+    if without:
+        which = "" if len(without) == len(sparse) else f" for {len(without)} of {len(sparse)}"
+        lines += _prose(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
+        lines.append(Text("  " + printable(baseline_command(without[0])), "yellow"))
+    return lines
+
+
+def below(view: View, width: int) -> list[Text]:
+    """How to read the table, what all rows share, and what asks for care."""
+    rows = [row for row in view.rows if row["status"] == COMPLETED]
+    lines = []
+    if any(row["val_bpb_interval"] is not None for row in rows):
+        lines += _prose("intervals: 95 % over seeds; differences to dense are paired by seed", width, "dim")
+    elif rows and not view.by_run:
+        lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
+    shared = _constants(view, rows)
+    if shared:
+        lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")
+    return lines + _cautions(view, rows, width)
+
+
+def _constants(view: View, rows: Sequence[Row]) -> list[str]:
+    """Settings that matter and are equal wherever they apply."""
+    shared = []
+    hidden = {column.name for column in view.columns} | set(view.varying)
+    for name in CONSTANTS:
+        subjects = [row for row in rows if row["expert"] != 1] if name in OF_EXPERTS else rows
+        values = {row.get(name) for row in subjects}
+        if name in hidden or len(values) != 1 or (values == {None} and name != "capacity"):
+            continue
+        shared.append(_constant(name, subjects, hidden))
+    return shared
+
+
+def _constant(name: str, rows: Sequence[Row], hidden: set[str]) -> str:
+    value = rows[0][name]
+    if name == "capacity" and value is None:
+        return "dropless"
+    text = f"{name.rpartition('.')[2] if not name.endswith('.name') else name.split('.')[0]} {printable(str(value))}"
+    for detail in ("balance.weight", "balance.bias_update_rate") if name == "balance" else ():
+        if rows[0].get(detail) is not None and detail not in hidden:
+            text += f" {rows[0][detail]:g}"
+    return text
+
+
+def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
+    lines = []
+    data = {(row["corpus_sha256"], row["corpus"]) for row in rows}
+    if len({digest for digest, _ in data}) > 1:
+        named = ", ".join(sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data)[:4])
+        lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
+    elif len({comparable(row) for row in rows if row["val_bpb"] is not None}) > 1:
+        lines += _prose("different budgets: 'best' is said among equal ones only", width, "yellow")
+    failed = [row for row in view.unfinished if row["status"] == FAILED]
+    if failed:
+        reason = (failed[0]["reason"] or "see traceback.txt in its folder").strip().splitlines()[0]
+        first = f"{shorten(printable(failed[0]['run']))}: {printable(reason)}"
+        lines += _prose(f"{len(failed)} failed, the first {first}", width, "red")
+    others = [row["status"] for row in view.unfinished if row["status"] != FAILED]
+    if others:
+        counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))
+        seen = "" if view.by_run or not rows else "; to see them: moe report --runs"
+        lines += _prose(f"without results yet: {counted}{seen}", width, "yellow")
+    return lines
+
+
+def left_out(headings: Sequence[str], width: int) -> list[Text]:
+    """Says which columns a narrow terminal has no room for."""
+    if not headings:
+        return []
+    return _prose(f"no room for: {', '.join(headings)}; shown by --columns or a wider window", width, "dim")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _span(values: Iterable[float | None], write: Callable[[float], str]) -> str:
+    there = [value for value in values if value is not None]
+    least, most = write(min(there)), write(max(there))
+    return least if least == most else f"{least} to {most}"
+
+
+def _prose(sentence: str, width: int, style: str) -> list[Text]:
+    lines = textwrap.wrap(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
+    return [Text(line, style) for line in lines]
+
+
+def _pack(pieces: Sequence[str], width: int, gap: str, indent: str, style: str = "") -> list[Text]:
+    """The pieces on as few lines as hold them whole; a piece longer than a line has one to itself."""
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        if len(lines[-1]) + len(gap) + len(piece) <= width:
+            lines[-1] += gap + piece
+        else:
+            lines[-1] += gap.rstrip()
+            lines.append(indent + piece)
+    return [Text(line, style) for line in lines]

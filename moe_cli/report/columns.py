@@ -1,0 +1,169 @@
+"""What stands in a column of the report: its heading, how its values are written, and how soon it makes room."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moe_cli.config.parse import show
+from moe_cli.report.fold import Row, applies
+from moe_cli.report.frame import COUNTS
+
+LONGEST_CELL = 36
+# Joins a mean and its interval; columns are aligned at it.
+PLUS_MINUS = " +- "
+# What leaves first when a terminal is narrow; settings leave after these, bits per byte never.
+FIRST_TO_LEAVE = ("flops_per_token", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
+                  "tokens_per_second", "params", "vs_dense")  # fmt: skip
+NEVER_LEAVE = ("run", "val_bpb")
+# A setting's heading is its last part, and its group's where that says nothing.
+NAMELESS = ("name", "weight", "k", "capacity")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: where it comes from, what stands above it, how a row's value is written, and its side."""
+
+    name: str
+    heading: str
+    write: Callable[[Row], str]
+    left: bool = False
+
+
+def result_columns(rows: Collection[Row]) -> list[Column]:
+    """The measured columns worth showing for these rows."""
+    names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", "vs_dense", "tokens_per_second"]
+    if all(row["expert"] == 1 for row in rows):
+        names.remove("vs_dense")
+    if any(row["max_violation"] is not None for row in rows):
+        names.append("max_violation")
+    if any(row["dropped_fraction"] for row in rows):
+        names.append("dropped_fraction")
+    if any(row["dead_experts"] is not None for row in rows):
+        names.append("dead_experts")
+    return [_RESULTS[name] for name in names]
+
+
+def make_columns(names: Sequence[str]) -> list[Column]:
+    """Columns by name: results as they are usually written, everything else by its value."""
+    short = [_heading(name) for name in names]
+    headings = [heading if short.count(heading) == 1 else name for heading, name in zip(short, names, strict=True)]
+    return [
+        _RESULTS.get(name) or Column(name, printable(heading), _writer(name), left=name in _TEXT)
+        for name, heading in zip(names, headings, strict=True)
+    ]
+
+
+def _heading(name: str) -> str:
+    if name in _RESULTS:
+        return _RESULTS[name].heading
+    group, _, last = name.rpartition(".")
+    if not group or last not in NAMELESS:
+        return last
+    return group if last == "name" else f"{group} {last}"
+
+
+def _writer(name: str) -> Callable[[Row], str]:
+    def write(row: Row) -> str:
+        value = row[name]
+        if not applies(name, row) and row["expert"] is not None:
+            return "-"
+        if name == "reason" and value:
+            return printable(value.strip().splitlines()[0])[:LONGEST_CELL]
+        if name == "capacity" and value is None and row["expert"] is not None:
+            return "dropless"
+        return count(value) if name in COUNTS and value is not None else cell(value)
+
+    return write
+
+
+def cell(value: Any) -> str:
+    """Any value as it stands in a table: short, on one line, and harmless to a terminal."""
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, list):
+        return shorten(printable(",".join(show(item) for item in value)))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return shorten(printable(show(value)))
+
+
+def printable(text: str) -> str:
+    """The text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def shorten(text: str) -> str:
+    """The end of the text, which tells paths and run ids apart, when it is too long."""
+    return text if len(text) <= LONGEST_CELL else "..." + text[3 - LONGEST_CELL :]
+
+
+def count(value: float) -> str:
+    """Three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G."""
+    if abs(value) < 999.5:
+        return f"{value:.0f}"
+    for unit in "kMGT":
+        value /= 1000
+        if abs(value) < 999.5:
+            return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}{unit}"
+    return f"{value:.3g}T"
+
+
+def percent(share: float, signed: bool = False) -> str:
+    """21 %, or +21 % when signed; one digit after the point below 10 %."""
+    value = 100 * share
+    text = f"{value:{'+' if signed else ''}.{0 if abs(value) >= 9.95 else 1}f}"
+    return ("0" if not float(text) else text) + " %"
+
+
+def _with_interval(value: float | None, interval: float | None, digits: int, factor: float = 1, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    text = f"{factor * value:{sign}.{digits}f}"
+    unit = " %" if factor == 100 else ""
+    if interval is None:
+        return text + unit
+    spread = f"{factor * interval:.{digits}f}"
+    # An interval that rounds to nothing is small, not absent.
+    least = f"<{10**-digits:.{digits}f}"
+    return text + unit + PLUS_MINUS + (spread if float(spread) or not interval else least)
+
+
+def _bits(row: Row) -> str:
+    return _with_interval(row["val_bpb"], row["val_bpb_interval"], 3)
+
+
+def _loss(row: Row) -> str:
+    return _with_interval(row["val_loss"], row["val_loss_interval"], 3)
+
+
+def _vs_dense(row: Row) -> str:
+    if row["vs_dense"] == 0 and row["expert"] == 1:
+        return "0"
+    return _with_interval(row["vs_dense"], row["vs_dense_interval"], 1, 100, "+")
+
+
+def _counted(name: str) -> Callable[[Row], str]:
+    return lambda row: "-" if row[name] is None else count(row[name])
+
+
+def _share(name: str, signed: bool = False) -> Callable[[Row], str]:
+    return lambda row: "-" if row[name] is None else percent(row[name], signed)
+
+
+_RESULTS = {
+    column.name: column
+    for column in (
+        Column("params", "params", _counted("params")),
+        Column("active_params", "active", _counted("active_params")),
+        Column("flops_per_token", "FLOP/token", _counted("flops_per_token")),
+        Column("val_loss", "val loss", _loss),
+        Column("val_bpb", "bits/byte", _bits),
+        Column("vs_dense", "vs dense", _vs_dense),
+        Column("tokens_per_second", "tok/s", _counted("tokens_per_second")),
+        Column("max_violation", "load", _share("max_violation", signed=True)),
+        Column("dropped_fraction", "dropped", _share("dropped_fraction")),
+        Column("dead_experts", "dead", _share("dead_experts")),
+    )
+}
+_TEXT = ("run", "runs", "group", "status", "reason", "path", "router", "balance", "drop", "match", "corpus",
+         "corpus_sha256", "data.path", "data.name", "optim.name", "optim.schedule", "baseline")  # fmt: skip

@@ -1,0 +1,198 @@
+"""Which runs are one configuration, what tells configurations apart, and which dense one each is measured against."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pandas as pd
+
+from moe_cli.config.schema import EXECUTION_KEYS
+from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
+from moe_cli.report.stats import mean_and_interval, paired_difference
+from moe_cli.store import COMPLETED
+
+RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second",
+           "max_violation", "dropped_fraction", "dead_experts")  # fmt: skip
+PLAIN_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", *RESULTS,
+              "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval")  # fmt: skip
+TOP_LEVEL = ("expert", "k", "capacity", "drop", "router", "balance", "match")
+EXECUTION = frozenset(f"train.{key}" for key in EXECUTION_KEYS)
+# Settings that say nothing about a dense model.
+SPARSE_ONLY = ("k", "capacity", "drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
+               "model.moe_every", "model.dispatch")  # fmt: skip
+SPARSE_GROUPS = ("router.", "balance.", "eval.")
+# Settings that others bring along: they tell configurations apart only where those others are equal.
+FOLLOWS: dict[str, tuple[str, ...]] = {
+    "drop": ("capacity",),
+    "model.d_expert": ("model.d_ff", "match"),
+    "router.": ("router", "k"),
+    "balance.": ("balance",),
+    "optim.name": (),
+    "optim.schedule": ("optim.name",),
+    "optim.": ("optim.name", "optim.schedule"),
+}
+
+Row = dict[str, Any]
+
+
+def settings_of(columns: Iterable[str]) -> list[str]:
+    """The columns that decide what is learned, seed apart."""
+    columns = list(columns)
+    dotted = [name for name in columns if "." in name and name not in EXECUTION]
+    return [name for name in TOP_LEVEL if name in columns] + dotted
+
+
+def applies(setting: str, row: Row) -> bool:
+    """Whether a setting means anything in this configuration."""
+    if setting == "model.d_expert" and row.get("match") == "active":
+        return False
+    if row.get("expert") != 1:
+        return True
+    return setting not in SPARSE_ONLY and not setting.startswith(SPARSE_GROUPS)
+
+
+def rows_of(frame: pd.DataFrame) -> list[Row]:
+    columns = plain(frame)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def fold(frame: pd.DataFrame, by_run: bool = False, elsewhere: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per configuration: means over seeds, 95 % intervals, and the difference to the dense baseline.
+
+    Runs are one configuration when every setting but the seed is equal, and the data too; of two runs with one seed
+    the newer counts. Runs without results are rows of their own. With `by_run`, every run is a row. Dense runs
+    `elsewhere` may serve as baselines, but are no rows.
+    """
+    runs = rows_of(frame)
+    settings = settings_of(frame.columns)
+    groups = _group(runs, settings)
+    known = runs if elsewhere is None else [*rows_of(elsewhere), *runs]
+    dense = _group([run for run in known if run["expert"] == 1], shared_with_dense(settings))
+    if by_run:
+        rows = [_folded([run], settings, dense) for run in runs]
+    else:
+        rows = [_folded(_by_seed(seeds), settings, dense) for seeds in groups.values()]
+        rows += [_folded([run], settings, dense) for run in runs if run["status"] != COMPLETED]
+    return _frame(rows, frame)
+
+
+def _group(runs: Iterable[Row], settings: Collection[str]) -> dict[tuple[Any, ...], dict[int, Row]]:
+    """The complete runs by what they share, and by seed; of two runs with one seed, the newer."""
+    groups: dict[tuple[Any, ...], dict[int, Row]] = {}
+    for run in sorted((run for run in runs if run["status"] == COMPLETED), key=lambda run: run["created"] or 0):
+        groups.setdefault(_key(run, settings), {})[run["seed"]] = run
+    return groups
+
+
+def _key(run: Row, settings: Collection[str]) -> tuple[Any, ...]:
+    return (*(run.get(name) for name in settings), run["corpus_sha256"])
+
+
+def _by_seed(seeds: dict[int, Row]) -> list[Row]:
+    return sorted(seeds.values(), key=lambda run: (run["seed"] is None, run["seed"]))
+
+
+def shared_with_dense(settings: Collection[str]) -> list[str]:
+    """What a model must share with a dense one to be compared with it."""
+    return [name for name in settings if name != "expert" and applies(name, {"expert": 1})]
+
+
+def _folded(runs: list[Row], settings: list[str], dense: dict[tuple[Any, ...], dict[int, Row]]) -> Row:
+    first = runs[0]
+    row: Row = {
+        **{name: first[name] for name in (*IDENTITY, *CORPUS, *SETTINGS, *settings)},
+        "runs": [run["run"] for run in runs],
+        "seeds": [run["seed"] for run in runs if run["seed"] is not None],
+        "seed": first["seed"] if len(runs) == 1 else None,
+    }
+    done = [run for run in runs if run["status"] == COMPLETED]
+    for name in first.keys() - row.keys():
+        row[name] = _mean([run[name] for run in done if run[name] is not None])
+    for name in ("val_loss", "val_bpb"):
+        values = [run[name] for run in done if run[name] is not None]
+        row[f"{name}_interval"] = mean_and_interval(values).half_width if values else None
+    row["vs_dense"] = row["vs_dense_interval"] = row["baseline"] = None
+    baseline = dense.get(_key(first, shared_with_dense(settings))) if done else None
+    if baseline:
+        _compare(row, done, baseline)
+    return row
+
+
+def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
+    difference = paired_difference(_bits({run["seed"]: run for run in runs}), _bits(baseline))
+    if difference is None:
+        return
+    row["baseline"] = _by_seed(baseline)[0]["run"]
+    row["vs_dense"] = difference.mean
+    # A dense model is its own baseline, and that it differs from itself by 0 is no measurement.
+    row["vs_dense_interval"] = None if row["expert"] == 1 else difference.half_width
+
+
+def _bits(runs: dict[int, Row]) -> dict[int, float]:
+    return {seed: run["val_bpb"] for seed, run in runs.items() if run["val_bpb"] is not None and seed is not None}
+
+
+def _mean(values: list[Any]) -> Any:
+    """The mean, or the value itself where all are equal, so that counts stay whole; of unequal text, nothing."""
+    if len(set(values)) == 1:
+        return values[0]
+    numbers = all(isinstance(value, int | float) for value in values)
+    return mean_and_interval(values).mean if values and numbers else None
+
+
+def _frame(rows: list[Row], runs: pd.DataFrame) -> pd.DataFrame:
+    settings = settings_of(runs.columns)
+    last = ["reason", "group", "created", "path", "baseline", "corpus", "corpus_sha256"]
+    others = [str(name) for name in runs.columns if name not in settings and name not in last]
+    names = dict.fromkeys([*PLAIN_KEYS, *others, *last, *settings])
+    frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=_dtype(name, runs)) for name in names})
+    frame.attrs["units"] = {**runs.attrs.get("units", {}), "val_loss_interval": UNITS["val_loss"],
+                            "val_bpb_interval": UNITS["val_bpb"], "vs_dense": "share of the baseline's bits per byte",
+                            "vs_dense_interval": "share of the baseline's bits per byte"}  # fmt: skip
+    return frame
+
+
+def _dtype(name: str, runs: pd.DataFrame) -> Any:
+    if name in ("runs", "seeds"):
+        return "object"
+    if name not in runs:
+        return "str" if name == "baseline" else "float64"
+    # The mean of whole numbers need not be whole.
+    measured = name not in SETTINGS and name not in settings_of([name])
+    return "object" if measured and runs[name].dtype == "Int64" else runs[name].dtype
+
+
+def varying(rows: Collection[Row], settings: Iterable[str]) -> list[str]:
+    """The settings that tell these configurations apart, in order.
+
+    A setting counts only where it applies, and one that others bring along (a weight by the balancing loss it belongs
+    to) only when configurations equal in those others still differ in it.
+    """
+    chosen = []
+    for name in settings:
+        group = name.partition(".")[0] + "." if "." in name else ""
+        parents = FOLLOWS[name] if name in FOLLOWS else FOLLOWS.get(group, ())
+        values: dict[tuple[Any, ...], set[Any]] = {}
+        for row in rows:
+            if applies(name, row):
+                values.setdefault(tuple(row.get(parent) for parent in parents), set()).add(row[name])
+        if any(len(alternatives) > 1 for alternatives in values.values()):
+            chosen.append(name)
+    return chosen
+
+
+def comparable(row: Row) -> tuple[Any, ...]:
+    """What rows share when their bits per byte may be ranked: the data, and how much training was paid for."""
+    data = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
+    for budget in ("train.flops", "train.minutes"):
+        if row.get(budget) is not None:
+            return (data, row.get("data.val_fraction"), budget, row[budget])
+    return (data, row.get("data.val_fraction"), "tokens", row["tokens"])
+
+
+def best_rows(rows: Collection[Row]) -> list[Row]:
+    """The row of fewest bits per byte in every comparable group of at least two."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["val_bpb"] is not None:
+            groups.setdefault(comparable(row), []).append(row)
+    return [min(group, key=lambda row: row["val_bpb"]) for group in groups.values() if len(group) > 1]

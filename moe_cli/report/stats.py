@@ -1,0 +1,70 @@
+"""Seeds -> mean and interval, and differences paired by seed. Intervals are Student's t, 95 % unless told otherwise."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, and the half-width of its interval; None when one value cannot tell how far they spread."""
+
+    mean: float
+    half_width: float | None
+
+
+def t_cdf(t: float, df: int) -> float:
+    """P(T <= t) for Student's t: the series of whole degrees of freedom, Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    return _cdf_of_angle(math.atan2(t, math.sqrt(df)), df)
+
+
+def _cdf_of_angle(angle: float, df: int) -> float:
+    """The distribution at t = sqrt(df) tan(angle)."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = df % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for index in range(odd, df - 1, 2):
+        total += term
+        term *= cosine * cosine * (index + 1) / (index + 2)
+    area = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return 0.5 + area / 2
+
+
+@cache
+def t_quantile(probability: float, df: int) -> float:
+    """The t with P(T <= t) = probability, for whole degrees of freedom, by halving the angle atan(t / sqrt(df))."""
+    assert 0 < probability < 1, probability
+    assert df >= 1, df
+    if probability < 0.5:
+        return -t_quantile(1 - probability, df)
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _cdf_of_angle(middle, df) < probability else (low, middle)
+    return math.sqrt(df) * math.tan((low + high) / 2)
+
+
+def mean_and_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of at least one value, with the t-interval of the mean."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return Estimate(mean, None)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return Estimate(mean, t_quantile((1 + confidence) / 2, count - 1) * math.sqrt(variance / count))
+
+
+def paired_difference(
+    values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Estimate | None:
+    """The mean over shared seeds of (value - baseline) / baseline, with its interval; None without a shared seed.
+
+    Pairing takes out what a seed does to both, such as the order of the data.
+    """
+    shared = sorted(seed for seed in values.keys() & baseline.keys() if baseline[seed])
+    if not shared:
+        return None
+    return mean_and_interval([(values[seed] - baseline[seed]) / baseline[seed] for seed in shared], confidence)

@@ -1,0 +1,103 @@
+"""A view as text: aligned for a terminal, or csv, json and markdown."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from moe_cli.report.captions import above, below, left_out
+from moe_cli.report.columns import FIRST_TO_LEAVE, NEVER_LEAVE, PLUS_MINUS, Column
+from moe_cli.report.fold import PLAIN_KEYS, rows_of
+from moe_cli.report.frame import plain
+from moe_cli.report.view import View
+
+GAP = "  "
+MARK = "best"
+
+
+def table_lines(view: View, title: str, width: int) -> list[Text]:
+    """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room."""
+    if not view.rows:
+        return [*above(view, title, width), Text(), Text("no row matches the filter", "yellow"), *below(view, width)]
+    cells = {column.name: _aligned([column.write(row) for row in view.rows]) for column in view.columns}
+    widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in view.columns}
+    marks = [MARK if any(row is best for best in view.best) else "" for row in view.rows]
+    room = width - (len(GAP + MARK) if any(marks) else 0)
+    kept = _fitting(view.columns, widths, room)
+    header = _line([_pad(column.heading, widths[column.name], column.left) for column in kept])
+    lines = [Text(header.rstrip(), "dim")]
+    for index, mark in enumerate(marks):
+        line = _line([_pad(cells[column.name][index], widths[column.name], column.left) for column in kept])
+        lines.append(Text.assemble((line, "bold"), GAP, (mark, "bold green")) if mark else Text(line.rstrip()))
+    missing = left_out([column.heading for column in view.columns if column not in kept], width)
+    return [*above(view, title, width), Text(), *lines, Text(), *below(view, width), *missing]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return GAP.join(cells)
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if left else space + text
+
+
+def _aligned(cells: Sequence[str]) -> list[str]:
+    """Means under means and intervals under intervals, when a column has both."""
+    parts = [cell.partition(PLUS_MINUS) for cell in cells]
+    if not any(sign for _, sign, _ in parts):
+        return list(cells)
+    widest = max(len(mean) for mean, _, _ in parts)
+    spread = max(len(interval) for _, _, interval in parts)
+    return [f"{mean:>{widest}}{sign:{len(PLUS_MINUS)}}{interval:>{spread}}" for mean, sign, interval in parts]
+
+
+def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int) -> list[Column]:
+    """The columns that fit side by side, after the least important have left."""
+    kept = list(columns)
+    names = [column.name for column in columns]
+    leaving = [name for name in FIRST_TO_LEAVE if name in names]
+    leaving += [name for name in reversed(names) if name not in leaving and name not in NEVER_LEAVE]
+    while leaving and sum(widths[column.name] + len(GAP) for column in kept) - len(GAP) > width:
+        name = leaving.pop(0)
+        kept = [column for column in kept if column.name != name]
+    return kept
+
+
+def json_text(view: View) -> str:
+    """A list of objects, one per row, with the plain keys and the settings that vary; null where there is no value."""
+    names = view.names or (*PLAIN_KEYS, *(name for name in view.json_varying if name not in PLAIN_KEYS))
+    content = [{name: row[name] for name in names} for row in rows_of(view.frame)]
+    return json.dumps(content, indent=2, allow_nan=False)
+
+
+def csv_text(view: View) -> str:
+    """Every column of the frame, or those asked for, to full precision; lists are joined by spaces."""
+    columns = plain(view.frame[list(view.names)] if view.names else view.frame)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for values in zip(*columns.values(), strict=True):
+        writer.writerow(" ".join(map(str, value)) if isinstance(value, list) else value for value in values)
+    return text.getvalue()
+
+
+def markdown_text(view: View) -> str:
+    """The table of the terminal with all its columns, whatever their width."""
+    lines = [
+        "| " + " | ".join(_escaped(column.heading) for column in view.columns) + " |",
+        "|" + "|".join(":--" if column.left else "--:" for column in view.columns) + "|",
+    ]
+    for row in view.rows:
+        mark = "**" if any(row is best for best in view.best) else ""
+        lines.append("| " + " | ".join(mark + _escaped(column.write(row)) + mark for column in view.columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    for character in "\\`*_[]<|":
+        text = text.replace(character, {"<": "&lt;"}.get(character, "\\" + character))
+    return text

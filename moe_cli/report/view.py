@@ -1,0 +1,118 @@
+"""What a report shows: which rows, in which order, under which columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from moe_cli.config.expressions import parse_expression
+from moe_cli.config.parse import did_you_mean
+from moe_cli.errors import ConfigError
+from moe_cli.report.columns import Column, make_columns, result_columns
+from moe_cli.report.fold import PLAIN_KEYS, Row, best_rows, fold, rows_of, settings_of, varying
+from moe_cli.store import COMPLETED
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the user asks: a condition on rows, an order (`-name`: largest first), columns, a row per run or not."""
+
+    condition: str | None = None
+    sort: str | None = None
+    columns: tuple[str, ...] = ()
+    by_run: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """The answer.
+
+    Attributes:
+        frame: the rows asked for, in order, with every column; those without results last.
+        rows: the same rows as plain values, as far as a table shows them.
+        unfinished: every row without results, whether asked for or not.
+        names: the columns asked for by name; empty: the usual ones.
+        varying: the settings that tell the rows of the table apart.
+        json_varying: the same for all rows of the frame.
+        columns: of the table.
+        best: the rows to be marked.
+    """
+
+    frame: pd.DataFrame
+    rows: list[Row]
+    unfinished: list[Row]
+    names: tuple[str, ...]
+    varying: list[str]
+    json_varying: list[str]
+    columns: list[Column]
+    best: list[Row]
+    by_run: bool
+
+
+def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame | None = None) -> View:
+    """Folds a frame of runs and answers the question.
+
+    Raises:
+        ConfigError: the question names a column that is not there, or cannot be read.
+    """
+    folded = fold(frame, question.by_run, elsewhere)
+    known = [str(name) for name in folded.columns]
+    for name in question.columns:
+        check_name(name, known)
+    rows = rows_of(folded)
+    chosen = _sorted(_filtered(range(len(rows)), rows, question.condition, known), rows, question.sort, known)
+    ordered = [rows[index] for index in chosen]
+    shown = [row for row in ordered if row["status"] == COMPLETED or question.by_run] or ordered
+    settings = settings_of(known)
+    names = varying([row for row in shown if row["expert"] is not None], settings)
+    return View(
+        folded.iloc[chosen],
+        shown,
+        [row for row in rows if row["status"] != COMPLETED],
+        question.columns,
+        names,
+        varying([row for row in ordered if row["expert"] is not None], settings),
+        make_columns(question.columns) if question.columns else _columns(shown, names, question.by_run),
+        best_rows(shown),
+        question.by_run,
+    )
+
+
+def _columns(rows: list[Row], names: list[str], by_run: bool) -> list[Column]:
+    identity = ["run"] if by_run or not names else []
+    seeds = ["seed"] if by_run and len({row["seed"] for row in rows}) > 1 else []
+    status = ["status"] if any(row["status"] != COMPLETED for row in rows) else []
+    if status and not any(row["status"] == COMPLETED for row in rows):
+        return make_columns(["run", "status", *names, *seeds, "reason"])
+    return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows)
+
+
+def _filtered(indices: Sequence[int], rows: list[Row], condition: str | None, known: list[str]) -> list[int]:
+    if condition is None:
+        return list(indices)
+    expression = parse_expression(condition)
+    expression.check(known)
+    return [index for index in indices if expression.holds(rows[index])]
+
+
+def _sorted(indices: list[int], rows: list[Row], sort: str | None, known: list[str]) -> list[int]:
+    """In order of a column, rows without a value last whichever way; without results at the very end by default."""
+    name = (sort or "val_bpb").removeprefix("-")
+    check_name(name, known)
+    there = [index for index in indices if rows[index][name] is not None]
+    there.sort(key=lambda index: _order(rows[index][name]), reverse=bool(sort and sort.startswith("-")))
+    return there + [index for index in indices if rows[index][name] is None]
+
+
+def _order(value: object) -> tuple[bool, object]:
+    """Numbers before text, so that a column that holds both has an order."""
+    if isinstance(value, list):
+        return (True, ",".join(map(str, value)))
+    return (isinstance(value, str), value)
+
+
+def check_name(name: str, known: Sequence[str]) -> None:
+    """Raises ConfigError when there is no such column."""
+    if name not in known:
+        hint = did_you_mean(name, known) or f" There are: {', '.join(PLAIN_KEYS)}, and settings such as train.steps."
+        raise ConfigError(f"no column '{name}'.{hint}")

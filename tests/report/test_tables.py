@@ -1,0 +1,374 @@
+"""What a reader sees: columns, captions, widths, hostile text, and the formats for programs."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_cli import load_runs
+from moe_cli.config.load import load_config
+from moe_cli.errors import ConfigError
+from moe_cli.report.baseline import baseline_command
+from moe_cli.report.columns import count, percent, printable, shorten
+from moe_cli.report.fold import PLAIN_KEYS, fold, rows_of, settings_of, shared_with_dense
+from moe_cli.report.frame import UNITS, flatten
+from moe_cli.report.stats import mean_and_interval, paired_difference
+from moe_cli.report.tables import csv_text, json_text, markdown_text, table_lines
+from moe_cli.report.view import Question, View, make_view
+from moe_cli.store import FAILED, PENDING
+from tests.report.folders import complete, configure, stopped, sweep_of_three_seeds
+
+
+def view(outputs: Path, **question: Any) -> View:
+    return make_view(load_runs(outputs), Question(**question))
+
+
+def lines(outputs: Path, width: int = 120, **question: Any) -> list[str]:
+    return [line.plain for line in table_lines(view(outputs, **question), "sparsity", width)]
+
+
+def table(outputs: Path, width: int = 120, **question: Any) -> list[str]:
+    """The heading and the rows, between the blank lines."""
+    text = lines(outputs, width, **question)
+    start = text.index("")
+    return text[start + 1 : text.index("", start + 1)]
+
+
+def headings(outputs: Path, width: int = 120, **question: Any) -> list[str]:
+    return [heading.strip() for heading in table(outputs, width, **question)[0].split("  ") if heading.strip()]
+
+
+def test_the_table_of_a_sweep(tmp_path: Path) -> None:
+    """Varying settings and results, best first and marked, dense last with dashes."""
+    sweep_of_three_seeds(tmp_path)
+    assert headings(tmp_path, 80) == ["expert", "k", "params", "bits/byte", "vs dense", "tok/s", "load", "dead"]
+    rows = table(tmp_path, 80)[1:]
+    assert [row.split()[0] for row in rows] == ["16", "8", "8", "1"]
+    assert [row.endswith("  best") for row in rows] == [True, False, False, False]
+    difference = paired_difference({0: 1.71, 1: 1.718, 2: 1.726}, {0: 1.83, 1: 1.84, 2: 1.85})
+    assert difference is not None
+    spread = f"{100 * difference.half_width:.1f}"  # type: ignore[operator]
+    bits = [f"{1.718:.3f}", "+-", f"{mean_and_interval([1.71, 1.718, 1.726]).half_width:.3f}"]
+    change = [f"{100 * difference.mean:.1f}", "%", "+-", spread]
+    assert rows[0].split()[:11] == ["16", "2", "16.0M", *bits, *change, "24.0k"]
+    assert rows[-1].split()[:4] == ["1", "-", "1.00M", "1.840"]
+    assert rows[-1].split()[6:] == ["0", "24.0k", "-", "-"]
+
+
+def test_the_best_row_is_bold(tmp_path: Path) -> None:
+    """The mark and the weight are on the same row, and on no other."""
+    sweep_of_three_seeds(tmp_path)
+    rows = table_lines(view(tmp_path), "s", 120)[3:]
+    bold = [row.plain for row in rows if any(span.style == "bold" for span in row.spans)]
+    assert len(bold) == 1
+    assert bold[0].endswith("best")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int) -> None:
+    """Whatever the width: the least important columns leave and are named, bits per byte stays."""
+    sweep_of_three_seeds(tmp_path)
+    complete(tmp_path, 1.75, "sparsity", expert=8, k=2, capacity=1.25, results={"dropped_fraction": 0.034})
+    stopped(tmp_path, FAILED, "out of memory: " + "lower train.batch_size " * 9, "sparsity", expert=64, k=8)
+    text = lines(tmp_path, width)
+    assert max(map(len, text)) <= width
+    shown, all_of_them = headings(tmp_path, width), headings(tmp_path, 300)
+    assert "bits/byte" in shown
+    told = " ".join(text).partition("no room for: ")[2].partition(";")[0]
+    assert {name.strip() for name in told.split(",")} - {""} == set(all_of_them) - set(shown)
+
+
+def test_wider_terminals_show_more(tmp_path: Path) -> None:
+    """Every column of a narrow table is in a wider one, in the same order."""
+    sweep_of_three_seeds(tmp_path)
+    narrow, middle, wide = (headings(tmp_path, width) for width in (60, 80, 200))
+    assert len(narrow) < len(middle) < len(wide)
+    assert [name for name in wide if name in middle] == middle
+    assert [name for name in middle if name in narrow] == narrow
+    assert {"val loss", "FLOP/token", "active"} <= set(wide)
+    assert not any("no room" in line for line in lines(tmp_path, 200))
+
+
+def test_columns_are_aligned(tmp_path: Path) -> None:
+    """Every interval stands at one place, and a row without one leaves it blank."""
+    sweep_of_three_seeds(tmp_path)
+    complete(tmp_path, 1.9, "sparsity", expert=2, k=1)
+    rows = table(tmp_path)[1:]
+    with_interval = [row for row in rows if "+-" in row]
+    assert len(with_interval) == 4
+    assert len({row.index("+-") for row in with_interval}) == 1
+    alone = next(row for row in rows if row.split()[0] == "2")
+    assert alone.index("1.900") == next(row.index("1.718") for row in rows if "1.718" in row)
+
+
+def test_captions_say_what_is_compared(tmp_path: Path) -> None:
+    """Counts, corpus, tokens, sizes, baseline, what is equal, how intervals are made."""
+    sweep_of_three_seeds(tmp_path)
+    text = "\n".join(lines(tmp_path, 200))
+    first = "sparsity   4 configurations, 3 seeds each   python corpus   1.02M tokens   active parameters 1.00M"
+    same = "router topk, balance switch 0.01, dropless"
+    for words in (first, "baseline   expert=1 (dense)", "intervals: 95 %", same):
+        assert words in text
+    assert "none" not in text
+    assert "failed" not in text
+
+
+def test_what_varies_is_not_called_equal(tmp_path: Path) -> None:
+    """A setting is a column or a constant, never both."""
+    complete(tmp_path, 1.7, expert=8, balance="z", capacity=1.25, results={"dropped_fraction": 0.5})
+    complete(tmp_path, 1.7, expert=8, balance="switch")
+    assert headings(tmp_path)[:2] == ["capacity", "balance"]
+    same = next(line for line in lines(tmp_path, 200) if "the same for all" in line)
+    assert same.startswith("the same for all: expert 8, k 2, router topk, num_layers")
+    assert "dropless" in "".join(table(tmp_path))
+
+
+def test_dropped_is_shown_only_where_something_was(tmp_path: Path) -> None:
+    """A column of zeros says nothing."""
+    complete(tmp_path, 1.7, expert=8)
+    assert "dropped" not in headings(tmp_path, 200)
+    complete(tmp_path, 1.7, expert=8, capacity=1.25, results={"dropped_fraction": 0.034})
+    assert "dropped" in headings(tmp_path, 200)
+    assert "3.4 %" in "".join(table(tmp_path, 200))
+
+
+def test_one_configuration_is_still_a_table(tmp_path: Path) -> None:
+    """One run: its id tells which, no interval, no best, and how to get a baseline."""
+    run = complete(tmp_path, 1.75, expert=8, k=2)
+    text = lines(tmp_path)
+    assert text[0].startswith("sparsity   1 configuration, 1 seed   ")
+    row = table(tmp_path)[1]
+    assert row.startswith(run.id)
+    assert "best" not in row
+    assert "moe train expert=1" in "\n".join(text)
+    assert "one seed says little" in "\n".join(text)
+
+
+def test_only_dense_rows_need_no_baseline(tmp_path: Path) -> None:
+    """Without experts there is nothing to compare, and no advice to train what is there."""
+    complete(tmp_path, 1.83, expert=1)
+    assert {"vs dense", "load", "dead"} & set(headings(tmp_path, 200)) == set()
+    assert not any("baseline" in line for line in lines(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"train__steps": 900}, {"train__tokens": 100_000}, {"optim": "adamw"}, {"optim__schedule": "cosine"},
+        {"optim__grad_clip": None}, {"model__d_model": 64, "model__d_ff": 200},
+        {"data": "text", "data__path": "/tmp/a b.txt"}, {"model__shared_experts": 1, "capacity": 1.5}, {"seed": 4},
+    ],
+)  # fmt: skip
+def test_the_advised_command_makes_the_baseline(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Parsed as a shell and Hydra would, the command gives a configuration that serves as baseline."""
+    import shlex
+
+    complete(tmp_path, 1.7, expert=8, **settings)
+    row = rows_of(fold(load_runs(tmp_path)))[0]
+    words = shlex.split(baseline_command(row))
+    assert words[:3] == ["moe", "train", "expert=1"]
+    advised = load_config(words[2:]).config
+    values = flatten(advised.to_dict())
+    shared = [name for name in shared_with_dense(settings_of(row)) if row[name] is not None or name in values]
+    assert {name: values.get(name) for name in shared} == {name: row[name] for name in shared}
+    assert advised.seed == settings.get("seed", 0)
+
+
+def test_the_advised_command_covers_all_seeds(tmp_path: Path) -> None:
+    """Several seeds are a sweep over them."""
+    for seed in (0, 2):
+        complete(tmp_path, 1.7, expert=8, seed=seed)
+    assert baseline_command(rows_of(fold(load_runs(tmp_path)))[0]) == "moe sweep expert=1 seed=0,2"
+
+
+def test_mixed_budgets_are_said_and_ranked_apart(tmp_path: Path) -> None:
+    """A longer run does not win; the advice names the budget."""
+    for expert, steps, val_bpb in ((4, 500, 1.8), (8, 500, 1.7), (4, 900, 1.6), (8, 900, 1.5), (1, 500, 2.0)):
+        complete(tmp_path, val_bpb, expert=expert, train__steps=steps)
+    text = "\n".join(lines(tmp_path))
+    assert [row.split()[0] + row.split()[1] for row in table(tmp_path)[1:] if row.endswith("best")] == ["8900", "8500"]
+    assert "different budgets" in text
+    assert "baseline   none for 2 of 4" in text
+    assert "moe train expert=1 train.steps=900" in text
+    assert "1.02M to 1.84M tokens" in text
+
+
+def test_mixed_corpora_are_said(tmp_path: Path) -> None:
+    """Rows on different data get one line that names them."""
+    complete(tmp_path, 1.7, expert=4)
+    complete(tmp_path, 1.7, expert=8, results={"corpus_sha256": "cd" * 32, "corpus": "notes"})
+    warned = [line for line in table_lines(view(tmp_path), "s", 200) if "different data" in line.plain]
+    assert len(warned) == 1
+    assert "notes cdcdcd, python ababab" in warned[0].plain
+    assert warned[0].style == "yellow"
+
+
+def test_failed_and_pending_runs_are_counted(tmp_path: Path) -> None:
+    """They are no rows of the table, but lines below it: how many, and the first reason."""
+    complete(tmp_path, 1.7, expert=4)
+    failed = stopped(tmp_path, FAILED, "out of memory\nTraceback", expert=64, k=8)
+    stopped(tmp_path, FAILED, None, expert=64, k=4)
+    stopped(tmp_path, PENDING, expert=32)
+    text = lines(tmp_path)
+    assert f"2 failed, the first {failed.id}: out of memory" in text
+    assert "without results yet: 1 pending; to see them: moe report --runs" in text
+    assert len(table(tmp_path)) == 2
+    assert len(table(tmp_path, by_run=True)) == 5
+
+
+def test_nothing_but_failed_runs(tmp_path: Path) -> None:
+    """The table then shows them, with status and reason instead of results."""
+    run = stopped(tmp_path, FAILED, "out of memory", expert=64, k=8)
+    assert headings(tmp_path) == ["run", "status", "reason"]
+    assert table(tmp_path)[1].split() == [run.id, "failed", "out", "of", "memory"]
+
+
+def test_filter_keeps_the_baseline(tmp_path: Path) -> None:
+    """Rows that are filtered out still serve as baseline."""
+    sweep_of_three_seeds(tmp_path)
+    assert [row.split()[0] for row in table(tmp_path, condition="k == 2 and expert > 1")[1:]] == ["16", "8"]
+    assert "-6.6 %" in "".join(table(tmp_path, condition="expert == 16"))
+    assert "-6.6 %" in "".join(table(tmp_path, condition="vs_dense < -0.05"))
+    assert "no row matches the filter" in lines(tmp_path, condition="expert > 99")
+
+
+@pytest.mark.parametrize(
+    ("sort", "expected"), [("expert", [1, 8, 8, 16]), ("-expert", [16, 8, 8, 1]), (None, [16, 8, 8, 1])]
+)
+def test_sort(tmp_path: Path, sort: str | None, expected: list[int]) -> None:
+    """By any column, either way; fewest bits per byte first by default."""
+    sweep_of_three_seeds(tmp_path)
+    assert [row["expert"] for row in view(tmp_path, sort=sort).rows] == expected
+
+
+@pytest.mark.parametrize("sort", ["val_bpb", "-val_bpb", "max_violation", "-max_violation"])
+def test_rows_without_the_value_are_last_either_way(tmp_path: Path, sort: str) -> None:
+    """Null is neither small nor large."""
+    sweep_of_three_seeds(tmp_path)
+    stopped(tmp_path, PENDING, expert=32)
+    values = [row[sort.removeprefix("-")] for row in rows_of(view(tmp_path, sort=sort).frame)]
+    missing = [value is None for value in values]
+    assert missing == sorted(missing)
+    assert True in missing
+
+
+def test_columns_are_shown_as_asked_for(tmp_path: Path) -> None:
+    """Those, in that order, even when they do not vary."""
+    sweep_of_three_seeds(tmp_path)
+    asked = ("val_bpb", "model.d_model", "seeds", "router")
+    assert headings(tmp_path, columns=asked) == ["bits/byte", "d_model", "seeds", "router"]
+    assert table(tmp_path, columns=("expert", "model.d_model", "seeds"))[1].split()[:3] == ["16", "128", "0,1,2"]
+
+
+@pytest.mark.parametrize("question", [{"columns": ("exprt",)}, {"sort": "-exprt"}, {"condition": "exprt > 1"}])
+def test_an_unknown_column_is_an_error_with_a_suggestion(tmp_path: Path, question: dict[str, Any]) -> None:
+    """Typed columns are checked everywhere."""
+    complete(tmp_path, 1.7)
+    with pytest.raises(ConfigError, match=r"no column 'exprt'.*Did you mean 'expert'"):
+        view(tmp_path, **question)
+
+
+HOSTILE = "[red]x[/] \x1b[31m\r\n\u202e:smile:|`<b>" + "y" * 80
+
+
+def test_hostile_names_are_only_text(tmp_path: Path) -> None:
+    """Markup, escapes, line breaks and turned writing from a run stay letters on one line."""
+    hostile = {"corpus": HOSTILE, "corpus_sha256": HOSTILE, "note": HOSTILE}
+    complete(tmp_path, 1.7, HOSTILE.replace("/", ""), expert=4, results=hostile)
+    complete(tmp_path, 1.7, expert=8, results={"corpus": HOSTILE})
+    stopped(tmp_path, FAILED, HOSTILE, expert=16)
+    text = lines(tmp_path, 80, columns=("run", "note", "group", "val_bpb"))
+    assert all(line.isprintable() for line in text)
+    assert "[red]x[/]" in "\n".join(text)
+    written = [line.plain for line in table_lines(view(tmp_path), HOSTILE, 80)]
+    assert written[0].startswith("...yyy")
+    assert len(markdown_text(view(tmp_path, columns=("note", "group"))).splitlines()) == 4
+    assert "<b>" not in markdown_text(view(tmp_path, columns=("note", "group")))
+
+
+def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None:
+    """One object per configuration, failed runs after them, null where there is no value."""
+    sweep_of_three_seeds(tmp_path)
+    complete(tmp_path, 1.6, "sparsity", expert=8, k=2, train__steps=900)
+    stopped(tmp_path, FAILED, "out of memory", "sparsity", expert=64, k=8)
+    content = json.loads(json_text(view(tmp_path)), parse_constant=lambda word: pytest.fail(word))
+    assert [list(entry) for entry in content] == [[*PLAIN_KEYS, "train.steps"]] * 6
+    assert set(PLAIN_KEYS) == {
+        "run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", "params",
+        "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation",
+        "dropped_fraction", "dead_experts", "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval",
+    }  # fmt: skip
+    dense = next(entry for entry in content if entry["expert"] == 1)
+    nulls = ["capacity", "router", "balance", "seed", "max_violation", "dropped_fraction", "dead_experts",
+             "vs_dense_interval"]  # fmt: skip
+    assert [key for key, value in dense.items() if value is None] == nulls
+    assert (dense["k"], dense["vs_dense"], dense["seeds"]) == (1, 0, [0, 1, 2])
+    failed = content[-1]
+    assert (failed["status"], failed["expert"], failed["seed"], failed["val_bpb"]) == ("failed", 64, 0, None)
+    single = content[0]
+    assert (single["seed"], single["seeds"], single["val_bpb_interval"]) == (0, [0], None)
+
+
+def test_csv_holds_every_column_to_full_precision(tmp_path: Path) -> None:
+    """Read back, the values are those of the frame; counts are whole, null is empty."""
+    sweep_of_three_seeds(tmp_path)
+    shown = view(tmp_path)
+    rows = list(csv.DictReader(io.StringIO(csv_text(shown))))
+    assert list(rows[0]) == list(shown.frame.columns)
+    assert set(UNITS) <= set(rows[0])
+    assert [float(row["val_bpb"]) for row in rows] == shown.frame["val_bpb"].tolist()
+    assert (rows[0]["params"], rows[0]["seeds"], rows[0]["capacity"]) == ("16000000", "0 1 2", "")
+    assert csv_text(view(tmp_path, columns=("expert", "k"))) == "expert,k\n16,2\n8,2\n8,1\n1,1\n"
+    assert csv_text(view(tmp_path, columns=("expert", "k"), condition="k > 9")) == "expert,k\n"
+
+
+def test_markdown_is_the_whole_table(tmp_path: Path) -> None:
+    """The columns of the widest terminal, one row each, the best in bold."""
+    sweep_of_three_seeds(tmp_path)
+    heading, rule, *rows = markdown_text(view(tmp_path)).splitlines()
+    assert [name.strip() for name in heading.strip("|").split("|")] == headings(tmp_path, 300)
+    assert {line.count("|") for line in (heading, rule, *rows)} == {heading.count("|")}
+    assert [row.startswith("| **16**") for row in rows] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, "0"), (999, "999"), (999.6, "1.00k"), (9_996, "10.0k"), (24_100, "24.1k"), (999_499, "999k"),
+     (999_500, "1.00M"), (1_234_567, "1.23M"), (2.89e9, "2.89G"), (1e15, "1e+03T")],
+)  # fmt: skip
+def test_counts_have_three_digits(value: float, expected: str) -> None:
+    """Never 1000k, never a lost zero."""
+    assert count(value) == expected
+
+
+def test_percents() -> None:
+    """One digit below ten percent, signs where asked, and no negative zero."""
+    assert [percent(share) for share in (0.0, 0.034, 0.21, 0.0996)] == ["0 %", "3.4 %", "21 %", "10 %"]
+    assert [percent(share, signed=True) for share in (0.21, -0.05, -0.0001)] == ["+21 %", "-5.0 %", "0 %"]
+
+
+def test_long_text_keeps_its_end() -> None:
+    """Paths and ids differ at the end."""
+    assert shorten("a" * 36) == "a" * 36
+    assert shorten("/long/folder/of/many/parts/and/more/file.txt").endswith("file.txt")
+    assert len(shorten("x" * 99)) == 36
+    assert printable("a\x1b[31mb\n") == "a?[31mb?"
+
+
+def test_a_small_interval_is_not_zero(tmp_path: Path) -> None:
+    """An interval below the last digit is said to be below it."""
+    for seed in range(2):
+        complete(tmp_path, 1.7 + 1e-6 * seed, expert=8, seed=seed)
+    assert "+- <0.001" in "".join(table(tmp_path))
+
+
+def test_settings_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Headings are unique, and `eval.k` is not `k`."""
+    complete(tmp_path, 1.7, expert=8, k=2, eval__k=1)
+    complete(tmp_path, 1.7, expert=8, k=1)
+    complete(tmp_path, 1.7, expert=8, k=2, eval__k=2, train__steps=600)
+    assert headings(tmp_path, 200)[:3] == ["k", "steps", "eval k"]
+    assert configure(expert=8, k=2, eval__k=1).eval.k == 1
