@@ -1,38 +1,34 @@
 """moe train."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
 
+if TYPE_CHECKING:
+    from moe_cli.config.schema import RunConfig
+    from moe_cli.store import Run
+
+Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
 
 def train(
     overrides: Overrides = None,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", show_default=False)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    resume: Resume = None,
+    dry_run: DryRun = False,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it. Example: moe train expert=8 k=2"""
-    from moe_cli.errors import ConfigError
-    from moe_cli.store import COMPLETED, create_run, find_run, outputs_folder
+    from moe_cli.store import create_run, outputs_folder
 
     folder = outputs_folder(outputs)
-    if resume is not None:
-        if overrides:
-            raise ConfigError("--resume takes the settings from the run itself. Leave the others out.")
-        run = find_run(folder, resume)
-        if run.status()["status"] == COMPLETED:
-            raise ConfigError(f"{run.id} is complete: there is nothing to resume. See: moe report")
-        config = run.config()
-    else:
-        from moe_cli.config.load import load_config
-
-        resolved = load_config(overrides or [], "train", config_dir)
-        print_notes(resolved.notes)
-        config = resolved.config
+    run = None if resume is None else _to_resume(resume, overrides or [], folder)
+    config = run.config() if run else _new_config(overrides or [], config_dir)
 
     from rich.console import Console
 
@@ -44,18 +40,37 @@ def train(
     if dry_run:
         print_plan(console, plan, None)
         return
-    if resume is None:
-        pick_device(config.train.device)  # before a folder is made
-        run = create_run(folder, "runs", config)
+    pick_device(config.train.device)  # before a folder is made
+    run = run or create_run(folder, "runs", config)
     print_plan(console, plan, str(run.path))
-    if resume is not None and not run.checkpoints():
-        print_notes((f"{run.id} was stopped before its first checkpoint: it starts again.",))
     with Display(console) as display:
         run_one(run, folder, display)
     if run.summary() is None:
-        console.print(f"stopped; everything is saved. Go on with: moe train --resume {run.id}", highlight=False)
+        console.print(f"stopped; everything is saved. Go on with: moe train --resume {run.id}", highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     if as_json:
         print_json(run.summary())
     else:
         print_summary(console, run)
+
+
+def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
+    from moe_cli.config.load import load_config
+
+    resolved = load_config(overrides, "train", config_dir)
+    print_notes(resolved.notes)
+    return resolved.config
+
+
+def _to_resume(name: str, overrides: list[str], outputs: Path) -> "Run":
+    from moe_cli.errors import ConfigError
+    from moe_cli.store import COMPLETED, find_run
+
+    if overrides:
+        raise ConfigError("--resume takes the settings from the run itself. Leave the others out.")
+    run = find_run(outputs, name)
+    if run.status()["status"] == COMPLETED:
+        raise ConfigError(f"{run.id} is complete: there is nothing to resume. See: moe report")
+    if not run.checkpoints():
+        print_notes((f"{run.id} was stopped before its first checkpoint: it starts again.",))
+    return run

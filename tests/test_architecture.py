@@ -1,0 +1,74 @@
+"""The house stays in order: sizes, names, and what starting up imports."""
+
+import ast
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "moe_cli"
+FILES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = {"torch", "hydra", "omegaconf", "pandas", "numpy", "rich"}
+DRAWERS = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
+
+
+def test_no_heavy_import_at_start_up() -> None:
+    """`moe --help` imports none of the large packages."""
+    code = (
+        "import sys; sys.argv = ['moe', '--help']\ntry:\n import moe_cli.cli.app as a; a.main()\nexcept SystemExit: pass\n"
+        f"print(sorted({HEAVY} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_help_is_quick() -> None:
+    """`moe --help` takes at most 0.15 s of processor time: the best of five, which a busy machine does not change much."""
+    times = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "moe_cli", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) <= 0.15
+
+
+def test_package_import_is_lazy() -> None:
+    """`import moe_cli` imports no torch, and its promised names are there all the same."""
+    code = (
+        "import sys, moe_cli; assert 'torch' not in sys.modules\n"
+        "from moe_cli import MoELayer, SparseExpertModel, load_runs, sweep, train\n"
+        "assert all(map(callable, (MoELayer, SparseExpertModel, load_runs, sweep, train)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_file_is_one_thing(path: Path) -> None:
+    """A file has a docstring that says which question it answers, under 400 lines, and no drawer's name."""
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) < 400
+    assert path.name not in DRAWERS
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_functions_are_short(path: Path) -> None:
+    """A function fits on a screen: at most 50 lines, docstring included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lengths = {
+        node.name: (node.end_lineno or 0) - node.lineno + 1 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: length for name, length in lengths.items() if length > 50} == {}
+
+
+def test_nothing_executes_on_load() -> None:
+    """No file unpickles, evaluates text, or names code in a configuration."""
+    forbidden = ("pickle", "torch.load(", " eval(", " exec(", "yaml.load(", "yaml.unsafe_load", "hydra.utils")
+    conf = (PACKAGE.parent / "conf").rglob("*.yaml")
+    found = [(path.name, word) for path in FILES for word in forbidden if word in path.read_text(encoding="utf-8")]
+    found += [(path.name, "_target_") for path in conf if "_target_" in path.read_text(encoding="utf-8")]
+    assert found == []
