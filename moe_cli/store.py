@@ -9,8 +9,8 @@
     log.txt   traceback.txt     what a sweep's worker printed; what went wrong
     checkpoints/                see training/checkpoint.py
 
-A folder may be copied, moved, deleted or synchronised at any time. Whoever writes in it holds a lock on `.lock`, which the
-operating system releases however the process ends.
+A folder may be copied, moved, deleted or synchronised at any time. Whoever writes in it holds a lock on `.lock`, which
+the operating system releases however the process ends.
 """
 
 import fcntl
@@ -20,9 +20,10 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,12 @@ class Run:
         return read_json(self.path / "summary.json")
 
     def status(self) -> dict[str, Any]:
-        """status.json, with `status` as it really is: a run whose process is gone is interrupted, not running."""
+        """status.json, with `status` as it really is: completed with a summary, and running while its process lives."""
         status = read_json(self.path / "status.json") or {"status": PENDING}
         if (self.path / "summary.json").exists():
             return {**status, "status": COMPLETED}
-        if status.get("status") == RUNNING and not self._alive(status):
+        said = status.get("status")
+        if said == COMPLETED or (said == RUNNING and not self._alive(status)):
             return {**status, "status": INTERRUPTED}
         return status
 
@@ -246,11 +248,12 @@ class Recorder:
             file.write(json.dumps(_finite(record)) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forgets what was recorded after `step`, which is about to be done again."""
+        """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""
         for name in ("metrics.jsonl", "routing.jsonl"):
             path = self.run.path / name
             if path.exists():
-                kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
+                records = [record for record in read_lines(path) if not record.get("whole_split")]
+                kept = [record for record in records if record.get("step", 0) <= step]
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def meta(self, content: Mapping[str, Any]) -> None:
@@ -270,8 +273,8 @@ def open_runs(path: Path) -> list[Run]:
     """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
     if (path / "config.json").is_file():
         return [Run(path)]
-    folders: Iterable[Path] = (file.parent for pattern in ("*/config.json", "*/*/config.json") for file in path.glob(pattern))
-    runs = [Run(folder) for folder in folders if not folder.relative_to(path).parts[0].startswith(".")]
+    files = chain(path.glob("*/config.json"), path.glob("*/*/config.json"))
+    runs = [Run(file.parent) for file in files if not file.relative_to(path).parts[0].startswith(".")]
     return sorted(runs, key=lambda run: (_created(run), run.id))
 
 

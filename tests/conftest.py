@@ -1,15 +1,33 @@
-"""What all tests share: shapes checked, one thread, and no deadlines on a machine that others use too."""
+"""What all tests share: one thread, no deadlines (others use the machine too), a little text and one finished run."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
-
-# The shapes in signatures are checked at run time, where there are tensors; an int passes for a float, as in mypy.
-install_import_hook(
-    ["moe_cli.moe", "moe_cli.models", "moe_cli.tasks", "moe_cli.training"],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
-)
 
 torch.set_num_threads(1)
 settings.register_profile("quick", deadline=None, max_examples=40)
 settings.load_profile("quick")
+
+# Imports of moe_cli stand inside the fixtures: at the top they would come before the run-time type checks.
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6,000 characters of made-up words in one file."""
+    from tests.tiny import words
+
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(words(6000), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A completed run in an outputs folder of its own. Not to be changed: copy it."""
+    from tests.tiny import finish, tiny_config
+
+    train = {"steps": 6, "checkpoint_every": 2, "eval_every": 3, "log_every": 2}
+    return finish(tiny_config(text_file, train=train), tmp_path_factory.mktemp("outputs"))

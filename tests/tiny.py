@@ -1,0 +1,60 @@
+"""Tiny text, configurations and runs: models of a few thousand parameters that train in a blink."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moe_cli.config.resolve import resolve
+from moe_cli.config.schema import GPTConfig, MuonConfig, RunConfig, TextData, TrainConfig
+from moe_cli.run import corpus_of, run_one
+from moe_cli.store import Run, create_run
+from moe_cli.tasks.text import TextTask
+
+SYLLABLES = ("ba", "de", "ki", "lo", "mu", "ne", "ra", "so", "tu", "ve")
+
+
+def words(num_chars: int, seed: int = 0) -> str:
+    """Lines of made-up words, the same for the same seed."""
+    draw = random.Random(seed)
+    text = ""
+    while len(text) < num_chars:
+        text += "".join(draw.choices(SYLLABLES, k=draw.randint(1, 3))) + draw.choice(" \n")
+    return text[:num_chars]
+
+
+def tiny_config(path: Path, **changes: Any) -> RunConfig:
+    """A resolved configuration on the text at `path`; a dictionary among the changes goes into that group."""
+    config = RunConfig(
+        expert=4,
+        k=2,
+        match="none",
+        model=GPTConfig(
+            num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16, expert_kind="mlp"
+        ),
+        data=TextData(path=str(path)),
+        optim=MuonConfig(lr=0.03, adam_lr=0.01),
+        train=TrainConfig(steps=6, batch_size=4, eval_tokens=64, log_every=1, threads=1, device="cpu"),
+    )
+    groups = {key: replace(getattr(config, key), **value) for key, value in changes.items() if isinstance(value, dict)}
+    return resolve(replace(config, **{**changes, **groups})).config
+
+
+def tiny_task(config: RunConfig, outputs: Path) -> TextTask:
+    return TextTask(corpus_of(config, outputs), config.model.context_length, config.seed)
+
+
+def finish(config: RunConfig, outputs: Path, observer: Any = None) -> Run:
+    """A new run of this configuration, carried out."""
+    return run_one(create_run(outputs, "runs", config), outputs, observer)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model with every weight drawn at random: a fresh one answers alike whatever it is shown."""
+    generator = torch.Generator().manual_seed(seed)
+    for param in model.parameters():
+        nn.init.normal_(param, std=0.5, generator=generator)
+    return model
