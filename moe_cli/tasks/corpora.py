@@ -1,5 +1,6 @@
-"""Named corpora and users' own files -> token files, built once: memory-mapped, split, hashed, with reference losses."""
+"""Named corpora and users' own files -> token files built once: memory-mapped, split, hashed, with reference losses."""
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -98,8 +99,12 @@ def _list_files(data: DataConfig) -> list[tuple[Path, str]]:
         files = [path for path in root.rglob("*") if path.is_file() and not _hidden(path.relative_to(root))]
         if not files:
             raise DataError(f"data.path={root} is a folder without files.")
-    named = sorted((path.relative_to(root) for path in files), key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())
-    return [(root / name, _domain(data, name)) for name in named]
+    names = sorted((path.relative_to(root) for path in files), key=_order)
+    return [(root / name, _domain(data, name)) for name in names]
+
+
+def _order(name: Path) -> bytes:
+    return hashlib.sha256(name.as_posix().encode()).digest()
 
 
 def _hidden(name: Path) -> bool:
@@ -138,12 +143,12 @@ def _read(data: DataConfig, files: Sequence[tuple[Path, str]]) -> tuple[list[Doc
 
 
 def _problem(raw: bytes) -> str | None:
-    if not raw.strip():
+    if not raw.removeprefix(codecs.BOM_UTF8).strip():
         return "is empty. Give a file or folder of text."
     if b"\0" in raw:
         return f"is not text: byte {raw.index(0)} is zero. Give UTF-8 text."
     try:
-        raw.decode("utf-8-sig")
+        raw.decode()  # not as utf-8-sig, which counts bytes from behind the mark
     except UnicodeDecodeError as error:
         return f"is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x}. Convert it, for example with iconv."
     return None
@@ -152,11 +157,12 @@ def _problem(raw: bytes) -> str | None:
 def _build(data: DataConfig, files: Sequence[tuple[Path, str]], folder: Path) -> None:
     """Builds in a temporary neighbour and renames, so that of ten jobs that start at once all see a whole corpus."""
     documents, left_out = _read(data, files)
-    tokenizer = make_tokenizer(data.tokenizer, [document.text for document in documents] + [SEPARATOR] * (len(documents) > 1))
+    texts = [document.text for document in documents]
+    tokenizer = make_tokenizer(data.tokenizer, [*texts, SEPARATOR] if len(texts) > 1 else texts)
     train, val, table = _split(documents, tokenizer, data.val_fraction)
     if len(train) < 2 or len(val) < 2:
         raise DataError(f"{_source(data)} holds only {len(train) + len(val)} {data.tokenizer}. Give more text.")
-    sha = hashlib.sha256("\0".join(document.text for document in documents).encode())
+    sha = hashlib.sha256("\0".join(texts).encode())
     val_bytes = tokenizer.decode(val.tolist()).encode() if data.tokenizer == "chars" else val.tobytes()
     meta = {
         "name": data.name,
@@ -164,7 +170,7 @@ def _build(data: DataConfig, files: Sequence[tuple[Path, str]], folder: Path) ->
         "sha256": sha.hexdigest(),
         "num_documents": len(documents),
         "num_left_out": left_out,
-        "num_bytes": sum(len(document.text.encode()) for document in documents),
+        "num_bytes": sum(len(text.encode()) for text in texts),
         "tokenizer": tokenizer.to_dict(),
         "vocab_size": tokenizer.vocab_size,
         "dtype": train.dtype.name,

@@ -48,7 +48,7 @@ class TextTask:
         self._epoch = lru_cache(maxsize=2)(self._shuffled_windows)
 
     def train_batch(self, index: int, size: int) -> Batch:
-        """The `index`-th batch of `size` windows: a function of the seed and the index, so any step can be done again."""
+        """The `index`-th batch of `size` windows, a function of the seed and the index: any step can be done again."""
         starts = []
         for position in range(index * size, (index + 1) * size):
             epoch, place = divmod(position, self._windows_per_epoch)
@@ -56,7 +56,7 @@ class TextTask:
         return self._batch(self.corpus.train, starts, self.context_length)
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The validation split, every token predicted once in windows side by side; or windows spread evenly over it."""
+        """The validation split in windows side by side, each token predicted once; or windows spread evenly over it."""
         val, length = self.corpus.val, self.context_length
         num_targets = len(val) - 1
         starts = list(range(0, num_targets - length + 1, length))

@@ -1,0 +1,281 @@
+"""Files -> token files: what is read, refused, cached, split and counted."""
+
+import gzip
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_cli.config.schema import PythonData, TextData
+from moe_cli.errors import DataError
+from moe_cli.tasks import corpora
+from moe_cli.tasks.corpora import Corpus, bigram_bits_per_byte, describe, load_corpus
+from moe_cli.tasks.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from tests.tiny import words
+
+
+def load(path: Path, cache: Path, context_length: int = 16, **options: Any) -> Corpus:
+    return load_corpus(TextData(path=str(path), **options), context_length, cache)
+
+
+def write(folder: Path, texts: dict[str, str]) -> Path:
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def many(folder: Path, count: int = 30) -> Path:
+    """A folder of documents of some hundred bytes each."""
+    return write(folder, {f"d{number:02}.txt": words(200 + 7 * number, number) for number in range(count)})
+
+
+def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
+    """data=python is there without a download: megabytes, prose and code apart, a small validation split, no tests."""
+    corpus = load_corpus(PythonData(val_fraction=0.02), 128, tmp_path)
+    assert {"docs", "modules", "json", "email"} <= set(corpus.meta["domains"])
+    assert not {"test", "idle_test", "site-packages"} & set(corpus.meta["domains"])
+    assert corpus.meta["num_bytes"] > 5_000_000
+    assert 0.01 < len(corpus.val) / (len(corpus.val) + len(corpus.train)) < 0.04
+    assert 2 < corpus.meta["bigram_bpb"] < 8
+    assert f"python corpus, {corpus.meta['num_bytes'] / 1e6:.3g} MB, bytes" == describe(corpus)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
+def test_one_file_is_cut_at_the_share(tmp_path: Path, tokenizer: Any) -> None:
+    """Validation is exactly the last tenth of a single document, and training ends a gap before it."""
+    text = "é" + words(4999)
+    path = write(tmp_path, {"a.txt": text}) / "a.txt"
+    corpus = load(path, tmp_path / "cache", tokenizer=tokenizer)
+    tokens = corpus.tokenizer.encode(text)
+    cut = int(len(tokens) * 0.9)
+    assert tokens[cut:].tolist() == corpus.val.tolist()
+    gap = cut - len(corpus.train)
+    assert tokens[: cut - gap].tolist() == corpus.train.tolist()
+    assert 0 < gap <= cut // 100
+    assert (["a.txt"], 1) == (corpus.meta["domains"], corpus.meta["num_documents"])
+    assert len(text.encode()) == corpus.meta["num_bytes"]
+
+
+def test_whole_documents_go_to_validation(tmp_path: Path) -> None:
+    """Of many documents none straddles the split: every one lies whole in one part, and none is lost."""
+    folder = many(tmp_path / "text")
+    corpus = load(folder, tmp_path / "cache")
+    train, val = (corpus.tokenizer.decode(tokens.tolist()) for tokens in (corpus.train, corpus.val))
+    assert train.endswith("\0")
+    assert val.endswith("\0")
+    assert sorted(path.read_text() for path in folder.iterdir()) == sorted((train + val).split("\0")[:-1])
+    assert 0.05 < len(val) / len(train + val) < 0.2
+
+
+def test_two_large_documents_are_cut_within_one(tmp_path: Path) -> None:
+    """Where no end of a document is near the share, the text is cut there, with a gap."""
+    corpus = load(write(tmp_path / "text", {"a": words(5000), "b": words(5000, 1)}), tmp_path / "cache")
+    total = 2 * 5001
+    assert total - int(total * 0.9) == len(corpus.val)
+    assert len(corpus.train) < int(total * 0.9)
+
+
+def test_documents_know_where_they_begin_and_their_domain(tmp_path: Path) -> None:
+    """The table of documents points at the start of each and at the sub-folder it lies in."""
+    texts = {"a/x.txt": "alpha " * 50, "a/deep/y.txt": "beta " * 50, "b/z.txt": "gamma " * 50, "top.txt": "delta " * 50}
+    corpus = load(write(tmp_path / "text", texts), tmp_path / "cache", val_fraction=0.5)
+    assert [".", "a", "b"] == corpus.meta["domains"]
+    table = corpus.meta["documents"]
+    everything = corpus.tokenizer.decode([*corpus.train, *corpus.val])
+    assert [len(corpus.train)] == table["cut"]
+    found = {everything[start:].split("\0")[0]: corpus.meta["domains"][domain]
+             for start, domain in zip(table["starts"], table["domain_ids"], strict=True)}  # fmt: skip
+    assert {text: name.split("/")[0] if "/" in name else "." for name, text in texts.items()} == found
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\t", "is empty"),
+        (b"abc\0def", "byte 3 is zero"),
+        (b"abc\xff" * 9, "byte 3 is 0xff"),
+        (b"\xef\xbb\xbfabc\xe9" * 9, "byte 6 is 0xe9"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"a", "holds only 1"),
+        (b"abc" * 9, "leaves 24 bytes for training and 3 for validation; one context takes 65"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """Empty, binary, of another encoding (at which byte) or shorter than a context: a DataError naming the file."""
+    path = tmp_path / "file.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load(path, tmp_path / "cache", context_length=64)
+    assert f"data.path={path}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "does not exist"),
+        ({}, "folder without files"),
+        ({".hidden/a.txt": b"abc", ".b": b"abc"}, "folder without files"),
+        ({"a": b"", "b": b"\0"}, "holds no text: its 2 files"),
+    ],
+)
+def test_a_folder_without_text_is_refused(tmp_path: Path, files: dict[str, bytes] | None, message: str) -> None:
+    """A path that is missing, or a folder with no file of text in it, is a DataError naming it."""
+    folder = tmp_path / "text"
+    if files is not None:
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load(folder, tmp_path / "cache")
+    assert f"data.path={folder}" in str(caught.value)
+
+
+def test_files_that_are_no_text_are_left_out_of_a_folder(tmp_path: Path) -> None:
+    """A picture among the texts of a folder is counted and passed over."""
+    folder = many(tmp_path / "text", 5)
+    (folder / "picture.png").write_bytes(b"\x89PNG\0")
+    (folder / "empty.txt").write_bytes(b"")
+    corpus = load(folder, tmp_path / "cache")
+    assert (5, 2) == (corpus.meta["num_documents"], corpus.meta["num_left_out"])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """With and without a mark a file gives the same corpus."""
+    for name, encoding in (("with", "utf-8-sig"), ("without", "utf-8")):
+        (tmp_path / name).write_text(words(3000), encoding=encoding)
+    first, second = (load(tmp_path / name, tmp_path / "cache") for name in ("with", "without"))
+    assert first.meta["sha256"] == second.meta["sha256"]
+    assert first.train.tolist() == second.train.tolist()
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, text_file: Path) -> None:
+    """A file in the way of the cache gives a DataError that names the folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write the token files to"):
+        load(text_file, tmp_path / "file" / "cache")
+
+
+def test_a_corpus_is_built_once(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second load reads the token files of the first."""
+    first = load(text_file, tmp_path)
+    monkeypatch.setattr(corpora, "_build", lambda *arguments: pytest.fail("built again"))
+    second = load(text_file, tmp_path)
+    assert (first.folder, first.meta) == (second.folder, second.meta)
+
+
+@pytest.mark.parametrize("change", ["content", "new file", "tokenizer", "val_fraction"])
+def test_a_corpus_is_built_anew_when_something_changes(tmp_path: Path, change: str) -> None:
+    """Other text, another file or another option gives other token files."""
+    folder = many(tmp_path / "text", 5)
+    first = load(folder, tmp_path / "cache")
+    if change == "content":
+        (folder / "d00.txt").write_text("something else" * 20)
+    if change == "new file":
+        write(folder, {"d99.txt": words(500)})
+    options = {"tokenizer": {"tokenizer": "chars"}, "val_fraction": {"val_fraction": 0.3}}.get(change, {})
+    second = load(folder, tmp_path / "cache", **options)
+    assert first.folder != second.folder
+    assert (first.meta["sha256"] == second.meta["sha256"]) == bool(options)
+
+
+def test_the_hash_is_of_the_text_alone(tmp_path: Path) -> None:
+    """The same files elsewhere, with other times, are the same corpus in the same order."""
+    first = many(tmp_path / "first", 5)
+    second = Path(shutil.copytree(first, tmp_path / "second"))
+    for path in second.iterdir():
+        os.utime(path, (1, 1))
+    one, two = (load(folder, tmp_path / "cache") for folder in (first, second))
+    assert one.folder != two.folder
+    assert one.meta["sha256"] == two.meta["sha256"]
+    assert one.train.tolist() == two.train.tolist()
+
+
+def test_a_build_that_comes_second_takes_the_first(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When another process finishes the same corpus during a build, its files are used and the own ones thrown away."""
+    split = corpora._split
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(corpora, "_split", split)
+        load(text_file, tmp_path)
+        (folder,) = tmp_path.iterdir()
+        (folder / "first").touch()
+        return split(*arguments)
+
+    monkeypatch.setattr(corpora, "_split", overtaken)
+    corpus = load(text_file, tmp_path)
+    assert [corpus.folder] == list(tmp_path.iterdir())
+    assert (corpus.folder / "first").exists()
+
+
+def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> None:
+    """Three processes build the same corpus at the same moment: all see the same tokens, one folder remains."""
+    path = write(tmp_path, {"text.txt": words(100_000)}) / "text.txt"
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from moe_cli.config.schema import TextData\n"
+        "from moe_cli.tasks.corpora import load_corpus\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "corpus = load_corpus(TextData(path=sys.argv[1]), 16, Path(sys.argv[2]))\n"
+        "print(corpus.meta['sha256'], int(corpus.train.sum()), int(corpus.val.sum()))\n"
+    )
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "cache")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    for process in processes:
+        assert "ready\n" == process.stdout.readline()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = {process.communicate()[0] for process in processes}
+    corpus = load(path, tmp_path / "cache")
+    assert {f"{corpus.meta['sha256']} {corpus.train.sum()} {corpus.val.sum()}\n"} == said
+    assert [corpus.folder] == list((tmp_path / "cache").iterdir())
+
+
+def direct_bigram(train: list[int], val: list[int], tokenizer: Tokenizer) -> float:
+    """The bigram reference, a token at a time."""
+    size, widths = tokenizer.vocab_size, tokenizer.bytes_per_token()
+    pairs, starts, single = Counter(pairwise(train)), Counter(train[:-1]), Counter(train)
+    bits = 0.0
+    for a, b in pairwise(val):
+        unigram = (single[b] + 1) / (len(train) + size)
+        bits -= math.log2((pairs[a, b] + unigram) / (starts[a] + 1))
+    return bits / sum(int(widths[b]) for b in val[1:])
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=2, max_size=60),
+    st.lists(st.integers(0, 4), min_size=2, max_size=20),
+    st.sampled_from([ByteTokenizer(), CharTokenizer("abé€𝄞")]),
+)
+def test_the_bigram_line_equals_a_direct_count(train: list[int], val: list[int], tokenizer: Tokenizer) -> None:
+    """Bits per byte of the bigram model, also for pairs and tokens that training never saw."""
+    arrays = (np.array(tokens, np.uint8) for tokens in (train, val))
+    assert direct_bigram(train, val, tokenizer) == pytest.approx(bigram_bits_per_byte(*arrays, tokenizer))
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
+def test_the_reference_lines_are_of_the_validation_bytes(tmp_path: Path, tokenizer: Any) -> None:
+    """gzip_bpb is gzip -9's size of the validation text in bits per byte; bigram_bpb is the model's above."""
+    path = write(tmp_path, {"a.txt": ("é" + words(99)) * 50}) / "a.txt"
+    corpus = load(path, tmp_path / "cache", tokenizer=tokenizer)
+    raw = corpus.tokenizer.decode(corpus.val.tolist()).encode()
+    assert 8 * len(gzip.compress(raw, 9)) / len(raw) == corpus.meta["gzip_bpb"]
+    direct = direct_bigram(corpus.train.tolist(), corpus.val.tolist(), corpus.tokenizer)
+    assert direct == pytest.approx(corpus.meta["bigram_bpb"])
