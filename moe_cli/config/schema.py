@@ -15,7 +15,7 @@ from typing import Any, Literal
 from moe_cli.config.parse import build, show
 from moe_cli.errors import ConfigError
 
-DEFAULT_STEPS = 500
+DEFAULT_STEPS = 1000
 DEFAULT_TOP_K = 2
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
@@ -45,10 +45,10 @@ class GPTConfig:
     num_layers: int = 4
     num_heads: int = 4
     d_model: int = 128
-    d_ff: int = 512
+    d_ff: int = 384
     d_expert: int | None = None
-    expert_kind: Literal["glu", "mlp"] = "mlp"
-    activation: Literal["silu", "gelu", "relu", "relu2"] = "relu2"
+    expert_kind: Literal["glu", "mlp"] = "glu"
+    activation: Literal["silu", "gelu", "relu", "relu2"] = "silu"
     shared_experts: int = 0
     moe_every: int = 1
     context_length: int = 128
@@ -216,8 +216,8 @@ class MuonConfig(OptimConfig):
     """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`)."""
 
     name: Literal["muon"] = "muon"
-    lr: float = 0.03
-    adam_lr: float = 0.01
+    lr: float = 0.02
+    adam_lr: float = 0.005
     momentum: float = 0.95
 
     def __post_init__(self) -> None:

@@ -1,0 +1,106 @@
+"""The README tells the truth: its commands run, its links lead somewhere, its tree is the tree."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from moe_cli.cli.app import app
+from moe_cli.config.load import GROUPS, Composer
+from tests.cli.conftest import TINY
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = "the router sends each token to two experts and the gate learns from both "
+
+
+def console_commands() -> list[str]:
+    """Every `$ moe ...` line of the README's console blocks, in order, without trailing comments."""
+    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.S)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ moe ")]
+    return [line.split("  #")[0].strip() for line in lines]
+
+
+def shortened(command: str) -> list[str]:
+    """The command's words, with settings that make it take an instant; what the README shows stays as it is."""
+    words = shlex.split(command)[1:]
+    own = {word.split("=")[0] for word in words}
+    tiny = [word for word in TINY if word.split("=")[0] not in own]
+    if any(word.startswith(("train.tokens=", "train.minutes=", "train.flops=")) for word in words):
+        tiny = [word for word in tiny if not word.startswith("train.steps")]
+    words = ["train.minutes=0.005" if word.startswith("train.minutes=") else word for word in words]
+    words = ["train.steps=6" if word.startswith("train.steps=") else word for word in words]
+    words = ["--seeds=2" if word.startswith("--seeds=") else word for word in words]
+    if words[0] in ("train", "sweep") and "--resume" not in words:
+        data = [] if any(word.startswith("data=") for word in words) else ["data=text", "data.path=notes.txt"]
+        words = [words[0], *words[1:], *data, *tiny]
+    return words
+
+
+def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the README, in one folder, as a reader would; only model and budget are made small."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOE_OUTPUTS", raising=False)
+    (tmp_path / "notes.txt").write_text(TEXT * 60)
+    commands = console_commands()
+    assert len(commands) > 12
+    for command in commands:
+        result = CliRunner().invoke(app, shortened(command))
+        expected = 2 if "exprt" in command else 0
+        assert result.exit_code == expected, f"{command}\n{result.output}\n{result.exception!r}"
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    """`moe COMMAND --help` shows an example line, and the README mentions the command."""
+    listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(app, ["--help"]).stdout.split("Commands:")[1], flags=re.M)
+    assert listed == ["train", "eval", "sample", "sweep", "report", "config"]
+    for name in listed:
+        assert f"Example: moe {name}" in " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
+        assert f"moe {name}" in README
+
+
+def test_links_and_pictures_exist() -> None:
+    """Every relative link of the README leads to a file, and every anchor to a heading."""
+    headings = {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in README.splitlines() if line.startswith("#")
+    }  # fmt: skip
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_layout_tree_is_true() -> None:
+    """Every file of the package stands in the README's tree, and the tree names no other."""
+    tree = re.search(r"```text\nmoe_cli/\n(.*?)```", README, flags=re.S)
+    assert tree
+    folder, named = "", set()
+    for line in tree[1].splitlines():
+        entry = line[: line.find("  ", 6)] if "  " in line[6:] else line
+        depth = 1 if line.startswith("│   ") or line.startswith("    ") else 0
+        for name in entry.replace("│", " ").replace("├──", " ").replace("└──", " ").split():
+            if name.endswith("/"):
+                folder = name if depth == 0 else folder + name
+            else:
+                named.add((folder if depth else "") + name)
+    real = {path.relative_to(ROOT / "moe_cli").as_posix() for path in (ROOT / "moe_cli").rglob("*.py")}
+    assert {path for path in real if not path.endswith("__init__.py") or "/" not in path} == named
+
+
+def test_every_choice_is_documented() -> None:
+    """Every file of conf/ begins with a line on what it is for."""
+    composer = Composer()
+    for group in GROUPS:
+        for choice in composer.choices(group):
+            assert composer.describe(group, choice), f"{group}/{choice}"
+
+
+@pytest.mark.parametrize("metric", ["max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction",
+                                    "dead_experts", "val_loss", "val_bpb", "flops_per_token", "active_params"])  # fmt: skip
+def test_metrics_table_is_complete(metric: str) -> None:
+    """Every measure of a summary stands in the README's table."""
+    assert f"| `{metric}` |" in README
