@@ -17,6 +17,9 @@ from moe_cli.moe.routing import Routing
 class Rotary(nn.Module):
     """Rotary positions (RoFormer, arXiv:2104.09864): pairs (i, i + W/2) of a head turn by position * base^(-2i/W)."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, d_head: int, context_length: int, base: float) -> None:
         super().__init__()
         rates = base ** (-torch.arange(0, d_head, 2).double() / d_head)
@@ -53,7 +56,7 @@ class Attention(nn.Module):
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(self.rotary(q), self.rotary(k), v, dropout_p=dropout, is_causal=True)
-        return self.out(y.transpose(1, 2).reshape(batch, length, width))
+        return self.out(y.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -86,7 +89,9 @@ def make_dense_layer(model: GPTConfig) -> FeedForward:
 def make_moe_layer(config: RunConfig) -> MoELayer:
     """The layer that a resolved configuration describes."""
     model = config.model
-    assert config.router is not None and config.k is not None and model.d_expert is not None
+    assert config.router is not None
+    assert config.k is not None
+    assert model.d_expert is not None
     return MoELayer(
         model.d_model,
         config.expert,

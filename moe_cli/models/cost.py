@@ -57,7 +57,8 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
     matrices = [(3 * width, width), (width, width)] * model.num_layers
     matrices += _ffn_shapes(config, model.d_ff) * dense
     matrices += _ffn_shapes(config, model.d_expert or 0) * (sparse * config.expert)
-    matrices += _ffn_shapes(config, model.shared_experts * (model.d_expert or 0)) * (sparse if model.shared_experts else 0)
+    if model.shared_experts:
+        matrices += _ffn_shapes(config, model.shared_experts * (model.d_expert or 0)) * sparse
     muon = isinstance(config.optim, MuonConfig)
     in_muon = sum(rows * columns for rows, columns in matrices) if muon else 0
     return Cost(

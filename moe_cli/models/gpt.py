@@ -1,4 +1,7 @@
-"""A decoder-only transformer language model with experts in every `moe_every`-th block. B sequences, L positions, V tokens."""
+"""A decoder-only transformer language model with experts in every `moe_every`-th block.
+
+B sequences, L positions, V tokens.
+"""
 
 import torch
 import torch.nn.functional as F

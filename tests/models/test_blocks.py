@@ -1,0 +1,109 @@
+"""Attention and blocks against formulas written out. B sequences, L positions, D model width, N heads, W head width."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_cli.config.schema import GPTConfig
+from moe_cli.models.blocks import Attention, Block, Rotary
+from moe_cli.moe.layer import MoELayer
+from tests.tiny import randomise, tiny_config
+
+L, D, N, W = 7, 16, 2, 8
+MODEL = GPTConfig(d_model=D, num_heads=N, context_length=16, rope_base=100.0)
+
+
+def sequences(batch: int = 2) -> Tensor:
+    return torch.randn(batch, L, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary positions as complex numbers: entries i and i + W/2 are one number, turned by position * base^(-2i/W)."""
+    rates = MODEL.rope_base ** (-2 * torch.arange(W // 2, dtype=torch.float64) / W)
+    angles = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] * rates
+    z = torch.complex(x[..., : W // 2], x[..., W // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat((z.real, z.imag), -1)
+
+
+def attention_formula(attention: Attention, x: Tensor, qk_norm: bool) -> Tensor:
+    """Softmax of scores over earlier positions, head by head, position by position."""
+    weights = attention.qkv.weight.view(3, N, W, D)
+    heads = []
+    for head in range(N):
+        q, k, v = (x @ weights[part, head].T for part in range(3))
+        if qk_norm:
+            # The epsilon is that of the type.
+            eps = torch.finfo(x.dtype).eps
+            q, k = (y / (y.square().mean(-1, keepdim=True) + eps).sqrt() for y in (q, k))
+        q, k = turned(q), turned(k)
+        rows = []
+        for t in range(x.shape[1]):
+            scores = (k[:, : t + 1] @ q[:, t, :, None]).squeeze(-1) / math.sqrt(W)
+            exp = scores.exp()
+            rows.append(((exp / exp.sum(1, keepdim=True))[:, :, None] * v[:, : t + 1]).sum(1))
+        heads.append(torch.stack(rows, 1))
+    return torch.cat(heads, -1) @ attention.out.weight.T
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_attention_equals_the_formula(qk_norm: bool) -> None:
+    """Torch's fused attention with rotary positions is causal softmax attention written out."""
+    attention = randomise(Attention(replace(MODEL, qk_norm=qk_norm))).double()
+    x = sequences()
+    # The tables of rotary positions are float32.
+    torch.testing.assert_close(attention(x), attention_formula(attention, x, qk_norm), rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    """<q at m, k at n> is the same for every m - n, differs with it, and no vector changes its length."""
+    rotary = Rotary(W, 16, 100.0)
+    q, k = torch.randn(2, 1, 1, 1, W, generator=torch.Generator().manual_seed(0)).expand(2, 1, 1, 16, W)
+    scores = (rotary(q) @ rotary(k).mT)[0, 0]
+    for distance in range(-15, 16):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-5)
+    assert scores[0].std() > 0.1
+    torch.testing.assert_close(rotary(q).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_normalised_queries_make_the_scale_of_their_weights_idle() -> None:
+    """With qk_norm, queries and keys ten times as large change nothing; without it they do."""
+    for qk_norm in (True, False):
+        attention = randomise(Attention(replace(MODEL, qk_norm=qk_norm))).double()
+        x = sequences()
+        before = attention(x)
+        with torch.no_grad():
+            attention.qkv.weight[: 2 * D] *= 10
+        assert qk_norm == torch.allclose(before, attention(x))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_block_is_two_residual_branches(sparse: bool) -> None:
+    """x + attention(norm x), then + feed-forward(norm of that): with RMS norms written out."""
+
+    def norm(y: Tensor, weight: Tensor) -> Tensor:
+        return weight * y / (y.square().mean(-1, keepdim=True) + torch.finfo(y.dtype).eps).sqrt()
+
+    block = randomise(Block(tiny_config(Path("text")), sparse)).double()
+    x = sequences()
+    middle = x + block.attention(norm(x, block.attention_norm.weight))
+    answer = block.ffn(norm(middle, block.ffn_norm.weight))
+    y, routing = block(x)
+    torch.testing.assert_close(middle + (answer[0] if sparse else answer), y)
+    assert sparse == isinstance(block.ffn, MoELayer) == (routing is not None)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    """With dropout two passes differ in training and agree at evaluation; without it they agree in both."""
+    for dropout in (0.5, 0.0):
+        block = randomise(Block(tiny_config(Path("text"), model={"dropout": dropout}), sparse=True)).double()
+        x = sequences()
+        torch.manual_seed(0)
+        first, second = block(x)[0], block(x)[0]
+        assert torch.equal(first, second) == (dropout == 0)
+        assert torch.equal(block.attention(x), block.attention(x)) == (dropout == 0)
+        assert torch.equal(block.eval()(x)[0], block(x)[0])

@@ -1,0 +1,155 @@
+"""The language model: causal, uniform at first, experts where they belong. B sequences, L positions, V tokens."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_cli.config.schema import NoBalance, RandomConfig, RunConfig, SwitchConfig, TopKConfig
+from moe_cli.models.gpt import GPT, is_sparse, make_model
+from moe_cli.moe.layer import MoELayer, moe_layers
+from tests.tiny import randomise, tiny_config
+
+V, L = 11, 9
+ROUTERS: dict[str, dict[str, Any]] = {
+    "topk": {"router": TopKConfig()},
+    "switch": {"router": SwitchConfig(jitter=0.0), "k": 1},
+    "dense": {"expert": 1, "k": 1},
+}
+
+
+def config(**changes: Any) -> RunConfig:
+    return tiny_config(Path("text"), **changes)
+
+
+def model_of(**changes: Any) -> GPT:
+    """A float64 model with every weight at random."""
+    return randomise(make_model(config(**changes), V)).double()  # type: ignore[return-value]
+
+
+def tokens(batch: int = 3) -> Tensor:
+    return torch.randint(V, (batch, L), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_no_output_sees_a_later_token(router: str, training: bool) -> None:
+    """Changing token t changes no logits before t, and does change those at t; dropless, for every causal router."""
+    model = model_of(**ROUTERS[router]).train(training)
+    x = tokens()
+    before = model(x)[0]
+    for t in range(L):
+        changed = x.clone()
+        changed[:, t] = (changed[:, t] + 1) % V
+        after = model(changed)[0]
+        torch.testing.assert_close(before[:, :t], after[:, :t], rtol=1e-10, atol=1e-10)
+        assert ((before[:, t] - after[:, t]).abs().amax(-1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_sequence_does_not_see_its_batch(router: str) -> None:
+    """Dropless, each sequence alone has the logits that it has in a batch."""
+    model = model_of(**ROUTERS[router])
+    x = tokens()
+    alone = torch.cat([model(row[None])[0] for row in x])
+    torch.testing.assert_close(alone, model(x)[0], rtol=1e-10, atol=1e-10)
+
+
+def test_a_new_model_guesses_uniformly() -> None:
+    """The first loss is exactly ln V, whatever the tokens: head and residual branches start at zero."""
+    model = make_model(config(), V)
+    logits = model(tokens())[0]
+    assert math.log(V) == pytest.approx(F.cross_entropy(logits.flatten(0, 1), tokens().flatten()).item(), rel=1e-6)
+    for layer in model.blocks:
+        assert not layer.attention.out.weight.any()
+        assert not layer.ffn.experts.w_out.any()
+        assert layer.ffn.experts.w_in.any()
+
+
+def test_a_tied_head_is_the_embedding() -> None:
+    """Tied, the logits are products with the embedding, and V * D parameters are saved."""
+    tied, untied = (make_model(config(model={"tie_embeddings": tie}), V) for tie in (True, False))
+    assert tied.head is None
+    counts = [sum(param.numel() for param in model.parameters()) for model in (tied, untied)]
+    assert V * 16 == counts[1] - counts[0]
+    x = tokens()
+    # With silent branches the embedding goes straight to the last norm.
+    logits = F.rms_norm(tied.embedding(x), (16,)) @ tied.embedding.weight.T
+    torch.testing.assert_close(logits, tied(x)[0])
+
+
+@pytest.mark.parametrize(("every", "sparse"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2]), (4, [3])])
+def test_every_nth_block_has_experts(every: int, sparse: list[int]) -> None:
+    """The last of every `moe_every` blocks is sparse, each gives a routing, and cost's count agrees."""
+    asked = config(model={"num_layers": 4, "moe_every": every})
+    model = make_model(asked, V)
+    assert sparse == [i for i, block in enumerate(model.blocks) if isinstance(block.ffn, MoELayer)]
+    assert sparse == [i for i in range(4) if is_sparse(asked, i)]
+    assert len(sparse) == len(moe_layers(model)) == len(model(tokens())[1])
+
+
+def test_a_dense_model_routes_nothing() -> None:
+    """expert=1 has no router and no routing."""
+    model = make_model(config(expert=1, k=1), V)
+    assert ([], []) == (moe_layers(model), model(tokens())[1])
+
+
+def test_a_routing_covers_every_token_of_the_batch() -> None:
+    """Each layer asks K experts for each of the B * L tokens."""
+    for routing in model_of()(tokens())[1]:
+        assert (3 * L, 4) == tuple(routing.probs.shape)
+        assert 2 * 3 * L == len(routing.expert_ids)
+
+
+def test_qk_norm_reaches_the_attention() -> None:
+    """The option changes what the same weights answer."""
+    x = tokens()
+    assert not torch.allclose(model_of(model={"qk_norm": True})(x)[0], model_of(model={"qk_norm": False})(x)[0])
+
+
+@pytest.mark.parametrize(
+    "model", [{"expert_kind": "glu"}, {"activation": "gelu"}, {"shared_experts": 1}, {"rope_base": 10.0}]
+)
+def test_options_reach_the_blocks(model: dict[str, Any]) -> None:
+    """Another kind of expert, activation, shared expert or base changes what the model answers."""
+    assert not torch.allclose(model_of()(tokens())[0], model_of(model=model)(tokens())[0])
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    """Dropout also falls on the embedding; at evaluation the model is certain."""
+    model = model_of(model={"dropout": 0.3})
+    torch.manual_seed(0)
+    assert not torch.equal(model(tokens())[0], model(tokens())[0])
+    assert not torch.equal(model.embedding_dropout(torch.ones(99)), torch.ones(99))
+    model.eval()
+    assert torch.equal(model(tokens())[0], model(tokens())[0])
+
+
+def test_the_seed_alone_decides_the_weights() -> None:
+    """The same seed gives the same weights however random numbers stand; another seed gives others."""
+    states = []
+    for noise, seed in ((1, 0), (2, 0), (1, 3)):
+        torch.manual_seed(noise)
+        states.append(make_model(config(seed=seed), V).state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert not torch.equal(states[0]["embedding.weight"], states[2]["embedding.weight"])
+
+
+@pytest.mark.parametrize("router", [*ROUTERS, "random"])
+def test_one_batch_can_be_learned_by_heart(router: str) -> None:
+    """A few dozen steps on one batch bring the loss near zero: the gradient reaches what it must."""
+    torch.manual_seed(0)
+    model = make_model(config(**ROUTERS.get(router, {"router": RandomConfig(), "balance": NoBalance()})), V)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    # The next token is a function of the position and the sequence: nothing to memorise but the batch.
+    x = tokens(2)
+    for _ in range(60):
+        loss = F.cross_entropy(model(x[:, :-1])[0].flatten(0, 1), x[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
