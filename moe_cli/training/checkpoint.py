@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -78,7 +79,8 @@ def save_checkpoint(run: Run, model: nn.Module, optimizers: Optimizers, state: d
             shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise TrainingError(f"cannot write the checkpoint {final}: {reason}. The one before it is whole.") from None
-    for old in run.checkpoints()[KEEP:]:
+    # A process that was killed while it saved has left its half-made folder.
+    for old in [*root.glob(".saving-*"), *run.checkpoints()[KEEP:]]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -90,8 +92,8 @@ def _write(folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[s
     for name, content in zip(_FILES, (model.state_dict(), tensors), strict=True):
         save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
         _sync(folder / name)
-    checksums = {name: _sha256(folder / name) for name in _FILES}
-    write_json(folder / "state.json", {"format": FORMAT, "checksums": checksums, **state})
+    checksums = {"state": _sha256_of_state(state), **{name: _sha256(folder / name) for name in _FILES}}
+    write_json(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": state})
     os.chmod(folder, 0o755)
 
 
@@ -108,6 +110,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _sha256_of_state(state: Any) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
 def latest_checkpoint(run: Run) -> Checkpoint:
     """The newest checkpoint of a run.
 
@@ -118,15 +124,18 @@ def latest_checkpoint(run: Run) -> Checkpoint:
     if not folders:
         raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one.")
     folder = folders[0]
-    state = read_json(folder / "state.json")
-    if state is None:
+    content = read_json(folder / "state.json")
+    if content is None:
         raise CheckpointError(_damaged(folder, "state.json is missing or not whole"))
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has format {state.get('format')}; this version of moe reads {FORMAT}.")
-    for name, checksum in state["checksums"].items():
-        if name not in _FILES or not (folder / name).is_file():
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} has format {content.get('format')}; this version of moe reads {FORMAT}.")
+    state, checksums = content.get("state"), content.get("checksums", {})
+    if not isinstance(state, dict) or _sha256_of_state(state) != checksums.get("state"):
+        raise CheckpointError(_damaged(folder, "state.json does not have its checksum"))
+    for name in _FILES:
+        if not (folder / name).is_file():
             raise CheckpointError(_damaged(folder, f"{name} is missing"))
-        if _sha256(folder / name) != checksum:
+        if _sha256(folder / name) != checksums.get(name):
             raise CheckpointError(_damaged(folder, f"{name} does not have its checksum"))
     return Checkpoint(folder, state)
 

@@ -44,7 +44,12 @@ class State:
 
 @dataclass(frozen=True)
 class StepView:
-    """What a display may show after a step. `load` is assignments per expert for each sparse layer, `val` the last evaluation."""
+    """What a display may show after a step.
+
+    Attributes:
+        load: assignments per expert, for each sparse layer.
+        val: the last evaluation.
+    """
 
     state: State
     total_steps: int | None
@@ -105,9 +110,10 @@ class Training:
                 if self._due(self.config.train.eval_every, before):
                     val = self._evaluate()
                 self.observer(replace(view, val=val))
-                if self._due(self.config.train.checkpoint_every or self.config.train.eval_every, before) or stopped():
+                stop = stopped()  # asked once: a signal between two looks would end the run without a checkpoint
+                if self._due(self.config.train.checkpoint_every or self.config.train.eval_every, before) or stop:
                     self.save()
-                if stopped() and self.progress < 1:
+                if stop and self.progress < 1:
                     return False
                 if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
                     heartbeat = time.monotonic()
@@ -161,7 +167,13 @@ class Training:
         limit = self.config.optim.grad_clip
         if limit is None:
             return None
-        return float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient is {norm} at step {self.state.step + 1}; the last checkpoint is kept. "
+                "Try a lower optim.lr."
+            )
+        return norm
 
     def _update_bias(self, load: list[Tensor]) -> None:
         """Loss-free balancing: once per optimizer step, from the counts of the whole step."""
@@ -203,9 +215,8 @@ class Training:
             top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
         )  # fmt: skip
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
-        self.recorder.metrics({
-            "step": self.state.step, "val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte, **routing,
-        })  # fmt: skip
+        estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}
+        self.recorder.metrics({"step": self.state.step, **estimates, **routing})
         for record in result.layer_records():
             self.recorder.routing({"step": self.state.step, **record})
         if not math.isfinite(result.loss):

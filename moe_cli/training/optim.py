@@ -23,7 +23,7 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
     The quintic's fixed interval is about [0.7, 1.2]: close enough to U V^T for a descent direction. A zero stays zero.
     """
     a, b, c = _QUINTIC
-    x = matrices / (matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
+    x: Tensor = matrices / (matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)

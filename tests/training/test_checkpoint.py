@@ -1,0 +1,210 @@
+"""Checkpoints: whole, checked, and nothing that executes on load."""
+
+import errno
+import io
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from moe_cli.errors import CheckpointError, TrainingError
+from moe_cli.models.gpt import make_model
+from moe_cli.run import restore
+from moe_cli.store import Run
+from moe_cli.training import checkpoint as module
+from moe_cli.training.checkpoint import latest_checkpoint, save_checkpoint
+from moe_cli.training.optim import Optimizers, make_optimizers
+from tests.tiny import tiny_config
+
+FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
+STATE = {"step": 6, "tokens": 384, "seconds": 0.1 + 0.2, "interval": {"train/loss": 1 / 3}}
+
+
+@pytest.fixture
+def run(finished: Run, tmp_path: Path) -> Run:
+    """A copy of the finished run, to be damaged."""
+    return Run(Path(shutil.copytree(finished.path, tmp_path / finished.id)))
+
+
+@pytest.fixture
+def parts(text_file: Path) -> tuple[nn.Module, Optimizers]:
+    """A tiny model and its optimizers after one step, so that there is state to save."""
+    config = tiny_config(text_file)
+    model = make_model(config, 256)
+    optimizers = make_optimizers(config.optim, model)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizers.step(0.5)
+    return model, optimizers
+
+
+def newest(run: Run) -> Path:
+    return run.checkpoints()[0]
+
+
+def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, parts: Any) -> None:
+    """Weights, optimizer state, random state and the loop's state come back bit for bit."""
+    model, optimizers = parts
+    torch.manual_seed(11)
+    save_checkpoint(Run(tmp_path), model, optimizers, STATE)
+    expected = torch.rand(5)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    moments = {name: value.clone() for name, value in optimizers.state_tensors().items()}
+    for tensor in (*model.parameters(), *optimizers.state_tensors().values()):
+        tensor.data.zero_()
+    checkpoint = latest_checkpoint(Run(tmp_path))
+    checkpoint.load_training(model, optimizers)
+    assert STATE == checkpoint.state
+    assert torch.equal(expected, torch.rand(5))
+    for before, after in ((weights, model.state_dict()), (moments, optimizers.state_tensors())):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_newest_two_are_kept(run: Run) -> None:
+    """Of three or more checkpoints the last two are left, newest first."""
+    assert ["step_00000006", "step_00000004"] == [path.name for path in run.checkpoints()]
+    assert 6 == latest_checkpoint(run).state["step"]
+
+
+def test_only_tensors_and_json_are_written(run: Run) -> None:
+    """No file of a checkpoint is of a kind that can execute."""
+    for folder in run.checkpoints():
+        assert FILES == sorted(path.name for path in folder.iterdir())
+        for path in folder.glob("*.safetensors"):
+            header = path.read_bytes()
+            json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
+def test_a_damaged_file_is_named(run: Run, name: str, damage: str) -> None:
+    """A file that is cut, empty, missing, or has one bit changed is a CheckpointError that says which."""
+    path = newest(run) / name
+    raw = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        place = raw.index(b'"tokens": ') + 10 if name == "state.json" else len(raw) // 2
+        raw[place] ^= 1
+        path.write_bytes({"cut": bytes(raw[:-9]), "flip": bytes(raw), "empty": b""}[damage])
+    with pytest.raises(CheckpointError, match=rf"is damaged: {name} (is missing|does not have its checksum)") as caught:
+        latest_checkpoint(run)
+    assert "Delete that folder" in str(caught.value)
+
+
+def test_no_flipped_bit_of_the_state_passes(run: Run) -> None:
+    """Whatever bit of state.json is changed, the checkpoint is refused or the state it gives is the one saved."""
+    path = newest(run) / "state.json"
+    expected, raw = latest_checkpoint(run).state, path.read_bytes()
+    refused = 0
+    for place in range(0, len(raw), 3):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        try:
+            assert expected == latest_checkpoint(run).state
+        except CheckpointError:
+            refused += 1
+    assert refused > len(raw) / 6
+
+
+def test_after_deleting_the_damaged_one_the_one_before_is_used(run: Run) -> None:
+    """What the message advises works."""
+    shutil.rmtree(newest(run))
+    assert 4 == latest_checkpoint(run).state["step"]
+
+
+def test_another_format_is_refused(run: Run) -> None:
+    """A checkpoint of another version says so."""
+    path = newest(run) / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(CheckpointError, match="has format 99; this version of moe reads 1"):
+        latest_checkpoint(run)
+
+
+def test_a_run_without_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    """A run that was stopped before its first checkpoint says so."""
+    shutil.rmtree(run.path / "checkpoints")
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        restore(run, tmp_path)
+
+
+@pytest.mark.parametrize("model", [{"d_model": 32}, {"num_layers": 3}, {"tie_embeddings": True}])
+def test_a_model_of_another_shape_is_refused(run: Run, text_file: Path, model: dict[str, Any]) -> None:
+    """Tensors that do not fit the model are a CheckpointError, also when only some are too many or missing."""
+    other = make_model(tiny_config(text_file, model=model), 256)
+    with pytest.raises(CheckpointError, match="a model of another shape"):
+        latest_checkpoint(run).load_model(other)
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("dump", [torch.save, pickle.dump])
+def test_a_pickle_is_refused_unopened(run: Run, tmp_path: Path, text_file: Path, dump: Any) -> None:
+    """A pickle in the place of the tensors, checksum and all, is a CheckpointError, and its code does not run."""
+    content = io.BytesIO()
+    dump(Bomb(tmp_path / "executed"), content)
+    folder = newest(run)
+    (folder / "model.safetensors").write_bytes(content.getvalue())
+    state = json.loads((folder / "state.json").read_text())
+    state["checksums"]["model.safetensors"] = module._sha256(folder / "model.safetensors")
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "model.pt").write_bytes(content.getvalue())
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        latest_checkpoint(run).load_model(make_model(tiny_config(text_file), 256))
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("where", ["tensors", "state", "rename"])
+def test_a_save_that_fails_keeps_the_old(run: Run, parts: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """On a full disk the error says so, the older checkpoints stay whole, and no scrap is left."""
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    places = {"tensors": (module, "save_file"), "state": (module, "write_json"), "rename": (Path, "rename")}
+    monkeypatch.setattr(*places[where], full)
+    before = sorted(os.listdir(run.path / "checkpoints"))
+    with pytest.raises(TrainingError, match="No space left on device"):
+        save_checkpoint(run, *parts, {**STATE, "step": 7})
+    assert before == sorted(os.listdir(run.path / "checkpoints"))
+    assert 6 == latest_checkpoint(run).state["step"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(run: Run, parts: Any) -> None:
+    """One NaN among the weights is refused, and the older checkpoints stay."""
+    model, optimizers = parts
+    next(model.parameters()).data[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match="the weights are not finite at step 7"):
+        save_checkpoint(run, model, optimizers, {**STATE, "step": 7})
+    assert ["step_00000006", "step_00000004"] == [path.name for path in run.checkpoints()]
+
+
+def test_what_a_killed_save_left_is_cleared(run: Run, parts: Any) -> None:
+    """A half-made folder is no checkpoint, and the next save removes it."""
+    scrap = run.path / "checkpoints" / ".saving-x"
+    scrap.mkdir()
+    assert 2 == len(run.checkpoints())
+    save_checkpoint(run, *parts, {**STATE, "step": 7})
+    assert not scrap.exists()
+    assert 7 == latest_checkpoint(run).state["step"]
+
+
+def test_a_checkpoint_may_be_written_again(run: Run, parts: Any) -> None:
+    """Saving a step that is there already replaces it."""
+    save_checkpoint(run, *parts, {**STATE, "tokens": 1})
+    assert 1 == latest_checkpoint(run).state["tokens"]
+    assert 2 == len(run.checkpoints())

@@ -1,0 +1,216 @@
+"""Optimizers and schedules. R rows, C columns, N matrices."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
+from moe_cli.models.gpt import make_model
+from moe_cli.training.optim import Muon, Optimizers, make_optimizers, orthogonalise, schedule
+from tests.tiny import tiny_config
+
+SHAPES = [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1)]
+
+
+def matrices(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stepped(start: dict[str, Tensor], config: Any, steps: int = 3) -> nn.Module:
+    """A module with these parameters after some steps on gradients that depend on name and step alone."""
+    module = nn.Module()
+    for name, value in start.items():
+        module.register_parameter(name, nn.Parameter(value.clone()))
+    optimizers = make_optimizers(config, module)
+    for step in range(steps):
+        for number, param in enumerate(module.parameters()):
+            param.grad = matrices(*param.shape, seed=10 * step + number)
+        optimizers.step(0.5)
+    return module
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+    """Newton-Schulz brings singular values that are not tiny into the quintic's interval, for wide and for tall."""
+    rows, columns = shape
+    small = min(shape)
+    u, v = (torch.linalg.qr(matrices(3, size, small)).Q for size in shape)
+    values = torch.linspace(0.2, 1.0, small)
+    x = orthogonalise(1e-3 * u @ torch.diag(values) @ v.mT)
+    assert (3, rows, columns) == tuple(x.shape)
+    found = torch.linalg.svdvals(x)
+    assert ((found > 0.6) & (found < 1.3)).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_singular_vectors_stay(shape: tuple[int, int]) -> None:
+    """U^T X V is diagonal and positive, so the direction is that of U V^T."""
+    g = matrices(2, *shape)
+    u, _, vt = torch.linalg.svd(g, full_matrices=False)
+    core = u.mT @ orthogonalise(g) @ vt.mT
+    diagonal = core.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(core, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
+    assert (diagonal > 0).all()
+
+
+def test_a_batch_is_its_matrices_one_by_one() -> None:
+    """Each matrix of a stack is treated alone, a zero stays zero, and the scale does not matter."""
+    g = matrices(4, 5, 7)
+    g[1] = 0
+    g[2] *= 1000
+    together = orthogonalise(g)
+    torch.testing.assert_close(torch.cat([orthogonalise(one[None]) for one in g]), together)
+    assert not together[1].any()
+    torch.testing.assert_close(together[2:3], orthogonalise(g[2:3] / 1000), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_stacked_experts_learn_as_each_alone(shape: tuple[int, int]) -> None:
+    """Muon over a stack [E, R, C] is Muon over E separate matrices, momentum and decay included."""
+    stack, gradients = matrices(3, *shape), matrices(4, 3, *shape, seed=1)
+    together, alone = nn.Parameter(stack.clone()), [nn.Parameter(one.clone()) for one in stack]
+    for params, parts in (([together], False), (alone, True)):
+        muon = Muon(params, lr=0.1, momentum=0.9, weight_decay=0.1)
+        for gradient in gradients:
+            for number, param in enumerate(params):
+                param.grad = gradient[number].clone() if parts else gradient.clone()
+            muon.step()
+    torch.testing.assert_close(torch.stack(list(alone)), together)
+
+
+def test_muons_step_is_the_formula() -> None:
+    """W <- (1 - lr wd) W - lr sqrt(max(1, R / C)) NS(Nesterov momentum), written out for three steps."""
+    for shape in SHAPES:
+        weight, average = matrices(*shape), torch.zeros(shape)
+        param = nn.Parameter(weight.clone())
+        muon = Muon([param], lr=0.1, momentum=0.8, weight_decay=0.5)
+        for step in range(3):
+            gradient = matrices(*shape, seed=step + 1)
+            average = 0.8 * average + 0.2 * gradient
+            direction = orthogonalise((0.2 * gradient + 0.8 * average)[None])[0]
+            weight = 0.95 * weight - 0.1 * math.sqrt(max(1, shape[0] / shape[1])) * direction
+            param.grad = gradient
+            muon.step()
+        torch.testing.assert_close(weight, param.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_adamw_is_torchs() -> None:
+    """AdamW for everything is torch.optim.AdamW with no decay on vectors, at the schedule's rate."""
+    start = {"a": matrices(3, 4), "b": matrices(5), "c": matrices(2, 3, 4)}
+    config = AdamWConfig(lr=0.1, weight_decay=0.3, beta1=0.8, beta2=0.9, schedule="cosine", warmup=0.0, final_lr=0.0)
+    ours = stepped(start, config)
+    for name, value in start.items():
+        param = nn.Parameter(value.clone())
+        # Halfway down a cosine the rate is half its peak.
+        peer = torch.optim.AdamW([param], lr=0.05, betas=(0.8, 0.9), weight_decay=0.0 if name == "b" else 0.3)
+        for step in range(3):
+            param.grad = matrices(*param.shape, seed=10 * step + list(start).index(name))
+            peer.step()
+        torch.testing.assert_close(param, ours.get_parameter(name))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_muon_takes_the_maps_between_hidden_spaces(tie: bool) -> None:
+    """Attention and experts go to Muon; embedding, head, gates and norms to AdamW; no parameter is lost or doubled."""
+    model = make_model(tiny_config(Path("text"), model={"shared_experts": 1, "tie_embeddings": tie}), 11)
+    names = {id(param): name for name, param in model.named_parameters()}
+    muon, adam = (
+        {names[id(param)] for group in part.param_groups for param in group["params"]}
+        for part in make_optimizers(MuonConfig(), model).parts
+    )
+    per_block = ("attention.qkv.weight", "attention.out.weight", "ffn.experts.w_in", "ffn.experts.w_out",
+                 "ffn.shared_experts.w_in", "ffn.shared_experts.w_out")  # fmt: skip
+    assert {f"blocks.{block}.{name}" for block in range(2) for name in per_block} == muon
+    assert set(names.values()) - muon == adam
+    assert {"embedding.weight", "norm.weight", "blocks.0.ffn.router.gate.weight"} <= adam
+    assert ("head.weight" in adam) != tie
+
+
+def test_every_parameter_is_in_adamw_once() -> None:
+    """optim=adamw leaves nothing out."""
+    model = make_model(tiny_config(Path("text")), 11)
+    (part,) = make_optimizers(AdamWConfig(), model).parts
+    given_params = [id(param) for group in part.param_groups for param in group["params"]]
+    assert sorted(map(id, model.parameters())) == sorted(given_params)
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.5), MuonConfig(weight_decay=0.5)])
+def test_vectors_are_never_decayed(config: Any) -> None:
+    """With a gradient of zero, decay shrinks matrices, and vectors stay as they are."""
+    module = nn.Module()
+    module.register_parameter("matrix", nn.Parameter(matrices(3, 4)))
+    module.register_parameter("vector", nn.Parameter(matrices(4)))
+    for param in module.parameters():
+        param.grad = torch.zeros_like(param)
+    before = {name: param.detach().clone() for name, param in module.named_parameters()}
+    make_optimizers(config, module).step(0.5)
+    torch.testing.assert_close((1 - 0.5 * config.lr) * before["matrix"], module.get_parameter("matrix").detach())
+    assert torch.equal(before["vector"], module.get_parameter("vector"))
+
+
+def optim(**changes: Any) -> OptimConfig:
+    return AdamWConfig(**{"warmup": 0.1, **changes})
+
+
+@given(st.floats(0.1, 1.0), st.floats(0.0, 1.0))
+def test_schedules_are_closed_forms(progress: float, final: float) -> None:
+    """After warm-up: constant, linear and cosine over the rest, and wsd's plateau with its linear end."""
+    done = (progress - 0.1) / 0.9
+    expected = {
+        "constant": 1.0,
+        "linear": 1 - (1 - final) * done,
+        "cosine": final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)),
+        "wsd": 1.0 if progress <= 0.6 else 1 - (1 - final) * (progress - 0.6) / 0.4,
+    }
+    for name, value in expected.items():
+        decay = {"decay": 0.4} if name == "wsd" else {}
+        found = schedule(optim(schedule=name, final_lr=None if name == "constant" else final, **decay), progress)
+        assert value == pytest.approx(found, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "wsd"])
+def test_warm_up_rises_from_almost_zero(name: Any) -> None:
+    """The rate rises in a line to its peak at the end of the warm-up, and the first step is not idle."""
+    config = optim(schedule=name, decay=0.5 if name == "wsd" else None)
+    assert [0.25, 0.5, 1.0] == pytest.approx([schedule(config, 0.1 * part) for part in (0.25, 0.5, 1.0)])
+    assert 0 < schedule(config, 0.0) < 0.02
+    assert 1.0 == schedule(optim(schedule=name, warmup=0.0, decay=config.decay), 0.0)
+
+
+def test_both_parts_follow_one_schedule() -> None:
+    """Muon at lr and AdamW at adam_lr are scaled by the same factor, from their peaks, at every step."""
+    config = MuonConfig(lr=0.4, adam_lr=0.2, schedule="linear", warmup=0.0, final_lr=0.0)
+    optimizers = make_optimizers(config, make_model(tiny_config(Path("text")), 11))
+    for progress in (0.25, 0.75, 0.5):
+        assert 1 - progress == pytest.approx(optimizers.step(progress))
+        rates = [group["lr"] for part in optimizers.parts for group in part.param_groups]
+        assert [0.4 * (1 - progress)] + 2 * [0.2 * (1 - progress)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
+def test_state_comes_back_from_tensors(config: Any) -> None:
+    """An optimizer loaded with the state of another goes on exactly as that one."""
+    models = [make_model(tiny_config(Path("text")), 11) for _ in range(2)]
+    first, second = (make_optimizers(config, model) for model in models)
+
+    def step(optimizers: Optimizers, model: nn.Module, seed: int) -> None:
+        for number, param in enumerate(model.parameters()):
+            param.grad = matrices(*param.shape, seed=100 * seed + number)
+        optimizers.step(0.5)
+
+    step(first, models[0], 1)
+    tensors = {name: value.clone() for name, value in first.state_tensors().items()}
+    second.load_state_tensors(tensors)
+    models[1].load_state_dict(models[0].state_dict())
+    for optimizers, model in zip((first, second), models, strict=True):
+        step(optimizers, model, 2)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert tensors.keys() == second.state_tensors().keys()
+    assert all(torch.equal(value, second.state_tensors()[name]) for name, value in first.state_tensors().items())

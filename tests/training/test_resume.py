@@ -1,0 +1,177 @@
+"""2n steps == n steps + stop + resume, to the last bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_cli.config.schema import (
+    AdamWConfig,
+    LossFreeBalance,
+    MuonConfig,
+    NoBalance,
+    RandomConfig,
+    RunConfig,
+    SwitchBalance,
+    SwitchConfig,
+    TopKConfig,
+    ZBalance,
+)
+from moe_cli.run import run_one
+from moe_cli.store import Run, create_run
+from moe_cli.training.loop import StepView, Training
+from tests.tiny import finish, tiny_config
+
+TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "run")
+TRAIN = {"steps": 8, "grad_accumulation": 2, "log_every": 3, "eval_every": 3, "checkpoint_every": 2}
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def assert_equal_runs(one: Run, other: Run) -> None:
+    """Weights, optimizer and random state byte for byte; records and results alike, but for times."""
+    assert ["completed"] * 2 == [run.status()["status"] for run in (one, other)]
+    first, second = (run.checkpoints()[0] for run in (one, other))
+    assert first.name == second.name
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert without_times(one.metrics()) == without_times(other.metrics())
+    assert one.routing() == other.routing()
+    assert without_times([one.summary() or {}]) == without_times([other.summary() or {}])
+
+
+def stop_at(step: int) -> Any:
+    """An observer that asks for a stop, as Ctrl-C does."""
+
+    def observe(view: StepView) -> None:
+        if view.state.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return observe
+
+
+@pytest.mark.parametrize(
+    ("changes", "stop"),
+    [
+        ({"router": TopKConfig(), "balance": SwitchBalance(), "optim": MuonConfig(lr=0.03, adam_lr=0.01)}, 4),
+        ({"router": TopKConfig(), "balance": LossFreeBalance(), "optim": AdamWConfig(lr=0.01)}, 5),
+        ({"router": TopKConfig(), "balance": ZBalance(), "optim": AdamWConfig(lr=0.01), "capacity": 1.0}, 3),
+        ({"router": SwitchConfig(jitter=0.1), "k": 1, "balance": SwitchBalance(), "optim": AdamWConfig(lr=0.01)}, 4),
+        ({"router": SwitchConfig(jitter=0.1), "k": 1, "balance": LossFreeBalance()}, 1),
+        ({"router": SwitchConfig(), "k": 1, "balance": NoBalance()}, 7),
+        ({"router": RandomConfig(), "balance": NoBalance()}, 4),
+        ({"expert": 1, "k": 1, "optim": AdamWConfig(lr=0.01)}, 4),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    text_file: Path, tmp_path: Path, changes: dict[str, Any], stop: int
+) -> None:
+    """Stopped and resumed, a run equals the undisturbed one bit for bit: every router, balance and optimizer."""
+    config = tiny_config(text_file, **changes, model={"dropout": 0.1}, train=TRAIN)
+    whole = finish(config, tmp_path)
+    stopped = finish(config, tmp_path, stop_at(stop))
+    assert ("interrupted", stop) == (stopped.status()["status"], stopped.status()["step"])
+    assert_equal_runs(whole, run_one(stopped, tmp_path))
+
+
+def test_a_run_may_be_stopped_at_every_step(text_file: Path, tmp_path: Path) -> None:
+    """Eight stops leave no trace."""
+    config = tiny_config(text_file, model={"dropout": 0.1}, train=TRAIN)
+    run = create_run(tmp_path, "runs", config)
+    for step in range(1, 8):
+        run_one(run, tmp_path, stop_at(step))
+        assert step == run.status()["step"]
+    assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
+
+
+@pytest.mark.parametrize("moment", ["step", "end"])
+def test_what_was_recorded_after_the_checkpoint_is_forgotten(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A run that died with records newer than its checkpoint, or just before its summary, has none of them twice."""
+    config = tiny_config(text_file, train={**TRAIN, "checkpoint_every": 4})
+    run = create_run(tmp_path, "runs", config)
+
+    def die(*arguments: Any, **keywords: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "end":
+            patch.setattr("moe_cli.store.Recorder.complete", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_one(run, tmp_path, lambda view: die() if moment == "step" and view.state.step == 7 else None)
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "train/lo')
+    assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(text_file: Path, tmp_path: Path) -> None:
+    """Its records are forgotten."""
+    config = tiny_config(text_file, train={**TRAIN, "checkpoint_every": 99, "log_every": 1})
+    run = create_run(tmp_path, "runs", config)
+
+    def die(view: StepView) -> None:
+        if view.state.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_one(run, tmp_path, die)
+    assert 2 == len(run.metrics())
+    assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
+
+
+def test_a_moved_run_goes_on(text_file: Path, tmp_path: Path) -> None:
+    """An interrupted folder carried to another outputs folder is resumed there."""
+    config = tiny_config(text_file, train=TRAIN)
+    stopped = finish(config, tmp_path / "here", stop_at(4))
+    moved = Run(Path(shutil.move(stopped.path, tmp_path / "there")))
+    assert_equal_runs(finish(config, tmp_path / "here"), run_one(moved, tmp_path / "elsewhere"))
+
+
+def test_a_stop_does_not_repeat_steps(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run takes only the steps that were left."""
+    stopped = finish(tiny_config(text_file, train=TRAIN), tmp_path, stop_at(5))
+    taken = []
+    step = Training.step
+    monkeypatch.setattr(Training, "step", lambda self: taken.append(self.state.step) or step(self))
+    run_one(stopped, tmp_path)
+    assert [5, 6, 7] == taken
+
+
+def worker(run: Run, outputs: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "moe_cli.run", str(run.path), str(outputs)])
+
+
+def slow_config(text_file: Path) -> RunConfig:
+    train = {"steps": 200, "checkpoint_every": 5, "eval_every": 20, "log_every": 1}
+    return tiny_config(text_file, model={"dropout": 0.1}, train=train)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(text_file: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of a worker: the run is interrupted, and resumed it equals an undisturbed one."""
+    config = slow_config(text_file)
+    run = create_run(tmp_path, "runs", config)
+    process = worker(run, tmp_path)
+    deadline = time.monotonic() + 60
+    while not (run.path / "checkpoints" / "step_00000010").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    assert "running" == run.status()["status"]
+    process.send_signal(signal.SIGKILL)
+    assert -signal.SIGKILL == process.wait()
+    assert ("interrupted", None) == (run.status()["status"], run.summary())
+    # The process was killed wherever it happened to be: the last line may be torn.
+    assert 10 <= len([line for line in run.metrics() if "train/loss" in line]) < 200
+    assert 0 == worker(run, tmp_path).wait()
+    assert_equal_runs(finish(config, tmp_path), run)
+    assert json.loads((run.path / "status.json").read_text())["pid"] != os.getpid()
