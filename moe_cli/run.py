@@ -22,7 +22,7 @@ from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Recorder, Run, create_run, lock, outputs_folder, write_text
 from moe_cli.tasks.corpora import Corpus, load_corpus
 
-# Speed of a training step over that of the product `measure_flops` times, as seen here for models of a few million parameters.
+# Speed of a training step over that of the product `measure_flops` times, seen for models of some million parameters.
 STEP_EFFICIENCY = 0.65
 # Exit codes of a worker.
 DONE, WRONG, BUSY, STOPPED = 0, 1, 4, 130
@@ -56,7 +56,7 @@ def corpus_of(config: RunConfig, outputs: Path) -> Corpus:
 
 
 def make_plan(config: RunConfig, outputs: Path, threads: int, flops_per_second: float) -> Plan:
-    """Counts what a configuration takes, at `flops_per_second` a core. Raises DataError when its data cannot be used."""
+    """Counts what a configuration takes, at `flops_per_second` a core. Raises DataError when the data are no use."""
     corpus = corpus_of(config, outputs)
     vocab_size = int(corpus.meta["vocab_size"])
     costs = cost(config, vocab_size)
@@ -153,6 +153,7 @@ def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any) -> No
 
     config = run.config()
     recorder.status(RUNNING, started=time.time(), reason=None)
+    (run.path / "traceback.txt").unlink(missing_ok=True)
     device = pick_device(config.train.device)
     torch.set_num_threads(pick_threads(config))
     corpus = corpus_of(config, outputs)

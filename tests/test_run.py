@@ -1,0 +1,274 @@
+"""One run from configuration to summary, and what is left when it fails."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import moe_cli
+from moe_cli import run as module
+from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy
+from moe_cli.models.cost import cost
+from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, make_plan, pick_device, pick_threads, restore, run_one
+from moe_cli.store import Run, create_run, lock
+from moe_cli.training.evaluate import evaluate
+from tests.tiny import finish, tiny_config, words
+
+PROMISED = {
+    "run", "status", "expert", "k", "capacity", "router", "balance", "seed", "params", "active_params",
+    "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation", "dropped_fraction", "dead_experts",
+}  # fmt: skip
+
+
+def summary(run: Run) -> dict[str, Any]:
+    content = run.summary()
+    assert content is not None
+    return content
+
+
+def test_the_summary_has_the_promised_keys(finished: Run) -> None:
+    """Plain keys with plain values: what the report and users' scripts read."""
+    content = summary(finished)
+    assert set(content) >= PROMISED
+    assert all(isinstance(value, str | int | float) or value is None for value in content.values())
+    config = finished.config()
+    costs = cost(config, 256)
+    expected = {
+        "run": finished.id, "status": "completed", "expert": 4, "k": 2, "capacity": None, "router": "topk",
+        "balance": "switch", "seed": 0, "params": costs.num_params, "active_params": costs.num_active_params,
+        "flops_per_token": costs.flops_per_token, "steps": 6, "tokens": 6 * 64, "dropped_fraction": 0.0,
+        "capacity_val_loss": None, "corpus": "text",
+    }  # fmt: skip
+    assert expected == {key: content[key] for key in expected}
+    assert content["val_bpb"] == pytest.approx(content["val_loss"] / math.log(2))
+    assert content["val_perplexity"] == pytest.approx(math.exp(content["val_loss"]))
+    assert content["val_bytes"] == content["val_tokens"] == 599
+    assert content["tokens_per_second"] == pytest.approx(content["tokens"] / content["seconds"], rel=0.02)
+
+
+def test_a_dense_run_has_nulls_where_there_is_no_router(text_file: Path, tmp_path: Path) -> None:
+    """The same keys, null for everything about routing."""
+    run = finish(tiny_config(text_file, expert=1, k=1, train={"steps": 1}), tmp_path)
+    content = summary(run)
+    assert set(content) >= PROMISED
+    routing = ("max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts")
+    assert all(content[key] is None for key in ("router", "balance", "capacity", *routing))
+    assert content["params"] == content["active_params"]
+    assert [] == run.routing()
+
+
+def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_path: Path) -> None:
+    """val_loss drops nothing; capacity_val_loss is the same model under training's capacity."""
+    run = finish(tiny_config(text_file, capacity=0.5), tmp_path)
+    content = summary(run)
+    trained = restore(run, tmp_path)
+    assert evaluate(trained.model, trained.task, 4).loss == content["val_loss"]
+    assert evaluate(trained.model, trained.task, 4, capacity_factor=0.5).loss == content["capacity_val_loss"]
+    assert content["val_loss"] != content["capacity_val_loss"]
+    assert (0.5, 0.0) == (content["capacity"], content["dropped_fraction"])
+
+
+def test_evaluation_has_a_k_and_a_capacity_of_its_own(text_file: Path, tmp_path: Path) -> None:
+    """eval.k and eval.capacity decide the summary's figures."""
+    run = finish(tiny_config(text_file, eval={"k": 1, "capacity": 0.5}), tmp_path)
+    trained = restore(run, tmp_path)
+    assert evaluate(trained.model, trained.task, 4, top_k=1, capacity_factor=0.5).loss == summary(run)["val_loss"]
+    assert summary(run)["dropped_fraction"] > 0
+
+
+def test_a_finished_run_is_left_alone(finished: Run, tmp_path: Path) -> None:
+    """Carrying it out again changes no file."""
+    copy = Run(Path(shutil.copytree(finished.path, tmp_path / finished.id)))
+    before, after = (
+        {path: path.read_bytes() for path in run_one(copy, tmp_path).path.rglob("*") if path.is_file()}
+        for _ in range(2)
+    )
+    assert before == after
+    assert finished.status() == copy.status()
+
+
+def test_a_run_says_where_it_was_made(finished: Run, text_file: Path) -> None:
+    """meta.json: command line, versions, hardware, and the corpus by hash."""
+    meta = finished.meta()
+    assert torch.__version__ == meta["packages"]["torch"]
+    assert (sys.argv, f"data.path={text_file}") == (meta["argv"], meta["corpus"]["source"])
+    assert summary(finished)["corpus_sha256"] == meta["corpus"]["sha256"]
+
+
+def test_a_restored_model_is_the_trained_one(finished: Run) -> None:
+    """From the checkpoint, in evaluation mode, it has the loss of the summary."""
+    trained = restore(finished, finished.path.parents[1])
+    assert (6, False) == (trained.step, trained.model.training)
+    assert summary(finished)["val_loss"] == evaluate(trained.model, trained.task, 4).loss
+
+
+def test_train_is_public(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """moe_cli.train(overrides) does what the command does, in MOE_OUTPUTS or the folder given."""
+    overrides = [
+        "expert=4", "k=1", "data=text", f"data.path={text_file}", "model.d_model=16", "model.num_layers=1",
+        "model.num_heads=2", "model.context_length=16", "train.steps=2", "train.batch_size=2", "train.threads=1",
+        "train.device=cpu",
+    ]  # fmt: skip
+    run = moe_cli.train(overrides, outputs=tmp_path / "given")
+    assert ("completed", tmp_path / "given" / "runs") == (run.status()["status"], run.path.parent)
+    assert (4, 1, 2) == tuple(summary(run)[key] for key in ("expert", "k", "steps"))
+    monkeypatch.setenv("MOE_OUTPUTS", str(tmp_path / "variable"))
+    assert tmp_path / "variable" / "runs" == moe_cli.train(overrides).path.parent
+    with pytest.raises(ConfigError, match="Did you mean 'expert'"):
+        moe_cli.train(["exprt=4"], outputs=tmp_path)
+
+
+def interrupted(text: Path, outputs: Path) -> Run:
+    """A run stopped after its second step."""
+
+    def stop(view: Any) -> None:
+        if view.state.step == 2:
+            raise KeyboardInterrupt
+
+    run = create_run(outputs, "runs", tiny_config(text, train={"checkpoint_every": 1}))
+    with pytest.raises(KeyboardInterrupt):
+        run_one(run, outputs, stop)
+    return run
+
+
+@pytest.mark.parametrize("use", [run_one, restore])
+def test_changed_data_refuse_to_go_on(tmp_path: Path, use: Any) -> None:
+    """A run does not go on, and no model is evaluated, on text that is not what it was trained on."""
+    text = tmp_path / "text.txt"
+    text.write_text(words(3000))
+    run = interrupted(text, tmp_path)
+    text.write_text(words(3000, seed=1))
+    with pytest.raises(CheckpointError, match=rf"{run.id} was trained on other data: data\.path={text} has changed"):
+        use(run, tmp_path)
+    text.write_text(words(3000))
+    use(run, tmp_path)
+
+
+def test_missing_data_are_a_clear_error(tmp_path: Path) -> None:
+    """The reason stands in the folder."""
+    run = create_run(tmp_path, "runs", tiny_config(tmp_path / "none.txt"))
+    with pytest.raises(DataError, match="does not exist"):
+        run_one(run, tmp_path)
+    assert ("failed", True) == (run.status()["status"], "does not exist" in run.status()["reason"])
+
+
+def test_a_failure_leaves_its_reason_and_traceback(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the program is raised as it is, and recorded; the next attempt starts clean."""
+
+    def broken(view: Any) -> None:
+        raise ZeroDivisionError("first line\nsecond")
+
+    run = create_run(tmp_path, "runs", tiny_config(text_file))
+    with pytest.raises(ZeroDivisionError):
+        run_one(run, tmp_path, broken)
+    assert ("failed", None) == (run.status()["status"], run.summary())
+    assert run.status()["reason"].startswith("ZeroDivisionError: first line")
+    assert "in broken" in (run.path / "traceback.txt").read_text()
+    run_one(run, tmp_path)
+    assert ("completed", None) == (run.status()["status"], run.status()["reason"])
+    assert not (run.path / "traceback.txt").exists()
+
+
+def test_a_disk_too_full_for_the_reason_does_not_hide_the_error(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first error is the one that is raised."""
+    run = create_run(tmp_path, "runs", tiny_config(text_file))
+
+    def fill(view: Any) -> None:
+        def full(*arguments: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_one(run, tmp_path, fill)
+
+
+def test_a_damaged_checkpoint_does_not_start_anew(text_file: Path, tmp_path: Path) -> None:
+    """Resuming says what is wrong, and after following the advice the run goes on from the checkpoint before."""
+    run = interrupted(text_file, tmp_path)
+    (run.checkpoints()[0] / "model.safetensors").write_bytes(b"")
+    for call in (run_one, restore):
+        with pytest.raises(CheckpointError, match="is damaged"):
+            call(run, tmp_path)
+    shutil.rmtree(run.checkpoints()[0])
+    assert 6 == summary(run_one(run, tmp_path))["steps"]
+
+
+def test_the_worker_says_with_its_exit_code_how_it_went(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 done, 1 with the reason on the error stream, 4 when another process writes, 130 stopped."""
+    run = create_run(tmp_path, "runs", tiny_config(text_file, train={"steps": 1}))
+    arguments = (str(run.path), str(tmp_path))
+    with lock(run.path):
+        assert BUSY == 4 == main(*arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_cli.training.loop.Training.run", lambda self: False)
+        assert STOPPED == 130 == main(*arguments)
+    assert DONE == 0 == main(*arguments)
+    assert DONE == main(*arguments)
+    missing = create_run(tmp_path, "runs", tiny_config(tmp_path / "none.txt"))
+    assert WRONG == 1 == main(str(missing.path), str(tmp_path))
+    assert "error: data.path=" in capsys.readouterr().err
+
+
+def test_the_worker_is_a_program(text_file: Path, tmp_path: Path) -> None:
+    """python -m moe_cli.run RUN_FOLDER OUTPUTS trains, and prints nothing when all is well."""
+    run = create_run(tmp_path, "runs", tiny_config(text_file, train={"steps": 1}))
+    command = [sys.executable, "-m", "moe_cli.run", str(run.path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+    assert "completed" == json.loads((run.path / "summary.json").read_text())["status"]
+
+
+def test_two_processes_do_not_train_one_run(text_file: Path, tmp_path: Path) -> None:
+    """The second is refused, and the first's status is not touched."""
+    run = create_run(tmp_path, "runs", tiny_config(text_file))
+    with lock(run.path), pytest.raises(RunBusy):
+        run_one(run, tmp_path)
+    assert "pending" == run.status()["status"]
+
+
+def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) -> None:
+    """Steps, tokens and time before anything is built; twice the threads or the speed halve the time."""
+    config = tiny_config(text_file, train={"steps": None, "tokens": 1000})
+    plan = make_plan(config, tmp_path, 1, 1e9)
+    assert (16, 1024) == (plan.steps, plan.tokens)
+    assert cost(config, 256) == plan.cost
+    assert plan.seconds == 2 * make_plan(config, tmp_path, 2, 1e9).seconds
+    timed = make_plan(tiny_config(text_file, train={"steps": None, "minutes": 2.0}), tmp_path, 1, 1e9)
+    assert (None, None, 120) == (timed.steps, timed.tokens, timed.seconds)
+
+
+def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.threads, else OMP_NUM_THREADS, else the cores that are idle, at least one."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert 3 == pick_threads(tiny_config(text_file, train={"threads": 3}))
+    free = tiny_config(text_file, train={"threads": None})
+    assert 5 == pick_threads(free)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for busy, threads in ((0.0, 8), (2.4, 6), (100.0, 1)):
+        monkeypatch.setattr(module, "_busy_cores", lambda busy=busy: busy)
+        assert threads == pick_threads(free)
+
+
+def test_a_device_that_is_not_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda without a GPU is a MoeError; auto takes what there is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert torch.device("cpu") == pick_device("auto") == pick_device("cpu")
+    with pytest.raises(MoeError, match="sees no GPU"):
+        pick_device("cuda:0")
