@@ -35,7 +35,7 @@ class Plan:
 
     Attributes:
         steps: None when the budget is a time.
-        seconds: expected training time on `threads` cores of this machine.
+        seconds: expected time on `threads` cores of this machine, evaluation included.
     """
 
     config: RunConfig
@@ -61,11 +61,14 @@ def make_plan(config: RunConfig, outputs: Path, threads: int, flops_per_second: 
     vocab_size = int(corpus.meta["vocab_size"])
     costs = cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
+    speed = STEP_EFFICIENCY * flops_per_second * threads
+    evaluated = int(corpus.meta["val_tokens"]) * (2 if config.capacity else 1) + 9 * config.train.eval_tokens
+    seconds = evaluated * costs.forward_flops_per_token / speed
     if steps is None:
-        seconds = 60 * (config.train.minutes or 0)
+        seconds += 60 * (config.train.minutes or 0)
     else:
         per_step = costs.flops_per_token * config.tokens_per_step + costs.optimizer_flops_per_step
-        seconds = steps * per_step / (STEP_EFFICIENCY * flops_per_second * threads)
+        seconds += steps * per_step / speed
     return Plan(config, corpus, costs, steps, seconds, threads)
 
 

@@ -1,0 +1,104 @@
+"""Runs as processes: one that is killed costs only itself, one that is busy elsewhere is waited for."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from moe_cli import sweep
+from moe_cli.config.load import load_config
+from moe_cli.errors import MoeError
+from moe_cli.store import Run, is_locked, lock, open_or_create_run
+from moe_cli.sweeps.executors import Progress, run_local, to_do
+from tests.cli.conftest import TINY
+
+TEXT = "each expert learns from the tokens it was given and from no others " * 60
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    path = tmp_path / "words.txt"
+    path.write_text(TEXT)
+    return ["data=text", f"data.path={path}", *TINY]
+
+
+def make_runs(outputs: Path, words: list[str], *settings: str) -> list[Run]:
+    return [open_or_create_run(outputs, "sweep", load_config([*words, setting]).config) for setting in settings]
+
+
+def test_a_killed_worker_costs_only_itself(tmp_path: Path, words: list[str]) -> None:
+    """A run killed with SIGKILL is failed, its reason names the signal, and the other run completes."""
+    first, second = make_runs(tmp_path, words, "train.steps=100000", "train.steps=4")
+
+    def kill_first(progress: Progress) -> None:
+        if first in progress.running and any("train/loss" in record for record in first.metrics()):
+            os.kill(first.status()["pid"], signal.SIGKILL)
+
+    progress = run_local([first, second], tmp_path, 1, kill_first)
+    assert (progress.failed, progress.finished) == ([first], [second])
+    assert first.status()["status"] == "failed"
+    assert first.status()["reason"].startswith("killed by signal 9 (SIGKILL)")
+    assert to_do([first, second], retry_failed=False) == []
+    assert to_do([first, second], retry_failed=True) == [first]
+
+
+def test_a_busy_run_is_waited_for(tmp_path: Path, words: list[str]) -> None:
+    """While another process holds a run it is not started; when that one lets go, it is."""
+    (run,) = make_runs(tmp_path, words, "train.steps=4")
+    seen_busy = threading.Event()
+    holding = threading.Event()
+
+    def hold() -> None:
+        with lock(run.path):
+            holding.set()
+            seen_busy.wait(timeout=60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holding.wait()
+
+    def observe(progress: Progress) -> None:
+        if holder.is_alive():
+            assert not progress.running
+            seen_busy.set()
+
+    progress = run_local([run], tmp_path, 1, observe)
+    holder.join()
+    assert progress.finished == [run]
+
+
+def test_an_interrupt_asks_the_workers_to_save(tmp_path: Path, words: list[str]) -> None:
+    """KeyboardInterrupt leaves no process behind, the run interrupted, and its checkpoint saved."""
+    (run,) = make_runs(tmp_path, words, "train.steps=100000")
+
+    def interrupt(progress: Progress) -> None:
+        if any("train/loss" in record for record in run.metrics()):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_local([run], tmp_path, 1, interrupt)
+    assert not is_locked(run.path)
+    assert run.status()["status"] == "interrupted"
+    assert run.checkpoints()
+
+
+def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
+    """sweep(...) carries out a grid and gives a row per run; a wrong word raises MoeError."""
+    frame = sweep(["expert=1,4", "k=1", *words], seeds=1, workers=2, outputs=tmp_path / "outputs")
+    assert sorted(frame["expert"]) == [1, 4]
+    assert frame["val_bpb"].notna().all()
+    with pytest.raises(MoeError, match="no setting 'exprt'"):
+        sweep(["exprt=1,4"], outputs=tmp_path / "outputs")
+
+
+def test_workers_leave_nothing_running(tmp_path: Path, words: list[str]) -> None:
+    """After a sweep no worker of it is alive."""
+    runs = make_runs(tmp_path, words, "train.steps=4", "train.steps=5")
+    run_local(runs, tmp_path, 2)
+    time.sleep(0.1)
+    for run in runs:
+        with pytest.raises(ProcessLookupError):
+            os.kill(run.status()["pid"], 0)
