@@ -4,7 +4,6 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.parse import show
-from moe_cli.config.schema import BUDGETS
 from moe_cli.errors import MoeError
 from moe_cli.report.fold import Row, shared_with_dense
 from moe_cli.report.frame import flatten
@@ -49,10 +48,9 @@ def _resolved(composer: "Composer", words: dict[str, Any]) -> dict[str, Any]:
 
 def _differences(default: dict[str, Any], wanted: Row, with_null: bool) -> dict[str, Any]:
     """What still differs. Null values come last: most follow from a setting that has a value."""
-    budgets = [f"train.{name}" for name in BUDGETS]
     return {
         name: value
         for name, value in wanted.items()
         if not name.endswith(".name") and default.get(name) != value
-        and (value is not None or (with_null and name in default and name not in budgets))
+        and (value is not None or (with_null and name in default))
     }  # fmt: skip

@@ -26,7 +26,7 @@ def _cdf_of_angle(angle: float, df: int) -> float:
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = df % 2
     term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for index in range(odd, df - 1, 2):
+    for index in range(odd, df, 2):
         total += term
         term *= cosine * cosine * (index + 1) / (index + 2)
     area = 2 / math.pi * (angle + sine * total) if odd else sine * total

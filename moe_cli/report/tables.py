@@ -46,13 +46,12 @@ def _pad(text: str, width: int, left: bool) -> str:
 
 
 def _aligned(cells: Sequence[str]) -> list[str]:
-    """Means under means and intervals under intervals, when a column has both."""
+    """Cells with room for an interval wherever one has it, so that, set to the right, means stand under means."""
     parts = [cell.partition(PLUS_MINUS) for cell in cells]
     if not any(sign for _, sign, _ in parts):
         return list(cells)
-    widest = max(len(mean) for mean, _, _ in parts)
     spread = max(len(interval) for _, _, interval in parts)
-    return [f"{mean:>{widest}}{sign:{len(PLUS_MINUS)}}{interval:>{spread}}" for mean, sign, interval in parts]
+    return [f"{mean}{sign:{len(PLUS_MINUS)}}{interval:>{spread}}" for mean, sign, interval in parts]
 
 
 def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int) -> list[Column]:

@@ -5,15 +5,17 @@ from typing import Any
 
 from moe_cli.config.load import Composer
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import RunConfig
+from moe_cli.config.schema import BUDGETS, RunConfig
 from moe_cli.store import COMPLETED, Run, create_run, read_json, write_json
 
 COMPOSER = Composer()
 
 
 def configure(**settings: Any) -> RunConfig:
-    """The configuration of `key=value` words; `train__steps` stands for train.steps."""
+    """The configuration of `key=value` words; `train__steps` stands for train.steps. Without a budget, 500 steps."""
     values = {key.replace("__", "."): value for key, value in settings.items()}
+    if not any(f"train.{budget}" in values for budget in BUDGETS):
+        values["train.steps"] = 500
     return resolve(COMPOSER.point(values).config).config
 
 

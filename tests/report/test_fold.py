@@ -83,8 +83,8 @@ def test_without_a_shared_seed_there_is_no_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "difference",
-    [{"train__steps": 1000}, {"optim__lr": 0.01}, {"model__num_layers": 2}, {"optim": "adamw"},
-     {"data__val_fraction": 0.1}],
+    [{"train__steps": 1000}, {"optim__lr": 0.0123}, {"model__num_layers": 3}, {"optim": "adamw"},
+     {"data__val_fraction": 0.123}],
 )  # fmt: skip
 def test_a_dense_run_of_other_settings_is_no_baseline(tmp_path: Path, difference: dict[str, Any]) -> None:
     """Budget, optimizer, data and shape must be equal."""
@@ -124,11 +124,12 @@ def test_a_baseline_elsewhere_is_used_and_not_shown(tmp_path: Path) -> None:
 
 
 def test_the_newest_of_two_runs_with_one_seed_counts(tmp_path: Path) -> None:
-    """A repeated run does not pose as a second seed."""
+    """A repeated run does not pose as a second seed, and the order in which runs were named does not matter."""
     created(complete(tmp_path, 1.7, expert=8, seed=0), 2000.0)
     created(complete(tmp_path, 1.9, expert=8, seed=0), 1000.0)
     row = only(folded(tmp_path))
     assert (row["val_bpb"], row["seeds"], row["val_bpb_interval"]) == (1.7, [0], None)
+    assert rows_of(fold(load_runs(tmp_path).iloc[::-1]))[0]["val_bpb"] == 1.7
     assert len(folded(tmp_path, by_run=True)) == 2
 
 

@@ -20,18 +20,20 @@ def test_a_complete_run_has_its_results_and_settings(tmp_path: Path) -> None:
     written = read_json(run.path / "summary.json") or {}
     assert {key for key, value in written.items() if value is not None and row[key] != value} == set()
     assert {key for key, value in written.items() if value is None and pd.notna(row[key])} == set()
-    assert (row["model.d_model"], row["train.steps"], row["optim.name"]) == (128, 300, "muon")
+    config = configure(expert=8, k=2, train__steps=300)
+    assert (row["model.d_model"], row["optim.name"]) == (config.model.d_model, config.optim.name)
+    assert row["train.steps"] == 300
     assert (row["group"], row["path"]) == ("runs", str(run.path))
 
 
 def test_group_names_stand_under_plain_keys(tmp_path: Path) -> None:
     """`router` and `balance` are names, and no second column says the same."""
-    complete(tmp_path, 1.75, expert=8, k=1, router="switch", balance="z")
+    complete(tmp_path, 1.75, expert=8, k=1, router="switch", balance="z", router__jitter=0.03)
     frame = load_runs(tmp_path)
     assert frame["router"].tolist() == ["switch"]
     assert frame["balance"].tolist() == ["z"]
     assert {"router.name", "balance.name"} & set(frame.columns) == set()
-    assert frame["router.jitter"].tolist() == [0.01]
+    assert frame["router.jitter"].tolist() == [0.03]
 
 
 @pytest.mark.parametrize("status", [PENDING, FAILED, INTERRUPTED, RUNNING])

@@ -104,12 +104,25 @@ def test_columns_are_aligned(tmp_path: Path) -> None:
     assert alone.index("1.900") == next(row.index("1.718") for row in rows if "1.718" in row)
 
 
+def test_means_of_different_length_are_aligned(tmp_path: Path) -> None:
+    """Points stand under points, with an interval and without."""
+    for seed in range(2):
+        complete(tmp_path, 2.0 + 0.1 * seed, expert=1, seed=seed)
+        complete(tmp_path, 1.7, expert=4, seed=seed)
+        complete(tmp_path, 1.99 + 0.1 * seed, expert=8, seed=seed)
+    rows = [row for row in table(tmp_path) if "%  +" in row.replace("% +-", "%  +-")]
+    assert len(rows) == 2
+    assert len({row.index(" %") for row in rows}) == 1
+    assert len({row.index(" %") - row[: row.index(" %")].rindex(".") for row in rows}) == 1
+
+
 def test_captions_say_what_is_compared(tmp_path: Path) -> None:
     """Counts, corpus, tokens, sizes, baseline, what is equal, how intervals are made."""
     sweep_of_three_seeds(tmp_path)
     text = "\n".join(lines(tmp_path, 200))
     first = "sparsity   4 configurations, 3 seeds each   python corpus   1.02M tokens   active parameters 1.00M"
-    same = "router topk, balance switch 0.01, dropless"
+    weight = configure().to_dict()["balance"]["weight"]
+    same = f"router topk, balance switch {weight:g}, dropless"
     for words in (first, "baseline   expert=1 (dense)", "intervals: 95 %", same):
         assert words in text
     assert "none" not in text
@@ -124,6 +137,16 @@ def test_what_varies_is_not_called_equal(tmp_path: Path) -> None:
     same = next(line for line in lines(tmp_path, 200) if "the same for all" in line)
     assert same.startswith("the same for all: expert 8, k 2, router topk, num_layers")
     assert "dropless" in "".join(table(tmp_path))
+    assert "d_model" in same
+    assert "d_model " not in "\n".join(lines(tmp_path, 200, columns=("val_bpb", "model.d_model")))
+
+
+def test_a_weight_that_varies_is_not_called_equal(tmp_path: Path) -> None:
+    """The constant balancing loss is named without the weight that has a column of its own."""
+    complete(tmp_path, 1.7, expert=8, balance__weight=0.1)
+    complete(tmp_path, 1.8, expert=8, balance__weight=0.2)
+    assert headings(tmp_path)[0] == "balance weight"
+    assert "balance switch, dropless" in "\n".join(lines(tmp_path, 200))
 
 
 def test_dropped_is_shown_only_where_something_was(tmp_path: Path) -> None:
@@ -181,7 +204,8 @@ def test_the_advised_command_covers_all_seeds(tmp_path: Path) -> None:
     """Several seeds are a sweep over them."""
     for seed in (0, 2):
         complete(tmp_path, 1.7, expert=8, seed=seed)
-    assert baseline_command(rows_of(fold(load_runs(tmp_path)))[0]) == "moe sweep expert=1 seed=0,2"
+    words = baseline_command(rows_of(fold(load_runs(tmp_path)))[0]).split()
+    assert (words[:3], words[-1]) == (["moe", "sweep", "expert=1"], "seed=0,2")
 
 
 def test_mixed_budgets_are_said_and_ranked_apart(tmp_path: Path) -> None:
@@ -220,8 +244,8 @@ def test_failed_and_pending_runs_are_counted(tmp_path: Path) -> None:
 
 
 def test_nothing_but_failed_runs(tmp_path: Path) -> None:
-    """The table then shows them, with status and reason instead of results."""
-    run = stopped(tmp_path, FAILED, "out of memory", expert=64, k=8)
+    """The table then shows them, with status and the first line of the reason instead of results."""
+    run = stopped(tmp_path, FAILED, "out of memory\nTraceback", expert=64, k=8)
     assert headings(tmp_path) == ["run", "status", "reason"]
     assert table(tmp_path)[1].split() == [run.id, "failed", "out", "of", "memory"]
 
@@ -260,7 +284,8 @@ def test_columns_are_shown_as_asked_for(tmp_path: Path) -> None:
     sweep_of_three_seeds(tmp_path)
     asked = ("val_bpb", "model.d_model", "seeds", "router")
     assert headings(tmp_path, columns=asked) == ["bits/byte", "d_model", "seeds", "router"]
-    assert table(tmp_path, columns=("expert", "model.d_model", "seeds"))[1].split()[:3] == ["16", "128", "0,1,2"]
+    width = str(configure().model.d_model)
+    assert table(tmp_path, columns=("expert", "model.d_model", "seeds"))[1].split()[:3] == ["16", width, "0,1,2"]
 
 
 @pytest.mark.parametrize("question", [{"columns": ("exprt",)}, {"sort": "-exprt"}, {"condition": "exprt > 1"}])
@@ -286,7 +311,13 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     written = [line.plain for line in table_lines(view(tmp_path), HOSTILE, 80)]
     assert written[0].startswith("...yyy")
     assert len(markdown_text(view(tmp_path, columns=("note", "group"))).splitlines()) == 4
-    assert "<b>" not in markdown_text(view(tmp_path, columns=("note", "group")))
+
+
+def test_markdown_is_not_broken_by_values(tmp_path: Path) -> None:
+    """Bars and tags in a value are text."""
+    complete(tmp_path, 1.7, results={"note": "a|b <i>`c`"})
+    *_, row = markdown_text(view(tmp_path, columns=("note", "seed"))).splitlines()
+    assert row == r"| a\|b &lt;i>\`c\` | 0 |"
 
 
 def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None:
@@ -310,6 +341,13 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
     assert (failed["status"], failed["expert"], failed["seed"], failed["val_bpb"]) == ("failed", 64, 0, None)
     single = content[0]
     assert (single["seed"], single["seeds"], single["val_bpb_interval"]) == (0, [0], None)
+
+
+def test_json_holds_the_columns_asked_for(tmp_path: Path) -> None:
+    """Named columns take the place of the plain keys, whatever they are."""
+    complete(tmp_path, 1.7, expert=8)
+    content = json.loads(json_text(view(tmp_path, columns=("expert", "train.steps", "corpus"))))
+    assert content == [{"expert": 8, "train.steps": 500, "corpus": "python"}]
 
 
 def test_csv_holds_every_column_to_full_precision(tmp_path: Path) -> None:
@@ -371,4 +409,4 @@ def test_settings_of_one_name_are_told_apart(tmp_path: Path) -> None:
     complete(tmp_path, 1.7, expert=8, k=1)
     complete(tmp_path, 1.7, expert=8, k=2, eval__k=2, train__steps=600)
     assert headings(tmp_path, 200)[:3] == ["k", "steps", "eval k"]
-    assert configure(expert=8, k=2, eval__k=1).eval.k == 1
+    assert headings(tmp_path, 200, columns=("k", "steps", "train.steps")) == ["k", "steps", "train.steps"]
