@@ -249,8 +249,13 @@ def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) ->
     assert (16, 1024) == (plan.steps, plan.tokens)
     assert cost(config, 256) == plan.cost
     assert plan.seconds == 2 * make_plan(config, tmp_path, 2, 1e9).seconds
-    timed = make_plan(tiny_config(text_file, train={"steps": None, "minutes": 2.0}), tmp_path, 1, 1e9)
-    assert (None, None, 120) == (timed.steps, timed.tokens, timed.seconds)
+    timed, longer = (
+        make_plan(tiny_config(text_file, train={"steps": None, "minutes": minutes}), tmp_path, 1, 1e9)
+        for minutes in (1.0, 2.0)
+    )
+    assert (None, None) == (timed.steps, timed.tokens)
+    assert 60 == pytest.approx(longer.seconds - timed.seconds)
+    assert 60 < timed.seconds < 61  # the evaluations come on top
 
 
 def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
