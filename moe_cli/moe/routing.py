@@ -58,7 +58,7 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
 
     GShard, arXiv:2006.16668, section 2.2; libraries differ in the rounding, this is the definition here.
     """
-    # Rounded first, so that 1.1 * 10 asks for 11 places and not, by a float's last bit, for 12.
+    # Rounded first, so that 1.1 * 100 / 10 asks for 11 places and not, by a float's last bit, for 12.
     return max(1, math.ceil(round(capacity_factor * num_tokens * top_k / num_experts, 9)))
 
 

@@ -41,13 +41,13 @@ KEYS = [
     (["hydra.job.name=x"], "no setting 'hydra.job.name'. All settings: moe config"),
     (["eval=3"], "'eval' is a group of settings. Set one of them, such as eval.k=..."),
     (["router.name=switch"], "'router.name' follows from the choice of the group. Write: router=switch"),
-    (["router.jitter=0.1"], "no setting 'router.jitter' with router=topk. It belongs to router=switch."),
+    (["router=topk", "router.jitter=0.1"], "no setting 'router.jitter' with router=topk. It belongs to router=switch."),
     (
         ["router=random", "router.jitter=0.1"],
         "no setting 'router.jitter' with router=random. It belongs to router=switch.",
     ),
     (["optim=adamw", "optim.momentum=0.9"], "no setting 'optim.momentum' with optim=adamw. It belongs to optim=muon."),
-    (["data.path=x"], "no setting 'data.path' with data=python. It belongs to data=text."),
+    (["data=python", "data.path=x"], "no setting 'data.path' with data=python. It belongs to data=text."),
     (
         ["balance=none", "balance.weight=1"],
         "no setting 'balance.weight' with balance=none. It belongs to balance=switch.",
@@ -128,9 +128,9 @@ RANGES = [
 ]  # fmt: skip
 
 TOGETHER = [
-    (["k=9"], "k=9 is more than expert=8: a token cannot choose more experts than there are."),
+    (["expert=8", "k=9"], "k=9 is more than expert=8: a token cannot choose more experts than there are."),
     (["expert=1", "k=2"], "k=2 is more than expert=1: a token cannot choose more experts than there are."),
-    (["eval.k=9"], "eval.k=9 is more than expert=8: a token cannot choose more experts than there are."),
+    (["expert=8", "eval.k=9"], "eval.k=9 is more than expert=8: a token cannot choose more experts than there are."),
     (["router=switch", "k=2"], "k=2: router=switch sends each token to one expert. Use k=1, or router=topk."),
     (
         ["k=1", "router.renormalise=true"],
@@ -138,19 +138,22 @@ TOGETHER = [
         "Use router.renormalise=false.",
     ),
     (
-        ["model.d_model=130"],
+        ["model.d_model=130", "model.num_heads=4"],
         "model.d_model=130 cannot be divided among model.num_heads=4: choose a multiple.",
     ),
     (
-        ["model.d_model=12"],
+        ["model.d_model=12", "model.num_heads=4"],
         "model.d_model=12 over model.num_heads=4 gives heads of odd width 3: rotary positions need an even width.",
     ),
     (
-        ["model.moe_every=5"],
+        ["model.moe_every=5", "model.num_layers=4"],
         "model.moe_every=5 is more than model.num_layers=4: no layer would have experts. "
         "Use expert=1 for a dense model.",
     ),
-    (["model.d_expert=100"], "model.d_expert=100 is set by match=active to 256. To choose it yourself: match=none"),
+    (
+        ["expert=8", "k=2", "model.d_ff=512", "model.expert_kind=mlp", "model.d_expert=100"],
+        "model.d_expert=100 is set by match=active to 256. To choose it yourself: match=none",
+    ),
     (
         ["expert=64", "k=8", "model.d_ff=16"],
         "expert=64 k=8 leave no width for an expert at equal active parameters (model.d_ff=16). "

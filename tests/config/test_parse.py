@@ -121,6 +121,11 @@ def test_did_you_mean(word: str, expected: str) -> None:
     assert expected == did_you_mean(word, ["expert", "optim.lr", "balance.weight", "capacity"])
 
 
+def test_a_last_part_in_full_is_nearer_than_a_similar_name() -> None:
+    """`seed` is train.seed and not seeds."""
+    assert " Did you mean 'train.seed'?" == did_you_mean("seed", ["seeds", "train.seed"])
+
+
 def test_did_you_mean_prefers_the_first_of_equal_last_parts() -> None:
     """Of two settings with the same last part the first listed is proposed."""
     assert " Did you mean 'model.name'?" == did_you_mean("name", ["model.name", "router.name"])

@@ -127,15 +127,23 @@ def test_the_schedule_is_filled_in(schedule: Any, decay: float | None, final_lr:
     assert (decay, final_lr) == (optim.decay, optim.final_lr)
 
 
+def test_shares_that_a_schedule_ignores_are_no_difference() -> None:
+    """A decay without a plateau and a final rate that is never reached are removed: such runs are one."""
+    plain, idle = schema.AdamWConfig(schedule="cosine"), schema.AdamWConfig(schedule="cosine", decay=0.1)
+    assert resolve(RunConfig(optim=plain)).config == resolve(RunConfig(optim=idle)).config
+    plain, idle = schema.AdamWConfig(schedule="constant"), schema.AdamWConfig(schedule="constant", final_lr=0.1)
+    assert resolve(RunConfig(optim=plain)).config == resolve(RunConfig(optim=idle)).config
+
+
 def test_given_shares_of_the_schedule_stay() -> None:
     """A zero is a value, not an open setting."""
     optim = resolve(RunConfig(optim=schema.MuonConfig(decay=0.0, final_lr=0.0))).config.optim
     assert (0.0, 0.0) == (optim.decay, optim.final_lr)
 
 
-def test_a_budget_is_500_steps_unless_given() -> None:
-    """No budget means 500 steps; any given one stands alone."""
-    assert 500 == resolve(RunConfig()).config.train.steps
+def test_a_budget_is_a_number_of_steps_unless_given() -> None:
+    """No budget means the default number of steps; any given one stands alone."""
+    assert schema.DEFAULT_STEPS == resolve(RunConfig()).config.train.steps
     assert resolve(RunConfig(train=schema.TrainConfig(minutes=2.0))).config.train.steps is None
 
 
@@ -180,11 +188,12 @@ def test_matched_experts_cost_what_the_dense_network_costs(
         (2048, 64, 8, 252),  # exactly 252; 256 would be 32 of 2048 too many
         (1000, 8, 1, 992),  # exactly 996; 1000 has no factor of 16
         (256, 2, 2, 128),  # exactly 127.5; 128 is 1 of 256 too many
+        (1007, 4, 1, 1008),  # exactly 1005; 1008 is 63 times 16
     ],
 )
 def test_matched_widths_are_round(d_ff: int, experts: int, top_k: int, expected: int) -> None:
     """The largest power of two up to 16 that 1 % allows divides the width, worked out by hand."""
-    assert expected == matched_d_expert(GPTConfig(d_ff=d_ff), experts, top_k)
+    assert expected == matched_d_expert(GPTConfig(d_ff=d_ff, expert_kind="mlp"), experts, top_k)
 
 
 def test_the_matched_width_is_what_resolve_uses() -> None:
@@ -203,9 +212,10 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
 
 def test_the_matched_width_may_be_given_and_no_other() -> None:
     """A width that agrees is accepted, one that does not is refused with the way out."""
-    assert resolve(RunConfig(model=GPTConfig(d_expert=256))).config == resolve(RunConfig()).config
-    with pytest.raises(ConfigError, match=r"^model\.d_expert=100 is set by match=active to 256\. .*match=none$"):
-        resolve(RunConfig(model=GPTConfig(d_expert=100)))
+    matched = resolve(RunConfig()).config
+    assert matched == resolve(RunConfig(model=GPTConfig(d_expert=matched.model.d_expert))).config
+    with pytest.raises(ConfigError, match=r"^model\.d_expert=7 is set by match=active to \d+\. .*match=none$"):
+        resolve(RunConfig(model=GPTConfig(d_expert=7)))
 
 
 def leaves(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -44,7 +44,8 @@ def test_first_choices_of_all_tokens_stand_before_second_choices() -> None:
         (9, 4, 2, 2.0, 9),
         (1, 8, 1, 1.0, 1),  # 0.125: the least is 1
         (3, 64, 1, 0.01, 1),
-        (10, 1, 1, 1.1, 11),  # 11.000000000000002 as a float
+        (100, 10, 1, 1.1, 11),  # 11.000000000000002 as a float
+        (1, 8, 1, 1e-12, 1),
         (1000, 10, 3, 1.1, 330),
     ],
 )
