@@ -115,7 +115,10 @@ class Composer:
             raise ConfigError(_three_lines(error)) from None
         OmegaConf.set_struct(tree, False)
         tree.pop("hydra")
-        tree.pop("experiment", None)
+        if "experiment" in tree:
+            raise ConfigError(
+                "an experiment's file must begin with the line '# @package _global_': without it, it sets nothing."
+            )
         OmegaConf.set_struct(tree, True)
         return tree
 

@@ -70,7 +70,6 @@ def in_full(composer: Composer, words: list[str]) -> RunConfig:
     tree = composer.loader.load_configuration("config", words, RunMode.RUN, from_shell=False)
     OmegaConf.set_struct(tree, False)
     tree.pop("hydra")  # holds references that only Hydra's own start can resolve
-    tree.pop("experiment", None)
     return build(RunConfig, OmegaConf.to_container(tree, resolve=True))
 
 
@@ -161,7 +160,7 @@ TINY = re.sub(r"d_model: \d+", "d_model: 24", (CONF / "model" / "gpt.yaml").read
 
 def test_a_users_folder_is_looked_up_first(tmp_path: Path) -> None:
     """A file of the same name replaces ours, a new one is a new choice, and the rest of conf/ still serves."""
-    folder = write(tmp_path, model__gpt=TINY, router__mine="# my own router\nname: switch\njitter: 0.5\n")
+    folder = write(tmp_path, model__gpt=TINY, router__mine="# my own router\nname: switch\n# much\njitter: 0.5\n")
     resolved = load_config(["router=mine", "train=smoke"], config_dir=folder).config
     assert 24 == resolved.model.d_model
     assert SwitchConfig(jitter=0.5) == resolved.router
@@ -224,6 +223,11 @@ def test_a_users_experiment_sets_several_groups(tmp_path: Path) -> None:
             {"experiment__mine": "# @package _global_\n_target_: os.system\n"},
             ["experiment=mine"],
             "no setting '_target_'.",
+        ),
+        (
+            {"experiment__mine": "expert: 32\n"},
+            ["experiment=mine"],
+            "an experiment's file must begin with the line '# @package _global_': without it, it sets nothing.",
         ),
         ({"router__mine": "name: topk\nrenormalize: true\n"}, ["router=mine"],
          "no setting 'router.renormalize'. Did you mean 'renormalise'?"),
