@@ -223,6 +223,20 @@ def test_a_build_that_comes_second_takes_the_first(
     assert (corpus.folder / "first").exists()
 
 
+def test_a_corpus_appears_whole(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the last file is written, nothing stands where another process would look."""
+    chmod, seen = os.chmod, []
+
+    def look(*arguments: Any) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        chmod(*arguments)
+
+    monkeypatch.setattr(os, "chmod", look)
+    corpus = load(text_file, tmp_path)
+    assert [True] == [name.startswith(".building-") for name in seen]
+    assert ["meta.json", "train.bin", "val.bin"] == sorted(path.name for path in corpus.folder.iterdir())
+
+
 def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> None:
     """Three processes build the same corpus at the same moment: all see the same tokens, one folder remains."""
     path = write(tmp_path, {"text.txt": words(100_000)}) / "text.txt"
