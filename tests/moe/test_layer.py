@@ -375,10 +375,10 @@ def test_sparse_expert_model_teaches_only_the_chosen() -> None:
 
 
 def test_sparse_expert_model_with_one_choice_trains_the_gate() -> None:
-    """k=1 is not renormalised, so that the gate has a gradient."""
+    """k=1 is not renormalised, so that the gate has a gradient, and one beyond rounding."""
     model = make_model(1)
     model(tokens()).square().sum().backward()
-    assert (model.router.gate.weight.grad != 0).any()
+    assert model.router.gate.weight.grad.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 1, 3), (0,)])

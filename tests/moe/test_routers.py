@@ -82,7 +82,7 @@ def test_a_single_choice_still_teaches_the_gate(name: str) -> None:
     routing = router(x)
     assert torch.equal(routing.probs.amax(-1), routing.weights)
     routing.weights.sum().backward()
-    assert (router.gate.weight.grad != 0).any()
+    assert router.gate.weight.grad.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(1, False), (2, True)])
