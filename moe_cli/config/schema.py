@@ -43,9 +43,9 @@ class GPTConfig:
 
     name: Literal["gpt"] = "gpt"
     num_layers: int = 4
-    num_heads: int = 4
-    d_model: int = 128
-    d_ff: int = 384
+    num_heads: int = 2
+    d_model: int = 64
+    d_ff: int = 192
     d_expert: int | None = None
     expert_kind: Literal["glu", "mlp"] = "glu"
     activation: Literal["silu", "gelu", "relu", "relu2"] = "silu"
