@@ -1,6 +1,6 @@
 """run_one(run) -> Run: build, train, evaluate, record, survive errors. Also the entry of a sweep's workers:
 
-    python -m moe_cli.run RUN_FOLDER OUTPUTS
+python -m moe_cli.run RUN_FOLDER OUTPUTS
 """
 
 import importlib.metadata
@@ -352,4 +352,3 @@ def main(run_folder: str, outputs: str) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(*sys.argv[1:]))
-

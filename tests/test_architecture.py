@@ -60,7 +60,9 @@ def test_functions_are_short(path: Path) -> None:
     """A function fits on a screen: at most 50 lines, docstring included."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     lengths = {
-        node.name: (node.end_lineno or 0) - node.lineno + 1 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+        node.name: (node.end_lineno or 0) - node.lineno + 1
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
     }
     assert {name: length for name, length in lengths.items() if length > 50} == {}
 

@@ -36,7 +36,9 @@ class Group(TyperGroup):
             if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
                 sys.stderr.close()
                 raise typer.Exit(0) from None
-            typer.echo(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
+            typer.echo(
+                f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True
+            )
             raise typer.Exit(1) from None
 
 

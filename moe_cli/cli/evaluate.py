@@ -79,7 +79,7 @@ def _row(trained: "Trained", routing: str, top_k: int | None, capacity: float | 
 def _table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    from moe_cli.cli.numbers import percent
+    from moe_cli.numbers import percent
 
     def share(value: float | None, signed: bool = False) -> str:
         return "-" if value is None else percent(value, signed)

@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli.numbers import bars, count, duration, percent
 from moe_cli.moe.stats import max_violation
+from moe_cli.numbers import bars, count, duration, percent
 from moe_cli.run import Plan
 from moe_cli.store import Run
 from moe_cli.tasks.corpora import describe
@@ -79,7 +79,9 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -129,7 +131,9 @@ class Display:
         room = max(4, (self.console.width - 24) // len(shown) - 5)
         layers = "  ".join(f"L{i + 1} {bars(load.tolist(), min(room, 32))}" for i, load in enumerate(shown))
         style = "red" if worst > 2 else "yellow" if worst > 1 else ""
-        return Text.assemble("  load  ", layers, "  worst ", (percent(worst, signed=True), style), no_wrap=True, overflow="crop")
+        return Text.assemble(
+            "  load  ", layers, "  worst ", (percent(worst, signed=True), style), no_wrap=True, overflow="crop"
+        )
 
 
 def _val(val: Evaluation | None) -> str:
@@ -153,7 +157,12 @@ def print_summary(console: Console, run: Run) -> None:
                      f"{summary['routing_entropy']:.2f}   dropped {percent(summary['dropped_fraction'])}   "
                      f"dead {dead} of {summary['expert']}"))  # fmt: skip
     if summary["capacity_val_loss"] is not None:
-        rows.append(("capacity", f"validation with capacity {summary['capacity']:g}: {summary['capacity_val_loss']:.3f} nats/token"))
+        rows.append(
+            (
+                "capacity",
+                f"validation with capacity {summary['capacity']:g}: {summary['capacity_val_loss']:.3f} nats/token",
+            )
+        )
     following = "moe train" if summary["expert"] == 1 else "moe train expert=1"
     rows.append(("next", f'moe sample latest --prompt "def "      {following}      moe report'))
     for label, text in rows:

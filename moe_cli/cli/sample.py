@@ -31,10 +31,15 @@ def sample(
 
     trained = restore(found, folder)
     tokenizer = trained.task.corpus.tokenizer
-    ids = draw(trained.model, tokenizer.encode(prompt).tolist(), tokens, trained.config.model.context_length, temperature, seed)
+    ids = draw(
+        trained.model, tokenizer.encode(prompt).tolist(), tokens, trained.config.model.context_length, temperature, seed
+    )
     typer.echo(prompt, nl=False)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may span several byte tokens
     for token in ids:
         text = decoder.decode(bytes([token])) if isinstance(tokenizer, ByteTokenizer) else tokenizer.decode([token])
-        typer.echo("".join(char if char.isprintable() or char in "\n\t" else "\n" if char == "\0" else "?" for char in text), nl=False)
+        typer.echo(
+            "".join(char if char.isprintable() or char in "\n\t" else "\n" if char == "\0" else "?" for char in text),
+            nl=False,
+        )
     typer.echo()

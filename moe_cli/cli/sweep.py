@@ -23,11 +23,15 @@ Words = Annotated[
 
 def sweep(
     words: Words = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)
+    ] = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
-    name: Annotated[str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)
+    ] = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
@@ -59,10 +63,12 @@ def sweep(
     _print_end(console, planned, runs, progress)
 
 
-def _print_head(console: "Console", planned: "SweepPlan", plans: "list[Plan]", runs: "list[Run]", jobs: int, retry: bool) -> None:
+def _print_head(
+    console: "Console", planned: "SweepPlan", plans: "list[Plan]", runs: "list[Run]", jobs: int, retry: bool
+) -> None:
     from rich.markup import escape
 
-    from moe_cli.cli.numbers import duration
+    from moe_cli.numbers import duration
     from moe_cli.store import FAILED
     from moe_cli.sweeps.executors import to_do
 
@@ -94,7 +100,7 @@ def _print_points(console: "Console", planned: "SweepPlan", plans: "list[Plan]",
     from rich import box
     from rich.table import Table
 
-    from moe_cli.cli.numbers import count, duration
+    from moe_cli.numbers import count, duration
 
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     table.add_column("point", overflow="fold")
@@ -146,7 +152,7 @@ class SweepDisplay:
     def _print(self, run: "Run") -> None:
         from rich.markup import escape
 
-        from moe_cli.cli.numbers import count
+        from moe_cli.numbers import count
 
         label, summary = escape(self.labels[run.path]), run.summary()
         if summary:
@@ -163,7 +169,7 @@ class SweepDisplay:
         from rich.table import Table
         from rich.text import Text
 
-        from moe_cli.cli.numbers import duration
+        from moe_cli.numbers import duration
 
         ended = len(progress.finished) + len(progress.failed)
         to_go = len(progress.waiting) + len(progress.running)
@@ -177,7 +183,9 @@ class SweepDisplay:
             f"{completed}/{self.total}", ProgressBar(total=self.total, completed=completed + sum(shares.values()), width=24),
             f"{len(progress.running)} running", f"{len(progress.failed)} failed" if progress.failed else "", left,
         )  # fmt: skip
-        rows = [Text(f"  {self.labels[run.path]:<32} {_step(run)}", no_wrap=True, overflow="ellipsis") for run in shares]
+        rows = [
+            Text(f"  {self.labels[run.path]:<32} {_step(run)}", no_wrap=True, overflow="ellipsis") for run in shares
+        ]
         return Group(head, *rows)
 
 
@@ -190,7 +198,10 @@ def _step(run: "Run") -> str:
     records = run.metrics()
     if not records:
         return "starting"
-    val = next((f"   val {record['val/loss_estimate']:.3f}" for record in reversed(records) if "val/loss_estimate" in record), "")
+    val = next(
+        (f"   val {record['val/loss_estimate']:.3f}" for record in reversed(records) if "val/loss_estimate" in record),
+        "",
+    )
     return f"step {records[-1]['step']}{val}"
 
 

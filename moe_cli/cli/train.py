@@ -46,7 +46,9 @@ def train(
     with Display(console) as display:
         run_one(run, folder, display)
     if run.summary() is None:
-        console.print(f"stopped; everything is saved. Go on with: moe train --resume {run.id}", highlight=False, soft_wrap=True)
+        console.print(
+            f"stopped; everything is saved. Go on with: moe train --resume {run.id}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(130)
     if as_json:
         print_json(run.summary())

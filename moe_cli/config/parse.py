@@ -15,7 +15,7 @@ LARGEST = sys.float_info.max
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """" Did you mean 'expert'?" for the option nearest to `word`, or "" when none is near.
+    """ " Did you mean 'expert'?" for the option nearest to `word`, or "" when none is near.
 
     A dotted option is also compared by its last part, so that `lr` finds `optim.lr`.
     """

@@ -16,12 +16,12 @@ BYTES_PER_PARAM = 4
 @dataclass(frozen=True)
 class Cost:
     """Attributes:
-        num_params: every trained number, embedding and head included.
-        num_active_params: those that one token meets: K of E experts, all of the rest.
-        forward_flops_per_token: one token through the model.
-        optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch.
-        state_bytes: weights, gradients and optimizer state, float32.
-        num_sparse_layers: blocks with experts.
+    num_params: every trained number, embedding and head included.
+    num_active_params: those that one token meets: K of E experts, all of the rest.
+    forward_flops_per_token: one token through the model.
+    optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch.
+    state_bytes: weights, gradients and optimizer state, float32.
+    num_sparse_layers: blocks with experts.
     """
 
     num_params: int

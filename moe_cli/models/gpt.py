@@ -30,9 +30,7 @@ class GPT(nn.Module):
         model = config.model
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.embedding_dropout = nn.Dropout(model.dropout)
-        self.blocks = nn.ModuleList(
-            Block(config, sparse=is_sparse(config, layer)) for layer in range(model.num_layers)
-        )
+        self.blocks = nn.ModuleList(Block(config, sparse=is_sparse(config, layer)) for layer in range(model.num_layers))
         self.norm = nn.RMSNorm(model.d_model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_cli.config.parse import show
+from moe_cli.numbers import count, percent
 from moe_cli.report.fold import Row, applies
 from moe_cli.report.frame import COUNTS
 
@@ -95,24 +96,6 @@ def printable(text: str) -> str:
 def shorten(text: str) -> str:
     """The end of the text, which tells paths and run ids apart, when it is too long."""
     return text if len(text) <= LONGEST_CELL else "..." + text[3 - LONGEST_CELL :]
-
-
-def count(value: float) -> str:
-    """Three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G."""
-    if abs(value) < 999.5:
-        return f"{value:.0f}"
-    for unit in "kMGT":
-        value /= 1000
-        if abs(value) < 999.5:
-            return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}{unit}"
-    return f"{value:.3g}T"
-
-
-def percent(share: float, signed: bool = False) -> str:
-    """21 %, or +21 % when signed; one digit after the point below 10 %."""
-    value = 100 * share
-    text = f"{value:{'+' if signed else ''}.{0 if abs(value) >= 9.95 else 1}f}"
-    return ("0" if not float(text) else text) + " %"
 
 
 def _with_interval(value: float | None, interval: float | None, digits: int, factor: float = 1, sign: str = "") -> str:

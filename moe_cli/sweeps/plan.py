@@ -34,9 +34,9 @@ class LeftOut:
 @dataclass(frozen=True)
 class SweepPlan:
     """Attributes:
-        name: the folder under outputs/.
-        question: what a named sweep answers; "" for one typed by hand.
-        num_repeats: points that came to the same configuration as another, such as dense with each router.
+    name: the folder under outputs/.
+    question: what a named sweep answers; "" for one typed by hand.
+    num_repeats: points that came to the same configuration as another, such as dense with each router.
     """
 
     name: str
@@ -81,9 +81,13 @@ def plan_sweep(
         seeds = seeds or (None if "seed" in axes else file.seeds)
     axes |= {axis.key: axis for axis in parse_overrides(words)}
     if seeds is not None and "seed" in axes:
-        raise ConfigError(f"seed={','.join(map(show, axes['seed'].values))} and --seeds {seeds} both choose seeds: give one.")
+        raise ConfigError(
+            f"seed={','.join(map(show, axes['seed'].values))} and --seeds {seeds} both choose seeds: give one."
+        )
     if not any(len(axis.values) > 1 for axis in axes.values()) and file_name is None and not seeds:
-        raise ConfigError("nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups")
+        raise ConfigError(
+            "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
+        )
     if "seed" not in axes:
         axes["seed"] = Axis("seed", tuple(range(seeds or 1)))
     points, left_out, repeats = _points(composer, list(axes.values()))

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON, whole or absent, checksummed. Loading executes nothing.
 
-    checkpoints/step_00000120/model.safetensors, optimizer.safetensors, state.json
+checkpoints/step_00000120/model.safetensors, optimizer.safetensors, state.json
 """
 
 import hashlib

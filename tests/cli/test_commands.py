@@ -43,7 +43,9 @@ def test_train_json_is_the_summary(moe: Moe, settings: list[str], tmp_path: Path
 def test_dense_has_no_routing(moe: Moe, settings: list[str]) -> None:
     """expert=1 is the dense baseline: no router, no routing metrics, and as many active parameters as the sparse model."""
     dense = json.loads(moe("train", "expert=1", *settings, "--json").stdout)
-    assert [dense[key] for key in ("router", "balance", "max_violation", "dropped_fraction", "dead_experts")] == [None] * 5
+    assert [dense[key] for key in ("router", "balance", "max_violation", "dropped_fraction", "dead_experts")] == [
+        None
+    ] * 5
     assert dense["params"] == dense["active_params"]
 
 
@@ -75,7 +77,10 @@ def test_eval_shows_both_policies(moe: Moe, settings: list[str]) -> None:
     ("words", "message"),
     [
         (["eval.k=9"], "error: eval.k=9 is more than expert=8: a token cannot choose more experts than there are."),
-        (["k=1"], "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k and eval.capacity."),
+        (
+            ["k=1"],
+            "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k and eval.capacity.",
+        ),
         (["eval.k=1,2"], "error: 'eval.k=1,2' names several values; eval takes one. Use: moe sweep eval.k=1,2"),
     ],
 )
@@ -178,7 +183,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_p
 def test_sweep_killed_outright_is_finished_by_the_same_command(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """kill -9 on the sweep and its worker loses nothing: the same command completes every point, each once."""
     outputs = tmp_path / "outputs"
-    words = ["sweep", "k=1,2", *(word for word in settings if not word.startswith("train.steps")), "train.steps=150", "-j", "1"]
+    words = [
+        "sweep",
+        "k=1,2",
+        *(word for word in settings if not word.startswith("train.steps")),
+        "train.steps=150",
+        "-j",
+        "1",
+    ]
     process = _start(words, outputs)
     run = _wait_for_step(outputs, 20)
     process.kill()
@@ -195,9 +207,21 @@ def test_sweep_killed_outright_is_finished_by_the_same_command(moe: Moe, setting
 def test_progress_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
     """On a terminal of 80 columns progress is redrawn, with a bar of the experts' load, and no line is longer than 80."""
     main, secondary = pty.openpty()
-    environment = {**os.environ, "MOE_OUTPUTS": str(tmp_path / "outputs"), "COLUMNS": "80", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
-    words = [*(word for word in settings if not word.startswith("train.steps")), "train.steps=150", "model.num_layers=4"]
-    process = subprocess.Popen([sys.executable, "-m", "moe_cli", "train", *words], env=environment, stdout=secondary, stderr=secondary)
+    environment = {
+        **os.environ,
+        "MOE_OUTPUTS": str(tmp_path / "outputs"),
+        "COLUMNS": "80",
+        "TERM": "xterm",
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [
+        *(word for word in settings if not word.startswith("train.steps")),
+        "train.steps=150",
+        "model.num_layers=4",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moe_cli", "train", *words], env=environment, stdout=secondary, stderr=secondary
+    )
     os.close(secondary)
     output = b""
     while True:

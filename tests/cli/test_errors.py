@@ -47,7 +47,10 @@ DATA = {
     "missing": (None, "does not exist."),
     "empty": (b"", "is empty. Give a file or folder of text."),
     "binary": (b"abc\0def" * 100, "is not text: byte 3 is zero. Give UTF-8 text."),
-    "latin": ("caf\xe9 ".encode("latin-1") * 100, "is not UTF-8 text: byte 3 is 0xe9. Convert it, for example with iconv."),
+    "latin": (
+        "caf\xe9 ".encode("latin-1") * 100,
+        "is not UTF-8 text: byte 3 is 0xe9. Convert it, for example with iconv.",
+    ),
 }
 
 

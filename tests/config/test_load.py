@@ -339,9 +339,8 @@ def test_an_unknown_sweep_is_refused_with_those_there_are(composer: Composer) ->
     with pytest.raises(ConfigError) as error:
         load_sweep_file(composer, "ruoter")
     names: Any = ", ".join(list_sweeps(composer))
-    assert (
-        f"no sweep 'ruoter'. Did you mean 'router'? There are: {names}. Or give values: moe sweep k=1,2"
-        == str(error.value)
+    assert f"no sweep 'ruoter'. Did you mean 'router'? There are: {names}. Or give values: moe sweep k=1,2" == str(
+        error.value
     )
 
 

@@ -61,7 +61,9 @@ def test_settings_on_the_line_replace_the_files() -> None:
     assert {point.config.k for point in plan_sweep(["sparsity", "k=1"]).points} == {1}
 
 
-@pytest.mark.parametrize("content", ["grid: 3", "points: []", "grid: {k: [1]}\nexec: x", "grid: {k: [1,2]}\nseeds: 0", "a: [", ""])
+@pytest.mark.parametrize(
+    "content", ["grid: 3", "points: []", "grid: {k: [1]}\nexec: x", "grid: {k: [1,2]}\nseeds: 0", "a: [", ""]
+)
 def test_damaged_sweep_files(content: str, tmp_path: Path) -> None:
     """A sweep file of another shape is an error that names the file, in at most three lines."""
     (tmp_path / "sweep").mkdir()

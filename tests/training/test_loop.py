@@ -154,8 +154,15 @@ def test_minutes_end_on_time(text_file: Path, tmp_path: Path) -> None:
     """A budget of time ends with the first step that exceeds it; its progress drives the schedule to the end."""
     views: list[StepView] = []
     minutes = 0.1 / 60
-    finish(tiny_config(text_file, train={"steps": None, "minutes": minutes}), tmp_path, lambda view: views.append(
-        StepView(copy.copy(view.state), view.total_steps, view.progress, view.loss, view.aux_loss, view.lr_factor, [])))
+    finish(
+        tiny_config(text_file, train={"steps": None, "minutes": minutes}),
+        tmp_path,
+        lambda view: views.append(
+            StepView(
+                copy.copy(view.state), view.total_steps, view.progress, view.loss, view.aux_loss, view.lr_factor, []
+            )
+        ),
+    )
     assert views[-1].state.seconds >= 0.1
     assert all(view.state.seconds < 0.1 for view in views[:-1])
     assert 1.0 == views[-1].progress

@@ -6,12 +6,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def count(value: float) -> str:
-    """Three significant digits and a unit: 853k, 2.43M, 1.31G."""
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if abs(value) < 999.5 or unit == "P":
-            return f"{value:.0f}" if unit == "" else f"{value:.3g}{unit}"
+    """Three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G."""
+    if abs(value) < 999.5:
+        return f"{value:.0f}"
+    for unit in "kMGT":
         value /= 1000
-    raise AssertionError("unreachable")
+        if abs(value) < 999.5:
+            return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}{unit}"
+    return f"{value:.3g}T"
 
 
 def duration(seconds: float) -> str:
@@ -25,10 +27,10 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float, signed: bool = False) -> str:
-    """+21 %, 0.4 %."""
+    """21 %, or +21 % when signed; one digit after the point below 10 %."""
     value = 100 * share
-    digits = 0 if abs(value) >= 10 else 1
-    return f"{value:{'+' if signed else ''}.{digits}f} %"
+    text = f"{value:{'+' if signed else ''}.{0 if abs(value) >= 9.95 else 1}f}"
+    return ("0" if not float(text) else text) + " %"
 
 
 def bars(load: Sequence[float], width: int) -> str:

@@ -1,0 +1,35 @@
+"""Numbers as people read them."""
+
+import pytest
+
+from moe_cli.numbers import bars, count, duration, percent
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (853, "853"), (999.6, "1.00k"), (24_120, "24.1k"), (2_000_000, "2.00M"), (1.31e9, "1.31G")],
+)
+def test_count(value: float, text: str) -> None:
+    """Three significant digits and a unit."""
+    assert count(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0s"), (59.6, "1m 0s"), (92, "1m 32s"), (7500, "2h 5m")])
+def test_duration(seconds: float, text: str) -> None:
+    """Two units at most, and never 60 of one."""
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.211, "21 %"), (0.004, "0.4 %")])
+def test_percent(share: float, text: str) -> None:
+    """One digit after the point below ten."""
+    assert percent(share) == text
+    assert percent(share, signed=True) == f"+{text}"
+
+
+def test_bars() -> None:
+    """A fair share is half height, twice of it the top; many experts share a bar, which shows the busiest."""
+    assert bars([10, 10, 10, 10], 8) == "▅▅▅▅"
+    assert bars([40, 0, 0, 0], 8) == "█▁▁▁"
+    assert bars([1, 3, 1, 1], 2) == "█▃"
+    assert bars([0, 0], 8) == "▁▁"
