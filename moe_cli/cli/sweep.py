@@ -58,8 +58,12 @@ def sweep(
     runs = planned.open(folder)
     _print_head(console, planned, plans, runs, jobs, retry_failed)
     todo = to_do(runs, retry_failed)
-    with SweepDisplay(console, planned, runs) as display:
-        progress = run_local(todo, folder, jobs, display)
+    try:
+        with SweepDisplay(console, planned, runs) as display:
+            progress = run_local(todo, folder, jobs, display)
+    except KeyboardInterrupt:
+        console.print("stopped; what was running is saved. The same command continues.")
+        raise typer.Exit(130) from None
     _print_end(console, planned, runs, progress)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from moe_cli.config.parse import build, show
 from moe_cli.errors import ConfigError
 
-DEFAULT_STEPS = 1000
+DEFAULT_STEPS = 2000
 DEFAULT_TOP_K = 2
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
@@ -249,7 +249,7 @@ class TrainConfig:
         if len(given) > 1:
             raise ConfigError(
                 f"{' and '.join(f'train.{name}={show(getattr(self, name))}' for name in given)} are "
-                f"{len(given)} budgets: give one of them."
+                f"{len(given)} budgets: give one, and null to the others."
             )
         for key in ("steps", "tokens", "batch_size", "grad_accumulation", "eval_every", "eval_tokens",
                     "checkpoint_every", "log_every", "threads"):  # fmt: skip

@@ -14,7 +14,7 @@ WRONG = {
     "train router=swich": "error: router=swich: no such choice. Did you mean 'switch'? There are: random, switch, topk.",
     "train train.steps=many": "error: train.steps=many is not a whole number or null.",
     "train train.steps=0": "error: train.steps=0 is too small: the least is 1.",
-    "train train.steps=5 train.minutes=1": "error: train.steps=5 and train.minutes=1.0 are 2 budgets: give one of them.",
+    "train train.steps=5 train.minutes=1": "error: train.steps=5 and train.minutes=1.0 are 2 budgets: give one, and null to the others.",
     "train data=text": "error: data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER",
     "train train.device=cuda": "error: train.device=cuda: torch sees no GPU here. Use train.device=cpu",
     "train --resume latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",

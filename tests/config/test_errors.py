@@ -169,10 +169,13 @@ TOGETHER = [
         ["optim.warmup=0.5"],
         "optim.warmup=0.5 and optim.decay=0.6 are shares of the budget: together at most 1.",
     ),
-    (["train.steps=1", "train.tokens=5"], "train.steps=1 and train.tokens=5 are 2 budgets: give one of them."),
+    (
+        ["train.steps=1", "train.tokens=5"],
+        "train.steps=1 and train.tokens=5 are 2 budgets: give one, and null to the others.",
+    ),
     (
         ["train.steps=1", "train.flops=1e9", "train.minutes=2"],
-        "train.steps=1 and train.flops=1000000000.0 and train.minutes=2.0 are 3 budgets: give one of them.",
+        "train.steps=1 and train.flops=1000000000.0 and train.minutes=2.0 are 3 budgets: give one, and null to the others.",
     ),
 ]
 

@@ -30,7 +30,9 @@ from moe_cli.errors import ConfigError
 CONF = packaged_conf()
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 # What a choice cannot do without.
-NEEDED = {("data", "text"): {"data.path": "a.txt"}}
+NEEDED = {
+    (group, choice): {"data.path": "a.txt"} for group, choice in (("data", "text"), ("experiment", "shakespeare_char"))
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +84,9 @@ def in_full(composer: Composer, words: list[str]) -> RunConfig:
         ["optim=adamw", "optim.lr=0.5", "optim.decay=null", "optim.grad_clip=null", "train=smoke"],
         ["model.d_ff=1024", "model.tie_embeddings=true", "model.expert_kind=glu", "capacity=1.25", "drop=probability"],
         ["data=text", "data.path='my text, with = signs.txt'", "seed=7"],
-        ["experiment=speedrun"],
-        ["experiment=speedrun", "train=smoke", "train.batch_size=3"],
-        ["train.batch_size=3", "experiment=speedrun", "eval.k=1", "eval.capacity=2"],
+        ["experiment=wide"],
+        ["experiment=wide", "train=smoke", "train.batch_size=3"],
+        ["train.batch_size=3", "experiment=wide", "eval.k=1", "eval.capacity=2"],
     ],
     ids=" ".join,
 )

@@ -1,0 +1,27 @@
+"""Every experiment and every named sweep of conf/ runs."""
+
+import pytest
+
+from moe_cli.config.load import Composer, list_sweeps
+from tests.cli.conftest import Moe
+
+TWO_STEPS = ("train.minutes=null", "train.steps=2")
+
+
+def without_steps(settings: list[str]) -> list[str]:
+    return [word for word in settings if not word.startswith("train.steps")]
+
+
+@pytest.mark.parametrize("name", Composer().choices("experiment"))
+def test_experiment_trains(name: str, moe: Moe, settings: list[str]) -> None:
+    """Two steps of the experiment on a tiny model."""
+    result = moe("train", f"experiment={name}", *without_steps(settings), *TWO_STEPS)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_sweeps(Composer()))
+def test_sweep_runs(name: str, moe: Moe, settings: list[str]) -> None:
+    """Two steps of every point of the sweep on a tiny model."""
+    result = moe("sweep", name, *without_steps(settings), *TWO_STEPS, "-j", 2)
+    assert result.exit_code == 0, result.output
