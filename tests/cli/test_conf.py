@@ -5,7 +5,7 @@ import pytest
 from moe_cli.config.load import Composer, list_sweeps
 from tests.cli.conftest import Moe
 
-TWO_STEPS = ("train.minutes=null", "train.steps=2")
+TWO_STEPS = ("train.steps=2",)
 
 
 def without_steps(settings: list[str]) -> list[str]:
