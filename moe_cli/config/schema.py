@@ -15,7 +15,7 @@ from typing import Any, Literal
 from moe_cli.config.parse import build, show
 from moe_cli.errors import ConfigError
 
-DEFAULT_STEPS = 2000
+DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
@@ -43,9 +43,9 @@ class GPTConfig:
 
     name: Literal["gpt"] = "gpt"
     num_layers: int = 4
-    num_heads: int = 2
-    d_model: int = 64
-    d_ff: int = 192
+    num_heads: int = 3
+    d_model: int = 96
+    d_ff: int = 288
     d_expert: int | None = None
     expert_kind: Literal["glu", "mlp"] = "glu"
     activation: Literal["silu", "gelu", "relu", "relu2"] = "silu"
