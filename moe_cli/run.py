@@ -4,6 +4,7 @@ python -m moe_cli.run RUN_FOLDER OUTPUTS
 """
 
 import importlib.metadata
+import math
 import os
 import platform
 import resource
@@ -93,7 +94,7 @@ def pick_threads(config: RunConfig) -> int:
     """train.threads, else the cores that are idle now, at least one.
 
     More threads than idle cores wait for each other at every matrix product: on a busy machine two threads were seen to
-    be 20 times slower than one. Results do not depend on the number.
+    be 20 times slower than one. The number may change the last digits of results, so a run keeps it when it is resumed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.train.threads is not None:
@@ -224,7 +225,13 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
     routing = result.routing_metrics() or dict.fromkeys(
         ("max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts")
     )
-    limited = evaluate(model, task, size, capacity_factor=config.capacity) if config.capacity else None
+    limited = (
+        evaluate(model, task, size, top_k=config.eval.k, capacity_factor=config.capacity) if config.capacity else None
+    )
+    if not math.isfinite(result.loss):
+        raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
+    if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
+        routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     for record in result.layer_records():
         training.recorder.routing({"step": state.step, "whole_split": True, **record})
     costs = cost(config, task.vocab_size)

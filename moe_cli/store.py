@@ -39,7 +39,7 @@ SILENCE_SECONDS = 120.0
 
 def outputs_folder(option: Path | None = None) -> Path:
     """Where runs are kept: the option, else $MOE_OUTPUTS, else ./outputs."""
-    return Path(option or os.environ.get("MOE_OUTPUTS") or "outputs").expanduser().absolute()
+    return Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -264,10 +264,6 @@ class Recorder:
         self.status(COMPLETED, reason=None)
         write_json(self.run.path / "summary.json", summary)
 
-    def reopen(self) -> None:
-        """Takes the completion back, for a run that is to be done again."""
-        (self.run.path / "summary.json").unlink(missing_ok=True)
-
 
 def open_runs(path: Path) -> list[Run]:
     """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
@@ -289,7 +285,7 @@ def find_run(outputs: Path, name: str) -> Run:
     Raises:
         RunNotFound: none, or more than one.
     """
-    for folder in (Path(name).expanduser(), outputs / name):
+    for folder in (Path(os.path.expanduser(name)), outputs / name):
         if (folder / "config.json").is_file():
             return Run(folder.absolute())
     runs = open_runs(outputs) if outputs.is_dir() else []

@@ -71,9 +71,10 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
     content = summary(run)
     trained = restore(run, tmp_path)
     assert evaluate(trained.model, trained.task, 4).loss == content["val_loss"]
-    assert evaluate(trained.model, trained.task, 4, capacity_factor=0.5).loss == content["capacity_val_loss"]
+    limited = evaluate(trained.model, trained.task, 4, capacity_factor=0.5)
+    assert limited.loss == content["capacity_val_loss"]
     assert content["val_loss"] != content["capacity_val_loss"]
-    assert (0.5, 0.0) == (content["capacity"], content["dropped_fraction"])
+    assert (limited.routing_metrics() or {})["dropped_fraction"] == content["dropped_fraction"] >= 0.5
 
 
 def test_evaluation_has_a_k_and_a_capacity_of_its_own(text_file: Path, tmp_path: Path) -> None:

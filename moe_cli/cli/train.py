@@ -43,8 +43,11 @@ def train(
     pick_device(config.train.device)  # before a folder is made
     run = run or create_run(folder, "runs", config)
     print_plan(console, plan, str(run.path))
-    with Display(console) as display:
-        run_one(run, folder, display)
+    try:
+        with Display(console) as display:
+            run_one(run, folder, display)
+    except KeyboardInterrupt:
+        pass  # what the last checkpoint holds is saved
     if run.summary() is None:
         console.print(
             f"stopped; everything is saved. Go on with: moe train --resume {run.id}", highlight=False, soft_wrap=True

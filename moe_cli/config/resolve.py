@@ -5,6 +5,7 @@ is removed, so that equal training has an equal digest and a grid meets each mod
 setting, a note tells so.
 """
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         ConfigError: the settings cannot hold together.
     """
     notes: list[str] = []
-    config = replace(config, k=_top_k(config))
+    config = replace(config, k=_top_k(config), model=replace(config.model, num_heads=_num_heads(config.model)))
     if config.dense:
         config = _without_experts(config)
         notes += _set_aside(given, "expert=1 is dense", "router", "balance", "capacity", "drop", "eval",
@@ -58,6 +59,13 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
 def _set_aside(given: Collection[str], reason: str, *keys: str) -> list[str]:
     idle = [name for name in given if any(name == key or name.startswith(key + ".") for key in keys)]
     return [f"{reason}: {', '.join(sorted(idle))} set aside."] if idle else []
+
+
+def _num_heads(model: GPTConfig) -> int:
+    """Heads of width 32, or of the next even width that divides d_model."""
+    if model.num_heads is not None:
+        return model.num_heads
+    return next((heads for heads in range(model.d_model // 32, 1, -1) if model.d_model % (2 * heads) == 0), 1)
 
 
 def _top_k(config: RunConfig) -> int:
@@ -109,9 +117,9 @@ def matched_d_expert(model: GPTConfig, num_experts: int, top_k: int, gateless: b
         )
     for multiple in (16, 8, 4, 2):
         rounded = round(exact / multiple) * multiple
-        if abs(rounded - exact) * (top_k + model.shared_experts) < 0.01 * model.d_ff:
+        if rounded and abs(rounded - exact) * (top_k + model.shared_experts) < 0.01 * model.d_ff:
             return rounded
-    return round(exact)
+    return max(1, round(exact))
 
 
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
@@ -129,5 +137,5 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
     if all(getattr(train, budget) is None for budget in BUDGETS):
         train = replace(train, steps=DEFAULT_STEPS)
     if isinstance(data, TextData) and data.path is not None:
-        data = replace(data, path=str(Path(data.path).expanduser().resolve()))
+        data = replace(data, path=str(Path(os.path.expanduser(data.path)).resolve()))
     return replace(config, optim=optim, train=train, data=data)

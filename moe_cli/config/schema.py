@@ -43,7 +43,7 @@ class GPTConfig:
 
     name: Literal["gpt"] = "gpt"
     num_layers: int = 4
-    num_heads: int = 3
+    num_heads: int | None = None
     d_model: int = 96
     d_ff: int = 288
     d_expert: int | None = None
@@ -65,6 +65,13 @@ class GPTConfig:
         above("model.rope_base", self.rope_base, 1)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={show(self.dropout)} must be at least 0 and below 1.")
+        if self.moe_every > self.num_layers:
+            raise ConfigError(
+                f"model.moe_every={self.moe_every} is more than model.num_layers={self.num_layers}: "
+                "no layer would have experts. Use expert=1 for a dense model."
+            )
+        if self.num_heads is None:
+            return
         if self.d_model % self.num_heads:
             raise ConfigError(
                 f"model.d_model={self.d_model} cannot be divided among model.num_heads={self.num_heads}: "
@@ -74,11 +81,6 @@ class GPTConfig:
             raise ConfigError(
                 f"model.d_model={self.d_model} over model.num_heads={self.num_heads} gives heads of odd width "
                 f"{self.d_model // self.num_heads}: rotary positions need an even width."
-            )
-        if self.moe_every > self.num_layers:
-            raise ConfigError(
-                f"model.moe_every={self.moe_every} is more than model.num_layers={self.num_layers}: "
-                "no layer would have experts. Use expert=1 for a dense model."
             )
 
     @property
@@ -294,6 +296,8 @@ class RunConfig:
         at_least("expert", self.expert, 1)
         at_least("k", self.k, 1)
         at_least("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed={self.seed} is too large: the most is {2**63 - 1}.")
         above("capacity", self.capacity, 0)
         self._check_choice()
 
@@ -305,8 +309,10 @@ class RunConfig:
                 )
         if self.expert == 1 or self.k is None:
             return
-        if isinstance(self.router, SwitchConfig) and self.k > 1:
-            raise ConfigError(f"k={self.k}: router=switch sends each token to one expert. Use k=1, or router=topk.")
+        if isinstance(self.router, SwitchConfig) and max(self.k, self.eval.k or 1) > 1:
+            raise ConfigError(
+                f"k={max(self.k, self.eval.k or 1)}: router=switch sends each token to one expert. Use k=1, or router=topk."
+            )
         if isinstance(self.router, TopKConfig) and self.router.renormalise and self.k == 1:
             raise ConfigError(
                 "k=1 with router.renormalise=true makes every weight 1 and leaves the gate without a gradient. "
@@ -327,10 +333,10 @@ class RunConfig:
 
     @property
     def digest(self) -> str:
-        """Six hexadecimal digits that name this configuration; equal for equal training, wherever it runs."""
+        """Eight hexadecimal digits that name this configuration; equal for equal training, wherever it runs."""
         values = self.to_dict()
         values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def run_id(self) -> str:

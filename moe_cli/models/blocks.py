@@ -38,6 +38,7 @@ class Attention(nn.Module):
 
     def __init__(self, model: GPTConfig) -> None:
         super().__init__()
+        assert model.num_heads is not None  # a resolved configuration
         self.num_heads = model.num_heads
         self.qk_norm = model.qk_norm
         self.dropout = model.dropout

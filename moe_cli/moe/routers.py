@@ -34,7 +34,8 @@ class Router(nn.Module):
     def scores(self, x: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T E"], Float[Tensor, "T E"]]:
         """Logits and their softmax, in float32 (float64 for a float64 gate) also under autocast."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.to(self.gate.weight.dtype), self.gate.weight)
+            dtype = torch.float64 if self.gate.weight.dtype == torch.float64 else torch.float32
+            logits = F.linear(x.to(dtype), self.gate.weight.to(dtype))
             return logits, logits.softmax(-1)
 
     def choose(self, probs: Float[Tensor, "T E"]) -> Int[Tensor, "T K"]:

@@ -19,7 +19,7 @@ def tokens_per_expert(routing: Routing, *, kept: bool = False) -> Int[Tensor, " 
 
 
 def max_violation(tokens_per_expert: Tensor) -> float:
-    """MaxVio: (largest load - mean load) / mean load; 0 is even, E - 1 is one expert taking all (arXiv:2408.15664)."""
+    """MaxVio: (largest load - mean load) / mean load; 0 is even, E / K - 1 at most (arXiv:2408.15664)."""
     load = tokens_per_expert.double()
     mean = load.mean().item()
     return (load.max().item() - mean) / mean if mean else 0.0

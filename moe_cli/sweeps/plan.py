@@ -73,13 +73,15 @@ def plan_sweep(
     """
     composer = Composer(config_dir)
     axes: dict[str, Axis] = {}
-    question, file_name = "", None
+    question, file_name, file_seeds = "", None, None
     if words and "=" not in words[0]:
         file = load_sweep_file(composer, words[0])
         words, question, file_name = words[1:], file.question, file.name
         axes = {axis.key: axis for axis in file.axes}
-        seeds = seeds or (None if "seed" in axes else file.seeds)
+        file_seeds = file.seeds
     axes |= {axis.key: axis for axis in parse_overrides(words)}
+    if seeds is None and "seed" not in axes:
+        seeds = file_seeds
     if seeds is not None and "seed" in axes:
         raise ConfigError(
             f"seed={','.join(map(show, axes['seed'].values))} and --seeds {seeds} both choose seeds: give one."
@@ -104,7 +106,7 @@ def _points(composer: Composer, axes: list[Axis]) -> tuple[list[Point], list[Lef
     """All combinations, seeds outermost so that every configuration gets its first result early."""
     axes = sorted(axes, key=lambda axis: axis.key != "seed")
     varying = [axis.key for axis in axes if len(axis.values) > 1 and axis.key != "seed"]
-    points: dict[str, Point] = {}
+    points: dict[RunConfig, Point] = {}
     left_out: dict[str, LeftOut] = {}
     repeats = 0
     for combination in product(*(axis.values for axis in axes)):
@@ -116,6 +118,6 @@ def _points(composer: Composer, axes: list[Axis]) -> tuple[list[Point], list[Lef
             left_out[setting] = LeftOut(setting or "this point", str(error))
             continue
         label = f"{setting} seed={config.seed}".strip()
-        repeats += config.run_id in points
-        points.setdefault(config.run_id, Point(label, config))
+        repeats += config in points
+        points.setdefault(config, Point(label, config))
     return list(points.values()), list(left_out.values()), repeats

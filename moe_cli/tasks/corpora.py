@@ -94,7 +94,7 @@ def _list_files(data: DataConfig) -> list[tuple[Path, str]]:
         root = Path(data.path or "")
         if not root.exists():
             raise DataError(f"data.path={root} does not exist.")
-        if root.is_file():
+        if not root.is_dir():
             return [(root, root.name)]
         files = [path for path in root.rglob("*") if path.is_file() and not _hidden(path.relative_to(root))]
         if not files:
@@ -104,7 +104,7 @@ def _list_files(data: DataConfig) -> list[tuple[Path, str]]:
 
 
 def _order(name: Path) -> bytes:
-    return hashlib.sha256(name.as_posix().encode()).digest()
+    return hashlib.sha256(os.fsencode(name.as_posix())).digest()
 
 
 def _hidden(name: Path) -> bool:

@@ -85,6 +85,8 @@ class Training:
         """Goes back to a checkpoint, the records included."""
         checkpoint.load_training(self.model, self.optimizers)
         saved = checkpoint.state
+        # The number of threads decides how sums are split, so the last digits depend on it.
+        torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
         self.state = State(saved["step"], saved["tokens"], saved["seconds"], dict(saved["interval"]))
         self.recorder.rewind(self.state.step)
 
@@ -231,7 +233,11 @@ class Training:
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 
     def _identity(self) -> dict[str, Any]:
-        return {"digest": self.config.digest, "corpus_sha256": self.task.corpus.meta["sha256"]}
+        return {
+            "digest": self.config.digest,
+            "threads": torch.get_num_threads(),
+            "corpus_sha256": self.task.corpus.meta["sha256"],
+        }
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def schedule(config: OptimConfig, progress: float) -> float:
     linear to `final_lr` over the last `decay` share (warm-up, stable, decay: arXiv:2404.06395).
     """
     if progress < config.warmup:
-        return max(progress, 1e-3) / config.warmup
+        return min(1.0, max(progress, 1e-3) / config.warmup)
     final = 1.0 if config.final_lr is None else config.final_lr
     length = config.decay if config.schedule == "wsd" and config.decay is not None else 1 - config.warmup
     done = min(1.0, max(0.0, 1 - (1 - progress) / length)) if length else 0.0

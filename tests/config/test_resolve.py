@@ -255,10 +255,16 @@ def test_a_run_is_named_by_what_it_is(config: RunConfig, expected: str) -> None:
     """The id holds model, experts x chosen, seed and the digest of six hexadecimal digits."""
     resolved = resolve(config).config
     assert expected + resolved.digest == resolved.run_id
-    assert re.fullmatch("[0-9a-f]{6}", resolved.digest)
+    assert re.fullmatch("[0-9a-f]{8}", resolved.digest)
 
 
 def test_tokens_per_step_counts_accumulated_batches() -> None:
     """Sequences x accumulation x context."""
     train = schema.TrainConfig(batch_size=3, grad_accumulation=5)
     assert 3 * 5 * 64 == RunConfig(train=train, model=GPTConfig(context_length=64)).tokens_per_step
+
+
+@pytest.mark.parametrize(("d_model", "heads"), [(16, 1), (32, 1), (64, 2), (96, 3), (100, 2), (128, 4), (130, 1)])
+def test_heads_are_of_width_32_or_near(d_model: int, heads: int) -> None:
+    """Without model.num_heads, heads have width 32, or the next even width that divides d_model."""
+    assert resolve(RunConfig(model=GPTConfig(d_model=d_model))).config.model.num_heads == heads

@@ -78,3 +78,8 @@ def test_no_point_left() -> None:
     """A sweep of impossible points only is an error with the reason."""
     with pytest.raises(ConfigError, match=r"no point of this sweep can be run.\nexpert=2 k=9: k=9 is more"):
         plan_sweep(["expert=2,4", "k=9,10"])
+
+
+def test_a_seed_list_replaces_the_files_seeds() -> None:
+    """moe sweep sparsity seed=3,4 takes exactly these seeds."""
+    assert {point.config.seed for point in plan_sweep(["sparsity", "seed=3,4"]).points} == {3, 4}

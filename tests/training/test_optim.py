@@ -214,3 +214,10 @@ def test_state_comes_back_from_tensors(config: Any) -> None:
         assert torch.equal(one, other)
     assert tensors.keys() == second.state_tensors().keys()
     assert all(torch.equal(value, second.state_tensors()[name]) for name, value in first.state_tensors().items())
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1e-4, 5e-4, 0.02, 0.5])
+def test_no_step_is_above_the_peak(warmup: float) -> None:
+    """However short the warm-up, the learning rate never exceeds its peak."""
+    config = MuonConfig(warmup=warmup, decay=0.4, final_lr=0.1)
+    assert all(0 < schedule(config, step / 5000) <= 1 for step in range(5000))
