@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,19 @@ def corpus_of(config: RunConfig, outputs: Path) -> Corpus:
     return load_corpus(config.data, config.model.context_length, outputs / ".cache" / "corpora")
 
 
-def make_plan(config: RunConfig, outputs: Path, threads: int, flops_per_second: float) -> Plan:
-    """Counts what a configuration takes, at `flops_per_second` a core. Raises DataError when the data are no use."""
-    corpus = corpus_of(config, outputs)
+def make_plans(configs: Sequence[RunConfig], outputs: Path, threads: int, flops_per_second: float) -> list[Plan]:
+    """Counts what configurations take, at `flops_per_second` a core. Raises DataError when the data are no use.
+
+    The files of each corpus are looked at once, however many configurations use it.
+    """
+    load = cache(lambda data, context_length: load_corpus(data, context_length, outputs / ".cache" / "corpora"))
+    return [
+        _make_plan(config, load(config.data, config.model.context_length), threads, flops_per_second)
+        for config in configs
+    ]
+
+
+def _make_plan(config: RunConfig, corpus: Corpus, threads: int, flops_per_second: float) -> Plan:
     vocab_size = int(corpus.meta["vocab_size"])
     costs = cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
@@ -266,7 +277,10 @@ def pick_device(name: str) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise MoeError(f"train.device={name}: torch sees no GPU here. Use train.device=cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if (device.index or 0) >= torch.cuda.device_count() > 0:
+        raise MoeError(f"train.device={name}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0.")
+    return device
 
 
 def describe_environment(corpus: Corpus) -> dict[str, Any]:

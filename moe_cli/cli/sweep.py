@@ -38,7 +38,7 @@ def sweep(
     """Train every combination of settings. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
-    from moe_cli.run import make_plan, measure_flops, pick_device
+    from moe_cli.run import make_plans, measure_flops, pick_device
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.executors import default_workers, run_local, threads_per_run, to_do
     from moe_cli.sweeps.plan import plan_sweep
@@ -46,9 +46,9 @@ def sweep(
     folder = outputs_folder(outputs)
     console = Console()
     planned = plan_sweep(words or [], seeds=seeds, name=name, config_dir=config_dir)
-    speed = measure_flops()
     jobs = min(jobs or default_workers(), len(planned.points))
-    plans = [make_plan(point.config, folder, threads_per_run(jobs), speed) for point in planned.points]
+    configs = [point.config for point in planned.points]
+    plans = make_plans(configs, folder, threads_per_run(jobs), measure_flops())
     if dry_run:
         _print_head(console, planned, plans, planned.existing(folder), jobs, retry_failed)
         _print_points(console, planned, plans, planned.existing(folder))

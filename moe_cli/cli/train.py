@@ -33,10 +33,10 @@ def train(
     from rich.console import Console
 
     from moe_cli.cli.live import Display, print_plan, print_summary
-    from moe_cli.run import make_plan, measure_flops, pick_device, pick_threads, run_one
+    from moe_cli.run import make_plans, measure_flops, pick_device, pick_threads, run_one
 
     console = Console(stderr=as_json)
-    plan = make_plan(config, folder, pick_threads(config), measure_flops())
+    plan = make_plans([config], folder, pick_threads(config), measure_flops())[0]
     if dry_run:
         print_plan(console, plan, None)
         return

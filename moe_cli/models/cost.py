@@ -5,6 +5,7 @@ embedding look-ups, norms and activations do not. Training is counted as three f
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from moe_cli.config.schema import MuonConfig, RandomConfig, RunConfig
@@ -54,21 +55,30 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
     total = common + sparse * (gate + (config.expert + model.shared_experts) * expert)
     matmuls = active - norms - (0 if model.tie_embeddings else vocab_size * width)
     attention_scores = model.num_layers * 4 * model.context_length * width
-    matrices = [(3 * width, width), (width, width)] * model.num_layers
-    matrices += _ffn_shapes(config, model.d_ff) * dense
-    matrices += _ffn_shapes(config, model.d_expert or 0) * (sparse * config.expert)
-    if model.shared_experts:
-        matrices += _ffn_shapes(config, model.shared_experts * (model.d_expert or 0)) * sparse
-    muon = isinstance(config.optim, MuonConfig)
-    in_muon = sum(rows * columns for rows, columns in matrices) if muon else 0
+    matrices = _matrices(config, sparse) if isinstance(config.optim, MuonConfig) else {}
+    in_muon = sum(number * rows * columns for (rows, columns), number in matrices.items())
     return Cost(
         num_params=total,
         num_active_params=active,
         forward_flops_per_token=2 * matmuls + attention_scores,
-        optimizer_flops_per_step=sum(_newton_schulz_flops(*shape) for shape in matrices) if muon else 0,
+        optimizer_flops_per_step=sum(number * _newton_schulz_flops(*shape) for shape, number in matrices.items()),
         state_bytes=BYTES_PER_PARAM * (4 * total - in_muon),
         num_sparse_layers=sparse,
     )
+
+
+def _matrices(config: RunConfig, sparse: int) -> Counter[tuple[int, int]]:
+    """How many matrices of each shape Muon orthogonalises, in a model of `sparse` blocks with experts."""
+    model = config.model
+    d_expert = model.d_expert or 0
+    matrices = Counter({(3 * model.d_model, model.d_model): model.num_layers})
+    networks = [(model.d_ff, model.num_layers - sparse), (d_expert, sparse * config.expert),
+                (model.shared_experts * d_expert, sparse if model.shared_experts else 0)]  # fmt: skip
+    for shapes, number in [([(model.d_model, model.d_model)], model.num_layers),
+                           *((_ffn_shapes(config, hidden), number) for hidden, number in networks)]:  # fmt: skip
+        for shape in shapes:
+            matrices[shape] += number
+    return matrices
 
 
 def _ffn_shapes(config: RunConfig, hidden: int) -> list[tuple[int, int]]:

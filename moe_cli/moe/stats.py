@@ -32,19 +32,9 @@ def dropped_fraction(routing: Routing) -> float:
 
 def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
     """Mean over tokens of the entropy of the routing probabilities, divided by ln E: 0 is sure, 1 is undecided."""
-    return _normalised_entropy(probs.double()).mean().item()
-
-
-def mean_routing_entropy(probs: Float[Tensor, "T E"]) -> float:
-    """Entropy of the probabilities averaged over tokens, divided by ln E: 1 when all experts are wanted alike."""
-    return _normalised_entropy(probs.double().mean(0, keepdim=True)).item()
-
-
-def _normalised_entropy(probs: Tensor) -> Tensor:
     if probs.shape[-1] == 1:
-        return torch.zeros(len(probs), dtype=probs.dtype)
-    entropy: Tensor = torch.special.entr(probs).sum(-1)
-    return entropy / math.log(probs.shape[-1])
+        return 0.0
+    return torch.special.entr(probs.double()).sum(-1).mean().item() / math.log(probs.shape[-1])
 
 
 def dead_experts(tokens_per_expert: Tensor) -> float:

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
     """
     a, b, c = _QUINTIC
     x: Tensor = matrices / (matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
+    x = x.to(_product_dtype(x))
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -31,7 +33,19 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """bfloat16 for float32 matrices where the processor multiplies it: a third of the time, and the iteration forgives."""
+    fast = x.is_cuda or _cpu_multiplies_bfloat16()
+    return torch.bfloat16 if fast and x.dtype == torch.float32 else x.dtype
+
+
+@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16"))
 
 
 class Muon(torch.optim.Optimizer):

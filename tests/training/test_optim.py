@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
 from moe_cli.models.gpt import make_model
+from moe_cli.training import optim as module
 from moe_cli.training.optim import Muon, Optimizers, make_optimizers, orthogonalise, schedule
 from tests.tiny import tiny_config
 
@@ -19,7 +20,7 @@ SHAPES = [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1)]
 
 
 def matrices(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def stepped(start: dict[str, Tensor], config: Any, steps: int = 3) -> nn.Module:
@@ -41,7 +42,7 @@ def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
     rows, columns = shape
     small = min(shape)
     u, v = (torch.linalg.qr(matrices(3, size, small)).Q for size in shape)
-    values = torch.linspace(0.2, 1.0, small)
+    values = torch.linspace(0.2, 1.0, small, dtype=torch.float64)
     x = orthogonalise(1e-3 * u @ torch.diag(values) @ v.mT)
     assert (3, rows, columns) == tuple(x.shape)
     found = torch.linalg.svdvals(x)
@@ -70,6 +71,18 @@ def test_a_batch_is_its_matrices_one_by_one() -> None:
     torch.testing.assert_close(together[2:3], orthogonalise(g[2:3] / 1000), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_coarser_product_gives_the_same_direction(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 matrices may be multiplied in bfloat16: the answer is float32 and points the same way within 1 %."""
+    exact = orthogonalise(matrices(4, 24, 16))
+    monkeypatch.setattr(module, "_product_dtype", lambda x: dtype)
+    found = orthogonalise(matrices(4, 24, 16).float())
+    assert torch.float32 == found.dtype
+    apart = (found - exact).norm() / exact.norm()
+    assert (apart < 1e-5) == (dtype == torch.float32)
+    assert apart < 0.02
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_stacked_experts_learn_as_each_alone(shape: tuple[int, int]) -> None:
     """Muon over a stack [E, R, C] is Muon over E separate matrices, momentum and decay included."""
@@ -87,7 +100,7 @@ def test_stacked_experts_learn_as_each_alone(shape: tuple[int, int]) -> None:
 def test_muons_step_is_the_formula() -> None:
     """W <- (1 - lr wd) W - lr sqrt(max(1, R / C)) NS(Nesterov momentum), written out for three steps."""
     for shape in SHAPES:
-        weight, average = matrices(*shape), torch.zeros(shape)
+        weight, average = matrices(*shape), torch.zeros(shape, dtype=torch.float64)
         param = nn.Parameter(weight.clone())
         muon = Muon([param], lr=0.1, momentum=0.8, weight_decay=0.5)
         for step in range(3):
@@ -201,7 +214,7 @@ def test_state_comes_back_from_tensors(config: Any) -> None:
 
     def step(optimizers: Optimizers, model: nn.Module, seed: int) -> None:
         for number, param in enumerate(model.parameters()):
-            param.grad = matrices(*param.shape, seed=100 * seed + number)
+            param.grad = matrices(*param.shape, seed=100 * seed + number).to(param.dtype)
         optimizers.step(0.5)
 
     step(first, models[0], 1)
