@@ -35,6 +35,7 @@ from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 # A running run on another machine that has been silent for this long is taken for dead.
 SILENCE_SECONDS = 120.0
+LATEST_BYTES = 16_384
 
 
 def outputs_folder(option: Path | None = None) -> Path:
@@ -129,7 +130,7 @@ class Run:
     def _alive(self, status: Mapping[str, Any]) -> bool:
         if status.get("host") == socket.gethostname():
             return is_locked(self.path)
-        return time.time() - float(status.get("heartbeat", 0)) < SILENCE_SECONDS
+        return time.time() - _number(status.get("heartbeat")) < SILENCE_SECONDS
 
     def checkpoints(self) -> list[Path]:
         """Folders of whole checkpoints, newest first."""
@@ -138,14 +139,21 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_lines(self.path / "metrics.jsonl"))
 
+    def latest_metrics(self) -> list[dict[str, Any]]:
+        """The newest records, from the end of the file alone: for displays that look often."""
+        return list(read_lines(self.path / "metrics.jsonl", last_bytes=LATEST_BYTES))
+
     def routing(self) -> list[dict[str, Any]]:
         return list(read_lines(self.path / "routing.jsonl"))
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl file; a line that is not whole is left out."""
+def read_lines(path: Path, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """The records of a .jsonl file, or of its last bytes; a line that is not whole is left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with open(path, "rb") as file:
+            if last_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+            lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -172,10 +180,17 @@ def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
 
 
 def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
-    """The one folder of this configuration in a sweep; made if it is not there, mended if it is half made."""
+    """The one folder of this configuration in a sweep; made if it is not there, mended if it is half made.
+
+    A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
+    """
     path = make_folder(outputs / group / config.run_id)
     run = Run(path)
-    return run if read_json(path / "config.json") and read_json(path / "status.json") else _fill(path, config)
+    if not (read_json(path / "config.json") and read_json(path / "status.json")):
+        return _fill(path, config)
+    if run.config_dict() != config.to_dict() and run.summary() is None and not is_locked(path):
+        _write_config(path, config)
+    return run
 
 
 def make_folder(path: Path) -> Path:
@@ -188,10 +203,14 @@ def make_folder(path: Path) -> Path:
 
 
 def _fill(path: Path, config: RunConfig) -> Run:
-    write_text(path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    write_json(path / "config.json", config.to_dict())
+    _write_config(path, config)
     write_json(path / "status.json", {"status": PENDING, "created": time.time()})
     return Run(path)
+
+
+def _write_config(path: Path, config: RunConfig) -> None:
+    write_text(path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_json(path / "config.json", config.to_dict())
 
 
 @contextmanager
@@ -276,7 +295,12 @@ def open_runs(path: Path) -> list[Run]:
 
 def _created(run: Run) -> float:
     status = read_json(run.path / "status.json") or {}
-    return float(status.get("created", 0))
+    return _number(status.get("created"))
+
+
+def _number(value: Any) -> float:
+    """A time in status.json, which people may edit; 0 for what is none."""
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def find_run(outputs: Path, name: str) -> Run:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 from moe_cli.store import (
     Recorder,
@@ -276,3 +278,37 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(MoeError, match="--outputs DIR"):
         make_folder(tmp_path / "file" / "runs")
+
+
+def test_a_sweeps_run_takes_over_how_it_is_carried_out(tmp_path: Path) -> None:
+    """Device, threads and intervals given anew reach a run that is not complete; a complete one stays as it was."""
+    config = RunConfig()
+    again = replace(config, train=replace(config.train, threads=3, eval_every=7))
+    run = open_or_create_run(tmp_path, "sweep", config)
+    with lock(run.path):
+        assert config == open_or_create_run(tmp_path, "sweep", again).config()
+    assert again == open_or_create_run(tmp_path, "sweep", again).config()
+    (run.path / "summary.json").write_text("{}")
+    assert again == open_or_create_run(tmp_path, "sweep", config).config()
+
+
+def test_the_latest_records_come_from_the_end_of_the_file(tmp_path: Path) -> None:
+    """However long metrics.jsonl is, the newest records are whole, and few bytes are read."""
+    run = create_run(tmp_path, "runs", RunConfig())
+    assert [] == run.latest_metrics()
+    lines = [json.dumps({"step": step}) for step in range(10_000)]
+    (run.path / "metrics.jsonl").write_text("\n".join(lines))
+    latest = run.latest_metrics()
+    assert [{"step": step} for step in range(10_000 - len(latest), 10_000)] == latest
+    assert 100 < len(latest) < 2_000
+
+
+@pytest.mark.parametrize("value", ["yesterday", [], {}, None])
+def test_an_edited_status_harms_nothing(tmp_path: Path, value: Any) -> None:
+    """Times that are no numbers count as long ago."""
+    run = create_run(tmp_path, "runs", RunConfig())
+    write_json(
+        run.path / "status.json", {"status": "running", "host": "elsewhere", "heartbeat": value, "created": value}
+    )
+    assert [run] == open_runs(tmp_path)
+    assert "interrupted" == run.status()["status"]

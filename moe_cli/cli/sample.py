@@ -1,6 +1,7 @@
 """moe sample."""
 
 import codecs
+import math
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ def sample(
     prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; 1 draws as trained.")] = 0.7,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, another text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Another seed, another text.")] = 0,
     outputs: Outputs = None,
 ) -> None:
     """Write text with a trained model. Example: moe sample latest --prompt "def " """
@@ -22,6 +23,8 @@ def sample(
 
     if not prompt:
         raise ConfigError("--prompt is empty: give at least one character.")
+    if not math.isfinite(temperature):
+        raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
     folder = outputs_folder(outputs)
     found = find_run(folder, run)
 

@@ -87,6 +87,8 @@ def _print_head(
     say(f"{planned.num_configurations} configurations{seeds}: {done} done before, {len(todo)} to go{failed_text}")
     for point in planned.left_out:
         say(f"  [dim]left out[/]  {escape(point.label)}: {escape(point.reason.splitlines()[0])}")
+    for note in planned.notes:
+        say(f"  [dim]note[/]      {escape(note)}")
     if planned.num_repeats:
         say(f"  [dim]once[/]      {planned.num_repeats} points come to a configuration that is already there")
     if todo:
@@ -195,11 +197,11 @@ class SweepDisplay:
 
 def _share(run: "Run") -> float:
     status = run.status()
-    return float(status.get("step") or 0) / float(status["steps"]) if status.get("steps") else 0.0
+    return status["step"] / status["steps"] if status.get("step") and status.get("steps") else 0.0
 
 
 def _step(run: "Run") -> str:
-    records = run.metrics()
+    records = run.latest_metrics()
     if not records:
         return "starting"
     val = next(

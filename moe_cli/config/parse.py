@@ -86,6 +86,9 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
 
 def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
     or_null = " or null" if optional else ""
+    if isinstance(value, list):
+        listed = ",".join(show(item) for item in value)
+        raise ConfigError(f"{key}={show(value)} is a list; one run takes one value. Use: moe sweep {key}={listed}")
     if get_origin(hint) is Literal:
         choices = [str(choice) for choice in get_args(hint)]
         if isinstance(value, str) and value in choices:
@@ -94,8 +97,10 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
         raise ConfigError(f"{key}={show(value)} is not one of: {', '.join(choices)}.{hint}")
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+    if hint is str and isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
+    if hint is str and isinstance(value, float):  # 2024.10 has become 2024.1
+        raise ConfigError(f"{key}={show(value)} was read as a number. Put quotes around it: '{key}=\"...\"'")
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if hint in (int, float) and is_number:
         if hint is float:

@@ -42,10 +42,12 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
     config = replace(config, k=_top_k(config), model=replace(config.model, num_heads=_num_heads(config.model)))
     if config.dense:
         config = _without_experts(config)
-        notes += _set_aside(given, "expert=1 is dense", "router", "balance", "capacity", "drop", "eval",
+        notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "eval",
                             "model.d_expert", "model.shared_experts", "model.moe_every", "model.dispatch")  # fmt: skip
     else:
         config = _with_experts(config)
+        if config.match == "none" and config.model.moe_every == 1 and "model.d_expert" in given:
+            notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
         if isinstance(config.router, RandomConfig):
             if not isinstance(config.balance, NoBalance):
                 notes += _set_aside(given, "router=random learns nothing", "balance")

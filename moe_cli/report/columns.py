@@ -13,7 +13,7 @@ LONGEST_CELL = 36
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, bits per byte never.
-FIRST_TO_LEAVE = ("flops_per_token", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
+FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
                   "tokens_per_second", "params", "vs_dense")  # fmt: skip
 NEVER_LEAVE = ("run", "val_bpb")
 # A setting's heading is its last part, and its group's where that says nothing.
@@ -39,6 +39,8 @@ def result_columns(rows: Collection[Row]) -> list[Column]:
         names.append("max_violation")
     if any(row["dropped_fraction"] for row in rows):
         names.append("dropped_fraction")
+    if any(row["capacity_val_loss"] is not None for row in rows):
+        names.append("capacity_val_loss")
     if any(row["dead_experts"] is not None for row in rows):
         names.append("dead_experts")
     return [_RESULTS[name] for name in names]
@@ -119,6 +121,10 @@ def _loss(row: Row) -> str:
     return _with_interval(row["val_loss"], row["val_loss_interval"], 3)
 
 
+def _limited_loss(row: Row) -> str:
+    return _with_interval(row["capacity_val_loss"], None, 3)
+
+
 def _vs_dense(row: Row) -> str:
     if row["vs_dense"] == 0 and row["expert"] == 1:
         return "0"
@@ -145,6 +151,7 @@ _RESULTS = {
         Column("tokens_per_second", "tok/s", _counted("tokens_per_second")),
         Column("max_violation", "load", _share("max_violation", signed=True)),
         Column("dropped_fraction", "dropped", _share("dropped_fraction")),
+        Column("capacity_val_loss", "limited loss", _limited_loss),
         Column("dead_experts", "dead", _share("dead_experts")),
     )
 }

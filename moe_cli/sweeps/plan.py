@@ -34,6 +34,7 @@ class LeftOut:
 @dataclass(frozen=True)
 class SweepPlan:
     """Attributes:
+    notes: settings the user gave that have no effect in some points.
     name: the folder under outputs/.
     question: what a named sweep answers; "" for one typed by hand.
     num_repeats: points that came to the same configuration as another, such as dense with each router.
@@ -45,6 +46,7 @@ class SweepPlan:
     left_out: tuple[LeftOut, ...]
     num_repeats: int
     num_seeds: int
+    notes: tuple[str, ...]
 
     @property
     def num_configurations(self) -> int:
@@ -92,32 +94,35 @@ def plan_sweep(
         )
     if "seed" not in axes:
         axes["seed"] = Axis("seed", tuple(range(seeds or 1)))
-    points, left_out, repeats = _points(composer, list(axes.values()))
+    points, left_out, repeats, notes = _points(composer, list(axes.values()))
     if not points:
         reasons = "\n".join(f"{point.label}: {point.reason}" for point in left_out[:2])
         raise ConfigError(f"no point of this sweep can be run.\n{reasons}")
     folder = name or file_name or AD_HOC
     if Path(folder).name != folder or folder.startswith("."):
         raise ConfigError(f"--name {folder} must be a plain folder name.")
-    return SweepPlan(folder, question, tuple(points), tuple(left_out), repeats, len(set(axes["seed"].values)))
+    return SweepPlan(folder, question, tuple(points), tuple(left_out), repeats, len(set(axes["seed"].values)), notes)
 
 
-def _points(composer: Composer, axes: list[Axis]) -> tuple[list[Point], list[LeftOut], int]:
+def _points(composer: Composer, axes: list[Axis]) -> tuple[list[Point], list[LeftOut], int, tuple[str, ...]]:
     """All combinations, seeds outermost so that every configuration gets its first result early."""
     axes = sorted(axes, key=lambda axis: axis.key != "seed")
     varying = [axis.key for axis in axes if len(axis.values) > 1 and axis.key != "seed"]
     points: dict[RunConfig, Point] = {}
     left_out: dict[str, LeftOut] = {}
     repeats = 0
+    notes: dict[str, None] = {}
     for combination in product(*(axis.values for axis in axes)):
         values: dict[str, Any] = dict(zip((axis.key for axis in axes), combination, strict=True))
         setting = " ".join(f"{key}={show(values[key])}" for key in varying)
         try:
-            config = composer.point(values).config
+            resolved = composer.point(values)
         except ConfigError as error:
             left_out[setting] = LeftOut(setting or "this point", str(error))
             continue
+        config = resolved.config
+        notes |= dict.fromkeys(resolved.notes)
         label = f"{setting} seed={config.seed}".strip()
         repeats += config in points
         points.setdefault(config, Point(label, config))
-    return list(points.values()), list(left_out.values()), repeats
+    return list(points.values()), list(left_out.values()), repeats, tuple(notes)

@@ -16,7 +16,7 @@ from moe_cli.config.schema import LossFreeBalance, RunConfig, SwitchBalance, ZBa
 from moe_cli.errors import TrainingError
 from moe_cli.moe.balance import auxiliary_loss, update_expert_bias
 from moe_cli.moe.layer import moe_layers
-from moe_cli.moe.stats import max_violation, tokens_per_expert
+from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
 from moe_cli.store import RUNNING, Recorder
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.checkpoint import Checkpoint, save_checkpoint
@@ -143,6 +143,9 @@ class Training:
                 aux_sum = (aux_sum or 0.0) + aux_loss.item() / train.grad_accumulation
             for counts, routing in zip(load, routings, strict=True):
                 counts += tokens_per_expert(routing)
+            if self.config.capacity is not None:
+                dropped = sum(dropped_fraction(routing) for routing in routings) / len(routings)
+                self._add("moe/dropped_fraction", dropped / train.grad_accumulation)
         grad_norm = self._clip()
         lr_factor = self.optimizers.step(self.progress)
         self.optimizers.zero_grad()
@@ -187,22 +190,26 @@ class Training:
     def _record(
         self, loss: float, aux_loss: float | None, grad_norm: float | None, load: list[Tensor], lr_factor: float
     ) -> None:
-        state, sums = self.state, self.state.interval
+        state = self.state
         values = {"train/loss": loss, "train/aux_loss": aux_loss, "train/grad_norm": grad_norm}
         if load:
             values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
         for key, value in values.items():
             if value is not None:
-                sums[key] = sums.get(key, 0.0) + value
-        sums["steps"] = sums.get("steps", 0) + 1
+                self._add(key, value)
+        self._add("steps", 1)
         if state.step % self.config.train.log_every == 0 or self.progress >= 1:
-            steps = sums.pop("steps")
-            means = {key: value / steps for key, value in sums.items()}
+            steps = state.interval.pop("steps")
+            means = {key: value / steps for key, value in state.interval.items()}
             self.recorder.metrics({
                 "step": state.step, "tokens": state.tokens, **means, "lr": self.config.optim.lr * lr_factor,
                 "seconds": round(state.seconds, 3), "tokens_per_second": round(state.tokens / state.seconds, 1),
             })  # fmt: skip
-            sums.clear()
+            state.interval.clear()
+
+    def _add(self, key: str, value: float) -> None:
+        """To the sums that the next record gives the means of."""
+        self.state.interval[key] = self.state.interval.get(key, 0.0) + value
 
     def _due(self, every: int | None, before: float) -> bool:
         """Whether something that happens every so many steps (None: ten times a run) happens now."""

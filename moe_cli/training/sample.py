@@ -23,6 +23,8 @@ def sample(
         if temperature == 0:
             token = int(logits.argmax())
         else:
-            token = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+            # From the largest down and in float64, so that the smallest temperature is still a division by something.
+            scaled = (logits.double() - logits.max()) / temperature
+            token = int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
         ids.append(token)
         yield token

@@ -27,6 +27,10 @@ WORDS = [
     (["k=range(1,1)"], "'k=range(1,1)' names no value."),
     (["k=1,2"], "'k=1,2' names several values; train takes one. Use: moe sweep k=1,2"),
     (
+        ["data=text", "data.path=2024.10"],
+        "data.path=2024.1 was read as a number. Put quotes around it: 'data.path=\"...\"'",
+    ),
+    (
         ["capacity=null,1.5"],
         "'capacity=null,1.5' names several values; train takes one. Use: moe sweep capacity=null,1.5",
     ),
@@ -81,7 +85,7 @@ TYPES = [
     (["expert=true"], "expert=true is not a whole number."),
     (["expert="], "expert= is not a whole number."),
     (["expert=null"], "expert=null is not a whole number."),
-    (["expert=[1,2]"], "expert=[1, 2] is not a whole number."),
+    (["expert=[1,2]"], "expert=[1, 2] is a list; one run takes one value. Use: moe sweep expert=1,2"),
     (["expert=1e400"], "expert=inf is not a whole number."),
     (["k=two"], "k=two is not a whole number or null."),
     (["k={a:1}"], "k={'a': 1} is not a whole number or null."),

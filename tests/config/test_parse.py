@@ -86,7 +86,7 @@ def test_values_become_what_is_declared(values: dict[str, Any], expected: Drawin
         ({"count": 1, "scale": 10**400}, f"scale={10**400} is not a number."),
         ({"count": 1, "scale": False}, "scale=false is not a number."),
         ({"count": 1, "title": True}, "title=true is not text."),
-        ({"count": 1, "title": ["a"]}, "title=['a'] is not text."),
+        ({"count": 1, "title": ["a"]}, "title=['a'] is a list; one run takes one value. Use: moe sweep title=a"),
         ({"count": 1, "visible": 1}, "visible=1 is not true or false."),
         ({"count": 1, "size": "lage"}, "size=lage is not one of: small, large. Did you mean 'large'?"),
         ({"count": 1, "size": None}, "size=null is not one of: small, large."),

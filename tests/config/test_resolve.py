@@ -92,6 +92,12 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
             ["model.d_expert", "balance.weight", "eval.k", "seed"],
             "expert=1 is dense: balance.weight, eval.k, model.d_expert set aside.",
         ),
+        (RunConfig(expert=1), ["match"], "expert=1 is dense: match set aside."),
+        (
+            RunConfig(match="none", model=GPTConfig(d_expert=32)),
+            ["match", "model.d_expert", "model.d_ff"],
+            "match=none leaves the width of experts to model.d_expert: model.d_ff set aside.",
+        ),
         (RunConfig(router=RANDOM), ["balance"], "router=random learns nothing: balance set aside."),
         (RunConfig(drop="position"), ["drop"], "nothing is dropped without a capacity: drop set aside."),
         (

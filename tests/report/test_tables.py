@@ -411,3 +411,13 @@ def test_settings_of_one_name_are_told_apart(tmp_path: Path) -> None:
     complete(tmp_path, 1.7, expert=8, k=2, eval__k=2, train__steps=600)
     assert headings(tmp_path, 200)[:3] == ["k", "steps", "eval k"]
     assert headings(tmp_path, 200, columns=("k", "steps", "train.steps")) == ["k", "steps", "train.steps"]
+
+
+def test_the_loss_at_the_training_capacity_has_a_column(tmp_path: Path) -> None:
+    """It stands beside the dropless loss where a run had a capacity, and leaves among the first."""
+    complete(tmp_path, 1.8, capacity=1.25, results={"capacity_val_loss": 1.2345})
+    complete(tmp_path, 1.9, expert=4)
+    assert "limited loss" in headings(tmp_path, 160)
+    assert "limited loss" not in headings(tmp_path, 80)
+    place = table(tmp_path, 160)[0].index("limited loss") + len("limited loss")
+    assert ["1.234", "-"] == [row[:place].split()[-1] for row in table(tmp_path, 160)[1:]]

@@ -46,6 +46,12 @@ def test_seeds_come_outermost() -> None:
     assert [point.config.seed for point in plan.points] == [0, 0, 1, 1]
 
 
+def test_settings_in_vain_are_said_once() -> None:
+    """What has no effect in some points is noted, once for all of them."""
+    assert plan_sweep(["expert=1,4,8", "k=1", "capacity=1.5"]).notes == ("expert=1 is dense: capacity set aside.",)
+    assert plan_sweep(["expert=1,4,8", "k=1"]).notes == ()
+
+
 @pytest.mark.parametrize("name", list_sweeps(Composer()))
 def test_named_sweeps(name: str) -> None:
     """Every sweep of conf/sweep has a question as its first line and points that can be run."""

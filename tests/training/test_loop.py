@@ -130,6 +130,29 @@ def test_the_balancing_loss_is_added_with_its_weight(text_file: Path, tmp_path: 
     torch.testing.assert_close(stepped, weights(training.model), rtol=1e-4, atol=1e-5)
 
 
+def test_what_a_capacity_drops_in_training_is_recorded(text_file: Path, tmp_path: Path) -> None:
+    """moe/dropped_fraction is the mean over layers, batches and steps; without a capacity there is none."""
+    config = tiny_config(text_file, capacity=0.5, train={"steps": 4, "log_every": 2, "grad_accumulation": 2})
+    training = make_training(config, tmp_path)
+    shares: list[float] = []
+    loss = training.task.loss
+
+    def watch(model: nn.Module, batch: Any) -> Any:
+        result = loss(model, batch)
+        shares.extend(1 - routing.kept.double().mean().item() for routing in result[1])
+        return result
+
+    training.task.loss = watch  # type: ignore[method-assign]
+    training.step()
+    training.step()
+    record = training.recorder.run.metrics()[0]
+    assert 8 == len(shares)
+    assert record["moe/dropped_fraction"] == pytest.approx(sum(shares) / 8)
+    free = make_training(tiny_config(text_file), tmp_path)
+    free.step()
+    assert "moe/dropped_fraction" not in free.recorder.run.metrics()[0]
+
+
 def test_gradients_are_clipped_to_the_limit(text_file: Path, tmp_path: Path) -> None:
     """With grad_clip the step of gradient descent has exactly that length, and the norm recorded is the one before."""
     config = tiny_config(text_file, optim=MuonConfig(schedule="constant", warmup=0.0, grad_clip=0.01))

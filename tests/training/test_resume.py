@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from moe_cli.config.schema import (
     AdamWConfig,
@@ -135,6 +136,17 @@ def test_a_moved_run_goes_on(text_file: Path, tmp_path: Path) -> None:
     stopped = finish(config, tmp_path / "here", stop_at(4))
     moved = Run(Path(shutil.move(stopped.path, tmp_path / "there")))
     assert_equal_runs(finish(config, tmp_path / "here"), run_one(moved, tmp_path / "elsewhere"))
+
+
+def test_a_run_keeps_its_number_of_threads(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed where other cores are idle, a run goes on with the threads it began with."""
+    before, asked = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr("moe_cli.run.pick_threads", lambda config: before)
+    stopped = finish(tiny_config(text_file, train={**TRAIN, "threads": None}), tmp_path, stop_at(5))
+    monkeypatch.setattr("moe_cli.run.pick_threads", lambda config: before + 1)
+    run_one(stopped, tmp_path)
+    assert [before, before + 1, before] == asked
 
 
 def test_a_stop_does_not_repeat_steps(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

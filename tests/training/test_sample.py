@@ -48,6 +48,11 @@ def test_the_seed_decides_the_text() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_the_smallest_temperature_is_nearly_none() -> None:
+    """A temperature that no float32 quotient can bear still takes the likeliest token."""
+    assert [3, 4, 0, 1] == list(sample(Successor(), [1, 2], 4, 8, temperature=1e-300, seed=0))
+
+
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_tokens_are_drawn_with_their_probability(temperature: float) -> None:
     """The share of successors in a long text is softmax(logits / temperature), within five standard errors."""
