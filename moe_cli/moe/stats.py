@@ -34,7 +34,8 @@ def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
     """Mean over tokens of the entropy of the routing probabilities, divided by ln E: 0 is sure, 1 is undecided."""
     if probs.shape[-1] == 1:
         return 0.0
-    return torch.special.entr(probs.double()).sum(-1).mean().item() / math.log(probs.shape[-1])
+    entropy = torch.special.entr(probs.double()).sum(-1).mean().item()
+    return float(entropy / math.log(probs.shape[-1]))
 
 
 def dead_experts(tokens_per_expert: Tensor) -> float:

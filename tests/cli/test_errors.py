@@ -20,7 +20,7 @@ WRONG = {
     "train --resume latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
     "eval gpt": "error: no run 'gpt': there are no runs in OUTPUTS. Make one: moe train",
     "sample latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
-    "sample latest --temperature nan": "error: --temperature nan is not a number. Use 0 to 2.",
+    "sample latest --temperature inf": "error: --temperature inf is not a number. Use 0 to 2.",
     "sample latest --prompt=": "error: --prompt is empty: give at least one character.",
     "report": "error: no runs in OUTPUTS. Make one: moe train",
     "config expert=two": "error: expert=two is not a whole number.",
