@@ -10,19 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_cli.config.schema import (
-    BUDGETS,
-    DEFAULT_STEPS,
-    DEFAULT_TOP_K,
-    EvalConfig,
-    GPTConfig,
-    NoBalance,
-    RandomConfig,
-    RunConfig,
-    SwitchConfig,
-    TextData,
-    TopKConfig,
-)
+from moe_cli.config.balances import NoBalance
+from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
+from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, GPTConfig, RunConfig, TextData
 from moe_cli.errors import ConfigError
 
 

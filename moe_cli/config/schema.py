@@ -12,7 +12,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from moe_cli.config.balances import BalanceConfig, SwitchBalance
 from moe_cli.config.parse import build, show
+from moe_cli.config.ranges import above, at_least, between
+from moe_cli.config.routers import RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
@@ -20,21 +23,6 @@ DEFAULT_TOP_K = 2
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
 EXECUTION_KEYS = ("threads", "device", "log_every", "eval_every", "eval_tokens", "checkpoint_every")
-
-
-def at_least(key: str, value: float | None, minimum: float) -> None:
-    if value is not None and value < minimum:
-        raise ConfigError(f"{key}={show(value)} is too small: the least is {show(minimum)}.")
-
-
-def above(key: str, value: float | None, minimum: float) -> None:
-    if value is not None and value <= minimum:
-        raise ConfigError(f"{key}={show(value)} must be greater than {show(minimum)}.")
-
-
-def between(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{key}={show(value)} must be between {show(low)} and {show(high)}.")
 
 
 @dataclass(frozen=True)
@@ -87,65 +75,6 @@ class GPTConfig:
     def matrices_per_expert(self) -> int:
         """3 for a gated network (gate, up, down), 2 for a plain one."""
         return 3 if self.expert_kind == "glu" else 2
-
-
-@dataclass(frozen=True)
-class TopKConfig:
-    name: Literal["topk"] = "topk"
-    renormalise: bool | None = None
-
-
-@dataclass(frozen=True)
-class SwitchConfig:
-    name: Literal["switch"] = "switch"
-    jitter: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.jitter < 1:
-            raise ConfigError(f"router.jitter={show(self.jitter)} must be at least 0 and below 1.")
-
-
-@dataclass(frozen=True)
-class RandomConfig:
-    name: Literal["random"] = "random"
-
-
-RouterConfig = TopKConfig | SwitchConfig | RandomConfig
-
-
-@dataclass(frozen=True)
-class SwitchBalance:
-    name: Literal["switch"] = "switch"
-    weight: float = 0.01
-
-    def __post_init__(self) -> None:
-        above("balance.weight", self.weight, 0)
-
-
-@dataclass(frozen=True)
-class ZBalance:
-    name: Literal["z"] = "z"
-    weight: float = 0.001
-
-    def __post_init__(self) -> None:
-        above("balance.weight", self.weight, 0)
-
-
-@dataclass(frozen=True)
-class LossFreeBalance:
-    name: Literal["loss_free"] = "loss_free"
-    bias_update_rate: float = 0.001
-
-    def __post_init__(self) -> None:
-        above("balance.bias_update_rate", self.bias_update_rate, 0)
-
-
-@dataclass(frozen=True)
-class NoBalance:
-    name: Literal["none"] = "none"
-
-
-BalanceConfig = SwitchBalance | ZBalance | LossFreeBalance | NoBalance
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from moe_cli.config.schema import MuonConfig, RandomConfig, RunConfig
+from moe_cli.config.routers import RandomConfig
+from moe_cli.config.schema import MuonConfig, RunConfig
 
 NEWTON_SCHULZ_STEPS = 5
 BYTES_PER_PARAM = 4

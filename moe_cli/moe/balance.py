@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_cli.config.schema import BalanceConfig, LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.balances import BalanceConfig, LossFreeBalance, NoBalance, SwitchBalance, ZBalance
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.stats import tokens_per_expert
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_cli.config.schema import RouterConfig, above
+from moe_cli.config.ranges import above
+from moe_cli.config.routers import RouterConfig
 from moe_cli.errors import ConfigError
 from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward

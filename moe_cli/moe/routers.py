@@ -1,6 +1,6 @@
 """Which experts a token goes to, and with what weight: every router, and ROUTERS.
 
-To add one: a config class in config/schema.py, a module here whose forward gives a Routing, one line in ROUTERS, and
+To add one: a config class in config/routers.py, a module here whose forward gives a Routing, one line in ROUTERS, and
 conf/router/NAME.yaml. T tokens, E experts, K chosen per token, D width.
 """
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.schema import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.routing import Routing, from_choices
 
 GATE_STD = 0.02

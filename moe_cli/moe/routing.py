@@ -22,6 +22,8 @@ class Routing:
         expert_ids: int64, which expert.
         weights: float32, the weight of the expert's answer in the token's sum.
         kept: False where the expert had no room; such an assignment contributes nothing.
+        clean_logits: the scores before a router's noise; None where there is none.
+        noise_std: the standard deviation of that noise.
     """
 
     logits: Float[Tensor, "T E"]
@@ -30,6 +32,8 @@ class Routing:
     expert_ids: Int[Tensor, " A"]
     weights: Float[Tensor, " A"]
     kept: Bool[Tensor, " A"]
+    clean_logits: Float[Tensor, "T E"] | None = None
+    noise_std: Float[Tensor, "T E"] | None = None
 
     @property
     def num_tokens(self) -> int:

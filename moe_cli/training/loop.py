@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_cli.config.schema import LossFreeBalance, RunConfig, SwitchBalance, ZBalance
+from moe_cli.config.balances import LossFreeBalance, SwitchBalance, ZBalance
+from moe_cli.config.schema import RunConfig
 from moe_cli.errors import TrainingError
 from moe_cli.moe.balance import auxiliary_loss, update_expert_bias
 from moe_cli.moe.layer import moe_layers

@@ -3,22 +3,22 @@
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from moe_cli.config import schema
+from moe_cli.config import balances, routers, schema
 from moe_cli.config.resolve import resolve
 from moe_cli.errors import ConfigError
 
 ROUTERS = (
-    schema.TopKConfig(),
-    schema.TopKConfig(renormalise=False),
-    schema.SwitchConfig(jitter=0.1),
-    schema.RandomConfig(),
+    routers.TopKConfig(),
+    routers.TopKConfig(renormalise=False),
+    routers.SwitchConfig(jitter=0.1),
+    routers.RandomConfig(),
     None,
 )
 BALANCES = (
-    schema.SwitchBalance(),
-    schema.ZBalance(weight=0.5),
-    schema.LossFreeBalance(),
-    schema.NoBalance(),
+    balances.SwitchBalance(),
+    balances.ZBalance(weight=0.5),
+    balances.LossFreeBalance(),
+    balances.NoBalance(),
     None,
 )
 OPTIMIZERS = (

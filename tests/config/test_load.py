@@ -24,7 +24,8 @@ from moe_cli.config.load import (
 )
 from moe_cli.config.parse import build
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import RunConfig, SwitchConfig
+from moe_cli.config.routers import SwitchConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 
 CONF = packaged_conf()

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.config import schema
+from moe_cli.config import balances, routers, schema
 from moe_cli.config.resolve import matched_d_expert, resolve
 from moe_cli.config.schema import EXECUTION_KEYS, GPTConfig, RunConfig
 from moe_cli.errors import ConfigError
 from tests.config.strategies import configs
 
-SWITCH, RANDOM = schema.SwitchConfig(), schema.RandomConfig()
+SWITCH, RANDOM = routers.SwitchConfig(), routers.RandomConfig()
 
 
 @given(configs())
@@ -66,7 +66,7 @@ def test_a_dense_model_keeps_nothing_of_the_experts() -> None:
     plain = resolve(RunConfig(expert=1)).config
     model = GPTConfig(shared_experts=1, moe_every=2, dispatch="reference", d_expert=9)
     busy = RunConfig(
-        expert=1, k=1, capacity=1.0, drop="probability", match="none", router=SWITCH, balance=schema.ZBalance(),
+        expert=1, k=1, capacity=1.0, drop="probability", match="none", router=SWITCH, balance=balances.ZBalance(),
         model=model, eval=schema.EvalConfig(k=1, capacity=1.0),
     )  # fmt: skip
     assert plain == resolve(busy).config
@@ -74,7 +74,7 @@ def test_a_dense_model_keeps_nothing_of_the_experts() -> None:
 
 def test_a_random_router_has_nothing_to_balance() -> None:
     """With router=random the balance is none whatever was set."""
-    assert schema.NoBalance() == resolve(RunConfig(router=RANDOM)).config.balance
+    assert balances.NoBalance() == resolve(RunConfig(router=RANDOM)).config.balance
 
 
 def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
@@ -120,7 +120,7 @@ def test_what_was_typed_in_vain_is_said(config: RunConfig, given: list[str], not
 
 def test_balance_none_with_a_random_router_needs_no_note() -> None:
     """What the user asked for is what happens."""
-    assert () == resolve(RunConfig(router=RANDOM, balance=schema.NoBalance()), given=["balance"]).notes
+    assert () == resolve(RunConfig(router=RANDOM, balance=balances.NoBalance()), given=["balance"]).notes
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,10 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from moe_cli.config.balances import NoBalance
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import (
-    AdamWConfig,
-    GPTConfig,
-    NoBalance,
-    RandomConfig,
-    RunConfig,
-    SwitchConfig,
-    TextData,
-    TrainConfig,
-)
+from moe_cli.config.routers import RandomConfig, SwitchConfig
+from moe_cli.config.schema import AdamWConfig, GPTConfig, RunConfig, TextData, TrainConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.models.gpt import GPT, make_model

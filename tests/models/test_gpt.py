@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_cli.config.schema import NoBalance, RandomConfig, RunConfig, SwitchConfig, TopKConfig
+from moe_cli.config.balances import NoBalance
+from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.models.gpt import GPT, is_sparse, make_model
 from moe_cli.moe.layer import MoELayer, moe_layers
 from tests.tiny import randomise, tiny_config

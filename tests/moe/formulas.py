@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_cli.config.schema import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.routing import Routing
 
 KINDS = ("glu", "mlp")

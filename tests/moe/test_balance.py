@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_cli.config.schema import BalanceConfig, LossFreeBalance, NoBalance, SwitchBalance, TopKConfig, ZBalance
+from moe_cli.config.balances import BalanceConfig, LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.routers import TopKConfig
 from moe_cli.moe.balance import LOSSES, auxiliary_loss, load_balancing_loss, router_z_loss, update_expert_bias
 from moe_cli.moe.routers import make_router, top_indices
 from moe_cli.moe.routing import Routing, drop_overflow, from_choices

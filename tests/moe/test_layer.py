@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import moe_cli
-from moe_cli.config.schema import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.errors import ConfigError
 from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.experts import FeedForward

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_cli.config.schema import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.routers import CONFIGS, GATE_STD, ROUTERS, make_router, top_indices
 from tests.moe.formulas import ROUTERS as CASES
 from tests.moe.formulas import dense, top_k_weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_cli.config.schema import RandomConfig, SwitchConfig
+from moe_cli.config.routers import RandomConfig, SwitchConfig
 from moe_cli.models.gpt import GPT, make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity

@@ -14,15 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_cli.config.schema import (
-    AdamWConfig,
-    LossFreeBalance,
-    MuonConfig,
-    NoBalance,
-    RunConfig,
-    SwitchBalance,
-    ZBalance,
-)
+from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
 from moe_cli.errors import TrainingError
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.models.gpt import make_model

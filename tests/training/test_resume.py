@@ -13,18 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from moe_cli.config.schema import (
-    AdamWConfig,
-    LossFreeBalance,
-    MuonConfig,
-    NoBalance,
-    RandomConfig,
-    RunConfig,
-    SwitchBalance,
-    SwitchConfig,
-    TopKConfig,
-    ZBalance,
-)
+from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
+from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
 from moe_cli.training.loop import StepView, Training

@@ -1,0 +1,19 @@
+"""Checks of a setting's range, in one wording."""
+
+from moe_cli.config.parse import show
+from moe_cli.errors import ConfigError
+
+
+def at_least(key: str, value: float | None, minimum: float) -> None:
+    if value is not None and value < minimum:
+        raise ConfigError(f"{key}={show(value)} is too small: the least is {show(minimum)}.")
+
+
+def above(key: str, value: float | None, minimum: float) -> None:
+    if value is not None and value <= minimum:
+        raise ConfigError(f"{key}={show(value)} must be greater than {show(minimum)}.")
+
+
+def between(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{key}={show(value)} must be between {show(low)} and {show(high)}.")
