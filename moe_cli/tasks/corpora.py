@@ -22,10 +22,14 @@ from moe_cli.config.schema import DataConfig, PythonData, TextData
 from moe_cli.errors import DataError
 from moe_cli.tasks.tokenizers import SEPARATOR, Tokenizer, load_tokenizer, make_tokenizer
 
-FORMAT = 1
+FORMAT = 2
+# No document is more than this share of a validation split that holds whole documents, if there are smaller ones.
+LARGEST_SHARE = 1 / 8
 # Between training and validation text of one document, so that no training context reaches into validation.
 GAP_TOKENS = 1024
-_NOT_CORPUS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+# Beside tests and what others installed: encodings, whose generated tables repeat each other from file to file, so that
+# having learned one would pass for having understood the next.
+_NOT_CORPUS = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -202,22 +206,23 @@ def _split(
 ) -> tuple[NDArray[Any], NDArray[Any], dict[str, list[Any]]]:
     """Training tokens, validation tokens, and where each document begins.
 
-    Whole documents go to validation, from the end, when that comes near to the share wanted; else the text is cut at
-    the share, with a gap.
+    Whole documents go to validation when they come near to the share wanted; else the text is cut at the share, with a
+    gap.
     """
     separator = tokenizer.encode(SEPARATOR) if len(documents) > 1 else None
     pieces = [tokenizer.encode(document.text) for document in documents]
     if separator is not None:
         pieces = [np.concatenate((piece, separator)) for piece in pieces]
-    ends = np.cumsum([len(piece) for piece in pieces])
-    tokens = np.concatenate(pieces)
-    wanted = int(len(tokens) * (1 - val_fraction))
-    nearest = int(ends[np.abs(ends - wanted).argmin()])
-    share = (len(tokens) - nearest) / len(tokens)
-    if val_fraction / 2 <= share <= 2 * val_fraction:
-        cut, gap = nearest, 0
+    sizes = [len(piece) for piece in pieces]
+    chosen = choose_validation(sizes, val_fraction)
+    order = [number for number in range(len(pieces)) if number not in chosen] + sorted(chosen)
+    documents, pieces = [documents[number] for number in order], [pieces[number] for number in order]
+    tokens, ends = np.concatenate(pieces), np.cumsum([len(piece) for piece in pieces])
+    if chosen:
+        cut, gap = len(tokens) - sum(sizes[number] for number in chosen), 0
     else:
-        cut, gap = wanted, min(GAP_TOKENS, wanted // 100)
+        cut = int(len(tokens) * (1 - val_fraction))
+        gap = min(GAP_TOKENS, cut // 100)
     domains = sorted({document.domain for document in documents})
     table = {
         "starts": (ends - [len(piece) for piece in pieces]).tolist(),
@@ -225,6 +230,25 @@ def _split(
         "cut": [cut],
     }
     return tokens[: cut - gap], tokens[cut:], table
+
+
+def choose_validation(sizes: Sequence[int], fraction: float) -> set[int]:
+    """Which documents of these sizes are held out for validation; none if whole ones do not come near to the share.
+
+    From the last on, those that are small beside the share wanted, so that no single document decides how a model is
+    judged; if that does not do, whatever comes last.
+    """
+    wanted = fraction * sum(sizes)
+    for largest in (LARGEST_SHARE * wanted, math.inf):
+        chosen: set[int] = set()
+        total = 0
+        for number in range(len(sizes) - 1, 0, -1):
+            if sizes[number] <= largest and abs(total + sizes[number] - wanted) < abs(total - wanted):
+                chosen.add(number)
+                total += sizes[number]
+        if wanted / 2 <= total <= 2 * wanted:
+            return chosen
+    return set()
 
 
 def bigram_bits_per_byte(train: NDArray[Any], val: NDArray[Any], tokenizer: Tokenizer) -> float:

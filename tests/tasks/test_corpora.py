@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from moe_cli.config.schema import PythonData, TextData
 from moe_cli.errors import DataError
 from moe_cli.tasks import corpora
-from moe_cli.tasks.corpora import Corpus, bigram_bits_per_byte, describe, load_corpus
+from moe_cli.tasks.corpora import Corpus, bigram_bits_per_byte, choose_validation, describe, load_corpus
 from moe_cli.tasks.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from tests.tiny import words
 
@@ -44,7 +44,7 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
     """data=python is there without a download: megabytes, prose and code apart, a small validation split, no tests."""
     corpus = load_corpus(PythonData(val_fraction=0.02), 128, tmp_path)
     assert {"docs", "modules", "json", "email"} <= set(corpus.meta["domains"])
-    assert not {"test", "idle_test", "site-packages"} & set(corpus.meta["domains"])
+    assert not {"test", "idle_test", "encodings", "site-packages"} & set(corpus.meta["domains"])
     assert corpus.meta["num_bytes"] > 5_000_000
     assert 0.01 < len(corpus.val) / (len(corpus.val) + len(corpus.train)) < 0.04
     assert 2 < corpus.meta["bigram_bpb"] < 8
@@ -293,3 +293,32 @@ def test_the_reference_lines_are_of_the_validation_bytes(tmp_path: Path, tokeniz
     assert 8 * len(gzip.compress(raw, 9)) / len(raw) == corpus.meta["gzip_bpb"]
     direct = direct_bigram(corpus.train.tolist(), corpus.val.tolist(), corpus.tokenizer)
     assert direct == pytest.approx(corpus.meta["bigram_bpb"])
+
+
+@given(st.lists(st.integers(1, 2000), max_size=60), st.floats(0.01, 0.5))
+def test_what_is_chosen_for_validation_is_near_the_share(sizes: list[int], fraction: float) -> None:
+    """None, or whole documents within half and twice the share, and never the first."""
+    chosen = choose_validation(sizes, fraction)
+    wanted = fraction * sum(sizes)
+    assert 0 not in chosen
+    assert not chosen or wanted / 2 <= sum(sizes[number] for number in chosen) <= 2 * wanted
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chosen"),
+    [
+        ([10] * 10, {9}),  # all alike: the last
+        ([1000, *[5] * 200, 400, 5, 400], None),
+        ([100, 100], set()),  # no document is near a tenth
+        ([90, 10], {1}),
+        ([10, 90], set()),  # the first is always learned from
+    ],
+)
+def test_no_large_document_decides_validation(sizes: list[int], chosen: set[int] | None) -> None:
+    """A tenth of the text: small documents from the last on when there are enough; else whatever comes near."""
+    found = choose_validation(sizes, 0.1)
+    if chosen is not None:
+        assert chosen == found
+    else:
+        assert 400 not in {sizes[number] for number in found}
+        assert sum(sizes[number] for number in found) == pytest.approx(0.1 * sum(sizes), rel=0.02)
