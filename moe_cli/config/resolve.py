@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_cli.config.balances import NoBalance
-from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import (
+    HashConfig,
+    RandomConfig,
+    RouterConfig,
+    SigmoidConfig,
+    SwitchConfig,
+    TopKConfig,
+    gate_params,
+)
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, GPTConfig, RunConfig, TextData
 from moe_cli.errors import ConfigError
 
@@ -32,19 +40,19 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
     config = replace(config, k=_top_k(config), model=replace(config.model, num_heads=_num_heads(config.model)))
     if config.dense:
         config = _without_experts(config)
-        notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "eval",
+        notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "renormalise_after_drop", "eval",
                             "model.d_expert", "model.shared_experts", "model.moe_every", "model.dispatch")  # fmt: skip
     else:
         config = _with_experts(config)
         if config.match == "none" and config.model.moe_every == 1 and "model.d_expert" in given:
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
-        if isinstance(config.router, RandomConfig):
+        if isinstance(config.router, RandomConfig | HashConfig):
             if not isinstance(config.balance, NoBalance):
-                notes += _set_aside(given, "router=random learns nothing", "balance")
+                notes += _set_aside(given, f"router={config.router.name} learns no choice", "balance")
             config = replace(config, balance=NoBalance())
         if config.capacity is None:
-            config = replace(config, drop=None)
-            notes += _set_aside(given, "nothing is dropped without a capacity", "drop")
+            config = replace(config, drop=None, renormalise_after_drop=False)
+            notes += _set_aside(given, "nothing is dropped without a capacity", "drop", "renormalise_after_drop")
     return Resolved(_with_training(config, given, notes), tuple(notes))
 
 
@@ -69,16 +77,24 @@ def _top_k(config: RunConfig) -> int:
 def _without_experts(config: RunConfig) -> RunConfig:
     model = replace(config.model, d_expert=None, shared_experts=0, moe_every=1, dispatch="auto")
     return replace(
-        config, router=None, balance=None, capacity=None, drop=None, match="none", model=model, eval=EvalConfig()
+        config,
+        router=None,
+        balance=None,
+        capacity=None,
+        drop=None,
+        renormalise_after_drop=False,
+        match="none",
+        model=model,
+        eval=EvalConfig(),
     )
 
 
 def _with_experts(config: RunConfig) -> RunConfig:
     router = config.router or TopKConfig()
-    if isinstance(router, TopKConfig) and router.renormalise is None:
+    if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise is None:
         router = replace(router, renormalise=config.k != 1)
     drop = config.drop or "position"
-    model = replace(config.model, d_expert=_d_expert(config))
+    model = replace(config.model, d_expert=_d_expert(replace(config, router=router)))
     return replace(config, router=router, balance=config.balance or NoBalance(), drop=drop, model=model)
 
 
@@ -87,7 +103,7 @@ def _d_expert(config: RunConfig) -> int:
     model = config.model
     if config.match == "none":
         return model.d_expert or model.d_ff
-    matched = matched_d_expert(model, config.expert, config.k or 1, isinstance(config.router, RandomConfig))
+    matched = matched_d_expert(model, config.expert, config.k or 1, config.router)
     if model.d_expert not in (None, matched):
         raise ConfigError(
             f"model.d_expert={model.d_expert} is set by match=active to {matched}. To choose it yourself: match=none"
@@ -95,12 +111,12 @@ def _d_expert(config: RunConfig) -> int:
     return matched
 
 
-def matched_d_expert(model: GPTConfig, num_experts: int, top_k: int, gateless: bool = False) -> int:
+def matched_d_expert(model: GPTConfig, num_experts: int, top_k: int, router: RouterConfig | None) -> int:
     """The expert width at which a token meets as many feed-forward parameters as in the dense model, gate included.
 
     Rounded to the largest power of two up to 16 that moves those parameters by less than 1 %: such widths are faster.
     """
-    gate = 0 if gateless else num_experts
+    gate = gate_params(router, model.d_model, num_experts) / model.d_model
     exact = (model.d_ff - gate / model.matrices_per_expert) / (top_k + model.shared_experts)
     if exact < 1:
         raise ConfigError(

@@ -4,23 +4,116 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_cli.config.parse import show
+from moe_cli.config.ranges import above, at_least
 from moe_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class TopKConfig:
+class TokenChoice:
+    """What routers share in which every token chooses its own experts by scores."""
+
+    score: Literal["linear", "cosine", "mlp", "activation"] = "linear"
+    temperature: float = 1.0
+    null_experts: int = 0
+
+    def __post_init__(self) -> None:
+        above("router.temperature", self.temperature, 0)
+        at_least("router.null_experts", self.null_experts, 0)
+        if self.score == "activation" and self.null_experts:
+            raise ConfigError(
+                f"router.null_experts={self.null_experts} with router.score=activation: an expert that computes nothing "
+                "has no activation to score it by. Use another score."
+            )
+
+
+@dataclass(frozen=True)
+class TopKConfig(TokenChoice):
     name: Literal["topk"] = "topk"
     renormalise: bool | None = None
 
 
 @dataclass(frozen=True)
-class SwitchConfig:
+class SwitchConfig(TokenChoice):
     name: Literal["switch"] = "switch"
     jitter: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.jitter < 1:
             raise ConfigError(f"router.jitter={show(self.jitter)} must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True)
+class NoisyTopKConfig(TokenChoice):
+    name: Literal["noisy_topk"] = "noisy_topk"
+
+
+@dataclass(frozen=True)
+class SigmoidConfig(TokenChoice):
+    """`groups` of neighbouring experts, of which a token may use `top_groups`; 1 of 1 is no limit."""
+
+    name: Literal["sigmoid"] = "sigmoid"
+    renormalise: bool | None = None
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above("router.scale", self.scale, 0)
+        at_least("router.groups", self.groups, 1)
+        at_least("router.top_groups", self.top_groups, 1)
+        if self.top_groups > self.groups:
+            raise ConfigError(f"router.top_groups={self.top_groups} is more than router.groups={self.groups}.")
+        if self.groups > 1 and self.null_experts:
+            raise ConfigError("router.null_experts belong to no group. Use router.groups=1 or router.null_experts=0.")
+
+
+@dataclass(frozen=True)
+class SinkhornConfig(TokenChoice):
+    name: Literal["sinkhorn"] = "sinkhorn"
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("router.iterations", self.iterations, 1)
+
+
+@dataclass(frozen=True)
+class ReluConfig:
+    """`l1` is where the coefficient starts; each step multiplies or divides it by `l1_rate`."""
+
+    name: Literal["relu"] = "relu"
+    l1: float = 1e-8
+    l1_rate: float = 1.2
+
+    def __post_init__(self) -> None:
+        above("router.l1", self.l1, 0)
+        above("router.l1_rate", self.l1_rate, 1)
+
+
+@dataclass(frozen=True)
+class HashConfig:
+    name: Literal["hash"] = "hash"
+    weights: Literal["learned", "constant"] = "learned"
+
+    @property
+    def learned(self) -> bool:
+        return self.weights == "learned"
+
+
+@dataclass(frozen=True)
+class ExpertChoiceConfig:
+    name: Literal["expert_choice"] = "expert_choice"
+
+
+@dataclass(frozen=True)
+class SoftConfig:
+    name: Literal["soft"] = "soft"
+    slots: int = 1
+
+    def __post_init__(self) -> None:
+        at_least("router.slots", self.slots, 1)
 
 
 @dataclass(frozen=True)
@@ -28,4 +121,81 @@ class RandomConfig:
     name: Literal["random"] = "random"
 
 
-RouterConfig = TopKConfig | SwitchConfig | RandomConfig
+RouterConfig = (
+    TopKConfig | SwitchConfig | NoisyTopKConfig | SigmoidConfig | SinkhornConfig | ReluConfig | HashConfig
+    | ExpertChoiceConfig | SoftConfig | RandomConfig
+)  # fmt: skip
+# Their choice for one token depends on the others, later ones included.
+NOT_CAUSAL = (ExpertChoiceConfig, SoftConfig)
+
+
+def null_experts(router: RouterConfig | None) -> int:
+    """Experts that compute nothing, beside the `expert` ones."""
+    return router.null_experts if isinstance(router, TokenChoice) else 0
+
+
+# Rows of an expert's first matrix that score=activation reads.
+ACTIVATION_WIDTH = 16
+
+
+def gate_params(router: RouterConfig | None, d_model: int, num_experts: int) -> int:
+    """Trained numbers of a router."""
+    if router is None or isinstance(router, RandomConfig) or (isinstance(router, HashConfig) and not router.learned):
+        return 0
+    if isinstance(router, SoftConfig):
+        return num_experts * router.slots * d_model + 1
+    columns = num_experts + null_experts(router)
+    linear = columns * d_model
+    if not isinstance(router, TokenChoice):
+        return linear
+    width = cosine_width(columns)
+    scores = {"linear": linear, "cosine": width * (d_model + columns) + 1, "mlp": d_model**2 + linear, "activation": 0}
+    return scores[router.score] + (linear if isinstance(router, NoisyTopKConfig) else 0)
+
+
+def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int) -> int:
+    """FLOPs of scoring one token; a multiply-add is 2."""
+    if isinstance(router, TokenChoice) and router.score == "activation":
+        return 2 * ACTIVATION_WIDTH * num_experts * d_model
+    return 2 * gate_params(router, d_model, num_experts)
+
+
+def cosine_width(num_experts: int) -> int:
+    """The width that score=cosine projects tokens to: half as many as there are experts."""
+    return max(2, num_experts // 2)
+
+
+def check_router(router: RouterConfig | None, num_experts: int, top_k: int, causal: bool) -> None:
+    """Raises ConfigError when the router cannot choose `top_k` of `num_experts` in such a model."""
+    if isinstance(router, NOT_CAUSAL) and causal:
+        raise ConfigError(
+            f"router={router.name} looks at later tokens to place earlier ones: a causal model would read what it is to "
+            "guess. Use router=topk."
+        )
+    if isinstance(router, SwitchConfig) and top_k > 1:
+        raise ConfigError(f"k={top_k}: router=switch sends each token to one expert. Use k=1, or router=topk.")
+    if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise and top_k == 1:
+        raise ConfigError(
+            "k=1 with router.renormalise=true makes every weight 1 and leaves the gate without a gradient. "
+            "Use router.renormalise=false."
+        )
+    if isinstance(router, NoisyTopKConfig) and top_k == 1:
+        raise ConfigError(
+            "k=1: router=noisy_topk takes the softmax over the chosen, which makes a single weight 1 and leaves the "
+            "gate without a gradient. Use k=2, or router=switch."
+        )
+    if isinstance(router, SigmoidConfig) and router.groups > 1:
+        _check_groups(router, num_experts, top_k)
+
+
+def _check_groups(router: SigmoidConfig, num_experts: int, top_k: int) -> None:
+    size, rest = divmod(num_experts, router.groups)
+    if rest or size < 2:
+        raise ConfigError(
+            f"router.groups={router.groups} cannot divide expert={num_experts} into equal groups of at least 2."
+        )
+    if top_k > router.top_groups * size:
+        raise ConfigError(
+            f"k={top_k} is more than router.top_groups={router.top_groups} groups of {size} experts hold. "
+            "Raise router.top_groups."
+        )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from moe_cli.config.balances import BalanceConfig, SwitchBalance
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between
-from moe_cli.config.routers import RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import RouterConfig, TopKConfig, check_router
 from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
@@ -210,7 +210,8 @@ class RunConfig:
     expert: int = 8
     k: int | None = None
     capacity: float | None = None
-    drop: Literal["position", "probability"] | None = None
+    drop: Literal["position", "probability", "random"] | None = None
+    renormalise_after_drop: bool = False
     match: Literal["active", "none"] = "active"
     seed: int = 0
     model: GPTConfig = field(default_factory=GPTConfig)
@@ -236,17 +237,9 @@ class RunConfig:
                 raise ConfigError(
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
                 )
-        if self.expert == 1 or self.k is None:
-            return
-        if isinstance(self.router, SwitchConfig) and max(self.k, self.eval.k or 1) > 1:
-            raise ConfigError(
-                f"k={max(self.k, self.eval.k or 1)}: router=switch sends each token to one expert. Use k=1, or router=topk."
-            )
-        if isinstance(self.router, TopKConfig) and self.router.renormalise and self.k == 1:
-            raise ConfigError(
-                "k=1 with router.renormalise=true makes every weight 1 and leaves the gate without a gradient. "
-                "Use router.renormalise=false."
-            )
+        if self.expert > 1 and self.k is not None:
+            for k in (self.k, max(self.k, self.eval.k or 1)):
+                check_router(self.router, self.expert, k, causal=True)
 
     @property
     def dense(self) -> bool:

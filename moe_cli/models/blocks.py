@@ -5,7 +5,7 @@ B sequences, L positions, D model width, N heads, W head width.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_cli.config.schema import GPTConfig, RunConfig
@@ -63,23 +63,25 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm x), then x + feed-forward(norm x); the feed-forward is dense or a mixture of experts."""
 
-    def __init__(self, config: RunConfig, sparse: bool) -> None:
+    def __init__(self, config: RunConfig, sparse: bool, vocab_size: int) -> None:
         super().__init__()
         model = config.model
         self.attention_norm = nn.RMSNorm(model.d_model)
         self.attention = Attention(model)
         self.ffn_norm = nn.RMSNorm(model.d_model)
-        self.ffn = make_moe_layer(config) if sparse else make_dense_layer(model)
+        self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
         self.attention.reset_parameters(generator, out_scale)
         self.ffn.reset_parameters(generator, out_scale)
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B L D"], Routing | None]:
+    def forward(
+        self, x: Float[Tensor, "B L D"], token_ids: Int[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B L D"], Routing | None]:
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         normed = self.ffn_norm(x)
-        y, routing = self.ffn(normed) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
+        y, routing = self.ffn(normed, token_ids) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
         return x + self.dropout(y), routing
 
 
@@ -87,7 +89,7 @@ def make_dense_layer(model: GPTConfig) -> FeedForward:
     return FeedForward(model.d_model, model.d_ff, kind=model.expert_kind, activation=model.activation)
 
 
-def make_moe_layer(config: RunConfig) -> MoELayer:
+def make_moe_layer(config: RunConfig, vocab_size: int) -> MoELayer:
     """The layer that a resolved configuration describes."""
     model = config.model
     assert config.router is not None
@@ -101,8 +103,10 @@ def make_moe_layer(config: RunConfig) -> MoELayer:
         router=config.router,
         capacity_factor=config.capacity,
         drop=config.drop or "position",
+        renormalise_after_drop=config.renormalise_after_drop,
         expert_kind=model.expert_kind,
         activation=model.activation,
         shared_experts=model.shared_experts,
         dispatch=model.dispatch,
+        vocab_size=vocab_size,
     )

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from moe_cli.config.routers import RandomConfig
+from moe_cli.config.routers import gate_flops, gate_params
 from moe_cli.config.schema import MuonConfig, RunConfig
 
 NEWTON_SCHULZ_STEPS = 5
@@ -47,21 +47,22 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
     attention = 4 * width * width
     ffn = model.matrices_per_expert * width * model.d_ff
     expert = model.matrices_per_expert * width * (model.d_expert or 0)
-    gate = 0 if isinstance(config.router, RandomConfig) else width * config.expert
+    gate = gate_params(config.router, width, config.expert)
     norms = (2 * model.num_layers + 1) * width
     outer = vocab_size * width * (1 if model.tie_embeddings else 2)
     common = outer + norms + model.num_layers * attention + dense * ffn
     top_k = config.k or 1
     active = common + sparse * (gate + (top_k + model.shared_experts) * expert)
     total = common + sparse * (gate + (config.expert + model.shared_experts) * expert)
-    matmuls = active - norms - (0 if model.tie_embeddings else vocab_size * width)
+    matmuls = active - sparse * gate - norms - (0 if model.tie_embeddings else vocab_size * width)
+    gates = sparse * gate_flops(config.router, width, config.expert)
     attention_scores = model.num_layers * 4 * model.context_length * width
     matrices = _matrices(config, sparse) if isinstance(config.optim, MuonConfig) else {}
     in_muon = sum(number * rows * columns for (rows, columns), number in matrices.items())
     return Cost(
         num_params=total,
         num_active_params=active,
-        forward_flops_per_token=2 * matmuls + attention_scores,
+        forward_flops_per_token=2 * matmuls + gates + attention_scores,
         optimizer_flops_per_step=sum(number * _newton_schulz_flops(*shape) for shape, number in matrices.items()),
         state_bytes=BYTES_PER_PARAM * (4 * total - in_muon),
         num_sparse_layers=sparse,

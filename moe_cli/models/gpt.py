@@ -30,7 +30,9 @@ class GPT(nn.Module):
         model = config.model
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.embedding_dropout = nn.Dropout(model.dropout)
-        self.blocks = nn.ModuleList(Block(config, sparse=is_sparse(config, layer)) for layer in range(model.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, is_sparse(config, layer), vocab_size) for layer in range(model.num_layers)
+        )
         self.norm = nn.RMSNorm(model.d_model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
@@ -49,7 +51,7 @@ class GPT(nn.Module):
         x = self.embedding_dropout(self.embedding(tokens))
         routings = []
         for block in self.blocks:
-            x, routing = block(x)
+            x, routing = block(x, tokens)
             if routing is not None:
                 routings.append(routing)
         x = self.norm(x)

@@ -4,16 +4,20 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_cli.config.ranges import above
-from moe_cli.config.routers import RouterConfig
+from moe_cli.config.routers import HashConfig, RouterConfig, check_router
 from moe_cli.errors import ConfigError
+from moe_cli.moe.assignment import ExpertChoiceRouter
 from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
-from moe_cli.moe.routers import CONFIGS, make_router
-from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
+from moe_cli.moe.registry import CONFIGS, make_router
+from moe_cli.moe.routing import Routing, computed, drop_overflow, expert_capacity, renormalised
+from moe_cli.moe.soft import SoftRouter
+
+DROPS = ("position", "probability", "random")
 
 
 class MoELayer(nn.Module):
@@ -24,17 +28,19 @@ class MoELayer(nn.Module):
         num_experts: E.
         top_k: K, at most E.
         d_expert: hidden width of one expert.
-        router: a name of `moe_cli.moe.routers.CONFIGS` (topk, switch, random), or its config with options.
+        router: a name of `moe_cli.moe.registry.CONFIGS` (topk, switch, sigmoid, ...), or its config with options.
         capacity_factor: None drops nothing; else an expert takes at most ceil(factor * T * K / E) assignments of one
             forward pass in training. At evaluation nothing is dropped unless `eval_capacity_factor` is set.
-        drop: who is dropped, `position` or `probability` (see `drop_overflow`).
+        drop: who is dropped, `position`, `probability` or `random` (see `drop_overflow`).
+        renormalise_after_drop: give the weights of what was dropped to what a token kept.
         expert_kind: `glu` (gated) or `mlp`.
         activation: silu, gelu, relu or relu2; by default silu for glu and gelu for mlp.
         shared_experts: experts of width d_expert that see every token; their answers are added.
         dispatch: back end, a name of `moe_cli.moe.dispatch.BACKENDS`.
+        vocab_size: how many token ids there are; only for router=hash.
 
     Raises:
-        ConfigError: K is more than E, the capacity is not above 0, or a name is unknown.
+        ConfigError: K is more than E, the capacity is not above 0, a name is unknown, or settings exclude each other.
     """
 
     def __init__(  # noqa: PLR0913  (every argument is a property of the layer that users choose)
@@ -51,10 +57,12 @@ class MoELayer(nn.Module):
         activation: str | None = None,
         shared_experts: int = 0,
         dispatch: str = "auto",
+        renormalise_after_drop: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
         super().__init__()
-        router = _router_config(router, num_experts, top_k)
-        _one_of("drop", drop, ("position", "probability"))
+        router = _router_config(router, num_experts, top_k, vocab_size)
+        _one_of("drop", drop, DROPS)
         _one_of("expert_kind", expert_kind, ("glu", "mlp"))
         _one_of("dispatch", dispatch, BACKENDS)
         activation = activation or ("silu" if expert_kind == "glu" else "gelu")
@@ -64,9 +72,11 @@ class MoELayer(nn.Module):
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor: float | None = None
         self.drop = drop
+        self.renormalise_after_drop = renormalise_after_drop
         self.dispatch = dispatch
-        self.router = make_router(router, d_model, num_experts, top_k)
-        self.experts = Experts(num_experts, d_model, d_expert, d_model, kind=expert_kind, activation=activation)
+        experts = Experts(num_experts, d_model, d_expert, d_model, kind=expert_kind, activation=activation)
+        self.router = make_router(router, d_model, num_experts, top_k, experts, vocab_size)
+        self.experts = experts
         self.shared_experts = (
             FeedForward(d_model, shared_experts * d_expert, kind=expert_kind, activation=activation)
             if shared_experts
@@ -80,39 +90,68 @@ class MoELayer(nn.Module):
         if self.shared_experts is not None:
             self.shared_experts.reset_parameters(generator, out_scale)
 
-    def forward(self, x: Float[Tensor, "*batch D"]) -> tuple[Float[Tensor, "*batch D"], Routing]:
+    def forward(
+        self,
+        x: Float[Tensor, "*batch D"],
+        token_ids: Int[Tensor, "*batch"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
+    ) -> tuple[Float[Tensor, "*batch D"], Routing]:
         """The layer's output and who went where.
 
         Args:
-            x: tokens of any leading shape; all of them are routed together.
+            x: tokens of any leading shape; all of them are routed together (router=soft mixes within a sequence).
+            token_ids: what each token is; read by router=hash.
+            mask: False for padding, which never reaches the router: it takes no room, is not counted, and gets zero.
         """
+        if mask is not None:
+            y, routing = self(x[mask], None if token_ids is None else token_ids[mask])
+            return x.new_zeros(x.shape, dtype=y.dtype).index_put((mask,), y), routing
         tokens = x.reshape(-1, x.shape[-1])
-        routing = self.route(tokens)
-        y = BACKENDS[self.dispatch](self.experts, tokens, routing)
+        if isinstance(self.router, SoftRouter):
+            y, routing = self._mix(x.reshape(-1, *x.shape[-2:]))
+        else:
+            routing = self.route(tokens, None if token_ids is None else token_ids.flatten())
+            y = self._compute(tokens, routing)
         if self.shared_experts is not None:
             y = y + self.shared_experts(tokens)
         return y.view(x.shape), routing
 
-    def route(self, tokens: Float[Tensor, "T D"]) -> Routing:
+    def route(self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None = None) -> Routing:
         """Who goes where, overflow dropped."""
-        routing: Routing = self.router(tokens)
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        if isinstance(self.router, ExpertChoiceRouter):  # the experts take as many as they have room for
+            self.router.capacity_factor = factor or self.capacity_factor or 1.0
+            factor = None
+        routing: Routing = self.router(tokens, token_ids) if self.router.reads_token_ids else self.router(tokens)
         if factor is None or not len(tokens):
             return routing
         capacity = expert_capacity(len(tokens), routing.num_experts, self.router.top_k, factor)
-        return drop_overflow(routing, capacity, self.drop)
+        routing = drop_overflow(routing, capacity, self.drop)
+        return renormalised(routing) if self.renormalise_after_drop else routing
+
+    def _compute(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
+        return BACKENDS[self.dispatch](self.experts, tokens, computed(routing, self.experts.num_experts))
+
+    def _mix(self, x: Float[Tensor, "G L D"]) -> tuple[Float[Tensor, "T D"], Routing]:
+        """Soft MoE: the experts work on the slots, and every token mixes the slots' answers."""
+        logits = self.router.logits(x)
+        slots = self.router.slot_tokens(x, logits)
+        answers = self._compute(slots, self.router.slot_routing(len(x), x.device))
+        y = logits.softmax(-1).to(answers.dtype) @ answers.view(len(x), -1, answers.shape[-1])
+        return y.flatten(0, 1), self.router.token_routing(logits)
 
 
-def _router_config(router: str | RouterConfig, num_experts: int, top_k: int) -> RouterConfig:
+def _router_config(
+    router: str | RouterConfig, num_experts: int, top_k: int, vocab_size: int | None = None
+) -> RouterConfig:
     if not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
     if isinstance(router, str):
         _one_of("router", router, CONFIGS)
         router = CONFIGS[router]()
-    if router.name == "switch" and top_k > 1:
-        raise ConfigError(f"top_k={top_k}: router='switch' sends each token to one expert.")
-    if router.name == "topk" and router.renormalise and top_k == 1:
-        raise ConfigError("top_k=1 with renormalised weights makes every weight 1: the gate would have no gradient.")
+    check_router(router, num_experts, top_k, causal=False)
+    if isinstance(router, HashConfig) and vocab_size is None:
+        raise ConfigError("router=hash needs vocab_size: it has a place for every token id.")
     return router
 
 

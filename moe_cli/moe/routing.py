@@ -24,6 +24,7 @@ class Routing:
         kept: False where the expert had no room; such an assignment contributes nothing.
         clean_logits: the scores before a router's noise; None where there is none.
         noise_std: the standard deviation of that noise.
+        penalty: a loss of the router's own, already weighted; None where there is none.
     """
 
     logits: Float[Tensor, "T E"]
@@ -34,6 +35,7 @@ class Routing:
     kept: Bool[Tensor, " A"]
     clean_logits: Float[Tensor, "T E"] | None = None
     noise_std: Float[Tensor, "T E"] | None = None
+    penalty: Float[Tensor, ""] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -49,12 +51,45 @@ def from_choices(
     probs: Float[Tensor, "T E"],
     chosen: Int[Tensor, "T K"],
     weights: Float[Tensor, "T K"],
+    *,
+    clean_logits: Float[Tensor, "T E"] | None = None,
+    noise_std: Float[Tensor, "T E"] | None = None,
 ) -> Routing:
     """The Routing of K choices per token: first choices of all tokens in order, then second choices, and so on."""
     num_tokens, top_k = chosen.shape
     token_ids = torch.arange(num_tokens, device=chosen.device).repeat(top_k)
     kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=chosen.device)
-    return Routing(logits, probs, token_ids, chosen.T.reshape(-1), weights.T.reshape(-1), kept)
+    expert_ids, weights = chosen.T.reshape(-1), weights.T.reshape(-1)
+    return Routing(logits, probs, token_ids, expert_ids, weights, kept, clean_logits, noise_std)
+
+
+def computed(routing: Routing, num_experts: int) -> Routing:
+    """The record without the assignments to null experts, those past the first `num_experts`: what is to be computed."""
+    if routing.num_experts == num_experts:
+        return routing
+    real = routing.expert_ids < num_experts
+    return replace(
+        routing,
+        logits=routing.logits[:, :num_experts],
+        probs=routing.probs[:, :num_experts],
+        token_ids=routing.token_ids[real],
+        expert_ids=routing.expert_ids[real],
+        weights=routing.weights[real],
+        kept=routing.kept[real],
+        clean_logits=None,
+        noise_std=None,
+    )
+
+
+def renormalised(routing: Routing) -> Routing:
+    """The record in which the kept weights of a token sum to what all its weights summed to before drops."""
+    sums = [
+        routing.weights.new_zeros(routing.num_tokens).index_add(0, routing.token_ids, weights)
+        for weights in (routing.weights, routing.weights * routing.kept)
+    ]
+    some_left = sums[1] > 0
+    factor = torch.where(some_left, sums[0] / sums[1].where(some_left, torch.ones_like(sums[1])), 1)
+    return replace(routing, weights=routing.weights * factor[routing.token_ids])
 
 
 def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
@@ -72,10 +107,14 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
     Args:
         drop: who stays. `position`: the first in the order of the record (first choices of all tokens, then second
             choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974).
+            `random`: anyone, drawn with torch's generator.
     """
-    if drop == "probability":
-        asked = routing.probs[routing.token_ids, routing.expert_ids]
-        order = torch.argsort(asked, descending=True, stable=True)
+    if drop in ("probability", "random"):
+        if drop == "random":
+            order = torch.randperm(len(routing.expert_ids), device=routing.expert_ids.device)
+        else:
+            asked = routing.probs[routing.token_ids, routing.expert_ids]
+            order = torch.argsort(asked, descending=True, stable=True)
         routing = replace(
             routing,
             token_ids=routing.token_ids[order],

@@ -17,6 +17,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import TrainingError
 from moe_cli.moe.balance import auxiliary_loss, update_expert_bias
 from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.routers import ReluRouter
 from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
 from moe_cli.store import RUNNING, Recorder
 from moe_cli.tasks.text import TextTask
@@ -131,12 +132,15 @@ class Training:
         device = next(self.model.parameters()).device
         self.model.train()
         loss_sum, aux_sum = 0.0, None
-        load = [torch.zeros(layer.experts.num_experts, dtype=torch.int64, device=device) for layer in self.layers]
+        load = [torch.zeros(layer.router.num_experts, dtype=torch.int64, device=device) for layer in self.layers]
         for part in range(train.grad_accumulation):
             batch = self.task.train_batch(state.step * train.grad_accumulation + part, train.batch_size).to(device)
             loss, routings = self.task.loss(self.model, batch)
             aux_loss = auxiliary_loss(self.config.balance, routings)
             total = loss if aux_loss is None else loss + self._balance_weight * aux_loss
+            penalties = [routing.penalty for routing in routings if routing.penalty is not None]
+            if penalties:
+                total = total + torch.stack(penalties).mean()
             self._check_finite(total)
             (total / train.grad_accumulation).backward()
             loss_sum += loss.item() / train.grad_accumulation
@@ -151,6 +155,9 @@ class Training:
         lr_factor = self.optimizers.step(self.progress)
         self.optimizers.zero_grad()
         self._update_bias(load)
+        for layer, counts in zip(self.layers, load, strict=True):
+            if isinstance(layer.router, ReluRouter):
+                layer.router.after_step(counts, self.config.tokens_per_step)
         state.step += 1
         state.tokens += self.config.tokens_per_step
         state.seconds += time.perf_counter() - started
@@ -185,7 +192,7 @@ class Training:
         """Loss-free balancing: once per optimizer step, from the counts of the whole step."""
         if isinstance(self.config.balance, LossFreeBalance):
             for layer, counts in zip(self.layers, load, strict=True):
-                bias: Tensor = layer.router.expert_bias  # type: ignore[assignment]
+                bias: Tensor = layer.router.expert_bias
                 bias.copy_(update_expert_bias(bias, counts, self.config.balance.bias_update_rate))
 
     def _record(

@@ -14,7 +14,8 @@ from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
 from moe_cli.models.cost import NEWTON_SCHULZ_STEPS
 
 # Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.
-_ADAM_SUFFIXES = ("embedding.weight", "head.weight", "gate.weight")
+_ADAM_SUFFIXES = ("embedding.weight", "head.weight")
+_ADAM_PARTS = ".router."
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -128,7 +129,9 @@ def make_optimizers(config: MuonConfig | AdamWConfig, model: nn.Module) -> Optim
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     if isinstance(config, AdamWConfig):
         return Optimizers(config, [_adamw(config, config.lr, [param for _, param in named])])
-    is_matrix = [param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) for name, param in named]
+    is_matrix = [
+        param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and _ADAM_PARTS not in name for name, param in named
+    ]
     matrices = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if matrix]
     others = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if not matrix]
     muon = Muon(matrices, config.lr, config.momentum, config.weight_decay)

@@ -11,7 +11,7 @@ WRONG = {
     "train exprt=8": "error: no setting 'exprt'. Did you mean 'expert'?",
     "train expert=4 k=9": "error: k=9 is more than expert=4: a token cannot choose more experts than there are.",
     "train expert=4,8": "error: 'expert=4,8' names several values; train takes one. Use: moe sweep expert=4,8",
-    "train router=swich": "error: router=swich: no such choice. Did you mean 'switch'? There are: random, switch, topk.",
+    "train router=swich": "error: router=swich: no such choice. Did you mean 'switch'? There are: expert_choice, hash, noisy_topk, random, relu, sigmoid, sinkhorn, soft, switch, topk.",
     "train train.steps=many": "error: train.steps=many is not a whole number or null.",
     "train train.steps=0": "error: train.steps=0 is too small: the least is 1.",
     "train train.steps=5 train.minutes=1": "error: train.steps=5 and train.minutes=1.0 are 2 budgets: give one, and null to the others.",

@@ -8,7 +8,7 @@ from moe_cli.errors import ConfigError
 NO_SHAPE = "is not a setting. Write: key=value, such as expert=8"
 NO_GRAMMAR = "cannot be read. Put quotes around a value with spaces or signs:"
 BELOW_ONE = "must be at least 0 and below 1."
-ROUTERS = "There are: random, switch, topk."
+ROUTERS = "There are: expert_choice, hash, noisy_topk, random, relu, sigmoid, sinkhorn, soft, switch, topk."
 
 WORDS = [
     (["k"], f"'k' {NO_SHAPE}"),
@@ -64,7 +64,7 @@ CHOICES = [
     (["router=null"], f"router=null: no such choice. {ROUTERS}"),
     (["router="], f"router=: no such choice. {ROUTERS}"),
     (["router=3"], f"router=3: no such choice. {ROUTERS}"),
-    (["drop=positon"], "drop=positon is not one of: position, probability. Did you mean 'position'?"),
+    (["drop=positon"], "drop=positon is not one of: position, probability, random. Did you mean 'position'?"),
     (["match=all"], "match=all is not one of: active, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
     (["model.expert_kind=gul"], "model.expert_kind=gul is not one of: glu, mlp. Did you mean 'glu'?"),

@@ -18,7 +18,7 @@ from moe_cli.config.schema import EXECUTION_KEYS, GPTConfig, RunConfig
 from moe_cli.errors import ConfigError
 from tests.config.strategies import configs
 
-SWITCH, RANDOM = routers.SwitchConfig(), routers.RandomConfig()
+TOPK, SWITCH, RANDOM = routers.TopKConfig(), routers.SwitchConfig(), routers.RandomConfig()
 
 
 @given(configs())
@@ -98,7 +98,7 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
             ["match", "model.d_expert", "model.d_ff"],
             "match=none leaves the width of experts to model.d_expert: model.d_ff set aside.",
         ),
-        (RunConfig(router=RANDOM), ["balance"], "router=random learns nothing: balance set aside."),
+        (RunConfig(router=RANDOM), ["balance"], "router=random learns no choice: balance set aside."),
         (RunConfig(drop="position"), ["drop"], "nothing is dropped without a capacity: drop set aside."),
         (
             RunConfig(optim=schema.MuonConfig(schedule="cosine", decay=0.1)),
@@ -177,7 +177,7 @@ def test_matched_experts_cost_what_the_dense_network_costs(
     """Active feed-forward parameters, gate included, are within 1 % of dense, or as near as a whole width can be."""
     top_k, shared = data.draw(st.integers(1, min(experts, 16))), data.draw(st.integers(0, 2))
     model = GPTConfig(d_ff=d_ff, expert_kind=kind, shared_experts=shared)
-    d_expert = matched_d_expert(model, experts, top_k, gateless=not gate)
+    d_expert = matched_d_expert(model, experts, top_k, TOPK if gate else RANDOM)
 
     def error(width: int) -> float:
         return abs(active_parameters(model, experts, top_k, width, gate) / dense_parameters(model) - 1)
@@ -199,7 +199,7 @@ def test_matched_experts_cost_what_the_dense_network_costs(
 )
 def test_matched_widths_are_round(d_ff: int, experts: int, top_k: int, expected: int) -> None:
     """The largest power of two up to 16 that 1 % allows divides the width, worked out by hand."""
-    assert expected == matched_d_expert(GPTConfig(d_ff=d_ff, expert_kind="mlp"), experts, top_k)
+    assert expected == matched_d_expert(GPTConfig(d_ff=d_ff, expert_kind="mlp"), experts, top_k, TOPK)
 
 
 def test_the_matched_width_is_what_resolve_uses() -> None:
@@ -211,7 +211,7 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
         "own": resolve(RunConfig(expert=64, model=replace(model, d_expert=100), match="none")),
         "dense": resolve(RunConfig(expert=64, model=model, match="none")),
     }
-    expected = {"topk": matched_d_expert(model, 64, 2), "random": 128, "own": 100, "dense": 256}
+    expected = {"topk": matched_d_expert(model, 64, 2, TOPK), "random": 128, "own": 100, "dense": 256}
     assert expected["topk"] < 128
     assert expected == {name: each.config.model.d_expert for name, each in resolved.items()}
 

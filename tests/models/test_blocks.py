@@ -88,11 +88,11 @@ def test_a_block_is_two_residual_branches(sparse: bool) -> None:
     def norm(y: Tensor, weight: Tensor) -> Tensor:
         return weight * y / (y.square().mean(-1, keepdim=True) + torch.finfo(y.dtype).eps).sqrt()
 
-    block = randomise(Block(tiny_config(Path("text")), sparse)).double()
+    block = randomise(Block(tiny_config(Path("text")), sparse, 256)).double()
     x = sequences()
     middle = x + block.attention(norm(x, block.attention_norm.weight))
     answer = block.ffn(norm(middle, block.ffn_norm.weight))
-    y, routing = block(x)
+    y, routing = block(x, torch.zeros(x.shape[:2], dtype=torch.int64))
     torch.testing.assert_close(middle + (answer[0] if sparse else answer), y)
     assert sparse == isinstance(block.ffn, MoELayer) == (routing is not None)
 
@@ -100,10 +100,12 @@ def test_a_block_is_two_residual_branches(sparse: bool) -> None:
 def test_dropout_acts_in_training_alone() -> None:
     """With dropout two passes differ in training and agree at evaluation; without it they agree in both."""
     for dropout in (0.5, 0.0):
-        block = randomise(Block(tiny_config(Path("text"), model={"dropout": dropout}), sparse=True)).double()
-        x = sequences()
+        block = randomise(
+            Block(tiny_config(Path("text"), model={"dropout": dropout}), sparse=True, vocab_size=256)
+        ).double()
+        x, ids = sequences(), torch.zeros(sequences().shape[:2], dtype=torch.int64)
         torch.manual_seed(0)
-        first, second = block(x)[0], block(x)[0]
+        first, second = block(x, ids)[0], block(x, ids)[0]
         assert torch.equal(first, second) == (dropout == 0)
         assert torch.equal(block.attention(x), block.attention(x)) == (dropout == 0)
-        assert torch.equal(block.eval()(x)[0], block(x)[0])
+        assert torch.equal(block.eval()(x, ids)[0], block(x, ids)[0])

@@ -13,7 +13,8 @@ from torch import Tensor
 from moe_cli.config.balances import BalanceConfig, LossFreeBalance, NoBalance, SwitchBalance, ZBalance
 from moe_cli.config.routers import TopKConfig
 from moe_cli.moe.balance import LOSSES, auxiliary_loss, load_balancing_loss, router_z_loss, update_expert_bias
-from moe_cli.moe.routers import make_router, top_indices
+from moe_cli.moe.registry import make_router
+from moe_cli.moe.routers import top_indices
 from moe_cli.moe.routing import Routing, drop_overflow, from_choices
 from moe_cli.moe.stats import max_violation, tokens_per_expert
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_cli.moe import dispatch
 from moe_cli.moe.dispatch import BACKENDS, grouped_loop, grouped_mm, grouped_mm_serves, reference
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.routers import make_router
+from moe_cli.moe.registry import make_router
 from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
 from tests.moe.formulas import ACTIVATIONS, KINDS, ROUTERS, dense, network, routings
 

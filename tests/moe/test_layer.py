@@ -306,13 +306,17 @@ def test_moe_layers_come_first_to_last() -> None:
     [
         ({"top_k": 7}, "top_k=7 must be between 1 and num_experts=6."),
         ({"top_k": 0}, "top_k=0 must be between 1 and num_experts=6."),
-        ({"router": "tokp"}, "router='tokp' is not one of: topk, switch, random."),
-        ({"router": "switch"}, "top_k=2: router='switch' sends each token to one expert."),
+        (
+            {"router": "tokp"},
+            "router='tokp' is not one of: topk, switch, noisy_topk, sigmoid, sinkhorn, relu, hash, expert_choice, soft, random.",
+        ),
+        ({"router": "switch"}, "k=2: router=switch sends each token to one expert. Use k=1, or router=topk."),
         (
             {"router": TopKConfig(renormalise=True), "top_k": 1},
-            "top_k=1 with renormalised weights makes every weight 1: the gate would have no gradient.",
+            "k=1 with router.renormalise=true makes every weight 1 and leaves the gate without a gradient. "
+            "Use router.renormalise=false.",
         ),
-        ({"drop": "chance"}, "drop='chance' is not one of: position, probability."),
+        ({"drop": "chance"}, "drop='chance' is not one of: position, probability, random."),
         ({"expert_kind": "conv"}, "expert_kind='conv' is not one of: glu, mlp."),
         ({"activation": "tanh"}, "activation='tanh' is not one of: silu, gelu, relu, relu2."),
         ({"dispatch": "fast"}, "dispatch='fast' is not one of: reference, grouped, auto."),

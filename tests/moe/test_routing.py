@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, from_choices
+from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, from_choices, renormalised
 from tests.moe.formulas import dense, routings
 
 
@@ -139,3 +139,30 @@ def test_an_unknown_rule_is_a_bug() -> None:
     """The layer checks the rule's name; here a wrong one is an assertion."""
     with pytest.raises(AssertionError):
         drop_overflow(routing_of([[0]], 1), 1, "chance")
+
+
+def test_random_drops_leave_no_place_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With drop=random every assignment of an overfull expert is kept as often as any other, and the record is whole."""
+    routing = Routing(
+        torch.zeros(10, 2), torch.full((10, 2), 0.5), torch.arange(10), torch.zeros(10, dtype=torch.int64),
+        torch.rand(10), torch.ones(10, dtype=torch.bool),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    kept = torch.zeros(10)
+    for _ in range(500):
+        dropped = drop_overflow(routing, 4, "random")
+        assert [*range(10)] == sorted(dropped.token_ids.tolist())
+        assert torch.equal(routing.weights[dropped.token_ids], dropped.weights)
+        assert 4 == int(dropped.kept.sum())
+        kept += torch.zeros(10).index_put((dropped.token_ids[dropped.kept],), torch.ones(4))
+    assert (kept / 500 - 0.4).abs().max() < 0.1
+
+
+def test_weights_may_be_renormalised_after_a_drop() -> None:
+    """What a token keeps takes over the weight of what it lost; a token that lost all has nothing."""
+    routing = Routing(
+        torch.zeros(3, 2), torch.full((3, 2), 0.5), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1]),
+        torch.tensor([0.6, 0.7, 0.8, 0.4, 0.3, 0.2]), torch.tensor([True, True, False, True, False, False]),
+    )  # fmt: skip
+    kept = renormalised(routing).weights * routing.kept
+    torch.testing.assert_close(torch.tensor([0.6, 1.0, 0, 0.4, 0, 0]), kept)

@@ -1,0 +1,100 @@
+"""How well an expert suits a token: every score f(x, e), and make_gate. T tokens, E experts, D width, P projected width.
+
+All compute in the precision of their input, which routers make float32 (float64 for a float64 gate).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moe_cli.config.routers import ACTIVATION_WIDTH, cosine_width
+from moe_cli.moe.experts import Experts
+
+GATE_STD = 0.02
+SMALLEST_TEMPERATURE = 0.01
+
+
+class LinearGate(nn.Module):
+    """x . e_i, one learned embedding per expert."""
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, d_model))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.weight, std=GATE_STD, generator=generator)
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class CosineGate(nn.Module):
+    """Cosine of the projected token and the expert's embedding, over a learned temperature (X-MoE, arXiv:2204.09179)."""
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__()
+        width = cosine_width(num_experts)
+        self.projection = nn.Parameter(torch.empty(width, d_model))
+        self.embedding = nn.Parameter(torch.empty(num_experts, width))
+        self.log_scale = nn.Parameter(torch.empty(1))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.projection, std=GATE_STD, generator=generator)
+        nn.init.normal_(self.embedding, std=GATE_STD, generator=generator)
+        nn.init.constant_(self.log_scale, math.log(1 / 0.5))
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+        projected = F.normalize(F.linear(x, self.projection.to(x.dtype)), dim=-1)
+        scale = self.log_scale.to(x.dtype).clamp(max=math.log(1 / SMALLEST_TEMPERATURE)).exp()
+        return F.linear(projected, F.normalize(self.embedding.to(x.dtype), dim=-1)) * scale
+
+
+class MlpGate(nn.Module):
+    """Two layers with a ReLU between them, the hidden one as wide as the token."""
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__()
+        self.hidden = nn.Parameter(torch.empty(d_model, d_model))
+        self.out = nn.Parameter(torch.empty(num_experts, d_model))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.hidden, std=self.hidden.shape[1] ** -0.5, generator=generator)
+        nn.init.normal_(self.out, std=GATE_STD, generator=generator)
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+        return F.linear(F.linear(x, self.hidden.to(x.dtype)).relu(), self.out.to(x.dtype))
+
+
+class ActivationGate(nn.Module):
+    """The expert scores itself: the norm of the first units of its own first product (arXiv:2501.13074, section 3).
+
+    Has no parameters. Only the chosen experts learn through their weights in the sum; a balancing loss, which looks at
+    the scores of all, moves those rows of all of them.
+    """
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self._experts = (experts,)  # in a tuple, so that its parameters are not ours as well
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Nothing to set: the experts' own weights decide."""
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+        rows = self._experts[0].w_in[:, :ACTIVATION_WIDTH].to(x.dtype)
+        products = F.linear(x, rows.flatten(0, 1)).unflatten(-1, rows.shape[:2])
+        norms: Tensor = torch.linalg.vector_norm(products, dim=-1)
+        return norms
+
+
+GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}
+
+
+def make_gate(score: str, d_model: int, num_experts: int, experts: Experts | None) -> nn.Module:
+    """The gate of a name; `experts` are those that score=activation asks."""
+    if score == "activation":
+        assert experts is not None
+        return ActivationGate(experts)
+    return GATES[score](d_model, num_experts)
