@@ -185,7 +185,10 @@ def test_relu_equals_its_formula() -> None:
 
 def test_relu_comes_to_the_sparsity_asked_for() -> None:
     """The coefficient rises while too many experts fire and falls when too few do, and training ends near K on average."""
-    router, x = make(ReluConfig(l1=0.5, l1_rate=1.02), training=True), tokens(200) + 2.0  # of a mean: w x > 0 can be unlearned
+    router, x = (
+        make(ReluConfig(l1=0.5, l1_rate=1.02), training=True),
+        tokens(200) + 2.0,
+    )  # of a mean: w x > 0 can be unlearned
     before = router.l1.item()
     router.after_step(torch.full((E,), 200), 200)
     assert router.l1.item() == pytest.approx(1.02 * before)

@@ -1,41 +1,153 @@
-"""The layer equals an independent implementation: transformers' Mixtral block, on the same weights and tokens."""
+"""The layer equals independent implementations on the same weights and tokens: the sparse blocks of transformers.
+
+Where a definition differs it is said: Switch counts its capacity over a sequence, this project over a forward pass, so
+the two are compared on one sequence.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import MixtralConfig
+from torch import Tensor, nn
+from transformers import DeepseekV3Config, MixtralConfig, OlmoeConfig, Qwen3MoeConfig, SwitchTransformersConfig
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
+from moe_cli.config.routers import RouterConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.layer import MoELayer
 
+D, F = 16, 24
+SIZES = [(8, 2), (4, 4), (6, 3), (16, 5)]
+every_backend = pytest.mark.parametrize("dispatch", BACKENDS)
 
-@pytest.mark.parametrize("dispatch", BACKENDS)
-@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 4), (6, 3), (16, 5)])
-def test_equals_mixtral(num_experts: int, top_k: int, dispatch: str) -> None:
-    """Output and the gradients of input, gate and both expert matrices agree to 1e-5 in float32."""
+
+@dataclass(frozen=True)
+class Pair:
+    """Our layer, a peer with the same weights, and which parameters are the same."""
+
+    layer: MoELayer
+    peer: nn.Module
+    params: dict[str, tuple[Tensor, Tensor]]
+
+
+def pair(layer: MoELayer, peer: nn.Module, theirs: dict[str, Tensor]) -> Pair:
+    """The peer with our weights in the place of its own."""
+    params = {name: (layer.get_parameter(name), param) for name, param in theirs.items()}
+    assert set(params) == {name for name, _ in layer.named_parameters()}
+    for ours, param in params.values():
+        param.data.copy_(ours)
+    return Pair(layer, peer.train(), params)
+
+
+def make_layer(num_experts: int, top_k: int, router: RouterConfig, dispatch: str, **options: object) -> MoELayer:
     torch.manual_seed(0)
-    d_model, d_expert = 16, 24
-    config = MixtralConfig(
-        hidden_size=d_model, intermediate_size=d_expert, num_local_experts=num_experts, num_experts_per_tok=top_k
-    )
-    peer = MixtralSparseMoeBlock(config)
-    layer = MoELayer(d_model, num_experts, top_k, d_expert, dispatch=dispatch)
-    torch.nn.init.normal_(layer.router.gate.weight)
-    pairs = {
-        "gate": (layer.router.gate.weight, peer.gate.weight),
-        "w_in": (layer.experts.w_in, peer.experts.gate_up_proj),
-        "w_out": (layer.experts.w_out, peer.experts.down_proj),
-    }
-    for ours, theirs in pairs.values():
-        theirs.data.copy_(ours)
-    x = torch.randn(2, 20, d_model)
+    layer = MoELayer(D, num_experts, top_k, F, router=router, dispatch=dispatch, **options)  # type: ignore[arg-type]
+    nn.init.normal_(layer.router.gate.weight)
+    return layer
+
+
+def stacked(peer: nn.Module) -> dict[str, Tensor]:
+    """The parameters that Mixtral and its like keep as stacks."""
+    return {"router.gate.weight": peer.gate.weight, "experts.w_in": peer.experts.gate_up_proj,
+            "experts.w_out": peer.experts.down_proj}  # fmt: skip
+
+
+def assert_equal(both: Pair, x: Tensor) -> None:
+    """Output and the gradient of the input and of every parameter agree to 1e-5 in float32."""
     mine, yours = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, expected = layer(mine)[0], peer(yours)
+    y, expected = both.layer(mine)[0], both.peer(yours)
     cotangent = torch.randn_like(y)
     y.backward(cotangent)
     expected.backward(cotangent)
-
     assert torch.allclose(expected, y, atol=1e-5, rtol=1e-5)
     assert torch.allclose(yours.grad, mine.grad, atol=1e-5, rtol=1e-5)
-    for name, (ours, theirs) in pairs.items():
+    for name, (ours, theirs) in both.params.items():
         assert torch.allclose(theirs.grad, ours.grad, atol=1e-5, rtol=1e-5), name
+
+
+def mixtral(num_experts: int, top_k: int, dispatch: str) -> Pair:
+    config = MixtralConfig(hidden_size=D, intermediate_size=F, num_local_experts=num_experts, num_experts_per_tok=top_k)
+    peer = MixtralSparseMoeBlock(config)
+    return pair(make_layer(num_experts, top_k, TopKConfig(), dispatch), peer, stacked(peer))
+
+
+def olmoe(num_experts: int, top_k: int, dispatch: str) -> Pair:
+    """Weights that are not renormalised."""
+    config = OlmoeConfig(
+        hidden_size=D, intermediate_size=F, num_experts=num_experts, num_experts_per_tok=top_k, norm_topk_prob=False
+    )
+    peer = OlmoeSparseMoeBlock(config)
+    return pair(make_layer(num_experts, top_k, TopKConfig(renormalise=False), dispatch), peer, stacked(peer))
+
+
+def qwen3(num_experts: int, top_k: int, dispatch: str) -> Pair:
+    config = Qwen3MoeConfig(
+        hidden_size=D, moe_intermediate_size=F, num_experts=num_experts, num_experts_per_tok=top_k, norm_topk_prob=True
+    )
+    peer = Qwen3MoeSparseMoeBlock(config)
+    return pair(make_layer(num_experts, top_k, TopKConfig(renormalise=True), dispatch), peer, stacked(peer))
+
+
+@every_backend
+@pytest.mark.parametrize(("num_experts", "top_k"), SIZES)
+@pytest.mark.parametrize("make", [mixtral, olmoe, qwen3])
+def test_equals_softmax_blocks(make: Callable[..., Pair], num_experts: int, top_k: int, dispatch: str) -> None:
+    """Mixtral, OLMoE and Qwen3-MoE."""
+    assert_equal(make(num_experts, top_k, dispatch), torch.randn(2, 20, D))
+
+
+@every_backend
+@pytest.mark.parametrize(("groups", "top_groups"), [(1, 1), (4, 2), (2, 1)])
+def test_equals_deepseek_v3(groups: int, top_groups: int, dispatch: str) -> None:
+    """Sigmoid scores, bias on the choice, group-limited choice, scale, and a shared expert of twice the width."""
+    config = DeepseekV3Config(
+        hidden_size=D, moe_intermediate_size=F, n_routed_experts=8, num_experts_per_tok=2, n_group=groups,
+        topk_group=top_groups, n_shared_experts=2, routed_scaling_factor=2.5, norm_topk_prob=True,
+    )  # fmt: skip
+    peer = DeepseekV3MoE(config)
+    router = SigmoidConfig(scale=2.5, groups=groups, top_groups=top_groups)
+    layer = make_layer(8, 2, router, dispatch, shared_experts=2)
+    bias = torch.linspace(-0.3, 0.3, 8)
+    layer.router.expert_bias.copy_(bias)
+    peer.gate.e_score_correction_bias.copy_(bias)
+    assert layer.shared_experts is not None
+    shared = peer.shared_experts
+    # Ours keeps gate over up in one matrix; theirs are two, given here as views of one.
+    joined = nn.Parameter(torch.empty_like(layer.shared_experts.w_in))
+    theirs = {**stacked(peer), "shared_experts.w_in": joined, "shared_experts.w_out": shared.down_proj.weight}
+    both = pair(layer, peer, theirs)
+    for name, rows in (("gate_proj", joined[: 2 * F]), ("up_proj", joined[2 * F :])):
+        del getattr(shared, name)._parameters["weight"]
+        getattr(shared, name).weight = rows
+    assert_equal(both, torch.randn(2, 20, D))
+
+
+@every_backend
+@pytest.mark.parametrize("room", [None, 1.0, 0.5])
+def test_equals_switch(room: float | None, dispatch: str) -> None:
+    """One expert per token, weighted by its probability, the first to come kept: on one sequence."""
+    capacity = 10**6 if room is None else math.ceil(20 * room / 4)
+    config = SwitchTransformersConfig(
+        d_model=D, d_ff=F, num_experts=4, expert_capacity=capacity, router_jitter_noise=0.0, dropout_rate=0.0,
+        dense_act_fn="relu",
+    )  # fmt: skip
+    peer = SwitchTransformersSparseMLP(config)
+    layer = make_layer(
+        4, 1, SwitchConfig(jitter=0.0), dispatch, expert_kind="mlp", activation="relu", capacity_factor=room
+    )
+    stacks = {"wi": layer.experts.w_in, "wo": layer.experts.w_out}
+    theirs = {name: nn.Parameter(torch.empty_like(stack)) for name, stack in stacks.items()}
+    both = pair(layer, peer, {"router.gate.weight": peer.router.classifier.weight, "experts.w_in": theirs["wi"],
+                              "experts.w_out": theirs["wo"]})  # fmt: skip
+    for name in stacks:
+        for number in range(4):
+            linear = getattr(peer.experts[f"expert_{number}"], name)
+            del linear._parameters["weight"]
+            linear.weight = theirs[name][number]
+    assert_equal(both, torch.randn(1, 20, D))
