@@ -312,3 +312,20 @@ def test_an_edited_status_harms_nothing(tmp_path: Path, value: Any) -> None:
     )
     assert [run] == open_runs(tmp_path)
     assert "interrupted" == run.status()["status"]
+
+
+@pytest.mark.parametrize("status", [{}, {"status": "done"}, {"status": ["running"]}, {"status": None, "step": 3}])
+def test_a_status_that_is_no_status_is_pending(tmp_path: Path, status: dict[str, Any]) -> None:
+    """A word that is none of ours, or none at all, is a run that waits."""
+    run = create_run(tmp_path, "runs", RunConfig())
+    write_json(run.path / "status.json", status)
+    assert {**status, "status": "pending"} == run.status()
+
+
+@pytest.mark.parametrize("content", ["", '{"val_loss": 1.', "[]"])
+def test_a_summary_that_is_not_whole_is_none(tmp_path: Path, content: str) -> None:
+    """A summary.json cut short, by a copy that was stopped, leaves the run to be done again."""
+    run = make(tmp_path)
+    Recorder(run).complete({"val_loss": 1.0})
+    (run.path / "summary.json").write_text(content)
+    assert ("interrupted", None) == (run.status()["status"], run.summary())

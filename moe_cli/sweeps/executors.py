@@ -146,6 +146,7 @@ def _stop(progress: Progress) -> None:
     except (KeyboardInterrupt, subprocess.TimeoutExpired):
         for process in processes:
             process.kill()
+        for process in processes:
             process.wait()
 
 

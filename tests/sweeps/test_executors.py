@@ -5,13 +5,16 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moe_cli import sweep
 from moe_cli.config.load import load_config
 from moe_cli.errors import MoeError
-from moe_cli.store import Run, is_locked, lock, open_or_create_run
+from moe_cli.run import BUSY, DONE
+from moe_cli.store import Recorder, Run, is_locked, lock, open_or_create_run
+from moe_cli.sweeps import executors as module
 from moe_cli.sweeps.executors import Progress, run_local, to_do
 from tests.cli.conftest import TINY
 
@@ -102,3 +105,40 @@ def test_workers_leave_nothing_running(tmp_path: Path, words: list[str]) -> None
     for run in runs:
         with pytest.raises(ProcessLookupError):
             os.kill(run.status()["pid"], 0)
+
+
+class FakeWorker:
+    """A process that is busy elsewhere at first, and completes its run at the third look."""
+
+    started: list["FakeWorker"] = []
+
+    def __init__(self, command: list[str], env: dict[str, str], start_new_session: bool, **options: Any) -> None:
+        self.run, self.env, self.alone, self.looks = Run(Path(command[3])), env, start_new_session, 0
+        self.turned_away = self.run not in [worker.run for worker in self.started]
+        self.started.append(self)
+
+    def poll(self) -> int | None:
+        self.looks += 1
+        if self.looks < 3:
+            return None
+        if self.turned_away:
+            return BUSY
+        Recorder(self.run).complete({"val_bpb": 1.0})
+        return DONE
+
+
+def test_workers_share_the_machine(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many runs at a time as asked for and never more, cores divided, out of Ctrl-C's reach; BUSY waits its turn."""
+    monkeypatch.setattr(FakeWorker, "started", [])
+    monkeypatch.setattr(module.subprocess, "Popen", FakeWorker)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    runs = make_runs(tmp_path, words, *(f"train.steps={steps}" for steps in range(1, 6)))
+    at_a_time: list[int] = []
+    progress = run_local(runs, tmp_path, 2, lambda progress: at_a_time.append(len(progress.running)))
+    assert 2 == max(at_a_time)
+    assert {run.id for run in runs} == {run.id for run in progress.finished}
+    assert 2 * len(runs) == len(FakeWorker.started)
+    assert {("3", "3", True)} == {
+        (worker.env["OMP_NUM_THREADS"], worker.env["MKL_NUM_THREADS"], worker.alone) for worker in FakeWorker.started
+    }

@@ -332,3 +332,14 @@ def test_training_lowers_the_loss(text_file: Path, tmp_path: Path) -> None:
     entropy = torch.special.entr(counts / counts.sum()).sum().item()
     assert summary["val_loss"] < entropy - 0.5
     assert 2 == len(moe_layers(make_model(Run(tmp_path / "runs" / summary["run"]).config(), 256)))
+
+
+def test_a_running_run_shows_that_it_lives(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between checkpoints too, status.json gets the step and a new heartbeat as often as the interval says."""
+    monkeypatch.setattr("moe_cli.training.loop.HEARTBEAT_SECONDS", -1.0)
+    run = create_run(tmp_path, "runs", tiny_config(text_file, train={"eval_every": 99, "checkpoint_every": 99}))
+    seen: list[dict[str, Any]] = []
+    run_one(run, tmp_path, lambda view: seen.append(run.status()))
+    assert [None, 1, 2, 3, 4, 5] == [status.get("step") for status in seen]
+    beats = [status["heartbeat"] for status in seen]
+    assert beats == sorted(set(beats))
