@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -58,7 +59,9 @@ def run_local(runs: Sequence[Run], outputs: Path, workers: int, observer: Observ
     """
     threads = threads_per_run(workers)
     progress = Progress(deque(runs))
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # Python allows handlers in the main thread alone: `sweep` may be called in another.
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
     try:
         while progress.waiting or progress.running:
             _start(progress, outputs, workers, threads)
@@ -69,7 +72,8 @@ def run_local(runs: Sequence[Run], outputs: Path, workers: int, observer: Observ
         _stop(progress)
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
     observer(progress)
     return progress
 

@@ -142,3 +142,18 @@ def test_workers_share_the_machine(tmp_path: Path, words: list[str], monkeypatch
     assert {("3", "3", True)} == {
         (worker.env["OMP_NUM_THREADS"], worker.env["MKL_NUM_THREADS"], worker.alone) for worker in FakeWorker.started
     }
+
+
+def test_sigterm_stops_a_sweep_as_ctrl_c_does(tmp_path: Path, words: list[str]) -> None:
+    """It raises KeyboardInterrupt inside, the handler is as it was afterwards, and a thread does without."""
+    (run,) = make_runs(tmp_path, words, "train.steps=4")
+    Recorder(run).complete({"val_bpb": 1.0})
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_local([run], tmp_path, 1, lambda progress: os.kill(os.getpid(), signal.SIGTERM))
+    assert before == signal.getsignal(signal.SIGTERM)
+    done: list[Progress] = []
+    thread = threading.Thread(target=lambda: done.append(run_local([], tmp_path, 1)))
+    thread.start()
+    thread.join()
+    assert 1 == len(done)
