@@ -79,11 +79,14 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
 
 
 def test_evaluation_has_a_k_and_a_capacity_of_its_own(text_file: Path, tmp_path: Path) -> None:
-    """eval.k and eval.capacity decide the summary's figures."""
-    run = finish(tiny_config(text_file, eval={"k": 1, "capacity": 0.5}), tmp_path)
+    """eval.k and eval.capacity decide the summary's figures, and those of the curve."""
+    run = finish(tiny_config(text_file, eval={"k": 1, "capacity": 0.5}, train={"eval_every": 3}), tmp_path)
     trained = restore(run, tmp_path)
     assert evaluate(trained.model, trained.task, 4, top_k=1, capacity_factor=0.5).loss == summary(run)["val_loss"]
     assert summary(run)["dropped_fraction"] > 0
+    curve = [record for record in run.routing() if not record.get("whole_split")]
+    assert [64, 64] == [sum(record["tokens_per_expert"]) for record in curve]
+    assert all(sum(record["kept_per_expert"]) < 64 for record in curve)
 
 
 def test_a_finished_run_is_left_alone(finished: Run, tmp_path: Path) -> None:
