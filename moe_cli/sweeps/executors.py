@@ -125,7 +125,8 @@ def _explain(run: Run, code: int) -> None:
     if code == WRONG and run.status()["status"] == FAILED:
         return
     if code < 0:
-        reason = f"killed by signal {-code} ({signal.Signals(-code).name})"
+        name = next((each.name for each in signal.Signals if each == -code), "a real-time signal")
+        reason = f"killed by signal {-code} ({name})"
         reason += ": out of memory? Lower train.batch_size or -j" if -code == signal.SIGKILL else ""
     elif code == STOPPED:
         reason = "stopped from outside; its checkpoint is saved"

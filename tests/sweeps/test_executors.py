@@ -12,7 +12,7 @@ import pytest
 from moe_cli import sweep
 from moe_cli.config.load import load_config
 from moe_cli.errors import MoeError
-from moe_cli.run import BUSY, DONE
+from moe_cli.run import BUSY, DONE, STOPPED, WRONG
 from moe_cli.store import Recorder, Run, is_locked, lock, open_or_create_run
 from moe_cli.sweeps import executors as module
 from moe_cli.sweeps.executors import Progress, run_local, to_do
@@ -157,3 +157,26 @@ def test_sigterm_stops_a_sweep_as_ctrl_c_does(tmp_path: Path, words: list[str]) 
     thread.start()
     thread.join()
     assert 1 == len(done)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (-signal.SIGKILL, "killed by signal 9 (SIGKILL): out of memory? Lower train.batch_size or -j"),
+        (-signal.SIGTERM, "killed by signal 15 (SIGTERM)"),
+        (-(signal.SIGRTMIN + 1), f"killed by signal {signal.SIGRTMIN + 1} (a real-time signal)"),
+        (STOPPED, "stopped from outside; its checkpoint is saved"),
+        (WRONG, "ended with exit code 1"),
+        (7, "ended with exit code 7"),
+    ],
+)
+def test_a_worker_that_could_not_say_why_it_ended_is_explained(
+    tmp_path: Path, words: list[str], code: int, reason: str
+) -> None:
+    """The run is failed, with what its exit code tells and where its log is; a reason of its own is kept."""
+    (run,) = make_runs(tmp_path, words, "train.steps=4")
+    module._explain(run, code)
+    assert ("failed", f"{reason} (log: {run.path / 'log.txt'})") == (run.status()["status"], run.status()["reason"])
+    Recorder(run).status("failed", reason="its own")
+    module._explain(run, WRONG)
+    assert "its own" == run.status()["reason"]
