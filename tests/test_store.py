@@ -1,6 +1,7 @@
 """Run folders: made, found, locked, torn, moved."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -329,3 +331,18 @@ def test_a_summary_that_is_not_whole_is_none(tmp_path: Path, content: str) -> No
     Recorder(run).complete({"val_loss": 1.0})
     (run.path / "summary.json").write_text(content)
     assert ("interrupted", None) == (run.status()["status"], run.summary())
+
+
+def test_a_look_turns_no_writer_away(tmp_path: Path) -> None:
+    """Whoever asks whether a run is locked holds the lock for an instant: others who ask and writers are not misled."""
+    run = make(tmp_path)
+    with lock(run.path):
+        pass
+    with open(run.path / ".lock") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert not is_locked(run.path)
+        timer = threading.Timer(0.2, fcntl.flock, (look, fcntl.LOCK_UN))
+        timer.start()
+        with lock(run.path):
+            assert is_locked(run.path)
+        timer.join()
