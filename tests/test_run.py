@@ -179,7 +179,9 @@ def test_a_failure_leaves_its_reason_and_traceback(
     assert ("failed", None) == (run.status()["status"], run.summary())
     assert run.status()["reason"].startswith("ZeroDivisionError: first line")
     assert "in broken" in (run.path / "traceback.txt").read_text()
-    run_one(run, tmp_path)
+    reasons: list[Any] = []
+    run_one(run, tmp_path, lambda view: reasons.append(run.status()["reason"]))
+    assert 6 * [None] == reasons
     assert ("completed", None) == (run.status()["status"], run.status()["reason"])
     assert not (run.path / "traceback.txt").exists()
 

@@ -250,8 +250,10 @@ def test_a_run_is_complete_when_its_summary_is_there(tmp_path: Path, monkeypatch
                       write_json(path, content))  # fmt: skip
         recorder.complete({"val_loss": 1.0})
     assert ("interrupted", None) == (run.status()["status"], run.summary())
+    recorder.status("failed", reason="of an earlier attempt")
     recorder.complete({"val_loss": 1.0})
     assert ("completed", {"val_loss": 1.0}) == (run.status()["status"], run.summary())
+    assert run.status()["reason"] is None
     (run.path / "summary.json").unlink()
     assert ("interrupted", None) == (run.status()["status"], run.summary())
 
