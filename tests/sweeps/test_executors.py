@@ -13,7 +13,7 @@ from moe_cli import sweep
 from moe_cli.config.load import load_config
 from moe_cli.errors import MoeError
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG
-from moe_cli.store import Recorder, Run, is_locked, lock, open_or_create_run
+from moe_cli.store import Recorder, Run, is_locked, lock, open_or_create_run, open_runs
 from moe_cli.sweeps import executors as module
 from moe_cli.sweeps.executors import Progress, run_local, to_do
 from tests.cli.conftest import TINY
@@ -89,9 +89,10 @@ def test_an_interrupt_asks_the_workers_to_save(tmp_path: Path, words: list[str])
 
 
 def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
-    """sweep(...) carries out a grid and gives a row per run; a wrong word raises MoeError."""
+    """sweep(...) carries out a grid where it is told and gives a row per run; a wrong word raises MoeError."""
     frame = sweep(["expert=1,4", "k=1", *words], seeds=1, workers=2, outputs=tmp_path / "outputs")
     assert sorted(frame["expert"]) == [1, 4]
+    assert ["sweep", "sweep"] == [run.group for run in open_runs(tmp_path / "outputs")]
     assert frame["val_bpb"].notna().all()
     with pytest.raises(MoeError, match="no setting 'exprt'"):
         sweep(["exprt=1,4"], outputs=tmp_path / "outputs")
