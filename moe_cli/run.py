@@ -331,7 +331,8 @@ def _out_of_memory(error: BaseException) -> TrainingError | None:
 
 def _record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
     """Leaves the reason in the run folder; a disk too full for that must not hide the error itself."""
-    interrupted = isinstance(error, KeyboardInterrupt)
+    # rich exits when nobody reads what it prints: `moe train | head` has stopped the run, the run has not failed.
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
     reason = str(error).split("\n")[0] if isinstance(error, MoeError) else f"{type(error).__name__}: {error}"
     try:
         recorder.status(INTERRUPTED if interrupted else FAILED, reason="stopped at once" if interrupted else reason)

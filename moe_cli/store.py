@@ -33,6 +33,7 @@ from moe_cli.config.schema import RunConfig, from_dict
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
+STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED)
 # A running run on another machine that has been silent for this long is taken for dead.
 SILENCE_SECONDS = 120.0
 LATEST_BYTES = 16_384
@@ -45,7 +46,7 @@ def outputs_folder(option: Path | None = None) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes the whole file or leaves the old one: a temporary neighbour, flushed to disk, then renamed."""
-    write_text(path, json.dumps(_finite(content), indent=1) + "\n")
+    write_text(path, json.dumps(finite(content), indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,14 +72,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with every NaN and infinity, which JSON does not have, as null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
@@ -119,10 +120,12 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """status.json, with `status` as it really is: completed with a summary, and running while its process lives."""
-        status = read_json(self.path / "status.json") or {"status": PENDING}
-        if (self.path / "summary.json").exists():
+        status = read_json(self.path / "status.json") or {}
+        if self.summary() is not None:
             return {**status, "status": COMPLETED}
         said = status.get("status")
+        if said not in STATUSES:  # half made, or edited by hand
+            return {**status, "status": PENDING}
         if said == COMPLETED or (said == RUNNING and not self._alive(status)):
             return {**status, "status": INTERRUPTED}
         return status
@@ -134,7 +137,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Folders of whole checkpoints, newest first."""
-        return sorted((self.path / "checkpoints").glob("step_*"), reverse=True)
+        return sorted((self.path / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_lines(self.path / "metrics.jsonl"))
@@ -264,7 +267,7 @@ class Recorder:
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         with open(self.run.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record)) + "\n")
+            file.write(json.dumps(finite(record)) + "\n")
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""

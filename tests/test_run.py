@@ -15,11 +15,12 @@ import torch
 
 import moe_cli
 from moe_cli import run as module
-from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy
+from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy, TrainingError
 from moe_cli.models.cost import cost
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, make_plans, pick_device, pick_threads, restore, run_one
 from moe_cli.store import Run, create_run, lock
-from moe_cli.training.evaluate import evaluate
+from moe_cli.tasks.text import TextTask
+from moe_cli.training.evaluate import Evaluation, evaluate
 from tests.tiny import finish, tiny_config, words
 
 PROMISED = {
@@ -78,11 +79,14 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
 
 
 def test_evaluation_has_a_k_and_a_capacity_of_its_own(text_file: Path, tmp_path: Path) -> None:
-    """eval.k and eval.capacity decide the summary's figures."""
-    run = finish(tiny_config(text_file, eval={"k": 1, "capacity": 0.5}), tmp_path)
+    """eval.k and eval.capacity decide the summary's figures, and those of the curve."""
+    run = finish(tiny_config(text_file, eval={"k": 1, "capacity": 0.5}, train={"eval_every": 3}), tmp_path)
     trained = restore(run, tmp_path)
     assert evaluate(trained.model, trained.task, 4, top_k=1, capacity_factor=0.5).loss == summary(run)["val_loss"]
     assert summary(run)["dropped_fraction"] > 0
+    curve = [record for record in run.routing() if not record.get("whole_split")]
+    assert [64, 64] == [sum(record["tokens_per_expert"]) for record in curve]
+    assert all(sum(record["kept_per_expert"]) < 64 for record in curve)
 
 
 def test_a_finished_run_is_left_alone(finished: Run, tmp_path: Path) -> None:
@@ -175,7 +179,9 @@ def test_a_failure_leaves_its_reason_and_traceback(
     assert ("failed", None) == (run.status()["status"], run.summary())
     assert run.status()["reason"].startswith("ZeroDivisionError: first line")
     assert "in broken" in (run.path / "traceback.txt").read_text()
-    run_one(run, tmp_path)
+    reasons: list[Any] = []
+    run_one(run, tmp_path, lambda view: reasons.append(run.status()["reason"]))
+    assert 6 * [None] == reasons
     assert ("completed", None) == (run.status()["status"], run.status()["reason"])
     assert not (run.path / "traceback.txt").exists()
 
@@ -297,3 +303,77 @@ def test_a_gpu_number_that_is_not_there_is_a_clear_error(monkeypatch: pytest.Mon
     assert torch.device("cuda:1") == pick_device("cuda:1")
     with pytest.raises(MoeError, match="cuda:2: torch sees 2 GPUs, numbered from 0"):
         pick_device("cuda:2")
+
+
+def test_a_seed_decides_data_and_noise_and_the_model_does_not(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of one seed see the same windows in the same order, whatever their experts; another seed sees others."""
+    seen: list[list[Any]] = []
+    train_batch = TextTask.train_batch
+
+    def watch(self: TextTask, index: int, size: int) -> Any:
+        batch = train_batch(self, index, size)
+        seen[-1].append((index, batch.inputs.tolist(), torch.initial_seed()))
+        return batch
+
+    monkeypatch.setattr(TextTask, "train_batch", watch)
+    for changes in ({"seed": 5}, {"seed": 5, "expert": 1, "k": 1}, {"seed": 6}):
+        seen.append([])
+        finish(tiny_config(text_file, **changes, train={"steps": 3}), tmp_path)
+    first, dense, other = seen
+    assert [(0, 5), (1, 5), (2, 5)] == [(index, noise) for index, _, noise in first]
+    assert first == dense
+    assert all(ours[1] != others[1] and others[2] == 6 for ours, others in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("moe_cli.training.loop.evaluate", "the validation loss is nan at step 3"),
+        ("moe_cli.training.evaluate.evaluate", "the validation loss is nan at the end of training"),
+    ],
+)
+def test_a_validation_loss_that_is_not_finite_fails(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, message: str
+) -> None:
+    """On the way and at the end it is an error with advice, and there is no summary."""
+    run = create_run(tmp_path, "runs", tiny_config(text_file, train={"eval_every": 3}))
+    monkeypatch.setattr(place, lambda *arguments, **options: Evaluation(math.nan, math.nan, 1, 1))
+    with pytest.raises(TrainingError, match=rf"{message}.*lower optim\.lr"):
+        run_one(run, tmp_path)
+    assert ("failed", None) == (run.status()["status"], run.summary())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_lack_of_memory_is_said_with_what_helps(text_file: Path, tmp_path: Path, error: Exception) -> None:
+    """However Python and torch put it."""
+
+    def exhaust(view: Any) -> None:
+        raise error
+
+    run = create_run(tmp_path, "runs", tiny_config(text_file))
+    with pytest.raises(TrainingError, match=r"out of memory\. Lower train\.batch_size"):
+        run_one(run, tmp_path, exhaust)
+    assert ("failed", True) == (run.status()["status"], run.status()["reason"].startswith("out of memory."))
+
+
+def test_a_run_whose_reader_went_away_has_not_failed(text_file: Path, tmp_path: Path) -> None:
+    """`moe train | head` ends the process by SystemExit; the run can be resumed like any that was stopped."""
+
+    def leave(view: Any) -> None:
+        raise SystemExit(1)
+
+    run = create_run(tmp_path, "runs", tiny_config(text_file))
+    with pytest.raises(SystemExit):
+        run_one(run, tmp_path, leave)
+    assert ("interrupted", "stopped at once") == (run.status()["status"], run.status()["reason"])
+    assert not (run.path / "traceback.txt").exists()

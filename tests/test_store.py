@@ -1,6 +1,7 @@
 """Run folders: made, found, locked, torn, moved."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -248,8 +250,10 @@ def test_a_run_is_complete_when_its_summary_is_there(tmp_path: Path, monkeypatch
                       write_json(path, content))  # fmt: skip
         recorder.complete({"val_loss": 1.0})
     assert ("interrupted", None) == (run.status()["status"], run.summary())
+    recorder.status("failed", reason="of an earlier attempt")
     recorder.complete({"val_loss": 1.0})
     assert ("completed", {"val_loss": 1.0}) == (run.status()["status"], run.summary())
+    assert run.status()["reason"] is None
     (run.path / "summary.json").unlink()
     assert ("interrupted", None) == (run.status()["status"], run.summary())
 
@@ -312,3 +316,35 @@ def test_an_edited_status_harms_nothing(tmp_path: Path, value: Any) -> None:
     )
     assert [run] == open_runs(tmp_path)
     assert "interrupted" == run.status()["status"]
+
+
+@pytest.mark.parametrize("status", [{}, {"status": "done"}, {"status": ["running"]}, {"status": None, "step": 3}])
+def test_a_status_that_is_no_status_is_pending(tmp_path: Path, status: dict[str, Any]) -> None:
+    """A word that is none of ours, or none at all, is a run that waits."""
+    run = create_run(tmp_path, "runs", RunConfig())
+    write_json(run.path / "status.json", status)
+    assert {**status, "status": "pending"} == run.status()
+
+
+@pytest.mark.parametrize("content", ["", '{"val_loss": 1.', "[]"])
+def test_a_summary_that_is_not_whole_is_none(tmp_path: Path, content: str) -> None:
+    """A summary.json cut short, by a copy that was stopped, leaves the run to be done again."""
+    run = make(tmp_path)
+    Recorder(run).complete({"val_loss": 1.0})
+    (run.path / "summary.json").write_text(content)
+    assert ("interrupted", None) == (run.status()["status"], run.summary())
+
+
+def test_a_look_turns_no_writer_away(tmp_path: Path) -> None:
+    """Whoever asks whether a run is locked holds the lock for an instant: others who ask and writers are not misled."""
+    run = make(tmp_path)
+    with lock(run.path):
+        pass
+    with open(run.path / ".lock") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert not is_locked(run.path)
+        timer = threading.Timer(0.2, fcntl.flock, (look, fcntl.LOCK_UN))
+        timer.start()
+        with lock(run.path):
+            assert is_locked(run.path)
+        timer.join()

@@ -16,8 +16,11 @@ def config(
 ) -> None:
     """Print the resolved configuration. Example: moe config expert=8"""
     from moe_cli.config.load import GROUPS, Composer, list_sweeps, load_config
+    from moe_cli.errors import ConfigError
 
     if groups:
+        if overrides or diff:
+            raise ConfigError("--groups lists every choice. Leave settings and --diff out.")
         composer = Composer(config_dir)
         listed = {group: {name: composer.describe(group, name) for name in composer.choices(group)} for group in GROUPS}
         listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}

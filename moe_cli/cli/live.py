@@ -1,5 +1,6 @@
 """What `moe train` shows: a plan, progress that redraws itself on a terminal or plain lines when piped, a summary."""
 
+import math
 import time
 from types import TracebackType
 from typing import Any
@@ -144,12 +145,13 @@ def print_summary(console: Console, run: Run) -> None:
     """The results, beside the reference lines, and what to try next."""
     summary = run.summary()
     assert summary is not None
+    perplexity = summary["val_perplexity"] or math.inf  # too large for a float: written as null
     console.print(
         f"[green]done[/] in {duration(summary['seconds'])}   {summary['steps']:,} steps   {count(summary['tokens'])} tokens   "
         f"{count(summary['tokens_per_second'])} tok/s", highlight=False,
     )  # fmt: skip
     rows = [("validation", f"{summary['val_loss']:.3f} nats/token   [bold]{summary['val_bpb']:.3f} bits/byte[/]   perplexity "
-             f"{summary['val_perplexity']:.2f}   (whole split, {count(summary['val_bytes'])} bytes)"),
+             f"{perplexity:.2f}   (whole split, {count(summary['val_bytes'])} bytes)"),
             ("reference", f"bigram {summary['bigram_bpb']:.3f}   gzip -9 {summary['gzip_bpb']:.3f} bits/byte")]  # fmt: skip
     if summary["max_violation"] is not None:
         dead = round(summary["dead_experts"] * summary["expert"])

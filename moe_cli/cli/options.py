@@ -25,7 +25,9 @@ def print_json(content: Any) -> None:
     """One JSON document on standard output, for programs."""
     import json
 
-    typer.echo(json.dumps(content, indent=2))
+    from moe_cli.store import finite
+
+    typer.echo(json.dumps(finite(content), indent=2))
 
 
 def print_notes(notes: tuple[str, ...]) -> None:

@@ -23,6 +23,8 @@ def sample(
 
     if not prompt:
         raise ConfigError("--prompt is empty: give at least one character.")
+    if any("\ud800" <= char <= "\udfff" for char in prompt):  # what Python makes of bytes that are no UTF-8
+        raise ConfigError("--prompt is not UTF-8 text.")
     if not math.isfinite(temperature):
         raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
     folder = outputs_folder(outputs)

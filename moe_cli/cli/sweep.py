@@ -204,11 +204,9 @@ def _step(run: "Run") -> str:
     records = run.latest_metrics()
     if not records:
         return "starting"
-    val = next(
-        (f"   val {record['val/loss_estimate']:.3f}" for record in reversed(records) if "val/loss_estimate" in record),
-        "",
-    )
-    return f"step {records[-1]['step']}{val}"
+    # A loss that is not finite was written as null.
+    losses = [record["val/loss_estimate"] for record in records if record.get("val/loss_estimate") is not None]
+    return f"step {records[-1].get('step')}" + (f"   val {losses[-1]:.3f}" if losses else "")
 
 
 def _print_end(console: "Console", planned: "SweepPlan", runs: "list[Run]", progress: "Progress") -> None:

@@ -27,7 +27,7 @@ def train(
     from moe_cli.store import create_run, outputs_folder
 
     folder = outputs_folder(outputs)
-    run = None if resume is None else _to_resume(resume, overrides or [], folder)
+    run = None if resume is None else _to_resume(resume, bool(overrides or config_dir), folder)
     config = run.config() if run else _new_config(overrides or [], config_dir)
 
     from rich.console import Console
@@ -67,11 +67,11 @@ def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
     return resolved.config
 
 
-def _to_resume(name: str, overrides: list[str], outputs: Path) -> "Run":
+def _to_resume(name: str, others: bool, outputs: Path) -> "Run":
     from moe_cli.errors import ConfigError
     from moe_cli.store import COMPLETED, find_run
 
-    if overrides:
+    if others:
         raise ConfigError("--resume takes the settings from the run itself. Leave the others out.")
     run = find_run(outputs, name)
     if run.status()["status"] == COMPLETED:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -58,7 +59,9 @@ def run_local(runs: Sequence[Run], outputs: Path, workers: int, observer: Observ
     """
     threads = threads_per_run(workers)
     progress = Progress(deque(runs))
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # Python allows handlers in the main thread alone: `sweep` may be called in another.
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
     try:
         while progress.waiting or progress.running:
             _start(progress, outputs, workers, threads)
@@ -69,7 +72,8 @@ def run_local(runs: Sequence[Run], outputs: Path, workers: int, observer: Observ
         _stop(progress)
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
     observer(progress)
     return progress
 
@@ -121,7 +125,8 @@ def _explain(run: Run, code: int) -> None:
     if code == WRONG and run.status()["status"] == FAILED:
         return
     if code < 0:
-        reason = f"killed by signal {-code} ({signal.Signals(-code).name})"
+        name = next((each.name for each in signal.Signals if each == -code), "a real-time signal")
+        reason = f"killed by signal {-code} ({name})"
         reason += ": out of memory? Lower train.batch_size or -j" if -code == signal.SIGKILL else ""
     elif code == STOPPED:
         reason = "stopped from outside; its checkpoint is saved"
@@ -146,6 +151,7 @@ def _stop(progress: Progress) -> None:
     except (KeyboardInterrupt, subprocess.TimeoutExpired):
         for process in processes:
             process.kill()
+        for process in processes:
             process.wait()
 
 

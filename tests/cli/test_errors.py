@@ -1,11 +1,14 @@
 """What a wrong request prints: one to three lines, exit code 2, no traceback."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
+from moe_cli.errors import RunBusy, TrainingError
 
 WRONG = {
     "train exprt=8": "error: no setting 'exprt'. Did you mean 'expert'?",
@@ -21,6 +24,10 @@ WRONG = {
     "eval gpt": "error: no run 'gpt': there are no runs in OUTPUTS. Make one: moe train",
     "sample latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
     "sample latest --temperature inf": "error: --temperature inf is not a number. Use 0 to 2.",
+    "sample latest --prompt \udcff": "error: --prompt is not UTF-8 text.",
+    "train --resume latest expert=8": "error: --resume takes the settings from the run itself. Leave the others out.",
+    "train --resume latest --config-dir .": "error: --resume takes the settings from the run itself. Leave the others out.",
+    "config --groups expert=8": "error: --groups lists every choice. Leave settings and --diff out.",
     "sample latest --prompt=": "error: --prompt is empty: give at least one character.",
     "report": "error: no runs in OUTPUTS. Make one: moe train",
     "config expert=two": "error: expert=two is not a whole number.",
@@ -88,3 +95,37 @@ def test_outputs_that_cannot_be_made(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        (TrainingError("the loss is nan."), 1, "error: the loss is nan."),
+        (RunBusy("it is being written."), 2, "error: it is being written."),
+        (KeyboardInterrupt(), 130, "interrupted."),
+        (OSError(28, "No space left on device", "out.csv"), 1, "error: No space left on device: out.csv"),
+        (OSError("no reason"), 1, "error: no reason"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_codes(
+    error: BaseException, code: int, printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 the work failed, 2 a wrong request, 130 interrupted: each with one line on standard error."""
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("moe_cli.report.frame.load_selection", fail)
+    result = CliRunner().invoke(app, ["report", "--outputs", str(tmp_path)])
+    assert (printed, "", code) == (result.stderr.strip(), result.stdout, result.exit_code)
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`moe config | head -1` ends quietly, with exit code 0."""
+    command = [sys.executable, "-m", "moe_cli", "config"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (b"", 0) == (process.stderr.read(), process.wait())

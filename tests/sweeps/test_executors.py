@@ -5,13 +5,16 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moe_cli import sweep
 from moe_cli.config.load import load_config
 from moe_cli.errors import MoeError
-from moe_cli.store import Run, is_locked, lock, open_or_create_run
+from moe_cli.run import BUSY, DONE, STOPPED, WRONG
+from moe_cli.store import Recorder, Run, is_locked, lock, open_or_create_run, open_runs
+from moe_cli.sweeps import executors as module
 from moe_cli.sweeps.executors import Progress, run_local, to_do
 from tests.cli.conftest import TINY
 
@@ -86,9 +89,10 @@ def test_an_interrupt_asks_the_workers_to_save(tmp_path: Path, words: list[str])
 
 
 def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
-    """sweep(...) carries out a grid and gives a row per run; a wrong word raises MoeError."""
+    """sweep(...) carries out a grid where it is told and gives a row per run; a wrong word raises MoeError."""
     frame = sweep(["expert=1,4", "k=1", *words], seeds=1, workers=2, outputs=tmp_path / "outputs")
     assert sorted(frame["expert"]) == [1, 4]
+    assert ["sweep", "sweep"] == [run.group for run in open_runs(tmp_path / "outputs")]
     assert frame["val_bpb"].notna().all()
     with pytest.raises(MoeError, match="no setting 'exprt'"):
         sweep(["exprt=1,4"], outputs=tmp_path / "outputs")
@@ -102,3 +106,78 @@ def test_workers_leave_nothing_running(tmp_path: Path, words: list[str]) -> None
     for run in runs:
         with pytest.raises(ProcessLookupError):
             os.kill(run.status()["pid"], 0)
+
+
+class FakeWorker:
+    """A process that is busy elsewhere at first, and completes its run at the third look."""
+
+    started: list["FakeWorker"] = []
+
+    def __init__(self, command: list[str], env: dict[str, str], start_new_session: bool, **options: Any) -> None:
+        self.run, self.env, self.alone, self.looks = Run(Path(command[3])), env, start_new_session, 0
+        self.turned_away = self.run not in [worker.run for worker in self.started]
+        self.started.append(self)
+
+    def poll(self) -> int | None:
+        self.looks += 1
+        if self.looks < 3:
+            return None
+        if self.turned_away:
+            return BUSY
+        Recorder(self.run).complete({"val_bpb": 1.0})
+        return DONE
+
+
+def test_workers_share_the_machine(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many runs at a time as asked for and never more, cores divided, out of Ctrl-C's reach; BUSY waits its turn."""
+    monkeypatch.setattr(FakeWorker, "started", [])
+    monkeypatch.setattr(module.subprocess, "Popen", FakeWorker)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    runs = make_runs(tmp_path, words, *(f"train.steps={steps}" for steps in range(1, 6)))
+    at_a_time: list[int] = []
+    progress = run_local(runs, tmp_path, 2, lambda progress: at_a_time.append(len(progress.running)))
+    assert 2 == max(at_a_time)
+    assert {run.id for run in runs} == {run.id for run in progress.finished}
+    assert 2 * len(runs) == len(FakeWorker.started)
+    assert {("3", "3", True)} == {
+        (worker.env["OMP_NUM_THREADS"], worker.env["MKL_NUM_THREADS"], worker.alone) for worker in FakeWorker.started
+    }
+
+
+def test_sigterm_stops_a_sweep_as_ctrl_c_does(tmp_path: Path, words: list[str]) -> None:
+    """It raises KeyboardInterrupt inside, the handler is as it was afterwards, and a thread does without."""
+    (run,) = make_runs(tmp_path, words, "train.steps=4")
+    Recorder(run).complete({"val_bpb": 1.0})
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_local([run], tmp_path, 1, lambda progress: os.kill(os.getpid(), signal.SIGTERM))
+    assert before == signal.getsignal(signal.SIGTERM)
+    done: list[Progress] = []
+    thread = threading.Thread(target=lambda: done.append(run_local([], tmp_path, 1)))
+    thread.start()
+    thread.join()
+    assert 1 == len(done)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (-signal.SIGKILL, "killed by signal 9 (SIGKILL): out of memory? Lower train.batch_size or -j"),
+        (-signal.SIGTERM, "killed by signal 15 (SIGTERM)"),
+        (-63, "killed by signal 63 (a real-time signal)"),
+        (STOPPED, "stopped from outside; its checkpoint is saved"),
+        (WRONG, "ended with exit code 1"),
+        (7, "ended with exit code 7"),
+    ],
+)
+def test_a_worker_that_could_not_say_why_it_ended_is_explained(
+    tmp_path: Path, words: list[str], code: int, reason: str
+) -> None:
+    """The run is failed, with what its exit code tells and where its log is; a reason of its own is kept."""
+    (run,) = make_runs(tmp_path, words, "train.steps=4")
+    module._explain(run, code)
+    assert ("failed", f"{reason} (log: {run.path / 'log.txt'})") == (run.status()["status"], run.status()["reason"])
+    Recorder(run).status("failed", reason="its own")
+    module._explain(run, WRONG)
+    assert "its own" == run.status()["reason"]

@@ -208,3 +208,13 @@ def test_a_checkpoint_may_be_written_again(run: Run, parts: Any) -> None:
     save_checkpoint(run, *parts, {**STATE, "tokens": 1})
     assert 1 == latest_checkpoint(run).state["tokens"]
     assert 2 == len(run.checkpoints())
+
+
+def test_a_copy_of_a_checkpoint_is_left_alone(run: Run, parts: Any) -> None:
+    """A folder that the user made beside the checkpoints is none of them, and is never deleted."""
+    copy = Path(shutil.copytree(newest(run), run.path / "checkpoints" / "step_00000006.bak"))
+    assert "step_00000006" == latest_checkpoint(run).folder.name
+    for step in (7, 8):
+        save_checkpoint(run, *parts, {**STATE, "step": step})
+    assert ["step_00000008", "step_00000007"] == [path.name for path in run.checkpoints()]
+    assert FILES == sorted(path.name for path in copy.iterdir())

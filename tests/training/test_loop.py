@@ -97,11 +97,15 @@ def test_without_loss_free_balancing_there_is_no_bias(text_file: Path, tmp_path:
 
 @pytest.mark.parametrize("balance", [SwitchBalance(weight=3.0), ZBalance(weight=0.5), NoBalance(), LossFreeBalance()])
 def test_the_balancing_loss_is_added_with_its_weight(text_file: Path, tmp_path: Path, balance: Any) -> None:
-    """A step of gradient descent is that on cross-entropy + weight * mean over layers of the loss written out."""
+    """A step of gradient descent is that on cross-entropy + weight * mean over layers of the loss written out.
+
+    The second step shows that nothing is left of the first one's gradient.
+    """
     training = make_training(tiny_config(text_file, balance=balance, optim=PLAIN), tmp_path, sgd=0.5)
+    training.step()
     model = copy.deepcopy(training.model)
     view = training.step()
-    batch = training.task.train_batch(0, 4)
+    batch = training.task.train_batch(1, 4)
     logits, routings = model(batch.inputs)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
     assert loss.item() == pytest.approx(view.loss, rel=1e-5)
@@ -249,7 +253,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert not (run.path / "traceback.txt").exists()
 
 
-@pytest.mark.parametrize("optim", [AdamWConfig(lr=1e30), MuonConfig(lr=1e30, adam_lr=1e30, grad_clip=None)])
+@pytest.mark.parametrize(
+    "optim", [AdamWConfig(lr=1e30), AdamWConfig(lr=1e300), MuonConfig(lr=1e30, adam_lr=1e30, grad_clip=None)]
+)
 def test_a_rate_far_too_high_is_a_clear_error(text_file: Path, tmp_path: Path, optim: Any) -> None:
     """Training that blows up fails with advice, and leaves no checkpoint or a finite one."""
     run = create_run(tmp_path, "runs", tiny_config(text_file, optim=optim, train={"checkpoint_every": 1}))
@@ -332,3 +338,14 @@ def test_training_lowers_the_loss(text_file: Path, tmp_path: Path) -> None:
     entropy = torch.special.entr(counts / counts.sum()).sum().item()
     assert summary["val_loss"] < entropy - 0.5
     assert 2 == len(moe_layers(make_model(Run(tmp_path / "runs" / summary["run"]).config(), 256)))
+
+
+def test_a_running_run_shows_that_it_lives(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between checkpoints too, status.json gets the step and a new heartbeat as often as the interval says."""
+    monkeypatch.setattr("moe_cli.training.loop.HEARTBEAT_SECONDS", -1.0)
+    run = create_run(tmp_path, "runs", tiny_config(text_file, train={"eval_every": 99, "checkpoint_every": 99}))
+    seen: list[dict[str, Any]] = []
+    run_one(run, tmp_path, lambda view: seen.append(run.status()))
+    assert [None, 1, 2, 3, 4, 5] == [status.get("step") for status in seen]
+    beats = [status["heartbeat"] for status in seen]
+    assert beats == sorted(set(beats))

@@ -85,11 +85,13 @@ def test_a_coarser_product_gives_the_same_direction(dtype: torch.dtype, monkeypa
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_stacked_experts_learn_as_each_alone(shape: tuple[int, int]) -> None:
-    """Muon over a stack [E, R, C] is Muon over E separate matrices, momentum and decay included."""
+    """Muon over a stack [E, R, C] is Muon over E separate matrices, momentum, decay and a stack of two beside it."""
     stack, gradients = matrices(3, *shape), matrices(4, 3, *shape, seed=1)
     together, alone = nn.Parameter(stack.clone()), [nn.Parameter(one.clone()) for one in stack]
     for params, parts in (([together], False), (alone, True)):
-        muon = Muon(params, lr=0.1, momentum=0.9, weight_decay=0.1)
+        beside = nn.Parameter(matrices(2, *shape, seed=2))
+        beside.grad = matrices(2, *shape, seed=3)
+        muon = Muon([beside, *params], lr=0.1, momentum=0.9, weight_decay=0.1)
         for gradient in gradients:
             for number, param in enumerate(params):
                 param.grad = gradient[number].clone() if parts else gradient.clone()

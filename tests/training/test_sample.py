@@ -49,8 +49,9 @@ def test_the_seed_decides_the_text() -> None:
 
 
 def test_the_smallest_temperature_is_nearly_none() -> None:
-    """A temperature that no float32 quotient can bear still takes the likeliest token."""
-    assert [3, 4, 0, 1] == list(sample(Successor(), [1, 2], 4, 8, temperature=1e-300, seed=0))
+    """A temperature that no float32 quotient can bear, down to the least there is, still takes the likeliest token."""
+    for temperature in (1e-300, 5e-324):
+        assert [3, 4, 0, 1] == list(sample(Successor(), [1, 2], 4, 8, temperature=temperature, seed=0))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 2.0])

@@ -1,0 +1,45 @@
+"""What is shown of figures that are out of the ordinary."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from moe_cli.cli.live import print_summary
+from moe_cli.cli.options import print_json
+from moe_cli.cli.sweep import _step
+from moe_cli.store import Recorder, Run, create_run, write_json
+from tests.tiny import tiny_config
+
+
+def test_a_perplexity_beyond_every_float_is_shown(finished: Run, tmp_path: Path) -> None:
+    """exp(800) is infinite and stands as null in summary.json; the summary on the screen says inf."""
+    run = Run(Path(shutil.copytree(finished.path, tmp_path / finished.id)))
+    write_json(run.path / "summary.json", {**(run.summary() or {}), "val_loss": 800.0, "val_perplexity": math.inf})
+    console = Console(record=True, quiet=False, width=120)
+    print_summary(console, run)
+    assert "800.000 nats/token" in (text := console.export_text())
+    assert "perplexity inf" in text
+
+
+def test_a_curve_that_is_not_finite_does_not_end_a_sweep(tmp_path: Path) -> None:
+    """The panel of a sweep reads a validation loss of null, which a run leaves that is about to fail."""
+    run = create_run(tmp_path, "sweep", tiny_config(tmp_path))
+    recorder = Recorder(run)
+    assert "starting" == _step(run)
+    recorder.metrics({"step": 2, "train/loss": 1.5})
+    assert "step 2" == _step(run)
+    recorder.metrics({"step": 2, "val/loss_estimate": 1.25})
+    recorder.metrics({"step": 4, "val/loss_estimate": math.nan})
+    assert "step 4   val 1.250" == _step(run)
+
+
+def test_printed_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN and infinity, which JSON does not have, are null for programs too."""
+    print_json({"rows": [{"val_loss": math.nan, "val_perplexity": math.inf, "k": 2}]})
+    assert {"rows": [{"val_loss": None, "val_perplexity": None, "k": 2}]} == json.loads(capsys.readouterr().out)
+    print_json({"x": math.nan})
+    assert "NaN" not in capsys.readouterr().out
