@@ -148,7 +148,7 @@ class Training:
                 dropped = sum(dropped_fraction(routing) for routing in routings) / len(routings)
                 self._add("moe/dropped_fraction", dropped / train.grad_accumulation)
         grad_norm = self._clip()
-        lr_factor = self.optimizers.step(self.progress)
+        lr_factor = self.optimizers.step(self.progress, load)
         self.optimizers.zero_grad()
         self._update_bias(load)
         state.step += 1
