@@ -226,7 +226,7 @@ class Training:
         )  # fmt: skip
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}
-        self.recorder.metrics({"step": self.state.step, **estimates, **routing})
+        self.recorder.metrics({"step": self.state.step, **estimates, **routing, **result.layer_metrics()})
         for record in result.layer_records():
             self.recorder.routing({"step": self.state.step, **record})
         if not math.isfinite(result.loss):
