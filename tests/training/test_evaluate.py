@@ -201,6 +201,12 @@ def test_choices_are_counted_by_domain_token_and_pair(three_domains: Path, tmp_p
         assert specialisation(torch.tensor(list(expected.values()))) == pytest.approx(record["domain_specialisation"])
         assert specialisation(by_token) == pytest.approx(record["token_specialisation"])
         assert record["token_specialisation"] > 0 < record["domain_specialisation"]
+    first_window = evaluate(model, task, 8, max_tokens=16).layer_records(tables=True)[0]["experts_by_domain"]
+    assert (
+        {task.corpus.meta["domains"][place] for place in task.corpus.val_domains[:16]}
+        == set(first_window)
+        != set("abc")
+    )
 
 
 def test_large_tables_and_a_single_domain_are_left_out(make: Any) -> None:
