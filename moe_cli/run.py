@@ -228,14 +228,12 @@ def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Corpus) -> None:
 
 def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> dict[str, Any]:
     """The results: one evaluation over the whole validation split, and what it took to get there."""
-    from moe_cli.training.evaluate import evaluate
+    from moe_cli.training.evaluate import MEASURES, evaluate
 
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
     result = evaluate(model, task, size, top_k=config.eval.k, capacity_factor=config.eval.capacity)
-    routing = result.routing_metrics() or dict.fromkeys(
-        ("max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts")
-    )
+    routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
     limited = (
         evaluate(model, task, size, top_k=config.eval.k, capacity_factor=config.capacity) if config.capacity else None
     )
@@ -243,7 +241,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
-    for record in result.layer_records():
+    for record in result.layer_records(tables=True):
         training.recorder.routing({"step": state.step, "whole_split": True, **record})
     costs = cost(config, task.vocab_size)
     losses = [record["train/loss"] for record in run.metrics() if "train/loss" in record]

@@ -64,6 +64,7 @@ def _eval_config(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
 
 
 def _row(trained: "Trained", routing: str, top_k: int | None, capacity: float | None) -> dict[str, Any]:
+    from moe_cli.training.evaluate import MEASURES
     from moe_cli.training.evaluate import evaluate as evaluate_model
 
     config = trained.config
@@ -72,7 +73,7 @@ def _row(trained: "Trained", routing: str, top_k: int | None, capacity: float | 
     return {
         "routing": routing, "k": top_k or config.k, "capacity": capacity, "val_loss": result.loss,
         "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity, "val_tokens": result.num_tokens,
-        **{key: use.get(key) for key in ("dropped_fraction", "max_violation", "routing_entropy", "dead_experts")},
+        **{key: use.get(key) for key in MEASURES},
     }  # fmt: skip
 
 

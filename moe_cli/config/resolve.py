@@ -40,8 +40,9 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
     config = replace(config, k=_top_k(config), model=replace(config.model, num_heads=_num_heads(config.model)))
     if config.dense:
         config = _without_experts(config)
-        notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "renormalise_after_drop", "eval",
-                            "model.d_expert", "model.shared_experts", "model.moe_every", "model.dispatch")  # fmt: skip
+        notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "eval",
+                            "renormalise_after_drop", "model.d_expert", "model.shared_experts", "model.moe_every",
+                            "model.dispatch", "optim.sparse_experts")  # fmt: skip
     else:
         config = _with_experts(config)
         if config.match == "none" and config.model.moe_every == 1 and "model.d_expert" in given:
@@ -76,17 +77,11 @@ def _top_k(config: RunConfig) -> int:
 
 def _without_experts(config: RunConfig) -> RunConfig:
     model = replace(config.model, d_expert=None, shared_experts=0, moe_every=1, dispatch="auto")
+    optim = replace(config.optim, sparse_experts=False)
     return replace(
-        config,
-        router=None,
-        balance=None,
-        capacity=None,
-        drop=None,
-        renormalise_after_drop=False,
-        match="none",
-        model=model,
-        eval=EvalConfig(),
-    )
+        config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",
+        model=model, optim=optim, eval=EvalConfig(),
+    )  # fmt: skip
 
 
 def _with_experts(config: RunConfig) -> RunConfig:

@@ -109,7 +109,11 @@ DataConfig = PythonData | TextData
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """What every optimizer shares: the schedule, as shares of the training budget, and clipping."""
+    """What every optimizer shares: the schedule, as shares of the training budget, and clipping.
+
+    Attributes:
+        sparse_experts: an expert that kept no token in a step is left as it is, its optimizer state too.
+    """
 
     lr: float = 0.01
     weight_decay: float = 0.0
@@ -120,6 +124,7 @@ class OptimConfig:
     decay: float | None = None
     final_lr: float | None = None
     grad_clip: float | None = 1.0
+    sparse_experts: bool = False
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)

@@ -1,9 +1,12 @@
-"""How experts are used: measures of a Routing, each with its unit and range. T tokens, E experts, K chosen."""
+"""How experts are used: measures of a Routing, each with its unit and range.
+
+T tokens, E experts, K chosen, G groups of tokens (domains, or the tokens of the vocabulary).
+"""
 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_cli.moe.routing import Routing
@@ -23,6 +26,56 @@ def max_violation(tokens_per_expert: Tensor) -> float:
     load = tokens_per_expert.double()
     mean = load.mean().item()
     return (load.max().item() - mean) / mean if mean else 0.0
+
+
+def load_cv(tokens_per_expert: Tensor) -> float:
+    """Coefficient of variation of the load: population standard deviation / mean; 0 is even, sqrt(E - 1) at most."""
+    load = tokens_per_expert.double()
+    mean = load.mean().item()
+    return load.std(correction=0).item() / mean if mean else 0.0
+
+
+def choices(routing: Routing) -> Bool[Tensor, "T E"]:
+    """Which experts each token asked for, before drops."""
+    chosen = torch.zeros(routing.probs.shape, dtype=torch.bool, device=routing.probs.device)
+    chosen[routing.token_ids, routing.expert_ids] = True
+    return chosen
+
+
+def co_activation(chosen: Bool[Tensor, "T E"]) -> Int[Tensor, "E E"]:
+    """How many tokens chose both experts, for all pairs; on the diagonal, how many chose the one."""
+    # Counts of one batch are far below the integers that float32 holds exactly.
+    matrix = chosen.float()
+    return (matrix.T @ matrix).round().long()
+
+
+def router_saturation(chosen: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -> float:
+    """Share of the final router's choices that an earlier one made too, on the same tokens (OLMoE, arXiv:2409.02060).
+
+    0 to 1; K / E for routers that have nothing in common but chance.
+    """
+    total = final.sum().item()
+    return (chosen & final).sum().item() / total if total else 1.0
+
+
+def group_counts(routing: Routing, groups: Int[Tensor, " T"], num_groups: int) -> Int[Tensor, "G E"]:
+    """How often each group of tokens asked for each expert."""
+    pairs = groups[routing.token_ids] * routing.num_experts + routing.expert_ids
+    counts = torch.bincount(pairs, minlength=num_groups * routing.num_experts)
+    return counts.view(num_groups, routing.num_experts)
+
+
+def specialisation(counts: Int[Tensor, "G E"]) -> float:
+    """Mutual information between group and expert, over its upper bound min(H(group), H(expert)); 0 to 1.
+
+    0: who is asked does not depend on the group, or there is but one group or one expert in use. 1: one decides the
+    other. From n counts it is about (G - 1)(E - 1) / (2 n) nats too high, so take n far above G E.
+    """
+    joint = counts.double() / counts.sum().clamp(min=1)
+    entropies = [torch.special.entr(part).sum().item() for part in (joint.sum(1), joint.sum(0), joint)]
+    bound = min(entropies[:2])
+    information = entropies[0] + entropies[1] - entropies[2]
+    return min(1.0, max(0.0, information / bound)) if bound > 1e-12 else 0.0
 
 
 def dropped_fraction(routing: Routing) -> float:

@@ -18,7 +18,7 @@ TOP_LEVEL = ("expert", "k", "capacity", "drop", "router", "balance", "match")
 EXECUTION = frozenset(f"train.{key}" for key in EXECUTION_KEYS)
 # Settings that say nothing about a dense model.
 SPARSE_ONLY = ("k", "capacity", "drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
-               "model.moe_every", "model.dispatch")  # fmt: skip
+               "model.moe_every", "model.dispatch", "optim.sparse_experts")  # fmt: skip
 SPARSE_GROUPS = ("router.", "balance.", "eval.")
 # Settings that others bring along: they tell configurations apart only where those others are equal.
 FOLLOWS: dict[str, tuple[str, ...]] = {

@@ -54,6 +54,13 @@ class Corpus:
         return np.memmap(self.folder / "val.bin", dtype=self.meta["dtype"], mode="r")
 
     @cached_property
+    def val_domains(self) -> NDArray[Any]:
+        """The domain of each validation token, as a place in meta["domains"]; a separator belongs to the file before."""
+        table = self.meta["documents"]
+        places = np.arange(len(self.val)) + table["cut"][0]
+        return np.asarray(table["domain_ids"])[np.searchsorted(table["starts"], places, side="right") - 1]
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.meta["tokenizer"])
 

@@ -18,18 +18,24 @@ from moe_cli.tasks.corpora import Corpus
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and the tokens that follow them; the bytes those targets stand for."""
+    """Inputs and the tokens that follow them.
+
+    Attributes:
+        num_bytes: the bytes that the targets stand for.
+        starts: where in its split each window of inputs begins.
+    """
 
     inputs: Int[Tensor, "B L"]
     targets: Int[Tensor, "B L"]
     num_bytes: int
+    starts: Int[Tensor, " B"]
 
     @property
     def num_tokens(self) -> int:
         return self.targets.numel()
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.inputs.to(device), self.targets.to(device), self.num_bytes)
+        return Batch(self.inputs.to(device), self.targets.to(device), self.num_bytes, self.starts)
 
 
 class TextTask:
@@ -92,4 +98,5 @@ class TextTask:
             torch.from_numpy(windows[:, :-1].copy()),
             torch.from_numpy(targets.copy()),
             int(self._bytes_per_token[targets].sum()),
+            torch.tensor(starts),
         )

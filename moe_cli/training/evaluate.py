@@ -1,29 +1,60 @@
-"""evaluate(model, task) -> Evaluation: loss over a whole split, and how the experts were used."""
+"""evaluate(model, task) -> Evaluation: loss over a whole split, and how the experts were used.
+
+B sequences, L positions, T = B * L tokens, E experts, V tokens in the vocabulary, G domains.
+"""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_cli.moe.layer import evaluation_policy
 from moe_cli.moe.routing import Routing
-from moe_cli.moe.stats import dead_experts, max_violation, routing_entropy, tokens_per_expert
-from moe_cli.tasks.text import TextTask
+from moe_cli.moe.stats import (
+    choices,
+    co_activation,
+    dead_experts,
+    group_counts,
+    load_cv,
+    max_violation,
+    routing_entropy,
+    specialisation,
+    tokens_per_expert,
+)
+from moe_cli.tasks.text import Batch, TextTask
+
+# Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
+LARGEST_TABLE = 64 * 64
+MEASURES = ("max_violation", "load_cv", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts",
+            "token_specialisation", "domain_specialisation")  # fmt: skip
 
 
 @dataclass
 class LayerUse:
-    """One sparse layer's routing, summed over an evaluation."""
+    """One sparse layer's routing, summed over an evaluation.
 
-    asked: Tensor
-    kept: Tensor
-    probs: Tensor
+    Attributes:
+        pairs: tokens that asked for both experts, before drops; None where that would be a large table.
+        by_token, by_domain: assignments asked by the id of the token that was read, and by its domain.
+    """
+
+    asked: Int[Tensor, " E"]
+    kept: Int[Tensor, " E"]
+    probs: Float[Tensor, " E"]
+    pairs: Int[Tensor, "E E"] | None
+    by_token: Int[Tensor, "V E"]
+    by_domain: Int[Tensor, "G E"]
     entropy: float = 0.0
     num_tokens: int = 0
 
-    def add(self, routing: Routing) -> None:
+    def add(self, routing: Routing, token_ids: Int[Tensor, " T"], domain_ids: Int[Tensor, " T"]) -> None:
+        self.by_token += group_counts(routing, token_ids, len(self.by_token)).cpu()
+        self.by_domain += group_counts(routing, domain_ids, len(self.by_domain)).cpu()
+        if self.pairs is not None:
+            self.pairs += co_activation(choices(routing)).cpu()
         self.asked += tokens_per_expert(routing).cpu()
         self.kept += tokens_per_expert(routing, kept=True).cpu()
         self.probs += routing.probs.double().sum(0).cpu()
@@ -31,13 +62,27 @@ class LayerUse:
         self.num_tokens += routing.num_tokens
 
     def metrics(self) -> dict[str, float]:
+        """MEASURES; without specialisation by domain where all of the text is one domain."""
         mean_probs = self.probs / self.num_tokens
+        several = int(self.by_domain.any(1).sum()) > 1
         return {
             "max_violation": max_violation(self.asked),
+            "load_cv": load_cv(self.asked),
             "routing_entropy": self.entropy / self.num_tokens,
             "mean_routing_entropy": routing_entropy(mean_probs.unsqueeze(0)),
             "dropped_fraction": 1 - self.kept.sum().item() / self.asked.sum().item(),
             "dead_experts": dead_experts(self.asked),
+            "token_specialisation": specialisation(self.by_token),
+            **({"domain_specialisation": specialisation(self.by_domain)} if several else {}),
+        }
+
+    def tables(self, domains: list[str]) -> dict[str, Any]:
+        """Co-activation of all pairs, and how often each domain asked for each expert; large ones are left out."""
+        present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
+        small = len(present) * len(self.asked) <= LARGEST_TABLE
+        return {
+            **({"co_activation": self.pairs.tolist()} if self.pairs is not None else {}),
+            **({"experts_by_domain": present} if small else {}),
         }
 
 
@@ -48,6 +93,7 @@ class Evaluation:
     Attributes:
         loss: nats per token.
         bits_per_byte: loss in bits, per byte of text: comparable between tokenizers.
+        domains: names of the text's domains.
         layers: per sparse layer, first to last; empty for a dense model.
     """
 
@@ -55,6 +101,7 @@ class Evaluation:
     bits_per_byte: float
     num_tokens: int
     num_bytes: int
+    domains: list[str]
     layers: list[LayerUse] = field(default_factory=list)
 
     @property
@@ -69,11 +116,19 @@ class Evaluation:
         each = [layer.metrics() for layer in self.layers]
         return {key: sum(metrics[key] for metrics in each) / len(each) for key in each[0]}
 
-    def layer_records(self) -> list[dict[str, Any]]:
-        """Per layer, its measures and the assignments asked of and kept by each expert."""
+    def layer_metrics(self) -> dict[str, float]:
+        """Every measure of every layer on its own: moe/layer_03/max_violation is that of the fourth sparse layer."""
+        return {
+            f"moe/layer_{number:02d}/{key}": value
+            for number, layer in enumerate(self.layers)
+            for key, value in layer.metrics().items()
+        }
+
+    def layer_records(self, tables: bool = False) -> list[dict[str, Any]]:
+        """Per layer, its measures, the assignments asked of and kept by each expert and, if asked for, its tables."""
         return [
             {"layer": number, "tokens_per_expert": layer.asked.tolist(), "kept_per_expert": layer.kept.tolist(),
-             **layer.metrics()}
+             **layer.metrics(), **(layer.tables(self.domains) if tables else {})}
             for number, layer in enumerate(self.layers)
         ]  # fmt: skip
 
@@ -102,6 +157,7 @@ def evaluate(
     nats = 0.0
     num_tokens = num_bytes = 0
     layers: list[LayerUse] = []
+    domains: list[str] = task.corpus.meta["domains"]
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), evaluation_policy(model, top_k, capacity_factor):
         torch.manual_seed(0)
@@ -110,13 +166,23 @@ def evaluate(
             nats += loss.item() * batch.num_tokens
             num_tokens += batch.num_tokens
             num_bytes += batch.num_bytes
-            layers = layers or [_empty(routing) for routing in routings]
+            layers = layers or [_empty(routing, task.vocab_size, len(domains)) for routing in routings]
+            token_ids, domain_ids = batch.inputs.flatten().to(device), _domain_ids(task, batch).to(device)
             for layer, routing in zip(layers, routings, strict=True):
-                layer.add(routing)
+                layer.add(routing, token_ids, domain_ids)
     model.train(was_training)
-    return Evaluation(nats / num_tokens, nats / math.log(2) / num_bytes, num_tokens, num_bytes, layers)
+    return Evaluation(nats / num_tokens, nats / math.log(2) / num_bytes, num_tokens, num_bytes, domains, layers)
 
 
-def _empty(routing: Routing) -> LayerUse:
-    counts = torch.zeros(routing.num_experts, dtype=torch.int64)
-    return LayerUse(counts, counts.clone(), torch.zeros(routing.num_experts, dtype=torch.float64))
+def _domain_ids(task: TextTask, batch: Batch) -> Int[Tensor, " T"]:
+    places = batch.starts[:, None] + torch.arange(batch.inputs.shape[1])
+    return torch.from_numpy(task.corpus.val_domains[places.flatten().numpy()])
+
+
+def _empty(routing: Routing, vocab_size: int, num_domains: int) -> LayerUse:
+    size = routing.num_experts
+    asked, kept, by_token, by_domain = (
+        torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (vocab_size,), (num_domains,))
+    )
+    pairs = torch.zeros(size, size, dtype=torch.int64) if size**2 <= LARGEST_TABLE else None
+    return LayerUse(asked, kept, torch.zeros(size, dtype=torch.float64), pairs, by_token, by_domain)

@@ -152,7 +152,7 @@ class Training:
                 dropped = sum(dropped_fraction(routing) for routing in routings) / len(routings)
                 self._add("moe/dropped_fraction", dropped / train.grad_accumulation)
         grad_norm = self._clip()
-        lr_factor = self.optimizers.step(self.progress)
+        lr_factor = self.optimizers.step(self.progress, load)
         self.optimizers.zero_grad()
         self._update_bias(load)
         for layer, counts in zip(self.layers, load, strict=True):
@@ -233,7 +233,7 @@ class Training:
         )  # fmt: skip
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}
-        self.recorder.metrics({"step": self.state.step, **estimates, **routing})
+        self.recorder.metrics({"step": self.state.step, **estimates, **routing, **result.layer_metrics()})
         for record in result.layer_records():
             self.recorder.routing({"step": self.state.step, **record})
         if not math.isfinite(result.loss):

@@ -1,17 +1,22 @@
-"""Optimizers and schedules. Muon for matrices and stacked experts, AdamW for the rest; or AdamW for everything."""
+"""Optimizers and schedules. Muon for matrices and stacked experts, AdamW for the rest; or AdamW for everything.
+
+E experts in a stack, R rows and C columns of one, N matrices.
+"""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
 from moe_cli.models.cost import NEWTON_SCHULZ_STEPS
+from moe_cli.moe.layer import moe_layers
 
 # Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.
 _ADAM_SUFFIXES = ("embedding.weight", "head.weight")
@@ -49,56 +54,144 @@ def _cpu_multiplies_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16"))
 
 
+# The experts of each stacked parameter that a step may change, in rising order; a parameter that is absent changes whole.
+Chosen = Mapping[Tensor, Sequence[int]]
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: every weight's last two dimensions are a matrix, leading dimensions a stack of them.
 
     Matrices of one shape are orthogonalised together, experts of all layers included. The step is
-    lr * sqrt(max(1, rows / columns)), decoupled weight decay as in AdamW.
+    lr * sqrt(max(1, rows / columns)), decoupled weight decay as in AdamW. Experts that are not chosen are not touched
+    and cost nothing: neither momentum nor decay nor products.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None, chosen: Chosen | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
-                    by_shape[param.shape[-2:]].append(param)
-            for (rows, columns), params in by_shape.items():
-                directions = [self._nesterov(param, group["momentum"]).view(-1, rows, columns) for param in params]
-                steps = orthogonalise(torch.cat(directions)).split([len(direction) for direction in directions])
+                    pieces = _pieces(param, (chosen or {}).get(param))
+                    if pieces:
+                        by_shape[param.shape[-2:]] += self._nesterov(param, pieces, group["momentum"])
+            for (rows, columns), moves in by_shape.items():
+                steps = orthogonalise(torch.cat([direction for _, direction in moves]))
                 scale = group["lr"] * math.sqrt(max(1, rows / columns))
-                for param, step in zip(params, steps, strict=True):
-                    param.mul_(1 - group["lr"] * group["weight_decay"])
-                    param.add_(step.reshape(param.shape), alpha=-scale)
+                sizes = [len(direction) for _, direction in moves]
+                for (weight, _), step in zip(moves, steps.split(sizes), strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(step, alpha=-scale)
 
-    def _nesterov(self, param: Tensor, momentum: float) -> Tensor:
+    def _nesterov(self, param: Tensor, pieces: list[slice], momentum: float) -> list[tuple[Tensor, Tensor]]:
+        """Each piece of the weight [N, R, C] and the direction it moves in; the momentum of these pieces is updated."""
         assert param.grad is not None
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
-        average: Tensor = state["momentum"].lerp_(param.grad, 1 - momentum)
-        return param.grad.lerp(average, momentum)
+        weights, gradients, averages = (_stack(tensor) for tensor in (param, param.grad, state["momentum"]))
+        return [
+            (weights[piece], gradients[piece].lerp(averages[piece].lerp_(gradients[piece], 1 - momentum), momentum))
+            for piece in pieces
+        ]
+
+
+class ExpertAdamW(torch.optim.Optimizer):
+    """AdamW (arXiv:1711.05101) over stacked experts [E, R, C], each with a step count of its own.
+
+    An expert that is not chosen is not touched: its weights, its moments and its count stay. One that is chosen moves
+    as torch.optim.AdamW moves a parameter of its own that has seen the same gradients.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float, eps: float = 1e-8
+    ) -> None:
+        # `fused` also tells torch to load the counts as float32 on the parameter's device.
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "fused": True}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None, chosen: Chosen | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            lists: list[list[Tensor]] = [[], [], [], [], []]
+            for param in group["params"]:
+                if param.grad is not None:
+                    experts = (chosen or {}).get(param, range(len(param)))
+                    for each, tensor in zip(lists, (param, param.grad, *self._state(param)), strict=True):
+                        rows = tensor.unbind(0)
+                        each += [rows[expert] for expert in experts]
+            params, grads, averages, squares, steps = lists
+            beta1, beta2 = group["betas"]
+            if params:
+                adamw(
+                    params, grads, averages, squares, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
+                    lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+                )  # fmt: skip
+
+    def _state(self, param: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state = self.state[param]
+        if not state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+            state["step"] = torch.zeros(len(param), device=param.device)
+        return state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+
+def _stack(matrices: Tensor) -> Float[Tensor, "N R C"]:
+    return matrices.view(-1, *matrices.shape[-2:])
+
+
+def _pieces(param: Tensor, experts: Sequence[int] | None) -> list[slice]:
+    """Chosen experts as runs of neighbours, so that few large operations do; all of the stack when all are chosen."""
+    if experts is None:
+        return [slice(0, param.shape[:-2].numel())]
+    members = set(experts)
+    firsts = [expert for expert in experts if expert - 1 not in members]
+    lasts = [expert for expert in experts if expert + 1 not in members]
+    return [slice(first, last + 1) for first, last in zip(firsts, lasts, strict=True)]
 
 
 class Optimizers:
-    """One or two torch optimizers, stepped as one, with one schedule."""
+    """One or two torch optimizers, stepped as one, with one schedule.
 
-    def __init__(self, config: OptimConfig, parts: list[torch.optim.Optimizer]) -> None:
+    Args:
+        experts: for each sparse layer its stacked parameters, where only chosen experts may change; else empty.
+    """
+
+    def __init__(
+        self, config: OptimConfig, parts: list[torch.optim.Optimizer], experts: Sequence[Sequence[Tensor]] = ()
+    ) -> None:
         self.config = config
         self.parts = parts
+        self.experts = experts
         self._peak = [[group["lr"] for group in part.param_groups] for part in parts]
 
-    def step(self, progress: float) -> float:
-        """One update at the learning rate that the schedule gives at `progress` in [0, 1); returns that factor."""
+    def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = ()) -> float:
+        """One update at the learning rate that the schedule gives at `progress` in [0, 1); returns that factor.
+
+        Args:
+            load: for each sparse layer, the assignments asked of each expert in this step, all of its batches together;
+                needed where only chosen experts learn. An expert that is asked keeps at least one: no capacity is below
+                1. Not read off the gradients: that of an expert that answered may be exactly zero too, as in the first
+                step, when the second matrix is zero.
+        """
+        chosen: Chosen = {
+            param: counts.nonzero().flatten().tolist()
+            for params, counts in zip(self.experts, load if self.experts else (), strict=True)
+            for param in params
+        }
         factor = schedule(self.config, progress)
         for part, peaks in zip(self.parts, self._peak, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            part.step()
+            if isinstance(part, Muon | ExpertAdamW):
+                part.step(chosen=chosen)
+            else:
+                part.step()
         return factor
 
     def zero_grad(self) -> None:
@@ -127,15 +220,21 @@ class Optimizers:
 def make_optimizers(config: MuonConfig | AdamWConfig, model: nn.Module) -> Optimizers:
     """The optimizers of a configuration over a model's parameters. Vectors are never decayed."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    if isinstance(config, AdamWConfig):
-        return Optimizers(config, [_adamw(config, config.lr, [param for _, param in named])])
-    is_matrix = [
-        param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and _ADAM_PARTS not in name for name, param in named
-    ]
-    matrices = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if matrix]
-    others = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if not matrix]
-    muon = Muon(matrices, config.lr, config.momentum, config.weight_decay)
-    return Optimizers(config, [muon, _adamw(config, config.adam_lr, others)])
+    experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.sparse_experts else []
+    if isinstance(config, MuonConfig):
+        is_matrix = [
+            param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and _ADAM_PARTS not in name for name, param in named
+        ]
+        matrices = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if matrix]
+        others = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if not matrix]
+        muon = Muon(matrices, config.lr, config.momentum, config.weight_decay)
+        return Optimizers(config, [muon, _adamw(config, config.adam_lr, others)], experts)
+    stacked = [param for params in experts for param in params]
+    rest = [param for _, param in named if all(param is not other for other in stacked)]
+    parts: list[torch.optim.Optimizer] = [_adamw(config, config.lr, rest)]
+    if stacked:
+        parts.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
+    return Optimizers(config, parts, experts)
 
 
 def _adamw(config: OptimConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:

@@ -67,7 +67,7 @@ def test_a_dense_model_keeps_nothing_of_the_experts() -> None:
     model = GPTConfig(shared_experts=1, moe_every=2, dispatch="reference", d_expert=9)
     busy = RunConfig(
         expert=1, k=1, capacity=1.0, drop="probability", match="none", router=SWITCH, balance=balances.ZBalance(),
-        model=model, eval=schema.EvalConfig(k=1, capacity=1.0),
+        model=model, optim=schema.MuonConfig(sparse_experts=True), eval=schema.EvalConfig(k=1, capacity=1.0),
     )  # fmt: skip
     assert plain == resolve(busy).config
 
@@ -93,6 +93,11 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
             "expert=1 is dense: balance.weight, eval.k, model.d_expert set aside.",
         ),
         (RunConfig(expert=1), ["match"], "expert=1 is dense: match set aside."),
+        (
+            RunConfig(expert=1, optim=schema.AdamWConfig(sparse_experts=True)),
+            ["optim.sparse_experts"],
+            "expert=1 is dense: optim.sparse_experts set aside.",
+        ),
         (
             RunConfig(match="none", model=GPTConfig(d_expert=32)),
             ["match", "model.d_expert", "model.d_ff"],

@@ -9,10 +9,16 @@ from hypothesis import strategies as st
 
 from moe_cli.moe.routing import Routing, drop_overflow
 from moe_cli.moe.stats import (
+    choices,
+    co_activation,
     dead_experts,
     dropped_fraction,
+    group_counts,
+    load_cv,
     max_violation,
+    router_saturation,
     routing_entropy,
+    specialisation,
     tokens_per_expert,
 )
 from tests.moe.formulas import dense, routings
@@ -103,3 +109,89 @@ def test_entropy_uses_the_natural_logarithm_of_e() -> None:
 def test_dead_experts_by_hand(load: list[int], expected: float) -> None:
     """The share of experts below one hundredth of the mean load; all of them when there is no load."""
     assert expected == dead_experts(torch.tensor(load))
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [([5, 5, 5, 5], 0.0), ([20, 0, 0, 0], math.sqrt(3)), ([6, 2], 0.5), ([7], 0.0), ([0, 0], 0.0), ([1, 3], 0.5)],
+)
+def test_load_cv_by_hand(load: list[int], expected: float) -> None:
+    """Population standard deviation over mean: sqrt(E - 1) when one takes all, and 0 when there is no load."""
+    assert expected == pytest.approx(load_cv(torch.tensor(load)))
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20))
+def test_load_cv_has_bounds(load: list[int]) -> None:
+    """CV is at most sqrt(E - 1), and CV^2 at most MaxVio (the Bhatia-Davis bound of a variance)."""
+    cv, worst = load_cv(torch.tensor(load)), max_violation(torch.tensor(load))
+    assert 0 <= cv <= math.sqrt(len(load) - 1) + 1e-9
+    assert cv**2 <= worst + 1e-9
+
+
+@given(routing=routings())
+def test_choices_and_co_activation_count_tokens(routing: Routing) -> None:
+    """A choice is an assignment asked; a pair counts the tokens that asked for both, by a loop over tokens."""
+    asked = [set() for _ in range(routing.num_tokens)]
+    for token, expert in zip(routing.token_ids.tolist(), routing.expert_ids.tolist(), strict=True):
+        asked[token].add(expert)
+    chosen = choices(routing)
+    assert [sorted(experts) for experts in asked] == [row.nonzero().flatten().tolist() for row in chosen]
+    experts = range(routing.num_experts)
+    pairs = [[sum(i in one and j in one for one in asked) for j in experts] for i in experts]
+    assert pairs == co_activation(chosen).tolist()
+
+
+def test_co_activation_by_hand() -> None:
+    """Three tokens, three experts: symmetric, with loads on the diagonal."""
+    chosen = torch.tensor([[True, True, False], [True, False, True], [True, True, False]])
+    assert [[3, 2, 1], [2, 2, 0], [1, 0, 1]] == co_activation(chosen).tolist()
+
+
+def test_saturation_by_hand() -> None:
+    """The share of final choices that were there before; 1 for the final router itself, 0 for nothing in common."""
+    final = torch.tensor([[True, True, False, False], [False, True, True, False]])
+    before = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    assert 0.75 == router_saturation(before, final)
+    assert 1.0 == router_saturation(final, final)
+    assert 0.0 == router_saturation(~final, final)
+    assert 1.0 == router_saturation(final[:0], final[:0])
+
+
+@given(routing=routings(), seed=st.integers(0, 9))
+def test_group_counts_split_the_load(routing: Routing, seed: int) -> None:
+    """Groups together make the load, and each is the load of its own tokens."""
+    groups = torch.randint(3, (routing.num_tokens,), generator=torch.Generator().manual_seed(seed))
+    counts = group_counts(routing, groups, 3)
+    assert tokens_per_expert(routing).tolist() == counts.sum(0).tolist()
+    for group in range(3):
+        theirs = routing.expert_ids[groups[routing.token_ids] == group]
+        assert torch.bincount(theirs, minlength=routing.num_experts).tolist() == counts[group].tolist()
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([[5, 0], [0, 5]], 1.0),
+        ([[5, 5], [3, 3]], 0.0),
+        ([[4, 0, 0], [0, 2, 2]], 1.0),  # the expert tells the group
+        ([[4, 0], [4, 0], [0, 8]], 1.0),  # the group tells the expert
+        ([[3, 7]], 0.0),  # one group
+        ([[3], [7]], 0.0),  # one expert
+        ([[0, 0], [0, 0]], 0.0),
+        # H = ln 2 both; I = ln 2 - H(3/4) = ln 2 - (ln 4 - 3/4 ln 3)
+        ([[3, 1], [1, 3]], (0.75 * math.log(3) - math.log(2)) / math.log(2)),
+    ],
+)
+def test_specialisation_by_hand(counts: list[list[int]], expected: float) -> None:
+    """Mutual information over the smaller entropy: 0 when independent, 1 when one decides the other."""
+    assert expected == pytest.approx(specialisation(torch.tensor(counts)), abs=1e-12)
+
+
+@given(st.lists(st.lists(st.integers(0, 50), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_specialisation_has_bounds_and_no_sides(counts: list[list[int]]) -> None:
+    """Between 0 and 1, the same with groups and experts exchanged, and blind to empty groups."""
+    table = torch.tensor(counts)
+    value = specialisation(table)
+    assert 0 <= value <= 1
+    assert value == pytest.approx(specialisation(table.T), abs=1e-9)
+    assert value == pytest.approx(specialisation(torch.cat((table, 0 * table))), abs=1e-9)

@@ -52,6 +52,21 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
+@pytest.mark.parametrize("fraction", [0.03, 0.1, 0.5])
+def test_every_validation_token_has_its_domain(tmp_path: Path, tokenizer: Any, fraction: float) -> None:
+    """Each file is in a domain and a letter of its own: letters tell domains, wherever the split falls."""
+    texts = {f"{letter}/text.txt": letter * (30 + 7 * number) for number, letter in enumerate("abcdefgh€jklm")}
+    corpus = load(write(tmp_path / "texts", texts), tmp_path, tokenizer=tokenizer, val_fraction=fraction)
+    names = [corpus.meta["domains"][place] for place in corpus.val_domains]
+    home = {token: letter for letter in "abcdefgh€jklm" for token in corpus.tokenizer.encode(letter).tolist()}
+    expected: list[str] = []
+    for token in corpus.val.tolist():
+        # A separator belongs to the text before it.
+        expected.append(home.get(token, expected[-1] if expected else names[0]))
+    assert expected == names
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
 def test_one_file_is_cut_at_the_share(tmp_path: Path, tokenizer: Any) -> None:
     """Validation is exactly the last tenth of a single document, and training ends a gap before it."""
     text = "é" + words(4999)

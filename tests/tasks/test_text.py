@@ -31,6 +31,7 @@ def test_validation_predicts_every_token_once(val: int, context_length: int, siz
     targets = torch.cat([batch.targets.flatten() for batch in batches])
     inputs = torch.cat([batch.inputs.flatten() for batch in batches])
     assert list(range(1, val)) == targets.tolist()
+    assert all(torch.equal(batch.starts, batch.inputs[:, 0]) for batch in batches)
     assert list(range(val - 1)) == inputs.tolist()
     assert all(batch.inputs.shape[0] <= size and batch.inputs.shape[1] <= context_length for batch in batches)
     assert val - 1 == sum(batch.num_tokens for batch in batches)

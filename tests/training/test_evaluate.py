@@ -1,6 +1,8 @@
 """evaluate against a loop over the text; and what it must leave alone."""
 
 import math
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from moe_cli.config.routers import RandomConfig, SwitchConfig
 from moe_cli.models.gpt import GPT, make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
+from moe_cli.moe.stats import specialisation
 from moe_cli.tasks.text import TextTask
-from moe_cli.training.evaluate import evaluate
+from moe_cli.training.evaluate import MEASURES, evaluate
 from tests.tiny import randomise, tiny_config, tiny_task
 
 
@@ -128,20 +131,103 @@ def test_measures_are_of_the_whole_split(make: Any) -> None:
     result = evaluate(model, task, 8)
     model.eval()
     with torch.no_grad():
-        routings = [task.loss(model, batch)[1] for batch in task.val_batches(8)]
+        batches = list(task.val_batches(8))
+        routings = [task.loss(model, batch)[1] for batch in batches]
+    read = torch.cat([batch.inputs.flatten() for batch in batches])
+
+    def of_tokens(layer: int) -> float:
+        """With K = 1, from -p ln p over the pairs (token, expert)."""
+        chosen = torch.cat([routing[layer].expert_ids for routing in routings])
+        pairs = Counter(zip(read.tolist(), chosen.tolist(), strict=True))
+        h_token, h_expert, h_pair = (
+            -sum(n / len(read) * math.log(n / len(read)) for n in counts.values())
+            for counts in (Counter(read.tolist()), Counter(chosen.tolist()), pairs)
+        )
+        return (h_token + h_expert - h_pair) / min(h_token, h_expert)
+
     each = []
     for layer in range(2):
         probs = torch.cat([routing[layer].probs for routing in routings]).double()
         counts = torch.bincount(torch.cat([routing[layer].expert_ids for routing in routings]), minlength=4).double()
         each.append({
             "max_violation": (counts.max() / counts.mean() - 1).item(),
+            "load_cv": (counts.std(correction=0) / counts.mean()).item(),
             "routing_entropy": (-(probs * probs.log()).sum(1).mean() / math.log(4)).item(),
             "mean_routing_entropy": (-(probs.mean(0) * probs.mean(0).log()).sum() / math.log(4)).item(),
             "dropped_fraction": 0.0,
             "dead_experts": (counts < 0.01 * counts.mean()).double().mean().item(),
+            "token_specialisation": of_tokens(layer),
         })  # fmt: skip
     expected = {key: sum(layer[key] for layer in each) / 2 for key in each[0]}
     assert expected == pytest.approx(result.routing_metrics(), rel=1e-4, abs=1e-9)
+
+
+@pytest.fixture
+def three_domains(tmp_path: Path) -> Path:
+    """A folder of three domains, each written in letters of its own."""
+    for domain, letters in (("a", "xy"), ("b", "zw"), ("c", "€v")):
+        (tmp_path / "texts" / domain).mkdir(parents=True)
+        for number in range(12):
+            text = "".join(random.Random(f"{domain}{number}").choices(letters, k=50 + number))
+            (tmp_path / "texts" / domain / f"{number}.txt").write_text(text, encoding="utf-8")
+    return tmp_path / "texts"
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
+def test_choices_are_counted_by_domain_token_and_pair(three_domains: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """The tables equal a loop over the tokens of the split, whose letters tell their domain."""
+    config = tiny_config(three_domains, data={"tokenizer": tokenizer, "val_fraction": 0.4})
+    task = tiny_task(config, tmp_path)
+    model = randomise(make_model(config, task.vocab_size))
+    result = evaluate(model, task, 8)
+    home = {token: domain for domain, letters in (("a", "xy"), ("b", "zw"), ("c", "€v"))
+            for token in task.corpus.tokenizer.encode(letters).tolist()}  # fmt: skip
+    model.eval()
+    with torch.no_grad():
+        passes = [(batch.inputs.flatten().tolist(), task.loss(model, batch)[1]) for batch in task.val_batches(8)]
+    for number, record in enumerate(result.layer_records(tables=True)):
+        by_domain, pairs, domain = Counter(), Counter(), ""
+        by_token = torch.zeros(task.vocab_size, 4, dtype=torch.int64)
+        for tokens, routings in passes:
+            for place, token in enumerate(tokens):
+                domain = home.get(token, domain)  # a separator belongs to the text before it
+                experts = routings[number].expert_ids[routings[number].token_ids == place].tolist()
+                by_domain.update((domain, expert) for expert in experts)
+                pairs.update((one, other) for one in experts for other in experts)
+                by_token[token, experts] += 1
+        expected = {name: [by_domain[name, expert] for expert in range(4)] for name in "abc"}
+        assert expected == record["experts_by_domain"]
+        assert [[pairs[one, other] for other in range(4)] for one in range(4)] == record["co_activation"]
+        assert specialisation(torch.tensor(list(expected.values()))) == pytest.approx(record["domain_specialisation"])
+        assert specialisation(by_token) == pytest.approx(record["token_specialisation"])
+        assert record["token_specialisation"] > 0 < record["domain_specialisation"]
+    first_window = evaluate(model, task, 8, max_tokens=16).layer_records(tables=True)[0]["experts_by_domain"]
+    assert (
+        {task.corpus.meta["domains"][place] for place in task.corpus.val_domains[:16]}
+        == set(first_window)
+        != set("abc")
+    )
+
+
+def test_large_tables_and_a_single_domain_are_left_out(make: Any) -> None:
+    """More than 64 experts have no table of pairs; one domain has no specialisation, but its counts."""
+    model, task = make(expert=65)
+    record = evaluate(model, task, 8, max_tokens=64).layer_records(tables=True)[0]
+    assert not {"co_activation", "domain_specialisation"} & set(record)
+    assert {"words.txt": record["tokens_per_expert"]} == record["experts_by_domain"]
+    assert not {"co_activation", "experts_by_domain"} & set(evaluate(make()[0], task, 8).layer_records()[0])
+
+
+def test_layers_are_named_one_by_one(make: Any) -> None:
+    """moe/layer_NN/measure for every sparse layer and measure; their means are the routing metrics."""
+    model, task = make()
+    result = evaluate(model, task, 8)
+    named = result.layer_metrics()
+    means = result.routing_metrics()
+    assert set(MEASURES) - {"domain_specialisation"} == set(means)
+    assert {f"moe/layer_{layer}/{key}" for layer in ("00", "01") for key in means} == set(named)
+    for key, value in means.items():
+        assert value == pytest.approx((named[f"moe/layer_00/{key}"] + named[f"moe/layer_01/{key}"]) / 2)
 
 
 def test_a_dense_model_has_no_routing_metrics(make: Any) -> None:

@@ -150,6 +150,23 @@ def test_what_a_capacity_drops_in_training_is_recorded(text_file: Path, tmp_path
     assert "moe/dropped_fraction" not in free.recorder.run.metrics()[0]
 
 
+@pytest.mark.parametrize("optim", [MuonConfig(weight_decay=0.1, sparse_experts=True),
+                                   AdamWConfig(weight_decay=0.1, sparse_experts=True)])  # fmt: skip
+def test_only_the_chosen_experts_learn(text_file: Path, tmp_path: Path, optim: Any) -> None:
+    """Experts asked in none of a step's batches keep every bit; those asked in one of them alone learn."""
+    config = tiny_config(text_file, expert=64, optim=optim, capacity=2.0,
+                         train={"batch_size": 1, "grad_accumulation": 2})  # fmt: skip
+    training = make_training(config, tmp_path)
+    randomise(training.model)
+    for _ in range(3):
+        before = [layer.experts.w_in.detach().clone() for layer in training.layers]
+        view = training.step()
+        for layer, old, load in zip(training.layers, before, view.load, strict=True):
+            assert 0 < (load == 0).sum() < 64
+            moved = (layer.experts.w_in != old).flatten(1).any(1)
+            assert (load > 0).tolist() == moved.tolist()
+
+
 def test_gradients_are_clipped_to_the_limit(text_file: Path, tmp_path: Path) -> None:
     """With grad_clip the step of gradient descent has exactly that length, and the norm recorded is the one before."""
     config = tiny_config(text_file, optim=MuonConfig(schedule="constant", warmup=0.0, grad_clip=0.01))
@@ -214,6 +231,8 @@ def test_the_curve_is_looked_at_as_often_as_asked(text_file: Path, tmp_path: Pat
         config = tiny_config(text_file, train={"steps": steps, "eval_every": every, "log_every": 99})
         run = finish(config, tmp_path, views.append)
         assert expected == [record["step"] for record in run.metrics() if "val/loss_estimate" in record]
+        assert all("moe/layer_01/load_cv" in record for record in run.metrics() if "val/load_cv" in record)
+        assert all("co_activation" in record for record in run.routing() if record.get("whole_split"))
         looked = [record for record in run.routing() if not record.get("whole_split")]
         assert [(step, layer) for step in expected for layer in (0, 1)] == [(r["step"], r["layer"]) for r in looked]
         assert [step >= expected[0] for step in range(1, steps + 1)] == [view.val is not None for view in views]

@@ -1,6 +1,7 @@
 """Optimizers and schedules. R rows, C columns, N matrices."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
 from moe_cli.models.gpt import make_model
+from moe_cli.moe.layer import MoELayer
 from moe_cli.training import optim as module
-from moe_cli.training.optim import Muon, Optimizers, make_optimizers, orthogonalise, schedule
+from moe_cli.training.optim import ExpertAdamW, Muon, Optimizers, make_optimizers, orthogonalise, schedule
 from tests.tiny import tiny_config
 
 SHAPES = [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1)]
@@ -130,6 +133,108 @@ def test_adamw_is_torchs() -> None:
         torch.testing.assert_close(param, ours.get_parameter(name))
 
 
+SPARSE = [AdamWConfig(lr=0.1, weight_decay=0.5, sparse_experts=True), MuonConfig(weight_decay=0.5, sparse_experts=True)]
+PATTERN = [[0, 1, 2], [0, 2], [2], [], [0, 1], [1, 2]]
+
+
+def moe_layer(config: Any) -> tuple[MoELayer, Optimizers]:
+    """A layer of 5 experts with random weights, and its optimizers."""
+    layer = MoELayer(6, 5, 2, 4)
+    layer.reset_parameters(torch.Generator().manual_seed(0))
+    return layer, make_optimizers(config, layer)
+
+
+def learn(layer: MoELayer, optimizers: Optimizers, chosen: list[int], seed: int) -> None:
+    """One step on random gradients; those of experts that are not chosen are zero."""
+    for number, param in enumerate(layer.parameters()):
+        param.grad = matrices(*param.shape, seed=100 * seed + number).float()
+    idle = [expert for expert in range(5) if expert not in chosen]
+    for param in layer.experts.parameters():
+        assert param.grad is not None
+        param.grad[idle] = 0
+    optimizers.step(0.5, [torch.tensor([7 if expert in chosen else 0 for expert in range(5)])])
+
+
+def of_each_expert(layer: MoELayer, optimizers: Optimizers) -> list[dict[str, Tensor]]:
+    """All that belongs to an expert, parameters and optimizer state, expert by expert."""
+    state = {key: value for key, value in optimizers.state_tensors().items() if value.ndim in (1, 3)}
+    tensors = {**dict(layer.experts.named_parameters()), **state}
+    assert {5} == {len(tensor) for tensor in tensors.values()}
+    return [{name: tensor[expert].detach().clone() for name, tensor in tensors.items()} for expert in range(5)]
+
+
+@pytest.mark.parametrize("config", SPARSE)
+def test_an_expert_without_tokens_is_left_as_it_is(config: Any) -> None:
+    """Bit for bit, parameters and state, in spite of momentum and decay; the others move, and without the option all do."""
+    for sparse in (True, False):
+        layer, optimizers = moe_layer(replace(config, sparse_experts=sparse))
+        learn(layer, optimizers, [0, 1, 2, 3, 4], seed=1)
+        before = of_each_expert(layer, optimizers)
+        learn(layer, optimizers, [1, 4], seed=2)
+        for number, (old, new) in enumerate(zip(before, of_each_expert(layer, optimizers), strict=True)):
+            same = {name for name in old if torch.equal(old[name], new[name])}
+            assert (set(old) if sparse and number not in (1, 4) else set()) == same
+
+
+@pytest.mark.parametrize("config", SPARSE)
+def test_with_every_expert_chosen_the_option_changes_nothing(config: Any) -> None:
+    """The step over all experts is the plain optimizer's."""
+    (one, plain), (other, sparse) = moe_layer(replace(config, sparse_experts=False)), moe_layer(config)
+    for seed in range(4):
+        learn(one, plain, [0, 1, 2, 3, 4], seed)
+        learn(other, sparse, [0, 1, 2, 3, 4], seed)
+    for name, param in one.named_parameters():
+        torch.testing.assert_close(param, other.get_parameter(name), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_an_expert_learns_as_if_it_were_alone(name: str, shape: tuple[int, int]) -> None:
+    """Whatever the order in which experts are chosen, each moves as a parameter of its own that saw those steps only."""
+    stack = nn.Parameter(matrices(3, *shape))
+    alone = [nn.Parameter(one.detach().clone()) for one in stack]
+    sparse: Any
+    peer: torch.optim.Optimizer
+    if name == "muon":
+        sparse, peer = (Muon(params, 0.1, 0.9, 0.3) for params in ([stack], alone))
+    else:
+        sparse = ExpertAdamW([stack], 0.1, (0.8, 0.9), 0.3)
+        peer = torch.optim.AdamW(alone, 0.1, (0.8, 0.9), weight_decay=0.3)
+    for seed, chosen in enumerate(PATTERN):
+        stack.grad = matrices(*stack.shape, seed=seed)
+        for number, param in enumerate(alone):
+            param.grad = stack.grad[number].clone() if number in chosen else None
+        sparse.step(chosen={stack: chosen})
+        peer.step()
+    torch.testing.assert_close(torch.stack(list(alone)), stack, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", SPARSE)
+def test_a_chosen_expert_learns_though_its_gradient_is_zero(config: Any) -> None:
+    """Who was chosen is told, not guessed: momentum and decay of a chosen expert go on when its gradient vanishes."""
+    layer, optimizers = moe_layer(config)
+    learn(layer, optimizers, [0, 1, 2, 3, 4], seed=1)
+    before = of_each_expert(layer, optimizers)[3]
+    for param in layer.parameters():
+        param.grad = torch.zeros_like(param)
+    optimizers.step(0.5, [torch.tensor([0, 0, 0, 1, 0])])
+    after = of_each_expert(layer, optimizers)[3]
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+@pytest.mark.parametrize("config", SPARSE)
+def test_idle_experts_cost_nothing(config: Any) -> None:
+    """Only the matrices of chosen experts enter the products; nothing at all happens when none is chosen."""
+    layer, optimizers = moe_layer(config)
+    flops = []
+    for chosen in ([0, 1, 2, 3, 4], [2], [0, 3], []):
+        with FlopCounterMode(display=False) as counter:
+            learn(layer, optimizers, chosen, seed=1)
+        flops.append(counter.get_total_flops())
+    assert [0, flops[1], 2 * flops[1], 5 * flops[1]] == [flops[3], flops[1], flops[2], flops[0]]
+    assert (flops[1] > 0) == isinstance(config, MuonConfig)
+
+
 @pytest.mark.parametrize("tie", [True, False])
 def test_muon_takes_the_maps_between_hidden_spaces(tie: bool) -> None:
     """Attention and experts go to Muon; embedding, head, gates and norms to AdamW; no parameter is lost or doubled."""
@@ -147,11 +252,13 @@ def test_muon_takes_the_maps_between_hidden_spaces(tie: bool) -> None:
     assert ("head.weight" in adam) != tie
 
 
-def test_every_parameter_is_in_adamw_once() -> None:
-    """optim=adamw leaves nothing out."""
+@pytest.mark.parametrize("sparse", [True, False])
+def test_every_parameter_is_in_adamw_once(sparse: bool) -> None:
+    """optim=adamw leaves nothing out, and stacked experts are apart where only the chosen learn."""
     model = make_model(tiny_config(Path("text")), 11)
-    (part,) = make_optimizers(AdamWConfig(), model).parts
-    given_params = [id(param) for group in part.param_groups for param in group["params"]]
+    parts = make_optimizers(AdamWConfig(sparse_experts=sparse), model).parts
+    given_params = [id(param) for part in parts for group in part.param_groups for param in group["params"]]
+    assert [torch.optim.AdamW, ExpertAdamW][: 1 + sparse] == [type(part) for part in parts]
     assert sorted(map(id, model.parameters())) == sorted(given_params)
 
 
@@ -208,7 +315,7 @@ def test_both_parts_follow_one_schedule() -> None:
         assert [0.4 * (1 - progress)] + 2 * [0.2 * (1 - progress)] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
+@pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig(), *SPARSE])
 def test_state_comes_back_from_tensors(config: Any) -> None:
     """An optimizer loaded with the state of another goes on exactly as that one."""
     models = [make_model(tiny_config(Path("text")), 11) for _ in range(2)]
@@ -217,7 +324,7 @@ def test_state_comes_back_from_tensors(config: Any) -> None:
     def step(optimizers: Optimizers, model: nn.Module, seed: int) -> None:
         for number, param in enumerate(model.parameters()):
             param.grad = matrices(*param.shape, seed=100 * seed + number).to(param.dtype)
-        optimizers.step(0.5)
+        optimizers.step(0.5, 2 * [torch.tensor([3, 0, seed - 1, 0])])
 
     step(first, models[0], 1)
     tensors = {name: value.clone() for name, value in first.state_tensors().items()}

@@ -24,6 +24,9 @@ from tests.tiny import finish, tiny_config
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "run")
 TRAIN = {"steps": 8, "grad_accumulation": 2, "log_every": 3, "eval_every": 3, "checkpoint_every": 2}
 
+# More experts than a step has tokens, so that some are idle in every step.
+FEW_CHOSEN = {"expert": 256, "k": 1, "capacity": 4.0, "router": SwitchConfig()}
+
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
@@ -62,6 +65,8 @@ def stop_at(step: int) -> Any:
         ({"router": SwitchConfig(), "k": 1, "balance": NoBalance()}, 7),
         ({"router": RandomConfig(), "balance": NoBalance()}, 4),
         ({"expert": 1, "k": 1, "optim": AdamWConfig(lr=0.01)}, 4),
+        ({**FEW_CHOSEN, "optim": AdamWConfig(lr=0.01, weight_decay=0.1, sparse_experts=True)}, 4),
+        ({**FEW_CHOSEN, "optim": MuonConfig(lr=0.03, weight_decay=0.1, sparse_experts=True)}, 5),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
