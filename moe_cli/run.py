@@ -232,13 +232,12 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
 
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
-    result = evaluate(model, task, size, top_k=config.eval.k, capacity_factor=config.eval.capacity)
+    how = {"top_k": config.eval.k, "precision": config.train.precision}
+    result = evaluate(model, task, size, capacity_factor=config.eval.capacity, **how)
     routing = result.routing_metrics() or dict.fromkeys(
         ("max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts")
     )
-    limited = (
-        evaluate(model, task, size, top_k=config.eval.k, capacity_factor=config.capacity) if config.capacity else None
-    )
+    limited = evaluate(model, task, size, capacity_factor=config.capacity, **how) if config.capacity else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless

@@ -91,7 +91,9 @@ def run_match(
             {name: _pass(contestant, device) for name, contestant in contestants.items()},
             lambda number: _inputs(shape, number + 1, device), seconds,
         )  # fmt: skip
-        largest = int(tokens_per_expert(make_layer(shape, device=device).route(_inputs(shape, 0, device).x)).max())
+        largest = int(
+            tokens_per_expert(make_layer(shape, device=device).route(_inputs(shape, 0, device).x[: shape.tokens])).max()
+        )
     scores = [
         Score(name, spread(times[name]), ratios(times["dense"], times[name]), saved[name]) for name in contestants
     ]

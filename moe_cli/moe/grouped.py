@@ -164,14 +164,14 @@ def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
 
 
 @_compiled_experts.register_fake
-def _shapes(x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor,
-            w_out: Tensor, kind: str, activation: str) -> tuple[Tensor, Tensor]:  # noqa: PLR0913  # fmt: skip
+def _shapes(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    _, expert_ids, _, _, w_in, w_out, *_ = others
     return x.new_empty(x.shape[0], w_out.shape[1]), x.new_empty(expert_ids.shape[0], w_in.shape[1])
 
 
 @_compiled_backward.register_fake
-def _backward_shapes(grad_y: Tensor, x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor,
-                     w_in: Tensor, w_out: Tensor, pre: Tensor, kind: str, activation: str) -> tuple[Tensor, ...]:  # noqa: PLR0913  # fmt: skip
+def _backward_shapes(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    _, _, weights, _, w_in, w_out, *_ = others
     return tuple(torch.empty_like(tensor) for tensor in (x, weights, w_in, w_out))
 
 

@@ -40,9 +40,7 @@ class Plan:
 
 def make_plan(routing: Routing) -> Plan:
     """The plan of a routing."""
-    return sort_rows(
-        routing.token_ids, routing.expert_ids, routing.kept, (routing.num_tokens, routing.num_experts)
-    )
+    return sort_rows(routing.token_ids, routing.expert_ids, routing.kept, (routing.num_tokens, routing.num_experts))
 
 
 def sort_rows(

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_cli.moe import dispatch, grouped, plan
-from moe_cli.moe.dispatch import BACKENDS, FASTEST, Regime, choose_backend, grouped_mm, grouped_mm_serves, reference, regime_of
+from moe_cli.moe.dispatch import (
+    BACKENDS,
+    FASTEST,
+    Regime,
+    choose_backend,
+    grouped_mm,
+    grouped_mm_serves,
+    reference,
+    regime_of,
+)
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.grouped import grouped_loop
 from moe_cli.moe.padded import einsum, padded
@@ -237,45 +246,88 @@ def test_small_integers_sort_like_large_ones(bound: int) -> None:
     assert torch.equal(torch.argsort(ids, stable=True), plan.stable_argsort(ids, bound))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_grouped_product_is_left_to_gpus(dtype: torch.dtype) -> None:
-    """On a CPU the loop is chosen, in every precision and under autocast too."""
-    case = make_case("top2", 9, dtype=dtype)
-    with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = regime_of(case.experts, case.x)
-    for regime in (regime_of(case.experts, case.x), under_autocast):
-        assert not grouped_mm_serves(regime)
-        assert "grouped_loop" == choose_backend(regime)
-
-
-def test_the_precision_that_counts_is_the_one_after_autocast() -> None:
+def test_the_regime_is_the_one_after_autocast() -> None:
     """float32 parameters and tokens are bfloat16 operands under autocast, float32 without it, float64 stays itself."""
     case, wide = make_case("top2", 9, dtype=torch.float32), make_case("top2", 9, dtype=torch.float64)
-    assert torch.float32 == regime_of(case.experts, case.x).dtype
+    expected = Regime("cpu", torch.float32, (2 * F, D_IN, D_OUT, F), rows=9 * 2 / E)
+    assert expected == regime_of(case.experts, case.x, case.routing())
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.bfloat16 == regime_of(case.experts, case.x).dtype
-        assert torch.float64 == regime_of(wide.experts, wide.x).dtype
-    assert {F, 2 * F, D_IN, D_OUT} == set(regime_of(case.experts, case.x).widths)
+        assert replace(expected, dtype=torch.bfloat16) == regime_of(case.experts, case.x, case.routing())
+        assert replace(expected, dtype=torch.float64) == regime_of(wide.experts, wide.x, wide.routing())
 
 
-GPU = Regime("cuda", torch.bfloat16, (64, 8), (8, 0))
+GPU = Regime("cuda", torch.bfloat16, (64, 8), 1000, (8, 0))
+CPU = Regime("cpu", torch.float32, (64, 8), 1000)
 
 
 @pytest.mark.parametrize(
-    ("regime", "expected"),
+    ("regime", "serves", "expected"),
     [
-        (GPU, "grouped_mm"),
-        (replace(GPU, capability=(9, 0)), "grouped_mm"),
-        (replace(GPU, capability=(7, 5)), "grouped_loop"),
-        (replace(GPU, dtype=torch.float32), "grouped_loop"),
-        (replace(GPU, widths=(64, 12)), "grouped_loop"),
-        (replace(GPU, device="cpu", capability=(0, 0)), "grouped_loop"),
+        (GPU, True, "grouped_mm"),
+        (replace(GPU, capability=(9, 0)), True, "grouped_mm"),
+        (replace(GPU, compiling=True), True, "grouped_mm"),
+        (replace(GPU, capability=(7, 5)), False, "grouped_loop"),
+        (replace(GPU, dtype=torch.float32), False, "grouped_loop"),
+        (replace(GPU, widths=(64, 12)), False, "grouped_loop"),
+        (replace(GPU, device="mps", capability=(0, 0)), False, "grouped_loop"),
+        (CPU, True, "grouped_loop"),
+        (replace(CPU, rows=32), True, "grouped_mm"),
+        (replace(CPU, rows=33), True, "grouped_loop"),
+        (replace(CPU, rows=32, compiling=True), True, "grouped_loop"),
+        (replace(CPU, rows=32, widths=(64, 6)), False, "grouped_loop"),
+        (replace(CPU, rows=32, dtype=torch.float64), False, "grouped_loop"),
+        (replace(CPU, dtype=torch.bfloat16), True, "grouped_mm"),
+        (replace(CPU, dtype=torch.bfloat16, compiling=True), True, "grouped_loop"),
     ],
 )
-def test_the_choice_follows_the_regime(regime: Regime, expected: str) -> None:
-    """A GPU of capability 8.0 with bfloat16 operands and rows of 16 bytes takes the grouped product, nobody else."""
+def test_the_choice_follows_the_regime(regime: Regime, serves: bool, expected: str) -> None:
+    """Device, precision after autocast, row strides and rows per expert decide, and nothing else does."""
+    assert serves == grouped_mm_serves(regime)
     assert expected == choose_backend(regime)
     assert expected in FASTEST
+
+
+@pytest.mark.parametrize(("num_tokens", "expected"), [(9, "grouped_mm"), (300, "grouped_loop")])
+def test_auto_takes_what_is_chosen(num_tokens: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` calls the back end of its regime, and only that one."""
+    called = []
+    for name, backend in list(FASTEST.items()):
+        monkeypatch.setitem(
+            FASTEST, name, lambda *words, name=name, backend=backend: called.append(name) or backend(*words)
+        )
+    case = make_case("top2", num_tokens, dtype=torch.float32)
+    assert torch.allclose(
+        grouped_loop(case.experts, case.x, case.routing()),
+        dispatch.auto(case.experts, case.x, case.routing()),
+        atol=1e-5,
+    )
+    assert [expected] == called
+
+
+@pytest.mark.parametrize("backend", [reference, grouped_loop, padded, einsum])
+@every_router
+def test_gradients_are_those_of_finite_differences(router: str, backend: Backend) -> None:
+    """gradcheck of every router with every back end that multiplies in float64, on a tiny layer with drops."""
+    torch.manual_seed(0)
+    config, top_k = ROUTERS[router]
+    gate, experts = make_router(config, 2, 5, top_k), Experts(5, 2, 3, 2)
+    for weight in [*gate.parameters(), *experts.parameters()]:
+        torch.nn.init.normal_(weight)
+    case = Case(gate.double(), experts.double(), torch.randn(4, 2, dtype=torch.float64, requires_grad=True))
+    names = [*(("router", name) for name, _ in gate.named_parameters()), ("experts", "w_in"), ("experts", "w_out")]
+
+    def answer(x: Tensor, *weights: Tensor) -> Tensor:
+        given: dict[str, dict[str, Tensor]] = {"router": {}, "experts": {}}
+        for (owner, name), weight in zip(names, weights, strict=True):
+            given[owner][name] = weight
+        torch.manual_seed(7)
+        routing = drop_overflow(torch.func.functional_call(case.router, given["router"], (x,)), 2)
+        changed = Experts(5, 2, 3, 2)
+        del changed.w_in, changed.w_out
+        changed.w_in, changed.w_out = given["experts"]["w_in"], given["experts"]["w_out"]
+        return backend(changed, x, routing)
+
+    assert torch.autograd.gradcheck(answer, (case.x, *gate.parameters(), *experts.parameters()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
