@@ -3,7 +3,7 @@
 A step is forward, loss, backward, clipping and AdamW, on random tokens. B sequences, L positions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +80,14 @@ def check_comparable(config: RunConfig) -> None:
     ):
         if wrong:
             raise ConfigError(f"{setting}: Mixtral has no counterpart to compare with. Leave it out of moe bench step.")
+
+
+def idle_settings(keys: Collection[str]) -> tuple[str, ...]:
+    """A note on the settings given that say nothing about a step on random tokens with AdamW."""
+    used = ("train.batch_size", "train.threads", "train.device", "train")
+    groups = ("data", "optim", "eval", "train")
+    idle = sorted(key for key in keys if key.split(".")[0] in groups and key not in used)
+    return (f"a step on random tokens with AdamW: {', '.join(idle)} set aside.",) if idle else ()
 
 
 def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) -> dict[str, Callable[[], Trainee]]:

@@ -13,23 +13,22 @@ from moe_cli.numbers import count
 def layer_heading(match: Match) -> list[str]:
     """The shape, and what the dense network took."""
     shape = match.shape
-    where = match.device if match.device.startswith("cuda") else plural(shape.threads, "thread")
     return [
-        f"{shape.tokens:,} tokens   {shape.experts} experts, {shape.k} chosen   "
-        f"d_model {shape.d_model}   d_expert {shape.d_expert}   {shape.dtype}   {where}",
-        f"  {shape.rows_per_expert:g} rows per expert, the busiest {match.largest_load}   "
-        f"dense {milliseconds(match.dense.seconds.median)} ms   {plural(match.rounds, 'round')}",
+        f"{shape.tokens:,} tokens   {shape.experts} experts, {shape.k} chosen   d_model {shape.d_model}   "
+        f"d_expert {shape.d_expert}",
+        f"  rows per expert  {shape.rows_per_expert:g}, the busiest {match.largest_load}",
+        f"  dense            {milliseconds(match.dense.seconds.median)} ms   {shape.dtype}   "
+        f"{_where(match.device, shape.threads)}   {plural(match.rounds, 'round')}",
     ]
 
 
 def layer_table(match: Match) -> Table:
     """Who reaches which share of the dense network's speed, the best first."""
-    table = _table("layer", "efficiency", "min - max", "ms", "min - max", "saved MiB")
+    table = _table("layer", "efficiency", "min - max", "ms", "saved MiB")
     for score in sorted(match.scores, key=lambda score: -score.efficiency.median):
         table.add_row(
             score.name, f"{score.efficiency.median:.2f}", _range(score.efficiency, "{:.2f}"),
-            milliseconds(score.seconds.median), f"{milliseconds(score.seconds.least)} - {milliseconds(score.seconds.most)}",
-            f"{score.saved_bytes / 2**20:.1f}",
+            milliseconds(score.seconds.median), f"{score.saved_bytes / 2**20:.1f}",
         )  # fmt: skip
     return table
 
@@ -37,11 +36,11 @@ def layer_table(match: Match) -> Table:
 def step_heading(match: StepMatch) -> list[str]:
     """The model and the batch."""
     config, model = match.config, match.config.model
-    where = match.device if match.device.startswith("cuda") else plural(match.threads, "thread")
     return [
         f"{config.expert} experts, {config.k} chosen   {model.num_layers} layers   d_model {model.d_model}   "
         f"d_expert {model.d_expert}   context {model.context_length}",
-        f"  batch {config.train.batch_size}   {count(match.scores[0].num_params)} parameters   {where}   "
+        f"  batch {config.train.batch_size}   {count(match.scores[0].num_params)} parameters   "
+        f"{_where(match.device, match.threads)}   "
         f"{plural(match.rounds, 'round')}",
     ]
 
@@ -70,6 +69,10 @@ def milliseconds(seconds: float) -> str:
     """Three significant digits."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def _where(device: str, threads: int) -> str:
+    return device if device.startswith("cuda") else plural(threads, "thread")
 
 
 def plural(number: int, noun: str) -> str:

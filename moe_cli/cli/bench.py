@@ -18,7 +18,7 @@ def _axis(meaning: str) -> object:
 
 
 @bench.callback()
-def layer(
+def layer(  # noqa: PLR0913  (an option each)
     ctx: typer.Context,
     tokens: Annotated[str, _axis("Tokens in a pass.")] = "2048",
     experts: Annotated[str, _axis("Experts.")] = "8,64",
@@ -72,14 +72,14 @@ def step(
     """Time a whole training step (AdamW) against transformers' Mixtral of the same size.
     Example: moe bench step expert=16 --bf16
     """
-    from moe_cli.config.load import load_config
-
-    resolved = load_config(overrides or [], "bench step", config_dir)
-    print_notes(resolved.notes)
-
-    from moe_cli.bench.step import run_step_match, step_builders, step_records
+    from moe_cli.bench.step import idle_settings, run_step_match, step_builders, step_records
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
+    from moe_cli.config.load import load_config, parse_overrides
     from moe_cli.run import pick_device, pick_threads
+
+    words = overrides or []
+    resolved = load_config(words, "bench step", config_dir)
+    print_notes(resolved.notes + idle_settings([axis.key for axis in parse_overrides(words)]))
 
     config = resolved.config
     device = str(pick_device(config.train.device))
