@@ -5,6 +5,7 @@ T tokens, E experts, K chosen per token, D width, F width of an expert.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -96,7 +97,7 @@ class LoopOfLinears(nn.Module):
         self.gate.weight.copy_(layer.router.gate.weight)  # type: ignore[union-attr, arg-type]
         for mine, theirs in ((self.w_in, layer.experts.w_in), (self.w_out, layer.experts.w_out)):
             for linear, weight in zip(mine, theirs, strict=True):
-                linear.weight.copy_(weight)  # type: ignore[operator, union-attr]
+                linear.weight.copy_(weight)  # type: ignore[operator]
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         weights, chosen = self.gate(x).float().softmax(-1).topk(self.top_k)
@@ -114,16 +115,14 @@ class LoopOfLinears(nn.Module):
 def our_builders(shape: Shape, dispatches: Sequence[str], device: str = "cpu") -> dict[str, Builder]:
     """Our layer once per back end, and the loop, by name."""
 
-    def ours(name: str, dispatch: str) -> Contestant:
+    def ours(dispatch: str) -> Contestant:
         layer = make_layer(shape, dispatch, device)
-        return Contestant(name, layer, shape.tokens, lambda x: layer(x)[0])
+        return Contestant(f"moe, {dispatch}", layer, shape.tokens, lambda x: layer(x)[0])
 
     def loop() -> Contestant:
         module = LoopOfLinears(shape).to(device, DTYPES[shape.dtype])
         module.copy_from(make_layer(shape, device=device))
         return Contestant("loop of nn.Linear", module, shape.tokens, module)
 
-    builders: dict[str, Builder] = {
-        f"moe, {dispatch}": (lambda dispatch=dispatch: ours(f"moe, {dispatch}", dispatch)) for dispatch in dispatches
-    }
+    builders: dict[str, Builder] = {f"moe, {dispatch}": partial(ours, dispatch) for dispatch in dispatches}
     return {**builders, "loop of nn.Linear": loop}

@@ -42,7 +42,7 @@ def _transformers(
         _refuse_copies(shape.tokens * shape.k * shape.expert_params * DTYPES[shape.dtype].itemsize, "weights")
     block: Any = make(shape)
     block.experts.config._experts_implementation = implementation
-    layer = make_layer(shape)
+    layer: Any = make_layer(shape)
     with torch.no_grad():
         block.gate.weight.copy_(layer.router.gate.weight)
         block.experts.gate_up_proj.copy_(layer.experts.w_in)

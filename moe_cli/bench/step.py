@@ -24,7 +24,7 @@ from moe_cli.training.optim import make_optimizers
 from moe_cli.training.precision import autocast
 
 VOCAB_SIZE = 256
-YARDSTICK = "transformers Mixtral"
+YARDSTICK = "Mixtral"
 OURS = "moe"
 
 
@@ -91,14 +91,14 @@ def idle_settings(keys: Collection[str]) -> tuple[str, ...]:
 
 
 def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) -> dict[str, Callable[[], Trainee]]:
-    """Everybody by name: transformers as it comes, then tuned; ours; compiled and in bfloat16 where asked."""
+    """Everybody by name: Mixtral as it comes and with fused AdamW, and ours; compiled and under bfloat16 where asked."""
     builders: dict[str, Callable[[], Trainee]] = {YARDSTICK: partial(make_theirs, config, device, fused=False)}
     for precision in ("float32", "bfloat16") if bf16 else ("float32",):
         for compile_it in (False, True) if compiled else (False,):
-            tuning = (", bfloat16" if precision == "bfloat16" else "") + (", compiled" if compile_it else "")
-            options = {"precision": precision, "compiled": compile_it}
-            builders[f"{YARDSTICK}, fused AdamW{tuning}"] = partial(make_theirs, config, device, fused=True, **options)
-            builders[f"{OURS}{tuning}"] = partial(make_ours, config, device, **options)
+            tuning = (", bf16" if precision == "bfloat16" else "") + (", compiled" if compile_it else "")
+            theirs = partial(make_theirs, config, device, fused=True)
+            builders[f"{YARDSTICK}, fused{tuning}"] = partial(theirs, precision=precision, compiled=compile_it)
+            builders[f"{OURS}{tuning}"] = partial(make_ours, config, device, precision, compile_it)
     return builders
 
 
@@ -127,7 +127,7 @@ def make_theirs(
 ) -> Trainee:
     """transformers' MixtralForCausalLM of the same size, with its own choice of back end."""
     model = mixtral(config).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **({"fused": True} if fused else {}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if fused else None)
     network: Any = torch.compile(model) if compiled else model
 
     def loss(tokens: Tensor) -> Tensor:
@@ -146,14 +146,15 @@ def mixtral(config: RunConfig) -> nn.Module:
 
     model = config.model
     torch.manual_seed(config.seed)
-    return MixtralForCausalLM(  # type: ignore[no-any-return]
-        MixtralConfig(
-            vocab_size=VOCAB_SIZE, hidden_size=model.d_model, intermediate_size=model.d_expert,
-            num_hidden_layers=model.num_layers, num_attention_heads=model.num_heads,
-            num_key_value_heads=model.num_heads, max_position_embeddings=model.context_length,
-            num_local_experts=config.expert, num_experts_per_tok=config.k, tie_word_embeddings=model.tie_embeddings,
-        )
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE, "hidden_size": model.d_model, "intermediate_size": model.d_expert,
+        "num_hidden_layers": model.num_layers, "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_heads, "max_position_embeddings": model.context_length,
+        "num_local_experts": config.expert, "num_experts_per_tok": config.k,
+        "tie_word_embeddings": model.tie_embeddings,
+    }  # fmt: skip
+    mixture: nn.Module = MixtralForCausalLM(MixtralConfig(**sizes))
+    return mixture
 
 
 def next_token_loss(logits: Float[Tensor, "B L V"], tokens: Int[Tensor, "B L1"]) -> Float[Tensor, ""]:

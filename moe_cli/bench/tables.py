@@ -41,13 +41,13 @@ def step_heading(match: StepMatch) -> list[str]:
         f"d_expert {model.d_expert}   context {model.context_length}",
         f"  batch {config.train.batch_size}   {count(match.scores[0].num_params)} parameters   "
         f"{_where(match.device, match.threads)}   "
-        f"{plural(match.rounds, 'round')}",
+        f"{plural(match.rounds, 'round')}   Mixtral: transformers' MixtralForCausalLM",
     ]
 
 
 def step_table(match: StepMatch) -> Table:
     """Tokens per second of whole training steps, the fastest first."""
-    table = _table("training step", "tok/s", "min - max", f"x {match.yardstick.split()[0]}", "min - max")
+    table = _table("training step", "tok/s", "min - max", f"x {match.yardstick}", "min - max")
     for score in sorted(match.scores, key=lambda score: -score.ratio.median):
         rate = score.tokens_per_second
         table.add_row(
