@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -232,11 +232,10 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
 
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
-    result = evaluate(model, task, size, top_k=config.eval.k, capacity_factor=config.eval.capacity)
+    look = partial(evaluate, model, task, size, top_k=config.eval.k, precision=config.train.precision)
+    result = look(capacity_factor=config.eval.capacity)
     routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
-    limited = (
-        evaluate(model, task, size, top_k=config.eval.k, capacity_factor=config.capacity) if config.capacity else None
-    )
+    limited = look(capacity_factor=config.capacity) if config.capacity else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless

@@ -14,6 +14,7 @@ from tests.cli.conftest import TINY
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DESCRIPTION_COLUMN = 31  # of the layout tree
+BENCH = ("--tokens=16", "--d-model=16", "--d-expert=8")  # a later option holds
 TEXT = "the router sends each token to two experts and the gate learns from both "
 
 
@@ -34,6 +35,9 @@ def shortened(command: str) -> list[str]:
     words = ["train.minutes=0.005" if word.startswith("train.minutes=") else word for word in words]
     words = ["train.steps=6" if word.startswith("train.steps=") else word for word in words]
     words = ["--seeds=2" if word.startswith("--seeds=") else word for word in words]
+    if words[0] == "bench":
+        sizes = [word for word in tiny if word.startswith("model.")] if "step" in words else BENCH
+        return [*words, *sizes, "--seconds=0"]
     if words[0] in ("train", "sweep") and "--resume" not in words:
         data = [] if any(word.startswith("data=") for word in words) else ["data=text", "data.path=notes.txt"]
         words = [words[0], *words[1:], *data, *tiny]
@@ -56,7 +60,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_command_has_help_with_an_example() -> None:
     """`moe COMMAND --help` shows an example line, and the README mentions the command."""
     listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(app, ["--help"]).stdout.split("Commands:")[1], flags=re.M)
-    assert listed == ["train", "eval", "sample", "sweep", "report", "config"]
+    assert listed == ["train", "eval", "sample", "sweep", "report", "config", "bench"]
     for name in listed:
         assert f"Example: moe {name}" in " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
         assert f"moe {name}" in README

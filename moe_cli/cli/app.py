@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from moe_cli import __version__
+from moe_cli.cli.bench import bench
 from moe_cli.cli.config import config
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.report import report
@@ -69,6 +70,7 @@ def _root(
 
 for command in (train, evaluate, sample, sweep, report, config):
     app.command("eval" if command is evaluate else command.__name__)(command)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

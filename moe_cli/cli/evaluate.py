@@ -68,7 +68,10 @@ def _row(trained: "Trained", routing: str, top_k: int | None, capacity: float | 
     from moe_cli.training.evaluate import evaluate as evaluate_model
 
     config = trained.config
-    result = evaluate_model(trained.model, trained.task, config.train.batch_size, top_k=top_k, capacity_factor=capacity)
+    result = evaluate_model(
+        trained.model, trained.task, config.train.batch_size, top_k=top_k, capacity_factor=capacity,
+        precision=config.train.precision,
+    )  # fmt: skip
     use = result.routing_metrics() or {}
     return {
         "routing": routing, "k": top_k or config.k, "capacity": capacity, "val_loss": result.loss,

@@ -44,7 +44,7 @@ class GPTConfig:
     qk_norm: bool = True
     rope_base: float = 10_000.0
     dropout: float = 0.0
-    dispatch: Literal["auto", "grouped", "reference"] = "auto"
+    dispatch: Literal["auto", "grouped", "padded", "einsum", "reference"] = "auto"
 
     def __post_init__(self) -> None:
         for key in ("num_layers", "num_heads", "d_model", "d_ff", "d_expert", "moe_every", "context_length"):
@@ -179,6 +179,7 @@ class TrainConfig:
     log_every: int = 10
     threads: int | None = None
     device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]

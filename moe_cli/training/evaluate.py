@@ -25,6 +25,7 @@ from moe_cli.moe.stats import (
     tokens_per_expert,
 )
 from moe_cli.tasks.text import Batch, TextTask
+from moe_cli.training.precision import autocast
 
 # Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
 LARGEST_TABLE = 64 * 64
@@ -142,6 +143,7 @@ def evaluate(
     max_tokens: int | None = None,
     top_k: int | None = None,
     capacity_factor: float | None = None,
+    precision: str = "auto",
 ) -> Evaluation:
     """The model on the validation split, in evaluation mode; leaves mode and random state as they were.
 
@@ -150,6 +152,7 @@ def evaluate(
         max_tokens: look at about so many tokens, spread over the split; None: the whole split.
         top_k: experts per token; None: as trained.
         capacity_factor: None drops nothing.
+        precision: of the forward pass, as `train.precision`.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -162,7 +165,8 @@ def evaluate(
     with torch.random.fork_rng(devices=cuda), evaluation_policy(model, top_k, capacity_factor):
         torch.manual_seed(0)
         for batch in task.val_batches(batch_size, max_tokens):
-            loss, routings = task.loss(model, batch.to(device))
+            with autocast(precision, device):
+                loss, routings = task.loss(model, batch.to(device))
             nats += loss.item() * batch.num_tokens
             num_tokens += batch.num_tokens
             num_bytes += batch.num_bytes

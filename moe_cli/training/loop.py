@@ -24,6 +24,7 @@ from moe_cli.tasks.text import TextTask
 from moe_cli.training.checkpoint import Checkpoint, save_checkpoint
 from moe_cli.training.evaluate import Evaluation, evaluate
 from moe_cli.training.optim import Optimizers
+from moe_cli.training.precision import autocast
 
 EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
@@ -135,7 +136,8 @@ class Training:
         load = [torch.zeros(layer.router.num_experts, dtype=torch.int64, device=device) for layer in self.layers]
         for part in range(train.grad_accumulation):
             batch = self.task.train_batch(state.step * train.grad_accumulation + part, train.batch_size).to(device)
-            loss, routings = self.task.loss(self.model, batch)
+            with autocast(train.precision, device):
+                loss, routings = self.task.loss(self.model, batch)
             aux_loss = auxiliary_loss(self.config.balance, routings)
             total = loss if aux_loss is None else loss + self._balance_weight * aux_loss
             penalties = [routing.penalty for routing in routings if routing.penalty is not None]
@@ -230,6 +232,7 @@ class Training:
         result = evaluate(
             self.model, self.task, self.config.train.batch_size, max_tokens=self.config.train.eval_tokens,
             top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
+            precision=self.config.train.precision,
         )  # fmt: skip
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}

@@ -68,7 +68,7 @@ CHOICES = [
     (["match=all"], "match=all is not one of: active, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
     (["model.expert_kind=gul"], "model.expert_kind=gul is not one of: glu, mlp. Did you mean 'glu'?"),
-    (["model.dispatch=fast"], "model.dispatch=fast is not one of: auto, grouped, reference."),
+    (["model.dispatch=fast"], "model.dispatch=fast is not one of: auto, grouped, padded, einsum, reference."),
     (["data.tokenizer=bpe"], "data.tokenizer=bpe is not one of: bytes, chars."),
     (
         ["optim.schedule=cosin"],

@@ -9,9 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_cli.moe import dispatch
-from moe_cli.moe.dispatch import BACKENDS, grouped_loop, grouped_mm, grouped_mm_serves, reference
+from moe_cli.moe import dispatch, grouped, plan
+from moe_cli.moe.dispatch import (
+    BACKENDS,
+    FASTEST,
+    Regime,
+    choose_backend,
+    grouped_mm,
+    grouped_mm_serves,
+    reference,
+    regime_of,
+)
 from moe_cli.moe.experts import Experts
+from moe_cli.moe.grouped import grouped_loop
+from moe_cli.moe.padded import einsum, padded
 from moe_cli.moe.registry import make_router
 from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
 from tests.moe.formulas import ACTIVATIONS, KINDS, ROUTERS, dense, network, routings
@@ -19,7 +30,7 @@ from tests.moe.formulas import ACTIVATIONS, KINDS, ROUTERS, dense, network, rout
 Backend = Callable[[Experts, Tensor, Routing], Tensor]
 # Widths whose rows are multiples of 16 bytes in bfloat16 too, which the grouped product needs.
 E, D_IN, F, D_OUT = 6, 8, 24, 16
-FAST = {"grouped_loop": grouped_loop, "grouped_mm": grouped_mm}
+FAST = {"grouped_loop": grouped_loop, "grouped_mm": grouped_mm, "padded": padded, "einsum": einsum}
 
 every_router = pytest.mark.parametrize("router", ROUTERS)
 every_size = pytest.mark.parametrize("num_tokens", [1, 9, 64])
@@ -86,6 +97,19 @@ def test_the_loop_equals_the_reference(
     assert_same(case.outcome(reference), case.outcome(grouped_loop), 1e-10)
 
 
+@pytest.mark.parametrize("backend", [padded, einsum])
+@pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("mlp", "relu2")])
+@every_capacity
+@every_size
+@every_router
+def test_fixed_places_equal_the_reference(
+    router: str, num_tokens: int, capacity: float | None, activation: str, kind: str, backend: Backend
+) -> None:
+    """padded and einsum equal reference in float64: y and the gradients of x, gate and every expert weight."""
+    case = make_case(router, num_tokens, capacity, kind, activation)
+    assert_same(case.outcome(reference), case.outcome(backend), 1e-10)
+
+
 @pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("mlp", "relu2")])
 @every_capacity
 @every_size
@@ -127,7 +151,7 @@ def test_the_reference_is_the_weighted_sum(router: str, capacity: float | None) 
 
 @given(routing=routings(num_experts=E), kind=st.sampled_from(KINDS))
 def test_any_routing_is_served(routing: Routing, kind: str) -> None:
-    """Repeated, missing and dropped assignments in any order: the loop and the grouped product equal the reference."""
+    """Repeated, missing and dropped assignments in any order: every back end equals the reference."""
     case = make_case("top2", routing.num_tokens, kind=kind)
     weights = routing.weights.clone().requires_grad_()
 
@@ -141,7 +165,8 @@ def test_any_routing_is_served(routing: Routing, kind: str) -> None:
         return {name: value.double() for name, value in zip(names, (y, *grads), strict=True)}
 
     expected = outcome(reference, torch.float64)
-    assert_same(expected, outcome(grouped_loop, torch.float64), 1e-10)
+    for backend in (grouped_loop, padded, einsum):
+        assert_same(expected, outcome(backend, torch.float64), 1e-10)
     assert_same(expected, outcome(grouped_mm, torch.float32), 1e-4)
 
 
@@ -196,19 +221,19 @@ def test_gradients_without_strides_and_inputs_with_odd_ones(backend: Backend) ->
 def test_the_size_of_a_chunk_changes_nothing(rows: int, router: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many experts are worked on at a time, the loop equals the reference."""
     case = make_case(router, 64, 1.0)
-    monkeypatch.setattr(dispatch, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(grouped, "CHUNK_ROWS", rows)
     assert_same(case.outcome(reference), case.outcome(grouped_loop), 1e-10)
 
 
 @given(st.lists(st.integers(0, 900), min_size=1, max_size=20))
 def test_chunks_cover_every_expert_and_row_once(counts: list[int]) -> None:
     """Chunks follow each other without gaps and hold their experts' rows; only a lone expert exceeds the limit."""
-    chunks = dispatch._chunks(counts)
+    chunks = grouped.chunks(counts)
     assert list(range(len(counts))) == [expert for experts, _ in chunks for expert in experts]
     row = 0
     for experts, rows in chunks:
         assert slice(row, row + sum(counts[experts.start : experts.stop])) == rows
-        assert rows.stop - rows.start <= dispatch.CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
+        assert rows.stop - rows.start <= grouped.CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
         row = rows.stop
     assert sum(counts) == row
 
@@ -218,14 +243,91 @@ def test_small_integers_sort_like_large_ones(bound: int) -> None:
     """Sorting in as few bits as the bound allows is stable and loses no id, at the edges of each width too."""
     ids = torch.randint(bound, (500,), generator=torch.Generator().manual_seed(0))
     ids[::50] = bound - 1
-    assert torch.equal(torch.argsort(ids, stable=True), dispatch._stable_argsort(ids, bound))
+    assert torch.equal(torch.argsort(ids, stable=True), plan.stable_argsort(ids, bound))
 
 
-def test_the_grouped_product_is_left_to_gpus() -> None:
-    """On a CPU `grouped` is the loop, in every precision."""
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        case = make_case("top2", 9, dtype=dtype)
-        assert not grouped_mm_serves(case.experts, case.x)
+def test_the_regime_is_the_one_after_autocast() -> None:
+    """float32 parameters and tokens are bfloat16 operands under autocast, float32 without it, float64 stays itself."""
+    case, wide = make_case("top2", 9, dtype=torch.float32), make_case("top2", 9, dtype=torch.float64)
+    expected = Regime("cpu", torch.float32, (2 * F, D_IN, D_OUT, F), rows=9 * 2 / E)
+    assert expected == regime_of(case.experts, case.x, case.routing())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert replace(expected, dtype=torch.bfloat16) == regime_of(case.experts, case.x, case.routing())
+        assert replace(expected, dtype=torch.float64) == regime_of(wide.experts, wide.x, wide.routing())
+
+
+GPU = Regime("cuda", torch.bfloat16, (64, 8), 1000, (8, 0))
+CPU = Regime("cpu", torch.float32, (64, 8), 1000)
+
+
+@pytest.mark.parametrize(
+    ("regime", "serves", "expected"),
+    [
+        (GPU, True, "grouped_mm"),
+        (replace(GPU, capability=(9, 0)), True, "grouped_mm"),
+        (replace(GPU, compiling=True), True, "grouped_mm"),
+        (replace(GPU, capability=(7, 5)), False, "grouped_loop"),
+        (replace(GPU, dtype=torch.float32), False, "grouped_loop"),
+        (replace(GPU, widths=(64, 12)), False, "grouped_loop"),
+        (replace(GPU, device="mps", capability=(0, 0)), False, "grouped_loop"),
+        (CPU, True, "grouped_loop"),
+        (replace(CPU, rows=32), True, "grouped_mm"),
+        (replace(CPU, rows=33), True, "grouped_loop"),
+        (replace(CPU, rows=32, compiling=True), True, "grouped_loop"),
+        (replace(CPU, rows=32, widths=(64, 6)), False, "grouped_loop"),
+        (replace(CPU, rows=32, dtype=torch.float64), False, "grouped_loop"),
+        (replace(CPU, dtype=torch.bfloat16), True, "grouped_mm"),
+        (replace(CPU, dtype=torch.bfloat16, compiling=True), True, "grouped_loop"),
+    ],
+)
+def test_the_choice_follows_the_regime(regime: Regime, serves: bool, expected: str) -> None:
+    """Device, precision after autocast, row strides and rows per expert decide, and nothing else does."""
+    assert serves == grouped_mm_serves(regime)
+    assert expected == choose_backend(regime)
+    assert expected in FASTEST
+
+
+@pytest.mark.parametrize(("num_tokens", "expected"), [(9, "grouped_mm"), (300, "grouped_loop")])
+def test_auto_takes_what_is_chosen(num_tokens: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` calls the back end of its regime, and only that one."""
+    called = []
+    for name, backend in list(FASTEST.items()):
+        monkeypatch.setitem(
+            FASTEST, name, lambda *words, name=name, backend=backend: called.append(name) or backend(*words)
+        )
+    case = make_case("top2", num_tokens, dtype=torch.float32)
+    assert torch.allclose(
+        grouped_loop(case.experts, case.x, case.routing()),
+        dispatch.auto(case.experts, case.x, case.routing()),
+        atol=1e-5,
+    )
+    assert [expected] == called
+
+
+@pytest.mark.parametrize("backend", [reference, grouped_loop, padded, einsum])
+@every_router
+def test_gradients_are_those_of_finite_differences(router: str, backend: Backend) -> None:
+    """gradcheck of every router with every back end that multiplies in float64, on a tiny layer with drops."""
+    torch.manual_seed(0)
+    config, top_k = ROUTERS[router]
+    gate, experts = make_router(config, 2, 5, top_k), Experts(5, 2, 3, 2)
+    for weight in [*gate.parameters(), *experts.parameters()]:
+        torch.nn.init.normal_(weight)
+    case = Case(gate.double(), experts.double(), torch.randn(4, 2, dtype=torch.float64, requires_grad=True))
+    names = [*(("router", name) for name, _ in gate.named_parameters()), ("experts", "w_in"), ("experts", "w_out")]
+
+    def answer(x: Tensor, *weights: Tensor) -> Tensor:
+        given: dict[str, dict[str, Tensor]] = {"router": {}, "experts": {}}
+        for (owner, name), weight in zip(names, weights, strict=True):
+            given[owner][name] = weight
+        torch.manual_seed(7)
+        routing = drop_overflow(torch.func.functional_call(case.router, given["router"], (x,)), 2)
+        changed = Experts(5, 2, 3, 2)
+        del changed.w_in, changed.w_out
+        changed.w_in, changed.w_out = given["experts"]["w_in"], given["experts"]["w_out"]
+        return backend(changed, x, routing)
+
+    assert torch.autograd.gradcheck(answer, (case.x, *gate.parameters(), *experts.parameters()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -319,7 +319,7 @@ def test_moe_layers_come_first_to_last() -> None:
         ({"drop": "chance"}, "drop='chance' is not one of: position, probability, random."),
         ({"expert_kind": "conv"}, "expert_kind='conv' is not one of: glu, mlp."),
         ({"activation": "tanh"}, "activation='tanh' is not one of: silu, gelu, relu, relu2."),
-        ({"dispatch": "fast"}, "dispatch='fast' is not one of: reference, grouped, auto."),
+        ({"dispatch": "fast"}, "dispatch='fast' is not one of: reference, grouped, padded, einsum, auto."),
         ({"capacity_factor": 0.0}, "capacity_factor=0.0 must be greater than 0."),
     ],
 )

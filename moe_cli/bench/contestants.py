@@ -1,0 +1,128 @@
+"""Who takes part in `moe bench`: our layer, a plain loop over modules, and the dense network all are measured against.
+
+T tokens, E experts, K chosen per token, D width, F width of an expert.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moe_cli.moe.experts import FeedForward
+from moe_cli.moe.layer import MoELayer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LeftOut(Exception):
+    """Why somebody does not take part, in one line."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One point of the grid.
+
+    Attributes:
+        threads: of the processor; they say nothing on a GPU.
+    """
+
+    tokens: int
+    experts: int
+    k: int
+    d_model: int
+    d_expert: int
+    dtype: str = "float32"
+    threads: int = 1
+
+    @property
+    def rows_per_expert(self) -> float:
+        """T K / E: what an expert is given on average."""
+        return self.tokens * self.k / self.experts
+
+    @property
+    def expert_params(self) -> int:
+        """Numbers in one gated expert; 6 FLOPs each per row, forward and backward, are the active FLOPs of all."""
+        return 3 * self.d_model * self.d_expert
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A network and how to ask it.
+
+    Attributes:
+        rows: of its input: T, or T K for the dense network.
+        answer: [rows, D] -> [rows, D].
+    """
+
+    name: str
+    module: nn.Module
+    rows: int
+    answer: Callable[[Tensor], Tensor]
+
+
+Builder = Callable[[], Contestant]
+
+
+def make_layer(shape: Shape, dispatch: str = "auto", device: str = "cpu") -> MoELayer:
+    """Our layer, with the same weights whatever the back end: softmax over E, K largest, renormalised for K > 1."""
+    layer = MoELayer(shape.d_model, shape.experts, shape.k, shape.d_expert, dispatch=dispatch)
+    layer.reset_parameters(torch.Generator().manual_seed(0))
+    return layer.to(device, DTYPES[shape.dtype])
+
+
+def make_dense(shape: Shape, device: str = "cpu") -> Contestant:
+    """A SwiGLU network of an expert's width over T K tokens: the active FLOPs without routing, the limit."""
+    dense = FeedForward(shape.d_model, shape.d_expert, kind="glu", activation="silu")
+    dense.reset_parameters(torch.Generator().manual_seed(0))
+    return Contestant("dense", dense.to(device, DTYPES[shape.dtype]), shape.tokens * shape.k, dense)
+
+
+class LoopOfLinears(nn.Module):
+    """What one writes first: a module per expert, `where` to find its tokens, `index_add_` to sum its answers."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.top_k = shape.k
+        self.gate = nn.Linear(shape.d_model, shape.experts, bias=False)
+        self.w_in = nn.ModuleList(
+            nn.Linear(shape.d_model, 2 * shape.d_expert, bias=False) for _ in range(shape.experts)
+        )
+        self.w_out = nn.ModuleList(nn.Linear(shape.d_expert, shape.d_model, bias=False) for _ in range(shape.experts))
+
+    @torch.no_grad()
+    def copy_from(self, layer: MoELayer) -> None:
+        self.gate.weight.copy_(layer.router.gate.weight)  # type: ignore[union-attr, arg-type]
+        for mine, theirs in ((self.w_in, layer.experts.w_in), (self.w_out, layer.experts.w_out)):
+            for linear, weight in zip(mine, theirs, strict=True):
+                linear.weight.copy_(weight)  # type: ignore[operator]
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        weights, chosen = self.gate(x).float().softmax(-1).topk(self.top_k)
+        if self.top_k > 1:
+            weights = weights / weights.sum(-1, keepdim=True)
+        y = torch.zeros_like(x)
+        for expert, (w_in, w_out) in enumerate(zip(self.w_in, self.w_out, strict=True)):
+            tokens, places = torch.where(chosen == expert)
+            gate, up = w_in(x[tokens]).chunk(2, dim=-1)
+            answers = w_out(nn.functional.silu(gate) * up)
+            y.index_add_(0, tokens, (answers * weights[tokens, places, None]).to(y.dtype))
+        return y
+
+
+def our_builders(shape: Shape, dispatches: Sequence[str], device: str = "cpu") -> dict[str, Builder]:
+    """Our layer once per back end, and the loop, by name."""
+
+    def ours(dispatch: str) -> Contestant:
+        layer = make_layer(shape, dispatch, device)
+        return Contestant(f"moe, {dispatch}", layer, shape.tokens, lambda x: layer(x)[0])
+
+    def loop() -> Contestant:
+        module = LoopOfLinears(shape).to(device, DTYPES[shape.dtype])
+        module.copy_from(make_layer(shape, device=device))
+        return Contestant("loop of nn.Linear", module, shape.tokens, module)
+
+    builders: dict[str, Builder] = {f"moe, {dispatch}": partial(ours, dispatch) for dispatch in dispatches}
+    return {**builders, "loop of nn.Linear": loop}

@@ -1,0 +1,174 @@
+"""Layers of other libraries, where they are installed, on our weights where their layout allows it.
+
+A peer without gated experts gets two matrices of one and a half times the width: the same FLOPs. Noise and dropping are
+switched off as far as a library lets one. T tokens, E experts, K chosen, D width, F width of an expert.
+"""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_cli.bench.contestants import DTYPES, Builder, Contestant, LeftOut, Shape, make_layer
+
+IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
+# A contestant that would copy more than this is not started: several are built beside each other.
+MOST_BYTES = 2**30
+
+
+def peer_builders(shape: Shape, device: str = "cpu") -> dict[str, Builder]:
+    """Every peer by name, not yet built: building may fail, and says why."""
+    builders: dict[str, Builder] = {}
+    for family, make in FAMILIES.items():
+        for implementation in IMPLEMENTATIONS:
+            name = f"transformers {family}, {implementation}"
+            builders[name] = partial(_transformers, name, make, implementation, shape, device)
+    for name, build in (
+        ("transformers Switch", _switch),
+        ("st-moe-pytorch", _st_moe),
+        ("mixture-of-experts", _mixture_of_experts),
+    ):
+        builders[name] = partial(_other, name, build, shape, device)
+    return builders
+
+
+def _transformers(
+    name: str, make: Callable[[Shape], nn.Module], implementation: str, shape: Shape, device: str
+) -> Contestant:
+    if implementation == "batched_mm":
+        _refuse_copies(shape.tokens * shape.k * shape.expert_params * DTYPES[shape.dtype].itemsize, "weights")
+    block: Any = make(shape)
+    block.experts.config._experts_implementation = implementation
+    layer: Any = make_layer(shape)
+    with torch.no_grad():
+        block.gate.weight.copy_(layer.router.gate.weight)
+        block.experts.gate_up_proj.copy_(layer.experts.w_in)
+        block.experts.down_proj.copy_(layer.experts.w_out)
+    return Contestant(name, block.to(device, DTYPES[shape.dtype]), shape.tokens, partial(_first, block))
+
+
+def _other(name: str, build: Callable[[Shape], nn.Module], shape: Shape, device: str) -> Contestant:
+    module = build(shape).to(device, DTYPES[shape.dtype])
+    return Contestant(name, module, shape.tokens, partial(_first, module))
+
+
+def _first(block: nn.Module, x: Tensor) -> Tensor:
+    """[T, D] through a block that wants a batch of sequences and may answer with losses beside the output."""
+    y = block(x.unsqueeze(0))
+    return (y[0] if isinstance(y, tuple) else y).squeeze(0)  # type: ignore[no-any-return]
+
+
+def _refuse_copies(num_bytes: int, what: str) -> None:
+    if num_bytes > MOST_BYTES:
+        raise LeftOut(f"would copy {num_bytes / 2**30:.1f} GiB of {what}")
+
+
+def _model(family: str) -> Any:
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+def _mixtral(shape: Shape) -> nn.Module:
+    from transformers import MixtralConfig
+
+    config = MixtralConfig(
+        hidden_size=shape.d_model, intermediate_size=shape.d_expert, num_local_experts=shape.experts,
+        num_experts_per_tok=shape.k,
+    )  # fmt: skip
+    return _model("mixtral").MixtralSparseMoeBlock(config)  # type: ignore[no-any-return]
+
+
+def _olmoe(shape: Shape) -> nn.Module:
+    from transformers import OlmoeConfig
+
+    config = OlmoeConfig(
+        hidden_size=shape.d_model, intermediate_size=shape.d_expert, num_experts=shape.experts,
+        num_experts_per_tok=shape.k, norm_topk_prob=shape.k > 1,
+    )  # fmt: skip
+    return _model("olmoe").OlmoeSparseMoeBlock(config)  # type: ignore[no-any-return]
+
+
+def _qwen3(shape: Shape) -> nn.Module:
+    from transformers import Qwen3MoeConfig
+
+    config = Qwen3MoeConfig(
+        hidden_size=shape.d_model, moe_intermediate_size=shape.d_expert, num_experts=shape.experts,
+        num_experts_per_tok=shape.k, norm_topk_prob=shape.k > 1,
+    )  # fmt: skip
+    return _model("qwen3_moe").Qwen3MoeSparseMoeBlock(config)  # type: ignore[no-any-return]
+
+
+def _deepseek(shape: Shape) -> nn.Module:
+    """Sigmoid scores, one group, and without the shared expert, which would be active FLOPs of its own."""
+    from transformers import DeepseekV3Config
+
+    config = DeepseekV3Config(
+        hidden_size=shape.d_model, moe_intermediate_size=shape.d_expert, n_routed_experts=shape.experts,
+        num_experts_per_tok=shape.k, n_group=1, topk_group=1, routed_scaling_factor=1.0,
+    )  # fmt: skip
+    block: nn.Module = _model("deepseek_v3").DeepseekV3MoE(config)
+    block.shared_experts = _Nothing()
+    return block
+
+
+class _Nothing(nn.Module):
+    def forward(self, x: Tensor) -> float:
+        return 0.0
+
+
+FAMILIES: dict[str, Callable[[Shape], nn.Module]] = {
+    "Mixtral": _mixtral,
+    "OLMoE": _olmoe,
+    "Qwen3-MoE": _qwen3,
+    "DeepSeek-V3": _deepseek,
+}
+
+
+def _plain_width(shape: Shape) -> int:
+    if shape.d_expert % 2:
+        raise LeftOut("has two matrices per expert: equal FLOPs need an even d_expert")
+    return shape.d_expert * 3 // 2
+
+
+def _switch(shape: Shape) -> nn.Module:
+    from transformers import SwitchTransformersConfig
+
+    if shape.k != 1:
+        raise LeftOut(f"sends each token to one expert, here k={shape.k}")
+    config = SwitchTransformersConfig(
+        d_model=shape.d_model, d_ff=_plain_width(shape), num_experts=shape.experts, expert_capacity=shape.tokens,
+        dropout_rate=0.0, router_jitter_noise=0.0,
+    )  # fmt: skip
+    return _model("switch_transformers").SwitchTransformersSparseMLP(config)  # type: ignore[no-any-return]
+
+
+def _one_hot_places(shape: Shape) -> None:
+    """Refuses when dispatch and combine, [T, E, C] with C = T K / E, and what leads to them, do not fit."""
+    _refuse_copies(4 * shape.tokens * shape.tokens * shape.k * DTYPES[shape.dtype].itemsize, "one-hot dispatch")
+
+
+def _st_moe(shape: Shape) -> nn.Module:
+    from st_moe_pytorch import MoE
+
+    if shape.k < 2:
+        raise LeftOut("needs k of at least 2")
+    _one_hot_places(shape)
+    # Its width is int(dim * mult * 2 / 3); the half keeps a rounded product from losing one.
+    return MoE(  # type: ignore[no-any-return]
+        dim=shape.d_model, num_experts=shape.experts, gating_top_n=shape.k, threshold_train=0.0,
+        capacity_factor_train=float(shape.k), expert_hidden_mult=1.5 * (shape.d_expert + 0.5) / shape.d_model,
+    )  # fmt: skip
+
+
+def _mixture_of_experts(shape: Shape) -> nn.Module:
+    from mixture_of_experts import MoE
+
+    if shape.k != 2:
+        raise LeftOut(f"sends each token to two experts, here k={shape.k}")
+    _one_hot_places(shape)
+    return MoE(  # type: ignore[no-any-return]
+        dim=shape.d_model, num_experts=shape.experts, hidden_dim=_plain_width(shape), second_policy_train="all",
+        capacity_factor_train=2.0,
+    )  # fmt: skip

@@ -1,0 +1,251 @@
+"""`moe bench step`: a whole training step of our GPT against transformers' Mixtral of the same size.
+
+A step is forward, loss, backward, clipping and AdamW, on random tokens. B sequences, L positions.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from moe_cli.bench.measure import Spread, interleave, ratios, reason, spread, synchronise
+from moe_cli.config.balances import SwitchBalance, ZBalance
+from moe_cli.config.schema import AdamWConfig, RunConfig
+from moe_cli.errors import ConfigError
+from moe_cli.models.gpt import make_model
+from moe_cli.moe.balance import auxiliary_loss
+from moe_cli.training.optim import make_optimizers
+from moe_cli.training.precision import autocast
+
+VOCAB_SIZE = 256
+YARDSTICK = "Mixtral"
+OURS = "moe"
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model in training.
+
+    Attributes:
+        step: one whole training step on tokens [B, L + 1].
+    """
+
+    num_params: int
+    step: Callable[[Int[Tensor, "B L1"]], None]
+
+
+@dataclass(frozen=True)
+class StepScore:
+    """Attributes:
+    tokens_per_second: of whole training steps.
+    ratio: tokens per second over those of the yardstick, round by round.
+    """
+
+    name: str
+    num_params: int
+    tokens_per_second: Spread
+    ratio: Spread
+
+
+@dataclass(frozen=True)
+class StepMatch:
+    """All contestants on one configuration."""
+
+    config: RunConfig
+    device: str
+    threads: int
+    rounds: int
+    yardstick: str
+    scores: list[StepScore]
+    left_out: dict[str, str]
+
+
+def check_comparable(config: RunConfig) -> None:
+    """Raises ConfigError for a model that Mixtral has no counterpart of."""
+    model = config.model
+    for wrong, setting in (
+        (config.dense, "expert=1"),
+        (model.expert_kind != "glu", f"model.expert_kind={model.expert_kind}"),
+        (model.activation != "silu", f"model.activation={model.activation}"),
+        (model.shared_experts > 0, f"model.shared_experts={model.shared_experts}"),
+        (model.moe_every > 1, f"model.moe_every={model.moe_every}"),
+        (config.capacity is not None, f"capacity={config.capacity}"),
+        (model.dropout > 0, f"model.dropout={model.dropout}"),
+    ):
+        if wrong:
+            raise ConfigError(f"{setting}: Mixtral has no counterpart to compare with. Leave it out of moe bench step.")
+
+
+def idle_settings(keys: Collection[str]) -> tuple[str, ...]:
+    """A note on the settings given that say nothing about a step on random tokens with AdamW."""
+    used = ("train.batch_size", "train.threads", "train.device", "train")
+    groups = ("data", "optim", "eval", "train")
+    idle = sorted(key for key in keys if key.split(".")[0] in groups and key not in used)
+    return (f"a step on random tokens with AdamW: {', '.join(idle)} set aside.",) if idle else ()
+
+
+def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) -> dict[str, Callable[[], Trainee]]:
+    """Everybody by name: Mixtral as it comes and with fused AdamW, and ours; compiled and under bfloat16 where asked."""
+    builders: dict[str, Callable[[], Trainee]] = {YARDSTICK: partial(make_theirs, config, device, fused=False)}
+    for precision in ("float32", "bfloat16") if bf16 else ("float32",):
+        for compile_it in (False, True) if compiled else (False,):
+            tuning = (", bf16" if precision == "bfloat16" else "") + (", compiled" if compile_it else "")
+            theirs = partial(make_theirs, config, device, fused=True)
+            builders[f"{YARDSTICK}, fused{tuning}"] = partial(theirs, precision=precision, compiled=compile_it)
+            builders[f"{OURS}{tuning}"] = partial(make_ours, config, device, precision, compile_it)
+    return builders
+
+
+def make_ours(config: RunConfig, device: str, precision: str = "float32", compiled: bool = False) -> Trainee:
+    """Our GPT with the optimizer and the balancing loss that training gives it."""
+    model = make_model(config, VOCAB_SIZE).to(device)
+    optimizers = make_optimizers(AdamWConfig(), model)
+    network = torch.compile(model) if compiled else model
+    balance = config.balance
+    weight = balance.weight if isinstance(balance, SwitchBalance | ZBalance) else 0.0
+
+    def loss(tokens: Tensor) -> Tensor:
+        logits, routings = network(tokens[:, :-1])
+        aux_loss = auxiliary_loss(balance, routings)
+        return next_token_loss(logits, tokens) + (0.0 if aux_loss is None else weight * aux_loss)
+
+    def update() -> None:
+        optimizers.step(0.5)
+        optimizers.zero_grad()
+
+    return Trainee(count_params(model), partial(_step, model, loss, update, precision, device))
+
+
+def make_theirs(
+    config: RunConfig, device: str, *, fused: bool, precision: str = "float32", compiled: bool = False
+) -> Trainee:
+    """transformers' MixtralForCausalLM of the same size, with its own choice of back end."""
+    model = mixtral(config).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if fused else None)
+    network: Any = torch.compile(model) if compiled else model
+
+    def loss(tokens: Tensor) -> Tensor:
+        return next_token_loss(network(input_ids=tokens[:, :-1], use_cache=False).logits, tokens)
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return Trainee(count_params(model), partial(_step, model, loss, update, precision, device))
+
+
+def mixtral(config: RunConfig) -> nn.Module:
+    """Mixtral with the layers, widths, heads and experts of a configuration, as many parameters as our GPT."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    model = config.model
+    torch.manual_seed(config.seed)
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE, "hidden_size": model.d_model, "intermediate_size": model.d_expert,
+        "num_hidden_layers": model.num_layers, "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_heads, "max_position_embeddings": model.context_length,
+        "num_local_experts": config.expert, "num_experts_per_tok": config.k,
+        "tie_word_embeddings": model.tie_embeddings,
+    }  # fmt: skip
+    mixture: nn.Module = MixtralForCausalLM(MixtralConfig(**sizes))
+    return mixture
+
+
+def next_token_loss(logits: Float[Tensor, "B L V"], tokens: Int[Tensor, "B L1"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats, in float32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+def count_params(model: nn.Module) -> int:
+    return sum(param.numel() for param in model.parameters())
+
+
+def _step(
+    model: nn.Module, loss: Callable[[Tensor], Tensor], update: Callable[[], None], precision: str, device: str,
+    tokens: Tensor,
+) -> None:  # fmt: skip
+    context: AbstractContextManager[Any] = autocast(precision, torch.device(device))
+    with context:
+        value = loss(tokens)
+    value.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    update()
+    synchronise(device)
+
+
+def run_step_match(
+    config: RunConfig,
+    builders: Mapping[str, Callable[[], Trainee]],
+    seconds: float,
+    threads: int,
+    device: str = "cpu",
+) -> StepMatch:
+    """Everybody's tokens per second, side by side for about `seconds` after warming up (compiling is not counted).
+
+    Raises:
+        ConfigError: Mixtral has no counterpart, or nobody is left.
+    """
+    check_comparable(config)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        trainees, left_out = _warm_up(config, builders, device)
+        if not trainees:
+            raise ConfigError("nobody could take a step: " + "; ".join(f"{n}: {why}" for n, why in left_out.items()))
+        calls = {name: trainee.step for name, trainee in trainees.items()}
+        times = interleave(calls, lambda number: _tokens(config, number + 1, device), seconds)
+    finally:
+        torch.set_num_threads(before)
+    yardstick = YARDSTICK if YARDSTICK in trainees else next(iter(trainees))
+    per_step = config.train.batch_size * config.model.context_length
+    scores = [
+        StepScore(
+            name, trainee.num_params, spread([per_step / taken for taken in times[name]]),
+            ratios(times[yardstick], times[name]),
+        )
+        for name, trainee in trainees.items()
+    ]  # fmt: skip
+    return StepMatch(config, device, threads, len(times[yardstick]), yardstick, scores, left_out)
+
+
+def _warm_up(
+    config: RunConfig, builders: Mapping[str, Callable[[], Trainee]], device: str
+) -> tuple[dict[str, Trainee], dict[str, str]]:
+    trainees: dict[str, Trainee] = {}
+    left_out: dict[str, str] = {}
+    for name, build in builders.items():
+        try:
+            trainee = build()
+            for number in range(2):  # the second step meets the optimizer's state and compiled code
+                trainee.step(_tokens(config, -number, device))
+        except Exception as error:  # whatever a library raises, the others go on
+            left_out[name] = reason(error)
+        else:
+            trainees[name] = trainee
+    return trainees, left_out
+
+
+def _tokens(config: RunConfig, seed: int, device: str) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 1)
+    size = (config.train.batch_size, config.model.context_length + 1)
+    return torch.randint(VOCAB_SIZE, size, generator=generator).to(device)
+
+
+def step_records(match: StepMatch) -> list[dict[str, object]]:
+    """The scores with plain keys, one object each."""
+    return [
+        {
+            "contestant": score.name, "params": score.num_params, "threads": match.threads, "device": match.device,
+            "rounds": match.rounds, "tokens_per_second": score.tokens_per_second.median,
+            "tokens_per_second_min": score.tokens_per_second.least,
+            "tokens_per_second_max": score.tokens_per_second.most, "yardstick": match.yardstick,
+            "ratio": score.ratio.median, "ratio_min": score.ratio.least, "ratio_max": score.ratio.most,
+        }
+        for score in match.scores
+    ]  # fmt: skip

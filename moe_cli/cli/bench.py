@@ -1,0 +1,128 @@
+"""moe bench, moe bench step."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
+
+bench = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+Seconds = Annotated[float, typer.Option("--seconds", metavar="S", help="Time to measure each shape.", min=0.0)]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")]
+
+
+def _axis(meaning: str) -> object:
+    return typer.Option(metavar="A,B,..", help=meaning)
+
+
+@bench.callback()
+def layer(  # noqa: PLR0913  (an option each)
+    ctx: typer.Context,
+    tokens: Annotated[str, _axis("Tokens in a pass.")] = "2048",
+    experts: Annotated[str, _axis("Experts.")] = "8,64",
+    k: Annotated[str, _axis("Experts chosen per token.")] = "2",
+    d_model: Annotated[str, _axis("Width of a token.")] = "128",
+    d_expert: Annotated[str, _axis("Width of an expert.")] = "256",
+    dtype: Annotated[str, _axis("float32, bfloat16.")] = "float32",
+    threads: Annotated[str, _axis("Threads of the processor.")] = "1",
+    dispatch: Annotated[str, _axis("Back ends of our layer.")] = "auto",
+    seconds: Seconds = 20.0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time one layer, forward and backward, against a dense network of equal active FLOPs and every other library that
+    is installed. Example: moe bench --experts 8,64 --k 2
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    numbers = {"tokens": tokens, "experts": experts, "k": k, "d_model": d_model, "d_expert": d_expert}
+    axes: dict[str, list[int] | list[str]] = {name: _whole_numbers(name, text) for name, text in numbers.items()}
+    axes["dtype"] = _words("dtype", dtype, ("float32", "bfloat16"))
+    axes["threads"] = _whole_numbers("threads", threads)
+
+    from moe_cli.bench.layer import make_grid, records, run_match
+    from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines
+    from moe_cli.moe.dispatch import BACKENDS
+    from moe_cli.run import pick_device
+
+    dispatches = _words("dispatch", dispatch, BACKENDS)
+    found: list[dict[str, object]] = []
+    for shape in make_grid(axes):
+        match = run_match(shape, dispatches, seconds, str(pick_device(device)))
+        if as_json:
+            found += records(match)
+            print_notes(tuple(left_out_lines(match.left_out)))
+        else:
+            _print(layer_heading(match), layer_table(match), left_out_lines(match.left_out))
+    if as_json:
+        print_json(found)
+
+
+@bench.command()
+def step(
+    overrides: Overrides = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile too: half a minute each.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Under bfloat16 autocast too.")] = False,
+    seconds: Seconds = 30.0,
+    config_dir: ConfigDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a whole training step (AdamW) against transformers' Mixtral of the same size.
+    Example: moe bench step expert=16 --bf16
+    """
+    from moe_cli.bench.step import idle_settings, run_step_match, step_builders, step_records
+    from moe_cli.bench.tables import left_out_lines, step_heading, step_table
+    from moe_cli.config.load import load_config, parse_overrides
+    from moe_cli.run import pick_device, pick_threads
+
+    words = overrides or []
+    resolved = load_config(words, "bench step", config_dir)
+    print_notes(resolved.notes + idle_settings([axis.key for axis in parse_overrides(words)]))
+
+    config = resolved.config
+    device = str(pick_device(config.train.device))
+    builders = step_builders(config, compiled, bf16, device)
+    match = run_step_match(config, builders, seconds, pick_threads(config), device)
+    if as_json:
+        print_notes(tuple(left_out_lines(match.left_out)))
+        print_json(step_records(match))
+    else:
+        _print(step_heading(match), step_table(match), left_out_lines(match.left_out))
+
+
+def _print(heading: list[str], table: object, notes: list[str]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, emoji=False, markup=False)
+    for line in heading:
+        console.print(line)
+    console.print()
+    console.print(table)
+    for line in notes:
+        console.print(line, style="dim")
+    console.print()
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    from moe_cli.errors import ConfigError
+
+    parts = _parts(text)
+    if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
+        option = name.replace("_", "-")
+        raise ConfigError(f"--{option} {text}: give whole numbers above 0, such as --{option} 8 or --{option} 8,64")
+    return [int(part) for part in parts]
+
+
+def _words(name: str, text: str, options: Iterable[str]) -> list[str]:
+    from moe_cli.errors import ConfigError
+
+    parts, options = _parts(text), list(options)
+    if not parts or not set(parts) <= set(options):
+        raise ConfigError(f"--{name} {text}: give some of: {', '.join(options)}.")
+    return parts

@@ -1,0 +1,190 @@
+"""The loop: experts one after the other over contiguous rows, with a hand-written backward. The fast way on a CPU.
+
+T tokens, A assignments, R kept assignments (rows), E experts, D widths, F hidden width, H = 2F (gated) or F.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moe_cli.moe.experts import Experts, hidden, hidden_backward
+from moe_cli.moe.plan import Plan, make_plan, operands, sort_rows, sum_by_token
+from moe_cli.moe.routing import Routing
+
+# Pointwise work is done on about this many rows at a time, so that it stays in the processor's cache.
+CHUNK_ROWS = 512
+
+
+def grouped_loop(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
+    """Sorted by expert, one matrix product per expert: the fast way on a CPU, and right on any device.
+
+    Kept for backward: x [T, D_in], the weights [A], the sorting, and the first product [R, H] ([A, H] when compiled,
+    where the number of rows is not known beforehand). The sorted input and the activation are recomputed. The experts'
+    answers are not kept, because d(weight) = <dy W_out, hidden> needs only what is there.
+    """
+    given = operands(experts, x)
+    if torch.compiler.is_compiling():
+        return _compiled_experts(  # type: ignore[no-any-return]
+            given.x, routing.token_ids, routing.expert_ids, routing.weights, routing.kept, given.w_in, given.w_out,
+            experts.kind, experts.activation,
+        )[0]  # fmt: skip
+    return _GroupedExperts.apply(  # type: ignore[no-any-return]
+        given.x, routing.weights, given.w_in, given.w_out, make_plan(routing), experts.kind, experts.activation
+    )
+
+
+def chunks(counts: list[int]) -> list[tuple[range, slice]]:
+    """Neighbouring experts together until they fill CHUNK_ROWS, with the slice of rows they hold."""
+    ends = list(accumulate(counts))
+    found, first = [], 0
+    for expert in range(len(counts)):
+        start = ends[first] - counts[first]
+        is_last = expert + 1 == len(counts)
+        if is_last or ends[expert + 1] - start > CHUNK_ROWS:
+            found.append((range(first, expert + 1), slice(start, ends[expert])))
+            first = expert + 1
+    return found
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What forward leaves for backward.
+
+    Attributes:
+        pre: the first product, in its first R rows.
+    """
+
+    x: Float[Tensor, "T D_in"]
+    weights: Float[Tensor, " A"]
+    w_in: Float[Tensor, "E H D_in"]
+    w_out: Float[Tensor, "E D_out F"]
+    pre: Float[Tensor, "_ H"]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.x, self.weights, self.w_in, self.w_out, self.pre
+
+
+def _forward(kept: Kept, plan: Plan, kind: str, activation: str) -> Float[Tensor, "T D_out"]:
+    """The answer; fills `kept.pre`."""
+    inputs, pre = kept.x.index_select(0, plan.token_ids), kept.pre[: len(plan.token_ids)]
+    answers = inputs.new_empty(len(inputs), kept.w_out.shape[1])
+    w_in_t, w_out_t = kept.w_in.transpose(1, 2).unbind(0), kept.w_out.transpose(1, 2).unbind(0)
+    for experts, rows in chunks(plan.counts):
+        counts = plan.counts[experts.start : experts.stop]
+        for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
+            torch.mm(source, w_in_t[e], out=target)
+        act = hidden(pre[rows], kind, activation)
+        for e, source, target in zip(experts, act.split(counts), answers[rows].split(counts), strict=True):
+            torch.mm(source, w_out_t[e], out=target)
+    return sum_by_token(plan, answers, kept.weights.index_select(0, plan.assignments).to(answers.dtype))
+
+
+def _backward(grad_y: Tensor, kept: Kept, plan: Plan, kind: str, activation: str) -> tuple[Tensor, ...]:
+    """The gradients of x, weights, w_in and w_out."""
+    w_in, w_out, pre = kept.w_in, kept.w_out, kept.pre
+    inputs, grads = kept.x.index_select(0, plan.token_ids), grad_y.index_select(0, plan.token_ids)
+    row_weights = kept.weights.index_select(0, plan.assignments)
+    scale = row_weights.to(grads.dtype).unsqueeze(1)
+    grad_row_weights, grad_inputs = torch.empty_like(row_weights), torch.empty_like(inputs)
+    grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
+    for experts, rows in chunks(plan.counts):
+        counts = plan.counts[experts.start : experts.stop]
+        grad_hidden = pre.new_empty(rows.stop - rows.start, w_out.shape[2])
+        for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
+            torch.mm(source, w_out[e], out=target)
+        act = hidden(pre[rows], kind, activation)
+        grad_row_weights[rows] = (grad_hidden * act).sum(1, dtype=row_weights.dtype)
+        act.mul_(scale[rows])
+        grad_pre = hidden_backward(grad_hidden.mul_(scale[rows]), pre[rows], kind, activation)
+        split = zip(experts, grads[rows].split(counts), act.split(counts), grad_pre.split(counts),
+                    inputs[rows].split(counts), grad_inputs[rows].split(counts), strict=True)  # fmt: skip
+        for e, grad, act_e, grad_pre_e, input_e, grad_input_e in split:
+            torch.mm(grad.T, act_e, out=grad_w_out[e])
+            torch.mm(grad_pre_e.T, input_e, out=grad_w_in[e])
+            torch.mm(grad_pre_e, w_in[e], out=grad_input_e)
+    grad_weights = torch.zeros_like(kept.weights).index_copy_(0, plan.assignments, grad_row_weights)
+    return sum_by_token(plan, grad_inputs), grad_weights, grad_w_in, grad_w_out
+
+
+class _GroupedExperts(torch.autograd.Function):
+    """The loop for ordinary execution; see `grouped_loop` for what it keeps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, plan: Plan, kind: str, activation: str
+    ) -> Tensor:
+        kept = Kept(x, weights, w_in, w_out, x.new_empty(len(plan.token_ids), w_in.shape[1]))
+        ctx.counts, ctx.how = plan.counts, (kind, activation)
+        ctx.save_for_backward(*kept.tensors, *plan.tensors)
+        return _forward(kept, plan, kind, activation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        *kept, assignments, token_ids, bag_rows, bag_starts = ctx.saved_tensors
+        plan = Plan(assignments, token_ids, ctx.counts, bag_rows, bag_starts)
+        return *_backward(grad_y, Kept(*kept), plan, *ctx.how), None, None, None
+
+
+# The same for torch.compile: the rows of each expert are data, which a compiler cannot look into, so the loop is one
+# operator to it, that sorts for itself. Not used otherwise, because calling an operator costs more than a small layer.
+@torch.library.custom_op(
+    "moe_cli::grouped_experts",
+    mutates_args=(),
+    schema="(Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, Tensor w_out, "
+    "str kind, str activation) -> (Tensor, Tensor)",
+)
+def _compiled_experts(  # noqa: PLR0913  (an operator takes tensors one by one)
+    x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor, w_out: Tensor,
+    kind: str, activation: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    plan = sort_rows(token_ids, expert_ids, kept, (len(x), len(w_in)))
+    pre = x.new_empty(len(expert_ids), w_in.shape[1])
+    return _forward(Kept(x, weights, w_in, w_out, pre), plan, kind, activation), pre
+
+
+@torch.library.custom_op(
+    "moe_cli::grouped_experts_backward",
+    mutates_args=(),
+    schema="(Tensor grad_y, Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, "
+    "Tensor w_out, Tensor pre, str kind, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
+    grad_y: Tensor, x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor,
+    w_out: Tensor, pre: Tensor, kind: str, activation: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    plan = sort_rows(token_ids, expert_ids, kept, (len(x), len(w_in)))
+    return _backward(grad_y, Kept(x, weights, w_in, w_out, pre), plan, kind, activation)
+
+
+@_compiled_experts.register_fake
+def _shapes(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    _, expert_ids, _, _, w_in, w_out, *_ = others
+    return x.new_empty(x.shape[0], w_out.shape[1]), x.new_empty(expert_ids.shape[0], w_in.shape[1])
+
+
+@_compiled_backward.register_fake
+def _backward_shapes(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    _, _, weights, _, w_in, w_out, *_ = others
+    return tuple(torch.empty_like(tensor) for tensor in (x, weights, w_in, w_out))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, kind, activation = inputs
+    ctx.set_materialize_grads(False)
+    ctx.how = (kind, activation)
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, grad_pre: None) -> tuple[Tensor | None, ...]:
+    x, weights, w_in, w_out = _compiled_backward(grad_y, *ctx.saved_tensors, *ctx.how)
+    return x, None, None, weights, None, w_in, w_out, None, None
+
+
+_compiled_experts.register_autograd(_differentiate, setup_context=_keep)

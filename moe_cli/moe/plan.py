@@ -1,0 +1,112 @@
+"""The sorting that back ends share: kept assignments as rows, one expert after the other, and their sums by token.
+
+T tokens, A assignments, R kept assignments (rows), E experts, D width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from moe_cli.moe.experts import Experts
+from moe_cli.moe.routing import Routing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept assignments sorted by expert ("rows"), and how to sum them back by token.
+
+    Attributes:
+        assignments: which assignment each row is.
+        token_ids: which token each row reads.
+        counts: rows of each expert; they lie one expert after the other.
+        bag_rows: the rows again, sorted by token.
+        bag_starts: where each token's rows start in `bag_rows`.
+    """
+
+    assignments: Int[Tensor, " R"]
+    token_ids: Int[Tensor, " R"]
+    counts: list[int]
+    bag_rows: Int[Tensor, " R"]
+    bag_starts: Int[Tensor, " T"]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.assignments, self.token_ids, self.bag_rows, self.bag_starts
+
+
+def make_plan(routing: Routing) -> Plan:
+    """The plan of a routing."""
+    return sort_rows(routing.token_ids, routing.expert_ids, routing.kept, (routing.num_tokens, routing.num_experts))
+
+
+def sort_rows(
+    token_ids: Int[Tensor, " A"], expert_ids: Int[Tensor, " A"], kept: Bool[Tensor, " A"], size: tuple[int, int]
+) -> Plan:
+    """The plan of these assignments, `size` being (T, E). On a CPU through numpy, whose radix sort is fastest."""
+    num_tokens, num_experts = size
+    assignments = kept.nonzero().squeeze(1)
+    expert_ids, token_ids = expert_ids[assignments], token_ids[assignments]
+    by_expert = stable_argsort(expert_ids, num_experts)
+    counts = torch.bincount(expert_ids, minlength=num_experts)
+    rows = torch.empty_like(by_expert)
+    rows[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
+    by_token = stable_argsort(token_ids, num_tokens)
+    per_token = torch.bincount(token_ids, minlength=num_tokens)
+    return Plan(
+        assignments=assignments[by_expert],
+        token_ids=token_ids[by_expert],
+        counts=counts.tolist(),
+        bag_rows=rows[by_token],
+        bag_starts=per_token.cumsum(0) - per_token,
+    )
+
+
+def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
+    """The stable order of ids below `bound`; numpy sorts small integers by radix."""
+    if ids.device.type != "cpu":
+        return torch.argsort(ids, stable=True)
+    small = np.uint8 if bound <= 2**8 else np.uint16 if bound <= 2**16 else np.int64
+    return torch.from_numpy(np.argsort(ids.numpy().astype(small), kind="stable"))
+
+
+def places_in_expert(plan: Plan) -> Int[Tensor, " R"]:
+    """How many earlier rows each row's expert has."""
+    counts = torch.tensor(plan.counts, device=plan.token_ids.device)
+    starts = counts.cumsum(0) - counts
+    return torch.arange(len(plan.token_ids), device=starts.device) - starts.repeat_interleave(counts)
+
+
+def sum_by_token(plan: Plan, rows: Float[Tensor, "R D"], weights: Tensor | None = None) -> Float[Tensor, "T D"]:
+    """Each token's (weighted) sum of its rows; zero for a token without any."""
+    if weights is not None:
+        weights = weights.index_select(0, plan.bag_rows)
+    return F.embedding_bag(plan.bag_rows, rows, plan.bag_starts, mode="sum", per_sample_weights=weights)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What is multiplied, in the precision it is multiplied in."""
+
+    x: Float[Tensor, "T D_in"]
+    w_in: Float[Tensor, "E H D_in"]
+    w_out: Float[Tensor, "E D_out F"]
+
+
+def operand_dtype(x: Tensor) -> torch.dtype:
+    """Autocast's precision where it is on, else that of x. Parameters stay float32 under autocast and are cast."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def operands(experts: Experts, x: Float[Tensor, "T D_in"]) -> Operands:
+    """Cast by hand, because autocast casts no product that is written into a place, and no grouped one."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return Operands(x, experts.w_in, experts.w_out)
+    dtype = operand_dtype(x)
+    return Operands(x.to(dtype), experts.w_in.to(dtype), experts.w_out.to(dtype))

@@ -1,0 +1,89 @@
+"""torch.compile of a model around the layer: equal outputs and gradients, and no graph break where none is needed."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moe_cli.config.resolve import resolve
+from moe_cli.config.schema import GPTConfig, RunConfig
+from moe_cli.models.gpt import make_model
+from moe_cli.moe.experts import Experts
+from moe_cli.moe.grouped import _compiled_experts, grouped_loop
+from tests.moe.test_dispatch import E, assert_same, every_capacity, every_router, make_case
+from tests.tiny import randomise
+
+# Raised inside the compiler, not by anything we call.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+def tiny_gpt(capacity: float | None = None, dispatch: str = "auto") -> nn.Module:
+    shape = GPTConfig(num_layers=2, num_heads=2, d_model=16, d_expert=12, context_length=16, dispatch=dispatch)
+    config = RunConfig(expert=4, k=2, match="none", capacity=capacity, model=shape)
+    return randomise(make_model(resolve(config).config, 32))
+
+
+def outcome(model: nn.Module, network: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
+    """Logits, and every gradient of a loss that looks at logits and routing probabilities."""
+    model.zero_grad()
+    logits, routings = network(tokens)
+    loss = logits.square().mean() + sum(routing.probs.square().mean() for routing in routings)
+    loss.backward()
+    return {"logits": logits.detach(), **{name: param.grad.clone() for name, param in model.named_parameters()}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capacity", "dispatch"), [(None, "auto"), (1.0, "auto"), (None, "grouped"), (None, "padded"), (1.0, "einsum")]
+)
+def test_a_compiled_model_is_the_model(capacity: float | None, dispatch: str) -> None:
+    """Logits and all gradients of the compiled GPT equal the plain one's, for two batches, drops included."""
+    torch.compiler.reset()
+    model = tiny_gpt(capacity, dispatch)
+    compiled = torch.compile(model)
+    for seed in range(2):
+        tokens = torch.randint(32, (4, 16), generator=torch.Generator().manual_seed(seed))
+        assert_same(outcome(model, model, tokens), outcome(model, compiled, tokens), 1e-4)
+
+
+@pytest.mark.slow
+def test_a_dropless_model_is_one_graph() -> None:
+    """Without a capacity nothing breaks the graph: `fullgraph` compiles, backward included."""
+    torch.compiler.reset()
+    model = tiny_gpt()
+    tokens = torch.randint(32, (4, 16))
+    assert_same(outcome(model, model, tokens), outcome(model, torch.compile(model, fullgraph=True), tokens), 1e-4)
+
+
+@every_capacity
+@every_router
+def test_the_operator_equals_the_loop(router: str, capacity: float | None) -> None:
+    """What the compiler sees gives the loop's answer and gradients to the last bit."""
+
+    def operator(experts: Experts, x: Tensor, routing: object) -> Tensor:
+        return _compiled_experts(
+            x,
+            routing.token_ids,
+            routing.expert_ids,
+            routing.weights,
+            routing.kept,
+            *experts.parameters(),
+            "glu",
+            "silu",
+        )[0]
+
+    case = make_case(router, 64, capacity)
+    assert_same(case.outcome(grouped_loop), case.outcome(operator), 0.0)
+
+
+@pytest.mark.slow
+def test_the_operator_keeps_its_promises() -> None:
+    """Torch's own check of a custom operator: schema, shapes without data, and autograd registration."""
+    case = make_case("top2", 9, 0.5, dtype=torch.float64)
+    routing = case.routing()
+    tensors = (case.x, routing.token_ids, routing.expert_ids, routing.weights.detach(), routing.kept)
+    given = (*tensors, case.experts.w_in, case.experts.w_out, "glu", "silu")
+    # Rows of dropped assignments are left uninitialised in the second output, so values cannot be compared there.
+    torch.library.opcheck(
+        _compiled_experts, given, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+    )
+    assert E == len(case.experts.w_in)

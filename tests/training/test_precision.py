@@ -1,0 +1,109 @@
+"""train.precision: what it means on each device, and that the forward pass alone obeys it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from moe_cli.cli.evaluate import _row
+from moe_cli.config.resolve import resolve
+from moe_cli.config.schema import RunConfig, TrainConfig
+from moe_cli.models.gpt import make_model
+from moe_cli.run import restore
+from moe_cli.training.evaluate import evaluate
+from moe_cli.training.precision import autocast, pick_precision
+from tests.tiny import finish, tiny_config, tiny_task
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "expected"),
+    [
+        ("auto", "cpu", (0, 0), "float32"),
+        ("auto", "cuda", (7, 5), "float32"),
+        ("auto", "cuda", (8, 0), "bfloat16"),
+        ("auto", "cuda", (9, 0), "bfloat16"),
+        ("float32", "cuda", (9, 0), "float32"),
+        ("bfloat16", "cpu", (0, 0), "bfloat16"),
+    ],
+)
+def test_auto_is_bfloat16_where_a_gpu_multiplies_it(
+    precision: str, device: str, capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only `auto` looks at the device; capability 8.0 is the first that has bfloat16."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert expected == pick_precision(precision, torch.device(device))
+
+
+def test_the_context_is_on_for_bfloat16_alone() -> None:
+    """On a CPU autocast is entered in bfloat16 and left out in float32."""
+    for precision, expected in (("bfloat16", True), ("float32", False), ("auto", False)):
+        with autocast(precision, torch.device("cpu")):
+            assert expected == torch.is_autocast_enabled("cpu")
+
+
+def test_precision_tells_runs_apart() -> None:
+    """Another precision is another run."""
+    digests = {
+        resolve(RunConfig(train=TrainConfig(precision=precision))).config.digest
+        for precision in ("auto", "float32", "bfloat16")
+    }
+    assert 3 == len(digests)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_training_and_evaluation_multiply_in_it(
+    text_file: Path, tmp_path: Path, precision: Any, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Projections and experts answer in the precision; logits of the gate, weights and what is saved stay float32."""
+    seen: dict[str, set[torch.dtype]] = {"qkv": set(), "ffn": set(), "gate": set()}
+    backward: set[bool] = set()
+
+    def watch(name: str, module: nn.Module) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            answer = output[0] if isinstance(output, tuple) else output
+            seen[name].add(answer.dtype)
+            if name == "ffn":
+                seen["gate"].add(output[1].logits.dtype)
+            if answer.requires_grad:
+                answer.register_hook(lambda grad: backward.add(torch.is_autocast_enabled("cpu")))
+
+        module.register_forward_hook(hook)
+
+    def watched(config: RunConfig, vocab_size: int) -> nn.Module:
+        model = make_model(config, vocab_size)
+        watch("qkv", model.blocks[0].attention.qkv)
+        watch("ffn", model.blocks[0].ffn)
+        return model
+
+    monkeypatch.setattr("moe_cli.models.gpt.make_model", watched)
+    run = finish(tiny_config(text_file, train={"precision": precision, "steps": 2}), tmp_path)
+    assert {"qkv": {expected}, "ffn": {expected}, "gate": {torch.float32}} == seen
+    assert {False} == backward
+    trained = restore(run, tmp_path)
+    assert {torch.float32} == {param.dtype for param in trained.model.parameters()}
+
+
+def test_a_run_is_evaluated_as_it_was_trained(text_file: Path, tmp_path: Path) -> None:
+    """`moe eval` of a bfloat16 run gives the summary's loss, which is near float32's and not the same."""
+    run = finish(tiny_config(text_file, train={"precision": "bfloat16"}), tmp_path)
+    expected = json.loads((run.path / "summary.json").read_text())["val_loss"]
+    trained = restore(run, tmp_path)
+    assert expected == _row(trained, "dropless", None, None)["val_loss"]
+    wide = evaluate(trained.model, trained.task, 4, precision="float32").loss
+    assert expected == pytest.approx(wide, rel=0.02)
+    assert expected != wide
+
+
+def test_evaluation_obeys_the_precision(text_file: Path, tmp_path: Path) -> None:
+    """The same model and text, another precision, another last digit."""
+    config = tiny_config(text_file)
+    task = tiny_task(config, tmp_path)
+    model = make_model(config, task.vocab_size)
+    nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    losses = {
+        precision: evaluate(model, task, 4, precision=precision).loss for precision in ("auto", "float32", "bfloat16")
+    }
+    assert losses["auto"] == losses["float32"] != losses["bfloat16"]
