@@ -81,7 +81,9 @@ def test_a_stored_configuration_is_read_back(balance: BalanceConfig, expected: d
 def test_a_sweep_takes_combinations() -> None:
     """Values of a sweep may name several methods each."""
     plan = plan_sweep(["balance=switch,switch+z,none"])
-    assert ["switch", "switch+z", "none"] == [point.config.balance.name for point in plan.points if point.config.balance]
+    assert ["switch", "switch+z", "none"] == [
+        point.config.balance.name for point in plan.points if point.config.balance
+    ]
     assert "balance=switch+z seed=0" == plan.points[1].label
 
 
@@ -160,7 +162,9 @@ def test_a_scope_that_is_the_batch_is_called_so(scope: Any, train: Any, expected
 
 def test_only_one_method_sets_the_bias() -> None:
     """loss_free and quantile would overwrite each other."""
-    with pytest.raises(ConfigError, match=r"^balance=loss_free\+quantile: .* both set the bias of the choice\. Use one"):
+    with pytest.raises(
+        ConfigError, match=r"^balance=loss_free\+quantile: .* both set the bias of the choice\. Use one"
+    ):
         CombinedBalance("loss_free+quantile", loss_free=LossFreeBalance(), quantile=QuantileBalance())
 
 

@@ -8,9 +8,7 @@ from moe_cli.errors import ConfigError
 NO_SHAPE = "is not a setting. Write: key=value, such as expert=8"
 NO_GRAMMAR = "cannot be read. Put quotes around a value with spaces or signs:"
 BELOW_ONE = "must be at least 0 and below 1."
-BALANCES = (
-    "There are: entropy, importance, load, loss_free, mutual_information, none, quantile, switch, z."
-)
+BALANCES = "There are: entropy, importance, load, loss_free, mutual_information, none, quantile, switch, z."
 ROUTERS = "There are: random, switch, topk."
 
 WORDS = [
