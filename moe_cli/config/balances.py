@@ -104,7 +104,7 @@ class CombinedBalance:
 
     def to_dict(self) -> dict[str, Any]:
         """The name, and under each method's name its settings; the methods that are not used do not occur."""
-        settings = {method.name: dataclasses.asdict(method) for method in self.methods}
+        settings: dict[str, Any] = {method.name: dataclasses.asdict(method) for method in self.methods}
         for values in settings.values():
             del values["name"]
         return {"name": self.name, **settings}
@@ -141,7 +141,8 @@ def setting_key(balance: BalanceConfig | None, method: Method) -> str:
 
 def replace_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
     """The balance with other settings of one of its methods."""
-    return replace(balance, **{method.name: method}) if isinstance(balance, CombinedBalance) else method
+    held: dict[str, Any] = {method.name: method}
+    return replace(balance, **held) if isinstance(balance, CombinedBalance) else method
 
 
 def check_ranges(balance: BalanceConfig | None) -> None:

@@ -19,9 +19,9 @@ from moe_cli.config.balances import (
     replace_method,
     setting_key,
 )
+from moe_cli.config.parse import show
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, GPTConfig, RunConfig, TextData
-from moe_cli.config.parse import show
 from moe_cli.errors import ConfigError
 
 
@@ -95,7 +95,7 @@ def _with_experts(config: RunConfig) -> RunConfig:
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     """With the coefficient of the balancing loss in our convention, and the plainest of equal scopes."""
     balance = config.balance or NoBalance()
-    router = config.router.name if config.router else ""
+    router: str = config.router.name if config.router else ""
     for method in methods_of(balance):
         if isinstance(method, LoadBalance) and router != "noisy_topk":
             raise ConfigError(

@@ -194,9 +194,9 @@ class Training:
         self, loss: float, aux_losses: dict[str, float], grad_norm: float | None, load: list[Tensor], lr_factor: float
     ) -> None:
         state = self.state
-        values = {"train/loss": loss, "train/grad_norm": grad_norm}
-        for name, value in aux_losses.items():
-            values["train/aux_loss" if len(aux_losses) == 1 else f"train/aux_loss/{name}"] = value
+        values: dict[str, float | None] = {"train/loss": loss, "train/grad_norm": grad_norm}
+        for name, aux_loss in aux_losses.items():
+            values["train/aux_loss" if len(aux_losses) == 1 else f"train/aux_loss/{name}"] = aux_loss
         if load:
             values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
         for key, value in values.items():
