@@ -15,11 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_cli.bench.measure import Spread, interleave, ratios, reason, spread, synchronise
-from moe_cli.config.balances import SwitchBalance, ZBalance
 from moe_cli.config.schema import AdamWConfig, RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.gpt import make_model
-from moe_cli.moe.balance import auxiliary_loss
+from moe_cli.moe.balance import auxiliary_losses
 from moe_cli.training.optim import make_optimizers
 from moe_cli.training.precision import autocast
 
@@ -107,13 +106,13 @@ def make_ours(config: RunConfig, device: str, precision: str = "float32", compil
     model = make_model(config, VOCAB_SIZE).to(device)
     optimizers = make_optimizers(AdamWConfig(), model)
     network = torch.compile(model) if compiled else model
-    balance = config.balance
-    weight = balance.weight if isinstance(balance, SwitchBalance | ZBalance) else 0.0
 
     def loss(tokens: Tensor) -> Tensor:
         logits, routings = network(tokens[:, :-1])
-        aux_loss = auxiliary_loss(balance, routings)
-        return next_token_loss(logits, tokens) + (0.0 if aux_loss is None else weight * aux_loss)
+        aux_losses = auxiliary_losses(config.balance, routings, num_sequences=len(tokens))
+        return next_token_loss(logits, tokens) + sum(
+            method.weight * aux_loss for method, aux_loss in aux_losses.items()
+        )
 
     def update() -> None:
         optimizers.step(0.5)

@@ -120,7 +120,7 @@ class Display:
             f"step {view.state.step:>4}{total}", ProgressBar(total=1, completed=view.progress, width=width),
             f"{100 * view.progress:3.0f} %", f"{count(view.state.tokens / view.state.seconds)} tok/s", self._left(view, now),
         )  # fmt: skip
-        aux = "" if view.aux_loss is None else f"   aux {view.aux_loss:.3f}"
+        aux = "".join(f"   {name} {loss:.3f}" for name, loss in view.aux_losses.items())
         rows: list[Any] = [head, Text(f"  train {view.loss:.3f}   {_val(view.val)}{aux}   lr x{view.lr_factor:.2f}")]
         if view.load:
             rows.append(self._load(view))

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from moe_cli.config.balances import combine
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import RunConfig
@@ -130,9 +131,9 @@ class Composer:
         """
         groups = {key: value for key, value in values.items() if key in GROUPS}
         for group, choice in groups.items():
-            self._check_choice(group, choice)
-        chosen = sorted(f"{group}={choice}" for group, choice in groups.items() if choice is not None)
-        tree = deepcopy(self.compose(*chosen))
+            for part in _parts(group, choice):
+                self._check_choice(group, part)
+        tree = self._grouped({group: choice for group, choice in groups.items() if choice is not None})
         for key, value in values.items():
             if key not in groups:
                 self._set(tree, key, value)
@@ -141,6 +142,21 @@ class Composer:
         except OmegaConfBaseException as error:
             raise ConfigError(_three_lines(error)) from None
         return resolve(build(RunConfig, plain), given=frozenset(values))  # type: ignore[arg-type]
+
+    def _grouped(self, groups: dict[str, Any]) -> DictConfig:
+        """The tree of these choices, of which `balance` may be several: a+b."""
+        parts = _parts("balance", groups.get("balance"))
+        trees = []
+        for part in parts:
+            chosen = {**groups, "balance": part} if "balance" in groups else groups
+            trees.append(deepcopy(self.compose(*sorted(f"{group}={choice}" for group, choice in chosen.items()))))
+        tree = trees[0]
+        if len(parts) > 1:
+            methods = {str(each.balance.get("name")): dict(each.balance) for each in trees}
+            if len(methods) < len(parts):
+                raise ConfigError(f"balance={groups['balance']} names a method twice.")
+            tree.balance = combine(methods)
+        return tree
 
     def _check_choice(self, group: str, choice: Any) -> None:
         choices = self.choices(group)
@@ -164,14 +180,26 @@ class Composer:
             self._refuse_unknown(tree, key, known)
         OmegaConf.update(tree, key, value)
 
+    def _default_first(self, group: str) -> list[str]:
+        default = self.compose()[group].get("name")
+        return sorted(self.choices(group), key=lambda choice: choice != default)
+
     def _refuse_unknown(self, tree: DictConfig, key: str, known: list[str]) -> None:
-        group = key.split(".")[0]
+        group, _, setting = key.partition(".")
         name = tree[group].get("name") if group in tree and OmegaConf.is_dict(tree[group]) else None
-        for choice in self.choices(group) if name else []:
+        several = [leaf for leaf in known if leaf.startswith(f"{group}.") and leaf.endswith(f".{setting}")]
+        if name and "+" in name and several:
+            raise ConfigError(f"no setting '{key}' with {group}={name}. Each method has its own: {', '.join(several)}")
+        for choice in self._default_first(group) if name else []:
             if choice != name and key in _leaves(self.compose(f"{group}={choice}")):
                 raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={choice}.")
         hint = did_you_mean(key, [*known, *GROUPS])
         raise ConfigError(f"no setting '{key}'.{hint or ' All settings: moe config'}")
+
+
+def _parts(group: str, choice: Any) -> list[Any]:
+    """The choices that one word names: `balance=switch+z` names two."""
+    return choice.split("+") if group == "balance" and isinstance(choice, str) else [choice]
 
 
 def _leaves(tree: DictConfig, prefix: str = "") -> list[str]:

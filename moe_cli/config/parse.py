@@ -78,6 +78,9 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
         return build(variants[0], value, key + ".")
     by_name = {variant.name: variant for variant in variants}
     name = value.get("name")
+    combining = by_name.pop("+", None)  # the variant, if there is one, that holds several others: its name is a+b
+    if combining and isinstance(name, str) and "+" in name:
+        return build(combining, value, key + ".")
     if name not in by_name:
         hint = did_you_mean(str(name), by_name)
         raise ConfigError(f"{key}={show(name)} is not one of: {', '.join(sorted(by_name))}.{hint}")

@@ -10,7 +10,18 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_cli.config.balances import NoBalance
+from moe_cli.config.balances import (
+    LoadBalance,
+    LossFreeBalance,
+    NoBalance,
+    QuantileBalance,
+    SwitchBalance,
+    methods_of,
+    own_convention,
+    replace_method,
+    setting_key,
+)
+from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     HashConfig,
     RandomConfig,
@@ -22,6 +33,12 @@ from moe_cli.config.routers import (
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, GPTConfig, RunConfig, TextData
 from moe_cli.errors import ConfigError
+
+# Routers whose choice the methods that work by a bias can move.
+BIASED: dict[type, tuple[str, ...]] = {
+    LossFreeBalance: ("topk", "switch", "noisy_topk", "sigmoid"),
+    QuantileBalance: ("topk", "switch"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
             if not isinstance(config.balance, NoBalance):
                 notes += _set_aside(given, f"router={config.router.name} learns no choice", "balance")
             config = replace(config, balance=NoBalance())
+        config = _with_balance(config, given, notes)
         if config.capacity is None:
             config = replace(config, drop=None, renormalise_after_drop=False)
             notes += _set_aside(given, "nothing is dropped without a capacity", "drop", "renormalise_after_drop")
@@ -91,6 +109,40 @@ def _with_experts(config: RunConfig) -> RunConfig:
     drop = config.drop or "position"
     model = replace(config.model, d_expert=_d_expert(replace(config, router=router)))
     return replace(config, router=router, balance=config.balance or NoBalance(), drop=drop, model=model)
+
+
+def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """With the coefficient of the balancing loss in our convention, and the plainest of equal scopes."""
+    balance = config.balance or NoBalance()
+    router: str = config.router.name if config.router else ""
+    for method in methods_of(balance):
+        if isinstance(method, LoadBalance) and router != "noisy_topk":
+            raise ConfigError(
+                f"balance={balance.name}: the load loss is estimated from the noise of the router, and "
+                f"router={router} has none. Use router=noisy_topk, or balance=importance."
+            )
+        if router and router not in BIASED.get(type(method), (router,)):
+            raise ConfigError(
+                f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not heed. "
+                f"Use one of router={','.join(BIASED[type(method)])}."
+            )
+        if not isinstance(method, SwitchBalance):
+            continue
+        key = setting_key(balance, method)
+        own = own_convention(method, config.k or 1)
+        if own != method:
+            notes.append(
+                f"{key}weight={show(method.weight)} in the convention of transformers (balanced = K) is "
+                f"{own.weight:g} here."
+            )
+        if method.scope == "global" and config.train.grad_accumulation == 1:
+            own = replace(own, scope="batch")
+            notes += _set_aside(given, "train.grad_accumulation=1 makes a step of one batch", f"{key}scope")
+        if method.scope == "sequence" and config.train.batch_size == 1:
+            own = replace(own, scope="batch")
+            notes += _set_aside(given, "train.batch_size=1 makes a batch of one sequence", f"{key}scope")
+        balance = replace_method(balance, own)
+    return replace(config, balance=balance)
 
 
 def _d_expert(config: RunConfig) -> int:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from moe_cli.config.balances import BalanceConfig, SwitchBalance
+from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between
 from moe_cli.config.routers import RouterConfig, TopKConfig, check_router
@@ -235,6 +235,7 @@ class RunConfig:
         if self.seed >= 2**63:
             raise ConfigError(f"seed={self.seed} is too large: the most is {2**63 - 1}.")
         above("capacity", self.capacity, 0)
+        check_ranges(self.balance)
         self._check_choice()
 
     def _check_choice(self) -> None:
@@ -257,7 +258,10 @@ class RunConfig:
         return self.train.batch_size * self.train.grad_accumulation * self.model.context_length
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if isinstance(self.balance, CombinedBalance):
+            values["balance"] = self.balance.to_dict()
+        return values
 
     @property
     def digest(self) -> str:

@@ -1,30 +1,116 @@
-"""Even use of the experts: auxiliary losses and the bias update, as free functions. T tokens, E experts, K chosen."""
+"""Even use of the experts: auxiliary losses and bias updates, as free functions. T tokens, E experts, K chosen.
 
+Losses look at what was asked, before drops, and a model's loss is the mean over its layers, never pooled: two layers
+that collapse onto different experts must not look balanced.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_cli.config.balances import BalanceConfig, LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.balances import (
+    BalanceConfig,
+    BiasBalance,
+    EntropyBalance,
+    ImportanceBalance,
+    LoadBalance,
+    LossBalance,
+    LossFreeBalance,
+    MutualInformationBalance,
+    QuantileBalance,
+    SwitchBalance,
+    ZBalance,
+    methods_of,
+)
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.stats import tokens_per_expert
 
 
-def load_balancing_loss(routing: Routing) -> Float[Tensor, ""]:
+def load_balancing_loss(
+    routing: Routing, *, num_sequences: int = 1, asked: Int[Tensor, " E"] | None = None
+) -> Float[Tensor, ""]:
     """Switch auxiliary loss, eq. 4 of arXiv:2101.03961, scaled to 1 when balanced, for every K.
 
     (E / K) * sum_i f_i P_i, with f_i the assignments asked of expert i per token (before drops; no gradient) and P_i
-    the mean routing probability of expert i over the tokens of the batch.
+    the mean routing probability of expert i.
+
+    Args:
+        num_sequences: f and P are taken over each of so many sequences of equal length, one after the other in the
+            batch, and the losses averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20); 1: over the whole batch.
+        asked: counts to take f from in place of the batch's own: with those of all micro-batches of a step so far,
+            this is the global-batch loss of Qwen, arXiv:2501.11873, exact for the last micro-batch.
     """
-    asked = tokens_per_expert(routing)
-    share = asked.to(routing.probs.dtype) / asked.sum().clamp(min=1)
-    return routing.num_experts * (share * routing.probs.mean(0)).sum()
+    length = routing.num_tokens // num_sequences
+    counts = _asked_per_sequence(routing, length) if asked is None else asked.unsqueeze(0)
+    share = counts.to(routing.probs.dtype) / counts.sum(-1, keepdim=True).clamp(min=1)
+    mean_probs = routing.probs.view(num_sequences, length, -1).mean(1)
+    return routing.num_experts * (share * mean_probs).sum(-1).mean()
+
+
+def _asked_per_sequence(routing: Routing, length: int) -> Int[Tensor, "S E"]:
+    """Assignments asked of each expert by each sequence of `length` tokens."""
+    num_sequences, num_experts = routing.num_tokens // length, routing.num_experts
+    assert num_sequences * length == routing.num_tokens, "sequences of equal length"
+    place = routing.token_ids // length * num_experts + routing.expert_ids
+    return torch.bincount(place, minlength=num_sequences * num_experts).view(num_sequences, num_experts)
 
 
 def router_z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
     """Mean squared log-sum-exp of the gate's logits, eq. 5 of ST-MoE, arXiv:2202.08906; (ln E)^2 for zero logits."""
     return logits.logsumexp(-1).square().mean()
+
+
+def importance_loss(dense_weights: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
+    """CV^2 of the experts' importance, the sum of their weights over tokens: eq. 6-7 of Shazeer, arXiv:1701.06538.
+
+    0 when even, E / K - 1 when K experts share all weight alike, E - 1 at most; population variance.
+
+    Args:
+        dense_weights: the weight of every expert's answer to every token, 0 where it was not chosen.
+    """
+    return _squared_variation(dense_weights.sum(0))
+
+
+def load_loss(
+    clean_logits: Float[Tensor, "T E"], noisy_logits: Float[Tensor, "T E"], noise_std: Float[Tensor, "T E"], top_k: int
+) -> Float[Tensor, ""]:
+    """CV^2 of a smooth estimate of the experts' load: appendix A of Shazeer, arXiv:1701.06538, eq. 8-11.
+
+    The load of expert i is sum_t Phi((clean_ti - threshold_ti) / std_ti), the expected number of tokens if its own
+    noise alone were drawn again; the threshold is the K-th largest noisy logit among the other experts. Population
+    variance. 0 when all experts are chosen.
+    """
+    if top_k == clean_logits.shape[-1]:
+        return clean_logits.new_zeros(())
+    best = noisy_logits.topk(top_k + 1, dim=-1).values
+    chosen = noisy_logits > best[:, top_k:]
+    threshold = torch.where(chosen, best[:, top_k:], best[:, top_k - 1 : top_k])
+    return _squared_variation(torch.special.ndtr((clean_logits - threshold) / noise_std).sum(0))
+
+
+def _squared_variation(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
+    return values.var(correction=0) / values.mean().square()
+
+
+def entropy_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
+    """-H(mean over tokens of p) / ln E: -1 when all experts are wanted alike, 0 when one has all probability."""
+    return -_entropy(probs.mean(0)) / math.log(probs.shape[-1])
+
+
+def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
+    """-MI(token; expert) / ln E = -(H(mean p) - mean H(p)) / ln E: -1 when sure of each token and even over all.
+
+    0 when every token has the same probabilities. Mod-Squad, arXiv:2212.08066, for one task.
+    """
+    return -(_entropy(probs.mean(0)) - _entropy(probs).mean()) / math.log(probs.shape[-1])
+
+
+def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
+    # The slope at a probability of 0 must stay finite: times the softmax's own slope of 0 it would be no number.
+    return -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1)
 
 
 def update_expert_bias(
@@ -35,14 +121,91 @@ def update_expert_bias(
     return bias + rate * torch.sign(load.mean() - load).to(bias.dtype)
 
 
+def quantile_bias(
+    bias: Float[Tensor, " E"], probs: Float[Tensor, "T E"], top_k: int, iterations: int
+) -> Float[Tensor, " E"]:
+    """The bias at which these tokens' choices of K are nearly even: quantile balancing (kexue.fm/archives/11619).
+
+    Of all assignments that give each token K experts and each expert T K / E tokens, the one of most probability is a
+    linear programme. Its dual is solved by turns, from the bias there is: each token's threshold lies between its K-th
+    and its (K+1)-th largest p_ti + b_i; then each expert's bias is set so that exactly its share of the p_ti lies above
+    the thresholds less the bias, a quantile. The bias is shifted to a mean of 0, which changes no choice.
+    """
+    num_tokens, num_experts = probs.shape
+    share = min(max(1, round(num_tokens * top_k / num_experts)), num_tokens - 1)
+    if top_k == num_experts or not share:
+        return bias
+    for _ in range(iterations):
+        best = (probs + bias).topk(top_k + 1, dim=-1).values
+        threshold = (best[:, top_k - 1] + best[:, top_k]) / 2
+        margin = (probs - threshold[:, None]).topk(share + 1, dim=0).values
+        bias = -(margin[share - 1] + margin[share]) / 2
+    return bias - bias.mean()
+
+
+def update_bias(
+    balance: BiasBalance,
+    bias: Float[Tensor, " E"],
+    tokens_per_expert: Int[Tensor, " E"],
+    probs: Sequence[Float[Tensor, "T E"]],
+    top_k: int,
+) -> Float[Tensor, " E"]:
+    """The bias after an optimizer step, from the counts (loss_free) or the probabilities (quantile) of all of it."""
+    if isinstance(balance, LossFreeBalance):
+        return update_expert_bias(bias, tokens_per_expert, balance.bias_update_rate)
+    return quantile_bias(bias, torch.cat(list(probs)), top_k, balance.iterations)
+
+
+def bias_method(balance: BalanceConfig | None) -> BiasBalance | None:
+    """The method that sets the bias of the choice; there is one at most."""
+    found = [method for method in methods_of(balance) if isinstance(method, LossFreeBalance | QuantileBalance)]
+    return found[0] if found else None
+
+
+def _importance(routing: Routing) -> Tensor:
+    importance = routing.weights.new_zeros(routing.num_experts)
+    return _squared_variation(importance.index_add(0, routing.expert_ids, routing.weights))
+
+
+def _load(routing: Routing) -> Tensor:
+    assert routing.clean_logits is not None, "a router with noise, in training"
+    assert routing.noise_std is not None
+    top_k = len(routing.expert_ids) // routing.num_tokens
+    return load_loss(routing.clean_logits, routing.logits, routing.noise_std, top_k)
+
+
 LOSSES: dict[type, Callable[[Routing], Tensor]] = {
     SwitchBalance: load_balancing_loss,
+    ImportanceBalance: _importance,
+    LoadBalance: _load,
     ZBalance: lambda routing: router_z_loss(routing.logits),
+    EntropyBalance: lambda routing: entropy_loss(routing.probs),
+    MutualInformationBalance: lambda routing: mutual_information_loss(routing.probs),
 }
 
 
-def auxiliary_loss(balance: BalanceConfig | None, routings: Sequence[Routing]) -> Tensor | None:
-    """The balancing loss averaged over layers, before its weight; None when there is none to add."""
-    if balance is None or isinstance(balance, NoBalance | LossFreeBalance) or not routings:
-        return None
-    return torch.stack([LOSSES[type(balance)](routing) for routing in routings]).mean()
+def auxiliary_losses(
+    balance: BalanceConfig | None,
+    routings: Sequence[Routing],
+    asked: Sequence[Int[Tensor, " E"]] | None = None,
+    num_sequences: int = 1,
+) -> dict[LossBalance, Tensor]:
+    """Each balancing loss of the configuration, averaged over layers, before its weight; empty when there is none.
+
+    Args:
+        asked: per layer, the assignments asked in the optimizer step so far, this batch included; for scope `global`.
+        num_sequences: sequences in the batch; for scope `sequence`.
+    """
+    asked = asked if asked is not None else [tokens_per_expert(routing) for routing in routings]
+    losses: dict[LossBalance, Tensor] = {}
+    for method in methods_of(balance) if routings else ():
+        if isinstance(method, LossFreeBalance | QuantileBalance):
+            continue
+        if isinstance(method, SwitchBalance) and method.scope == "global":
+            each = [load_balancing_loss(routing, asked=counts) for routing, counts in zip(routings, asked, strict=True)]
+        elif isinstance(method, SwitchBalance) and method.scope == "sequence":
+            each = [load_balancing_loss(routing, num_sequences=num_sequences) for routing in routings]
+        else:
+            each = [LOSSES[type(method)](routing) for routing in routings]
+        losses[method] = torch.stack(each).mean()
+    return losses

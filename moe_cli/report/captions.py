@@ -89,8 +89,8 @@ def _constant(name: str, rows: Sequence[Row], hidden: set[str]) -> str:
     if name == "capacity" and value is None:
         return "dropless"
     text = f"{name.rpartition('.')[2] if not name.endswith('.name') else name.split('.')[0]} {printable(str(value))}"
-    for detail in ("balance.weight", "balance.bias_update_rate") if name == "balance" else ():
-        if rows[0].get(detail) is not None and detail not in hidden:
+    for detail in [setting for setting in rows[0] if setting.startswith("balance.")] if name == "balance" else ():
+        if isinstance(rows[0][detail], int | float) and detail not in hidden:
             text += f" {rows[0][detail]:g}"
     return text
 

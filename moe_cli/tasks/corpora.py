@@ -58,7 +58,8 @@ class Corpus:
         """The domain of each validation token, as a place in meta["domains"]; a separator belongs to the file before."""
         table = self.meta["documents"]
         places = np.arange(len(self.val)) + table["cut"][0]
-        return np.asarray(table["domain_ids"])[np.searchsorted(table["starts"], places, side="right") - 1]
+        domains: NDArray[Any] = np.asarray(table["domain_ids"])
+        return domains[np.searchsorted(table["starts"], places, side="right") - 1]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_cli.config.balances import LossFreeBalance, SwitchBalance, ZBalance
+from moe_cli.config.balances import QuantileBalance
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import TrainingError
-from moe_cli.moe.balance import auxiliary_loss, update_expert_bias
+from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers import ReluRouter
 from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
@@ -50,6 +50,7 @@ class StepView:
     """What a display may show after a step.
 
     Attributes:
+        aux_losses: each balancing loss by name, before its weight.
         load: assignments per expert, for each sparse layer.
         val: the last evaluation.
     """
@@ -58,7 +59,7 @@ class StepView:
     total_steps: int | None
     progress: float
     loss: float
-    aux_loss: float | None
+    aux_losses: dict[str, float]
     lr_factor: float
     load: list[Tensor]
     val: Evaluation | None = None
@@ -83,6 +84,7 @@ class Training:
         self.observer = observer
         self.state = State()
         self.layers = moe_layers(model)
+        self.bias_method = bias_method(config.balance)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint, the records included."""
@@ -132,44 +134,44 @@ class Training:
         train, state = self.config.train, self.state
         device = next(self.model.parameters()).device
         self.model.train()
-        loss_sum, aux_sum = 0.0, None
+        loss_sum, aux_sums = 0.0, dict[str, float]()
         load = [torch.zeros(layer.router.num_experts, dtype=torch.int64, device=device) for layer in self.layers]
+        probs: list[list[Tensor]] = [[] for _ in self.layers]
         for part in range(train.grad_accumulation):
             batch = self.task.train_batch(state.step * train.grad_accumulation + part, train.batch_size).to(device)
             with autocast(train.precision, device):
                 loss, routings = self.task.loss(self.model, batch)
-            aux_loss = auxiliary_loss(self.config.balance, routings)
-            total = loss if aux_loss is None else loss + self._balance_weight * aux_loss
+            # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
+            for counts, seen, routing in zip(load, probs, routings, strict=True):
+                counts += tokens_per_expert(routing)
+                if isinstance(self.bias_method, QuantileBalance):
+                    seen.append(routing.probs.detach())
+            aux_losses = auxiliary_losses(self.config.balance, routings, load, num_sequences=len(batch.inputs))
+            total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
             penalties = [routing.penalty for routing in routings if routing.penalty is not None]
             if penalties:
                 total = total + torch.stack(penalties).mean()
             self._check_finite(total)
             (total / train.grad_accumulation).backward()
             loss_sum += loss.item() / train.grad_accumulation
-            if aux_loss is not None:
-                aux_sum = (aux_sum or 0.0) + aux_loss.item() / train.grad_accumulation
-            for counts, routing in zip(load, routings, strict=True):
-                counts += tokens_per_expert(routing)
+            for method, aux_loss in aux_losses.items():
+                mean = aux_loss.item() / train.grad_accumulation
+                aux_sums[method.name] = aux_sums.get(method.name, 0.0) + mean
             if self.config.capacity is not None:
                 dropped = sum(dropped_fraction(routing) for routing in routings) / len(routings)
                 self._add("moe/dropped_fraction", dropped / train.grad_accumulation)
         grad_norm = self._clip()
         lr_factor = self.optimizers.step(self.progress, load)
         self.optimizers.zero_grad()
-        self._update_bias(load)
+        self._update_bias(load, probs)
         for layer, counts in zip(self.layers, load, strict=True):
             if isinstance(layer.router, ReluRouter):
                 layer.router.after_step(counts, self.config.tokens_per_step)
         state.step += 1
         state.tokens += self.config.tokens_per_step
         state.seconds += time.perf_counter() - started
-        self._record(loss_sum, aux_sum, grad_norm, load, lr_factor)
-        return StepView(state, self.total_steps, self.progress, loss_sum, aux_sum, lr_factor, load)
-
-    @property
-    def _balance_weight(self) -> float:
-        balance = self.config.balance
-        return balance.weight if isinstance(balance, SwitchBalance | ZBalance) else 0.0
+        self._record(loss_sum, aux_sums, grad_norm, load, lr_factor)
+        return StepView(state, self.total_steps, self.progress, loss_sum, aux_sums, lr_factor, load)
 
     def _check_finite(self, loss: Tensor) -> None:
         if not math.isfinite(loss.item()):
@@ -190,18 +192,20 @@ class Training:
             )
         return norm
 
-    def _update_bias(self, load: list[Tensor]) -> None:
-        """Loss-free balancing: once per optimizer step, from the counts of the whole step."""
-        if isinstance(self.config.balance, LossFreeBalance):
-            for layer, counts in zip(self.layers, load, strict=True):
+    def _update_bias(self, load: list[Tensor], probs: list[list[Tensor]]) -> None:
+        """Balancing by bias: once per optimizer step, from the counts or probabilities of the whole step."""
+        if self.bias_method is not None:
+            for layer, counts, seen in zip(self.layers, load, probs, strict=True):
                 bias: Tensor = layer.router.expert_bias
-                bias.copy_(update_expert_bias(bias, counts, self.config.balance.bias_update_rate))
+                bias.copy_(update_bias(self.bias_method, bias, counts, seen, layer.top_k))
 
     def _record(
-        self, loss: float, aux_loss: float | None, grad_norm: float | None, load: list[Tensor], lr_factor: float
+        self, loss: float, aux_losses: dict[str, float], grad_norm: float | None, load: list[Tensor], lr_factor: float
     ) -> None:
         state = self.state
-        values = {"train/loss": loss, "train/aux_loss": aux_loss, "train/grad_norm": grad_norm}
+        values: dict[str, float | None] = {"train/loss": loss, "train/grad_norm": grad_norm}
+        for name, aux_loss in aux_losses.items():
+            values["train/aux_loss" if len(aux_losses) == 1 else f"train/aux_loss/{name}"] = aux_loss
         if load:
             values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
         for key, value in values.items():

@@ -8,6 +8,7 @@ from moe_cli.errors import ConfigError
 NO_SHAPE = "is not a setting. Write: key=value, such as expert=8"
 NO_GRAMMAR = "cannot be read. Put quotes around a value with spaces or signs:"
 BELOW_ONE = "must be at least 0 and below 1."
+BALANCES = "There are: entropy, importance, load, loss_free, mutual_information, none, quantile, switch, z."
 ROUTERS = "There are: expert_choice, hash, noisy_topk, random, relu, sigmoid, sinkhorn, soft, switch, topk."
 
 WORDS = [
@@ -56,6 +57,23 @@ KEYS = [
         ["balance=none", "balance.weight=1"],
         "no setting 'balance.weight' with balance=none. It belongs to balance=switch.",
     ),
+    (
+        ["balance=switch+z", "balance.weight=1"],
+        "no setting 'balance.weight' with balance=switch+z. Each method has its own: balance.switch.weight, "
+        "balance.z.weight",
+    ),
+    (
+        ["balance=switch", "balance.switch.weight=1"],
+        "no setting 'balance.switch.weight'. Did you mean 'balance.weight'?",
+    ),
+    (
+        ["balance=switch+z", "balance.switch=1"],
+        "'balance.switch' is a group of settings. Set one of them, such as balance.switch.weight=...",
+    ),
+    (
+        ["balance=switch+z", "balance.switch.wieght=1"],
+        "no setting 'balance.switch.wieght'. Did you mean 'balance.switch.weight'?",
+    ),
 ]
 
 CHOICES = [
@@ -64,6 +82,13 @@ CHOICES = [
     (["router=null"], f"router=null: no such choice. {ROUTERS}"),
     (["router="], f"router=: no such choice. {ROUTERS}"),
     (["router=3"], f"router=3: no such choice. {ROUTERS}"),
+    (["balance=swich"], f"balance=swich: no such choice. Did you mean 'switch'? {BALANCES}"),
+    (["balance=z+swich"], f"balance=swich: no such choice. Did you mean 'switch'? {BALANCES}"),
+    (["balance=switch+"], f"balance=: no such choice. {BALANCES}"),
+    (["balance=z+z"], "balance=z+z names a method twice."),
+    (["balance=switch+none"], "balance=none is the control without balancing: it cannot be combined."),
+    (["balance.scope=word"], "balance.scope=word is not one of: batch, sequence, global."),
+    (["balance.convention=their"], "balance.convention=their is not one of: ours, hf."),
     (["drop=positon"], "drop=positon is not one of: position, probability, random. Did you mean 'position'?"),
     (["match=all"], "match=all is not one of: active, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
@@ -116,6 +141,9 @@ RANGES = [
     ],
     (["balance=z", "balance.weight=0"], "balance.weight=0.0 must be greater than 0."),
     (["balance=loss_free", "balance.bias_update_rate=0"], "balance.bias_update_rate=0.0 must be greater than 0."),
+    (["balance=quantile", "balance.iterations=0"], "balance.iterations=0 must be greater than 0."),
+    (["balance=entropy", "balance.weight=-1"], "balance.weight=-1.0 must be greater than 0."),
+    (["balance=z+switch", "balance.switch.weight=0"], "balance.switch.weight=0.0 must be greater than 0."),
     (["model.rope_base=1"], "model.rope_base=1.0 must be greater than 1."),
     (["optim.weight_decay=-1"], "optim.weight_decay=-1.0 is too small: the least is 0."),
     *[
@@ -162,6 +190,20 @@ TOGETHER = [
         ["expert=64", "k=8", "model.d_ff=16"],
         "expert=64 k=8 leave no width for an expert at equal active parameters (model.d_ff=16). "
         "Raise model.d_ff, lower k, or use match=none.",
+    ),
+    (
+        ["balance=load"],
+        "balance=load: the load loss is estimated from the noise of the router, and router=topk has none. "
+        "Use router=noisy_topk, or balance=importance.",
+    ),
+    (
+        ["balance=load+z", "router=switch"],
+        "balance=load+z: the load loss is estimated from the noise of the router, and router=switch has none. "
+        "Use router=noisy_topk, or balance=importance.",
+    ),
+    (
+        ["balance=quantile+loss_free"],
+        "balance=loss_free+quantile: loss_free and quantile both set the bias of the choice. Use one.",
     ),
     (["data=text"], "data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER"),
     (["data=text", "data.path="], "data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER"),

@@ -32,7 +32,9 @@ CONF = packaged_conf()
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 # What a choice cannot do without.
 NEEDED = {
-    (group, choice): {"data.path": "a.txt"} for group, choice in (("data", "text"), ("experiment", "shakespeare_char"))
+    ("data", "text"): {"data.path": "a.txt"},
+    ("experiment", "shakespeare_char"): {"data.path": "a.txt"},
+    ("balance", "load"): {"router": "noisy_topk"},
 }
 
 

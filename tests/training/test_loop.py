@@ -118,10 +118,10 @@ def test_the_balancing_loss_is_added_with_its_weight(text_file: Path, tmp_path: 
             aux.append(routing.logits.exp().sum(1).log().square().mean())
     if aux:
         mean = sum(aux) / len(aux)
-        assert mean.item() == pytest.approx(view.aux_loss, rel=1e-5)
+        assert {balance.name: pytest.approx(mean.item(), rel=1e-5)} == view.aux_losses
         loss = loss + balance.weight * mean
     else:
-        assert view.aux_loss is None
+        assert {} == view.aux_losses
     loss.backward()
     stepped = torch.cat([(param - 0.5 * param.grad).detach().flatten() for param in model.parameters()])
     torch.testing.assert_close(stepped, weights(training.model), rtol=1e-4, atol=1e-5)
@@ -196,7 +196,7 @@ def test_minutes_end_on_time(text_file: Path, tmp_path: Path) -> None:
         tmp_path,
         lambda view: views.append(
             StepView(
-                copy.copy(view.state), view.total_steps, view.progress, view.loss, view.aux_loss, view.lr_factor, []
+                copy.copy(view.state), view.total_steps, view.progress, view.loss, view.aux_losses, view.lr_factor, []
             )
         ),
     )
@@ -215,7 +215,7 @@ def test_records_are_means_since_the_last(text_file: Path, tmp_path: Path) -> No
     assert [2, 4, 5] == [record["step"] for record in records]
     for record, steps in zip(records, (views[:2], views[2:4], views[4:]), strict=True):
         assert sum(view.loss for view in steps) / len(steps) == pytest.approx(record["train/loss"])
-        assert sum(view.aux_loss or 0 for view in steps) / len(steps) == pytest.approx(record["train/aux_loss"])
+        assert sum(view.aux_losses["switch"] for view in steps) / len(steps) == pytest.approx(record["train/aux_loss"])
         violation = sum((load.max() / load.double().mean() - 1).item() for view in steps for load in view.load)
         assert violation / (2 * len(steps)) == pytest.approx(record["moe/max_violation"])
         assert 64 * record["step"] == record["tokens"]

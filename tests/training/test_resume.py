@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.balances import (
+    CombinedBalance,
+    LossFreeBalance,
+    NoBalance,
+    QuantileBalance,
+    SwitchBalance,
+    ZBalance,
+)
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
 from moe_cli.run import run_one
@@ -22,6 +29,9 @@ from moe_cli.training.loop import StepView, Training
 from tests.tiny import finish, tiny_config
 
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "run")
+QUANTILE_AND_GLOBAL = CombinedBalance(
+    "switch+quantile", switch=SwitchBalance(scope="global"), quantile=QuantileBalance()
+)
 TRAIN = {"steps": 8, "grad_accumulation": 2, "log_every": 3, "eval_every": 3, "checkpoint_every": 2}
 
 # More experts than a step has tokens, so that some are idle in every step.
@@ -63,6 +73,7 @@ def stop_at(step: int) -> Any:
         ({"router": SwitchConfig(jitter=0.1), "k": 1, "balance": SwitchBalance(), "optim": AdamWConfig(lr=0.01)}, 4),
         ({"router": SwitchConfig(jitter=0.1), "k": 1, "balance": LossFreeBalance()}, 1),
         ({"router": SwitchConfig(), "k": 1, "balance": NoBalance()}, 7),
+        ({"router": TopKConfig(), "balance": QUANTILE_AND_GLOBAL}, 3),
         ({"router": RandomConfig(), "balance": NoBalance()}, 4),
         ({"expert": 1, "k": 1, "optim": AdamWConfig(lr=0.01)}, 4),
         ({**FEW_CHOSEN, "optim": AdamWConfig(lr=0.01, weight_decay=0.1, sparse_experts=True)}, 4),
