@@ -117,13 +117,13 @@ def _inputs(shape: Shape, seed: int, device: str) -> Inputs:
 
 
 def _pass(contestant: Contestant, device: str) -> Callable[[Inputs], None]:
-    """One forward and backward; gradients are made anew, as after zero_grad."""
+    """One forward and backward into new gradients, which are given back: many contestants wait beside each other."""
 
     def run(inputs: Inputs) -> None:
-        contestant.module.zero_grad(set_to_none=True)
         x = inputs.x[: contestant.rows].detach().requires_grad_()
         contestant.answer(x).backward(inputs.grad[: contestant.rows])
         synchronise(device)
+        contestant.module.zero_grad(set_to_none=True)
 
     return run
 

@@ -96,11 +96,13 @@ def grouped_mm_serves(regime: Regime) -> bool:
 def choose_backend(regime: Regime) -> str:
     """The fastest exact back end, `grouped_mm` or `grouped_loop`, as far as it was measured.
 
-    On a GPU the grouped product, where it serves. On a CPU (one thread of a Zen 4, torch 2.13, E from 8 to 1024, D from
-    64 to 128, forward and backward): in bfloat16 the grouped product, 4-18 % before the loop at 16 to 1024 rows per
-    expert; in float32 the grouped product, 11-19 % before, at up to FEW_ROWS rows, and from there on the loop, equal
-    within the noise and with a third of the memory. `padded` was never ahead by more than noise, except in bfloat16 on
-    layers of a millisecond. A compiler cannot look into the grouped product's sorting on a CPU: there the loop.
+    On a GPU the grouped product, where it serves (not measured). On a CPU (one thread of a busy Zen 4, torch 2.13, E
+    from 8 to 1024, D from 64 to 128, forward and backward, medians of ratios of neighbouring rounds): in float32 the
+    grouped product took 0.73 to 0.94 of the loop's time at up to FEW_ROWS rows per expert and 0.88 to 1.02 above, where
+    the loop is preferred because it keeps less than half the memory; in bfloat16 0.42 to 0.92 at 4 to 1024 rows.
+    `padded` took 0.9 to 2 times the loop's time in float32; in bfloat16 it won with few experts and lost with many, so
+    it is left to those who ask for it. A compiler cannot look into the grouped product's sorting on a CPU: there the
+    loop.
     """
     if not grouped_mm_serves(regime):
         return "grouped_loop"

@@ -130,7 +130,9 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
 def _place_in_queue(routing: Routing) -> Int[Tensor, " A"]:
     """How many earlier assignments ask for the same expert."""
     by_expert = torch.argsort(routing.expert_ids, stable=True)
-    counts = torch.bincount(routing.expert_ids, minlength=routing.num_experts)
+    # Not bincount, whose length a compiler cannot know.
+    counts = torch.zeros(routing.num_experts, dtype=torch.int64, device=by_expert.device)
+    counts.index_add_(0, routing.expert_ids, torch.ones_like(by_expert))
     starts = counts.cumsum(0) - counts
     place = torch.empty_like(by_expert)
     place[by_expert] = torch.arange(len(by_expert), device=by_expert.device)

@@ -46,10 +46,11 @@ def test_a_compiled_model_is_the_model(capacity: float | None, dispatch: str) ->
 
 
 @pytest.mark.slow
-def test_a_dropless_model_is_one_graph() -> None:
-    """Without a capacity nothing breaks the graph: `fullgraph` compiles, backward included."""
+@pytest.mark.parametrize("capacity", [None, 1.0])
+def test_the_model_is_one_graph(capacity: float | None) -> None:
+    """With the loop nothing breaks the graph, drops included: `fullgraph` compiles, backward too."""
     torch.compiler.reset()
-    model = tiny_gpt()
+    model = tiny_gpt(capacity)
     tokens = torch.randint(32, (4, 16))
     assert_same(outcome(model, model, tokens), outcome(model, torch.compile(model, fullgraph=True), tokens), 1e-4)
 
