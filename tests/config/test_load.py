@@ -132,6 +132,7 @@ def test_no_experiment_is_a_choice(composer: Composer) -> None:
         (["model.tie_embeddings=true,false"], [Axis("model.tie_embeddings", (True, False))]),
         (["optim.lr=1e-3"], [Axis("optim.lr", (0.001,))]),
         (["data.path='a b, c=d.txt'"], [Axis("data.path", ("a b, c=d.txt",))]),
+        (["data.path='a b',\"c=d\",e"], [Axis("data.path", ("a b", "c=d", "e"))]),
         (["data.path="], [Axis("data.path", ("",))]),
         (["k=1", "expert=4,8", "k=2"], [Axis("k", (2,)), Axis("expert", (4, 8))]),
         ([], []),

@@ -77,7 +77,7 @@ def test_damaged_sweep_files(content: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         plan_sweep(["mine"], config_dir=tmp_path)
     assert str(tmp_path) in str(error.value)
-    assert len(str(error.value).splitlines()) <= 4
+    assert len(str(error.value).splitlines()) <= 3
 
 
 def test_no_point_left() -> None:
