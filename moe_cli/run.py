@@ -240,8 +240,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
-    for record in result.layer_records(tables=True):
-        training.recorder.routing({"step": state.step, "whole_split": True, **record})
+    routing["router_saturation"] = _record_final_routing(run, training, result)
     costs = cost(config, task.vocab_size)
     losses = [record["train/loss"] for record in run.metrics() if "train/loss" in record]
     return {
@@ -258,6 +257,20 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
         "bigram_bpb": corpus.meta["bigram_bpb"], "gzip_bpb": corpus.meta["gzip_bpb"], "corpus": corpus.meta["name"],
         "corpus_sha256": corpus.meta["sha256"],
     }  # fmt: skip
+
+
+def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
+    """Writes each layer's use over the whole split; gives how far routing had settled halfway, None if nobody looked."""
+    from moe_cli.training.evaluate import probe, saturations
+
+    step = training.state.step
+    settled = saturations(run.routing(), probe(training.model, training.task, training.config.eval.k))
+    for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
+        training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
+    if not settled or not settled[0]:
+        return None
+    halfway = min(settled[0], key=lambda looked: abs(looked - step / 2))
+    return sum(layer[halfway] for layer in settled) / len(settled)
 
 
 def peak_memory_bytes() -> int:

@@ -20,7 +20,7 @@ from moe_cli.models.cost import cost
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, make_plans, pick_device, pick_threads, restore, run_one
 from moe_cli.store import Run, create_run, lock
 from moe_cli.tasks.text import TextTask
-from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate
+from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
 from tests.tiny import finish, tiny_config, words
 
 PROMISED = {
@@ -55,12 +55,30 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
     assert content["tokens_per_second"] == pytest.approx(content["tokens"] / content["seconds"], rel=0.02)
 
 
+def test_saturation_halfway_is_in_the_summary(text_file: Path, tmp_path: Path) -> None:
+    """The mean over layers of what was settled at the evaluation nearest to half the steps; null if nobody looked."""
+    run = finish(tiny_config(text_file, train={"steps": 6, "eval_every": 2}), tmp_path)
+    trained = restore(run, tmp_path)
+    final = probe(trained.model, trained.task)
+    records = [record for record in run.routing() if record.get("whole_split")]
+    for record, layer in zip(records, final, strict=True):
+        earlier = [one["choices"] for one in run.routing() if "choices" in one and one["layer"] == record["layer"]]
+        shares = [
+            sum(len({*old} & {*new}) for old, new in zip(one, expert_lists(layer), strict=True)) for one in earlier
+        ]
+        assert record["saturation"] == pytest.approx({"2": shares[0] / 512, "4": shares[1] / 512})
+    halfway = [record["saturation"]["2"] for record in records]
+    assert summary(run)["router_saturation"] == pytest.approx(sum(halfway) / 2)
+    unseen = finish(tiny_config(text_file, train={"steps": 6, "eval_every": 99}), tmp_path)
+    assert summary(unseen)["router_saturation"] is None
+
+
 def test_a_dense_run_has_nulls_where_there_is_no_router(text_file: Path, tmp_path: Path) -> None:
     """The same keys, null for everything about routing."""
     run = finish(tiny_config(text_file, expert=1, k=1, train={"steps": 1}), tmp_path)
     content = summary(run)
     assert set(content) >= PROMISED
-    assert all(content[key] is None for key in ("router", "balance", "capacity", *MEASURES))
+    assert all(content[key] is None for key in ("router", "balance", "capacity", "router_saturation", *MEASURES))
     assert content["params"] == content["active_params"]
     assert [] == run.routing()
 

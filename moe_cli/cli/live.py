@@ -43,6 +43,8 @@ def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
     length = f"{plan.steps:,} steps" if plan.steps is not None else f"{config.train.minutes:g} minutes"
     rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {count(costs.flops_per_token)}FLOP/token"
                  f"   about {duration(plan.seconds)} on {plan.threads} {'thread' if plan.threads == 1 else 'threads'}"))  # fmt: skip
+    rows.append(("memory", f"{count(costs.state_bytes)}B weights, gradients and optimizer   "
+                 f"about {count(costs.activation_bytes)}B activations"))  # fmt: skip
     if folder:
         rows.append(("run", folder))
     if plan.corpus.meta["num_left_out"] and config.data.name == "text":

@@ -13,6 +13,9 @@ from moe_cli.config.schema import MuonConfig, RunConfig
 
 NEWTON_SCHULZ_STEPS = 5
 BYTES_PER_PARAM = 4
+BYTES_PER_VALUE = 4
+# Values in which 8-byte integers are counted, such as token ids.
+INTEGER = 2
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,10 @@ class Cost:
     num_active_params: those that one token meets: K of E experts, all of the rest.
     forward_flops_per_token: one token through the model.
     optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch.
+    padding_flops_per_token: on top of that, what a back end with a full row of places for every expert would spend in a
+        forward pass on places that stay empty at even load; the back ends here compute no empty place.
     state_bytes: weights, gradients and optimizer state, float32.
+    activation_bytes: an estimate of what one batch of a training step holds at its peak, see `_activations`.
     num_sparse_layers: blocks with experts.
     """
 
@@ -30,7 +36,9 @@ class Cost:
     num_active_params: int
     forward_flops_per_token: int
     optimizer_flops_per_step: int
+    padding_flops_per_token: float
     state_bytes: int
+    activation_bytes: int
     num_sparse_layers: int
 
     @property
@@ -64,9 +72,65 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
         num_active_params=active,
         forward_flops_per_token=2 * matmuls + gates + attention_scores,
         optimizer_flops_per_step=sum(number * _newton_schulz_flops(*shape) for shape, number in matrices.items()),
+        padding_flops_per_token=2 * expert * sparse * max(0.0, _places_per_token(config) - top_k),
         state_bytes=BYTES_PER_PARAM * (4 * total - in_muon),
+        activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, vocab_size)),
         num_sparse_layers=sparse,
     )
+
+
+def _tokens_per_pass(config: RunConfig) -> int:
+    return config.train.batch_size * config.model.context_length
+
+
+def _places_per_token(config: RunConfig) -> float:
+    """E * C / T: places for assignments, per token of a training pass; K when dropless, where places follow the load."""
+    top_k, tokens = config.k or 1, _tokens_per_pass(config)
+    if config.capacity is None:
+        return top_k
+    # As `moe_cli.moe.routing.expert_capacity`, which lives above torch.
+    room = max(1, math.ceil(round(config.capacity * tokens * top_k / config.expert, 9)))
+    return config.expert * room / tokens
+
+
+def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
+    """Values that a batch holds at its peak: what forward keeps for backward, and what the first backward adds to it.
+
+    Kept per token, with D width, N heads, F hidden width, K' kept choices, V tokens: a norm its input, the input
+    normalised and its output (3 D + 1); attention the queries, keys and values before and after rotation, its output and
+    that output's copy (7 D, N sums, 2 N of the norms of queries and keys); a dense network 4 F if gated, else 2 F;
+    experts K' (D + 2 F), or K' (D + F), the probabilities (E) and who went where (about 7 K'). The peak is at the loss,
+    3 V, or in the last sparse layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one expert at
+    even load 7 F if gated, else 4 F. In float32, without dropout.
+    """
+    model, tokens = config.model, _tokens_per_pass(config)
+    width, heads, gated = model.d_model, model.num_heads or 1, model.expert_kind == "glu"
+    norm = 3 * width + 1
+    attention = 7 * width + heads * (3 if model.qk_norm else 1)
+    dense = (4 if gated else 2) * model.d_ff
+    d_expert = model.d_expert or 0
+    kept = min(config.k or 1, _places_per_token(config))
+    rows = kept * (width + (2 if gated else 1) * d_expert + 1 + 3 * INTEGER)
+    shared = (4 if gated else 2) * model.shared_experts * d_expert
+    scores = 0 if isinstance(config.router, RandomConfig) else config.expert
+    ffn = (model.num_layers - sparse) * dense + sparse * (rows + shared + scores)
+    per_token = INTEGER + model.num_layers * (2 * norm + attention) + ffn + norm
+    backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
+    gradients = config.expert * model.matrices_per_expert * width * d_expert
+    first = max(3 * tokens * vocab_size, tokens * kept * backward + gradients if sparse else 0)
+    return tokens * per_token + first
+
+
+def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
+    """Bytes that leave one of W ranks in an optimizer step when each holds E / W experts of every sparse layer.
+
+    4 * layers * T * K' * D * bytes * (W - 1) / W: each kept choice of the rank's T tokens travels to its expert and the
+    answer back, and so do both gradients; at even load a share of 1 / W has no way to go (GShard, arXiv:2006.16668).
+    """
+    sparse = 0 if config.dense else config.model.num_layers // config.model.moe_every
+    kept = min(config.k or 1, _places_per_token(config))
+    rows = sparse * config.tokens_per_step * kept * (ranks - 1) / ranks
+    return 4 * rows * config.model.d_model * BYTES_PER_VALUE
 
 
 def _matrices(config: RunConfig, sparse: int) -> Counter[tuple[int, int]]:

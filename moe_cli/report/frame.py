@@ -33,6 +33,7 @@ UNITS = {
     "load_cv": "standard deviation over mean load",
     "token_specialisation": "share of the most possible",
     "domain_specialisation": "share of the most possible",
+    "router_saturation": "share of the final choices",
     "steps": "steps",
     "tokens": "tokens",
     "seconds": "seconds",

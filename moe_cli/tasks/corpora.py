@@ -58,8 +58,9 @@ class Corpus:
         """The domain of each validation token, as a place in meta["domains"]; a separator belongs to the file before."""
         table = self.meta["documents"]
         places = np.arange(len(self.val)) + table["cut"][0]
-        domains: NDArray[Any] = np.asarray(table["domain_ids"])
-        return domains[np.searchsorted(table["starts"], places, side="right") - 1]
+        documents = np.searchsorted(table["starts"], places, side="right") - 1
+        domains: NDArray[Any] = np.asarray(table["domain_ids"])[documents]
+        return domains
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

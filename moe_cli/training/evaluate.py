@@ -4,11 +4,13 @@ B sequences, L positions, T = B * L tokens, E experts, V tokens in the vocabular
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_cli.moe.layer import evaluation_policy
@@ -20,6 +22,7 @@ from moe_cli.moe.stats import (
     group_counts,
     load_cv,
     max_violation,
+    router_saturation,
     routing_entropy,
     specialisation,
     tokens_per_expert,
@@ -31,6 +34,8 @@ from moe_cli.training.precision import autocast
 LARGEST_TABLE = 64 * 64
 MEASURES = ("max_violation", "load_cv", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts",
             "token_specialisation", "domain_specialisation")  # fmt: skip
+# Tokens whose choices are remembered at each evaluation.
+PROBE_TOKENS = 256
 
 
 @dataclass
@@ -154,16 +159,11 @@ def evaluate(
         capacity_factor: None drops nothing.
         precision: of the forward pass, as `train.precision`.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     nats = 0.0
     num_tokens = num_bytes = 0
     layers: list[LayerUse] = []
     domains: list[str] = task.corpus.meta["domains"]
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), evaluation_policy(model, top_k, capacity_factor):
-        torch.manual_seed(0)
+    with _evaluating(model, top_k, capacity_factor) as device:
         for batch in task.val_batches(batch_size, max_tokens):
             with autocast(precision, device):
                 loss, routings = task.loss(model, batch.to(device))
@@ -174,8 +174,47 @@ def evaluate(
             token_ids, domain_ids = batch.inputs.flatten().to(device), _domain_ids(task, batch).to(device)
             for layer, routing in zip(layers, routings, strict=True):
                 layer.add(routing, token_ids, domain_ids)
-    model.train(was_training)
     return Evaluation(nats / num_tokens, nats / math.log(2) / num_bytes, num_tokens, num_bytes, domains, layers)
+
+
+@contextmanager
+def _evaluating(model: nn.Module, top_k: int | None, capacity_factor: float | None) -> Iterator[torch.device]:
+    """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), evaluation_policy(model, top_k, capacity_factor):
+        torch.manual_seed(0)
+        yield device
+    model.train(was_training)
+
+
+@torch.no_grad()
+def probe(model: nn.Module, task: TextTask, top_k: int | None = None) -> list[Bool[Tensor, "T E"]]:
+    """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
+    with _evaluating(model, top_k, None) as device:
+        batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
+        passes = [[choices(routing).cpu() for routing in task.loss(model, batch.to(device))[1]] for batch in batches]
+    return [torch.cat(layer) for layer in zip(*passes, strict=True)]
+
+
+def expert_lists(chosen: Bool[Tensor, "T E"]) -> list[list[int]]:
+    """The experts of each token, in rising order."""
+    return [row.nonzero().flatten().tolist() for row in chosen]
+
+
+def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "T E"]]) -> list[dict[int, float]]:
+    """For each layer, evaluation step -> router saturation of the choices recorded then against the final ones."""
+    result: list[dict[int, float]] = [{} for _ in final]
+    for record in records:
+        if "choices" in record:
+            last = final[record["layer"]]
+            chosen = torch.zeros_like(last)
+            for row, experts in zip(chosen, record["choices"], strict=True):
+                row[experts] = True
+            result[record["layer"]][record["step"]] = router_saturation(chosen, last)
+    return result
 
 
 def _domain_ids(task: TextTask, batch: Batch) -> Int[Tensor, " T"]:

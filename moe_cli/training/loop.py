@@ -22,7 +22,7 @@ from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
 from moe_cli.store import RUNNING, Recorder
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.checkpoint import Checkpoint, save_checkpoint
-from moe_cli.training.evaluate import Evaluation, evaluate
+from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
 from moe_cli.training.optim import Optimizers
 from moe_cli.training.precision import autocast
 
@@ -241,8 +241,9 @@ class Training:
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}
         self.recorder.metrics({"step": self.state.step, **estimates, **routing, **result.layer_metrics()})
-        for record in result.layer_records():
-            self.recorder.routing({"step": self.state.step, **record})
+        chosen = probe(self.model, self.task, self.config.eval.k)
+        for record, layer in zip(result.layer_records(), chosen, strict=True):
+            self.recorder.routing({"step": self.state.step, **record, "choices": expert_lists(layer)})
         if not math.isfinite(result.loss):
             raise TrainingError(
                 f"the validation loss is {result.loss} at step {self.state.step}; the last checkpoint is kept. "

@@ -1,6 +1,7 @@
 """What the cost formulas say against real modules, optimizers and torch's own counter."""
 
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.resolve import resolve
-from moe_cli.config.routers import RandomConfig, SwitchConfig
+from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, GPTConfig, RunConfig, TextData, TrainConfig
 from moe_cli.errors import ConfigError
-from moe_cli.models.cost import cost, training_steps
+from moe_cli.models.cost import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.models.gpt import GPT, make_model
 from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.routing import expert_capacity
 from moe_cli.training.optim import make_optimizers
 from tests.tiny import tiny_config
 
@@ -104,6 +108,101 @@ def test_state_bytes_are_those_of_the_tensors(name: str) -> None:
     tensors = [*model.parameters(), *(param.grad for param in model.parameters())]
     tensors += [value for key, value in optimizers.state_tensors().items() if not key.endswith(".step")]
     assert sum(tensor.nbytes for tensor in tensors) == cost(config(name), V).state_bytes
+
+
+class Held(TorchDispatchMode):
+    """Bytes of all tensors made within it that are still alive, and the most they have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        old = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in old | self._known:
+                    self._count(storage._cdata, storage.nbytes())
+                    weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        return result
+
+    def _count(self, key: int, size: int) -> None:
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "limited", "no qk norm"])
+def test_activations_are_estimated_within_an_eighth(name: str) -> None:
+    """The most bytes held in forward and backward, beside weights and gradients, at widths where they matter."""
+    changes = {**CONFIGS, "limited": {"capacity": 0.25}, "no qk norm": {"model": {"qk_norm": False}}}[name]
+    sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64}
+    sizes = {**changes.get("model", {}), **sizes}
+    asked = tiny_config(Path("text"), **{**changes, "model": sizes, "train": {"batch_size": 16}})
+    model, tokens = make_model(asked, 256), torch.randint(256, (16, 64), generator=torch.Generator().manual_seed(0))
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    with Held() as held:
+        torch.nn.functional.cross_entropy(model(tokens)[0].flatten(0, 1), tokens.flatten()).backward()
+    assert held.peak == pytest.approx(cost(asked, 256).activation_bytes, rel=0.125)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "places"),
+    [
+        (None, 128),  # dropless: as many places as choices
+        (1.0, 128),
+        (1.25, 160),
+        (1.26, 164),  # 4 experts x ceil(40.32)
+        (0.5, 64),
+    ],
+)
+def test_padding_is_what_a_full_row_of_places_would_cost_more(capacity: float | None, places: int) -> None:
+    """FLOPs of one batched product over E x C places, less those of the T K choices; none where places are too few."""
+    asked = tiny_config(Path("text"), capacity=capacity)  # 64 tokens, 4 experts, 2 chosen
+    room = expert_capacity(64, 4, 2, capacity) if capacity else 32
+    assert places == 4 * room
+    layer = moe_layers(make_model(asked, V))[0].experts
+    with FlopCounterMode(display=False) as counter:
+        torch.bmm(torch.bmm(torch.zeros(4, room, 16), layer.w_in.mT), layer.w_out.mT)
+    filled = 2 * 128 * (layer.w_in[0].numel() + layer.w_out[0].numel())
+    expected = 2 * max(0, counter.get_total_flops() - filled)
+    assert expected == pytest.approx(64 * cost(asked, V).padding_flops_per_token)
+    assert (expected > 0) == (places > 128)
+
+
+@given(st.integers(1, 300), st.integers(1, 8), st.floats(0.1, 4.0))
+def test_places_are_those_of_the_router(batch: int, top_k: int, capacity: float) -> None:
+    """E times the capacity of one forward pass, rounded as the layer rounds it."""
+    train = {"batch_size": batch}
+    asked = tiny_config(Path("text"), expert=8, k=top_k, capacity=capacity, train=train, router=SwitchConfig()
+                        if top_k == 1 else TopKConfig())  # fmt: skip
+    slots = 8 * expert_capacity(16 * batch, 8, top_k, capacity) - 16 * batch * top_k
+    per_place = 2 * 2 * 2 * 16 * 12  # FLOPs of an expert's two matrices, in two layers
+    assert per_place * max(0, slots) == pytest.approx(16 * batch * cost(asked, V).padding_flops_per_token, abs=1e-3)
+
+
+@pytest.mark.parametrize(("ranks", "capacity"), [(1, None), (2, None), (4, None), (4, 0.5), (2, 1.25)])
+def test_all_to_all_bytes_by_counting_journeys(ranks: int, capacity: float | None) -> None:
+    """Each row sent to an expert elsewhere travels out and back, forward and backward, in both layers of every batch."""
+    train = {"batch_size": 4, "grad_accumulation": 3}
+    asked = tiny_config(Path("text"), capacity=capacity, train=train)
+    # Even load: choice c of a rank's 64 tokens goes to expert c mod 4, of which rank 0 holds the first 4 / W.
+    choices = [choice % 4 for choice in range(128)]
+    kept = [
+        e for place, e in enumerate(choices) if capacity is None or place // 4 < expert_capacity(64, 4, 2, capacity)
+    ]
+    away = sum(expert * ranks // 4 != 0 for expert in kept)
+    one_row = 4 * 16  # float32, width 16
+    assert 4 * 2 * 3 * away * one_row == all_to_all_bytes_per_step(asked, ranks)
+    assert 0 == all_to_all_bytes_per_step(config("dense"), ranks)
 
 
 @given(st.integers(2, 64), st.integers(1, 8), st.integers(0, 2), st.sampled_from(["glu", "mlp"]), st.booleans())

@@ -32,7 +32,7 @@ def summary(run: Run, config: RunConfig, val_bpb: float, **changes: Any) -> dict
         "dead_experts": 0.0 if sparse else None, "forward_flops_per_token": 2_000_000.0, "val_perplexity": 3.4,
         "val_tokens": 250_000, "val_bytes": 250_000, "capacity_val_loss": None, "train_loss": 1.2,
         "load_cv": 0.3 if sparse else None, "token_specialisation": 0.4 if sparse else None,
-        "domain_specialisation": 0.1 if sparse else None,
+        "domain_specialisation": 0.1 if sparse else None, "router_saturation": 0.8 if sparse else None,
         "routing_entropy": 0.9 if sparse else None, "mean_routing_entropy": 0.97 if sparse else None,
         "steps": config.train.steps, "tokens": (config.train.steps or 0) * config.tokens_per_step, "seconds": 102.5,
         "bigram_bpb": 3.32, "gzip_bpb": 2.08, "corpus": "python", "corpus_sha256": "ab" * 32, **changes,

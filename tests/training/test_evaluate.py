@@ -16,7 +16,7 @@ from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
 from moe_cli.moe.stats import specialisation
 from moe_cli.tasks.text import TextTask
-from moe_cli.training.evaluate import MEASURES, evaluate
+from moe_cli.training.evaluate import MEASURES, evaluate, expert_lists, probe, saturations
 from tests.tiny import randomise, tiny_config, tiny_task
 
 
@@ -228,6 +228,36 @@ def test_layers_are_named_one_by_one(make: Any) -> None:
     assert {f"moe/layer_{layer}/{key}" for layer in ("00", "01") for key in means} == set(named)
     for key, value in means.items():
         assert value == pytest.approx((named[f"moe/layer_00/{key}"] + named[f"moe/layer_01/{key}"]) / 2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"data": {"val_fraction": 0.01}}, {"model": {"context_length": 512}}])
+def test_the_probe_is_the_choice_of_the_same_tokens(make: Any, changes: dict[str, Any]) -> None:
+    """About 256 tokens of windows spread over the split (all of a shorter one), each with its K experts, mode kept."""
+    model, task = make(**changes)
+    model.train()
+    chosen = probe(model, task)
+    assert model.training
+    assert all(torch.equal(one, other) for one, other in zip(chosen, probe(model, task), strict=True))
+    model.eval()
+    with torch.no_grad():
+        passes = [task.loss(model, batch)[1] for batch in task.val_batches(256, 256)]
+    for number, layer in enumerate(chosen):
+        expected = [sorted(routing[number].expert_ids[routing[number].token_ids == token].tolist())
+                    for routing in passes for token in range(routing[number].num_tokens)]  # fmt: skip
+        assert expected == expert_lists(layer)
+        assert {2} == {len(experts) for experts in expected}
+    assert {1} == {len(experts) for experts in expert_lists(probe(model, task, top_k=1)[0])}
+
+
+def test_saturation_is_told_layer_by_layer() -> None:
+    """Recorded choices against the final ones, by layer and step; records without choices are passed over."""
+    final = [torch.tensor([[True, True, False], [False, True, True]]), torch.tensor([[True, False], [False, True]])]
+    records = [
+        {"step": 2, "layer": 0, "choices": [[0, 1], [0, 1]]}, {"step": 2, "layer": 1, "choices": [[1], [1]]},
+        {"step": 3, "layer": 0}, {"step": 4, "layer": 0, "choices": [[0, 1], [1, 2]]},
+    ]  # fmt: skip
+    assert [{2: 0.75, 4: 1.0}, {2: 0.5}] == saturations(records, final)
+    assert [] == saturations([], [])
 
 
 def test_a_dense_model_has_no_routing_metrics(make: Any) -> None:
