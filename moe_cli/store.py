@@ -126,7 +126,9 @@ class Run:
         said = status.get("status")
         if said not in STATUSES:  # half made, or edited by hand
             return {**status, "status": PENDING}
-        if said == COMPLETED or (said == RUNNING and not self._alive(status)):
+        if said == COMPLETED:
+            return {**status, "status": INTERRUPTED, "reason": "summary.json cannot be read"}
+        if said == RUNNING and not self._alive(status):
             return {**status, "status": INTERRUPTED}
         return status
 

@@ -356,7 +356,7 @@ def test_a_validation_loss_that_is_not_finite_fails(
 ) -> None:
     """On the way and at the end it is an error with advice, and there is no summary."""
     run = create_run(tmp_path, "runs", tiny_config(text_file, train={"eval_every": 3}))
-    monkeypatch.setattr(place, lambda *arguments, **options: Evaluation(math.nan, math.nan, 1, 1))
+    monkeypatch.setattr(place, lambda *arguments, **options: Evaluation(math.nan, math.nan, 1, 1, ()))
     with pytest.raises(TrainingError, match=rf"{message}.*lower optim\.lr"):
         run_one(run, tmp_path)
     assert ("failed", None) == (run.status()["status"], run.summary())

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from moe_cli.config.routers import gate_flops, gate_params
+from moe_cli.config.routers import HashConfig, RandomConfig, gate_flops, gate_params
 from moe_cli.config.schema import MuonConfig, RunConfig
 
 NEWTON_SCHULZ_STEPS = 5
@@ -26,7 +26,7 @@ class Cost:
     forward_flops_per_token: one token through the model.
     optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch.
     padding_flops_per_token: on top of that, what a back end with a full row of places for every expert would spend in a
-        forward pass on places that stay empty at even load; the back ends here compute no empty place.
+        forward pass on places that stay empty at even load; only `padded` and `einsum` compute them.
     state_bytes: weights, gradients and optimizer state, float32.
     activation_bytes: an estimate of what one batch of a training step holds at its peak, see `_activations`.
     num_sparse_layers: blocks with experts.
@@ -112,7 +112,7 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     kept = min(config.k or 1, _places_per_token(config))
     rows = kept * (width + (2 if gated else 1) * d_expert + 1 + 3 * INTEGER)
     shared = (4 if gated else 2) * model.shared_experts * d_expert
-    scores = 0 if isinstance(config.router, RandomConfig) else config.expert
+    scores = 0 if isinstance(config.router, RandomConfig | HashConfig) else config.expert
     ffn = (model.num_layers - sparse) * dense + sparse * (rows + shared + scores)
     per_token = INTEGER + model.num_layers * (2 * norm + attention) + ffn + norm
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert

@@ -14,15 +14,16 @@ RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", 
            "max_violation", "dropped_fraction", "dead_experts")  # fmt: skip
 PLAIN_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", *RESULTS,
               "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval")  # fmt: skip
-TOP_LEVEL = ("expert", "k", "capacity", "drop", "router", "balance", "match")
+TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
 EXECUTION = frozenset(f"train.{key}" for key in EXECUTION_KEYS)
 # Settings that say nothing about a dense model.
-SPARSE_ONLY = ("k", "capacity", "drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
+SPARSE_ONLY = ("k", "capacity", "drop", "renormalise_after_drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
                "model.moe_every", "model.dispatch", "optim.sparse_experts")  # fmt: skip
 SPARSE_GROUPS = ("router.", "balance.", "eval.")
 # Settings that others bring along: they tell configurations apart only where those others are equal.
 FOLLOWS: dict[str, tuple[str, ...]] = {
     "drop": ("capacity",),
+    "renormalise_after_drop": ("capacity",),
     "model.d_expert": ("model.d_ff", "match"),
     "router.": ("router", "k"),
     "balance.": ("balance",),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
-from moe_cli.store import COMPLETED, FAILED, Run, open_runs
+from moe_cli.store import FAILED, Run, open_runs
 
 UNITS = {
     "params": "parameters",
@@ -121,12 +121,10 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
 def _row(run: Run) -> dict[str, Any]:
     status = run.status()
     state, reason = str(status.get("status")), status.get("reason")
-    config, results = run.config_dict(), run.summary() if state == COMPLETED else {}
+    config, results = run.config_dict(), run.summary() or {}
     settings = flatten(config)
     if not config:
         state, reason, results = FAILED, "config.json cannot be read", {}
-    elif results is None:
-        state, reason, results = FAILED, "summary.json cannot be read", {}
     if settings.get("expert") == 1:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     measured = {key: value for key, value in results.items() if _is_scalar(value)}

@@ -223,7 +223,8 @@ def make_optimizers(config: MuonConfig | AdamWConfig, model: nn.Module) -> Optim
     experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.sparse_experts else []
     if isinstance(config, MuonConfig):
         is_matrix = [
-            param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and _ADAM_PARTS not in name for name, param in named
+            param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and _ADAM_PARTS not in f".{name}"
+            for name, param in named
         ]
         matrices = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if matrix]
         others = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if not matrix]

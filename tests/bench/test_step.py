@@ -80,11 +80,11 @@ def test_a_step_trains(make: Callable[..., Trainee], precision: str, monkeypatch
 def test_the_balancing_loss_is_part_of_our_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our step pays for the balancing loss that training adds, with its weight."""
     asked = []
-    original = bench_step.auxiliary_loss
+    original = bench_step.auxiliary_losses
     monkeypatch.setattr(
         bench_step,
-        "auxiliary_loss",
-        lambda balance, routings: asked.append(len(routings)) or original(balance, routings),
+        "auxiliary_losses",
+        lambda balance, routings, **options: asked.append(len(routings)) or original(balance, routings, **options),
     )
     config = tiny()
     make_ours(config, "cpu").step(_tokens(config, 0, "cpu"))

@@ -173,7 +173,7 @@ def test_methods_without_effect_on_a_random_router_are_set_aside() -> None:
     words = ["router=random", "balance=load+switch"]
     resolved = load_config(words)
     assert NoBalance() == resolved.config.balance
-    assert ("router=random learns nothing: balance set aside.",) == resolved.notes
+    assert ("router=random learns no choice: balance set aside.",) == resolved.notes
 
 
 def test_a_dense_model_has_no_balance_to_check() -> None:

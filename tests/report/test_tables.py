@@ -130,6 +130,15 @@ def test_captions_say_what_is_compared(tmp_path: Path) -> None:
     assert "failed" not in text
 
 
+def test_a_combined_balance_is_named_with_its_weights(tmp_path: Path) -> None:
+    """Where all rows share it, in the caption; where a weight differs, in a column of its own."""
+    for weight in (0.05, 0.07):
+        complete(tmp_path, 1.7, expert=8, balance="z+switch", balance__switch__weight=weight)
+    text = "\n".join(lines(tmp_path, 200))
+    assert "balance switch+z 0.001, dropless" in text
+    assert headings(tmp_path)[0] == "balance switch weight"
+
+
 def test_what_varies_is_not_called_equal(tmp_path: Path) -> None:
     """A setting is a column or a constant, never both."""
     complete(tmp_path, 1.7, expert=8, balance="z", capacity=1.25, results={"dropped_fraction": 0.5})

@@ -177,11 +177,11 @@ def test_recomputation_is_not_counted_again(text_file: Path, tmp_path: Path, bal
 def again(forward: Any, calls: list[int]) -> Any:
     """The function, its inner values thrown away and computed again when the backward pass needs them."""
 
-    def counted(x: Tensor) -> Any:
+    def counted(*x: Tensor) -> Any:
         calls[0] += 1
-        return forward(x)
+        return forward(*x)
 
-    return lambda x: checkpoint(counted, x, use_reentrant=False)
+    return lambda *x: checkpoint(counted, *x, use_reentrant=False)
 
 
 @BIASES
