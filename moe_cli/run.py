@@ -264,7 +264,9 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
     from moe_cli.training.evaluate import probe, saturations
 
     step = training.state.step
-    settled = saturations(run.routing(), probe(training.model, training.task, training.config.eval.k))
+    config = training.config
+    final = probe(training.model, training.task, config.eval.k, config.train.precision)
+    settled = saturations(run.routing(), final)
     for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
     if not settled or not settled[0]:

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from moe_cli.config.routers import HashConfig, RandomConfig, gate_flops, gate_params
+from moe_cli.config.routers import HashConfig, RandomConfig, SwitchConfig, gate_flops, gate_params
 from moe_cli.config.schema import MuonConfig, RunConfig
 
 NEWTON_SCHULZ_STEPS = 5
@@ -99,9 +99,10 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     Kept per token, with D width, N heads, F hidden width, K' kept choices, V tokens: a norm its input, the input
     normalised and its output (3 D + 1); attention the queries, keys and values before and after rotation, its output and
     that output's copy (7 D, N sums, 2 N of the norms of queries and keys); a dense network 4 F if gated, else 2 F;
-    experts K' (D + 2 F), or K' (D + F), the probabilities (E) and who went where (about 7 K'). The peak is at the loss,
-    3 V, or in the last sparse layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one expert at
-    even load 7 F if gated, else 4 F. In float32, without dropout.
+    experts K' (D + 2 F), or K' (D + F), the probabilities (E), the jitter and what it made of the input (2 D) and who
+    went where (about 7 K'). The peak is at the loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its
+    experts' gradients, and for the rows of one expert at even load 7 F if gated, else 4 F. In float32, without dropout,
+    by the loop of `grouped`; other back ends hold more.
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, heads, gated = model.d_model, model.num_heads or 1, model.expert_kind == "glu"
@@ -112,7 +113,9 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     kept = min(config.k or 1, _places_per_token(config))
     rows = kept * (width + (2 if gated else 1) * d_expert + 1 + 3 * INTEGER)
     shared = (4 if gated else 2) * model.shared_experts * d_expert
-    scores = 0 if isinstance(config.router, RandomConfig | HashConfig) else config.expert
+    router = config.router
+    scores = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert
+    scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0
     ffn = (model.num_layers - sparse) * dense + sparse * (rows + shared + scores)
     per_token = INTEGER + model.num_layers * (2 * norm + attention) + ffn + norm
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert

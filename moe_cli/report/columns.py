@@ -62,7 +62,7 @@ def _heading(name: str) -> str:
     group, _, last = name.rpartition(".")
     if not group or last not in NAMELESS:
         return last
-    return group if last == "name" else f"{group} {last}"
+    return group if last == "name" else f"{group.replace('.', ' ')} {last}"
 
 
 def _writer(name: str) -> Callable[[Row], str]:

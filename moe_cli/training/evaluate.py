@@ -163,10 +163,9 @@ def evaluate(
     num_tokens = num_bytes = 0
     layers: list[LayerUse] = []
     domains: list[str] = task.corpus.meta["domains"]
-    with _evaluating(model, top_k, capacity_factor) as device:
+    with _evaluating(model, top_k, capacity_factor, precision) as device:
         for batch in task.val_batches(batch_size, max_tokens):
-            with autocast(precision, device):
-                loss, routings = task.loss(model, batch.to(device))
+            loss, routings = task.loss(model, batch.to(device))
             nats += loss.item() * batch.num_tokens
             num_tokens += batch.num_tokens
             num_bytes += batch.num_bytes
@@ -178,7 +177,9 @@ def evaluate(
 
 
 @contextmanager
-def _evaluating(model: nn.Module, top_k: int | None, capacity_factor: float | None) -> Iterator[torch.device]:
+def _evaluating(
+    model: nn.Module, top_k: int | None, capacity_factor: float | None, precision: str
+) -> Iterator[torch.device]:
     """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before."""
     device = next(model.parameters()).device
     was_training = model.training
@@ -186,14 +187,17 @@ def _evaluating(model: nn.Module, top_k: int | None, capacity_factor: float | No
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), evaluation_policy(model, top_k, capacity_factor):
         torch.manual_seed(0)
-        yield device
+        with autocast(precision, device):
+            yield device
     model.train(was_training)
 
 
 @torch.no_grad()
-def probe(model: nn.Module, task: TextTask, top_k: int | None = None) -> list[Bool[Tensor, "T E"]]:
+def probe(
+    model: nn.Module, task: TextTask, top_k: int | None = None, precision: str = "auto"
+) -> list[Bool[Tensor, "T E"]]:
     """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
-    with _evaluating(model, top_k, None) as device:
+    with _evaluating(model, top_k, None, precision) as device:
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
         passes = [[choices(routing).cpu() for routing in task.loss(model, batch.to(device))[1]] for batch in batches]
     return [torch.cat(layer) for layer in zip(*passes, strict=True)]

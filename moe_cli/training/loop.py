@@ -241,14 +241,14 @@ class Training:
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}
         self.recorder.metrics({"step": self.state.step, **estimates, **routing, **result.layer_metrics()})
-        chosen = probe(self.model, self.task, self.config.eval.k)
-        for record, layer in zip(result.layer_records(), chosen, strict=True):
-            self.recorder.routing({"step": self.state.step, **record, "choices": expert_lists(layer)})
         if not math.isfinite(result.loss):
             raise TrainingError(
                 f"the validation loss is {result.loss} at step {self.state.step}; the last checkpoint is kept. "
                 "Try a lower optim.lr."
             )
+        chosen = probe(self.model, self.task, self.config.eval.k, self.config.train.precision)
+        for record, layer in zip(result.layer_records(), chosen, strict=True):
+            self.recorder.routing({"step": self.state.step, **record, "choices": expert_lists(layer)})
         return result
 
     def save(self) -> None:

@@ -146,7 +146,7 @@ class Held(TorchDispatchMode):
 def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     """The most bytes held in forward and backward, beside weights and gradients, at widths where they matter."""
     changes = {**CONFIGS, "limited": {"capacity": 0.25}, "no qk norm": {"model": {"qk_norm": False}}}[name]
-    sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64}
+    sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "grouped"}
     sizes = {**changes.get("model", {}), **sizes}
     asked = tiny_config(Path("text"), **{**changes, "model": sizes, "train": {"batch_size": 16}})
     model, tokens = make_model(asked, 256), torch.randint(256, (16, 64), generator=torch.Generator().manual_seed(0))
