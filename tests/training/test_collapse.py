@@ -6,13 +6,10 @@ text. What is judged is MaxVio in the last 50 steps, mean over steps and layers:
 
 import random
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from moe_cli.config.balances import (
     BalanceConfig,
@@ -26,9 +23,8 @@ from moe_cli.config.balances import (
     SwitchBalance,
     ZBalance,
 )
+from moe_cli.config.routers import NoisyTopKConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig
-from moe_cli.moe.routers import Router, top_indices
-from moe_cli.moe.routing import Routing, from_choices
 from moe_cli.moe.stats import max_violation
 from moe_cli.training.loop import StepView, Training
 from tests.tiny import tiny_config
@@ -45,7 +41,7 @@ CASES: list[tuple[BalanceConfig, bool]] = [
     (SwitchBalance(weight=1.0), True),
     (ImportanceBalance(), False),
     (ImportanceBalance(weight=1.0), True),
-    (LoadBalance(), False),
+    (LoadBalance(), True),
     (LoadBalance(weight=1.0), True),
     (ZBalance(), False),
     (ZBalance(weight=1.0), False),
@@ -58,41 +54,20 @@ CASES: list[tuple[BalanceConfig, bool]] = [
 ]
 
 
-class NoisyRouter(Router):
-    """Two experts by noisy logits (Shazeer): what the load loss needs, and no more."""
-
-    def __init__(self, d_model: int, num_experts: int) -> None:
-        super().__init__(d_model, num_experts, 2)
-        self.noise = nn.Linear(d_model, num_experts, bias=False)
-        nn.init.zeros_(self.noise.weight)
-
-    def forward(self, x: Tensor) -> Routing:
-        clean, _ = self.scores(x)
-        std = F.softplus(self.noise(x)) + 0.01
-        noisy = clean + std * torch.randn_like(clean) if self.training else clean
-        probs = noisy.softmax(-1)
-        chosen = top_indices(probs, 2)
-        weights = probs.gather(1, chosen)
-        routing = from_choices(noisy, probs, chosen, weights / weights.sum(-1, keepdim=True))
-        return replace(routing, clean_logits=clean, noise_std=std)
-
-
 def collapsed_training(balance: BalanceConfig, outputs: Path) -> Training:
     """A tiny model whose gates give the first expert about 3 more than the others in the logits, for every token.
 
     Gates have no bias of their own: it comes through a feature of the embedding that is the same for every token.
     """
+    router = NoisyTopKConfig() if isinstance(balance, LoadBalance) else TopKConfig()
     config = tiny_config(
-        TEXT, expert=8, k=2, balance=NoBalance(), optim=AdamWConfig(lr=0.003),
+        TEXT, expert=8, k=2, router=router, balance=balance, optim=AdamWConfig(lr=0.003),
         train={"steps": STEPS, "batch_size": 32, "log_every": STEPS},
     )  # fmt: skip
-    training = make_training(replace(config, balance=balance), outputs)
+    training = make_training(config, outputs)
     with torch.no_grad():
         training.model.embedding.weight[:, 0] = 3.0
         for layer in training.layers:
-            if isinstance(balance, LoadBalance):
-                layer.router = NoisyRouter(config.model.d_model, 8)
-                layer.router.reset_parameters(torch.Generator().manual_seed(0))
             layer.router.gate.weight[0, 0] = 1.25
     return training
 
