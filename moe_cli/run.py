@@ -14,91 +14,30 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, MoeError, RunBusy, TrainingError
-from moe_cli.models.cost import Cost, cost, training_steps
-from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Recorder, Run, create_run, lock, outputs_folder, write_text
-from moe_cli.tasks.corpora import Corpus, load_corpus
+from moe_cli.forecast import check_upcycle, corpus_of
+from moe_cli.models.cost import cost, training_steps
+from moe_cli.store import (
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    Recorder,
+    Run,
+    create_run,
+    lock,
+    outputs_folder,
+    write_text,
+)
+from moe_cli.tasks.corpora import Corpus
 
-# Speed of a training step over that of the product `measure_flops` times, seen for models of some million parameters.
-STEP_EFFICIENCY = 0.65
 # Exit codes of a worker.
 DONE, WRONG, BUSY, STOPPED = 0, 1, 4, 130
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do and cost, known before it starts.
-
-    Attributes:
-        steps: None when the budget is a time.
-        seconds: expected time on `threads` cores of this machine, evaluation included.
-    """
-
-    config: RunConfig
-    corpus: Corpus
-    cost: Cost
-    steps: int | None
-    seconds: float
-    threads: int
-
-    @property
-    def tokens(self) -> int | None:
-        return None if self.steps is None else self.steps * self.config.tokens_per_step
-
-
-def corpus_of(config: RunConfig, outputs: Path) -> Corpus:
-    """The token files of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
-    return load_corpus(config.data, config.model.context_length, outputs / ".cache" / "corpora")
-
-
-def make_plans(configs: Sequence[RunConfig], outputs: Path, threads: int, flops_per_second: float) -> list[Plan]:
-    """Counts what configurations take, at `flops_per_second` a core. Raises DataError when the data are no use.
-
-    The files of each corpus are looked at once, however many configurations use it.
-    """
-    load = cache(lambda data, context_length: load_corpus(data, context_length, outputs / ".cache" / "corpora"))
-    return [
-        _make_plan(config, load(config.data, config.model.context_length), threads, flops_per_second)
-        for config in configs
-    ]
-
-
-def _make_plan(config: RunConfig, corpus: Corpus, threads: int, flops_per_second: float) -> Plan:
-    vocab_size = int(corpus.meta["vocab_size"])
-    costs = cost(config, vocab_size)
-    steps = training_steps(config, vocab_size)
-    speed = STEP_EFFICIENCY * flops_per_second * threads
-    evaluated = int(corpus.meta["val_tokens"]) * (2 if config.capacity else 1) + 9 * config.train.eval_tokens
-    seconds = evaluated * costs.forward_flops_per_token / speed
-    if steps is None:
-        seconds += 60 * (config.train.minutes or 0)
-    else:
-        per_step = costs.flops_per_token * config.tokens_per_step + costs.optimizer_flops_per_step
-        seconds += steps * per_step / speed
-    return Plan(config, corpus, costs, steps, seconds, threads)
-
-
-def measure_flops() -> float:
-    """FLOPs per second of one core on a small matrix product, measured in a few thousandths of a second.
-
-    With numpy, not torch: a plan must not wait for torch to be imported. Small, so that numpy starts no threads, which
-    would go on spinning beside torch's.
-    """
-    import numpy as np
-
-    a = np.ones((64, 64), np.float32)
-    best = float("inf")
-    for _ in range(200):
-        started = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - started)
-    return 2 * 64**3 / best
 
 
 def pick_threads(config: RunConfig) -> int:
@@ -165,6 +104,7 @@ def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any) -> No
     from moe_cli.training.checkpoint import latest_checkpoint
     from moe_cli.training.loop import Training
     from moe_cli.training.optim import make_optimizers
+    from moe_cli.training.upcycle import upcycle
 
     config = run.config()
     recorder.status(RUNNING, started=time.time(), reason=None)
@@ -181,6 +121,8 @@ def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any) -> No
         _check_same_corpus(run, checkpoint.state, corpus)
         training.resume(checkpoint)
     else:
+        if source := check_upcycle(config, outputs):
+            upcycle(model, source)
         torch.manual_seed(config.seed)
         recorder.rewind(-1)
         recorder.meta(describe_environment(corpus))

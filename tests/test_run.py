@@ -17,7 +17,7 @@ import moe_cli
 from moe_cli import run as module
 from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy, TrainingError
 from moe_cli.models.cost import cost
-from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, make_plans, pick_device, pick_threads, restore, run_one
+from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, pick_device, pick_threads, restore, run_one
 from moe_cli.store import Run, create_run, lock
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
@@ -264,32 +264,6 @@ def test_two_processes_do_not_train_one_run(text_file: Path, tmp_path: Path) -> 
     with lock(run.path), pytest.raises(RunBusy):
         run_one(run, tmp_path)
     assert "pending" == run.status()["status"]
-
-
-def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) -> None:
-    """Steps, tokens and time before anything is built; twice the threads or the speed halve the time."""
-    config = tiny_config(text_file, train={"steps": None, "tokens": 1000})
-    (plan,) = make_plans([config], tmp_path, 1, 1e9)
-    assert (16, 1024) == (plan.steps, plan.tokens)
-    assert cost(config, 256) == plan.cost
-    assert plan.seconds == 2 * make_plans([config], tmp_path, 2, 1e9)[0].seconds
-    minutes = [tiny_config(text_file, train={"steps": None, "minutes": number}) for number in (1.0, 2.0)]
-    timed, longer = make_plans(minutes, tmp_path, 1, 1e9)
-    assert (None, None) == (timed.steps, timed.tokens)
-    assert 60 == pytest.approx(longer.seconds - timed.seconds)
-    assert 60 < timed.seconds < 61  # the evaluations come on top
-
-
-def test_a_plan_looks_at_each_corpus_once(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep's points share a look at the files; another context length or other data need their own."""
-    looks: list[Any] = []
-    load = module.load_corpus
-    monkeypatch.setattr(module, "load_corpus", lambda *arguments: looks.append(arguments[:2]) or load(*arguments))
-    configs = [tiny_config(text_file, expert=expert) for expert in (2, 4, 8)]
-    longer = tiny_config(text_file, model={"context_length": 32})
-    plans = make_plans([*configs, longer], tmp_path, 1, 1e9)
-    assert [2, 4, 8, 4] == [plan.config.expert for plan in plans]
-    assert [(longer.data, 16), (longer.data, 32)] == looks
 
 
 def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import GPTConfig, MuonConfig, RunConfig, TextData, TrainConfig
-from moe_cli.run import corpus_of, run_one
+from moe_cli.forecast import corpus_of
+from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
 from moe_cli.tasks.text import TextTask
 

@@ -73,6 +73,7 @@ def check_comparable(config: RunConfig) -> None:
         (model.expert_kind != "glu", f"model.expert_kind={model.expert_kind}"),
         (model.activation != "silu", f"model.activation={model.activation}"),
         (model.shared_experts > 0, f"model.shared_experts={model.shared_experts}"),
+        (model.expert_dropout > 0, f"model.expert_dropout={model.expert_dropout}"),
         (model.moe_every > 1, f"model.moe_every={model.moe_every}"),
         (config.capacity is not None, f"capacity={config.capacity}"),
         (model.dropout > 0, f"model.dropout={model.dropout}"),

@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from moe_cli.forecast import Plan
 from moe_cli.moe.stats import max_violation
 from moe_cli.numbers import bars, count, duration, percent
-from moe_cli.run import Plan
 from moe_cli.store import Run
 from moe_cli.tasks.corpora import describe
 from moe_cli.training.evaluate import Evaluation

@@ -17,3 +17,8 @@ def above(key: str, value: float | None, minimum: float) -> None:
 def between(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{key}={show(value)} must be between {show(low)} and {show(high)}.")
+
+
+def share(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{key}={show(value)} must be at least 0 and below 1.")

@@ -58,9 +58,13 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
     if config.dense:
         config = _without_experts(config)
         notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "eval",
-                            "renormalise_after_drop", "model.d_expert", "model.shared_experts", "model.moe_every",
+                            "renormalise_after_drop", "model.d_expert", "model.shared_experts", "model.moe_every", "model.expert_dropout",
+                            "model.expert_init_scale", "model.shared_gate",
                             "model.dispatch", "optim.sparse_experts")  # fmt: skip
     else:
+        if not config.model.shared_experts and config.model.shared_gate:
+            config = replace(config, model=replace(config.model, shared_gate=False))
+            notes += _set_aside(given, "there are no model.shared_experts", "model.shared_gate")
         config = _with_experts(config)
         if config.match == "none" and config.model.moe_every == 1 and "model.d_expert" in given:
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
@@ -94,7 +98,8 @@ def _top_k(config: RunConfig) -> int:
 
 
 def _without_experts(config: RunConfig) -> RunConfig:
-    model = replace(config.model, d_expert=None, shared_experts=0, moe_every=1, dispatch="auto")
+    model = replace(config.model, d_expert=None, shared_experts=0, shared_gate=False, expert_dropout=0.0,
+                    expert_init_scale=1.0, moe_every=1, dispatch="auto")  # fmt: skip
     optim = replace(config.optim, sparse_experts=False)
     return replace(
         config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",
@@ -163,7 +168,7 @@ def matched_d_expert(model: GPTConfig, num_experts: int, top_k: int, router: Rou
 
     Rounded to the largest power of two up to 16 that moves those parameters by less than 1 %: such widths are faster.
     """
-    gate = gate_params(router, model.d_model, num_experts) / model.d_model
+    gate = (gate_params(router, model.d_model, num_experts) + model.shared_gate_params) / model.d_model
     exact = (model.d_ff - gate / model.matrices_per_expert) / (top_k + model.shared_experts)
     if exact < 1:
         raise ConfigError(

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from moe_cli.config.parse import show
-from moe_cli.config.ranges import above, at_least
+from moe_cli.config.ranges import above, at_least, share
 from moe_cli.errors import ConfigError
 
 
@@ -39,8 +38,7 @@ class SwitchConfig(TokenChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.jitter < 1:
-            raise ConfigError(f"router.jitter={show(self.jitter)} must be at least 0 and below 1.")
+        share("router.jitter", self.jitter)
 
 
 @dataclass(frozen=True)

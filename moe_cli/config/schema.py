@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges
 from moe_cli.config.parse import build, show
-from moe_cli.config.ranges import above, at_least, between
+from moe_cli.config.ranges import above, at_least, between, share
 from moe_cli.config.routers import RouterConfig, TopKConfig, check_router
 from moe_cli.errors import ConfigError
 
@@ -37,7 +37,10 @@ class GPTConfig:
     d_expert: int | None = None
     expert_kind: Literal["glu", "mlp"] = "glu"
     activation: Literal["silu", "gelu", "relu", "relu2"] = "silu"
+    expert_dropout: float = 0.0
+    expert_init_scale: float = 1.0
     shared_experts: int = 0
+    shared_gate: bool = False
     moe_every: int = 1
     context_length: int = 128
     tie_embeddings: bool = False
@@ -51,8 +54,9 @@ class GPTConfig:
             at_least(f"model.{key}", getattr(self, key), 1)
         at_least("model.shared_experts", self.shared_experts, 0)
         above("model.rope_base", self.rope_base, 1)
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout={show(self.dropout)} must be at least 0 and below 1.")
+        share("model.dropout", self.dropout)
+        share("model.expert_dropout", self.expert_dropout)
+        above("model.expert_init_scale", self.expert_init_scale, 0)
         if self.moe_every > self.num_layers:
             raise ConfigError(
                 f"model.moe_every={self.moe_every} is more than model.num_layers={self.num_layers}: "
@@ -75,6 +79,10 @@ class GPTConfig:
     def matrices_per_expert(self) -> int:
         """3 for a gated network (gate, up, down), 2 for a plain one."""
         return 3 if self.expert_kind == "glu" else 2
+
+    @property
+    def shared_gate_params(self) -> int:
+        return self.d_model if self.shared_gate else 0
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
         at_least("optim.weight_decay", self.weight_decay, 0)
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"optim.{key}={show(getattr(self, key))} must be at least 0 and below 1.")
+        share("optim.beta1", self.beta1)
+        share("optim.beta2", self.beta2)
         for key in ("warmup", "decay", "final_lr"):
             between(f"optim.{key}", getattr(self, key) or 0, 0, 1)
         if self.warmup + (self.decay or 0) > 1:
@@ -159,8 +166,7 @@ class MuonConfig(OptimConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         above("optim.adam_lr", self.adam_lr, 0)
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"optim.momentum={show(self.momentum)} must be at least 0 and below 1.")
+        share("optim.momentum", self.momentum)
 
 
 @dataclass(frozen=True)
@@ -180,8 +186,13 @@ class TrainConfig:
     threads: int | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    upcycle: str | None = None
 
     def __post_init__(self) -> None:
+        if self.upcycle == "latest":
+            raise ConfigError(
+                "train.upcycle=latest means another run after every run. Give a run id: see moe report --runs"
+            )
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(

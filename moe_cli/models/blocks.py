@@ -107,6 +107,9 @@ def make_moe_layer(config: RunConfig, vocab_size: int) -> MoELayer:
         expert_kind=model.expert_kind,
         activation=model.activation,
         shared_experts=model.shared_experts,
+        shared_gate=model.shared_gate,
+        expert_dropout=model.expert_dropout,
+        expert_init_scale=model.expert_init_scale,
         dispatch=model.dispatch,
         vocab_size=vocab_size,
     )

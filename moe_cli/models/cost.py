@@ -55,7 +55,7 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
     attention = 4 * width * width
     ffn = model.matrices_per_expert * width * model.d_ff
     expert = model.matrices_per_expert * width * (model.d_expert or 0)
-    gate = gate_params(config.router, width, config.expert)
+    gate = gate_params(config.router, width, config.expert) + model.shared_gate_params
     norms = (2 * model.num_layers + 1) * width
     outer = vocab_size * width * (1 if model.tie_embeddings else 2)
     common = outer + norms + model.num_layers * attention + dense * ffn
@@ -63,7 +63,7 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
     active = common + sparse * (gate + (top_k + model.shared_experts) * expert)
     total = common + sparse * (gate + (config.expert + model.shared_experts) * expert)
     matmuls = active - sparse * gate - norms - (0 if model.tie_embeddings else vocab_size * width)
-    gates = sparse * gate_flops(config.router, width, config.expert)
+    gates = sparse * (gate_flops(config.router, width, config.expert) + 2 * model.shared_gate_params)
     attention_scores = model.num_layers * 4 * model.context_length * width
     matrices = _matrices(config, sparse) if isinstance(config.optim, MuonConfig) else {}
     in_muon = sum(number * rows * columns for (rows, columns), number in matrices.items())
@@ -99,7 +99,7 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     Kept per token, with D width, N heads, F hidden width, K' kept choices, V tokens: a norm its input, the input
     normalised and its output (3 D + 1); attention the queries, keys and values before and after rotation, its output and
     that output's copy (7 D, N sums, 2 N of the norms of queries and keys); a dense network 4 F if gated, else 2 F;
-    experts K' (D + 2 F), or K' (D + F), the probabilities (E), the jitter and what it made of the input (2 D) and who
+    experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and what it made of the input (2 D) and who
     went where (about 7 K'). The peak is at the loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its
     experts' gradients, and for the rows of one expert at even load 7 F if gated, else 4 F. In float32, without dropout,
     by the loop of `grouped`; other back ends hold more.
@@ -111,8 +111,9 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     dense = (4 if gated else 2) * model.d_ff
     d_expert = model.d_expert or 0
     kept = min(config.k or 1, _places_per_token(config))
-    rows = kept * (width + (2 if gated else 1) * d_expert + 1 + 3 * INTEGER)
-    shared = (4 if gated else 2) * model.shared_experts * d_expert
+    masks = 1 if model.expert_dropout else 0
+    rows = kept * (width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * INTEGER)
+    shared = (4 if gated else 2) * model.shared_experts * d_expert + model.shared_gate_params
     router = config.router
     scores = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert
     scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0

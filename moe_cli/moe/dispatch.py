@@ -1,10 +1,11 @@
-"""Back ends: (experts, x, routing) -> y, and BACKENDS. `reference` is the slow truth; the others must equal it.
+"""Back ends: (experts, x, routing, mask) -> y, and BACKENDS. `reference` is the slow truth; the others must equal it.
 
-T tokens, R kept assignments (rows), E experts, D widths, F hidden width, H = 2F (gated) or F.
+A mask multiplies the hidden values of every assignment: dropout inside the experts.
+T tokens, A assignments, R kept assignments (rows), E experts, D widths, F hidden width, H = 2F (gated) or F.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ from moe_cli.moe.routing import Routing
 FEW_ROWS = 32
 
 
-def reference(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
+def reference(
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+) -> Float[Tensor, "T D_out"]:
     """One assignment at a time: y_t = sum over kept assignments of weight * expert(x_t). The definition.
 
     Kept for backward, by autograd: everything, assignment by assignment.
@@ -30,14 +33,16 @@ def reference(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) ->
     for a in range(len(routing.token_ids)):
         if routing.kept[a]:
             token, expert = int(routing.token_ids[a]), int(routing.expert_ids[a])
-            answer = experts.one(expert, x[token : token + 1])[0]
+            answer = experts.one(expert, x[token : token + 1], None if mask is None else mask[a])[0]
             rows[token].append(routing.weights[a].to(answer.dtype) * answer)
     nothing = x.new_zeros(experts.w_out.shape[1])
     sums = [torch.stack(row).sum(0) if row else nothing for row in rows]
     return torch.stack(sums) if sums else x.new_zeros(0, len(nothing))
 
 
-def grouped_mm(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
+def grouped_mm(
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+) -> Float[Tensor, "T D_out"]:
     """Sorted by expert, torch's grouped matrix product: the fast way on a GPU. Needs row strides of 16 bytes.
 
     Kept for backward, by autograd: the sorted input [R, D_in], the first product [R, H], what the activation makes of
@@ -48,7 +53,9 @@ def grouped_mm(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -
     given = operands(experts, x)
     inputs = given.x.index_select(0, plan.token_ids)
     pre = F.grouped_mm(inputs, given.w_in.transpose(1, 2), offs=ends)
-    answers = F.grouped_mm(hidden(pre, experts.kind, experts.activation), given.w_out.transpose(1, 2), offs=ends)
+    act = hidden(pre, experts.kind, experts.activation)
+    act = act if mask is None else act * mask[plan.assignments].to(act.dtype)
+    answers = F.grouped_mm(act, given.w_out.transpose(1, 2), offs=ends)
     weighted = answers * routing.weights.index_select(0, plan.assignments).to(answers.dtype).unsqueeze(1)
     return weighted.new_zeros(1, weighted.shape[1]).expand(len(x), -1).index_add(0, plan.token_ids, weighted)
 
@@ -112,20 +119,27 @@ def choose_backend(regime: Regime) -> str:
     return "grouped_mm" if small and not regime.compiling else "grouped_loop"
 
 
-def grouped(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
+def grouped(
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+) -> Float[Tensor, "T D_out"]:
     """Sorted by expert: torch's grouped product on a GPU that has it, else the loop."""
     regime = regime_of(experts, x, routing)
     if regime.device == "cuda" and grouped_mm_serves(regime):
-        return grouped_mm(experts, x, routing)
-    return grouped_loop(experts, x, routing)
+        return grouped_mm(experts, x, routing, mask)
+    return grouped_loop(experts, x, routing, mask)
 
 
-def auto(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
+def auto(
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+) -> Float[Tensor, "T D_out"]:
     """What `choose_backend` says."""
-    return FASTEST[choose_backend(regime_of(experts, x, routing))](experts, x, routing)
+    return FASTEST[choose_backend(regime_of(experts, x, routing))](experts, x, routing, mask)
 
 
-Backend = Callable[[Experts, Tensor, Routing], Tensor]
+class Backend(Protocol):
+    def __call__(self, experts: Experts, x: Tensor, routing: Routing, mask: Tensor | None = None) -> Tensor: ...
+
+
 FASTEST: dict[str, Backend] = {"grouped_loop": grouped_loop, "grouped_mm": grouped_mm}
 BACKENDS: dict[str, Backend] = {
     "reference": reference,

@@ -60,27 +60,40 @@ class Experts(nn.Module):
     Attributes:
         w_in: [E, H, D_in]; for a gated network the first F rows of H are the gate, the last F rows the up projection.
         w_out: [E, D_out, F].
+        dropout: share of an expert's hidden values that training leaves out ("expert dropout", Switch 2101.03961, 2.4).
     """
 
     def __init__(
-        self, num_experts: int, d_in: int, d_expert: int, d_out: int, *, kind: str = "glu", activation: str = "silu"
-    ) -> None:
+        self, num_experts: int, d_in: int, d_expert: int, d_out: int, *, kind: str = "glu", activation: str = "silu",
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.num_experts = num_experts
         self.kind = kind
         self.activation = activation
+        self.dropout = dropout
         rows = 2 * d_expert if kind == "glu" else d_expert
         self.w_in = nn.Parameter(torch.empty(num_experts, rows, d_in))
         self.w_out = nn.Parameter(torch.empty(num_experts, d_out, d_expert))
 
-    def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
-        """Uniform of variance 1 / fan-in; `out_scale` shrinks the second matrix (0 starts the layer silent)."""
-        init_matrix(self.w_in, generator)
-        init_matrix(self.w_out, generator, out_scale)
+    def reset_parameters(
+        self, generator: torch.Generator | None = None, out_scale: float = 1.0, init_scale: float = 1.0
+    ) -> None:
+        """Uniform of variance init_scale / fan-in; `out_scale` shrinks the second matrix (0 starts the layer silent)."""
+        init_matrix(self.w_in, generator, init_scale**0.5)
+        init_matrix(self.w_out, generator, out_scale * init_scale**0.5)
 
-    def one(self, expert: int, x: Float[Tensor, "T D_in"]) -> Float[Tensor, "T D_out"]:
-        """The answer of one expert: the definition that every back end must equal."""
-        return F.linear(hidden(F.linear(x, self.w_in[expert]), self.kind, self.activation), self.w_out[expert])
+    def one(self, expert: int, x: Float[Tensor, "T D_in"], mask: Tensor | None = None) -> Float[Tensor, "T D_out"]:
+        """The answer of one expert, its hidden values times `mask` [T, F]: what every back end must equal."""
+        act = hidden(F.linear(x, self.w_in[expert]), self.kind, self.activation)
+        return F.linear(act if mask is None else act * mask, self.w_out[expert])
+
+    def draw_mask(self, num_assignments: int) -> Float[Tensor, "A F"] | None:
+        """Inverted dropout of every assignment's hidden values, 0 or 1 / (1 - dropout); None: nothing is left out."""
+        if not (self.training and self.dropout):
+            return None
+        keep = 1 - self.dropout
+        return self.w_out.new_empty(num_assignments, self.w_out.shape[2]).bernoulli_(keep).div_(keep)
 
 
 class FeedForward(nn.Module):

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,21 +20,23 @@ from moe_cli.moe.routing import Routing
 CHUNK_ROWS = 512
 
 
-def grouped_loop(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
+def grouped_loop(
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+) -> Float[Tensor, "T D_out"]:
     """Sorted by expert, one matrix product per expert: the fast way on a CPU, and right on any device.
 
-    Kept for backward: x [T, D_in], the weights [A], the sorting, and the first product [R, H] ([A, H] when compiled,
-    where the number of rows is not known beforehand). The sorted input and the activation are recomputed. The experts'
-    answers are not kept, because d(weight) = <dy W_out, hidden> needs only what is there.
+    Kept for backward: x [T, D_in], the weights [A], the sorting, the first product [R, H] ([A, H] when compiled, where
+    the number of rows is not known beforehand), and the mask if there is one. The sorted input and the activation are
+    recomputed. The experts' answers are not kept, because d(weight) = <dy W_out, hidden> needs only what is there.
     """
     given = operands(experts, x)
     if torch.compiler.is_compiling():
         return _compiled_experts(  # type: ignore[no-any-return]
             given.x, routing.token_ids, routing.expert_ids, routing.weights, routing.kept, given.w_in, given.w_out,
-            experts.kind, experts.activation,
+            mask, experts.kind, experts.activation,
         )[0]  # fmt: skip
     return _GroupedExperts.apply(  # type: ignore[no-any-return]
-        given.x, routing.weights, given.w_in, given.w_out, make_plan(routing), experts.kind, experts.activation
+        given.x, routing.weights, given.w_in, given.w_out, mask, make_plan(routing), (experts.kind, experts.activation)
     )
 
 
@@ -57,6 +59,7 @@ class Kept:
 
     Attributes:
         pre: the first product, in its first R rows.
+        mask: what the hidden values are multiplied by; None: by 1.
     """
 
     x: Float[Tensor, "T D_in"]
@@ -64,10 +67,15 @@ class Kept:
     w_in: Float[Tensor, "E H D_in"]
     w_out: Float[Tensor, "E D_out F"]
     pre: Float[Tensor, "_ H"]
+    mask: Float[Tensor, "A F"] | None
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.x, self.weights, self.w_in, self.w_out, self.pre
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.x, self.weights, self.w_in, self.w_out, self.pre, self.mask
+
+    def masked(self, values: Float[Tensor, "N F"], assignments: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+        """The values, in place, as the mask leaves them."""
+        return values if self.mask is None else values.mul_(self.mask[assignments])
 
 
 def _forward(kept: Kept, plan: Plan, kind: str, activation: str) -> Float[Tensor, "T D_out"]:
@@ -79,7 +87,7 @@ def _forward(kept: Kept, plan: Plan, kind: str, activation: str) -> Float[Tensor
         counts = plan.counts[experts.start : experts.stop]
         for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
             torch.mm(source, w_in_t[e], out=target)
-        act = hidden(pre[rows], kind, activation)
+        act = kept.masked(hidden(pre[rows], kind, activation), plan.assignments[rows])
         for e, source, target in zip(experts, act.split(counts), answers[rows].split(counts), strict=True):
             torch.mm(source, w_out_t[e], out=target)
     return sum_by_token(plan, answers, kept.weights.index_select(0, plan.assignments).to(answers.dtype))
@@ -98,9 +106,10 @@ def _backward(grad_y: Tensor, kept: Kept, plan: Plan, kind: str, activation: str
         grad_hidden = pre.new_empty(rows.stop - rows.start, w_out.shape[2])
         for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
             torch.mm(source, w_out[e], out=target)
+        kept.masked(grad_hidden, plan.assignments[rows])
         act = hidden(pre[rows], kind, activation)
         grad_row_weights[rows] = (grad_hidden * act).sum(1, dtype=row_weights.dtype)
-        act.mul_(scale[rows])
+        kept.masked(act, plan.assignments[rows]).mul_(scale[rows])
         grad_pre = hidden_backward(grad_hidden.mul_(scale[rows]), pre[rows], kind, activation)
         split = zip(experts, grads[rows].split(counts), act.split(counts), grad_pre.split(counts),
                     inputs[rows].split(counts), grad_inputs[rows].split(counts), strict=True)  # fmt: skip
@@ -117,12 +126,13 @@ class _GroupedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, plan: Plan, kind: str, activation: str
-    ) -> Tensor:
-        kept = Kept(x, weights, w_in, w_out, x.new_empty(len(plan.token_ids), w_in.shape[1]))
-        ctx.counts, ctx.how = plan.counts, (kind, activation)
+        ctx: Any, x: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, mask: Tensor | None, plan: Plan,
+        how: tuple[str, str],
+    ) -> Tensor:  # fmt: skip
+        kept = Kept(x, weights, w_in, w_out, x.new_empty(len(plan.token_ids), w_in.shape[1]), mask)
+        ctx.counts, ctx.how = plan.counts, how
         ctx.save_for_backward(*kept.tensors, *plan.tensors)
-        return _forward(kept, plan, kind, activation)
+        return _forward(kept, plan, *how)
 
     @staticmethod
     @once_differentiable
@@ -138,29 +148,29 @@ class _GroupedExperts(torch.autograd.Function):
     "moe_cli::grouped_experts",
     mutates_args=(),
     schema="(Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, Tensor w_out, "
-    "str kind, str activation) -> (Tensor, Tensor)",
+    "Tensor? mask, str kind, str activation) -> (Tensor, Tensor)",
 )
 def _compiled_experts(  # noqa: PLR0913  (an operator takes tensors one by one)
     x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor, w_out: Tensor,
-    kind: str, activation: str,
+    mask: Tensor | None, kind: str, activation: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     plan = sort_rows(token_ids, expert_ids, kept, (len(x), len(w_in)))
     pre = x.new_empty(len(expert_ids), w_in.shape[1])
-    return _forward(Kept(x, weights, w_in, w_out, pre), plan, kind, activation), pre
+    return _forward(Kept(x, weights, w_in, w_out, pre, mask), plan, kind, activation), pre
 
 
 @torch.library.custom_op(
     "moe_cli::grouped_experts_backward",
     mutates_args=(),
     schema="(Tensor grad_y, Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, "
-    "Tensor w_out, Tensor pre, str kind, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor w_out, Tensor? mask, Tensor pre, str kind, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     grad_y: Tensor, x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor,
-    w_out: Tensor, pre: Tensor, kind: str, activation: str,
+    w_out: Tensor, mask: Tensor | None, pre: Tensor, kind: str, activation: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     plan = sort_rows(token_ids, expert_ids, kept, (len(x), len(w_in)))
-    return _backward(grad_y, Kept(x, weights, w_in, w_out, pre), plan, kind, activation)
+    return _backward(grad_y, Kept(x, weights, w_in, w_out, pre, mask), plan, kind, activation)
 
 
 @_compiled_experts.register_fake
@@ -184,7 +194,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad_y: Tensor, grad_pre: None) -> tuple[Tensor | None, ...]:
     x, weights, w_in, w_out = _compiled_backward(grad_y, *ctx.saved_tensors, *ctx.how)
-    return x, None, None, weights, None, w_in, w_out, None, None
+    return x, None, None, weights, None, w_in, w_out, None, None, None
 
 
 _compiled_experts.register_autograd(_differentiate, setup_context=_keep)

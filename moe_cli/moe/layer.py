@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.ranges import above
+from moe_cli.config.ranges import above, share
 from moe_cli.config.routers import HashConfig, RouterConfig, check_router
 from moe_cli.errors import ConfigError
 from moe_cli.moe.assignment import ExpertChoiceRouter
 from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
+from moe_cli.moe.gates import LinearGate
 from moe_cli.moe.registry import CONFIGS, make_router
 from moe_cli.moe.routing import Routing, computed, drop_overflow, expert_capacity, renormalised
 from moe_cli.moe.soft import SoftRouter
@@ -36,6 +37,9 @@ class MoELayer(nn.Module):
         expert_kind: `glu` (gated) or `mlp`.
         activation: silu, gelu, relu or relu2; by default silu for glu and gelu for mlp.
         shared_experts: experts of width d_expert that see every token; their answers are added.
+        shared_gate: weight those answers by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
+        expert_dropout: share of the routed experts' hidden values that training leaves out (Switch 2101.03961, 2.4).
+        expert_init_scale: variance of the routed experts' first weights times fan-in; Switch takes 0.1 (section 2.4).
         dispatch: back end, a name of `moe_cli.moe.dispatch.BACKENDS`.
         vocab_size: how many token ids there are; only for router=hash.
 
@@ -56,6 +60,9 @@ class MoELayer(nn.Module):
         expert_kind: str = "glu",
         activation: str | None = None,
         shared_experts: int = 0,
+        shared_gate: bool = False,
+        expert_dropout: float = 0.0,
+        expert_init_scale: float = 1.0,
         dispatch: str = "auto",
         renormalise_after_drop: bool = False,
         vocab_size: int | None = None,
@@ -68,13 +75,18 @@ class MoELayer(nn.Module):
         activation = activation or ("silu" if expert_kind == "glu" else "gelu")
         _one_of("activation", activation, ACTIVATIONS)
         above("capacity_factor", capacity_factor, 0)
+        above("expert_init_scale", expert_init_scale, 0)
+        share("expert_dropout", expert_dropout)
         self.top_k = top_k
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor: float | None = None
         self.drop = drop
         self.renormalise_after_drop = renormalise_after_drop
         self.dispatch = dispatch
-        experts = Experts(num_experts, d_model, d_expert, d_model, kind=expert_kind, activation=activation)
+        self.expert_init_scale = expert_init_scale
+        experts = Experts(
+            num_experts, d_model, d_expert, d_model, kind=expert_kind, activation=activation, dropout=expert_dropout
+        )
         self.router = make_router(router, d_model, num_experts, top_k, experts, vocab_size)
         self.experts = experts
         self.shared_experts = (
@@ -82,13 +94,16 @@ class MoELayer(nn.Module):
             if shared_experts
             else None
         )
+        self.shared_gate = LinearGate(d_model, 1) if shared_experts and shared_gate else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
         self.router.reset_parameters(generator)
-        self.experts.reset_parameters(generator, out_scale)
+        self.experts.reset_parameters(generator, out_scale, self.expert_init_scale)
         if self.shared_experts is not None:
             self.shared_experts.reset_parameters(generator, out_scale)
+        if self.shared_gate is not None:
+            self.shared_gate.reset_parameters(generator)
 
     def forward(
         self,
@@ -113,7 +128,8 @@ class MoELayer(nn.Module):
             routing = self.route(tokens, None if token_ids is None else token_ids.flatten())
             y = self._compute(tokens, routing)
         if self.shared_experts is not None:
-            y = y + self.shared_experts(tokens)
+            shared = self.shared_experts(tokens)
+            y = y + (shared if self.shared_gate is None else self.shared_gate(tokens).sigmoid() * shared)
         return y.view(x.shape), routing
 
     def route(self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None = None) -> Routing:
@@ -130,7 +146,8 @@ class MoELayer(nn.Module):
         return renormalised(routing) if self.renormalise_after_drop else routing
 
     def _compute(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
-        return BACKENDS[self.dispatch](self.experts, tokens, computed(routing, self.experts.num_experts))
+        routing = computed(routing, self.experts.num_experts)
+        return BACKENDS[self.dispatch](self.experts, tokens, routing, self.experts.draw_mask(len(routing.expert_ids)))
 
     def _mix(self, x: Float[Tensor, "G L D"]) -> tuple[Float[Tensor, "T D"], Routing]:
         """Soft MoE: the experts work on the slots, and every token mixes the slots' answers."""

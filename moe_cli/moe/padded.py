@@ -12,7 +12,9 @@ from moe_cli.moe.plan import make_plan, operands, places_in_expert
 from moe_cli.moe.routing import Routing
 
 
-def padded(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
+def padded(
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+) -> Float[Tensor, "T D_out"]:
     """Every expert works on C rows, as many as the busiest has: two batched products, whatever E.
 
     Kept for backward, by autograd: the padded input [E, C, D_in], the first product [E, C, H], what the activation
@@ -26,13 +28,19 @@ def padded(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Fl
     rows = given.x.index_select(0, plan.token_ids)
     places = rows.new_zeros(len(plan.counts) * capacity, rows.shape[1]).index_copy(0, slots, rows)
     pre = torch.bmm(places.view(len(plan.counts), capacity, rows.shape[1]), given.w_in.mT)
-    answers = torch.bmm(hidden(pre, experts.kind, experts.activation), given.w_out.mT)
+    act = hidden(pre, experts.kind, experts.activation)
+    if mask is not None:
+        rows_mask = mask[plan.assignments].to(act.dtype)
+        act = act * act.new_zeros(len(places), act.shape[2]).index_copy(0, slots, rows_mask).view(act.shape)
+    answers = torch.bmm(act, given.w_out.mT)
     weights = routing.weights.index_select(0, plan.assignments).to(answers.dtype).unsqueeze(1)
     weighted = answers.flatten(0, 1).index_select(0, slots) * weights
     return weighted.new_zeros(len(x), weighted.shape[1]).index_add(0, plan.token_ids, weighted)
 
 
-def einsum(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Float[Tensor, "T D_out"]:
+def einsum(
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+) -> Float[Tensor, "T D_out"]:
     """One-hot dispatch and combine tensors [T, E, C], algorithm 1 of GShard, arXiv:2006.16668: for teaching, not speed.
 
     dispatched = dispatch x, y = combine answers: the sums over T and over (E, C) are the sending and collecting.
@@ -47,5 +55,7 @@ def einsum(experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing) -> Fl
     combine = nothing.index_put(place, routing.weights[plan.assignments].to(nothing.dtype))
     dispatched = torch.einsum("tec,td->ecd", dispatch, given.x)
     act = hidden(torch.einsum("ecd,ehd->ech", dispatched, given.w_in), experts.kind, experts.activation)
+    if mask is not None:
+        act = act * torch.zeros_like(act).index_put(place[1:], mask[plan.assignments].to(act.dtype))
     answers = torch.einsum("ecf,edf->ecd", act, given.w_out)
     return torch.einsum("tec,ecd->td", combine, answers)

@@ -37,10 +37,13 @@ class Checkpoint:
     folder: Path
     state: dict[str, Any]
 
+    def model_tensors(self) -> dict[str, Tensor]:
+        return _load(self.folder / _FILES[0])
+
     def load_model(self, model: nn.Module) -> None:
         """Raises CheckpointError when the tensors are not those of this model."""
         try:
-            model.load_state_dict(_load(self.folder / _FILES[0]))
+            model.load_state_dict(self.model_tensors())
         except RuntimeError:
             raise CheckpointError(f"{self.folder} was made for a model of another shape.") from None
 

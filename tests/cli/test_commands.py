@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,3 +238,20 @@ def test_progress_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
     panel = [line for line in re.split(r"[\r\n]+", text) if line.startswith(("step", "  train", "  load"))]
     assert panel
     assert max(map(len, panel)) <= 80
+
+
+def test_a_dense_run_becomes_experts(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """train and sweep start from it; what does not fit is refused before a folder is made; the source may go later."""
+    assert moe("train", "expert=1", *settings).exit_code == 0
+    (dense,) = open_runs(tmp_path / "outputs")
+    grown = [f"train.upcycle={dense.id}", *settings]
+    result = moe("train", "expert=4", *grown)
+    assert result.exit_code == 2
+    assert "Add: match=none model.d_expert=32" in " ".join(result.stderr.split())
+    refused = moe("sweep", "expert=2,4", *grown)
+    assert (2, [dense.id]) == (refused.exit_code, [run.id for run in open_runs(tmp_path / "outputs")])
+    result = moe("sweep", "expert=1,4", "match=none", "model.d_expert=32", *grown, "-j", 1)
+    assert result.exit_code == 0, result.output
+    shutil.rmtree(dense.path)
+    grown_run = next(run for run in open_runs(tmp_path / "outputs") if run.config().expert == 4)
+    assert moe("eval", grown_run.id).exit_code == 0

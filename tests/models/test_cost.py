@@ -35,6 +35,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glu": {"model": {"expert_kind": "glu"}},
     "shared": {"model": {"shared_experts": 2}},
     "shared glu": {"model": {"shared_experts": 1, "expert_kind": "glu"}},
+    "shared gate": {"model": {"shared_experts": 1, "shared_gate": True}},
+    "expert dropout": {"model": {"expert_dropout": 0.1}},
     "every second": {"model": {"num_layers": 5, "moe_every": 2}},
     "random": {"router": RandomConfig(), "balance": NoBalance()},
     "switch": {"router": SwitchConfig(), "k": 1},

@@ -68,6 +68,7 @@ def test_the_operator_equals_the_loop(router: str, capacity: float | None) -> No
             routing.weights,
             routing.kept,
             *experts.parameters(),
+            None,
             "glu",
             "silu",
         )[0]

@@ -1,0 +1,123 @@
+"""What a run will do, take and cost, and whether it can be done at all: known before it starts, without torch."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
+from moe_cli.models.cost import Cost, cost, training_steps
+from moe_cli.store import Run, find_run
+from moe_cli.tasks.corpora import Corpus, load_corpus
+
+# Speed of a training step over that of the product `measure_flops` times, seen for models of some million parameters.
+STEP_EFFICIENCY = 0.65
+# What a model must share with the dense run whose weights it starts from.
+UPCYCLED = ("num_layers", "num_heads", "d_model", "d_ff", "expert_kind", "activation", "tie_embeddings", "qk_norm",
+            "rope_base")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and cost, known before it starts.
+
+    Attributes:
+        steps: None when the budget is a time.
+        seconds: expected time on `threads` cores of this machine, evaluation included.
+    """
+
+    config: RunConfig
+    corpus: Corpus
+    cost: Cost
+    steps: int | None
+    seconds: float
+    threads: int
+
+    @property
+    def tokens(self) -> int | None:
+        return None if self.steps is None else self.steps * self.config.tokens_per_step
+
+
+def corpus_of(config: RunConfig, outputs: Path) -> Corpus:
+    """The token files of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
+    return load_corpus(config.data, config.model.context_length, outputs / ".cache" / "corpora")
+
+
+def make_plans(configs: Sequence[RunConfig], outputs: Path, threads: int, flops_per_second: float) -> list[Plan]:
+    """Counts what configurations take, at `flops_per_second` a core. Raises DataError when the data are no use.
+
+    The files of each corpus are looked at once, however many configurations use it.
+    """
+    load = cache(lambda data, context_length: load_corpus(data, context_length, outputs / ".cache" / "corpora"))
+    return [
+        _make_plan(config, load(config.data, config.model.context_length), threads, flops_per_second)
+        for config in configs
+    ]
+
+
+def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
+    """The dense run a model starts from, None if it starts from scratch.
+
+    Raises:
+        RunNotFound: there is no such run.
+        ConfigError: its weights do not fit.
+    """
+    if config.train.upcycle is None:
+        return None
+    given, source = f"train.upcycle={config.train.upcycle}", find_run(outputs, config.train.upcycle)
+    dense, model = source.config(), config.model
+    if not dense.dense:
+        raise ConfigError(f"{given} is itself sparse ({dense.expert}x{dense.k}). Make a dense run: moe train expert=1")
+    if not source.checkpoints():
+        raise ConfigError(f"{given} has no checkpoint. Finish it: moe train --resume {source.id}")
+    for key in UPCYCLED:
+        ours, theirs = getattr(model, key), getattr(dense.model, key)
+        if ours != theirs:
+            raise ConfigError(f"{given} has model.{key}={theirs}, and this model {ours}. Add: model.{key}={theirs}")
+    if _tokens(config) != _tokens(dense):
+        raise ConfigError(f"{given} reads other tokens: its data are {dense.data.name}, {dense.data.tokenizer}.")
+    if not config.dense and model.d_expert != model.d_ff:
+        raise ConfigError(
+            f"{given}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}. "
+            f"Add: match=none model.d_expert={model.d_ff}"
+        )
+    return source
+
+
+def _tokens(config: RunConfig) -> object:
+    """What token ids mean: characters are numbered by the text they come from."""
+    return config.data if config.data.tokenizer == "chars" else config.data.tokenizer
+
+
+def _make_plan(config: RunConfig, corpus: Corpus, threads: int, flops_per_second: float) -> Plan:
+    vocab_size = int(corpus.meta["vocab_size"])
+    costs = cost(config, vocab_size)
+    steps = training_steps(config, vocab_size)
+    speed = STEP_EFFICIENCY * flops_per_second * threads
+    evaluated = int(corpus.meta["val_tokens"]) * (2 if config.capacity else 1) + 9 * config.train.eval_tokens
+    seconds = evaluated * costs.forward_flops_per_token / speed
+    if steps is None:
+        seconds += 60 * (config.train.minutes or 0)
+    else:
+        per_step = costs.flops_per_token * config.tokens_per_step + costs.optimizer_flops_per_step
+        seconds += steps * per_step / speed
+    return Plan(config, corpus, costs, steps, seconds, threads)
+
+
+def measure_flops() -> float:
+    """FLOPs per second of one core on a small matrix product, measured in a few thousandths of a second.
+
+    With numpy, not torch: a plan must not wait for torch to be imported. Small, so that numpy starts no threads, which
+    would go on spinning beside torch's.
+    """
+    import numpy as np
+
+    a = np.ones((64, 64), np.float32)
+    best = float("inf")
+    for _ in range(200):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * 64**3 / best
