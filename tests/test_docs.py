@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,31 @@ def test_every_choice_is_documented() -> None:
 def test_metrics_table_is_complete(metric: str) -> None:
     """Every measure of a summary stands in the README's table."""
     assert f"| `{metric}` |" in README
+
+
+@pytest.mark.slow
+def test_the_routers_ten_lines_are_enough(tmp_path: Path) -> None:
+    """A copy of the package with the README's lines in it trains and evaluates with the new router."""
+    snippet = re.search(r"## Add a router in ten lines\n\n```python\n(.*?)```", README, flags=re.S)
+    assert snippet
+    parts = re.split(r"^# (moe_cli/\S+\.py): .*\n", snippet[1], flags=re.M)
+    code = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for name in ("moe_cli", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "conf/router/greedy.yaml").write_text("# the most likely ones\nname: greedy\n")
+    config, router, registry = (tmp_path / path for path in code)
+    head, union = config.read_text().split("RouterConfig = (\n")
+    config.write_text(f"{head}{code['moe_cli/config/routers.py']}RouterConfig = (\n    GreedyConfig |{union}")
+    router.write_text(router.read_text() + "\n\n" + code["moe_cli/moe/routers.py"])
+    imports = "from moe_cli.config.routers import GreedyConfig\nfrom moe_cli.moe.routers import GreedyRouter\n"
+    registry.write_text(
+        imports
+        + registry.read_text().replace(
+            "    TopKConfig: TopKRouter,", "    GreedyConfig: GreedyRouter,\n    TopKConfig: TopKRouter,"
+        )
+    )
+    (tmp_path / "notes.txt").write_text(TEXT * 60)
+    words = [sys.executable, "-m", "moe_cli", "train", "router=greedy", "data=text", "data.path=notes.txt", *TINY]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "greedy, balance switch" in result.stdout
