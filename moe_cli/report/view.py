@@ -79,7 +79,8 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
 
 
 def _columns(rows: list[Row], names: list[str], by_run: bool) -> list[Column]:
-    identity = ["run"] if by_run or not names else []
+    folded = any(len(row["runs"]) > 1 for row in rows)
+    identity = ["run"] if by_run or not (names or folded) else [] if names else ["expert", "k"]
     seeds = ["seed"] if by_run and len({row["seed"] for row in rows}) > 1 else []
     status = ["status"] if any(row["status"] != COMPLETED for row in rows) else []
     if status and not any(row["status"] == COMPLETED for row in rows):

@@ -430,3 +430,11 @@ def test_the_loss_at_the_training_capacity_has_a_column(tmp_path: Path) -> None:
     assert "limited loss" not in headings(tmp_path, 80)
     place = table(tmp_path, 160)[0].index("limited loss") + len("limited loss")
     assert ["1.234", "-"] == [row[:place].split()[-1] for row in table(tmp_path, 160)[1:]]
+
+
+def test_one_configuration_of_several_runs_is_not_called_by_one_of_them(tmp_path: Path) -> None:
+    """Nothing varies: a single run is named, a row of three seeds tells its experts."""
+    complete(tmp_path, 1.7, expert=8, seed=0)
+    assert headings(tmp_path)[0] == "run"
+    complete(tmp_path, 1.8, expert=8, seed=1)
+    assert headings(tmp_path)[:2] == ["expert", "k"]
