@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from soft_moe_pytorch import SoftMoE
 from torch import Tensor, nn
 from transformers import DeepseekV3Config, MixtralConfig, OlmoeConfig, Qwen3MoeConfig, SwitchTransformersConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
@@ -19,7 +20,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
 from moe_cli.config.balances import SwitchBalance, own_convention
-from moe_cli.config.routers import RouterConfig, SigmoidConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import RouterConfig, SigmoidConfig, SoftConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.balance import load_balancing_loss
 from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.layer import MoELayer
@@ -168,3 +169,43 @@ def test_a_coefficient_of_transformers_is_converted(num_experts: int, top_k: int
     converted = own_convention(SwitchBalance(weight=0.02, convention="hf"), top_k)
     assert (0.02 * theirs).item() == pytest.approx(converted.weight * ours.item(), rel=1e-5)
     assert converted == own_convention(converted, top_k)
+
+
+@every_backend
+@pytest.mark.parametrize("slots", [1, 3])
+def test_equals_soft_moe_pytorch(slots: int, dispatch: str) -> None:
+    """The mixture of soft-moe-pytorch. It mixes normalised tokens where the paper and this layer normalise for the scores
+    alone, so both are shown tokens of norm 1; its gains are set to what makes its norms plain.
+    """
+    torch.manual_seed(0)
+    layer = MoELayer(
+        D, 4, 1, F, router=SoftConfig(slots=slots), expert_kind="mlp", activation="gelu", dispatch=dispatch
+    )
+    layer.router.scale.data.fill_(3.0)
+    peer = SoftMoE(D, num_experts=4, num_slots=slots, expert_mult=F / D)
+    slot_embeds = layer.router.phi.detach().view(4, slots, D)
+    with torch.no_grad():
+        peer.norm.gamma.fill_(D**-0.5)
+        peer.slot_norm.gamma.fill_(3.0 * D**-0.5)
+        peer.slot_embeds.copy_(slot_embeds)
+        for ours_in, ours_out, expert in zip(
+            layer.experts.w_in, layer.experts.w_out, peer.experts.experts, strict=True
+        ):
+            for linear, weight in ((expert[0], ours_in), (expert[3], ours_out)):
+                linear.weight.copy_(weight)
+                linear.bias.zero_()
+    x = torch.randn(2, 20, D)
+    mine, yours = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = layer(nn.functional.normalize(mine, dim=-1))[0], peer(nn.functional.normalize(yours, dim=-1))
+    assert torch.allclose(expected, y, atol=1e-5)
+    cotangent = torch.randn_like(y)
+    y.backward(cotangent)
+    expected.backward(cotangent)
+    experts = peer.experts.experts
+    for theirs, ours in (
+        (yours.grad, mine.grad),
+        (peer.slot_embeds.grad.flatten(0, 1), layer.router.phi.grad),
+        (torch.stack([expert[0].weight.grad for expert in experts]), layer.experts.w_in.grad),
+        (torch.stack([expert[3].weight.grad for expert in experts]), layer.experts.w_out.grad),
+    ):
+        assert torch.allclose(theirs, ours, atol=1e-5, rtol=1e-5)
