@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -109,7 +109,8 @@ class Composer:
                 return comments[0] if comments else ""
         return ""
 
-    def _compose(self, *choices: str) -> DictConfig:
+    def _compose(self, *choices: str) -> dict[str, Any]:
+        """The tree of these choices, interpolations as they are written. Shared: to be copied before it is changed."""
         try:
             tree = self.loader.load_configuration("config", list(choices), RunMode.RUN, from_shell=False)
         except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:
@@ -120,8 +121,7 @@ class Composer:
             raise ConfigError(
                 "an experiment's file must begin with the line '# @package _global_': without it, it sets nothing."
             )
-        OmegaConf.set_struct(tree, True)
-        return tree
+        return OmegaConf.to_container(tree)  # type: ignore[return-value]
 
     def point(self, values: dict[str, Any]) -> Resolved:
         """The configuration at one value per key.
@@ -137,13 +137,9 @@ class Composer:
         for key, value in values.items():
             if key not in groups:
                 self._set(tree, key, value)
-        try:
-            plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(_three_lines(error)) from None
-        return resolve(build(RunConfig, plain), given=frozenset(values))  # type: ignore[arg-type]
+        return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
 
-    def _grouped(self, groups: dict[str, Any]) -> DictConfig:
+    def _grouped(self, groups: dict[str, Any]) -> dict[str, Any]:
         """The tree of these choices, of which `balance` may be several: a+b."""
         parts = _parts("balance", groups.get("balance"))
         trees = []
@@ -152,10 +148,10 @@ class Composer:
             trees.append(deepcopy(self.compose(*sorted(f"{group}={choice}" for group, choice in chosen.items()))))
         tree = trees[0]
         if len(parts) > 1:
-            methods = {str(each.balance.get("name")): dict(each.balance) for each in trees}
+            methods = {str(each["balance"].get("name")): each["balance"] for each in trees}
             if len(methods) < len(parts):
                 raise ConfigError(f"balance={groups['balance']} names a method twice.")
-            tree.balance = combine(methods)
+            tree["balance"] = combine(methods)
         return tree
 
     def _check_choice(self, group: str, choice: Any) -> None:
@@ -168,7 +164,7 @@ class Composer:
                 f"{group}={show(choice)}: no such choice.{did_you_mean(show(choice), choices)} There are: {listed}."
             )
 
-    def _set(self, tree: DictConfig, key: str, value: Any) -> None:
+    def _set(self, tree: dict[str, Any], key: str, value: Any) -> None:
         group, _, setting = key.partition(".")
         if group in GROUPS and setting == "name":
             raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={show(value)}")
@@ -178,15 +174,18 @@ class Composer:
             if within:
                 raise ConfigError(f"'{key}' is a group of settings. Set one of them, such as {within[0]}=...")
             self._refuse_unknown(tree, key, known)
-        OmegaConf.update(tree, key, value)
+        *path, last = key.split(".")
+        for name in path:
+            tree = tree[name]
+        tree[last] = value
 
     def _default_first(self, group: str) -> list[str]:
         default = self.compose()[group].get("name")
         return sorted(self.choices(group), key=lambda choice: choice != default)
 
-    def _refuse_unknown(self, tree: DictConfig, key: str, known: list[str]) -> None:
+    def _refuse_unknown(self, tree: dict[str, Any], key: str, known: list[str]) -> None:
         group, _, setting = key.partition(".")
-        name = tree[group].get("name") if group in tree and OmegaConf.is_dict(tree[group]) else None
+        name = tree[group].get("name") if isinstance(tree.get(group), dict) else None
         several = [leaf for leaf in known if leaf.startswith(f"{group}.") and leaf.endswith(f".{setting}")]
         if name and "+" in name and several:
             raise ConfigError(f"no setting '{key}' with {group}={name}. Each method has its own: {', '.join(several)}")
@@ -202,12 +201,24 @@ def _parts(group: str, choice: Any) -> list[Any]:
     return choice.split("+") if group == "balance" and isinstance(choice, str) else [choice]
 
 
-def _leaves(tree: DictConfig, prefix: str = "") -> list[str]:
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
     keys: list[str] = []
-    for key in map(str, tree):
-        node = tree._get_node(key)
-        keys += _leaves(node, f"{prefix}{key}.") if isinstance(node, DictConfig) else [f"{prefix}{key}"]
+    for key, value in tree.items():
+        keys += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return keys
+
+
+def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with `${...}` resolved; what is still missing (`???`) is an error. Most trees have neither."""
+    text = repr(tree)
+    if "${" not in text and "???" not in text:
+        return tree
+    try:
+        return OmegaConf.to_container(  # type: ignore[return-value]
+            OmegaConf.create(tree), resolve=True, throw_on_missing=True
+        )
+    except OmegaConfBaseException as error:
+        raise ConfigError(_three_lines(error)) from None
 
 
 def _three_lines(error: BaseException) -> str:
