@@ -365,3 +365,10 @@ def test_a_damaged_installation_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert package.parent / "conf" == packaged_conf()
     write(tmp_path / "moe_cli" / "conf", config="")
     assert package / "conf" == packaged_conf()
+
+
+def test_a_users_file_may_refer_to_other_settings(tmp_path: Path) -> None:
+    """`${...}` is what the other setting is in the end, and one point's values are not left to the next."""
+    composer = Composer(write(tmp_path, model__mine="name: gpt\nd_model: 64\nd_ff: ${.d_model}\n"))
+    widths = [composer.point({"model": "mine", **values}).config.model.d_ff for values in ({"model.d_model": 32}, {})]
+    assert [32, 64] == widths
