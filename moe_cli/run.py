@@ -193,12 +193,28 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
         "flops_per_token": costs.flops_per_token, "forward_flops_per_token": costs.forward_flops_per_token,
         "val_loss": result.loss, "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity,
         "val_tokens": result.num_tokens, "val_bytes": result.num_bytes,
+        "dispatch": _backend(config, training.layers),
         "capacity_val_loss": limited.loss if limited else None, "train_loss": losses[-1] if losses else None, **routing,
         "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": peak_memory_bytes(),
         "bigram_bpb": corpus.meta["bigram_bpb"], "gzip_bpb": corpus.meta["gzip_bpb"], "corpus": corpus.meta["name"],
         "corpus_sha256": corpus.meta["sha256"],
     }  # fmt: skip
+
+
+def _backend(config: RunConfig, layers: Any) -> str | None:
+    """What computed the experts in training: with dispatch=auto the pick for batches of this size."""
+    import torch
+
+    from moe_cli.moe.dispatch import choose_backend, make_regime
+    from moe_cli.training.precision import pick_precision
+
+    if not layers or config.model.dispatch != "auto":
+        return config.model.dispatch if layers else None
+    experts = layers[0].experts
+    precision = pick_precision(config.train.precision, experts.w_in.device)
+    rows = config.train.batch_size * config.model.context_length * (config.k or 1) / config.expert
+    return choose_backend(make_regime(experts, getattr(torch, precision), rows))
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:

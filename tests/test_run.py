@@ -17,6 +17,7 @@ import moe_cli
 from moe_cli import run as module
 from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy, TrainingError
 from moe_cli.models.cost import cost
+from moe_cli.moe import dispatch
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, pick_device, pick_threads, restore, run_one
 from moe_cli.store import Run, create_run, lock
 from moe_cli.tasks.text import TextTask
@@ -368,3 +369,33 @@ def test_a_run_whose_reader_went_away_has_not_failed(text_file: Path, tmp_path: 
         run_one(run, tmp_path, leave)
     assert ("interrupted", "stopped at once") == (run.status()["status"], run.status()["reason"])
     assert not (run.path / "traceback.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": {"d_expert": 12}, "train": {"batch_size": 32}}, "grouped_loop"),  # 256 rows per expert
+        ({"model": {"d_expert": 12}, "train": {"batch_size": 4}}, "grouped_mm"),  # 32 rows
+        ({"model": {"d_expert": 13}, "train": {"batch_size": 4}}, "grouped_loop"),  # rows of 52 bytes
+        ({"train": {"batch_size": 32, "precision": "bfloat16"}, "model": {"d_expert": 16}}, "grouped_mm"),
+        ({"model": {"dispatch": "padded"}}, "padded"),
+        ({"expert": 1, "k": 1}, None),
+    ],
+)
+def test_the_back_end_is_named(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: str | None
+) -> None:
+    """The summary says what computed the experts, and it is what the layers took when training."""
+    taken = set()
+    for name, function in dict(dispatch.FASTEST).items():
+
+        def spy(*arguments: Any, name: str = name, function: Any = function) -> Any:
+            if torch.is_grad_enabled():
+                taken.add(name)
+            return function(*arguments)
+
+        monkeypatch.setitem(dispatch.FASTEST, name, spy)
+    train = {"steps": 2, **changes.get("train", {})}
+    run = finish(tiny_config(text_file, **{**changes, "train": train}), tmp_path)
+    assert summary(run)["dispatch"] == expected
+    assert taken == ({expected} if expected in dispatch.FASTEST else set())

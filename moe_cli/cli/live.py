@@ -150,7 +150,8 @@ def print_summary(console: Console, run: Run) -> None:
     perplexity = summary["val_perplexity"] or math.inf  # too large for a float: written as null
     console.print(
         f"[green]done[/] in {duration(summary['seconds'])}   {summary['steps']:,} steps   {count(summary['tokens'])} tokens   "
-        f"{count(summary['tokens_per_second'])} tok/s", highlight=False,
+        f"{count(summary['tokens_per_second'])} tok/s" + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
+        highlight=False,
     )  # fmt: skip
     rows = [("validation", f"{summary['val_loss']:.3f} nats/token   [bold]{summary['val_bpb']:.3f} bits/byte[/]   perplexity "
              f"{perplexity:.2f}   (whole split, {count(summary['val_bytes'])} bytes)"),

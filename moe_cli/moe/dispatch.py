@@ -80,16 +80,22 @@ class Regime:
     compiling: bool = False
 
 
-def regime_of(experts: Experts, x: Tensor, routing: Routing) -> Regime:
-    """The regime of this call."""
+def make_regime(experts: Experts, dtype: torch.dtype, rows: float) -> Regime:
+    """The regime of these experts at so many rows each."""
+    device = experts.w_in.device
     return Regime(
-        device=x.device.type,
-        dtype=operand_dtype(x),
+        device=device.type,
+        dtype=dtype,
         widths=(*experts.w_in.shape[1:], *experts.w_out.shape[1:]),
-        rows=len(routing.expert_ids) / experts.num_experts,
-        capability=torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0),
+        rows=rows,
+        capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0),
         compiling=torch.compiler.is_compiling(),
     )
+
+
+def regime_of(experts: Experts, x: Tensor, routing: Routing) -> Regime:
+    """The regime of this call."""
+    return make_regime(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
 
 
 def grouped_mm_serves(regime: Regime) -> bool:
