@@ -4,19 +4,21 @@ from typing import Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
 
 
 def config(
     overrides: Overrides = None,
     groups: Annotated[bool, typer.Option("--groups", help="List what can be chosen, one line each.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the defaults.")] = False,
+    outputs: Outputs = None,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the resolved configuration. Example: moe config expert=8"""
+    """Print the resolved configuration, and which run it would be. Example: moe config expert=8"""
     from moe_cli.config.load import GROUPS, Composer, list_sweeps, load_config
     from moe_cli.errors import ConfigError
+    from moe_cli.store import outputs_folder
 
     if groups:
         if overrides or diff:
@@ -47,6 +49,7 @@ def config(
     else:
         import yaml
 
+        typer.echo(f"# moe train would make {outputs_folder(outputs) / 'runs' / resolved.config.run_id}")
         typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
 
 

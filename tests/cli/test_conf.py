@@ -1,5 +1,7 @@
 """Every experiment and every named sweep of conf/ runs."""
 
+from pathlib import Path
+
 import pytest
 
 from moe_cli.config.load import Composer, list_sweeps
@@ -25,3 +27,11 @@ def test_sweep_runs(name: str, moe: Moe, settings: list[str]) -> None:
     """Two steps of every point of the sweep on a tiny model."""
     result = moe("sweep", name, *without_steps(settings), *TWO_STEPS, "-j", 2)
     assert result.exit_code == 0, result.output
+
+
+def test_config_names_the_run_it_would_be(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """The first line is a comment with the folder that moe train makes of the same words."""
+    named = moe("config", *settings, "--outputs", tmp_path / "mine").stdout.splitlines()[0].split()[-1]
+    assert moe("train", *settings, "--outputs", tmp_path / "mine").exit_code == 0
+    assert (Path(named) / "summary.json").is_file()
+    assert Path(named).parent == tmp_path / "mine" / "runs"
