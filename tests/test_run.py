@@ -15,6 +15,7 @@ import torch
 
 import moe_cli
 from moe_cli import run as module
+from moe_cli.config.schema import MuonConfig
 from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy, TrainingError
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
@@ -399,3 +400,10 @@ def test_the_back_end_is_named(
     run = finish(tiny_config(text_file, **{**changes, "train": train}), tmp_path)
     assert summary(run)["dispatch"] == expected
     assert taken == ({expected} if expected in dispatch.FASTEST else set())
+
+
+def test_saturation_compares_like_with_like(text_file: Path, tmp_path: Path) -> None:
+    """With eval.k the final choices are as many as those recorded: a router that learns nothing is settled."""
+    still = MuonConfig(lr=1e-9, adam_lr=1e-9)
+    config = tiny_config(text_file, optim=still, train={"eval_every": 2}, eval={"k": 1})
+    assert summary(finish(config, tmp_path))["router_saturation"] == 1.0

@@ -17,6 +17,8 @@ from moe_cli.bench.contestants import DTYPES, Builder, Contestant, LeftOut, Shap
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 # A contestant that would copy more than this is not started: several are built beside each other.
 MOST_BYTES = 2**30
+# A stacked weight indexed by expert has a full gradient per expert; more than this takes minutes.
+MOST_WRITTEN = 2**36
 
 
 def peer_builders(shape: Shape, device: str = "cpu") -> dict[str, Builder]:
@@ -40,6 +42,10 @@ def _transformers(
 ) -> Contestant:
     if implementation == "batched_mm":
         _refuse_copies(shape.tokens * shape.k * shape.expert_params * DTYPES[shape.dtype].itemsize, "weights")
+    if implementation == "eager":
+        written = shape.experts**2 * shape.expert_params * DTYPES[shape.dtype].itemsize
+        if written > MOST_WRITTEN:
+            raise LeftOut(f"would write {written / 2**30:.0f} GiB of gradients: all experts' for each expert")
     block: Any = make(shape)
     block.experts.config._experts_implementation = implementation
     layer: Any = make_layer(shape)

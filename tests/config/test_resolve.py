@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from moe_cli.config import balances, routers, schema
 from moe_cli.config.resolve import matched_d_expert, resolve
+from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import EXECUTION_KEYS, GPTConfig, RunConfig
 from moe_cli.errors import ConfigError
 from tests.config.strategies import configs
@@ -279,3 +280,26 @@ def test_tokens_per_step_counts_accumulated_batches() -> None:
 def test_heads_are_of_width_32_or_near(d_model: int, heads: int) -> None:
     """Without model.num_heads, heads have width 32, or the next even width that divides d_model."""
     assert resolve(RunConfig(model=GPTConfig(d_model=d_model))).config.model.num_heads == heads
+
+
+def test_the_shared_gate_is_among_the_matched_parameters() -> None:
+    """Its row of D numbers comes off the experts' width, as a row of the router's gate does."""
+    shape = {"d_model": 96, "d_ff": 40, "shared_experts": 1, "expert_kind": "mlp"}
+    without, with_gate = (
+        resolve(RunConfig(expert=expert, k=1, router=SwitchConfig(), model=GPTConfig(**shape, shared_gate=gate)))
+        for expert, gate in ((9, False), (8, True))
+    )
+    assert without.config.model.d_expert == with_gate.config.model.d_expert
+
+
+def test_settings_of_experts_are_set_aside_without_them() -> None:
+    """A shared gate needs shared experts; a dense model has no use for dropout and first weights of experts."""
+    alone = resolve(RunConfig(model=GPTConfig(shared_gate=True)), given=["model.shared_gate"])
+    assert (False, ("there are no model.shared_experts: model.shared_gate set aside.",)) == (
+        alone.config.model.shared_gate, alone.notes,
+    )  # fmt: skip
+    model = GPTConfig(expert_dropout=0.1, expert_init_scale=0.1, shared_experts=1, shared_gate=True)
+    given = ["model.expert_dropout", "model.expert_init_scale"]
+    dense = resolve(RunConfig(expert=1, model=model), given=given)
+    assert dense.config == resolve(RunConfig(expert=1)).config
+    assert ("expert=1 is dense: model.expert_dropout, model.expert_init_scale set aside.",) == dense.notes

@@ -249,3 +249,22 @@ def test_the_budget_in_steps(amount: int, batch: int, accumulation: int) -> None
     assert math.ceil(amount / per_step) == steps(tokens=amount)
     assert 1 == steps(flops=1.0)
     assert steps(minutes=1.0) is None
+
+
+def test_a_gate_for_shared_experts_is_counted() -> None:
+    """A product of D more per token and sparse layer, forward."""
+    shared = {"shared_experts": 1}
+    plain, gated = (tiny_config(Path("text"), model={**shared, "shared_gate": gate}) for gate in (False, True))
+    difference = cost(gated, V).forward_flops_per_token - cost(plain, V).forward_flops_per_token
+    assert difference == 2 * gated.model.num_layers * gated.model.d_model
+
+
+def test_jitter_holds_two_more_inputs() -> None:
+    """The noise and what it made of the input, per token and sparse layer."""
+    noisy, still = (
+        tiny_config(Path("text"), router=SwitchConfig(jitter=jitter), k=1, model={"num_layers": 2})
+        for jitter in (0.01, 0.0)
+    )
+    tokens = noisy.train.batch_size * noisy.model.context_length
+    difference = cost(noisy, V).activation_bytes - cost(still, V).activation_bytes
+    assert difference == 4 * tokens * 2 * 2 * noisy.model.d_model
