@@ -21,6 +21,7 @@ from typing import Any
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, MoeError, RunBusy, TrainingError
 from moe_cli.forecast import check_upcycle, corpus_of
+from moe_cli.memory import keep_freed_memory
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.store import (
     FAILED,
@@ -343,4 +344,5 @@ def main(run_folder: str, outputs: str) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(*sys.argv[1:]))

@@ -44,8 +44,11 @@ def layer(  # noqa: PLR0913  (an option each)
 
     from moe_cli.bench.layer import make_grid, records, run_match
     from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines
+    from moe_cli.memory import keep_freed_memory
     from moe_cli.moe.dispatch import BACKENDS
     from moe_cli.run import pick_device
+
+    keep_freed_memory()  # as in training
 
     dispatches = _words("dispatch", dispatch, BACKENDS)
     found: list[dict[str, object]] = []
@@ -75,8 +78,10 @@ def step(
     from moe_cli.bench.step import idle_settings, run_step_match, step_builders, step_records
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
     from moe_cli.config.load import load_config, parse_overrides
+    from moe_cli.memory import keep_freed_memory
     from moe_cli.run import pick_device, pick_threads
 
+    keep_freed_memory()  # as in training
     words = overrides or []
     resolved = load_config(words, "bench step", config_dir)
     print_notes(resolved.notes + idle_settings([axis.key for axis in parse_overrides(words)]))

@@ -34,6 +34,7 @@ def train(
 
     from moe_cli.cli.live import Display, print_plan, print_summary
     from moe_cli.forecast import check_upcycle, make_plans, measure_flops
+    from moe_cli.memory import keep_freed_memory
     from moe_cli.run import pick_device, pick_threads, run_one
 
     console = Console(stderr=as_json)
@@ -44,6 +45,7 @@ def train(
         print_plan(console, plan, None)
         return
     pick_device(config.train.device)  # before a folder is made
+    keep_freed_memory()
     run = run or create_run(folder, "runs", config)
     print_plan(console, plan, str(run.path))
     try:

@@ -1,0 +1,36 @@
+"""Memory that is freed stays with the process, where the system lets us ask for that."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from moe_cli import memory
+from moe_cli.memory import keep_freed_memory
+
+PROGRAM = """
+import sys, numpy
+from moe_cli.memory import keep_freed_memory
+if sys.argv[1] == "keep": keep_freed_memory()
+def held(): return int(open("/proc/self/statm").read().split()[1]) * 4096
+before = held()
+block = numpy.ones(2**25)
+del block
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+@pytest.mark.parametrize(("how", "least", "most"), [("keep", 2**27, 2**30), ("leave", 0, 2**26)])
+def test_a_freed_block_stays(how: str, least: int, most: int) -> None:
+    """256 MiB, filled and freed, are still resident, and are not without the call."""
+    program = [sys.executable, "-c", PROGRAM, how]
+    held = int(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    assert least <= held <= most
+
+
+def test_other_systems_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no mallopt, nothing happens."""
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    assert keep_freed_memory() is False
