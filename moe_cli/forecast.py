@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -84,6 +84,20 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
             f"Add: match=none model.d_expert={model.d_ff}"
         )
     return source
+
+
+def pin_upcycle(config: RunConfig, outputs: Path) -> RunConfig:
+    """The configuration with the run it starts from by its place, group/run: a beginning may fit other runs later.
+
+    Raises:
+        MoeError: see `check_upcycle`.
+    """
+    source = check_upcycle(config, outputs)
+    if source is None:
+        return config
+    path, root = source.path.resolve(), outputs.resolve()
+    place = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return replace(config, train=replace(config.train, upcycle=place))
 
 
 def _tokens(config: RunConfig) -> object:

@@ -20,7 +20,7 @@ from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, corpus_of
+from moe_cli.forecast import check_upcycle, corpus_of, pin_upcycle
 from moe_cli.memory import keep_freed_memory
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.store import (
@@ -326,7 +326,8 @@ def train(overrides: Sequence[str] = (), *, outputs: Path | None = None) -> Run:
     from moe_cli.config.load import load_config
 
     folder = outputs_folder(outputs)
-    return run_one(create_run(folder, "runs", load_config(overrides).config), folder)
+    config = pin_upcycle(load_config(overrides).config, folder)
+    return run_one(create_run(folder, "runs", config), folder)
 
 
 def main(run_folder: str, outputs: str) -> int:

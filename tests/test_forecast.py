@@ -9,7 +9,7 @@ import pytest
 from moe_cli import forecast as module
 from moe_cli.config.schema import TextData
 from moe_cli.errors import ConfigError, RunNotFound
-from moe_cli.forecast import check_upcycle, make_plans
+from moe_cli.forecast import check_upcycle, make_plans, pin_upcycle
 from moe_cli.models.cost import cost
 from moe_cli.store import create_run
 from tests.tiny import finish, tiny_config, words
@@ -88,3 +88,14 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
         check_upcycle(tiny_config(text_file, train={"upcycle": "gpt-nothing"}), tmp_path)
     with pytest.raises(ConfigError, match=r"train\.upcycle=latest means another run"):
         tiny_config(text_file, train={"upcycle": "latest"})
+
+
+def test_the_source_is_pinned(text_file: Path, tmp_path: Path) -> None:
+    """Whatever name it was given, a run keeps its source's place; one from elsewhere its whole path."""
+    dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
+    for name in (dense.id, "gpt-dense", str(dense.path)):
+        config = tiny_config(text_file, model={"d_expert": 32}, train={"upcycle": name})
+        assert pin_upcycle(config, tmp_path).train.upcycle == f"runs/{dense.id}"
+    assert pin_upcycle(config, tmp_path / "other").train.upcycle == str(dense.path)
+    plain = tiny_config(text_file)
+    assert pin_upcycle(plain, tmp_path) is plain

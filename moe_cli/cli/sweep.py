@@ -38,7 +38,7 @@ def sweep(
     """Train every combination of settings. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
-    from moe_cli.forecast import check_upcycle, make_plans, measure_flops
+    from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.run import pick_device
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.executors import default_workers, run_local, threads_per_run, to_do
@@ -46,11 +46,9 @@ def sweep(
 
     folder = outputs_folder(outputs)
     console = Console()
-    planned = plan_sweep(words or [], seeds=seeds, name=name, config_dir=config_dir)
+    planned = plan_sweep(words or [], seeds=seeds, name=name, config_dir=config_dir).pinned(folder)
     jobs = min(jobs or default_workers(), len(planned.points))
     configs = [point.config for point in planned.points]
-    for config in configs:
-        check_upcycle(config, folder)
     plans = make_plans(configs, folder, threads_per_run(jobs), measure_flops())
     if dry_run:
         _print_head(console, planned, plans, planned.existing(folder), jobs, retry_failed)

@@ -33,13 +33,13 @@ def train(
     from rich.console import Console
 
     from moe_cli.cli.live import Display, print_plan, print_summary
-    from moe_cli.forecast import check_upcycle, make_plans, measure_flops
+    from moe_cli.forecast import make_plans, measure_flops, pin_upcycle
     from moe_cli.memory import keep_freed_memory
     from moe_cli.run import pick_device, pick_threads, run_one
 
     console = Console(stderr=as_json)
     if run is None:
-        check_upcycle(config, folder)
+        config = pin_upcycle(config, folder)
     plan = make_plans([config], folder, pick_threads(config), measure_flops())[0]
     if dry_run:
         print_plan(console, plan, None)

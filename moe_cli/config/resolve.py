@@ -66,7 +66,8 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
             config = replace(config, model=replace(config.model, shared_gate=False))
             notes += _set_aside(given, "there are no model.shared_experts", "model.shared_gate")
         config = _with_experts(config)
-        if config.match == "none" and config.model.moe_every == 1 and "model.d_expert" in given:
+        d_ff_idle = config.match == "none" and config.model.moe_every == 1 and config.train.upcycle is None
+        if d_ff_idle and "model.d_expert" in given:
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
         if isinstance(config.router, RandomConfig | HashConfig):
             if not isinstance(config.balance, NoBalance):

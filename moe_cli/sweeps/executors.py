@@ -177,6 +177,6 @@ def sweep(
     from moe_cli.report.frame import load_runs
 
     folder = outputs_folder(outputs)
-    plan = plan_sweep(words, seeds=seeds, name=name)
+    plan = plan_sweep(words, seeds=seeds, name=name).pinned(folder)
     run_local(to_do(plan.open(folder), retry_failed=False), folder, workers or default_workers())
     return load_runs(folder / plan.name)

@@ -1,7 +1,7 @@
 """Which runs a sweep consists of: every point composed and validated before the first one starts. Knows no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from moe_cli.config.load import Axis, Composer, load_sweep_file, parse_overrides
 from moe_cli.config.parse import show
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
+from moe_cli.forecast import pin_upcycle
 from moe_cli.store import Run, open_or_create_run
 
 AD_HOC = "sweep"
@@ -51,6 +52,11 @@ class SweepPlan:
     @property
     def num_configurations(self) -> int:
         return len(self.points) // self.num_seeds
+
+    def pinned(self, outputs: Path) -> "SweepPlan":
+        """With the run that points start from found in the outputs folder. Raises MoeError when it does not fit."""
+        points = (replace(point, config=pin_upcycle(point.config, outputs)) for point in self.points)
+        return replace(self, points=tuple(points))
 
     def open(self, outputs: Path) -> list[Run]:
         """The run folders of the points, made where they are missing."""

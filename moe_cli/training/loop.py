@@ -161,7 +161,9 @@ class Training:
                 dropped = sum(dropped_fraction(routing) for routing in routings) / len(routings)
                 self._add("moe/dropped_fraction", dropped / train.grad_accumulation)
         grad_norm = self._clip()
-        lr_factor = self.optimizers.step(self.progress, load)
+        # Null experts have nothing to update.
+        asked = [counts[: layer.experts.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
+        lr_factor = self.optimizers.step(self.progress, asked)
         self.optimizers.zero_grad()
         self._update_bias(load, probs)
         for layer, counts in zip(self.layers, load, strict=True):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
 from moe_cli.errors import TrainingError
 from moe_cli.models.cost import cost, training_steps
@@ -368,3 +369,15 @@ def test_a_running_run_shows_that_it_lives(text_file: Path, tmp_path: Path, monk
     assert [None, 1, 2, 3, 4, 5] == [status.get("step") for status in seen]
     beats = [status["heartbeat"] for status in seen]
     assert beats == sorted(set(beats))
+
+
+@pytest.mark.parametrize("optim", [MuonConfig(sparse_experts=True), AdamWConfig(sparse_experts=True)])
+def test_null_experts_have_nothing_to_update(text_file: Path, tmp_path: Path, optim: MuonConfig | AdamWConfig) -> None:
+    """Sparse updates look at experts that compute; with null experts among the choices training goes on."""
+    config = tiny_config(text_file, router=TopKConfig(null_experts=3), optim=optim)
+    training = make_training(config, tmp_path)
+    view = training.step()
+    assert [7, 7] == [len(counts) for counts in view.load]
+    for layer, counts in zip(training.layers, view.load, strict=True):
+        assert counts[4:].sum() > 0
+        assert layer.experts.num_experts == 4
