@@ -37,13 +37,15 @@ def shortened(command: str) -> list[str]:
         tiny = [word for word in tiny if not word.startswith("train.steps")]
     words = ["train.minutes=0.005" if word.startswith("train.minutes=") else word for word in words]
     words = ["train.steps=6" if word.startswith("train.steps=") else word for word in words]
+    if words[:2] == ["sweep", "router"]:
+        words.append("k=2")  # half the points
     words = ["--seeds=2" if word.startswith("--seeds=") else word for word in words]
     if words[0] == "bench":
         sizes = [word for word in tiny if word.startswith("model.")] if "step" in words else BENCH
         return [*words, *sizes, "--seconds=0"]
     if words[0] in ("train", "sweep") and "--resume" not in words:
         data = [] if any(word.startswith("data=") for word in words) else ["data=text", "data.path=notes.txt"]
-        words = [words[0], *words[1:], *data, *tiny]
+        words = [words[0], *words[1:], *data, *tiny, *(["--jobs=2"] if words[0] == "sweep" else [])]
     return words
 
 
