@@ -83,7 +83,7 @@ def test_the_operator_keeps_its_promises() -> None:
     case = make_case("top2", 9, 0.5, dtype=torch.float64)
     routing = case.routing()
     tensors = (case.x, routing.token_ids, routing.expert_ids, routing.weights.detach(), routing.kept)
-    given = (*tensors, case.experts.w_in, case.experts.w_out, "glu", "silu")
+    given = (*tensors, case.experts.w_in, case.experts.w_out, None, "glu", "silu")
     # Rows of dropped assignments are left uninitialised in the second output, so values cannot be compared there.
     torch.library.opcheck(
         _compiled_experts, given, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
