@@ -152,10 +152,12 @@ def gate_params(router: RouterConfig | None, d_model: int, num_experts: int) -> 
 
 
 def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int) -> int:
-    """FLOPs of scoring one token; a multiply-add is 2."""
-    if isinstance(router, TokenChoice) and router.score == "activation":
+    """FLOPs of the matrix products that score one token; a multiply-add is 2."""
+    score = router.score if isinstance(router, TokenChoice) else None
+    if score == "activation":
         return 2 * ACTIVATION_WIDTH * num_experts * d_model
-    return 2 * gate_params(router, d_model, num_experts)
+    temperatures = int(isinstance(router, SoftConfig) or score == "cosine")
+    return 2 * (gate_params(router, d_model, num_experts) - temperatures)
 
 
 def cosine_width(num_experts: int) -> int:

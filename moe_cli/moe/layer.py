@@ -139,7 +139,7 @@ class MoELayer(nn.Module):
             self.router.capacity_factor = factor or self.capacity_factor or 1.0
             factor = None
         routing: Routing = self.router(tokens, token_ids) if self.router.reads_token_ids else self.router(tokens)
-        if factor is None or not len(tokens):
+        if factor is None:
             return routing
         capacity = expert_capacity(len(tokens), routing.num_experts, self.router.top_k, factor)
         routing = drop_overflow(routing, capacity, self.drop)

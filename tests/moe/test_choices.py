@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
@@ -18,11 +19,13 @@ from moe_cli.config.routers import (
     SoftConfig,
     TopKConfig,
     check_router,
+    gate_flops,
     gate_params,
 )
 from moe_cli.errors import ConfigError
 from moe_cli.moe.assignment import balanced_table, sinkhorn
 from moe_cli.moe.experts import Experts
+from moe_cli.moe.gates import CosineGate, MlpGate
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.registry import make_router
 from moe_cli.moe.routing import Routing
@@ -42,6 +45,11 @@ def make(config: RouterConfig, top_k: int = 2, training: bool = False, **options
     for weight in router.parameters():
         torch.nn.init.normal_(weight)
     return router
+
+
+def fresh(gate: Any) -> Any:
+    gate.reset_parameters()
+    return gate
 
 
 def matrix(routing: Routing) -> Tensor:
@@ -152,7 +160,9 @@ def test_hash_keeps_to_its_table(top_k: int, weights: Any) -> None:
     routing = router(x, ids)
     chosen = dense(routing, torch.ones_like(routing.weights))
     assert torch.equal(chosen[:20], chosen[20:])
-    assert [float(top_k)] * 40 == chosen.sum(-1).tolist()
+    assert (top_k, 1.0) == (int(chosen.count_nonzero(1).unique()), chosen.max().item())
+    if top_k == 1:
+        assert torch.equal(balanced_table(20, E)[ids], routing.expert_ids)
     if weights == "constant":
         assert torch.allclose(chosen / top_k, matrix(routing))
         assert [] == list(router.parameters())
@@ -229,6 +239,7 @@ def test_soft_equals_its_formula(slots: int) -> None:
         assert torch.allclose(logits.softmax(1) @ torch.cat(answers), answer)
     assert torch.allclose(torch.ones(21, dtype=torch.float64), matrix(routing).sum(-1))
     assert [21] * 4 == torch.bincount(routing.expert_ids).tolist()
+    assert torch.allclose(routing.logits.softmax(-1), routing.probs)
 
 
 @pytest.mark.parametrize("score", ["cosine", "mlp", "activation"])
@@ -250,6 +261,26 @@ def test_scores_equal_their_formulas(score: Any) -> None:
     assert torch.allclose(expected / 0.5, router(x).logits)
     params = sum(param.numel() for param in router.parameters())
     assert params == gate_params(TopKConfig(score=score), D, E)
+    with FlopCounterMode(display=False) as counter:
+        router(x)
+    assert counter.get_total_flops() == len(x) * gate_flops(TopKConfig(score=score), D, E)
+
+
+def test_fresh_gates_start_as_their_papers_say() -> None:
+    """A cosine gate at temperature 0.5, an mlp gate that keeps its input's scale, noise of softplus(0) for every token."""
+    torch.manual_seed(0)
+    wide = 256
+    assert abs(math.log(1 / 0.5) - fresh(CosineGate(wide, E)).log_scale) < 1e-6
+    assert abs(fresh(MlpGate(wide, E)).hidden.std() * wide**0.5 - 1) < 0.05
+    router = fresh(make_router(NoisyTopKConfig(), wide, E, 2))
+    assert torch.allclose(torch.full((3, E), math.log(2)), router(torch.randn(3, wide)).noise_std)
+
+
+def test_the_temperature_of_a_cosine_gate_stays_above_a_hundredth() -> None:
+    """However far training pushes it: the scale of the cosine is at most 100 (X-MoE, arXiv:2204.09179, section 4.2)."""
+    gate = fresh(CosineGate(D, E))
+    torch.nn.init.constant_(gate.log_scale, 9.0)
+    assert 100 >= gate(torch.randn(200, D)).abs().max() > 1
 
 
 def test_an_expert_that_scores_itself_learns_only_if_chosen() -> None:
@@ -286,6 +317,32 @@ def test_null_experts_compute_nothing() -> None:
     answers = [network(x, layer.experts.w_in[e], layer.experts.w_out[e], "glu", "silu") for e in range(4)]
     expected = sum(weights[:, e, None] * answers[e] for e in range(4))
     assert torch.allclose(expected, y)
+
+
+def test_padding_takes_its_token_ids_along() -> None:
+    """With a mask, router=hash looks up the ids of the tokens that are there."""
+    torch.manual_seed(0)
+    layer = MoELayer(D, 4, 1, 5, router=HashConfig(), vocab_size=9).double()
+    ids, mask = torch.arange(8), torch.tensor([False, True] * 4)
+    x = tokens(8)
+    _, routing = layer(x, ids, mask)
+    assert torch.equal(layer.router.table[ids[mask]], routing.expert_ids)
+
+
+def test_a_layer_renormalises_after_drops_if_asked() -> None:
+    """The kept weights of a token that lost a choice sum to what all its weights summed to."""
+    torch.manual_seed(0)
+    sums = {}
+    for asked in (False, True):
+        layer = MoELayer(D, 4, 2, 5, capacity_factor=0.5, renormalise_after_drop=asked).double()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            torch.nn.init.normal_(layer.router.gate.weight)
+        routing = layer(tokens())[1]
+        sums[asked] = dense(routing, routing.weights * routing.kept).sum(-1)
+    one = torch.ones(40, dtype=torch.float64)
+    assert torch.allclose(one.where(sums[False] > 0, 0 * one), sums[True])
+    assert ((sums[False] > 0) & (sums[False] < 0.99)).any()
 
 
 def test_padding_is_invisible() -> None:

@@ -162,7 +162,7 @@ def test_weights_may_be_renormalised_after_a_drop() -> None:
     """What a token keeps takes over the weight of what it lost; a token that lost all has nothing."""
     routing = Routing(
         torch.zeros(3, 2), torch.full((3, 2), 0.5), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1]),
-        torch.tensor([0.6, 0.7, 0.8, 0.4, 0.3, 0.2]), torch.tensor([True, True, False, True, False, False]),
+        torch.tensor([0.6, 0.5, 0.8, 0.4, 0.3, 0.2]), torch.tensor([True, True, False, True, False, False]),
     )  # fmt: skip
     kept = renormalised(routing).weights * routing.kept
-    torch.testing.assert_close(torch.tensor([0.6, 1.0, 0, 0.4, 0, 0]), kept)
+    torch.testing.assert_close(torch.tensor([0.6, 0.8, 0, 0.4, 0, 0]), kept)
