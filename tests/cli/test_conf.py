@@ -1,12 +1,16 @@
 """Every experiment and every named sweep of conf/ runs."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_cli.config.load import Composer, list_sweeps
+from moe_cli.config.schema import TrainConfig
 from tests.cli.conftest import Moe
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 TWO_STEPS = ("train.steps=2",)
 
 
@@ -35,3 +39,11 @@ def test_config_names_the_run_it_would_be(moe: Moe, settings: list[str], tmp_pat
     assert moe("train", *settings, "--outputs", tmp_path / "mine").exit_code == 0
     assert (Path(named) / "summary.json").is_file()
     assert Path(named).parent == tmp_path / "mine" / "runs"
+
+
+@pytest.mark.parametrize("name", Composer().choices("train"))
+def test_every_budget_file_offers_every_setting(name: str, moe: Moe) -> None:
+    """A setting that a file of conf/train leaves out could not be set on the command line beside it."""
+    shown = yaml.safe_load(moe("config", f"train={name}").stdout)
+    file = yaml.safe_load((CONF / "train" / f"{name}.yaml").read_text())
+    assert set(shown["train"]) == set(file) == {field.name for field in dataclasses.fields(TrainConfig)}
