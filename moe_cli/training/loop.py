@@ -28,6 +28,8 @@ from moe_cli.training.precision import autocast
 
 EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
+# Ctrl-C, kill, and what clusters send before they take a machine away (Slurm's --signal).
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass
@@ -267,7 +269,7 @@ class Training:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGINT and SIGTERM ask for a stop after the current step; a second SIGINT stops at once."""
+    """Within it, each of STOP_SIGNALS asks for a stop after the current step; a second SIGINT stops at once."""
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -279,7 +281,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     try:
         yield lambda: asked
     finally:

@@ -25,7 +25,7 @@ from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.checkpoint import latest_checkpoint
-from moe_cli.training.loop import StepView, Training, stop_signals
+from moe_cli.training.loop import STOP_SIGNALS, StepView, Training, stop_signals
 from moe_cli.training.optim import Optimizers, make_optimizers, schedule
 from tests.tiny import finish, randomise, tiny_config, tiny_task
 
@@ -298,10 +298,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(text_file: Path, tmp_path
     assert torch.equal(before, weights(training.model))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_stops_after_the_step(text_file: Path, tmp_path: Path, number: signal.Signals) -> None:
     """The step is finished and saved, the run is interrupted, and the handlers are as they were."""
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(each) for each in STOP_SIGNALS]
 
     def stop_at_three(view: StepView) -> None:
         if view.state.step == 3:
@@ -310,7 +310,7 @@ def test_a_signal_stops_after_the_step(text_file: Path, tmp_path: Path, number: 
     run = finish(tiny_config(text_file, train={"checkpoint_every": 99}), tmp_path, stop_at_three)
     assert ("interrupted", None) == (run.status()["status"], run.summary())
     assert 3 == latest_checkpoint(run).state["step"] == run.status()["step"]
-    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert handlers == [signal.getsignal(each) for each in STOP_SIGNALS]
 
 
 def test_a_stop_at_the_last_step_completes(text_file: Path, tmp_path: Path) -> None:
