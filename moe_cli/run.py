@@ -79,7 +79,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     """Carries a run out in its folder, from its last checkpoint if it has one, else from the start.
 
     Args:
-        observer: called with a `training.loop.StepView` after every step.
+        observer: called with a `training.state.StepView` after every step.
 
     Raises:
         MoeError: anything the user can mend; it also stands in status.json.
@@ -130,12 +130,13 @@ def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any) -> No
     if not training.run():
         recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason="stopped; its checkpoint is saved")
         return
-    recorder.complete(_summarise(run, config, corpus, training))
+    with training.averaged():
+        recorder.complete(_summarise(run, config, corpus, training))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model as its run's last checkpoint left it, in evaluation mode, with its task."""
+    """A model as one of its run's checkpoints holds it, in evaluation mode, with its task."""
 
     config: RunConfig
     model: Any
@@ -143,8 +144,8 @@ class Trained:
     step: int
 
 
-def restore(run: Run, outputs: Path) -> Trained:
-    """The trained model of a run.
+def restore(run: Run, outputs: Path, which: str = "latest") -> Trained:
+    """The model of a run as a checkpoint holds it: `latest`, `best` or that of a step.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
@@ -152,10 +153,10 @@ def restore(run: Run, outputs: Path) -> Trained:
     """
     from moe_cli.models.gpt import make_model
     from moe_cli.tasks.text import TextTask
-    from moe_cli.training.checkpoint import latest_checkpoint
+    from moe_cli.training.checkpoint import find_checkpoint
 
     config = run.config()
-    checkpoint = latest_checkpoint(run)
+    checkpoint = find_checkpoint(run, which)
     corpus = corpus_of(config, outputs)
     _check_same_corpus(run, checkpoint.state, corpus)
     task = TextTask(corpus, config.model.context_length, config.seed)
@@ -196,6 +197,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
         "val_tokens": result.num_tokens, "val_bytes": result.num_bytes,
         "dispatch": _backend(config, training.layers),
         "capacity_val_loss": limited.loss if limited else None, "train_loss": losses[-1] if losses else None, **routing,
+        "skipped_steps": state.skipped, "rewinds": state.rewinds, "loss_spikes": state.spikes,
         "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": peak_memory_bytes(),
         "bigram_bpb": corpus.meta["bigram_bpb"], "gzip_bpb": corpus.meta["gzip_bpb"], "corpus": corpus.meta["name"],

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from moe_cli.cli.options import AsJson, Outputs, Overrides, RunName, print_json
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName, print_json
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 DEFAULT_CAPACITY = 1.25
 
 
-def evaluate(run: RunName, overrides: Overrides = None, outputs: Outputs = None, as_json: AsJson = False) -> None:
+def evaluate(
+    run: RunName,
+    overrides: Overrides = None,
+    checkpoint: Checkpoint = "latest",
+    outputs: Outputs = None,
+    as_json: AsJson = False,
+) -> None:
     """Evaluate a trained model on its whole validation split. Example: moe eval latest eval.k=1"""
     from moe_cli.store import find_run, outputs_folder
 
@@ -24,7 +30,7 @@ def evaluate(run: RunName, overrides: Overrides = None, outputs: Outputs = None,
 
     from moe_cli.run import restore
 
-    trained = restore(found, folder)
+    trained = restore(found, folder, checkpoint)
     if config.dense:
         rows = [_row(trained, "dense", None, None)]
     else:

@@ -18,7 +18,7 @@ from moe_cli.numbers import bars, count, duration, percent
 from moe_cli.store import Run
 from moe_cli.tasks.corpora import describe
 from moe_cli.training.evaluate import Evaluation
-from moe_cli.training.loop import StepView
+from moe_cli.training.state import StepView
 
 MAX_LAYER_BARS = 8
 
@@ -168,6 +168,10 @@ def print_summary(console: Console, run: Run) -> None:
                 f"validation with capacity {summary['capacity']:g}: {summary['capacity_val_loss']:.3f} nats/token",
             )
         )
+    events = [(summary.get("skipped_steps"), "steps skipped"), (summary.get("rewinds"), "rewinds"),
+              (summary.get("loss_spikes"), "loss spikes")]  # fmt: skip
+    if any(number for number, _ in events):
+        rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     following = "moe train" if summary["expert"] == 1 else "moe train expert=1"
     rows.append(("next", f'moe sample latest --prompt "def "      {following}      moe report'))
     for label, text in rows:

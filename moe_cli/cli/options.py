@@ -10,6 +10,7 @@ Overrides = Annotated[
     typer.Argument(metavar="SETTING=VALUE", help="Settings, such as expert=8 k=2. All of them: moe config"),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run id, its beginning, a folder, or 'latest'.")]
+Checkpoint = Annotated[str, typer.Option(metavar="WHICH", help="latest, best or a step.")]
 Outputs = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Where runs are kept [default: $MOE_OUTPUTS or ./outputs].", show_default=False),

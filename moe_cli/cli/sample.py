@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moe_cli.cli.options import Outputs, RunName
+from moe_cli.cli.options import Checkpoint, Outputs, RunName
 
 
 def sample(
@@ -15,6 +15,7 @@ def sample(
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; 1 draws as trained.")] = 0.7,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Another seed, another text.")] = 0,
+    checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
 ) -> None:
     """Write text with a trained model. Example: moe sample latest --prompt "def " """
@@ -34,7 +35,7 @@ def sample(
     from moe_cli.tasks.tokenizers import ByteTokenizer
     from moe_cli.training.sample import sample as draw
 
-    trained = restore(found, folder)
+    trained = restore(found, folder, checkpoint)
     tokenizer = trained.task.corpus.tokenizer
     ids = draw(
         trained.model, tokenizer.encode(prompt).tolist(), tokens, trained.config.model.context_length, temperature, seed

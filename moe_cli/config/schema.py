@@ -22,7 +22,16 @@ DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
-EXECUTION_KEYS = ("threads", "device", "log_every", "eval_every", "eval_tokens", "checkpoint_every")
+EXECUTION_KEYS = (
+    "threads",
+    "device",
+    "log_every",
+    "eval_every",
+    "eval_tokens",
+    "checkpoint_every",
+    "keep",
+    "keep_best",
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ class OptimConfig:
 
     Attributes:
         sparse_experts: an expert that kept no token in a step is left as it is, its optimizer state too.
+        ema: the average of the weights, of which each step keeps this share, is what is evaluated.
     """
 
     lr: float = 0.01
@@ -133,6 +143,7 @@ class OptimConfig:
     final_lr: float | None = None
     grad_clip: float | None = 1.0
     sparse_experts: bool = False
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
@@ -147,11 +158,26 @@ class OptimConfig:
                 "together at most 1."
             )
         above("optim.grad_clip", self.grad_clip, 0)
+        if self.ema is not None:
+            share("optim.ema", self.ema)
 
 
 @dataclass(frozen=True)
 class AdamWConfig(OptimConfig):
     name: Literal["adamw"] = "adamw"
+
+
+@dataclass(frozen=True)
+class SGDConfig(OptimConfig):
+    """Gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = 0.3
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("optim.momentum", self.momentum)
 
 
 @dataclass(frozen=True)
@@ -187,6 +213,9 @@ class TrainConfig:
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     upcycle: str | None = None
+    on_nan: Literal["stop", "skip", "rewind"] = "stop"
+    keep: int = 2
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         if self.upcycle == "latest":
@@ -200,7 +229,7 @@ class TrainConfig:
                 f"{len(given)} budgets: give one, and null to the others."
             )
         for key in ("steps", "tokens", "batch_size", "grad_accumulation", "eval_every", "eval_tokens",
-                    "checkpoint_every", "log_every", "threads"):  # fmt: skip
+                    "checkpoint_every", "log_every", "threads", "keep"):  # fmt: skip
             at_least(f"train.{key}", getattr(self, key), 1)
         above("train.flops", self.flops, 0)
         above("train.minutes", self.minutes, 0)
@@ -235,7 +264,7 @@ class RunConfig:
     router: RouterConfig | None = field(default_factory=TopKConfig)
     balance: BalanceConfig | None = field(default_factory=SwitchBalance)
     data: DataConfig = field(default_factory=PythonData)
-    optim: MuonConfig | AdamWConfig = field(default_factory=MuonConfig)
+    optim: MuonConfig | AdamWConfig | SGDConfig = field(default_factory=MuonConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from moe_cli.config.routers import HashConfig, RandomConfig, SwitchConfig, gate_flops, gate_params
-from moe_cli.config.schema import MuonConfig, RunConfig
+from moe_cli.config.schema import MuonConfig, RunConfig, SGDConfig
 
 NEWTON_SCHULZ_STEPS = 5
 BYTES_PER_PARAM = 4
@@ -73,10 +73,17 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
         forward_flops_per_token=2 * matmuls + gates + attention_scores,
         optimizer_flops_per_step=sum(number * _newton_schulz_flops(*shape) for shape, number in matrices.items()),
         padding_flops_per_token=2 * expert * sparse * max(0.0, _places_per_token(config) - top_k),
-        state_bytes=BYTES_PER_PARAM * (4 * total - in_muon),
+        state_bytes=BYTES_PER_PARAM * (_copies(config) * total - in_muon),
         activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, vocab_size)),
         num_sparse_layers=sparse,
     )
+
+
+def _copies(config: RunConfig) -> int:
+    """Numbers held per parameter: weight, gradient, the optimizer's one or two (AdamW), and the average of weights."""
+    optim = config.optim
+    own = int(optim.momentum > 0) if isinstance(optim, SGDConfig) else 2
+    return 2 + own + int(optim.ema is not None)
 
 
 def _tokens_per_pass(config: RunConfig) -> int:

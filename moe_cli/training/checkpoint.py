@@ -1,6 +1,8 @@
 """Checkpoints: safetensors and JSON, whole or absent, checksummed. Loading executes nothing.
 
-checkpoints/step_00000120/model.safetensors, optimizer.safetensors, state.json
+checkpoints/step_00000120/model.safetensors, optimizer.safetensors, ema.safetensors, state.json
+
+`ema` holds the average of the weights, where there is one.
 """
 
 import hashlib
@@ -8,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,11 @@ from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.store import Run, read_json, write_json
-from moe_cli.training.optim import Optimizers
+from moe_cli.training.optim import Optimizers, WeightAverage
 
 FORMAT = 1
-KEEP = 2
 _FILES = ("model.safetensors", "optimizer.safetensors")
+_EMA = "ema.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,25 @@ class Checkpoint:
     state: dict[str, Any]
 
     def model_tensors(self) -> dict[str, Tensor]:
-        return _load(self.folder / _FILES[0])
+        """The weights to use: the average, where one was kept."""
+        average = _load(self.folder / _EMA) if (self.folder / _EMA).exists() else {}
+        return {**_load(self.folder / _FILES[0]), **average}
 
     def load_model(self, model: nn.Module) -> None:
-        """Raises CheckpointError when the tensors are not those of this model."""
+        """The weights to use. Raises CheckpointError when the tensors are not those of this model."""
+        self._fill(model, self.model_tensors())
+
+    def _fill(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         try:
-            model.load_state_dict(self.model_tensors())
+            model.load_state_dict(tensors)
         except RuntimeError:
             raise CheckpointError(f"{self.folder} was made for a model of another shape.") from None
 
-    def load_training(self, model: nn.Module, optimizers: Optimizers) -> None:
-        """Model, optimizers and random state, exactly as they were."""
-        self.load_model(model)
+    def load_training(self, model: nn.Module, optimizers: Optimizers, average: WeightAverage | None = None) -> None:
+        """Model, optimizers, average and random state, exactly as they were."""
+        self._fill(model, _load(self.folder / _FILES[0]))
+        if average is not None:
+            average.load(_load(self.folder / _EMA))
         tensors = _load(self.folder / _FILES[1])
         torch.set_rng_state(tensors.pop("random.cpu"))
         random_cuda = tensors.pop("random.cuda", None)
@@ -58,21 +69,51 @@ class Checkpoint:
         optimizers.load_state_tensors(tensors)
 
 
-def save_checkpoint(run: Run, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]) -> Path:
-    """Writes a checkpoint beside the older ones, then forgets all but the newest KEEP.
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint will hold, copied: training may go on while it is written.
 
-    Raises:
-        TrainingError: the weights are not finite (the older checkpoints stay), or the disk is full.
+    Attributes:
+        files: the tensors of each file.
     """
+
+    files: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def take_snapshot(
+    model: nn.Module, optimizers: Optimizers, state: dict[str, Any], average: WeightAverage | None = None
+) -> Snapshot:
+    """Raises TrainingError when the weights are not finite."""
     if not all(bool(torch.isfinite(param).all()) for param in model.parameters()):
         raise TrainingError(f"the weights are not finite at step {state['step']}. Try a lower optim.lr.")
+    random = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["random.cuda"] = torch.cuda.get_rng_state()
+    contents = {_FILES[0]: model.state_dict(), _FILES[1]: {**optimizers.state_tensors(), **random}}
+    if average is not None:
+        contents[_EMA] = average.tensors
+    files = {
+        name: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in content.items()}
+        for name, content in contents.items()
+    }
+    return Snapshot(files, deepcopy(state))
+
+
+def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
+    """Writes a checkpoint beside the older ones, then forgets all but the newest `keep` and `best_step` of its state.
+
+    Raises:
+        TrainingError: it cannot be written, such as on a full disk; the older checkpoints stay.
+    """
+    state = snapshot.state
     root = run.path / "checkpoints"
-    final = root / f"step_{state['step']:08d}"
+    final = _folder(run, state["step"])
     temporary = None
     try:
         root.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=root))
-        _write(temporary, model, optimizers, state)
+        _write(temporary, snapshot)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -83,20 +124,47 @@ def save_checkpoint(run: Run, model: nn.Module, optimizers: Optimizers, state: d
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise TrainingError(f"cannot write the checkpoint {final}: {reason}. The one before it is whole.") from None
     # A process that was killed while it saved has left its half-made folder.
-    for old in [*root.glob(".saving-*"), *run.checkpoints()[KEEP:]]:
+    best = state.get("best_step")
+    stays = [_folder(run, best)] if best is not None else []
+    for old in [*root.glob(".saving-*"), *(each for each in run.checkpoints()[keep:] if each not in stays)]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _write(folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]) -> None:
-    tensors = {**optimizers.state_tensors(), "random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    for name, content in zip(_FILES, (model.state_dict(), tensors), strict=True):
-        save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
+def _folder(run: Run, step: int) -> Path:
+    return run.path / "checkpoints" / f"step_{step:08d}"
+
+
+class Saver:
+    """Writes checkpoints on a thread of its own, one at a time. What goes wrong is raised at the next call."""
+
+    def __init__(self, run: Run, keep: int) -> None:
+        self._run = run
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[Path] | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Raises TrainingError when the checkpoint before this one could not be written."""
+        self.wait()
+        self._last = self._thread.submit(save_checkpoint, self._run, snapshot, self._keep)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk. Raises TrainingError when it cannot be written."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+def _write(folder: Path, snapshot: Snapshot) -> None:
+    for name, content in snapshot.files.items():
+        save_file(content, folder / name)
         _sync(folder / name)
-    checksums = {"state": _sha256_of_state(state), **{name: _sha256(folder / name) for name in _FILES}}
-    write_json(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": state})
+    checksums = {"state": _sha256_of_state(snapshot.state), **{name: _sha256(folder / name) for name in snapshot.files}}
+    write_json(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": snapshot.state})
     os.chmod(folder, 0o755)
 
 
@@ -126,7 +194,28 @@ def latest_checkpoint(run: Run) -> Checkpoint:
     folders = run.checkpoints()
     if not folders:
         raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one.")
-    folder = folders[0]
+    return _open(folders[0])
+
+
+def find_checkpoint(run: Run, which: str) -> Checkpoint:
+    """The checkpoint that is `latest`, `best` (see train.keep_best), or of that step.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    latest = latest_checkpoint(run)
+    if which == "latest":
+        return latest
+    step = latest.state.get("best_step") if which == "best" else int(which) if which.isdecimal() else None
+    if step is not None and _folder(run, step) in run.checkpoints():
+        return _open(_folder(run, step))
+    steps = ", ".join(str(int(folder.name.removeprefix("step_"))) for folder in run.checkpoints())
+    hint = " The best is kept with: train.keep_best=true" if which == "best" else ""
+    raise CheckpointError(f"{run.id} has no checkpoint '{which}'. There are: latest, {steps}.{hint}")
+
+
+def _open(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, once its checksums hold."""
     content = read_json(folder / "state.json")
     if content is None:
         raise CheckpointError(_damaged(folder, "state.json is missing or not whole"))
@@ -135,7 +224,7 @@ def latest_checkpoint(run: Run) -> Checkpoint:
     state, checksums = content.get("state"), content.get("checksums", {})
     if not isinstance(state, dict) or _sha256_of_state(state) != checksums.get("state"):
         raise CheckpointError(_damaged(folder, "state.json does not have its checksum"))
-    for name in _FILES:
+    for name in (*_FILES, *([_EMA] if _EMA in checksums else [])):
         if not (folder / name).is_file():
             raise CheckpointError(_damaged(folder, f"{name} is missing"))
         if _sha256(folder / name) != checksums.get(name):

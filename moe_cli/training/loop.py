@@ -1,12 +1,9 @@
 """step, evaluate, save: one visible loop. The losses are added here, in plain sight."""
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
@@ -21,53 +18,21 @@ from moe_cli.moe.routers import ReluRouter
 from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
 from moe_cli.store import RUNNING, Recorder
 from moe_cli.tasks.text import TextTask
-from moe_cli.training.checkpoint import Checkpoint, save_checkpoint
+from moe_cli.training.checkpoint import Checkpoint, Saver, latest_checkpoint, take_snapshot
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
-from moe_cli.training.optim import Optimizers
+from moe_cli.training.optim import Optimizers, WeightAverage
 from moe_cli.training.precision import autocast
+from moe_cli.training.signals import stop_signals
+from moe_cli.training.state import Learned, Observer, State, StepView
 
 EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
-# Ctrl-C, kill, and what clusters send before they take a machine away (Slurm's --signal).
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# With train.on_nan=skip, so many steps in a row that fail; with rewind, so many rewinds: the run is beyond help.
+MOST_SKIPPED, MOST_REWINDS = 20, 10
 
 
-@dataclass
-class State:
-    """Where training stands: all that a checkpoint must remember beside tensors.
-
-    Attributes:
-        seconds: time spent in training steps, without evaluation and saving.
-        interval: sums since the last record in metrics.jsonl.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    interval: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StepView:
-    """What a display may show after a step.
-
-    Attributes:
-        aux_losses: each balancing loss by name, before its weight.
-        load: assignments per expert, for each sparse layer.
-        val: the last evaluation.
-    """
-
-    state: State
-    total_steps: int | None
-    progress: float
-    loss: float
-    aux_losses: dict[str, float]
-    lr_factor: float
-    load: list[Tensor]
-    val: Evaluation | None = None
-
-
-Observer = Callable[[StepView], None]
+class NotFiniteError(Exception):
+    """A loss or a gradient is NaN or infinite: what is, and what to try."""
 
 
 class Training:
@@ -87,14 +52,16 @@ class Training:
         self.state = State()
         self.layers = moe_layers(model)
         self.bias_method = bias_method(config.balance)
+        self.average = None if config.optim.ema is None else WeightAverage(model, config.optim.ema)
+        self.saver = Saver(recorder.run, config.train.keep)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint, the records included."""
-        checkpoint.load_training(self.model, self.optimizers)
+        checkpoint.load_training(self.model, self.optimizers, self.average)
         saved = checkpoint.state
         # The number of threads decides how sums are split, so the last digits depend on it.
         torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
-        self.state = State(saved["step"], saved["tokens"], saved["seconds"], dict(saved["interval"]))
+        self.state = State(**{entry.name: saved[entry.name] for entry in fields(State) if entry.name in saved})
         self.recorder.rewind(self.state.step)
 
     @property
@@ -108,39 +75,81 @@ class Training:
         """Trains to the end of the budget; False if it was asked to stop before. A checkpoint is saved either way.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, or a checkpoint cannot be written.
         """
+        try:
+            return self._run()
+        finally:
+            self.saver.close()
+
+    def _run(self) -> bool:
         heartbeat = time.monotonic()
         val: Evaluation | None = None
         with stop_signals() as stopped:
             while self.progress < 1:
                 before = self.progress
                 view = self.step()
+                best = False
                 if self._due(self.config.train.eval_every, before):
                     val = self._evaluate()
+                    best = self._is_best(val)
                 self.observer(replace(view, val=val))
                 stop = stopped()  # asked once: a signal between two looks would end the run without a checkpoint
-                if self._due(self.config.train.checkpoint_every or self.config.train.eval_every, before) or stop:
+                if (
+                    best
+                    or stop
+                    or self._due(self.config.train.checkpoint_every or self.config.train.eval_every, before)
+                ):
                     self.save()
                 if stop and self.progress < 1:
+                    self.saver.wait()
                     return False
                 if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
                     heartbeat = time.monotonic()
                     self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
         self.save()
+        self.saver.wait()
         return True
 
     def step(self) -> StepView:
         """One optimizer step: forward, losses, backward, clip, update, bias update, record."""
         started = time.perf_counter()
+        self.model.train()
+        learned: Learned | None = None
+        lr_factor = 0.0
+        try:
+            learned = self._learn()
+            lr_factor = self._update(learned)
+        except NotFiniteError as error:
+            self._survive(error)
+            if self.config.train.on_nan == "rewind":
+                return self.step()
+        state = self.state
+        state.step += 1
+        state.tokens += self.config.tokens_per_step
+        state.seconds += time.perf_counter() - started
+        if learned is None:
+            self._record_skipped()
+            load = [torch.zeros(layer.router.num_experts, dtype=torch.int64) for layer in self.layers]
+            return StepView(state, self.total_steps, self.progress, math.nan, {}, lr_factor, load)
+        state.skipped_in_a_row = 0
+        if self.average is not None:
+            self.average.update(state.step)
+        self._record(learned, lr_factor)
+        return StepView(
+            state, self.total_steps, self.progress, learned.loss, learned.aux_losses, lr_factor, learned.load
+        )
+
+    def _learn(self) -> Learned:
+        """The gradients of one step's batches, clipped. Raises NotFiniteError."""
         train, state = self.config.train, self.state
         device = next(self.model.parameters()).device
-        self.model.train()
-        loss_sum, aux_sums = 0.0, dict[str, float]()
+        loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
         load = [torch.zeros(layer.router.num_experts, dtype=torch.int64, device=device) for layer in self.layers]
         probs: list[list[Tensor]] = [[] for _ in self.layers]
-        for part in range(train.grad_accumulation):
-            batch = self.task.train_batch(state.step * train.grad_accumulation + part, train.batch_size).to(device)
+        first = (state.step + state.data_shift) * train.grad_accumulation
+        for index in range(first, first + train.grad_accumulation):
+            batch = self.task.train_batch(index, train.batch_size).to(device)
             with autocast(train.precision, device):
                 loss, routings = self.task.loss(self.model, batch)
             # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
@@ -153,48 +162,73 @@ class Training:
             penalties = [routing.penalty for routing in routings if routing.penalty is not None]
             if penalties:
                 total = total + torch.stack(penalties).mean()
-            self._check_finite(total)
+            if not math.isfinite(total.item()):
+                raise NotFiniteError(
+                    f"the loss is {total.item()}", "Try a lower optim.lr or a smaller optim.grad_clip."
+                )
             (total / train.grad_accumulation).backward()
             loss_sum += loss.item() / train.grad_accumulation
             for method, aux_loss in aux_losses.items():
                 mean = aux_loss.item() / train.grad_accumulation
                 aux_sums[method.name] = aux_sums.get(method.name, 0.0) + mean
             if self.config.capacity is not None:
-                dropped = sum(dropped_fraction(routing) for routing in routings) / len(routings)
-                self._add("moe/dropped_fraction", dropped / train.grad_accumulation)
-        grad_norm = self._clip()
+                dropped_sum += sum(dropped_fraction(routing) for routing in routings) / len(routings)
+        dropped = dropped_sum / train.grad_accumulation if self.config.capacity is not None else None
+        return Learned(loss_sum, aux_sums, self._clip(), dropped, load, probs)
+
+    def _clip(self) -> float:
+        """The norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
+        params = [param for param in self.model.parameters() if param.grad is not None]
+        total = nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
+        norm = float(total)
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"the gradient is {norm}", "Try a lower optim.lr.")
+        if self.config.optim.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(params, self.config.optim.grad_clip, total)
+        return norm
+
+    def _update(self, learned: Learned) -> float:
+        """Moves the weights, and what balances without a gradient; returns the schedule's factor."""
         # Null experts have nothing to update.
-        asked = [counts[: layer.experts.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
+        asked = [counts[: layer.experts.num_experts] for layer, counts in zip(self.layers, learned.load, strict=True)]
         lr_factor = self.optimizers.step(self.progress, asked)
         self.optimizers.zero_grad()
-        self._update_bias(load, probs)
-        for layer, counts in zip(self.layers, load, strict=True):
+        self._update_bias(learned.load, learned.probs)
+        for layer, counts in zip(self.layers, learned.load, strict=True):
             if isinstance(layer.router, ReluRouter):
                 layer.router.after_step(counts, self.config.tokens_per_step)
-        state.step += 1
-        state.tokens += self.config.tokens_per_step
-        state.seconds += time.perf_counter() - started
-        self._record(loss_sum, aux_sums, grad_norm, load, lr_factor)
-        return StepView(state, self.total_steps, self.progress, loss_sum, aux_sums, lr_factor, load)
+        return lr_factor
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.step + 1}; the last checkpoint is kept. "
-                "Try a lower optim.lr or a smaller optim.grad_clip."
-            )
+    def _survive(self, error: NotFiniteError) -> None:
+        """What train.on_nan asks for: the step at hand is left out, or the last checkpoint is where training stands.
 
-    def _clip(self) -> float | None:
-        limit = self.config.optim.grad_clip
-        if limit is None:
-            return None
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient is {norm} at step {self.state.step + 1}; the last checkpoint is kept. "
-                "Try a lower optim.lr."
-            )
-        return norm
+        Raises:
+            TrainingError: stop; or too many steps have failed.
+        """
+        state, (what, advice) = self.state, error.args
+        what = f"{what} at step {state.step + 1}"
+        self.optimizers.zero_grad()
+        if self.config.train.on_nan == "stop":
+            raise TrainingError(f"{what}; the last checkpoint is kept. {advice}")
+        if self.config.train.on_nan == "rewind":
+            self._rewind(what, advice)
+            return
+        if state.skipped_in_a_row == MOST_SKIPPED:
+            raise TrainingError(f"{what}, and {MOST_SKIPPED} steps before it were skipped. {advice}")
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+
+    def _rewind(self, what: str, advice: str) -> None:
+        """Back to the last checkpoint, to go on with the data after those that led here (PaLM, arXiv:2204.02311, 5.1)."""
+        failed = self.state
+        self.saver.wait()
+        if not self.recorder.run.checkpoints():
+            raise TrainingError(f"{what}, before the first checkpoint. {advice}")
+        if failed.rewinds == MOST_REWINDS:
+            raise TrainingError(f"{what}, after {MOST_REWINDS} rewinds. {advice}")
+        self.resume(latest_checkpoint(self.recorder.run))
+        self.state.rewinds = failed.rewinds + 1
+        self.state.data_shift = failed.data_shift + failed.step + 1 - self.state.step
 
     def _update_bias(self, load: list[Tensor], probs: list[list[Tensor]]) -> None:
         """Balancing by bias: once per optimizer step, from the counts or probabilities of the whole step."""
@@ -203,22 +237,35 @@ class Training:
                 bias: Tensor = layer.router.expert_bias
                 bias.copy_(update_bias(self.bias_method, bias, counts, seen, layer.top_k))
 
-    def _record(
-        self, loss: float, aux_losses: dict[str, float], grad_norm: float | None, load: list[Tensor], lr_factor: float
-    ) -> None:
-        state = self.state
-        values: dict[str, float | None] = {"train/loss": loss, "train/grad_norm": grad_norm}
-        for name, aux_loss in aux_losses.items():
-            values["train/aux_loss" if len(aux_losses) == 1 else f"train/aux_loss/{name}"] = aux_loss
-        if load:
-            values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
+    def _record(self, learned: Learned, lr_factor: float) -> None:
+        values = {"train/loss": learned.loss, "train/grad_norm": learned.grad_norm}
+        several = len(learned.aux_losses) > 1
+        for name, aux_loss in learned.aux_losses.items():
+            values[f"train/aux_loss/{name}" if several else "train/aux_loss"] = aux_loss
+        if learned.dropped_fraction is not None:
+            values["moe/dropped_fraction"] = learned.dropped_fraction
+        if learned.load:
+            values["moe/max_violation"] = sum(max_violation(counts) for counts in learned.load) / len(learned.load)
         for key, value in values.items():
-            if value is not None:
-                self._add(key, value)
+            self._add(key, value)
         self._add("steps", 1)
+        before = self.state.spiked(learned.loss)
+        if before is not None:
+            self.recorder.metrics(
+                {"step": self.state.step, "train/loss_spike": learned.loss, "train/loss_before": before}
+            )
+        self._write_record(lr_factor)
+
+    def _record_skipped(self) -> None:
+        self.recorder.metrics({"step": self.state.step, "train/skipped": self.state.skipped})
+        self._write_record(0.0)
+
+    def _write_record(self, lr_factor: float) -> None:
+        """Every train.log_every steps: the means of what was added since the last record."""
+        state = self.state
         if state.step % self.config.train.log_every == 0 or self.progress >= 1:
-            steps = state.interval.pop("steps")
-            means = {key: value / steps for key, value in state.interval.items()}
+            steps = state.interval.pop("steps", 0)
+            means = {key: value / steps for key, value in state.interval.items()} if steps else {}
             self.recorder.metrics({
                 "step": state.step, "tokens": state.tokens, **means, "lr": self.config.optim.lr * lr_factor,
                 "seconds": round(state.seconds, 3), "tokens_per_second": round(state.tokens / state.seconds, 1),
@@ -235,8 +282,24 @@ class Training:
             return self.state.step % every == 0 and self.progress < 1
         return int(before * EVALUATIONS_PER_RUN) != int(self.progress * EVALUATIONS_PER_RUN) and self.progress < 1
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the average of its weights, where optim.ema asks for one."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _is_best(self, val: Evaluation) -> bool:
+        """Whether this evaluation has the lowest loss so far, where that is asked for."""
+        state = self.state
+        if not self.config.train.keep_best or val.loss >= (math.inf if state.best_loss is None else state.best_loss):
+            return False
+        state.best_step, state.best_loss = state.step, val.loss
+        return True
+
     def _evaluate(self) -> Evaluation:
         """A look at part of the validation text, for the curve; the summary's figures take all of it."""
+        with self.averaged():
+            return self._evaluate_model()
+
+    def _evaluate_model(self) -> Evaluation:
         result = evaluate(
             self.model, self.task, self.config.train.batch_size, max_tokens=self.config.train.eval_tokens,
             top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
@@ -256,7 +319,8 @@ class Training:
         return result
 
     def save(self) -> None:
-        save_checkpoint(self.recorder.run, self.model, self.optimizers, {**asdict(self.state), **self._identity()})
+        state = {**asdict(self.state), **self._identity()}
+        self.saver.save(take_snapshot(self.model, self.optimizers, state, self.average))
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 
     def _identity(self) -> dict[str, Any]:
@@ -265,25 +329,3 @@ class Training:
             "threads": torch.get_num_threads(),
             "corpus_sha256": self.task.corpus.meta["sha256"],
         }
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, each of STOP_SIGNALS asks for a stop after the current step; a second SIGINT stops at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    previous = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,11 +1,12 @@
-"""Optimizers and schedules. Muon for matrices and stacked experts, AdamW for the rest; or AdamW for everything.
+"""Optimizers and schedules. Muon for matrices and stacked experts, AdamW for the rest; or AdamW or SGD for everything.
 
 E experts in a stack, R rows and C columns of one, N matrices.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
+from moe_cli.config.schema import MuonConfig, OptimConfig, SGDConfig
 from moe_cli.models.cost import NEWTON_SCHULZ_STEPS
 from moe_cli.moe.layer import moe_layers
 
@@ -141,6 +142,29 @@ class ExpertAdamW(torch.optim.Optimizer):
         return state["exp_avg"], state["exp_avg_sq"], state["step"]
 
 
+class ExpertSGD(torch.optim.Optimizer):
+    """torch.optim.SGD over stacked experts [E, R, C]: one that is not chosen keeps its weights and its momentum."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None, chosen: Chosen | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(param)
+                stacks = [_stack(tensor) for tensor in (param, param.grad, state["momentum_buffer"])]
+                for piece in _pieces(param, (chosen or {}).get(param)):
+                    weight, grad, average = (stack[piece] for stack in stacks)
+                    average.mul_(group["momentum"]).add_(grad.add(weight, alpha=group["weight_decay"]))
+                    weight.add_(average, alpha=-group["lr"])
+
+
 def _stack(matrices: Tensor) -> Float[Tensor, "N R C"]:
     return matrices.view(-1, *matrices.shape[-2:])
 
@@ -188,7 +212,7 @@ class Optimizers:
         for part, peaks in zip(self.parts, self._peak, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            if isinstance(part, Muon | ExpertAdamW):
+            if isinstance(part, Muon | ExpertAdamW | ExpertSGD):
                 part.step(chosen=chosen)
             else:
                 part.step()
@@ -217,7 +241,7 @@ class Optimizers:
             part.load_state_dict({"state": dict(state), "param_groups": part.state_dict()["param_groups"]})
 
 
-def make_optimizers(config: MuonConfig | AdamWConfig, model: nn.Module) -> Optimizers:
+def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     """The optimizers of a configuration over a model's parameters. Vectors are never decayed."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.sparse_experts else []
@@ -232,18 +256,65 @@ def make_optimizers(config: MuonConfig | AdamWConfig, model: nn.Module) -> Optim
         return Optimizers(config, [muon, _adamw(config, config.adam_lr, others)], experts)
     stacked = [param for params in experts for param in params]
     rest = [param for _, param in named if all(param is not other for other in stacked)]
-    parts: list[torch.optim.Optimizer] = [_adamw(config, config.lr, rest)]
+    parts: list[torch.optim.Optimizer]
+    if isinstance(config, SGDConfig):
+        parts = [torch.optim.SGD(_decayed(config, rest), lr=config.lr, momentum=config.momentum, fused=True)]
+        if stacked:
+            parts.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
+        return Optimizers(config, parts, experts)
+    parts = [_adamw(config, config.lr, rest)]
     if stacked:
         parts.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
     return Optimizers(config, parts, experts)
 
 
 def _adamw(config: OptimConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
-    groups = [
+    return torch.optim.AdamW(_decayed(config, params), lr=lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def _decayed(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Two groups: matrices, decayed, and vectors, not."""
+    return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [param for param in params if param.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+class WeightAverage:
+    """A running average of a model's parameters (Polyak averaging): average = d * average + (1 - d) * weights.
+
+    d is `decay`, smaller at first, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._params = dict(model.named_parameters())
+        self.tensors = {name: param.detach().clone() for name, param in self._params.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After optimizer step number `step`, from 1."""
+        weight = 1 - min(self.decay, step / (9 + step))
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._params.values()), weight)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the model has the average as its weights."""
+        own = {name: param.detach().clone() for name, param in self._params.items()}
+        self._set(self.tensors)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    @torch.no_grad()
+    def _set(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, param in self._params.items():
+            param.copy_(tensors[name])
 
 
 def schedule(config: OptimConfig, progress: float) -> float:

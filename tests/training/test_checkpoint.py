@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from moe_cli.models.gpt import make_model
 from moe_cli.run import restore
 from moe_cli.store import Run
 from moe_cli.training import checkpoint as module
-from moe_cli.training.checkpoint import latest_checkpoint, save_checkpoint
+from moe_cli.training.checkpoint import Saver, find_checkpoint, latest_checkpoint, save_checkpoint, take_snapshot
 from moe_cli.training.optim import Optimizers, make_optimizers
 from tests.tiny import tiny_config
 
@@ -52,7 +53,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, parts: Any) -> N
     """Weights, optimizer state, random state and the loop's state come back bit for bit."""
     model, optimizers = parts
     torch.manual_seed(11)
-    save_checkpoint(Run(tmp_path), model, optimizers, STATE)
+    save_checkpoint(Run(tmp_path), take_snapshot(model, optimizers, STATE))
     expected = torch.rand(5)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     moments = {name: value.clone() for name, value in optimizers.state_tensors().items()}
@@ -179,7 +180,7 @@ def test_a_save_that_fails_keeps_the_old(run: Run, parts: Any, monkeypatch: pyte
     monkeypatch.setattr(*places[where], full)
     before = sorted(os.listdir(run.path / "checkpoints"))
     with pytest.raises(TrainingError, match="No space left on device"):
-        save_checkpoint(run, *parts, {**STATE, "step": 7})
+        save_checkpoint(run, take_snapshot(*parts, {**STATE, "step": 7}))
     assert before == sorted(os.listdir(run.path / "checkpoints"))
     assert 6 == latest_checkpoint(run).state["step"]
 
@@ -189,7 +190,7 @@ def test_weights_that_are_not_finite_are_not_saved(run: Run, parts: Any) -> None
     model, optimizers = parts
     next(model.parameters()).data[0, 0] = float("nan")
     with pytest.raises(TrainingError, match="the weights are not finite at step 7"):
-        save_checkpoint(run, model, optimizers, {**STATE, "step": 7})
+        take_snapshot(model, optimizers, {**STATE, "step": 7})
     assert ["step_00000006", "step_00000004"] == [path.name for path in run.checkpoints()]
 
 
@@ -198,14 +199,14 @@ def test_what_a_killed_save_left_is_cleared(run: Run, parts: Any) -> None:
     scrap = run.path / "checkpoints" / ".saving-x"
     scrap.mkdir()
     assert 2 == len(run.checkpoints())
-    save_checkpoint(run, *parts, {**STATE, "step": 7})
+    save_checkpoint(run, take_snapshot(*parts, {**STATE, "step": 7}))
     assert not scrap.exists()
     assert 7 == latest_checkpoint(run).state["step"]
 
 
 def test_a_checkpoint_may_be_written_again(run: Run, parts: Any) -> None:
     """Saving a step that is there already replaces it."""
-    save_checkpoint(run, *parts, {**STATE, "tokens": 1})
+    save_checkpoint(run, take_snapshot(*parts, {**STATE, "tokens": 1}))
     assert 1 == latest_checkpoint(run).state["tokens"]
     assert 2 == len(run.checkpoints())
 
@@ -215,6 +216,60 @@ def test_a_copy_of_a_checkpoint_is_left_alone(run: Run, parts: Any) -> None:
     copy = Path(shutil.copytree(newest(run), run.path / "checkpoints" / "step_00000006.bak"))
     assert "step_00000006" == latest_checkpoint(run).folder.name
     for step in (7, 8):
-        save_checkpoint(run, *parts, {**STATE, "step": step})
+        save_checkpoint(run, take_snapshot(*parts, {**STATE, "step": step}))
     assert ["step_00000008", "step_00000007"] == [path.name for path in run.checkpoints()]
     assert FILES == sorted(path.name for path in copy.iterdir())
+
+
+def test_as_many_stay_as_are_asked_for_and_the_best(run: Run, parts: Any) -> None:
+    """keep=1 leaves the newest and the one that the state calls best; both can be opened by name."""
+    for step in (7, 8, 9):
+        save_checkpoint(run, take_snapshot(*parts, {**STATE, "step": step, "best_step": 7}), keep=1)
+    assert ["step_00000009", "step_00000007"] == [path.name for path in run.checkpoints()]
+    assert [9, 7, 9] == [find_checkpoint(run, which).state["step"] for which in ("latest", "best", "9")]
+
+
+@pytest.mark.parametrize("which", ["best", "5", "newest", "\u00b2"])
+def test_a_checkpoint_that_is_not_there(run: Run, which: str) -> None:
+    """The message names those that are."""
+    with pytest.raises(CheckpointError, match=f"has no checkpoint '{which}'. There are: latest, 6, 4."):
+        find_checkpoint(run, which)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(run: Run, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """save returns before the file is there, what changes meanwhile is not in it, and wait ends when it is."""
+    gate, model = threading.Event(), parts[0]
+    write = module._write
+    monkeypatch.setattr(module, "_write", lambda *given: (gate.wait(10), write(*given)))
+    saver = Saver(run, keep=2)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {**STATE, "step": 7, "interval": {"a": 1.0}}
+    saver.save(take_snapshot(*parts, state))
+    assert 6 == latest_checkpoint(run).state["step"]
+    for param in model.parameters():
+        param.data.add_(1)
+    state["interval"]["a"] = 2.0
+    gate.set()
+    saver.wait()
+    saver.close()
+    saved = latest_checkpoint(run)
+    assert (7, {"a": 1.0}) == (saved.state["step"], saved.state["interval"])
+    assert all(torch.equal(value, expected[name]) for name, value in saved.model_tensors().items())
+
+
+def test_a_save_that_failed_is_told_at_the_next(run: Run, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error on the writing thread reaches the training thread, once."""
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saver = Saver(run, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", full)
+        saver.save(take_snapshot(*parts, {**STATE, "step": 7}))
+        with pytest.raises(TrainingError, match="No space left on device"):
+            saver.wait()
+    saver.save(take_snapshot(*parts, {**STATE, "step": 8}))
+    saver.wait()
+    saver.close()
+    assert 8 == latest_checkpoint(run).state["step"]

@@ -25,8 +25,10 @@ from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.checkpoint import latest_checkpoint
-from moe_cli.training.loop import STOP_SIGNALS, StepView, Training, stop_signals
+from moe_cli.training.loop import Training
 from moe_cli.training.optim import Optimizers, make_optimizers, schedule
+from moe_cli.training.signals import STOP_SIGNALS, stop_signals
+from moe_cli.training.state import StepView
 from tests.tiny import finish, randomise, tiny_config, tiny_task
 
 PLAIN = MuonConfig(schedule="constant", warmup=0.0, grad_clip=None)

@@ -16,7 +16,7 @@ from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
 from moe_cli.models.gpt import make_model
 from moe_cli.moe.layer import MoELayer
 from moe_cli.training import optim as module
-from moe_cli.training.optim import ExpertAdamW, Muon, Optimizers, make_optimizers, orthogonalise, schedule
+from moe_cli.training.optim import ExpertAdamW, ExpertSGD, Muon, Optimizers, make_optimizers, orthogonalise, schedule
 from tests.tiny import tiny_config
 
 SHAPES = [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1)]
@@ -343,3 +343,20 @@ def test_no_step_is_above_the_peak(warmup: float) -> None:
     """However short the warm-up, the learning rate never exceeds its peak."""
     config = MuonConfig(warmup=warmup, decay=0.4, final_lr=0.1)
     assert all(0 < schedule(config, step / 5000) <= 1 for step in range(5000))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_over_experts_is_sgd_of_each_expert(momentum: float) -> None:
+    """A chosen expert moves as torch.optim.SGD moves it alone; one that is not chosen keeps weights and momentum."""
+    stack = nn.Parameter(torch.randn(3, 4, 2))
+    alone = [nn.Parameter(expert.detach().clone()) for expert in stack]
+    ours = ExpertSGD([stack], 0.1, momentum, 0.01)
+    theirs = [torch.optim.SGD([expert], lr=0.1, momentum=momentum, weight_decay=0.01) for expert in alone]
+    for chosen in ([0, 2], [1], [0, 1, 2], [2]):
+        stack.grad = torch.randn_like(stack)
+        ours.step(chosen={stack: chosen})
+        for expert in chosen:
+            alone[expert].grad = stack.grad[expert].clone()
+            theirs[expert].step()
+        for expert in range(3):
+            torch.testing.assert_close(stack[expert], alone[expert], rtol=1e-6, atol=1e-6)

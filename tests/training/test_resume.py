@@ -25,7 +25,8 @@ from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
-from moe_cli.training.loop import StepView, Training
+from moe_cli.training.loop import Training
+from moe_cli.training.state import StepView
 from tests.tiny import finish, tiny_config
 
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "run")

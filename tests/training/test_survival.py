@@ -1,0 +1,198 @@
+"""What train.on_nan, train.keep_best and optim.ema promise, and loss spikes."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_cli.config.balances import LossFreeBalance
+from moe_cli.config.schema import AdamWConfig, MuonConfig, SGDConfig
+from moe_cli.errors import TrainingError
+from moe_cli.run import restore, run_one
+from moe_cli.store import create_run
+from moe_cli.tasks.text import TextTask
+from moe_cli.training.checkpoint import find_checkpoint, latest_checkpoint
+from moe_cli.training.loop import MOST_REWINDS, MOST_SKIPPED, Training
+from moe_cli.training.optim import WeightAverage
+from moe_cli.training.state import SPIKE_WARMUP, State, StepView
+from tests.tiny import finish, tiny_config
+from tests.training.test_resume import assert_equal_runs, stop_at
+
+TRAIN = {"steps": 8, "eval_every": 2, "checkpoint_every": 2}
+
+
+@pytest.fixture
+def bad_batches(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Put the index of a training batch into it, and the loss on that batch is NaN, whenever it is met."""
+    bad: set[int] = set()
+    here = {"index": -1}
+    batch, loss = TextTask.train_batch, TextTask.loss
+
+    def train_batch(self: TextTask, index: int, size: int) -> Any:
+        here["index"] = index
+        return batch(self, index, size)
+
+    def nan_loss(self: TextTask, model: Any, given: Any) -> Any:
+        value, routings = loss(self, model, given)
+        return value * (math.nan if model.training and here["index"] in bad else 1.0), routings
+
+    monkeypatch.setattr(TextTask, "train_batch", train_batch)
+    monkeypatch.setattr(TextTask, "loss", nan_loss)
+    return bad
+
+
+def test_a_bad_step_is_skipped_and_counted(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
+    """It leaves weights, optimizer, biases and the means of the log alone; the records say which steps it was."""
+    bad_batches.update({3, 5})
+    weights: dict[int, list[torch.Tensor]] = {}
+    config = tiny_config(text_file, balance=LossFreeBalance(), train={**TRAIN, "on_nan": "skip", "log_every": 4})
+    training: list[Training] = []
+    original = Training.step
+
+    def step(self: Training) -> StepView:
+        view = original(self)
+        training.append(self)
+        weights[view.state.step] = [value.clone() for value in self.model.state_dict().values()]
+        weights[view.state.step] += [value.clone() for value in self.optimizers.state_tensors().values()]
+        return view
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "step", step)
+        run = finish(config, tmp_path)
+    same = [all(map(torch.equal, weights[number - 1], weights[number])) for number in range(2, 9)]
+    assert [False, False, True, False, True, False, False] == same
+    assert (2, 8) == ((run.summary() or {})["skipped_steps"], (run.summary() or {})["steps"])
+    assert [4, 6] == [record["step"] for record in run.metrics() if "train/skipped" in record]
+    assert all(math.isfinite(record["train/loss"]) for record in run.metrics() if "train/loss" in record)
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
+    bad_batches.update(range(2, 200))
+    config = tiny_config(text_file, train={**TRAIN, "steps": 100, "on_nan": "skip"})
+    with pytest.raises(TrainingError, match=f"at step {2 + MOST_SKIPPED + 1}, and {MOST_SKIPPED} steps before it"):
+        finish(config, tmp_path)
+
+
+def test_a_rewind_goes_around_the_data(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
+    """The run equals one that never met the batches from its last checkpoint to the bad one."""
+    config = tiny_config(text_file, model={"dropout": 0.1}, train={**TRAIN, "on_nan": "rewind"})
+    bad_batches.add(5)
+    seen: list[int] = []
+    batch = TextTask.train_batch
+
+    def train_batch(self: TextTask, index: int, size: int) -> Any:
+        seen.append(index)
+        return batch(self, index, size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextTask, "train_batch", train_batch)
+        run = finish(config, tmp_path)
+    assert [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] == seen
+    assert 1 == (run.summary() or {})["rewinds"]
+    assert [1, 2, 3, 4, 5, 6, 7, 8] == [record["step"] for record in run.metrics() if "train/loss" in record]
+    bad_batches.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextTask, "train_batch", lambda self, index, size: batch(self, index + 2 * (index > 3), size))
+        plain = finish(config, tmp_path)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (plain.checkpoints()[0] / name).read_bytes() == (run.checkpoints()[0] / name).read_bytes()
+
+
+def test_a_rewind_survives_a_stop(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
+    """Stopped after a rewind and resumed, the run equals the undisturbed one."""
+    bad_batches.update({5, 6, 9})
+    config = tiny_config(text_file, train={**TRAIN, "steps": 10, "on_nan": "rewind"})
+    stopped = finish(config, tmp_path, stop_at(7))
+    assert_equal_runs(finish(config, tmp_path), run_one(stopped, tmp_path))
+
+
+@pytest.mark.parametrize(("bad", "message"), [(1, "before the first checkpoint"), (3, f"after {MOST_REWINDS} rewinds")])
+def test_a_rewind_that_cannot_help(
+    text_file: Path, tmp_path: Path, bad_batches: set[int], bad: int, message: str
+) -> None:
+    bad_batches.update(range(bad, 999))
+    with pytest.raises(TrainingError, match=message):
+        finish(tiny_config(text_file, train={**TRAIN, "on_nan": "rewind"}), tmp_path)
+
+
+def test_a_loss_that_stands_out_is_a_spike() -> None:
+    """Noise and a falling loss are none; a jump is, and only once its time has come."""
+    state = State()
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 400):
+        state.step = step
+        loss = 4 - step / 200 + 0.05 * float(torch.randn((), generator=generator))
+        expected = step > SPIKE_WARMUP and step in (20, 300)
+        assert expected == (state.spiked(loss + 3 * (step in (20, 300))) is not None), step
+    assert 1 == state.spikes
+
+
+def test_a_spike_is_recorded(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(State, "spiked", lambda self, loss: 1.5 if self.step == 3 else None)
+    records = [record for record in finish(tiny_config(text_file), tmp_path).metrics() if "train/loss_spike" in record]
+    assert [(3, 1.5)] == [(record["step"], record["train/loss_before"]) for record in records]
+
+
+def test_the_average_of_weights_is_its_closed_form() -> None:
+    """With decay d and warm-up: a_n = d_n a_(n-1) + (1 - d_n) w_n, d_n = min(d, (1+n)/(10+n) of the steps before)."""
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = WeightAverage(model, 0.5)
+    expected = model.weight.detach().clone()
+    for step in range(1, 12):
+        torch.nn.init.constant_(model.weight, float(step))
+        average.update(step)
+        decay = min(0.5, step / (9 + step))
+        expected = decay * expected + (1 - decay) * step
+    torch.testing.assert_close(average.tensors["weight"], expected)
+    with average.in_place():
+        torch.testing.assert_close(model.weight.detach(), expected)
+    assert 11.0 == model.weight[0, 0]
+
+
+def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
+    """Evaluations and restored models use the average; training goes on from the weights themselves."""
+    plain = finish(tiny_config(text_file), tmp_path)
+    run = finish(tiny_config(text_file, optim={"ema": 0.9}), tmp_path)
+    first, second = (each.checkpoints()[0] / "model.safetensors" for each in (plain, run))
+    assert first.read_bytes() == second.read_bytes()
+    losses = [[record["train/loss"] for record in each.metrics() if "train/loss" in record] for each in (plain, run)]
+    assert losses[0] == losses[1]
+    assert (plain.summary() or {})["val_loss"] != (run.summary() or {})["val_loss"]
+    model = restore(run, tmp_path).model
+    saved = latest_checkpoint(run).model_tensors()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(
+        model.state_dict()["head.weight"], restore(plain, tmp_path).model.state_dict()["head.weight"]
+    )
+
+
+@pytest.mark.parametrize("optim", [SGDConfig(), SGDConfig(sparse_experts=True, momentum=0.5, weight_decay=0.1, ema=0.9),
+                                   MuonConfig(ema=0.99), AdamWConfig(ema=0.5)])  # fmt: skip
+def test_resume_is_exact_with_every_optimizer_and_average(text_file: Path, tmp_path: Path, optim: Any) -> None:
+    config = tiny_config(text_file, expert=16, k=1, optim=optim, train=TRAIN)
+    stopped = finish(config, tmp_path, stop_at(3))
+    whole, resumed = finish(config, tmp_path), run_one(stopped, tmp_path)
+    assert_equal_runs(whole, resumed)
+    if optim.ema is not None:
+        files = [run.checkpoints()[0] / "ema.safetensors" for run in (whole, resumed)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_best_is_kept(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a curve that turns, the lowest evaluation stays though checkpoints are rare, through a stop too."""
+    curve = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.6, 10: 2.7}
+    original = Training._evaluate
+
+    def evaluate(self: Training) -> Any:
+        result = original(self)
+        result.loss = curve[self.state.step]
+        return result
+
+    monkeypatch.setattr(Training, "_evaluate", evaluate)
+    train = {"steps": 12, "eval_every": 2, "checkpoint_every": 5, "keep": 1, "keep_best": True}
+    run = create_run(tmp_path, "runs", tiny_config(text_file, train=train))
+    run_one(run_one(run, tmp_path, stop_at(7)), tmp_path)
+    assert ["step_00000012", "step_00000004"] == [path.name for path in run.checkpoints()]
+    assert 4 == find_checkpoint(run, "best").state["step"] == restore(run, tmp_path, "best").step
