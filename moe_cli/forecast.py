@@ -16,7 +16,7 @@ from moe_cli.tasks.corpora import Corpus, load_corpus
 STEP_EFFICIENCY = 0.65
 # What a model must share with the dense run whose weights it starts from.
 UPCYCLED = ("num_layers", "num_heads", "d_model", "d_ff", "expert_kind", "activation", "tie_embeddings", "qk_norm",
-            "rope_base")  # fmt: skip
+            "rope_base", "norm", "positions", "logit_cap", "num_kv_heads", "d_head")  # fmt: skip
 
 
 @dataclass(frozen=True)

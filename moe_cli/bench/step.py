@@ -75,6 +75,10 @@ def check_comparable(config: RunConfig) -> None:
         (model.shared_experts > 0, f"model.shared_experts={model.shared_experts}"),
         (model.expert_dropout > 0, f"model.expert_dropout={model.expert_dropout}"),
         (model.moe_every > 1, f"model.moe_every={model.moe_every}"),
+        (model.first_dense > 0, f"model.first_dense={model.first_dense}"),
+        (model.norm != "rms", f"model.norm={model.norm}"),
+        (model.positions != "rope", f"model.positions={model.positions}"),
+        (model.logit_cap is not None, f"model.logit_cap={model.logit_cap}"),
         (config.capacity is not None, f"capacity={config.capacity}"),
         (model.dropout > 0, f"model.dropout={model.dropout}"),
     ):
@@ -149,7 +153,7 @@ def mixtral(config: RunConfig) -> nn.Module:
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE, "hidden_size": model.d_model, "intermediate_size": model.d_expert,
         "num_hidden_layers": model.num_layers, "num_attention_heads": model.num_heads,
-        "num_key_value_heads": model.num_heads, "max_position_embeddings": model.context_length,
+        "num_key_value_heads": model.num_kv_heads, "head_dim": model.d_head, "max_position_embeddings": model.context_length,
         "num_local_experts": config.expert, "num_experts_per_tok": config.k,
         "tie_word_embeddings": model.tie_embeddings,
     }  # fmt: skip

@@ -31,7 +31,16 @@ from moe_cli.config.routers import (
     TopKConfig,
     gate_params,
 )
-from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, GPTConfig, RunConfig, TextData
+from moe_cli.config.schema import (
+    BUDGETS,
+    DEFAULT_ROPE_BASE,
+    DEFAULT_STEPS,
+    DEFAULT_TOP_K,
+    EvalConfig,
+    GPTConfig,
+    RunConfig,
+    TextData,
+)
 from moe_cli.errors import ConfigError
 
 # Routers whose choice the methods that work by a bias can move.
@@ -54,11 +63,11 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         ConfigError: the settings cannot hold together.
     """
     notes: list[str] = []
-    config = replace(config, k=_top_k(config), model=replace(config.model, num_heads=_num_heads(config.model)))
+    config = replace(config, k=_top_k(config), model=_with_attention(config.model, given, notes))
     if config.dense:
         config = _without_experts(config)
         notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "eval",
-                            "renormalise_after_drop", "model.d_expert", "model.shared_experts", "model.moe_every", "model.expert_dropout",
+                            "renormalise_after_drop", "model.d_expert", "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
                             "model.expert_init_scale", "model.shared_gate",
                             "model.dispatch", "optim.sparse_experts")  # fmt: skip
     else:
@@ -66,7 +75,11 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
             config = replace(config, model=replace(config.model, shared_gate=False))
             notes += _set_aside(given, "there are no model.shared_experts", "model.shared_gate")
         config = _with_experts(config)
-        d_ff_idle = config.match == "none" and config.model.moe_every == 1 and config.train.upcycle is None
+        d_ff_idle = (
+            config.match == "none"
+            and len(config.sparse_layers) == config.model.num_layers
+            and config.train.upcycle is None
+        )
         if d_ff_idle and "model.d_expert" in given:
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
         if isinstance(config.router, RandomConfig | HashConfig):
@@ -85,6 +98,16 @@ def _set_aside(given: Collection[str], reason: str, *keys: str) -> list[str]:
     return [f"{reason}: {', '.join(sorted(idle))} set aside."] if idle else []
 
 
+def _with_attention(model: GPTConfig, given: Collection[str], notes: list[str]) -> GPTConfig:
+    num_heads = _num_heads(model)
+    model = replace(model, num_heads=num_heads, num_kv_heads=model.num_kv_heads or num_heads,
+                    d_head=model.d_head or model.d_model // num_heads)  # fmt: skip
+    if model.positions == "learned":
+        model = replace(model, rope_base=DEFAULT_ROPE_BASE)
+        notes += _set_aside(given, "model.positions=learned turns nothing", "model.rope_base")
+    return model
+
+
 def _num_heads(model: GPTConfig) -> int:
     """Heads of width 32, or of the next even width that divides d_model."""
     if model.num_heads is not None:
@@ -100,7 +123,7 @@ def _top_k(config: RunConfig) -> int:
 
 def _without_experts(config: RunConfig) -> RunConfig:
     model = replace(config.model, d_expert=None, shared_experts=0, shared_gate=False, expert_dropout=0.0,
-                    expert_init_scale=1.0, moe_every=1, dispatch="auto")  # fmt: skip
+                    expert_init_scale=1.0, moe_every=1, first_dense=0, dispatch="auto")  # fmt: skip
     optim = replace(config.optim, sparse_experts=False)
     return replace(
         config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",

@@ -20,6 +20,7 @@ from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
+DEFAULT_ROPE_BASE = 10_000.0
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
 EXECUTION_KEYS = (
@@ -41,6 +42,8 @@ class GPTConfig:
     name: Literal["gpt"] = "gpt"
     num_layers: int = 4
     num_heads: int | None = None
+    num_kv_heads: int | None = None
+    d_head: int | None = None
     d_model: int = 96
     d_ff: int = 288
     d_expert: int | None = None
@@ -51,17 +54,35 @@ class GPTConfig:
     shared_experts: int = 0
     shared_gate: bool = False
     moe_every: int = 1
+    first_dense: int = 0
     context_length: int = 128
     tie_embeddings: bool = False
+    norm: Literal["rms", "layer"] = "rms"
     qk_norm: bool = True
-    rope_base: float = 10_000.0
+    positions: Literal["rope", "learned"] = "rope"
+    rope_base: float = DEFAULT_ROPE_BASE
+    init_std: float | None = None
+    logit_cap: float | None = None
     dropout: float = 0.0
     dispatch: Literal["auto", "grouped", "padded", "einsum", "reference"] = "auto"
 
     def __post_init__(self) -> None:
-        for key in ("num_layers", "num_heads", "d_model", "d_ff", "d_expert", "moe_every", "context_length"):
+        for key in (
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "d_head",
+            "d_model",
+            "d_ff",
+            "d_expert",
+            "moe_every",
+            "context_length",
+        ):
             at_least(f"model.{key}", getattr(self, key), 1)
         at_least("model.shared_experts", self.shared_experts, 0)
+        at_least("model.first_dense", self.first_dense, 0)
+        above("model.init_std", self.init_std, 0)
+        above("model.logit_cap", self.logit_cap, 0)
         above("model.rope_base", self.rope_base, 1)
         share("model.dropout", self.dropout)
         share("model.expert_dropout", self.expert_dropout)
@@ -71,18 +92,39 @@ class GPTConfig:
                 f"model.moe_every={self.moe_every} is more than model.num_layers={self.num_layers}: "
                 "no layer would have experts. Use expert=1 for a dense model."
             )
-        if self.num_heads is None:
+        if not self.sparse_layers:
+            raise ConfigError(
+                f"model.first_dense={self.first_dense} leaves no layer of model.num_layers={self.num_layers} to experts. "
+                "Use expert=1 for a dense model."
+            )
+        if self.num_heads is not None:
+            self._check_heads(self.num_heads)
+
+    def _check_heads(self, num_heads: int) -> None:
+        if self.num_kv_heads is not None and num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"model.num_heads={num_heads} cannot share model.num_kv_heads={self.num_kv_heads} evenly: "
+                "choose a divisor."
+            )
+        if self.d_head is not None:
+            if self.d_head % 2 and self.positions == "rope":
+                raise ConfigError(f"model.d_head={self.d_head} is odd: rotary positions need an even width.")
             return
-        if self.d_model % self.num_heads:
+        if self.d_model % num_heads:
             raise ConfigError(
-                f"model.d_model={self.d_model} cannot be divided among model.num_heads={self.num_heads}: "
-                "choose a multiple."
+                f"model.d_model={self.d_model} cannot be divided among model.num_heads={num_heads}: choose a multiple."
             )
-        if self.d_model // self.num_heads % 2:
+        if self.d_model // num_heads % 2 and self.positions == "rope":
             raise ConfigError(
-                f"model.d_model={self.d_model} over model.num_heads={self.num_heads} gives heads of odd width "
-                f"{self.d_model // self.num_heads}: rotary positions need an even width."
+                f"model.d_model={self.d_model} over model.num_heads={num_heads} gives heads of odd width "
+                f"{self.d_model // num_heads}: rotary positions need an even width."
             )
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """The layers, from 0, that have experts: the last of every `moe_every`, after the first `first_dense`."""
+        return tuple(range(-(-(self.first_dense + 1) // self.moe_every) * self.moe_every - 1, self.num_layers,
+                           self.moe_every))  # fmt: skip
 
     @property
     def matrices_per_expert(self) -> int:
@@ -292,6 +334,10 @@ class RunConfig:
     def dense(self) -> bool:
         """Whether this is the baseline without experts."""
         return self.expert == 1
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        return () if self.dense else self.model.sparse_layers
 
     @property
     def tokens_per_step(self) -> int:

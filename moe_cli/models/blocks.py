@@ -34,30 +34,40 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention; queries and keys optionally normalised (arXiv:2302.05442)."""
+    """Causal multi-head self-attention; queries and keys optionally normalised (arXiv:2302.05442).
+
+    With fewer heads of keys and values than of queries, neighbours share one (grouped queries, arXiv:2305.13245).
+    """
 
     def __init__(self, model: GPTConfig) -> None:
         super().__init__()
-        assert model.num_heads is not None  # a resolved configuration
-        self.num_heads = model.num_heads
+        assert model.num_heads
+        assert model.num_kv_heads
+        assert model.d_head
+        self.d_head = model.d_head
+        self.shares = model.num_heads != model.num_kv_heads
+        self.widths = [heads * model.d_head for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
         self.qk_norm = model.qk_norm
         self.dropout = model.dropout
-        self.qkv = nn.Linear(model.d_model, 3 * model.d_model, bias=False)
-        self.out = nn.Linear(model.d_model, model.d_model, bias=False)
-        self.rotary = Rotary(model.d_model // model.num_heads, model.context_length, model.rope_base)
+        self.qkv = nn.Linear(model.d_model, sum(self.widths), bias=False)
+        self.out = nn.Linear(self.widths[0], model.d_model, bias=False)
+        rope = model.positions == "rope"
+        self.rotary = Rotary(model.d_head, model.context_length, model.rope_base) if rope else nn.Identity()
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
         init_matrix(self.qkv.weight, generator)
         init_matrix(self.out.weight, generator, out_scale)
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        parts = self.qkv(x).split(self.widths, dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for part in parts)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(self.rotary(q), self.rotary(k), v, dropout_p=dropout, is_causal=True)
-        return self.out(y.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+        y = F.scaled_dot_product_attention(
+            self.rotary(q), self.rotary(k), v, dropout_p=dropout, is_causal=True, enable_gqa=self.shares
+        )
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -66,9 +76,9 @@ class Block(nn.Module):
     def __init__(self, config: RunConfig, sparse: bool, vocab_size: int) -> None:
         super().__init__()
         model = config.model
-        self.attention_norm = nn.RMSNorm(model.d_model)
+        self.attention_norm = make_norm(model)
         self.attention = Attention(model)
-        self.ffn_norm = nn.RMSNorm(model.d_model)
+        self.ffn_norm = make_norm(model)
         self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)
 
@@ -83,6 +93,11 @@ class Block(nn.Module):
         normed = self.ffn_norm(x)
         y, routing = self.ffn(normed, token_ids) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
         return x + self.dropout(y), routing
+
+
+def make_norm(model: GPTConfig) -> nn.Module:
+    """A norm with a scale for each value and no bias."""
+    return nn.RMSNorm(model.d_model) if model.norm == "rms" else nn.LayerNorm(model.d_model, bias=False)
 
 
 def make_dense_layer(model: GPTConfig) -> FeedForward:

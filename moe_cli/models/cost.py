@@ -50,21 +50,23 @@ class Cost:
 def cost(config: RunConfig, vocab_size: int) -> Cost:
     """The cost of a resolved configuration."""
     model = config.model
-    width, sparse = model.d_model, 0 if config.dense else model.num_layers // model.moe_every
+    width, sparse = model.d_model, len(config.sparse_layers)
     dense = model.num_layers - sparse
-    attention = 4 * width * width
+    queries, keys = _attention_widths(config)
+    attention = 2 * width * (queries + keys)
     ffn = model.matrices_per_expert * width * model.d_ff
     expert = model.matrices_per_expert * width * (model.d_expert or 0)
     gate = gate_params(config.router, width, config.expert) + model.shared_gate_params
     norms = (2 * model.num_layers + 1) * width
-    outer = vocab_size * width * (1 if model.tie_embeddings else 2)
+    positions = model.context_length * width if model.positions == "learned" else 0
+    outer = vocab_size * width * (1 if model.tie_embeddings else 2) + positions
     common = outer + norms + model.num_layers * attention + dense * ffn
     top_k = config.k or 1
     active = common + sparse * (gate + (top_k + model.shared_experts) * expert)
     total = common + sparse * (gate + (config.expert + model.shared_experts) * expert)
-    matmuls = active - sparse * gate - norms - (0 if model.tie_embeddings else vocab_size * width)
+    matmuls = active - sparse * gate - norms - positions - (0 if model.tie_embeddings else vocab_size * width)
     gates = sparse * (gate_flops(config.router, width, config.expert) + 2 * model.shared_gate_params)
-    attention_scores = model.num_layers * 4 * model.context_length * width
+    attention_scores = model.num_layers * 4 * model.context_length * queries
     matrices = _matrices(config, sparse) if isinstance(config.optim, MuonConfig) else {}
     in_muon = sum(number * rows * columns for (rows, columns), number in matrices.items())
     return Cost(
@@ -77,6 +79,13 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
         activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, vocab_size)),
         num_sparse_layers=sparse,
     )
+
+
+def _attention_widths(config: RunConfig) -> tuple[int, int]:
+    """Width of all queries of a token, and of all its keys (or values)."""
+    model = config.model
+    num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
+    return num_heads * d_head, (model.num_kv_heads or num_heads) * d_head
 
 
 def _copies(config: RunConfig) -> int:
@@ -104,7 +113,7 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     """Values that a batch holds at its peak: what forward keeps for backward, and what the first backward adds to it.
 
     Kept per token, with D width, N heads, F hidden width, K' kept choices, V tokens: a norm its input, the input
-    normalised and its output (3 D + 1); attention the queries, keys and values before and after rotation, its output and
+    normalised and its output (3 D + 1), or without the second (2 D + 2, layer norm); attention the queries, keys and values before and after rotation, its output and
     that output's copy (7 D, N sums, 2 N of the norms of queries and keys); a dense network 4 F if gated, else 2 F;
     experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and what it made of the input (2 D) and who
     went where (about 7 K'). The peak is at the loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its
@@ -113,8 +122,10 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, heads, gated = model.d_model, model.num_heads or 1, model.expert_kind == "glu"
-    norm = 3 * width + 1
-    attention = 7 * width + heads * (3 if model.qk_norm else 1)
+    norm = 3 * width + 1 if model.norm == "rms" else 2 * width + 2
+    queries, keys = _attention_widths(config)
+    attention = 3 * queries + 2 * keys + (queries + keys if model.positions == "rope" else 0)
+    attention += heads * (3 if model.qk_norm else 1)
     dense = (4 if gated else 2) * model.d_ff
     d_expert = model.d_expert or 0
     kept = min(config.k or 1, _places_per_token(config))
@@ -138,7 +149,7 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
     4 * layers * T * K' * D * bytes * (W - 1) / W: each kept choice of the rank's T tokens travels to its expert and the
     answer back, and so do both gradients; at even load a share of 1 / W has no way to go (GShard, arXiv:2006.16668).
     """
-    sparse = 0 if config.dense else config.model.num_layers // config.model.moe_every
+    sparse = len(config.sparse_layers)
     kept = min(config.k or 1, _places_per_token(config))
     rows = sparse * config.tokens_per_step * kept * (ranks - 1) / ranks
     return 4 * rows * config.model.d_model * BYTES_PER_VALUE
@@ -148,10 +159,11 @@ def _matrices(config: RunConfig, sparse: int) -> Counter[tuple[int, int]]:
     """How many matrices of each shape Muon orthogonalises, in a model of `sparse` blocks with experts."""
     model = config.model
     d_expert = model.d_expert or 0
-    matrices = Counter({(3 * model.d_model, model.d_model): model.num_layers})
+    queries, keys = _attention_widths(config)
+    matrices = Counter({(queries + 2 * keys, model.d_model): model.num_layers})
     networks = [(model.d_ff, model.num_layers - sparse), (d_expert, sparse * config.expert),
                 (model.shared_experts * d_expert, sparse if model.shared_experts else 0)]  # fmt: skip
-    for shapes, number in [([(model.d_model, model.d_model)], model.num_layers),
+    for shapes, number in [([(model.d_model, queries)], model.num_layers),
                            *((_ffn_shapes(config, hidden), number) for hidden, number in networks)]:  # fmt: skip
         for shape in shapes:
             matrices[shape] += number

@@ -1,4 +1,4 @@
-"""A decoder-only transformer language model with experts in every `moe_every`-th block.
+"""A decoder-only transformer language model with experts in some of its blocks.
 
 B sequences, L positions, V tokens.
 """
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import Block
+from moe_cli.models.blocks import Block, make_norm
 from moe_cli.moe.routing import Routing
 
 # The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.
@@ -30,14 +30,22 @@ class GPT(nn.Module):
         model = config.model
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.embedding_dropout = nn.Dropout(model.dropout)
+        learned = model.positions == "learned"
+        self.positions = nn.Embedding(model.context_length, model.d_model) if learned else None
+        self.logit_cap = model.logit_cap
+        self.init_std = model.init_std
+        self.expert_init_scale = model.expert_init_scale
         self.blocks = nn.ModuleList(
-            Block(config, is_sparse(config, layer), vocab_size) for layer in range(model.num_layers)
+            Block(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)
         )
-        self.norm = nn.RMSNorm(model.d_model)
+        self.norm = make_norm(model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, decided by the seed alone."""
+        """Initial weights, decided by the seed alone.
+
+        With `init_std` as in GPT-2: normal, the last matrix of every branch divided by sqrt(2 layers). Else by fan-in.
+        """
         generator = torch.Generator().manual_seed(seed)
         tied = self.head is None
         nn.init.normal_(self.embedding.weight, std=0.02 if tied else EMBEDDING_STD, generator=generator)
@@ -45,22 +53,33 @@ class GPT(nn.Module):
             block.reset_parameters(generator, OUT_SCALE)  # type: ignore[operator]
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=0.02, generator=generator)
+        if self.init_std is not None:
+            self._reset_as_gpt2(self.init_std, generator)
+
+    def _reset_as_gpt2(self, std: float, generator: torch.Generator) -> None:
+        for name, param in self.named_parameters():
+            if param.ndim >= 2 and ".router." not in name:
+                last = name.endswith(("attention.out.weight", ".w_out"))
+                scale = (2 * len(self.blocks)) ** -0.5 if last else 1.0
+                scale *= self.expert_init_scale**0.5 if ".experts." in name else 1.0
+                nn.init.normal_(param, std=std * scale, generator=generator)
 
     def forward(self, tokens: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Logits of the next token at every position, and the routing of every sparse block."""
-        x = self.embedding_dropout(self.embedding(tokens))
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.shape[1]]
+        x = self.embedding_dropout(x)
         routings = []
         for block in self.blocks:
             x, routing = block(x, tokens)
             if routing is not None:
                 routings.append(routing)
         x = self.norm(x)
-        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight), routings
-
-
-def is_sparse(config: RunConfig, layer: int) -> bool:
-    """Whether block `layer` (from 0) has experts: the last of every `moe_every` blocks."""
-    return not config.dense and (layer + 1) % config.model.moe_every == 0
+        logits = F.linear(x, self.embedding.weight if self.head is None else self.head.weight)
+        return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap), routings
 
 
 MODELS = {"gpt": GPT}

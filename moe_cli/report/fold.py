@@ -19,7 +19,7 @@ EXECUTION = frozenset(f"train.{key}" for key in EXECUTION_KEYS)
 # Settings that say nothing about a dense model.
 SPARSE_ONLY = ("k", "capacity", "drop", "renormalise_after_drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
                "model.shared_gate", "model.expert_dropout", "model.expert_init_scale",
-               "model.moe_every", "model.dispatch", "optim.sparse_experts")  # fmt: skip
+               "model.moe_every", "model.first_dense", "model.dispatch", "optim.sparse_experts")  # fmt: skip
 SPARSE_GROUPS = ("router.", "balance.", "eval.")
 # Settings that others bring along: they tell configurations apart only where those others are equal.
 FOLLOWS: dict[str, tuple[str, ...]] = {

@@ -216,6 +216,15 @@ TOGETHER = [
         "optim.warmup=0.5 and optim.decay=0.6 are shares of the budget: together at most 1.",
     ),
     (
+        ["model.num_heads=4", "model.num_kv_heads=3"],
+        "model.num_heads=4 cannot share model.num_kv_heads=3 evenly: choose a divisor.",
+    ),
+    (["model.num_heads=4", "model.d_head=3"], "model.d_head=3 is odd: rotary positions need an even width."),
+    (
+        ["model.first_dense=4"],
+        "model.first_dense=4 leaves no layer of model.num_layers=4 to experts. Use expert=1 for a dense model.",
+    ),
+    (
         ["train.steps=1", "train.tokens=5"],
         "train.steps=1 and train.tokens=5 are 2 budgets: give one, and null to the others.",
     ),

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from moe_cli.moe.layer import MoELayer
 from tests.tiny import randomise, tiny_config
 
 L, D, N, W = 7, 16, 2, 8
-MODEL = GPTConfig(d_model=D, num_heads=N, context_length=16, rope_base=100.0)
+MODEL = GPTConfig(d_model=D, num_heads=N, num_kv_heads=N, d_head=W, context_length=16, rope_base=100.0)
 
 
 def sequences(batch: int = 2) -> Tensor:
@@ -29,33 +30,41 @@ def turned(x: Tensor) -> Tensor:
     return torch.cat((z.real, z.imag), -1)
 
 
-def attention_formula(attention: Attention, x: Tensor, qk_norm: bool) -> Tensor:
+def attention_formula(attention: Attention, x: Tensor, model: GPTConfig) -> Tensor:
     """Softmax of scores over earlier positions, head by head, position by position."""
-    weights = attention.qkv.weight.view(3, N, W, D)
-    heads = []
-    for head in range(N):
-        q, k, v = (x @ weights[part, head].T for part in range(3))
-        if qk_norm:
+    heads, kv_heads = model.num_heads or 0, model.num_kv_heads or 0
+    queries, keys, values = attention.qkv.weight.view(-1, W, D).split([heads, kv_heads, kv_heads])
+    answers = []
+    for head in range(heads):
+        shared = head * kv_heads // heads
+        q, k, v = (x @ weight.T for weight in (queries[head], keys[shared], values[shared]))
+        if model.qk_norm:
             # The epsilon is that of the type.
             eps = torch.finfo(x.dtype).eps
             q, k = (y / (y.square().mean(-1, keepdim=True) + eps).sqrt() for y in (q, k))
-        q, k = turned(q), turned(k)
+        if model.positions == "rope":
+            q, k = turned(q), turned(k)
         rows = []
         for t in range(x.shape[1]):
             scores = (k[:, : t + 1] @ q[:, t, :, None]).squeeze(-1) / math.sqrt(W)
             exp = scores.exp()
             rows.append(((exp / exp.sum(1, keepdim=True))[:, :, None] * v[:, : t + 1]).sum(1))
-        heads.append(torch.stack(rows, 1))
-    return torch.cat(heads, -1) @ attention.out.weight.T
+        answers.append(torch.stack(rows, 1))
+    return torch.cat(answers, -1) @ attention.out.weight.T
 
 
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_attention_equals_the_formula(qk_norm: bool) -> None:
-    """Torch's fused attention with rotary positions is causal softmax attention written out."""
-    attention = randomise(Attention(replace(MODEL, qk_norm=qk_norm))).double()
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"qk_norm": False}, {"positions": "learned"}, {"num_heads": 6, "num_kv_heads": 2},
+     {"num_heads": 4, "num_kv_heads": 1, "qk_norm": False}],
+)  # fmt: skip
+def test_attention_equals_the_formula(changes: dict[str, Any]) -> None:
+    """Torch's fused attention is causal softmax attention written out, heads of any number sharing keys and values."""
+    model = replace(MODEL, **changes)
+    attention = randomise(Attention(model)).double()
     x = sequences()
     # The tables of rotary positions are float32.
-    torch.testing.assert_close(attention(x), attention_formula(attention, x, qk_norm), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x), attention_formula(attention, x, model), rtol=1e-5, atol=1e-5)
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:

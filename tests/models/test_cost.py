@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig, GPTConfig, RunConfig, TextData, TrainConfig
+from moe_cli.config.schema import AdamWConfig, GPTConfig, RunConfig, SGDConfig, TextData, TrainConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.cost import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.models.gpt import GPT, make_model
@@ -44,6 +44,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "odd": {"expert": 7, "k": 3, "model": {"d_model": 18, "num_heads": 3, "d_ff": 29, "d_expert": 5}},
     "every expert": {"expert": 4, "k": 4},
     "adamw": {"optim": AdamWConfig()},
+    "sgd": {"optim": SGDConfig()},
+    "sgd without momentum": {"optim": SGDConfig(momentum=0.0)},
+    "grouped queries": {"model": {"num_heads": 4, "num_kv_heads": 1}},
+    "wide heads": {"model": {"num_heads": 3, "d_head": 10}},
+    "first dense": {"model": {"num_layers": 4, "moe_every": 2, "first_dense": 2}},
+    "gpt-2": {"model": {"norm": "layer", "positions": "learned", "qk_norm": False, "init_std": 0.02}},
+    "capped": {"model": {"logit_cap": 15.0}},
     "one head": {"model": {"num_heads": 1, "num_layers": 1}},
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)

@@ -12,7 +12,8 @@ from torch import Tensor
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.gpt import GPT, is_sparse, make_model
+from moe_cli.models.blocks import make_norm
+from moe_cli.models.gpt import GPT, make_model
 from moe_cli.moe.layer import MoELayer, moe_layers
 from tests.tiny import randomise, tiny_config
 
@@ -84,14 +85,55 @@ def test_a_tied_head_is_the_embedding() -> None:
     torch.testing.assert_close(logits, tied(x)[0])
 
 
-@pytest.mark.parametrize(("every", "sparse"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2]), (4, [3])])
-def test_every_nth_block_has_experts(every: int, sparse: list[int]) -> None:
-    """The last of every `moe_every` blocks is sparse, each gives a routing, and cost's count agrees."""
-    asked = config(model={"num_layers": 4, "moe_every": every})
+@pytest.mark.parametrize(
+    ("every", "first", "sparse"),
+    [(1, 0, [0, 1, 2, 3]), (2, 0, [1, 3]), (3, 0, [2]), (4, 0, [3]), (1, 1, [1, 2, 3]), (2, 1, [1, 3]), (2, 2, [3]), (1, 3, [3])],
+)  # fmt: skip
+def test_which_blocks_have_experts(every: int, first: int, sparse: list[int]) -> None:
+    """The last of every `moe_every`, none of the `first_dense`; each gives a routing, and cost's count agrees."""
+    asked = config(model={"num_layers": 4, "moe_every": every, "first_dense": first})
     model = make_model(asked, V)
     assert sparse == [i for i, block in enumerate(model.blocks) if isinstance(block.ffn, MoELayer)]
-    assert sparse == [i for i in range(4) if is_sparse(asked, i)]
+    assert sparse == list(asked.sparse_layers)
     assert len(sparse) == len(moe_layers(model)) == len(model(tokens())[1])
+
+
+def test_learned_positions_are_added_to_the_embedding() -> None:
+    """The logits of silent branches are those of the norm of token plus position."""
+    model = make_model(config(model={"positions": "learned"}), V)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    x = tokens()
+    summed = model.embedding.weight[x] + model.positions.weight[torch.arange(x.shape[1])]
+    torch.testing.assert_close(model(x)[0], F.rms_norm(summed, (16,)) @ model.head.weight.T)
+
+
+def test_a_cap_bounds_the_logits() -> None:
+    """c tanh(logits / c): the same order, never beyond c."""
+    plain, capped = (randomise(make_model(config(model={"logit_cap": cap}), V)) for cap in (None, 2.0))
+    logits, bounded = plain(tokens())[0], capped(tokens())[0]
+    torch.testing.assert_close(bounded, 2 * torch.tanh(logits / 2))
+    assert logits.abs().max() > 2 > bounded.abs().max()
+
+
+def test_weights_as_in_gpt_2() -> None:
+    """Standard deviation 0.02, that of a branch's last matrix over sqrt(2 layers); experts by expert_init_scale."""
+    sizes = {"d_model": 128, "d_ff": 256, "d_expert": 256, "num_layers": 2, "first_dense": 1, "positions": "learned"}
+    model = make_model(config(model={**sizes, "init_std": 0.02, "expert_init_scale": 0.25}), 512)
+    stds = {name: param.std().item() for name, param in model.named_parameters() if param.ndim > 1}
+    expected = {name: 0.02 for name in stds if ".router." not in name}
+    expected |= {name: 0.01 for name in expected if name.endswith(("out.weight", "w_out"))}
+    expected |= {name: expected[name] / 2 for name in expected if ".experts." in name}
+    assert expected == {name: pytest.approx(stds[name], rel=0.05) for name in expected}
+    assert 12 == len(expected)
+
+
+def test_layer_norm_is_the_formula() -> None:
+    """Mean and variance taken out, scaled, no bias."""
+    norm = make_norm(config(model={"norm": "layer"}).model)
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    centred = x - x.mean(1, keepdim=True)
+    torch.testing.assert_close(norm(x), centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt())
+    assert 1 == len(list(norm.parameters()))
 
 
 def test_a_dense_model_routes_nothing() -> None:

@@ -1,5 +1,6 @@
 """What train.on_nan, train.keep_best and optim.ema promise, and loss spikes."""
 
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from moe_cli.errors import TrainingError
 from moe_cli.run import restore, run_one
 from moe_cli.store import create_run
 from moe_cli.tasks.text import TextTask
+from moe_cli.training import checkpoint as checkpoint_module
 from moe_cli.training.checkpoint import find_checkpoint, latest_checkpoint
 from moe_cli.training.loop import MOST_REWINDS, MOST_SKIPPED, Training
 from moe_cli.training.optim import WeightAverage
@@ -73,6 +75,35 @@ def test_too_many_bad_steps_in_a_row_end_the_run(text_file: Path, tmp_path: Path
     config = tiny_config(text_file, train={**TRAIN, "steps": 100, "on_nan": "skip"})
     with pytest.raises(TrainingError, match=f"at step {2 + MOST_SKIPPED + 1}, and {MOST_SKIPPED} steps before it"):
         finish(config, tmp_path)
+
+
+def test_bad_steps_apart_do_not_end_the_run(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
+    """Every second step fails, more often in all than may fail in a row; the logged means are over the good ones."""
+    bad_batches.update(range(0, 60, 2))
+    config = tiny_config(text_file, train={**TRAIN, "steps": 60, "on_nan": "skip", "log_every": 20})
+    seen: list[float] = []
+    run = finish(config, tmp_path, lambda view: seen.append(view.loss))
+    assert 30 == (run.summary() or {})["skipped_steps"] > MOST_SKIPPED
+    logged = [record["train/loss"] for record in run.metrics() if "train/loss" in record]
+    assert logged == pytest.approx([sum(seen[at + 1 : at + 20 : 2]) / 10 for at in (0, 20, 40)])
+
+
+def test_a_full_disk_at_the_last_save_is_told(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was asked to stop and could not save says so; its older checkpoint goes on."""
+    config = tiny_config(text_file, train=TRAIN)
+    run, write = create_run(tmp_path, "runs", config), checkpoint_module._write
+
+    def full(folder: Path, snapshot: Any) -> None:
+        if snapshot.state["step"] == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, snapshot)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "_write", full)
+        with pytest.raises(TrainingError, match=r"step_00000005: No space left on device. The one before it is whole."):
+            run_one(run, tmp_path, stop_at(5))
+    assert ("failed", 4) == (run.status()["status"], latest_checkpoint(run).state["step"])
+    assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
 
 
 def test_a_rewind_goes_around_the_data(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
@@ -159,6 +190,8 @@ def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     losses = [[record["train/loss"] for record in each.metrics() if "train/loss" in record] for each in (plain, run)]
     assert losses[0] == losses[1]
+    estimates = [[record.get("val/loss_estimate") for record in each.metrics()] for each in (plain, run)]
+    assert estimates[0] != estimates[1]
     assert (plain.summary() or {})["val_loss"] != (run.summary() or {})["val_loss"]
     model = restore(run, tmp_path).model
     saved = latest_checkpoint(run).model_tensors()
