@@ -33,7 +33,10 @@ FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 # What a choice cannot do without.
 NEEDED = {
     ("data", "text"): {"data.path": "a.txt"},
-    ("experiment", "shakespeare_char"): {"data.path": "a.txt"},
+    **{
+        ("experiment", name): {"data.path": "a.txt"}
+        for name in ("shakespeare_char", "nanogpt_cpu", "nanogpt_gpu", "makemoe", "speedrun")
+    },
     ("balance", "load"): {"router": "noisy_topk"},
 }
 
