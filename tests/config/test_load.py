@@ -35,7 +35,7 @@ NEEDED = {
     ("data", "text"): {"data.path": "a.txt"},
     **{
         ("experiment", name): {"data.path": "a.txt"}
-        for name in ("shakespeare_char", "nanogpt_cpu", "nanogpt_gpu", "makemoe", "speedrun")
+        for name in ("shakespeare_char", "nanogpt_cpu", "nanogpt_gpu", "makemoe", "speedrun", "speedrun_long")
     },
     ("balance", "load"): {"router": "noisy_topk"},
 }
