@@ -27,3 +27,7 @@ class CheckpointError(MoeError):
 
 class TrainingError(MoeError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class LostProcess(TrainingError):
+    """Another process of the same training has died."""

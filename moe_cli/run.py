@@ -3,30 +3,30 @@
 python -m moe_cli.run RUN_FOLDER OUTPUTS
 """
 
-import importlib.metadata
+import gc
 import math
-import os
-import platform
-import resource
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.errors import CheckpointError, MoeError, RunBusy, TrainingError
+from moe_cli.errors import CheckpointError, LostProcess, MoeError, RunBusy, TrainingError
 from moe_cli.forecast import check_upcycle, corpus_of, pin_upcycle
+from moe_cli.launch import by_us, job, launch, launched, processes, rank
+from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.memory import keep_freed_memory
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.store import (
     FAILED,
     INTERRUPTED,
     RUNNING,
+    Onlooker,
     Recorder,
     Run,
     create_run,
@@ -38,41 +38,6 @@ from moe_cli.tasks.corpora import Corpus
 
 # Exit codes of a worker.
 DONE, WRONG, BUSY, STOPPED = 0, 1, 4, 130
-_PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
-
-
-def pick_threads(config: RunConfig) -> int:
-    """train.threads, else the cores that are idle now, at least one.
-
-    More threads than idle cores wait for each other at every matrix product: on a busy machine two threads were seen to
-    be 20 times slower than one. The number may change the last digits of results, so a run keeps it when it is resumed.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if config.train.threads is not None:
-        return config.train.threads
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
-    return max(1, min(cores, round(cores - _busy_cores())))
-
-
-def _busy_cores() -> float:
-    """How many cores are at work, over a tenth of a second; 0 where the system does not tell."""
-    try:
-        before = _cpu_ticks()
-        time.sleep(0.1)
-        after = _cpu_ticks()
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    idle, total = after[0] - before[0], after[1] - before[1]
-    return (1 - idle / total) * (os.cpu_count() or 1) if total > 0 else 0.0
-
-
-def _cpu_ticks() -> tuple[int, int]:
-    """Idle and total processor time since the start of a Linux system."""
-    with open("/proc/stat", encoding="ascii") as file:
-        ticks = [int(word) for word in file.readline().split()[1:]]
-    return ticks[3] + ticks[4], sum(ticks[:8])
 
 
 def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
@@ -84,54 +49,101 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     Raises:
         MoeError: anything the user can mend; it also stands in status.json.
     """
-    with lock(run.path):
-        if run.summary() is not None:
-            return run
-        recorder = Recorder(run)
+    if run.summary() is not None:
+        return run
+    config = for_this_job(run.config())
+    if config.launch.procs > 1 and not launched():
+        return run_launched(run, ["-m", "moe_cli.run", str(run.path), str(outputs)], config)
+    # Of several processes the first holds the folder, and writes for all.
+    with lock(run.path) if rank() == 0 else nullcontext():
+        recorder = Recorder(run) if rank() == 0 else Onlooker(run)
         try:
-            _carry_out(run, outputs, recorder, observer or (lambda view: None))
+            _carry_out(run, config, outputs, recorder, observer or (lambda view: None))
         except BaseException as error:
-            error = _out_of_memory(error) or error
-            _record_failure(run, recorder, error)
+            error = _out_of_memory(error) or _lost_process(run, error) or error
+            if rank() == 0:
+                _record_failure(run, recorder, error)
             raise error
+    _part_ways()
     return run
 
 
-def _carry_out(run: Run, outputs: Path, recorder: Recorder, observer: Any) -> None:
+def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
+    """The same by `python WORDS` in config.launch.procs processes. Raises TrainingError, KeyboardInterrupt: see `launch`."""
+    try:
+        launch(words, config.launch)
+    except LostProcess as error:
+        raise LostProcess(f"{error} The last checkpoint is kept.\n{_go_on(run)}") from None
+    return run
+
+
+def for_this_job(config: RunConfig) -> RunConfig:
+    """The configuration for the processes that a launcher has started, if one has. Raises ConfigError: it cannot be."""
+    return replace(config, launch=replace(config.launch, procs=processes())) if launched() else config
+
+
+def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, observer: Any) -> None:
     import torch
 
     from moe_cli.models.gpt import make_model
+    from moe_cli.moe import parallel
     from moe_cli.tasks.text import TextTask
     from moe_cli.training.checkpoint import latest_checkpoint
+    from moe_cli.training.distributed import Parallel
     from moe_cli.training.loop import Training
     from moe_cli.training.optim import make_optimizers
     from moe_cli.training.upcycle import upcycle
 
-    config = run.config()
-    recorder.status(RUNNING, started=time.time(), reason=None)
-    (run.path / "traceback.txt").unlink(missing_ok=True)
+    recorder.status(RUNNING, started=time.time(), reason=None, job=job())
+    if rank() == 0:
+        (run.path / "traceback.txt").unlink(missing_ok=True)
     device = pick_device(config.train.device)
     torch.set_num_threads(pick_threads(config))
-    corpus = corpus_of(config, outputs)
+    parallel.start()
+    corpus = _corpus_of_all(config, outputs)
     task = TextTask(corpus, config.model.context_length, config.seed)
     model = make_model(config, task.vocab_size).to(device)
     steps = training_steps(config, task.vocab_size)
-    training = Training(config, model, task, make_optimizers(config.optim, model), recorder, steps, observer)
-    if run.checkpoints():
+    checkpoints = run.checkpoints()
+    if not checkpoints and (source := check_upcycle(config, outputs)):
+        upcycle(model, source)
+    parts = Parallel(config.launch, model)
+    training = Training(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
+    if checkpoints:
         checkpoint = latest_checkpoint(run)
         _check_same_corpus(run, checkpoint.state, corpus)
         training.resume(checkpoint)
     else:
-        if source := check_upcycle(config, outputs):
-            upcycle(model, source)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + parallel.rank())
         recorder.rewind(-1)
         recorder.meta(describe_environment(corpus))
-    if not training.run():
+    if training.run():
+        with training.averaged():
+            recorder.complete(_summarise(run, config, corpus, training))
+    else:
         recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason="stopped; its checkpoint is saved")
-        return
-    with training.averaged():
-        recorder.complete(_summarise(run, config, corpus, training))
+
+
+def _part_ways() -> None:
+    """Leaves the other processes, when all are done and nothing of the model, which held on to them, is left."""
+    from moe_cli.moe import parallel
+
+    if parallel.size() > 1:
+        gc.collect()
+        parallel.barrier()
+        parallel.stop()
+
+
+def _corpus_of_all(config: RunConfig, outputs: Path) -> Corpus:
+    """The corpus, made by the first process where it has to be made."""
+    from moe_cli.moe import parallel
+
+    if parallel.rank() == 0:
+        corpus = corpus_of(config, outputs)
+        parallel.barrier()
+        return corpus
+    parallel.barrier()
+    return corpus_of(config, outputs)
 
 
 @dataclass(frozen=True)
@@ -172,6 +184,7 @@ def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Corpus) -> None:
 
 def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> dict[str, Any]:
     """The results: one evaluation over the whole validation split, and what it took to get there."""
+    from moe_cli.moe import parallel
     from moe_cli.training.evaluate import MEASURES, evaluate
 
     size = config.train.batch_size
@@ -199,7 +212,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
         "capacity_val_loss": limited.loss if limited else None, "train_loss": losses[-1] if losses else None, **routing,
         "skipped_steps": state.skipped, "rewinds": state.rewinds, "loss_spikes": state.spikes,
         "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
-        "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": peak_memory_bytes(),
+        "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": int(parallel.most(peak_memory_bytes())),
         "bigram_bpb": corpus.meta["bigram_bpb"], "gzip_bpb": corpus.meta["gzip_bpb"], "corpus": corpus.meta["name"],
         "corpus_sha256": corpus.meta["sha256"],
     }  # fmt: skip
@@ -236,64 +249,6 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
     return sum(layer[halfway] for layer in settled) / len(settled)
 
 
-def peak_memory_bytes() -> int:
-    """The most main memory this process has held."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def pick_device(name: str) -> Any:
-    """The torch device of train.device. Raises MoeError when it is not there."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise MoeError(f"train.device={name}: torch sees no GPU here. Use train.device=cpu")
-    device = torch.device(name)
-    if (device.index or 0) >= torch.cuda.device_count() > 0:
-        raise MoeError(f"train.device={name}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0.")
-    return device
-
-
-def describe_environment(corpus: Corpus) -> dict[str, Any]:
-    """Where and with what a run was made: command line, code, packages, hardware, corpus."""
-    import torch
-
-    return {
-        "argv": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git_state(Path(__file__).resolve().parents[1]),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "corpus": {key: corpus.meta[key] for key in ("name", "source", "sha256", "num_bytes", "num_documents")},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_state(folder: Path) -> dict[str, str] | None:
-    """Commit and uncommitted change of a checkout; None for an installed package."""
-    if not (folder / ".git").exists():
-        return None
-    try:
-        texts = [
-            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout
-            for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": texts[0].strip(), "diff": texts[1][:100_000]}
-
-
 def _out_of_memory(error: BaseException) -> TrainingError | None:
     """The error in words a user can act on, if that is what happened; torch says it differently on CPU and GPU."""
     text = str(error).lower()
@@ -302,13 +257,27 @@ def _out_of_memory(error: BaseException) -> TrainingError | None:
     return None
 
 
+def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
+    """What the engines under torch.distributed say, each in its own words, when a peer is gone."""
+    text = str(error)
+    gone = any(word in text for word in ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out"))
+    if not launched() or not isinstance(error, RuntimeError) or not gone:
+        return None
+    return LostProcess(f"another process of this training is gone; the last checkpoint is kept.\n{_go_on(run)}")
+
+
+def _go_on(run: Run) -> str:
+    return f"Go on with: moe train --resume {run.id}"
+
+
 def _record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
     """Leaves the reason in the run folder; a disk too full for that must not hide the error itself."""
     # rich exits when nobody reads what it prints: `moe train | head` has stopped the run, the run has not failed.
-    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit | LostProcess)
     reason = str(error).split("\n")[0] if isinstance(error, MoeError) else f"{type(error).__name__}: {error}"
     try:
-        recorder.status(INTERRUPTED if interrupted else FAILED, reason="stopped at once" if interrupted else reason)
+        stopped = interrupted and not isinstance(error, LostProcess)
+        recorder.status(INTERRUPTED if interrupted else FAILED, reason="stopped at once" if stopped else reason)
         if not interrupted:
             write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
     except OSError:
@@ -340,10 +309,13 @@ def main(run_folder: str, outputs: str) -> int:
     except RunBusy as error:
         print(error, file=sys.stderr)  # noqa: T201
         return BUSY
+    except KeyboardInterrupt:
+        return STOPPED
     except MoeError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        if str(error) and not (isinstance(error, LostProcess) and by_us()):
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return WRONG
-    return DONE if run.summary() else STOPPED
+    return DONE if run.summary() or launched() else STOPPED
 
 
 if __name__ == "__main__":

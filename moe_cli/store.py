@@ -198,6 +198,12 @@ def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
     return run
 
 
+def rewrite_config(run: Run, config: RunConfig) -> None:
+    """Gives a run another way to be carried out. Raises RunBusy while it is at work."""
+    with lock(run.path):
+        _write_config(run.path, config)
+
+
 def make_folder(path: Path) -> Path:
     """The folder, made with its parents. Raises MoeError when it cannot be."""
     try:
@@ -287,6 +293,20 @@ class Recorder:
         """Writes the results last of all: their presence means that the run is complete."""
         self.status(COMPLETED, reason=None)
         write_json(self.run.path / "summary.json", summary)
+
+
+class Onlooker(Recorder):
+    """Writes nothing: of the processes of one training, the first one writes."""
+
+    def status(self, status: str, **fields: Any) -> None: ...
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def meta(self, content: Mapping[str, Any]) -> None: ...
+
+    def complete(self, summary: Mapping[str, Any]) -> None: ...
 
 
 def open_runs(path: Path) -> list[Run]:

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import moe_cli
-from moe_cli import run as module
 from moe_cli.config.schema import MuonConfig
 from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy, TrainingError
+from moe_cli.machine import pick_device, pick_threads
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
-from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, pick_device, pick_threads, restore, run_one
+from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, restore, run_one
 from moe_cli.store import Run, create_run, lock
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
@@ -277,7 +277,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     for busy, threads in ((0.0, 8), (2.4, 6), (100.0, 1)):
-        monkeypatch.setattr(module, "_busy_cores", lambda busy=busy: busy)
+        monkeypatch.setattr("moe_cli.machine._busy_cores", lambda busy=busy: busy)
         assert threads == pick_threads(free)
 
 
@@ -305,7 +305,7 @@ def test_a_seed_decides_data_and_noise_and_the_model_does_not(
     seen: list[list[Any]] = []
     train_batch = TextTask.train_batch
 
-    def watch(self: TextTask, index: int, size: int) -> Any:
+    def watch(self: TextTask, index: int, size: int, *part: int) -> Any:
         batch = train_batch(self, index, size)
         seen[-1].append((index, batch.inputs.tolist(), torch.initial_seed()))
         return batch

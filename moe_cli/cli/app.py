@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep f
 """
 
 import sys
+import time
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +18,8 @@ from moe_cli.cli.report import report
 from moe_cli.cli.sample import sample
 from moe_cli.cli.sweep import sweep
 from moe_cli.cli.train import train
-from moe_cli.errors import MoeError, TrainingError
+from moe_cli.errors import LostProcess, MoeError, TrainingError
+from moe_cli.launch import by_us, rank
 
 
 class Group(TyperGroup):
@@ -27,8 +29,9 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except MoeError as error:
-            typer.secho("error: ", fg="red", err=True, nl=False)
-            typer.echo(str(error), err=True)
+            if not _told_elsewhere(error):
+                typer.secho(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
+                typer.echo(str(error), err=True)
             raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
         except KeyboardInterrupt:
             typer.echo("interrupted.", err=True)
@@ -41,6 +44,13 @@ class Group(TyperGroup):
                 f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True
             )
             raise typer.Exit(1) from None
+
+
+def _told_elsewhere(error: MoeError) -> bool:
+    """Whether another process of this training says it: what all meet the first one says; it ends the others then."""
+    if rank():
+        time.sleep(2)
+    return not str(error) or (isinstance(error, LostProcess) and (by_us() or rank() > 0))
 
 
 app = typer.Typer(

@@ -39,7 +39,7 @@ def sweep(
     from rich.console import Console
 
     from moe_cli.forecast import make_plans, measure_flops
-    from moe_cli.run import pick_device
+    from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.executors import default_workers, run_local, threads_per_run, to_do
     from moe_cli.sweeps.plan import plan_sweep

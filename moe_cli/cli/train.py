@@ -1,5 +1,6 @@
 """moe train."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,8 @@ import typer
 from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from moe_cli.config.schema import RunConfig
     from moe_cli.store import Run
 
@@ -24,44 +27,108 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it. Example: moe train expert=8 k=2"""
+    from moe_cli.launch import launched, rank
     from moe_cli.store import create_run, outputs_folder
 
     folder = outputs_folder(outputs)
-    run = None if resume is None else _to_resume(resume, bool(overrides or config_dir), folder)
+    if rank():
+        _follow(folder)
+        return
+    run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder)
     config = run.config() if run else _new_config(overrides or [], config_dir)
 
     from rich.console import Console
 
-    from moe_cli.cli.live import Display, print_plan, print_summary
-    from moe_cli.forecast import make_plans, measure_flops, pin_upcycle
-    from moe_cli.memory import keep_freed_memory
-    from moe_cli.run import pick_device, pick_threads, run_one
+    from moe_cli.forecast import pin_upcycle
+    from moe_cli.machine import pick_device
+    from moe_cli.run import for_this_job
 
     console = Console(stderr=as_json)
+    config = for_this_job(config)
     if run is None:
         config = pin_upcycle(config, folder)
-    plan = make_plans([config], folder, pick_threads(config), measure_flops())[0]
     if dry_run:
-        print_plan(console, plan, None)
+        _print_plan(console, config, folder, None)
         return
     pick_device(config.train.device)  # before a folder is made
-    keep_freed_memory()
     run = run or create_run(folder, "runs", config)
-    print_plan(console, plan, str(run.path))
+    if config.launch.procs > 1 and not launched():
+        _launch(console, run, config, folder, as_json)
+    else:
+        _train(console, run, config, folder, as_json)
+
+
+def _train(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:
+    """In this process, which shows how it goes; the first of several if a launcher has started it."""
+    from moe_cli.cli.live import Display, print_summary
+    from moe_cli.launch import by_us, launched
+    from moe_cli.memory import keep_freed_memory
+    from moe_cli.moe import parallel
+    from moe_cli.run import run_one
+
+    keep_freed_memory()
+    _print_plan(console, config, folder, str(run.path))
+    parallel.start()
+    parallel.told(str(run.path))
     try:
         with Display(console) as display:
             run_one(run, folder, display)
     except KeyboardInterrupt:
         pass  # what the last checkpoint holds is saved
-    if run.summary() is None:
-        console.print(
-            f"stopped; everything is saved. Go on with: moe train --resume {run.id}", highlight=False, soft_wrap=True
-        )
+    if run.summary() is None and launched():
+        if not by_us():
+            _print_stopped(console, run)
+    elif run.summary() is None:
+        _print_stopped(console, run)
         raise typer.Exit(130)
-    if as_json:
+    elif as_json:
         print_json(run.summary())
     else:
         print_summary(console, run)
+
+
+def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:
+    """In several processes, of which the first does what `_train` does."""
+    from moe_cli.run import run_launched
+
+    words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)]
+    with suppress(KeyboardInterrupt):
+        run_launched(run, [*words, *(["--json"] if as_json else [])], config)
+    if run.summary() is None:
+        _print_stopped(console, run)
+        raise typer.Exit(130)
+
+
+def _print_plan(console: "Console", config: "RunConfig", folder: Path, path: str | None) -> None:
+    from moe_cli.cli.live import print_plan
+    from moe_cli.forecast import make_plans, measure_flops
+    from moe_cli.machine import pick_threads
+
+    print_plan(console, make_plans([config], folder, pick_threads(config), measure_flops())[0], path)
+
+
+def _print_stopped(console: "Console", run: "Run") -> None:
+    text = f"stopped; everything is saved. Go on with: moe train --resume {run.id}"
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _follow(outputs: Path) -> None:
+    """What every process but the first does: the same training, without a word."""
+    from moe_cli.moe import parallel
+    from moe_cli.run import run_one
+    from moe_cli.store import Run
+
+    parallel.start()
+    run_one(Run(Path(parallel.told(None))), outputs)
+
+
+def _begun(outputs: Path) -> "Run | None":
+    """The run that this process's job was at when one of its processes died, if that is why it starts."""
+    from moe_cli.launch import job, restarted
+    from moe_cli.store import open_runs
+
+    runs = open_runs(outputs) if restarted() else []
+    return next((run for run in reversed(runs) if run.status().get("job") == job()), None)
 
 
 def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
@@ -72,15 +139,20 @@ def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
     return resolved.config
 
 
-def _to_resume(name: str, others: bool, outputs: Path) -> "Run":
+def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path) -> "Run":
+    from moe_cli.config.load import carried_out, execution_settings
     from moe_cli.errors import ConfigError
-    from moe_cli.store import COMPLETED, find_run
+    from moe_cli.store import COMPLETED, PENDING, find_run, rewrite_config
 
-    if others:
-        raise ConfigError("--resume takes the settings from the run itself. Leave the others out.")
+    if config_dir is not None:
+        raise ConfigError("--resume takes the settings from the run itself. Leave --config-dir out.")
+    settings = execution_settings(changes)
     run = find_run(outputs, name)
-    if run.status()["status"] == COMPLETED:
+    status = run.status()["status"]
+    if status == COMPLETED:
         raise ConfigError(f"{run.id} is complete: there is nothing to resume. See: moe report")
-    if not run.checkpoints():
+    if settings:
+        rewrite_config(run, carried_out(run.config(), settings))
+    if not run.checkpoints() and status != PENDING:
         print_notes((f"{run.id} was stopped before its first checkpoint: it starts again.",))
     return run

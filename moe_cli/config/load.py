@@ -6,7 +6,7 @@ Hydra does too and takes a hundredth of the time.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -24,7 +24,7 @@ from yaml import YAMLError
 from moe_cli.config.balances import combine
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
-from moe_cli.config.schema import RunConfig
+from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, from_dict
 from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -291,6 +291,32 @@ def load_config(words: Sequence[str], command: str = "train", config_dir: Path |
     resolved = Composer(config_dir).point(single_values(parse_overrides(words), command))
     notes = tuple(f"{key} is given more than once: the last one holds." for key in repeated_keys(words))
     return Resolved(resolved.config, notes + resolved.notes)
+
+
+def execution_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Settings that may change when a run is resumed: `launch.` all, and `train.` EXECUTION_KEYS.
+
+    Raises:
+        ConfigError: another setting is among the words.
+    """
+    settings = single_values(parse_overrides(words), "train --resume")
+    for key in settings:
+        group, _, name = key.partition(".")
+        if not (group == "launch" or (group == "train" and name in EXECUTION_KEYS)):
+            raise ConfigError(
+                f"--resume takes {key} from the run itself: leave it out.\nWhat may change is how it is carried out: "
+                "launch.procs and its like, train.threads, train.device."
+            )
+    return settings
+
+
+def carried_out(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The configuration with another way to carry it out. Raises ConfigError when a value is wrong."""
+    values = config.to_dict()
+    for key, value in settings.items():
+        group, name = key.split(".", 1)
+        values[group][name] = value
+    return from_dict(values)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "eval",
                             "renormalise_after_drop", "model.d_expert", "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
                             "model.expert_init_scale", "model.shared_gate",
-                            "model.dispatch", "optim.sparse_experts")  # fmt: skip
+                            "model.dispatch", "optim.sparse_experts", "launch.expert_parallel")  # fmt: skip
     else:
         if not config.model.shared_experts and config.model.shared_gate:
             config = replace(config, model=replace(config.model, shared_gate=False))
@@ -127,7 +127,7 @@ def _without_experts(config: RunConfig) -> RunConfig:
     optim = replace(config.optim, sparse_experts=False)
     return replace(
         config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",
-        model=model, optim=optim, eval=EvalConfig(),
+        model=model, optim=optim, eval=EvalConfig(), launch=replace(config.launch, expert_parallel=1),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges
+from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
 from moe_cli.config.routers import RouterConfig, TopKConfig, check_router
@@ -309,6 +310,7 @@ class RunConfig:
     optim: MuonConfig | AdamWConfig | SGDConfig = field(default_factory=MuonConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         at_least("expert", self.expert, 1)
@@ -319,6 +321,8 @@ class RunConfig:
         above("capacity", self.capacity, 0)
         check_ranges(self.balance)
         self._check_choice()
+        check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
+        self._check_shards()
 
     def _check_choice(self) -> None:
         for key, k in (("k", self.k), ("eval.k", self.eval.k)):
@@ -329,6 +333,17 @@ class RunConfig:
         if self.expert > 1 and self.k is not None:
             for k in (self.k, max(self.k, self.eval.k or 1)):
                 check_router(self.router, self.expert, k, causal=True)
+
+    def _check_shards(self) -> None:
+        if self.launch.shard == "fsdp" and self.optim.sparse_experts:
+            raise ConfigError(
+                "optim.sparse_experts=true updates single experts, which launch.shard=fsdp cuts up. Use launch.shard=dp"
+            )
+        if self.launch.expert_parallel > 1 and getattr(self.router, "score", None) == "activation":
+            raise ConfigError(
+                "router.score=activation asks every expert, and launch.expert_parallel has some elsewhere. "
+                "Use launch.expert_parallel=1"
+            )
 
     @property
     def dense(self) -> bool:
@@ -354,6 +369,7 @@ class RunConfig:
         """Eight hexadecimal digits that name this configuration; equal for equal training, wherever it runs."""
         values = self.to_dict()
         values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
+        del values["launch"]  # results do not depend on it
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

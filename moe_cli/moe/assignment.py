@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moe_cli.config.routers import ExpertChoiceConfig, HashConfig, SinkhornConfig
 from moe_cli.moe.experts import Experts
+from moe_cli.moe.parallel import own_rows, rows
 from moe_cli.moe.routers import Router, top_indices
 from moe_cli.moe.routing import Routing, expert_capacity, from_choices
 
@@ -28,7 +29,7 @@ class SinkhornRouter(Router):
     def forward(self, x: Float[Tensor, "T D"]) -> Routing:
         logits, probs = self.scores(x)
         if self.training:
-            chosen = top_indices(sinkhorn(logits.detach(), self.iterations), self.top_k)
+            chosen = top_indices(own_rows(sinkhorn(rows(logits.detach()), self.iterations)), self.top_k)
         else:
             chosen = self.choose(probs)
         weights = probs.gather(1, chosen) if self.top_k == 1 else logits.gather(1, chosen).softmax(-1)

@@ -1,7 +1,8 @@
 """Even use of the experts: auxiliary losses and bias updates, as free functions. T tokens, E experts, K chosen.
 
 Losses look at what was asked, before drops, and a model's loss is the mean over its layers, never pooled: two layers
-that collapse onto different experts must not look balanced.
+that collapse onto different experts must not look balanced. Where several processes train one model, what a loss takes
+over the batch it takes over the batch of all of them.
 """
 
 import math
@@ -25,6 +26,7 @@ from moe_cli.config.balances import (
     ZBalance,
     methods_of,
 )
+from moe_cli.moe.parallel import mean, total
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.stats import tokens_per_expert
 
@@ -92,12 +94,13 @@ def load_loss(
 
 
 def _squared_variation(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
+    values = mean(values)
     return values.var(correction=0) / values.mean().square()
 
 
 def entropy_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
     """-H(mean over tokens of p) / ln E: -1 when all experts are wanted alike, 0 when one has all probability."""
-    return -_entropy(probs.mean(0)) / math.log(probs.shape[-1])
+    return -_entropy(mean(probs.mean(0))) / math.log(probs.shape[-1])
 
 
 def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
@@ -105,7 +108,7 @@ def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
 
     0 when every token has the same probabilities. Mod-Squad, arXiv:2212.08066, for one task.
     """
-    return -(_entropy(probs.mean(0)) - _entropy(probs).mean()) / math.log(probs.shape[-1])
+    return -(_entropy(mean(probs.mean(0))) - _entropy(probs).mean()) / math.log(probs.shape[-1])
 
 
 def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
@@ -175,7 +178,7 @@ def _load(routing: Routing) -> Tensor:
 
 
 LOSSES: dict[type, Callable[[Routing], Tensor]] = {
-    SwitchBalance: load_balancing_loss,
+    SwitchBalance: lambda routing: load_balancing_loss(routing, asked=total(tokens_per_expert(routing))),
     ImportanceBalance: _importance,
     LoadBalance: _load,
     ZBalance: lambda routing: router_z_loss(routing.logits),

@@ -83,6 +83,11 @@ class Experts(nn.Module):
         init_matrix(self.w_in, generator, init_scale**0.5)
         init_matrix(self.w_out, generator, out_scale * init_scale**0.5)
 
+    def keep(self, part: Callable[[Tensor], Tensor]) -> None:
+        """Goes on with a part of the experts: `part` of [E, ...] is [E', ...]."""
+        self.w_in, self.w_out = (nn.Parameter(part(stack.detach()).clone()) for stack in (self.w_in, self.w_out))
+        self.num_experts = len(self.w_in)
+
     def one(self, expert: int, x: Float[Tensor, "T D_in"], mask: Tensor | None = None) -> Float[Tensor, "T D_out"]:
         """The answer of one expert, its hidden values times `mask` [T, F]: what every back end must equal."""
         act = hidden(F.linear(x, self.w_in[expert]), self.kind, self.activation)

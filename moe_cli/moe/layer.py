@@ -14,7 +14,9 @@ from moe_cli.moe.assignment import ExpertChoiceRouter
 from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.gates import LinearGate
+from moe_cli.moe.parallel import ExpertGroup, compute_divided, drop_overflow_everywhere, size
 from moe_cli.moe.registry import CONFIGS, make_router
+from moe_cli.moe.routers import ReluRouter
 from moe_cli.moe.routing import Routing, computed, drop_overflow, expert_capacity, renormalised
 from moe_cli.moe.soft import SoftRouter
 
@@ -84,6 +86,8 @@ class MoELayer(nn.Module):
         self.renormalise_after_drop = renormalise_after_drop
         self.dispatch = dispatch
         self.expert_init_scale = expert_init_scale
+        self.num_experts = num_experts
+        self.expert_group: ExpertGroup | None = None
         experts = Experts(
             num_experts, d_model, d_expert, d_model, kind=expert_kind, activation=activation, dropout=expert_dropout
         )
@@ -141,13 +145,25 @@ class MoELayer(nn.Module):
         routing: Routing = self.router(tokens, token_ids) if self.router.reads_token_ids else self.router(tokens)
         if factor is None:
             return routing
-        capacity = expert_capacity(len(tokens), routing.num_experts, self.router.top_k, factor)
-        routing = drop_overflow(routing, capacity, self.drop)
+        if self.training:  # over the batch of all processes
+            capacity = expert_capacity(size() * len(tokens), routing.num_experts, self.router.top_k, factor)
+            rounds = 1 if isinstance(self.router, ReluRouter) else self.router.top_k
+            routing = drop_overflow_everywhere(routing, capacity, self.drop, rounds)
+        else:
+            capacity = expert_capacity(len(tokens), routing.num_experts, self.router.top_k, factor)
+            routing = drop_overflow(routing, capacity, self.drop)
         return renormalised(routing) if self.renormalise_after_drop else routing
 
     def _compute(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
-        routing = computed(routing, self.experts.num_experts)
+        routing = computed(routing, self.num_experts)
+        if self.expert_group is not None:
+            return compute_divided(self.experts, tokens, routing, self.expert_group, BACKENDS[self.dispatch])
         return BACKENDS[self.dispatch](self.experts, tokens, routing, self.experts.draw_mask(len(routing.expert_ids)))
+
+    def divide(self, group: ExpertGroup) -> None:
+        """Keeps this process's part of the experts; the others are asked for their answers. E is a multiple of M."""
+        self.expert_group = group
+        self.experts.keep(group.own)
 
     def _mix(self, x: Float[Tensor, "G L D"]) -> tuple[Float[Tensor, "T D"], Routing]:
         """Soft MoE: the experts work on the slots, and every token mixes the slots' answers."""

@@ -20,6 +20,7 @@ from moe_cli.config.routers import (
 )
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.gates import LinearGate, make_gate
+from moe_cli.moe.parallel import mean
 from moe_cli.moe.routing import Routing, from_choices
 
 
@@ -183,7 +184,7 @@ class ReluRouter(Router):
         token_ids, expert_ids = fires.nonzero().unbind(1)
         penalty = None
         if self.training:
-            load = fires.to(weights.dtype).mean(0) * self.num_experts / self.top_k
+            load = mean(fires.to(weights.dtype).mean(0)) * self.num_experts / self.top_k
             penalty = self.l1 * (weights * load).mean()
         kept = torch.ones(len(token_ids), dtype=torch.bool, device=x.device)
         return Routing(logits, probs, token_ids, expert_ids, weights[token_ids, expert_ids], kept, penalty=penalty)

@@ -1,10 +1,12 @@
 """Which runs are one configuration, what tells configurations apart, and which dense one each is measured against."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
+from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
 from moe_cli.report.stats import mean_and_interval, paired_difference
@@ -15,7 +17,8 @@ RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", 
 PLAIN_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", *RESULTS,
               "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval")  # fmt: skip
 TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
-EXECUTION = frozenset(f"train.{key}" for key in EXECUTION_KEYS)
+EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
+                       *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
 # Settings that say nothing about a dense model.
 SPARSE_ONLY = ("k", "capacity", "drop", "renormalise_after_drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
                "model.shared_gate", "model.expert_dropout", "model.expert_init_scale",

@@ -53,10 +53,15 @@ class TextTask:
         self._bytes_per_token = corpus.tokenizer.bytes_per_token()
         self._epoch = lru_cache(maxsize=2)(self._shuffled_windows)
 
-    def train_batch(self, index: int, size: int) -> Batch:
-        """The `index`-th batch of `size` windows, a function of the seed and the index: any step can be done again."""
+    def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> Batch:
+        """The `index`-th batch of `size` windows, a function of the seed and the index: any step can be done again.
+
+        Args:
+            part: which of `parts` equal parts of the batch, whose windows alone are read.
+        """
         starts = []
-        for position in range(index * size, (index + 1) * size):
+        first, share = index * size, size // parts
+        for position in range(first + part * share, first + (part + 1) * share):
             epoch, place = divmod(position, self._windows_per_epoch)
             starts.append(int(self._epoch(epoch)[place]))
         return self._batch(self.corpus.train, starts, self.context_length)

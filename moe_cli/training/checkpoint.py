@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, TrainingError
+from moe_cli.moe import parallel
 from moe_cli.store import Run, read_json, write_json
+from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, WeightAverage
 
 FORMAT = 1
@@ -56,17 +59,29 @@ class Checkpoint:
         except RuntimeError:
             raise CheckpointError(f"{self.folder} was made for a model of another shape.") from None
 
-    def load_training(self, model: nn.Module, optimizers: Optimizers, average: WeightAverage | None = None) -> None:
-        """Model, optimizers, average and random state, exactly as they were."""
-        self._fill(model, _load(self.folder / _FILES[0]))
-        if average is not None:
-            average.load(_load(self.folder / _EMA))
+    def load_training(self, learner: "Learner") -> None:
+        """Model, optimizers, average and random state, exactly as they were, by however many processes they were saved.
+
+        Of each process of a job of the same size the random state too; others start a new one.
+        """
+        parts, params = learner.parts, dict(learner.parts.model.named_parameters())
+        weights = _load(self.folder / _FILES[0])
+        own = {name: parts.part(tensor, name, params[name]) if name in params else tensor
+               for name, tensor in weights.items()}  # fmt: skip
+        self._fill(parts.model, own)
+        if learner.average is not None:
+            average = _load(self.folder / _EMA)
+            learner.average.load({name: parts.part(average[name], name, params[name]) for name in params})
         tensors = _load(self.folder / _FILES[1])
-        torch.set_rng_state(tensors.pop("random.cpu"))
-        random_cuda = tensors.pop("random.cuda", None)
-        if random_cuda is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random_cuda)
-        optimizers.load_state_tensors(tensors)
+        random = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
+        cpu, cuda = random.get(f"random.cpu{_suffix()}"), random.get(f"random.cuda{_suffix()}")
+        if cpu is None:
+            torch.manual_seed(hash((self.state["step"], parallel.rank())) % 2**63)
+        else:
+            torch.set_rng_state(cpu)
+        if cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda)
+        learner.load_optimizers(tensors)
 
 
 @dataclass(frozen=True)
@@ -81,22 +96,68 @@ class Snapshot:
     state: dict[str, Any]
 
 
-def take_snapshot(
-    model: nn.Module, optimizers: Optimizers, state: dict[str, Any], average: WeightAverage | None = None
-) -> Snapshot:
-    """Raises TrainingError when the weights are not finite."""
-    if not all(bool(torch.isfinite(param).all()) for param in model.parameters()):
+@dataclass(frozen=True)
+class Learner:
+    """All whose tensors a checkpoint holds, as this process has them."""
+
+    parts: Parallel
+    optimizers: Optimizers
+    average: WeightAverage | None = None
+
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """File, key and whole tensor, one after the other. All processes must ask for all of them."""
+        for name, tensor in self.parts.model.state_dict().items():
+            yield _FILES[0], name, self.parts.gather(tensor, name)
+        names = self._names()
+        for key, tensor in self.optimizers.state_tensors().items():
+            yield _FILES[1], key, self.parts.gather(tensor, names[key.rsplit(".", 1)[0]])
+        for name, tensor in self.average.tensors.items() if self.average else ():
+            yield _EMA, name, self.parts.gather(tensor, name)
+        states = {"random.cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states["random.cuda"] = torch.cuda.get_rng_state()
+        for key, state in states.items():
+            for rank, each in enumerate(parallel.rows(state[None])):
+                yield _FILES[1], key + _suffix(rank), each
+
+    def load_optimizers(self, tensors: dict[str, Tensor]) -> None:
+        names, params = self._names(), dict(self.parts.model.named_parameters())
+        own = {}
+        for key, tensor in tensors.items():
+            name = names[key.rsplit(".", 1)[0]]
+            like = params[name] if tensor.ndim == params[name].ndim else tensor  # a count of steps is one number
+            own[key] = self.parts.part(tensor, name, like)
+        self.optimizers.load_state_tensors(own)
+
+    def _names(self) -> dict[str, str]:
+        """The beginning of a key of the optimizers' state, part.parameter, and the parameter's name in the model."""
+        names = {param: name for name, param in self.parts.model.named_parameters()}
+        return {key: names[param] for key, param in self.optimizers.params().items()}
+
+
+def _suffix(rank: int | None = None) -> str:
+    """What the random state of a process is called by, after its kind; nothing for the first."""
+    rank = parallel.rank() if rank is None else rank
+    return f".{rank}" if rank else ""
+
+
+def take_snapshot(learner: Learner, state: dict[str, Any]) -> Snapshot | None:
+    """A copy of everything, gathered by the first process from all of them; None in the others.
+
+    Gathered and not written in parts, so that a checkpoint has one form, can be read by any number of processes, and by
+    people with nothing but safetensors. It takes one copy of everything in the first machine's main memory.
+
+    Raises:
+        TrainingError: the weights are not finite.
+    """
+    files: dict[str, dict[str, Tensor]] = {}
+    for name, key, tensor in learner.tensors():
+        if parallel.rank() == 0:
+            files.setdefault(name, {})[key] = tensor.detach().to("cpu", copy=True).contiguous()
+    if parallel.rank():
+        return None
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in files[_FILES[0]].values()):
         raise TrainingError(f"the weights are not finite at step {state['step']}. Try a lower optim.lr.")
-    random = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["random.cuda"] = torch.cuda.get_rng_state()
-    contents = {_FILES[0]: model.state_dict(), _FILES[1]: {**optimizers.state_tensors(), **random}}
-    if average is not None:
-        contents[_EMA] = average.tensors
-    files = {
-        name: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in content.items()}
-        for name, content in contents.items()
-    }
     return Snapshot(files, deepcopy(state))
 
 
@@ -144,10 +205,11 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[Path] | None = None
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Raises TrainingError when the checkpoint before this one could not be written."""
+    def save(self, snapshot: Snapshot | None) -> None:
+        """Raises TrainingError when the checkpoint before this one could not be written. None: another process saves."""
         self.wait()
-        self._last = self._thread.submit(save_checkpoint, self._run, snapshot, self._keep)
+        if snapshot is not None:
+            self._last = self._thread.submit(save_checkpoint, self._run, snapshot, self._keep)
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk. Raises TrainingError when it cannot be written."""

@@ -7,12 +7,14 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moe_cli.moe import parallel
 from moe_cli.moe.layer import evaluation_policy
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.stats import (
@@ -66,6 +68,14 @@ class LayerUse:
         self.probs += routing.probs.double().sum(0).cpu()
         self.entropy += routing_entropy(routing.probs) * routing.num_tokens
         self.num_tokens += routing.num_tokens
+
+    def put_together(self) -> None:
+        """The sums over what all processes have looked at."""
+        for name in ("asked", "kept", "probs", "pairs", "by_token", "by_domain"):
+            if getattr(self, name) is not None:
+                setattr(self, name, parallel.total(getattr(self, name)))
+        sums = parallel.total(torch.tensor([self.entropy, self.num_tokens], dtype=torch.float64)).tolist()
+        self.entropy, self.num_tokens = sums[0], round(sums[1])
 
     def metrics(self) -> dict[str, float]:
         """MEASURES; without specialisation by domain where all of the text is one domain."""
@@ -164,16 +174,34 @@ def evaluate(
     layers: list[LayerUse] = []
     domains: list[str] = task.corpus.meta["domains"]
     with _evaluating(model, top_k, capacity_factor, precision) as device:
-        for batch in task.val_batches(batch_size, max_tokens):
+        for batch, own in _share_out(task.val_batches(batch_size, max_tokens)):
             loss, routings = task.loss(model, batch.to(device))
+            layers = layers or [_empty(routing, task.vocab_size, len(domains)) for routing in routings]
+            if not own:
+                continue
             nats += loss.item() * batch.num_tokens
             num_tokens += batch.num_tokens
             num_bytes += batch.num_bytes
-            layers = layers or [_empty(routing, task.vocab_size, len(domains)) for routing in routings]
             token_ids, domain_ids = batch.inputs.flatten().to(device), _domain_ids(task, batch).to(device)
             for layer, routing in zip(layers, routings, strict=True):
                 layer.add(routing, token_ids, domain_ids)
+    sums = parallel.total(torch.tensor([nats, num_tokens, num_bytes], dtype=torch.float64)).tolist()
+    nats, num_tokens, num_bytes = sums[0], round(sums[1]), round(sums[2])
+    for layer in layers:
+        layer.put_together()
     return Evaluation(nats / num_tokens, nats / math.log(2) / num_bytes, num_tokens, num_bytes, domains, layers)
+
+
+def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """This process's batches, the processes taking turns, and whether they count.
+
+    All are given equally many, since they may need each other in every forward pass: in the last round some are given
+    one that belongs to another, which does not count.
+    """
+    batches = iter(batches)
+    while turn := list(islice(batches, parallel.size())):
+        own = parallel.rank() < len(turn)
+        yield turn[parallel.rank() if own else 0], own
 
 
 @contextmanager

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from moe_cli.config.balances import QuantileBalance
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import TrainingError
+from moe_cli.moe import parallel
 from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers import ReluRouter
 from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
 from moe_cli.store import RUNNING, Recorder
 from moe_cli.tasks.text import TextTask
-from moe_cli.training.checkpoint import Checkpoint, Saver, latest_checkpoint, take_snapshot
+from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, latest_checkpoint, take_snapshot
+from moe_cli.training.distributed import Parallel
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
 from moe_cli.training.optim import Optimizers, WeightAverage
 from moe_cli.training.precision import autocast
@@ -39,11 +41,12 @@ class Training:
     """One model, its task, its optimizers and its recorder, on the way to the end of the budget."""
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, task: TextTask, optimizers: Optimizers, recorder: Recorder,
+        self, config: RunConfig, parts: Parallel, task: TextTask, optimizers: Optimizers, recorder: Recorder,
         total_steps: int | None, observer: Observer,
     ) -> None:  # fmt: skip
         self.config = config
-        self.model = model
+        self.parts = parts
+        self.model = model = parts.model
         self.task = task
         self.optimizers = optimizers
         self.recorder = recorder
@@ -53,11 +56,12 @@ class Training:
         self.layers = moe_layers(model)
         self.bias_method = bias_method(config.balance)
         self.average = None if config.optim.ema is None else WeightAverage(model, config.optim.ema)
+        self.learner = Learner(parts, optimizers, self.average)
         self.saver = Saver(recorder.run, config.train.keep)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint, the records included."""
-        checkpoint.load_training(self.model, self.optimizers, self.average)
+        checkpoint.load_training(self.learner)
         saved = checkpoint.state
         # The number of threads decides how sums are split, so the last digits depend on it.
         torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
@@ -94,7 +98,8 @@ class Training:
                     val = self._evaluate()
                     best = self._is_best(val)
                 self.observer(replace(view, val=val))
-                stop = stopped()  # asked once: a signal between two looks would end the run without a checkpoint
+                # Asked once: a signal between two looks would end the run without a checkpoint.
+                stop = bool(parallel.most(stopped()))
                 if (
                     best
                     or stop
@@ -103,12 +108,14 @@ class Training:
                     self.save()
                 if stop and self.progress < 1:
                     self.saver.wait()
+                    parallel.barrier()
                     return False
                 if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
                     heartbeat = time.monotonic()
                     self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
         self.save()
         self.saver.wait()
+        parallel.barrier()
         return True
 
     def step(self) -> StepView:
@@ -127,7 +134,7 @@ class Training:
         state = self.state
         state.step += 1
         state.tokens += self.config.tokens_per_step
-        state.seconds += time.perf_counter() - started
+        state.seconds += parallel.most(time.perf_counter() - started)
         if learned is None:
             self._record_skipped()
             load = [torch.zeros(layer.router.num_experts, dtype=torch.int64) for layer in self.layers]
@@ -149,49 +156,59 @@ class Training:
         probs: list[list[Tensor]] = [[] for _ in self.layers]
         first = (state.step + state.data_shift) * train.grad_accumulation
         for index in range(first, first + train.grad_accumulation):
-            batch = self.task.train_batch(index, train.batch_size).to(device)
-            with autocast(train.precision, device):
-                loss, routings = self.task.loss(self.model, batch)
-            # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
-            for counts, seen, routing in zip(load, probs, routings, strict=True):
-                counts += tokens_per_expert(routing)
-                if isinstance(self.bias_method, QuantileBalance):
-                    seen.append(routing.probs.detach())
-            aux_losses = auxiliary_losses(self.config.balance, routings, load, num_sequences=len(batch.inputs))
-            total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
-            penalties = [routing.penalty for routing in routings if routing.penalty is not None]
-            if penalties:
-                total = total + torch.stack(penalties).mean()
-            if not math.isfinite(total.item()):
-                raise NotFiniteError(
-                    f"the loss is {total.item()}", "Try a lower optim.lr or a smaller optim.grad_clip."
-                )
-            (total / train.grad_accumulation).backward()
-            loss_sum += loss.item() / train.grad_accumulation
-            for method, aux_loss in aux_losses.items():
-                mean = aux_loss.item() / train.grad_accumulation
+            batch = self.task.train_batch(index, train.batch_size, parallel.rank(), parallel.size()).to(device)
+            with self.parts.gathering(index + 1 == first + train.grad_accumulation):
+                with autocast(train.precision, device):
+                    loss, routings = self.task.loss(self.parts.forward, batch)
+                # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
+                asked = [parallel.total(tokens_per_expert(each)) for each in routings]
+                for counts, new, seen, routing in zip(load, asked, probs, routings, strict=True):
+                    counts += new
+                    if isinstance(self.bias_method, QuantileBalance):
+                        seen.append(parallel.rows(routing.probs.detach()))
+                aux_losses = auxiliary_losses(self.config.balance, routings, load, num_sequences=len(batch.inputs))
+                total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
+                penalties = [routing.penalty for routing in routings if routing.penalty is not None]
+                if penalties:
+                    total = total + torch.stack(penalties).mean()
+                # One look at all numbers: each would make the processor wait for a GPU.
+                seen_losses = torch.stack([each.detach().double() for each in (total, loss, *aux_losses.values())])
+                total_value, loss_value, *aux_values = parallel.mean(seen_losses).tolist()
+                if not math.isfinite(total_value):
+                    raise NotFiniteError(
+                        f"the loss is {total_value}", "Try a lower optim.lr or a smaller optim.grad_clip."
+                    )
+                (total / train.grad_accumulation).backward()
+            loss_sum += loss_value / train.grad_accumulation
+            for method, aux_value in zip(aux_losses, aux_values, strict=True):
+                mean = aux_value / train.grad_accumulation
                 aux_sums[method.name] = aux_sums.get(method.name, 0.0) + mean
             if self.config.capacity is not None:
-                dropped_sum += sum(dropped_fraction(routing) for routing in routings) / len(routings)
+                kept = torch.tensor([sum(dropped_fraction(routing) for routing in routings) / len(routings)])
+                dropped_sum += parallel.mean(kept.double()).item()
+        self.parts.finish_gradients()
         dropped = dropped_sum / train.grad_accumulation if self.config.capacity is not None else None
         return Learned(loss_sum, aux_sums, self._clip(), dropped, load, probs)
 
     def _clip(self) -> float:
         """The norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
         params = [param for param in self.model.parameters() if param.grad is not None]
-        total = nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
+        total = self.parts.gradient_norm()
         norm = float(total)
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient is {norm}", "Try a lower optim.lr.")
-        if self.config.optim.grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(params, self.config.optim.grad_clip, total)
+        limit = self.config.optim.grad_clip
+        if limit is not None and parallel.size() == 1:
+            nn.utils.clip_grads_with_norm_(params, limit, total)
+        elif limit is not None:
+            for param in params:
+                assert param.grad is not None
+                param.grad.mul_(min(1.0, limit / (norm + 1e-6)))
         return norm
 
     def _update(self, learned: Learned) -> float:
         """Moves the weights, and what balances without a gradient; returns the schedule's factor."""
-        # Null experts have nothing to update.
-        asked = [counts[: layer.experts.num_experts] for layer, counts in zip(self.layers, learned.load, strict=True)]
-        lr_factor = self.optimizers.step(self.progress, asked)
+        lr_factor = self.optimizers.step(self.progress, self.parts.asked(learned.load))
         self.optimizers.zero_grad()
         self._update_bias(learned.load, learned.probs)
         for layer, counts in zip(self.layers, learned.load, strict=True):
@@ -222,6 +239,7 @@ class Training:
         """Back to the last checkpoint, to go on with the data after those that led here (PaLM, arXiv:2204.02311, 5.1)."""
         failed = self.state
         self.saver.wait()
+        parallel.barrier()
         if not self.recorder.run.checkpoints():
             raise TrainingError(f"{what}, before the first checkpoint. {advice}")
         if failed.rewinds == MOST_REWINDS:
@@ -320,7 +338,7 @@ class Training:
 
     def save(self) -> None:
         state = {**asdict(self.state), **self._identity()}
-        self.saver.save(take_snapshot(self.model, self.optimizers, state, self.average))
+        self.saver.save(take_snapshot(self.learner, state))
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 
     def _identity(self) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from moe_cli.config.schema import MuonConfig, OptimConfig, SGDConfig
@@ -86,7 +88,7 @@ class Muon(torch.optim.Optimizer):
                 sizes = [len(direction) for _, direction in moves]
                 for (weight, _), step in zip(moves, steps.split(sizes), strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(step, alpha=-scale)
+                    weight.add_(_own_rows(step, weight), alpha=-scale)
 
     def _nesterov(self, param: Tensor, pieces: list[slice], momentum: float) -> list[tuple[Tensor, Tensor]]:
         """Each piece of the weight [N, R, C] and the direction it moves in; the momentum of these pieces is updated."""
@@ -94,11 +96,12 @@ class Muon(torch.optim.Optimizer):
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
-        weights, gradients, averages = (_stack(tensor) for tensor in (param, param.grad, state["momentum"]))
-        return [
+        weights, gradients, averages = (_stack(_local(tensor)) for tensor in (param, param.grad, state["momentum"]))
+        moves = [
             (weights[piece], gradients[piece].lerp(averages[piece].lerp_(gradients[piece], 1 - momentum), momentum))
             for piece in pieces
         ]
+        return [(weight, _all_rows(direction, param)) for weight, direction in moves]
 
 
 class ExpertAdamW(torch.optim.Optimizer):
@@ -166,13 +169,40 @@ class ExpertSGD(torch.optim.Optimizer):
 
 
 def _stack(matrices: Tensor) -> Float[Tensor, "N R C"]:
-    return matrices.view(-1, *matrices.shape[-2:])
+    return matrices.unsqueeze(0) if matrices.ndim == 2 else matrices.flatten(0, -3)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _all_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor, "N R' C"]:
+    """A sharded matrix's direction, of which this process has some rows, whole: a matrix has to be orthogonalised whole.
+
+    A sharded stack needs nothing: its matrices are each in one process.
+    """
+    if not isinstance(param, DTensor) or param.ndim == 3:
+        return direction
+    sharded = DTensor.from_local(
+        direction[0], param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+    )
+    return sharded.full_tensor().unsqueeze(0)
+
+
+def _own_rows(step: Float[Tensor, "N R' C"], weight: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
+    """The rows of a whole matrix that `weight`, this process's part of it, has."""
+    if step.shape == weight.shape:
+        return step
+    each = -(-step.shape[1] // dist.get_world_size())
+    first = each * dist.get_rank()
+    return step[:, first : first + weight.shape[1]]
 
 
 def _pieces(param: Tensor, experts: Sequence[int] | None) -> list[slice]:
     """Chosen experts as runs of neighbours, so that few large operations do; all of the stack when all are chosen."""
     if experts is None:
-        return [slice(0, param.shape[:-2].numel())]
+        return [slice(0, _local(param).shape[:-2].numel())]
     members = set(experts)
     firsts = [expert for expert in experts if expert - 1 not in members]
     lasts = [expert for expert in experts if expert + 1 not in members]
@@ -222,6 +252,11 @@ class Optimizers:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    def params(self) -> dict[str, nn.Parameter]:
+        """Each parameter under the name that begins its entries in `state_tensors`: part.parameter."""
+        each = [[param for group in part.param_groups for param in group["params"]] for part in self.parts]
+        return {f"{number}.{index}": param for number, params in enumerate(each) for index, param in enumerate(params)}
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the optimizers' state under a stable name: part.parameter.entry."""
         return {
@@ -258,7 +293,7 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     rest = [param for _, param in named if all(param is not other for other in stacked)]
     parts: list[torch.optim.Optimizer]
     if isinstance(config, SGDConfig):
-        parts = [torch.optim.SGD(_decayed(config, rest), lr=config.lr, momentum=config.momentum, fused=True)]
+        parts = [torch.optim.SGD(_decayed(config, rest), lr=config.lr, momentum=config.momentum, **_engine(rest))]
         if stacked:
             parts.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
         return Optimizers(config, parts, experts)
@@ -269,7 +304,13 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
 
 
 def _adamw(config: OptimConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(_decayed(config, params), lr=lr, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.AdamW(_decayed(config, params), lr=lr, betas=(config.beta1, config.beta2), **_engine(params))
+
+
+def _engine(params: list[nn.Parameter]) -> dict[str, bool]:
+    """All parameters in one go, which torch cannot do where only some of them are sharded."""
+    mixed = len({isinstance(param, DTensor) for param in params}) > 1
+    return {"foreach": False} if mixed else {"fused": True}
 
 
 def _decayed(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
@@ -295,7 +336,8 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """After optimizer step number `step`, from 1."""
         weight = 1 - min(self.decay, step / (9 + step))
-        torch._foreach_lerp_(list(self.tensors.values()), list(self._params.values()), weight)
+        for name, param in self._params.items():
+            self.tensors[name].lerp_(param, weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

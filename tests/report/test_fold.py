@@ -201,9 +201,18 @@ def test_all_settings_but_seed_and_execution_tell_runs_apart(tmp_path: Path) -> 
     """The settings that part configurations are those of a run's identity."""
     complete(tmp_path, 1.7)
     names = set(settings_of(load_runs(tmp_path).columns))
-    top = {field.name for field in dataclasses.fields(RunConfig)} - {"seed", "model", "data", "optim", "train", "eval"}
+    top = {field.name for field in dataclasses.fields(RunConfig)} - {
+        "seed",
+        "model",
+        "data",
+        "optim",
+        "train",
+        "eval",
+        "launch",
+    }
     assert {name for name in names if "." not in name} == top
     assert {f"train.{key}" for key in EXECUTION_KEYS} & names == set()
+    assert not any(name.startswith("launch") for name in names)
     assert {"train.batch_size", "model.d_model", "data.tokenizer", "optim.beta1", "eval.capacity"} <= names
 
 

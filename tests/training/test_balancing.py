@@ -102,7 +102,7 @@ def test_global_counts_are_of_one_step(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, balance=SwitchBalance(scope="global"), optim=PLAIN, train={"grad_accumulation": 2})
     training = make_training(config, tmp_path, sgd=0.0)
     batch = training.task.train_batch
-    training.task.train_batch = lambda index, size: batch(index % 2, size)  # type: ignore[method-assign]
+    training.task.train_batch = lambda index, *size: batch(index % 2, *size)  # type: ignore[method-assign]
     assert training.step().aux_losses == training.step().aux_losses
 
 

@@ -14,12 +14,21 @@ import pytest
 import torch
 from torch import nn
 
+from moe_cli.config.launch import LaunchConfig
 from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.models.gpt import make_model
 from moe_cli.run import restore
 from moe_cli.store import Run
 from moe_cli.training import checkpoint as module
-from moe_cli.training.checkpoint import Saver, find_checkpoint, latest_checkpoint, save_checkpoint, take_snapshot
+from moe_cli.training.checkpoint import (
+    Learner,
+    Saver,
+    find_checkpoint,
+    latest_checkpoint,
+    save_checkpoint,
+    take_snapshot,
+)
+from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, make_optimizers
 from tests.tiny import tiny_config
 
@@ -45,6 +54,10 @@ def parts(text_file: Path) -> tuple[nn.Module, Optimizers]:
     return model, optimizers
 
 
+def learner(parts: tuple[nn.Module, Optimizers]) -> Learner:
+    return Learner(Parallel(LaunchConfig(), parts[0]), parts[1])
+
+
 def newest(run: Run) -> Path:
     return run.checkpoints()[0]
 
@@ -53,14 +66,14 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, parts: Any) -> N
     """Weights, optimizer state, random state and the loop's state come back bit for bit."""
     model, optimizers = parts
     torch.manual_seed(11)
-    save_checkpoint(Run(tmp_path), take_snapshot(model, optimizers, STATE))
+    save_checkpoint(Run(tmp_path), take_snapshot(learner(parts), STATE))
     expected = torch.rand(5)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     moments = {name: value.clone() for name, value in optimizers.state_tensors().items()}
     for tensor in (*model.parameters(), *optimizers.state_tensors().values()):
         tensor.data.zero_()
     checkpoint = latest_checkpoint(Run(tmp_path))
-    checkpoint.load_training(model, optimizers)
+    checkpoint.load_training(learner(parts))
     assert STATE == checkpoint.state
     assert torch.equal(expected, torch.rand(5))
     for before, after in ((weights, model.state_dict()), (moments, optimizers.state_tensors())):
@@ -180,17 +193,17 @@ def test_a_save_that_fails_keeps_the_old(run: Run, parts: Any, monkeypatch: pyte
     monkeypatch.setattr(*places[where], full)
     before = sorted(os.listdir(run.path / "checkpoints"))
     with pytest.raises(TrainingError, match="No space left on device"):
-        save_checkpoint(run, take_snapshot(*parts, {**STATE, "step": 7}))
+        save_checkpoint(run, take_snapshot(learner(parts), {**STATE, "step": 7}))
     assert before == sorted(os.listdir(run.path / "checkpoints"))
     assert 6 == latest_checkpoint(run).state["step"]
 
 
 def test_weights_that_are_not_finite_are_not_saved(run: Run, parts: Any) -> None:
     """One NaN among the weights is refused, and the older checkpoints stay."""
-    model, optimizers = parts
+    model = parts[0]
     next(model.parameters()).data[0, 0] = float("nan")
     with pytest.raises(TrainingError, match="the weights are not finite at step 7"):
-        take_snapshot(model, optimizers, {**STATE, "step": 7})
+        take_snapshot(learner(parts), {**STATE, "step": 7})
     assert ["step_00000006", "step_00000004"] == [path.name for path in run.checkpoints()]
 
 
@@ -199,14 +212,14 @@ def test_what_a_killed_save_left_is_cleared(run: Run, parts: Any) -> None:
     scrap = run.path / "checkpoints" / ".saving-x"
     scrap.mkdir()
     assert 2 == len(run.checkpoints())
-    save_checkpoint(run, take_snapshot(*parts, {**STATE, "step": 7}))
+    save_checkpoint(run, take_snapshot(learner(parts), {**STATE, "step": 7}))
     assert not scrap.exists()
     assert 7 == latest_checkpoint(run).state["step"]
 
 
 def test_a_checkpoint_may_be_written_again(run: Run, parts: Any) -> None:
     """Saving a step that is there already replaces it."""
-    save_checkpoint(run, take_snapshot(*parts, {**STATE, "tokens": 1}))
+    save_checkpoint(run, take_snapshot(learner(parts), {**STATE, "tokens": 1}))
     assert 1 == latest_checkpoint(run).state["tokens"]
     assert 2 == len(run.checkpoints())
 
@@ -216,7 +229,7 @@ def test_a_copy_of_a_checkpoint_is_left_alone(run: Run, parts: Any) -> None:
     copy = Path(shutil.copytree(newest(run), run.path / "checkpoints" / "step_00000006.bak"))
     assert "step_00000006" == latest_checkpoint(run).folder.name
     for step in (7, 8):
-        save_checkpoint(run, take_snapshot(*parts, {**STATE, "step": step}))
+        save_checkpoint(run, take_snapshot(learner(parts), {**STATE, "step": step}))
     assert ["step_00000008", "step_00000007"] == [path.name for path in run.checkpoints()]
     assert FILES == sorted(path.name for path in copy.iterdir())
 
@@ -224,7 +237,7 @@ def test_a_copy_of_a_checkpoint_is_left_alone(run: Run, parts: Any) -> None:
 def test_as_many_stay_as_are_asked_for_and_the_best(run: Run, parts: Any) -> None:
     """keep=1 leaves the newest and the one that the state calls best; both can be opened by name."""
     for step in (7, 8, 9):
-        save_checkpoint(run, take_snapshot(*parts, {**STATE, "step": step, "best_step": 7}), keep=1)
+        save_checkpoint(run, take_snapshot(learner(parts), {**STATE, "step": step, "best_step": 7}), keep=1)
     assert ["step_00000009", "step_00000007"] == [path.name for path in run.checkpoints()]
     assert [9, 7, 9] == [find_checkpoint(run, which).state["step"] for which in ("latest", "best", "9")]
 
@@ -244,7 +257,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(run: Run, parts: Any, mo
     saver = Saver(run, keep=2)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     state = {**STATE, "step": 7, "interval": {"a": 1.0}}
-    saver.save(take_snapshot(*parts, state))
+    saver.save(take_snapshot(learner(parts), state))
     assert 6 == latest_checkpoint(run).state["step"]
     for param in model.parameters():
         param.data.add_(1)
@@ -266,10 +279,10 @@ def test_a_save_that_failed_is_told_at_the_next(run: Run, parts: Any, monkeypatc
     saver = Saver(run, keep=2)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", full)
-        saver.save(take_snapshot(*parts, {**STATE, "step": 7}))
+        saver.save(take_snapshot(learner(parts), {**STATE, "step": 7}))
         with pytest.raises(TrainingError, match="No space left on device"):
             saver.wait()
-    saver.save(take_snapshot(*parts, {**STATE, "step": 8}))
+    saver.save(take_snapshot(learner(parts), {**STATE, "step": 8}))
     saver.wait()
     saver.close()
     assert 8 == latest_checkpoint(run).state["step"]

@@ -25,6 +25,7 @@ from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.checkpoint import latest_checkpoint
+from moe_cli.training.distributed import Parallel
 from moe_cli.training.loop import Training
 from moe_cli.training.optim import Optimizers, make_optimizers, schedule
 from moe_cli.training.signals import STOP_SIGNALS, stop_signals
@@ -45,7 +46,15 @@ def make_training(
         randomise(model)
         optimizers = Optimizers(config.optim, [torch.optim.SGD(model.parameters(), lr=sgd)])
     recorder = Recorder(create_run(outputs, "runs", config))
-    return Training(config, model, task, optimizers, recorder, training_steps(config, task.vocab_size), observer)
+    return Training(
+        config,
+        Parallel(config.launch, model),
+        task,
+        optimizers,
+        recorder,
+        training_steps(config, task.vocab_size),
+        observer,
+    )
 
 
 def weights(model: nn.Module) -> Tensor:

@@ -32,7 +32,7 @@ def bad_batches(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     here = {"index": -1}
     batch, loss = TextTask.train_batch, TextTask.loss
 
-    def train_batch(self: TextTask, index: int, size: int) -> Any:
+    def train_batch(self: TextTask, index: int, size: int, *part: int) -> Any:
         here["index"] = index
         return batch(self, index, size)
 
@@ -113,7 +113,7 @@ def test_a_rewind_goes_around_the_data(text_file: Path, tmp_path: Path, bad_batc
     seen: list[int] = []
     batch = TextTask.train_batch
 
-    def train_batch(self: TextTask, index: int, size: int) -> Any:
+    def train_batch(self: TextTask, index: int, size: int, *part: int) -> Any:
         seen.append(index)
         return batch(self, index, size)
 
@@ -125,7 +125,7 @@ def test_a_rewind_goes_around_the_data(text_file: Path, tmp_path: Path, bad_batc
     assert [1, 2, 3, 4, 5, 6, 7, 8] == [record["step"] for record in run.metrics() if "train/loss" in record]
     bad_batches.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextTask, "train_batch", lambda self, index, size: batch(self, index + 2 * (index > 3), size))
+        patch.setattr(TextTask, "train_batch", lambda self, index, *size: batch(self, index + 2 * (index > 3), *size))
         plain = finish(config, tmp_path)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (plain.checkpoints()[0] / name).read_bytes() == (run.checkpoints()[0] / name).read_bytes()

@@ -1,0 +1,118 @@
+"""What this machine has for a run: threads, device, memory; and where a run was made."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import MoeError
+from moe_cli.launch import launched, local_processes, local_rank
+from moe_cli.tasks.corpora import Corpus
+
+_PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
+
+
+def pick_threads(config: RunConfig) -> int:
+    """train.threads, else the cores that are idle now, at least one; shared out among the processes of one training.
+
+    More threads than idle cores wait for each other at every matrix product: on a busy machine two threads were seen to
+    be 20 times slower than one. The number may change the last digits of results, so a run keeps it when it is resumed.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.train.threads is not None:
+        return config.train.threads
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    if launched():  # the others of this job would seem to be busy
+        return max(1, cores // local_processes())
+    return max(1, min(cores, round(cores - _busy_cores())))
+
+
+def _busy_cores() -> float:
+    """How many cores are at work, over a tenth of a second; 0 where the system does not tell."""
+    try:
+        before = _cpu_ticks()
+        time.sleep(0.1)
+        after = _cpu_ticks()
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    idle, total = after[0] - before[0], after[1] - before[1]
+    return (1 - idle / total) * (os.cpu_count() or 1) if total > 0 else 0.0
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """Idle and total processor time since the start of a Linux system."""
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = [int(word) for word in file.readline().split()[1:]]
+    return ticks[3] + ticks[4], sum(ticks[:8])
+
+
+def pick_device(name: str) -> Any:
+    """The torch device of train.device. Raises MoeError when it is not there."""
+    import torch
+
+    if name in ("auto", "cuda") and torch.cuda.is_available() and launched():
+        if local_processes() > torch.cuda.device_count():
+            raise MoeError(f"{local_processes()} processes on this machine and {torch.cuda.device_count()} GPUs: each "
+                           "process needs one. Lower launch.procs, or use train.device=cpu")  # fmt: skip
+        torch.cuda.set_device(local_rank())
+        return torch.device("cuda", local_rank())
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise MoeError(f"train.device={name}: torch sees no GPU here. Use train.device=cpu")
+    device = torch.device(name)
+    if (device.index or 0) >= torch.cuda.device_count() > 0:
+        raise MoeError(f"train.device={name}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0.")
+    return device
+
+
+def peak_memory_bytes() -> int:
+    """The most main memory this process has held."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def describe_environment(corpus: Corpus) -> dict[str, Any]:
+    """Where and with what a run was made: command line, code, packages, hardware, corpus."""
+    import torch
+
+    return {
+        "argv": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_state(Path(__file__).resolve().parents[1]),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "corpus": {key: corpus.meta[key] for key in ("name", "source", "sha256", "num_bytes", "num_documents")},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state(folder: Path) -> dict[str, str] | None:
+    """Commit and uncommitted change of a checkout; None for an installed package."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        texts = [
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": texts[0].strip(), "diff": texts[1][:100_000]}

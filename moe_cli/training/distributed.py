@@ -1,0 +1,121 @@
+"""One model in the hands of several processes: data parallel, sharded, experts divided. Through torch's own engines.
+
+Data parallel (DDP): every process has the whole model. Sharded (FSDP2, `fully_shard`): each has a part of every
+parameter, and of its gradient and optimizer state, and gathers a block's parameters while it computes that block.
+Experts divided: see `moe_cli.moe.parallel`. Alone, all of it does nothing.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from moe_cli.config.launch import LaunchConfig
+from moe_cli.moe import parallel
+from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.parallel import ExpertGroup, make_expert_group
+
+
+class Parallel:
+    """Divides a model among the processes there are, and puts its tensors together again.
+
+    Attributes:
+        model: the module as it was given, its parameters replaced by this process's parts.
+        forward: what to call in training, so that gradients are averaged over processes.
+        experts: who shares a set of experts; None where every process has all of them.
+    """
+
+    def __init__(self, config: LaunchConfig, model: nn.Module) -> None:
+        self.model = model
+        self.forward = model
+        self.experts: ExpertGroup | None = None
+        self._divided: dict[str, nn.Parameter] = {}
+        if parallel.size() == 1:
+            return
+        device = next(model.parameters()).device
+        layers = moe_layers(model)
+        if config.expert_parallel > 1 and layers:
+            self.experts = make_expert_group(device.type, config.expert_parallel)
+            for layer in layers:
+                layer.divide(self.experts)
+            members = {param for layer in layers for param in layer.experts.parameters()}
+            self._divided = {name: param for name, param in model.named_parameters() if param in members}
+        if config.shard == "fsdp":
+            self._shard(device.type)
+        else:
+            # Buffers are equal everywhere: what changes them, the balancing bias for one, sees the load of all.
+            elsewhere = [*self._divided, *(name for name, _ in model.named_buffers())]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, elsewhere)
+            devices = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(model, device_ids=devices)
+
+    def _shard(self, device: str) -> None:
+        """Divided experts stay as they are: their rows are used outside of a forward pass of their own.
+
+        The outermost parameters too are let go after a forward pass: after one of evaluation they would else be used
+        again in training, when the weights may be others.
+        """
+        mesh = init_device_mesh(device, (parallel.size(),))
+        ignored = set(self._divided.values())
+        for block in getattr(self.model, "blocks", ()):
+            fully_shard(block, mesh=mesh, ignored_params=ignored)
+        fully_shard(self.model, mesh=mesh, ignored_params=ignored, reshard_after_forward=True)
+
+    def gathering(self, last: bool) -> AbstractContextManager[None]:
+        """Around a batch: gradients are averaged over processes with the last batch of a step only."""
+        if isinstance(self.forward, DistributedDataParallel) and not last:
+            return self.forward.no_sync()
+        return nullcontext()
+
+    @torch.no_grad()
+    def finish_gradients(self) -> None:
+        """The gradients of divided experts, which have seen the tokens of M processes, as means over all N."""
+        if self.experts is None:
+            return
+        replicas = self.experts.mesh["replicas"]
+        for param in self._divided.values():
+            if param.grad is not None:
+                if replicas.size() > 1:
+                    dist.all_reduce(param.grad, group=replicas.get_group())
+                param.grad.div_(parallel.size())
+
+    @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """Of the whole gradient, wherever its parts are."""
+        grads = {name: param.grad for name, param in self.model.named_parameters() if param.grad is not None}
+        shared = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._divided])
+        if self.experts is None:
+            return whole(shared)
+        own = nn.utils.get_total_norm([grads[name] for name in self._divided if name in grads]).square()
+        dist.all_reduce(own, group=self.experts.group)
+        return (whole(shared).square() + own).sqrt()
+
+    def asked(self, load: Sequence[Tensor]) -> list[Tensor]:
+        """Per layer, the counts of the experts whose parameters are here; those of null experts are left out."""
+        real = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
+        return real if self.experts is None else [self.experts.own(counts) for counts in real]
+
+    def gather(self, tensor: Tensor, name: str) -> Tensor:
+        """The whole of a parameter, or of what an optimizer keeps for it; `name` is the parameter's."""
+        tensor = whole(tensor.detach())
+        divided = name in self._divided and self.experts is not None and tensor.ndim
+        return self.experts.gather(tensor) if divided and self.experts else tensor
+
+    def part(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
+        """The inverse of `gather`: this process's part, shaped and placed as `like`."""
+        if name in self._divided and self.experts is not None and tensor.ndim:
+            tensor = self.experts.own(tensor)
+        if isinstance(like, DTensor):
+            return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+        return tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,179 @@
+"""Several processes train as one does: losses, gradients and weights, whatever each of them holds."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_cli.config.balances import (
+    EntropyBalance,
+    ImportanceBalance,
+    LossFreeBalance,
+    MutualInformationBalance,
+    QuantileBalance,
+    SwitchBalance,
+)
+from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.routers import ReluConfig, SinkhornConfig
+from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.run import run_one
+from moe_cli.store import Run, create_run, rewrite_config
+from tests.tiny import tiny_config
+
+FSDP, EXPERTS, BOTH = {"shard": "fsdp"}, {"expert_parallel": 2}, {"shard": "fsdp", "expert_parallel": 2}
+ADAMW = AdamWConfig(lr=0.01)
+EMA = {"optim": MuonConfig(lr=0.03, adam_lr=0.01, ema=0.9)}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dp": ({}, {}),
+    "fsdp": (FSDP, {}),
+    "experts": (EXPERTS, {}),
+    "both": (BOTH, {}),
+    "adamw": ({}, {"optim": ADAMW}),
+    "adamw-fsdp": (FSDP, {"optim": ADAMW}),
+    "adamw-experts": (EXPERTS, {"optim": ADAMW}),
+    "sgd-both": (BOTH, {"optim": SGDConfig(lr=0.3)}),
+    "ema-both": (BOTH, EMA),
+    "accumulation": ({}, {"train": {"grad_accumulation": 2}}),
+    "accumulation-both": (BOTH, {"train": {"grad_accumulation": 2}}),
+    "sparse-updates": (EXPERTS, {"optim": AdamWConfig(lr=0.01, sparse_experts=True), "k": 1, "expert": 8}),
+    "capacity": ({}, {"capacity": 0.6, "optim": ADAMW}),
+    "capacity-probability": (EXPERTS, {"capacity": 0.6, "drop": "probability", "renormalise_after_drop": True}),
+    "global": (BOTH, {"balance": SwitchBalance(weight=0.5, scope="global"), "train": {"grad_accumulation": 2}}),
+    "importance": ({}, {"balance": ImportanceBalance(weight=0.5)}),
+    "entropy": (FSDP, {"balance": EntropyBalance(weight=0.5)}),
+    "information": ({}, {"balance": MutualInformationBalance(weight=0.5)}),
+    "loss-free": (EXPERTS, {"balance": LossFreeBalance(bias_update_rate=0.05)}),
+    "quantile": ({}, {"balance": QuantileBalance()}),
+    "sinkhorn": ({}, {"router": SinkhornConfig()}),
+    "relu": (EXPERTS, {"router": ReluConfig(), "balance": None}),
+    "shared": (BOTH, {"model": {"shared_experts": 1, "shared_gate": True}}),
+    "dense-fsdp": (FSDP, {"expert": 1, "k": 1}),
+}
+# Stopped after two steps by a signal to one of the processes; begun by one process.
+STOPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"stopped-dp": ({}, {}), "stopped-both": (BOTH, EMA)}
+RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "resumed-both": (BOTH, EMA),
+    "resumed-experts": (EXPERTS, {"optim": ADAMW}),
+}
+CASES |= STOPPED | RESUMED
+
+
+def make_config(path: Path, launch: dict[str, Any], changes: dict[str, Any], procs: int = 1) -> RunConfig:
+    train = {"steps": 4, "batch_size": 8, "checkpoint_every": 2, **changes.get("train", {})}
+    config = tiny_config(path, **{**changes, "train": train})
+    if procs == 1:
+        return config
+    return tiny_config(path, **{**changes, "train": train}, launch=LaunchConfig(procs=procs, **launch))
+
+
+def make_runs(folder: Path, text_file: Path, cases: dict[str, Any], procs: int) -> dict[str, Run]:
+    return {name: create_run(folder, "runs", make_config(text_file, *case, procs)) for name, case in cases.items()}
+
+
+def start(folder: Path, runs: list[tuple[Run, int | None]], procs: int) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file = folder / "runs.json"
+    file.write_text(json.dumps([[str(run.path), stop] for run, stop in runs]))
+    shared = {"WORLD_SIZE": procs, "LOCAL_WORLD_SIZE": procs, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+              "OMP_NUM_THREADS": 1}  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.together", str(folder), str(file)],
+            env={**os.environ, **{key: str(value) for key, value in (shared | {"RANK": i, "LOCAL_RANK": i}).items()}},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(procs)
+    ]  # fmt: skip
+
+
+def finish_together(folder: Path, runs: list[tuple[Run, int | None]], procs: int) -> None:
+    processes = start(folder, runs, procs)
+    try:
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [0] * procs == [process.returncode for process in processes], "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def double() -> Iterator[None]:
+    """Numbers of 64 bits, so that what is left of a difference is not hidden by rounding."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def two(text_file: Path, tmp_path_factory: pytest.TempPathFactory, double: None) -> dict[str, Run]:
+    """Every case, carried out by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = make_runs(folder, text_file, CASES, 2)
+    for run in (runs[name] for name in RESUMED):
+        begin_alone(run, folder)
+    finish_together(folder, [(run, 2 if name in STOPPED else None) for name, run in runs.items()], 2)
+    return runs
+
+
+def begin_alone(run: Run, outputs: Path) -> None:
+    """The first two steps, by one process."""
+    config = run.config()
+    rewrite_config(run, replace(config, launch=LaunchConfig()))
+    run_one(run, outputs, lambda view: signal.raise_signal(signal.SIGTERM) if view.state.step == 2 else None)
+    assert ("interrupted", 2) == (run.status()["status"], run.status()["step"])
+    rewrite_config(run, config)
+
+
+def assert_equal_training(one: Run, several: Run) -> None:
+    """Every loss, gradient norm and measure, the weights at the end, and the evaluation of the whole split."""
+    for first, second in zip(one.metrics(), several.metrics(), strict=True):
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            if "seconds" not in key and "per_second" not in key:
+                assert second[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+    for name in ("model", "optimizer", "ema"):
+        files = [run.checkpoints()[0] / f"{name}.safetensors" for run in (one, several)]
+        assert files[0].exists() == files[1].exists()
+        if files[0].exists():
+            assert_equal_tensors(*map(load_file, files))
+    first, second = one.summary() or {}, several.summary() or {}
+    for key in ("val_loss", "val_bpb", "max_violation", "dead_experts", "token_specialisation", "steps", "tokens",
+                "routing_entropy", "dropped_fraction", "params", "val_tokens"):  # fmt: skip
+        assert second[key] == (first[key] if first[key] is None else pytest.approx(first[key], rel=1e-6)), key
+
+
+def assert_equal_tensors(one: dict[str, torch.Tensor], several: dict[str, torch.Tensor]) -> None:
+    names = [name for name in one if not name.startswith("random.")]
+    assert names == [name for name in several if not name.startswith("random.")]
+    for name in names:
+        torch.testing.assert_close(
+            several[name], one[name], rtol=1e-5, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one(text_file: Path, tmp_path: Path, two: dict[str, Run], case: str) -> None:
+    """Losses, gradient norms, measures, weights and optimizer state are those of one process on the same batches.
+
+    Also where the two took over from one process in the middle, or one from the two.
+    """
+    launch, changes = CASES[case]
+    if case in STOPPED:
+        assert ("interrupted", 2) == (two[case].status()["status"], two[case].status()["step"])
+        rewrite_config(two[case], replace(two[case].config(), launch=LaunchConfig()))
+        run_one(two[case], tmp_path)
+    alone = create_run(tmp_path, "runs", make_config(text_file, launch, changes))
+    assert alone.config().digest == two[case].config().digest
+    assert_equal_training(run_one(alone, tmp_path), two[case])
