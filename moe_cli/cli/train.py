@@ -39,26 +39,29 @@ def train(
 
     from rich.console import Console
 
-    from moe_cli.forecast import pin_upcycle
-    from moe_cli.machine import pick_device
+    from moe_cli.cli.live import print_plan
+    from moe_cli.forecast import make_plans, measure_flops, pin_upcycle
+    from moe_cli.machine import pick_device, pick_threads
     from moe_cli.run import for_this_job
 
     console = Console(stderr=as_json)
     config = for_this_job(config)
     if run is None:
         config = pin_upcycle(config, folder)
+    plan = make_plans([config], folder, pick_threads(config), measure_flops())[0]
     if dry_run:
-        _print_plan(console, config, folder, None)
+        print_plan(console, plan, None)
         return
     pick_device(config.train.device)  # before a folder is made
     run = run or create_run(folder, "runs", config)
     if config.launch.procs > 1 and not launched():
         _launch(console, run, config, folder, as_json)
     else:
-        _train(console, run, config, folder, as_json)
+        print_plan(console, plan, str(run.path))
+        _train(console, run, folder, as_json)
 
 
-def _train(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:
+def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     """In this process, which shows how it goes; the first of several if a launcher has started it."""
     from moe_cli.cli.live import Display, print_summary
     from moe_cli.launch import by_us, launched
@@ -67,7 +70,6 @@ def _train(console: "Console", run: "Run", config: "RunConfig", folder: Path, as
     from moe_cli.run import run_one
 
     keep_freed_memory()
-    _print_plan(console, config, folder, str(run.path))
     parallel.start()
     parallel.told(str(run.path))
     try:
@@ -97,14 +99,6 @@ def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, a
     if run.summary() is None:
         _print_stopped(console, run)
         raise typer.Exit(130)
-
-
-def _print_plan(console: "Console", config: "RunConfig", folder: Path, path: str | None) -> None:
-    from moe_cli.cli.live import print_plan
-    from moe_cli.forecast import make_plans, measure_flops
-    from moe_cli.machine import pick_threads
-
-    print_plan(console, make_plans([config], folder, pick_threads(config), measure_flops())[0], path)
 
 
 def _print_stopped(console: "Console", run: "Run") -> None:

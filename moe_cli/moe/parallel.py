@@ -200,10 +200,10 @@ def compute_divided(
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=group.group)
     out, back = (counts.view(group.size, local).sum(1).tolist() for counts in (sent, received))
-    arrived = _Exchange.apply(x.index_select(0, plan.token_ids), out, back, group)
+    arrived = exchanged(x.index_select(0, plan.token_ids), out, back, group)
     expert_ids = torch.arange(local, device=x.device).repeat(group.size).repeat_interleave(received)
     answers = backend(experts, arrived, _one_each(expert_ids, local), experts.draw_mask(len(expert_ids)))
-    answers = _Exchange.apply(answers, back, out, group)
+    answers = exchanged(answers, back, out, group)
     weights = routing.weights.index_select(0, plan.assignments).to(answers.dtype)
     nothing = answers.new_zeros(1, answers.shape[1]).expand(len(x), -1)
     return nothing.index_add(0, plan.token_ids, answers * weights.unsqueeze(1))
@@ -216,8 +216,12 @@ def _one_each(expert_ids: Int[Tensor, " A"], num_experts: int) -> Routing:
     return Routing(none, none, torch.arange(len(kept), device=kept.device), expert_ids, kept.float(), kept)
 
 
+def exchanged(values: Float[Tensor, "S D"], sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:
+    """Rows to their processes, `sent[i]` of them to member i; the gradient takes the way back."""
+    return _Exchange.apply(values, sent, received, group)  # type: ignore[no-any-return]
+
+
 class _Exchange(torch.autograd.Function):
-    """Rows to their processes; the gradient takes the way back."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:

@@ -161,7 +161,7 @@ class Training:
                 with autocast(train.precision, device):
                     loss, routings = self.task.loss(self.parts.forward, batch)
                 # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
-                asked = [parallel.total(tokens_per_expert(each)) for each in routings]
+                asked = parallel.total(torch.stack([tokens_per_expert(each) for each in routings])) if routings else ()
                 for counts, new, seen, routing in zip(load, asked, probs, routings, strict=True):
                     counts += new
                     if isinstance(self.bias_method, QuantileBalance):
