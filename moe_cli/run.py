@@ -18,7 +18,7 @@ from typing import Any
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, LostProcess, MoeError, RunBusy, TrainingError
 from moe_cli.forecast import check_upcycle, corpus_of, pin_upcycle
-from moe_cli.launch import by_us, job, launch, launched, processes, rank
+from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.memory import keep_freed_memory
 from moe_cli.models.cost import cost, training_steps
@@ -320,4 +320,7 @@ def main(run_folder: str, outputs: str) -> int:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    sys.exit(main(*sys.argv[1:]))
+    code = main(*sys.argv[1:])
+    if launched():
+        leave(code)
+    sys.exit(code)

@@ -19,7 +19,7 @@ from moe_cli.cli.sample import sample
 from moe_cli.cli.sweep import sweep
 from moe_cli.cli.train import train
 from moe_cli.errors import LostProcess, MoeError, TrainingError
-from moe_cli.launch import by_us, rank
+from moe_cli.launch import by_us, launched, leave, rank
 
 
 class Group(TyperGroup):
@@ -84,4 +84,9 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if launched():
+            leave(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+        raise

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from moe_cli.moe.dispatch import Backend
 from moe_cli.moe.experts import Experts
@@ -30,7 +32,12 @@ def start() -> None:
     """Joins the processes that a launcher (torchrun) has started, if it has. Ends with `stop`."""
     global _started
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _started:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # On one machine a store outlives its processes: those that start again must not find the dead ones in it.
+            store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         _started = True
 
 
@@ -222,7 +229,6 @@ def exchanged(values: Float[Tensor, "S D"], sent: list[int], received: list[int]
 
 
 class _Exchange(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx: Any, values: Tensor, sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:
         ctx.way = (received, sent, group)

@@ -163,6 +163,23 @@ def assert_equal_tensors(one: dict[str, torch.Tensor], several: dict[str, torch.
         )
 
 
+@pytest.fixture(scope="module")
+def four(text_file: Path, tmp_path_factory: pytest.TempPathFactory, double: None) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("four")
+    runs = make_runs(folder, text_file, CASES, 4)
+    for run in (runs[name] for name in RESUMED):
+        begin_alone(run, folder)
+    finish_together(folder, [(run, 2 if name in STOPPED else None) for name, run in runs.items()], 4)
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_four_processes_train_as_one(text_file: Path, tmp_path: Path, four: dict[str, Run], case: str) -> None:
+    """The same with two groups of experts beside each other."""
+    test_two_processes_train_as_one(text_file, tmp_path, four, case)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one(text_file: Path, tmp_path: Path, two: dict[str, Run], case: str) -> None:
     """Losses, gradient norms, measures, weights and optimizer state are those of one process on the same batches.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from moe_cli.launch import rank
+from moe_cli.launch import leave, rank
 from moe_cli.moe import parallel
 from moe_cli.run import run_one
 from moe_cli.store import Run
@@ -30,6 +30,7 @@ def main(outputs: str, file: str) -> None:
 
         run_one(Run(Path(folder)), Path(outputs), observe)
     stop()
+    leave(0)
 
 
 if __name__ == "__main__":

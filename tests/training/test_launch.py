@@ -1,0 +1,256 @@
+"""moe train launch.procs=N and torchrun: what is printed, and what happens when a process dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_cli.config.launch import LaunchConfig
+from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
+from moe_cli.launch import job, launch, launched, local_processes, rank, restarted
+from moe_cli.machine import pick_device, pick_threads
+from moe_cli.run import for_this_job, main, run_one
+from moe_cli.store import Run, create_run, open_runs
+from tests.tiny import tiny_config
+from tests.training.test_resume import assert_equal_runs
+
+SMALL = (
+    "model.d_model=16", "model.d_ff=32", "model.num_layers=2", "model.num_heads=2", "model.context_length=16",
+    "train.batch_size=4", "train.threads=1", "expert=4", "k=2", "match=none", "train.checkpoint_every=10",
+)  # fmt: skip
+LAUNCHED = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.fixture
+def command(text_file: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """`moe train` on a little text, in a process of its own."""
+    settings = ["data=text", f"data.path={text_file}", *SMALL, "--outputs", str(tmp_path)]
+    return lambda *words: [sys.executable, "-m", "moe_cli", "train", *settings, *words]
+
+
+def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def wait_for_checkpoint(outputs: Path, process: subprocess.Popen[str]) -> Run:
+    deadline = time.monotonic() + 60
+    while not list(outputs.glob("runs/*/checkpoints/step_*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return open_runs(outputs)[0]
+
+
+def worker(parent: int, number: int) -> int:
+    """The process id of one of a launcher's processes."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            status = (folder / "status").read_text()
+        except OSError:
+            continue
+        if f"RANK={number}".encode() in environment and f"\nPPid:\t{parent}\n" in status:
+            return int(folder.name)
+    raise AssertionError(f"no process {number} of {parent}")
+
+
+def test_settings_of_a_launch_are_checked(text_file: Path) -> None:
+    """What cannot be divided is refused before anything starts, with the numbers."""
+    for changes, message in (
+        ({"procs": 3}, "train.batch_size=4 cannot be divided among launch.procs=3"),
+        (
+            {"procs": 4, "expert_parallel": 3},
+            "launch.procs=4 cannot be divided into groups of launch.expert_parallel=3",
+        ),
+        ({"procs": 0}, "launch.procs=0"),
+        ({"procs": 2, "restarts": -1}, "launch.restarts=-1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tiny_config(text_file, launch=LaunchConfig(**changes))
+    with pytest.raises(ConfigError, match=r"expert=6 cannot be divided among launch.expert_parallel=4"):
+        tiny_config(text_file, expert=6, launch=LaunchConfig(procs=4, expert_parallel=4))
+    with pytest.raises(ConfigError, match=r"optim.sparse_experts=true .* Use launch.shard=dp"):
+        tiny_config(text_file, optim={"sparse_experts": True}, launch=LaunchConfig(procs=2, shard="fsdp"))
+
+
+def test_a_dense_model_has_no_experts_to_divide(text_file: Path) -> None:
+    """launch.expert_parallel is set aside."""
+    config = tiny_config(text_file, expert=1, k=1, launch=LaunchConfig(procs=2, expert_parallel=2))
+    assert LaunchConfig(procs=2) == config.launch
+
+
+def test_what_a_launcher_says(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank, share of the cores, GPU and number of processes come from torchrun's environment, where there is one."""
+    for name in (*LAUNCHED, "OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    config = tiny_config(text_file, train={"threads": None})
+    assert (False, 0, 1, None, False) == (launched(), rank(), local_processes(), job(), restarted())
+    assert config is for_this_job(config)
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    assert (True, 3, 2) == (launched(), rank(), local_processes())
+    assert 4 == for_this_job(config).launch.procs
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert 4 == pick_threads(config)
+    assert job() is not None
+    assert str(os.getppid()) in str(job())
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some-job")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert ("some-job", True) == (job(), restarted())
+
+
+def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto is the GPU of the process's number on its machine; too few of them is a clear error."""
+    chosen: list[int] = []
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert torch.device("cuda:1") == pick_device("auto") == pick_device("cuda")
+    assert [1, 1] == chosen
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(MoeError, match="2 processes on this machine and 1 GPUs"):
+        pick_device("auto")
+
+
+def script(tmp_path: Path, text: str) -> list[str]:
+    file = tmp_path / "script.py"
+    file.write_text(f"import os, signal, sys, time\n{text}\n")
+    return [str(file)]
+
+
+def test_a_launch_that_ends_well_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each process knows who it is, and nothing is printed but what they print."""
+    launch(
+        script(tmp_path, f"open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(os.environ['MOE_LAUNCH'])"),
+        LaunchConfig(procs=2),
+    )
+    assert ["1", "1"] == [(tmp_path / name).read_text() for name in "01"]
+    assert ("", "") == capfd.readouterr()
+    assert "MOE_LAUNCH" not in os.environ
+
+
+def test_the_process_that_was_killed_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The others are stopped, and the message says which one it was and how it ended."""
+    words = script(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else time.sleep(60)")
+    with pytest.raises(LostProcess, match=r"process 1 of 2 was killed \(SIGKILL\)"):
+        launch(words, LaunchConfig(procs=2))
+    assert ("", "") == capfd.readouterr()
+
+
+def test_a_process_that_told_its_error_is_not_told_of_again(tmp_path: Path) -> None:
+    """It has printed why it could not go on: the message is empty."""
+    with pytest.raises(TrainingError) as caught:
+        launch(script(tmp_path, "sys.exit(2)"), LaunchConfig(procs=2))
+    assert "" == str(caught.value)
+    assert not isinstance(caught.value, LostProcess)
+
+
+def test_a_launch_starts_again(tmp_path: Path) -> None:
+    """As often as launch.restarts allows."""
+    text = "os.environ['TORCHELASTIC_RESTART_COUNT'] == '1' or os.kill(os.getpid(), signal.SIGKILL)"
+    launch(script(tmp_path, text), LaunchConfig(procs=2, restarts=1))
+    with pytest.raises(LostProcess):
+        launch(script(tmp_path, text), LaunchConfig(procs=2))
+
+
+def test_a_run_of_several_processes_is_launched(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run_one, and with it sweeps and the Python API, starts the processes; a lost one is told with the way on."""
+    run = create_run(tmp_path, "runs", tiny_config(text_file, launch=LaunchConfig(procs=2)))
+    asked: list[Any] = []
+    monkeypatch.setattr("moe_cli.run.launch", lambda words, config: asked.append((words, config.procs)))
+    run_one(run, tmp_path)
+    assert [(["-m", "moe_cli.run", str(run.path), str(tmp_path)], 2)] == asked
+
+    def lose(words: Any, config: Any) -> None:
+        raise LostProcess("process 1 of 2 was killed (SIGKILL).")
+
+    monkeypatch.setattr("moe_cli.run.launch", lose)
+    with pytest.raises(LostProcess, match=rf"The last checkpoint is kept.\nGo on with: moe train --resume {run.id}"):
+        run_one(run, tmp_path)
+    assert 1 == main(str(run.path), str(tmp_path))
+
+
+@pytest.mark.parametrize("launcher", ["moe", "torchrun"])
+def test_two_processes_by_command(command: Any, tmp_path: Path, launcher: str) -> None:
+    """Both ways give one run folder, one plan and one summary, and nothing on standard error but torchrun's own words."""
+    words = command("train.steps=4")
+    if launcher == "moe":
+        words.append("launch.procs=2")
+    else:
+        words[1:2] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    process = start(words, OMP_NUM_THREADS="1")
+    out, err = process.communicate(timeout=120)
+    assert (0, "") == (process.returncode, err)
+    assert [1, 1] == [out.count(text) for text in ("  run  ", "done in")]
+    (run,) = open_runs(tmp_path)
+    assert ("completed", 2) == (run.status()["status"], run.config().launch.procs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_dies_ends_the_training(command: Any, tmp_path: Path, text_file: Path, killed: int) -> None:
+    """The error names it, the last checkpoint is kept, and resumed, by two or by one, the run ends as if undisturbed."""
+    process = start(command("train.steps=150", "launch.procs=2"))
+    run = wait_for_checkpoint(tmp_path, process)
+    os.kill(worker(process.pid, killed), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert 1 == process.returncode
+    assert f"process {killed} of 2 was killed (SIGKILL)" in err
+    assert err.endswith(f"Go on with: moe train --resume {run.id}\n")
+    assert "Traceback" not in err
+    assert "interrupted" == run.status()["status"]
+    resume = [sys.executable, "-m", "moe_cli", "train", "--resume", run.id, "--outputs", str(tmp_path)]
+    assert 0 == subprocess.run(resume, check=False, capture_output=True).returncode
+    undisturbed = start(command("train.steps=150", "launch.procs=2", "--outputs", str(tmp_path / "other")))
+    undisturbed.communicate(timeout=120)
+    assert_equal_runs(open_runs(tmp_path / "other")[0], run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["moe", "torchrun"])
+def test_a_training_starts_again_by_itself(command: Any, tmp_path: Path, launcher: str) -> None:
+    """With restarts, a killed process costs the steps since the last checkpoint, in the same run folder."""
+    words = command("train.steps=150")
+    if launcher == "moe":
+        words += ["launch.procs=2", "launch.restarts=1"]
+    else:
+        words[1:2] = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=1", "--nproc-per-node=2", "-m"]
+    process = start(words, OMP_NUM_THREADS="1")
+    run = wait_for_checkpoint(tmp_path, process)
+    os.kill(worker(process.pid, 1), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert 0 == process.returncode
+    assert [run.id] == [each.id for each in open_runs(tmp_path)]
+    assert 150 == (run.summary() or {})["steps"]
+    steps = [line["step"] for line in run.metrics() if "train/loss" in line]
+    assert sorted(set(steps)) == steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_saves_and_stops(command: Any, tmp_path: Path, number: int) -> None:
+    """One message, exit code 130, nothing left running; resumed by one process the run is completed."""
+    process = start(command("train.steps=2000", "launch.procs=2"))
+    run = wait_for_checkpoint(tmp_path, process)
+    workers = [worker(process.pid, rank) for rank in range(2)]
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (130, "") == (process.returncode, err)
+    assert out.endswith(f"stopped; everything is saved. Go on with: moe train --resume {run.id}\n")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    status = run.status()
+    assert "interrupted" == status["status"]
+    assert f"step_{status['step']:08d}" == run.checkpoints()[0].name
