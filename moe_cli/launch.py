@@ -92,6 +92,7 @@ def launch(words: Sequence[str], config: LaunchConfig) -> None:
         min_nodes=1, max_nodes=1, nproc_per_node=config.procs, run_id=uuid.uuid4().hex, max_restarts=config.restarts,
         rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", monitor_interval=POLL_SECONDS,
     )  # fmt: skip
+    settings.signals_to_handle = _SIGNALS  # where torch has that field; the environment says it to others
     try:
         elastic_launch(settings, sys.executable)(*words)
     except ChildFailedError as error:
