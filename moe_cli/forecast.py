@@ -16,7 +16,8 @@ from moe_cli.tasks.corpora import Corpus, load_corpus
 STEP_EFFICIENCY = 0.65
 # What a model must share with the dense run whose weights it starts from.
 UPCYCLED = ("num_layers", "num_heads", "d_model", "d_ff", "expert_kind", "activation", "tie_embeddings", "qk_norm",
-            "rope_base", "norm", "positions", "logit_cap", "num_kv_heads", "d_head")  # fmt: skip
+            "rope_base", "norm", "positions", "logit_cap", "num_kv_heads", "d_head", "kv_rank", "q_rank", "d_rope",
+            "vocab_size")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ def make_plans(configs: Sequence[RunConfig], outputs: Path, threads: int, flops_
         _make_plan(config, load(config.data, config.model.context_length), threads, flops_per_second)
         for config in configs
     ]
+
+
+def vocab_of(config: RunConfig, corpus: Corpus) -> int:
+    """Rows of the model's embedding. Raises ConfigError where the data have more tokens."""
+    asked, own = config.model.vocab_size, int(corpus.meta["vocab_size"])
+    if asked is not None and asked < own:
+        raise ConfigError(f"model.vocab_size={asked} is less than the {own} tokens of the data. Use at least {own}.")
+    return asked or own
 
 
 def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
@@ -106,7 +115,7 @@ def _tokens(config: RunConfig) -> object:
 
 
 def _make_plan(config: RunConfig, corpus: Corpus, threads: int, flops_per_second: float) -> Plan:
-    vocab_size = int(corpus.meta["vocab_size"])
+    vocab_size = vocab_of(config, corpus)
     costs = cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
     speed = STEP_EFFICIENCY * flops_per_second * threads

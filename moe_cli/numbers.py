@@ -6,14 +6,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def count(value: float) -> str:
-    """Three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G."""
+    """Three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G, and on to Y, 1e24."""
     if abs(value) < 999.5:
         return f"{value:.0f}"
-    for unit in "kMGT":
+    for unit in "kMGTPEZY":
         value /= 1000
         if abs(value) < 999.5:
             return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}{unit}"
-    return f"{value:.3g}T"
+    return f"{value:.3g}Y"
 
 
 def duration(seconds: float) -> str:

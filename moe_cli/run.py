@@ -17,7 +17,7 @@ from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, LostProcess, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, corpus_of, pin_upcycle
+from moe_cli.forecast import check_upcycle, corpus_of, pin_upcycle, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.memory import keep_freed_memory
@@ -102,8 +102,9 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     parallel.start()
     corpus = _corpus_of_all(config, outputs)
     task = TextTask(corpus, config.model.context_length, config.seed)
-    model = make_model(config, task.vocab_size).to(device)
-    steps = training_steps(config, task.vocab_size)
+    vocab_size = vocab_of(config, corpus)
+    model = make_model(config, vocab_size).to(device)
+    steps = training_steps(config, vocab_size)
     checkpoints = run.checkpoints()
     if not checkpoints and (source := check_upcycle(config, outputs)):
         upcycle(model, source)
@@ -172,7 +173,7 @@ def restore(run: Run, outputs: Path, which: str = "latest") -> Trained:
     corpus = corpus_of(config, outputs)
     _check_same_corpus(run, checkpoint.state, corpus)
     task = TextTask(corpus, config.model.context_length, config.seed)
-    model = make_model(config, task.vocab_size)
+    model = make_model(config, vocab_of(config, corpus))
     checkpoint.load_model(model)
     return Trained(config, model.to(pick_device(config.train.device)).eval(), task, checkpoint.state["step"])
 
@@ -198,7 +199,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     routing["router_saturation"] = _record_final_routing(run, training, result)
-    costs = cost(config, task.vocab_size)
+    costs = cost(config, vocab_of(config, corpus))
     losses = [record["train/loss"] for record in run.metrics() if "train/loss" in record]
     return {
         "run": run.id, "status": "completed", "expert": config.expert, "k": config.k, "capacity": config.capacity,

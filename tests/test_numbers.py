@@ -7,7 +7,16 @@ from moe_cli.numbers import bars, count, duration, percent
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (853, "853"), (999.6, "1.00k"), (24_120, "24.1k"), (2_000_000, "2.00M"), (1.31e9, "1.31G")],
+    [
+        (0, "0"),
+        (853, "853"),
+        (999.6, "1.00k"),
+        (24_120, "24.1k"),
+        (2_000_000, "2.00M"),
+        (1.31e9, "1.31G"),
+        (4.16e24, "4.16Y"),
+        (4.16e28, "4.16e+04Y"),
+    ],
 )
 def test_count(value: float, text: str) -> None:
     """Three significant digits and a unit."""

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import GPTConfig, MuonConfig, RunConfig, TextData, TrainConfig
+from moe_cli.config.schema import MuonConfig, RunConfig, TextData, TrainConfig
 from moe_cli.forecast import corpus_of
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run

@@ -38,7 +38,13 @@ def sample(
     trained = restore(found, folder, checkpoint)
     tokenizer = trained.task.corpus.tokenizer
     ids = draw(
-        trained.model, tokenizer.encode(prompt).tolist(), tokens, trained.config.model.context_length, temperature, seed
+        trained.model,
+        tokenizer.encode(prompt).tolist(),
+        tokens,
+        trained.config.model.context_length,
+        temperature,
+        seed,
+        tokenizer.vocab_size,
     )
     typer.echo(prompt, nl=False)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may span several byte tokens

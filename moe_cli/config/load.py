@@ -97,7 +97,10 @@ class Composer:
         return _hydra_loader(self.folders)
 
     def choices(self, group: str) -> list[str]:
-        return self.loader.get_group_options(group)
+        options: list[str] = self.loader.get_group_options(group)
+        folders = {path.parent.name for folder in self.folders for path in (folder / group).glob("*/*.yaml")}
+        return options + [f"{name}/{each}" for name in sorted(folders)
+                          for each in self.loader.get_group_options(f"{group}/{name}")]  # fmt: skip
 
     def describe(self, group: str, choice: str) -> str:
         """The first comment of the choice's file: what it is for."""

@@ -21,6 +21,7 @@ from moe_cli.config.balances import (
     replace_method,
     setting_key,
 )
+from moe_cli.config.model import DEFAULT_ROPE_BASE, GPTConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     HashConfig,
@@ -31,16 +32,7 @@ from moe_cli.config.routers import (
     TopKConfig,
     gate_params,
 )
-from moe_cli.config.schema import (
-    BUDGETS,
-    DEFAULT_ROPE_BASE,
-    DEFAULT_STEPS,
-    DEFAULT_TOP_K,
-    EvalConfig,
-    GPTConfig,
-    RunConfig,
-    TextData,
-)
+from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, RunConfig, TextData
 from moe_cli.errors import ConfigError
 
 # Routers whose choice the methods that work by a bias can move.
@@ -102,6 +94,13 @@ def _with_attention(model: GPTConfig, given: Collection[str], notes: list[str]) 
     num_heads = _num_heads(model)
     model = replace(model, num_heads=num_heads, num_kv_heads=model.num_kv_heads or num_heads,
                     d_head=model.d_head or model.d_model // num_heads)  # fmt: skip
+    if model.kv_rank is None:
+        notes += _set_aside(given, "model.kv_rank=null is plain attention", "model.q_rank", "model.d_rope")
+        model = replace(model, q_rank=None, d_rope=None)
+    else:
+        notes += _set_aside(given, "model.kv_rank is latent attention", "model.num_kv_heads", "model.qk_norm")
+        model = replace(model, num_kv_heads=num_heads, qk_norm=False,
+                        d_rope=model.d_rope or max(2, (model.d_head or 0) // 4 * 2))  # fmt: skip
     if model.positions == "learned":
         model = replace(model, rope_base=DEFAULT_ROPE_BASE)
         notes += _set_aside(given, "model.positions=learned turns nothing", "model.rope_base")

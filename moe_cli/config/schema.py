@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges
 from moe_cli.config.launch import LaunchConfig, check_launch
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
 from moe_cli.config.routers import RouterConfig, TopKConfig, check_router
@@ -21,7 +22,6 @@ from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
-DEFAULT_ROPE_BASE = 10_000.0
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
 EXECUTION_KEYS = (
@@ -34,107 +34,6 @@ EXECUTION_KEYS = (
     "keep",
     "keep_best",
 )
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """A decoder-only transformer; every `moe_every`-th feed-forward layer is a mixture of experts."""
-
-    name: Literal["gpt"] = "gpt"
-    num_layers: int = 4
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    d_head: int | None = None
-    d_model: int = 96
-    d_ff: int = 288
-    d_expert: int | None = None
-    expert_kind: Literal["glu", "mlp"] = "glu"
-    activation: Literal["silu", "gelu", "relu", "relu2"] = "silu"
-    expert_dropout: float = 0.0
-    expert_init_scale: float = 1.0
-    shared_experts: int = 0
-    shared_gate: bool = False
-    moe_every: int = 1
-    first_dense: int = 0
-    context_length: int = 128
-    tie_embeddings: bool = False
-    norm: Literal["rms", "layer"] = "rms"
-    qk_norm: bool = True
-    positions: Literal["rope", "learned"] = "rope"
-    rope_base: float = DEFAULT_ROPE_BASE
-    init_std: float | None = None
-    logit_cap: float | None = None
-    dropout: float = 0.0
-    dispatch: Literal["auto", "grouped", "padded", "einsum", "reference"] = "auto"
-
-    def __post_init__(self) -> None:
-        for key in (
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "d_head",
-            "d_model",
-            "d_ff",
-            "d_expert",
-            "moe_every",
-            "context_length",
-        ):
-            at_least(f"model.{key}", getattr(self, key), 1)
-        at_least("model.shared_experts", self.shared_experts, 0)
-        at_least("model.first_dense", self.first_dense, 0)
-        above("model.init_std", self.init_std, 0)
-        above("model.logit_cap", self.logit_cap, 0)
-        above("model.rope_base", self.rope_base, 1)
-        share("model.dropout", self.dropout)
-        share("model.expert_dropout", self.expert_dropout)
-        above("model.expert_init_scale", self.expert_init_scale, 0)
-        if self.moe_every > self.num_layers:
-            raise ConfigError(
-                f"model.moe_every={self.moe_every} is more than model.num_layers={self.num_layers}: "
-                "no layer would have experts. Use expert=1 for a dense model."
-            )
-        if not self.sparse_layers:
-            raise ConfigError(
-                f"model.first_dense={self.first_dense} leaves no layer of model.num_layers={self.num_layers} to experts. "
-                "Use expert=1 for a dense model."
-            )
-        if self.num_heads is not None:
-            self._check_heads(self.num_heads)
-
-    def _check_heads(self, num_heads: int) -> None:
-        if self.num_kv_heads is not None and num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"model.num_heads={num_heads} cannot share model.num_kv_heads={self.num_kv_heads} evenly: "
-                "choose a divisor."
-            )
-        if self.d_head is not None:
-            if self.d_head % 2 and self.positions == "rope":
-                raise ConfigError(f"model.d_head={self.d_head} is odd: rotary positions need an even width.")
-            return
-        if self.d_model % num_heads:
-            raise ConfigError(
-                f"model.d_model={self.d_model} cannot be divided among model.num_heads={num_heads}: choose a multiple."
-            )
-        if self.d_model // num_heads % 2 and self.positions == "rope":
-            raise ConfigError(
-                f"model.d_model={self.d_model} over model.num_heads={num_heads} gives heads of odd width "
-                f"{self.d_model // num_heads}: rotary positions need an even width."
-            )
-
-    @property
-    def sparse_layers(self) -> tuple[int, ...]:
-        """The layers, from 0, that have experts: the last of every `moe_every`, after the first `first_dense`."""
-        return tuple(range(-(-(self.first_dense + 1) // self.moe_every) * self.moe_every - 1, self.num_layers,
-                           self.moe_every))  # fmt: skip
-
-    @property
-    def matrices_per_expert(self) -> int:
-        """3 for a gated network (gate, up, down), 2 for a plain one."""
-        return 3 if self.expert_kind == "glu" else 2
-
-    @property
-    def shared_gate_params(self) -> int:
-        return self.d_model if self.shared_gate else 0
 
 
 @dataclass(frozen=True)

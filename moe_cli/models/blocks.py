@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.schema import GPTConfig, RunConfig
+from moe_cli.config.model import GPTConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.moe.experts import FeedForward, init_matrix
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing
@@ -70,6 +71,54 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+class LatentAttention(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+
+    Keys and values of all heads come from one short vector of `kv_rank` values, queries from one of `q_rank`; position
+    is in `d_rope` further values of each query, and in one key of that width that all heads share.
+    """
+
+    def __init__(self, model: GPTConfig) -> None:
+        super().__init__()
+        assert model.num_heads
+        assert model.d_head
+        assert model.kv_rank
+        assert model.d_rope
+        self.dropout = model.dropout
+        self.d_head, self.d_rope, self.kv_rank = model.d_head, model.d_rope, model.kv_rank
+        width, heads = model.d_model, model.num_heads
+        self.q_down = None if model.q_rank is None else nn.Linear(width, model.q_rank, bias=False)
+        self.q_norm = None if model.q_rank is None else nn.RMSNorm(model.q_rank)
+        self.q_up = nn.Linear(model.q_rank or width, heads * (model.d_head + model.d_rope), bias=False)
+        self.kv_down = nn.Linear(width, model.kv_rank + model.d_rope, bias=False)
+        self.kv_norm = nn.RMSNorm(model.kv_rank)
+        self.kv_up = nn.Linear(model.kv_rank, heads * 2 * model.d_head, bias=False)
+        self.out = nn.Linear(heads * model.d_head, width, bias=False)
+        self.rotary = Rotary(model.d_rope, model.context_length, model.rope_base)
+
+    def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
+        for linear in (self.q_down, self.q_up, self.kv_down, self.kv_up):
+            if linear is not None:
+                init_matrix(linear.weight, generator)
+        init_matrix(self.out.weight, generator, out_scale)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
+        q = self._heads(self.q_up(queries), self.d_head + self.d_rope)
+        still, turning = q.split([self.d_head, self.d_rope], dim=-1)
+        latent, key = self.kv_down(x).split([self.kv_rank, self.d_rope], dim=-1)
+        k, v = self._heads(self.kv_up(self.kv_norm(latent)), 2 * self.d_head).chunk(2, dim=-1)
+        q = torch.cat((still, self.rotary(turning)), dim=-1)
+        k = torch.cat((k, self.rotary(key.unsqueeze(1)).expand(-1, k.shape[1], -1, -1)), dim=-1)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _heads(rows: Float[Tensor, "B L NW"], width: int) -> Float[Tensor, "B N L W"]:
+        return rows.unflatten(-1, (-1, width)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
 class Block(nn.Module):
     """x + attention(norm x), then x + feed-forward(norm x); the feed-forward is dense or a mixture of experts."""
 
@@ -77,7 +126,7 @@ class Block(nn.Module):
         super().__init__()
         model = config.model
         self.attention_norm = make_norm(model)
-        self.attention = Attention(model)
+        self.attention = Attention(model) if model.kv_rank is None else LatentAttention(model)
         self.ffn_norm = make_norm(model)
         self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)

@@ -23,21 +23,25 @@ class Cost:
     """Attributes:
     num_params: every trained number, embedding and head included.
     num_active_params: those that one token meets: K of E experts, all of the rest.
+    num_expert_params: those of all routed experts.
     forward_flops_per_token: one token through the model.
     optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch.
     padding_flops_per_token: on top of that, what a back end with a full row of places for every expert would spend in a
         forward pass on places that stay empty at even load; only `padded` and `einsum` compute them.
     state_bytes: weights, gradients and optimizer state, float32.
+    expert_state_bytes: the routed experts' part of it.
     activation_bytes: an estimate of what one batch of a training step holds at its peak, see `_activations`.
     num_sparse_layers: blocks with experts.
     """
 
     num_params: int
     num_active_params: int
+    num_expert_params: int
     forward_flops_per_token: int
     optimizer_flops_per_step: int
     padding_flops_per_token: float
     state_bytes: int
+    expert_state_bytes: int
     activation_bytes: int
     num_sparse_layers: int
 
@@ -52,12 +56,11 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
     model = config.model
     width, sparse = model.d_model, len(config.sparse_layers)
     dense = model.num_layers - sparse
-    queries, keys = _attention_widths(config)
-    attention = 2 * width * (queries + keys)
+    attention = sum(rows * columns for rows, columns in _attention_shapes(config))
     ffn = model.matrices_per_expert * width * model.d_ff
     expert = model.matrices_per_expert * width * (model.d_expert or 0)
     gate = gate_params(config.router, width, config.expert) + model.shared_gate_params
-    norms = (2 * model.num_layers + 1) * width
+    norms = (2 * model.num_layers + 1) * width + model.num_layers * _latents(config)
     positions = model.context_length * width if model.positions == "learned" else 0
     outer = vocab_size * width * (1 if model.tie_embeddings else 2) + positions
     common = outer + norms + model.num_layers * attention + dense * ffn
@@ -66,26 +69,48 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
     total = common + sparse * (gate + (config.expert + model.shared_experts) * expert)
     matmuls = active - sparse * gate - norms - positions - (0 if model.tie_embeddings else vocab_size * width)
     gates = sparse * (gate_flops(config.router, width, config.expert) + 2 * model.shared_gate_params)
-    attention_scores = model.num_layers * 4 * model.context_length * queries
+    queries, _, values = _attention_widths(config)
+    attention_scores = model.num_layers * 2 * model.context_length * (queries + values)
     matrices = _matrices(config, sparse) if isinstance(config.optim, MuonConfig) else {}
     in_muon = sum(number * rows * columns for (rows, columns), number in matrices.items())
     return Cost(
         num_params=total,
         num_active_params=active,
+        num_expert_params=sparse * config.expert * expert,
         forward_flops_per_token=2 * matmuls + gates + attention_scores,
         optimizer_flops_per_step=sum(number * _newton_schulz_flops(*shape) for shape, number in matrices.items()),
         padding_flops_per_token=2 * expert * sparse * max(0.0, _places_per_token(config) - top_k),
         state_bytes=BYTES_PER_PARAM * (_copies(config) * total - in_muon),
+        expert_state_bytes=BYTES_PER_PARAM * sparse * config.expert * expert * (_copies(config) - bool(matrices)),
         activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, vocab_size)),
         num_sparse_layers=sparse,
     )
 
 
-def _attention_widths(config: RunConfig) -> tuple[int, int]:
-    """Width of all queries of a token, and of all its keys (or values)."""
+def _attention_widths(config: RunConfig) -> tuple[int, int, int]:
+    """Width of all queries of a token that scores are made of, of its keys, and of the values that scores weigh."""
     model = config.model
     num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
-    return num_heads * d_head, (model.num_kv_heads or num_heads) * d_head
+    turned = (model.d_rope or 0) if model.kv_rank else 0
+    queries = num_heads * (d_head + turned)
+    keys = queries if model.kv_rank else (model.num_kv_heads or num_heads) * d_head
+    return queries, keys, num_heads * d_head
+
+
+def _attention_shapes(config: RunConfig) -> list[tuple[int, int]]:
+    """The matrices of one layer's attention, rows by columns."""
+    model, width = config.model, config.model.d_model
+    queries, keys, values = _attention_widths(config)
+    if model.kv_rank is None:
+        return [(queries + 2 * keys, width), (width, queries)]
+    shapes = [(queries, model.q_rank or width), (model.kv_rank + (model.d_rope or 0), width),
+              (2 * values, model.kv_rank), (width, values)]  # fmt: skip
+    return shapes if model.q_rank is None else [(model.q_rank, width), *shapes]
+
+
+def _latents(config: RunConfig) -> int:
+    """Values of a layer's latent vectors, which are normalised."""
+    return (config.model.q_rank or 0) + config.model.kv_rank if config.model.kv_rank else 0
 
 
 def _copies(config: RunConfig) -> int:
@@ -123,9 +148,11 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     model, tokens = config.model, _tokens_per_pass(config)
     width, heads, gated = model.d_model, model.num_heads or 1, model.expert_kind == "glu"
     norm = 3 * width + 1 if model.norm == "rms" else 2 * width + 2
-    queries, keys = _attention_widths(config)
-    attention = 3 * queries + 2 * keys + (queries + keys if model.positions == "rope" else 0)
+    queries, keys, values = _attention_widths(config)
+    attention = queries + 2 * keys + 2 * values + (queries + keys if model.positions == "rope" else 0)
     attention += heads * (3 if model.qk_norm else 1)
+    if model.kv_rank:
+        attention = 2 * queries + keys + 4 * values + heads + 3 * _latents(config) + 2 + 2 * (model.d_rope or 0)
     dense = (4 if gated else 2) * model.d_ff
     d_expert = model.d_expert or 0
     kept = min(config.k or 1, _places_per_token(config))
@@ -159,11 +186,10 @@ def _matrices(config: RunConfig, sparse: int) -> Counter[tuple[int, int]]:
     """How many matrices of each shape Muon orthogonalises, in a model of `sparse` blocks with experts."""
     model = config.model
     d_expert = model.d_expert or 0
-    queries, keys = _attention_widths(config)
-    matrices = Counter({(queries + 2 * keys, model.d_model): model.num_layers})
+    matrices: Counter[tuple[int, int]] = Counter()
     networks = [(model.d_ff, model.num_layers - sparse), (d_expert, sparse * config.expert),
                 (model.shared_experts * d_expert, sparse if model.shared_experts else 0)]  # fmt: skip
-    for shapes, number in [([(model.d_model, queries)], model.num_layers),
+    for shapes, number in [(_attention_shapes(config), model.num_layers),
                            *((_ffn_shapes(config, hidden), number) for hidden, number in networks)]:  # fmt: skip
         for shape in shapes:
             matrices[shape] += number

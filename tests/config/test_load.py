@@ -49,7 +49,10 @@ def composer() -> Composer:
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_every_file_of_conf_composes_and_validates(file: Path, composer: Composer) -> None:
     """Each yaml is a choice of a known group and gives a valid run; each value of a sweep occurs in a valid run."""
-    group, choice = file.parent.name, file.stem
+    group, choice = (
+        (file.parts[0] if len(file.parts) > 1 else ""),
+        "/".join(file.with_suffix("").parts[1:]) or file.stem,
+    )
     if group == "":
         assert ("config", RunConfig) == (choice, type(composer.point({}).config))
     elif group == "sweep":

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.config import balances, routers, schema
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import matched_d_expert, resolve
 from moe_cli.config.routers import SwitchConfig
-from moe_cli.config.schema import EXECUTION_KEYS, GPTConfig, RunConfig
+from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
 from moe_cli.errors import ConfigError
 from tests.config.strategies import configs
 

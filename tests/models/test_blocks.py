@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_cli.config.schema import GPTConfig
-from moe_cli.models.blocks import Attention, Block, Rotary
+from moe_cli.config.model import GPTConfig
+from moe_cli.config.resolve import resolve
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
+from moe_cli.models.blocks import Attention, Block, LatentAttention, Rotary
 from moe_cli.moe.layer import MoELayer
 from tests.tiny import randomise, tiny_config
 
@@ -118,3 +121,47 @@ def test_dropout_acts_in_training_alone() -> None:
         assert torch.equal(first, second) == (dropout == 0)
         assert torch.equal(block.attention(x), block.attention(x)) == (dropout == 0)
         assert torch.equal(block.eval()(x, ids)[0], block(x, ids)[0])
+
+
+def test_latent_attention_equals_the_formula() -> None:
+    """Each head, written out position by position: content from the latents, position from the shared rotary key."""
+    torch.manual_seed(0)
+    model = GPTConfig(
+        num_heads=2, num_kv_heads=2, d_model=12, d_head=4, kv_rank=5, q_rank=6, d_rope=2, context_length=7
+    )
+    layer = LatentAttention(model)
+    x = torch.randn(1, 7, 12)
+    cos, sin = layer.rotary.cos, layer.rotary.sin
+
+    def turn(pair: torch.Tensor, place: int) -> torch.Tensor:
+        a, b = pair
+        return torch.stack((a * cos[place, 0] - b * sin[place, 0], b * cos[place, 0] + a * sin[place, 0]))
+
+    rows = []
+    for place in range(7):
+        heads = []
+        queries = layer.q_up(layer.q_norm(layer.q_down(x[0, place]))).view(2, 6)
+        for head in range(2):
+            scores, values = [], []
+            for other in range(place + 1):
+                down = layer.kv_down(x[0, other])
+                up = layer.kv_up(layer.kv_norm(down[:5])).view(2, 8)[head]
+                content = queries[head, :4] @ up[:4]
+                position = turn(queries[head, 4:], place) @ turn(down[5:], other)
+                scores.append((content + position) / 6**0.5)
+                values.append(up[4:])
+            heads.append(torch.stack(scores).softmax(0) @ torch.stack(values))
+        rows.append(layer.out(torch.cat(heads)))
+    torch.testing.assert_close(layer(x)[0], torch.stack(rows))
+
+
+def test_what_latent_attention_needs() -> None:
+    """Rotary positions of an even width; without it its settings are set aside."""
+    with pytest.raises(ConfigError, match=r"model.kv_rank=4 .* it needs model.positions=rope"):
+        GPTConfig(num_heads=2, kv_rank=4, positions="learned")
+    with pytest.raises(ConfigError, match=r"model.d_rope=3 is odd"):
+        GPTConfig(num_heads=2, kv_rank=4, d_rope=3)
+    plain = resolve(RunConfig(model=GPTConfig(q_rank=4, d_rope=2))).config
+    assert resolve(RunConfig()).config == plain
+    latent = resolve(RunConfig(model=GPTConfig(kv_rank=4))).config.model
+    assert (16, False) == (latent.d_rope, latent.qk_norm)

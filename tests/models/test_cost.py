@@ -16,9 +16,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.balances import NoBalance
+from moe_cli.config.load import load_config, packaged_conf
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig, GPTConfig, RunConfig, SGDConfig, TextData, TrainConfig
+from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TextData, TrainConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.cost import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.models.gpt import GPT, make_model
@@ -51,6 +53,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "first dense": {"model": {"num_layers": 4, "moe_every": 2, "first_dense": 2}},
     "gpt-2": {"model": {"norm": "layer", "positions": "learned", "qk_norm": False, "init_std": 0.02}},
     "capped": {"model": {"logit_cap": 15.0}},
+    "latent": {"model": {"kv_rank": 6, "num_layers": 3}},
+    "latent queries": {"model": {"kv_rank": 10, "q_rank": 7, "d_rope": 4, "d_head": 6}, "optim": AdamWConfig()},
     "one head": {"model": {"num_heads": 1, "num_layers": 1}},
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -275,3 +279,31 @@ def test_jitter_holds_two_more_inputs() -> None:
     tokens = noisy.train.batch_size * noisy.model.context_length
     difference = cost(noisy, V).activation_bytes - cost(still, V).activation_bytes
     assert difference == 4 * tokens * 2 * 2 * noisy.model.d_model
+
+
+# Published in the papers that the files name: total and active parameters, in 1e9, and how far ours may be from them.
+# Of DeepSeek-V3 and Qwen3 the active parameters are published with two digits, and how the input embedding counts is not.
+PUBLISHED = {
+    "mixtral_8x7b": (46.7, 12.9, 0.01),
+    "olmoe_1b_7b": (6.92, 1.28, 0.01),
+    "qwen3_30b_a3b": (30.5, 3.3, 0.02),
+    "deepseek_v3": (671, 37, 0.02),
+    "switch_base_128": (7.4, None, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_published_size(name: str) -> None:
+    """Every file of conf/experiment/published composes, and its counts are those of its paper."""
+    total, active, tolerance = PUBLISHED[name]
+    config = load_config([f"experiment=published/{name}"]).config
+    costs = cost(config, config.model.vocab_size or 0)
+    assert costs.num_params / 1e9 == pytest.approx(total, rel=0.01)
+    if active is not None:
+        assert costs.num_active_params / 1e9 == pytest.approx(active, rel=tolerance)
+
+
+def test_every_published_file_is_checked() -> None:
+    """None is without a figure to be held against."""
+    files = (packaged_conf() / "experiment" / "published").glob("*.yaml")
+    assert {file.stem for file in files} == set(PUBLISHED)

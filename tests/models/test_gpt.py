@@ -12,10 +12,14 @@ from torch import Tensor
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
 from moe_cli.models.blocks import make_norm
+from moe_cli.models.cost import cost
 from moe_cli.models.gpt import GPT, make_model
 from moe_cli.moe.layer import MoELayer, moe_layers
-from tests.tiny import randomise, tiny_config
+from moe_cli.run import restore
+from moe_cli.training.sample import sample
+from tests.tiny import finish, randomise, tiny_config
 
 V, L = 11, 9
 ROUTERS: dict[str, dict[str, Any]] = {
@@ -197,3 +201,16 @@ def test_one_batch_can_be_learned_by_heart(router: str) -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
+
+
+def test_a_model_may_have_more_tokens_than_its_data(text_file: Path, tmp_path: Path) -> None:
+    """model.vocab_size is the number of rows; none that stands for no token is ever drawn; fewer than the data is refused."""
+    config = tiny_config(text_file, model={"vocab_size": 300}, train={"steps": 2})
+    run = finish(config, tmp_path)
+    trained = restore(run, tmp_path)
+    assert (300, 16) == trained.model.embedding.weight.shape == trained.model.head.weight.shape
+    assert cost(config, 300).num_params == (run.summary() or {})["params"]
+    drawn = list(sample(trained.model, [1], 400, 16, temperature=50.0, seed=0, vocab_size=256))
+    assert max(drawn) < 256 <= max(sample(trained.model, [1], 400, 16, temperature=50.0, seed=0))
+    with pytest.raises(ConfigError, match=r"model.vocab_size=200 is less than the 256 tokens of the data"):
+        finish(tiny_config(text_file, model={"vocab_size": 200}), tmp_path)

@@ -385,7 +385,7 @@ def test_markdown_is_the_whole_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(0, "0"), (999, "999"), (999.6, "1.00k"), (9_996, "10.0k"), (24_100, "24.1k"), (999_499, "999k"),
-     (999_500, "1.00M"), (1_234_567, "1.23M"), (2.89e9, "2.89G"), (1e15, "1e+03T")],
+     (999_500, "1.00M"), (1_234_567, "1.23M"), (2.89e9, "2.89G"), (1e15, "1.00P")],
 )  # fmt: skip
 def test_counts_have_three_digits(value: float, expected: str) -> None:
     """Never 1000k, never a lost zero."""

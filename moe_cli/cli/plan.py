@@ -1,0 +1,151 @@
+"""moe plan."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moe_cli.config.schema import RunConfig
+    from moe_cli.models.cost import Cost
+    from moe_cli.models.scale import Device
+
+Gpus = Annotated[int, typer.Option(metavar="N", help="How many GPUs train it.")]
+OnDevice = Annotated[str, typer.Option(metavar="NAME", help="h100, h200, b200, mi300x, a100, l4 or rtx4090.")]
+Efficiency = Annotated[float, typer.Option(metavar="SHARE", help="Share of the device's peak that is reached.")]
+
+
+def plan(
+    overrides: Overrides = None,
+    gpus: Gpus = 8,
+    device: OnDevice = "h100",
+    efficiency: Efficiency = 0.4,
+    outputs: Outputs = None,
+    config_dir: ConfigDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Price a configuration of any size, without building it. Example: moe plan experiment=published/mixtral_8x7b"""
+    from moe_cli.config.load import load_config
+    from moe_cli.config.parse import did_you_mean
+    from moe_cli.errors import ConfigError
+    from moe_cli.models.cost import cost
+    from moe_cli.models.scale import DEVICES
+    from moe_cli.store import outputs_folder
+
+    if gpus < 1:
+        raise ConfigError(f"--gpus={gpus} must be at least 1.")
+    if not 0 < efficiency <= 1:
+        raise ConfigError(f"--efficiency={efficiency:g} must be above 0 and at most 1.")
+    if device not in DEVICES:
+        raise ConfigError(f"--device={device}:{did_you_mean(device, DEVICES)} There are: {', '.join(DEVICES)}.")
+    resolved = load_config(overrides or [], "plan", config_dir)
+    print_notes(resolved.notes)
+    config = resolved.config
+    vocab_size = _vocab_size(config, outputs_folder(outputs))
+    content = _priced(config, cost(config, vocab_size), vocab_size, gpus, DEVICES[device], efficiency)
+    if as_json:
+        print_json(content)
+    else:
+        _print(content)
+
+
+def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
+    """Of the model, else of its data, which are looked at only where characters must be counted."""
+    from moe_cli.forecast import corpus_of, vocab_of
+
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    return 256 if config.data.tokenizer == "bytes" else vocab_of(config, corpus_of(config, outputs))
+
+
+def _priced(
+    config: "RunConfig", costs: "Cost", vocab_size: int, gpus: int, device: "Device", efficiency: float
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from moe_cli.models.cost import training_steps
+    from moe_cli.models.scale import seconds_on, shares
+
+    steps = training_steps(config, vocab_size)
+    flops = None
+    if steps is not None:
+        flops = steps * (config.tokens_per_step * costs.flops_per_token + costs.optimizer_flops_per_step)
+    return {
+        "expert": config.expert, "k": config.k, "vocab_size": vocab_size, "context_length": config.model.context_length,
+        "params": costs.num_params, "active_params": costs.num_active_params, "expert_params": costs.num_expert_params,
+        "forward_flops_per_token": costs.forward_flops_per_token, "flops_per_token": costs.flops_per_token,
+        "steps": steps, "tokens_per_step": config.tokens_per_step,
+        "tokens": None if steps is None else steps * config.tokens_per_step, "training_flops": flops,
+        "gpus": gpus, "device": asdict(device), "efficiency": efficiency,
+        "seconds": None if flops is None else seconds_on(device, flops, gpus, efficiency),
+        "tokens_per_second": gpus * device.flops * efficiency / costs.flops_per_token,
+        "shares": [
+            {**asdict(share), "memory_bytes": share.memory_bytes, "fits": share.memory_bytes <= device.memory_bytes}
+            for share in shares(config, costs, gpus)
+        ],
+    }  # fmt: skip
+
+
+def _print(content: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from moe_cli.numbers import count, percent
+
+    console = Console()
+    shape = "dense" if content["expert"] == 1 else f"{content['expert']}x{content['k']}"
+    active = percent(content["active_params"] / content["params"])
+    budget = "a time"
+    if content["tokens"] is not None:
+        budget = f"{count(content['tokens'])} tokens   {count(content['training_flops'])}FLOP"
+    rows = [
+        ("model", f"{shape}   vocabulary {content['vocab_size']:,}   context {content['context_length']:,}"),
+        ("parameters", f"{count(content['params'])} total   {count(content['active_params'])} active ({active})"),
+        ("compute", f"{count(content['forward_flops_per_token'])}FLOP/token forward   "
+                    f"{count(content['flops_per_token'])}FLOP/token in training"),
+        ("training", f"{budget}   {count(content['tokens_per_step'])} tokens a step"),
+        ("time", _time(content)),
+    ]  # fmt: skip
+    for label, text in rows:
+        console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
+    console.print(_table(content))
+    console.print(
+        "  Of each GPU, in float32, at even load. gathered: of a sharded block, whole; all-to-all: leaves it in a step.",
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
+
+
+def _time(content: dict[str, Any]) -> str:
+    from moe_cli.numbers import count, duration, percent
+
+    device = content["device"]
+    rate = f"{count(content['tokens_per_second'])} tokens/s on {content['gpus']} x {device['name']}"
+    assumed = f"at {percent(content['efficiency'])} of {count(device['flops'])}FLOP/s each (--efficiency)"
+    length = "" if content["seconds"] is None else f"about {_days(content['seconds'], duration)}   "
+    return f"{length}{rate} {assumed}"
+
+
+def _days(seconds: float, duration: Any) -> str:
+    days = seconds / 86_400
+    return f"{days:,.0f} days" if days >= 10 else f"{days:.1f} days" if days >= 2 else duration(seconds)
+
+
+def _table(content: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    from moe_cli.numbers import count
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2), header_style="dim")
+    table.add_column("launch", no_wrap=True)
+    parts = {"state": "state_bytes", "gathered": "gathered_bytes", "batch": "activation_bytes",
+             "memory": "memory_bytes", "all-to-all": "all_to_all_bytes"}  # fmt: skip
+    for name in parts:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(f"{count(content['device']['memory_bytes'])}B")
+    for share in content["shares"]:
+        way = share["shard"] + (f" ep {share['members']}" if share["members"] > 1 else "")
+        numbers = [f"{count(share[name])}B" if share[name] else "-" for name in parts.values()]
+        table.add_row(way, *numbers, "fits" if share["fits"] else "no")
+    return table

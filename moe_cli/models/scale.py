@@ -1,0 +1,84 @@
+"""What a configuration takes on many GPUs: memory of each, bytes between them, time. From the configuration alone."""
+
+from dataclasses import dataclass
+from math import gcd
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.models.cost import BYTES_PER_PARAM, Cost, all_to_all_bytes_per_step
+
+
+@dataclass(frozen=True)
+class Device:
+    """Attributes:
+    flops: peak per second, dense matrix products in bfloat16, as the maker states it.
+    memory_bytes: of one.
+    """
+
+    name: str
+    flops: float
+    memory_bytes: float
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("h100", 989e12, 80e9),
+        Device("h200", 989e12, 141e9),
+        Device("b200", 2250e12, 180e9),
+        Device("mi300x", 1307e12, 192e9),
+        Device("a100", 312e12, 80e9),
+        Device("l4", 121e12, 24e9),
+        Device("rtx4090", 165e12, 24e9),
+    )
+}
+# Share of the peak that large dense models reach (38 to 43 % of bfloat16 on H100, arXiv:2407.21783, table 4).
+EFFICIENCY = 0.4
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several GPUs holds and sends.
+
+    Attributes:
+        shard: `dp` or `fsdp`, as launch.shard.
+        members: GPUs that share one set of experts, as launch.expert_parallel.
+        state_bytes: its part of weights, gradients and optimizer state.
+        gathered_bytes: with fsdp, the weights and gradients of the block at hand, whole, and the weights of the next.
+        activation_bytes: of its part of the batch.
+        all_to_all_bytes: rows of experts and their gradients that leave it in an optimizer step.
+    """
+
+    shard: str
+    members: int
+    state_bytes: float
+    gathered_bytes: float
+    activation_bytes: float
+    all_to_all_bytes: float
+
+    @property
+    def memory_bytes(self) -> float:
+        return self.state_bytes + self.gathered_bytes + self.activation_bytes
+
+
+def shares(config: RunConfig, costs: Cost, gpus: int) -> list[Share]:
+    """dp, fsdp and, where experts can be divided among `gpus`, both with experts divided."""
+    members = gcd(config.expert, gpus)
+    ways = [("dp", 1), ("fsdp", 1)] if gpus > 1 else [("dp", 1)]
+    ways += [(shard, members) for shard, _ in ways] if members > 1 else []
+    return [_share(config, costs, gpus, shard, each) for shard, each in ways]
+
+
+def _share(config: RunConfig, costs: Cost, gpus: int, shard: str, members: int) -> Share:
+    rest, experts = costs.state_bytes - costs.expert_state_bytes, costs.expert_state_bytes
+    cut = gpus if shard == "fsdp" else 1
+    # Divided experts are not cut further: each process holds its own whole.
+    state = rest / cut + experts / (members if members > 1 else cut)
+    in_blocks = costs.num_params - (costs.num_expert_params if members > 1 else 0)
+    block = BYTES_PER_PARAM * in_blocks / config.model.num_layers
+    sent = all_to_all_bytes_per_step(config, members) / gpus if members > 1 else 0.0
+    return Share(shard, members, state, 3 * block if shard == "fsdp" else 0.0, costs.activation_bytes / gpus, sent)
+
+
+def seconds_on(device: Device, flops: float, gpus: int, efficiency: float) -> float:
+    """Time for so many FLOPs; waiting for other GPUs is in the efficiency, nowhere else."""
+    return flops / (gpus * device.flops * efficiency)
