@@ -2,27 +2,31 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from moe_cli.config.balances import (
     CombinedBalance,
+    LoadBalance,
     LossFreeBalance,
+    Method,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
     ZBalance,
 )
-from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
+from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig, SwitchConfig, TopKConfig
+from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.moe.registry import CONFIGS
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
 from moe_cli.training.loop import Training
@@ -100,6 +104,38 @@ def test_a_run_may_be_stopped_at_every_step(text_file: Path, tmp_path: Path) -> 
         run_one(run, tmp_path, stop_at(step))
         assert step == run.status()["step"]
     assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
+
+
+def settings_of_every_kind() -> dict[str, dict[str, Any]]:
+    """Each router, each balance and each optimizer that a causal model can have, by its name."""
+    routers = {name: each for name, each in CONFIGS.items() if name not in ("expert_choice", "soft")}
+    one = {"switch", "hash"}
+    return {
+        **{name: {"router": each(), "k": 1 if name in one else 2, "balance": NoBalance()} for name, each in routers.items()},
+        "null experts": {"router": TopKConfig(null_experts=2)},
+        "cosine": {"router": TopKConfig(score="cosine")},
+        "grouped": {"expert": 8, "router": SigmoidConfig(groups=4, top_groups=2), "balance": LossFreeBalance()},
+        **{each.__name__: {"balance": each()} for each in get_args(Method) if each is not NoBalance and each is not LoadBalance},
+        "LoadBalance": {"router": NoisyTopKConfig(), "balance": LoadBalance()},
+        **{f"{each.__name__} ema": {"optim": each(lr=0.01, ema=0.9)} for each in (MuonConfig, AdamWConfig, SGDConfig)},
+        "latent": {"model": {"kv_rank": 6}},
+        "gpt-2": {"model": {"norm": "layer", "positions": "learned", "qk_norm": False, "init_std": 0.02}},
+        "random drops": {"capacity": 0.7, "drop": "random", "renormalise_after_drop": True},
+        "expert dropout": {"model": {"expert_dropout": 0.2, "shared_experts": 1, "shared_gate": True}},
+    }  # fmt: skip
+
+
+KINDS = settings_of_every_kind()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_goes_on_exactly(text_file: Path, tmp_path: Path, kind: str) -> None:
+    """Stopped after three steps and resumed, a run of each kind equals the undisturbed one bit for bit."""
+    changes = KINDS[kind]
+    model = {"dropout": 0.1, **changes.get("model", {})}
+    config = tiny_config(text_file, **{**changes, "model": model, "train": {**TRAIN, "steps": 5}})
+    whole = finish(config, tmp_path)
+    assert_equal_runs(whole, run_one(finish(config, tmp_path, stop_at(3)), tmp_path))
 
 
 @pytest.mark.parametrize("moment", ["step", "end"])
@@ -199,3 +235,36 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(text_file: Path, tmp_pa
     assert 0 == worker(run, tmp_path).wait()
     assert_equal_runs(finish(config, tmp_path), run)
     assert json.loads((run.path / "status.json").read_text())["pid"] != os.getpid()
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_a_run_ends_as_if_undisturbed(text_file: Path, tmp_path: Path) -> None:
+    """kill -9 after a random time, fifty times in a row: weights, records and results are those of a run left alone.
+
+    A worker lives until its run has gone on for a random part of a second: kills hit steps, evaluations and saves.
+    """
+    draw, kills = random.Random(0), 0
+    train = {"steps": 6000, "checkpoint_every": 3, "eval_every": 5, "log_every": 1, "keep_best": True}
+    config = tiny_config(
+        text_file, model={"dropout": 0.1}, optim=MuonConfig(lr=0.03, adam_lr=0.01, ema=0.9), train=train
+    )
+    run = create_run(tmp_path, "runs", config)
+    status = run.path / "status.json"
+    while kills < 50:
+        process, begun = worker(run, tmp_path), time.monotonic()
+        while (json.loads(status.read_text()).get("pid") != process.pid) or is_pending(run):
+            assert process.poll() is None
+            assert time.monotonic() - begun < 60
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.6)
+        assert process.poll() is None, "the run is too short for fifty kills"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        assert "interrupted" == run.status()["status"]
+    assert 0 == worker(run, tmp_path).wait()
+    assert_equal_runs(finish(config, tmp_path), run)
+
+
+def is_pending(run: Run) -> bool:
+    return run.status()["status"] == "pending"
