@@ -18,13 +18,23 @@ from safetensors.torch import load_file
 from moe_cli.config.balances import (
     EntropyBalance,
     ImportanceBalance,
+    LoadBalance,
     LossFreeBalance,
     MutualInformationBalance,
     QuantileBalance,
     SwitchBalance,
 )
 from moe_cli.config.launch import LaunchConfig
-from moe_cli.config.routers import ReluConfig, SinkhornConfig
+from moe_cli.config.routers import (
+    HashConfig,
+    NoisyTopKConfig,
+    RandomConfig,
+    ReluConfig,
+    SigmoidConfig,
+    SinkhornConfig,
+    SwitchConfig,
+    TopKConfig,
+)
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run, rewrite_config
@@ -58,6 +68,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "relu": (EXPERTS, {"router": ReluConfig(), "balance": None}),
     "shared": (BOTH, {"model": {"shared_experts": 1, "shared_gate": True}}),
     "dense-fsdp": (FSDP, {"expert": 1, "k": 1}),
+    "hash": ({}, {"router": HashConfig(), "balance": None, "k": 1}),
+    "hash-fixed-both": (BOTH, {"router": HashConfig(weights="constant"), "balance": None, "k": 1}),
+    "sigmoid": (BOTH, {"router": SigmoidConfig(groups=2, top_groups=1), "balance": LossFreeBalance()}),
+    "null-experts": (EXPERTS, {"router": TopKConfig(null_experts=2)}),
+    "latent-fsdp": (FSDP, {"model": {"kv_rank": 6, "q_rank": 8}}),
+    "gpt-2": (FSDP, {"model": {"positions": "learned", "norm": "layer", "tie_embeddings": True, "init_std": 0.02}}),
 }
 # Stopped after two steps by a signal to one of the processes; begun by one process.
 STOPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"stopped-dp": ({}, {}), "stopped-both": (BOTH, EMA)}
@@ -66,6 +82,14 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resumed-experts": (EXPERTS, {"optim": ADAMW}),
 }
 CASES |= STOPPED | RESUMED
+# Random numbers are drawn anew in each process: such runs are other runs, that must end as well.
+NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "random": ({}, {"router": RandomConfig(), "balance": None}),
+    "noisy": (BOTH, {"router": NoisyTopKConfig(), "balance": LoadBalance(weight=0.1)}),
+    "jitter": (FSDP, {"router": SwitchConfig(jitter=0.1), "k": 1}),
+    "dropout": (EXPERTS, {"model": {"dropout": 0.1, "expert_dropout": 0.2}}),
+    "random-drops": ({}, {"capacity": 0.6, "drop": "random"}),
+}
 
 
 def make_config(path: Path, launch: dict[str, Any], changes: dict[str, Any], procs: int = 1) -> RunConfig:
@@ -120,7 +144,7 @@ def double() -> Iterator[None]:
 def two(text_file: Path, tmp_path_factory: pytest.TempPathFactory, double: None) -> dict[str, Run]:
     """Every case, carried out by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    runs = make_runs(folder, text_file, CASES, 2)
+    runs = make_runs(folder, text_file, CASES | NOISY, 2)
     for run in (runs[name] for name in RESUMED):
         begin_alone(run, folder)
     finish_together(folder, [(run, 2 if name in STOPPED else None) for name, run in runs.items()], 2)
@@ -194,3 +218,12 @@ def test_two_processes_train_as_one(text_file: Path, tmp_path: Path, two: dict[s
     alone = create_run(tmp_path, "runs", make_config(text_file, launch, changes))
     assert alone.config().digest == two[case].config().digest
     assert_equal_training(run_one(alone, tmp_path), two[case])
+
+
+@pytest.mark.parametrize("case", NOISY)
+def test_two_processes_with_noise_agree(two: dict[str, Run], case: str) -> None:
+    """With noise and dropout too a run completes, and learns from its batches."""
+    run = two[case]
+    losses = [line["train/loss"] for line in run.metrics() if "train/loss" in line]
+    assert "completed" == run.status()["status"]
+    assert losses[-1] < losses[0]
