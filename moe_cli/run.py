@@ -60,7 +60,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
         try:
             _carry_out(run, config, outputs, recorder, observer or (lambda view: None))
         except BaseException as error:
-            error = _out_of_memory(error) or _lost_process(run, error) or error
+            error = _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error) or error
             if rank() == 0:
                 _record_failure(run, recorder, error)
             raise error
@@ -108,7 +108,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     checkpoints = run.checkpoints()
     if not checkpoints and (source := check_upcycle(config, outputs)):
         upcycle(model, source)
-    parts = Parallel(config.launch, model)
+    parts = Parallel(config.launch, model, config.train.compile)
     training = Training(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
     if checkpoints:
         checkpoint = latest_checkpoint(run)
@@ -256,6 +256,14 @@ def _out_of_memory(error: BaseException) -> TrainingError | None:
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return TrainingError("out of memory. Lower train.batch_size, model.context_length or the model's size.")
     return None
+
+
+def _not_compiled(error: BaseException) -> TrainingError | None:
+    """What torch's compiler says in pages, such as that there is no C++ compiler."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    reason = str(error).strip().split("\n")[0]
+    return TrainingError(f"torch cannot compile this model: {reason}\nGo without: train.compile=false")
 
 
 def _lost_process(run: Run, error: BaseException) -> LostProcess | None:

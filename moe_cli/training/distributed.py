@@ -27,13 +27,13 @@ class Parallel:
 
     Attributes:
         model: the module as it was given, its parameters replaced by this process's parts.
-        forward: what to call in training, so that gradients are averaged over processes.
+        forward: what to call in training, so that gradients are averaged over processes; compiled where asked.
         experts: who shares a set of experts; None where every process has all of them.
     """
 
-    def __init__(self, config: LaunchConfig, model: nn.Module) -> None:
+    def __init__(self, config: LaunchConfig, model: nn.Module, compiled: bool = False) -> None:
         self.model = model
-        self.forward = model
+        self.forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         self.experts: ExpertGroup | None = None
         self._divided: dict[str, nn.Parameter] = {}
         if parallel.size() == 1:

@@ -260,7 +260,7 @@ def test_the_digest_ignores_execution_and_nothing_else() -> None:
 
 def test_execution_keys_are_what_we_think() -> None:
     """Threads, device and how often something is written do not change what is learned; everything else may."""
-    assert {"threads", "device", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep",
+    assert {"threads", "device", "compile", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep",
             "keep_best"} == set(EXECUTION_KEYS)  # fmt: skip
 
 

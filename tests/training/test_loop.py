@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
-from moe_cli.errors import TrainingError
+from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.models.gpt import make_model
 from moe_cli.moe.layer import moe_layers
@@ -392,3 +393,58 @@ def test_null_experts_have_nothing_to_update(text_file: Path, tmp_path: Path, op
     for layer, counts in zip(training.layers, view.load, strict=True):
         assert counts[4:].sum() > 0
         assert layer.experts.num_experts == 4
+
+
+def test_compile_is_for_training_alone(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.compile=true sends every training batch through the compiled model, and no evaluation; results are the same."""
+    calls: list[bool] = []
+
+    class Compiled(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens: Tensor) -> Any:
+            calls.append(self.model.training)
+            return self.model(tokens)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    config = tiny_config(text_file, train={"steps": 3, "grad_accumulation": 2, "compile": True})
+    compiled = finish(config, tmp_path)
+    assert [True] * 6 == calls
+    plain = finish(tiny_config(text_file, train={"steps": 3, "grad_accumulation": 2}), tmp_path)
+    assert plain.config().digest == compiled.config().digest
+    assert (plain.summary() or {})["val_loss"] == (compiled.summary() or {})["val_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_compiled_run_is_the_run(text_file: Path, tmp_path: Path) -> None:
+    """Through the real compiler, losses are those of a run without, to rounding."""
+    losses = []
+    for compiled in (False, True):
+        run = finish(tiny_config(text_file, train={"steps": 4, "compile": compiled}), tmp_path)
+        losses.append([line["train/loss"] for line in run.metrics() if "train/loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_compiler_that_fails_is_a_clear_error(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line of what torch said, and the way without."""
+    failure = type("BackendCompilerFailed", (RuntimeError,), {"__module__": "torch._dynamo.exc"})
+
+    def fail(model: nn.Module) -> nn.Module:
+        raise failure("no C++ compiler found\nand pages more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(
+        TrainingError, match=r"cannot compile this model: no C\+\+ compiler found\nGo without: train.compile"
+    ):
+        finish(tiny_config(text_file, train={"compile": True}), tmp_path)
+
+
+def test_compile_is_for_one_process(text_file: Path) -> None:
+    """With several the error says which of the two to leave out."""
+    with pytest.raises(ConfigError, match=r"train.compile=true is for one process"):
+        tiny_config(text_file, train={"compile": True}, launch=LaunchConfig(procs=2))
