@@ -254,3 +254,20 @@ def test_a_signal_to_the_launcher_saves_and_stops(command: Any, tmp_path: Path, 
     status = run.status()
     assert "interrupted" == status["status"]
     assert f"step_{status['step']:08d}" == run.checkpoints()[0].name
+
+
+@pytest.mark.slow
+def test_processes_do_not_outlive_their_launcher(command: Any, tmp_path: Path) -> None:
+    """kill -9 of `moe train`: the processes that train save and end, and the run can be resumed."""
+    process = start(command("train.steps=20000", "launch.procs=2"))
+    run = wait_for_checkpoint(tmp_path, process)
+    workers = [worker(process.pid, rank) for rank in range(2)]
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    status = run.status()
+    assert ("interrupted", "stopped; its checkpoint is saved") == (status["status"], status["reason"])
+    assert f"step_{status['step']:08d}" == run.checkpoints()[0].name
