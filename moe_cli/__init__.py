@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from moe_cli.moe.layer import MoELayer, SparseExpertModel
     from moe_cli.report.frame import load_runs
     from moe_cli.run import train
-    from moe_cli.sweeps.executors import sweep
+    from moe_cli.sweeps.api import sweep
 
 __version__ = "0.1.0"
 __all__ = ["MoELayer", "SparseExpertModel", "load_runs", "sweep", "train"]
@@ -16,7 +16,7 @@ _HOMES = {
     "SparseExpertModel": "moe_cli.moe.layer",
     "load_runs": "moe_cli.report.frame",
     "train": "moe_cli.run",
-    "sweep": "moe_cli.sweeps.executors",
+    "sweep": "moe_cli.sweeps.api",
 }
 
 

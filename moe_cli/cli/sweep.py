@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from moe_cli.forecast import Plan
     from moe_cli.store import Run
-    from moe_cli.sweeps.executors import Progress
+    from moe_cli.sweeps.driver import Progress
     from moe_cli.sweeps.plan import SweepPlan
 
 Words = Annotated[
@@ -41,7 +41,8 @@ def sweep(
     from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
-    from moe_cli.sweeps.executors import default_workers, run_local, threads_per_run, to_do
+    from moe_cli.sweeps.driver import Listed, drive, to_do
+    from moe_cli.sweeps.local import LocalPool, default_workers, threads_per_run
     from moe_cli.sweeps.plan import plan_sweep
 
     folder = outputs_folder(outputs)
@@ -61,7 +62,7 @@ def sweep(
     todo = to_do(runs, retry_failed)
     try:
         with SweepDisplay(console, planned, runs) as display:
-            progress = run_local(todo, folder, jobs, display)
+            progress = drive(Listed(todo), LocalPool(folder, jobs), display)
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
@@ -75,7 +76,7 @@ def _print_head(
 
     from moe_cli.numbers import duration
     from moe_cli.store import FAILED
-    from moe_cli.sweeps.executors import to_do
+    from moe_cli.sweeps.driver import to_do
 
     say = _printer(console)
     if planned.question:
@@ -179,7 +180,7 @@ class SweepDisplay:
         from moe_cli.numbers import duration
 
         ended = len(progress.finished) + len(progress.failed)
-        to_go = len(progress.waiting) + len(progress.running)
+        to_go = progress.waiting + len(progress.running)
         shares = {run: _share(run) for run in progress.running}
         done = ended + sum(shares.values())
         elapsed = time.monotonic() - self.started

@@ -14,8 +14,10 @@ from moe_cli.config.load import load_config
 from moe_cli.errors import MoeError
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG
 from moe_cli.store import Recorder, Run, is_locked, lock, open_or_create_run, open_runs
-from moe_cli.sweeps import executors as module
-from moe_cli.sweeps.executors import Progress, run_local, to_do
+from moe_cli.sweeps import driver as module
+from moe_cli.sweeps import local
+from moe_cli.sweeps.driver import Listed, Observer, Progress, drive, explain, to_do
+from moe_cli.sweeps.local import LocalPool
 from tests.cli.conftest import TINY
 
 TEXT = "each expert learns from the tokens it was given and from no others " * 60
@@ -30,6 +32,10 @@ def words(tmp_path: Path) -> list[str]:
 
 def make_runs(outputs: Path, words: list[str], *settings: str) -> list[Run]:
     return [open_or_create_run(outputs, "sweep", load_config([*words, setting]).config) for setting in settings]
+
+
+def run_local(runs: list[Run], outputs: Path, workers: int, observer: Observer = lambda progress: None) -> Progress:
+    return drive(Listed(runs), LocalPool(outputs, workers), observer)
 
 
 def test_a_killed_worker_costs_only_itself(tmp_path: Path, words: list[str]) -> None:
@@ -131,7 +137,7 @@ class FakeWorker:
 def test_workers_share_the_machine(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As many runs at a time as asked for and never more, cores divided, out of Ctrl-C's reach; BUSY waits its turn."""
     monkeypatch.setattr(FakeWorker, "started", [])
-    monkeypatch.setattr(module.subprocess, "Popen", FakeWorker)
+    monkeypatch.setattr(local.subprocess, "Popen", FakeWorker)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     runs = make_runs(tmp_path, words, *(f"train.steps={steps}" for steps in range(1, 6)))
@@ -176,8 +182,8 @@ def test_a_worker_that_could_not_say_why_it_ended_is_explained(
 ) -> None:
     """The run is failed, with what its exit code tells and where its log is; a reason of its own is kept."""
     (run,) = make_runs(tmp_path, words, "train.steps=4")
-    module._explain(run, code)
+    explain(run, code)
     assert ("failed", f"{reason} (log: {run.path / 'log.txt'})") == (run.status()["status"], run.status()["reason"])
     Recorder(run).status("failed", reason="its own")
-    module._explain(run, WRONG)
+    explain(run, WRONG)
     assert "its own" == run.status()["reason"]
