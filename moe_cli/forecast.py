@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
+from moe_cli.machine import pick_threads
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.store import Run, find_run
 from moe_cli.tasks.corpora import Corpus, load_corpus
@@ -46,16 +47,13 @@ def corpus_of(config: RunConfig, outputs: Path) -> Corpus:
     return load_corpus(config.data, config.model.context_length, outputs / ".cache" / "corpora")
 
 
-def make_plans(configs: Sequence[RunConfig], outputs: Path, threads: int, flops_per_second: float) -> list[Plan]:
-    """Counts what configurations take, at `flops_per_second` a core. Raises DataError when the data are no use.
+def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: float) -> list[Plan]:
+    """Counts what configurations take, each on its own number of threads, at `flops_per_second` a core. Raises DataError when the data are no use.
 
     The files of each corpus are looked at once, however many configurations use it.
     """
     load = cache(lambda data, context_length: load_corpus(data, context_length, outputs / ".cache" / "corpora"))
-    return [
-        _make_plan(config, load(config.data, config.model.context_length), threads, flops_per_second)
-        for config in configs
-    ]
+    return [_make_plan(config, load(config.data, config.model.context_length), flops_per_second) for config in configs]
 
 
 def vocab_of(config: RunConfig, corpus: Corpus) -> int:
@@ -114,8 +112,9 @@ def _tokens(config: RunConfig) -> object:
     return config.data if config.data.tokenizer == "chars" else config.data.tokenizer
 
 
-def _make_plan(config: RunConfig, corpus: Corpus, threads: int, flops_per_second: float) -> Plan:
+def _make_plan(config: RunConfig, corpus: Corpus, flops_per_second: float) -> Plan:
     vocab_size = vocab_of(config, corpus)
+    threads = pick_threads(config, vocab_size)
     costs = cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
     speed = STEP_EFFICIENCY * flops_per_second * threads

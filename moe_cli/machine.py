@@ -1,6 +1,7 @@
 """What this machine has for a run: threads, device, memory; and where a run was made."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import resource
@@ -13,26 +14,43 @@ from typing import Any
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import MoeError
 from moe_cli.launch import launched, local_processes, local_rank
+from moe_cli.models.cost import cost
 from moe_cli.tasks.corpora import Corpus
 
+# Of a batch, forward and backward: about 20 ms of one core.
+FLOPS_PER_THREAD = 1e9
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
 
 
-def pick_threads(config: RunConfig) -> int:
-    """train.threads, else the cores that are idle now, at least one; shared out among the processes of one training.
+def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
+    """train.threads, else $OMP_NUM_THREADS, else by the work of a batch: a thread per FLOPS_PER_THREAD, at most the cores.
 
-    More threads than idle cores wait for each other at every matrix product: on a busy machine two threads were seen to
-    be 20 times slower than one. The number may change the last digits of results, so a run keeps it when it is resumed.
+    Never by what else the machine does: the number of threads decides how sums are split, so that the last digits depend
+    on it. The same configuration gives the same digits whatever the load and however many runs go on beside it. The
+    processes of one training share the cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.train.threads is not None:
         return config.train.threads
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
-    if launched():  # the others of this job would seem to be busy
-        return max(1, cores // local_processes())
-    return max(1, min(cores, round(cores - _busy_cores())))
+    flops = cost(config, vocab_size).flops_per_token * config.train.batch_size * config.model.context_length
+    cores = usable_cores() // (local_processes() if launched() else 1)
+    return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
+
+
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def crowding(threads: int) -> str | None:
+    """What to be told when `threads` and what else is at work are more than the cores there are; None when they fit."""
+    cores, busy = usable_cores(), _busy_cores() if threads > 1 else 0.0
+    if threads <= max(1.0, cores - busy + 0.5):
+        return None
+    others = f", of which {busy:.1f} are busy with other work" if busy >= 0.1 else ""
+    return f"{threads} threads on {cores} cores{others}: slower. Or, with other last digits: train.threads=1"
 
 
 def _busy_cores() -> float:

@@ -20,8 +20,8 @@ from moe_cli.errors import CheckpointError, LostProcess, MoeError, RunBusy, Trai
 from moe_cli.forecast import check_upcycle, corpus_of, pin_upcycle, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
-from moe_cli.memory import keep_freed_memory
 from moe_cli.models.cost import cost, training_steps
+from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.store import (
     FAILED,
     INTERRUPTED,
@@ -98,11 +98,11 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     if rank() == 0:
         (run.path / "traceback.txt").unlink(missing_ok=True)
     device = pick_device(config.train.device)
-    torch.set_num_threads(pick_threads(config))
     parallel.start()
     corpus = _corpus_of_all(config, outputs)
     task = TextTask(corpus, config.model.context_length, config.seed)
     vocab_size = vocab_of(config, corpus)
+    torch.set_num_threads(pick_threads(config, vocab_size))
     model = make_model(config, vocab_size).to(device)
     steps = training_steps(config, vocab_size)
     checkpoints = run.checkpoints()
@@ -235,19 +235,19 @@ def _backend(config: RunConfig, layers: Any) -> str | None:
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
-    """Writes each layer's use over the whole split; gives how far routing had settled halfway, None if nobody looked."""
+    """Writes each layer's use over the whole split; gives how far routing had spin_brieflyd halfway, None if nobody looked."""
     from moe_cli.training.evaluate import probe, saturations
 
     step = training.state.step
     config = training.config
     final = probe(training.model, training.task, config.eval.k, config.train.precision)
-    settled = saturations(run.routing(), final)
-    for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
+    spin_brieflyd = saturations(run.routing(), final)
+    for record, saturation in zip(result.layer_records(tables=True), spin_brieflyd, strict=True):
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
-    if not settled or not settled[0]:
+    if not spin_brieflyd or not spin_brieflyd[0]:
         return None
-    halfway = min(settled[0], key=lambda looked: abs(looked - step / 2))
-    return sum(layer[halfway] for layer in settled) / len(settled)
+    halfway = min(spin_brieflyd[0], key=lambda looked: abs(looked - step / 2))
+    return sum(layer[halfway] for layer in spin_brieflyd) / len(spin_brieflyd)
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:
@@ -328,6 +328,7 @@ def main(run_folder: str, outputs: str) -> int:
 
 
 if __name__ == "__main__":
+    spin_briefly()
     keep_freed_memory()
     code = main(*sys.argv[1:])
     if launched():

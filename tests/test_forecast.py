@@ -18,12 +18,14 @@ from tests.tiny import finish, tiny_config, words
 def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) -> None:
     """Steps, tokens and time before anything is built; twice the threads or the speed halve the time."""
     config = tiny_config(text_file, train={"steps": None, "tokens": 1000})
-    (plan,) = make_plans([config], tmp_path, 1, 1e9)
+    (plan,) = make_plans([config], tmp_path, 1e9)
     assert (16, 1024) == (plan.steps, plan.tokens)
     assert cost(config, 256) == plan.cost
-    assert plan.seconds == 2 * make_plans([config], tmp_path, 2, 1e9)[0].seconds
+    (twice,) = make_plans([replace(config, train=replace(config.train, threads=2))], tmp_path, 1e9)
+    assert (1, 2) == (plan.threads, twice.threads)
+    assert plan.seconds == 2 * twice.seconds
     minutes = [tiny_config(text_file, train={"steps": None, "minutes": number}) for number in (1.0, 2.0)]
-    timed, longer = make_plans(minutes, tmp_path, 1, 1e9)
+    timed, longer = make_plans(minutes, tmp_path, 1e9)
     assert (None, None) == (timed.steps, timed.tokens)
     assert 60 == pytest.approx(longer.seconds - timed.seconds)
     assert 60 < timed.seconds < 61  # the evaluations come on top
@@ -36,7 +38,7 @@ def test_a_plan_looks_at_each_corpus_once(text_file: Path, tmp_path: Path, monke
     monkeypatch.setattr(module, "load_corpus", lambda *arguments: looks.append(arguments[:2]) or load(*arguments))
     configs = [tiny_config(text_file, expert=expert) for expert in (2, 4, 8)]
     longer = tiny_config(text_file, model={"context_length": 32})
-    plans = make_plans([*configs, longer], tmp_path, 1, 1e9)
+    plans = make_plans([*configs, longer], tmp_path, 1e9)
     assert [2, 4, 8, 4] == [plan.config.expert for plan in plans]
     assert [(longer.data, 16), (longer.data, 32)] == looks
 

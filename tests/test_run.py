@@ -16,7 +16,7 @@ import torch
 import moe_cli
 from moe_cli.config.schema import MuonConfig
 from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy, TrainingError
-from moe_cli.machine import pick_device, pick_threads
+from moe_cli.machine import crowding, pick_device, pick_threads
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, restore, run_one
@@ -269,16 +269,37 @@ def test_two_processes_do_not_train_one_run(text_file: Path, tmp_path: Path) -> 
 
 
 def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """train.threads, else OMP_NUM_THREADS, else the cores that are idle, at least one."""
+    """train.threads, else OMP_NUM_THREADS, else one for every GFLOP of a batch, at most the cores, whatever the load."""
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert 3 == pick_threads(tiny_config(text_file, train={"threads": 3}))
     free = tiny_config(text_file, train={"threads": None})
     assert 5 == pick_threads(free)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    for busy, threads in ((0.0, 8), (2.4, 6), (100.0, 1)):
-        monkeypatch.setattr("moe_cli.machine._busy_cores", lambda busy=busy: busy)
-        assert threads == pick_threads(free)
+    monkeypatch.setattr("moe_cli.machine._busy_cores", lambda: 7.0)
+    assert 1 == pick_threads(free)
+    per_sequence = cost(free, 256).flops_per_token * free.model.context_length
+    for gflops, threads in ((2.5, 3), (7.5, 8), (100, 8)):
+        sequences = round(gflops * 1e9 / per_sequence)
+        assert threads == pick_threads(tiny_config(text_file, train={"threads": None, "batch_size": sequences}))
+
+
+@pytest.mark.parametrize(
+    ("threads", "busy", "said"),
+    [
+        (2, 0.0, None),
+        (1, 2.0, None),
+        (2, 0.4, None),
+        (3, 0.0, "3 threads on 2 cores: slower"),
+        (2, 0.9, "2 threads on 2 cores, of which 0.9 are busy with other work: slower"),
+    ],
+)
+def test_a_crowd_is_said(threads: int, busy: float, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads and other work than cores are told, with what to do; fewer are not."""
+    monkeypatch.setattr("moe_cli.machine._busy_cores", lambda: busy)
+    monkeypatch.setattr("moe_cli.machine.usable_cores", lambda: 2)
+    told = crowding(threads)
+    assert told is None if said is None else (told or "").startswith(said)
 
 
 def test_a_device_that_is_not_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from moe_cli.cli.sweep import sweep
 from moe_cli.cli.train import train
 from moe_cli.errors import LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
+from moe_cli.process import spin_briefly
 
 
 class Group(TyperGroup):
@@ -85,6 +86,7 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
+    spin_briefly()
     try:
         app()
     except SystemExit as end:

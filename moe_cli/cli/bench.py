@@ -45,8 +45,8 @@ def layer(  # noqa: PLR0913  (an option each)
     from moe_cli.bench.layer import make_grid, records, run_match
     from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines
     from moe_cli.machine import pick_device
-    from moe_cli.memory import keep_freed_memory
     from moe_cli.moe.dispatch import BACKENDS
+    from moe_cli.process import keep_freed_memory
 
     keep_freed_memory()  # as in training
 
@@ -79,7 +79,7 @@ def step(
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
     from moe_cli.config.load import load_config, parse_overrides
     from moe_cli.machine import pick_device, pick_threads
-    from moe_cli.memory import keep_freed_memory
+    from moe_cli.process import keep_freed_memory
 
     keep_freed_memory()  # as in training
     words = overrides or []

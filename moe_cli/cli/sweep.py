@@ -42,7 +42,7 @@ def sweep(
     from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.driver import Listed, drive, to_do
-    from moe_cli.sweeps.local import LocalPool, default_workers, threads_per_run
+    from moe_cli.sweeps.local import LocalPool, default_workers
     from moe_cli.sweeps.plan import plan_sweep
 
     folder = outputs_folder(outputs)
@@ -50,7 +50,7 @@ def sweep(
     planned = plan_sweep(words or [], seeds=seeds, name=name, config_dir=config_dir).pinned(folder)
     jobs = min(jobs or default_workers(), len(planned.points))
     configs = [point.config for point in planned.points]
-    plans = make_plans(configs, folder, threads_per_run(jobs), measure_flops())
+    plans = make_plans(configs, folder, measure_flops())
     if dry_run:
         _print_head(console, planned, plans, planned.existing(folder), jobs, retry_failed)
         _print_points(console, planned, plans, planned.existing(folder))

@@ -41,14 +41,14 @@ def train(
 
     from moe_cli.cli.live import print_plan
     from moe_cli.forecast import make_plans, measure_flops, pin_upcycle
-    from moe_cli.machine import pick_device, pick_threads
+    from moe_cli.machine import crowding, pick_device
     from moe_cli.run import for_this_job
 
     console = Console(stderr=as_json)
     config = for_this_job(config)
     if run is None:
         config = pin_upcycle(config, folder)
-    plan = make_plans([config], folder, pick_threads(config), measure_flops())[0]
+    plan = make_plans([config], folder, measure_flops())[0]
     if dry_run:
         print_plan(console, plan, None)
         return
@@ -58,6 +58,8 @@ def train(
         _launch(console, run, config, folder, as_json)
     else:
         print_plan(console, plan, str(run.path))
+        if crowded := crowding(plan.threads):
+            print_notes((crowded,))
         _train(console, run, folder, as_json)
 
 
@@ -65,8 +67,8 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     """In this process, which shows how it goes; the first of several if a launcher has started it."""
     from moe_cli.cli.live import Display, print_summary
     from moe_cli.launch import by_us, launched
-    from moe_cli.memory import keep_freed_memory
     from moe_cli.moe import parallel
+    from moe_cli.process import keep_freed_memory
     from moe_cli.run import run_one
 
     keep_freed_memory()

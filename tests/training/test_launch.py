@@ -100,7 +100,8 @@ def test_what_a_launcher_says(text_file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (True, 3, 2) == (launched(), rank(), local_processes())
     assert 4 == for_this_job(config).launch.procs
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert 4 == pick_threads(config)
+    much = tiny_config(text_file, train={"threads": None, "batch_size": 2**20})
+    assert 4 == pick_threads(much)
     assert job() is not None
     assert str(os.getppid()) in str(job())
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some-job")

@@ -190,9 +190,9 @@ def test_a_run_keeps_its_number_of_threads(text_file: Path, tmp_path: Path, monk
     before, asked = torch.get_num_threads(), []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1])
-    monkeypatch.setattr("moe_cli.run.pick_threads", lambda config: before)
+    monkeypatch.setattr("moe_cli.run.pick_threads", lambda config, vocab_size: before)
     stopped = finish(tiny_config(text_file, train={**TRAIN, "threads": None}), tmp_path, stop_at(5))
-    monkeypatch.setattr("moe_cli.run.pick_threads", lambda config: before + 1)
+    monkeypatch.setattr("moe_cli.run.pick_threads", lambda config, vocab_size: before + 1)
     run_one(stopped, tmp_path)
     assert [before, before + 1, before] == asked
 

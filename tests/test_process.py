@@ -1,17 +1,18 @@
 """Memory that is freed stays with the process, where the system lets us ask for that."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from moe_cli import memory
-from moe_cli.memory import keep_freed_memory
+from moe_cli import process
+from moe_cli.process import keep_freed_memory
 
 PROGRAM = """
 import sys, numpy
-from moe_cli.memory import keep_freed_memory
+from moe_cli.process import keep_freed_memory
 if sys.argv[1] == "keep": keep_freed_memory()
 def held(): return int(open("/proc/self/statm").read().split()[1]) * 4096
 before = held()
@@ -32,5 +33,19 @@ def test_a_freed_block_stays(how: str, least: int, most: int) -> None:
 
 def test_other_systems_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no mallopt, nothing happens."""
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: object())
     assert keep_freed_memory() is False
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GOMP_SPINCOUNT is set for OpenMP before torch is loaded, and a value that is there stays."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    program = "import sys; from moe_cli.cli.app import spin_briefly; spin_briefly(); print('torch' in sys.modules)"
+    assert (
+        "False\n" == subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    )
+    process.spin_briefly()
+    assert "1000" == os.environ["GOMP_SPINCOUNT"]
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    process.spin_briefly()
+    assert "7" == os.environ["GOMP_SPINCOUNT"]

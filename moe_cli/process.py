@@ -1,6 +1,7 @@
-"""How this process treats memory that is freed."""
+"""How our own programs treat the machine: freed memory is kept, threads that wait go to sleep."""
 
 import ctypes
+import os
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -22,3 +23,13 @@ def keep_freed_memory() -> bool:
     return all(
         mallopt(option, value) for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _PAD_BYTES))
     )
+
+
+def spin_briefly() -> None:
+    """Has threads that wait for others go to sleep soon; to be called before torch is loaded.
+
+    Else they spin, and on a machine with other work to do a thread that has something to do waits for the core of one that
+    has not: with one of two cores busy, training steps of 0.11 s were seen to take 0.7 to 18 s, and 0.6 to 0.7 s with
+    this. On quiet cores it costs up to 8 %.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
