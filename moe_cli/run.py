@@ -17,7 +17,7 @@ from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, LostProcess, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, corpus_of, pin_upcycle, vocab_of
+from moe_cli.forecast import check_upcycle, compiles, corpus_of, pin_upcycle, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.models.cost import cost, training_steps
@@ -108,7 +108,10 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     checkpoints = run.checkpoints()
     if not checkpoints and (source := check_upcycle(config, outputs)):
         upcycle(model, source)
-    parts = Parallel(config.launch, model, config.train.compile)
+    compiled = compiles(config, vocab_size, device.type)
+    if compiled and config.train.compile == "auto":  # nobody asked for it: what cannot be compiled runs as it is
+        torch._dynamo.config.suppress_errors = True
+    parts = Parallel(config.launch, model, compiled)
     training = Training(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
     if checkpoints:
         checkpoint = latest_checkpoint(run)
@@ -263,7 +266,7 @@ def _not_compiled(error: BaseException) -> TrainingError | None:
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
     reason = str(error).strip().split("\n")[0]
-    return TrainingError(f"torch cannot compile this model: {reason}\nGo without: train.compile=false")
+    return TrainingError(f"torch cannot compile this model: {reason}\nGo without: train.compile=off")
 
 
 def _lost_process(run: Run, error: BaseException) -> LostProcess | None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from moe_cli import forecast as module
+from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import TextData
 from moe_cli.errors import ConfigError, RunNotFound
-from moe_cli.forecast import check_upcycle, make_plans, pin_upcycle
+from moe_cli.forecast import check_upcycle, compiles, make_plans, pin_upcycle
 from moe_cli.models.cost import cost
 from moe_cli.store import create_run
 from tests.tiny import finish, tiny_config, words
@@ -101,3 +102,30 @@ def test_the_source_is_pinned(text_file: Path, tmp_path: Path) -> None:
     assert pin_upcycle(config, tmp_path / "other").train.upcycle == str(dense.path)
     plain = tiny_config(text_file)
     assert pin_upcycle(plain, tmp_path) is plain
+
+
+@pytest.mark.parametrize(
+    ("train", "device", "expected"),
+    [
+        ({"compile": "off", "minutes": 60.0}, "cpu", False),
+        ({"compile": "on"}, "cuda", True),
+        ({"minutes": 10.0}, "cpu", True),
+        ({"minutes": 9.0}, "cpu", False),
+        ({"minutes": 10.0}, "cuda", False),
+        ({"flops": 1.01 * 600 * 4e10}, "cpu", True),
+        ({"flops": 0.99 * 600 * 4e10}, "cpu", False),
+        ({"flops": 1.01 * 600 * 4e10, "threads": 2}, "cpu", False),
+    ],
+)
+def test_what_is_compiled(text_file: Path, train: dict[str, Any], device: str, expected: bool) -> None:
+    """train.compile=auto: trainings of ten minutes and more on a CPU, judged by the budget and the threads alone."""
+    assert expected == compiles(tiny_config(text_file, train={"steps": None, **train}), 256, device)
+
+
+def test_nothing_is_compiled_where_it_cannot_be(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto leaves it out without a C++ compiler and in several processes."""
+    long = {"steps": None, "minutes": 60.0}
+    together = tiny_config(text_file, train=long, launch=LaunchConfig(procs=2))
+    assert not compiles(together, 256, "cpu")
+    monkeypatch.setenv("PATH", "")
+    assert not compiles(tiny_config(text_file, train=long), 256, "cpu")

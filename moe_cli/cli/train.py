@@ -40,7 +40,7 @@ def train(
     from rich.console import Console
 
     from moe_cli.cli.live import print_plan
-    from moe_cli.forecast import make_plans, measure_flops, pin_upcycle
+    from moe_cli.forecast import compiles, make_plans, measure_flops, pin_upcycle, vocab_of
     from moe_cli.machine import crowding, pick_device
     from moe_cli.run import for_this_job
 
@@ -52,7 +52,7 @@ def train(
     if dry_run:
         print_plan(console, plan, None)
         return
-    pick_device(config.train.device)  # before a folder is made
+    device = pick_device(config.train.device)  # before a folder is made
     run = run or create_run(folder, "runs", config)
     if config.launch.procs > 1 and not launched():
         _launch(console, run, config, folder, as_json)
@@ -60,6 +60,8 @@ def train(
         print_plan(console, plan, str(run.path))
         if crowded := crowding(plan.threads):
             print_notes((crowded,))
+        if compiles(config, vocab_of(config, plan.corpus), device.type):
+            print_notes(("torch.compile takes half a minute at the start. Without it: train.compile=off",))
         _train(console, run, folder, as_json)
 
 

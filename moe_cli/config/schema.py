@@ -154,7 +154,7 @@ class TrainConfig:
     log_every: int = 10
     threads: int | None = None
     device: str = "auto"
-    compile: bool = False
+    compile: Literal["auto", "on", "off"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     upcycle: str | None = None
     on_nan: Literal["stop", "skip", "rewind"] = "stop"
@@ -236,8 +236,8 @@ class RunConfig:
                 check_router(self.router, self.expert, k, causal=True)
 
     def _check_shards(self) -> None:
-        if self.train.compile and self.launch.procs > 1:
-            raise ConfigError("train.compile=true is for one process. Use train.compile=false, or launch.procs=1")
+        if self.train.compile == "on" and self.launch.procs > 1:
+            raise ConfigError("train.compile=on is for one process. Use train.compile=off, or launch.procs=1")
         if self.launch.shard == "fsdp" and self.optim.sparse_experts:
             raise ConfigError(
                 "optim.sparse_experts=true updates single experts, which launch.shard=fsdp cuts up. Use launch.shard=dp"

@@ -396,7 +396,7 @@ def test_null_experts_have_nothing_to_update(text_file: Path, tmp_path: Path, op
 
 
 def test_compile_is_for_training_alone(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """train.compile=true sends every training batch through the compiled model, and no evaluation; results are the same."""
+    """train.compile=on sends every training batch through the compiled model, and no evaluation; results are the same."""
     calls: list[bool] = []
 
     class Compiled(nn.Module):
@@ -409,7 +409,7 @@ def test_compile_is_for_training_alone(text_file: Path, tmp_path: Path, monkeypa
             return self.model(tokens)
 
     monkeypatch.setattr(torch, "compile", Compiled)
-    config = tiny_config(text_file, train={"steps": 3, "grad_accumulation": 2, "compile": True})
+    config = tiny_config(text_file, train={"steps": 3, "grad_accumulation": 2, "compile": "on"})
     compiled = finish(config, tmp_path)
     assert [True] * 6 == calls
     plain = finish(tiny_config(text_file, train={"steps": 3, "grad_accumulation": 2}), tmp_path)
@@ -422,7 +422,7 @@ def test_compile_is_for_training_alone(text_file: Path, tmp_path: Path, monkeypa
 def test_a_compiled_run_is_the_run(text_file: Path, tmp_path: Path) -> None:
     """Through the real compiler, losses are those of a run without, to rounding."""
     losses = []
-    for compiled in (False, True):
+    for compiled in ("off", "on"):
         run = finish(tiny_config(text_file, train={"steps": 4, "compile": compiled}), tmp_path)
         losses.append([line["train/loss"] for line in run.metrics() if "train/loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -441,10 +441,10 @@ def test_a_compiler_that_fails_is_a_clear_error(
     with pytest.raises(
         TrainingError, match=r"cannot compile this model: no C\+\+ compiler found\nGo without: train.compile"
     ):
-        finish(tiny_config(text_file, train={"compile": True}), tmp_path)
+        finish(tiny_config(text_file, train={"compile": "on"}), tmp_path)
 
 
 def test_compile_is_for_one_process(text_file: Path) -> None:
     """With several the error says which of the two to leave out."""
-    with pytest.raises(ConfigError, match=r"train.compile=true is for one process"):
-        tiny_config(text_file, train={"compile": True}, launch=LaunchConfig(procs=2))
+    with pytest.raises(ConfigError, match=r"train.compile=on is for one process"):
+        tiny_config(text_file, train={"compile": "on"}, launch=LaunchConfig(procs=2))
