@@ -135,7 +135,8 @@ class Run:
     def _alive(self, status: Mapping[str, Any]) -> bool:
         if status.get("host") == socket.gethostname():
             return is_locked(self.path)
-        return time.time() - _number(status.get("heartbeat")) < SILENCE_SECONDS
+        # Either way: a clock that was wrong may have left a heartbeat in the future.
+        return abs(time.time() - _number(status.get("heartbeat"))) < SILENCE_SECONDS
 
     def checkpoints(self) -> list[Path]:
         """Folders of whole checkpoints, newest first."""

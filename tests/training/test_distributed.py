@@ -39,6 +39,7 @@ from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run, rewrite_config
 from tests.tiny import tiny_config
+from tests.training.together import spoiled
 
 FSDP, EXPERTS, BOTH = {"shard": "fsdp"}, {"expert_parallel": 2}, {"shard": "fsdp", "expert_parallel": 2}
 ADAMW = AdamWConfig(lr=0.01)
@@ -73,6 +74,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sigmoid": (BOTH, {"router": SigmoidConfig(groups=2, top_groups=1), "balance": LossFreeBalance()}),
     "null-experts": (EXPERTS, {"router": TopKConfig(null_experts=2)}),
     "latent-fsdp": (FSDP, {"model": {"kv_rank": 6, "q_rank": 8}}),
+    "nan-skip": (EXPERTS, {"train": {"on_nan": "skip"}, "balance": LossFreeBalance()}),
+    "nan-rewind": (FSDP, {"train": {"on_nan": "rewind"}}),
     "gpt-2": (FSDP, {"model": {"positions": "learned", "norm": "layer", "tie_embeddings": True, "init_std": 0.02}}),
 }
 # Stopped after two steps by a signal to one of the processes; begun by one process.
@@ -174,7 +177,7 @@ def assert_equal_training(one: Run, several: Run) -> None:
             assert_equal_tensors(*map(load_file, files))
     first, second = one.summary() or {}, several.summary() or {}
     for key in ("val_loss", "val_bpb", "max_violation", "dead_experts", "token_specialisation", "steps", "tokens",
-                "routing_entropy", "dropped_fraction", "params", "val_tokens"):  # fmt: skip
+                "routing_entropy", "dropped_fraction", "params", "val_tokens", "skipped_steps", "rewinds"):  # fmt: skip
         assert second[key] == (first[key] if first[key] is None else pytest.approx(first[key], rel=1e-6)), key
 
 
@@ -217,7 +220,13 @@ def test_two_processes_train_as_one(text_file: Path, tmp_path: Path, two: dict[s
         run_one(two[case], tmp_path)
     alone = create_run(tmp_path, "runs", make_config(text_file, launch, changes))
     assert alone.config().digest == two[case].config().digest
-    assert_equal_training(run_one(alone, tmp_path), two[case])
+    with spoiled(alone):
+        run_one(alone, tmp_path)
+    assert_equal_training(alone, two[case])
+    on_nan = alone.config().train.on_nan
+    assert [int(on_nan == "skip"), int(on_nan == "rewind")] == [
+        (alone.summary() or {})[key] for key in ("skipped_steps", "rewinds")
+    ]
 
 
 @pytest.mark.parametrize("case", NOISY)

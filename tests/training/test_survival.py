@@ -1,7 +1,9 @@
 """What train.on_nan, train.keep_best and optim.ema promise, and loss spikes."""
 
 import errno
+import itertools
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from moe_cli.run import restore, run_one
 from moe_cli.store import create_run
 from moe_cli.tasks.text import TextTask
 from moe_cli.training import checkpoint as checkpoint_module
+from moe_cli.training import loop as loop_module
 from moe_cli.training.checkpoint import find_checkpoint, latest_checkpoint
 from moe_cli.training.loop import MOST_REWINDS, MOST_SKIPPED, Training
 from moe_cli.training.optim import WeightAverage
@@ -229,3 +232,18 @@ def test_the_best_is_kept(text_file: Path, tmp_path: Path, monkeypatch: pytest.M
     run_one(run_one(run, tmp_path, stop_at(7)), tmp_path)
     assert ["step_00000012", "step_00000004"] == [path.name for path in run.checkpoints()]
     assert 4 == find_checkpoint(run, "best").state["step"] == restore(run, tmp_path, "best").step
+
+
+def test_a_clock_that_jumps_changes_nothing(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of day going back and forth by days in the middle of a run, and of its resumption, leaves it as it is."""
+    config = tiny_config(text_file, train=TRAIN)
+    jumps = itertools.cycle((0.0, -3e5, 2e6, -1e9))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    monkeypatch.setattr(loop_module, "HEARTBEAT_SECONDS", 0.0)
+    stopped = finish(config, tmp_path, stop_at(3))
+    assert "interrupted" == stopped.status()["status"]
+    jumping = run_one(stopped, tmp_path)
+    monkeypatch.undo()
+    assert 0 < (jumping.summary() or {})["seconds"] < 600
+    assert_equal_runs(finish(config, tmp_path), jumping)
