@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -111,7 +112,9 @@ def _field(record: Any, field: str, where: str) -> str:
         raise DataError(f"{where} has no field {field!r}: {there[:200]}. Choose one: data.field=NAME")
     value = record[field]
     if value is not None and not isinstance(value, str):
-        raise DataError(f"{where}: field {field!r} is {type(value).__name__}, not text. Choose another: data.field=NAME")
+        raise DataError(
+            f"{where}: field {field!r} is {type(value).__name__}, not text. Choose another: data.field=NAME"
+        )
     return value or ""
 
 
@@ -147,7 +150,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             if opener is not None:
                 file = stack.enter_context(opener(path, raw))
             yield file
-    except (EOFError, zlib.error, lzma.LZMAError, OSError, _ZstdError) as error:
+    except _damages() as error:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from None
         where = f" after {file.tell():,} bytes of text" if file is not None else ""
@@ -165,9 +168,15 @@ def _open_zstd(path: Path, raw: IO[bytes]) -> Any:
     return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
 
 
+def _damages() -> tuple[type[Exception], ...]:
+    """What is raised by those who unpack."""
+    zstd = (sys.modules["zstandard"].ZstdError,) if "zstandard" in sys.modules else ()
+    return (EOFError, zlib.error, lzma.LZMAError, OSError, *zstd)
+
+
 _OPENERS: dict[str, Callable[[Path, IO[bytes]], Any]] = {
     ".gz": lambda path, raw: gzip.GzipFile(fileobj=raw),
-    ".xz": lambda path, raw: lzma.LZMAFile(raw),
+    ".xz": lambda path, raw: lzma.LZMAFile(raw),  # noqa: SIM115 - closed by who asks for it
     ".bz2": lambda path, raw: bz2.BZ2File(raw),
     ".zst": _open_zstd,
 }

@@ -31,7 +31,7 @@ def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any
         seen[place[known]] += counts[known]
         single += np.bincount(block[:-1], minlength=size)
     starts = single.copy()
-    single[train[-1]] += 1  # the last begins no pair
+    single[train[-1:]] += 1  # the last begins no pair
     before, after = np.divmod(asked, size)
     unigram = (single + 1) / (len(train) + size)
     bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, SupportsIndex, overload
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -41,8 +41,8 @@ class _Mapped:
     num_bytes: int
 
 
-class Tokens(Sequence[int]):
-    """Tokens of several shards as one read-only sequence. Slices are arrays; those within a shard are no copies."""
+class Tokens:
+    """Tokens of several shards as one read-only sequence, taken in slices; those within a shard are no copies."""
 
     def __init__(self, shards: Sequence[Shard], dtype: DTypeLike) -> None:
         self.shards = [shard for shard in shards if shard.num_tokens]
@@ -53,25 +53,16 @@ class Tokens(Sequence[int]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.shards else 0
 
-    @overload
-    def __getitem__(self, place: SupportsIndex) -> int: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> NDArray[Any]: ...
-
-    def __getitem__(self, place: SupportsIndex | slice) -> int | NDArray[Any]:
+    def __getitem__(self, place: slice) -> NDArray[Any]:
         """Raises DataError when a file has become shorter or is gone."""
-        if isinstance(place, slice):
-            start, stop, step = place.indices(len(self))
-            assert step == 1
-            pieces = [
-                self._whole(number).tokens[first:last] for number, first, last in self._pieces(start, max(start, stop))
-            ]
-            if len(pieces) == 1:
-                return pieces[0]
-            return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
-        index = range(len(self))[place]
-        return int(self[index : index + 1][0])
+        start, stop, step = place.indices(len(self))
+        assert step == 1
+        pieces = [
+            self._whole(number).tokens[first:last] for number, first, last in self._pieces(start, max(start, stop))
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
 
     def __iter__(self) -> Iterator[int]:
         for block in blocks(self):
