@@ -19,7 +19,7 @@ HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 MAGIC = {20240520: "uint16", 20240801: "uint32"}
 VERSION = 1
-# The hash is of so many blocks in all, two of each file at least.
+# The hash is of at most so many blocks of each split.
 BLOCKS, BLOCK_BYTES = 1024, 2**16
 _TRAIN, _VAL = (re.compile(rf"(?<![a-z])({word})(?![a-z])") for word in ("train|training", "val|valid|validation"))
 
@@ -27,8 +27,8 @@ _TRAIN, _VAL = (re.compile(rf"(?<![a-z])({word})(?![a-z])") for word in ("train|
 def describe_ready(data: TokenData) -> dict[str, Any]:
     """What is known of token files without reading them all; as the meta.json of corpora that are built.
 
-    The hash is of the sizes and of blocks spread evenly over the files: another file or another length is noticed, a
-    change between two blocks is not.
+    The hash is of the length of each split and of blocks spread evenly over it, wherever one file ends and the next
+    begins: other tokens and another length are noticed, a change between two blocks is not.
 
     Raises:
         DataError: there are none; one is no such file; a token in those blocks is beyond the vocabulary.
@@ -41,9 +41,9 @@ def describe_ready(data: TokenData) -> dict[str, Any]:
     train_files, val_files = _parts(sorted(files))
     train, val = _split(data, [_shard(data, path) for path in train_files], [_shard(data, path) for path in val_files])
     num_with_header = sum(shard.first_byte == HEADER_BYTES for shard in (*train, *val))
-    digest = hashlib.sha256(f"{data.dtype}".encode())
+    digest = hashlib.sha256(data.dtype.encode())
     for part in (train, val):
-        _sample(data, part, digest, BLOCKS // max(1, len(train) + len(val)))
+        _sample(data, part, digest)
     return {
         "name": data.name,
         "source": source(data),
@@ -114,19 +114,16 @@ def _split(data: TokenData, train: list[Shard], val: list[Shard]) -> tuple[list[
     return cut(train, 0, train_end, width), cut(train, begin, total, width)
 
 
-def _sample(data: TokenData, shards: Sequence[Shard], digest: Any, blocks_per_file: int) -> None:
-    """Hashes blocks of the files, and looks whether the vocabulary has their tokens."""
-    width = np.dtype(data.dtype).itemsize
-    length = BLOCK_BYTES // width
-    for shard in shards:
-        tokens = Tokens([shard], data.dtype)
-        digest.update(f"|{shard.num_tokens}".encode())
-        number = min(max(2, blocks_per_file), -(-shard.num_tokens // length))
-        last = max(0, shard.num_tokens - length)
-        for first in np.linspace(0, last, number).astype(np.int64).tolist():
-            block = tokens[first : first + length]
-            digest.update(block.tobytes())
-            check_tokens(tokens, block, first, data.vocab_size or 0)
+def _sample(data: TokenData, shards: Sequence[Shard], digest: Any) -> None:
+    """Hashes blocks of a split, and looks whether the vocabulary has their tokens."""
+    tokens = Tokens(shards, data.dtype)
+    length = BLOCK_BYTES // tokens.dtype.itemsize
+    digest.update(f"|{len(tokens)}".encode())
+    number = min(BLOCKS, -(-len(tokens) // length))
+    for first in np.linspace(0, max(0, len(tokens) - length), number).astype(np.int64).tolist():
+        block = tokens[first : first + length]
+        digest.update(block.tobytes())
+        check_tokens(tokens, block, first, data.vocab_size or 0)
 
 
 def check_tokens(tokens: Tokens, block: Any, first: int, vocab_size: int) -> None:
