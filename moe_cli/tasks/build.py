@@ -137,11 +137,8 @@ def _survey(data: PythonData | TextData, files: Sequence[File]) -> Survey:
             survey.hashes.append(None)
         owners.extend([number] * (len(survey.lengths) - len(owners)))
     if not survey.lengths:
-        what = (
-            f"its {len(files)} files are empty or not UTF-8"
-            if survey.num_left_out >= len(files)
-            else "no record has any"
-        )
+        readable = any(digest is not None for digest in survey.hashes)
+        what = "no record has any" if readable else f"its {len(files)} files are empty or not UTF-8"
         raise DataError(f"{source(data)} holds no text: {what}.")
     names = _domain_names(files, survey)
     survey.domains.extend(names.index(files[owner].domain) for owner in owners)

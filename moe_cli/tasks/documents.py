@@ -94,7 +94,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
-            where = f"{path}, line {number}"
+            where, line = f"{path}, line {number}", line.rstrip(b"\r\n")
             try:
                 record = json.loads(line.decode())
             except UnicodeDecodeError as error:
@@ -143,18 +143,62 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked. Raises DataError."""
-    opener, file = _OPENERS.get(path.suffix.lower()), None
+    opener = _OPENERS.get(path.suffix.lower())
     try:
         with ExitStack() as stack:
-            file = raw = stack.enter_context(open(path, "rb"))
-            if opener is not None:
-                file = stack.enter_context(opener(path, raw))
-            yield file
-    except _damages() as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-        where = f" after {file.tell():,} bytes of text" if file is not None else ""
-        raise DataError(f"{path} is damaged: it cannot be unpacked{where} ({error}).") from None
+            raw: Any = stack.enter_context(open(path, "rb"))
+            file = stack.enter_context(opener(path, raw)) if opener is not None else raw
+            try:
+                yield file
+            except _damages() as error:
+                if isinstance(error, OSError) and error.errno:
+                    raise
+                raise DataError(
+                    f"{path} is damaged: it cannot be unpacked after {file.tell():,} bytes of text ({error})."
+                ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """What is raised by those who unpack, an OSError without a number among it."""
+    zstandard: Any = sys.modules.get("zstandard")
+    return (OSError, EOFError, zlib.error, lzma.LZMAError, *((zstandard.ZstdError,) if zstandard else ()))
+
+
+class _ZstdFile(io.RawIOBase):
+    """One frame or several. The package's own reader takes a file that is cut short for a whole one."""
+
+    def __init__(self, raw: IO[bytes], decompressor: Any) -> None:
+        self._raw, self._decompressor = raw, decompressor
+        self._frame = decompressor.decompressobj()
+        self._begun, self._ready, self._position = False, b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and self._feed():
+            pass
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        self._position += size
+        return size
+
+    def _feed(self) -> bool:
+        """Unpacks a little more; False at the end."""
+        packed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame, self._begun = self._decompressor.decompressobj(), False
+        packed = packed or self._raw.read(2**16)
+        if not packed and self._begun:
+            raise EOFError("the file ends before its end was marked")
+        self._begun = self._begun or bool(packed)
+        self._ready = self._frame.decompress(packed) if packed else b""
+        return bool(packed)
 
 
 def _open_zstd(path: Path, raw: IO[bytes]) -> Any:
@@ -164,14 +208,7 @@ def _open_zstd(path: Path, raw: IO[bytes]) -> Any:
         raise DataError(
             f"{path}: zstd is unpacked with zstandard, which is not installed. pip install zstandard"
         ) from None
-    # Several frames in a file are one text, as pzstd and rsyncable tools write it.
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-
-
-def _damages() -> tuple[type[Exception], ...]:
-    """What is raised by those who unpack."""
-    zstd = (sys.modules["zstandard"].ZstdError,) if "zstandard" in sys.modules else ()
-    return (EOFError, zlib.error, lzma.LZMAError, OSError, *zstd)
+    return io.BufferedReader(_ZstdFile(raw, zstandard.ZstdDecompressor()))
 
 
 _OPENERS: dict[str, Callable[[Path, IO[bytes]], Any]] = {
