@@ -94,7 +94,8 @@ def test_the_standard_library_is_what_it_was(tmp_path: Path) -> None:
     pieces = [(text + "\0").encode() for text in texts]
     chosen = choose_validation([len(piece) for piece in pieces], 0.02)
     train, val = (
-        b"".join(piece for number, piece in enumerate(pieces) if (number in chosen) == wanted) for wanted in (False, True)
+        b"".join(piece for number, piece in enumerate(pieces) if (number in chosen) == wanted)
+        for wanted in (False, True)
     )
     corpus = load_corpus(data, 128, tmp_path)
     assert hashlib.sha256("\0".join(texts).encode()).hexdigest() == corpus.meta["sha256"]

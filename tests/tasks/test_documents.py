@@ -91,9 +91,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, damage: str) -> No
     """Cut short, not packed at all, or with bytes changed: a DataError that says how far it could be read."""
     path, whole = tmp_path / f"a.txt{suffix}", PACKERS[suffix](words(300_000).encode())
     middle = len(whole) // 2
-    changed = {"cut": whole[:middle], "other": b"plain text", "middle": whole[:middle] + b"\0" * 99 + whole[middle + 99 :]}
+    changed = {
+        "cut": whole[:middle],
+        "other": b"plain text",
+        "middle": whole[:middle] + b"\0" * 99 + whole[middle + 99 :],
+    }
     path.write_bytes(changed[damage])
-    with pytest.raises(DataError, match=rf"a\.txt{suffix} is damaged: it cannot be unpacked after [\d,]+ bytes of text"):
+    with pytest.raises(
+        DataError, match=rf"a\.txt{suffix} is damaged: it cannot be unpacked after [\d,]+ bytes of text"
+    ):
         load(path, tmp_path / "cache")
 
 
@@ -192,7 +198,13 @@ def test_zstd(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "expected"),
-    [("*.txt", ["a", "b"]), ("sub/*", ["c", "d"]), ("**/*.txt", ["a", "b", "c"]), ("[ab].txt", ["a", "b"]), ("?.md", ["e"])],
+    [
+        ("*.txt", ["a", "b"]),
+        ("sub/*", ["c", "d"]),
+        ("**/*.txt", ["a", "b", "c"]),
+        ("[ab].txt", ["a", "b"]),
+        ("?.md", ["e"]),
+    ],
 )
 def test_a_pattern_stands_for_the_files_it_matches(tmp_path: Path, pattern: str, expected: list[str]) -> None:
     """* and ? within a folder, ** over folders, without what begins with a dot."""

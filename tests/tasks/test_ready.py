@@ -120,7 +120,9 @@ def test_the_hash_reads_a_bounded_part(tmp_path: Path, monkeypatch: pytest.Monke
     path = sparse(tmp_path / "a.bin", 2 * size, {0: [7], size - 1: [8]})
     seen: list[int] = []
     check = module.check_tokens
-    monkeypatch.setattr(module, "check_tokens", lambda tokens, block, *rest: seen.append(block.nbytes) or check(tokens, block, *rest))
+    monkeypatch.setattr(
+        module, "check_tokens", lambda tokens, block, *rest: seen.append(block.nbytes) or check(tokens, block, *rest)
+    )
     monkeypatch.setattr(module, "BLOCKS", 32)
     first = load(path).meta["sha256"]
     assert 32 + 32 == len(seen)
@@ -151,10 +153,9 @@ def test_a_token_beyond_the_vocabulary_is_found_in_its_window(tmp_path: Path, mo
         path = raw(tmp_path / name / f"{name}.bin", tokens)
         raw(tmp_path / name / f"{other}.bin", ids(500))
         task = TextTask(load(tmp_path / name), 16, 0)
+        batches = task.val_batches(4) if name == "val" else (task.train_batch(i, 4) for i in range(40))
         with pytest.raises(DataError) as error:
-            batches = task.val_batches(4) if name == "val" else (task.train_batch(i, 4) for i in range(40))
-            for _ in batches:
-                pass
+            list(batches)
         assert f"{path}, byte 2,002: token 4242 is beyond data.vocab_size=1000." in str(error.value)
 
 
