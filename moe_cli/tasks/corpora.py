@@ -18,7 +18,7 @@ from moe_cli.tasks.build import build
 from moe_cli.tasks.documents import has_records
 from moe_cli.tasks.files import File, list_texts, source, stamps
 from moe_cli.tasks.ready import describe_ready
-from moe_cli.tasks.shards import Shard, Tokens
+from moe_cli.tasks.shards import LARGE, Shard, Tokens
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
 FORMAT = 3
@@ -33,7 +33,7 @@ class Corpus:
 
     @cached_property
     def train(self) -> Tokens:
-        return self._tokens("train_shards")
+        return self._tokens("train_shards", scattered=True)
 
     @cached_property
     def val(self) -> Tokens:
@@ -61,9 +61,10 @@ class Corpus:
         documents = np.searchsorted(self.starts, places + self.meta["cut"], side="right") - 1
         return np.asarray(self.domain_ids[documents])
 
-    def _tokens(self, key: str) -> Tokens:
+    def _tokens(self, key: str, scattered: bool = False) -> Tokens:
         shards = [Shard(self.folder / name, first_byte, size) for name, first_byte, size in self.meta[key]]
-        return Tokens(shards, self.meta["dtype"])
+        large = sum(shard.num_tokens for shard in shards) >= LARGE
+        return Tokens(shards, self.meta["dtype"], scattered and large)
 
 
 def load_corpus(data: DataConfig, context_length: int, cache: Path) -> Corpus:

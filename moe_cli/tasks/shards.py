@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,6 +22,8 @@ from moe_cli.errors import DataError
 MOST_OPEN = 128
 # Tokens that a pass over a whole split looks at together.
 BLOCK_TOKENS = 2**20
+# Splits of so many tokens may not stay in memory, and single windows of them are read.
+LARGE = 2**28
 # Tokens in one file of those that are built here.
 SHARD_TOKENS = 2**28
 
@@ -34,7 +37,7 @@ class Shard:
     num_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Mapped:
     file: mmap.mmap
     tokens: NDArray[Any]
@@ -42,11 +45,16 @@ class _Mapped:
 
 
 class Tokens:
-    """Tokens of several shards as one read-only sequence, taken in slices; those within a shard are no copies."""
+    """Tokens of several shards as one read-only sequence, taken in slices; those within a shard are no copies.
 
-    def __init__(self, shards: Sequence[Shard], dtype: DTypeLike) -> None:
+    With `scattered`, the system reads no more than it is asked for, instead of what stands around it.
+    """
+
+    def __init__(self, shards: Sequence[Shard], dtype: DTypeLike, scattered: bool = False) -> None:
         self.shards = [shard for shard in shards if shard.num_tokens]
         self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.scattered = scattered
+        self._open: WeakValueDictionary[int, _Mapped] = WeakValueDictionary()
         self._ends = np.cumsum([shard.num_tokens for shard in self.shards], dtype=np.int64)
         self._mapped = lru_cache(maxsize=MOST_OPEN)(self._map)
 
@@ -87,6 +95,11 @@ class Tokens:
             begin = (first_byte + first * self.dtype.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
             mapped.file.madvise(mmap.MADV_WILLNEED, begin, first_byte + last * self.dtype.itemsize - begin)
 
+    def release(self) -> None:
+        """Lets go of the memory through which the files were read. They stay open, and may be read again."""
+        for mapped in self._open.values():
+            mapped.file.madvise(mmap.MADV_DONTNEED)
+
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The shards that tokens lie in, each with the part of it."""
         number = int(np.searchsorted(self._ends, start, side="right"))
@@ -113,7 +126,11 @@ class Tokens:
             raise DataError(f"{shard.path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
         if len(mapped) < wanted:
             raise _shorter(shard.path, len(mapped), wanted)
-        return _Mapped(mapped, np.frombuffer(mapped, self.dtype, shard.num_tokens, shard.first_byte), wanted)
+        if self.scattered:
+            mapped.madvise(mmap.MADV_RANDOM)
+        tokens = np.frombuffer(mapped, self.dtype, shard.num_tokens, shard.first_byte)
+        self._open[number] = result = _Mapped(mapped, tokens, wanted)
+        return result
 
 
 def blocks(tokens: Tokens | NDArray[Any], overlap: int = 0) -> Iterator[NDArray[Any]]:

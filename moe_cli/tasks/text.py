@@ -14,10 +14,10 @@ from moe_cli.moe.routing import Routing
 from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.order import EpochOrder, epoch_order
 from moe_cli.tasks.ready import check_tokens
-from moe_cli.tasks.shards import Tokens
+from moe_cli.tasks.shards import LARGE, Tokens
 
-# Texts of so many tokens may not stay in memory: the next batch is asked from the disk while this one is learned from.
-LARGE = 2**28
+# After so many batches of a large text the memory through which it was read is let go.
+BATCHES_HELD = 64
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class TextTask:
         first = index * size + part * share
         batch = self._batch(self.corpus.train, self._starts(first, share), self.context_length)
         if len(self.corpus.train) >= LARGE:
+            if index % BATCHES_HELD == 0:
+                self.corpus.train.release()
+            # The next batch is read from the disk while this one is learned from.
             for start in self._starts(first + size, share):
                 self.corpus.train.will_need(start, start + self.context_length + 1)
         return batch

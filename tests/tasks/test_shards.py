@@ -101,6 +101,23 @@ def test_tokens_beyond_two_to_the_31_are_addressed(tmp_path: Path) -> None:
     assert os.stat(wide).st_blocks < 1000
 
 
+def mapped_bytes(path: Path) -> int:
+    """How much of a file this process holds in memory."""
+    parts = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+    return sum(int(part.split("Rss:")[1].split()[0]) * 1024 for part in parts)
+
+
+def test_memory_is_let_go(tmp_path: Path) -> None:
+    """What was read is held until it is released, and can be read again."""
+    path = raw(tmp_path / "a", range(2**20), "uint32")
+    tokens = Tokens([Shard(path, 0, 2**20)], "uint32", scattered=True)
+    total = int(tokens[:].sum())
+    assert 2**22 == mapped_bytes(path)
+    tokens.release()
+    assert 0 == mapped_bytes(path)
+    assert total == int(tokens[:].sum())
+
+
 def test_a_file_that_becomes_shorter_is_an_error_of_ours(tmp_path: Path) -> None:
     """Cut while it is open or before it is: a DataError that names it, where the system would end the process."""
     shard = Shard(raw(tmp_path / "a", range(5000)), 0, 5000)

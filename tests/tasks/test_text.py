@@ -189,10 +189,13 @@ def test_the_next_batch_is_asked_from_the_disk(sharded: list[Shard], monkeypatch
     task.train_batch(3, 8)
     assert [] == asked
     monkeypatch.setattr(text, "LARGE", 1000)
+    monkeypatch.setattr(text, "BATCHES_HELD", 1)
+    monkeypatch.setattr(Tokens, "release", lambda tokens: asked.append((-1, -1)))
     for part in range(2):
         asked.clear()
         task.train_batch(3, 8, part, 2)
         told = list(asked)
+        assert (-1, -1) == told.pop(0)
         assert [(start, start + 17) for start in task.train_batch(4, 8, part, 2).starts.tolist()] == told
 
 
