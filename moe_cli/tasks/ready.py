@@ -124,6 +124,7 @@ def _sample(data: TokenData, shards: Sequence[Shard], digest: Any) -> None:
         block = tokens[first : first + length]
         digest.update(block.tobytes())
         check_tokens(tokens, block, first, data.vocab_size or 0)
+    tokens.release()
 
 
 def check_tokens(tokens: Tokens, block: Any, first: int, vocab_size: int) -> None:

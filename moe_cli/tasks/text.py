@@ -17,7 +17,7 @@ from moe_cli.tasks.ready import check_tokens
 from moe_cli.tasks.shards import LARGE, Tokens
 
 # After so many batches of a large text the memory through which it was read is let go.
-BATCHES_HELD = 64
+BATCHES_HELD = 16
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class TextTask:
         self.vocab_size = int(corpus.meta["vocab_size"])
         self._bytes_per_token = None if corpus.tokenizer is None else corpus.tokenizer.bytes_per_token()
         self._order = lru_cache(maxsize=2)(self._order_of)
+        self._starts = lru_cache(maxsize=2)(self._starts_of)
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> Batch:
         """The `index`-th batch of `size` windows, a function of the seed and the index: any step can be done again.
@@ -98,14 +99,14 @@ class TextTask:
     def _windows_per_epoch(self) -> int:
         return max(1, (len(self.corpus.train) - self.context_length) // self.context_length)
 
-    def _starts(self, first: int, size: int) -> list[int]:
+    def _starts_of(self, first: int, size: int) -> tuple[int, ...]:
         """Where in the training text so many windows begin, counted from the first of the first epoch."""
         epochs, places = np.divmod(np.arange(first, first + size), self._windows_per_epoch)
         starts = np.empty(size, np.int64)
         for epoch in np.unique(epochs).tolist():
             order, here = self._order(epoch), epochs == epoch
             starts[here] = order.windows[places[here]] * self.context_length + order.offset
-        return starts.tolist()
+        return tuple(starts.tolist())
 
     def _order_of(self, epoch: int) -> EpochOrder:
         room = min(self.context_length, len(self.corpus.train) - self.context_length)
