@@ -123,8 +123,8 @@ def remarks(corpus: Corpus) -> list[str]:
     if meta["name"] != "tokens":
         return []
     train, val = len(meta["train_shards"]), len(meta["val_shards"])
-    header = f", header of llm.c in {meta['num_with_header']}" if meta["num_with_header"] else ", without header"
-    lines = [f"training {count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
+    header = f", llm.c header in {meta['num_with_header']}" if meta["num_with_header"] else ", no header"
+    lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
              f"{count(meta['val_tokens'])} in {val}{header}"]  # fmt: skip
     if meta["num_left_out"]:
         lines.append(f"{meta['num_left_out']} files are named neither train nor val: left out")

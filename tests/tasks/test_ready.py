@@ -34,7 +34,7 @@ def test_one_file_is_cut_at_the_share(tmp_path: Path, dtype: str) -> None:
     assert (corpus.meta["train_tokens"], corpus.meta["val_tokens"]) == (4455, 500)
     assert corpus.tokenizer is None
     assert f"tokens corpus, 4.96k {dtype}, 1,000 different" == describe(corpus)
-    assert ["training 4.46k in 1 file, validation 500 in 1, without header"] == remarks(corpus)
+    assert ["4.46k in 1 file, validation 500 in 1, no header"] == remarks(corpus)
 
 
 def test_validation_takes_no_more_than_wanted(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_headers_are_known_and_said(tmp_path: Path) -> None:
     with_header(tmp_path / "a" / "val.bin", tokens[:100])
     corpus = load(tmp_path / "a")
     assert (tokens, tokens[:100]) == (corpus.train.tolist(), corpus.val.tolist())
-    assert ["training 900 in 2 files, validation 100 in 1, header of llm.c in 3"] == remarks(corpus)
+    assert ["900 in 2 files, validation 100 in 1, llm.c header in 3"] == remarks(corpus)
     raw(tmp_path / "b" / "train.bin", tokens)
     raw(tmp_path / "b" / "val.bin", tokens[:100])
     assert corpus.meta["sha256"] == load(tmp_path / "b").meta["sha256"]
