@@ -113,8 +113,8 @@ def pin_upcycle(config: RunConfig, outputs: Path) -> RunConfig:
 
 
 def _tokens(config: RunConfig) -> object:
-    """What token ids mean: characters are numbered by the text they come from."""
-    return config.data if config.data.tokenizer == "chars" else config.data.tokenizer
+    """What token ids mean: characters are numbered by the text they come from, and of ready-made ones nobody knows."""
+    return "bytes" if config.data.tokenizer == "bytes" else config.data
 
 
 def _make_plan(config: RunConfig, corpus: Corpus, flops_per_second: float) -> Plan:

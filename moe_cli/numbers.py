@@ -16,6 +16,16 @@ def count(value: float) -> str:
     return f"{value:.3g}Y"
 
 
+def known(value: float | None, digits: int = 3) -> str:
+    """So many digits after the point, or - for what is not known."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def score(bits_per_byte: float | None, nats_per_token: float) -> str:
+    """The result of a run: in nats per token where nobody knows the bytes."""
+    return f"{nats_per_token:.3f} nats/token" if bits_per_byte is None else f"{bits_per_byte:.3f} bits/byte"
+
+
 def duration(seconds: float) -> str:
     """8s, 1m 32s, 2h 5m."""
     seconds = round(seconds)

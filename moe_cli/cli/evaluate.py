@@ -89,7 +89,7 @@ def _row(trained: "Trained", routing: str, top_k: int | None, capacity: float | 
 def _table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    from moe_cli.numbers import percent
+    from moe_cli.numbers import known, percent
 
     def share(value: float | None, signed: bool = False) -> str:
         return "-" if value is None else percent(value, signed)
@@ -101,7 +101,7 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     for row in rows:
         table.add_row(
             row["routing"], str(row["k"]), "-" if row["capacity"] is None else f"{row['capacity']:g}",
-            f"{row['val_loss']:.4f}", f"{row['val_bpb']:.4f}",
+            f"{row['val_loss']:.4f}", known(row["val_bpb"], 4),
             share(row["dropped_fraction"]), share(row["max_violation"], signed=True), share(row["dead_experts"]),
         )  # fmt: skip
     return table

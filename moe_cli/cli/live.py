@@ -14,9 +14,9 @@ from rich.text import Text
 
 from moe_cli.forecast import Plan
 from moe_cli.moe.stats import max_violation
-from moe_cli.numbers import bars, count, duration, percent
+from moe_cli.numbers import bars, count, duration, known, percent
 from moe_cli.store import Run
-from moe_cli.tasks.corpora import describe
+from moe_cli.tasks.corpora import describe, remarks
 from moe_cli.training.evaluate import Evaluation
 from moe_cli.training.state import StepView
 
@@ -47,8 +47,7 @@ def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
                  f"about {count(costs.activation_bytes)}B activations"))  # fmt: skip
     if folder:
         rows.append(("run", folder))
-    if plan.corpus.meta["num_left_out"] and config.data.name == "text":
-        rows.append(("data", f"{plan.corpus.meta['num_left_out']} files are empty or not UTF-8 text: left out"))
+    rows += [("data", remark) for remark in remarks(plan.corpus)]
     for label, text in rows:
         console.print(f"  [dim]{label:<12}[/] {escape(text)}", highlight=False, soft_wrap=True)
 
@@ -140,7 +139,15 @@ class Display:
 
 
 def _val(val: Evaluation | None) -> str:
-    return "val -" if val is None else f"val {val.loss:.3f} ({val.bits_per_byte:.3f} bits/byte)"
+    if val is None:
+        return "val -"
+    return f"val {val.loss:.3f} ({known(val.bits_per_byte)} bits/byte)"
+
+
+def _size(summary: dict[str, Any]) -> str:
+    """Of the validation split: its bytes, or its tokens where nobody knows their text."""
+    unit = "tokens" if summary["val_bytes"] is None else "bytes"
+    return f"{count(summary[f'val_{unit}'])} {unit}"
 
 
 def print_summary(console: Console, run: Run) -> None:
@@ -153,9 +160,11 @@ def print_summary(console: Console, run: Run) -> None:
         f"{count(summary['tokens_per_second'])} tok/s" + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
     )  # fmt: skip
-    rows = [("validation", f"{summary['val_loss']:.3f} nats/token   [bold]{summary['val_bpb']:.3f} bits/byte[/]   perplexity "
-             f"{perplexity:.2f}   (whole split, {count(summary['val_bytes'])} bytes)"),
-            ("reference", f"bigram {summary['bigram_bpb']:.3f}   gzip -9 {summary['gzip_bpb']:.3f} bits/byte")]  # fmt: skip
+    rows = [("validation", f"{summary['val_loss']:.3f} nats/token   [bold]{known(summary['val_bpb'])} bits/byte[/]   perplexity "
+             f"{perplexity:.2f}   (whole split, {_size(summary)})"),
+            ]  # fmt: skip
+    if summary["bigram_bpb"] is not None:
+        rows.append(("reference", f"bigram {summary['bigram_bpb']:.3f}   gzip -9 {summary['gzip_bpb']:.3f} bits/byte"))
     if summary["max_violation"] is not None:
         dead = round(summary["dead_experts"] * summary["expert"])
         rows.append(("experts", f"worst load {percent(summary['max_violation'], signed=True)} (MaxVio)   entropy "
@@ -173,6 +182,7 @@ def print_summary(console: Console, run: Run) -> None:
     if any(number for number, _ in events):
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     following = "moe train" if summary["expert"] == 1 else "moe train expert=1"
-    rows.append(("next", f'moe sample latest --prompt "def "      {following}      moe report'))
+    sample = "" if summary["val_bytes"] is None else 'moe sample latest --prompt "def "      '
+    rows.append(("next", f"{sample}{following}      moe report"))
     for label, text in rows:
         console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)

@@ -37,6 +37,10 @@ def sample(
 
     trained = restore(found, folder, checkpoint)
     tokenizer = trained.task.corpus.tokenizer
+    if tokenizer is None:
+        raise ConfigError(
+            f"{found.id} learned from ready-made tokens (data=tokens): nobody knows the text they stand for."
+        )
     ids = draw(
         trained.model,
         tokenizer.encode(prompt).tolist(),

@@ -160,11 +160,11 @@ class SweepDisplay:
     def _print(self, run: "Run") -> None:
         from rich.markup import escape
 
-        from moe_cli.numbers import count
+        from moe_cli.numbers import count, score
 
         label, summary = escape(self.labels[run.path]), run.summary()
         if summary:
-            text = f"[green]done[/]    {label}   {summary['val_bpb']:.3f} bits/byte   {count(summary['tokens_per_second'])} tok/s"
+            text = f"[green]done[/]    {label}   {score(summary['val_bpb'], summary['val_loss'])}   {count(summary['tokens_per_second'])} tok/s"
         else:
             text = f"[red]failed[/]  {label}   {escape(str(run.status().get('reason')))}"
         self.console.print(text, highlight=False, soft_wrap=True)

@@ -32,7 +32,7 @@ from moe_cli.config.routers import (
     TopKConfig,
     gate_params,
 )
-from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, RunConfig, TextData
+from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, PythonData, RunConfig
 from moe_cli.errors import ConfigError
 
 # Routers whose choice the methods that work by a bias can move.
@@ -219,6 +219,6 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
         optim = replace(optim, final_lr=0.02)
     if all(getattr(train, budget) is None for budget in BUDGETS):
         train = replace(train, steps=DEFAULT_STEPS)
-    if isinstance(data, TextData) and data.path is not None:
+    if not isinstance(data, PythonData) and data.path is not None:
         data = replace(data, path=str(Path(os.path.expanduser(data.path)).resolve()))
     return replace(config, optim=optim, train=train, data=data)

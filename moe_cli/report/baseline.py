@@ -24,8 +24,8 @@ def baseline_command(row: Row) -> str:
         for group in ("model", "data", "optim"):
             if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
                 words[group] = wanted[f"{group}.name"]
-        if wanted.get("data.path"):
-            words["data.path"] = wanted["data.path"]
+        # Without these there is nothing to resolve.
+        words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
         words.update(_differences(_resolved(composer, words), wanted, with_null=False))
         words.update(_differences(_resolved(composer, words), wanted, with_null=True))
     except MoeError:

@@ -8,7 +8,7 @@ from rich.text import Text
 from moe_cli.numbers import count
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import printable, shorten
-from moe_cli.report.fold import Row, comparable, shared_with_dense
+from moe_cli.report.fold import Row, comparable, score, shared_with_dense
 from moe_cli.report.view import View
 from moe_cli.store import COMPLETED, FAILED
 
@@ -61,7 +61,7 @@ def below(view: View, width: int) -> list[Text]:
     """How to read the table, what all rows share, and what asks for care."""
     rows = [row for row in view.rows if row["status"] == COMPLETED]
     lines = []
-    if any(row["val_bpb_interval"] is not None for row in rows):
+    if any(row["val_loss_interval"] is not None for row in rows):
         lines += _prose("intervals: 95 % over seeds; differences to dense are paired by seed", width, "dim")
     elif rows and not view.by_run:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
@@ -101,7 +101,7 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     if len({digest for digest, _ in data}) > 1:
         named = ", ".join(sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data)[:4])
         lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
-    elif len({comparable(row) for row in rows if row["val_bpb"] is not None}) > 1:
+    elif len({comparable(row) for row in rows if score(row) is not None}) > 1:
         lines += _prose("different budgets: 'best' is said among equal ones only", width, "yellow")
     failed = [row for row in view.unfinished if row["status"] == FAILED]
     if failed:

@@ -12,10 +12,9 @@ from moe_cli.report.frame import COUNTS
 LONGEST_CELL = 36
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
-# What leaves first when a terminal is narrow; settings leave after these, bits per byte never.
+# What leaves first when a terminal is narrow; settings leave after these, the score never.
 FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
                   "tokens_per_second", "params", "vs_dense")  # fmt: skip
-NEVER_LEAVE = ("run", "val_bpb")
 # A setting's heading is its last part, and its group's where that says nothing.
 NAMELESS = ("name", "weight", "k", "capacity")
 
@@ -44,6 +43,12 @@ def result_columns(rows: Collection[Row]) -> list[Column]:
     if any(row["dead_experts"] is not None for row in rows):
         names.append("dead_experts")
     return [_RESULTS[name] for name in names]
+
+
+def never_leave(rows: Collection[Row]) -> tuple[str, str]:
+    """What stands in every table: which run, and its score."""
+    known = any(row["val_bpb"] is not None for row in rows)
+    return ("run", "val_bpb" if known or all(row["val_loss"] is None for row in rows) else "val_loss")
 
 
 def make_columns(names: Sequence[str]) -> list[Column]:

@@ -123,7 +123,7 @@ def _folded(runs: list[Row], settings: list[str], dense: dict[tuple[Any, ...], d
 
 
 def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
-    difference = paired_difference(_bits({run["seed"]: run for run in runs}), _bits(baseline))
+    difference = paired_difference(_scores({run["seed"]: run for run in runs}), _scores(baseline))
     if difference is None:
         return
     row["baseline"] = _by_seed(baseline)[0]["run"]
@@ -132,8 +132,14 @@ def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
     row["vs_dense_interval"] = None if row["expert"] == 1 else difference.half_width
 
 
-def _bits(runs: dict[int, Row]) -> dict[int, float]:
-    return {seed: run["val_bpb"] for seed, run in runs.items() if run["val_bpb"] is not None and seed is not None}
+def score(row: Row) -> float | None:
+    """What is to be low: bits per byte or, where nobody knows the bytes of the data, nats per token."""
+    result: float | None = row["val_loss"] if row["val_bpb"] is None else row["val_bpb"]
+    return result
+
+
+def _scores(runs: dict[int, Row]) -> dict[int, float]:
+    return {seed: value for seed, run in runs.items() if seed is not None and (value := score(run)) is not None}
 
 
 def _mean(values: list[Any]) -> Any:
@@ -195,9 +201,9 @@ def comparable(row: Row) -> tuple[Any, ...]:
 
 
 def best_rows(rows: Collection[Row]) -> list[Row]:
-    """The row of fewest bits per byte in every comparable group of at least two."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    """The row of the lowest score in every comparable group of at least two."""
+    groups: dict[tuple[Any, ...], list[tuple[float, Row]]] = {}
     for row in rows:
-        if row["val_bpb"] is not None:
-            groups.setdefault(comparable(row), []).append(row)
-    return [min(group, key=lambda row: row["val_bpb"]) for group in groups.values() if len(group) > 1]
+        if (value := score(row)) is not None:
+            groups.setdefault(comparable(row), []).append((value, row))
+    return [min(group, key=lambda pair: pair[0])[1] for group in groups.values() if len(group) > 1]

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from moe_cli.report.captions import above, below, left_out
-from moe_cli.report.columns import FIRST_TO_LEAVE, NEVER_LEAVE, PLUS_MINUS, Column
+from moe_cli.report.columns import FIRST_TO_LEAVE, PLUS_MINUS, Column, never_leave
 from moe_cli.report.fold import PLAIN_KEYS, rows_of
 from moe_cli.report.frame import plain
 from moe_cli.report.view import View
@@ -26,7 +26,7 @@ def table_lines(view: View, title: str, width: int) -> list[Text]:
     widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in view.columns}
     marks = [MARK if any(row is best for best in view.best) else "" for row in view.rows]
     room = width - (len(GAP + MARK) if any(marks) else 0)
-    kept = _fitting(view.columns, widths, room)
+    kept = _fitting(view.columns, widths, room, never_leave(view.rows))
     header = _line([_pad(column.heading, widths[column.name], column.left) for column in kept])
     lines = [Text(header.rstrip(), "dim")]
     for index, mark in enumerate(marks):
@@ -54,12 +54,13 @@ def _aligned(cells: Sequence[str]) -> list[str]:
     return [f"{mean}{sign:{len(PLUS_MINUS)}}{interval:>{spread}}" for mean, sign, interval in parts]
 
 
-def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int) -> list[Column]:
+def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, staying: Sequence[str]) -> list[Column]:
     """The columns that fit side by side, after the least important have left."""
     kept = list(columns)
     names = [column.name for column in columns]
-    leaving = [name for name in FIRST_TO_LEAVE if name in names]
-    leaving += [name for name in reversed(names) if name not in leaving and name not in NEVER_LEAVE]
+    order = [name for name in FIRST_TO_LEAVE if name in names]
+    order += [name for name in reversed(names) if name not in order]
+    leaving = [name for name in order if name not in staying]
     while leaving and sum(widths[column.name] + len(GAP) for column in kept) - len(GAP) > width:
         name = leaving.pop(0)
         kept = [column for column in kept if column.name != name]

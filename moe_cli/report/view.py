@@ -9,7 +9,7 @@ from moe_cli.config.expressions import parse_expression
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
 from moe_cli.report.columns import Column, make_columns, result_columns
-from moe_cli.report.fold import PLAIN_KEYS, Row, best_rows, fold, rows_of, settings_of, varying
+from moe_cli.report.fold import PLAIN_KEYS, Row, best_rows, fold, rows_of, score, settings_of, varying
 from moe_cli.store import COMPLETED
 
 
@@ -98,10 +98,14 @@ def _filtered(indices: Sequence[int], rows: list[Row], condition: str | None, kn
 
 def _sorted(indices: list[int], rows: list[Row], sort: str | None, known: list[str]) -> list[int]:
     """In order of a column, rows without a value last whichever way; without results at the very end by default."""
-    name = (sort or "val_bpb").removeprefix("-")
+    if sort is None:
+        by_score = [index for index in indices if score(rows[index]) is not None]
+        by_score.sort(key=lambda index: score(rows[index]) or 0.0)
+        return by_score + [index for index in indices if score(rows[index]) is None]
+    name = sort.removeprefix("-")
     check_name(name, known)
     there = [index for index in indices if rows[index][name] is not None]
-    there.sort(key=lambda index: _order(rows[index][name]), reverse=bool(sort and sort.startswith("-")))
+    there.sort(key=lambda index: _order(rows[index][name]), reverse=sort.startswith("-"))
     return there + [index for index in indices if rows[index][name] is None]
 
 

@@ -1,19 +1,23 @@
 """Next-token prediction on a corpus: batches for training, the validation split, the loss. B sequences, L positions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_cli.moe.routing import Routing
 from moe_cli.tasks.corpora import Corpus
+from moe_cli.tasks.order import EpochOrder, epoch_order
+from moe_cli.tasks.ready import check_tokens
+from moe_cli.tasks.shards import LARGE, Tokens
+
+# After so many batches of a large text the memory through which it was read is let go.
+BATCHES_HELD = 16
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,13 @@ class Batch:
     """Inputs and the tokens that follow them.
 
     Attributes:
-        num_bytes: the bytes that the targets stand for.
+        num_bytes: the bytes that the targets stand for; None: nobody knows.
         starts: where in its split each window of inputs begins.
     """
 
     inputs: Int[Tensor, "B L"]
     targets: Int[Tensor, "B L"]
-    num_bytes: int
+    num_bytes: int | None
     starts: Int[Tensor, " B"]
 
     @property
@@ -50,8 +54,9 @@ class TextTask:
         self.context_length = context_length
         self.seed = seed
         self.vocab_size = int(corpus.meta["vocab_size"])
-        self._bytes_per_token = corpus.tokenizer.bytes_per_token()
-        self._epoch = lru_cache(maxsize=2)(self._shuffled_windows)
+        self._bytes_per_token = None if corpus.tokenizer is None else corpus.tokenizer.bytes_per_token()
+        self._order = lru_cache(maxsize=2)(self._order_of)
+        self._starts = lru_cache(maxsize=2)(self._starts_of)
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> Batch:
         """The `index`-th batch of `size` windows, a function of the seed and the index: any step can be done again.
@@ -59,18 +64,22 @@ class TextTask:
         Args:
             part: which of `parts` equal parts of the batch, whose windows alone are read.
         """
-        starts = []
-        first, share = index * size, size // parts
-        for position in range(first + part * share, first + (part + 1) * share):
-            epoch, place = divmod(position, self._windows_per_epoch)
-            starts.append(int(self._epoch(epoch)[place]))
-        return self._batch(self.corpus.train, starts, self.context_length)
+        share = size // parts
+        first = index * size + part * share
+        batch = self._batch(self.corpus.train, self._starts(first, share), self.context_length)
+        if len(self.corpus.train) >= LARGE:
+            if index % BATCHES_HELD == 0:
+                self.corpus.train.release()
+            # The next batch is read from the disk while this one is learned from.
+            for start in self._starts(first + size, share):
+                self.corpus.train.will_need(start, start + self.context_length + 1)
+        return batch
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The validation split in windows side by side, each token predicted once; or windows spread evenly over it."""
         val, length = self.corpus.val, self.context_length
         num_targets = len(val) - 1
-        starts = list(range(0, num_targets - length + 1, length))
+        starts: Sequence[int] = range(0, num_targets - length + 1, length)
         partial = max_tokens is not None and max_tokens < num_targets and len(starts) > 1
         if partial:
             keep = max(1, max_tokens // length)  # type: ignore[operator]
@@ -90,18 +99,30 @@ class TextTask:
     def _windows_per_epoch(self) -> int:
         return max(1, (len(self.corpus.train) - self.context_length) // self.context_length)
 
-    def _shuffled_windows(self, epoch: int) -> NDArray[np.int64]:
-        generator = np.random.default_rng((self.seed, epoch))
-        room = min(self.context_length, len(self.corpus.train) - self.context_length)
-        offset = int(generator.integers(room))
-        return generator.permutation(self._windows_per_epoch) * self.context_length + offset
+    def _starts_of(self, first: int, size: int) -> tuple[int, ...]:
+        """Where in the training text so many windows begin, counted from the first of the first epoch."""
+        epochs, places = np.divmod(np.arange(first, first + size), self._windows_per_epoch)
+        starts = np.empty(size, np.int64)
+        for epoch in np.unique(epochs).tolist():
+            order, here = self._order(epoch), epochs == epoch
+            starts[here] = order.windows[places[here]] * self.context_length + order.offset
+        return tuple(starts.tolist())
 
-    def _batch(self, tokens: NDArray[Any], starts: list[int], length: int) -> Batch:
-        windows = np.stack([tokens[start : start + length + 1] for start in starts]).astype(np.int64)
+    def _order_of(self, epoch: int) -> EpochOrder:
+        room = min(self.context_length, len(self.corpus.train) - self.context_length)
+        return epoch_order(self.seed, epoch, self._windows_per_epoch, room)
+
+    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
+        windows = np.stack([tokens[start : start + length + 1] for start in starts])
+        if windows.max() >= self.vocab_size:
+            for start, window in zip(starts, windows, strict=True):
+                check_tokens(tokens, window, start, self.vocab_size)
+        windows = windows.astype(np.int64)
         targets = windows[:, 1:]
+        widths = self._bytes_per_token
         return Batch(
             torch.from_numpy(windows[:, :-1].copy()),
             torch.from_numpy(targets.copy()),
-            int(self._bytes_per_token[targets].sum()),
+            None if widths is None else int(widths[targets].sum()),
             torch.tensor(starts),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,15 +51,25 @@ class CharTokenizer:
     def encode(self, text: str) -> NDArray[Any]:
         """Raises DataError for a character the corpus does not have."""
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-        known = np.frombuffer(self.alphabet.encode("utf-32-le"), dtype=np.uint32)
-        ids = np.searchsorted(known, points).clip(max=len(known) - 1)
-        strange = np.flatnonzero(known[ids] != points)
+        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
+        strange = np.flatnonzero(ids < 0)
         if len(strange):
-            raise DataError(f"{text[strange[0]]!r} is not among the {len(known)} characters of the corpus.")
-        return ids.astype(np.min_scalar_type(len(known) - 1))
+            raise DataError(f"{text[strange[0]]!r} is not among the {len(self.alphabet)} characters of the corpus.")
+        return ids.astype(np.min_scalar_type(len(self.alphabet) - 1))
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.alphabet[i] for i in ids)
+        return self._points[np.asarray([*ids], np.int64)].tobytes().decode("utf-32-le")
+
+    @cached_property
+    def _points(self) -> NDArray[np.uint32]:
+        return np.frombuffer(self.alphabet.encode("utf-32-le"), dtype=np.uint32)
+
+    @cached_property
+    def _ids(self) -> NDArray[np.int32]:
+        """The id of each code point up to the largest known one, and of one more; -1 where there is none."""
+        ids = np.full(int(self._points.max(initial=0)) + 2, -1, np.int32)
+        ids[self._points] = np.arange(len(self.alphabet))
+        return ids
 
     def bytes_per_token(self) -> NDArray[np.int64]:
         return np.array([len(char.encode()) for char in self.alphabet], dtype=np.int64)

@@ -108,15 +108,16 @@ class Evaluation:
 
     Attributes:
         loss: nats per token.
-        bits_per_byte: loss in bits, per byte of text: comparable between tokenizers.
+        bits_per_byte: loss in bits, per byte of text: comparable between tokenizers. None, as the bytes, where nobody
+            knows the text of the tokens.
         domains: names of the text's domains.
         layers: per sparse layer, first to last; empty for a dense model.
     """
 
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     num_tokens: int
-    num_bytes: int
+    num_bytes: int | None
     domains: list[str]
     layers: list[LayerUse] = field(default_factory=list)
 
@@ -181,7 +182,7 @@ def evaluate(
                 continue
             nats += loss.item() * batch.num_tokens
             num_tokens += batch.num_tokens
-            num_bytes += batch.num_bytes
+            num_bytes += batch.num_bytes or 0
             token_ids, domain_ids = batch.inputs.flatten().to(device), _domain_ids(task, batch).to(device)
             for layer, routing in zip(layers, routings, strict=True):
                 layer.add(routing, token_ids, domain_ids)
@@ -189,7 +190,8 @@ def evaluate(
     nats, num_tokens, num_bytes = sums[0], round(sums[1]), round(sums[2])
     for layer in layers:
         layer.put_together()
-    return Evaluation(nats / num_tokens, nats / math.log(2) / num_bytes, num_tokens, num_bytes, domains, layers)
+    bits_per_byte = nats / math.log(2) / num_bytes if num_bytes else None
+    return Evaluation(nats / num_tokens, bits_per_byte, num_tokens, num_bytes or None, domains, layers)
 
 
 def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -251,7 +253,7 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "T E
 
 def _domain_ids(task: TextTask, batch: Batch) -> Int[Tensor, " T"]:
     places = batch.starts[:, None] + torch.arange(batch.inputs.shape[1])
-    return torch.from_numpy(task.corpus.val_domains[places.flatten().numpy()])
+    return torch.from_numpy(task.corpus.val_domains(places.flatten().numpy()))
 
 
 def _empty(routing: Routing, vocab_size: int, num_domains: int) -> LayerUse:

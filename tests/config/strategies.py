@@ -44,7 +44,15 @@ def configs(draw: st.DrawFn) -> schema.RunConfig:
         moe_every=draw(st.integers(1, 4)),
     )
     budget = draw(st.sampled_from([{}, {"steps": 7}, {"tokens": 1000}, {"flops": 1e12}, {"minutes": 0.5}]))
-    data = draw(st.sampled_from([schema.PythonData(), schema.TextData(path="/text/a.txt")]))
+    data = draw(
+        st.sampled_from(
+            [
+                schema.PythonData(),
+                schema.TextData(path="/text/a.txt"),
+                schema.TokenData(path="/tokens", vocab_size=50_257),
+            ]
+        )
+    )
     try:
         config = schema.RunConfig(
             expert=draw(st.sampled_from([1, 2, 8, 64])),

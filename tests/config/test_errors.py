@@ -206,6 +206,20 @@ TOGETHER = [
         "balance=loss_free+quantile: loss_free and quantile both set the bias of the choice. Use one.",
     ),
     (["data=text"], "data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER"),
+    (["data=tokens"], "data=tokens needs a file or folder of tokens. Add: data.path=FILE_OR_FOLDER"),
+    (
+        ["data=tokens", "data.path=a"],
+        "data=tokens needs to know how many tokens there are. Add, for GPT-2's: data.vocab_size=50257",
+    ),
+    (
+        ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.dtype=int16"],
+        "data.dtype=int16 is not one of: uint8, uint16, uint32. Did you mean 'uint16'?",
+    ),
+    (
+        ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.tokenizer=bytes"],
+        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python.",
+    ),
+    (["data=tokens", "data.path=a", "data.vocab_size=1"], "data.vocab_size=1 must be between 2 and 4294967296."),
     (["data=text", "data.path="], "data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER"),
     (
         ["optim.warmup=0.5", "optim.decay=0.7"],

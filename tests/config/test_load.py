@@ -32,6 +32,7 @@ CONF = packaged_conf()
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 # What a choice cannot do without.
 NEEDED = {
+    ("data", "tokens"): {"data.path": "tokens", "data.vocab_size": 50_257},
     ("data", "text"): {"data.path": "a.txt"},
     **{
         ("experiment", name): {"data.path": "a.txt"}

@@ -1,26 +1,19 @@
 """Files -> token files: what is read, refused, cached, split and counted."""
 
-import gzip
-import math
 import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from moe_cli.config.schema import PythonData, TextData
 from moe_cli.errors import DataError
-from moe_cli.tasks import corpora
-from moe_cli.tasks.corpora import Corpus, bigram_bits_per_byte, choose_validation, describe, load_corpus
-from moe_cli.tasks.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from moe_cli.tasks import build, corpora
+from moe_cli.tasks.corpora import Corpus, describe, load_corpus
 from tests.tiny import words
 
 
@@ -57,7 +50,7 @@ def test_every_validation_token_has_its_domain(tmp_path: Path, tokenizer: Any, f
     """Each file is in a domain and a letter of its own: letters tell domains, wherever the split falls."""
     texts = {f"{letter}/text.txt": letter * (30 + 7 * number) for number, letter in enumerate("abcdefgh€jklm")}
     corpus = load(write(tmp_path / "texts", texts), tmp_path, tokenizer=tokenizer, val_fraction=fraction)
-    names = [corpus.meta["domains"][place] for place in corpus.val_domains]
+    names = [corpus.meta["domains"][place] for place in corpus.val_domains(np.arange(len(corpus.val)))]
     home = {token: letter for letter in "abcdefgh€jklm" for token in corpus.tokenizer.encode(letter).tolist()}
     expected: list[str] = []
     for token in corpus.val.tolist():
@@ -106,11 +99,10 @@ def test_documents_know_where_they_begin_and_their_domain(tmp_path: Path) -> Non
     texts = {"a/x.txt": "alpha " * 50, "a/deep/y.txt": "beta " * 50, "b/z.txt": "gamma " * 50, "top.txt": "delta " * 50}
     corpus = load(write(tmp_path / "text", texts), tmp_path / "cache", val_fraction=0.5)
     assert [".", "a", "b"] == corpus.meta["domains"]
-    table = corpus.meta["documents"]
     everything = corpus.tokenizer.decode([*corpus.train, *corpus.val])
-    assert [len(corpus.train)] == table["cut"]
+    assert len(corpus.train) == corpus.meta["cut"]
     found = {everything[start:].split("\0")[0]: corpus.meta["domains"][domain]
-             for start, domain in zip(table["starts"], table["domain_ids"], strict=True)}  # fmt: skip
+             for start, domain in zip(corpus.starts, corpus.domain_ids, strict=True)}  # fmt: skip
     assert {text: name.split("/")[0] if "/" in name else "." for name, text in texts.items()} == found
 
 
@@ -187,7 +179,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, text
 def test_a_corpus_is_built_once(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second load reads the token files of the first."""
     first = load(text_file, tmp_path)
-    monkeypatch.setattr(corpora, "_build", lambda *arguments: pytest.fail("built again"))
+    monkeypatch.setattr(corpora, "build", lambda *arguments: pytest.fail("built again"))
     second = load(text_file, tmp_path)
     assert (first.folder, first.meta) == (second.folder, second.meta)
 
@@ -223,16 +215,16 @@ def test_a_build_that_comes_second_takes_the_first(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When another process finishes the same corpus during a build, its files are used and the own ones thrown away."""
-    split = corpora._split
+    write = build._write
 
     def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(corpora, "_split", split)
+        monkeypatch.setattr(build, "_write", write)
         load(text_file, tmp_path)
-        (folder,) = tmp_path.iterdir()
+        (folder,) = (path for path in tmp_path.iterdir() if not path.name.startswith("."))
         (folder / "first").touch()
-        return split(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(corpora, "_split", overtaken)
+    monkeypatch.setattr(build, "_write", overtaken)
     corpus = load(text_file, tmp_path)
     assert [corpus.folder] == list(tmp_path.iterdir())
     assert (corpus.folder / "first").exists()
@@ -249,7 +241,8 @@ def test_a_corpus_appears_whole(tmp_path: Path, text_file: Path, monkeypatch: py
     monkeypatch.setattr(os, "chmod", look)
     corpus = load(text_file, tmp_path)
     assert [True] == [name.startswith(".building-") for name in seen]
-    assert ["meta.json", "train.bin", "val.bin"] == sorted(path.name for path in corpus.folder.iterdir())
+    names = sorted(path.name for path in corpus.folder.iterdir())
+    assert ["domains.bin", "meta.json", "starts.bin", "train_0000.bin", "val_0000.bin"] == names
 
 
 def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> None:
@@ -261,7 +254,7 @@ def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> No
         "from moe_cli.tasks.corpora import load_corpus\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "corpus = load_corpus(TextData(path=sys.argv[1]), 16, Path(sys.argv[2]))\n"
-        "print(corpus.meta['sha256'], int(corpus.train.sum()), int(corpus.val.sum()))\n"
+        "print(corpus.meta['sha256'], sum(corpus.train), sum(corpus.val))\n"
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "cache")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -273,67 +266,5 @@ def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> No
         process.stdin.flush()
     said = {process.communicate()[0] for process in processes}
     corpus = load(path, tmp_path / "cache")
-    assert {f"{corpus.meta['sha256']} {corpus.train.sum()} {corpus.val.sum()}\n"} == said
+    assert {f"{corpus.meta['sha256']} {sum(corpus.train)} {sum(corpus.val)}\n"} == said
     assert [corpus.folder] == list((tmp_path / "cache").iterdir())
-
-
-def direct_bigram(train: list[int], val: list[int], tokenizer: Tokenizer) -> float:
-    """The bigram reference, a token at a time."""
-    size, widths = tokenizer.vocab_size, tokenizer.bytes_per_token()
-    pairs, starts, single = Counter(pairwise(train)), Counter(train[:-1]), Counter(train)
-    bits = 0.0
-    for a, b in pairwise(val):
-        unigram = (single[b] + 1) / (len(train) + size)
-        bits -= math.log2((pairs[a, b] + unigram) / (starts[a] + 1))
-    return bits / sum(int(widths[b]) for b in val[1:])
-
-
-@given(
-    st.lists(st.integers(0, 4), min_size=2, max_size=60),
-    st.lists(st.integers(0, 4), min_size=2, max_size=20),
-    st.sampled_from([ByteTokenizer(), CharTokenizer("abé€𝄞")]),
-)
-def test_the_bigram_line_equals_a_direct_count(train: list[int], val: list[int], tokenizer: Tokenizer) -> None:
-    """Bits per byte of the bigram model, also for pairs and tokens that training never saw."""
-    arrays = (np.array(tokens, np.uint8) for tokens in (train, val))
-    assert direct_bigram(train, val, tokenizer) == pytest.approx(bigram_bits_per_byte(*arrays, tokenizer))
-
-
-@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
-def test_the_reference_lines_are_of_the_validation_bytes(tmp_path: Path, tokenizer: Any) -> None:
-    """gzip_bpb is gzip -9's size of the validation text in bits per byte; bigram_bpb is the model's above."""
-    path = write(tmp_path, {"a.txt": ("é" + words(99)) * 50}) / "a.txt"
-    corpus = load(path, tmp_path / "cache", tokenizer=tokenizer)
-    raw = corpus.tokenizer.decode(corpus.val.tolist()).encode()
-    assert 8 * len(gzip.compress(raw, 9)) / len(raw) == corpus.meta["gzip_bpb"]
-    direct = direct_bigram(corpus.train.tolist(), corpus.val.tolist(), corpus.tokenizer)
-    assert direct == pytest.approx(corpus.meta["bigram_bpb"])
-
-
-@given(st.lists(st.integers(1, 2000), max_size=60), st.floats(0.01, 0.5))
-def test_what_is_chosen_for_validation_is_near_the_share(sizes: list[int], fraction: float) -> None:
-    """None, or whole documents within half and twice the share, and never the first."""
-    chosen = choose_validation(sizes, fraction)
-    wanted = fraction * sum(sizes)
-    assert 0 not in chosen
-    assert not chosen or wanted / 2 <= sum(sizes[number] for number in chosen) <= 2 * wanted
-
-
-@pytest.mark.parametrize(
-    ("sizes", "chosen"),
-    [
-        ([10] * 10, {9}),  # all alike: the last
-        ([1000, *[5] * 200, 400, 5, 400], None),
-        ([100, 100], set()),  # no document is near a tenth
-        ([90, 10], {1}),
-        ([10, 90], set()),  # the first is always learned from
-    ],
-)
-def test_no_large_document_decides_validation(sizes: list[int], chosen: set[int] | None) -> None:
-    """A tenth of the text: small documents from the last on when there are enough; else whatever comes near."""
-    found = choose_validation(sizes, 0.1)
-    if chosen is not None:
-        assert chosen == found
-    else:
-        assert 400 not in {sizes[number] for number in found}
-        assert sum(sizes[number] for number in found) == pytest.approx(0.1 * sum(sizes), rel=0.02)

@@ -1,6 +1,7 @@
 """Windows of a corpus: each once, in an order that the seed decides. L positions, D tokens."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_cli.tasks import order, text
 from moe_cli.tasks.corpora import Corpus
+from moe_cli.tasks.shards import Shard, Tokens
 from moe_cli.tasks.text import TextTask
 from moe_cli.tasks.tokenizers import CharTokenizer
+from tests.tasks.token_files import corpus_of, raw, sparse
 
 # One character of each width in UTF-8.
 ALPHABET = "aé€𝄞"
@@ -52,10 +56,20 @@ def test_a_partial_evaluation_is_spread_over_the_split(val: int, max_tokens: int
         assert (0, (windows - 1) * length) == (starts.min(), starts.max())
 
 
-@given(st.integers(18, 200), st.integers(1, 16), st.integers(0, 3))
-def test_an_epoch_sees_every_window_once(train: int, context_length: int, seed: int) -> None:
+# A shuffled list of all windows, and places computed one at a time, as for more windows than are listed.
+both_orders = pytest.mark.parametrize("most_listed", [2**22, 0])
+
+
+@both_orders
+@given(train=st.integers(18, 200), context_length=st.integers(1, 16), seed=st.integers(0, 3))
+def test_an_epoch_sees_every_window_once(most_listed: int, train: int, context_length: int, seed: int) -> None:
     """The windows of an epoch lie side by side from one offset and cover the text but for less than two of them."""
-    task = counting_task(train, 10, context_length, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "MOST_LISTED", most_listed)
+        check_an_epoch(counting_task(train, 10, context_length, seed), train, context_length)
+
+
+def check_an_epoch(task: TextTask, train: int, context_length: int) -> None:
     per_epoch = max(1, (train - context_length) // context_length)
     first = [task.train_batch(i, 1) for i in range(per_epoch)]
     starts = sorted(int(batch.inputs[0, 0]) for batch in first)
@@ -79,15 +93,115 @@ def test_epochs_and_seeds_differ() -> None:
     assert len({min(order) for order in orders}) > 1
 
 
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=8))
-def test_a_batch_depends_on_seed_and_index_alone(asked: list[int]) -> None:
-    """Whatever was asked before and however random numbers stand, a batch is the same."""
+@both_orders
+@given(asked=st.lists(st.integers(0, 60), min_size=1, max_size=8))
+def test_a_batch_depends_on_seed_and_index_alone(most_listed: int, asked: list[int]) -> None:
+    """Whatever was asked before and however random numbers stand, a batch is the same: in the middle of an epoch of 17
+    windows, at its end and across it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "MOST_LISTED", most_listed)
+        task = counting_task(300, 10, 16)
+        for index in asked:
+            torch.manual_seed(index)
+            np.random.seed(index)
+            again = counting_task(300, 10, 16).train_batch(index, 3)
+            assert torch.equal(again.inputs, task.train_batch(index, 3).inputs)
+
+
+def test_a_batch_may_span_epochs() -> None:
+    """A batch larger than an epoch of 17 windows holds the end of one, all of the next, and the beginning of a third."""
     task = counting_task(300, 10, 16)
-    for index in asked:
-        torch.manual_seed(index)
-        np.random.seed(index)
-        again = counting_task(300, 10, 16).train_batch(index, 3)
-        assert torch.equal(again.inputs, task.train_batch(index, 3).inputs)
+    one_by_one = [int(task.train_batch(i, 1).starts) for i in range(15, 45)]
+    assert one_by_one == counting_task(300, 10, 16).train_batch(0, 45).starts.tolist()[15:]
+    assert [int(task.train_batch(i, 1).starts) for i in range(17)] == task.train_batch(0, 17).starts.tolist()
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
+    """1,000 tokens, each its own position, in files of 7 to 313."""
+    folder, passed, shards = tmp_path_factory.mktemp("shards"), 0, []
+    for number, size in enumerate((313, 7, 200, 180, 300)):
+        shards.append(Shard(raw(folder / f"{number}.bin", range(passed, passed + size)), 0, size))
+        passed += size
+    return shards
+
+
+@both_orders
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_parts_are_the_batch(
+    sharded: list[Shard], monkeypatch: pytest.MonkeyPatch, most_listed: int, parts: int
+) -> None:
+    """Of a text in shards each part reads its own windows and no other token; together they are the whole batch, and
+    that of the text in one file. No window is lost where a file ends."""
+    monkeypatch.setattr(order, "MOST_LISTED", most_listed)
+    whole, task = counting_task(1000, 20, 16), TextTask(corpus_of(sharded, sharded, 1000), 16, 0)
+    read: list[range] = []
+    take = Tokens.__getitem__
+
+    def watched(tokens: Tokens, place: slice) -> Any:
+        read.append(range(*place.indices(len(tokens))))
+        return take(tokens, place)
+
+    monkeypatch.setattr(Tokens, "__getitem__", watched)
+    crossing = 0
+    for index in range(20):
+        expected = whole.train_batch(index, 8)
+        batches = []
+        for part in range(parts):
+            read.clear()
+            batches.append(task.train_batch(index, 8, part, parts))
+            own = [range(start, start + 17) for start in batches[-1].starts.tolist()]
+            assert own == read
+            crossing += sum(window[0] < end <= window[-1] for window in own for end in (313, 320, 520, 700))
+        assert expected.inputs.tolist() == torch.cat([batch.inputs for batch in batches]).tolist()
+        assert expected.targets.tolist() == torch.cat([batch.targets for batch in batches]).tolist()
+    assert crossing > 4
+
+
+def test_windows_beyond_two_to_the_31_are_read(tmp_path: Path) -> None:
+    """Of a file of 5 GiB of single bytes, more windows than are listed: what is planted in one of its last windows is
+    in the batch that has it; so is what stands in a validation split as large."""
+    size = 5 * 2**30
+    path = sparse(tmp_path / "a.bin", size, {}, "uint8")
+    corpus = corpus_of([Shard(path, 0, size)], [Shard(path, 0, size)], 256, "uint8")
+    task = TextTask(corpus, 128, 0)
+    assert 41_943_039 == task._windows_per_epoch
+    starts = task.train_batch(3, 64).starts
+    place = int(starts.argmax())
+    start = int(starts[place])
+    assert start > 2**31 + 2**30
+    planted = list(range(1, 130))
+    sparse_again = corpus_of(
+        [Shard(sparse(tmp_path / "b.bin", size, {start: planted}, "uint8"), 0, size)], [], 256, "uint8"
+    )
+    batch = TextTask(sparse_again, 128, 0).train_batch(3, 64)
+    assert planted == [*batch.inputs[place].tolist(), int(batch.targets[place, -1])]
+    assert 0 == sum(int(batch.inputs[other].sum()) for other in range(64) if other != place)
+    *_, last = task.val_batches(4, 4096)
+    assert size - 1 - 2 * 128 < int(last.starts[-1]) < size - 128
+
+
+def test_the_next_batch_is_asked_from_the_disk(sharded: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large text the system is told which tokens come next, of the own part; of a small one it is not."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(Tokens, "will_need", lambda tokens, start, stop: asked.append((start, stop)))
+    task = TextTask(corpus_of(sharded, sharded, 1000), 16, 0)
+    task.train_batch(3, 8)
+    assert [] == asked
+    monkeypatch.setattr(text, "LARGE", 1000)
+    monkeypatch.setattr(text, "BATCHES_HELD", 1)
+    monkeypatch.setattr(Tokens, "release", lambda tokens: asked.append((-1, -1)))
+    for part in range(2):
+        asked.clear()
+        task.train_batch(3, 8, part, 2)
+        told = list(asked)
+        assert (-1, -1) == told.pop(0)
+        assert [(start, start + 17) for start in task.train_batch(4, 8, part, 2).starts.tolist()] == told
+
+
+def test_where_the_bytes_are_not_known(sharded: list[Shard]) -> None:
+    """A batch of tokens without a tokenizer does not know how many bytes they stand for."""
+    assert TextTask(corpus_of(sharded, sharded, 1000), 16, 0).train_batch(0, 2).num_bytes is None
 
 
 def test_large_batches_are_small_ones_put_together() -> None:

@@ -25,12 +25,14 @@ from moe_cli.config.balances import (
     ZBalance,
 )
 from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig, SwitchConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig, TokenData
 from moe_cli.moe.registry import CONFIGS
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
+from moe_cli.tasks import order
 from moe_cli.training.loop import Training
 from moe_cli.training.state import StepView
+from tests.tasks.token_files import raw, with_header
 from tests.tiny import finish, tiny_config
 
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "run")
@@ -104,6 +106,26 @@ def test_a_run_may_be_stopped_at_every_step(text_file: Path, tmp_path: Path) -> 
         run_one(run, tmp_path, stop_at(step))
         assert step == run.status()["step"]
     assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
+
+
+@pytest.mark.parametrize("most_listed", [2**22, 0])
+def test_ready_made_tokens_go_on_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_listed: int
+) -> None:
+    """Token files of several shards, their windows listed or computed: stopped within an epoch, across one and at one's
+    end (30 windows, 8 a step), training ends as if nothing had happened."""
+    monkeypatch.setattr(order, "MOST_LISTED", most_listed)
+    for number in range(3):
+        with_header(tmp_path / "tokens" / f"train_{number}.bin", [(7 * i * i + number) % 50 for i in range(167)])
+    raw(tmp_path / "tokens" / "val.bin", [i % 50 for i in range(100)])
+    data = TokenData(path=str(tmp_path / "tokens"), vocab_size=50)
+    config = tiny_config(tmp_path, data=data, train={**TRAIN, "steps": 16})
+    whole = finish(config, tmp_path / "whole")
+    for stop in (2, 4, 15):
+        run = create_run(tmp_path / str(stop), "runs", config)
+        run_one(run, tmp_path / str(stop), stop_at(stop))
+        assert "interrupted" == run.status()["status"]
+        assert_equal_runs(whole, run_one(run, tmp_path / str(stop)))
 
 
 def settings_of_every_kind() -> dict[str, dict[str, Any]]:

@@ -1,0 +1,67 @@
+"""In which order the windows of an epoch come: a shuffle that the seed and the epoch decide."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Up to so many windows (at a context of 128, half a thousand million tokens) a shuffled list of all of them is held in
+# memory, 8 bytes each; beyond, places are computed when they are asked for.
+MOST_LISTED = 2**22
+ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """A permutation of 0 ... size - 1 in constant memory.
+
+    An unbalanced Feistel network on pairs (left, right) with left < rows, right < columns, rows x columns little more
+    than `size`: in turn one half is moved, modulo its range, by a hash of the other, which can be undone. What falls
+    outside goes around again, which keeps it a permutation (Black and Rogaway, Ciphers with arbitrary finite domains,
+    2002).
+    """
+
+    size: int
+    keys: NDArray[np.uint64]
+
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        result = self._once(places.astype(np.uint64))
+        while len(outside := np.flatnonzero(result >= self.size)):
+            result[outside] = self._once(result[outside])
+        return result.astype(np.int64)
+
+    def _once(self, places: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        columns = int(np.ceil(np.sqrt(self.size)))
+        rows = -(-self.size // columns)
+        left, right = places // np.uint64(columns), places % np.uint64(columns)
+        for number, key in enumerate(self.keys):
+            if number % 2:
+                right = (right + _mix(left, key) % np.uint64(columns)) % np.uint64(columns)
+            else:
+                left = (left + _mix(right, key) % np.uint64(rows)) % np.uint64(rows)
+        return left * np.uint64(columns) + right
+
+
+def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014), on values set apart by a key."""
+    values = values * np.uint64(0x9E3779B97F4A7C15) + key
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """Where the first window of an epoch begins in the text, and which window stands at which place."""
+
+    offset: int
+    windows: NDArray[np.int64] | Shuffle
+
+
+def epoch_order(seed: int, epoch: int, num_windows: int, room: int) -> EpochOrder:
+    """The order of an epoch, its offset below `room`; the same for the same arguments, and unlike that of others."""
+    generator = np.random.default_rng((seed, epoch))
+    offset = int(generator.integers(room))
+    if num_windows <= MOST_LISTED:
+        return EpochOrder(offset, generator.permutation(num_windows))
+    return EpochOrder(offset, Shuffle(num_windows, generator.integers(2**64, size=ROUNDS, dtype=np.uint64)))

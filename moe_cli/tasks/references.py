@@ -1,0 +1,68 @@
+"""What a language model is held against: a bigram model and gzip on the same text, a block at a time."""
+
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.tasks.shards import Tokens, blocks
+from moe_cli.tasks.tokenizers import CharTokenizer, Tokenizer
+
+# Pairs are counted in a table of all that there can be up to so many, else by sorting.
+LARGEST_TABLE = 2**20
+
+
+def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], tokenizer: Tokenizer) -> float:
+    """Bits per byte on `val` of a bigram model counted on `train`: (count(a, b) + p(b)) / (count(a) + 1).
+
+    p is the unigram distribution with one added to every count. The reference line every language model must beat.
+    Counted are the pairs that `val` has, so that memory grows with those and not with the text.
+    """
+    size = tokenizer.vocab_size
+    asked, times = np.empty(0, np.int64), np.empty(0, np.int64)
+    for block in blocks(val, overlap=1):
+        asked, times = _merged(asked, times, *_pairs(block, size))
+    seen, single = np.zeros(len(asked), np.int64), np.zeros(size, np.int64)
+    for block in blocks(train, overlap=1):
+        pairs, counts = _pairs(block, size)
+        place = np.searchsorted(asked, pairs).clip(max=len(asked) - 1)
+        known = asked[place] == pairs
+        seen[place[known]] += counts[known]
+        single += np.bincount(block[:-1], minlength=size)
+    starts = single.copy()
+    single[train[-1:]] += 1  # the last begins no pair
+    before, after = np.divmod(asked, size)
+    unigram = (single + 1) / (len(train) + size)
+    bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
+    return float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
+
+
+def _pairs(block: NDArray[Any], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Neighbours as first * size + second, in rising order, and how often each occurs."""
+    codes = block[:-1].astype(np.int64) * size + block[1:]
+    if size**2 > LARGEST_TABLE:
+        return np.unique(codes, return_counts=True)
+    counts = np.bincount(codes, minlength=size**2)
+    found = np.flatnonzero(counts)
+    return found, counts[found]
+
+
+def _merged(
+    asked: NDArray[np.int64], times: NDArray[np.int64], pairs: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    both, place = np.unique(np.concatenate((asked, pairs)), return_inverse=True)
+    total = np.zeros(len(both), np.int64)
+    np.add.at(total, place, np.concatenate((times, counts)))
+    return both, total
+
+
+def gzip_bits_per_byte(val: Tokens, tokenizer: Tokenizer) -> float:
+    """The size of the text under `gzip -9`, in bits per byte."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    packed = num_bytes = 0
+    for block in blocks(val):
+        text = tokenizer.decode(block.tolist()).encode() if isinstance(tokenizer, CharTokenizer) else block.tobytes()
+        packed += len(packer.compress(text))
+        num_bytes += len(text)
+    return 8 * (packed + len(packer.flush())) / num_bytes
