@@ -147,7 +147,9 @@ def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any
             f"no preset '{preset}' in the sweep {name}.{did_you_mean(preset, there)} There are: {', '.join(there)}."
         )
     changed = _known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}")
-    merged = {part: {**_mapping(parts, part), **_mapping(changed, part)} for part in ("grid", "set") if part in changed}
+    merged: dict[str, Any] = {
+        part: {**_mapping(parts, part), **_mapping(changed, part)} for part in ("grid", "set") if part in changed
+    }
     return {**parts, **changed, **merged}
 
 
@@ -303,4 +305,7 @@ def _baseline(parts: Mapping[str, Any]) -> Partial | None:
     baseline = parts.get("baseline", DENSE)
     if baseline is not None and (not isinstance(baseline, dict) or not baseline):
         raise ConfigError("baseline must be a partial configuration, as in: baseline: {expert: 1}. Without one: null")
+    for key in () if baseline is None else baseline:
+        if key in ("train", "experiment"):
+            raise ConfigError(f"baseline: a run does not record its choice of {key}. Name the settings that it brings.")
     return None if baseline is None else {str(key): value for key, value in baseline.items()}

@@ -188,7 +188,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
         condition.check({*names_of(RunConfig), *GROUPS}, "setting")
     found, write = _Found(), _labels([values for values, _ in points], baseline)
-    bases: dict[str, Partial] = {}
+    bases: dict[str, dict[str, Any]] = {}
     for values, where in points:
         label = write(values)
         try:
@@ -206,10 +206,10 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
             base = _with_baseline(values, baseline)
             bases.setdefault(repr(sorted(base.items())), base)
     first: dict[RunConfig, str] = {}
-    for values in bases.values():
-        label = write(values)
+    for base in bases.values():
+        label = write(base)
         try:
-            first.setdefault(composer.point({**values, "seed": seed}).config, label)
+            first.setdefault(composer.point({**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
     found.configs = {config: label for config, label in first.items() if config not in found.configs} | found.configs
