@@ -232,7 +232,9 @@ def test_a_run_whose_process_died_is_interrupted(tmp_path: Path) -> None:
     assert ("interrupted", 3) == (run.status()["status"], run.status()["step"])
 
 
-@pytest.mark.parametrize(("silence", "expected"), [(5.0, "running"), (500.0, "interrupted"), (-5.0, "running"), (-500.0, "interrupted")])
+@pytest.mark.parametrize(
+    ("silence", "expected"), [(5.0, "running"), (500.0, "interrupted"), (-5.0, "running"), (-500.0, "interrupted")]
+)
 def test_a_run_on_another_machine_lives_by_its_heartbeat(tmp_path: Path, silence: float, expected: str) -> None:
     """A lock of another machine cannot be seen, so a run there counts as running until it has long been silent, by either clock."""
     run = make(tmp_path)

@@ -45,33 +45,59 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     Raises:
         ConfigError: a key that `cls` does not have, or a value of the wrong type.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints, required = _type_hints(cls), _required(cls)
     for key in values:
-        if key not in fields:
-            raise ConfigError(f"no setting '{prefix}{key}'.{did_you_mean(str(key), fields)}")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
+        if key not in hints:
+            raise ConfigError(f"no setting '{prefix}{key}'.{did_you_mean(str(key), hints)}")
+    for name in required:
+        if name not in values:
             raise ConfigError(f"setting '{prefix}{name}' is missing.")
-    hints = _type_hints(cls)
     return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in values.items()})
 
 
 _type_hints = cache(get_type_hints)
 
 
-def _convert(value: Any, hint: Any, key: str) -> Any:
+@cache
+def _required(cls: type) -> list[str]:
+    """The fields that have no default."""
+    missing = dataclasses.MISSING
+    return [
+        each.name for each in dataclasses.fields(cls) if each.default is missing and each.default_factory is missing
+    ]
+
+
+def names_of(cls: type, prefix: str = "") -> list[str]:
+    """The dotted names of all settings of a dataclass, with those of every variant of its groups."""
+    names: dict[str, None] = {}
+    for name, hint in _type_hints(cls).items():
+        inside = [each for group in _options(hint)[0] for each in names_of(group, f"{prefix}{name}.")]
+        names.update(dict.fromkeys(inside or [prefix + name]))
+    return list(names)
+
+
+@cache
+def _options(hint: Any) -> tuple[list[Any], list[Any]]:
+    """What a declared type allows: dataclasses, one of which a group is, and everything else, None at its end."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
     variants = [option for option in options if dataclasses.is_dataclass(option)]
+    plain = [option for option in options if option not in variants]
+    return variants, sorted(plain, key=lambda option: option is type(None))
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    variants, plain = _options(hint)
+    optional = type(None) in plain
+    if value is None and optional:
+        return None
     if variants:
         return _convert_group(value, variants, key)
-    plain = [option for option in options if option is not type(None)]
-    return _convert_scalar(value, plain[0], key, optional=len(plain) < len(options))
+    return _convert_scalar(value, plain[0], key, optional)
 
 
 def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
+    if isinstance(value, tuple(variants)):  # built before
+        return value
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}={show(value)} is one value, but '{key}' is a group of settings.")
     if len(variants) == 1:
