@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.text import Text
 
-from moe_cli.numbers import count
+from moe_cli.numbers import count, printable
 from moe_cli.report.baseline import baseline_command
-from moe_cli.report.columns import printable, shorten
+from moe_cli.report.columns import shorten
 from moe_cli.report.fold import Row, comparable, shared_with_dense
 from moe_cli.report.view import View
 from moe_cli.store import COMPLETED, FAILED
