@@ -1,9 +1,8 @@
 """What is thrown away and can be brought back, and what may be freed for good.
 
-    outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.json says from where and when
+outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.json says from where and when
 """
 
-import json
 import os
 import shutil
 import time
@@ -141,7 +140,9 @@ def _find_removed(name: str, trash: Sequence[Removed]) -> Removed:
     if found:
         listed = ", ".join(each.path.name for each in found[:4]) + (", ..." if len(found) > 4 else "")
         raise RunNotFound(f"'{name}' could be {len(found)} runs of the trash: {listed}. Give more of the name.")
-    raise RunNotFound(f"no run '{name}' in the trash. The last one removed is {trash[-1].path.name}; 'latest' means it.")
+    raise RunNotFound(
+        f"no run '{name}' in the trash. The last one removed is {trash[-1].path.name}; 'latest' means it."
+    )
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ def find_waste(outputs: Path, older_than: float) -> Iterator[Waste]:
     now = time.time()
     for removed in removed_runs(outputs):
         if now - removed.removed >= older_than:
-            yield Waste("trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'nobody knows'}")
+            yield Waste(
+                "trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'nobody knows'}"
+            )
     runs = run_folders(outputs)
     for run in runs:
         yield from _waste_of_run(run)

@@ -16,6 +16,7 @@ from moe_cli.cli.config import config
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.plan import plan
 from moe_cli.cli.report import report
+from moe_cli.cli.runs import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.sweep import sweep
 from moe_cli.cli.train import train
@@ -81,6 +82,7 @@ def _root(
 
 for command in (train, evaluate, sample, sweep, report, plan, config):
     app.command("eval" if command is evaluate else command.__name__)(command)
+app.add_typer(runs, name="runs")
 app.add_typer(bench, name="bench")
 
 

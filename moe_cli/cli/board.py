@@ -1,0 +1,339 @@
+"""The board: where many runs stand, redrawn on a terminal or a plain line per change. Shown by sweep and runs watch."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from moe_cli.cli.columns import Column, table_lines
+from moe_cli.glance import Glance, Watcher, glance
+from moe_cli.marks import at_work
+from moe_cli.numbers import count, duration, percent, printable
+from moe_cli.report.stats import Estimate, mean_and_interval
+from moe_cli.store import COMPLETED, FAILED, Run
+
+if TYPE_CHECKING:
+    from moe_cli.sweeps.executors import Progress
+    from moe_cli.sweeps.plan import SweepPlan
+
+REDRAW_SECONDS = 0.5
+MOST_FAILED = 3
+# Below this share of a run its speed says nothing yet: the first steps are slow.
+ENOUGH = 0.05
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where many runs stand. `waiting` counts those that nobody has begun or goes on with."""
+
+    done: Sequence[Glance]
+    running: Sequence[Glance]
+    failed: Sequence[Glance]
+    waiting: int
+
+    @property
+    def total(self) -> int:
+        return len(self.done) + len(self.running) + len(self.failed) + self.waiting
+
+
+@dataclass(frozen=True)
+class Best:
+    """The configuration of fewest bits per byte so far, over its seeds.
+
+    Attributes:
+        dense: bits per byte of the best dense model that learned from as many tokens, if there is one.
+    """
+
+    label: str
+    bits: Estimate
+    seeds: int
+    load: float | None
+    dead: float | None
+    dense: float | None
+    is_dense: bool
+
+
+def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> Best | None:
+    """None before the first result, and where runs learned from different texts, so that no one of them is best."""
+    scored = [each for each in done if each.val_bpb is not None]
+    if not scored or len({each.results.get("corpus_sha256") for each in scored}) > 1:
+        return None
+    groups: dict[str, list[Glance]] = {}
+    for each in scored:
+        groups.setdefault(_configuration(each.run), []).append(each)
+    means = {key: mean_and_interval([each.val_bpb or 0.0 for each in group]) for key, group in groups.items()}
+    best = min(means, key=lambda key: means[key].mean)
+    first = groups[best][0]
+    dense = [means[key].mean for key, group in groups.items()
+             if group[0].results.get("expert") == 1 and group[0].results.get("tokens") == first.results.get("tokens")]  # fmt: skip
+    return Best(
+        _without_seed(labels.get(first.run.path, first.run.id)), means[best], len(groups[best]),
+        _mean([each.max_violation for each in groups[best]]), _mean([each.dead_experts for each in groups[best]]),
+        min(dense, default=None), first.results.get("expert") == 1,
+    )  # fmt: skip
+
+
+@cache
+def _configuration(run: Run) -> str:
+    """What runs of one configuration and different seeds have in common."""
+    config = {key: value for key, value in run.config_dict().items() if key not in ("seed", "launch")}
+    return json.dumps(config, sort_keys=True)
+
+
+def _without_seed(label: str) -> str:
+    return re.sub(r"\s*\bseed=\d+", "", label).strip() or label
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def seconds_left(standing: Standing, now: float) -> float | None:
+    """About how long the rest takes if as many runs go on at a time as now, each as long as those before; None: unknown."""
+    took = [each.written - each.started for each in standing.done if 0 < each.started < each.written]
+    whole = {each.run: (now - each.started) / each.share for each in standing.running
+             if each.started and each.share > ENOUGH}  # fmt: skip
+    usual = _mean(took) or _mean(list(whole.values()))
+    if usual is None or not standing.running:
+        return None
+    rest = sum(whole.get(each.run, usual) * (1 - each.share) for each in standing.running)
+    return (rest + usual * standing.waiting) / len(standing.running)
+
+
+def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
+    """Counts and bar, what is running, the best so far, what failed: at most `height` lines of `width`."""
+    best = best_so_far(standing.done, labels)
+    failed = list(standing.failed)[-MOST_FAILED:]
+    room = max(1, height - len(failed) - 6)
+    running = list(standing.running)[:room]
+    names = [labels.get(each.run.path, each.run.id) for each in (*running, *failed)] + ([best.label] if best else [])
+    size = min(max(map(len, names), default=0), max(16, width * 2 // 5))
+    lines: list[Any] = [_head(standing, width, now)]
+    lines += _running_lines(running, labels, size, width, now)
+    if len(standing.running) > room:
+        lines.append(Text(f"           and {len(standing.running) - room} more running", "dim"))
+    if best:
+        lines += _best_lines(best, size, width)
+    lines += _failed_lines(failed, labels, size, width)
+    if len(standing.failed) > len(failed):
+        lines.append(Text(f"           and {len(standing.failed) - len(failed)} more failed: moe runs ls "
+                          f"{printable(failed[0].run.group)} --status failed", "dim", no_wrap=True, overflow="ellipsis"))  # fmt: skip
+    return Group(*lines)
+
+
+def _head(standing: Standing, width: int, now: float) -> Table:
+    ended = len(standing.done) + len(standing.failed)
+    left = seconds_left(standing, now)
+    texts = [
+        Text(f" {ended}/{standing.total}"),
+        Text(f"{len(standing.done)} done"),
+        Text(f"{len(standing.running)} running"),
+    ]
+    if standing.failed:
+        texts.append(Text(f"{len(standing.failed)} failed", "red"))
+    if standing.waiting:
+        texts.append(Text(f"{standing.waiting} waiting", "dim"))
+    if left is not None:
+        texts.append(Text(duration(left) + " left"))
+    room = width - sum(text.cell_len + 2 for text in texts)
+    bar = ProgressBar(total=max(1, standing.total), completed=ended + sum(each.share for each in standing.running),
+                      width=min(40, max(4, room)))  # fmt: skip
+    head = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(len(texts) + 1):
+        head.add_column(no_wrap=True, overflow="ellipsis")
+    head.add_row(texts[0], bar, *texts[1:])
+    return head
+
+
+def _kind(name: str, number: int) -> Column:
+    return Column("", [f"  {name:<8}"] + [" " * 10] * (number - 1), left=True, styles=["dim"] * number)
+
+
+def _labels(texts: Sequence[str], size: int) -> Column:
+    return Column("", [f"{printable(text):<{size}}" for text in texts], left=True, shrinks=size)
+
+
+def _running_lines(
+    running: Sequence[Glance], labels: Mapping[Path, str], size: int, width: int, now: float
+) -> list[Text]:
+    if not running:
+        return []
+    texts = [labels.get(each.run.path, each.run.id) for each in running]
+    loads = [each.max_violation for each in running]
+    return table_lines(
+        [
+            _kind("running", len(running)), _labels(texts, size),
+            Column("", [_step(each) for each in running]),
+            Column("", ["" if each.val_loss is None else f"val {each.val_loss:.3f}" for each in running], left=True),
+            Column("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
+                        for each in running], leaves=2),
+            Column("", [_load(load) for load in loads], leaves=1, styles=[_alarm(load) for load in loads]),
+            Column("", [_dead(each.dead_experts) for each in running], leaves=3,
+                   styles=["yellow" if each.dead_experts else "" for each in running]),
+            Column("", ["" if each.train_loss is None else f"train {each.train_loss:.3f}" for each in running], leaves=5),
+            Column("", [_left_of(each, now) for each in running], leaves=4),
+        ],
+        width, header=False,
+    )  # fmt: skip
+
+
+def _step(each: Glance) -> str:
+    if not each.step:
+        return "starting"
+    return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
+
+
+def _left_of(each: Glance, now: float) -> str:
+    if each.share <= ENOUGH or not each.started:
+        return ""
+    return duration((now - each.started) / each.share * (1 - each.share)) + " left"
+
+
+def _load(load: float | None) -> str:
+    return "" if load is None else f"load {percent(load, signed=True)}"
+
+
+def _alarm(load: float | None) -> str:
+    return "" if load is None else "red" if load > 2 else "yellow" if load > 1 else ""
+
+
+def _dead(share: float | None) -> str:
+    return "" if share is None else f"dead {percent(share)}"
+
+
+def _best_lines(best: Best, size: int, width: int) -> list[Text]:
+    spread = "" if best.bits.half_width is None else f" +- {best.bits.half_width:.3f}"
+    dense = "is dense" if best.is_dense else "" if best.dense is None else f"dense {best.dense:.3f}"
+    return table_lines(
+        [
+            _kind("best", 1), _labels([best.label], size),
+            Column("", [f"{best.bits.mean:.3f}{spread} bits/byte"], styles=["green"]),
+            Column("", [dense], left=True, leaves=1),
+            Column("", [_load(best.load)], leaves=2, styles=[_alarm(best.load)]),
+            Column("", [_dead(best.dead)], leaves=3, styles=["yellow" if best.dead else ""]),
+            Column("", [f"{best.seeds} seeds" if best.seeds > 1 else ""], leaves=4),
+        ],
+        width, header=False,
+    )  # fmt: skip
+
+
+def _failed_lines(failed: Sequence[Glance], labels: Mapping[Path, str], size: int, width: int) -> list[Text]:
+    if not failed:
+        return []
+    texts = [labels.get(each.run.path, each.run.id) for each in failed]
+    reasons = [reason_of(each) for each in failed]
+    return table_lines(
+        [_kind("failed", len(failed)), _labels(texts, size),
+         Column("", reasons, left=True, shrinks=10, styles=["red"] * len(failed))],
+        width, header=False,
+    )  # fmt: skip
+
+
+def reason_of(each: Glance) -> str:
+    """Why it ended, on one line."""
+    return printable((each.reason or "no reason is known").strip().split("\n")[0])
+
+
+def ended_line(each: Glance, label: str) -> Text:
+    """A run that is done or failed, on one line."""
+    if each.status == COMPLETED:
+        bits = "-" if each.val_bpb is None else f"{each.val_bpb:.3f}"
+        speed = "-" if each.tokens_per_second is None else count(each.tokens_per_second)
+        return Text.assemble(("done", "green"), f"    {printable(label)}   {bits} bits/byte   {speed} tok/s")
+    name, style = ("failed", "red") if each.status == FAILED else ("stopped", "yellow")
+    return Text.assemble((name, style), " " * (8 - len(name)), f"{printable(label)}   {reason_of(each)}")
+
+
+class Board:
+    """A panel that is redrawn on a terminal; otherwise nothing but the lines printed."""
+
+    def __init__(self, console: Console, labels: Mapping[Path, str]) -> None:
+        self.console = console
+        self.labels = dict(labels)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._drawn = 0.0
+
+    def __enter__(self) -> "Board":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def label(self, run: Run) -> str:
+        return self.labels.get(run.path, run.id)
+
+    def print(self, line: Text) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def due(self) -> bool:
+        """Whether it is time to draw again."""
+        return self._live is not None and time.monotonic() - self._drawn >= REDRAW_SECONDS
+
+    def draw(self, content: Any) -> None:
+        if self._live:
+            self._drawn = time.monotonic()
+            self._live.update(content, refresh=True)
+
+    def show(self, standing: Standing) -> None:
+        self.draw(panel(standing, self.labels, self.console.width, self.console.height, time.time()))
+
+
+class SweepDisplay:
+    """The board of a sweep at work, told by its executor, and a line for each run that ends.
+
+    While it is shown the sweep's folder is marked as being worked on, for those who look from elsewhere.
+    """
+
+    def __init__(self, console: Console, planned: "SweepPlan", runs: "list[Run]") -> None:
+        labels = {run.path: point.label for run, point in zip(runs, planned.points, strict=False)}
+        self.board = Board(console, labels)
+        self.runs = runs
+        self._before: dict[Path, Glance] = {}
+        self._ended: dict[Path, Glance] = {}
+        self._watcher = Watcher()
+        self._open = ExitStack()
+
+    def __enter__(self) -> "SweepDisplay":
+        for folder in {run.path.parent for run in self.runs}:
+            self._open.enter_context(at_work(folder))
+        self._open.enter_context(self.board)
+        self._before = {run.path: glance(run) for run in self.runs}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def __call__(self, progress: "Progress") -> None:
+        changed = False
+        for run in (*progress.finished, *progress.failed):
+            if run.path not in self._ended:
+                self._ended[run.path] = self._watcher.look(run)
+                self.board.print(ended_line(self._ended[run.path], self.board.label(run)))
+                changed = True
+        if changed or self.board.due():
+            self.board.show(self._standing(progress))
+
+    def _standing(self, progress: "Progress") -> Standing:
+        now = {run.path for run in (*progress.waiting, *progress.running)}
+        ended = {path: each for path, each in {**self._before, **self._ended}.items() if path not in now}
+        return Standing(
+            done=[each for each in ended.values() if each.status == COMPLETED],
+            running=[self._watcher.look(run) for run in progress.running],
+            failed=[each for each in ended.values() if each.status != COMPLETED],
+            waiting=len(progress.waiting),
+        )

@@ -1,0 +1,191 @@
+"""moe runs watch: a sweep or a run seen from another terminal, by its folders alone."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from moe_cli.cli.board import Board, Standing, ended_line, reason_of
+from moe_cli.cli.curves import sparkline
+from moe_cli.glance import Glance, Watcher, find_runs, newest_group
+from moe_cli.marks import is_at_work
+from moe_cli.numbers import count, duration, percent, printable
+from moe_cli.store import COMPLETED, FAILED, RUNNING, Run, find_run, open_runs, run_folders
+
+LOOK_SECONDS = 1.0
+# A sweep on which nobody here is at work, and whose folders were silent for so long, was stopped.
+SILENT_SECONDS = 60.0
+RESCAN_SECONDS = 10.0
+CURVE_WIDTH = 40
+Sleep = Callable[[float], None]
+
+
+def pick(outputs: Path, name: str | None) -> Path | Run:
+    """What to watch: the folder of a sweep, or a run. Without a name the newest sweep, or the newest run if there is none.
+
+    Raises:
+        RunNotFound: there is nothing of that name.
+    """
+    if name is None:
+        group = newest_group(outputs)
+        return open_runs(outputs)[-1] if group == "runs" else outputs / group
+    for folder in (outputs / name, Path(name).expanduser().absolute()):
+        if folder.is_dir() and not (folder / "config.json").is_file() and find_runs(outputs, name):
+            return folder
+    return find_run(outputs, name)
+
+
+class SweepFolder:
+    """The runs of a sweep's folder, looked at again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs: list[Run] = []
+        self._watcher = Watcher()
+        self._scanned = (0, 0.0)
+
+    def rescan(self) -> bool:
+        """Looks for runs that were added or removed. True when there were any."""
+        changed, before = os.stat(self.folder).st_mtime_ns, self._scanned
+        if before[0] == changed and time.monotonic() - before[1] < RESCAN_SECONDS:
+            return False
+        self._scanned = (changed, time.monotonic())
+        found = sorted(run_folders(self.folder), key=lambda run: run.id)
+        found, self.runs, old = found, found, self.runs
+        return found != old
+
+    def standing(self) -> tuple[Standing, float]:
+        """Where they stand, and when one of them last gave a sign of life."""
+        seen = [self._watcher.look(run) for run in self.runs]
+        by = {status: [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED)}
+        waiting = len(seen) - sum(map(len, by.values()))
+        sign = max((max(each.created, each.started, each.written) for each in seen), default=0.0)
+        return Standing(by[COMPLETED], by[RUNNING], by[FAILED], waiting), sign
+
+
+def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> int:
+    """Shows a sweep until nothing is left to do or nobody does it. The exit code: 0, or 3 if runs are not complete."""
+    sweep = SweepFolder(folder)
+    told: dict[Path, str] = {}
+    with Board(console, {}) as board:
+        while True:
+            if sweep.rescan():
+                board.labels = labels_of(sweep.runs)
+            standing, sign = sweep.standing()
+            for each in (*standing.running, *standing.done, *standing.failed):
+                if told.get(each.run.path) != each.status:
+                    if not console.is_terminal or (each.status != RUNNING and told):
+                        board.print(_change(each, board.label(each.run)))
+                    told[each.run.path] = each.status
+            told.setdefault(folder, "")  # from now on changes are told on a terminal too
+            board.show(standing)
+            at_work = is_at_work(folder)
+            if not standing.running and not (standing.waiting and (at_work or time.time() - sign < SILENT_SECONDS)):
+                break
+            sleep(LOOK_SECONDS)
+    return _end(console, folder.name, standing)
+
+
+def _change(each: Glance, label: str) -> Text:
+    return Text(f"running {printable(label)}") if each.status == RUNNING else ended_line(each, label)
+
+
+def _end(console: Console, name: str, standing: Standing) -> int:
+    text = f"{len(standing.done)} of {standing.total} runs complete"
+    text += f", {len(standing.failed)} failed" if standing.failed else ""
+    text += (
+        f", {standing.waiting} to go, and nobody is at work on them: the same sweep command continues"
+        if standing.waiting
+        else ""
+    )
+    console.print(Text(f"{text}. See: moe report {printable(name)}"), soft_wrap=True, highlight=False)
+    return 0 if len(standing.done) == standing.total else 3
+
+
+def labels_of(runs: Sequence[Run]) -> dict[Path, str]:
+    """What tells the runs of a sweep apart, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
+    from moe_cli.config.parse import show
+    from moe_cli.report.fold import applies, settings_of, varying
+    from moe_cli.report.frame import flatten
+
+    rows = {run: flatten(values) for run in runs if (values := run.config_dict())}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    rows = {run: {**dict.fromkeys(names), **row} for run, row in rows.items()}
+    chosen = varying(list(rows.values()), settings_of(names))
+    labels = {run.path: run.id for run in runs}
+    for run, row in rows.items():
+        words = [f"{name}={show(row[name])}" for name in chosen if applies(name, row)] or [run.id]
+        labels[run.path] = " ".join([*words, f"seed={show(row.get('seed'))}"])
+    return labels
+
+
+def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
+    """Shows a run until it ends or nobody is at work on it. The exit code: 0 if it is complete, else 1."""
+    watcher, told = Watcher(), None
+    with Board(console, {}) as board:
+        while True:
+            each = watcher.look(run)
+            now = time.time()
+            news = (each.step, each.val_loss)
+            if not console.is_terminal and each.status == RUNNING and each.val_loss is not None and told != news[1]:
+                told = news[1]
+                board.print(
+                    Text("  ".join([f"step {each.step}" + (f"/{each.steps}" if each.steps else ""), *_facts(each)]))
+                )
+            board.draw(run_panel(each, console.width, now))
+            waits = each.status not in (COMPLETED, FAILED, RUNNING) and is_at_work(run.path.parent)
+            if each.status != RUNNING and not waits:
+                break
+            sleep(LOOK_SECONDS)
+    if each.status in (COMPLETED, FAILED):
+        board.print(ended_line(each, run.id))
+    else:
+        hint = f"Go on with: moe train --resume {printable(run.id)}"
+        board.print(Text(f"{printable(run.id)} is {each.status}: nobody is at work on it. {hint}"))
+    return 0 if each.status == COMPLETED else 1
+
+
+def run_panel(each: Glance, width: int, now: float) -> Group:
+    """The progress of one run: step and time left, losses and load, the curve so far."""
+    from moe_cli.glance import number
+
+    head = Table.grid(padding=(0, 2, 0, 0))
+    texts = [f"{each.step:,}" + (f"/{each.steps:,}" if each.steps else ""), f"{100 * each.share:.0f} %"]
+    if each.tokens_per_second is not None:
+        texts.append(f"{count(each.tokens_per_second)} tok/s")
+    if each.started and each.share:
+        texts.append(duration((now - each.started) / each.share * (1 - each.share)) + " left")
+    bar = ProgressBar(total=1, completed=each.share, width=max(8, min(40, width - len("".join(texts)) - 18)))
+    for _ in range(len(texts) + 1):
+        head.add_column(no_wrap=True, overflow="ellipsis")
+    head.add_row(f"step {texts[0]}", bar, *texts[1:])
+    curve = [
+        value for record in each.run.latest_metrics() if (value := number(record.get("val/bpb_estimate"))) is not None
+    ]
+    rows: list[Any] = [
+        Text(f"{printable(each.run.id)}   {each.status}", "bold", no_wrap=True, overflow="ellipsis"),
+        head,
+    ]
+    rows.append(Text("  " + "   ".join(_facts(each)), no_wrap=True, overflow="ellipsis"))
+    if len(curve) > 1:
+        rows.append(Text(f"  curve {curve[0]:.3f} {sparkline(curve, CURVE_WIDTH)} {curve[-1]:.3f}", no_wrap=True))
+    if each.status == FAILED:
+        rows.append(Text(reason_of(each), "red", no_wrap=True, overflow="ellipsis"))
+    return Group(*rows)
+
+
+def _facts(each: Glance) -> list[str]:
+    facts = [] if each.train_loss is None else [f"train {each.train_loss:.3f}"]
+    if each.val_loss is not None and each.val_bpb is not None:
+        facts.append(f"val {each.val_loss:.3f} ({each.val_bpb:.3f} bits/byte)")
+    if each.max_violation is not None:
+        facts.append(f"load {percent(each.max_violation, signed=True)}")
+    if each.dead_experts is not None:
+        facts.append(f"dead {percent(each.dead_experts)}")
+    return facts or ["starting"]
