@@ -55,4 +55,6 @@ def bars(load: Sequence[float], width: int) -> str:
 
 def printable(text: str) -> str:
     """The text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
-from rich.text import Text
+from rich.console import Console
+from rich.text import Span, Text
 
 from moe_cli.numbers import printable
 
@@ -44,8 +45,9 @@ def table_lines(columns: Sequence[Column], width: int | None, header: bool = Tru
     for row in range(len(columns[0].cells)):
         cells = [(columns[index].cells[row], _style(columns[index], row), index) for index in kept]
         lines.append(_line(cells, columns, widths))
-    if width is not None:
-        for line in lines:
+    for line in lines:
+        line.rstrip()
+        if width is not None:
             line.truncate(width, overflow="ellipsis")
     return lines
 
@@ -75,24 +77,23 @@ def _fitted(columns: Sequence[Column], kept: list[int], widths: list[int], width
 
 
 def _line(cells: Sequence[tuple[str, str, int]], columns: Sequence[Column], widths: Sequence[int]) -> Text:
-    line = Text(no_wrap=True, overflow="ellipsis")
-    for place, (cell, style, index) in enumerate(cells):
+    parts, spans, length = [], [], 0
+    for cell, style, index in cells:
         text, size = printable(cell), widths[index]
         if cell_len(text) > size:
             text = set_cell_size(text, max(0, size - 1)) + "…"
         space = " " * (size - cell_len(text))
-        last = place == len(cells) - 1
-        line.append(GAP if place else "")
-        line.append(space if not columns[index].left else "")
-        line.append(text, style)
-        line.append(space if columns[index].left and not last else "")
-    return line
+        padded = text + space if columns[index].left else space + text
+        if style:
+            spans.append(Span(length, length + len(padded), style))
+        parts.append(padded)
+        length += len(padded) + len(GAP)
+    return Text(GAP.join(parts), no_wrap=True, overflow="ellipsis", spans=spans)
 
 
-def print_lines(console: object, lines: Sequence[Text]) -> None:
+def print_lines(console: Console, lines: Sequence[Text]) -> None:
     """Each on a line of its own, however long."""
-    from rich.console import Console
-
-    assert isinstance(console, Console)
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+    if console.is_terminal:
+        console.print(Text("\n").join(lines), soft_wrap=True, highlight=False)
+    else:
+        console.file.write("".join(f"{line.plain}\n" for line in lines))
