@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.plan import SweepPlan
 
 REDRAW_SECONDS = 0.5
-MOST_FAILED = 3
+FEWEST_FAILED = 3
 # Below this share of a run its speed says nothing yet: the first steps are slow.
 ENOUGH = 0.05
 
@@ -115,7 +115,7 @@ def seconds_left(standing: Standing, now: float) -> float | None:
 def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
     """Counts and bar, what is running, the best so far, what failed: at most `height` lines of `width`."""
     best = best_so_far(standing.done, labels)
-    failed = list(standing.failed)[-MOST_FAILED:]
+    failed = list(standing.failed)[-max(FEWEST_FAILED, height // 8) :]
     room = max(1, height - len(failed) - 6)
     running = list(standing.running)[:room]
     names = [labels.get(each.run.path, each.run.id) for each in (*running, *failed)] + ([best.label] if best else [])

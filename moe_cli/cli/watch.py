@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +72,30 @@ class SweepFolder:
 def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> int:
     """Shows a sweep until nothing is left to do or nobody does it. The exit code: 0, or 3 if runs are not complete."""
     sweep = SweepFolder(folder)
-    told: dict[Path, str] = {}
+    told: dict[Path, str] | None = None
     with Board(console, {}) as board:
         while True:
             if sweep.rescan():
                 board.labels = labels_of(sweep.runs)
             standing, sign = sweep.standing()
-            for each in (*standing.running, *standing.done, *standing.failed):
-                if told.get(each.run.path) != each.status:
-                    if not console.is_terminal or (each.status != RUNNING and told):
-                        board.print(_change(each, board.label(each.run)))
-                    told[each.run.path] = each.status
-            told.setdefault(folder, "")  # from now on changes are told on a terminal too
+            changed = _changed(standing, told or {})
+            for each in changed if not console.is_terminal or told is not None else []:
+                if not (console.is_terminal and each.status == RUNNING):
+                    board.print(_change(each, board.label(each.run)))
+            told = {**(told or {}), **{each.run.path: each.status for each in changed}}
             board.show(standing)
-            at_work = is_at_work(folder)
-            if not standing.running and not (standing.waiting and (at_work or time.time() - sign < SILENT_SECONDS)):
+            waits = standing.waiting and (is_at_work(folder) or time.time() - sign < SILENT_SECONDS)
+            if not standing.running and not waits:
                 break
             sleep(LOOK_SECONDS)
     return _end(console, folder.name, standing)
+
+
+def _changed(standing: Standing, told: Mapping[Path, str]) -> list[Glance]:
+    """The runs that began or ended since `told`, in the order in which they did."""
+    seen = (*standing.done, *standing.failed, *standing.running)
+    changed = [each for each in seen if told.get(each.run.path) != each.status]
+    return sorted(changed, key=lambda each: each.started if each.status == RUNNING else each.written)
 
 
 def _change(each: Glance, label: str) -> Text:
