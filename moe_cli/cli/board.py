@@ -31,6 +31,8 @@ REDRAW_SECONDS = 0.5
 FEWEST_FAILED = 3
 # Below this share of a run its speed says nothing yet: the first steps are slow.
 ENOUGH = 0.05
+# What stands beside a label at the least.
+STEP_AND_LOSS = 38
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: in
     room = max(1, height - len(failed) - 6)
     running = list(standing.running)[:room]
     names = [labels.get(each.run.path, each.run.id) for each in (*running, *failed)] + ([best.label] if best else [])
-    size = min(max(map(len, names), default=0), max(16, width * 2 // 5))
+    size = min(max(map(len, names), default=0), max(16, width - STEP_AND_LOSS))
     lines: list[Any] = [_head(standing, width, now)]
     lines += _running_lines(running, labels, size, width, now)
     if len(standing.running) > room:
@@ -192,11 +194,13 @@ def _running_lines(
 def _step(each: Glance) -> str:
     if not each.step:
         return "starting"
+    if each.share == 1:
+        return "evaluating"
     return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
 
 
 def _left_of(each: Glance, now: float) -> str:
-    if each.share <= ENOUGH or not each.started:
+    if not ENOUGH < each.share < 1 or not each.started:
         return ""
     return duration((now - each.started) / each.share * (1 - each.share)) + " left"
 

@@ -165,7 +165,7 @@ def run_panel(each: Glance, width: int, now: float) -> Group:
     texts = [f"{each.step:,}" + (f"/{each.steps:,}" if each.steps else ""), f"{100 * each.share:.0f} %"]
     if each.tokens_per_second is not None:
         texts.append(f"{count(each.tokens_per_second)} tok/s")
-    if each.started and each.share:
+    if each.started and 0 < each.share < 1:
         texts.append(duration((now - each.started) / each.share * (1 - each.share)) + " left")
     bar = ProgressBar(total=1, completed=each.share, width=max(8, min(40, width - len("".join(texts)) - 18)))
     for _ in range(len(texts) + 1):
