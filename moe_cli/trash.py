@@ -49,6 +49,11 @@ class Removed:
     def id(self) -> str:
         return Path(self.origin).name or self.path.name
 
+    @property
+    def group(self) -> str:
+        """The sweep it belonged to, or `runs`."""
+        return Path(self.origin).parent.name
+
 
 def remove(run: Run, outputs: Path) -> Removed:
     """Moves a run to the trash.
@@ -108,14 +113,12 @@ def _read_removed(path: Path) -> Removed:
     return Removed(path, origin if isinstance(origin, str) else "", path.lstat().st_mtime if moment is None else moment)
 
 
-def restore(name: str, outputs: Path) -> Run:
-    """Puts a run of the trash back to where it lay. `latest` is the one removed last.
+def restore(removed: Removed, outputs: Path) -> Run:
+    """Puts a run of the trash back to where it lay.
 
     Raises:
-        RunNotFound: none, or more than one, answers to the name.
         MoeError: another run has taken its place, or nobody knows where it lay.
     """
-    removed = _find_removed(name, removed_runs(outputs))
     target = Path(os.path.normpath(outputs / removed.origin))
     inside = target.is_relative_to(outputs) and 1 <= len(target.relative_to(outputs).parts) <= 2
     if not removed.origin or not inside or target.relative_to(outputs).parts[0] == TRASH:
@@ -128,21 +131,28 @@ def restore(name: str, outputs: Path) -> Run:
     return Run(target)
 
 
-def _find_removed(name: str, trash: Sequence[Removed]) -> Removed:
+def find_removed(name: str, trash: Sequence[Removed]) -> list[Removed]:
+    """What a user means: a run's id or its beginning, its name in the trash, `latest`, or a sweep with all its runs.
+
+    Raises:
+        RunNotFound: none, or more than one, answers to the name.
+    """
     if not trash:
         raise RunNotFound(f"no run '{name}' in the trash: it is empty.")
     if name == "latest":
-        return trash[-1]
+        return [trash[-1]]
     found = [each for each in trash if name in (each.path.name, each.id, each.origin)]
+    if not found and any(each.group == name for each in trash):
+        # Of a run that was removed, made again and removed again, the newer one.
+        return list({each.origin: each for each in trash if each.group == name}.values())
     found = found or [each for each in trash if each.id.startswith(name) or each.path.name.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(found) > 1:
         listed = ", ".join(each.path.name for each in found[:4]) + (", ..." if len(found) > 4 else "")
         raise RunNotFound(f"'{name}' could be {len(found)} runs of the trash: {listed}. Give more of the name.")
-    raise RunNotFound(
-        f"no run '{name}' in the trash. The last one removed is {trash[-1].path.name}; 'latest' means it."
-    )
+    if not found:
+        newest = trash[-1].path.name
+        raise RunNotFound(f"no run '{name}' in the trash. The last one removed is {newest}; 'latest' means it.")
+    return found
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,8 @@ def rm(
                 _say(f"removed {run.group}/{run.id}")
     except MoeError as error:
         raise type(error)(f"{error}\n{moved} of {len(chosen)} runs were removed." if moved else str(error)) from None
-    undo = f"moe runs restore {chosen[0].id}" if moved == 1 else "moe runs restore RUN, each"
+    groups = {run.group for run in chosen}
+    undo = f"moe runs restore {chosen[0].id if moved == 1 else ' '.join(sorted(groups))}"
     _say(f"{moved} {'run is' if moved == 1 else 'runs are'} in the trash. Undo: {undo}")
 
 
@@ -236,27 +237,31 @@ def _say(text: str) -> None:
 
 @runs.command()
 def restore(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run of the trash, or 'latest'.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN|SWEEP]...", help="Runs of the trash, 'latest', or a sweep with all its runs."),
+    ] = None,
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a run back from the trash; without RUN, list the trash. Example: moe runs restore latest"""
+    """Bring runs back from the trash; without a name, list it. Example: moe runs restore latest"""
+    from moe_cli.cli.free import print_trash, trash_records
     from moe_cli.store import outputs_folder
-    from moe_cli.trash import removed_runs
+    from moe_cli.trash import find_removed, removed_runs
     from moe_cli.trash import restore as bring_back
 
     folder = outputs_folder(outputs)
-    if run is not None:
-        back = bring_back(run, folder)
-        if as_json:
-            print_json({"run": back.id, "group": back.group, "path": str(back.path)})
-        else:
-            _say(f"restored {back.group}/{back.id}")
-        return
-    from moe_cli.cli.free import print_trash, trash_records
-
     trash = removed_runs(folder)
-    if as_json:
+    if names:
+        chosen = {each.path: each for name in names for each in find_removed(name, trash)}
+        back = []
+        for removed in chosen.values():
+            back.append(bring_back(removed, folder))
+            if not as_json:
+                _say(f"restored {back[-1].group}/{back[-1].id}")
+        if as_json:
+            print_json([{"run": run.id, "group": run.group, "path": str(run.path)} for run in back])
+    elif as_json:
         print_json(trash_records(trash))
     else:
         print_trash(trash)
