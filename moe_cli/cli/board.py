@@ -33,6 +33,7 @@ FEWEST_FAILED = 3
 ENOUGH = 0.05
 # What stands beside a label at the least.
 STEP_AND_LOSS = 38
+NARROWEST_BAR = 6
 
 
 @dataclass(frozen=True)
@@ -136,26 +137,24 @@ def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: in
 
 
 def _head(standing: Standing, width: int, now: float) -> Table:
-    ended = len(standing.done) + len(standing.failed)
-    left = seconds_left(standing, now)
-    texts = [
-        Text(f" {ended}/{standing.total}"),
-        Text(f"{len(standing.done)} done"),
-        Text(f"{len(standing.running)} running"),
-    ]
-    if standing.failed:
-        texts.append(Text(f"{len(standing.failed)} failed", "red"))
-    if standing.waiting:
-        texts.append(Text(f"{standing.waiting} waiting", "dim"))
-    if left is not None:
-        texts.append(Text(duration(left) + " left"))
-    room = width - sum(text.cell_len + 2 for text in texts)
-    bar = ProgressBar(total=max(1, standing.total), completed=ended + sum(each.share for each in standing.running),
-                      width=min(40, max(4, room)))  # fmt: skip
+    """Counts, a bar and the time left; on a narrow terminal counts leave before the bar does."""
+    ended, left = len(standing.done) + len(standing.failed), seconds_left(standing, now)
+    counts = [(len(standing.failed), "failed", "red"), (len(standing.done), "done", ""),
+              (len(standing.running), "running", ""), (standing.waiting, "waiting", "dim")]  # fmt: skip
+    texts = [Text(f"{number} {name}", style) for number, name, style in counts if number or name in ("done", "running")]
+    fixed = [Text(f" {ended}/{standing.total}"), *([] if left is None else [Text(f"{duration(left)} left")])]
+
+    def room() -> int:
+        return width - sum(text.cell_len + 2 for text in (*fixed, *texts))
+
+    while texts and room() < NARROWEST_BAR:
+        texts.pop()
+    shares = sum(each.share for each in standing.running)
+    bar = ProgressBar(total=max(1, standing.total), completed=ended + shares, width=max(NARROWEST_BAR, min(40, room())))
     head = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(len(texts) + 1):
+    for _ in range(len(fixed) + len(texts) + 1):
         head.add_column(no_wrap=True, overflow="ellipsis")
-    head.add_row(texts[0], bar, *texts[1:])
+    head.add_row(fixed[0], bar, *texts, *fixed[1:])
     return head
 
 
