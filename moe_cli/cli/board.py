@@ -139,22 +139,25 @@ def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: in
 def _head(standing: Standing, width: int, now: float) -> Table:
     """Counts, a bar and the time left; on a narrow terminal counts leave before the bar does."""
     ended, left = len(standing.done) + len(standing.failed), seconds_left(standing, now)
-    counts = [(len(standing.failed), "failed", "red"), (len(standing.done), "done", ""),
-              (len(standing.running), "running", ""), (standing.waiting, "waiting", "dim")]  # fmt: skip
-    texts = [Text(f"{number} {name}", style) for number, name, style in counts if number or name in ("done", "running")]
+    counts = {"done": len(standing.done), "running": len(standing.running), "failed": len(standing.failed),
+              "waiting": standing.waiting}  # fmt: skip
+    styles = {"failed": "red", "waiting": "dim"}
+    texts = {name: Text(f"{number} {name}", styles.get(name, "")) for name, number in counts.items()
+             if number or name in ("done", "running")}  # fmt: skip
     fixed = [Text(f" {ended}/{standing.total}"), *([] if left is None else [Text(f"{duration(left)} left")])]
 
     def room() -> int:
-        return width - sum(text.cell_len + 2 for text in (*fixed, *texts))
+        return width - sum(text.cell_len + 2 for text in (*fixed, *texts.values()))
 
-    while texts and room() < NARROWEST_BAR:
-        texts.pop()
+    for name in ("waiting", "running", "done", "failed"):
+        if room() < NARROWEST_BAR:
+            texts.pop(name, None)
     shares = sum(each.share for each in standing.running)
     bar = ProgressBar(total=max(1, standing.total), completed=ended + shares, width=max(NARROWEST_BAR, min(40, room())))
     head = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(len(fixed) + len(texts) + 1):
         head.add_column(no_wrap=True, overflow="ellipsis")
-    head.add_row(fixed[0], bar, *texts, *fixed[1:])
+    head.add_row(fixed[0], bar, *texts.values(), *fixed[1:])
     return head
 
 

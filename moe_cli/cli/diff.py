@@ -135,8 +135,6 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
         caveats.append(f"{' and '.join(unfinished)} {'is' if len(unfinished) == 1 else 'are'} not complete: "
                        "estimates on part of the validation text stand for results")  # fmt: skip
         meaningless |= set(LEARNED)
-    if "seed" not in settings and not settings:
-        caveats.append("their settings are the same")
     return caveats, meaningless
 
 
@@ -161,8 +159,7 @@ def print_comparison(comparison: Comparison) -> None:
         lines.append(
             Text.assemble((letter, "bold"), f"  {printable(each.run.group)}/{printable(each.run.id)}   {each.status}")
         )
-    lines += [Text(f"   not comparable: {caveat}" if "not" in caveat or "different" in caveat else f"   note: {caveat}", "yellow")
-              for caveat in comparison.caveats]  # fmt: skip
+    lines += [Text(f"   not comparable: {caveat}", "yellow") for caveat in comparison.caveats]
     lines += _settings(comparison, width) + _measures(comparison, width)
     lines += _curves(comparison, width) + _loads(comparison, width)
     print_lines(console, lines)
