@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -234,3 +236,18 @@ def test_watch_of_a_complete_sweep(moe: Moe, tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1] == "12 of 12 runs complete. See: moe report sparsity"
     assert "done    expert=8 k=2 seed=1   1.768 bits/byte   24.0k tok/s" in result.stdout
     assert "done    expert=1 seed=0   1.830 bits/byte   24.0k tok/s" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["ls"], ["show", "latest"], ["diff", "latest", "gpt-8x2"], ["watch", "sparsity"], ["gc"]]
+)
+def test_looking_after_runs_imports_no_torch(outputs: Path, words: list[str]) -> None:
+    """Nor, for lists, pandas: they start as quickly as a shell command should."""
+    code = (
+        "import sys; from moe_cli.cli.app import main\ntry:\n main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'pandas', 'hydra'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "runs", *words, "--outputs", str(outputs)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    allowed = {"show": "['hydra']", "watch": "['pandas']"}
+    assert printed.splitlines()[-1] == allowed.get(words[0], "[]")
