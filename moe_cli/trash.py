@@ -121,7 +121,7 @@ def restore(removed: Removed, outputs: Path) -> Run:
     """
     target = Path(os.path.normpath(outputs / removed.origin))
     inside = target.is_relative_to(outputs) and 1 <= len(target.relative_to(outputs).parts) <= 2
-    if not removed.origin or not inside or target.relative_to(outputs).parts[0] == TRASH:
+    if not inside or target.relative_to(outputs).parts[0] == TRASH:
         raise MoeError(f"{removed.path / 'trashed.json'} does not say where in {outputs} the run lay. Move it by hand.")
     if target.exists() or target.is_symlink():
         raise MoeError(f"{removed.origin} is taken by another run. Remove that first: moe runs rm {removed.origin}")

@@ -29,7 +29,9 @@ def append(run: Run, **record: object) -> None:
 
 def test_a_complete_run_shows_its_results(tmp_path: Path) -> None:
     """Results come from summary.json, and a complete run is done whatever its steps."""
-    each = glance(complete(tmp_path, 1.75, expert=8, k=2))
+    run = complete(tmp_path, 1.75, expert=8, k=2)
+    set_status(run, COMPLETED, steps=9_999)
+    each = glance(run)
     assert (each.status, each.val_bpb, each.max_violation, each.share) == (COMPLETED, 1.75, 0.21, 1.0)
 
 
@@ -85,11 +87,13 @@ def test_a_watcher_notices_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert watcher.look(run).status == INTERRUPTED
 
 
-def test_runs_are_found_by_sweep_or_folder(tmp_path: Path) -> None:
+def test_runs_are_found_by_sweep_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep's name, a folder's path or nothing; a name that means nothing is an error that names what there is."""
     inside, other = complete(tmp_path, 1.7, "sparsity"), complete(tmp_path, 1.8, "runs", seed=1)
     assert find_runs(tmp_path, "sparsity") == [inside]
     assert find_runs(tmp_path, str(other.path.parent)) == [other]
+    monkeypatch.chdir(tmp_path)
+    assert find_runs(tmp_path / "nowhere", "runs") == [other]
     assert sorted(run.id for run in find_runs(tmp_path, None)) == sorted([inside.id, other.id])
     with pytest.raises(RunNotFound, match="Did you mean 'sparsity'"):
         find_runs(tmp_path, "sparsty")

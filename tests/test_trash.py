@@ -69,7 +69,7 @@ def test_the_same_run_twice_in_the_trash(tmp_path: Path) -> None:
 def test_a_run_at_work_is_not_removed(tmp_path: Path) -> None:
     """Neither one whose lock is held, nor one that another machine is at work on, nor one of a sweep at work."""
     run = stopped(tmp_path, PENDING, group="a")
-    with lock(run.path), pytest.raises(RunBusy):
+    with lock(run.path), pytest.raises(RunBusy, match="is running: wait for it or stop it"):
         remove(run, tmp_path)
     with at_work(run.path.parent), pytest.raises(RunBusy, match="belongs to the sweep 'a'"):
         remove(run, tmp_path)
@@ -140,6 +140,8 @@ def test_newest_and_best_checkpoints_stay(tmp_path: Path) -> None:
     assert [(each.kind, each.path) for each in find_waste(tmp_path, 0)] == [("checkpoints", old)]
     assert best.is_dir()
     assert newest.is_dir()
+    with lock(run.path):
+        assert list(find_waste(tmp_path, 0)) == []
 
 
 def test_half_a_checkpoint_is_waste_unless_somebody_writes_it(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from moe_cli.cli.sweep import sweep
 from moe_cli.cli.train import train
 from moe_cli.errors import LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
+from moe_cli.numbers import printable
 
 
 class Group(TyperGroup):
@@ -33,7 +34,7 @@ class Group(TyperGroup):
         except MoeError as error:
             if not _told_elsewhere(error):
                 typer.secho(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
-                typer.echo(str(error), err=True)
+                typer.echo("\n".join(map(printable, str(error).split("\n"))), err=True)
             raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
         except KeyboardInterrupt:
             typer.echo("interrupted.", err=True)

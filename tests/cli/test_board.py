@@ -108,12 +108,12 @@ def test_different_texts_have_no_best(tmp_path: Path) -> None:
 
 
 def test_time_left(tmp_path: Path) -> None:
-    """Runs that took 200 s each; of two running one is half done after 100 s: with three waiting, 450 s."""
+    """Runs took 300 s each, and of two running one is half done after 100 s: with three waiting, 650 s."""
     done = complete(tmp_path, 1.7, expert=2)
-    set_status(done, COMPLETED, started=NOW - 500, heartbeat=NOW - 300)
+    set_status(done, COMPLETED, started=NOW - 500, heartbeat=NOW - 200)
     half, fresh = going_on(tmp_path, 50, expert=4), going_on(tmp_path, 0, NOW, expert=8)
     standing = standing_of([done, half, fresh], waiting=3)
-    assert seconds_left(standing, NOW) == pytest.approx((100 + 200 + 3 * 200) / 2)
+    assert seconds_left(standing, NOW) == pytest.approx((100 + 300 + 3 * 300) / 2)
     assert seconds_left(standing_of([fresh], waiting=3), NOW) is None
     assert seconds_left(standing_of([half], waiting=1), NOW) == pytest.approx(100 + 200)
 
@@ -223,6 +223,18 @@ def test_watching_tells_each_change_once(tmp_path: Path) -> None:
         "1 of 2 runs complete, 1 failed. See: moe report mine",
     ]
     assert code == 3
+
+
+def test_what_ended_meanwhile_is_told_in_order(tmp_path: Path) -> None:
+    """Whatever the names of the runs."""
+    runs = [complete(tmp_path, 1.7, "mine", expert=2, seed=seed) for seed in range(3)]
+    for run, ended in zip(runs, (30.0, 10.0, 20.0), strict=True):
+        set_status(run, COMPLETED, heartbeat=ended)
+    console = Console(file=io.StringIO(), width=80)
+    assert watch_sweep(console, runs[0].path.parent, Story()) == 0
+    assert isinstance(console.file, io.StringIO)
+    told = [line.split("seed=")[1][0] for line in console.file.getvalue().splitlines()[:3]]
+    assert told == ["1", "2", "0"]
 
 
 def test_watching_ends_when_nobody_is_at_work(tmp_path: Path) -> None:
