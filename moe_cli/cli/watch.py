@@ -13,10 +13,11 @@ from rich.text import Text
 
 from moe_cli.cli.board import Board, Standing, ended_line, reason_of
 from moe_cli.cli.curves import sparkline
+from moe_cli.cli.show import curve_of
 from moe_cli.glance import Glance, Watcher, find_runs, newest_group
 from moe_cli.marks import is_at_work
 from moe_cli.numbers import count, duration, percent, printable
-from moe_cli.store import COMPLETED, FAILED, RUNNING, Run, find_run, open_runs, run_folders
+from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run, find_run, open_runs, run_folders
 
 LOOK_SECONDS = 1.0
 # A sweep on which nobody here is at work, and whose folders were silent for so long, was stopped.
@@ -134,19 +135,18 @@ def labels_of(runs: Sequence[Run]) -> dict[Path, str]:
 def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     """Shows a run until it ends or nobody is at work on it. The exit code: 0 if it is complete, else 1."""
     watcher, told = Watcher(), None
+    last, curve = None, list[float]()
     with Board(console, {}) as board:
         while True:
             each = watcher.look(run)
-            now = time.time()
-            news = (each.step, each.val_loss)
-            if not console.is_terminal and each.status == RUNNING and each.val_loss is not None and told != news[1]:
-                told = news[1]
-                board.print(
-                    Text("  ".join([f"step {each.step}" + (f"/{each.steps}" if each.steps else ""), *_facts(each)]))
-                )
-            board.draw(run_panel(each, console.width, now))
-            waits = each.status not in (COMPLETED, FAILED, RUNNING) and is_at_work(run.path.parent)
-            if each.status != RUNNING and not waits:
+            if each is not last:
+                last, curve = each, [bits for _, bits in curve_of(run)]
+            news = each.val_loss if each.status == RUNNING else None
+            if not console.is_terminal and news is not None and news != told:
+                told = news
+                board.print(Text("  ".join([_step(each), *_facts(each)])))
+            board.draw(run_panel(each, curve, console.width, time.time()))
+            if each.status != RUNNING and not _waits(each):
                 break
             sleep(LOOK_SECONDS)
     if each.status in (COMPLETED, FAILED):
@@ -157,23 +157,28 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     return 0 if each.status == COMPLETED else 1
 
 
-def run_panel(each: Glance, width: int, now: float) -> Group:
-    """The progress of one run: step and time left, losses and load, the curve so far."""
-    from moe_cli.glance import number
+def _waits(each: Glance) -> bool:
+    """Whether somebody is about to begin it or to go on with it: its sweep, or a training that has only just been made."""
+    young = each.status == PENDING and time.time() - each.created < SILENT_SECONDS
+    return each.status in (PENDING, INTERRUPTED) and (young or is_at_work(each.run.path.parent))
 
+
+def _step(each: Glance) -> str:
+    return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
+
+
+def run_panel(each: Glance, curve: Sequence[float], width: int, now: float) -> Group:
+    """The progress of one run: step and time left, losses and load, the curve so far."""
     head = Table.grid(padding=(0, 2, 0, 0))
-    texts = [f"{each.step:,}" + (f"/{each.steps:,}" if each.steps else ""), f"{100 * each.share:.0f} %"]
+    texts = [_step(each), f"{100 * each.share:.0f} %"]
     if each.tokens_per_second is not None:
         texts.append(f"{count(each.tokens_per_second)} tok/s")
     if each.started and 0 < each.share < 1:
         texts.append(duration((now - each.started) / each.share * (1 - each.share)) + " left")
-    bar = ProgressBar(total=1, completed=each.share, width=max(8, min(40, width - len("".join(texts)) - 18)))
+    bar = ProgressBar(total=1, completed=each.share, width=max(8, min(40, width - len("".join(texts)) - 12)))
     for _ in range(len(texts) + 1):
         head.add_column(no_wrap=True, overflow="ellipsis")
-    head.add_row(f"step {texts[0]}", bar, *texts[1:])
-    curve = [
-        value for record in each.run.latest_metrics() if (value := number(record.get("val/bpb_estimate"))) is not None
-    ]
+    head.add_row(texts[0], bar, *texts[1:])
     rows: list[Any] = [
         Text(f"{printable(each.run.id)}   {each.status}", "bold", no_wrap=True, overflow="ellipsis"),
         head,

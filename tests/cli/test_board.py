@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from moe_cli.cli.board import Standing, SweepDisplay, best_so_far, panel, seconds_left
-from moe_cli.cli.watch import SweepFolder, watch_run, watch_sweep
-from moe_cli.glance import glances
+from moe_cli.cli.watch import SweepFolder, run_panel, watch_run, watch_sweep
+from moe_cli.glance import glance, glances
 from moe_cli.marks import at_work, is_at_work
 from moe_cli.store import COMPLETED, FAILED, PENDING, RUNNING, Run, open_runs, write_json
 from moe_cli.sweeps.executors import Progress
@@ -38,7 +38,7 @@ def standing_of(runs: list[Run], waiting: int = 0) -> Standing:
 def going_on(outputs: Path, step: int, started: float = NOW - 100, **settings: int) -> Run:
     run = stopped(outputs, RUNNING, group="sparsity", **settings)
     set_status(run, RUNNING, host="elsewhere", heartbeat=time.time(), started=started, step=step, steps=100)
-    line = '{"step": %d, "val/loss_estimate": 1.36, "val/max_violation": 0.41, "val/dead_experts": 0.125, "tokens_per_second": 24100}\n'
+    line = '{"step": %d, "val/loss_estimate": 1.36, "val/bpb_estimate": 1.96, "val/max_violation": 0.41, "val/dead_experts": 0.125, "tokens_per_second": 24100}\n'
     (run.path / "metrics.jsonl").write_text(line % step)
     return run
 
@@ -256,6 +256,29 @@ def test_watching_a_run(tmp_path: Path) -> None:
     lines = console.file.getvalue().splitlines()
     assert lines[1:] == [f"done    {run.id}   1.700 bits/byte   24.0k tok/s"]
     assert lines[0].startswith("step 10/100")
+
+
+def test_a_run_that_was_just_made_is_waited_for(tmp_path: Path) -> None:
+    """Between its folder and its first step a training has not begun; an old folder without a process is not waited for."""
+    run = stopped(tmp_path, PENDING)
+    console = Console(file=io.StringIO(), width=80)
+    assert watch_run(console, run, Story(lambda: finish(run, 1.7))) == 0
+    old = stopped(tmp_path, PENDING, seed=1)
+    set_status(old, PENDING, created=time.time() - 3600)
+    assert watch_run(console, old, Story()) == 1
+    with at_work(old.path.parent):
+        assert watch_run(console, old, Story(lambda: finish(old, 1.7))) == 0
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_panel_of_a_run_fits(tmp_path: Path, width: int) -> None:
+    """Step, loss, experts and curve, no line wider than the terminal."""
+    each = glance(going_on(tmp_path, 50, expert=8))
+    lines = render(run_panel(each, [3.0, 2.5, 2.0], width, NOW), width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for part in ("step 50/100", "val 1.360" if width > 40 else "", "50 %", "curve 3.000 █▅▁ 2.000", "24.1k"):
+        assert part in text, part
 
 
 def test_a_folder_is_scanned_again_only_when_it_changed(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_sparkline_spans_lowest_to_highest() -> None:
     """The lowest value is the lowest block, the highest the highest; neighbours are averaged beyond the width."""
     assert sparkline([1.0, 8.0, 4.5], 10)[:2] == "▁█"
     assert sparkline([3.0, 3.0], 10) == "▁▁"
-    assert sparkline([0.0, 2.0, 10.0, 12.0], 2) == "▁█"
+    assert sparkline([0.0, 0.0, 4.0, 9.0, 10.0, 14.0], 3) == "▁▅█"
     assert sparkline([], 5) == ""
 
 
