@@ -33,7 +33,7 @@ FEWEST_FAILED = 3
 ENOUGH = 0.05
 # What stands beside a label at the least.
 STEP_AND_LOSS = 38
-NARROWEST_BAR = 6
+NARROWEST_BAR, WIDEST_BAR = 6, 40
 
 
 @dataclass(frozen=True)
@@ -137,28 +137,34 @@ def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: in
 
 
 def _head(standing: Standing, width: int, now: float) -> Table:
-    """Counts, a bar and the time left; on a narrow terminal counts leave before the bar does."""
     ended, left = len(standing.done) + len(standing.failed), seconds_left(standing, now)
     counts = {"done": len(standing.done), "running": len(standing.running), "failed": len(standing.failed),
               "waiting": standing.waiting}  # fmt: skip
     styles = {"failed": "red", "waiting": "dim"}
     texts = {name: Text(f"{number} {name}", styles.get(name, "")) for name, number in counts.items()
              if number or name in ("done", "running")}  # fmt: skip
-    fixed = [Text(f" {ended}/{standing.total}"), *([] if left is None else [Text(f"{duration(left)} left")])]
+    if left is not None:
+        texts["left"] = Text(f"{duration(left)} left")
+    share = (ended + sum(each.share for each in standing.running)) / max(1, standing.total)
+    return bar_line(f" {ended}/{standing.total}", share, texts, ("waiting", "running", "done", "failed"), width)
+
+
+def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Sequence[str], width: int) -> Table:
+    """A bar between its beginning and some texts; on a narrow terminal texts leave, in order, before the bar does."""
+    kept = dict(texts)
 
     def room() -> int:
-        return width - sum(text.cell_len + 2 for text in (*fixed, *texts.values()))
+        return width - len(first) - 2 - sum(len(text) + 2 for text in kept.values())
 
-    for name in ("waiting", "running", "done", "failed"):
+    for name in leaving:
         if room() < NARROWEST_BAR:
-            texts.pop(name, None)
-    shares = sum(each.share for each in standing.running)
-    bar = ProgressBar(total=max(1, standing.total), completed=ended + shares, width=max(NARROWEST_BAR, min(40, room())))
-    head = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(len(fixed) + len(texts) + 1):
-        head.add_column(no_wrap=True, overflow="ellipsis")
-    head.add_row(fixed[0], bar, *texts.values(), *fixed[1:])
-    return head
+            kept.pop(name, None)
+    line = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(len(kept) + 2):
+        line.add_column(no_wrap=True, overflow="ellipsis")
+    bar = ProgressBar(total=1, completed=share, width=max(NARROWEST_BAR, min(WIDEST_BAR, room())))
+    line.add_row(first, bar, *kept.values())
+    return line
 
 
 def _kind(name: str, number: int) -> Column:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli.board import Board, Standing, ended_line, reason_of
+from moe_cli.cli.board import Board, Standing, bar_line, ended_line, reason_of
 from moe_cli.cli.curves import sparkline
 from moe_cli.cli.show import curve_of
 from moe_cli.glance import Glance, Watcher, find_runs, newest_group
@@ -169,16 +167,12 @@ def _step(each: Glance) -> str:
 
 def run_panel(each: Glance, curve: Sequence[float], width: int, now: float) -> Group:
     """The progress of one run: step and time left, losses and load, the curve so far."""
-    head = Table.grid(padding=(0, 2, 0, 0))
-    texts = [_step(each), f"{100 * each.share:.0f} %"]
+    texts = {"share": Text(f"{100 * each.share:.0f} %")}
     if each.tokens_per_second is not None:
-        texts.append(f"{count(each.tokens_per_second)} tok/s")
+        texts["speed"] = Text(f"{count(each.tokens_per_second)} tok/s")
     if each.started and 0 < each.share < 1:
-        texts.append(duration((now - each.started) / each.share * (1 - each.share)) + " left")
-    bar = ProgressBar(total=1, completed=each.share, width=max(8, min(40, width - len("".join(texts)) - 12)))
-    for _ in range(len(texts) + 1):
-        head.add_column(no_wrap=True, overflow="ellipsis")
-    head.add_row(texts[0], bar, *texts[1:])
+        texts["left"] = Text(duration((now - each.started) / each.share * (1 - each.share)) + " left")
+    head = bar_line(_step(each), each.share, texts, ("speed", "share"), width)
     rows: list[Any] = [
         Text(f"{printable(each.run.id)}   {each.status}", "bold", no_wrap=True, overflow="ellipsis"),
         head,
