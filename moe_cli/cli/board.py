@@ -333,7 +333,8 @@ class SweepDisplay:
     def __call__(self, progress: "Progress") -> None:
         changed = False
         for run in (*progress.finished, *progress.failed):
-            if run.path not in self._ended:
+            before = self._ended.get(run.path)
+            if before is None or (before.status != COMPLETED and run in progress.finished):
                 self._ended[run.path] = self._watcher.look(run)
                 self.board.print(ended_line(self._ended[run.path], self.board.label(run)))
                 changed = True

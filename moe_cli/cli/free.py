@@ -90,9 +90,9 @@ def print_waste(waste: Sequence[Waste], chosen: Sequence[Waste], freed: Sequence
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     total = sum(each.num_bytes for each in chosen)
     if chosen:
-        typer.echo(f"nothing was freed. With --yes: {_counted(chosen)}, {count(total)}B, for good. Each one: --json")
+        typer.echo(f"nothing was freed. With --yes: {_counted(chosen)}, {count(total)}B, for good.")
     else:
-        typer.echo("nothing was freed. Add the option of what you do not need, and --yes. Each one: --json")
+        typer.echo("nothing was freed. Add the option of what you do not need, and --yes.")
 
 
 def _counted(waste: Sequence[Waste]) -> str:

@@ -23,7 +23,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 @runs.command()
 def ls(
     where: Annotated[
-        str | None, typer.Argument(metavar="[SWEEP|FOLDER]", help="A sweep's name, or a folder of runs.")
+        str | None, typer.Argument(metavar="SWEEP|FOLDER", help="A sweep's name, or a folder of runs.")
     ] = None,
     status: Statuses = None,
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Only runs with this tag.")] = None,
@@ -142,7 +142,7 @@ def diff(
 @runs.command("tag")
 def tag_run(
     run: RunName,
-    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words to find it by.")],
+    tags: Annotated[list[str], typer.Argument(metavar="TAG", help="Words to find it by.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take these tags away.")] = False,
     outputs: Outputs = None,
 ) -> None:
@@ -164,7 +164,7 @@ def tag_run(
 
 @runs.command()
 def rm(
-    names: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Run ids, beginnings or folders.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Run ids, beginnings or folders.")] = None,
     status: Statuses = None,
     group: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this sweep.")] = None,
     yes: Yes = False,
@@ -239,7 +239,7 @@ def _say(text: str) -> None:
 def restore(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN|SWEEP]...", help="Runs of the trash, 'latest', or a sweep with all its runs."),
+        typer.Argument(metavar="RUN|SWEEP", help="Runs of the trash, 'latest', or a sweep with all its runs."),
     ] = None,
     outputs: Outputs = None,
     as_json: AsJson = False,
@@ -300,7 +300,7 @@ def gc(
 @runs.command()
 def watch(
     name: Annotated[
-        str | None, typer.Argument(metavar="[SWEEP|RUN]", help="What to watch. None: the newest sweep.")
+        str | None, typer.Argument(metavar="SWEEP|RUN", help="What to watch. None: the newest sweep.")
     ] = None,
     outputs: Outputs = None,
 ) -> None:

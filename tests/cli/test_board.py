@@ -129,7 +129,7 @@ def finish(run: Run, val_bpb: float) -> None:
 
 
 def test_a_sweep_prints_a_line_for_each_end(tmp_path: Path) -> None:
-    """Piped: one line for each run when it is done or has failed, and no panel."""
+    """Piped: one line for each run when it is done or has failed, and no panel; one more if a second try succeeds."""
     plan, runs = sweep_at_hand(tmp_path)
     console = Console(file=io.StringIO(), width=80)
     progress = Progress(deque(runs))
@@ -144,10 +144,14 @@ def test_a_sweep_prints_a_line_for_each_end(tmp_path: Path) -> None:
         progress.failed.append(runs[1])
         display(progress)
         display(progress)
+        finish(progress.failed.pop(), 1.9)  # tried again
+        progress.finished.append(runs[1])
+        display(progress)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == [
         "done    expert=1 seed=0   1.700 bits/byte   24.0k tok/s",
         "failed  expert=4 seed=0   out of [memory]",
+        "done    expert=4 seed=0   1.900 bits/byte   24.0k tok/s",
     ]
 
 
