@@ -1,4 +1,4 @@
-"""Numbers as people read them: 1.23M, 1m 32s, +21 %."""
+"""Numbers as people read them: 1.23M, 1m 32s, +21 %; and foreign text without what a terminal would obey."""
 
 from collections.abc import Sequence
 
@@ -36,6 +36,14 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h {seconds % 3600 // 60}m"
 
 
+def age(seconds: float) -> str:
+    """8s, 32m, 5h, 12d: one unit, for lists."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
 def percent(share: float, signed: bool = False) -> str:
     """21 %, or +21 % when signed; one digit after the point below 10 %."""
     value = 100 * share
@@ -53,3 +61,10 @@ def bars(load: Sequence[float], width: int) -> str:
     fair = total / len(load)
     heights = [max(group) / (2 * fair) for group in groups]
     return "".join(_BARS[min(7, int(8 * height))] for height in heights)
+
+
+def printable(text: str) -> str:
+    """The text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +119,11 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """status.json, with `status` as it really is: completed with a summary, and running while its process lives."""
-        status = read_json(self.path / "status.json") or {}
-        if self.summary() is not None:
+        return self.really(read_json(self.path / "status.json") or {}, self.summary() is not None)
+
+    def really(self, status: dict[str, Any], complete: bool) -> dict[str, Any]:
+        """The same for a status.json that was read, given whether there is a summary."""
+        if complete:
             return {**status, "status": COMPLETED}
         said = status.get("status")
         if said not in STATUSES:  # half made, or edited by hand
@@ -312,11 +314,30 @@ class Onlooker(Recorder):
 
 def open_runs(path: Path) -> list[Run]:
     """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
+    return sorted(run_folders(path), key=lambda run: (_created(run), run.id))
+
+
+def run_folders(path: Path) -> list[Run]:
+    """The same in no order, without opening a file. What lies in folders whose names begin with a dot is left out."""
     if (path / "config.json").is_file():
         return [Run(path)]
-    files = chain(path.glob("*/config.json"), path.glob("*/*/config.json"))
-    runs = [Run(file.parent) for file in files if not file.relative_to(path).parts[0].startswith(".")]
-    return sorted(runs, key=lambda run: (_created(run), run.id))
+    runs, groups = _runs_in(path)
+    return runs + [run for group in groups for run in _runs_in(group)[0]]
+
+
+def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
+    """The run folders of a folder, and its other folders."""
+    runs, others = [], []
+    try:
+        names = [entry.name for entry in os.scandir(path) if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:
+        return [], []
+    for name in names:
+        if os.path.isfile(os.path.join(path, name, "config.json")):
+            runs.append(Run(path / name))
+        else:
+            others.append(path / name)
+    return runs, others
 
 
 def _created(run: Run) -> float:

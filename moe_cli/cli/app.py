@@ -16,11 +16,13 @@ from moe_cli.cli.config import config
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.plan import plan
 from moe_cli.cli.report import report
+from moe_cli.cli.runs import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.sweep import sweep
 from moe_cli.cli.train import train
 from moe_cli.errors import LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
+from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
 
 
@@ -33,7 +35,7 @@ class Group(TyperGroup):
         except MoeError as error:
             if not _told_elsewhere(error):
                 typer.secho(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
-                typer.echo(str(error), err=True)
+                typer.echo("\n".join(map(printable, str(error).split("\n"))), err=True)
             raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
         except KeyboardInterrupt:
             typer.echo("interrupted.", err=True)
@@ -82,6 +84,7 @@ def _root(
 
 for command in (train, evaluate, sample, sweep, report, plan, config):
     app.command("eval" if command is evaluate else command.__name__)(command)
+app.add_typer(runs, name="runs")
 app.add_typer(bench, name="bench")
 
 

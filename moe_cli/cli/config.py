@@ -39,9 +39,8 @@ def config(
     print_notes(resolved.notes)
     tree = resolved.config.to_dict()
     if diff:
-        default = _flat(load_config([], "config", config_dir).config.to_dict())
-        flat = _flat(tree)
-        tree = {key: value for key, value in flat.items() if key not in default or default[key] != value}
+        default = flat(load_config([], "config", config_dir).config.to_dict())
+        tree = {key: value for key, value in flat(tree).items() if key not in default or default[key] != value}
         if not tree and not as_json:
             typer.echo("nothing differs from the defaults.")
             return
@@ -54,8 +53,9 @@ def config(
         typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
 
 
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings by their dotted names."""
+    names: dict[str, object] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        names |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return names

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_cli.numbers import printable
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="SETTING=VALUE", help="Settings, such as expert=8 k=2. All of them: moe config"),
@@ -34,4 +36,4 @@ def print_json(content: Any) -> None:
 def print_notes(notes: tuple[str, ...]) -> None:
     """What was set aside, on standard error, so that it never mixes with results."""
     for note in notes:
-        typer.secho(f"note: {note}", fg="yellow", err=True)
+        typer.secho(f"note: {printable(note)}", fg="yellow", err=True)

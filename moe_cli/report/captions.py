@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.text import Text
 
 from moe_cli.config.parse import show
-from moe_cli.numbers import count
+from moe_cli.numbers import count, printable
 from moe_cli.report.baseline import baseline_command
-from moe_cli.report.columns import printable, shorten
+from moe_cli.report.columns import shorten
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score, shared_with
 from moe_cli.report.view import View
 from moe_cli.store import COMPLETED, FAILED

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_cli.config.parse import show
-from moe_cli.numbers import count, percent
+from moe_cli.numbers import count, percent, printable
 from moe_cli.report.fold import DENSE, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
 
@@ -96,11 +96,6 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return shorten(printable(show(value)))
-
-
-def printable(text: str) -> str:
-    """The text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def shorten(text: str) -> str:

@@ -136,6 +136,7 @@ def _folded(
         "runs": [run["run"] for run in runs],
         "seeds": [run["seed"] for run in runs if run["seed"] is not None],
         "seed": first["seed"] if len(runs) == 1 else None,
+        "tags": list(dict.fromkeys(tag for run in runs for tag in run["tags"])),
     }
     done = [run for run in runs if run["status"] == COMPLETED]
     for name in first.keys() - row.keys():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
+from moe_cli.marks import tags_of
 from moe_cli.store import FAILED, Run, open_runs
 
 UNITS = {
@@ -41,7 +42,7 @@ UNITS = {
     "gzip_bpb": "bits per byte",
 }
 COUNTS = ("params", "active_params", "val_tokens", "val_bytes", "steps", "tokens")
-IDENTITY = ("run", "group", "status", "reason", "created", "path")
+IDENTITY = ("run", "group", "status", "reason", "created", "path", "tags")
 SETTINGS = ("expert", "k", "capacity", "router", "balance", "seed")
 CORPUS = ("corpus", "corpus_sha256")
 DTYPES = {
@@ -49,13 +50,14 @@ DTYPES = {
     **dict.fromkeys(("expert", "k", "seed", *COUNTS), "Int64"),
     **dict.fromkeys((key for key in UNITS if key not in COUNTS), "float64"),
     **dict.fromkeys(("capacity", "created"), "float64"),
+    "tags": "object",
 }
 
 
 def load_runs(path: str | Path) -> pd.DataFrame:
     """One row per run at or below a folder, oldest first; without runs, no rows.
 
-    Columns: `run`, `group`, `status`, `reason` (why it failed), `created`, `path`, the keys of summary.json, and every
+    Columns: `run`, `group`, `status`, `reason` (why it failed), `created`, `path`, `tags` (a list), the keys of summary.json, and every
     other setting by its dotted name (`model.d_model`); `router` and `balance` are names. Runs that are not complete
     have settings but no results. Units are in `frame.attrs["units"]`.
 
@@ -131,7 +133,7 @@ def _row(run: Run) -> dict[str, Any]:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     measured = {key: value for key, value in results.items() if _is_scalar(value)}
     identity = {"run": run.id, "group": run.group, "status": state, "reason": reason}
-    identity.update(created=status.get("created"), path=str(run.path))
+    identity.update(created=status.get("created"), path=str(run.path), tags=list(tags_of(run)))
     return {**settings, **measured, **identity}
 
 

@@ -1,0 +1,363 @@
+"""The board: where many runs stand, redrawn on a terminal or a plain line per change. Shown by sweep and runs watch."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from moe_cli.cli.columns import Column, table_lines
+from moe_cli.glance import Glance, Watcher, glance
+from moe_cli.marks import at_work
+from moe_cli.numbers import count, duration, percent, printable, score
+from moe_cli.report.stats import Estimate, mean_and_interval
+from moe_cli.store import COMPLETED, FAILED, Run
+
+if TYPE_CHECKING:
+    from moe_cli.sweeps.driver import Progress
+    from moe_cli.sweeps.plan import SweepPlan
+
+REDRAW_SECONDS = 0.5
+FEWEST_FAILED = 3
+# Below this share of a run its speed says nothing yet: the first steps are slow.
+ENOUGH = 0.05
+# What stands beside a label at the least.
+STEP_AND_LOSS = 38
+NARROWEST_BAR, WIDEST_BAR = 6, 40
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where many runs stand. `waiting` counts those that nobody has begun or goes on with."""
+
+    done: Sequence[Glance]
+    running: Sequence[Glance]
+    failed: Sequence[Glance]
+    waiting: int
+
+    @property
+    def total(self) -> int:
+        return len(self.done) + len(self.running) + len(self.failed) + self.waiting
+
+
+@dataclass(frozen=True)
+class Best:
+    """The configuration of the lowest loss so far, over its seeds.
+
+    Attributes:
+        loss: bits per byte, or nats per token where nobody knows the bytes, as `unit` says.
+        dense: that of the best dense model that learned from as many tokens, if there is one.
+    """
+
+    label: str
+    loss: Estimate
+    unit: str
+    seeds: int
+    load: float | None
+    dead: float | None
+    dense: float | None
+    is_dense: bool
+
+
+def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> Best | None:
+    """None before the first result, and where runs learned from different texts, so that no one of them is best."""
+    scored = [each for each in done if _loss(each) is not None]
+    if not scored or len({each.results.get("corpus_sha256") for each in scored}) > 1:
+        return None
+    groups: dict[str, list[Glance]] = {}
+    for each in scored:
+        groups.setdefault(_configuration(each.run), []).append(each)
+    means = {key: mean_and_interval([_loss(each) or 0.0 for each in group]) for key, group in groups.items()}
+    best = min(means, key=lambda key: means[key].mean)
+    first = groups[best][0]
+    dense = [means[key].mean for key, group in groups.items()
+             if group[0].results.get("expert") == 1 and group[0].results.get("tokens") == first.results.get("tokens")]  # fmt: skip
+    return Best(
+        _without_seed(labels.get(first.run.path, first.run.id)), means[best],
+        "nats/token" if first.val_bpb is None else "bits/byte", len(groups[best]),
+        _mean([each.max_violation for each in groups[best]]), _mean([each.dead_experts for each in groups[best]]),
+        min(dense, default=None), first.results.get("expert") == 1,
+    )  # fmt: skip
+
+
+def _loss(each: Glance) -> float | None:
+    return each.val_loss if each.val_bpb is None else each.val_bpb
+
+
+@cache
+def _configuration(run: Run) -> str:
+    """What runs of one configuration and different seeds have in common."""
+    config = {key: value for key, value in run.config_dict().items() if key not in ("seed", "launch")}
+    return json.dumps(config, sort_keys=True)
+
+
+def _without_seed(label: str) -> str:
+    return re.sub(r"\s*\bseed=\d+", "", label).strip() or label
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def seconds_left(standing: Standing, now: float) -> float | None:
+    """About how long the rest takes if as many runs go on at a time as now, each as long as those before; None: unknown."""
+    took = [each.written - each.started for each in standing.done if 0 < each.started < each.written]
+    whole = {each.run: (now - each.started) / each.share for each in standing.running
+             if each.started and each.share > ENOUGH}  # fmt: skip
+    usual = _mean(took) or _mean(list(whole.values()))
+    if usual is None or not standing.running:
+        return None
+    rest = sum(whole.get(each.run, usual) * (1 - each.share) for each in standing.running)
+    return (rest + usual * standing.waiting) / len(standing.running)
+
+
+def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
+    """Counts and bar, what is running, the best so far, what failed: at most `height` lines of `width`."""
+    best = best_so_far(standing.done, labels)
+    failed = list(standing.failed)[-max(FEWEST_FAILED, height // 8) :]
+    room = max(1, height - len(failed) - 6)
+    running = list(standing.running)[:room]
+    names = [labels.get(each.run.path, each.run.id) for each in (*running, *failed)] + ([best.label] if best else [])
+    size = min(max(map(len, names), default=0), max(16, width - STEP_AND_LOSS))
+    lines: list[Any] = [_head(standing, width, now)]
+    lines += _running_lines(running, labels, size, width, now)
+    if len(standing.running) > room:
+        lines.append(Text(f"           and {len(standing.running) - room} more running", "dim"))
+    if best:
+        lines += _best_lines(best, size, width)
+    lines += _failed_lines(failed, labels, size, width)
+    if len(standing.failed) > len(failed):
+        lines.append(Text(f"           and {len(standing.failed) - len(failed)} more failed: moe runs ls "
+                          f"{printable(failed[0].run.group)} --status failed", "dim", no_wrap=True, overflow="ellipsis"))  # fmt: skip
+    return Group(*lines)
+
+
+def _head(standing: Standing, width: int, now: float) -> Table:
+    ended, left = len(standing.done) + len(standing.failed), seconds_left(standing, now)
+    counts = {"done": len(standing.done), "running": len(standing.running), "failed": len(standing.failed),
+              "waiting": standing.waiting}  # fmt: skip
+    styles = {"failed": "red", "waiting": "dim"}
+    texts = {name: Text(f"{number} {name}", styles.get(name, "")) for name, number in counts.items()
+             if number or name in ("done", "running")}  # fmt: skip
+    if left is not None:
+        texts["left"] = Text(f"{duration(left)} left")
+    share = (ended + sum(each.share for each in standing.running)) / max(1, standing.total)
+    return bar_line(f" {ended}/{standing.total}", share, texts, ("waiting", "running", "done", "failed"), width)
+
+
+def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Sequence[str], width: int) -> Table:
+    """A bar between its beginning and some texts; on a narrow terminal texts leave, in order, before the bar does."""
+    kept = dict(texts)
+
+    def room() -> int:
+        return width - len(first) - 2 - sum(len(text) + 2 for text in kept.values())
+
+    for name in leaving:
+        if room() < NARROWEST_BAR:
+            kept.pop(name, None)
+    line = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(len(kept) + 2):
+        line.add_column(no_wrap=True, overflow="ellipsis")
+    bar = ProgressBar(total=1, completed=share, width=max(NARROWEST_BAR, min(WIDEST_BAR, room())))
+    line.add_row(first, bar, *kept.values())
+    return line
+
+
+def _kind(name: str, number: int) -> Column:
+    return Column("", [f"  {name:<8}"] + [" " * 10] * (number - 1), left=True, styles=["dim"] * number)
+
+
+def _labels(texts: Sequence[str], size: int) -> Column:
+    return Column("", [f"{printable(text):<{size}}" for text in texts], left=True, shrinks=size)
+
+
+def _running_lines(
+    running: Sequence[Glance], labels: Mapping[Path, str], size: int, width: int, now: float
+) -> list[Text]:
+    if not running:
+        return []
+    texts = [labels.get(each.run.path, each.run.id) for each in running]
+    loads = [each.max_violation for each in running]
+    return table_lines(
+        [
+            _kind("running", len(running)), _labels(texts, size),
+            Column("", [_step(each) for each in running]),
+            Column("", ["" if each.val_loss is None else f"val {each.val_loss:.3f}" for each in running], left=True),
+            Column("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
+                        for each in running], leaves=2),
+            Column("", [_load(load) for load in loads], leaves=1, styles=[_alarm(load) for load in loads]),
+            Column("", [_dead(each.dead_experts) for each in running], leaves=3,
+                   styles=["yellow" if each.dead_experts else "" for each in running]),
+            Column("", ["" if each.train_loss is None else f"train {each.train_loss:.3f}" for each in running], leaves=5),
+            Column("", [_left_of(each, now) for each in running], leaves=4),
+        ],
+        width, header=False,
+    )  # fmt: skip
+
+
+def _step(each: Glance) -> str:
+    if not each.step:
+        return "starting"
+    if each.share == 1:
+        return "evaluating"
+    return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
+
+
+def _left_of(each: Glance, now: float) -> str:
+    if not ENOUGH < each.share < 1 or not each.started:
+        return ""
+    return duration((now - each.started) / each.share * (1 - each.share)) + " left"
+
+
+def _load(load: float | None) -> str:
+    return "" if load is None else f"load {percent(load, signed=True)}"
+
+
+def _alarm(load: float | None) -> str:
+    return "" if load is None else "red" if load > 2 else "yellow" if load > 1 else ""
+
+
+def _dead(share: float | None) -> str:
+    return "" if share is None else f"dead {percent(share)}"
+
+
+def _best_lines(best: Best, size: int, width: int) -> list[Text]:
+    spread = "" if best.loss.half_width is None else f" +- {best.loss.half_width:.3f}"
+    dense = "is dense" if best.is_dense else "" if best.dense is None else f"dense {best.dense:.3f}"
+    return table_lines(
+        [
+            _kind("best", 1), _labels([best.label], size),
+            Column("", [f"{best.loss.mean:.3f}{spread} {best.unit}"], styles=["green"]),
+            Column("", [dense], left=True, leaves=1),
+            Column("", [_load(best.load)], leaves=2, styles=[_alarm(best.load)]),
+            Column("", [_dead(best.dead)], leaves=3, styles=["yellow" if best.dead else ""]),
+            Column("", [f"{best.seeds} seeds" if best.seeds > 1 else ""], leaves=4),
+        ],
+        width, header=False,
+    )  # fmt: skip
+
+
+def _failed_lines(failed: Sequence[Glance], labels: Mapping[Path, str], size: int, width: int) -> list[Text]:
+    if not failed:
+        return []
+    texts = [labels.get(each.run.path, each.run.id) for each in failed]
+    reasons = [reason_of(each) for each in failed]
+    return table_lines(
+        [_kind("failed", len(failed)), _labels(texts, size),
+         Column("", reasons, left=True, shrinks=10, styles=["red"] * len(failed))],
+        width, header=False,
+    )  # fmt: skip
+
+
+def reason_of(each: Glance) -> str:
+    """Why it ended, on one line."""
+    return printable((each.reason or "no reason is known").strip().split("\n")[0])
+
+
+def ended_line(each: Glance, label: str) -> Text:
+    """A run that is done or failed, on one line."""
+    if each.status == COMPLETED:
+        result = "-" if each.val_loss is None else score(each.val_bpb, each.val_loss)
+        speed = "-" if each.tokens_per_second is None else count(each.tokens_per_second)
+        return Text.assemble(("done", "green"), f"    {printable(label)}   {result}   {speed} tok/s")
+    name, style = ("failed", "red") if each.status == FAILED else ("stopped", "yellow")
+    return Text.assemble((name, style), " " * (8 - len(name)), f"{printable(label)}   {reason_of(each)}")
+
+
+class Board:
+    """A panel that is redrawn on a terminal; otherwise nothing but the lines printed."""
+
+    def __init__(self, console: Console, labels: Mapping[Path, str]) -> None:
+        self.console = console
+        self.labels = dict(labels)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._drawn = 0.0
+
+    def __enter__(self) -> "Board":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def label(self, run: Run) -> str:
+        return self.labels.get(run.path, run.id)
+
+    def print(self, line: Text) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def due(self) -> bool:
+        """Whether it is time to draw again."""
+        return self._live is not None and time.monotonic() - self._drawn >= REDRAW_SECONDS
+
+    def draw(self, content: Any) -> None:
+        if self._live:
+            self._drawn = time.monotonic()
+            self._live.update(content, refresh=True)
+
+    def show(self, standing: Standing) -> None:
+        self.draw(panel(standing, self.labels, self.console.width, self.console.height, time.time()))
+
+
+class SweepDisplay:
+    """The board of a sweep at work, told by its executor, and a line for each run that ends.
+
+    While it is shown the sweep's folder is marked as being worked on, for those who look from elsewhere.
+
+    Args:
+        runs: those of the plan, of which `todo` are to be carried out.
+    """
+
+    def __init__(self, console: Console, planned: "SweepPlan", runs: "list[Run]", todo: "list[Run]") -> None:
+        labels = {run.path: point.label for run, point in zip(runs, planned.points, strict=False)}
+        self.board = Board(console, labels)
+        self.runs = runs
+        self._todo = {run.path for run in todo}
+        self._before: dict[Path, Glance] = {}
+        self._ended: dict[Path, Glance] = {}
+        self._watcher = Watcher()
+        self._open = ExitStack()
+
+    def __enter__(self) -> "SweepDisplay":
+        for folder in {run.path.parent for run in self.runs}:
+            self._open.enter_context(at_work(folder))
+        self._open.enter_context(self.board)
+        self._before = {run.path: glance(run) for run in self.runs if run.path not in self._todo}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def __call__(self, progress: "Progress") -> None:
+        changed = False
+        for run in (*progress.finished, *progress.failed):
+            before = self._ended.get(run.path)
+            if before is None or (before.status != COMPLETED and run in progress.finished):
+                self._ended[run.path] = self._watcher.look(run)
+                self.board.print(ended_line(self._ended[run.path], self.board.label(run)))
+                changed = True
+        if changed or self.board.due():
+            self.board.show(self._standing(progress))
+
+    def _standing(self, progress: "Progress") -> Standing:
+        running = {run.path for run in progress.running}
+        ended = {path: each for path, each in {**self._before, **self._ended}.items() if path not in running}
+        return Standing(
+            done=[each for each in ended.values() if each.status == COMPLETED],
+            running=[self._watcher.look(run) for run in progress.running],
+            failed=[each for each in ended.values() if each.status != COMPLETED],
+            waiting=progress.waiting,
+        )

@@ -1,0 +1,234 @@
+"""What moe runs diff prints: two runs side by side, and whether they may be compared at all."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from moe_cli.cli.columns import PIPED_WIDTH, Column, print_lines, table_lines
+from moe_cli.cli.config import flat
+from moe_cli.cli.curves import plot
+from moe_cli.cli.show import Load, curve_of, load_of, violation
+from moe_cli.config.parse import show
+from moe_cli.glance import Glance, glance, number
+from moe_cli.numbers import bars, count, percent, printable
+from moe_cli.store import Run
+
+PLOT_HEIGHT = 12
+# How each measure is written, and which way is better: -1 less, 1 more, 0 neither.
+MEASURES: dict[str, tuple[str, int]] = {
+    "val_bpb": (".4f", -1), "val_loss": (".4f", -1), "val_perplexity": (".2f", -1), "capacity_val_loss": (".4f", -1),
+    "train_loss": (".4f", -1), "params": ("count", 0), "active_params": ("count", 0), "flops_per_token": ("count", 0),
+    "tokens": ("count", 0), "steps": (",.0f", 0), "seconds": (".1f", -1), "tokens_per_second": ("count", 1),
+    "peak_memory_bytes": ("count", -1), "max_violation": (".3f", -1), "dropped_fraction": (".4f", -1),
+    "dead_experts": (".4f", -1), "load_cv": (".3f", -1), "routing_entropy": (".3f", 0),
+    "mean_routing_entropy": (".3f", 0), "token_specialisation": (".3f", 0), "domain_specialisation": (".4f", 0),
+    "router_saturation": (".3f", 0),
+}  # fmt: skip
+PER_STEP = ("train.batch_size", "train.grad_accumulation", "model.context_length")
+# What says how well a model has learned its text: without meaning across texts.
+LEARNED = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_loss")
+PER_TOKEN = ("val_loss", "val_perplexity", "capacity_val_loss", "train_loss")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of both runs.
+
+    Attributes:
+        verdict: `better` or `worse`, of B against A; "" where that has no meaning.
+    """
+
+    name: str
+    a: float | None
+    b: float | None
+    verdict: str
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.a is None or self.b is None else self.b - self.a
+
+    @property
+    def relative(self) -> float | None:
+        return self.difference / abs(self.a) if self.difference is not None and self.a else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Attributes:
+    settings: those that differ, with the value of A and of B; None where a run has no such setting.
+    caveats: why figures cannot be held against each other; empty: they can.
+    """
+
+    a: Glance
+    b: Glance
+    settings: dict[str, tuple[Any, Any]]
+    measures: list[Measure]
+    caveats: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "a": self.a.run.id, "b": self.b.run.id, "caveats": self.caveats,
+            "settings": {key: {"a": a, "b": b} for key, (a, b) in self.settings.items()},
+            "metrics": {each.name: {"a": each.a, "b": each.b, "difference": each.difference, "relative": each.relative,
+                                    "b_is": each.verdict or None} for each in self.measures},
+            "curves": {name: [{"tokens": int(x), "val_bpb": y} for x, y in _curve(run)]
+                       for name, run in (("a", self.a.run), ("b", self.b.run))},
+            "tokens_per_expert": {name: {str(layer): load for layer, load in load_of(run).items()}
+                                  for name, run in (("a", self.a.run), ("b", self.b.run))},
+        }  # fmt: skip
+
+
+def compare(first: Run, second: Run) -> Comparison:
+    """Two runs, of which either may be unfinished: then the newest estimates stand for results."""
+    a, b = glance(first), glance(second)
+    configs = flat(first.config_dict()), flat(second.config_dict())
+    names = dict.fromkeys([*configs[0], *configs[1]])
+    settings = {key: (configs[0].get(key), configs[1].get(key)) for key in names
+                if configs[0].get(key) != configs[1].get(key)}  # fmt: skip
+    caveats, meaningless = _caveats(a, b, settings)
+    figures = _figures(a), _figures(b)
+    measures = []
+    for name in MEASURES:
+        pair = figures[0].get(name), figures[1].get(name)
+        if pair != (None, None):
+            measures.append(Measure(name, *pair, "" if name in meaningless else _verdict(name, *pair)))
+    return Comparison(a, b, settings, measures, caveats)
+
+
+def _figures(each: Glance) -> Mapping[str, float | None]:
+    newest = {"val_bpb": each.val_bpb, "val_loss": each.val_loss, "train_loss": each.train_loss,
+              "tokens_per_second": each.tokens_per_second, "max_violation": each.max_violation,
+              "dead_experts": each.dead_experts, "steps": float(each.step)}  # fmt: skip
+    return {**newest, **{key: number(value) for key, value in each.results.items()}}
+
+
+def _verdict(name: str, a: float | None, b: float | None) -> str:
+    way = MEASURES[name][1]
+    if a is None or b is None or a == b or not way:
+        return ""
+    return "better" if (b - a) * way > 0 else "worse"
+
+
+def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
+    """Why the two cannot be held against each other, and the measures whose difference then means nothing."""
+    caveats, meaningless = [], set[str]()
+    texts = [_text(each) for each in (a, b)]
+    if (None not in texts and texts[0] != texts[1]) or "data.val_fraction" in settings:
+        caveats.append("they learned from different texts: no loss of one says anything about the other")
+        meaningless |= set(LEARNED)
+    if "data.tokenizer" in settings:
+        caveats.append("their tokens differ: losses per token cannot be compared, bits per byte can")
+        meaningless |= set(PER_TOKEN)
+    tokens = [number(each.results.get("tokens")) for each in (a, b)]
+    if None not in tokens and tokens[0] != tokens[1]:
+        caveats.append(
+            f"they learned from {count(tokens[0] or 0)} and {count(tokens[1] or 0)} tokens: different budgets"
+        )
+        meaningless |= set(LEARNED)
+    unfinished = [name for name, each in (("A", a), ("B", b)) if not each.results]
+    if unfinished:
+        caveats.append(f"{' and '.join(unfinished)} {'is' if len(unfinished) == 1 else 'are'} not complete: "
+                       "estimates on part of the validation text stand for results")  # fmt: skip
+        meaningless |= set(LEARNED)
+    return caveats, meaningless
+
+
+def _text(each: Glance) -> Any:
+    corpus = each.run.meta().get("corpus")
+    return each.results.get("corpus_sha256") or (corpus.get("sha256") if isinstance(corpus, dict) else None)
+
+
+def _curve(run: Run) -> list[tuple[float, float]]:
+    """Bits per byte over tokens, so that batches of different sizes can be held against each other."""
+    settings = flat(run.config_dict())
+    sizes = [number(settings.get(key)) or 1.0 for key in PER_STEP]
+    return [(step * math.prod(sizes), bits) for step, bits in curve_of(run)]
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Which two, what differs, figures, curves, load."""
+    console = Console()
+    width = console.width if console.is_terminal else PIPED_WIDTH
+    lines = []
+    for letter, each in (("A", comparison.a), ("B", comparison.b)):
+        lines.append(
+            Text.assemble((letter, "bold"), f"  {printable(each.run.group)}/{printable(each.run.id)}   {each.status}")
+        )
+    lines += [Text(f"   not comparable: {caveat}", "yellow") for caveat in comparison.caveats]
+    lines += _settings(comparison, width) + _measures(comparison, width)
+    lines += _curves(comparison, width) + _loads(comparison, width)
+    print_lines(console, lines)
+
+
+def _settings(comparison: Comparison, width: int) -> list[Text]:
+    if not comparison.settings:
+        return [Text(), Text("no setting differs", "bold")]
+    pairs = comparison.settings
+    table = table_lines(
+        [Column("settings", list(pairs), left=True, shrinks=12),
+         Column("A", [show(a) for a, _ in pairs.values()], left=True, shrinks=8),
+         Column("B", [show(b) for _, b in pairs.values()], left=True, shrinks=8)], width,
+    )  # fmt: skip
+    return [Text(), *table]
+
+
+def _measures(comparison: Comparison, width: int) -> list[Text]:
+    shown = comparison.measures
+    if not shown:
+        return [Text(), Text("no results yet", "dim")]
+    styles = {"better": "green", "worse": "red", "": ""}
+    return [Text(), *table_lines(
+        [
+            Column("results", [each.name for each in shown], left=True),
+            Column("A", [_written(each.name, each.a) for each in shown]),
+            Column("B", [_written(each.name, each.b) for each in shown]),
+            Column("B - A", [_written(each.name, each.difference, signed=True) for each in shown]),
+            Column("", ["" if each.relative is None else percent(each.relative, signed=True) for each in shown]),
+            Column("", [each.verdict and f"B {each.verdict}" for each in shown], left=True,
+                   styles=[styles[each.verdict] for each in shown]),
+        ], width)]  # fmt: skip
+
+
+def _written(name: str, value: float | None, signed: bool = False) -> str:
+    if value is None:
+        return "-"
+    form = MEASURES[name][0]
+    if signed and not value:
+        return "0"
+    if form == "count":
+        return ("+" if signed and value > 0 else "") + count(value)
+    return f"{value:{'+' if signed else ''}{form}}"
+
+
+def _curves(comparison: Comparison, width: int) -> list[Text]:
+    curves = {"A": _curve(comparison.a.run), "B": _curve(comparison.b.run)}
+    drawn = plot({name: curve for name, curve in curves.items() if curve}, min(width, 100), PLOT_HEIGHT)
+    if not drawn:
+        return []
+    end = max(x for curve in curves.values() for x, _ in curve)
+    title = Text.assemble(
+        ("validation, bits/byte", "dim"), ("   over tokens, to ", "dim"), (count(end), "dim"), ("   * both", "dim")
+    )
+    return [Text(), title, *map(Text, drawn)]
+
+
+def _loads(comparison: Comparison, width: int) -> list[Text]:
+    loads = load_of(comparison.a.run), load_of(comparison.b.run)
+    layers = sorted({*loads[0], *loads[1]})
+    if not layers:
+        return []
+    room = max(4, min(32, (width - 24) // 2))
+
+    def drawn(load: Load | None) -> tuple[str, str]:
+        return ("dense", "-") if load is None else (bars(load, room), percent(violation(load), signed=True))
+
+    first, second = [drawn(loads[0].get(layer)) for layer in layers], [drawn(loads[1].get(layer)) for layer in layers]
+    return [Text(), *table_lines(
+        [Column("load", [f"L{layer + 1}" for layer in layers], left=True),
+         Column("A", [bar for bar, _ in first], left=True), Column("worst", [worst for _, worst in first]),
+         Column("B", [bar for bar, _ in second], left=True), Column("worst", [worst for _, worst in second])], width)]  # fmt: skip

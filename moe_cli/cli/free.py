@@ -1,0 +1,100 @@
+"""What moe runs restore and gc print: the trash, and what can be freed."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from moe_cli.cli.columns import Column, print_lines, table_lines
+from moe_cli.errors import ConfigError, MoeError
+from moe_cli.numbers import age, count
+from moe_cli.trash import DAY, Removed, Waste, free, size_of
+
+KINDS = {
+    "trash": ("the trash", ""),
+    "unfinished": ("half-made folders", ""),
+    "checkpoints": ("older checkpoints of complete runs", "--checkpoints"),
+    "cache": ("token files that no run uses", "--cache"),
+}
+UNITS = {"d": DAY, "h": DAY / 24, "m": DAY / 1440}
+
+
+def parse_age(text: str) -> float:
+    """Seconds in 30d, 12h or 5m. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d{1,6})([dhm])", text.strip())
+    if not match:
+        raise ConfigError(f"--older-than {text}: give days or hours, such as 30d or 12h; 0d means all.")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def trash_records(trash: Sequence[Removed]) -> list[dict[str, Any]]:
+    return [{"run": each.id, "from": each.origin or None, "removed": each.removed, "path": str(each.path),
+             "bytes": size_of(each.path)} for each in trash]  # fmt: skip
+
+
+def print_trash(trash: Sequence[Removed]) -> None:
+    """A line for each removed run, the last one last."""
+    console = Console()
+    if not trash:
+        typer.echo("the trash is empty.")
+        return
+    now = time.time()
+    columns = [
+        Column("removed", [f"{age(now - each.removed)} ago" for each in trash]),
+        Column("from", [each.origin or "?" for each in trash], left=True, shrinks=20),
+        Column("size", [f"{count(size_of(each.path))}B" for each in trash]),
+        Column("name in the trash", [each.path.name for each in trash], left=True, leaves=1),
+    ]
+    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
+    if console.is_terminal:
+        typer.echo("Bring one back: moe runs restore RUN      Free all: moe runs gc --older-than 0d --yes")
+
+
+def free_all(waste: Sequence[Waste]) -> list[Waste]:
+    """Frees it, and gives what was not in use by then. Raises MoeError, after all others were freed."""
+    freed, errors = [], []
+    for each in waste:
+        try:
+            if free(each) or not each.path.exists():
+                freed.append(each)
+        except MoeError as error:
+            errors.append(error)
+    if errors:
+        raise MoeError(f"{errors[0]}\n{len(errors)} of {len(waste)} could not be freed.")
+    return freed
+
+
+def print_waste(waste: Sequence[Waste], chosen: Sequence[Waste], freed: Sequence[Waste] | None) -> None:
+    """What could be freed, by kind, or what was."""
+    console = Console()
+    if freed is not None:
+        total = sum(each.num_bytes for each in freed)
+        typer.echo(f"freed {count(total)}B: " + (_counted(freed) if freed else "there was nothing to free") + ".")
+        if len(freed) < len(chosen):
+            typer.echo(f"{len(chosen) - len(freed)} left alone: in use.")
+        return
+    if not waste:
+        typer.echo("nothing can be freed.")
+        return
+    kinds = [kind for kind in KINDS if any(each.kind == kind for each in waste)]
+    sums = [sum(each.num_bytes for each in waste if each.kind == kind) for kind in kinds]
+    columns = [
+        Column("what", [KINDS[kind][0] for kind in kinds], left=True, shrinks=16),
+        Column("number", [str(sum(each.kind == kind for each in waste)) for kind in kinds]),
+        Column("size", [f"{count(size)}B" for size in sums]),
+        Column("with", [KINDS[kind][1] or "-" for kind in kinds], left=True),
+    ]
+    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
+    total = sum(each.num_bytes for each in chosen)
+    if chosen:
+        typer.echo(f"nothing was freed. With --yes: {_counted(chosen)}, {count(total)}B, for good.")
+    else:
+        typer.echo("nothing was freed. Add the option of what you do not need, and --yes.")
+
+
+def _counted(waste: Sequence[Waste]) -> str:
+    kinds = [kind for kind in KINDS if any(each.kind == kind for each in waste)]
+    return ", ".join(f"{KINDS[kind][0]} ({sum(each.kind == kind for each in waste)})" for kind in kinds)

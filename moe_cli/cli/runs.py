@@ -1,0 +1,316 @@
+"""moe runs: ls, show, diff, tag, rm, restore, gc and watch."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moe_cli.cli.options import AsJson, Outputs, RunName, print_json, print_notes
+
+if TYPE_CHECKING:
+    from moe_cli.glance import Glance
+    from moe_cli.store import Run
+
+runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after runs. Example: moe runs ls")
+
+Statuses = Annotated[
+    str | None, typer.Option("--status", metavar="A,B", help="Only runs that are so, such as failed,interrupted.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@runs.command()
+def ls(
+    where: Annotated[
+        str | None, typer.Argument(metavar="SWEEP|FOLDER", help="A sweep's name, or a folder of runs.")
+    ] = None,
+    status: Statuses = None,
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="Only runs with this tag.")] = None,
+    outputs: Outputs = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
+    from moe_cli.glance import find_runs, glances
+    from moe_cli.store import outputs_folder
+
+    wanted = _statuses(status)
+    found = glances(find_runs(outputs_folder(outputs), where))
+    shown = [each for each in found if each.status in wanted and (tag is None or tag in each.tags)]
+    if as_json:
+        print_json([_record(each) for each in shown])
+    elif shown:
+        _print_list(shown)
+    else:
+        typer.echo(f"none of {len(found)} runs is as asked for.", err=True)
+
+
+def _statuses(text: str | None) -> tuple[str, ...]:
+    """The statuses named in `text`, all of them for None. Raises ConfigError for any other word."""
+    from moe_cli.config.parse import did_you_mean
+    from moe_cli.errors import ConfigError
+    from moe_cli.store import STATUSES
+
+    names = STATUSES if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if name not in STATUSES:
+            raise ConfigError(f"--status {name}: there are {', '.join(STATUSES)}.{did_you_mean(name, STATUSES)}")
+    if not names:
+        raise ConfigError(f"--status is empty: give some of {', '.join(STATUSES)}.")
+    return names
+
+
+def _record(each: "Glance") -> dict[str, Any]:
+    return {
+        "run": each.run.id, "group": each.run.group, "status": each.status, "reason": each.reason, "step": each.step,
+        "steps": each.steps or None, "val_bpb": each.val_bpb, "val_loss": each.val_loss,
+        "tokens_per_second": each.tokens_per_second, "max_violation": each.max_violation,
+        "dead_experts": each.dead_experts, "created": each.created or None, "tags": list(each.tags),
+        "path": str(each.run.path),
+    }  # fmt: skip
+
+
+def _print_list(shown: "list[Glance]") -> None:
+    import time
+
+    from rich.console import Console
+
+    from moe_cli.cli.columns import Column, print_lines, table_lines
+    from moe_cli.numbers import age, count, percent
+
+    styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
+    now, console = time.time(), Console()
+    several = len({each.run.group for each in shown}) > 1
+
+    def written(value: float | None, form: str) -> str:
+        return "-" if value is None else f"{value:{form}}"
+
+    columns = [
+        Column("run", [each.run.id for each in shown], left=True, shrinks=16),
+        Column("group", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
+        Column("status", [each.status for each in shown], left=True, styles=[styles.get(each.status, "") for each in shown]),
+        Column("done", [f"{100 * each.share:.0f} %" if each.share else "-" for each in shown]),
+        Column("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
+        Column("age", [age(now - each.created) if each.created else "-" for each in shown]),
+        Column("tags", [",".join(each.tags) for each in shown], left=True, shrinks=12),
+        Column("val loss", [written(each.val_loss, ".3f") for each in shown], leaves=6),
+        Column("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], leaves=7),
+        Column("load", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
+        Column("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], leaves=9),
+        Column("steps", [f"{each.step:,}" if each.step else "-" for each in shown], leaves=10),
+        Column("reason", [(each.reason or "").split("\n")[0] for each in shown], left=True, leaves=5, shrinks=16),
+    ]  # fmt: skip
+    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
+
+
+@runs.command()
+def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None:
+    """Everything about one run: settings, results, curve, experts, files. Example: moe runs show latest"""
+    from moe_cli.cli.show import print_run, run_record
+    from moe_cli.store import find_run, outputs_folder
+
+    found = find_run(outputs_folder(outputs), run)
+    if as_json:
+        print_json(run_record(found))
+    else:
+        print_run(found)
+
+
+@runs.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A run id, its beginning, a folder, or 'latest'.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other run.")],
+    outputs: Outputs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Two runs side by side: settings, metrics, curves, experts' load. Example: moe runs diff gpt-8x2 gpt-dense"""
+    from moe_cli.cli.diff import compare, print_comparison
+    from moe_cli.errors import ConfigError
+    from moe_cli.store import find_run, outputs_folder
+
+    folder = outputs_folder(outputs)
+    pair = find_run(folder, first), find_run(folder, second)
+    if pair[0].path.resolve() == pair[1].path.resolve():
+        raise ConfigError(f"'{first}' and '{second}' are one run, {pair[0].id}: give two.")
+    comparison = compare(*pair)
+    if as_json:
+        print_json(comparison.record())
+    else:
+        print_comparison(comparison)
+
+
+@runs.command("tag")
+def tag_run(
+    run: RunName,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG", help="Words to find it by.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take these tags away.")] = False,
+    outputs: Outputs = None,
+) -> None:
+    """Give a run tags, or take them away. Example: moe runs tag latest baseline"""
+    from moe_cli.marks import check_tag, set_tags, tags_of
+    from moe_cli.store import find_run, outputs_folder
+
+    found = find_run(outputs_folder(outputs), run)
+    given = list(dict.fromkeys(map(check_tag, tags)))
+    before = tags_of(found)
+    idle = [tag for tag in given if (tag in before) != remove]
+    print_notes(tuple(f"{found.id} {'has no' if remove else 'already has the'} tag '{tag}'." for tag in idle))
+    after = [tag for tag in before if not (remove and tag in given)]
+    after += [] if remove else [tag for tag in given if tag not in before]
+    if len(idle) < len(given):
+        set_tags(found, after)
+    _say(f"{found.id}   tags {', '.join(after) or 'none'}")
+
+
+@runs.command()
+def rm(
+    names: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Run ids, beginnings or folders.")] = None,
+    status: Statuses = None,
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this sweep.")] = None,
+    yes: Yes = False,
+    outputs: Outputs = None,
+) -> None:
+    """Move runs to the trash; `moe runs restore` undoes it. Example: moe runs rm --status failed --group sparsity"""
+    from moe_cli.errors import ConfigError, MoeError
+    from moe_cli.store import outputs_folder
+    from moe_cli.trash import check_idle, remove
+
+    folder = outputs_folder(outputs)
+    if bool(names) == bool(status or group):
+        raise ConfigError("say which: either runs by name, or --status and --group. See: moe runs ls")
+    chosen = _named(folder, names) if names else _matching(folder, status, group)
+    if not chosen:
+        typer.echo("no run is as asked for: nothing is removed.", err=True)
+        return
+    for run in chosen:
+        check_idle(run)  # before the first is moved
+    if len(chosen) > 1 and not yes:
+        _ask(f"move {len(chosen)} runs to the trash?", [f"{run.group}/{run.id}" for run in chosen])
+    moved = 0
+    try:
+        for run in chosen:
+            remove(run, folder)
+            moved += 1
+            if len(chosen) <= 10:
+                _say(f"removed {run.group}/{run.id}")
+    except MoeError as error:
+        raise type(error)(f"{error}\n{moved} of {len(chosen)} runs were removed." if moved else str(error)) from None
+    groups = {run.group for run in chosen}
+    undo = f"moe runs restore {chosen[0].id if moved == 1 else ' '.join(sorted(groups))}"
+    _say(f"{moved} {'run is' if moved == 1 else 'runs are'} in the trash. Undo: {undo}")
+
+
+def _named(outputs: Path, names: list[str]) -> "list[Run]":
+    from moe_cli.store import find_run
+
+    found = [find_run(outputs, name) for name in names]
+    return list({run.path.resolve(): run for run in found}.values())
+
+
+def _matching(outputs: Path, status: str | None, group: str | None) -> "list[Run]":
+    from moe_cli.glance import find_runs, glances
+
+    wanted = _statuses(status)
+    return [each.run for each in glances(find_runs(outputs, group)) if each.status in wanted]
+
+
+def _ask(question: str, names: list[str]) -> None:
+    """Raises ConfigError where there is nobody to ask; leaves with exit code 1 when the answer is no."""
+    from moe_cli.errors import ConfigError
+
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{question} There is nobody to ask here: say it with --yes")
+    for name in names[:10]:
+        _say(f"  {name}")
+    if len(names) > 10:
+        _say(f"  and {len(names) - 10} more")
+    if not typer.confirm(question):
+        _say("nothing is removed.")
+        raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    from moe_cli.numbers import printable
+
+    typer.echo(printable(text))
+
+
+@runs.command()
+def restore(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN|SWEEP", help="Runs of the trash, 'latest', or a sweep with all its runs."),
+    ] = None,
+    outputs: Outputs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring runs back from the trash; without a name, list it. Example: moe runs restore latest"""
+    from moe_cli.cli.free import print_trash, trash_records
+    from moe_cli.store import outputs_folder
+    from moe_cli.trash import find_removed, removed_runs
+    from moe_cli.trash import restore as bring_back
+
+    folder = outputs_folder(outputs)
+    trash = removed_runs(folder)
+    if names:
+        chosen = {each.path: each for name in names for each in find_removed(name, trash)}
+        back = []
+        for removed in chosen.values():
+            back.append(bring_back(removed, folder))
+            if not as_json:
+                _say(f"restored {back[-1].group}/{back[-1].id}")
+        if as_json:
+            print_json([{"run": run.id, "group": run.group, "path": str(run.path)} for run in back])
+    elif as_json:
+        print_json(trash_records(trash))
+    else:
+        print_trash(trash)
+
+
+@runs.command()
+def gc(
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="30d", help="Runs in the trash for so long; 0d: all, 12h: hours.")
+    ] = "30d",
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Of complete runs, all checkpoints but the newest and the best.")
+    ] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Token files that no run uses.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Free it, for good.")] = False,
+    outputs: Outputs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what could be freed; free it with --yes. Example: moe runs gc --older-than 0d --checkpoints --yes"""
+    from moe_cli.cli.free import free_all, parse_age, print_waste
+    from moe_cli.store import outputs_folder
+    from moe_cli.trash import find_waste
+
+    waste = list(find_waste(outputs_folder(outputs), parse_age(older_than)))
+    options = {"trash": True, "unfinished": True, "checkpoints": checkpoints, "cache": cache}
+    chosen = [each for each in waste if options[each.kind]]
+    freed = free_all(chosen) if yes else []
+    if as_json:
+        records = [{"kind": each.kind, "path": str(each.path), "bytes": each.num_bytes, "why": each.why,
+                    "chosen": options[each.kind], "freed": each in freed} for each in waste]  # fmt: skip
+        print_json(records)
+    else:
+        print_waste(waste, chosen, freed if yes else None)
+
+
+@runs.command()
+def watch(
+    name: Annotated[
+        str | None, typer.Argument(metavar="SWEEP|RUN", help="What to watch. None: the newest sweep.")
+    ] = None,
+    outputs: Outputs = None,
+) -> None:
+    """The live table from another terminal. Exit code 3: runs are not complete. Example: moe runs watch sparsity"""
+    from rich.console import Console
+
+    from moe_cli.cli.watch import pick, watch_run, watch_sweep
+    from moe_cli.store import Run, outputs_folder
+
+    found, console = pick(outputs_folder(outputs), name), Console()
+    code = watch_run(console, found) if isinstance(found, Run) else watch_sweep(console, found)
+    if code:
+        raise typer.Exit(code)

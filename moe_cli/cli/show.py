@@ -1,0 +1,197 @@
+"""What moe runs show prints: one run, from its folder alone."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from moe_cli.cli.columns import PIPED_WIDTH, print_lines
+from moe_cli.cli.config import flat
+from moe_cli.cli.curves import sparkline
+from moe_cli.config.parse import show
+from moe_cli.glance import Glance, glance, number
+from moe_cli.numbers import age, bars, count, duration, percent, printable
+from moe_cli.store import COMPLETED, Run
+from moe_cli.trash import size_of
+
+LABEL_WIDTH = 14
+CURVE_WIDTH = 40
+BARS_WIDTH = 32
+Load = list[float]
+
+
+def curve_of(run: Run, key: str = "val/bpb_estimate") -> list[tuple[float, float]]:
+    """A measure at each evaluation, over steps."""
+    points = {}
+    for record in run.metrics():
+        step, value = number(record.get("step")), number(record.get(key))
+        if step is not None and value is not None:
+            points[step] = value
+    return sorted(points.items())
+
+
+def load_of(run: Run) -> dict[int, Load]:
+    """Per layer, how often each expert was chosen when somebody looked last."""
+    newest: dict[int, Load] = {}
+    for record in run.routing():
+        layer, counts = record.get("layer"), record.get("tokens_per_expert")
+        if isinstance(layer, int) and isinstance(counts, list) and counts:
+            known = [number(each) for each in counts]
+            if all(each is not None and each >= 0 for each in known):
+                newest[layer] = [each or 0.0 for each in known]
+    return dict(sorted(newest.items()))
+
+
+def violation(load: Load) -> float:
+    """(largest - mean) / mean, as max_violation."""
+    mean = sum(load) / len(load)
+    return (max(load) - mean) / mean if mean else 0.0
+
+
+def changed_settings(run: Run) -> dict[str, Any]:
+    """The settings that differ from the defaults, by their dotted names."""
+    from moe_cli.config.load import load_config
+
+    default = flat(load_config([], "config").config.to_dict())
+    return {key: value for key, value in flat(run.config_dict()).items() if key not in default or default[key] != value}
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """Everything `moe runs show` knows, for programs."""
+    each = glance(run)
+    return {
+        "run": run.id, "group": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
+        "created": each.created or None, "step": each.step, "steps": each.steps or None, "tags": list(each.tags),
+        "settings": changed_settings(run), "results": each.results or None,
+        "curve": [{"step": int(x), "val_bpb": y} for x, y in curve_of(run)],
+        "tokens_per_expert": {str(layer): load for layer, load in load_of(run).items()},
+        "meta": run.meta() or None, "checkpoints": [str(path) for path in run.checkpoints()],
+        "bytes": size_of(run.path),
+    }  # fmt: skip
+
+
+def print_run(run: Run) -> None:
+    """A title, then a labelled line for each thing worth knowing; long lines are continued under their label."""
+    console = Console()
+    each = glance(run)
+    ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
+    title = Text.assemble(
+        (printable(run.id), "bold"), f"   {printable(run.group)}   ", (each.status, ended.get(each.status, ""))
+    )
+    title.append(f"   {age(time.time() - each.created)} old" if each.created else "")
+    title.append(f"   tags {printable(', '.join(each.tags))}" if each.tags else "")
+    rows = [("reason", [each.reason.strip().split("\n")[0]])] if each.reason else []
+    rows += [("settings", _settings(run)), *_results(each)]
+    rows += [*_curve(run), *_load(run), *_origin(run.meta()), *_files(run)]
+    width = console.width if console.is_terminal else PIPED_WIDTH
+    print_lines(console, [title])
+    for label, pieces in rows:
+        print_lines(console, wrapped(label, pieces, width))
+
+
+def wrapped(label: str, pieces: Sequence[str], width: int) -> list[Text]:
+    """Pieces side by side after a label, on as many lines as it takes; a piece is cut only where it fits on none."""
+    room = max(8, width - LABEL_WIDTH)
+    lines = [""]
+    for piece in map(printable, pieces):
+        together = f"{lines[-1]}   {piece}" if lines[-1] else piece
+        if len(together) <= room or not lines[-1]:
+            lines[-1] = together
+        else:
+            lines.append(piece)
+    return [Text.assemble((f"  {label if number == 0 else '':<{LABEL_WIDTH - 2}}", "dim"), line)
+            for number, line in enumerate(lines)]  # fmt: skip
+
+
+def _settings(run: Run) -> list[str]:
+    if not run.config_dict():
+        return ["config.json cannot be read"]
+    return [f"{key}={show(value)}" for key, value in changed_settings(run).items()] or ["the defaults"]
+
+
+def _results(each: Glance) -> list[tuple[str, list[str]]]:
+    """What is known of the results; figures that are absent or of another type are left out."""
+    found = {key: number(value) for key, value in each.results.items()}
+
+    def pieces(**forms: str) -> list[str]:
+        return [form.format(found[key]) for key, form in forms.items() if found.get(key) is not None]
+
+    def counted(**units: str) -> list[str]:
+        return [count(value) + unit for key, unit in units.items() if (value := found.get(key)) is not None]
+
+    def shares(**labels: str) -> list[str]:
+        signed = ("max_violation",)
+        return [f"{label} {percent(value, key in signed)}" for key, label in labels.items()
+                if (value := found.get(key)) is not None]  # fmt: skip
+
+    if not found:
+        progress = f"step {each.step:,}" + (f" of {each.steps:,}" if each.steps else "")
+        estimate = [] if each.val_bpb is None else [f"validation about {each.val_bpb:.3f} bits/byte"]
+        return [("progress", [progress, *estimate])]
+    seconds = found.get("seconds")
+    time_taken = [] if seconds is None else [duration(seconds)]
+    rows = [
+        ("validation", pieces(val_loss="{:.3f} nats/token", val_bpb="{:.3f} bits/byte", val_perplexity="perplexity {:.2f}",
+                              capacity_val_loss="with capacity {:.3f} nats/token")),
+        ("reference", pieces(bigram_bpb="bigram {:.3f}", gzip_bpb="gzip -9 {:.3f} bits/byte")),
+        ("training", pieces(steps="{:,.0f} steps", train_loss="loss {:.3f} nats/token") + counted(tokens=" tokens")
+         + time_taken + counted(tokens_per_second=" tok/s", peak_memory_bytes="B at most")),
+        ("model", counted(params=" parameters", active_params=" active", flops_per_token="FLOP/token")),
+        ("experts", shares(max_violation="worst load", dead_experts="dead", dropped_fraction="dropped")
+         + pieces(routing_entropy="entropy {:.2f}")),
+    ]  # fmt: skip
+    return [(label, texts) for label, texts in rows if texts]
+
+
+def _curve(run: Run) -> list[tuple[str, list[str]]]:
+    values = [y for _, y in curve_of(run)]
+    if len(values) < 2:
+        return []
+    line = f"{values[0]:.3f} {sparkline(values, CURVE_WIDTH)} {values[-1]:.3f}"
+    return [("curve", [line, f"bits/byte at {len(values)} evaluations"])]
+
+
+def _load(run: Run) -> list[tuple[str, list[str]]]:
+    layers = [f"L{layer + 1} {bars(load, BARS_WIDTH)} {percent(violation(load), signed=True)}"
+              for layer, load in load_of(run).items()]  # fmt: skip
+    return [("load", layers)] if layers else []
+
+
+def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Where it ran, on which code and text. Whatever a stranger's file has in their place is left out."""
+    rows = []
+    packages = meta.get("packages") if isinstance(meta.get("packages"), dict) else {}
+    place = [str(meta[key]) for key in ("platform", "gpu") if meta.get(key)]
+    place += [f"{meta[key]} {unit}" for key, unit in (("cpu_count", "cores"), ("threads", "threads")) if meta.get(key)]
+    place += [f"python {meta['python']}"] if meta.get("python") else []
+    place += [f"{name} {packages[name]}" for name in ("torch", "moe-cli") if packages and name in packages]
+    if place:
+        rows.append(("ran on", place))
+    git, corpus = meta.get("git"), meta.get("corpus")
+    if isinstance(git, dict) and git.get("commit"):
+        rows.append(
+            ("code", [f"commit {str(git['commit'])[:12]}", "with uncommitted changes" if git.get("diff") else "clean"])
+        )
+    if isinstance(corpus, dict):
+        size = number(corpus.get("num_bytes"))
+        text = [f"{corpus.get('name')} corpus", str(corpus.get("source")), f"sha256 {str(corpus.get('sha256'))[:12]}"]
+        rows.append(("data", text + ([] if size is None else [f"{count(size)}B"])))
+    return rows
+
+
+def _files(run: Run) -> list[tuple[str, list[str]]]:
+    checkpoints = [
+        f"step {int(path.name.removeprefix('step_')):,} ({count(size_of(path))}B)" for path in run.checkpoints()
+    ]
+    try:
+        names = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError:
+        names = []
+    files = [f"{name} {count(size_of(run.path / name))}B" for name in names]
+    return [
+        ("checkpoints", checkpoints or ["none"]),
+        ("files", files),
+        ("folder", [f"{run.path}", f"{count(size_of(run.path))}B"]),
+    ]

@@ -1,0 +1,197 @@
+"""moe runs watch: a sweep or a run seen from another terminal, by its folders alone."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.text import Text
+
+from moe_cli.cli.board import Board, Standing, bar_line, ended_line, reason_of
+from moe_cli.cli.curves import sparkline
+from moe_cli.cli.show import curve_of
+from moe_cli.glance import Glance, Watcher, find_runs, newest_group
+from moe_cli.marks import is_at_work
+from moe_cli.numbers import count, duration, percent, printable
+from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run, find_run, open_runs, run_folders
+
+LOOK_SECONDS = 1.0
+# A sweep on which nobody here is at work, and whose folders were silent for so long, was stopped.
+SILENT_SECONDS = 60.0
+RESCAN_SECONDS = 10.0
+CURVE_WIDTH = 40
+Sleep = Callable[[float], None]
+
+
+def pick(outputs: Path, name: str | None) -> Path | Run:
+    """What to watch: the folder of a sweep, or a run. Without a name the newest sweep, or the newest run if there is none.
+
+    Raises:
+        RunNotFound: there is nothing of that name.
+    """
+    if name is None:
+        group = newest_group(outputs)
+        return open_runs(outputs)[-1] if group == "runs" else outputs / group
+    for folder in (outputs / name, Path(name).expanduser().absolute()):
+        if folder.is_dir() and not (folder / "config.json").is_file() and find_runs(outputs, name):
+            return folder
+    return find_run(outputs, name)
+
+
+class SweepFolder:
+    """The runs of a sweep's folder, looked at again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs: list[Run] = []
+        self._watcher = Watcher()
+        self._scanned = (0, 0.0)
+
+    def rescan(self) -> bool:
+        """Looks for runs that were added or removed. True when there were any."""
+        changed, before = os.stat(self.folder).st_mtime_ns, self._scanned
+        if before[0] == changed and time.monotonic() - before[1] < RESCAN_SECONDS:
+            return False
+        self._scanned = (changed, time.monotonic())
+        found = sorted(run_folders(self.folder), key=lambda run: run.id)
+        found, self.runs, old = found, found, self.runs
+        return found != old
+
+    def standing(self) -> tuple[Standing, float]:
+        """Where they stand, and when one of them last gave a sign of life."""
+        seen = [self._watcher.look(run) for run in self.runs]
+        by = {status: [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED)}
+        waiting = len(seen) - sum(map(len, by.values()))
+        sign = max((max(each.created, each.started, each.written) for each in seen), default=0.0)
+        return Standing(by[COMPLETED], by[RUNNING], by[FAILED], waiting), sign
+
+
+def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> int:
+    """Shows a sweep until nothing is left to do or nobody does it. The exit code: 0, or 3 if runs are not complete."""
+    sweep = SweepFolder(folder)
+    told: dict[Path, str] | None = None
+    with Board(console, {}) as board:
+        while True:
+            if sweep.rescan():
+                board.labels = labels_of(sweep.runs)
+            standing, sign = sweep.standing()
+            changed = _changed(standing, told or {})
+            for each in changed if not console.is_terminal or told is not None else []:
+                if not (console.is_terminal and each.status == RUNNING):
+                    board.print(_change(each, board.label(each.run)))
+            told = {**(told or {}), **{each.run.path: each.status for each in changed}}
+            board.show(standing)
+            waits = standing.waiting and (is_at_work(folder) or time.time() - sign < SILENT_SECONDS)
+            if not standing.running and not waits:
+                break
+            sleep(LOOK_SECONDS)
+    return _end(console, folder.name, standing)
+
+
+def _changed(standing: Standing, told: Mapping[Path, str]) -> list[Glance]:
+    """The runs that began or ended since `told`, in the order in which they did."""
+    seen = (*standing.done, *standing.failed, *standing.running)
+    changed = [each for each in seen if told.get(each.run.path) != each.status]
+    return sorted(changed, key=lambda each: each.started if each.status == RUNNING else each.written)
+
+
+def _change(each: Glance, label: str) -> Text:
+    return Text(f"running {printable(label)}") if each.status == RUNNING else ended_line(each, label)
+
+
+def _end(console: Console, name: str, standing: Standing) -> int:
+    text = f"{len(standing.done)} of {standing.total} runs complete"
+    text += f", {len(standing.failed)} failed" if standing.failed else ""
+    text += (
+        f", {standing.waiting} to go, and nobody is at work on them: the same sweep command continues"
+        if standing.waiting
+        else ""
+    )
+    console.print(Text(f"{text}. See: moe report {printable(name)}"), soft_wrap=True, highlight=False)
+    return 0 if len(standing.done) == standing.total else 3
+
+
+def labels_of(runs: Sequence[Run]) -> dict[Path, str]:
+    """What tells the runs of a sweep apart, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
+    from moe_cli.config.parse import show
+    from moe_cli.report.fold import applies, settings_of, varying
+    from moe_cli.report.frame import flatten
+
+    rows = {run: flatten(values) for run in runs if (values := run.config_dict())}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    rows = {run: {**dict.fromkeys(names), **row} for run, row in rows.items()}
+    chosen = varying(list(rows.values()), settings_of(names))
+    labels = {run.path: run.id for run in runs}
+    for run, row in rows.items():
+        words = [f"{name}={show(row[name])}" for name in chosen if applies(name, row)] or [run.id]
+        labels[run.path] = " ".join([*words, f"seed={show(row.get('seed'))}"])
+    return labels
+
+
+def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
+    """Shows a run until it ends or nobody is at work on it. The exit code: 0 if it is complete, else 1."""
+    watcher, told = Watcher(), None
+    last, curve = None, list[float]()
+    with Board(console, {}) as board:
+        while True:
+            each = watcher.look(run)
+            if each is not last:
+                last, curve = each, [bits for _, bits in curve_of(run)]
+            news = each.val_loss if each.status == RUNNING else None
+            if not console.is_terminal and news is not None and news != told:
+                told = news
+                board.print(Text("  ".join([_step(each), *_facts(each)])))
+            board.draw(run_panel(each, curve, console.width, time.time()))
+            if each.status != RUNNING and not _waits(each):
+                break
+            sleep(LOOK_SECONDS)
+    if each.status in (COMPLETED, FAILED):
+        board.print(ended_line(each, run.id))
+    else:
+        hint = f"Go on with: moe train --resume {printable(run.id)}"
+        board.print(Text(f"{printable(run.id)} is {each.status}: nobody is at work on it. {hint}"))
+    return 0 if each.status == COMPLETED else 1
+
+
+def _waits(each: Glance) -> bool:
+    """Whether somebody is about to begin it or to go on with it: its sweep, or a training that has only just been made."""
+    young = each.status == PENDING and time.time() - each.created < SILENT_SECONDS
+    return each.status in (PENDING, INTERRUPTED) and (young or is_at_work(each.run.path.parent))
+
+
+def _step(each: Glance) -> str:
+    return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
+
+
+def run_panel(each: Glance, curve: Sequence[float], width: int, now: float) -> Group:
+    """The progress of one run: step and time left, losses and load, the curve so far."""
+    texts = {"share": Text(f"{100 * each.share:.0f} %")}
+    if each.tokens_per_second is not None:
+        texts["speed"] = Text(f"{count(each.tokens_per_second)} tok/s")
+    if each.started and 0 < each.share < 1:
+        texts["left"] = Text(duration((now - each.started) / each.share * (1 - each.share)) + " left")
+    head = bar_line(_step(each), each.share, texts, ("speed", "share"), width)
+    rows: list[Any] = [
+        Text(f"{printable(each.run.id)}   {each.status}", "bold", no_wrap=True, overflow="ellipsis"),
+        head,
+    ]
+    rows.append(Text("  " + "   ".join(_facts(each)), no_wrap=True, overflow="ellipsis"))
+    if len(curve) > 1:
+        rows.append(Text(f"  curve {curve[0]:.3f} {sparkline(curve, CURVE_WIDTH)} {curve[-1]:.3f}", no_wrap=True))
+    if each.status == FAILED:
+        rows.append(Text(reason_of(each), "red", no_wrap=True, overflow="ellipsis"))
+    return Group(*rows)
+
+
+def _facts(each: Glance) -> list[str]:
+    facts = [] if each.train_loss is None else [f"train {each.train_loss:.3f}"]
+    if each.val_loss is not None:
+        bits = "" if each.val_bpb is None else f" ({each.val_bpb:.3f} bits/byte)"
+        facts.append(f"val {each.val_loss:.3f}{bits}")
+    if each.max_violation is not None:
+        facts.append(f"load {percent(each.max_violation, signed=True)}")
+    if each.dead_experts is not None:
+        facts.append(f"dead {percent(each.dead_experts)}")
+    return facts or ["starting"]

@@ -1,0 +1,154 @@
+"""A run folder at a glance: what lists and live tables show, from as few and as small files as can be."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.parse import did_you_mean
+from moe_cli.errors import RunNotFound
+from moe_cli.marks import tags_of
+from moe_cli.store import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders
+
+# Of metrics.jsonl: room for the newest evaluation of a model with many layers.
+NEWEST_BYTES = 65_536
+FILES = ("status.json", "summary.json", "metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Where a run stands.
+
+    Attributes:
+        reason: why it failed or was stopped.
+        created, started, written: seconds since 1970; `written` is when it last said that it lives.
+        val_bpb: of the whole split once it is complete, before that the newest estimate; so are the other measures.
+        max_violation, dead_experts: shares, None for a dense model.
+        results: summary.json; empty before the run is complete.
+    """
+
+    run: Run
+    status: str
+    reason: str | None
+    created: float
+    started: float
+    written: float
+    step: int
+    steps: int
+    val_loss: float | None
+    val_bpb: float | None
+    train_loss: float | None
+    tokens_per_second: float | None
+    max_violation: float | None
+    dead_experts: float | None
+    results: Mapping[str, Any] = field(repr=False)
+    tags: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """How much of its steps is done, 0 to 1; 0 when nobody knows how many there are."""
+        if self.status == COMPLETED:
+            return 1.0
+        return min(1.0, self.step / self.steps) if self.steps else 0.0
+
+
+def glance(run: Run) -> Glance:
+    """Reads a run folder. Whatever is absent, torn or of another type counts as unknown."""
+    results = run.summary()
+    status = run.really(read_json(run.path / "status.json") or {}, results is not None)
+    newest = _newest(run) if results is None and status["status"] == RUNNING else {}
+    found = results or {}
+    reason = status.get("reason")
+    steps = _whole(status.get("steps"))
+    return Glance(
+        run=run, status=status["status"], reason=str(reason) if reason else None,
+        created=number(status.get("created")) or 0.0, started=number(status.get("started")) or 0.0,
+        written=number(status.get("heartbeat")) or 0.0,
+        step=_whole(found.get("steps")) or max(_whole(newest.get("step")), _whole(status.get("step"))),
+        steps=steps or _whole(found.get("steps")),
+        val_loss=number(found.get("val_loss", newest.get("val/loss_estimate"))),
+        val_bpb=number(found.get("val_bpb", newest.get("val/bpb_estimate"))),
+        train_loss=number(found.get("train_loss", newest.get("train/loss"))),
+        tokens_per_second=number(found.get("tokens_per_second", newest.get("tokens_per_second"))),
+        max_violation=number(found.get("max_violation", newest.get("val/max_violation"))),
+        dead_experts=number(found.get("dead_experts", newest.get("val/dead_experts"))),
+        results=found, tags=tags_of(run),
+    )  # fmt: skip
+
+
+def glances(runs: Iterable[Run]) -> list[Glance]:
+    """One for each run, oldest first."""
+    return sorted(map(glance, runs), key=lambda each: (each.created, each.run.id))
+
+
+def _newest(run: Run) -> dict[str, Any]:
+    """The newest value of every measure. A value that was not finite is null in the file, and not among these."""
+    newest: dict[str, Any] = {}
+    for record in read_lines(run.path / "metrics.jsonl", last_bytes=NEWEST_BYTES):
+        newest.update({key: value for key, value in record.items() if value is not None})
+    return newest
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a number: a stranger's files must not stop a list."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else 0
+
+
+class Watcher:
+    """Glances at the same folders again and again; a file is read only when it has changed since."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, tuple[tuple[int, ...], Glance]] = {}
+
+    def look(self, run: Run) -> Glance:
+        stamp = tuple(_modified(os.path.join(run.path, name)) for name in FILES)
+        kept = self._kept.get(run.path)
+        if kept and kept[0] == stamp and (kept[1].status != RUNNING or run.status()["status"] == RUNNING):
+            return kept[1]
+        seen = glance(run)
+        self._kept[run.path] = (stamp, seen)
+        return seen
+
+
+def _modified(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def find_runs(outputs: Path, name: str | None) -> list[Run]:
+    """The runs of a sweep or in a folder, in no order; without a name, all of them.
+
+    Raises:
+        RunNotFound: there is no such sweep or folder, or it holds no run.
+    """
+    if name is None:
+        runs = run_folders(outputs)
+        if not runs:
+            raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
+        return runs
+    for folder in (outputs / name, Path(name).expanduser().absolute()):
+        if folder.is_dir() and (runs := run_folders(folder)):
+            return runs
+    groups = sorted({run.group for run in run_folders(outputs)})
+    hint = did_you_mean(name, groups) or (f" There are: {', '.join(groups[:8])}." if groups else "")
+    raise RunNotFound(f"no runs in a sweep or folder '{name}' of {outputs}.{hint}")
+
+
+def newest_group(outputs: Path) -> str:
+    """The sweep that was begun or worked on last; of folders other than `runs`, unless there is no other.
+
+    Raises:
+        RunNotFound: there are no runs.
+    """
+    groups: dict[str, float] = {}
+    for run in find_runs(outputs, None):
+        groups[run.group] = max(groups.get(run.group, 0.0), _modified(str(run.path / "status.json")) / 1e9)
+    sweeps = {name: seen for name, seen in groups.items() if name != "runs"} or groups
+    return max(sweeps, key=lambda name: sweeps[name])

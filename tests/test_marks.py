@@ -1,0 +1,56 @@
+"""Tags and the mark of a sweep at work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_cli.errors import ConfigError
+from moe_cli.marks import at_work, check_tag, is_at_work, set_tags, tags_of
+from tests.report.folders import stopped
+
+
+def test_tags_are_kept_in_the_folder(tmp_path: Path) -> None:
+    """What was set is read again, in its order, also after the folder was moved; without a file there are none."""
+    run = stopped(tmp_path, "pending")
+    assert tags_of(run) == ()
+    set_tags(run, ["good", "baseline"])
+    moved = type(run)(run.path.rename(tmp_path / "moved"))
+    assert tags_of(moved) == ("good", "baseline")
+
+
+@pytest.mark.parametrize("text", ["", "+", "-x", "++x", "a b", "a,b", "it's", 'say"', "a\x1b[31m", "a\nb", "x" * 41])
+def test_a_tag_is_one_harmless_word(text: str) -> None:
+    """Nothing that would break a list, a filter or a terminal."""
+    with pytest.raises(ConfigError, match="tag"):
+        check_tag(text)
+
+
+def test_a_leading_plus_says_nothing() -> None:
+    """+good and good are one tag."""
+    assert (check_tag("+good"), check_tag("good"), check_tag("[red]")) == ("good", "good", "[red]")
+
+
+def test_a_folder_is_at_work_as_long_as_somebody_is(tmp_path: Path) -> None:
+    """Two may mark it; it is marked until both have left, however they leave."""
+    assert not is_at_work(tmp_path)
+    with at_work(tmp_path):
+        with at_work(tmp_path):
+            assert is_at_work(tmp_path)
+        assert is_at_work(tmp_path)
+    assert not is_at_work(tmp_path)
+
+
+def test_a_killed_process_is_not_at_work(tmp_path: Path) -> None:
+    """The operating system takes the mark away."""
+    code = "import sys, time, pathlib\nfrom moe_cli.marks import at_work\n"
+    code += "with at_work(pathlib.Path(sys.argv[1])):\n print('in', flush=True)\n time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout
+    with process.stdout as printed:
+        assert printed.readline() == b"in\n"
+    assert is_at_work(tmp_path)
+    process.kill()
+    process.wait()
+    assert not is_at_work(tmp_path)
