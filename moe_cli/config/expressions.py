@@ -49,11 +49,11 @@ class Expression:
         """The columns or settings it asks for."""
         return frozenset(_names(self.tree))
 
-    def check(self, known: Collection[str]) -> None:
-        """Raises ConfigError when it names something that is not among `known`."""
+    def check(self, known: Collection[str], kind: str = "column") -> None:
+        """Raises ConfigError when it names something that is not among `known`, which are of this kind."""
         for name in sorted(self.names - set(known)):
             hint = did_you_mean(name, known) or f" If it is text, quote it: '{name}'."
-            raise ConfigError(f"no column '{name}' in '{self.text}'.{hint}")
+            raise ConfigError(f"no {kind} '{name}' in '{self.text}'.{hint}")
 
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Whether the condition is true of the values, of which one that is absent counts as null.

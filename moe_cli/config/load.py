@@ -9,18 +9,21 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob as HydraGlob
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from moe_cli.config.axes import Axis, Glob, Interval, repeated_keys, single_values
 from moe_cli.config.balances import combine
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
@@ -33,12 +36,20 @@ if TYPE_CHECKING:
 GROUPS = ("model", "router", "balance", "data", "optim", "train", "experiment")
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One key and the values it takes; a plain override is an axis of one value."""
+@dataclass
+class _Base:
+    """What a choice of groups composes to, before values are laid on it. Shared: never changed but for `built`.
 
-    key: str
-    values: tuple[Any, ...]
+    Attributes:
+        known: the settings that values may be given to.
+        plain: whether nothing in it refers to something else or is missing.
+        built: the dataclasses of its groups, as they are made.
+    """
+
+    tree: dict[str, Any]
+    known: frozenset[str]
+    plain: bool
+    built: dict[str, Any]
 
 
 def packaged_conf() -> Path:
@@ -91,12 +102,14 @@ class Composer:
     def __init__(self, config_dir: Path | None = None) -> None:
         self.folders = [folder for folder in (find_user_conf(config_dir), packaged_conf()) if folder]
         self.compose = cache(self._compose)
+        self.base = cache(self._base)
+        self.choices = cache(self._choices)
 
     @cached_property
     def loader(self) -> "ConfigLoaderImpl":
         return _hydra_loader(self.folders)
 
-    def choices(self, group: str) -> list[str]:
+    def _choices(self, group: str) -> list[str]:
         options: list[str] = self.loader.get_group_options(group)
         folders = {path.parent.name for folder in self.folders for path in (folder / group).glob("*/*.yaml")}
         return options + [f"{name}/{each}" for name in sorted(folders)
@@ -117,7 +130,7 @@ class Composer:
         try:
             tree = self.loader.load_configuration("config", list(choices), RunMode.RUN, from_shell=False)
         except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:
-            raise ConfigError(_three_lines(error)) from None
+            raise ConfigError(three_lines(error)) from None
         OmegaConf.set_struct(tree, False)
         tree.pop("hydra")
         if "experiment" in tree:
@@ -126,23 +139,61 @@ class Composer:
             )
         return OmegaConf.to_container(tree)  # type: ignore[return-value]
 
-    def point(self, values: dict[str, Any]) -> Resolved:
+    def expanded(self, axis: Axis) -> Axis:
+        """With the choices of a glob as its values.
+
+        Raises:
+            ConfigError: it is not over a group, or finds nothing.
+        """
+        glob = axis.values[0] if axis.values else None
+        if not isinstance(glob, Glob):
+            return axis
+        if axis.key not in GROUPS:
+            raise ConfigError(f"'{axis}' chooses among files, and only groups have them: {', '.join(GROUPS)}.")
+        choices = self.choices(axis.key)
+        found = [each for each in choices if _like(each, glob.include) and not _like(each, glob.exclude)]
+        if not found:
+            raise ConfigError(f"'{axis}' finds none of: {', '.join(choices)}.")
+        return Axis(axis.key, tuple(found))
+
+    def point(self, values: Mapping[str, Any]) -> Resolved:
         """The configuration at one value per key.
 
         Raises:
             ConfigError: an unknown key or choice, or values that cannot hold.
         """
+        base, tree = self._laid(values)
+        if not base.plain or any(isinstance(value, str) and _refers(value) for value in values.values()):
+            return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
+        untouched = {name for name, value in tree.items() if isinstance(value, dict) and value is base.tree[name]}
+        config: RunConfig = build(RunConfig, {name: base.built.get(name, value) if name in untouched else value
+                                              for name, value in tree.items()})  # fmt: skip
+        base.built.update((name, getattr(config, name)) for name in untouched - base.built.keys())
+        return resolve(config, given=frozenset(values))
+
+    def tree(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What `point` starts from: every setting as it was given, nothing derived. Raises ConfigError as it does."""
+        return self._laid(values)[1]
+
+    def _laid(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
         groups = {key: value for key, value in values.items() if key in GROUPS}
         for group, choice in groups.items():
             for part in _parts(group, choice):
                 self._check_choice(group, part)
-        tree = self._grouped({group: choice for group, choice in groups.items() if choice is not None})
+        chosen = sorted(f"{group}={choice}" for group, choice in groups.items() if choice is not None)
+        base = self.base(*chosen)
+        tree = dict(base.tree)
         for key, value in values.items():
             if key not in groups:
-                self._set(tree, key, value)
-        return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
+                self._set(base, tree, key, value)
+        return base, tree
 
-    def _grouped(self, groups: dict[str, Any]) -> dict[str, Any]:
+    def _base(self, *choices: str) -> _Base:
+        tree = self._grouped(dict(choice.split("=", 1) for choice in choices))
+        return _Base(tree, frozenset(leaf for leaf in _leaves(tree) if not leaf.endswith(".name")),
+                     not _refers(repr(tree)), {})  # fmt: skip
+
+    def _grouped(self, groups: dict[str, str]) -> dict[str, Any]:
         """The tree of these choices, of which `balance` may be several: a+b."""
         parts = _parts("balance", groups.get("balance"))
         trees = []
@@ -167,18 +218,20 @@ class Composer:
                 f"{group}={show(choice)}: no such choice.{did_you_mean(show(choice), choices)} There are: {listed}."
             )
 
-    def _set(self, tree: dict[str, Any], key: str, value: Any) -> None:
+    def _set(self, base: _Base, tree: dict[str, Any], key: str, value: Any) -> None:
+        """Gives a setting its value; the groups on the way are copied, for `tree` shares them with the base."""
         group, _, setting = key.partition(".")
         if group in GROUPS and setting == "name":
             raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={show(value)}")
-        known = [leaf for leaf in _leaves(tree) if not leaf.endswith(".name")]
-        if key not in known:
+        if key not in base.known:
+            known = [leaf for leaf in _leaves(base.tree) if leaf in base.known]
             within = [leaf for leaf in known if leaf.startswith(key + ".")]
             if within:
                 raise ConfigError(f"'{key}' is a group of settings. Set one of them, such as {within[0]}=...")
-            self._refuse_unknown(tree, key, known)
+            self._refuse_unknown(base.tree, key, known)
         *path, last = key.split(".")
         for name in path:
+            tree[name] = dict(tree[name])
             tree = tree[name]
         tree[last] = value
 
@@ -199,6 +252,15 @@ class Composer:
         raise ConfigError(f"no setting '{key}'.{hint or ' All settings: moe config'}")
 
 
+def _like(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _refers(text: str) -> bool:
+    """Whether a tree written out holds `${...}` or `???`, which is missing."""
+    return "${" in text or "???" in text
+
+
 def _parts(group: str, choice: Any) -> list[Any]:
     """The choices that one word names: `balance=switch+z` names two."""
     return choice.split("+") if group == "balance" and isinstance(choice, str) else [choice]
@@ -212,19 +274,16 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with `${...}` resolved; what is still missing (`???`) is an error. Most trees have neither."""
-    text = repr(tree)
-    if "${" not in text and "???" not in text:
-        return tree
+    """The tree with `${...}` resolved; what is still missing (`???`) is an error."""
     try:
         return OmegaConf.to_container(  # type: ignore[return-value]
             OmegaConf.create(tree), resolve=True, throw_on_missing=True
         )
     except OmegaConfBaseException as error:
-        raise ConfigError(_three_lines(error)) from None
+        raise ConfigError(three_lines(error)) from None
 
 
-def _three_lines(error: BaseException) -> str:
+def three_lines(error: BaseException) -> str:
     """What Hydra or OmegaConf says, in at most three lines and without its hints on '+'."""
     cause = error.__cause__ or error
     text = str(error) or str(cause)
@@ -233,25 +292,22 @@ def _three_lines(error: BaseException) -> str:
 
 
 def parse_overrides(words: Sequence[str]) -> list[Axis]:
-    """Hydra's grammar: `key=value`, `key=a,b,c`, `key=range(1,5)`, `key=choice(a,b)`. The last word on a key holds.
+    """Hydra's grammar: `key=value`, `key=a,b,c`, `key=range(1,5)`, `key=choice(a,b)`, `key=glob(a*)`, and intervals.
+
+    The last word on a key holds.
 
     Raises:
         ConfigError: a word that is no override.
     """
     axes: dict[str, Axis] = {}
     for word in words:
-        axis = _parse_word(word)
+        axis = parse_word(word)
         axes[axis.key] = axis
     return list(axes.values())
 
 
-def repeated_keys(words: Sequence[str]) -> list[str]:
-    """Keys given more than once, of which only the last word holds."""
-    keys = [word.split("=", 1)[0] for word in words]
-    return sorted({key for key in keys if keys.count(key) > 1})
-
-
-def _parse_word(word: str) -> Axis:
+def parse_word(word: str) -> Axis:
+    """One word of `parse_overrides`."""
     key, equals, value = word.partition("=")
     if not equals or not key or key[0] in "+~" or "@" in key:
         raise ConfigError(f"'{word}' is not a setting. Write: key=value, such as expert=8")
@@ -259,10 +315,13 @@ def _parse_word(word: str) -> Axis:
         raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
     try:
         override: Override = OverridesParser.create().parse_overrides([word])[0]
+        given = override.value()
+        if isinstance(given, IntervalSweep):
+            return Axis(override.key_or_group, (_interval(word, given),))
+        if isinstance(given, HydraGlob):
+            return Axis(override.key_or_group, (Glob(tuple(given.include), tuple(given.exclude)),))
         if not override.is_sweep_override():
-            return Axis(override.key_or_group, (override.value(),))
-        if not override.is_discrete_sweep():
-            raise ConfigError(f"'{word}' names an interval, not a list of values. Write: {key}=1,2,4")
+            return Axis(override.key_or_group, (given,))
         values = tuple(Override._convert_value(item) for item in override.sweep_iterator())
     except HydraException:
         hint = f"Put quotes around a value with spaces or signs: '{key}=\"...\"'"
@@ -272,17 +331,15 @@ def _parse_word(word: str) -> Axis:
     return Axis(override.key_or_group, values)
 
 
-def single_values(axes: Sequence[Axis], command: str) -> dict[str, Any]:
-    """One value per key, for commands that work on one configuration.
-
-    Raises:
-        ConfigError: an axis with several values.
-    """
-    for axis in axes:
-        if len(axis.values) > 1:
-            given = f"{axis.key}={','.join(show(value) for value in axis.values)}"
-            raise ConfigError(f"'{given}' names several values; {command} takes one. Use: moe sweep {given}")
-    return {axis.key: axis.values[0] for axis in axes}
+def _interval(word: str, given: IntervalSweep) -> Interval:
+    low, high = given.start, given.end
+    if given.tags - {"log"}:
+        raise ConfigError(f"'{word}': a tag of an interval can be: log.")
+    if low is None or high is None or not low < high or (given.tags and low <= 0):
+        raise ConfigError(
+            f"'{word}' is empty: write interval(low,high), low below high, and above 0 with tag(log,...)."
+        )
+    return Interval(low, high, bool(given.tags))
 
 
 def load_config(words: Sequence[str], command: str = "train", config_dir: Path | None = None) -> Resolved:
@@ -320,54 +377,3 @@ def carried_out(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         group, name = key.split(".", 1)
         values[group][name] = value
     return from_dict(values)
-
-
-@dataclass(frozen=True)
-class SweepFile:
-    """A named sweep of conf/sweep: the question it answers, its axes, and how many seeds."""
-
-    name: str
-    question: str
-    axes: tuple[Axis, ...]
-    seeds: int
-
-
-def list_sweeps(composer: Composer) -> list[str]:
-    return sorted({file.stem for folder in composer.folders for file in (folder / "sweep").glob("*.yaml")})
-
-
-def load_sweep_file(composer: Composer, name: str) -> SweepFile:
-    """conf/sweep/NAME.yaml: `grid` (key: list of values), `set` (key: value) and `seeds`.
-
-    Raises:
-        ConfigError: no such sweep, or a file of another shape.
-    """
-    file = next((folder / "sweep" / f"{name}.yaml" for folder in composer.folders
-                 if (folder / "sweep" / f"{name}.yaml").is_file()), None)  # fmt: skip
-    if file is None:
-        names = list_sweeps(composer)
-        raise ConfigError(
-            f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
-            "Or give values: moe sweep k=1,2"
-        )
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:
-        raise ConfigError(f"{file}: {_three_lines(error)}") from None
-    return SweepFile(name, composer.describe("sweep", name), *_sweep_axes(file, content))
-
-
-def _sweep_axes(file: Path, content: Any) -> tuple[tuple[Axis, ...], int]:
-    """The axes and the number of seeds that a sweep file holds."""
-    parts = content if isinstance(content, dict) else {}
-    grid, fixed, seeds = parts.get("grid"), parts.get("set") or {}, parts.get("seeds", 1)
-    if set(parts) - {"grid", "set", "seeds"} or not isinstance(grid, dict) or not isinstance(fixed, dict):
-        raise ConfigError(f"{file} must hold 'grid' (key: [values]) and may hold 'set' (key: value) and 'seeds'.")
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise ConfigError(f"{file}: seeds={show(seeds)} is not a whole number of at least 1.")
-    axes = [Axis(str(key), (value,)) for key, value in fixed.items()]
-    for key, values in grid.items():
-        if values == []:
-            raise ConfigError(f"{file}: grid.{key} names no value.")
-        axes.append(Axis(str(key), tuple(values) if isinstance(values, list) else (values,)))
-    return tuple(axes), seeds

@@ -60,6 +60,17 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 _type_hints = cache(get_type_hints)
 
 
+def names_of(cls: type, prefix: str = "") -> list[str]:
+    """The dotted names of all settings of a dataclass, with those of every variant of its groups."""
+    names: dict[str, None] = {}
+    for name, hint in _type_hints(cls).items():
+        options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        groups = [option for option in options if dataclasses.is_dataclass(option)]
+        inside = [each for group in groups for each in names_of(group, f"{prefix}{name}.")]  # type: ignore[arg-type]
+        names.update(dict.fromkeys(inside or [prefix + name]))
+    return list(names)
+
+
 def _convert(value: Any, hint: Any, key: str) -> Any:
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:
@@ -72,6 +83,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
+    if isinstance(value, tuple(variants)):  # built before
+        return value
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}={show(value)} is one value, but '{key}' is a group of settings.")
     if len(variants) == 1:

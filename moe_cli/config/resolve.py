@@ -30,9 +30,10 @@ from moe_cli.config.routers import (
     SigmoidConfig,
     SwitchConfig,
     TopKConfig,
+    gate_flops,
     gate_params,
 )
-from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, RunConfig, TextData
+from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig, TextData
 from moe_cli.errors import ConfigError
 
 # Routers whose choice the methods that work by a bias can move.
@@ -40,6 +41,13 @@ BIASED: dict[type, tuple[str, ...]] = {
     LossFreeBalance: ("topk", "switch", "noisy_topk", "sigmoid"),
     QuantileBalance: ("topk", "switch"),
 }
+# Settings and groups that mean nothing without experts.
+SPARSE_ONLY = ("match", "router", "balance", "capacity", "drop", "eval", "renormalise_after_drop", "model.d_expert",
+               "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
+               "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.sparse_experts",
+               "launch.expert_parallel")  # fmt: skip
+# How far a matched width may miss: below the first it is rounded, above the second there is none.
+ROUNDING, TOLERANCE = 0.01, 0.05
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
     config = replace(config, k=_top_k(config), model=_with_attention(config.model, given, notes))
     if config.dense:
         config = _without_experts(config)
-        notes += _set_aside(given, "expert=1 is dense", "match", "router", "balance", "capacity", "drop", "eval",
-                            "renormalise_after_drop", "model.d_expert", "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
-                            "model.expert_init_scale", "model.shared_gate",
-                            "model.dispatch", "optim.sparse_experts", "launch.expert_parallel")  # fmt: skip
+        notes += _set_aside(given, "expert=1 is dense", *SPARSE_ONLY)
     else:
         if not config.model.shared_experts and config.model.shared_gate:
             config = replace(config, model=replace(config.model, shared_gate=False))
@@ -86,8 +91,13 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
 
 
 def _set_aside(given: Collection[str], reason: str, *keys: str) -> list[str]:
-    idle = [name for name in given if any(name == key or name.startswith(key + ".") for key in keys)]
+    idle = [name for name in given if concerns(name, keys)]
     return [f"{reason}: {', '.join(sorted(idle))} set aside."] if idle else []
+
+
+def concerns(name: str, keys: Collection[str]) -> bool:
+    """Whether a setting is one of `keys`, or belongs to a group that is."""
+    return any(name == key or name.startswith(key + ".") for key in keys)
 
 
 def _with_attention(model: GPTConfig, given: Collection[str], notes: list[str]) -> GPTConfig:
@@ -174,35 +184,56 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
 
 
 def _d_expert(config: RunConfig) -> int:
-    """The width of one expert: with match=active, K + shared experts and the gate hold as many parameters as d_ff."""
+    """The width of one expert: the one that `match` asks for, or the user's own."""
     model = config.model
     if config.match == "none":
         return model.d_expert or model.d_ff
-    matched = matched_d_expert(model, config.expert, config.k or 1, config.router)
+    matched = matched_d_expert(model, config.expert, config.k or 1, config.router, config.match)
     if model.d_expert not in (None, matched):
         raise ConfigError(
-            f"model.d_expert={model.d_expert} is set by match=active to {matched}. To choose it yourself: match=none"
+            f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: match=none"
         )
     return matched
 
 
-def matched_d_expert(model: GPTConfig, num_experts: int, top_k: int, router: RouterConfig | None) -> int:
-    """The expert width at which a token meets as many feed-forward parameters as in the dense model, gate included.
+def matched_d_expert(
+    model: GPTConfig, num_experts: int, top_k: int, router: RouterConfig | None, match: Match = "active"
+) -> int:
+    """The width of an expert at which a layer of E experts, S shared ones and the gate equals the dense network d_ff.
 
-    Rounded to the largest power of two up to 16 that moves those parameters by less than 1 %: such widths are faster.
+    With M matrices of D x width in an expert, as `moe_cli.models.cost` counts them:
+
+    - active, the parameters that a token meets: gate + (K + S) M D width = M D d_ff.
+    - total, the parameters that there are: gate + (E + S) M D width = M D d_ff.
+    - flops, of a token, forward; training takes three times both sides: gate + 2 (K + S) M D width = 2 M D d_ff.
+
+    Rounded to the largest power of two up to 16 that moves the sum by less than 1 %: such widths are faster. Else to the
+    nearest whole width, which for total and flops must be within 5 %.
     """
-    gate = (gate_params(router, model.d_model, num_experts) + model.shared_gate_params) / model.d_model
-    exact = (model.d_ff - gate / model.matrices_per_expert) / (top_k + model.shared_experts)
+    experts = (num_experts if match == "total" else top_k) + model.shared_experts
+    gate = gate_params(router, model.d_model, num_experts) + model.shared_gate_params
+    if match == "flops":
+        gate = gate_flops(router, model.d_model, num_experts) // 2 + model.shared_gate_params
+    exact = (model.d_ff - gate / model.d_model / model.matrices_per_expert) / experts
+    quantity = "training FLOPs" if match == "flops" else f"{match} parameters"
+    given, lower = (f"expert={num_experts}", "expert") if match == "total" else (f"expert={num_experts} k={top_k}", "k")
     if exact < 1:
         raise ConfigError(
-            f"expert={num_experts} k={top_k} leave no width for an expert at equal active parameters "
-            f"(model.d_ff={model.d_ff}). Raise model.d_ff, lower k, or use match=none."
+            f"{given} leave{'s' if match == 'total' else ''} no width for an expert at equal {quantity} "
+            f"(model.d_ff={model.d_ff}). Raise model.d_ff, lower {lower}, or use match=none."
         )
     for multiple in (16, 8, 4, 2):
         rounded = round(exact / multiple) * multiple
-        if rounded and abs(rounded - exact) * (top_k + model.shared_experts) < 0.01 * model.d_ff:
+        if rounded and abs(rounded - exact) * experts < ROUNDING * model.d_ff:
             return rounded
-    return max(1, round(exact))
+    nearest = max(1, round(exact))
+    missed = abs(nearest - exact) * experts / model.d_ff
+    if match != "active" and missed > TOLERANCE:
+        raise ConfigError(
+            f"{given}: no whole width of an expert brings equal {quantity}: {nearest} misses those of "
+            f"model.d_ff={model.d_ff} by {missed:.0%}. Raise model.d_ff, lower {lower}, or use match=none."
+        )
+    return nearest
 
 
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:

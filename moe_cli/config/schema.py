@@ -22,6 +22,7 @@ from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
+Match = Literal["active", "total", "flops", "none"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
 EXECUTION_KEYS = (
@@ -202,7 +203,7 @@ class RunConfig:
     capacity: float | None = None
     drop: Literal["position", "probability", "random"] | None = None
     renormalise_after_drop: bool = False
-    match: Literal["active", "none"] = "active"
+    match: Match = "active"
     seed: int = 0
     model: GPTConfig = field(default_factory=GPTConfig)
     router: RouterConfig | None = field(default_factory=TopKConfig)

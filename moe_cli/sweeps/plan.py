@@ -1,19 +1,24 @@
 """Which runs a sweep consists of: every point composed and validated before the first one starts. Knows no torch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.load import Axis, Composer, load_sweep_file, parse_overrides
-from moe_cli.config.parse import show
+from moe_cli.config.axes import Axis
+from moe_cli.config.expressions import Expression, parse_expression
+from moe_cli.config.load import GROUPS, Composer, parse_overrides
+from moe_cli.config.parse import build, names_of, show
+from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.sweepfile import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
 from moe_cli.errors import ConfigError
 from moe_cli.forecast import pin_upcycle
-from moe_cli.store import Run, open_or_create_run
+from moe_cli.store import Run, make_folder, open_or_create_run, read_json, write_json
 
 AD_HOC = "sweep"
+SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ class SweepPlan:
     name: the folder under outputs/.
     question: what a named sweep answers; "" for one typed by hand.
     num_repeats: points that came to the same configuration as another, such as dense with each router.
+    num_excluded: configurations for which a condition of `where` does not hold.
+    words: what was typed.
+    baseline: the partial configuration that the report's differences are taken to; None: the report's own choice.
     """
 
     name: str
@@ -48,6 +56,9 @@ class SweepPlan:
     num_repeats: int
     num_seeds: int
     notes: tuple[str, ...]
+    num_excluded: int = 0
+    words: tuple[str, ...] = ()
+    baseline: Partial | None = None
 
     @property
     def num_configurations(self) -> int:
@@ -59,8 +70,17 @@ class SweepPlan:
         return replace(self, points=tuple(points))
 
     def open(self, outputs: Path) -> list[Run]:
-        """The run folders of the points, made where they are missing."""
-        return [open_or_create_run(outputs, self.name, point.config) for point in self.points]
+        """The run folders of the points, made where they are missing, and beside them what the sweep is."""
+        runs = [open_or_create_run(outputs, self.name, point.config) for point in self.points]
+        self._write(make_folder(outputs / self.name) / SWEEP_FILE)
+        return runs
+
+    def _write(self, path: Path) -> None:
+        """Leaves a file alone that says the same."""
+        old = read_json(path) or {}
+        new = {"name": self.name, "question": self.question, "words": list(self.words), "baseline": self.baseline}
+        if {key: old.get(key) for key in new} != new or "created" not in old:
+            write_json(path, {**new, "created": old.get("created", time.time())})
 
     def existing(self, outputs: Path) -> list[Run]:
         """The run folders the points have or would have; nothing is made."""
@@ -68,67 +88,180 @@ class SweepPlan:
 
 
 def plan_sweep(
-    words: Sequence[str], *, seeds: int | None = None, name: str | None = None, config_dir: Path | None = None
+    words: Sequence[str],
+    *,
+    seeds: int | None = None,
+    name: str | None = None,
+    where: Sequence[str] = (),
+    config_dir: Path | None = None,
 ) -> SweepPlan:
     """The runs of `moe sweep WORDS`: the first word may name a file of conf/sweep, the others are settings.
 
     Args:
         seeds: seeds 0 to seeds - 1 for every configuration; None: what the file says, else 1.
         name: the folder under outputs/; None: the file's name, or "sweep".
+        where: conditions that every point must fulfil, such as "k <= expert".
 
     Raises:
         ConfigError: a word is wrong, or no point is left.
     """
     composer = Composer(config_dir)
-    axes: dict[str, Axis] = {}
-    question, file_name, file_seeds = "", None, None
-    if words and "=" not in words[0]:
-        file = load_sweep_file(composer, words[0])
-        words, question, file_name = words[1:], file.question, file.name
-        axes = {axis.key: axis for axis in file.axes}
-        file_seeds = file.seeds
-    axes |= {axis.key: axis for axis in parse_overrides(words)}
-    if seeds is None and "seed" not in axes:
-        seeds = file_seeds
-    if seeds is not None and "seed" in axes:
-        raise ConfigError(
-            f"seed={','.join(map(show, axes['seed'].values))} and --seeds {seeds} both choose seeds: give one."
-        )
-    if not any(len(axis.values) > 1 for axis in axes.values()) and file_name is None and not seeds:
+    folder, axes = name, {axis.key: axis for axis in parse_overrides(words[1:] if _named(words) else words)}
+    preset = axes.pop("preset", None)
+    if _named(words):
+        sweep = load_sweep_file(composer, words[0], _preset(preset))
+    elif preset is not None:
+        raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
+    else:
+        sweep = SweepFile(AD_HOC, "", (Block(),), 1, None)
+    axes = {key: discrete(composer, axis) for key, axis in axes.items()}
+    chosen = _seeds(axes.pop("seed", None), seeds, sweep)
+    if not _named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
         raise ConfigError(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
         )
-    if "seed" not in axes:
-        axes["seed"] = Axis("seed", tuple(range(seeds or 1)))
-    points, left_out, repeats, notes = _points(composer, list(axes.values()))
-    if not points:
-        reasons = "\n".join(f"{point.label}: {point.reason}" for point in left_out[:2])
-        raise ConfigError(f"no point of this sweep can be run.\n{reasons}")
-    folder = name or file_name or AD_HOC
+    conditions = tuple(parse_expression(condition) for condition in where)
+    blocks = [_typed(block, axes.values(), conditions) for block in sweep.blocks]
+    found = _find(composer, blocks, sweep.baseline, chosen[0])
+    if not found.configs:
+        raise ConfigError("no point of this sweep can be run." + _reasons(found))
+    folder = folder or sweep.name.replace("/", "-")
     if Path(folder).name != folder or folder.startswith("."):
         raise ConfigError(f"--name {folder} must be a plain folder name.")
-    return SweepPlan(folder, question, tuple(points), tuple(left_out), repeats, len(set(axes["seed"].values)), notes)
+    points = [
+        Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
+        for seed in chosen for config, label in found.configs.items()
+    ]  # fmt: skip
+    return SweepPlan(
+        folder, sweep.question, tuple(points), tuple(found.left_out.values()), found.repeats * len(chosen), len(chosen),
+        tuple(found.notes), found.excluded, tuple(words), sweep.baseline,
+    )  # fmt: skip
 
 
-def _points(composer: Composer, axes: list[Axis]) -> tuple[list[Point], list[LeftOut], int, tuple[str, ...]]:
-    """All combinations, seeds outermost so that every configuration gets its first result early."""
-    axes = sorted(axes, key=lambda axis: axis.key != "seed")
-    varying = [axis.key for axis in axes if len(axis.values) > 1 and axis.key != "seed"]
-    points: dict[RunConfig, Point] = {}
-    left_out: dict[str, LeftOut] = {}
-    repeats = 0
-    notes: dict[str, None] = {}
-    for combination in product(*(axis.values for axis in axes)):
-        values: dict[str, Any] = dict(zip((axis.key for axis in axes), combination, strict=True))
-        setting = " ".join(f"{key}={show(values[key])}" for key in varying)
+def _named(words: Sequence[str]) -> bool:
+    return bool(words) and "=" not in words[0]
+
+
+def _preset(axis: Axis | None) -> str:
+    if axis is not None and len(axis.values) > 1:
+        raise ConfigError(f"'{axis}' names several presets: a sweep has one.")
+    return SMALLEST if axis is None else show(axis.values[0])
+
+
+def _seeds(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
+    """The seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
+    if axis is None:
+        return list(range(count or sweep.seeds))
+    if count is not None:
+        raise ConfigError(f"{axis} and --seeds {count} both choose seeds: give one.")
+    return list(dict.fromkeys(build(RunConfig, {"seed": value}).seed for value in axis.values))
+
+
+def _typed(block: Block, axes: Iterable[Axis], conditions: tuple[Expression, ...]) -> Block:
+    """The block of a file with what was typed laid over it."""
+    for axis in axes:
+        block = block.overridden(Dimension(tuple({axis.key: value} for value in axis.values)))
+    return replace(block, where=block.where + conditions)
+
+
+@dataclass
+class _Found:
+    """What became of the configurations of a sweep, at its first seed."""
+
+    configs: dict[RunConfig, str] = field(default_factory=dict)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    repeats: int = 0
+    excluded: int = 0
+    notes: dict[str, None] = field(default_factory=dict)
+
+
+def _reasons(found: _Found) -> str:
+    lines = [f"{point.label}: {point.reason}" for point in found.left_out.values()][:2]
+    if found.excluded:
+        lines.append(f"'where' holds for none of {found.excluded}.")
+    return "".join("\n" + line for line in lines[:2])
+
+
+def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> _Found:
+    """Composes every configuration once; before those that can be, the baselines of them that are not among them."""
+    points = [(values, block.where) for block in blocks for values in block.settings()]
+    for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
+        condition.check({*names_of(RunConfig), *GROUPS}, "setting")
+    found, write = _Found(), _labels([values for values, _ in points], baseline)
+    bases: dict[str, Partial] = {}
+    for values, where in points:
+        label = write(values)
         try:
-            resolved = composer.point(values)
+            resolved = _compose(composer, {**values, "seed": seed}, where)
         except ConfigError as error:
-            left_out[setting] = LeftOut(setting or "this point", str(error))
+            found.left_out[label] = LeftOut(label or "this point", str(error))
             continue
-        config = resolved.config
-        notes |= dict.fromkeys(resolved.notes)
-        label = f"{setting} seed={config.seed}".strip()
-        repeats += config in points
-        points.setdefault(config, Point(label, config))
-    return list(points.values()), list(left_out.values()), repeats, tuple(notes)
+        if resolved is None:
+            found.excluded += 1
+            continue
+        found.notes |= dict.fromkeys(resolved.notes)
+        found.repeats += resolved.config in found.configs
+        found.configs.setdefault(resolved.config, label)
+        if baseline is not None:
+            base = _with_baseline(values, baseline)
+            bases.setdefault(repr(sorted(base.items())), base)
+    first: dict[RunConfig, str] = {}
+    for values in bases.values():
+        label = write(values)
+        try:
+            first.setdefault(composer.point({**values, "seed": seed}).config, label)
+        except ConfigError as error:
+            found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
+    found.configs = {config: label for config, label in first.items() if config not in found.configs} | found.configs
+    return found
+
+
+def _compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | None:
+    """The configuration, or None when a condition does not hold of it.
+
+    A condition is about settings as they are given, so that `k <= expert` may leave out what cannot be; about one that
+    is left open (null), as it is derived.
+    """
+    asked = {name for condition in where for name in condition.names}
+    tree = composer.tree(values) if asked else {}
+    given = {name: _given(tree, values, name) for name in asked}
+    decided = [condition for condition in where if all(given[name] is not None for name in condition.names)]
+    if not all(condition.holds(given) for condition in decided):
+        return None
+    resolved = composer.point(values)
+    derived = {name: _derived(resolved.config, name) if value is None else value for name, value in given.items()}
+    return resolved if all(condition.holds(derived) for condition in where) else None
+
+
+def _given(tree: Mapping[str, Any], values: Partial, name: str) -> Any:
+    """A setting of the tree, or the choice of a group by its name."""
+    if name in values:
+        return values[name]
+    value: Any = tree
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value.get("name") if isinstance(value, Mapping) else value
+
+
+def _derived(config: RunConfig, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return getattr(value, "name", value)
+
+
+def _with_baseline(values: Partial, baseline: Partial) -> dict[str, Any]:
+    """What a configuration is compared with: its settings under those of the baseline, without what those make idle."""
+    idle = [key for key in baseline if key in GROUPS]
+    if baseline.get("expert") == 1:
+        idle += ["k", *SPARSE_ONLY]
+    return {**{key: value for key, value in values.items() if not concerns(key, idle)}, **baseline}
+
+
+def _labels(points: Sequence[Partial], baseline: Partial | None) -> Callable[[Partial], str]:
+    """Writes a configuration by the settings that vary, in the order in which they were named."""
+    named: dict[str, set[str]] = {}
+    for key, value in (item for values in (*points, baseline or {}) for item in values.items()):
+        named.setdefault(key, set()).add(show(value))
+    varying = [key for key, shown in named.items() if len(shown) > 1 or not all(key in values for values in points)]
+    return lambda values: " ".join(f"{key}={show(values[key])}" for key in varying if key in values)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_cli.config.load import Composer, list_sweeps
+from moe_cli.config.load import Composer
 from moe_cli.config.schema import TrainConfig
+from moe_cli.config.sweepfile import list_sweeps
 from tests.cli.conftest import Moe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -1,22 +1,18 @@
 """conf/ and overrides: the shipped files hold, the short way equals Hydra's, and a user's folder comes first."""
 
 import re
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from moe_cli.config import load
+from moe_cli.config.axes import Axis
 from moe_cli.config.load import (
     GROUPS,
-    Axis,
     Composer,
-    list_sweeps,
     load_config,
-    load_sweep_file,
     packaged_conf,
     parse_overrides,
     repeated_keys,
@@ -26,6 +22,7 @@ from moe_cli.config.parse import build
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.sweepfile import Block, load_sweep_file
 from moe_cli.errors import ConfigError
 
 CONF = packaged_conf()
@@ -56,7 +53,8 @@ def test_every_file_of_conf_composes_and_validates(file: Path, composer: Compose
     if group == "":
         assert ("config", RunConfig) == (choice, type(composer.point({}).config))
     elif group == "sweep":
-        assert_every_value_occurs(composer, load_sweep_file(composer, choice).axes)
+        for block in load_sweep_file(composer, choice).blocks:
+            assert_every_value_occurs(composer, block)
     else:
         assert group in GROUPS
         if choice in ("expert_choice", "soft"):  # no causal model may have them, and there is no other yet
@@ -68,15 +66,14 @@ def test_every_file_of_conf_composes_and_validates(file: Path, composer: Compose
     assert group == "" or composer.describe(group, choice)
 
 
-def assert_every_value_occurs(composer: Composer, axes: tuple[Axis, ...]) -> None:
-    missing = {(axis.key, value) for axis in axes for value in axis.values}
-    for values in product(*(axis.values for axis in axes)):
-        point = dict(zip((axis.key for axis in axes), values, strict=True))
+def assert_every_value_occurs(composer: Composer, block: Block) -> None:
+    missing = {item for dimension in block.dimensions for option in dimension.options for item in option.items()}
+    for values in block.settings():
         try:
-            composer.point(point)
+            composer.point(values)
         except ConfigError:
             continue
-        missing -= set(point.items())
+        missing -= set(values.items())
     assert set() == missing
 
 
@@ -289,75 +286,6 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         Composer(tmp_path / "nowhere")
     assert f"--config-dir {tmp_path / 'nowhere'} is not a folder." == str(error.value)
-
-
-def test_a_sweep_file_is_its_fixed_values_and_its_grid(tmp_path: Path) -> None:
-    """`set` gives axes of one value, `grid` axes of several; one value needs no list."""
-    text = "# Which?\ngrid:\n  k: [1, 2]\n  router: topk\nset:\n  train.steps: 5\nseeds: 3\n"
-    sweep = load_sweep_file(Composer(write(tmp_path, sweep__mine=text)), "mine")
-    assert ("mine", "Which?", 3) == (sweep.name, sweep.question, sweep.seeds)
-    assert (Axis("train.steps", (5,)), Axis("k", (1, 2)), Axis("router", ("topk",))) == sweep.axes
-
-
-def test_a_sweep_has_one_seed_unless_it_says_more(tmp_path: Path) -> None:
-    """`set` and `seeds` may be left out."""
-    sweep = load_sweep_file(Composer(write(tmp_path, sweep__mine="grid:\n  k: [1]\n")), "mine")
-    assert (1, (Axis("k", (1,)),)) == (sweep.seeds, sweep.axes)
-
-
-def test_sweeps_of_the_user_and_ours_are_listed_once(tmp_path: Path) -> None:
-    """Names of both folders, sorted, each once; the user's file is the one that is read."""
-    ours = {file.stem for file in (CONF / "sweep").glob("*.yaml")}
-    composer = Composer(write(tmp_path, sweep__router="grid:\n  k: [1]\n", sweep__aaa="grid:\n  k: [1]\n"))
-    assert sorted({"aaa", *ours}) == list_sweeps(composer)
-    assert (Axis("k", (1,)),) == load_sweep_file(composer, "router").axes
-
-
-SHAPE = "must hold 'grid' (key: [values]) and may hold 'set' (key: value) and 'seeds'."
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", SHAPE),
-        ("- 1\n", SHAPE),
-        ("set:\n  k: 1\n", SHAPE),
-        ("grid: 3\n", SHAPE),
-        ("grid:\n  k: [1]\nset: 3\n", SHAPE),
-        ("grid:\n  k: [1]\nseed: 3\n", SHAPE),
-        ("grid:\n  k: [1]\nseeds: 0\n", "seeds=0 is not a whole number of at least 1."),
-        ("grid:\n  k: [1]\nseeds: true\n", "seeds=true is not a whole number of at least 1."),
-        ("grid:\n  k: [1]\nseeds: many\n", "seeds=many is not a whole number of at least 1."),
-        ("grid:\n  k: []\n", "grid.k names no value."),
-    ],
-)
-def test_a_sweep_file_of_another_shape_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    """What is wrong with a sweep's file is said with its path."""
-    composer = Composer(write(tmp_path, sweep__mine=text))
-    with pytest.raises(ConfigError) as error:
-        load_sweep_file(composer, "mine")
-    between = " " if message == SHAPE else ": "
-    assert f"{tmp_path / 'sweep' / 'mine.yaml'}{between}{message}" == str(error.value)
-
-
-@pytest.mark.parametrize("text", ["grid: [\n", "5\n", "grid:\n  k: ${nothing}\n"])
-def test_a_sweep_file_that_cannot_be_read_is_refused(text: str, tmp_path: Path) -> None:
-    """Broken yaml, a bare value and a dangling reference name the file, in at most three lines."""
-    composer = Composer(write(tmp_path, sweep__mine=text))
-    with pytest.raises(ConfigError) as error:
-        load_sweep_file(composer, "mine")
-    assert str(error.value).startswith(f"{tmp_path / 'sweep' / 'mine.yaml'}: ")
-    assert len(str(error.value).splitlines()) <= 3
-
-
-def test_an_unknown_sweep_is_refused_with_those_there_are(composer: Composer) -> None:
-    """The nearest name, all names, and the way without a file."""
-    with pytest.raises(ConfigError) as error:
-        load_sweep_file(composer, "ruoter")
-    names: Any = ", ".join(list_sweeps(composer))
-    assert f"no sweep 'ruoter'. Did you mean 'router'? There are: {names}. Or give values: moe sweep k=1,2" == str(
-        error.value
-    )
 
 
 def test_a_damaged_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

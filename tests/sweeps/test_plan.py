@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.config.load import Composer, list_sweeps, load_config
+from moe_cli.config.load import Composer, load_config
+from moe_cli.config.sweepfile import list_sweeps
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep
 

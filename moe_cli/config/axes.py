@@ -1,0 +1,67 @@
+"""What words give to settings: one value, several, those of a pattern, or an interval. Knows no Hydra."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moe_cli.config.parse import show
+from moe_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Glob:
+    """`glob(s*)`, `glob(*, exclude=z)`: the choices of a group whose names are like one of `include`."""
+
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+    def __str__(self) -> str:
+        without = f",exclude=[{','.join(self.exclude)}]" if self.exclude else ""
+        return f"glob([{','.join(self.include)}]{without})"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`interval(low, high)`, or `tag(log, interval(low, high))`: from where a search draws."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __str__(self) -> str:
+        text = f"interval({self.low:g},{self.high:g})"
+        return f"tag(log,{text})" if self.log else text
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One key and the values it takes; a plain override is an axis of one value.
+
+    A Glob or an Interval stands alone: `Composer.expanded` makes values of the first, only a search of the second.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.key}={','.join(show(value) for value in self.values)}"
+
+
+def repeated_keys(words: Sequence[str]) -> list[str]:
+    """Keys given more than once, of which only the last word holds."""
+    keys = [word.split("=", 1)[0] for word in words]
+    return sorted({key for key in keys if keys.count(key) > 1})
+
+
+def single_values(axes: Sequence[Axis], command: str) -> dict[str, Any]:
+    """One value per key, for commands that work on one configuration.
+
+    Raises:
+        ConfigError: an axis with several values.
+    """
+    for axis in axes:
+        if isinstance(axis.values[0], Interval):
+            raise ConfigError(f"'{axis}' names an interval, not a list of values. Write: {axis.key}=1,2,4")
+        if len(axis.values) > 1 or isinstance(axis.values[0], Glob):
+            raise ConfigError(f"'{axis}' names several values; {command} takes one. Use: moe sweep {axis}")
+    return {axis.key: axis.values[0] for axis in axes}

@@ -1,0 +1,306 @@
+"""conf/sweep/NAME.yaml: which configurations a named sweep consists of, and what it asks. Knows no torch.
+
+A block is a product: of the values of each key of `grid`, of the rows of `zip` (keys that advance together), and of
+`points` (partial configurations), all with what `set` says, as far as `where` holds. A sweep is a block, or the `union`
+of several; what stands beside `union` holds for each of them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from moe_cli.config.axes import Axis, Interval
+from moe_cli.config.expressions import Expression, parse_expression
+from moe_cli.config.load import Composer, parse_word, three_lines
+from moe_cli.config.parse import did_you_mean, show
+from moe_cli.config.schema import BUDGETS, Match
+from moe_cli.errors import ConfigError
+
+BLOCK_PARTS = ("grid", "zip", "points", "set", "match", "budget", "where")
+PARTS = (*BLOCK_PARTS, "union", "seeds", "baseline", "presets")
+PRESET_PARTS = tuple(part for part in PARTS if part != "presets")
+# The preset that a file itself is.
+SMALLEST = "laptop"
+DENSE = {"expert": 1}
+BUDGET_KEYS = tuple(f"train.{name}" for name in BUDGETS)
+_FUNCTION = re.compile(r"\s*(choice|range|glob|sort|shuffle|interval|tag)\s*\(.*\)\s*", re.DOTALL)
+
+Partial = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Partial configurations of which every point takes one."""
+
+    options: tuple[Partial, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        return list(dict.fromkeys(key for option in self.options for key in option))
+
+    def without(self, keys: Sequence[str]) -> "Dimension":
+        """Keys taken out of every option, and options that are equal then taken once."""
+        left = [{key: value for key, value in option.items() if key not in keys} for option in self.options]
+        return Dimension(tuple(option for index, option in enumerate(left) if option not in left[:index]))
+
+
+@dataclass(frozen=True)
+class Block:
+    """The product of its dimensions, as far as the conditions hold."""
+
+    dimensions: tuple[Dimension, ...] = ()
+    where: tuple[Expression, ...] = ()
+
+    def overridden(self, new: Dimension) -> "Block":
+        """With `new` instead of what there was on its keys; one training budget replaces another."""
+        keys = list(new.keys)
+        if any(option.get(key) is not None for option in new.options for key in BUDGET_KEYS):
+            keys += [key for key in BUDGET_KEYS if key not in keys]
+        kept: list[Dimension] = []
+        for old in self.dimensions:
+            if old.keys == new.keys:
+                kept.append(new)
+            elif set(old.keys) - set(keys):
+                kept.append(old.without(keys))
+        return replace(self, dimensions=tuple(kept if new in kept else [*kept, new]))
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        """The values of each point."""
+        for options in product(*(dimension.options for dimension in self.dimensions)):
+            yield {key: value for option in options for key, value in option.items()}
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """Attributes:
+    question: its first line.
+    baseline: the partial configuration that differences are taken to; None: there is none.
+    """
+
+    name: str
+    question: str
+    blocks: tuple[Block, ...]
+    seeds: int
+    baseline: Partial | None
+
+
+def list_sweeps(composer: Composer) -> list[str]:
+    """Names of the files of conf/sweep, folders among them: paper/switch_table1."""
+    folders = [folder / "sweep" for folder in composer.folders]
+    return sorted({file.relative_to(folder).with_suffix("").as_posix()
+                   for folder in folders for file in folder.rglob("*.yaml")}, key=lambda name: ("/" in name, name))  # fmt: skip
+
+
+def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> SweepFile:
+    """conf/sweep/NAME.yaml, with what its preset says instead.
+
+    Raises:
+        ConfigError: no such sweep or preset, or a file of another shape.
+    """
+    names = list_sweeps(composer)
+    if name not in names:
+        raise ConfigError(
+            f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
+            "Or give values: moe sweep k=1,2"
+        )
+    file = next(path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file())
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:
+        raise ConfigError(f"{file}: {three_lines(error)}") from None
+    try:
+        parts = _with_preset(_known_parts(content, PARTS, "a sweep"), name, preset)
+        return SweepFile(
+            name, composer.describe("sweep", name), _blocks(composer, parts), _seeds(parts), _baseline(parts)
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{what} must hold some of: {', '.join(known)}.")
+    for part in content:
+        if part not in known:
+            raise ConfigError(
+                f"no part '{part}' in {what}.{did_you_mean(str(part), known)} There are: {', '.join(known)}."
+            )
+    return content
+
+
+def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any]:
+    """The parts with those of the preset instead; of `grid` and `set`, key by key."""
+    presets = parts.pop("presets", {})
+    if not isinstance(presets, dict) or SMALLEST in presets:
+        raise ConfigError(f"presets must hold names and what they change; '{SMALLEST}' is what the file itself says.")
+    if preset == SMALLEST:
+        return parts
+    if preset not in presets:
+        there = [SMALLEST, *map(str, presets)]
+        raise ConfigError(
+            f"no preset '{preset}' in the sweep {name}.{did_you_mean(preset, there)} There are: {', '.join(there)}."
+        )
+    changed = _known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}")
+    merged = {part: {**_mapping(parts, part), **_mapping(changed, part)} for part in ("grid", "set") if part in changed}
+    return {**parts, **changed, **merged}
+
+
+def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:
+    shared = _block(composer, parts)
+    if "union" not in parts:
+        if not any(part in parts for part in ("grid", "zip", "points")):
+            raise ConfigError("a sweep must hold what varies: grid, zip, points or union.")
+        return (shared,)
+    union = parts["union"]
+    if not isinstance(union, list) or not union:
+        raise ConfigError("union must be a list of blocks, each with some of: " + ", ".join(BLOCK_PARTS) + ".")
+    blocks = []
+    for each in union:
+        own = _block(composer, _known_parts(each, BLOCK_PARTS, "a block of union"))
+        block = shared
+        for dimension in own.dimensions:
+            block = block.overridden(dimension)
+        blocks.append(replace(block, where=shared.where + own.where))
+    return tuple(blocks)
+
+
+def _block(composer: Composer, parts: dict[str, Any]) -> Block:
+    """The block that `grid`, `zip`, `points`, `set`, `match`, `budget` and `where` describe."""
+    where: dict[str, str] = {}
+    dimensions = []
+    for part, found in (("set", _fixed(parts)), ("grid", _grid(composer, parts)), ("zip", _zip(parts)),
+                        ("points", _points(parts))):  # fmt: skip
+        for dimension in found:
+            for key in dimension.keys:
+                if key == "seed":
+                    raise ConfigError("the seed is no setting of a sweep. Write: seeds: 3")
+                if key in where:
+                    raise ConfigError(f"{key} stands in {where[key]} and in {part}: give it once.")
+                where[key] = part
+            dimensions.append(dimension)
+    return Block(tuple(dimensions), _conditions(parts))
+
+
+def _mapping(parts: Mapping[str, Any], part: str) -> dict[str, Any]:
+    content = parts.get(part, {})
+    if not isinstance(content, dict) or (part in parts and not content):
+        raise ConfigError(f"{part} must hold settings, as in: {part}: {{expert: {8 if part == 'set' else [1, 8]}}}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _fixed(parts: Mapping[str, Any]) -> list[Dimension]:
+    """What holds for all points: `set`, `match` and `budget`."""
+    fixed = _mapping(parts, "set")
+    for key, value in fixed.items():
+        if isinstance(value, list | dict):
+            raise ConfigError(f"set.{key} must be one value. Several stand in grid.")
+    if "match" in parts:
+        if parts["match"] not in get_args(Match):
+            hint = did_you_mean(show(parts["match"]), get_args(Match))
+            raise ConfigError(f"match: {show(parts['match'])} is not one of: {', '.join(get_args(Match))}.{hint}")
+        fixed = _once(fixed, {"match": parts["match"]})
+    if "budget" in parts:
+        fixed = _once(fixed, _budget(parts["budget"]))
+    return [Dimension(({key: value},)) for key, value in fixed.items()]
+
+
+def _once(fixed: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    twice = sorted(fixed.keys() & more.keys())
+    if twice:
+        raise ConfigError(
+            f"{twice[0]} stands in set and in {'match' if twice[0] == 'match' else 'budget'}: give it once."
+        )
+    return {**fixed, **more}
+
+
+def _budget(budget: Any) -> dict[str, Any]:
+    """The one budget, and null for the others, so that what a choice of `train` says gives way."""
+    if not isinstance(budget, dict) or len(budget) != 1 or set(budget) - set(BUDGETS):
+        given = ", ".join(map(str, budget)) if isinstance(budget, dict) else show(budget)
+        raise ConfigError(f"budget must hold one of {', '.join(BUDGETS)}, not: {given or 'nothing'}.")
+    name, amount = next(iter(budget.items()))
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount > 0:
+        raise ConfigError(f"budget: {name}: {show(amount)} is not a number above 0.")
+    return {f"train.{each}": amount if each == name else None for each in BUDGETS}
+
+
+def _grid(composer: Composer, parts: Mapping[str, Any]) -> list[Dimension]:
+    dimensions = []
+    for key, given in _mapping(parts, "grid").items():
+        values = _values(composer, key, given)
+        if not values:
+            raise ConfigError(f"grid.{key} names no value.")
+        dimensions.append(Dimension(tuple({key: value} for value in values)))
+    return dimensions
+
+
+def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
+    """A list, one value, or text in Hydra's grammar: range(1,9,2), glob(s*)."""
+    if isinstance(given, dict):
+        raise ConfigError(f"grid.{key} must be a list of values.")
+    if isinstance(given, list):
+        return tuple(given)
+    if isinstance(given, str) and _FUNCTION.fullmatch(given):
+        return discrete(composer, parse_word(f"{key}={given}")).values
+    return (given,)
+
+
+def discrete(composer: Composer, axis: Axis) -> Axis:
+    """The axis with values for a glob. Raises ConfigError for an interval, of which only a search makes values."""
+    if isinstance(axis.values[0], Interval):
+        raise ConfigError(
+            f"'{axis}' is an interval, from which only a search draws: --search. Or write: {axis.key}=1,2,4"
+        )
+    return composer.expanded(axis)
+
+
+def _zip(parts: Mapping[str, Any]) -> list[Dimension]:
+    columns = _mapping(parts, "zip")
+    for key, values in columns.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"zip.{key} must be a list of values.")
+    lengths = {key: len(values) for key, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        given = " and ".join(f"{key} {length}" for key, length in lengths.items())
+        raise ConfigError(f"zip: keys advance together, so each needs as many values as the others, not: {given}.")
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [Dimension(tuple(rows))] if rows else []
+
+
+def _points(parts: Mapping[str, Any]) -> list[Dimension]:
+    if "points" not in parts:
+        return []
+    points = parts["points"]
+    if not isinstance(points, list) or not points or not all(isinstance(each, dict) and each for each in points):
+        raise ConfigError(
+            "points must be a list of partial configurations, as in: points: [{expert: 1}, {expert: 8, k: 2}]"
+        )
+    return [Dimension(tuple({str(key): value for key, value in each.items()} for each in points))]
+
+
+def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
+    given = parts.get("where", [])
+    conditions = given if isinstance(given, list) else [given]
+    if not all(isinstance(each, str) for each in conditions):
+        raise ConfigError("where must be a condition or a list of them, as in: where: k <= expert")
+    return tuple(parse_expression(each) for each in conditions)
+
+
+def _seeds(parts: Mapping[str, Any]) -> int:
+    seeds = parts.get("seeds", 1)
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ConfigError(f"seeds={show(seeds)} is not a whole number of at least 1.")
+    return seeds
+
+
+def _baseline(parts: Mapping[str, Any]) -> Partial | None:
+    baseline = parts.get("baseline", DENSE)
+    if baseline is not None and (not isinstance(baseline, dict) or not baseline):
+        raise ConfigError("baseline must be a partial configuration, as in: baseline: {expert: 1}. Without one: null")
+    return None if baseline is None else {str(key): value for key, value in baseline.items()}
