@@ -51,7 +51,8 @@ def _eval_config(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
     """The run's eval settings with those given; anything else belongs to training and cannot change now."""
     from dataclasses import replace
 
-    from moe_cli.config.load import parse_overrides, single_values
+    from moe_cli.config.axes import single_values
+    from moe_cli.config.load import parse_overrides
     from moe_cli.config.parse import build
     from moe_cli.config.schema import EvalConfig
     from moe_cli.errors import ConfigError

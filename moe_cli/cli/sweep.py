@@ -10,7 +10,6 @@ from moe_cli.cli.options import ConfigDir, Outputs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moe_cli.forecast import Plan
     from moe_cli.store import Run
     from moe_cli.sweeps.driver import Progress
     from moe_cli.sweeps.plan import SweepPlan
@@ -21,12 +20,18 @@ Words = Annotated[
 ]
 
 
-def sweep(
+def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Words = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)
     ] = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
     name: Annotated[
@@ -38,6 +43,7 @@ def sweep(
     """Train every combination of settings. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
+    from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
     from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
@@ -47,18 +53,19 @@ def sweep(
 
     folder = outputs_folder(outputs)
     console = Console()
-    planned = plan_sweep(words or [], seeds=seeds, name=name, config_dir=config_dir).pinned(folder)
+    planned = plan_sweep(words or [], seeds=seeds, name=name, where=where or (), config_dir=config_dir).pinned(folder)
     jobs = min(jobs or default_workers(), len(planned.points))
     configs = [point.config for point in planned.points]
     plans = make_plans(configs, folder, threads_per_run(jobs), measure_flops())
+    if not dry_run:
+        for device in {config.train.device for config in configs} - {"auto", "cpu"}:
+            pick_device(device)
+    runs = planned.existing(folder) if dry_run else planned.open(folder)
+    ahead = Ahead(planned, plans, statuses(runs), jobs, retry_failed)
+    print_head(console, ahead)
     if dry_run:
-        _print_head(console, planned, plans, planned.existing(folder), jobs, retry_failed)
-        _print_points(console, planned, plans, planned.existing(folder))
+        print_points(console, ahead)
         return
-    for device in {point.config.train.device for point in planned.points} - {"auto", "cpu"}:
-        pick_device(device)
-    runs = planned.open(folder)
-    _print_head(console, planned, plans, runs, jobs, retry_failed)
     todo = to_do(runs, retry_failed)
     try:
         with SweepDisplay(console, planned, runs) as display:
@@ -69,59 +76,8 @@ def sweep(
     _print_end(console, planned, runs, progress)
 
 
-def _print_head(
-    console: "Console", planned: "SweepPlan", plans: "list[Plan]", runs: "list[Run]", jobs: int, retry: bool
-) -> None:
-    from rich.markup import escape
-
-    from moe_cli.numbers import duration
-    from moe_cli.store import FAILED
-    from moe_cli.sweeps.driver import to_do
-
-    say = _printer(console)
-    if planned.question:
-        say(f"[bold]{escape(planned.name)}[/]: {escape(planned.question)}")
-    todo = to_do(runs, retry)
-    failed = sum(run.status()["status"] == FAILED for run in runs) if not retry else 0
-    done = len(runs) - len(todo) - failed
-    seeds = f" x {planned.num_seeds} seeds = {len(runs)} runs" if planned.num_seeds > 1 else ""
-    failed_text = f", [yellow]{failed} failed before (--retry-failed runs them again)[/]" if failed else ""
-    say(f"{planned.num_configurations} configurations{seeds}: {done} done before, {len(todo)} to go{failed_text}")
-    for point in planned.left_out:
-        say(f"  [dim]left out[/]  {escape(point.label)}: {escape(point.reason.splitlines()[0])}")
-    for note in planned.notes:
-        say(f"  [dim]note[/]      {escape(note)}")
-    if planned.num_repeats:
-        say(f"  [dim]once[/]      {planned.num_repeats} points come to a configuration that is already there")
-    if todo:
-        waiting = {run.path for run in todo}
-        seconds = sum(plan.seconds for plan, run in zip(plans, runs, strict=True) if run.path in waiting) / jobs
-        say(f"about {duration(seconds)} on {jobs} {'worker' if jobs == 1 else 'workers'}; "
-            "stop any time, the same command continues")  # fmt: skip
-
-
 def _printer(console: "Console") -> Any:
     return lambda text: console.print(text, highlight=False, soft_wrap=True)
-
-
-def _print_points(console: "Console", planned: "SweepPlan", plans: "list[Plan]", runs: "list[Run]") -> None:
-    from rich import box
-    from rich.table import Table
-
-    from moe_cli.numbers import count, duration
-
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
-    table.add_column("point", overflow="fold")
-    for column in ("params", "active", "tokens", "FLOPs", "time", "status"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for point, plan, run in zip(planned.points, plans, runs, strict=True):
-        tokens = plan.tokens
-        table.add_row(
-            point.label, count(plan.cost.num_params), count(plan.cost.num_active_params),
-            "-" if tokens is None else count(tokens), "-" if tokens is None else count(tokens * plan.cost.flops_per_token),
-            duration(plan.seconds), run.status()["status"] if run.path.exists() else "new",
-        )  # fmt: skip
-    console.print(table)
 
 
 class SweepDisplay:

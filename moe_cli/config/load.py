@@ -315,7 +315,7 @@ def parse_word(word: str) -> Axis:
         raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
     try:
         override: Override = OverridesParser.create().parse_overrides([word])[0]
-        given = override.value()
+        given: Any = override.value()
         if isinstance(given, IntervalSweep):
             return Axis(override.key_or_group, (_interval(word, given),))
         if isinstance(given, HydraGlob):

@@ -71,6 +71,16 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
     return list(names)
 
 
+def kinds_of(cls: type, name: str) -> set[type]:
+    """The types a setting has in the groups, and variants of groups, that have it; none: there is no such setting."""
+    group, _, rest = name.partition(".")
+    hint = _type_hints(cls).get(group)
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if not rest:
+        return {option for option in options if isinstance(option, type) and option is not type(None)}
+    return {kind for option in options if dataclasses.is_dataclass(option) for kind in kinds_of(option, rest)}  # type: ignore[arg-type]
+
+
 def _convert(value: Any, hint: Any, key: str) -> Any:
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:

@@ -25,6 +25,7 @@ from moe_cli.errors import ConfigError
 
 BLOCK_PARTS = ("grid", "zip", "points", "set", "match", "budget", "where")
 PARTS = (*BLOCK_PARTS, "union", "search", "seeds", "baseline", "presets")
+MERGED_PARTS = ("grid", "set", "search")
 PRESET_PARTS = tuple(part for part in PARTS if part != "presets")
 # The preset that a file itself is.
 SMALLEST = "laptop"
@@ -139,7 +140,7 @@ def _known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any
 
 
 def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any]:
-    """The parts with those of the preset instead; of `grid` and `set`, key by key."""
+    """The parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
     presets = parts.pop("presets", {})
     if not isinstance(presets, dict) or SMALLEST in presets:
         raise ConfigError(f"presets must hold names and what they change; '{SMALLEST}' is what the file itself says.")
@@ -151,8 +152,9 @@ def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any
             f"no preset '{preset}' in the sweep {name}.{did_you_mean(preset, there)} There are: {', '.join(there)}."
         )
     changed = _known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}")
-    merged = {part: {**_mapping(parts, part), **_mapping(changed, part)} for part in ("grid", "set", "search")
-              if part in changed}  # fmt: skip
+    merged: dict[str, Any] = {
+        part: {**_mapping(parts, part), **_mapping(changed, part)} for part in MERGED_PARTS if part in changed
+    }
     return {**parts, **changed, **merged}
 
 
@@ -313,4 +315,7 @@ def _baseline(parts: Mapping[str, Any]) -> Partial | None:
     baseline = parts.get("baseline", DENSE)
     if baseline is not None and (not isinstance(baseline, dict) or not baseline):
         raise ConfigError("baseline must be a partial configuration, as in: baseline: {expert: 1}. Without one: null")
+    for key in () if baseline is None else baseline:
+        if key in ("train", "experiment"):
+            raise ConfigError(f"baseline: a run does not record its choice of {key}. Name the settings that it brings.")
     return None if baseline is None else {str(key): value for key, value in baseline.items()}

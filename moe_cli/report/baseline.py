@@ -1,15 +1,28 @@
-"""The command that makes the dense baseline a configuration lacks."""
+"""What differences are taken to, and the command that makes the dense baseline a configuration lacks."""
 
 import shlex
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.parse import show
 from moe_cli.errors import MoeError
-from moe_cli.report.fold import Row, shared_with_dense
+from moe_cli.report.fold import DENSE, Row, shared_with_dense
 from moe_cli.report.frame import flatten
+from moe_cli.store import read_json
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from moe_cli.config.load import Composer
+
+
+def sweep_baseline(frame: "pd.DataFrame") -> Mapping[str, Any]:
+    """The baseline that the sweep of all these runs names in its sweep.json; of several sweeps or none, the dense model."""
+    folders = dict.fromkeys(Path(path).parent for path in frame["path"])
+    named = [(read_json(folder / "sweep.json") or {}).get("baseline") or DENSE for folder in folders]
+    agreed = named and all(isinstance(each, dict) and each == named[0] for each in named)
+    return named[0] if agreed else DENSE
 
 
 def baseline_command(row: Row) -> str:

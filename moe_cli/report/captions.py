@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.text import Text
 
+from moe_cli.config.parse import show
 from moe_cli.numbers import count
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import printable, shorten
-from moe_cli.report.fold import Row, comparable, shared_with_dense
+from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, shared_with
 from moe_cli.report.view import View
 from moe_cli.store import COMPLETED, FAILED
 
@@ -43,15 +44,20 @@ def _size(view: View, rows: Sequence[Row]) -> str:
 
 
 def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
-    sparse = [row for row in rows if row["expert"] != 1]
-    without = [row for row in sparse if row["vs_dense"] is None]
+    dense = view.baseline == DENSE
+    name = "expert=1 (dense)" if dense else " ".join(f"{key}={show(value)}" for key, value in view.baseline.items())
+    others = [row for row in rows if not is_baseline(row, view.baseline)]
+    without = [row for row in others if row["vs_dense"] is None]
     lines = []
-    if len(without) < len(sparse):
-        equal = [name for name in shared_with_dense(view.varying) if name in view.varying]
+    if len(without) < len(others):
+        equal = [name for name in shared_with(view.baseline, view.varying) if name in view.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
-        lines += _pack(["baseline", f"expert=1 (dense){at}"], width, "   ", "  ")
+        lines += _pack(["baseline", f"{printable(name)}{at}"], width, "   ", "  ")
     if without:
-        which = "" if len(without) == len(sparse) else f" for {len(without)} of {len(sparse)}"
+        which = "" if len(without) == len(others) else f" for {len(without)} of {len(others)}"
+        if not dense:
+            missing = f"baseline   none{which}: {printable(name)} was not run with the same settings and seeds"
+            return lines + _prose(missing, width, "yellow")
         lines += _prose(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
         lines.append(Text("  " + printable(baseline_command(without[0])), "yellow"))
     return lines
@@ -62,7 +68,8 @@ def below(view: View, width: int) -> list[Text]:
     rows = [row for row in view.rows if row["status"] == COMPLETED]
     lines = []
     if any(row["val_bpb_interval"] is not None for row in rows):
-        lines += _prose("intervals: 95 % over seeds; differences to dense are paired by seed", width, "dim")
+        to = "dense" if view.baseline == DENSE else "the baseline"
+        lines += _prose(f"intervals: 95 % over seeds; differences to {to} are paired by seed", width, "dim")
     elif rows and not view.by_run:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
     shared = _constants(view, rows)

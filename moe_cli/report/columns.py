@@ -1,12 +1,12 @@
 """What stands in a column of the report: its heading, how its values are written, and how soon it makes room."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_cli.config.parse import show
 from moe_cli.numbers import count, percent
-from moe_cli.report.fold import Row, applies
+from moe_cli.report.fold import DENSE, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
 
 LONGEST_CELL = 36
@@ -30,10 +30,10 @@ class Column:
     left: bool = False
 
 
-def result_columns(rows: Collection[Row]) -> list[Column]:
-    """The measured columns worth showing for these rows."""
+def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -> list[Column]:
+    """The measured columns worth showing for these rows, of which differences are taken to the baseline."""
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", "vs_dense", "tokens_per_second"]
-    if all(row["expert"] == 1 for row in rows):
+    if baseline == DENSE and all(row["expert"] == 1 for row in rows):
         names.remove("vs_dense")
     if any(row["max_violation"] is not None for row in rows):
         names.append("max_violation")
@@ -43,7 +43,10 @@ def result_columns(rows: Collection[Row]) -> list[Column]:
         names.append("capacity_val_loss")
     if any(row["dead_experts"] is not None for row in rows):
         names.append("dead_experts")
-    return [_RESULTS[name] for name in names]
+    columns = [_RESULTS[name] for name in names]
+    if baseline != DENSE:
+        columns = [replace(each, heading="vs baseline") if each.name == "vs_dense" else each for each in columns]
+    return columns
 
 
 def make_columns(names: Sequence[str]) -> list[Column]:
@@ -126,7 +129,7 @@ def _limited_loss(row: Row) -> str:
 
 
 def _vs_dense(row: Row) -> str:
-    if row["vs_dense"] == 0 and row["expert"] == 1:
+    if row["vs_dense"] == 0 and measures_itself(row):
         return "0"
     return _with_interval(row["vs_dense"], row["vs_dense_interval"], 1, 100, "+")
 

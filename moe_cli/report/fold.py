@@ -1,6 +1,6 @@
-"""Which runs are one configuration, what tells configurations apart, and which dense one each is measured against."""
+"""Which runs are one configuration, what tells configurations apart, and which one each is measured against."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -37,6 +37,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
 }
 
 Row = dict[str, Any]
+# What differences are taken to, unless a sweep says otherwise.
+DENSE: Mapping[str, Any] = {"expert": 1}
 
 
 def settings_of(columns: Iterable[str]) -> list[str]:
@@ -60,23 +62,30 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def fold(frame: pd.DataFrame, by_run: bool = False, elsewhere: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per configuration: means over seeds, 95 % intervals, and the difference to the dense baseline.
+def fold(
+    frame: pd.DataFrame,
+    by_run: bool = False,
+    elsewhere: pd.DataFrame | None = None,
+    baseline: Mapping[str, Any] = DENSE,
+) -> pd.DataFrame:
+    """One row per configuration: means over seeds, 95 % intervals, and the difference to the baseline.
 
     Runs are one configuration when every setting but the seed is equal, and the data too; of two runs with one seed
     the newer counts. Runs without results are rows of their own. With `by_run`, every run is a row. Dense runs
-    `elsewhere` may serve as baselines, but are no rows.
+    `elsewhere` may serve as baselines, but are no rows. The baseline of a row has the settings of `baseline`, and for
+    the rest those of the row.
     """
     runs = rows_of(frame)
     settings = settings_of(frame.columns)
     groups = _group(runs, settings)
     known = runs if elsewhere is None else [*rows_of(elsewhere), *runs]
-    dense = _group([run for run in known if run["expert"] == 1], shared_with_dense(settings))
+    shared = shared_with(baseline, settings)
+    bases = _group([_as_far_as_it_applies(run) for run in known if is_baseline(run, baseline)], shared)
     if by_run:
-        rows = [_folded([run], settings, dense) for run in runs]
+        rows = [_folded([run], settings, shared, bases) for run in runs]
     else:
-        rows = [_folded(_by_seed(seeds), settings, dense) for seeds in groups.values()]
-        rows += [_folded([run], settings, dense) for run in runs if run["status"] != COMPLETED]
+        rows = [_folded(_by_seed(seeds), settings, shared, bases) for seeds in groups.values()]
+        rows += [_folded([run], settings, shared, bases) for run in runs if run["status"] != COMPLETED]
     return _frame(rows, frame)
 
 
@@ -92,6 +101,11 @@ def _key(run: Row, settings: Collection[str]) -> tuple[Any, ...]:
     return (*(run.get(name) for name in settings), run["corpus_sha256"])
 
 
+def _as_far_as_it_applies(run: Row) -> Row:
+    """Without the settings that mean nothing in it, of which a baseline may have others."""
+    return {name: value if applies(name, run) else None for name, value in run.items()}
+
+
 def _by_seed(seeds: dict[int, Row]) -> list[Row]:
     return sorted(seeds.values(), key=lambda run: (run["seed"] is None, run["seed"]))
 
@@ -101,7 +115,21 @@ def shared_with_dense(settings: Collection[str]) -> list[str]:
     return [name for name in settings if name != "expert" and applies(name, {"expert": 1})]
 
 
-def _folded(runs: list[Row], settings: list[str], dense: dict[tuple[Any, ...], dict[int, Row]]) -> Row:
+def shared_with(baseline: Mapping[str, Any], settings: Collection[str]) -> list[str]:
+    """What a configuration must share with its baseline: all that the baseline does not say, nor bring along."""
+    said = set(baseline) | ({"balance"} if "router" in baseline else set())  # not every router has a balance
+    shared = shared_with_dense(settings) if baseline.get("expert") == 1 else list(settings)
+    return [name for name in shared if not said & {name, name.partition(".")[0], *_parents(name)}]
+
+
+def is_baseline(run: Row, baseline: Mapping[str, Any]) -> bool:
+    """Whether a run has the settings of the baseline; a choice of a group goes by its name."""
+    return all(run.get(name, run.get(f"{name}.name")) == value for name, value in baseline.items())
+
+
+def _folded(
+    runs: list[Row], settings: list[str], shared: list[str], bases: dict[tuple[Any, ...], dict[int, Row]]
+) -> Row:
     first = runs[0]
     row: Row = {
         **{name: first[name] for name in (*IDENTITY, *CORPUS, *SETTINGS, *settings)},
@@ -116,7 +144,7 @@ def _folded(runs: list[Row], settings: list[str], dense: dict[tuple[Any, ...], d
         values = [run[name] for run in done if run[name] is not None]
         row[f"{name}_interval"] = mean_and_interval(values).half_width if values else None
     row["vs_dense"] = row["vs_dense_interval"] = row["baseline"] = None
-    baseline = dense.get(_key(first, shared_with_dense(settings))) if done else None
+    baseline = bases.get(_key(_as_far_as_it_applies(first), shared)) if done else None
     if baseline:
         _compare(row, done, baseline)
     return row
@@ -126,10 +154,15 @@ def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
     difference = paired_difference(_bits({run["seed"]: run for run in runs}), _bits(baseline))
     if difference is None:
         return
-    row["baseline"] = _by_seed(baseline)[0]["run"]
+    row["baseline"] = next(baseline[run["seed"]]["run"] for run in runs if run["seed"] in baseline)
     row["vs_dense"] = difference.mean
-    # A dense model is its own baseline, and that it differs from itself by 0 is no measurement.
-    row["vs_dense_interval"] = None if row["expert"] == 1 else difference.half_width
+    # A baseline is its own, and that it differs from itself by 0 is no measurement.
+    row["vs_dense_interval"] = None if measures_itself(row) else difference.half_width
+
+
+def measures_itself(row: Row) -> bool:
+    """Whether the row is its own baseline."""
+    return row["baseline"] in row["runs"]
 
 
 def _bits(runs: dict[int, Row]) -> dict[int, float]:
@@ -174,8 +207,7 @@ def varying(rows: Collection[Row], settings: Iterable[str]) -> list[str]:
     """
     chosen = []
     for name in settings:
-        group = name.partition(".")[0] + "." if "." in name else ""
-        parents = FOLLOWS[name] if name in FOLLOWS else FOLLOWS.get(group, ())
+        parents = _parents(name)
         values: dict[tuple[Any, ...], set[Any]] = {}
         for row in rows:
             if applies(name, row):
@@ -183,6 +215,12 @@ def varying(rows: Collection[Row], settings: Iterable[str]) -> list[str]:
         if any(len(alternatives) > 1 for alternatives in values.values()):
             chosen.append(name)
     return chosen
+
+
+def _parents(name: str) -> tuple[str, ...]:
+    """The settings that bring this one along."""
+    group = name.partition(".")[0] + "." if "." in name else ""
+    return FOLLOWS[name] if name in FOLLOWS else FOLLOWS.get(group, ())
 
 
 def comparable(row: Row) -> tuple[Any, ...]:

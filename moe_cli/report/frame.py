@@ -89,7 +89,9 @@ def dense_runs_elsewhere(outputs: Path, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
-    found = [run for run in runs if run.group == name] or [run for run in runs if run.id == name]
+    found = [run for run in runs if run.group in (name, name.replace("/", "-"))] or [
+        run for run in runs if run.id == name
+    ]
     if name == "latest":
         found = found or runs[-1:]
     found = found or [run for run in runs if run.id.startswith(name) or f"{run.group}/{run.id}".startswith(name)]

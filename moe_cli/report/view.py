@@ -1,13 +1,15 @@
 """What a report shows: which rows, in which order, under which columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from moe_cli.config.expressions import parse_expression
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
+from moe_cli.report.baseline import sweep_baseline
 from moe_cli.report.columns import Column, make_columns, result_columns
 from moe_cli.report.fold import PLAIN_KEYS, Row, best_rows, fold, rows_of, settings_of, varying
 from moe_cli.store import COMPLETED
@@ -36,6 +38,7 @@ class View:
         json_varying: the same for all rows of the frame.
         columns: of the table.
         best: the rows to be marked.
+        baseline: the settings of what differences are taken to.
     """
 
     frame: pd.DataFrame
@@ -47,6 +50,7 @@ class View:
     columns: list[Column]
     best: list[Row]
     by_run: bool
+    baseline: Mapping[str, Any]
 
 
 def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame | None = None) -> View:
@@ -55,7 +59,8 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
     Raises:
         ConfigError: the question names a column that is not there, or cannot be read.
     """
-    folded = fold(frame, question.by_run, elsewhere)
+    baseline = sweep_baseline(frame)
+    folded = fold(frame, question.by_run, elsewhere, baseline)
     known = [str(name) for name in folded.columns]
     for name in question.columns:
         check_name(name, known)
@@ -72,20 +77,21 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
         question.columns,
         names,
         varying([row for row in ordered if row["expert"] is not None], settings),
-        make_columns(question.columns) if question.columns else _columns(shown, names, question.by_run),
+        make_columns(question.columns) if question.columns else _columns(shown, names, question.by_run, baseline),
         best_rows(shown),
         question.by_run,
+        baseline,
     )
 
 
-def _columns(rows: list[Row], names: list[str], by_run: bool) -> list[Column]:
+def _columns(rows: list[Row], names: list[str], by_run: bool, baseline: Mapping[str, Any]) -> list[Column]:
     folded = any(len(row["runs"]) > 1 for row in rows)
     identity = ["run"] if by_run or not (names or folded) else [] if names else ["expert", "k"]
     seeds = ["seed"] if by_run and len({row["seed"] for row in rows}) > 1 else []
     status = ["status"] if any(row["status"] != COMPLETED for row in rows) else []
     if status and not any(row["status"] == COMPLETED for row in rows):
         return make_columns(["run", "status", *names, *seeds, "reason"])
-    return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows)
+    return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows, baseline)
 
 
 def _filtered(indices: Sequence[int], rows: list[Row], condition: str | None, known: list[str]) -> list[int]:

@@ -125,9 +125,7 @@ def plan_sweep(
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
         raise ConfigError("no point of this sweep can be run." + _reasons(found))
-    folder = folder or sweep.name.replace("/", "-")
-    if Path(folder).name != folder or folder.startswith("."):
-        raise ConfigError(f"--name {folder} must be a plain folder name.")
+    folder = check_folder(folder or sweep.name.replace("/", "-"))
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
         for seed in chosen for config, label in found.configs.items()
@@ -136,6 +134,13 @@ def plan_sweep(
         folder, sweep.question, tuple(points), tuple(found.left_out.values()), found.repeats * len(chosen), len(chosen),
         tuple(found.notes), found.excluded, tuple(words), sweep.baseline,
     )  # fmt: skip
+
+
+def check_folder(folder: str) -> str:
+    """The folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
+    if Path(folder).name != folder or folder.startswith("."):
+        raise ConfigError(f"--name {folder} must be a plain folder name.")
+    return folder
 
 
 def _named(words: Sequence[str]) -> bool:
@@ -188,7 +193,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
         condition.check({*names_of(RunConfig), *GROUPS}, "setting")
     found, write = _Found(), _labels([values for values, _ in points], baseline)
-    bases: dict[str, Partial] = {}
+    bases: dict[str, dict[str, Any]] = {}
     for values, where in points:
         label = write(values)
         try:
@@ -206,10 +211,10 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
             base = _with_baseline(values, baseline)
             bases.setdefault(repr(sorted(base.items())), base)
     first: dict[RunConfig, str] = {}
-    for values in bases.values():
-        label = write(values)
+    for base in bases.values():
+        label = write(base)
         try:
-            first.setdefault(composer.point({**values, "seed": seed}).config, label)
+            first.setdefault(composer.point({**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
     found.configs = {config: label for config, label in first.items() if config not in found.configs} | found.configs

@@ -8,15 +8,13 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from moe_cli.config import load
-from moe_cli.config.axes import Axis
+from moe_cli.config.axes import Axis, repeated_keys, single_values
 from moe_cli.config.load import (
     GROUPS,
     Composer,
     load_config,
     packaged_conf,
     parse_overrides,
-    repeated_keys,
-    single_values,
 )
 from moe_cli.config.parse import build
 from moe_cli.config.resolve import resolve

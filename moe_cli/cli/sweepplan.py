@@ -1,0 +1,138 @@
+"""What moe sweep prints before it starts: which points, what is done, what is left out and why, costs and times."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moe_cli.forecast import Plan
+    from moe_cli.store import Run
+    from moe_cli.sweeps.plan import SweepPlan
+
+HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
+GAP = "  "
+NEW = "new"
+# A point's name has at least so much room in a terminal.
+NARROWEST = 20
+
+
+def statuses(runs: Sequence["Run"]) -> list[str]:
+    """What each run says of itself; a run without a folder is new."""
+    return [str(run.status()["status"]) if run.path.exists() else NEW for run in runs]
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A sweep before it starts: its points with their costs and what became of them so far."""
+
+    planned: "SweepPlan"
+    plans: "Sequence[Plan]"
+    status: Sequence[str]
+    jobs: int
+    retry_failed: bool
+
+    def waits(self, status: str) -> bool:
+        """Whether a run of this status is to be carried out now."""
+        from moe_cli.store import COMPLETED, FAILED
+
+        return status != COMPLETED and (self.retry_failed or status != FAILED)
+
+    @property
+    def to_go(self) -> "list[Plan]":
+        return [plan for plan, status in zip(self.plans, self.status, strict=True) if self.waits(status)]
+
+
+def print_head(console: "Console", ahead: Ahead) -> None:
+    """The question, how many runs, and whatever asks for a look."""
+    from rich.markup import escape
+
+    for style, line in head(ahead):
+        console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
+
+
+def head(ahead: Ahead) -> list[tuple[str, str]]:
+    """Lines, each with its style."""
+    from moe_cli.numbers import duration
+    from moe_cli.store import COMPLETED, FAILED
+
+    planned, counted, to_go = ahead.planned, Counter(ahead.status), ahead.to_go
+    runs = len(ahead.status)
+    lines = [("bold", f"{planned.name}: {planned.question}")] if planned.question else []
+    seeds = f" x {planned.num_seeds} seeds = {runs} runs" if planned.num_seeds > 1 else ""
+    failed = 0 if ahead.retry_failed else counted[FAILED]
+    lines.append(
+        (
+            "",
+            f"{planned.num_configurations} configurations{seeds}: {counted[COMPLETED]} done before, {len(to_go)} to go",
+        )
+    )
+    if failed:
+        lines.append(("yellow", f"  failed    {failed} before (--retry-failed runs them again)"))
+    lines += [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in planned.left_out]
+    if planned.num_excluded:
+        lines.append(("dim", f"  where     holds not for {planned.num_excluded} more"))
+    lines += [("dim", f"  note      {note}") for note in planned.notes]
+    if planned.num_repeats:
+        lines.append(("dim", f"  once      {planned.num_repeats} points come to a configuration that is already there"))
+    if to_go:
+        seconds = sum(plan.seconds for plan in to_go) / ahead.jobs
+        workers = "worker" if ahead.jobs == 1 else "workers"
+        lines.append(
+            ("", f"about {duration(seconds)} on {ahead.jobs} {workers}; stop any time, the same command continues")
+        )
+    return lines
+
+
+def print_points(console: "Console", ahead: Ahead) -> None:
+    """Every point on a line, or more where a terminal is narrow; then the sums."""
+    lines = point_lines(ahead, console.width if console.is_terminal else None)
+    console.out("\n".join(lines), highlight=False)
+
+
+def point_lines(ahead: Ahead, width: int | None) -> list[str]:
+    """An aligned table; with a width, names that have no room go on in the lines below."""
+    names = ["point", *(point.label for point in ahead.planned.points)]
+    rows = [HEADINGS, *(_cells(plan, status) for plan, status in zip(ahead.plans, ahead.status, strict=True))]
+    sums = [("total", ahead.plans)]
+    if len(ahead.to_go) < len(ahead.plans):
+        sums.append(("to go", ahead.to_go))
+    for what, plans in sums:
+        names.append(f"{what}: {len(plans):,} runs")
+        rows.append(_sums(plans))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = max(map(len, names))
+    if width is not None:
+        room = min(room, max(NARROWEST, width - sum(widths) - len(GAP) * len(widths)))
+    lines = []
+    for name, row in zip(names, rows, strict=True):
+        first, *rest = _folded(name, room)
+        cells = [cell.rjust(size) for cell, size in zip(row, widths, strict=True)]
+        lines += [GAP.join([first.ljust(room), *cells]).rstrip(), *rest]
+    return lines
+
+
+def _folded(name: str, room: int) -> list[str]:
+    if len(name) <= room:
+        return [name]
+    from textwrap import wrap
+
+    return wrap(name, room, subsequent_indent=" ", break_on_hyphens=False)
+
+
+def _cells(plan: "Plan", status: str) -> tuple[str, ...]:
+    from moe_cli.numbers import count
+
+    return (count(plan.cost.num_params), count(plan.cost.num_active_params), *_sums([plan])[2:5], status)
+
+
+def _sums(plans: "Sequence[Plan]") -> tuple[str, ...]:
+    """Tokens, FLOPs and time; a run whose budget is a time has neither of the first two."""
+    from moe_cli.numbers import count, duration
+
+    known = [(plan.tokens, plan.cost.flops_per_token) for plan in plans if plan.tokens is not None]
+    tokens = count(sum(tokens for tokens, _ in known)) if known else "-"
+    flops = count(sum(tokens * each for tokens, each in known)) if known else "-"
+    return ("", "", tokens, flops, duration(sum(plan.seconds for plan in plans)), "")
