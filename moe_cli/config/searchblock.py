@@ -1,14 +1,14 @@
 """The part `search` of a sweep file: where a search draws from, and how.
 
-    search:
-      space:
-        optim.lr: {low: 0.002, high: 0.1, log: true}
-        model.num_layers: {low: 2, high: 6, step: 2}
-        k: [1, 2, 4]
-      sampler: tpe
-      trials: 20
-      objective: val_bpb
-      prune: asha
+search:
+  space:
+    optim.lr: {low: 0.002, high: 0.1, log: true}
+    model.num_layers: {low: 2, high: 6, step: 2}
+    k: [1, 2, 4]
+  sampler: tpe
+  trials: 20
+  objective: val_bpb
+  prune: asha
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,9 @@ def _parts(content: Any, known: tuple[str, ...] | None, what: str) -> Mapping[An
         raise ConfigError(f"{what} must hold {'some of: ' + ', '.join(known) if known else 'settings'}.")
     for part in content:
         if known and part not in known:
-            raise ConfigError(f"no part '{part}' in {what}.{did_you_mean(str(part), known)} There are: {', '.join(known)}.")
+            raise ConfigError(
+                f"no part '{part}' in {what}.{did_you_mean(str(part), known)} There are: {', '.join(known)}."
+            )
     return content
 
 

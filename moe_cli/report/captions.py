@@ -1,7 +1,7 @@
 """The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.text import Text
 
@@ -120,6 +120,18 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))
         seen = "" if view.by_run or not rows else "; to see them: moe report --runs"
         lines += _prose(f"without results yet: {counted}{seen}", width, "yellow")
+    return lines
+
+
+def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: int) -> list[Text]:
+    """How much each setting mattered, for each objective of each search: importance: optim.lr 0.71, k 0.18."""
+    lines = []
+    for name, objectives in found.items():
+        for objective, shares in objectives.items():
+            which = (f" in {shorten(printable(name))}" if len(found) > 1 else "") + (
+                f" for {objective}" if len(objectives) > 1 else "")  # fmt: skip
+            pieces = [f"{printable(key)} {share:.2f}" for key, share in shares.items()]
+            lines += _pack([f"importance{which}: {pieces[0]}", *pieces[1:]], width, ", ", "  ", "dim")
     return lines
 
 

@@ -56,7 +56,7 @@ class JournalLock:
         self._held: Any = None
 
     def acquire(self) -> bool:
-        self._held = exclusive(self.journal.with_suffix(".lock"))
+        self._held = exclusive(self.journal.with_name(".journal.lock"))
         self._held.__enter__()
         with open(self.journal, "rb+") as file:
             file.truncate(_end_of_lines(file))
@@ -134,11 +134,13 @@ def importances(study: "Study") -> dict[str, dict[str, float]]:
             continue
 
         def target(trial: "FrozenTrial", index: int = index, sign: float = sign) -> float:
-            return sign * trial.values[index]
+            return sign * float(trial.values[index])
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that small is good, which is what `sign` is for
-            shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST), target=target)
+            shares = get_param_importances(
+                study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST), target=target
+            )
         found[name] = dict(sorted(shares.items(), key=lambda item: -item[1]))
     return found
 
@@ -152,10 +154,9 @@ def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def searched(paths: Iterable[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """The importances of every search whose runs are at these places, by the name of its folder."""
-    folders = {Path(path).parent for path in paths}
+    """The importances of every search among whose runs these folders are, by the name of the sweep."""
     found = {}
-    for folder in sorted(folders):
+    for folder in dict.fromkeys(Path(path).parent for path in paths):
         study = load_study(folder)
         if study is not None:
             found[folder.name] = importances(study)

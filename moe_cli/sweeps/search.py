@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from operator import le
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,8 @@ def make_sampler(name: str, search_seed: int, index: int) -> "BaseSampler":
     return TPESampler(seed=seed) if name == "tpe" else RandomSampler(seed=seed)
 
 
-def open_study(plan: SearchPlan, outputs: Path) -> "Study":
-    """The search in the sweep's folder, begun if it is not there.
+def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
+    """The search in the sweep's folder, begun if it is not there; its runs evaluate so many times.
 
     Raises:
         ConfigError: the one that is there asks something else.
@@ -75,6 +76,7 @@ def open_study(plan: SearchPlan, outputs: Path) -> "Study":
     with exclusive(folder / ".search.lock"):
         study: Study = optuna.create_study(
             study_name=STUDY, storage=open_journal(folder), load_if_exists=True,
+            pruner=make_pruner(plan.prune, evaluations),
             directions=["maximize" if name in HIGHER else "minimize" for name in plan.objectives],
         )  # fmt: skip
         asked = json.loads(json.dumps(plan.asked))
@@ -140,6 +142,20 @@ class SearchFeed:
             shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):
                 place.parent.rmdir()
+
+    def trials(self) -> "list[FrozenTrial]":
+        """Those that were asked for and begun, here or elsewhere."""
+        return counted(self.study.get_trials(deepcopy=False))
+
+    def best(self) -> "list[FrozenTrial]":
+        """The best trial, or with several objectives the front, in order of the first; none before a result is there.
+
+        Trials that came to the same settings are one.
+        """
+        completed = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
+        signs = [-1 if name in HIGHER else 1 for name in self.plan.objectives]
+        unique = {self.plan.label(trial.params): trial for trial in reversed(completed)}
+        return pareto_front(list(unique.values()), signs)
 
     def take(self) -> Run | None:
         if len(self._taken) >= self.at_a_time:
@@ -329,6 +345,14 @@ class SearchFeed:
         for trial in counted(self.study.get_trials(deepcopy=False)):
             if trial.state.name == "FAIL":
                 self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+
+
+def pareto_front(trials: "Sequence[FrozenTrial]", signs: Sequence[int]) -> "list[FrozenTrial]":
+    """The trials than which no other is at least as good in everything and better in something; -1: large is good."""
+    points = [tuple(sign * value for sign, value in zip(signs, trial.values, strict=True)) for trial in trials]
+    kept = [(point, trial) for point, trial in zip(points, trials, strict=True)
+            if not any(other != point and all(map(le, other, point)) for other in points)]  # fmt: skip
+    return [trial for _, trial in sorted(kept, key=lambda pair: (pair[0], pair[1].number))]
 
 
 def counted(trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":

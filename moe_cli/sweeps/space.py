@@ -8,6 +8,7 @@ from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.load import GROUPS, Composer, parse_overrides
 from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
+from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Block, Partial, SweepFile, load_sweep_file
@@ -100,13 +101,17 @@ class SearchPlan:
         """What was drawn, in the order of the space, fractions to four digits: words that can be typed."""
         return {key: _rounded(domain, drawn[key]) for key, domain in self.space.items() if key in drawn}
 
-    def configs(self, drawn: Mapping[str, Any]) -> list[RunConfig]:
+    def resolved(self, drawn: Mapping[str, Any]) -> list[Resolved]:
         """A configuration per seed. Raises ConfigError when it cannot be, or a condition does not hold of it."""
         values = {**self.fixed, **self.settings(drawn)}
         found = [_compose(self.composer, {**values, "seed": seed}, self.where) for seed in self.seeds]
         if None in found:
             raise ConfigError("a condition of 'where' does not hold.")
-        return [resolved.config for resolved in found if resolved is not None]
+        return [resolved for resolved in found if resolved is not None]
+
+    def configs(self, drawn: Mapping[str, Any]) -> list[RunConfig]:
+        """The configurations of `resolved`."""
+        return [resolved.config for resolved in self.resolved(drawn)]
 
 
 def searches(words: Sequence[str], options: SearchOptions, composer: Composer) -> bool:
@@ -190,7 +195,9 @@ def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any
     for key, domain in domains.items():
         if isinstance(domain, Interval):
             _check_interval(key, domain)
-    return {key: domain if isinstance(domain, Interval) else tuple(dict.fromkeys(domain)) for key, domain in domains.items()}
+    return {
+        key: domain if isinstance(domain, Interval) else tuple(dict.fromkeys(domain)) for key, domain in domains.items()
+    }
 
 
 def _typed(composer: Composer, axis: Axis) -> Domain:
