@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import Outputs
+from moe_cli.cli.options import Outputs, print_notes
 
 if TYPE_CHECKING:
     from moe_cli.report.view import View
@@ -59,7 +59,9 @@ def report(
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
     if form is Format.JSON:
-        typer.echo(json_text(view, searched(frame["path"])))
+        found, notes = searched(frame["path"])
+        typer.echo(json_text(view, found))
+        print_notes(notes)
         return
     if form is not Format.TABLE:
         write = {Format.CSV: csv_text, Format.MD: markdown_text}[form]
@@ -80,5 +82,7 @@ def _print_table(view: "View", title: str, paths: list[str]) -> None:
 
     console = Console(highlight=False, emoji=False, markup=False)
     width = console.width if console.is_terminal or os.environ.get("COLUMNS") else PIPED_WIDTH
-    for line in [*table_lines(view, title, width), *importance(searched(paths), width)]:
+    found, notes = searched(paths)
+    for line in [*table_lines(view, title, width), *importance(found, width)]:
         console.print(line, soft_wrap=True)
+    print_notes(notes)

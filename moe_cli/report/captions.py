@@ -117,7 +117,9 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         lines += _prose(f"{len(failed)} failed, the first {first}", width, "red")
     pruned = sum(row["status"] == PRUNED for row in view.unfinished)
     if pruned:
-        lines += _prose(f"{_plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim")
+        lines += _prose(
+            f"{_plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim"
+        )
     others = [row["status"] for row in view.unfinished if row["status"] not in (FAILED, PRUNED)]
     if others:
         counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))

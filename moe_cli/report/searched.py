@@ -153,11 +153,18 @@ def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def searched(paths: Iterable[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """The importances of every search among whose runs these folders are, by the name of the sweep."""
-    found = {}
+def searched(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str, float]]], tuple[str, ...]]:
+    """The importances of every search among whose runs these folders are, by the name of the sweep.
+
+    Beside them, why those of a search cannot be told: a report goes on without.
+    """
+    found, notes = {}, []
     for folder in dict.fromkeys(Path(path).parent for path in paths):
-        study = load_study(folder)
+        try:
+            study = load_study(folder)
+        except MoeError as error:
+            notes.append(f"importances of {folder.name}: {error}")
+            continue
         if study is not None:
             found[folder.name] = importances(study)
-    return found
+    return found, tuple(notes)

@@ -148,7 +148,10 @@ def plan_search(
     sweep = load_sweep_file(composer, words[0], _preset(preset)) if _named(words) else SweepFile(
         AD_HOC, "", (Block(),), 1, None)  # fmt: skip
     block = sweep.search or SearchBlock({})
-    chosen = _seeds(axes.pop("seed", None), seeds, sweep)
+    seed = axes.pop("seed", None)
+    if seed is not None and isinstance(seed.values[0], Interval):
+        raise ConfigError(f"{seed}: seeds are not searched. Give: --seeds 3")
+    chosen = _seeds(seed, seeds, sweep)
     domains = _domains(composer, sweep, block, axes.values())
     space = {key: domain for key, domain in domains.items() if isinstance(domain, Interval) or len(domain) > 1}
     if not space:
@@ -207,12 +210,9 @@ def _typed(composer: Composer, axis: Axis) -> Domain:
 
 def _check_interval(key: str, interval: Interval) -> None:
     """Raises ConfigError when the setting is no number, or a whole one that is drawn from fractions."""
-    if key == "seed":
-        raise ConfigError(f"{key}={interval}: seeds are not searched. Give: --seeds 3")
-    kinds = kinds_of(RunConfig, key)
-    if not kinds:
-        hint = did_you_mean(key, [*names_of(RunConfig), *GROUPS])
-        raise ConfigError(f"no setting '{key}'.{hint or ' All settings: moe config'}")
+    kinds, known = _kinds(key), [*names_of(RunConfig), *GROUPS]
+    if not kinds and key not in known:
+        raise ConfigError(f"no setting '{key}'.{did_you_mean(key, known) or ' All settings: moe config'}")
     if not kinds & {int, float}:
         raise ConfigError(f"{key}={interval} is an interval of numbers, and {key} takes none. Write: {key}=A,B")
     if is_whole(key) and any(bound != int(bound) for bound in (interval.low, interval.high, interval.step or 1)):
@@ -221,7 +221,13 @@ def _check_interval(key: str, interval: Interval) -> None:
 
 def is_whole(key: str) -> bool:
     """Whether a setting takes whole numbers only."""
-    return float not in kinds_of(RunConfig, key)
+    return float not in _kinds(key)
+
+
+def _kinds(key: str) -> set[type]:
+    """The types a setting takes; balance.switch.weight, where there are several methods, takes what balance.weight does."""
+    group, _, name = key.partition(".")
+    return kinds_of(RunConfig, key) or kinds_of(RunConfig, f"{group}.{name.rpartition('.')[2]}")
 
 
 def num_values(key: str, domain: Domain) -> int | None:
