@@ -56,10 +56,12 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int) -> list[
     """What is searched and what it will take: lines, each with its style."""
     from moe_cli.numbers import duration
     from moe_cli.report.searched import load_study
-    from moe_cli.sweeps.search import counted
+    from moe_cli.sweeps.search import check_asked, counted
     from moe_cli.sweeps.space import HIGHER, written
 
     study = load_study(folder / plan.name)
+    if study:
+        check_asked(plan, study, folder / plan.name)
     trials = counted(study.get_trials(deepcopy=False)) if study else []
     done = sum(trial.state.is_finished() for trial in trials)
     lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []

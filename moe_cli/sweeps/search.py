@@ -79,17 +79,21 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
             pruner=make_pruner(plan.prune, evaluations),
             directions=["maximize" if name in HIGHER else "minimize" for name in plan.objectives],
         )  # fmt: skip
-        asked = json.loads(json.dumps(plan.asked))
-        before = study.user_attrs.get("asked")
-        if before is None:
-            study.set_user_attr("asked", asked)
-    if before not in (None, asked):
-        part = next(part for part in asked if asked[part] != before.get(part))
+        if "asked" not in study.user_attrs:
+            study.set_user_attr("asked", json.loads(json.dumps(plan.asked)))
+    check_asked(plan, study, folder)
+    return study
+
+
+def check_asked(plan: SearchPlan, study: "Study", folder: Path) -> None:
+    """Raises ConfigError when the search of the folder asks something else."""
+    asked, before = json.loads(json.dumps(plan.asked)), study.user_attrs.get("asked", {})
+    other = [part for part in asked if asked[part] != before.get(part)]
+    if other:
         raise ConfigError(
-            f"{folder} holds a search with other {part}: {json.dumps(before.get(part))[:200]}\n"
+            f"{folder} holds a search with other {other[0]}: {json.dumps(before.get(other[0]))[:200]}\n"
             "Trials of both cannot be compared. Give this one a name: --name NAME"
         )
-    return study
 
 
 @dataclass

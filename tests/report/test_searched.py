@@ -63,7 +63,7 @@ def test_few_trials_say_nothing(tmp_path: Path) -> None:
 def test_the_report_of_a_search(tmp_path: Path) -> None:
     """A line below the table, and in JSON with every row of that sweep, not with others; pruned runs are counted."""
     complete(tmp_path, 1.5, "tune", expert=8)
-    complete(tmp_path, 1.6, "other", expert=8)
+    complete(tmp_path, 1.6, "other", expert=4)
     stopped(tmp_path, "pruned", "pruned by asha", "tune", expert=8, k=1)
     make_search(tmp_path / "tune", 40)
     text = CliRunner().invoke(app, ["report", "tune", "--outputs", str(tmp_path)]).output
