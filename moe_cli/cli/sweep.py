@@ -18,6 +18,10 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."),
+]
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
@@ -26,12 +30,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)
     ] = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."
-        ),
-    ] = None,
+    where: Where = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
     sampler: Annotated[

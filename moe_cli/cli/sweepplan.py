@@ -63,14 +63,9 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
     lines = [("bold", f"{planned.name}: {planned.question}")] if planned.question else []
     seeds = f" x {planned.num_seeds} seeds = {runs} runs" if planned.num_seeds > 1 else ""
     failed = 0 if ahead.retry_failed else counted[FAILED]
-    lines.append(
-        (
-            "",
-            f"{planned.num_configurations} configurations{seeds}: {counted[COMPLETED]} done before, {len(to_go)} to go",
-        )
-    )
-    if failed:
-        lines.append(("yellow", f"  failed    {failed} before (--retry-failed runs them again)"))
+    lost = f", {failed} failed before (--retry-failed runs them again)" if failed else ""
+    done = f"{counted[COMPLETED]} done before, {len(to_go)} to go{lost}"
+    lines.append(("yellow" if failed else "", f"{planned.num_configurations} configurations{seeds}: {done}"))
     lines += [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in planned.left_out]
     if planned.num_excluded:
         lines.append(("dim", f"  where     holds not for {planned.num_excluded} more"))

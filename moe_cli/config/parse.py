@@ -45,28 +45,33 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     Raises:
         ConfigError: a key that `cls` does not have, or a value of the wrong type.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints, required = _type_hints(cls), _required(cls)
     for key in values:
-        if key not in fields:
-            raise ConfigError(f"no setting '{prefix}{key}'.{did_you_mean(str(key), fields)}")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
+        if key not in hints:
+            raise ConfigError(f"no setting '{prefix}{key}'.{did_you_mean(str(key), hints)}")
+    for name in required:
+        if name not in values:
             raise ConfigError(f"setting '{prefix}{name}' is missing.")
-    hints = _type_hints(cls)
     return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in values.items()})
 
 
 _type_hints = cache(get_type_hints)
 
 
+@cache
+def _required(cls: type) -> list[str]:
+    """The fields that have no default."""
+    missing = dataclasses.MISSING
+    return [
+        each.name for each in dataclasses.fields(cls) if each.default is missing and each.default_factory is missing
+    ]
+
+
 def names_of(cls: type, prefix: str = "") -> list[str]:
     """The dotted names of all settings of a dataclass, with those of every variant of its groups."""
     names: dict[str, None] = {}
     for name, hint in _type_hints(cls).items():
-        options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        groups = [option for option in options if dataclasses.is_dataclass(option)]
-        inside = [each for group in groups for each in names_of(group, f"{prefix}{name}.")]  # type: ignore[arg-type]
+        inside = [each for group in _options(hint)[0] for each in names_of(group, f"{prefix}{name}.")]
         names.update(dict.fromkeys(inside or [prefix + name]))
     return list(names)
 
@@ -74,22 +79,29 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
 def kinds_of(cls: type, name: str) -> set[type]:
     """The types a setting has in the groups, and variants of groups, that have it; none: there is no such setting."""
     group, _, rest = name.partition(".")
-    hint = _type_hints(cls).get(group)
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    variants, plain = _options(_type_hints(cls).get(group))
     if not rest:
-        return {option for option in options if isinstance(option, type) and option is not type(None)}
-    return {kind for option in options if dataclasses.is_dataclass(option) for kind in kinds_of(option, rest)}  # type: ignore[arg-type]
+        return {option for option in plain if isinstance(option, type) and option is not type(None)}
+    return {kind for variant in variants for kind in kinds_of(variant, rest)}
+
+
+@cache
+def _options(hint: Any) -> tuple[list[Any], list[Any]]:
+    """What a declared type allows: dataclasses, one of which a group is, and everything else, None at its end."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    variants = [option for option in options if dataclasses.is_dataclass(option)]
+    plain = [option for option in options if option not in variants]
+    return variants, sorted(plain, key=lambda option: option is type(None))
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
+    variants, plain = _options(hint)
+    optional = type(None) in plain
+    if value is None and optional:
         return None
-    variants = [option for option in options if dataclasses.is_dataclass(option)]
     if variants:
         return _convert_group(value, variants, key)
-    plain = [option for option in options if option is not type(None)]
-    return _convert_scalar(value, plain[0], key, optional=len(plain) < len(options))
+    return _convert_scalar(value, plain[0], key, optional)
 
 
 def _convert_group(value: Any, variants: list[Any], key: str) -> Any:

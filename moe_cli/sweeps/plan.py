@@ -110,6 +110,7 @@ def plan_sweep(
     preset = axes.pop("preset", None)
     if _named(words):
         sweep = load_sweep_file(composer, words[0], _preset(preset))
+        assert sweep.search is None, "planned by plan_search"
     elif preset is not None:
         raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
     else:
@@ -195,11 +196,9 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     found, write = _Found(), _labels([values for values, _ in points], baseline)
     bases: dict[str, dict[str, Any]] = {}
     for values, where in points:
-        label = write(values)
-        try:
-            resolved = _compose(composer, {**values, "seed": seed}, where)
-        except ConfigError as error:
-            found.left_out[label] = LeftOut(label or "this point", str(error))
+        label, resolved = write(values), _compose(composer, {**values, "seed": seed}, where)
+        if isinstance(resolved, str):
+            found.left_out[label] = LeftOut(label or "this point", resolved)
             continue
         if resolved is None:
             found.excluded += 1
@@ -221,19 +220,25 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     return found
 
 
-def _compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | None:
-    """The configuration, or None when a condition does not hold of it.
+def _compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
+    """The configuration; or why it cannot be; or None when a condition does not hold of it.
 
     A condition is about settings as they are given, so that `k <= expert` may leave out what cannot be; about one that
     is left open (null), as it is derived.
     """
     asked = {name for condition in where for name in condition.names}
-    tree = composer.tree(values) if asked else {}
+    try:
+        tree = composer.tree(values) if asked else {}
+    except ConfigError as error:
+        return str(error)
     given = {name: _given(tree, values, name) for name in asked}
     decided = [condition for condition in where if all(given[name] is not None for name in condition.names)]
     if not all(condition.holds(given) for condition in decided):
         return None
-    resolved = composer.point(values)
+    try:
+        resolved = composer.point(values)
+    except ConfigError as error:
+        return str(error)
     derived = {name: _derived(resolved.config, name) if value is None else value for name, value in given.items()}
     return resolved if all(condition.holds(derived) for condition in where) else None
 

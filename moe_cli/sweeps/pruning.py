@@ -43,11 +43,13 @@ def count_evaluations(config: RunConfig, steps: int | None) -> int:
         ConfigError: never, so that nothing could be pruned.
     """
     every = config.train.eval_every
-    count = EVALUATIONS if every is None else EVALUATIONS if steps is None else (steps - 1) // every
-    if count < 1 or (steps is not None and steps < 2):
+    if steps is None:
+        return EVALUATIONS
+    count = min(EVALUATIONS, steps - 1) if every is None else (steps - 1) // every
+    if count < 1:
+        given = f"train.eval_every={every} of {steps} steps" if every else f"train.steps={steps}"
         raise ConfigError(
-            f"--prune looks at evaluations during training, and with train.eval_every={every} of {steps} steps there are "
-            "none. Lower train.eval_every, or leave out --prune."
+            f"--prune looks at evaluations during training, and with {given} there are none. Leave out --prune, or change that."
         )
     return count
 

@@ -10,6 +10,13 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.errors import RunBusy, TrainingError
 
+PAPERS = ", ".join(
+    f"paper/{name}"
+    for name in (
+        "active_ratio", "dropping", "krajewski_granularity", "loss_free_table2", "olmoe_granularity", "shazeer_table6",
+        "shazeer_table7", "switch_figure1", "switch_table1",
+    )
+)  # fmt: skip
 WRONG = {
     "train exprt=8": "error: no setting 'exprt'. Did you mean 'expert'?",
     "train expert=4 k=9": "error: k=9 is more than expert=4: a token cannot choose more experts than there are.",
@@ -33,7 +40,9 @@ WRONG = {
     "config expert=two": "error: expert=two is not a whole number.",
     "sweep expert=8": "error: nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
     "Or name a sweep: moe config --groups",
-    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, router, sparsity. "
+    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, experts, granularity, isoflop, router, scaling, shared, sparsity, "
+    + PAPERS
+    + ". "
     "Or give values: moe sweep k=1,2",
     "sweep seed=1,2 --seeds 2": "error: seed=1,2 and --seeds 2 both choose seeds: give one.",
     "sweep k=1,2 --name a/b": "error: --name a/b must be a plain folder name.",

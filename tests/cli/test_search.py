@@ -21,7 +21,7 @@ def test_a_dry_run_says_what_would_be_searched(moe: Moe, settings: list[str], tm
     words = ["sweep", *settings, "expert=4,8", "k=1,2", "--search", "tpe", "--trials", "30", "--dry-run"]
     text = moe(*words, "--prune", "asha").output
     for part in ("tpe search: 30 trials: 0 done before, 30 to go", "expert=4,8", "k=1,2", "size       4 configurations",
-                 "val_bpb (lower is better)", "asha, looking at 9 evaluations of a run", "at most about",
+                 "val_bpb (lower is better)", "asha, looking at 5 evaluations of a run", "at most about",
                  "without --search each is run once", "train.steps=6"):  # fmt: skip
         assert part in text
     assert not (tmp_path / "outputs" / "search").exists()
@@ -63,7 +63,10 @@ WRONG = [
     ),
     ([LR, "--search", "tpe", "--prune", "asha", "--objective", "val_bpb,params"], "not by val_bpb and params"),
     ([LR, "--search", "tpe", "--prune", "asha", "--objective", "params"], "params is known at the end of a run only"),
-    ([LR, "--search", "tpe", "--prune", "asha", "train.eval_every=6"], "there are none. Lower train.eval_every"),
+    (
+        [LR, "--search", "tpe", "--prune", "asha", "train.eval_every=6"],
+        "with train.eval_every=6 of 6 steps there are none.",
+    ),
     ([LR, "--search", "tpe", "--objective", "val_bpp"], "--objective val_bpp: no such result. Did you mean 'val_bpb'?"),
     ([LR, "--search", "tpe", "--objective", "val_bpb,val_bpb"], "names a result twice"),
     (["k=2", "--search", "tpe"], "nothing to search: every setting has one value."),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moe_cli.config import balances, routers, schema
@@ -18,6 +18,7 @@ from moe_cli.config.resolve import matched_d_expert, resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
 from moe_cli.errors import ConfigError
+from moe_cli.models.cost import cost
 from tests.config.strategies import configs
 
 TOPK, SWITCH, RANDOM = routers.TopKConfig(), routers.SwitchConfig(), routers.RandomConfig()
@@ -221,6 +222,70 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
     expected = {"topk": matched_d_expert(model, 64, 2, TOPK), "random": 128, "own": 100, "dense": 256}
     assert expected["topk"] < 128
     assert expected == {name: each.config.model.d_expert for name, each in resolved.items()}
+
+
+def quantity(match: str, config: RunConfig) -> int:
+    """What `match` makes equal, as the costs of a whole model count it."""
+    counted = cost(config, 256)
+    return {"active": counted.num_active_params, "total": counted.num_params, "flops": counted.flops_per_token}[match]
+
+
+@given(
+    st.data(), st.sampled_from(["active", "total", "flops"]), st.integers(256, 4096), st.integers(2, 64),
+    st.sampled_from(["glu", "mlp"]), st.sampled_from(["linear", "cosine", "activation"]), st.integers(1, 3),
+)  # fmt: skip
+def test_match_makes_equal_what_it_says(
+    data: st.DataObject, match: Any, d_ff: int, experts: int, kind: Any, score: Any, every: int
+) -> None:
+    """Of the whole model's costs, to 1 % of the feed-forward layers that have experts, or as near as a width can be."""
+    top_k, shared = data.draw(st.integers(1, min(experts, 16))), data.draw(st.integers(0, 2))
+    model = GPTConfig(d_ff=d_ff, expert_kind=kind, shared_experts=shared, shared_gate=shared > 0, moe_every=every)
+    router = routers.TopKConfig(score=score)
+    config = RunConfig(expert=experts, k=top_k, match=match, model=model, router=router)
+    dense = resolve(RunConfig(expert=1, model=GPTConfig(d_ff=d_ff, expert_kind=kind))).config
+    try:
+        matched = resolve(config).config
+    except ConfigError:
+        assume(False)
+    layer = quantity(match, dense) - quantity(match, replace(dense, model=replace(dense.model, d_ff=d_ff - 1)))
+    network = layer * d_ff * len(matched.sparse_layers) / dense.model.num_layers
+
+    def error(width: int) -> float:
+        there = replace(matched, model=replace(matched.model, d_expert=width))
+        return abs(quantity(match, there) - quantity(match, dense)) / network
+
+    width = matched.model.d_expert or 0
+    assert error(width) < 0.01 or error(width) <= min(error(width - 1), error(width + 1)) + 1e-12
+    assert match == "active" or error(width) <= 0.05
+
+
+def test_flops_and_active_parameters_differ_where_a_gate_computes_more_than_it_holds() -> None:
+    """score=activation has no parameters and costs FLOPs: experts of equal FLOPs are narrower."""
+    widths = [
+        resolve(RunConfig(expert=16, match=match, router=routers.TopKConfig(score="activation"))).config.model.d_expert
+        for match in ("active", "flops")
+    ]
+    assert widths[0] == 144
+    assert widths[1] is not None
+    assert widths[1] < widths[0]
+
+
+@pytest.mark.parametrize(
+    ("expert", "k", "d_ff", "match", "message"),
+    [
+        (64, 2, 40, "total", "expert=64 leaves no width for an expert at equal total parameters (model.d_ff=40). "
+         "Raise model.d_ff, lower expert, or use match=none."),
+        (64, 8, 16, "flops", "expert=64 k=8 leave no width for an expert at equal training FLOPs (model.d_ff=16). "
+         "Raise model.d_ff, lower k, or use match=none."),
+        (32, 2, 150, "total", "expert=32: no whole width of an expert brings equal total parameters: 4 misses those of "
+         "model.d_ff=150 by 8%. Raise model.d_ff, lower expert, or use match=none."),
+    ],
+)  # fmt: skip
+def test_no_width_that_matches_is_refused(expert: int, k: int, d_ff: int, match: Any, message: str) -> None:
+    """With what was asked to be equal and the ways out."""
+    with pytest.raises(ConfigError) as error:
+        resolve(RunConfig(expert=expert, k=k, match=match, model=GPTConfig(d_ff=d_ff)))
+    assert message == str(error.value)
 
 
 def test_the_matched_width_may_be_given_and_no_other() -> None:

@@ -1,13 +1,20 @@
 """The points of a sweep: which, in which order, and which are left out."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from moe_cli.config.load import Composer, load_config
-from moe_cli.config.sweepfile import list_sweeps
+from moe_cli.config.load import Composer, load_config, packaged_conf
+from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.plan import plan_sweep
+from moe_cli.models.cost import cost, training_steps
+from moe_cli.store import read_json
+from moe_cli.sweeps.plan import SweepPlan, plan_sweep
+
+# The named sweeps that are no searches.
+GRIDS = [name for name in list_sweeps(Composer()) if load_sweep_file(Composer(), name).search is None]
 
 
 def test_grid_is_the_product() -> None:
@@ -53,12 +60,12 @@ def test_settings_in_vain_are_said_once() -> None:
     assert plan_sweep(["expert=1,4,8", "k=1"]).notes == ()
 
 
-@pytest.mark.parametrize("name", list_sweeps(Composer()))
+@pytest.mark.parametrize("name", GRIDS)
 def test_named_sweeps(name: str) -> None:
     """Every sweep of conf/sweep has a question as its first line and points that can be run."""
     plan = plan_sweep([name, "train.steps=2"])
     assert plan.question.endswith("?")
-    assert plan.name == name
+    assert plan.name == name.replace("/", "-")
     assert len(plan.points) > 1
     assert {point.config.train.steps for point in plan.points} == {2}
 
@@ -90,3 +97,189 @@ def test_no_point_left() -> None:
 def test_a_seed_list_replaces_the_files_seeds() -> None:
     """moe sweep sparsity seed=3,4 takes exactly these seeds."""
     assert {point.config.seed for point in plan_sweep(["sparsity", "seed=3,4"]).points} == {3, 4}
+
+
+def mine(folder: Path, text: str, *words: str, **options: Any) -> SweepPlan:
+    """The plan of a sweep file with this text."""
+    (folder / "sweep").mkdir(exist_ok=True)
+    (folder / "sweep" / "mine.yaml").write_text(text)
+    return plan_sweep(["mine", *words], config_dir=folder, **options)
+
+
+def labels(plan: SweepPlan) -> list[str]:
+    return [point.label.removesuffix(" seed=0") for point in plan.points]
+
+
+def test_a_file_of_all_kinds_of_parts(tmp_path: Path) -> None:
+    """Blocks one after the other, named by what varies in the sweep; what is said once for all is not in the names."""
+    text = """
+    set: {model.num_layers: 2}
+    budget: {tokens: 4096}
+    where: k <= expert
+    union:
+      - grid: {expert: [1, 4], k: [1, 2]}
+      - zip: {expert: [8, 16], k: [2, 4]}
+      - points: [{router: hash, k: 1}]
+    """
+    plan = mine(tmp_path, text)
+    assert labels(plan) == [
+        "expert=1 k=1", "expert=4 k=1", "expert=4 k=2", "expert=8 k=2", "expert=16 k=4", "k=1 router=hash",
+    ]  # fmt: skip
+    assert {(point.config.model.num_layers, point.config.train.tokens) for point in plan.points} == {(2, 4096)}
+    assert (plan.num_excluded, plan.left_out) == (1, ())
+
+
+def test_conditions_leave_out_and_are_counted() -> None:
+    """What no condition allows is counted, not listed as impossible; all conditions must hold."""
+    plan = plan_sweep(["expert=2,4,8", "k=1,2,4"], where=["k <= expert", "expert / k == 2"])
+    assert labels(plan) == ["expert=2 k=1", "expert=4 k=2", "expert=8 k=4"]
+    assert (plan.num_excluded, plan.left_out) == (6, ())
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "expected"),
+    [
+        (["router=topk,switch", "k=1"], 'router == "switch"', ["router=switch"]),
+        (["balance=none,switch+z"], 'balance in ["none", "z"]', ["balance=none"]),
+        (["expert=4,8"], "k == 2 and expert > 4", ["expert=8"]),  # k is left open, and 2
+        (["expert=4,64"], "model.d_expert < 141", ["expert=64"]),  # follows from the number of experts
+        (["optim=adamw,muon"], 'optim == "muon" and model == "gpt"', ["optim=muon"]),
+        (["capacity=null,1.0"], "capacity == null", ["capacity=null"]),
+        (["router=topk,switch", "k=1"], "router.jitter == null", ["router=topk"]),
+    ],
+)
+def test_what_a_condition_can_ask(words: list[str], where: str, expected: list[str]) -> None:
+    """Settings as they were given, choices by name, and what is left open as it is derived."""
+    assert labels(plan_sweep(words, where=[where])) == expected
+
+
+def test_a_condition_does_not_hide_what_it_is_not_about() -> None:
+    """A point that cannot be, and that the condition allows, is listed with its reason."""
+    plan = plan_sweep(["expert=2,4", "k=2,4"], where=["expert <= 4"])
+    assert [point.label for point in plan.left_out] == ["expert=2 k=4"]
+
+
+def test_the_dense_baseline_is_always_there(tmp_path: Path) -> None:
+    """First, once for all that differs in settings of experts only, and not where it is among the points anyway."""
+    text = (
+        "grid: {router: [topk, hash], k: [1, 2], model.num_layers: [2, 3]}\nset: {capacity: 1.0, balance.weight: 0.1}"
+    )
+    plan = mine(tmp_path, text)
+    assert labels(plan)[:3] == ["model.num_layers=2 expert=1", "model.num_layers=3 expert=1",
+                                "router=topk k=1 model.num_layers=2"]  # fmt: skip
+    assert (len(plan.points), plan.num_repeats, plan.baseline) == (2 + 8, 0, {"expert": 1})
+    assert labels(mine(tmp_path, "grid: {expert: [4, 1]}")) == ["expert=4", "expert=1"]
+    assert labels(mine(tmp_path, "grid: {expert: [4, 8]}", "expert=2")) == ["expert=1", "expert=2"]
+
+
+def test_another_baseline_replaces_the_settings_it_brings(tmp_path: Path) -> None:
+    """Of a choice the settings that belonged to the other go; without a baseline none is added."""
+    points = "points: [{balance: switch, balance.weight: 0.1}, {balance: z, balance.weight: 0.2}]\n"
+    plan = mine(tmp_path, points + "baseline: {balance: none}")
+    assert labels(plan) == ["balance=none", "balance=switch balance.weight=0.1", "balance=z balance.weight=0.2"]
+    assert plan.points[0].config == load_config(["balance=none"]).config
+    assert labels(mine(tmp_path, points + "baseline: null")) == labels(plan)[1:]
+
+
+def test_a_baseline_that_cannot_be_is_said(tmp_path: Path) -> None:
+    """As any point that is left out, and the others run."""
+    plan = mine(tmp_path, "grid: {k: [1, 2]}\nset: {expert: 4}\nbaseline: {k: 9}")
+    assert [point.label for point in plan.left_out] == ["baseline k=9"]
+    assert labels(plan) == ["k=1", "k=2"]
+
+
+def test_a_budget_that_is_typed_replaces_the_files(tmp_path: Path) -> None:
+    """Of whatever kind, wherever the file has it."""
+    for text in ("grid: {train.flops: [1e9, 1e10]}", "grid: {k: [1, 2]}\nbudget: {minutes: 5}"):
+        plan = mine(tmp_path, text, "train.steps=7")
+        assert {(each.config.train.steps, each.config.train.flops) for each in plan.points} == {(7, None)}
+
+
+def test_globs_on_the_line() -> None:
+    """moe sweep balance=glob(...): the choices of the group that are like it."""
+    assert labels(plan_sweep(["balance=glob([s*,z])"])) == ["balance=switch", "balance=z"]
+    found = labels(plan_sweep(["balance=glob(*,exclude=[l*,s*])"]))
+    assert found == [f"balance={name}" for name in Composer().choices("balance") if name[0] not in "ls"]
+
+
+@pytest.mark.parametrize("preset", ["laptop", "workstation", "cluster"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_preset_of_every_sweep_can_be_planned(name: str, preset: str) -> None:
+    """Points that can be run, none lost but those that no router allows, and more than a laptop's for the others."""
+    plan = plan_sweep([name, f"preset={preset}"])
+    assert len(plan.points) > 1
+    assert {point.label.split()[0] for point in plan.left_out} <= {"router=noisy_topk", "router=switch"}
+    laptop = plan_sweep([name])
+    sizes = [max(each.config.model.d_model for each in some.points) for some in (laptop, plan)]
+    assert (preset == "laptop") == (sizes[0] == sizes[1]) == (plan.points == laptop.points)
+
+
+def test_isoflop_pays_for_every_point_alike() -> None:
+    """Steps times FLOPs of a step are the budget to half a step, for every size and number of experts."""
+    plan = plan_sweep(["isoflop"])
+    seen = set()
+    for point in plan.points:
+        config, budget = point.config, point.config.train.flops
+        assert budget is not None
+        step = cost(config, 256).flops_per_token * config.tokens_per_step
+        assert abs((training_steps(config, 256) or 0) * step - budget) <= step / 2
+        seen.add((budget, config.model.d_model, config.expert))
+    assert len(seen) == len(plan.points) == 3 * 4 * 3
+
+
+def test_the_sweep_is_written_beside_its_runs_and_left_alone(tmp_path: Path) -> None:
+    """What it is, what was typed, the baseline, when it was first made; the same command changes no file."""
+    plan = plan_sweep(["paper/loss_free_table2", "train.steps=2"])
+    before = time.time()
+    runs = plan.open(tmp_path)
+    written = read_json(tmp_path / plan.name / "sweep.json")
+    assert written is not None
+    assert before <= written.pop("created") <= time.time()
+    assert written == {
+        "name": "paper-loss_free_table2", "question": plan.question, "words": ["paper/loss_free_table2", "train.steps=2"],
+        "baseline": {"balance": "switch", "balance.weight": 0.001},
+    }  # fmt: skip
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    stamps = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+    assert runs == plan.open(tmp_path) == plan.existing(tmp_path)
+    assert stamps == {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()
+    }
+    created = (read_json(tmp_path / plan.name / "sweep.json") or {})["created"]
+    plan_sweep(["paper/loss_free_table2", "train.steps=3"]).open(tmp_path)
+    changed = read_json(tmp_path / plan.name / "sweep.json") or {}
+    assert (changed["created"], changed["words"][1]) == (created, "train.steps=3")
+
+
+WRONG = [
+    (["preset=workstation", "k=1,2"], {}, "'preset=workstation' chooses the size of a named sweep. Name one first: moe config --groups"),
+    (["sparsity", "preset=laptop,cluster"], {}, "'preset=laptop,cluster' names several presets: a sweep has one."),
+    (["sparsity", "preset=galaxy"], {}, "FILE: no preset 'galaxy' in the sweep sparsity. There are: laptop, workstation, cluster."),
+    (["optim.lr=interval(0.01,0.1)"], {}, "'optim.lr=interval(0.01,0.1)' is an interval, from which only a search draws: --search. Or write: optim.lr=1,2,4"),
+    (["optim.lr=tag(log,interval(0.01,0.1))"], {}, "'optim.lr=tag(log,interval(0.01,0.1))' is an interval, from which only a search draws: --search. Or write: optim.lr=1,2,4"),
+    (["optim.lr=tag(big,interval(0.01,0.1))"], {}, "'optim.lr=tag(big,interval(0.01,0.1))': a tag of an interval can be: log."),
+    (["k=interval(4,1)"], {}, "'k=interval(4,1)' is empty: write interval(low,high), low below high, and above 0 with tag(log,...)."),
+    (["k=glob(*)"], {}, "'k=glob([*])' chooses among files, and only groups have them: model, router, balance, data, optim, train, experiment."),
+    (["optim=glob(x*)"], {}, "'optim=glob([x*])' finds none of: adamw, muon, sgd."),
+    (["k=1,2"], {"where": ["experts > 2"]}, "no setting 'experts' in 'experts > 2'. Did you mean 'expert'?"),
+    (["k=1,2"], {"where": ["router == topk"]}, "no setting 'topk' in 'router == topk'. If it is text, quote it: 'topk'."),
+    (["k=1,2"], {"where": ["k"]}, "'k' in 'k' is no condition. Compare it: k == ..."),
+    (["k=1,2"], {"where": ["k > 2"]}, "no point of this sweep can be run.\n'where' holds for none of 2."),
+    (["k=1,9"], {"where": ["k > 2"]}, "no point of this sweep can be run.\nk=9: k=9 is more than expert=8: a token cannot choose more experts than there are.\n'where' holds for none of 1."),
+    (["k=1,2", "seed=one"], {}, "seed=one is not a whole number."),
+    (["k=1,2", "seed=0,-1"], {}, "seed=-1 is too small: the least is 0."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    WRONG,
+    ids=[" ".join([*words, *map(str, options.values())]) for words, options, _ in WRONG],
+)
+def test_what_is_refused_and_how(words: list[str], options: dict[str, Any], message: str) -> None:
+    """The words are refused with just this message, in at most three lines."""
+    with pytest.raises(ConfigError) as error:
+        plan_sweep(words, **options)
+    file = packaged_conf() / "sweep" / f"{words[0]}.yaml"
+    assert message.replace("FILE", str(file)) == str(error.value)
+    assert len(message.splitlines()) <= 3

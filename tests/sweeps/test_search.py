@@ -11,6 +11,7 @@ import pytest
 from moe_cli import sweep
 from moe_cli.config.load import Composer, load_config
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.report.searched import JOURNAL, STUDY, open_journal
 from moe_cli.store import Run
@@ -309,8 +310,22 @@ def test_a_named_search(tmp_path: Path) -> None:
     tune = plan_search(["tune", "optim.lr=0.03", "k=1,2"], SearchOptions(trials=3), composer=Composer())
     assert (["optim.adam_lr", "balance.weight", "k"], 3, "asha") == (list(tune.space), tune.trials, tune.prune)
     assert 0.03 == tune.fixed["optim.lr"]
-    large = plan_search(["tune", "preset=workstation"], SearchOptions(), composer=Composer())
-    assert large.trials > plan_search(["tune"], SearchOptions(), composer=Composer()).trials
+
+
+SEARCHES = [name for name in list_sweeps(Composer()) if load_sweep_file(Composer(), name).search is not None]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_named_searches(name: str, tmp_path: Path, text_file: Path) -> None:
+    """Every search of conf/sweep has a question as its first line, and can be begun with each preset; larger, with more trials."""
+    trials = []
+    for preset in ("laptop", "workstation", "cluster"):
+        asked = plan_search([name, f"preset={preset}", "data=text", f"data.path={text_file}", "train.threads=1"],
+                            SearchOptions(), composer=Composer())  # fmt: skip
+        assert asked.question.endswith("?")
+        assert 1.0 == preview(asked, tmp_path, 1).possible
+        trials.append(asked.trials)
+    assert sorted(set(trials)) == trials
 
 
 def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
