@@ -106,18 +106,18 @@ def plan_sweep(
         ConfigError: a word is wrong, or no point is left.
     """
     composer = Composer(config_dir)
-    folder, axes = name, {axis.key: axis for axis in parse_overrides(words[1:] if _named(words) else words)}
+    folder, axes = name, {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
     preset = axes.pop("preset", None)
-    if _named(words):
-        sweep = load_sweep_file(composer, words[0], _preset(preset))
+    if named(words):
+        sweep = load_sweep_file(composer, words[0], preset_of(preset))
         assert sweep.search is None, "planned by plan_search"
     elif preset is not None:
         raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
     else:
         sweep = SweepFile(AD_HOC, "", (Block(),), 1, None)
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
-    chosen = _seeds(axes.pop("seed", None), seeds, sweep)
-    if not _named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
+    chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
+    if not named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
         raise ConfigError(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
         )
@@ -144,17 +144,19 @@ def check_folder(folder: str) -> str:
     return folder
 
 
-def _named(words: Sequence[str]) -> bool:
+def named(words: Sequence[str]) -> bool:
+    """Whether the first word is the name of a sweep."""
     return bool(words) and "=" not in words[0]
 
 
-def _preset(axis: Axis | None) -> str:
+def preset_of(axis: Axis | None) -> str:
+    """The preset that was typed, else the smallest. Raises ConfigError for several."""
     if axis is not None and len(axis.values) > 1:
         raise ConfigError(f"'{axis}' names several presets: a sweep has one.")
     return SMALLEST if axis is None else show(axis.values[0])
 
 
-def _seeds(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
+def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
     """The seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
     if axis is None:
         return list(range(count or sweep.seeds))
@@ -196,7 +198,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     found, write = _Found(), _labels([values for values, _ in points], baseline)
     bases: dict[str, dict[str, Any]] = {}
     for values, where in points:
-        label, resolved = write(values), _compose(composer, {**values, "seed": seed}, where)
+        label, resolved = write(values), compose(composer, {**values, "seed": seed}, where)
         if isinstance(resolved, str):
             found.left_out[label] = LeftOut(label or "this point", resolved)
             continue
@@ -220,7 +222,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     return found
 
 
-def _compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
+def compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
     """The configuration; or why it cannot be; or None when a condition does not hold of it.
 
     A condition is about settings as they are given, so that `k <= expert` may leave out what cannot be; about one that

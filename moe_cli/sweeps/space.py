@@ -13,7 +13,7 @@ from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Block, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.plan import AD_HOC, _compose, _named, _preset, _seeds, check_folder
+from moe_cli.sweeps.plan import AD_HOC, check_folder, compose, named, preset_of, seeds_of
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
@@ -103,11 +103,13 @@ class SearchPlan:
 
     def resolved(self, drawn: Mapping[str, Any]) -> list[Resolved]:
         """A configuration per seed. Raises ConfigError when it cannot be, or a condition does not hold of it."""
-        values = {**self.fixed, **self.settings(drawn)}
-        found = [_compose(self.composer, {**values, "seed": seed}, self.where) for seed in self.seeds]
-        if None in found:
-            raise ConfigError("a condition of 'where' does not hold.")
-        return [resolved for resolved in found if resolved is not None]
+        values, found = {**self.fixed, **self.settings(drawn)}, []
+        for seed in self.seeds:
+            resolved = compose(self.composer, {**values, "seed": seed}, self.where)
+            if not isinstance(resolved, Resolved):
+                raise ConfigError(resolved or "a condition of 'where' does not hold.")
+            found.append(resolved)
+        return found
 
     def configs(self, drawn: Mapping[str, Any]) -> list[RunConfig]:
         """The configurations of `resolved`."""
@@ -120,7 +122,7 @@ def searches(words: Sequence[str], options: SearchOptions, composer: Composer) -
     Raises:
         ConfigError: an option of a search stands without one.
     """
-    if options.sampler is not None or (_named(words) and load_sweep_file(composer, words[0]).search is not None):
+    if options.sampler is not None or (named(words) and load_sweep_file(composer, words[0]).search is not None):
         return True
     if given := options.given():
         raise ConfigError(f"{given} is for a search. Add: --search tpe")
@@ -141,17 +143,17 @@ def plan_search(
     Raises:
         ConfigError: a word or an option is wrong, or nothing is left to draw.
     """
-    axes = {axis.key: axis for axis in parse_overrides(words[1:] if _named(words) else words)}
+    axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
     preset = axes.pop("preset", None)
-    if preset is not None and not _named(words):
+    if preset is not None and not named(words):
         raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
-    sweep = load_sweep_file(composer, words[0], _preset(preset)) if _named(words) else SweepFile(
+    sweep = load_sweep_file(composer, words[0], preset_of(preset)) if named(words) else SweepFile(
         AD_HOC, "", (Block(),), 1, None)  # fmt: skip
     block = sweep.search or SearchBlock({})
     seed = axes.pop("seed", None)
     if seed is not None and isinstance(seed.values[0], Interval):
         raise ConfigError(f"{seed}: seeds are not searched. Give: --seeds 3")
-    chosen = _seeds(seed, seeds, sweep)
+    chosen = seeds_of(seed, seeds, sweep)
     domains = _domains(composer, sweep, block, axes.values())
     space = {key: domain for key, domain in domains.items() if isinstance(domain, Interval) or len(domain) > 1}
     if not space:
@@ -165,7 +167,7 @@ def plan_search(
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name or (sweep.name.replace("/", "-") if _named(words) else AD_HOC_SEARCH)), sweep.question, space,
+        check_folder(name or (sweep.name.replace("/", "-") if named(words) else AD_HOC_SEARCH)), sweep.question, space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
         conditions, tuple(chosen), one_of("--search", options.sampler, SAMPLERS) or block.sampler or "tpe",
         check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
