@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.preview import Preview
     from moe_cli.sweeps.search import SearchFeed
     from moe_cli.sweeps.space import SearchPlan
+
+
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        "--search", metavar="tpe|random", help="Draw settings instead of running all combinations. Needs Optuna."
+    ),
+]
+Trials = Annotated[int | None, typer.Option(metavar="N", help="Configurations that a search tries.  [default: 20]")]
+Objective = Annotated[
+    str | None, typer.Option(metavar="RESULT[,RESULT]", help="What a search improves.  [default: val_bpb]")
+]
+Prune = Annotated[
+    str | None, typer.Option(metavar="asha|hyperband|median", help="A search stops runs that are behind the others.")
+]
+SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Another one draws otherwise.  [default: 0]")]
 
 
 def search(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import ConfigDir, Outputs
+from moe_cli.cli.search import Objective, Prune, Sampler, SearchSeed, Trials, search
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,31 +34,11 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     where: Where = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            "--search",
-            metavar="tpe|random",
-            help="Search the settings instead of running all of them. Needs Optuna.",
-            show_default=False,
-        ),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Configurations that a search tries [default: 20].", show_default=False)
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(metavar="RESULT[,RESULT]", help="What a search improves [default: val_bpb].", show_default=False),
-    ] = None,
-    prune: Annotated[
-        str | None,
-        typer.Option(
-            metavar="asha|hyperband|median", help="Runs that are behind the others are stopped.", show_default=False
-        ),
-    ] = None,
-    search_seed: Annotated[
-        int | None, typer.Option(help="Another seed makes a search draw otherwise [default: 0].", show_default=False)
-    ] = None,
+    sampler: Sampler = None,
+    trials: Trials = None,
+    objective: Objective = None,
+    prune: Prune = None,
+    search_seed: SearchSeed = None,
     name: Annotated[
         str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)
     ] = None,
@@ -67,24 +48,20 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """Train every combination of settings, or search them. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
-    from moe_cli.cli.search import search
     from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
-    from moe_cli.config.load import Composer
     from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.driver import Listed, drive, to_do
     from moe_cli.sweeps.local import LocalPool, default_workers, threads_per_run
     from moe_cli.sweeps.plan import plan_sweep
-    from moe_cli.sweeps.space import SearchOptions, plan_search, searches
+    from moe_cli.sweeps.space import SearchOptions, plan_if_search
 
     folder = outputs_folder(outputs)
     console = Console()
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
-    if searches(words or [], options, composer := Composer(config_dir)):
-        found = plan_search(words or [], options, seeds=seeds, name=name, where=where or (), composer=composer)
-        search(console, found, folder, jobs, dry_run=dry_run, retry_failed=retry_failed)
-        return
+    if asked := plan_if_search(words or [], options, seeds=seeds, name=name, where=where or (), config_dir=config_dir):
+        return search(console, asked, folder, jobs, dry_run=dry_run, retry_failed=retry_failed)
     planned = plan_sweep(words or [], seeds=seeds, name=name, where=where or (), config_dir=config_dir).pinned(folder)
     jobs = min(jobs or default_workers(), len(planned.points))
     configs = [point.config for point in planned.points]

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_cli.config.load import Composer
 from moe_cli.store import outputs_folder
 from moe_cli.sweeps.driver import Listed, drive, to_do
 from moe_cli.sweeps.local import LocalPool, default_workers, threads_per_run
 from moe_cli.sweeps.plan import plan_sweep
-from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_search, searches
+from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_if_search
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,11 +38,10 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.report.frame import load_runs
 
     folder = outputs_folder(outputs)
-    options, composer = SearchOptions(search, trials, objective, prune, search_seed), Composer()
-    if searches(words, options, composer):
-        found = plan_search(words, options, seeds=seeds, name=name, composer=composer)
-        _search(found, folder, workers or default_workers())
-        return load_runs(folder / found.name)
+    options = SearchOptions(search, trials, objective, prune, search_seed)
+    if asked := plan_if_search(words, options, seeds=seeds, name=name):
+        _search(asked, folder, workers or default_workers())
+        return load_runs(folder / asked.name)
     plan = plan_sweep(words, seeds=seeds, name=name).pinned(folder)
     runs = to_do(plan.open(folder), retry_failed=False)
     drive(Listed(runs), LocalPool(folder, workers or default_workers()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
@@ -116,17 +117,20 @@ class SearchPlan:
         return [resolved.config for resolved in self.resolved(drawn)]
 
 
-def searches(words: Sequence[str], options: SearchOptions, composer: Composer) -> bool:
-    """Whether a search is asked for: by an option, or by the file that the first word names.
+def plan_if_search(
+    words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **given: Any
+) -> SearchPlan | None:
+    """`plan_search`, if one is asked for: by --search, or by the file that the first word names.
 
     Raises:
-        ConfigError: an option of a search stands without one.
+        ConfigError: a word or an option is wrong, or an option of a search stands without one.
     """
+    composer = Composer(config_dir)
     if options.sampler is not None or (named(words) and load_sweep_file(composer, words[0]).search is not None):
-        return True
-    if given := options.given():
-        raise ConfigError(f"{given} is for a search. Add: --search tpe")
-    return False
+        return plan_search(words, options, composer=composer, **given)
+    if typed := options.given():
+        raise ConfigError(f"{typed} is for a search. Add: --search tpe")
+    return None
 
 
 def plan_search(
