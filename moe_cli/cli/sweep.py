@@ -23,13 +23,19 @@ Where = Annotated[
     list[str] | None,
     typer.Option(metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."),
 ]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."),
+]
+Name = Annotated[
+    str | None, typer.Option(help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].", show_default=False)
+]
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Words = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)
-    ] = None,
+    seeds: Seeds = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)] = None,
     where: Where = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
@@ -39,9 +45,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     objective: Objective = None,
     prune: Prune = None,
     search_seed: SearchSeed = None,
-    name: Annotated[
-        str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)
-    ] = None,
+    name: Name = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
