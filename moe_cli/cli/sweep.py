@@ -19,10 +19,6 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."),
-]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)]
 Where = Annotated[
     list[str] | None,
@@ -65,7 +61,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     console = Console()
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
     if asked := plan_if_search(words or [], options, seeds=seeds, name=name, where=where or (), config_dir=config_dir):
-        return search(console, asked, folder, jobs, dry_run=dry_run, retry_failed=retry_failed)
+        search(console, asked, folder, jobs, dry_run=dry_run, retry_failed=retry_failed)
+        return
     planned = plan_sweep(words or [], seeds=seeds, name=name, where=where or (), config_dir=config_dir).pinned(folder)
     jobs = min(jobs or default_workers(), len(planned.points))
     configs = [point.config for point in planned.points]
@@ -79,10 +76,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     if dry_run:
         print_points(console, ahead)
         return
-    todo = to_do(runs, retry_failed)
     try:
         with SweepDisplay(console, planned, runs) as display:
-            progress = drive(Listed(todo), LocalPool(folder, jobs), display)
+            progress = drive(Listed(to_do(runs, retry_failed)), LocalPool(folder, jobs), display)
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
