@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_cli.cli.options import check_devices
+
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.console import Console
@@ -37,7 +39,6 @@ def search(
     console: "Console", plan: "SearchPlan", folder: Path, jobs: int | None, *, dry_run: bool, retry_failed: bool
 ) -> None:
     """Carries a search out, or with `dry_run` says what it would be."""
-    from moe_cli.machine import pick_device
     from moe_cli.sweeps.driver import drive
     from moe_cli.sweeps.local import LocalPool, default_workers, threads_per_run
     from moe_cli.sweeps.preview import preview
@@ -48,8 +49,7 @@ def search(
     _print_head(console, plan, ahead, folder, jobs)
     if dry_run:
         return
-    for device in {config.train.device for config in ahead.configs} - {"auto", "cpu"}:
-        pick_device(device)
+    check_devices(ahead.configs)
     study = open_study(plan, folder, ahead.evaluations)
     feed = SearchFeed(plan, study, folder, jobs, retry_failed)
     try:

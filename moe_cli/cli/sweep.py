@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import ConfigDir, Outputs
+from moe_cli.cli.options import ConfigDir, Outputs, check_devices
 from moe_cli.cli.search import Objective, Prune, Sampler, SearchSeed, Trials, search
 
 if TYPE_CHECKING:
@@ -50,32 +50,28 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
     from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
     from moe_cli.forecast import make_plans, measure_flops
-    from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.driver import Listed, drive, to_do
     from moe_cli.sweeps.local import LocalPool, default_workers, threads_per_run
     from moe_cli.sweeps.plan import plan_sweep
     from moe_cli.sweeps.space import SearchOptions, plan_if_search
 
-    folder = outputs_folder(outputs)
-    console = Console()
+    folder, console = outputs_folder(outputs), Console()
+    given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir}
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
-    if asked := plan_if_search(words or [], options, seeds=seeds, name=name, where=where or (), config_dir=config_dir):
-        search(console, asked, folder, jobs, dry_run=dry_run, retry_failed=retry_failed)
-        return
-    planned = plan_sweep(words or [], seeds=seeds, name=name, where=where or (), config_dir=config_dir).pinned(folder)
+    if asked := plan_if_search(words or [], options, **given):
+        return search(console, asked, folder, jobs, dry_run=dry_run, retry_failed=retry_failed)
+    planned = plan_sweep(words or [], **given).pinned(folder)
     jobs = min(jobs or default_workers(), len(planned.points))
     configs = [point.config for point in planned.points]
     plans = make_plans(configs, folder, threads_per_run(jobs), measure_flops())
     if not dry_run:
-        for device in {config.train.device for config in configs} - {"auto", "cpu"}:
-            pick_device(device)
+        check_devices(configs)
     runs = planned.existing(folder) if dry_run else planned.open(folder)
     ahead = Ahead(planned, plans, statuses(runs), jobs, retry_failed)
     print_head(console, ahead)
     if dry_run:
-        print_points(console, ahead)
-        return
+        return print_points(console, ahead)
     try:
         with SweepDisplay(console, planned, runs) as display:
             progress = drive(Listed(to_do(runs, retry_failed)), LocalPool(folder, jobs), display)
