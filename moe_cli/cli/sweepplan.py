@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
 GAP = "  "
+HANGING = " " * 12
 NEW = "new"
 # A point's name has at least so much room in a terminal.
 NARROWEST = 20
@@ -49,8 +50,10 @@ def print_head(console: "Console", ahead: Ahead) -> None:
     """The question, how many runs, and whatever asks for a look."""
     from rich.markup import escape
 
-    for style, line in head(ahead):
-        console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
+    for style, text in head(ahead):
+        lines = _folded(text, console.width, HANGING) if console.is_terminal else [text]
+        for line in lines:
+            console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
 
 def head(ahead: Ahead) -> list[tuple[str, str]]:
@@ -109,12 +112,12 @@ def point_lines(ahead: Ahead, width: int | None) -> list[str]:
     return lines
 
 
-def _folded(name: str, room: int) -> list[str]:
-    if len(name) <= room:
-        return [name]
+def _folded(text: str, room: int, indent: str = " ") -> list[str]:
+    if len(text) <= room:
+        return [text]
     from textwrap import wrap
 
-    return wrap(name, room, subsequent_indent=" ", break_on_hyphens=False)
+    return wrap(text, room, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _cells(plan: "Plan", status: str) -> tuple[str, ...]:

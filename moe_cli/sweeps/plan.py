@@ -106,15 +106,9 @@ def plan_sweep(
         ConfigError: a word is wrong, or no point is left.
     """
     composer = Composer(config_dir)
-    folder, axes = name, {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
-    preset = axes.pop("preset", None)
-    if named(words):
-        sweep = load_sweep_file(composer, words[0], preset_of(preset))
-        assert sweep.search is None, "planned by plan_search"
-    elif preset is not None:
-        raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
-    else:
-        sweep = SweepFile(AD_HOC, "", (Block(),), 1, None)
+    axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
+    sweep = source_of(composer, words, axes.pop("preset", None))
+    assert sweep.search is None, "planned by plan_search"
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
     if not named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
@@ -126,7 +120,7 @@ def plan_sweep(
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
         raise ConfigError("no point of this sweep can be run." + _reasons(found))
-    folder = check_folder(folder or sweep.name.replace("/", "-"))
+    folder = check_folder(name or sweep.name.replace("/", "-"))
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
         for seed in chosen for config, label in found.configs.items()
@@ -149,11 +143,15 @@ def named(words: Sequence[str]) -> bool:
     return bool(words) and "=" not in words[0]
 
 
-def preset_of(axis: Axis | None) -> str:
-    """The preset that was typed, else the smallest. Raises ConfigError for several."""
-    if axis is not None and len(axis.values) > 1:
-        raise ConfigError(f"'{axis}' names several presets: a sweep has one.")
-    return SMALLEST if axis is None else show(axis.values[0])
+def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
+    """The named sweep in the size of its preset; for one typed by hand, an empty one."""
+    if named(words):
+        if preset is not None and len(preset.values) > 1:
+            raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
+        return load_sweep_file(composer, words[0], SMALLEST if preset is None else show(preset.values[0]))
+    if preset is not None:
+        raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
+    return SweepFile(AD_HOC, "", (Block(),), 1, None)
 
 
 def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
@@ -194,6 +192,8 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     """Composes every configuration once; before those that can be, the baselines of them that are not among them."""
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
+        if "seed" in condition.names:
+            raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
         condition.check({*names_of(RunConfig), *GROUPS}, "setting")
     found, write = _Found(), _labels([values for values, _ in points], baseline)
     bases: dict[str, dict[str, Any]] = {}

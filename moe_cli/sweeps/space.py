@@ -12,9 +12,9 @@ from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
-from moe_cli.config.sweepfile import BUDGET_KEYS, Block, Partial, SweepFile, load_sweep_file
+from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.plan import AD_HOC, check_folder, compose, named, preset_of, seeds_of
+from moe_cli.sweeps.plan import check_folder, compose, named, seeds_of, source_of
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
@@ -148,11 +148,7 @@ def plan_search(
         ConfigError: a word or an option is wrong, or nothing is left to draw.
     """
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
-    preset = axes.pop("preset", None)
-    if preset is not None and not named(words):
-        raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
-    sweep = load_sweep_file(composer, words[0], preset_of(preset)) if named(words) else SweepFile(
-        AD_HOC, "", (Block(),), 1, None)  # fmt: skip
+    sweep = source_of(composer, words, axes.pop("preset", None))
     block = sweep.search or SearchBlock({})
     seed = axes.pop("seed", None)
     if seed is not None and isinstance(seed.values[0], Interval):
