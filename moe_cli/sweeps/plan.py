@@ -188,13 +188,18 @@ def _reasons(found: _Found) -> str:
     return "".join("\n" + line for line in lines[:2])
 
 
+def check_condition(condition: Expression) -> None:
+    """Raises ConfigError when it is about something else than the settings of a configuration."""
+    condition.check({*names_of(RunConfig), *GROUPS}, "setting")
+    if "seed" in condition.names:
+        raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
+
+
 def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> _Found:
     """Composes every configuration once; before those that can be, the baselines of them that are not among them."""
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
-        if "seed" in condition.names:
-            raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
-        condition.check({*names_of(RunConfig), *GROUPS}, "setting")
+        check_condition(condition)
     found, write = _Found(), _labels([values for values, _ in points], baseline)
     bases: dict[str, dict[str, Any]] = {}
     for values, where in points:

@@ -14,7 +14,7 @@ from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.plan import check_folder, compose, named, seeds_of, source_of
+from moe_cli.sweeps.plan import check_condition, check_folder, compose, named, seeds_of, source_of
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
@@ -162,7 +162,7 @@ def plan_search(
         )
     conditions = (*sweep.blocks[0].where, *map(parse_expression, where))
     for condition in conditions:
-        condition.check({*names_of(RunConfig), *GROUPS}, "setting")
+        check_condition(condition)
     objectives = parse_objectives(options.objective or block.objective or "val_bpb")
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)

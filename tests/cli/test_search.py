@@ -80,6 +80,7 @@ WRONG = [
     (["optim.lr=tag(log,interval(0,1))", "--search", "tpe"], "above 0 with tag(log"),
     (["expert=2,4", "k=8,9", "--search", "tpe"], "none of 100 draws can be run."),
     (["k=1,2", "--search", "tpe", "--where", "kk > 1"], "no setting 'kk'"),
+    (["k=1,2", "--search", "tpe", "--where", "seed > 1"], "every configuration has all seeds"),
     (["isoflop", "--search", "tpe"], "names whole configurations"),
     ([LR, "--search", "tpe", "--name", "../x"], "must be a plain folder name"),
     (["k=1,2", "preset=laptop", "--search", "tpe"], "Name one first"),
