@@ -1,7 +1,7 @@
 """Run folders: one per run, plain files that are the truth.
 
     config.json   config.yaml   what was asked, for machines and for people
-    status.json                 pending, running, completed, failed or interrupted; pid, host, heartbeat, step
+    status.json                 pending, running, completed, failed, interrupted or pruned; pid, host, heartbeat, step
     meta.json                   where it ran: code, packages, hardware, corpus
     metrics.jsonl               a record per line as training goes; a torn last line is ignored
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
@@ -32,7 +32,8 @@ from moe_cli.config.schema import RunConfig, from_dict
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
-STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED)
+PRUNED = "pruned"  # stopped for good by a search
+STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED, PRUNED)
 # A running run on another machine that has been silent for this long is taken for dead.
 SILENCE_SECONDS = 120.0
 LATEST_BYTES = 16_384

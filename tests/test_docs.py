@@ -39,6 +39,7 @@ def shortened(command: str) -> list[str]:
     words = ["train.steps=6" if word.startswith("train.steps=") else word for word in words]
     if words[:2] == ["sweep", "router"]:
         words.append("k=2")  # half the points
+    words = ["--trials=2" if word.startswith("--trials=") else word for word in words]
     words = ["--seeds=2" if word.startswith("--seeds=") else word for word in words]
     if words[0] == "bench":
         sizes = [word for word in tiny if word.startswith("model.")] if "step" in words else BENCH

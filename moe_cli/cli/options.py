@@ -1,11 +1,15 @@
 """Options and arguments that several commands share, and how they print."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moe_cli.numbers import printable
+
+if TYPE_CHECKING:
+    from moe_cli.config.schema import RunConfig
 
 Overrides = Annotated[
     list[str] | None,
@@ -22,6 +26,14 @@ ConfigDir = Annotated[
     typer.Option(metavar="DIR", help="Your own conf/ folder, looked up before the packaged one.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def check_devices(configs: "Iterable[RunConfig]") -> None:
+    """Raises ConfigError when one of them asks for a device that is not there; without asking torch where none does."""
+    for device in {config.train.device for config in configs} - {"auto", "cpu"}:
+        from moe_cli.machine import pick_device
+
+        pick_device(device)
 
 
 def print_json(content: Any) -> None:

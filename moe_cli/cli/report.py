@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import Outputs
+from moe_cli.cli.options import Outputs, print_notes
 
 if TYPE_CHECKING:
     from moe_cli.report.view import View
@@ -48,6 +48,7 @@ def report(
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
     from moe_cli.report.frame import dense_runs_elsewhere, load_selection
+    from moe_cli.report.searched import searched
     from moe_cli.report.tables import csv_text, json_text, markdown_text
     from moe_cli.report.view import Question, make_view
     from moe_cli.store import outputs_folder
@@ -57,20 +58,31 @@ def report(
     elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
+    if form is Format.JSON:
+        found, notes = searched(frame["path"])
+        typer.echo(json_text(view, found))
+        print_notes(notes)
+        return
     if form is not Format.TABLE:
-        write = {Format.CSV: csv_text, Format.JSON: json_text, Format.MD: markdown_text}[form]
+        write = {Format.CSV: csv_text, Format.MD: markdown_text}[form]
         typer.echo(write(view).rstrip("\n"))
         return
     groups = list(dict.fromkeys(frame["group"]))
-    _print_table(view, " ".join(selection or []) or (groups[0] if len(groups) == 1 else "all runs"))
+    _print_table(
+        view, " ".join(selection or []) or (groups[0] if len(groups) == 1 else "all runs"), list(frame["path"])
+    )
 
 
-def _print_table(view: "View", title: str) -> None:
+def _print_table(view: "View", title: str, paths: list[str]) -> None:
     from rich.console import Console
 
+    from moe_cli.report.captions import importance
+    from moe_cli.report.searched import searched
     from moe_cli.report.tables import table_lines
 
     console = Console(highlight=False, emoji=False, markup=False)
     width = console.width if console.is_terminal or os.environ.get("COLUMNS") else PIPED_WIDTH
-    for line in table_lines(view, title, width):
+    found, notes = searched(paths)
+    for line in [*table_lines(view, title, width), *importance(found, width)]:
         console.print(line, soft_wrap=True)
+    print_notes(notes)

@@ -22,13 +22,20 @@ class Glob:
 
 @dataclass(frozen=True)
 class Interval:
-    """`interval(low, high)`, or `tag(log, interval(low, high))`: from where a search draws."""
+    """`interval(low, high)`, or `tag(log, interval(low, high))`: from where a search draws.
+
+    Attributes:
+        step: only low, low + step, ... are drawn; a sweep file can say it.
+    """
 
     low: float
     high: float
     log: bool = False
+    step: float | None = None
 
     def __str__(self) -> str:
+        if self.step is not None:
+            return f"interval({self.low:g},{self.high:g}) in steps of {self.step:g}"
         text = f"interval({self.low:g},{self.high:g})"
         return f"tag(log,{text})" if self.log else text
 

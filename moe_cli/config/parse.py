@@ -76,6 +76,15 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
     return list(names)
 
 
+def kinds_of(cls: type, name: str) -> set[type]:
+    """The types a setting has in the groups, and variants of groups, that have it; none: there is no such setting."""
+    group, _, rest = name.partition(".")
+    variants, plain = _options(_type_hints(cls).get(group))
+    if not rest:
+        return {option for option in plain if isinstance(option, type) and option is not type(None)}
+    return {kind for variant in variants for kind in kinds_of(variant, rest)}
+
+
 @cache
 def _options(hint: Any) -> tuple[list[Any], list[Any]]:
     """What a declared type allows: dataclasses, one of which a group is, and everything else, None at its end."""

@@ -20,10 +20,12 @@ from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.load import Composer, parse_word, three_lines
 from moe_cli.config.parse import did_you_mean, show
 from moe_cli.config.schema import BUDGETS, Match
+from moe_cli.config.searchblock import SearchBlock, parse_search
 from moe_cli.errors import ConfigError
 
 BLOCK_PARTS = ("grid", "zip", "points", "set", "match", "budget", "where")
-PARTS = (*BLOCK_PARTS, "union", "seeds", "baseline", "presets")
+PARTS = (*BLOCK_PARTS, "union", "search", "seeds", "baseline", "presets")
+MERGED_PARTS = ("grid", "set", "search")
 PRESET_PARTS = tuple(part for part in PARTS if part != "presets")
 # The preset that a file itself is.
 SMALLEST = "laptop"
@@ -81,6 +83,7 @@ class SweepFile:
     """Attributes:
     question: its first line.
     baseline: the partial configuration that differences are taken to; None: there is none.
+    search: how configurations are searched; None: all of them are run.
     """
 
     name: str
@@ -88,6 +91,7 @@ class SweepFile:
     blocks: tuple[Block, ...]
     seeds: int
     baseline: Partial | None
+    search: SearchBlock | None = None
 
 
 def list_sweeps(composer: Composer) -> list[str]:
@@ -117,8 +121,9 @@ def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> Sw
     try:
         parts = _with_preset(_known_parts(content, PARTS, "a sweep"), name, preset)
         return SweepFile(
-            name, composer.describe("sweep", name), _blocks(composer, parts), _seeds(parts), _baseline(parts)
-        )
+            name, composer.describe("sweep", name), _blocks(composer, parts), _seeds(parts), _baseline(parts),
+            _search(parts),
+        )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
@@ -135,7 +140,7 @@ def _known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any
 
 
 def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any]:
-    """The parts with those of the preset instead; of `grid` and `set`, key by key."""
+    """The parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
     presets = parts.pop("presets", {})
     if not isinstance(presets, dict) or SMALLEST in presets:
         raise ConfigError(f"presets must hold names and what they change; '{SMALLEST}' is what the file itself says.")
@@ -148,7 +153,7 @@ def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any
         )
     changed = _known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}")
     merged: dict[str, Any] = {
-        part: {**_mapping(parts, part), **_mapping(changed, part)} for part in ("grid", "set") if part in changed
+        part: {**_mapping(parts, part), **_mapping(changed, part)} for part in MERGED_PARTS if part in changed
     }
     return {**parts, **changed, **merged}
 
@@ -156,8 +161,8 @@ def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any
 def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:
     shared = _block(composer, parts)
     if "union" not in parts:
-        if not any(part in parts for part in ("grid", "zip", "points")):
-            raise ConfigError("a sweep must hold what varies: grid, zip, points or union.")
+        if not any(part in parts for part in ("grid", "zip", "points", "search")):
+            raise ConfigError("a sweep must hold what varies: grid, zip, points, union or search.")
         return (shared,)
     union = parts["union"]
     if not isinstance(union, list) or not union:
@@ -187,6 +192,11 @@ def _block(composer: Composer, parts: dict[str, Any]) -> Block:
                 where[key] = part
             dimensions.append(dimension)
     return Block(tuple(dimensions), _conditions(parts))
+
+
+def _search(parts: Mapping[str, Any]) -> SearchBlock | None:
+    """The part `search`. Raises ConfigError when it is of another shape."""
+    return parse_search(parts["search"]) if "search" in parts else None
 
 
 def _mapping(parts: Mapping[str, Any], part: str) -> dict[str, Any]:

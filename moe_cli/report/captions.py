@@ -1,7 +1,7 @@
 """The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.text import Text
 
@@ -11,7 +11,7 @@ from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import shorten
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score, shared_with
 from moe_cli.report.view import View
-from moe_cli.store import COMPLETED, FAILED
+from moe_cli.store import COMPLETED, FAILED, PRUNED
 
 OF_EXPERTS = ("expert", "k", "router", "balance", "capacity")
 CONSTANTS = (*OF_EXPERTS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
@@ -115,11 +115,28 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         reason = (failed[0]["reason"] or "see traceback.txt in its folder").strip().splitlines()[0]
         first = f"{shorten(printable(failed[0]['run']))}: {printable(reason)}"
         lines += _prose(f"{len(failed)} failed, the first {first}", width, "red")
-    others = [row["status"] for row in view.unfinished if row["status"] != FAILED]
+    pruned = sum(row["status"] == PRUNED for row in view.unfinished)
+    if pruned:
+        lines += _prose(
+            f"{_plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim"
+        )
+    others = [row["status"] for row in view.unfinished if row["status"] not in (FAILED, PRUNED)]
     if others:
         counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))
         seen = "" if view.by_run or not rows else "; to see them: moe report --runs"
         lines += _prose(f"without results yet: {counted}{seen}", width, "yellow")
+    return lines
+
+
+def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: int) -> list[Text]:
+    """How much each setting mattered, for each objective of each search: importance: optim.lr 0.71, k 0.18."""
+    lines = []
+    for name, objectives in found.items():
+        for objective, shares in objectives.items():
+            which = (f" in {shorten(printable(name))}" if len(found) > 1 else "") + (
+                f" for {objective}" if len(objectives) > 1 else "")  # fmt: skip
+            pieces = [f"{printable(key)} {share:.2f}" for key, share in shares.items()]
+            lines += _pack([f"importance{which}: {pieces[0]}", *pieces[1:]], width, ", ", "  ", "dim")
     return lines
 
 

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -67,10 +68,16 @@ def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, stay
     return kept
 
 
-def json_text(view: View) -> str:
-    """A list of objects, one per row, with the plain keys and the settings that vary; null where there is no value."""
+def json_text(view: View, importance: Mapping[str, Any] | None = None) -> str:
+    """A list of objects, one per row, with the plain keys and the settings that vary; null where there is no value.
+
+    Rows of a sweep that was a search hold its `importance` too, which is given by the sweep's name.
+    """
     names = view.names or (*PLAIN_KEYS, *(name for name in view.json_varying if name not in PLAIN_KEYS))
-    content = [{name: row[name] for name in names} for row in rows_of(view.frame)]
+    content = []
+    for row in rows_of(view.frame):
+        found = {"importance": importance[row["group"]]} if importance and row["group"] in importance else {}
+        content.append({**{name: row[name] for name in names}, **found})
     return json.dumps(content, indent=2, allow_nan=False)
 
 

@@ -10,13 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from moe_cli.errors import RunBusy
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG
-from moe_cli.store import COMPLETED, FAILED, Recorder, Run, is_locked, lock
+from moe_cli.store import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0
@@ -96,6 +96,8 @@ class Progress:
     running: dict[Run, Job] = field(default_factory=dict)
     finished: list[Run] = field(default_factory=list)
     failed: list[Run] = field(default_factory=list)
+    pruned: list[Run] = field(default_factory=list)
+    pruning: set[Run] = field(default_factory=set)
 
 
 Observer = Callable[[Progress], None]
@@ -114,6 +116,7 @@ def drive(feed: Feed, pool: Pool, observer: Observer = lambda progress: None) ->
                 progress.waiting = waiting
                 _start(progress, feed, pool)
                 _collect(progress, feed)
+                _prune(progress, feed)
                 observer(progress)
                 time.sleep(POLL_SECONDS)
         except BaseException:
@@ -170,10 +173,25 @@ def _collect(progress: Progress, feed: Feed) -> None:
             continue
         if code == DONE and run.summary() is not None:
             progress.finished.append(run)
+        elif run in progress.pruning:
+            progress.pruned.append(run)
+            _mark_pruned(run)
         else:
             progress.failed.append(run)
             explain(run, code)
         feed.ended(run)
+
+
+def _prune(progress: Progress, feed: Feed) -> None:
+    """Asks what is not worth going on with to save and stop."""
+    for run in feed.unpromising(list(progress.running)):
+        progress.pruning.add(run)
+        progress.running[run].stop()
+
+
+def _mark_pruned(run: Run) -> None:
+    with suppress(RunBusy, OSError), lock(run.path):
+        Recorder(run).status(PRUNED, reason="pruned")
 
 
 def explain(run: Run, code: int) -> None:
@@ -212,6 +230,6 @@ def _stop(jobs: Sequence[Job]) -> None:
 
 
 def to_do(runs: Sequence[Run], retry_failed: bool) -> list[Run]:
-    """The runs that are not done; failed ones only on request."""
-    skip = {COMPLETED} if retry_failed else {COMPLETED, FAILED}
+    """The runs that are not done; failed ones only on request, pruned ones never."""
+    skip = {COMPLETED, PRUNED} if retry_failed else {COMPLETED, PRUNED, FAILED}
     return [run for run in runs if run.status()["status"] not in skip]

@@ -106,11 +106,12 @@ def plan_sweep(
         ConfigError: a word is wrong, or no point is left.
     """
     composer = Composer(config_dir)
-    axes = {axis.key: axis for axis in parse_overrides(words[1:] if _named(words) else words)}
-    sweep = _source(composer, words, axes.pop("preset", None))
+    axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
+    sweep = source_of(composer, words, axes.pop("preset", None))
+    assert sweep.search is None, "planned by plan_search"
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
-    chosen = _seeds(axes.pop("seed", None), seeds, sweep)
-    if not _named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
+    chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
+    if not named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
         raise ConfigError(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
         )
@@ -119,9 +120,7 @@ def plan_sweep(
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
         raise ConfigError("no point of this sweep can be run." + _reasons(found))
-    folder = name or sweep.name.replace("/", "-")
-    if Path(folder).name != folder or folder.startswith("."):
-        raise ConfigError(f"--name {folder} must be a plain folder name.")
+    folder = check_folder(name or sweep.name.replace("/", "-"))
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
         for seed in chosen for config, label in found.configs.items()
@@ -132,13 +131,21 @@ def plan_sweep(
     )  # fmt: skip
 
 
-def _named(words: Sequence[str]) -> bool:
+def check_folder(folder: str) -> str:
+    """The folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
+    if Path(folder).name != folder or folder.startswith("."):
+        raise ConfigError(f"--name {folder} must be a plain folder name.")
+    return folder
+
+
+def named(words: Sequence[str]) -> bool:
+    """Whether the first word is the name of a sweep."""
     return bool(words) and "=" not in words[0]
 
 
-def _source(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
+def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
     """The named sweep in the size of its preset; for one typed by hand, an empty one."""
-    if _named(words):
+    if named(words):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
         return load_sweep_file(composer, words[0], SMALLEST if preset is None else show(preset.values[0]))
@@ -147,7 +154,7 @@ def _source(composer: Composer, words: Sequence[str], preset: Axis | None) -> Sw
     return SweepFile(AD_HOC, "", (Block(),), 1, None)
 
 
-def _seeds(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
+def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
     """The seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
     if axis is None:
         return list(range(count or sweep.seeds))
@@ -181,17 +188,22 @@ def _reasons(found: _Found) -> str:
     return "".join("\n" + line for line in lines[:2])
 
 
+def check_condition(condition: Expression) -> None:
+    """Raises ConfigError when it is about something else than the settings of a configuration."""
+    condition.check({*names_of(RunConfig), *GROUPS}, "setting")
+    if "seed" in condition.names:
+        raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
+
+
 def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> _Found:
     """Composes every configuration once; before those that can be, the baselines of them that are not among them."""
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
-        if "seed" in condition.names:
-            raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
-        condition.check({*names_of(RunConfig), *GROUPS}, "setting")
+        check_condition(condition)
     found, write = _Found(), _labels([values for values, _ in points], baseline)
     bases: dict[str, dict[str, Any]] = {}
     for values, where in points:
-        label, resolved = write(values), _compose(composer, {**values, "seed": seed}, where)
+        label, resolved = write(values), compose(composer, {**values, "seed": seed}, where)
         if isinstance(resolved, str):
             found.left_out[label] = LeftOut(label or "this point", resolved)
             continue
@@ -215,7 +227,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     return found
 
 
-def _compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
+def compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
     """The configuration; or why it cannot be; or None when a condition does not hold of it.
 
     A condition is about settings as they are given, so that `k <= expert` may leave out what cannot be; about one that

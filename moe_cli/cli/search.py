@@ -1,0 +1,273 @@
+"""What moe sweep --search prints: what is searched, how it goes, what was found."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moe_cli.cli.options import check_devices
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+    from rich.console import Console
+
+    from moe_cli.store import Run
+    from moe_cli.sweeps.driver import Progress
+    from moe_cli.sweeps.preview import Preview
+    from moe_cli.sweeps.search import SearchFeed
+    from moe_cli.sweeps.space import SearchPlan
+
+
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        "--search", metavar="tpe|random", help="Draw settings instead of running all combinations. Needs Optuna."
+    ),
+]
+Trials = Annotated[int | None, typer.Option(metavar="N", help="Configurations that a search tries.  [default: 20]")]
+Objective = Annotated[
+    str | None, typer.Option(metavar="RESULT[,RESULT]", help="What a search improves.  [default: val_bpb]")
+]
+Prune = Annotated[
+    str | None, typer.Option(metavar="asha|hyperband|median", help="A search stops runs that are behind the others.")
+]
+SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Another one draws otherwise.  [default: 0]")]
+
+
+def search(
+    console: "Console", plan: "SearchPlan", folder: Path, jobs: int | None, *, dry_run: bool, retry_failed: bool
+) -> None:
+    """Carries a search out, or with `dry_run` says what it would be."""
+    from moe_cli.sweeps.driver import drive
+    from moe_cli.sweeps.local import LocalPool, default_workers
+    from moe_cli.sweeps.preview import preview
+    from moe_cli.sweeps.search import SearchFeed, open_study
+
+    jobs = min(jobs or default_workers(), plan.trials * len(plan.seeds))
+    ahead = preview(plan, folder)
+    _print_head(console, plan, ahead, folder, jobs)
+    if dry_run:
+        return
+    check_devices(ahead.configs)
+    study = open_study(plan, folder, ahead.evaluations)
+    feed = SearchFeed(plan, study, folder, jobs, retry_failed)
+    try:
+        with feed.at_work(), SearchDisplay(console, feed) as display:
+            drive(feed, LocalPool(folder, jobs), display)
+    except KeyboardInterrupt:
+        console.print("stopped; what was running is saved. The same command continues.")
+        raise typer.Exit(130) from None
+    _print_end(console, feed)
+
+
+def _print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int) -> None:
+    from rich.markup import escape
+
+    for style, line in head(plan, ahead, folder, jobs):
+        console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
+
+
+def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int) -> list[tuple[str, str]]:
+    """What is searched and what it will take: lines, each with its style."""
+    from moe_cli.numbers import duration
+    from moe_cli.report.searched import load_study
+    from moe_cli.sweeps.search import check_asked, counted
+    from moe_cli.sweeps.space import HIGHER, written
+
+    study = load_study(folder / plan.name)
+    if study:
+        check_asked(plan, study, folder / plan.name)
+    trials = counted(study.get_trials(deepcopy=False)) if study else []
+    done = sum(trial.state.is_finished() for trial in trials)
+    lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
+    seeds = f" x {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
+    to_go = max(0, plan.trials - done)
+    lines.append(("", f"{plan.sampler} search: {plan.trials} trials{seeds}: {done} done before, {to_go} to go"))
+    size = plan.size
+    lines += [("", f"  {'space' if not index else '':<10} {key}={written(domain)}")
+              for index, (key, domain) in enumerate(plan.space.items())]  # fmt: skip
+    lines.append(("", f"  {'size':<10} {'endless' if size is None else f'{size:,} configurations'}"
+                      + (f", of which about {100 * ahead.possible:.0f} % can be" if ahead.possible < 1 else "")))  # fmt: skip
+    if plan.fixed:
+        lines.append(("", f"  {'settings':<10} {' '.join(plan.words({}))}"))
+    sides = [f"{name} ({'higher' if name in HIGHER else 'lower'} is better)" for name in plan.objectives]
+    lines.append(("", f"  {'objective':<10} {', '.join(sides)}"))
+    if plan.prune:
+        lines.append(("", f"  {'pruning':<10} {plan.prune}, looking at {ahead.evaluations} evaluations of a run"))
+    lines += [("dim", f"  {'note':<10} {note}") for note in _notes(plan, ahead)]
+    if to_go:
+        seconds = ahead.seconds * to_go * len(plan.seeds) / jobs
+        workers = "worker" if jobs == 1 else "workers"
+        most = "at most " if plan.prune else ""
+        lines.append(
+            ("", f"{most}about {duration(seconds)} on {jobs} {workers}; stop any time, the same command continues")
+        )
+    return lines
+
+
+def _notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
+    notes = list(ahead.notes)
+    if plan.size is not None and plan.size <= plan.trials:
+        notes.append(
+            f"{plan.size:,} configurations are no more than {plan.trials} trials: without --search each is run once"
+        )
+    if plan.prune and len(plan.seeds) > 1:
+        notes.append("runs are pruned at their first seed; only what survives is repeated with the others")
+    return notes
+
+
+def write_result(name: str, value: float) -> str:
+    """A result as it is read."""
+    from moe_cli.numbers import count
+
+    return f"{value:.3f}" if abs(value) < 100 else count(value)
+
+
+class SearchDisplay:
+    """A redrawn panel on a terminal; a line for each run that has ended."""
+
+    def __init__(self, console: "Console", feed: "SearchFeed") -> None:
+        from rich.live import Live
+
+        self.console = console
+        self.feed = feed
+        self.started = time.monotonic()
+        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+        self.seen: set[Path] = set()
+
+    def __enter__(self) -> "SearchDisplay":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, progress: "Progress") -> None:
+        for run in [*progress.finished, *progress.failed, *progress.pruned]:
+            if run.path not in self.seen:
+                self.seen.add(run.path)
+                self.console.print(self._line(run), highlight=False, soft_wrap=True)
+        if self.live:
+            self.live.update(self._panel(progress))
+
+    def _line(self, run: "Run") -> str:
+        from rich.markup import escape
+
+        label, summary = escape(self.feed.labels[run.path]), run.summary()
+        if summary:
+            results = [(name, summary.get(name)) for name in self.feed.plan.objectives]
+            told = "   ".join(
+                f"{name} {'-' if value is None else write_result(name, value)}" for name, value in results
+            )
+            return f"[green]done[/]    {label}   {told}"
+        status = run.status()
+        style, word = ("yellow", "pruned") if status["status"] == "pruned" else ("red", "failed")
+        return f"[{style}]{word}[/]  {label}   [dim]{escape(str(status.get('reason')))}[/]"
+
+    def _panel(self, progress: "Progress") -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        from moe_cli.numbers import duration
+
+        trials = self.feed.trials()
+        done, wanted = sum(trial.state.is_finished() for trial in trials), self.feed.plan.trials
+        mine = len(progress.finished) + len(progress.failed) + len(progress.pruned)
+        elapsed = time.monotonic() - self.started
+        left = duration(elapsed / mine * (wanted - done) * len(self.feed.plan.seeds)) + " left" if mine else ""
+        table = Table.grid(padding=(0, 2))
+        counts = [
+            (len(progress.running), "running"),
+            (len(progress.pruned), "pruned"),
+            (len(progress.failed), "failed"),
+        ]
+        table.add_row(
+            f"{done}/{wanted} trials", ProgressBar(total=wanted, completed=done, width=20),
+            *(f"{number} {word}" for number, word in counts if number), left,
+        )  # fmt: skip
+        rows = [Text(f"  {_step(run):<26} {self.feed.labels[run.path]}", no_wrap=True, overflow="ellipsis")
+                for run in progress.running]  # fmt: skip
+        rows += [Text(f"  {'best ' + _results(self.feed.plan, trial):<26} {self.feed.plan.label(trial.params)}", "bold",
+                      no_wrap=True, overflow="ellipsis") for trial in self.feed.best()[:3]]  # fmt: skip
+        return Group(table, *rows)
+
+
+def _step(run: "Run") -> str:
+    records = run.latest_metrics()
+    if not records:
+        return "starting"
+    losses = [record["val/bpb_estimate"] for record in records if record.get("val/bpb_estimate") is not None]
+    return f"step {records[-1].get('step')}" + (f"   bpb {losses[-1]:.3f}" if losses else "")
+
+
+def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
+    return "   ".join(
+        f"{name} {write_result(name, value)}" for name, value in zip(plan.objectives, trial.values, strict=True)
+    )
+
+
+def _print_end(console: "Console", feed: "SearchFeed") -> None:
+    from rich.markup import escape
+
+    from moe_cli.report.searched import FEWEST, importance_lines, importances
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    states = [trial.state.name for trial in feed.trials()]
+    completed, pruned, failed = (states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL"))
+    say(f"{len(states)} of {feed.plan.trials} trials: {completed} completed, {pruned} pruned, {failed} failed")
+    if feed.given_up:
+        say(f"[yellow]stopped asking:[/] {escape(feed.given_up)}")
+    for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
+        say(escape(line))
+    lines = importance_lines(importances(feed.study))
+    for line in lines or [f"importance: to be told from {FEWEST} completed trials that differ"]:
+        say(f"[dim]{escape(line)}[/]")
+    say(f"See: moe report {escape(feed.plan.name)}")
+    if failed:
+        first = next(trial for trial in feed.trials() if trial.state.name == "FAIL")
+        say(f"[red]{failed} failed[/], the first because: {escape(str(first.user_attrs.get('reason')))}")
+        say("Try them again with --retry-failed.")
+        raise typer.Exit(3)
+
+
+def _best(feed: "SearchFeed") -> list[str]:
+    lines = []
+    for trial in feed.best()[:1]:
+        lines.append(f"best     trial {trial.number}   {_results(feed.plan, trial)}")
+        lines.append(f"  {_command(feed.plan, trial)}")
+    return lines
+
+
+def _front(feed: "SearchFeed") -> list[str]:
+    """The trials of which none is better in everything, as an aligned table, and the words of each."""
+    plan, trials = feed.plan, feed.best()
+    rows = [list(plan.objectives), *([write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)]
+                                     for trial in trials)]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = ["settings", *(plan.label(trial.params) for trial in trials)]
+    lines = ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), label])
+             for row, label in zip(rows, last, strict=True)]  # fmt: skip
+    commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
+    return (
+        [
+            f"Pareto front: {len(trials)} trials of which none is better in everything",
+            *lines,
+            "the first of them:",
+            *commands,
+        ]
+        if trials
+        else []
+    )
+
+
+def _command(plan: "SearchPlan", trial: "FrozenTrial") -> str:
+    import shlex
+
+    return "moe train " + " ".join(map(shlex.quote, plan.words(trial.params)))

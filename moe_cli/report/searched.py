@@ -1,0 +1,170 @@
+"""What the journal of a search holds: its trials, and how much each setting mattered. Asks for Optuna when it is used.
+
+The journal is search.journal in the sweep's folder: a line of JSON for each thing that happened, written by Optuna.
+"""
+
+import fcntl
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from moe_cli.errors import ConfigError, MoeError
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import JournalStorage
+    from optuna.trial import FrozenTrial
+
+JOURNAL = "search.journal"
+STUDY = "search"
+# Fewer completed trials say nothing of what matters.
+FEWEST = 8
+# The share of trials that counts as good: of twenty a tenth would be two.
+BEST = 0.25
+
+
+def import_optuna() -> ModuleType:
+    """Optuna, silent but for errors. Raises MoeError when it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("a search needs Optuna, which is not installed: pip install 'moe-cli[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds a lock file, waiting for it; the operating system releases it however the process ends."""
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class JournalLock:
+    """Held by Optuna while it appends to the journal, in place of its own lock, which outlives a killed process.
+
+    What a killed process has half written at the end is cut off, for the next line would be joined to it.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self._held: Any = None
+
+    def acquire(self) -> bool:
+        self._held = exclusive(self.journal.with_name(".journal.lock"))
+        self._held.__enter__()
+        with open(self.journal, "rb+") as file:
+            file.truncate(_end_of_lines(file))
+        return True
+
+    def release(self) -> None:
+        self._held.__exit__(None, None, None)
+
+
+def _end_of_lines(file: Any) -> int:
+    """Where the last whole line ends."""
+    end: int = file.seek(0, os.SEEK_END)
+    if not end:
+        return 0
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return end
+    file.seek(0)
+    return int(file.read().rfind(b"\n")) + 1
+
+
+def open_journal(folder: Path) -> "JournalStorage":
+    """The journal in a sweep's folder, made if it is not there. Raises MoeError: it cannot be read, or made."""
+    import_optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path = folder / JOURNAL
+    lock: Any = JournalLock(path)
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except OSError as error:
+        raise MoeError(f"{path} cannot be used: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise MoeError(
+            f"{path} is damaged. Move it away: the same command then begins a new search, and runs that are there count."
+        ) from None
+
+
+def load_study(folder: Path) -> "Study | None":
+    """The search of a sweep's folder, None if there is none. Raises MoeError: it cannot be read."""
+    if not (folder / JOURNAL).is_file():
+        return None
+    optuna = import_optuna()
+    storage = open_journal(folder)
+    if not storage.get_all_studies():
+        return None
+    study: Study = optuna.load_study(study_name=STUDY, storage=storage)
+    return study
+
+
+def objectives_of(study: "Study") -> list[str]:
+    """The names of the results that are searched for."""
+    names = study.user_attrs.get("asked", {}).get("objectives")
+    return [str(name) for name in names] if names else [f"value {index}" for index in range(len(study.directions))]
+
+
+def importances(study: "Study") -> dict[str, dict[str, float]]:
+    """For each objective, each setting's share of what made trials good, the largest first; together 1.
+
+    PED-ANOVA (arXiv:2304.10255): how far the settings of the best quarter of the trials differ from those of all. Empty
+    with fewer than FEWEST completed trials, or where all are equal.
+    """
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.study import StudyDirection
+    from optuna.trial import TrialState
+
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(completed) < FEWEST:
+        return {}
+    found = {}
+    for index, name in enumerate(objectives_of(study)):
+        sign = -1.0 if study.directions[index] == StudyDirection.MAXIMIZE else 1.0
+        if len({trial.values[index] for trial in completed}) < 2:
+            continue
+
+        def target(trial: "FrozenTrial", index: int = index, sign: float = sign) -> float:
+            return sign * float(trial.values[index])
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that small is good, which is what `sign` is for
+            shares = get_param_importances(
+                study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST), target=target
+            )
+        found[name] = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return found
+
+
+def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
+    """A line for each objective: importance for val_bpb: optim.lr 0.71, k 0.18."""
+    return [
+        f"importance for {name}: {', '.join(f'{key} {share:.2f}' for key, share in shares.items())}"
+        for name, shares in found.items()
+    ]
+
+
+def searched(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str, float]]], tuple[str, ...]]:
+    """The importances of every search among whose runs these folders are, by the name of the sweep.
+
+    Beside them, why those of a search cannot be told: a report goes on without.
+    """
+    found, notes = {}, []
+    for folder in dict.fromkeys(Path(path).parent for path in paths):
+        try:
+            study = load_study(folder)
+        except MoeError as error:
+            notes.append(f"importances of {folder.name}: {error}")
+            continue
+        if study is not None:
+            found[folder.name] = importances(study)
+    return found, tuple(notes)

@@ -1,0 +1,65 @@
+"""What a search will be, before it starts: some draws at random, composed and priced."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
+from moe_cli.forecast import make_plans, measure_flops, pin_upcycle
+from moe_cli.report.searched import import_optuna
+from moe_cli.sweeps.pruning import count_evaluations
+from moe_cli.sweeps.search import PATIENCE, distributions
+from moe_cli.sweeps.space import SearchPlan
+
+DRAWS = 24
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Attributes:
+    configs: of some draws that can be, at the first seed.
+    seconds: expected time of a run, on average over them.
+    evaluations: how often a run evaluates before it is complete, at the least.
+    possible: share of the draws that can be.
+    notes: settings that have no effect in some of them.
+    """
+
+    configs: tuple[RunConfig, ...]
+    seconds: float
+    evaluations: int
+    possible: float
+    notes: tuple[str, ...]
+
+
+def preview(plan: SearchPlan, outputs: Path) -> Preview:
+    """Draws DRAWS configurations, or up to PATIENCE until one can be.
+
+    Raises:
+        ConfigError: none of them can be, or pruning would have nothing to look at.
+        MoeError: the data are no use, or Optuna is not installed.
+    """
+    optuna = import_optuna()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.search_seed))
+    space = distributions(plan)
+    configs: list[RunConfig] = []
+    notes: dict[str, None] = {}
+    reasons: list[str] = []
+    for number in range(PATIENCE):
+        if number >= DRAWS and configs:
+            break
+        try:
+            resolved = plan.resolved(study.ask(space).params)
+            configs.append(pin_upcycle(resolved[0].config, outputs))
+            notes |= dict.fromkeys(resolved[0].notes)
+        except ConfigError as error:
+            reasons.append(str(error))
+    if not configs:
+        raise ConfigError(
+            reasons[0] if len(set(reasons)) == 1 else f"none of {PATIENCE} draws can be run.\n{reasons[0]}"
+        )
+    plans = make_plans(configs, outputs, measure_flops())
+    return Preview(
+        tuple(configs), sum(each.seconds for each in plans) / len(plans),
+        min(count_evaluations(each.config, each.steps) for each in plans) if plan.prune else 0,
+        len(configs) / (len(configs) + len(reasons)), tuple(notes),
+    )  # fmt: skip

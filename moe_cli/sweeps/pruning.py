@@ -1,0 +1,92 @@
+"""Which runs at work are not worth going on with: Optuna's pruners, fed with what the runs record.
+
+A trial's steps are its evaluations, 1, 2, ...: ten times a run unless train.eval_every says otherwise, so that an equal
+step is an equal share of the budget, however long a run is.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
+from moe_cli.sweeps.space import ESTIMATED
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.trial import Trial
+
+    from moe_cli.store import Run
+
+# Of those that come to a rung a fourth goes on; rungs are at 1, 4, 16, ... evaluations.
+REDUCTION = 4
+# The last of the ten is made when the run is complete.
+EVALUATIONS = 9
+
+
+def make_pruner(name: str | None, evaluations: int) -> "BasePruner":
+    """The pruner for runs of so many evaluations; None: one that prunes nothing."""
+    from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+
+    if name == "asha":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=max(evaluations, REDUCTION), reduction_factor=REDUCTION)
+    if name == "median":
+        return MedianPruner()
+    return NopPruner()
+
+
+def count_evaluations(config: RunConfig, steps: int | None) -> int:
+    """How often a run evaluates before it is complete.
+
+    Raises:
+        ConfigError: never, so that nothing could be pruned.
+    """
+    every = config.train.eval_every
+    if steps is None:
+        return EVALUATIONS
+    count = min(EVALUATIONS, steps - 1) if every is None else (steps - 1) // every
+    if count < 1:
+        given = f"train.eval_every={every} of {steps} steps" if every else f"train.steps={steps}"
+        raise ConfigError(
+            f"--prune looks at evaluations during training, and with {given} there are none. Leave out --prune, or change that."
+        )
+    return count
+
+
+class Watch:
+    """Follows one run's evaluations: reports each once, and asks whether the run should go on."""
+
+    def __init__(self, run: "Run", trial: "Trial", objective: str) -> None:
+        self.run = run
+        self.trial = trial
+        self.objective = objective
+        self._reported = len(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        self._steps: list[int] = []
+        self._size = -1
+
+    def look(self) -> str | None:
+        """What the run had reached when it was found not worth going on with; None while it is."""
+        try:
+            size = (self.run.path / "metrics.jsonl").stat().st_size
+        except OSError:
+            return None
+        if size == self._size:
+            return None
+        records = self.run.latest_metrics() if self._steps else self.run.metrics()
+        self._size = size
+        for value in self._new(records):
+            if len(self._steps) > self._reported:
+                self._reported = len(self._steps)
+                self.trial.report(value, self._reported)
+                if self.trial.should_prune():
+                    return f"{self.objective} {value:.3f} at evaluation {self._reported}"
+        return None
+
+    def _new(self, records: Sequence[Mapping[str, Any]]) -> Iterator[float]:
+        """Evaluations not seen before. A run that goes on from a checkpoint makes some again, with equal values."""
+        for record in records:
+            step, value = record.get("step"), record.get(ESTIMATED[self.objective])
+            if isinstance(step, int) and isinstance(value, float) and step > (self._steps or [0])[-1]:
+                self._steps.append(step)
+                yield value

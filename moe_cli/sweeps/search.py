@@ -1,0 +1,370 @@
+"""The feed of a search: Optuna says which configuration is tried next, and learns what became of it.
+
+A trial is a configuration; its runs, one a seed, are ordinary run folders beside the journal, which holds what was asked
+and told. Everything here can be killed at any time: a trial that was begun by a sweep that is gone is taken up again
+with the settings it had. Searches that share a folder share the trials.
+"""
+
+import json
+import os
+import random
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from operator import le
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_cli.config.axes import Interval
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.searchblock import Domain
+from moe_cli.errors import ConfigError, MoeError
+from moe_cli.forecast import pin_upcycle
+from moe_cli.report.searched import STUDY, exclusive, import_optuna, open_journal
+from moe_cli.store import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock, make_folder, open_or_create_run
+from moe_cli.sweeps.pruning import Watch, make_pruner
+from moe_cli.sweeps.space import HIGHER, SearchPlan, is_whole
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial, Trial
+
+# So many draws in a row that cannot be: there is little to find.
+PATIENCE = 100
+# What stands in a trial's attributes.
+OWNER, REASON, ASIDE, UNPROMISING, AGAIN = "owner", "reason", "set_aside", "unpromising", "again"
+# Why a trial does not count as one of those asked for.
+IMPOSSIBLE, LOST = "impossible", "lost"
+SEARCHERS = ".searchers"
+
+
+def distributions(plan: SearchPlan) -> "dict[str, BaseDistribution]":
+    return {key: _distribution(key, domain) for key, domain in plan.space.items()}
+
+
+def _distribution(key: str, domain: Domain) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not isinstance(domain, Interval):
+        return CategoricalDistribution(domain)
+    if is_whole(key):
+        return IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
+    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
+
+
+def make_sampler(name: str, search_seed: int, index: int) -> "BaseSampler":
+    """The sampler of one draw: the n-th is the same whether a search was interrupted before or not."""
+    from optuna.samplers import RandomSampler, TPESampler
+
+    seed = random.Random(f"{search_seed} {index}").getrandbits(32)
+    return TPESampler(seed=seed) if name == "tpe" else RandomSampler(seed=seed)
+
+
+def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
+    """The search in the sweep's folder, begun if it is not there; its runs evaluate so many times.
+
+    Raises:
+        ConfigError: the one that is there asks something else.
+        MoeError: its journal cannot be read.
+    """
+    optuna = import_optuna()
+    folder = make_folder(outputs / plan.name)
+    with exclusive(folder / ".search.lock"):
+        study: Study = optuna.create_study(
+            study_name=STUDY, storage=open_journal(folder), load_if_exists=True,
+            pruner=make_pruner(plan.prune, evaluations),
+            directions=["maximize" if name in HIGHER else "minimize" for name in plan.objectives],
+        )  # fmt: skip
+        if "asked" not in study.user_attrs:
+            study.set_user_attr("asked", json.loads(json.dumps(plan.asked)))
+    check_asked(plan, study, folder)
+    return study
+
+
+def check_asked(plan: SearchPlan, study: "Study", folder: Path) -> None:
+    """Raises ConfigError when the search of the folder asks something else."""
+    asked, before = json.loads(json.dumps(plan.asked)), study.user_attrs.get("asked", {})
+    other = [part for part in asked if asked[part] != before.get(part)]
+    if other:
+        raise ConfigError(
+            f"{folder} holds a search with other {other[0]}: {json.dumps(before.get(other[0]))[:200]}\n"
+            "Trials of both cannot be compared. Give this one a name: --name NAME"
+        )
+
+
+@dataclass
+class _Open:
+    """A trial in this process's hands."""
+
+    trial: "Trial"
+    configs: list[RunConfig]
+    runs: list[Run] = field(default_factory=list)
+
+
+class SearchFeed:
+    """Gives the runs of a search's trials; see `driver.Feed`.
+
+    Args:
+        at_a_time: so many runs are given before the first of them has ended: what is asked depends on what is known, so
+            with 1 the trials are the same every time.
+    """
+
+    def __init__(
+        self, plan: SearchPlan, study: "Study", outputs: Path, at_a_time: int = 1, retry_failed: bool = False
+    ) -> None:
+        self.plan = plan
+        self.study = study
+        self.outputs = outputs
+        self.at_a_time = at_a_time
+        self.retry_failed = retry_failed
+        self.given_up: str | None = None
+        self.labels: dict[Path, str] = {}
+        self._distributions = distributions(plan)
+        self._open: dict[int, _Open] = {}
+        self._wanted: deque[Run] = deque()
+        self._busy: deque[Run] = deque()
+        self._taken: set[Run] = set()
+        self._seen_to_end: set[Run] = set()
+        self._watched: dict[Run, Watch] = {}
+        self._impossible = 0
+        self._owner = f"{os.getpid()}-{os.urandom(4).hex()}"
+
+    @contextmanager
+    def at_work(self) -> Iterator["SearchFeed"]:
+        """Within it others see that this search lives, and leave its trials alone."""
+        place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
+        try:
+            with lock(place):
+                if self.retry_failed:
+                    self._ask_again()
+                yield self
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):
+                place.parent.rmdir()
+
+    def trials(self) -> "list[FrozenTrial]":
+        """Those that were asked for and begun, here or elsewhere."""
+        return counted(self.study.get_trials(deepcopy=False))
+
+    def best(self) -> "list[FrozenTrial]":
+        """The best trial, or with several objectives the front, in order of the first; none before a result is there.
+
+        Trials that came to the same settings are one.
+        """
+        completed = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
+        signs = [-1 if name in HIGHER else 1 for name in self.plan.objectives]
+        unique = {self.plan.label(trial.params): trial for trial in reversed(completed)}
+        return pareto_front(list(unique.values()), signs)
+
+    def take(self) -> Run | None:
+        if len(self._taken) >= self.at_a_time:
+            return None
+        while not self._wanted and self._next_trial():
+            pass
+        run = self._wanted.popleft() if self._wanted else self._busy.popleft() if self._busy else None
+        if run is not None:
+            self._taken.add(run)
+        return run
+
+    def put_back(self, run: Run) -> None:
+        self._taken.discard(run)
+        self._busy.append(run)
+
+    def ended(self, run: Run) -> None:
+        self._taken.discard(run)
+        self._seen_to_end.add(run)
+        self._watched.pop(run, None)
+        for number in [number for number, each in self._open.items() if run in each.runs]:
+            self._settle(number)
+
+    def waiting(self) -> int:
+        """Trials of other searches count: if those are gone before they are done, they are taken up here."""
+        trials = self.study.get_trials(deepcopy=False)
+        elsewhere = sum(_running(trial) and trial.number not in self._open for trial in trials)
+        return len(self._wanted) + len(self._busy) + elsewhere + self._to_ask(trials)
+
+    def unpromising(self, running: Sequence[Run]) -> list[Run]:
+        if self.plan.prune is None:
+            return []
+        return [run for run in running if self._is_unpromising(run)]
+
+    def _is_unpromising(self, run: Run) -> bool:
+        """Whether a run, the first of its trial, has just been found not worth going on with."""
+        mine = [each for each in self._open.values() if each.runs[:1] == [run]]
+        if not mine:
+            return False
+        if run not in self._watched:
+            self._watched[run] = Watch(run, mine[0].trial, self.plan.objectives[0])
+        found = self._watched[run].look()
+        if found is not None:
+            for each in mine:
+                each.trial.set_user_attr(UNPROMISING, f"by {self.plan.prune}: {found}")
+        return found is not None
+
+    def _to_ask(self, trials: "Sequence[FrozenTrial]") -> int:
+        if self.given_up:
+            return 0
+        return max(0, self.plan.trials - len(counted(trials)))
+
+    def _next_trial(self) -> bool:
+        """Begins a trial, or takes one up that was left; False if there is none to be had now."""
+        with exclusive(self.outputs / self.plan.name / ".search.lock"):
+            trials = self.study.get_trials(deepcopy=False)
+            trial = self._left_behind(trials) or (self._ask(trials) if self._to_ask(trials) else None)
+            if trial is None:
+                return False
+            trial.set_user_attr(OWNER, self._owner)
+        self._begin(trial)
+        return True
+
+    def _ask(self, trials: "Sequence[FrozenTrial]") -> "Trial":
+        index = sum(trial.user_attrs.get(ASIDE) != LOST for trial in trials)
+        self.study.sampler = make_sampler(self.plan.sampler, self.plan.search_seed, index)
+        return self.study.ask(self._distributions)
+
+    def _left_behind(self, trials: "Sequence[FrozenTrial]") -> "Trial | None":
+        """A trial of a search that is gone. One that was killed while it was drawn is drawn anew."""
+        from optuna.trial import Trial
+
+        for frozen in trials:
+            if not _running(frozen) or frozen.number in self._open or self._lives(frozen.user_attrs.get(OWNER)):
+                continue
+            trial = Trial(self.study, frozen._trial_id)
+            if set(frozen.params) == set(self._distributions):
+                return trial
+            self._set_aside(trial, LOST, "the search was killed while it was drawn")
+        return None
+
+    def _lives(self, owner: Any) -> bool:
+        place = self.outputs / self.plan.name / SEARCHERS / str(owner)
+        return owner == self._owner or (owner is not None and is_locked(place))
+
+    def _begin(self, trial: "Trial") -> None:
+        try:
+            configs = [pin_upcycle(config, self.outputs) for config in self.plan.configs(trial.params)]
+        except MoeError as error:
+            reason = str(error).splitlines()[0]
+            self._set_aside(trial, IMPOSSIBLE, reason)
+            self._impossible += 1
+            if self._impossible >= PATIENCE:
+                self.given_up = f"{PATIENCE} draws in a row cannot be, the last: {reason}"
+            return
+        self._impossible = 0
+        self._open[trial.number] = _Open(trial, configs)
+        # Only what is not pruned at its first seed is repeated with others.
+        self._want(trial.number, 1 if self.plan.prune else len(configs))
+        self._settle(trial.number)
+
+    def _set_aside(self, trial: "Trial", why: str, reason: str) -> None:
+        """Ends a trial that is not counted."""
+        trial.set_user_attr(REASON, reason)
+        trial.set_user_attr(ASIDE, why)
+        self._tell(trial.number, FAILED)
+
+    def _want(self, number: int, seeds: int) -> None:
+        """Opens the first runs of a trial; one that another trial has too is given once."""
+        each = self._open[number]
+        for config in each.configs[len(each.runs) : seeds]:
+            run = open_or_create_run(self.outputs, self.plan.name, config)
+            label = self.plan.label(each.trial.params)
+            self.labels[run.path] = label + (f" seed={config.seed}" if len(each.configs) > 1 else "")
+            each.runs.append(run)
+            known = run in self._taken or run in self._wanted or run in self._busy
+            if self._standing(run) is None and not known:
+                self._wanted.append(run)
+
+    def _standing(self, run: Run) -> str | None:
+        """completed, pruned or failed; None while there is something to do."""
+        status = str(run.status()["status"])
+        if status == FAILED and self.retry_failed and run not in self._seen_to_end:
+            return None
+        return status if status in (COMPLETED, FAILED, PRUNED) else None
+
+    def _settle(self, number: int) -> None:
+        """Tells what became of a trial, as far as it is known."""
+        each = self._open[number]
+        if UNPROMISING in each.trial.user_attrs:
+            self._prune(each)
+        standing = [self._standing(run) for run in each.runs]
+        for state in (FAILED, PRUNED):
+            if state in standing:
+                self._end(number, state, each.runs[standing.index(state)])
+                return
+        if None in standing:
+            return
+        if len(each.runs) < len(each.configs):
+            self._want(number, len(each.configs))
+            self._settle(number)
+            return
+        self._end(number, COMPLETED, each.runs[0])
+
+    def _prune(self, each: _Open) -> None:
+        """Says in the run's folder why it was pruned, unless it was complete before it could be stopped."""
+        reason = f"pruned {each.trial.user_attrs[UNPROMISING]}"
+        run = each.runs[0]
+        if run.summary() is None and not is_locked(run.path) and run.status().get("reason") != reason:
+            with lock(run.path):
+                Recorder(run).status(PRUNED, reason=reason)
+        if run in self._wanted:
+            self._wanted.remove(run)
+
+    def _end(self, number: int, state: str, run: Run) -> None:
+        each = self._open.pop(number)
+        others = {run for other in self._open.values() for run in other.runs}
+        for mine in set(each.runs) - others:
+            for queue in (self._wanted, self._busy):
+                if mine in queue:
+                    queue.remove(mine)
+        if state == COMPLETED:
+            values = [self._mean(name, each.runs) for name in self.plan.objectives]
+            missing = [name for name, value in zip(self.plan.objectives, values, strict=True) if value is None]
+            if not missing:
+                self._tell(number, COMPLETED, [value for value in values if value is not None])
+                return
+            each.trial.set_user_attr(REASON, f"{missing[0]} has no value")
+            state = FAILED
+        elif reason := run.status().get("reason"):
+            each.trial.set_user_attr(REASON, str(reason))
+        self._tell(number, state)
+
+    @staticmethod
+    def _mean(name: str, runs: Sequence[Run]) -> float | None:
+        values = [(run.summary() or {}).get(name) for run in runs]
+        known = [value for value in values if isinstance(value, int | float)]
+        return sum(known) / len(known) if known and len(known) == len(values) else None
+
+    def _tell(self, number: int, state: str, values: list[float] | None = None) -> None:
+        from optuna.trial import TrialState
+
+        states = {COMPLETED: TrialState.COMPLETE, FAILED: TrialState.FAIL, PRUNED: TrialState.PRUNED}
+        self.study.tell(number, values, states[state], skip_if_finished=True)
+
+    def _ask_again(self) -> None:
+        """Failed trials once more, with the settings they had."""
+        for trial in counted(self.study.get_trials(deepcopy=False)):
+            if trial.state.name == "FAIL":
+                self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+
+
+def pareto_front(trials: "Sequence[FrozenTrial]", signs: Sequence[int]) -> "list[FrozenTrial]":
+    """The trials than which no other is at least as good in everything and better in something; -1: large is good."""
+    points = [tuple(sign * value for sign, value in zip(signs, trial.values, strict=True)) for trial in trials]
+    kept = [(point, trial) for point, trial in zip(points, trials, strict=True)
+            if not any(other != point and all(map(le, other, point)) for other in points)]  # fmt: skip
+    return [trial for _, trial in sorted(kept, key=lambda pair: (pair[0], pair[1].number))]
+
+
+def counted(trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":
+    """Those that were asked for and begun: without what could not be, and what was tried again."""
+    again = {trial.user_attrs.get(AGAIN) for trial in trials}
+    return [trial for trial in trials
+            if ASIDE not in trial.user_attrs and trial.state.name != "WAITING" and trial.number not in again]  # fmt: skip
+
+
+def _running(trial: "FrozenTrial") -> bool:
+    return trial.state.name == "RUNNING"

@@ -1,0 +1,281 @@
+"""What a search is asked: which settings are drawn from where, what is fixed, what is wanted. Knows no Optuna."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.axes import Axis, Interval
+from moe_cli.config.expressions import Expression, parse_expression
+from moe_cli.config.load import GROUPS, Composer, parse_overrides
+from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
+from moe_cli.config.resolve import Resolved
+from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
+from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
+from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
+from moe_cli.errors import ConfigError
+from moe_cli.sweeps.plan import check_condition, check_folder, compose, named, seeds_of, source_of
+
+AD_HOC_SEARCH = "search"
+DEFAULT_TRIALS = 20
+# Which way is better.
+LOWER = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_loss", "params", "active_params",
+         "flops_per_token", "forward_flops_per_token", "seconds", "tokens", "peak_memory_bytes", "max_violation", "load_cv",
+         "dropped_fraction", "dead_experts")  # fmt: skip
+HIGHER = ("tokens_per_second",)
+# What a run at work tells of itself now and then, and under which name.
+ESTIMATED = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
+DIGITS = 4
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What the command line says of a search; None: what the file says, else the default."""
+
+    sampler: str | None = None
+    trials: int | None = None
+    objective: str | None = None
+    prune: str | None = None
+    seed: int | None = None
+
+    def given(self) -> str | None:
+        """The first option that only a search has, as it was typed."""
+        for name, value in (("trials", self.trials), ("objective", self.objective), ("prune", self.prune),
+                            ("search-seed", self.seed)):  # fmt: skip
+            if value is not None:
+                return f"--{name} {value}"
+        return None
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Attributes:
+    name: the folder under outputs/.
+    space: where each setting that varies is drawn from.
+    fixed: the other settings.
+    seeds: of every configuration; a trial's result is the mean over them.
+    trials: how many configurations are tried, those of earlier calls included.
+    objectives: names of results; the first ones of LOWER are to be small, those of HIGHER large.
+    """
+
+    name: str
+    question: str
+    space: Mapping[str, Domain]
+    fixed: Partial
+    where: tuple[Expression, ...]
+    seeds: tuple[int, ...]
+    sampler: str
+    trials: int
+    objectives: tuple[str, ...]
+    prune: str | None
+    search_seed: int
+    composer: Composer
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What must be equal for trials to belong to one search."""
+        fixed = {key: value for key, value in self.fixed.items() if not _execution(key)}
+        return {
+            "space": {key: written(domain) for key, domain in self.space.items()}, "settings": fixed,
+            "objectives": list(self.objectives), "seeds": list(self.seeds), "where": [each.text for each in self.where],
+        }  # fmt: skip
+
+    @property
+    def size(self) -> int | None:
+        """How many configurations there are; None: endless."""
+        size = 1
+        for key, domain in self.space.items():
+            number = num_values(key, domain)
+            if number is None:
+                return None
+            size *= number
+        return size
+
+    def words(self, drawn: Mapping[str, Any]) -> list[str]:
+        """The settings of a trial as `moe train` takes them."""
+        return [f"{key}={show(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
+
+    def label(self, drawn: Mapping[str, Any]) -> str:
+        return " ".join(f"{key}={show(value)}" for key, value in self.settings(drawn).items())
+
+    def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """What was drawn, in the order of the space, fractions to four digits: words that can be typed."""
+        return {key: _rounded(domain, drawn[key]) for key, domain in self.space.items() if key in drawn}
+
+    def resolved(self, drawn: Mapping[str, Any]) -> list[Resolved]:
+        """A configuration per seed. Raises ConfigError when it cannot be, or a condition does not hold of it."""
+        values, found = {**self.fixed, **self.settings(drawn)}, []
+        for seed in self.seeds:
+            resolved = compose(self.composer, {**values, "seed": seed}, self.where)
+            if not isinstance(resolved, Resolved):
+                raise ConfigError(resolved or "a condition of 'where' does not hold.")
+            found.append(resolved)
+        return found
+
+    def configs(self, drawn: Mapping[str, Any]) -> list[RunConfig]:
+        """The configurations of `resolved`."""
+        return [resolved.config for resolved in self.resolved(drawn)]
+
+
+def plan_if_search(
+    words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **given: Any
+) -> SearchPlan | None:
+    """`plan_search`, if one is asked for: by --search, or by the file that the first word names.
+
+    Raises:
+        ConfigError: a word or an option is wrong, or an option of a search stands without one.
+    """
+    composer = Composer(config_dir)
+    if options.sampler is not None or (named(words) and load_sweep_file(composer, words[0]).search is not None):
+        return plan_search(words, options, composer=composer, **given)
+    if typed := options.given():
+        raise ConfigError(f"{typed} is for a search. Add: --search tpe")
+    return None
+
+
+def plan_search(
+    words: Sequence[str],
+    options: SearchOptions,
+    *,
+    seeds: int | None = None,
+    name: str | None = None,
+    where: Sequence[str] = (),
+    composer: Composer,
+) -> SearchPlan:
+    """The search of `moe sweep WORDS --search ...`: settings with one value are fixed, the others are drawn.
+
+    Raises:
+        ConfigError: a word or an option is wrong, or nothing is left to draw.
+    """
+    axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
+    sweep = source_of(composer, words, axes.pop("preset", None))
+    block = sweep.search or SearchBlock({})
+    seed = axes.pop("seed", None)
+    if seed is not None and isinstance(seed.values[0], Interval):
+        raise ConfigError(f"{seed}: seeds are not searched. Give: --seeds 3")
+    chosen = seeds_of(seed, seeds, sweep)
+    domains = _domains(composer, sweep, block, axes.values())
+    space = {key: domain for key, domain in domains.items() if isinstance(domain, Interval) or len(domain) > 1}
+    if not space:
+        raise ConfigError(
+            "nothing to search: every setting has one value. Give an interval or several: optim.lr='interval(0.001,0.1)'"
+        )
+    conditions = (*sweep.blocks[0].where, *map(parse_expression, where))
+    for condition in conditions:
+        check_condition(condition)
+    objectives = parse_objectives(options.objective or block.objective or "val_bpb")
+    prune = one_of("--prune", options.prune, PRUNERS) or block.prune
+    _check_prune(prune, objectives)
+    return SearchPlan(
+        check_folder(name or (sweep.name.replace("/", "-") if named(words) else AD_HOC_SEARCH)), sweep.question, space,
+        {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
+        conditions, tuple(chosen), one_of("--search", options.sampler, SAMPLERS) or block.sampler or "tpe",
+        check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
+        _search_seed(options.seed), composer,
+    )  # fmt: skip
+
+
+def _search_seed(given: int | None) -> int:
+    if given is not None and given < 0:
+        raise ConfigError(f"--search-seed {given} is not a whole number of at least 0.")
+    return given or 0
+
+
+def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any) -> dict[str, Domain]:
+    """Where each setting comes from: the file, its part `search`, then the line, each over those before."""
+    if len(sweep.blocks) > 1 or any(len(dimension.keys) > 1 for dimension in sweep.blocks[0].dimensions):
+        raise ConfigError(
+            f"the sweep {sweep.name} names whole configurations (zip, points or union), and a search draws single "
+            "settings. Run it without --search."
+        )
+    domains: dict[str, Domain] = {}
+    for dimension in sweep.blocks[0].dimensions:
+        (key,) = dimension.keys
+        domains[key] = tuple(option[key] for option in dimension.options)
+    domains |= block.space
+    for axis in axes:
+        if axis.key in BUDGET_KEYS and axis.values != (None,):
+            domains = {key: domain for key, domain in domains.items() if key not in BUDGET_KEYS}
+        domains[axis.key] = _typed(composer, axis)
+    for key, domain in domains.items():
+        if isinstance(domain, Interval):
+            _check_interval(key, domain)
+    return {
+        key: domain if isinstance(domain, Interval) else tuple(dict.fromkeys(domain)) for key, domain in domains.items()
+    }
+
+
+def _typed(composer: Composer, axis: Axis) -> Domain:
+    first = axis.values[0]
+    return checked(axis.key, first) if isinstance(first, Interval) else composer.expanded(axis).values
+
+
+def _check_interval(key: str, interval: Interval) -> None:
+    """Raises ConfigError when the setting is no number, or a whole one that is drawn from fractions."""
+    kinds, known = _kinds(key), [*names_of(RunConfig), *GROUPS]
+    if not kinds and key not in known:
+        raise ConfigError(f"no setting '{key}'.{did_you_mean(key, known) or ' All settings: moe config'}")
+    if not kinds & {int, float}:
+        raise ConfigError(f"{key}={interval} is an interval of numbers, and {key} takes none. Write: {key}=A,B")
+    if is_whole(key) and any(bound != int(bound) for bound in (interval.low, interval.high, interval.step or 1)):
+        raise ConfigError(f"{key}={interval}: {key} takes whole numbers, and so do the bounds of its interval.")
+
+
+def is_whole(key: str) -> bool:
+    """Whether a setting takes whole numbers only."""
+    return float not in _kinds(key)
+
+
+def _kinds(key: str) -> set[type]:
+    """The types a setting takes; balance.switch.weight, where there are several methods, takes what balance.weight does."""
+    group, _, name = key.partition(".")
+    return kinds_of(RunConfig, key) or kinds_of(RunConfig, f"{group}.{name.rpartition('.')[2]}")
+
+
+def num_values(key: str, domain: Domain) -> int | None:
+    """How many values a setting can be drawn from; None: endless."""
+    if not isinstance(domain, Interval):
+        return len(domain)
+    step = domain.step or (1 if is_whole(key) else None)
+    return None if step is None else int((domain.high - domain.low) / step + 1e-9) + 1
+
+
+def parse_objectives(text: str) -> tuple[str, ...]:
+    """`val_bpb` or `val_bpb,flops_per_token`. Raises ConfigError for a name that is no result with a better side."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in (*LOWER, *HIGHER):
+            hint = did_you_mean(name, (*LOWER, *HIGHER))
+            raise ConfigError(f"--objective {name}: no such result.{hint} There are: {', '.join((*LOWER, *HIGHER))}.")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--objective {text} names a result twice.")
+    return names
+
+
+def _check_prune(prune: str | None, objectives: tuple[str, ...]) -> None:
+    if prune is None:
+        return
+    if len(objectives) > 1:
+        raise ConfigError(
+            f"--prune {prune} compares runs by one result, not by {' and '.join(objectives)}. Leave out --prune, or give one."
+        )
+    if objectives[0] not in ESTIMATED:
+        raise ConfigError(
+            f"--prune {prune}: {objectives[0]} is known at the end of a run only. What can be pruned by: {', '.join(ESTIMATED)}."
+        )
+
+
+def _rounded(domain: Domain, value: Any) -> Any:
+    if not isinstance(domain, Interval) or not isinstance(value, float):
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), domain.low), domain.high)
+
+
+def written(domain: Domain) -> str:
+    """The domain as it may be typed."""
+    return str(domain) if isinstance(domain, Interval) else ",".join(map(show, domain))
+
+
+def _execution(key: str) -> bool:
+    group, _, name = key.partition(".")
+    return group == "launch" or (group == "train" and name in EXECUTION_KEYS)
