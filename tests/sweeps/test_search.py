@@ -200,7 +200,7 @@ def test_a_search_of_nothing_possible_gives_up(tmp_path: Path) -> None:
     assert (100, []) == (len(feed.study.trials), pool.started)
     assert "100 draws in a row cannot be, the last: a condition of 'where' does not hold." == feed.given_up
     with pytest.raises(ConfigError, match="a condition of 'where' does not hold"):
-        preview(asked, tmp_path, 1)
+        preview(asked, tmp_path)
 
 
 def test_equal_configurations_are_trained_once(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_named_searches(name: str, tmp_path: Path, text_file: Path) -> None:
         asked = plan_search([name, f"preset={preset}", "data=text", f"data.path={text_file}", "train.threads=1"],
                             SearchOptions(), composer=Composer())  # fmt: skip
         assert asked.question.endswith("?")
-        assert 1.0 == preview(asked, tmp_path, 1).possible
+        assert 1.0 == preview(asked, tmp_path).possible
         trials.append(asked.trials)
     assert sorted(set(trials)) == trials
 
