@@ -220,7 +220,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     for base in bases.values():
         label = write(base)
         try:
-            first.setdefault(composer.point({**base, "seed": seed}).config, label)
+            first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
     found.configs = {config: label for config, label in first.items() if config not in found.configs} | found.configs
@@ -243,11 +243,22 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     if not all(condition.holds(given) for condition in decided):
         return None
     try:
-        resolved = composer.point(values)
+        resolved = _run(composer, values)
     except ConfigError as error:
         return str(error)
     derived = {name: _derived(resolved.config, name) if value is None else value for name, value in given.items()}
     return resolved if all(condition.holds(derived) for condition in where) else None
+
+
+def _run(composer: Composer, values: Partial) -> Resolved:
+    """One run of a sweep: on one thread, unless train.threads is set.
+
+    A second run beside it gains more than a second thread would, and its digits do not depend on how many go on at a time.
+    """
+    resolved = composer.point(values)
+    train = resolved.config.train
+    one = train if train.threads is not None else replace(train, threads=1)
+    return replace(resolved, config=replace(resolved.config, train=one))
 
 
 def _given(tree: Mapping[str, Any], values: Partial, name: str) -> Any:

@@ -17,7 +17,7 @@ def ahead(settings: list[str], tmp_path: Path) -> Ahead:
     words = ["expert=2,4", "k=1,2,3", *settings]
     planned = plan_sweep(words, seeds=2, where=["k != 2"])
     runs = planned.existing(tmp_path)
-    plans = make_plans([point.config for point in planned.points], tmp_path, 1, 1e9)
+    plans = make_plans([point.config for point in planned.points], tmp_path, 1e9)
     finish(runs[0], "completed")
     finish(runs[1], "failed")
     return Ahead(planned, plans, statuses(runs), 2, retry_failed=False)
@@ -67,7 +67,7 @@ def test_a_budget_of_time_has_no_tokens(settings: list[str], tmp_path: Path) -> 
     """A dash for what is not known, and the time."""
     words = [word for word in settings if not word.startswith("train.steps")]
     planned = plan_sweep(["expert=2,4", "train.minutes=2", *words])
-    plans: Any = make_plans([point.config for point in planned.points], tmp_path, 1, 1e9)
+    plans: Any = make_plans([point.config for point in planned.points], tmp_path, 1e9)
     lines = point_lines(Ahead(planned, plans, ["new", "new"], 1, retry_failed=False), None)
     assert [line.split()[4:6] for line in lines[1:3]] == [["-", "-"]] * 2
     assert "4m" in lines[-1]

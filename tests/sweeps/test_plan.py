@@ -27,10 +27,12 @@ def test_grid_is_the_product() -> None:
 
 
 def test_points_equal_single_configurations() -> None:
-    """A point is the configuration that `moe train` would run, so its folder has the same name."""
+    """A point is the configuration that `moe train` would run on one thread, so its folder has the same name."""
     plan = plan_sweep(["router=topk,switch", "k=1", "expert=8"])
     for point, router in zip(plan.points, ("topk", "switch"), strict=True):
-        assert point.config == load_config([f"router={router}", "k=1", "expert=8"]).config
+        words = [f"router={router}", "k=1", "expert=8"]
+        assert point.config == load_config([*words, "train.threads=1"]).config
+        assert point.config.run_id == load_config(words).config.run_id
 
 
 def test_impossible_points_are_left_out_with_the_reason() -> None:
@@ -177,7 +179,7 @@ def test_another_baseline_replaces_the_settings_it_brings(tmp_path: Path) -> Non
     points = "points: [{balance: switch, balance.weight: 0.1}, {balance: z, balance.weight: 0.2}]\n"
     plan = mine(tmp_path, points + "baseline: {balance: none}")
     assert labels(plan) == ["balance=none", "balance=switch balance.weight=0.1", "balance=z balance.weight=0.2"]
-    assert plan.points[0].config == load_config(["balance=none"]).config
+    assert plan.points[0].config == load_config(["balance=none", "train.threads=1"]).config
     assert labels(mine(tmp_path, points + "baseline: null")) == labels(plan)[1:]
 
 
@@ -284,3 +286,12 @@ def test_what_is_refused_and_how(words: list[str], options: dict[str, Any], mess
     file = packaged_conf() / "sweep" / f"{words[0]}.yaml"
     assert message.replace("FILE", str(file)) == str(error.value)
     assert len(message.splitlines()) <= 3
+
+
+def test_a_run_of_a_sweep_has_one_thread() -> None:
+    """Whatever the machine and -j, baselines included; train.threads is obeyed. The runs keep their names."""
+    plan = plan_sweep(["sparsity"])
+    assert {1} == {point.config.train.threads for point in plan.points}
+    asked = plan_sweep(["sparsity", "train.threads=3"])
+    assert {3} == {point.config.train.threads for point in asked.points}
+    assert [point.config.run_id for point in plan.points] == [point.config.run_id for point in asked.points]
