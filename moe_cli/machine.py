@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from moe_cli.launch import launched, local_processes, local_rank
 from moe_cli.tasks.corpora import Corpus
 
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
+_GROUP = "/sys/fs/cgroup"
+_HOME = Path(__file__).resolve().parents[1]
 
 
 def pick_threads(config: RunConfig) -> int:
@@ -24,7 +27,7 @@ def pick_threads(config: RunConfig) -> int:
     More threads than idle cores wait for each other at every matrix product: on a busy machine two threads were seen to
     be 20 times slower than one. The number may change the last digits of results, so a run keeps it when it is resumed.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     if config.train.threads is not None:
         return config.train.threads
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -74,6 +77,68 @@ def pick_device(name: str) -> Any:
     return device
 
 
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs as CUDA_VISIBLE_DEVICES names them, by that variable or by the driver; torch is not asked: it takes long."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        names = [name.strip() for name in named.split(",")]
+        return tuple(names[: names.index("-1")] if "-1" in names else filter(None, names))
+    try:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(found.stdout.split())
+
+
+def available_memory_bytes() -> int | None:
+    """What new processes may take without anything being swapped out, within this group's limit; None: nobody tells."""
+    available = _number_after("/proc/meminfo", "MemAvailable:")
+    limit, used = _number_after(f"{_GROUP}/memory.max"), _number_after(f"{_GROUP}/memory.current")
+    free = [1024 * available] if available is not None else []
+    if limit is not None and used is not None:
+        # Files that were read are counted as used, and given up when the memory is wanted.
+        files = sum(_number_after(f"{_GROUP}/memory.stat", f"{kind}_file ") or 0 for kind in ("active", "inactive"))
+        free.append(max(0, limit - used + files))
+    return min(free, default=None)
+
+
+def resident_bytes(pid: int) -> int:
+    """The main memory a process holds; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _number_after(path: str, word: str = "") -> int | None:
+    """The first number of a file, or of its line that begins with a word."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return next(int(line.removeprefix(word).split()[0]) for line in file if line.startswith(word))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str | None, str]:
+    """What tells the code of a run, by its meta.json, from other code; without one: the code as it is now.
+
+    The version of the package, the commit of a checkout, and what had been changed in the package since.
+    """
+    if meta is None:
+        meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_HOME)}
+    packages, git = meta.get("packages") or {}, meta.get("git") or {}
+    changes = str(git.get("diff") or "").split("diff --git ")
+    package = "".join(change for change in changes if change.startswith("a/moe_cli/"))
+    return packages.get("moe-cli"), git.get("commit"), package
+
+
 def peak_memory_bytes() -> int:
     """The most main memory this process has held."""
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -88,7 +153,7 @@ def describe_environment(corpus: Corpus) -> dict[str, Any]:
         "argv": sys.argv,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git_state(Path(__file__).resolve().parents[1]),
+        "git": _git_state(_HOME),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from moe_cli.forecast import Plan
     from moe_cli.store import Run
-    from moe_cli.sweeps.driver import Progress
+    from moe_cli.sweeps.driver import Observer, Progress
     from moe_cli.sweeps.plan import SweepPlan
 
 Words = Annotated[
@@ -21,7 +21,7 @@ Words = Annotated[
 ]
 
 
-def sweep(
+def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Words = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)
@@ -29,6 +29,21 @@ def sweep(
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
+    ] = False,
+    rerun_on: Annotated[
+        str | None,
+        typer.Option(metavar="code", help="Run points again that other code has made.", show_default=False),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="A run may take no longer: 30s, 10m, 2h.", show_default=False),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Start a run that failed so many times more.", show_default=False)
+    ] = 0,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop when the first run fails.")] = False,
     name: Annotated[
         str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)
     ] = None,
@@ -41,32 +56,109 @@ def sweep(
     from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
-    from moe_cli.sweeps.driver import Listed, drive, to_do
-    from moe_cli.sweeps.local import LocalPool, default_workers, threads_per_run
+    from moe_cli.sweeps.again import discard, outdated
+    from moe_cli.sweeps.driver import Listed, Rules, drive, to_do
+    from moe_cli.sweeps.local import LocalPool, threads_per_run
     from moe_cli.sweeps.plan import plan_sweep
 
+    _check_again(force, rerun_on, retry_failed)
+    rules = Rules(_seconds(timeout), retries, fail_fast)
     folder = outputs_folder(outputs)
     console = Console()
     planned = plan_sweep(words or [], seeds=seeds, name=name, config_dir=config_dir).pinned(folder)
-    jobs = min(jobs or default_workers(), len(planned.points))
     configs = [point.config for point in planned.points]
-    plans = make_plans(configs, folder, threads_per_run(jobs), measure_flops())
+    plans = make_plans(configs, folder, 1, measure_flops())
+    jobs = min(jobs or _default_jobs(plans), len(configs))
+    plans = [plan.on(threads_per_run(jobs)) for plan in plans]
+    old = outdated(planned.existing(folder), force=force, code=rerun_on is not None)
     if dry_run:
         _print_head(console, planned, plans, planned.existing(folder), jobs, retry_failed)
+        _print_again(console, old, "would be run again from the start")
         _print_points(console, planned, plans, planned.existing(folder))
         return
-    for device in {point.config.train.device for point in planned.points} - {"auto", "cpu"}:
+    for device in {config.train.device for config in configs} - {"auto", "cpu"}:
         pick_device(device)
+    discard(old, folder)
     runs = planned.open(folder)
     _print_head(console, planned, plans, runs, jobs, retry_failed)
+    _print_again(console, old, "moved to the trash, to be run again")
+    _print_too_large(console, plans)
     todo = to_do(runs, retry_failed)
     try:
         with SweepDisplay(console, planned, runs) as display:
-            progress = drive(Listed(todo), LocalPool(folder, jobs), display)
+            progress = drive(Listed(todo), LocalPool(folder, jobs), _announcing(console, display), rules)
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
     _print_end(console, planned, runs, progress)
+
+
+def _check_again(force: bool, rerun_on: str | None, retry_failed: bool) -> None:
+    """Raises ConfigError for what is unknown or has no effect."""
+    from moe_cli.errors import ConfigError
+
+    if rerun_on not in (None, "code"):
+        raise ConfigError(f"--rerun-on {rerun_on}: no such choice. There is: code.")
+    if force and (rerun_on or retry_failed):
+        other = "--rerun-on" if rerun_on else "--retry-failed"
+        raise ConfigError(f"--force runs every point again: {other} has no effect beside it. Leave it out.")
+
+
+def _seconds(text: str | None) -> float | None:
+    from moe_cli.errors import ConfigError
+    from moe_cli.numbers import parse_duration
+
+    seconds = parse_duration(text) if text is not None else None
+    if text is not None and seconds is None:
+        raise ConfigError(f"--timeout {text} is not a time. Give a number with a unit: 30s, 10m, 2h or 1h30m.")
+    return seconds
+
+
+def _default_jobs(plans: "list[Plan]") -> int:
+    """As many as the machine bears; runs on GPUs take those."""
+    from moe_cli.forecast import memory_bytes
+    from moe_cli.machine import visible_gpus
+    from moe_cli.sweeps.local import default_workers
+
+    on_gpus = any(plan.config.train.device in ("auto", "cuda") for plan in plans)
+    procs = max(plan.config.launch.procs for plan in plans)
+    needs = [memory_bytes(plan.cost) for plan in plans]
+    return default_workers(needs, len(visible_gpus()) if on_gpus else 0, procs)
+
+
+def _announcing(console: "Console", display: "SweepDisplay") -> "Observer":
+    """The display, which also says once that a stop is under way."""
+    said = False
+
+    def observe(progress: "Progress") -> None:
+        nonlocal said
+        if progress.stopping and not said:
+            said = True
+            console.print("stopping: what runs is being saved. Ctrl-C again ends it at once.", highlight=False)
+        display(progress)
+
+    return observe
+
+
+def _print_again(console: "Console", runs: "list[Run]", what: str) -> None:
+    if runs:
+        _printer(console)(f"  [dim]again[/]     {len(runs)} {what}")
+
+
+def _print_too_large(console: "Console", plans: "list[Plan]") -> None:
+    """Says which runs are not expected to find the memory they take: they start all the same, each alone."""
+    from moe_cli.forecast import memory_bytes
+    from moe_cli.machine import available_memory_bytes
+    from moe_cli.numbers import count
+
+    available = available_memory_bytes()
+    needs = [memory_bytes(plan.cost) for plan in plans]
+    if available is not None and max(needs) > available:
+        large = sum(need > available for need in needs)
+        _printer(console)(
+            f"  [yellow]memory[/]    {large} of {len(plans)} runs may need up to {count(max(needs))}B, "
+            f"{count(available)}B are free: each of them runs alone"
+        )
 
 
 def _print_head(
@@ -150,7 +242,7 @@ class SweepDisplay:
             self.live.stop()
 
     def __call__(self, progress: "Progress") -> None:
-        for run in [*progress.finished, *progress.failed]:
+        for run in [*progress.finished, *progress.failed, *progress.pruned]:
             if run.path not in self.seen:
                 self.seen.add(run.path)
                 self._print(run)
@@ -161,10 +253,13 @@ class SweepDisplay:
         from rich.markup import escape
 
         from moe_cli.numbers import count
+        from moe_cli.store import PRUNED
 
         label, summary = escape(self.labels[run.path]), run.summary()
         if summary:
             text = f"[green]done[/]    {label}   {summary['val_bpb']:.3f} bits/byte   {count(summary['tokens_per_second'])} tok/s"
+        elif run.status()["status"] == PRUNED:
+            text = f"[dim]pruned[/]  {label}   {escape(str(run.status().get('reason')))}"
         else:
             text = f"[red]failed[/]  {label}   {escape(str(run.status().get('reason')))}"
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -179,7 +274,7 @@ class SweepDisplay:
 
         from moe_cli.numbers import duration
 
-        ended = len(progress.finished) + len(progress.failed)
+        ended = len(progress.finished) + len(progress.failed) + len(progress.pruned)
         to_go = progress.waiting + len(progress.running)
         shares = {run: _share(run) for run in progress.running}
         done = ended + sum(shares.values())
@@ -214,11 +309,19 @@ def _step(run: "Run") -> str:
 def _print_end(console: "Console", planned: "SweepPlan", runs: "list[Run]", progress: "Progress") -> None:
     from rich.markup import escape
 
-    done = sum(run.summary() is not None for run in runs)
+    from moe_cli.store import COMPLETED, FAILED, PRUNED
+
+    statuses = [run.status()["status"] for run in runs]
+    done, failed, pruned = (statuses.count(status) for status in (COMPLETED, FAILED, PRUNED))
     say = _printer(console)
-    say(f"{done} of {len(runs)} runs complete. See: moe report {escape(planned.name)}")
-    if done < len(runs):
-        first = next(run for run in runs if run.summary() is None)
-        say(f"[red]{len(runs) - done} failed[/], the first because: {escape(str(first.status().get('reason')))}")
+    also = f", {pruned} pruned" if pruned else ""
+    say(f"{done} of {len(runs)} runs complete{also}. See: moe report {escape(planned.name)}")
+    if failed:
+        first = runs[statuses.index(FAILED)]
+        say(f"[red]{failed} failed[/], the first because: {escape(str(first.status().get('reason')))}")
+    if left := len(runs) - done - failed - pruned:
+        say(f"{left} not done; the same command continues.")
+    if failed:
         say("Run them again with --retry-failed.")
+    if failed or left:
         raise typer.Exit(3)
