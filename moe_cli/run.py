@@ -99,7 +99,10 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     from moe_cli.training.optim import make_optimizers
     from moe_cli.training.upcycle import upcycle
 
-    recorder.status(RUNNING, started=time.time(), reason=None, job=job())
+    starts = run.status().get("starts")
+    recorder.status(
+        RUNNING, started=time.time(), starts=1 + starts if isinstance(starts, int) else 1, reason=None, job=job()
+    )
     if rank() == 0:
         (run.path / "traceback.txt").unlink(missing_ok=True)
     device = pick_device(config.train.device)

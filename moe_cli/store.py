@@ -1,7 +1,8 @@
 """Run folders: one per run, plain files that are the truth.
 
     config.json   config.yaml   what was asked, for machines and for people
-    status.json                 pending, running, completed, failed, pruned or interrupted; pid, host, heartbeat, step
+    status.json                 pending, running, completed, failed, pruned or interrupted; pid, host, heartbeat, step,
+                                how many times it was started
     meta.json                   where it ran: code, packages, hardware, corpus
     metrics.jsonl               a record per line as training goes; a torn last line is ignored
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
@@ -68,7 +69,9 @@ def write_text(path: Path, text: str) -> None:
 def is_full(error: BaseException) -> bool:
     """Whether a write has failed for want of space on the disk, in the quota or in the largest size of a file."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return (isinstance(error, OSError) and error.errno in numbers) or "os error 28" in str(error)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)  # what safetensors says
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from moe_cli.forecast import Plan
     from moe_cli.store import Run
-    from moe_cli.sweeps.driver import Observer, Progress
+    from moe_cli.sweeps.driver import Progress
     from moe_cli.sweeps.plan import SweepPlan
 
 Words = Annotated[
@@ -86,7 +86,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     todo = to_do(runs, retry_failed)
     try:
         with SweepDisplay(console, planned, runs) as display:
-            progress = drive(Listed(todo), LocalPool(folder, jobs), _announcing(console, display), rules)
+            stopping = "stopping: what runs is being saved. Ctrl-C again ends it at once."
+            progress = drive(Listed(todo), LocalPool(folder, jobs), display, rules, lambda: console.print(stopping))
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
@@ -124,20 +125,6 @@ def _default_jobs(plans: "list[Plan]") -> int:
     procs = max(plan.config.launch.procs for plan in plans)
     needs = [memory_bytes(plan.cost) for plan in plans]
     return default_workers(needs, len(visible_gpus()) if on_gpus else 0, procs)
-
-
-def _announcing(console: "Console", display: "SweepDisplay") -> "Observer":
-    """The display, which also says once that a stop is under way."""
-    said = False
-
-    def observe(progress: "Progress") -> None:
-        nonlocal said
-        if progress.stopping and not said:
-            said = True
-            console.print("stopping: what runs is being saved. Ctrl-C again ends it at once.", highlight=False)
-        display(progress)
-
-    return observe
 
 
 def _print_again(console: "Console", runs: "list[Run]", what: str) -> None:

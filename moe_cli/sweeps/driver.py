@@ -127,7 +127,6 @@ class Progress:
 
     Attributes:
         retried: how many times a run that had failed was put back to start again.
-        stopping: whether what runs has been asked to save and stop.
     """
 
     waiting: int = 0
@@ -136,17 +135,22 @@ class Progress:
     failed: list[Run] = field(default_factory=list)
     pruned: list[Run] = field(default_factory=list)
     retried: int = 0
-    stopping: bool = False
 
 
 Observer = Callable[[Progress], None]
 
 
-def drive(feed: Feed, pool: Pool, observer: Observer = lambda progress: None, rules: Rules = Rules()) -> Progress:
+def _say_nothing(*progress: Progress) -> None: ...
+
+
+def drive(
+    feed: Feed, pool: Pool, observer: Observer = _say_nothing, rules: Rules = Rules(),
+    on_stop: Callable[[], None] = _say_nothing,
+) -> Progress:  # fmt: skip
     """Carries out what the feed gives, until it gives no more.
 
     A run that another process is working on is waited for and not done twice. On KeyboardInterrupt, or if anything else
-    goes wrong here, the runs are asked to save and stop before the exception goes on.
+    goes wrong here, the runs are asked to save and stop before the exception goes on; `on_stop` is called when they are.
 
     Raises:
         DiskFull: a run could not write; it and the others go on with the same command.
@@ -161,12 +165,12 @@ def drive(feed: Feed, pool: Pool, observer: Observer = lambda progress: None, ru
                 drive.collect()
                 observer(progress)
                 if rules.fail_fast and progress.failed:
-                    drive.stop(observer)
+                    drive.stop(on_stop)
                     break
                 drive.look_after()
                 drive.wait()
         except BaseException:
-            drive.stop(observer)
+            drive.stop(on_stop)
             raise
         finally:
             pool.close()
@@ -299,17 +303,16 @@ class _Drive:
         else:
             time.sleep(POLL_SECONDS)
 
-    def stop(self, observer: Observer) -> None:
+    def stop(self, on_stop: Callable[[], None]) -> None:
         """Asks every worker to save, waits, and ends those that do not; a second Ctrl-C ends them at once."""
         jobs = self.progress.running
-        self.progress.stopping = True
         try:
             for job in jobs.values():
                 job.stop()
+            with suppress(Exception):  # what is shown must not keep runs from stopping
+                on_stop()
             deadline = time.monotonic() + STOP_SECONDS
             while any(job.poll() is None for job in jobs.values()) and time.monotonic() < deadline:
-                with suppress(Exception):  # what it shows must not keep runs from stopping
-                    observer(self.progress)
                 time.sleep(POLL_SECONDS / 4)
         except KeyboardInterrupt:
             pass
