@@ -160,9 +160,9 @@ def drive(
     with _signals_interrupt():
         try:
             while drive.waiting() or progress.running:
-                progress.waiting = drive.waiting()
                 drive.start()
                 drive.collect()
+                progress.waiting = drive.waiting()
                 observer(progress)
                 if rules.fail_fast and progress.failed:
                     drive.stop(on_stop)
