@@ -14,6 +14,7 @@ from typing import Any
 from moe_cli.run import BUSY, STOPPED
 from moe_cli.store import Run, is_locked
 
+WORKER = "moe_cli.sweeps.worker"
 CLOSE_SECONDS = 10.0
 
 
@@ -51,7 +52,7 @@ class Nest:
         self._begun = b""
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "moe_cli.sweeps.worker", str(theirs.fileno()), str(outputs)],
+                [sys.executable, "-m", WORKER, str(theirs.fileno()), str(outputs)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()], env={**os.environ, **environment}, start_new_session=True,
             )  # fmt: skip

@@ -21,6 +21,7 @@ SMALL = (
     "model.d_model=16", "model.d_ff=32", "model.num_layers=2", "model.num_heads=2", "model.context_length=16",
     "train.batch_size=4", "train.threads=1", "train.checkpoint_every=10",
 )  # fmt: skip
+STEPS = "train.steps=300"
 POINTS = 6  # dense with either router is one point
 Command = Callable[..., list[str]]
 
@@ -67,9 +68,14 @@ def kill_one(outputs: Path, draw: random.Random) -> None:
             os.kill(draw.choice(pids), signal.SIGKILL)
 
 
+def starts(outputs: Path) -> int:
+    """How many times runs have been started in all."""
+    return sum(run.status().get("starts") or 0 for run in open_runs(outputs))
+
+
 @pytest.fixture
 def undisturbed(command: Command, tmp_path: Path) -> list[Run]:
-    finish(command(tmp_path / "calm", *GRID, "train.steps=150"))
+    finish(command(tmp_path / "calm", *GRID, STEPS))
     return open_runs(tmp_path / "calm")
 
 
@@ -79,14 +85,19 @@ def test_a_sweep_killed_at_random_is_as_one_undisturbed(
 ) -> None:
     """20 sweeps killed with SIGKILL, workers too: in the end every planned point is done once, bit for bit the same."""
     draw, outputs = random.Random(0), tmp_path / "kills"
-    words = command(outputs, *GRID, "train.steps=150", "--retries", "50")
-    for _ in range(20):
+    words = command(outputs, *GRID, STEPS, "--retries", "50")
+    for number in range(20):
+        before = starts(outputs)
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + draw.uniform(0.2, 8.0)
-        while time.monotonic() < until:
-            time.sleep(draw.uniform(0.2, 1.5))
-            if draw.random() < 0.5:
-                kill_one(outputs, draw)
+        if number % 4 == 0:  # at any moment, before there is a run too
+            time.sleep(draw.uniform(0.0, 5.0))
+        else:
+            while process.poll() is None and starts(outputs) == before:
+                time.sleep(0.02)
+            time.sleep(draw.uniform(0.0, 0.6))
+        if number % 2:
+            kill_one(outputs, draw)
+            time.sleep(draw.uniform(0.0, 0.6))
         process.kill()
         process.wait()
     finish(words)
@@ -95,7 +106,7 @@ def test_a_sweep_killed_at_random_is_as_one_undisturbed(
     assert POINTS == len(runs)
     for run in undisturbed:
         assert_equal_runs(run, runs[run.id])
-    assert 20 < sum(run.status()["starts"] for run in runs.values()) - POINTS
+    assert starts(outputs) >= POINTS + 10
     assert_nothing_runs(outputs, 10)
 
 
