@@ -133,7 +133,7 @@ def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str
     """
     if meta is None:
         meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_HOME)}
-    packages, git = meta.get("packages") or {}, meta.get("git") or {}
+    packages, git = ({**part} if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
     changes = str(git.get("diff") or "").split("diff --git ")
     package = "".join(change for change in changes if change.startswith("a/moe_cli/"))
     return packages.get("moe-cli"), git.get("commit"), package

@@ -82,8 +82,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     runs = planned.open(folder)
     _print_head(console, planned, plans, runs, jobs, retry_failed)
     _print_again(console, old, "moved to the trash, to be run again")
-    _print_too_large(console, plans)
     todo = to_do(runs, retry_failed)
+    _print_too_large(console, [plan for plan, run in zip(plans, runs, strict=True) if run in todo])
     try:
         with SweepDisplay(console, planned, runs) as display:
             stopping = "stopping: what runs is being saved. Ctrl-C again ends it at once."
@@ -140,7 +140,7 @@ def _print_too_large(console: "Console", plans: "list[Plan]") -> None:
 
     available = available_memory_bytes()
     needs = [memory_bytes(plan.cost) for plan in plans]
-    if available is not None and max(needs) > available:
+    if available is not None and max(needs, default=0) > available:
         large = sum(need > available for need in needs)
         _printer(console)(
             f"  [yellow]memory[/]    {large} of {len(plans)} runs may need up to {count(max(needs))}B, "
