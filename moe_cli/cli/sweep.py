@@ -20,30 +20,31 @@ Words = Annotated[
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
 
+Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)]
+Force = Annotated[
+    bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
+]
+RerunOn = Annotated[
+    str | None, typer.Option(metavar="code", help="Run points again that other code has made.", show_default=False)
+]
+Timeout = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="A run may take no longer: 30s, 10m, 2h.", show_default=False)
+]
+Retries = Annotated[int, typer.Option(min=0, help="Start a run that failed so many times more.", show_default=False)]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop when the first run fails.")]
+
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Words = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)
-    ] = None,
+    seeds: Seeds = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
-    ] = False,
-    rerun_on: Annotated[
-        str | None,
-        typer.Option(metavar="code", help="Run points again that other code has made.", show_default=False),
-    ] = None,
-    timeout: Annotated[
-        str | None,
-        typer.Option(metavar="DURATION", help="A run may take no longer: 30s, 10m, 2h.", show_default=False),
-    ] = None,
-    retries: Annotated[
-        int, typer.Option(min=0, help="Start a run that failed so many times more.", show_default=False)
-    ] = 0,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop when the first run fails.")] = False,
+    force: Force = False,
+    rerun_on: RerunOn = None,
+    timeout: Timeout = None,
+    retries: Retries = 0,
+    fail_fast: FailFast = False,
     name: Annotated[
         str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)
     ] = None,
