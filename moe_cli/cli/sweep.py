@@ -20,7 +20,10 @@ Words = Annotated[
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
 
+STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
 Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)]
+Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)]
+Name = Annotated[str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)]
 Force = Annotated[
     bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
 ]
@@ -37,7 +40,7 @@ FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop when the first
 def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Words = None,
     seeds: Seeds = None,
-    jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)] = None,
+    jobs: Jobs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
     force: Force = False,
@@ -45,9 +48,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     timeout: Timeout = None,
     retries: Retries = 0,
     fail_fast: FailFast = False,
-    name: Annotated[
-        str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)
-    ] = None,
+    name: Name = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
@@ -55,7 +56,6 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from rich.console import Console
 
     from moe_cli.forecast import make_plans, measure_flops
-    from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.again import discard, outdated
     from moe_cli.sweeps.driver import Listed, Rules, drive, to_do
@@ -77,22 +77,29 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         _print_again(console, old, "would be run again from the start")
         _print_points(console, planned, plans, planned.existing(folder))
         return
-    for device in {config.train.device for config in configs} - {"auto", "cpu"}:
-        pick_device(device)
+    _check_devices(plans)
     discard(old, folder)
     runs = planned.open(folder)
     _print_head(console, planned, plans, runs, jobs, retry_failed)
     _print_again(console, old, "moved to the trash, to be run again")
     todo = to_do(runs, retry_failed)
     _print_too_large(console, [plan for plan, run in zip(plans, runs, strict=True) if run in todo])
+    pool = LocalPool(folder, jobs)
     try:
         with SweepDisplay(console, planned, runs) as display:
-            stopping = "stopping: what runs is being saved. Ctrl-C again ends it at once."
-            progress = drive(Listed(todo), LocalPool(folder, jobs), display, rules, lambda: console.print(stopping))
+            progress = drive(Listed(todo), pool, display, rules, lambda: console.print(STOPPING))
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
     _print_end(console, planned, runs, progress)
+
+
+def _check_devices(plans: "list[Plan]") -> None:
+    """Raises MoeError when a device that is asked for by name is not there."""
+    from moe_cli.machine import pick_device
+
+    for device in {plan.config.train.device for plan in plans} - {"auto", "cpu"}:
+        pick_device(device)
 
 
 def _check_again(force: bool, rerun_on: str | None, retry_failed: bool) -> None:
