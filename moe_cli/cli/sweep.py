@@ -1,5 +1,7 @@
 """moe sweep."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,14 +86,19 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     _print_again(console, old, "moved to the trash, to be run again")
     todo = to_do(runs, retry_failed)
     _print_too_large(console, [plan for plan, run in zip(plans, runs, strict=True) if run in todo])
-    pool = LocalPool(folder, jobs)
+    with SweepDisplay(console, planned, runs) as display, _interruptible(console):
+        progress = drive(Listed(todo), LocalPool(folder, jobs), display, rules, lambda: console.print(STOPPING))
+    _print_end(console, planned, runs, progress)
+
+
+@contextmanager
+def _interruptible(console: "Console") -> Iterator[None]:
+    """Ctrl-C within it ends the command with a line and exit code 130."""
     try:
-        with SweepDisplay(console, planned, runs) as display:
-            progress = drive(Listed(todo), pool, display, rules, lambda: console.print(STOPPING))
+        yield
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
-    _print_end(console, planned, runs, progress)
 
 
 def _check_devices(plans: "list[Plan]") -> None:
