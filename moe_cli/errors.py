@@ -31,3 +31,7 @@ class TrainingError(MoeError):
 
 class LostProcess(TrainingError):
     """Another process of the same training has died."""
+
+
+class DiskFull(TrainingError):
+    """No space is left for a checkpoint or a record; what was saved before is whole."""

@@ -26,6 +26,10 @@ UPCYCLED = ("num_layers", "num_heads", "d_model", "d_ff", "expert_kind", "activa
             "vocab_size")  # fmt: skip
 
 
+# What a process holds before there is a model: torch, and what it reads.
+PROCESS_BYTES = 350e6
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run will do and cost, known before it starts.
@@ -41,6 +45,11 @@ class Plan:
     steps: int | None
     seconds: float
     threads: int
+
+    def on(self, threads: int) -> "Plan":
+        """The same on another number of threads. A budget of time takes its time on any."""
+        timed = 60 * (self.config.train.minutes or 0) if self.steps is None else 0.0
+        return replace(self, seconds=timed + (self.seconds - timed) * self.threads / threads, threads=threads)
 
     @property
     def tokens(self) -> int | None:
@@ -115,6 +124,16 @@ def pin_upcycle(config: RunConfig, outputs: Path) -> RunConfig:
 def _tokens(config: RunConfig) -> object:
     """What token ids mean: characters are numbered by the text they come from, and of ready-made ones nobody knows."""
     return "bytes" if config.data.tokenizer == "bytes" else config.data
+
+
+def memory_bytes(costs: Cost) -> int:
+    """The main memory that a run's process is expected to take on a CPU."""
+    return int(PROCESS_BYTES + costs.state_bytes + costs.activation_bytes)
+
+
+def memory_of(config: RunConfig, outputs: Path) -> int:
+    """The same for a configuration. Raises DataError, ConfigError: it cannot be run at all."""
+    return memory_bytes(cost(config, vocab_of(config, corpus_of(config, outputs))))
 
 
 def _make_plan(config: RunConfig, corpus: Corpus, flops_per_second: float) -> Plan:

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from moe_cli.tasks.corpora import Corpus
 # Of a batch, forward and backward: about 20 ms of one core.
 FLOPS_PER_THREAD = 1e9
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
+_GROUP = "/sys/fs/cgroup"
+_HOME = Path(__file__).resolve().parents[1]
 
 
 def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
@@ -35,18 +38,13 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     if given.isdigit() and int(given) > 0:
         return int(given)
     flops = cost(config, vocab_size).flops_per_token * config.train.batch_size * config.model.context_length
-    cores = usable_cores() // (local_processes() if launched() else 1)
+    cores = count_cores() // (local_processes() if launched() else 1)
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
-
-
-def usable_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def crowding(threads: int) -> str | None:
     """What to be told when `threads` and what else is at work are more than the cores there are; None when they fit."""
-    cores, busy = usable_cores(), _busy_cores() if threads > 1 else 0.0
+    cores, busy = count_cores(), _busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
         return None
     others = f", of which {busy:.1f} are busy with other work" if busy >= 0.1 else ""
@@ -92,6 +90,68 @@ def pick_device(name: str) -> Any:
     return device
 
 
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs as CUDA_VISIBLE_DEVICES names them, by that variable or by the driver; torch is not asked: it takes long."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        names = [name.strip() for name in named.split(",")]
+        return tuple(names[: names.index("-1")] if "-1" in names else filter(None, names))
+    try:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(found.stdout.split())
+
+
+def available_memory_bytes() -> int | None:
+    """What new processes may take without anything being swapped out, within this group's limit; None: nobody tells."""
+    available = _number_after("/proc/meminfo", "MemAvailable:")
+    limit, used = _number_after(f"{_GROUP}/memory.max"), _number_after(f"{_GROUP}/memory.current")
+    free = [1024 * available] if available is not None else []
+    if limit is not None and used is not None:
+        # Files that were read are counted as used, and given up when the memory is wanted.
+        files = sum(_number_after(f"{_GROUP}/memory.stat", f"{kind}_file ") or 0 for kind in ("active", "inactive"))
+        free.append(max(0, limit - used + files))
+    return min(free, default=None)
+
+
+def resident_bytes(pid: int) -> int:
+    """The main memory a process holds; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _number_after(path: str, word: str = "") -> int | None:
+    """The first number of a file, or of its line that begins with a word."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return next(int(line.removeprefix(word).split()[0]) for line in file if line.startswith(word))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str | None, str]:
+    """What tells the code of a run, by its meta.json, from other code; without one: the code as it is now.
+
+    The version of the package, the commit of a checkout, and what had been changed in the package since.
+    """
+    if meta is None:
+        meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_HOME)}
+    packages, git = ({**part} if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
+    changes = str(git.get("diff") or "").split("diff --git ")
+    package = "".join(change for change in changes if change.startswith("a/moe_cli/"))
+    return packages.get("moe-cli"), git.get("commit"), package
+
+
 def peak_memory_bytes() -> int:
     """The most main memory this process has held."""
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -106,7 +166,7 @@ def describe_environment(corpus: Corpus) -> dict[str, Any]:
         "argv": sys.argv,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git_state(Path(__file__).resolve().parents[1]),
+        "git": _git_state(_HOME),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,5 +1,6 @@
 """Numbers as people read them: 1.23M, 1m 32s, +21 %; and foreign text without what a terminal would obey."""
 
+import re
 from collections.abc import Sequence
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -42,6 +43,15 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"
     return f"{max(0, int(seconds))}s"
+
+
+def parse_duration(text: str) -> float | None:
+    """The seconds in 30s, 10m, 2h, 1d or 1h30m; None for anything else, and for nothing at all."""
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.replace(" ", ""), re.ASCII)
+    if not found:
+        return None
+    parts = zip(found.groups(), (86_400, 3600, 60, 1), strict=True)
+    return sum(int(number) * size for number, size in parts if number) or None
 
 
 def percent(share: float, signed: bool = False) -> str:

@@ -5,18 +5,19 @@ python -m moe_cli.run RUN_FOLDER OUTPUTS
 
 import gc
 import math
+import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.errors import CheckpointError, LostProcess, MoeError, RunBusy, TrainingError
+from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
 from moe_cli.forecast import check_upcycle, compiles, corpus_of, pin_upcycle, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
@@ -30,14 +31,18 @@ from moe_cli.store import (
     Recorder,
     Run,
     create_run,
+    is_full,
     lock,
     outputs_folder,
     write_text,
 )
 from moe_cli.tasks.corpora import Corpus
+from moe_cli.training.signals import follow
 
-# Exit codes of a worker.
-DONE, WRONG, BUSY, STOPPED = 0, 1, 4, 130
+# Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
+DONE, WRONG, BUSY, FULL, STOPPED = 0, 1, 4, 5, 130
+# The process id of a worker's parent, without which it should not go on.
+PARENT = "MOE_PARENT"
 
 
 def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
@@ -60,7 +65,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
         try:
             _carry_out(run, config, outputs, recorder, observer or (lambda view: None))
         except BaseException as error:
-            error = _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error) or error
+            error = _in_our_words(run, error) or error
             if rank() == 0:
                 _record_failure(run, recorder, error)
             raise error
@@ -94,7 +99,10 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     from moe_cli.training.optim import make_optimizers
     from moe_cli.training.upcycle import upcycle
 
-    recorder.status(RUNNING, started=time.time(), reason=None, job=job())
+    starts = run.status().get("starts")
+    recorder.status(
+        RUNNING, started=time.time(), starts=1 + starts if isinstance(starts, int) else 1, reason=None, job=job()
+    )
     if rank() == 0:
         (run.path / "traceback.txt").unlink(missing_ok=True)
     device = pick_device(config.train.device)
@@ -238,19 +246,30 @@ def _backend(config: RunConfig, layers: Any) -> str | None:
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
-    """Writes each layer's use over the whole split; gives how far routing had spin_brieflyd halfway, None if nobody looked."""
+    """Writes each layer's use over the whole split; gives how far routing had settled halfway, None if nobody looked."""
     from moe_cli.training.evaluate import probe, saturations
 
     step = training.state.step
     config = training.config
     final = probe(training.model, training.task, config.eval.k, config.train.precision)
-    spin_brieflyd = saturations(run.routing(), final)
-    for record, saturation in zip(result.layer_records(tables=True), spin_brieflyd, strict=True):
+    settled = saturations(run.routing(), final)
+    for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
-    if not spin_brieflyd or not spin_brieflyd[0]:
+    if not settled or not settled[0]:
         return None
-    halfway = min(spin_brieflyd[0], key=lambda looked: abs(looked - step / 2))
-    return sum(layer[halfway] for layer in spin_brieflyd) / len(spin_brieflyd)
+    halfway = min(settled[0], key=lambda looked: abs(looked - step / 2))
+    return sum(layer[halfway] for layer in settled) / len(settled)
+
+
+def _in_our_words(run: Run, error: BaseException) -> TrainingError | None:
+    return _disk_full(run, error) or _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error)
+
+
+def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
+    if isinstance(error, DiskFull) or not is_full(error):
+        return None
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return DiskFull(f"cannot write to {run.path}: {reason}. What was saved before is whole.")
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:
@@ -285,10 +304,10 @@ def _go_on(run: Run) -> str:
 def _record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
     """Leaves the reason in the run folder; a disk too full for that must not hide the error itself."""
     # rich exits when nobody reads what it prints: `moe train | head` has stopped the run, the run has not failed.
-    interrupted = isinstance(error, KeyboardInterrupt | SystemExit | LostProcess)
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit | LostProcess | DiskFull)
     reason = str(error).split("\n")[0] if isinstance(error, MoeError) else f"{type(error).__name__}: {error}"
     try:
-        stopped = interrupted and not isinstance(error, LostProcess)
+        stopped = interrupted and not isinstance(error, MoeError)
         recorder.status(INTERRUPTED if interrupted else FAILED, reason="stopped at once" if stopped else reason)
         if not interrupted:
             write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
@@ -314,25 +333,29 @@ def train(overrides: Sequence[str] = (), *, outputs: Path | None = None) -> Run:
 
 
 def main(run_folder: str, outputs: str) -> int:
-    """A sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, or BUSY."""
+    """A sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, FULL or BUSY."""
     run = Run(Path(run_folder))
     try:
         run_one(run, Path(outputs))
-    except RunBusy as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return BUSY
     except KeyboardInterrupt:
         return STOPPED
-    except MoeError as error:
+    except (MoeError, OSError) as error:
+        if not isinstance(error, MoeError) and not is_full(error):
+            raise
         if str(error) and not (isinstance(error, LostProcess) and by_us()):
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return WRONG
+            with suppress(OSError):
+                print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        if isinstance(error, RunBusy):
+            return BUSY
+        return FULL if is_full(error) or isinstance(error, DiskFull) else WRONG
     return DONE if run.summary() or launched() else STOPPED
 
 
 if __name__ == "__main__":
     spin_briefly()
     keep_freed_memory()
+    if parent := os.environ.pop(PARENT, None):
+        follow(int(parent))
     code = main(*sys.argv[1:])
     if launched():
         leave(code)

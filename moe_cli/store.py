@@ -1,7 +1,8 @@
 """Run folders: one per run, plain files that are the truth.
 
     config.json   config.yaml   what was asked, for machines and for people
-    status.json                 pending, running, completed, failed, interrupted or pruned; pid, host, heartbeat, step
+    status.json                 pending, running, completed, failed, pruned or interrupted; pid, host, heartbeat, step,
+                                how many times it was started
     meta.json                   where it ran: code, packages, hardware, corpus
     metrics.jsonl               a record per line as training goes; a torn last line is ignored
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
@@ -13,6 +14,7 @@ A folder may be copied, moved, deleted or synchronised at any time. Whoever writ
 the operating system releases however the process ends.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -32,8 +34,8 @@ from moe_cli.config.schema import RunConfig, from_dict
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
-PRUNED = "pruned"  # stopped for good by a search
-STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED, PRUNED)
+PRUNED = "pruned"  # stopped for good, because others do better
+STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
 # A running run on another machine that has been silent for this long is taken for dead.
 SILENCE_SECONDS = 120.0
 LATEST_BYTES = 16_384
@@ -61,6 +63,14 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write has failed for want of space on the disk, in the quota or in the largest size of a file."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)  # what safetensors says
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

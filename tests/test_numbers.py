@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_cli.numbers import bars, count, duration, percent
+from moe_cli.numbers import bars, count, duration, parse_duration, percent
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,13 @@ def test_bars() -> None:
     assert bars([40, 0, 0, 0], 8) == "█▁▁▁"
     assert bars([1, 3, 1, 1], 2) == "█▃"
     assert bars([0, 0], 8) == "▁▁"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("10m", 600), ("2h", 7200), ("1d", 86_400), ("1h30m", 5400), ("1h 30m", 5400),
+     ("", None), ("0s", None), ("5", None), ("m", None), ("-3s", None), ("1.5h", None), ("5s1h", None), ("\u0665s", None)],
+)  # fmt: skip
+def test_durations_are_read(text: str, seconds: float | None) -> None:
+    """Numbers with units, the largest first; nothing else, and not nothing."""
+    assert seconds == parse_duration(text)

@@ -297,7 +297,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
 def test_a_crowd_is_said(threads: int, busy: float, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads and other work than cores are told, with what to do; fewer are not."""
     monkeypatch.setattr("moe_cli.machine._busy_cores", lambda: busy)
-    monkeypatch.setattr("moe_cli.machine.usable_cores", lambda: 2)
+    monkeypatch.setattr("moe_cli.machine.count_cores", lambda: 2)
     told = crowding(threads)
     assert told is None if said is None else (told or "").startswith(said)
 

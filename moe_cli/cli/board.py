@@ -38,16 +38,17 @@ NARROWEST_BAR, WIDEST_BAR = 6, 40
 
 @dataclass(frozen=True)
 class Standing:
-    """Where many runs stand. `waiting` counts those that nobody has begun or goes on with."""
+    """Where many runs stand. `waiting` counts those that nobody has begun or goes on with, `pruned` those given up."""
 
     done: Sequence[Glance]
     running: Sequence[Glance]
     failed: Sequence[Glance]
     waiting: int
+    pruned: int = 0
 
     @property
     def total(self) -> int:
-        return len(self.done) + len(self.running) + len(self.failed) + self.waiting
+        return len(self.done) + len(self.running) + len(self.failed) + self.waiting + self.pruned
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,18 @@ def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: in
 
 
 def _head(standing: Standing, width: int, now: float) -> Table:
-    ended, left = len(standing.done) + len(standing.failed), seconds_left(standing, now)
+    ended, left = len(standing.done) + len(standing.failed) + standing.pruned, seconds_left(standing, now)
     counts = {"done": len(standing.done), "running": len(standing.running), "failed": len(standing.failed),
-              "waiting": standing.waiting}  # fmt: skip
+              "pruned": standing.pruned, "waiting": standing.waiting}  # fmt: skip
     styles = {"failed": "red", "waiting": "dim"}
     texts = {name: Text(f"{number} {name}", styles.get(name, "")) for name, number in counts.items()
              if number or name in ("done", "running")}  # fmt: skip
     if left is not None:
         texts["left"] = Text(f"{duration(left)} left")
     share = (ended + sum(each.share for each in standing.running)) / max(1, standing.total)
-    return bar_line(f" {ended}/{standing.total}", share, texts, ("waiting", "running", "done", "failed"), width)
+    return bar_line(
+        f" {ended}/{standing.total}", share, texts, ("waiting", "pruned", "running", "done", "failed"), width
+    )
 
 
 def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Sequence[str], width: int) -> Table:

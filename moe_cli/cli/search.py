@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moe_cli.store import Run
-    from moe_cli.sweeps.driver import Progress
+    from moe_cli.sweeps.driver import Progress, Rules
     from moe_cli.sweeps.preview import Preview
     from moe_cli.sweeps.search import SearchFeed
     from moe_cli.sweeps.space import SearchPlan
@@ -36,7 +36,14 @@ SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Another one d
 
 
 def search(
-    console: "Console", plan: "SearchPlan", folder: Path, jobs: int | None, *, dry_run: bool, retry_failed: bool
+    console: "Console",
+    plan: "SearchPlan",
+    folder: Path,
+    jobs: int | None,
+    *,
+    dry_run: bool,
+    retry_failed: bool,
+    rules: "Rules",
 ) -> None:
     """Carries a search out, or with `dry_run` says what it would be."""
     from moe_cli.sweeps.driver import drive
@@ -44,20 +51,16 @@ def search(
     from moe_cli.sweeps.preview import preview
     from moe_cli.sweeps.search import SearchFeed, open_study
 
-    jobs = min(jobs or default_workers(), plan.trials * len(plan.seeds))
     ahead = preview(plan, folder)
+    jobs = min(jobs or default_workers(ahead.plans), plan.trials * len(plan.seeds))
     _print_head(console, plan, ahead, folder, jobs)
     if dry_run:
         return
-    check_devices(ahead.configs)
+    check_devices(each.config for each in ahead.plans)
     study = open_study(plan, folder, ahead.evaluations)
     feed = SearchFeed(plan, study, folder, jobs, retry_failed)
-    try:
-        with feed.at_work(), SearchDisplay(console, feed) as display:
-            drive(feed, LocalPool(folder, jobs), display)
-    except KeyboardInterrupt:
-        console.print("stopped; what was running is saved. The same command continues.")
-        raise typer.Exit(130) from None
+    with feed.at_work(), SearchDisplay(console, feed) as display:
+        drive(feed, LocalPool(folder, jobs), display, rules)
     _print_end(console, feed)
 
 

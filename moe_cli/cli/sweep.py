@@ -1,5 +1,7 @@
 """moe sweep."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +12,9 @@ from moe_cli.cli.search import Objective, Prune, Sampler, SearchSeed, Trials, se
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from moe_cli.cli.sweepplan import Ahead
     from moe_cli.store import Run
-    from moe_cli.sweeps.driver import Progress
+    from moe_cli.sweeps.driver import Rules
     from moe_cli.sweeps.plan import SweepPlan
 
 Words = Annotated[
@@ -19,6 +22,7 @@ Words = Annotated[
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)]
+Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)]
 Where = Annotated[
     list[str] | None,
     typer.Option(metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."),
@@ -26,15 +30,32 @@ Where = Annotated[
 Name = Annotated[
     str | None, typer.Option(help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].", show_default=False)
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
+]
+RerunOn = Annotated[
+    str | None, typer.Option(metavar="code", help="Run points again that other code has made.", show_default=False)
+]
+Timeout = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="A run may take no longer: 30s, 10m, 2h.", show_default=False)
+]
+Retries = Annotated[int, typer.Option(min=0, help="Start a run that failed so many times more.", show_default=False)]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop when the first run fails.")]
+STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Words = None,
     seeds: Seeds = None,
-    jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)] = None,
+    jobs: Jobs = None,
     where: Where = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
+    force: Force = False,
+    rerun_on: RerunOn = None,
+    timeout: Timeout = None,
+    retries: Retries = 0,
+    fail_fast: FailFast = False,
     sampler: Sampler = None,
     trials: Trials = None,
     objective: Objective = None,
@@ -47,56 +68,114 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """Train every combination of settings, or search them. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
-    from moe_cli.cli.board import SweepDisplay
     from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
     from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.store import outputs_folder
-    from moe_cli.sweeps.driver import Listed, drive, to_do
-    from moe_cli.sweeps.local import LocalPool, default_workers
+    from moe_cli.sweeps.again import discard, outdated
+    from moe_cli.sweeps.driver import Rules
+    from moe_cli.sweeps.local import default_workers
     from moe_cli.sweeps.plan import plan_sweep
     from moe_cli.sweeps.space import SearchOptions, plan_if_search
 
+    _check_again(force, rerun_on, retry_failed)
+    rules = Rules(_seconds(timeout), retries, fail_fast)
     folder, console = outputs_folder(outputs), Console()
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir}
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
     if asked := plan_if_search(words or [], options, **given):
-        return search(console, asked, folder, jobs, dry_run=dry_run, retry_failed=retry_failed)
+        _check_search(force, rerun_on)
+        with _interruptible(console):
+            return search(console, asked, folder, jobs, dry_run=dry_run, retry_failed=retry_failed, rules=rules)
     planned = plan_sweep(words or [], **given).pinned(folder)
-    jobs = min(jobs or default_workers(), len(planned.points))
     configs = [point.config for point in planned.points]
     plans = make_plans(configs, folder, measure_flops())
+    at_once = min(jobs or default_workers(plans), len(plans))
+    old = outdated(planned.existing(folder), force=force, code=rerun_on is not None)
     if not dry_run:
         check_devices(configs)
+        discard(old, folder)
     runs = planned.existing(folder) if dry_run else planned.open(folder)
-    ahead = Ahead(planned, plans, statuses(runs), jobs, retry_failed)
+    ahead = Ahead(planned, plans, statuses(runs), at_once, retry_failed, len(old))
     print_head(console, ahead)
     if dry_run:
         return print_points(console, ahead)
+    with _interruptible(console):
+        _carry_out(console, ahead, runs, rules)
+    _print_end(console, planned, runs)
+
+
+def _carry_out(console: "Console", ahead: "Ahead", runs: "list[Run]", rules: "Rules") -> None:
+    from moe_cli.cli.board import SweepDisplay
+    from moe_cli.sweeps.driver import Listed, drive, to_do
+    from moe_cli.sweeps.local import LocalPool
+
+    todo = to_do(runs, ahead.retry_failed)
+    pool = LocalPool(runs[0].path.parents[1], ahead.jobs)
+    with SweepDisplay(console, ahead.planned, runs, todo) as display:
+        drive(Listed(todo), pool, display, rules, lambda: console.print(STOPPING))
+
+
+@contextmanager
+def _interruptible(console: "Console") -> Iterator[None]:
+    """Ctrl-C within it ends the command with a line and exit code 130."""
     try:
-        todo = to_do(runs, retry_failed)
-        with SweepDisplay(console, planned, runs, todo) as display:
-            progress = drive(Listed(todo), LocalPool(folder, jobs), display)
+        yield
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
-    _print_end(console, planned, runs, progress)
 
 
-def _printer(console: "Console") -> Any:
-    return lambda text: console.print(text, highlight=False, soft_wrap=True)
+def _check_again(force: bool, rerun_on: str | None, retry_failed: bool) -> None:
+    """Raises ConfigError for what is unknown or has no effect."""
+    from moe_cli.errors import ConfigError
+
+    if rerun_on not in (None, "code"):
+        raise ConfigError(f"--rerun-on {rerun_on}: no such choice. There is: code.")
+    if force and (rerun_on or retry_failed):
+        other = "--rerun-on" if rerun_on else "--retry-failed"
+        raise ConfigError(f"--force runs every point again: {other} has no effect beside it. Leave it out.")
 
 
-def _print_end(console: "Console", planned: "SweepPlan", runs: "list[Run]", progress: "Progress") -> None:
+def _check_search(force: bool, rerun_on: str | None) -> None:
+    """Raises ConfigError: a search draws points, it has none to run again."""
+    from moe_cli.errors import ConfigError
+
+    if force or rerun_on:
+        raise ConfigError(
+            f"{'--force' if force else '--rerun-on'} is for sweeps; a search keeps what it has found. "
+            "Start another: --name NAME"
+        )
+
+
+def _seconds(text: str | None) -> float | None:
+    from moe_cli.errors import ConfigError
+    from moe_cli.numbers import parse_duration
+
+    seconds = parse_duration(text) if text is not None else None
+    if text is not None and seconds is None:
+        raise ConfigError(f"--timeout {text} is not a time. Give a number with a unit: 30s, 10m, 2h or 1h30m.")
+    return seconds
+
+
+def _print_end(console: "Console", planned: "SweepPlan", runs: "list[Run]") -> None:
     from rich.markup import escape
 
     from moe_cli.cli.board import reason_of
     from moe_cli.glance import glance
+    from moe_cli.store import COMPLETED, FAILED, PRUNED
 
-    done = sum(run.summary() is not None for run in runs)
-    say = _printer(console)
-    say(f"{done} of {len(runs)} runs complete. See: moe report {escape(planned.name)}")
-    if done < len(runs):
-        first = next(run for run in runs if run.summary() is None)
-        say(f"[red]{len(runs) - done} failed[/], the first because: {escape(reason_of(glance(first)))}")
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    statuses = [run.status()["status"] for run in runs]
+    done, failed, pruned = (statuses.count(status) for status in (COMPLETED, FAILED, PRUNED))
+    also = f", {pruned} pruned" if pruned else ""
+    say(f"{done} of {len(runs)} runs complete{also}. See: moe report {escape(planned.name)}")
+    if failed:
+        first = runs[statuses.index(FAILED)]
+        say(f"[red]{failed} failed[/], the first because: {escape(reason_of(glance(first)))}")
         say(f"See: moe runs ls {escape(planned.name)} --status failed   Run them again with --retry-failed.")
+    if left := len(runs) - done - failed - pruned:
+        say(f"{left} not done; the same command continues.")
+    if failed or left:
         raise typer.Exit(3)

@@ -27,19 +27,25 @@ def statuses(runs: Sequence["Run"]) -> list[str]:
 
 @dataclass(frozen=True)
 class Ahead:
-    """A sweep before it starts: its points with their costs and what became of them so far."""
+    """A sweep before it starts: its points with their costs and what became of them so far.
+
+    Attributes:
+        jobs: runs at a time.
+        again: how many points are run once more from the start.
+    """
 
     planned: "SweepPlan"
     plans: "Sequence[Plan]"
     status: Sequence[str]
     jobs: int
     retry_failed: bool
+    again: int = 0
 
     def waits(self, status: str) -> bool:
         """Whether a run of this status is to be carried out now."""
-        from moe_cli.store import COMPLETED, FAILED
+        from moe_cli.store import COMPLETED, FAILED, PRUNED
 
-        return status != COMPLETED and (self.retry_failed or status != FAILED)
+        return status not in (COMPLETED, PRUNED) and (self.retry_failed or status != FAILED)
 
     @property
     def to_go(self) -> "list[Plan]":
@@ -75,6 +81,12 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
     lines += [("dim", f"  note      {note}") for note in planned.notes]
     if planned.num_repeats:
         lines.append(("dim", f"  once      {planned.num_repeats} points come to a configuration that is already there"))
+    if ahead.again:
+        lines.append(("dim", f"  again     {ahead.again} from the start; what there was goes to the trash"))
+    if crowd := _crowd(ahead):
+        lines.append(("yellow", f"  crowded   {crowd}"))
+    if to_go and (large := _too_large(to_go)):
+        lines.append(("yellow", f"  memory    {large}"))
     if to_go:
         seconds = sum(plan.seconds for plan in to_go) / ahead.jobs
         workers = "worker" if ahead.jobs == 1 else "workers"
@@ -82,6 +94,31 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
             ("", f"about {duration(seconds)} on {ahead.jobs} {workers}; stop any time, the same command continues")
         )
     return lines
+
+
+def _crowd(ahead: Ahead) -> str:
+    """More threads at a time than cores."""
+    from moe_cli.machine import count_cores
+
+    threads = ahead.jobs * max((plan.threads for plan in ahead.plans), default=1)
+    return f"{threads} threads on {count_cores()} cores: slower. Fewer: -j" if threads > count_cores() else ""
+
+
+def _too_large(plans: "Sequence[Plan]") -> str:
+    """Which runs are not expected to find the memory they take: they start all the same, each alone."""
+    from moe_cli.forecast import memory_bytes
+    from moe_cli.machine import available_memory_bytes
+    from moe_cli.numbers import count
+
+    available = available_memory_bytes()
+    needs = [memory_bytes(plan.cost) for plan in plans]
+    large = sum(need > available for need in needs) if available is not None else 0
+    return (
+        f"{large} of {len(plans)} runs may need up to {count(max(needs))}B, {count(available or 0)}B are free: "
+        "each of them runs alone"
+        if large
+        else ""
+    )
 
 
 def print_points(console: "Console", ahead: Ahead) -> None:

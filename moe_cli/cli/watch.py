@@ -15,7 +15,18 @@ from moe_cli.cli.show import curve_of
 from moe_cli.glance import Glance, Watcher, find_runs, newest_group
 from moe_cli.marks import is_at_work
 from moe_cli.numbers import count, duration, percent, printable
-from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run, find_run, open_runs, run_folders
+from moe_cli.store import (
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    PENDING,
+    PRUNED,
+    RUNNING,
+    Run,
+    find_run,
+    open_runs,
+    run_folders,
+)
 
 LOOK_SECONDS = 1.0
 # A sweep on which nobody here is at work, and whose folders were silent for so long, was stopped.
@@ -62,10 +73,12 @@ class SweepFolder:
     def standing(self) -> tuple[Standing, float]:
         """Where they stand, and when one of them last gave a sign of life."""
         seen = [self._watcher.look(run) for run in self.runs]
-        by = {status: [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED)}
+        by = {
+            status: [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED, PRUNED)
+        }
         waiting = len(seen) - sum(map(len, by.values()))
         sign = max((max(each.created, each.started, each.written) for each in seen), default=0.0)
-        return Standing(by[COMPLETED], by[RUNNING], by[FAILED], waiting), sign
+        return Standing(by[COMPLETED], by[RUNNING], by[FAILED], waiting, len(by[PRUNED])), sign
 
 
 def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> int:
@@ -104,13 +117,14 @@ def _change(each: Glance, label: str) -> Text:
 def _end(console: Console, name: str, standing: Standing) -> int:
     text = f"{len(standing.done)} of {standing.total} runs complete"
     text += f", {len(standing.failed)} failed" if standing.failed else ""
+    text += f", {standing.pruned} pruned" if standing.pruned else ""
     text += (
         f", {standing.waiting} to go, and nobody is at work on them: the same sweep command continues"
         if standing.waiting
         else ""
     )
     console.print(Text(f"{text}. See: moe report {printable(name)}"), soft_wrap=True, highlight=False)
-    return 0 if len(standing.done) == standing.total else 3
+    return 3 if standing.failed or standing.waiting else 0
 
 
 def labels_of(runs: Sequence[Run]) -> dict[Path, str]:

@@ -8,18 +8,20 @@ a run's outcome stands in its folder, so that whatever befalls a run costs only 
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from moe_cli.errors import RunBusy
-from moe_cli.run import BUSY, DONE, STOPPED, WRONG
+from moe_cli.errors import DiskFull, RunBusy
+from moe_cli.numbers import duration
+from moe_cli.run import BUSY, FULL, STOPPED, WRONG
 from moe_cli.store import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock
 
 POLL_SECONDS = 0.2
-STOP_SECONDS = 60.0
+# For saving: when the sweep is stopped, and when a run is.
+STOP_SECONDS, GRACE_SECONDS = 60.0, 20.0
 
 
 class Job(Protocol):
@@ -46,6 +48,22 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Leaves nothing running."""
+
+
+@runtime_checkable
+class Wakes(Protocol):
+    """A pool that knows at once when a run ends."""
+
+    def wait(self, seconds: float) -> None:
+        """Until a run ends, or so many seconds."""
+
+
+@runtime_checkable
+class Weighs(Protocol):
+    """A pool that knows what runs take."""
+
+    def fits(self, run: Run) -> bool:
+        """Whether there is place for it beside the runs at work. Alone, every run may start."""
 
 
 class Feed(Protocol):
@@ -88,50 +106,85 @@ class Listed:
         return []
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of runs that fail.
+
+    Attributes:
+        timeout: seconds that a run may take, counted from its start; None: as many as it likes.
+        retries: how often a run that has failed starts again, from its last checkpoint. One that took too long does not.
+        fail_fast: the first run that fails ends the sweep; the others at work save and stop.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    fail_fast: bool = False
+
+
 @dataclass
 class Progress:
-    """Where a sweep stands; given to the observer at every change and about five times a second."""
+    """Where a sweep stands; given to the observer at every change and about five times a second.
+
+    Attributes:
+        retried: how many times a run that had failed was put back to start again.
+    """
 
     waiting: int = 0
     running: dict[Run, Job] = field(default_factory=dict)
     finished: list[Run] = field(default_factory=list)
     failed: list[Run] = field(default_factory=list)
     pruned: list[Run] = field(default_factory=list)
-    pruning: set[Run] = field(default_factory=set)
+    retried: int = 0
 
 
 Observer = Callable[[Progress], None]
 
 
-def drive(feed: Feed, pool: Pool, observer: Observer = lambda progress: None) -> Progress:
+def _say_nothing(*progress: Progress) -> None: ...
+
+
+def drive(
+    feed: Feed, pool: Pool, observer: Observer = _say_nothing, rules: Rules = Rules(),
+    on_stop: Callable[[], None] = _say_nothing,
+) -> Progress:  # fmt: skip
     """Carries out what the feed gives, until it gives no more.
 
     A run that another process is working on is waited for and not done twice. On KeyboardInterrupt, or if anything else
-    goes wrong here, the runs are asked to save and stop before the exception goes on.
+    goes wrong here, the runs are asked to save and stop before the exception goes on; `on_stop` is called when they are.
+
+    Raises:
+        DiskFull: a run could not write; it and the others go on with the same command.
     """
-    progress = Progress()
-    with _sigterm_interrupts():
+    drive = _Drive(feed, pool, rules)
+    progress = drive.progress
+    with _signals_interrupt():
         try:
-            while (waiting := feed.waiting()) or progress.running:
-                progress.waiting = waiting
-                _start(progress, feed, pool)
-                _collect(progress, feed)
-                _prune(progress, feed)
+            while drive.waiting() or progress.running:
+                drive.start()
+                drive.collect()
+                progress.waiting = drive.waiting()
                 observer(progress)
-                time.sleep(POLL_SECONDS)
+                if rules.fail_fast and progress.failed:
+                    drive.stop(on_stop)
+                    break
+                drive.look_after()
+                drive.wait()
         except BaseException:
-            _stop(list(progress.running.values()))
+            drive.stop(on_stop)
             raise
         finally:
             pool.close()
-    progress.waiting = 0
+    progress.waiting = drive.waiting()
     observer(progress)
     return progress
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Within it SIGTERM is as Ctrl-C; in other threads than the main one, where Python allows no handlers, nothing is."""
+def _signals_interrupt() -> Iterator[None]:
+    """Within it SIGTERM, and the closing of the terminal, are as Ctrl-C.
+
+    In other threads than the main one, where Python allows no handlers, nothing is.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -139,65 +192,152 @@ def _sigterm_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _start(progress: Progress, feed: Feed, pool: Pool) -> None:
-    for _ in range(feed.waiting()):
-        if pool.room() < 1:
-            return
-        run = feed.take()
-        if run is None:
-            return
+class _Drive:
+    """What is known of each run while a sweep goes on."""
+
+    def __init__(self, feed: Feed, pool: Pool, rules: Rules) -> None:
+        self.feed = feed
+        self.pool = pool
+        self.rules = rules
+        self.progress = Progress()
+        self.began = time.time()
+        self.held: Run | None = None  # taken from the feed, waits for memory
+        self.starts = Counter[Run]()
+        self.started: dict[Run, float] = {}
+        self.endings: dict[Run, _Ending] = {}
+
+    def waiting(self) -> int:
+        return self.feed.waiting() + (self.held is not None)
+
+    def start(self) -> None:
+        for _ in range(self.waiting()):
+            if self.pool.room() < 1:
+                return
+            run = self.held or self.feed.take()
+            self.held = None
+            if run is None:
+                return
+            if self._settled(run):
+                self.feed.ended(run)
+            elif is_locked(run.path):
+                self.feed.put_back(run)
+            elif self.progress.running and isinstance(self.pool, Weighs) and not self.pool.fits(run):
+                self.held = run
+                return
+            else:
+                self.progress.running[run] = self.pool.start(run)
+                self.started[run] = time.monotonic()
+                self.starts[run] += 1
+
+    def _settled(self, run: Run) -> bool:
+        """Whether it has ended already; if it has just failed elsewhere, that is its end here too."""
+        status = run.status()
+        ends = {COMPLETED: self.progress.finished, FAILED: self.progress.failed, PRUNED: self.progress.pruned}
+        end = ends.get(status["status"])
+        if end is None or (status["status"] != COMPLETED and (self.starts[run] or self._before(status))):
+            return False
+        end.append(run)
+        return True
+
+    def _before(self, status: Mapping[str, Any]) -> bool:
+        """Whether this was written before the sweep began."""
+        said = status.get("heartbeat")
+        return not isinstance(said, int | float) or said < self.began
+
+    def collect(self) -> None:
+        """Takes in what has ended. Raises DiskFull."""
+        for run, job in list(self.progress.running.items()):
+            code = job.poll()
+            if code is not None:
+                del self.progress.running[run]
+                self._end(run, code, self.endings.pop(run, None))
+
+    def _end(self, run: Run, code: int, ending: "_Ending | None") -> None:
+        progress, again = self.progress, False
         if run.summary() is not None:
             progress.finished.append(run)
-            feed.ended(run)
-        elif is_locked(run.path):
-            feed.put_back(run)
+        elif code == BUSY:
+            self.starts[run] -= 1
+            again = True
+        elif code == FULL:
+            raise DiskFull(f"{run.id} could not write: the disk is full, see {run.path / 'log.txt'}\n"
+                           "Make room; the same command goes on.")  # fmt: skip
+        elif not ending and self.starts[run] <= self.rules.retries:
+            progress.retried += 1
+            again = True
+        elif not (_record(run, ending.status, ending.reason) if ending else explain(run, code)):
+            again = True  # another process has taken it up meanwhile
         else:
-            progress.running[run] = pool.start(run)
+            (progress.pruned if ending and ending.status == PRUNED else progress.failed).append(run)
+        (self.feed.put_back if again else self.feed.ended)(run)
 
+    def look_after(self) -> None:
+        """Asks those to stop that take too long or promise nothing, and ends those that do not."""
+        now, running, limit = time.monotonic(), self.progress.running, self.rules.timeout
+        for run in self.feed.unpromising([run for run in running if run not in self.endings]):
+            step = run.status().get("step")
+            self._ask(run, _Ending(PRUNED, f"pruned: others do better{f' (step {step})' if step else ''}", now))
+        for run, job in running.items():
+            if run in self.endings:
+                if now - self.endings[run].asked > GRACE_SECONDS:
+                    job.kill()
+            elif limit is not None and now - self.started[run] > limit:
+                self._ask(run, _Ending(FAILED, f"took longer than {duration(limit)} (--timeout)", now))
 
-def _collect(progress: Progress, feed: Feed) -> None:
-    for run, job in list(progress.running.items()):
-        code = job.poll()
-        if code is None:
-            continue
-        del progress.running[run]
-        if code == BUSY:
-            feed.put_back(run)
-            continue
-        if code == DONE and run.summary() is not None:
-            progress.finished.append(run)
-        elif run in progress.pruning:
-            progress.pruned.append(run)
-            _mark_pruned(run)
+    def _ask(self, run: Run, ending: "_Ending") -> None:
+        self.endings[run] = ending
+        self.progress.running[run].stop()
+
+    def wait(self) -> None:
+        """Until there may be something to do; at most POLL_SECONDS, for displays."""
+        if isinstance(self.pool, Wakes):
+            self.pool.wait(POLL_SECONDS)
         else:
-            progress.failed.append(run)
-            explain(run, code)
-        feed.ended(run)
+            time.sleep(POLL_SECONDS)
+
+    def stop(self, on_stop: Callable[[], None]) -> None:
+        """Asks every worker to save, waits, and ends those that do not; a second Ctrl-C ends them at once."""
+        jobs = self.progress.running
+        try:
+            for job in jobs.values():
+                job.stop()
+            with suppress(Exception):  # what is shown must not keep runs from stopping
+                on_stop()
+            deadline = time.monotonic() + STOP_SECONDS
+            while any(job.poll() is None for job in jobs.values()) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS / 4)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            for job in jobs.values():
+                if job.poll() is None:
+                    job.kill()
+        self.progress.finished += [run for run in jobs if run.summary() is not None]
+        jobs.clear()
 
 
-def _prune(progress: Progress, feed: Feed) -> None:
-    """Asks what is not worth going on with to save and stop."""
-    for run in feed.unpromising(list(progress.running)):
-        progress.pruning.add(run)
-        progress.running[run].stop()
+@dataclass(frozen=True)
+class _Ending:
+    """Why a run was asked to stop, and what it will have been; `asked` by the monotonic clock."""
+
+    status: str
+    reason: str
+    asked: float
 
 
-def _mark_pruned(run: Run) -> None:
-    with suppress(RunBusy, OSError), lock(run.path):
-        Recorder(run).status(PRUNED, reason="pruned")
-
-
-def explain(run: Run, code: int) -> None:
-    """Writes why a worker ended that could not say so itself."""
-    if code == WRONG and run.status()["status"] == FAILED:
-        return
+def explain(run: Run, code: int) -> bool:
+    """Writes why a worker ended that could not say so itself; False if another process is working on the run."""
+    status = run.status()
+    if code == WRONG and status["status"] == FAILED and status.get("reason"):
+        return True
     if code < 0:
         name = next((each.name for each in signal.Signals if each == -code), "a real-time signal")
         reason = f"killed by signal {-code} ({name})"
@@ -205,31 +345,23 @@ def explain(run: Run, code: int) -> None:
     elif code == STOPPED:
         reason = "stopped from outside; its checkpoint is saved"
     else:
-        reason = run.status().get("reason") or f"ended with exit code {code}"
+        reason = status.get("reason") or f"ended with exit code {code}"
+    return _record(run, FAILED, f"{reason} (log: {run.path / 'log.txt'})")
+
+
+def _record(run: Run, status: str, reason: str) -> bool:
+    """Writes how a run has ended; False if another process is working on it."""
     try:
         with lock(run.path):
-            Recorder(run).status(FAILED, reason=f"{reason} (log: {run.path / 'log.txt'})")
-    except (RunBusy, OSError):
+            Recorder(run).status(status, reason=reason)
+    except RunBusy:
+        return False
+    except OSError:
         pass
-
-
-def _stop(jobs: Sequence[Job]) -> None:
-    """Asks every worker to save, waits, and ends those that do not; a second Ctrl-C ends them at once."""
-    try:
-        for job in jobs:
-            job.stop()
-        deadline = time.monotonic() + STOP_SECONDS
-        while any(job.poll() is None for job in jobs) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS / 4)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for job in jobs:
-            if job.poll() is None:
-                job.kill()
+    return True
 
 
 def to_do(runs: Sequence[Run], retry_failed: bool) -> list[Run]:
-    """The runs that are not done; failed ones only on request, pruned ones never."""
+    """The runs that are neither done nor pruned; failed ones only on request."""
     skip = {COMPLETED, PRUNED} if retry_failed else {COMPLETED, PRUNED, FAILED}
     return [run for run in runs if run.status()["status"] not in skip]

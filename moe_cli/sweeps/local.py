@@ -1,34 +1,61 @@
-"""The pool of this machine: a process per run, cores divided among them."""
+"""The pool of this machine: a process per run; cores, memory and GPUs divided among them."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import MoeError
+from moe_cli.forecast import Plan, compiles, memory_bytes, memory_of
+from moe_cli.machine import available_memory_bytes, count_cores, resident_bytes, visible_gpus
+from moe_cli.run import PARENT
 from moe_cli.store import Run
+from moe_cli.sweeps.warm import Fork, Nest
 
 
-def default_workers() -> int:
-    """One run per two cores: small models gain little from more, and each needs some memory."""
-    return max(1, (os.cpu_count() or 1) // 2)
+def default_workers(plans: Sequence[Plan]) -> int:
+    """How many of these runs go on at a time: one per GPU, else as many as there are cores for their threads.
 
-
-def threads_per_run(workers: int) -> int:
-    """The cores divided among the runs that go on at a time."""
-    return max(1, (os.cpu_count() or 1) // workers)
+    Never more than memory bears.
+    """
+    procs = max(plan.config.launch.procs for plan in plans)
+    gpus = len(visible_gpus()) if any(plan.config.train.device in ("auto", "cuda") for plan in plans) else 0
+    most = (gpus or count_cores() // max(plan.threads for plan in plans)) // procs
+    available, need = available_memory_bytes(), max(memory_bytes(plan.cost) for plan in plans)
+    return max(1, most if available is None else min(most, available // need))
 
 
 class Process:
-    """A run in a process of its own, in a session of its own: Ctrl-C reaches it through us, once, as a request to save."""
+    """A run in a process of its own, in a session of its own: Ctrl-C reaches it through us, once, as a request to save.
 
-    def __init__(self, run: Run, outputs: Path, threads: int) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        with open(run.path / "log.txt", "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "moe_cli.run", str(run.path), str(outputs)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-            )  # fmt: skip
+    Attributes:
+        end: a descriptor that can be read once the process has ended.
+    """
+
+    def __init__(self, run: Run, outputs: Path, environment: dict[str, str]) -> None:
+        self.end, theirs = os.pipe()
+        try:
+            with open(run.path / "log.txt", "ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "moe_cli.run", str(run.path), str(outputs)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[theirs],
+                    env={**os.environ, **environment, PARENT: str(os.getpid())}, start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            os.close(self.end)
+            raise
+        finally:
+            os.close(theirs)
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid
 
     def poll(self) -> int | None:
         return self.process.poll()
@@ -41,25 +68,117 @@ class Process:
         self.process.wait()
 
 
-class LocalPool:
-    """`workers` runs at a time on this machine."""
+@dataclass(frozen=True)
+class Place:
+    """What a run at work has been given.
 
-    def __init__(self, outputs: Path, workers: int) -> None:
+    Attributes:
+        need: bytes of main memory it is expected to take.
+        gpus: names, as CUDA_VISIBLE_DEVICES takes them.
+    """
+
+    job: Process | Fork
+    need: int
+    gpus: tuple[str, ...]
+
+    def to_come(self) -> int:
+        """The memory it is still expected to take."""
+        return max(0, self.need - (resident_bytes(self.job.pid) if self.job.pid else 0))
+
+
+class LocalPool:
+    """`workers` runs at a time on this machine.
+
+    Runs are forked from a process that has imported torch (see `worker`), but for those that use a GPU, compile, or start
+    processes themselves: these begin from nothing. So do all, if that process cannot start, or with warm=False.
+    """
+
+    def __init__(self, outputs: Path, workers: int, warm: bool = True) -> None:
         self.outputs = outputs
         self.workers = workers
-        self.threads = threads_per_run(workers)
-        self._processes: list[Process] = []
+        self.gpus = visible_gpus()
+        self._warm = warm
+        self._nest: Nest | None = None
+        self._places: list[Place] = []
+        self._needs: dict[Path, int] = {}
 
     def room(self) -> int:
-        self._processes = [process for process in self._processes if process.poll() is None]
-        return self.workers - len(self._processes)
+        for place in list(self._places):
+            if place.job.poll() is not None:
+                self._places.remove(place)
+                if isinstance(place.job, Process):
+                    os.close(place.job.end)
+        return self.workers - len(self._places)
 
-    def start(self, run: Run) -> Process:
-        process = Process(run, self.outputs, self.threads)
-        self._processes.append(process)
-        return process
+    def fits(self, run: Run) -> bool:
+        """Whether it is expected to find the memory it takes beside the runs at work."""
+        available = available_memory_bytes()
+        if available is None:
+            return True
+        return self._need(run) <= available - sum(place.to_come() for place in self._places)
+
+    def start(self, run: Run) -> Process | Fork:
+        try:
+            config = run.config()
+        except MoeError:  # the worker will say what is wrong with it
+            config = None
+        gpus = self._free_gpus(config) if config else ()
+        job = self._start_warm(run) if config and self._forks(config) else self._start_cold(run, gpus)
+        self._places.append(Place(job, self._need(run), gpus))
+        return job
+
+    def _forks(self, config: RunConfig) -> bool:
+        device = config.train.device
+        compiled = compiles(config, config.model.vocab_size or 256, "cpu")
+        on_cpu = device == "cpu" or (device == "auto" and not self.gpus)
+        return self._warm and on_cpu and config.launch.procs == 1 and not compiled
+
+    def _start_warm(self, run: Run) -> Process | Fork:
+        if self._nest is not None and self._nest.gone:
+            self._warm = self._nest.ready
+            self._close_nest()
+            if not self._warm:
+                return self._start_cold(run, ())
+        if self._nest is None:
+            # The libraries of numpy start threads when they are imported, which must not be there when it forks.
+            self._nest = Nest(self.outputs, {"OPENBLAS_NUM_THREADS": "1"})
+        return self._nest.start(run)
+
+    def _start_cold(self, run: Run, gpus: tuple[str, ...]) -> Process:
+        return Process(run, self.outputs, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
+
+    def _free_gpus(self, config: RunConfig) -> tuple[str, ...]:
+        """Those with the least runs, one for each of its processes; none where it uses none, or names its own."""
+        if config.train.device not in ("auto", "cuda"):
+            return ()
+        load = Counter(name for place in self._places for name in place.gpus)
+        return tuple(sorted(self.gpus, key=lambda name: load[name])[: config.launch.procs])
+
+    def _need(self, run: Run) -> int:
+        if run.path not in self._needs:
+            try:
+                self._needs[run.path] = memory_of(run.config(), self.outputs)
+            except (MoeError, OSError):  # the worker will say what is wrong with it
+                self._needs[run.path] = 0
+        return self._needs[run.path]
+
+    def wait(self, seconds: float) -> None:
+        """Until a run ends, or so many seconds."""
+        ends = [place.job.end for place in self._places if isinstance(place.job, Process)]
+        if self._nest is not None and not self._nest.gone:
+            ends.append(self._nest.channel.fileno())
+        select.select(ends, [], [], seconds)
+        if self._nest is not None:
+            self._nest.listen()
 
     def close(self) -> None:
-        for process in self._processes:
-            if process.poll() is None:
-                process.kill()
+        for place in self._places:
+            if place.job.poll() is None:
+                place.job.kill()
+        if self._nest is not None:
+            self._close_nest()
+
+    def _close_nest(self) -> None:
+        if self._nest is not None:
+            self._nest.close()
+            self._nest = None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.forecast import make_plans, measure_flops, pin_upcycle
+from moe_cli.forecast import Plan, make_plans, measure_flops, pin_upcycle
 from moe_cli.report.searched import import_optuna
 from moe_cli.sweeps.pruning import count_evaluations
 from moe_cli.sweeps.search import PATIENCE, distributions
@@ -17,14 +17,14 @@ DRAWS = 24
 @dataclass(frozen=True)
 class Preview:
     """Attributes:
-    configs: of some draws that can be, at the first seed.
+    plans: of some draws that can be, at the first seed.
     seconds: expected time of a run, on average over them.
     evaluations: how often a run evaluates before it is complete, at the least.
     possible: share of the draws that can be.
     notes: settings that have no effect in some of them.
     """
 
-    configs: tuple[RunConfig, ...]
+    plans: tuple[Plan, ...]
     seconds: float
     evaluations: int
     possible: float
@@ -59,7 +59,7 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
         )
     plans = make_plans(configs, outputs, measure_flops())
     return Preview(
-        tuple(configs), sum(each.seconds for each in plans) / len(plans),
+        tuple(plans), sum(each.seconds for each in plans) / len(plans),
         min(count_evaluations(each.config, each.steps) for each in plans) if plan.prune else 0,
         len(configs) / (len(configs) + len(reasons)), tuple(notes),
     )  # fmt: skip

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moe_cli.errors import CheckpointError, TrainingError
+from moe_cli.errors import CheckpointError, DiskFull, TrainingError
 from moe_cli.moe import parallel
-from moe_cli.store import Run, read_json, write_json
+from moe_cli.store import Run, is_full, read_json, write_json
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, WeightAverage
 
@@ -183,7 +183,8 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise TrainingError(f"cannot write the checkpoint {final}: {reason}. The one before it is whole.") from None
+        kind = DiskFull if is_full(error) else TrainingError
+        raise kind(f"cannot write the checkpoint {final}: {reason}. The one before it is whole.") from None
     # A process that was killed while it saved has left its half-made folder.
     best = state.get("best_step")
     stays = [_folder(run, best)] if best is not None else []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.machine import pick_threads, usable_cores
+from moe_cli.machine import count_cores, pick_threads
 from moe_cli.store import Run, create_run
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
@@ -28,7 +28,7 @@ def test_other_work_changes_no_digit(text_file: Path, tmp_path: Path) -> None:
     shape = {"d_model": 48, "d_ff": 96, "d_expert": 41, "context_length": 64, "dropout": 0.1}
     train = {"steps": 12, "batch_size": 128, "threads": None, "eval_every": 5, "checkpoint_every": 4}
     config = tiny_config(text_file, model=shape, train=train)
-    assert min(2, usable_cores()) <= pick_threads(config)
+    assert min(2, count_cores()) <= pick_threads(config)
     alone, process = start(config, tmp_path / "alone")
     assert 0 == process.wait()
     together = [start(config, tmp_path / name) for name in ("one", "two")]

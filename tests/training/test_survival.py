@@ -92,7 +92,7 @@ def test_bad_steps_apart_do_not_end_the_run(text_file: Path, tmp_path: Path, bad
 
 
 def test_a_full_disk_at_the_last_save_is_told(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was asked to stop and could not save says so; its older checkpoint goes on."""
+    """A run that was asked to stop and could not save says so; it is interrupted, and its older checkpoint goes on."""
     config = tiny_config(text_file, train=TRAIN)
     run, write = create_run(tmp_path, "runs", config), checkpoint_module._write
 
@@ -105,7 +105,7 @@ def test_a_full_disk_at_the_last_save_is_told(text_file: Path, tmp_path: Path, m
         patch.setattr(checkpoint_module, "_write", full)
         with pytest.raises(TrainingError, match=r"step_00000005: No space left on device. The one before it is whole."):
             run_one(run, tmp_path, stop_at(5))
-    assert ("failed", 4) == (run.status()["status"], latest_checkpoint(run).state["step"])
+    assert ("interrupted", 4) == (run.status()["status"], latest_checkpoint(run).state["step"])
     assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
 
 

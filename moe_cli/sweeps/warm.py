@@ -1,0 +1,116 @@
+"""The sweep's side of `moe_cli.sweeps.worker`: runs as forks of a process that has imported torch already."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from moe_cli.run import BUSY, STOPPED
+from moe_cli.store import Run, is_locked
+
+WORKER = "moe_cli.sweeps.worker"
+CLOSE_SECONDS = 10.0
+
+
+class Fork:
+    """A run in a process that the parent of all of them has forked."""
+
+    def __init__(self, run: Run, nest: "Nest") -> None:
+        self.folder = str(run.path)
+        self.nest = nest
+        self.pid: int | None = None
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            self.nest.listen()
+        return self.code
+
+    def stop(self) -> None:
+        if not self.nest.ready:  # nothing has begun that could be saved, and nobody should wait for torch
+            self.code = STOPPED
+        self.nest.say(run=self.folder, signal=int(signal.SIGTERM))
+
+    def kill(self) -> None:
+        self.nest.say(run=self.folder, signal=int(signal.SIGKILL))
+
+
+class Nest:
+    """The parent process of forked runs. If it dies, its runs save and stop: their code is BUSY, to be asked for again."""
+
+    def __init__(self, outputs: Path, environment: Mapping[str, str]) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.forks: dict[str, Fork] = {}
+        self.ready = False
+        self.gone = False
+        self._begun = b""
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", WORKER, str(theirs.fileno()), str(outputs)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()], env={**os.environ, **environment}, start_new_session=True,
+            )  # fmt: skip
+        self.channel.setblocking(False)
+
+    def start(self, run: Run) -> Fork:
+        fork = self.forks[str(run.path)] = Fork(run, self)
+        self.say(run=fork.folder)
+        return fork
+
+    def say(self, **message: Any) -> None:
+        # A socket that is full or broken belongs to a parent that is gone: `listen` will see it.
+        with suppress(OSError):
+            self.channel.sendall(json.dumps(message).encode() + b"\n")
+
+    def listen(self) -> None:
+        """Takes in what the parent has said."""
+        while not self.gone:
+            try:
+                received = self.channel.recv(65_536)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                received = b""
+            *lines, self._begun = (self._begun + received).split(b"\n")
+            for line in lines:
+                self._take_in(json.loads(line))
+            self.gone = not received
+        self._give_up()
+
+    def _take_in(self, message: dict[str, Any]) -> None:
+        self.ready = True
+        fork = self.forks.get(message.get("run", ""))
+        if fork is None:
+            return
+        fork.pid = message.get("pid", fork.pid)
+        if "code" in message:
+            fork.code = message["code"]
+            del self.forks[fork.folder]
+
+    def _give_up(self) -> None:
+        """Once the parent is gone: a run has ended when nobody holds its folder."""
+        for fork in list(self.forks.values()):
+            if not is_locked(Path(fork.folder)):
+                fork.code = BUSY
+                del self.forks[fork.folder]
+
+    def close(self) -> None:
+        """Ends whatever is left."""
+        for fork in self.forks.values():
+            fork.kill()
+        if not self.ready:
+            self.process.kill()
+        with suppress(OSError):
+            self.channel.shutdown(socket.SHUT_WR)
+        try:
+            self.process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.channel.close()

@@ -1,0 +1,128 @@
+"""The parent of a sweep's runs: it imports torch once, then forks a process for every run.
+
+python -m moe_cli.sweeps.worker DESCRIPTOR OUTPUTS
+
+DESCRIPTOR is one end of a socket; a line of JSON on it is a message. In: {"run": folder} starts a run, {"run": folder,
+"signal": number} sends its process a signal. Out: {"ready": true} once torch is there, {"run": folder, "pid": number} when a
+run has started, {"run": folder, "code": number} when it has ended, with the exit codes of `moe_cli.run`.
+
+Forked and not reused: every run has a process of its own, so nothing of a run can leak into the next one or outlive it, yet
+none waits for the import. A fork is safe here because this process computes nothing: it has one thread, no lock that
+another could hold, and no GPU.
+"""
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from moe_cli import run as runs
+from moe_cli.launch import leave
+from moe_cli.process import keep_freed_memory, spin_briefly
+from moe_cli.training.signals import follow
+
+# What a run imports; torch's optimizers bring its compiler along at their first step.
+IMPORTED = ("torch._dynamo", "moe_cli.models.gpt", "moe_cli.tasks.text", "moe_cli.moe.dispatch",
+            "moe_cli.training.loop", "moe_cli.training.evaluate", "moe_cli.training.upcycle")  # fmt: skip
+
+
+def main(descriptor: str, outputs: str) -> None:
+    spin_briefly()
+    keep_freed_memory()
+    for name in IMPORTED:
+        importlib.import_module(name)
+    # What is there now lives as long as the process: a collection must not touch, and so copy, its pages.
+    gc.collect()
+    gc.freeze()
+    with suppress(BrokenPipeError, ConnectionResetError):
+        Parent(socket.socket(fileno=int(descriptor)), outputs).serve()
+    # Those that are still at work see that their parent has gone, save and stop.
+
+
+class Parent:
+    """Forks a process for every run that is asked for, and tells when one has ended."""
+
+    def __init__(self, channel: socket.socket, outputs: str) -> None:
+        self.channel = channel
+        self.outputs = outputs
+        self.pids: dict[str, int] = {}
+        self.ends, self.wakes = os.pipe()
+        os.set_blocking(self.wakes, False)
+
+    def serve(self) -> None:
+        """Until the other end of the socket is closed."""
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self.wakes)
+        self._say(ready=True)
+        begun = b""
+        while True:
+            ready = select.select([self.channel.fileno(), self.ends], [], [])[0]
+            if self.ends in ready:
+                os.read(self.ends, 4096)
+                self._reap()
+            if self.channel.fileno() in ready:
+                received = self.channel.recv(65_536)
+                if not received:
+                    return
+                *lines, begun = (begun + received).split(b"\n")
+                for line in lines:
+                    self._do(json.loads(line))
+
+    def _do(self, message: dict[str, Any]) -> None:
+        folder = message["run"]
+        if "signal" not in message:
+            self._fork(folder)
+        elif folder in self.pids:
+            os.kill(self.pids[folder], message["signal"])
+
+    def _fork(self, folder: str) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become(folder, parent)
+        self.pids[folder] = pid
+        self._say(run=folder, pid=pid)
+
+    def _become(self, folder: str, parent: int) -> NoReturn:
+        """The forked process: as `python -m moe_cli.run FOLDER OUTPUTS` would be, in a session of its own."""
+        code = runs.WRONG
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setsid()
+            for descriptor in (self.ends, self.wakes):
+                os.close(descriptor)
+            self.channel.close()
+            log = os.open(os.path.join(folder, "log.txt"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            for descriptor in (1, 2):
+                os.dup2(log, descriptor)
+            os.close(log)
+            follow(parent)
+            sys.argv = [str(runs.__file__), folder, self.outputs]
+            code = runs.main(folder, self.outputs)
+        except BaseException:
+            with suppress(OSError):
+                traceback.print_exc()
+        finally:
+            leave(code)
+
+    def _reap(self) -> None:
+        for folder, pid in list(self.pids.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del self.pids[folder]
+                self._say(run=folder, code=os.waitstatus_to_exitcode(status))
+
+    def _say(self, **message: Any) -> None:
+        self.channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
