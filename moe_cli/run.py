@@ -5,6 +5,7 @@ python -m moe_cli.run RUN_FOLDER OUTPUTS
 
 import gc
 import math
+import os
 import sys
 import time
 import traceback
@@ -35,9 +36,12 @@ from moe_cli.store import (
     write_text,
 )
 from moe_cli.tasks.corpora import Corpus
+from moe_cli.training.signals import follow
 
 # Exit codes of a worker.
 DONE, WRONG, BUSY, STOPPED = 0, 1, 4, 130
+# The process id of a worker's parent, without which it should not go on.
+PARENT = "MOE_PARENT"
 
 
 def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
@@ -329,6 +333,8 @@ def main(run_folder: str, outputs: str) -> int:
 
 if __name__ == "__main__":
     keep_freed_memory()
+    if parent := os.environ.pop(PARENT, None):
+        follow(int(parent))
     code = main(*sys.argv[1:])
     if launched():
         leave(code)

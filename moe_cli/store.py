@@ -255,6 +255,14 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def break_lock(path: Path) -> None:
+    """Lets the folder be written although a machine that is gone still holds it, as network file systems may have it.
+
+    The lock is on the file that was there; another takes its name.
+    """
+    write_text(path / ".lock", "")
+
+
 class Recorder:
     """Writes a run's files. Use it while holding `lock`."""
 

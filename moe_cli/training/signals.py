@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ from moe_cli.launch import launched
 
 # Ctrl-C, kill, and what clusters send before they take a machine away (Slurm's --signal).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# How often a process looks whether its parent lives, and how long it may take to save once the parent does not.
+LOOK_SECONDS, LAST_SECONDS = 0.5, 60.0
 
 
 @contextmanager
@@ -36,3 +39,20 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def follow(parent: int) -> None:
+    """Has this process asked to stop, by SIGTERM, once `parent` is its parent no more, and ended if it does not.
+
+    For processes that nobody else would end if what started them were killed: a sweep's runs. It works wherever they are,
+    while they read data, evaluate or hang.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LAST_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="follow", daemon=True).start()
