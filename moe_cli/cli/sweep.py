@@ -21,7 +21,7 @@ Words = Annotated[
 ]
 
 
-def sweep(
+def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Words = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)
@@ -32,37 +32,49 @@ def sweep(
     name: Annotated[
         str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)
     ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Who runs it: local, ray, slurm [default: local].", show_default=False),
+    ] = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
     """Train every combination of settings. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
+    from moe_cli.config.executors import LocalExecutor, is_executor_word, load_executor
     from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
-    from moe_cli.sweeps.driver import Listed, drive, to_do
-    from moe_cli.sweeps.local import LocalPool, default_workers, threads_per_run
+    from moe_cli.sweeps.driver import Listed, Progress, drive, to_do
+    from moe_cli.sweeps.local import default_workers, threads_per_run
     from moe_cli.sweeps.plan import plan_sweep
+    from moe_cli.sweeps.pools import make_pool
 
     folder = outputs_folder(outputs)
     console = Console()
-    planned = plan_sweep(words or [], seeds=seeds, name=name, config_dir=config_dir).pinned(folder)
-    jobs = min(jobs or default_workers(), len(planned.points))
+    carrier = load_executor([word for word in words or [] if is_executor_word(word)], executor, config_dir)
+    words = [word for word in words or [] if not is_executor_word(word)]
+    planned = plan_sweep(words, seeds=seeds, name=name, config_dir=config_dir).pinned(folder)
     configs = [point.config for point in planned.points]
-    plans = make_plans(configs, folder, threads_per_run(jobs), measure_flops())
+    local = isinstance(carrier, LocalExecutor)
+    at_once = min(jobs or default_workers(), len(planned.points))
+    plans = make_plans(configs, folder, threads_per_run(at_once), measure_flops())
     if dry_run:
-        _print_head(console, planned, plans, planned.existing(folder), jobs, retry_failed)
+        _print_head(console, planned, plans, planned.existing(folder), at_once, retry_failed, carrier.name)
         _print_points(console, planned, plans, planned.existing(folder))
         return
-    for device in {point.config.train.device for point in planned.points} - {"auto", "cpu"}:
+    for device in {point.config.train.device for point in planned.points} - {"auto", "cpu"} if local else ():
         pick_device(device)
     runs = planned.open(folder)
-    _print_head(console, planned, plans, runs, jobs, retry_failed)
     todo = to_do(runs, retry_failed)
+    if todo:
+        pool = make_pool(carrier, folder, at_once if local else jobs)
+        at_once = min(pool.workers, len(planned.points))
+    _print_head(console, planned, plans, runs, at_once, retry_failed, carrier.name)
     try:
         with SweepDisplay(console, planned, runs) as display:
-            progress = drive(Listed(todo), LocalPool(folder, jobs), display)
+            progress = drive(Listed(todo), pool, display) if todo else Progress()
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
@@ -70,7 +82,13 @@ def sweep(
 
 
 def _print_head(
-    console: "Console", planned: "SweepPlan", plans: "list[Plan]", runs: "list[Run]", jobs: int, retry: bool
+    console: "Console",
+    planned: "SweepPlan",
+    plans: "list[Plan]",
+    runs: "list[Run]",
+    jobs: int,
+    retry: bool,
+    executor: str,
 ) -> None:
     from rich.markup import escape
 
@@ -96,7 +114,8 @@ def _print_head(
     if todo:
         waiting = {run.path for run in todo}
         seconds = sum(plan.seconds for plan, run in zip(plans, runs, strict=True) if run.path in waiting) / jobs
-        say(f"about {duration(seconds)} on {jobs} {'worker' if jobs == 1 else 'workers'}; "
+        where = "" if executor == "local" else f" of {executor}, each as fast as this machine"
+        say(f"about {duration(seconds)} on {jobs} {'worker' if jobs == 1 else 'workers'}{where}; "
             "stop any time, the same command continues")  # fmt: skip
 
 

@@ -8,6 +8,7 @@ actor above it is gone, saves and stops (see `training.signals.follow`).
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from moe_cli.errors import MoeError
 from moe_cli.run import BUSY, PARENT, STOPPED
 from moe_cli.store import Run, break_lock, is_locked
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS, HEALTH_SECONDS = 5.0, 20.0
 KILL_SECONDS = 10.0
 # How often the nodes are looked at, and how long a sweep waits for one when there is none.
 LOOK_SECONDS, NODELESS_SECONDS = 2.0, 60.0
@@ -40,14 +41,18 @@ def connect(address: str | None) -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do one day
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
     except ImportError:
-        raise MoeError("executor=ray needs Ray, which is not installed.\nInstall it: pip install 'moe-cli[ray]'") from None
+        raise MoeError(
+            "executor=ray needs Ray, which is not installed.\nInstall it: pip install 'moe-cli[ray]'"
+        ) from None
     if ray.is_initialized():
         return ray
     if address not in (None, "auto"):
         _probe(str(address))
+    _hush()
     start: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_BYTES} if address is None else {}
     try:
         with _own_sigterm():
@@ -62,16 +67,30 @@ def connect(address: str | None) -> Any:
 
 
 def _probe(address: str) -> None:
-    """Raises MoeError where nobody listens: Ray itself would try for minutes."""
+    """Raises MoeError where no Ray head listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
+    reason: object = "what listens there is no Ray head of this version"
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        if subprocess.run(words, capture_output=True, timeout=HEALTH_SECONDS, check=False).returncode == 0:
+            return
+    except subprocess.TimeoutExpired:
+        pass
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise MoeError(
-            f"executor.address={address}: nobody answers there ({reason}).\n"
-            "Start a head: ray start --head --port=6379. Or leave the address out: Ray is then started on this machine."
-        ) from None
+    raise MoeError(
+        f"executor.address={address}: no Ray head answers ({reason}).\n"
+        "Start one: ray start --head --port=6379. Or leave the address out: Ray is then started on this machine."
+    )
+
+
+def _hush() -> None:
+    """Keeps Ray from printing on our display what happens to its nodes: pages when one dies. It has no setting for that."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *message, **options: None
 
 
 @contextmanager
@@ -232,7 +251,9 @@ class RayPool:
             return room
         self._nodeless = self._nodeless or time.monotonic()
         if time.monotonic() - self._nodeless > NODELESS_SECONDS:
-            raise MoeError("the Ray cluster has had no node for a run for a minute. Add nodes; the same command continues.")
+            raise MoeError(
+                "the Ray cluster has had no node for a run for a minute. Add nodes; the same command continues."
+            )
         return room
 
     def start(self, run: Run) -> RayJob:
