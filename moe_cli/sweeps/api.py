@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from moe_cli.config.executors import is_executor_word, load_executor
 from moe_cli.store import outputs_folder
 from moe_cli.sweeps.driver import Listed, drive, to_do
-from moe_cli.sweeps.pools import make_pool
 from moe_cli.sweeps.plan import plan_sweep
+from moe_cli.sweeps.pools import make_pool
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,6 +5,7 @@ node dies is started again on another and goes on from its last checkpoint; its 
 actor above it is gone, saves and stops (see `training.signals.follow`).
 """
 
+import logging
 import os
 import signal
 import socket
@@ -41,7 +42,6 @@ def connect(address: str | None) -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do one day
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
     except ImportError:
@@ -56,7 +56,7 @@ def connect(address: str | None) -> Any:
     start: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_BYTES} if address is None else {}
     try:
         with _own_sigterm():
-            ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **start)
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **start)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise MoeError(
