@@ -144,7 +144,7 @@ class SlurmJob:
 
     def stop(self) -> None:
         if self.code is None:
-            self.ending = True
+            self.ending, self.code = True, STOPPED if self.number is None else None
             self.pool.to_stop.append(self)
 
     def kill(self) -> None:
@@ -246,7 +246,7 @@ class SlurmPool:
     def _outcome(self, job: SlurmJob, state: State | None) -> int | None:
         """None while a job may go on; then what `Job.poll` gives. A job that Slurm has forgotten is over."""
         if state is not None and state.name not in OVER:
-            if state.name == "PENDING" and state.reason in NEVER:
+            if state.name == "PENDING" and state.reason in NEVER and not job.ending:
                 raise MoeError(
                     f"Slurm will not start {job.run.id}: {state.reason} (job {job.number}).\n"
                     "Change what executor. asks for; the same command goes on from there."
@@ -255,13 +255,13 @@ class SlurmPool:
         (job.run.path / JOB_FILE).unlink(missing_ok=True)
         if job.run.summary() is not None:
             return DONE
+        if job.ending or (state is not None and state.name == "CANCELLED"):
+            return STOPPED
         if state is not None and state.code == UNSEEN:
             raise MoeError(
                 f"a node does not see {job.run.path}, or {sys.executable} (job {job.number}).\n"
                 "Runs on Slurm need outputs, data and Python at the same paths on all nodes. Give a shared folder: --outputs DIR"
             )
-        if job.ending or (state is not None and state.name == "CANCELLED"):
-            return STOPPED
         if state is not None and state.name == "OUT_OF_MEMORY":
             return -signal.SIGKILL
         if state is None or state.name in TAKEN or state.code in (0, STOPPED, TERMINATED):
