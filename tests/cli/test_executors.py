@@ -6,10 +6,11 @@ from tests.cli.conftest import Moe
 def test_the_same_runs_whoever_carries_them_out(moe: Moe, settings: list[str]) -> None:
     """`moe sweep --dry-run` with an executor prints the points it prints without one, and reaches for no cluster."""
     plain = moe("sweep", "expert=1,4", "k=1", *settings, "--dry-run").stdout
-    for words in (["--executor", "ray", "executor.address=nowhere:1"], ["executor=slurm", "executor.partition=x"]):
+    chosen = {"ray": ["--executor", "ray", "executor.address=nowhere:1"], "slurm": ["executor=slurm", "executor.qos=x"]}
+    for name, words in chosen.items():
         shown = moe("sweep", "expert=1,4", "k=1", *settings, "--dry-run", *words).stdout
         assert plain.splitlines()[2:] == shown.splitlines()[2:]
-        assert "workers of" in shown
+        assert f" of {name}, each as fast" in shown
 
 
 def test_groups_list_executors(moe: Moe) -> None:
