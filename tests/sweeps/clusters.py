@@ -50,7 +50,7 @@ JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=15
+KillWait=30
 ReturnToService=2
 SlurmdTimeout=120
 NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=500

@@ -246,11 +246,15 @@ def slurm_says(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
-def start_requeued_jobs_now() -> None:
-    """Slurm waits two minutes before it starts a requeued job again."""
-    for number, state in slurm_pool.states().items():
-        if (state.name, state.reason) == ("PENDING", "BeginTime"):
-            slurm_says("scontrol", "update", f"jobid={number}", "StartTime=now")
+def requeued() -> list[str]:
+    """Jobs that have been requeued and wait: two minutes, if Slurm is left alone."""
+    known = slurm_pool.states().items()
+    return [number for number, state in known if (state.name, state.reason) == ("PENDING", "BeginTime")]
+
+
+def start_now(numbers: list[str]) -> None:
+    for number in numbers:
+        slurm_says("scontrol", "update", f"jobid={number}", "StartTime=now")
 
 
 @pytest.mark.slow
@@ -266,11 +270,10 @@ def test_a_preempted_job_goes_on_exactly(daemons: Path, tmp_path: Path, monkeypa
         if not taken and all(run.checkpoints() for run in runs):
             slurm_says("sbatch", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
             taken.update({run.id: 0 for run in runs})
-        for run in runs:
-            status = run.status()
-            if taken and status["status"] == "interrupted" and status["reason"].startswith("stopped"):
-                taken[run.id] = status["step"]
-        start_requeued_jobs_now()
+        waiting = requeued()
+        jobs = {run: (read_json(run.path / "slurm.json") or {}).get("job") for run in runs}
+        taken.update({run.id: run.status()["step"] for run in runs if jobs[run] in waiting})
+        start_now(waiting)
 
     progress = drive(
         Listed(runs), SlurmPool(SlurmExecutor(cpus=1, partition="low"), tmp_path / "outputs", None), preempt
@@ -301,9 +304,9 @@ def test_jobs_outlive_the_sweep_and_queue_themselves_again(daemons: Path, tmp_pa
     run = Run(next(folder.glob("*/checkpoints/step_*")).parents[1])
     job = json.loads((run.path / "slurm.json").read_text())["job"]
     slurm_says("scancel", "--signal=USR1", "--batch", job)
-    wait_until(lambda: slurm_pool.states()[job].reason == "BeginTime")
+    wait_until(lambda: job in requeued())
     assert "interrupted" == run.status()["status"]
-    start_requeued_jobs_now()
+    start_now([job])
     done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
     assert (0, "") == (done.returncode, done.stderr)
     assert "3 of 3 runs complete" in done.stdout
