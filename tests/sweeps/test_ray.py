@@ -61,8 +61,8 @@ def test_a_node_that_dies_costs_no_run(cluster: Any, tmp_path: Path, capfd: pyte
     assert (sorted(run.id for run in runs), []) == (sorted(run.id for run in progress.finished), progress.failed)
     assert len(runs) < len(started)
     assert ("", "") == tuple(capfd.readouterr())
-    undisturbed = make_runs(tmp_path / "local" / "outputs", *settings)
-    drive(Listed(undisturbed), LocalPool(tmp_path / "local" / "outputs", 2))
+    undisturbed = make_runs(tmp_path / "undisturbed", *settings)
+    drive(Listed(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
     for run, other in zip(runs, undisturbed, strict=True):
         assert_equal_runs(run, other)
 

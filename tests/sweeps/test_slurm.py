@@ -280,8 +280,8 @@ def test_a_preempted_job_goes_on_exactly(daemons: Path, tmp_path: Path, monkeypa
     )
     assert (2, []) == (len(progress.finished), progress.failed)
     assert all(0 < step < 300 for step in taken.values())
-    undisturbed = make_runs(tmp_path / "local" / "outputs", *settings)
-    drive(Listed(undisturbed), LocalPool(tmp_path / "local" / "outputs", 2))
+    undisturbed = make_runs(tmp_path / "undisturbed", *settings)
+    drive(Listed(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
     for run, other in zip(runs, undisturbed, strict=True):
         assert_equal_runs(run, other)
 
