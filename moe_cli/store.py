@@ -7,6 +7,7 @@
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
     summary.json                the results; there only when the run is complete
     log.txt   traceback.txt     what a sweep's worker printed; what went wrong
+    slurm.json                  the Slurm job that has been sent for it, while there is one
     checkpoints/                see training/checkpoint.py
 
 A folder may be copied, moved, deleted or synchronised at any time. Whoever writes in it holds a lock on `.lock`, which

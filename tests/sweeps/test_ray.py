@@ -3,7 +3,7 @@
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,32 @@ def test_an_address_where_nobody_listens_is_an_error(monkeypatch: pytest.MonkeyP
         connect(f"127.0.0.1:{other.getsockname()[1]}")
 
 
+class Remote:
+    """A function that is called at once, here."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.remote = function
+
+
+class Actor:
+    """An object whose methods are."""
+
+    def __init__(self, kind: type) -> None:
+        self._held = kind()
+
+    def __getattr__(self, name: str) -> Remote:
+        return Remote(getattr(self._held, name))
+
+
 class FakeRay:
-    """Ray as far as a pool asks it for its nodes."""
+    """Ray as far as a pool asks it for its nodes; actors live in this process."""
+
+    class exceptions:
+        class ActorUnavailableError(Exception): ...
+
+        class RayActorError(Exception): ...
+
+        class WorkerCrashedError(Exception): ...
 
     def __init__(self, *nodes: dict[str, float]) -> None:
         self.alive = [
@@ -104,7 +128,15 @@ class FakeRay:
 
     def remote(self, **options: Any) -> Any:
         self.options = options
-        return lambda kind: kind
+        return lambda kind: Remote(lambda: Actor(kind))
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return references, []
+
+    def get(self, reference: Any) -> Any:
+        return reference
+
+    def kill(self, actor: Actor) -> None: ...
 
     def is_initialized(self) -> bool:
         return True
@@ -180,3 +212,14 @@ def test_the_lock_of_a_dead_host_does_not_block(fake: Any, tmp_path: Path) -> No
             assert ray_pool.BUSY == pool.lost(run)
             assert held == is_locked(run.path)
     assert -9 == pool.lost(run)
+
+
+def test_a_node_that_does_not_see_the_outputs_ends_the_sweep(fake: Any, tmp_path: Path) -> None:
+    """The error names the node and the path, and says that the folder must be shared."""
+    fake({"CPU": 2.0})
+    pool = RayPool(RayExecutor(), tmp_path / "outputs", None)
+    (run,) = make_runs(tmp_path / "outputs", "train.steps=4")
+    (run.path / "config.json").unlink()
+    job = pool.start(run)
+    with pytest.raises(MoeError, match=rf"{socket.gethostname()} does not see {run.path}.*\n.*--outputs DIR"):
+        job.poll()
