@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
     from moe_cli.forecast import Plan
     from moe_cli.store import Run
-    from moe_cli.sweeps.driver import Progress
+    from moe_cli.sweeps.driver import Pool, Progress
     from moe_cli.sweeps.plan import SweepPlan
 
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
+]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Who runs it: local, ray, slurm [default: local].", show_default=False),
 ]
 
 
@@ -32,10 +36,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     name: Annotated[
         str | None, typer.Option(help="Folder under outputs/ [default: NAME or 'sweep'].", show_default=False)
     ] = None,
-    executor: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Who runs it: local, ray, slurm [default: local].", show_default=False),
-    ] = None,
+    executor: ExecutorName = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
@@ -44,9 +45,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
     from moe_cli.config.executors import LocalExecutor, is_executor_word, load_executor
     from moe_cli.forecast import make_plans, measure_flops
-    from moe_cli.machine import pick_device
     from moe_cli.store import outputs_folder
-    from moe_cli.sweeps.driver import Listed, Progress, drive, to_do
+    from moe_cli.sweeps.driver import to_do
     from moe_cli.sweeps.local import default_workers, threads_per_run
     from moe_cli.sweeps.plan import plan_sweep
     from moe_cli.sweeps.pools import make_pool
@@ -56,29 +56,42 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     carrier = load_executor([word for word in words or [] if is_executor_word(word)], executor, config_dir)
     words = [word for word in words or [] if not is_executor_word(word)]
     planned = plan_sweep(words, seeds=seeds, name=name, config_dir=config_dir).pinned(folder)
-    configs = [point.config for point in planned.points]
     local = isinstance(carrier, LocalExecutor)
     at_once = min(jobs or default_workers(), len(planned.points))
-    plans = make_plans(configs, folder, threads_per_run(at_once), measure_flops())
+    plans = make_plans([point.config for point in planned.points], folder, threads_per_run(at_once), measure_flops())
     if dry_run:
         _print_head(console, planned, plans, planned.existing(folder), at_once, retry_failed, carrier.name)
         _print_points(console, planned, plans, planned.existing(folder))
         return
-    for device in {point.config.train.device for point in planned.points} - {"auto", "cpu"} if local else ():
-        pick_device(device)
+    if local:
+        _check_devices(planned)
     runs = planned.open(folder)
     todo = to_do(runs, retry_failed)
-    if todo:
-        pool = make_pool(carrier, folder, at_once if local else jobs)
-        at_once = min(pool.workers, len(planned.points))
+    pool = make_pool(carrier, folder, at_once if local else jobs) if todo else None
+    at_once = min(pool.workers, len(planned.points)) if pool else at_once
     _print_head(console, planned, plans, runs, at_once, retry_failed, carrier.name)
+    if pool:
+        _carry_out(console, planned, runs, todo, pool)
+    _print_end(console, planned, runs)
+
+
+def _check_devices(planned: "SweepPlan") -> None:
+    """Raises MoeError for a GPU that is asked for by name and is not there."""
+    from moe_cli.machine import pick_device
+
+    for device in {point.config.train.device for point in planned.points} - {"auto", "cpu"}:
+        pick_device(device)
+
+
+def _carry_out(console: "Console", planned: "SweepPlan", runs: "list[Run]", todo: "list[Run]", pool: "Pool") -> None:
+    from moe_cli.sweeps.driver import Listed, drive
+
     try:
         with SweepDisplay(console, planned, runs) as display:
-            progress = drive(Listed(todo), pool, display) if todo else Progress()
+            drive(Listed(todo), pool, display)
     except KeyboardInterrupt:
         console.print("stopped; what was running is saved. The same command continues.")
         raise typer.Exit(130) from None
-    _print_end(console, planned, runs, progress)
 
 
 def _print_head(
@@ -230,7 +243,7 @@ def _step(run: "Run") -> str:
     return f"step {records[-1].get('step')}" + (f"   val {losses[-1]:.3f}" if losses else "")
 
 
-def _print_end(console: "Console", planned: "SweepPlan", runs: "list[Run]", progress: "Progress") -> None:
+def _print_end(console: "Console", planned: "SweepPlan", runs: "list[Run]") -> None:
     from rich.markup import escape
 
     done = sum(run.summary() is not None for run in runs)
