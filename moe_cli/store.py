@@ -8,6 +8,7 @@
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
     summary.json                the results; there only when the run is complete
     log.txt   traceback.txt     what a sweep's worker printed; what went wrong
+    slurm.json                  the Slurm job that has been sent for it, while there is one
     checkpoints/                see training/checkpoint.py
 
 A folder may be copied, moved, deleted or synchronised at any time. Whoever writes in it holds a lock on `.lock`, which
@@ -267,6 +268,14 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def break_lock(path: Path) -> None:
+    """Lets the folder be written although a machine that is gone still holds it, as network file systems may have it.
+
+    The lock is on the file that was there; another takes its name.
+    """
+    write_text(path / ".lock", "")
 
 
 class Recorder:

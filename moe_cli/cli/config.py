@@ -25,7 +25,10 @@ def config(
         if overrides or diff:
             raise ConfigError("--groups lists every choice. Leave settings and --diff out.")
         composer = Composer(config_dir)
-        listed = {group: {name: composer.describe(group, name) for name in composer.choices(group)} for group in GROUPS}
+        listed = {
+            group: {name: composer.describe(group, name) for name in composer.choices(group)}
+            for group in (*GROUPS, "executor")
+        }
         listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
         if as_json:
             print_json(listed)

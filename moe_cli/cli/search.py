@@ -1,6 +1,7 @@
 """What moe sweep --search prints: what is searched, how it goes, what was found."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.console import Console
 
+    from moe_cli.config.executors import Executor
     from moe_cli.store import Run
     from moe_cli.sweeps.driver import Progress, Rules
     from moe_cli.sweeps.preview import Preview
@@ -35,32 +37,41 @@ Prune = Annotated[
 SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Another one draws otherwise.  [default: 0]")]
 
 
-def search(
-    console: "Console",
-    plan: "SearchPlan",
-    folder: Path,
-    jobs: int | None,
-    *,
-    dry_run: bool,
-    retry_failed: bool,
-    rules: "Rules",
-) -> None:
+@dataclass(frozen=True)
+class How:
+    """How the runs of a search are carried out.
+
+    Attributes:
+        jobs: runs at a time; None: as many as there is room for.
+    """
+
+    executor: "Executor"
+    jobs: int | None
+    rules: "Rules"
+    retry_failed: bool
+
+
+def search(console: "Console", plan: "SearchPlan", folder: Path, how: How, *, dry_run: bool) -> None:
     """Carries a search out, or with `dry_run` says what it would be."""
     from moe_cli.sweeps.driver import drive
-    from moe_cli.sweeps.local import LocalPool, default_workers
+    from moe_cli.sweeps.local import default_workers
+    from moe_cli.sweeps.pools import make_pool
     from moe_cli.sweeps.preview import preview
     from moe_cli.sweeps.search import SearchFeed, open_study
 
     ahead = preview(plan, folder)
-    jobs = min(jobs or default_workers(ahead.plans), plan.trials * len(plan.seeds))
-    _print_head(console, plan, ahead, folder, jobs)
+    most = plan.trials * len(plan.seeds)
     if dry_run:
-        return
-    check_devices(each.config for each in ahead.plans)
+        return _print_head(console, plan, ahead, folder, min(how.jobs or default_workers(ahead.plans), most))
+    if how.executor.name == "local":
+        check_devices(each.config for each in ahead.plans)
+    pool = make_pool(how.executor, folder, how.jobs, ahead.plans)
+    jobs = min(pool.workers, most)
+    _print_head(console, plan, ahead, folder, jobs)
     study = open_study(plan, folder, ahead.evaluations)
-    feed = SearchFeed(plan, study, folder, jobs, retry_failed)
+    feed = SearchFeed(plan, study, folder, jobs, how.retry_failed)
     with feed.at_work(), SearchDisplay(console, feed) as display:
-        drive(feed, LocalPool(folder, jobs), display, rules)
+        drive(feed, pool, display, how.rules)
     _print_end(console, feed)
 
 

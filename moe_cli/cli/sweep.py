@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moe_cli.cli.options import ConfigDir, Outputs, check_devices
-from moe_cli.cli.search import Objective, Prune, Sampler, SearchSeed, Trials, search
+from moe_cli.cli.search import How, Objective, Prune, Sampler, SearchSeed, Trials, search
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moe_cli.cli.sweepplan import Ahead
     from moe_cli.store import Run
-    from moe_cli.sweeps.driver import Rules
     from moe_cli.sweeps.plan import SweepPlan
 
 Words = Annotated[
@@ -40,6 +39,10 @@ Timeout = Annotated[
     str | None, typer.Option(metavar="DURATION", help="A run may take no longer: 30s, 10m, 2h.", show_default=False)
 ]
 Retries = Annotated[int, typer.Option(min=0, help="Start a run that failed so many times more.", show_default=False)]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Who runs it: local, ray, slurm [default: local].", show_default=False),
+]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop when the first run fails.")]
 STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
 
@@ -61,6 +64,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     objective: Objective = None,
     prune: Prune = None,
     search_seed: SearchSeed = None,
+    executor: ExecutorName = None,
     name: Name = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
@@ -68,13 +72,15 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """Train every combination of settings, or search them. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
+    from moe_cli.cli.board import SweepDisplay
     from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
+    from moe_cli.config.executors import split_executor
     from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.again import discard, outdated
-    from moe_cli.sweeps.driver import Rules
-    from moe_cli.sweeps.local import default_workers
+    from moe_cli.sweeps.driver import Listed, Rules, drive, to_do
     from moe_cli.sweeps.plan import plan_sweep
+    from moe_cli.sweeps.pools import make_pool
     from moe_cli.sweeps.space import SearchOptions, plan_if_search
 
     _check_again(force, rerun_on, retry_failed)
@@ -82,37 +88,32 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     folder, console = outputs_folder(outputs), Console()
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir}
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
-    if asked := plan_if_search(words or [], options, **given):
+    carrier, words = split_executor(words or [], executor, config_dir)
+    if asked := plan_if_search(words, options, **given):
         _check_search(force, rerun_on)
+        how = How(carrier, jobs, rules, retry_failed)
         with _interruptible(console):
-            return search(console, asked, folder, jobs, dry_run=dry_run, retry_failed=retry_failed, rules=rules)
-    planned = plan_sweep(words or [], **given).pinned(folder)
+            return search(console, asked, folder, how, dry_run=dry_run)
+    planned = plan_sweep(words, **given).pinned(folder)
     configs = [point.config for point in planned.points]
     plans = make_plans(configs, folder, measure_flops())
-    at_once = min(jobs or default_workers(plans), len(plans))
     old = outdated(planned.existing(folder), force=force, code=rerun_on is not None)
-    if not dry_run:
-        check_devices(configs)
-        discard(old, folder)
-    runs = planned.existing(folder) if dry_run else planned.open(folder)
-    ahead = Ahead(planned, plans, statuses(runs), at_once, retry_failed, len(old))
-    print_head(console, ahead)
+    ahead = Ahead(planned, plans, statuses(planned.existing(folder)), jobs, retry_failed, len(old), carrier.name)
     if dry_run:
+        print_head(console, ahead)
         return print_points(console, ahead)
+    if carrier.name == "local":
+        check_devices(configs)
+    discard(old, folder)
+    runs = planned.open(folder)
+    todo = to_do(runs, retry_failed)
     with _interruptible(console):
-        _carry_out(console, ahead, runs, rules)
+        pool = make_pool(carrier, folder, jobs, plans) if todo else None
+        print_head(console, replace(ahead, status=statuses(runs), jobs=pool.workers if pool else jobs))
+        if pool:
+            with SweepDisplay(console, planned, runs, todo) as display:
+                drive(Listed(todo), pool, display, rules, lambda: console.print(STOPPING))
     _print_end(console, planned, runs)
-
-
-def _carry_out(console: "Console", ahead: "Ahead", runs: "list[Run]", rules: "Rules") -> None:
-    from moe_cli.cli.board import SweepDisplay
-    from moe_cli.sweeps.driver import Listed, drive, to_do
-    from moe_cli.sweeps.local import LocalPool
-
-    todo = to_do(runs, ahead.retry_failed)
-    pool = LocalPool(runs[0].path.parents[1], ahead.jobs)
-    with SweepDisplay(console, ahead.planned, runs, todo) as display:
-        drive(Listed(todo), pool, display, rules, lambda: console.print(STOPPING))
 
 
 @contextmanager

@@ -30,22 +30,31 @@ class Ahead:
     """A sweep before it starts: its points with their costs and what became of them so far.
 
     Attributes:
-        jobs: runs at a time.
+        jobs: runs at a time, as they were asked for; None: as many as there is room for.
+        executor: who carries them out.
         again: how many points are run once more from the start.
     """
 
     planned: "SweepPlan"
     plans: "Sequence[Plan]"
     status: Sequence[str]
-    jobs: int
+    jobs: int | None
     retry_failed: bool
     again: int = 0
+    executor: str = "local"
 
     def waits(self, status: str) -> bool:
         """Whether a run of this status is to be carried out now."""
         from moe_cli.store import COMPLETED, FAILED, PRUNED
 
         return status not in (COMPLETED, PRUNED) and (self.retry_failed or status != FAILED)
+
+    @property
+    def at_once(self) -> int:
+        """Runs at a time."""
+        from moe_cli.sweeps.local import default_workers
+
+        return min(self.jobs or default_workers(self.plans), len(self.plans))
 
     @property
     def to_go(self) -> "list[Plan]":
@@ -83,15 +92,19 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
         lines.append(("dim", f"  once      {planned.num_repeats} points come to a configuration that is already there"))
     if ahead.again:
         lines.append(("dim", f"  again     {ahead.again} from the start; what there was goes to the trash"))
-    if crowd := _crowd(ahead):
+    if ahead.executor == "local" and (crowd := _crowd(ahead)):
         lines.append(("yellow", f"  crowded   {crowd}"))
-    if to_go and (large := _too_large(to_go)):
+    if ahead.executor == "local" and to_go and (large := _too_large(to_go)):
         lines.append(("yellow", f"  memory    {large}"))
     if to_go:
-        seconds = sum(plan.seconds for plan in to_go) / ahead.jobs
-        workers = "worker" if ahead.jobs == 1 else "workers"
+        seconds = sum(plan.seconds for plan in to_go) / ahead.at_once
+        workers = "worker" if ahead.at_once == 1 else "workers"
+        where = "" if ahead.executor == "local" else f" of {ahead.executor}, each as fast as this machine"
         lines.append(
-            ("", f"about {duration(seconds)} on {ahead.jobs} {workers}; stop any time, the same command continues")
+            (
+                "",
+                f"about {duration(seconds)} on {ahead.at_once} {workers}{where}; stop any time, the same command continues",
+            )
         )
     return lines
 
@@ -100,7 +113,7 @@ def _crowd(ahead: Ahead) -> str:
     """More threads at a time than cores."""
     from moe_cli.machine import count_cores
 
-    threads = ahead.jobs * max((plan.threads for plan in ahead.plans), default=1)
+    threads = ahead.at_once * max((plan.threads for plan in ahead.plans), default=1)
     return f"{threads} threads on {count_cores()} cores: slower. Fewer: -j" if threads > count_cores() else ""
 
 

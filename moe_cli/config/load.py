@@ -68,7 +68,7 @@ def find_user_conf(config_dir: Path | None) -> Path | None:
             raise ConfigError(f"--config-dir {config_dir} is not a folder.")
         return config_dir.resolve()
     here = Path.cwd() / "conf"
-    ours = any((here / group).is_dir() for group in (*GROUPS, "sweep"))
+    ours = any((here / group).is_dir() for group in (*GROUPS, "sweep", "executor"))
     return here if ours and not (here / "config.yaml").exists() else None
 
 
@@ -248,6 +248,8 @@ class Composer:
         for choice in self._default_first(group) if name else []:
             if choice != name and key in _leaves(self.compose(f"{group}={choice}")):
                 raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={choice}.")
+        if group == "executor":
+            raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
         hint = did_you_mean(key, [*known, *GROUPS])
         raise ConfigError(f"no setting '{key}'.{hint or ' All settings: moe config'}")
 

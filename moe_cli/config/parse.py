@@ -101,6 +101,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return None
     if variants:
         return _convert_group(value, variants, key)
+    if plain[0] == tuple[str, ...]:
+        return _convert_lines(value, key)
     return _convert_scalar(value, plain[0], key, optional)
 
 
@@ -120,6 +122,12 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
         hint = did_you_mean(str(name), by_name)
         raise ConfigError(f"{key}={show(name)} is not one of: {', '.join(sorted(by_name))}.{hint}")
     return build(by_name[name], value, key + ".")
+
+
+def _convert_lines(value: Any, key: str) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
+        return tuple(value)
+    raise ConfigError(f'{key}={show(value)} is not a list of text. Write: \'{key}=["first","second"]\'')
 
 
 def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:

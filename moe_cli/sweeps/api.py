@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_cli.config.executors import Executor, split_executor
 from moe_cli.forecast import make_plans
 from moe_cli.store import outputs_folder
 from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Listed, Rules, drive, to_do
-from moe_cli.sweeps.local import LocalPool, default_workers
 from moe_cli.sweeps.plan import plan_sweep
+from moe_cli.sweeps.pools import make_pool
 from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_if_search
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """Carries out `moe sweep WORDS` and gives one row a run, as `load_runs` does.
 
     Args:
+        workers: runs at a time; None: what this machine bears, or the cluster that the word `executor=ray` names.
         force: run every point from the start; what there is goes to outputs/.trash.
         timeout, retries, fail_fast: see `Rules`.
         search: "tpe" or "random" searches the settings; the options after it are for that.
@@ -47,24 +49,26 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.report.frame import load_runs
 
     folder = outputs_folder(outputs)
+    executor, words = split_executor(words)
     options, rules = SearchOptions(search, trials, objective, prune, search_seed), Rules(timeout, retries, fail_fast)
     if asked := plan_if_search(words, options, seeds=seeds, name=name):
-        _search(asked, folder, workers, rules)
+        _search(asked, folder, executor, workers, rules)
         return load_runs(folder / asked.name)
     plan = plan_sweep(words, seeds=seeds, name=name).pinned(folder)
     discard(outdated(plan.existing(folder), force=force, code=False), folder)
     runs = to_do(plan.open(folder), retry_failed)
-    jobs = workers or default_workers(make_plans([point.config for point in plan.points], folder, 1.0))
-    drive(Listed(runs), LocalPool(folder, jobs), rules=rules)
+    if runs:
+        plans = make_plans([point.config for point in plan.points], folder, 1.0)
+        drive(Listed(runs), make_pool(executor, folder, workers, plans), rules=rules)
     return load_runs(folder / plan.name)
 
 
-def _search(plan: SearchPlan, folder: Path, workers: int | None, rules: Rules) -> None:
+def _search(plan: SearchPlan, folder: Path, executor: Executor, workers: int | None, rules: Rules) -> None:
     from moe_cli.sweeps.preview import preview
     from moe_cli.sweeps.search import SearchFeed, open_study
 
     ahead = preview(plan, folder)
-    jobs = workers or default_workers(ahead.plans)
+    pool = make_pool(executor, folder, workers, ahead.plans)
     study = open_study(plan, folder, ahead.evaluations)
-    with SearchFeed(plan, study, folder, jobs).at_work() as feed:
-        drive(feed, LocalPool(folder, jobs), rules=rules)
+    with SearchFeed(plan, study, folder, pool.workers).at_work() as feed:
+        drive(feed, pool, rules=rules)

@@ -1,0 +1,32 @@
+"""The pool that carries a sweep's runs out, by its executor."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_cli.config.executors import Executor, RayExecutor, SlurmExecutor
+from moe_cli.forecast import Plan
+from moe_cli.sweeps.local import LocalPool, default_workers
+
+if TYPE_CHECKING:
+    from moe_cli.sweeps.ray_pool import RayPool
+    from moe_cli.sweeps.slurm_pool import SlurmPool
+
+
+def make_pool(
+    executor: Executor, outputs: Path, workers: int | None, plans: Sequence[Plan]
+) -> "LocalPool | RayPool | SlurmPool":
+    """A pool for so many runs at a time; None: what this machine bears of such runs, or what the cluster gives.
+
+    Raises:
+        MoeError: the cluster, or the library for it, is not there.
+    """
+    if isinstance(executor, RayExecutor):
+        from moe_cli.sweeps.ray_pool import RayPool
+
+        return RayPool(executor, outputs, workers)
+    if isinstance(executor, SlurmExecutor):
+        from moe_cli.sweeps.slurm_pool import SlurmPool
+
+        return SlurmPool(executor, outputs, workers)
+    return LocalPool(outputs, workers or default_workers(plans))

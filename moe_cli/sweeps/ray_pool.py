@@ -1,0 +1,284 @@
+"""The pool of a Ray cluster: an actor per run, which starts the run's worker on its node and watches it.
+
+The outputs folder must be on a file system that all nodes see, and this Python at the same path on all of them. A run whose
+node dies is started again on another and goes on from its last checkpoint; its old worker, should it live, notices that the
+actor above it is gone, saves and stops (see `training.signals.follow`).
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.executors import RayExecutor
+from moe_cli.errors import MoeError
+from moe_cli.run import BUSY, PARENT, STOPPED
+from moe_cli.store import Run, break_lock, is_locked
+
+CONNECT_SECONDS, HEALTH_SECONDS = 5.0, 20.0
+KILL_SECONDS = 10.0
+# How often the nodes are looked at, and how long a sweep waits for one when there is none.
+LOOK_SECONDS, NODELESS_SECONDS = 2.0, 60.0
+# A run that has lost its actor so often is the cause of it.
+LOSSES = 3
+# Runs hand no objects around: what Ray sets aside for them is the least it takes.
+OBJECT_BYTES = 80 * 2**20
+
+
+def connect(address: str | None) -> Any:
+    """Ray's module, connected, silent, and without reports of its use.
+
+    Raises:
+        MoeError: Ray is not installed, or nothing answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do one day
+    try:
+        import ray
+    except ImportError:
+        raise MoeError(
+            "executor=ray needs Ray, which is not installed.\nInstall it: pip install 'moe-cli[ray]'"
+        ) from None
+    if ray.is_initialized():
+        return ray
+    if address not in (None, "auto"):
+        _probe(str(address))
+    _hush()
+    start: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_BYTES} if address is None else {}
+    try:
+        with _own_sigterm():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **start)
+    except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise MoeError(
+            f"executor.address={address or 'null'}: Ray cannot be reached: {reason}\n"
+            "A sweep starts on a machine of the cluster. Make it one: ray start --address=HOST:6379"
+        ) from None
+    return ray
+
+
+def _probe(address: str) -> None:
+    """Raises MoeError where no Ray head listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    reason: object = "what listens there is no Ray head of this version"
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        if subprocess.run(words, capture_output=True, timeout=HEALTH_SECONDS, check=False).returncode == 0:
+            return
+    except subprocess.TimeoutExpired:
+        pass
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+    raise MoeError(
+        f"executor.address={address}: no Ray head answers ({reason}).\n"
+        "Start one: ray start --head --port=6379. Or leave the address out: Ray is then started on this machine."
+    )
+
+
+def _hush() -> None:
+    """Keeps Ray from printing on our display what happens to its nodes: pages when one dies. It has no setting for that."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *message, **options: None
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps our handler: Ray puts its own in the place."""
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _keeper_class() -> type:
+    """The class of the actors. Made in a function so that Ray sends it along: nodes need nothing of us to receive it."""
+
+    class Keeper:
+        def begin(self, command: list[str], folder: str, directory: str, told: dict[str, str], parent: str) -> str:
+            """Starts the worker, with our process id in the variable `parent`; else says what is missing on this node."""
+            import os
+            import socket
+            import subprocess
+
+            for path in (command[0], os.path.join(folder, "config.json"), directory):
+                if not os.path.exists(path):
+                    return f"{socket.gethostname()} does not see {path}"
+            environment = {**os.environ, **told, parent: str(os.getpid())}
+            with open(os.path.join(folder, "log.txt"), "ab") as log:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=directory,
+                    env=environment, start_new_session=True,
+                )  # fmt: skip
+            return ""
+
+        def wait(self) -> int:
+            return int(self.process.wait())
+
+        def signal(self, number: int) -> None:
+            self.process.send_signal(number)
+
+    return Keeper
+
+
+class RayJob:
+    """A run in the hands of an actor."""
+
+    def __init__(self, pool: "RayPool", run: Run) -> None:
+        self.pool, self.run = pool, run
+        self.keeper = pool.actors.remote()
+        command = [sys.executable, "-m", "moe_cli.run", str(run.path), str(pool.outputs)]
+        self.begun = self.keeper.begin.remote(command, str(run.path), os.getcwd(), pool.environment, PARENT)
+        self.end: Any = None
+        self.code: int | None = None
+        self.stopping = False
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            errors = self.pool.ray.exceptions
+            try:
+                self.code = self._look()
+            except errors.ActorUnavailableError:  # for the moment; the worker can be asked again how it ended
+                self.end = None
+            except (errors.RayActorError, errors.WorkerCrashedError):
+                self.code = STOPPED if self.stopping else self.pool.lost(self.run)
+            if self.code is not None:
+                self.pool.ray.kill(self.keeper)
+        return self.code
+
+    def _look(self) -> int | None:
+        ray = self.pool.ray
+        if self.end is None:
+            if not ray.wait([self.begun], timeout=0)[0]:
+                return None
+            if trouble := ray.get(self.begun):
+                raise MoeError(
+                    f"{trouble}: runs on Ray need outputs, data and Python at the same paths on all nodes.\n"
+                    "Give a shared folder: --outputs DIR"
+                )
+            self.end = self.keeper.wait.remote()
+        return int(ray.get(self.end)) if ray.wait([self.end], timeout=0)[0] else None
+
+    def stop(self) -> None:
+        self.stopping = True
+        if self.poll() is None and self.end is not None:
+            self.keeper.signal.remote(signal.SIGTERM)
+        elif self.code is None:  # it waits for a node
+            self.pool.ray.kill(self.keeper)
+            self.code = STOPPED
+
+    def kill(self) -> None:
+        if self.poll() is not None:
+            return
+        ray = self.pool.ray
+        if self.end is not None:
+            with suppress(ray.exceptions.RayError):
+                self.keeper.signal.remote(signal.SIGKILL)
+                ray.wait([self.end], timeout=KILL_SECONDS)
+        if self.poll() is None:
+            ray.kill(self.keeper)
+            self.code = -signal.SIGKILL
+
+
+class RayPool:
+    """Runs on the nodes of a Ray cluster, or on this machine by Ray.
+
+    Args:
+        workers: runs at a time, those that wait for a node included; None: what the living nodes have room for.
+
+    Raises:
+        MoeError: Ray is not there or cannot be reached, or no node is large enough.
+    """
+
+    def __init__(self, executor: RayExecutor, outputs: Path, workers: int | None) -> None:
+        self.outputs = outputs
+        self.ours = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+        self.ray = connect(executor.address)
+        self.cpus = executor.cpus
+        has_gpus = any(node["Resources"].get("GPU") for node in self._nodes())
+        self.gpus = float(has_gpus) if executor.gpus is None else executor.gpus
+        self.actors = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=2)(_keeper_class())
+        self.environment = _environment(self.cpus, self.gpus)
+        self._workers = workers
+        self._jobs: list[RayJob] = []
+        self._losses: Counter[Path] = Counter()
+        self._looked, self._places = -LOOK_SECONDS, 0
+        self._nodeless: float | None = None
+        if workers is None and self.places() == 0:
+            largest = max((node["Resources"].get("CPU", 0) for node in self._nodes()), default=0)
+            self.close()
+            raise MoeError(
+                f"executor.cpus={self.cpus}, executor.gpus={self.gpus:g}: no node has that; the largest has "
+                f"{largest:g} cores.\nAsk for less, or say -j N to wait for nodes that are still to come."
+            )
+
+    @property
+    def workers(self) -> int:
+        """Runs at a time."""
+        return self.places() if self._workers is None else self._workers
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
+    def places(self) -> int:
+        """How many runs the living nodes have room for."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            has = [node["Resources"] for node in self._nodes()]
+            by_cpu = [int(each.get("CPU", 0) // self.cpus) for each in has]
+            by_gpu = [int(each.get("GPU", 0) // self.gpus) for each in has] if self.gpus else by_cpu
+            self._looked, self._places = now, sum(map(min, by_cpu, by_gpu))
+        return self._places
+
+    def room(self) -> int:
+        self._jobs = [job for job in self._jobs if job.poll() is None]
+        room = self.workers - len(self._jobs)
+        if self._jobs or room > 0:
+            self._nodeless = None
+            return room
+        self._nodeless = self._nodeless or time.monotonic()
+        if time.monotonic() - self._nodeless > NODELESS_SECONDS:
+            raise MoeError(
+                "the Ray cluster has had no node for a run for a minute. Add nodes; the same command continues."
+            )
+        return room
+
+    def start(self, run: Run) -> RayJob:
+        job = RayJob(self, run)
+        self._jobs.append(job)
+        return job
+
+    def lost(self, run: Run) -> int:
+        """What is to become of a run whose actor died: it is tried again, on another node, but not for ever."""
+        self._losses[run.path] += 1
+        alive = {node["NodeManagerHostname"] for node in self._nodes()}
+        if is_locked(run.path) and run.status().get("host") not in alive | {socket.gethostname()}:
+            break_lock(run.path)
+        return BUSY if self._losses[run.path] <= LOSSES else -signal.SIGKILL
+
+    def close(self) -> None:
+        for job in self._jobs:
+            job.kill()
+        if self.ours and self.ray.is_initialized():
+            self.ray.shutdown()
+
+
+def _environment(cpus: int, gpus: float) -> dict[str, str]:
+    """What a worker on a node is told beside that node's own environment; Ray has chosen the GPUs, if there are any."""
+    told = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus)}
+    if "PYTHONPATH" in os.environ:
+        told["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    return told if gpus else {**told, "CUDA_VISIBLE_DEVICES": ""}

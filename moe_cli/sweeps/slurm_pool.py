@@ -1,0 +1,282 @@
+"""The pool of a Slurm cluster: runs as jobs of an array, each a shell script that starts the run's worker.
+
+Plain scripts, handed to `sbatch`, and no library between: a job is a file that anybody can read, goes on when the sweep that
+sent it has gone, loads nothing that could execute, and its worker gets Slurm's signals itself. A job that is to leave its
+node saves, and is queued again: by Slurm, or by its own last line where Slurm leaves that to it. The outputs folder must be
+on a file system that all nodes see, and this Python at the same path on all of them.
+
+`slurm.json` in the run's folder names the run's job, so that a later sweep finds it and does not send it again.
+"""
+
+import getpass
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_cli.config.executors import SlurmExecutor
+from moe_cli.errors import MoeError
+from moe_cli.run import BUSY, DONE, STOPPED
+from moe_cli.store import Run, make_folder, read_json, write_json, write_text
+
+JOB_FILE = "slurm.json"
+# Slurm is asked about all jobs at once; the longer nothing changes, the more seldom.
+LEAST_SECONDS, MOST_SECONDS, SLOWER = 2.0, 30.0, 1.5
+# So long Slurm may be out of reach, as it is while it is restarted.
+SILENT_SECONDS = 600.0
+COMMAND_SECONDS = 60.0
+# As many jobs as an array may have on a cluster with Slurm's own settings.
+MOST_JOBS = 1000
+# A run that has lost its job so often without a step in between is the cause of it.
+LOSSES = 3
+# Exit codes of a job: it sees no run; a shell's word for a worker that SIGTERM has ended.
+UNSEEN, TERMINATED = 66, 143
+OVER = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "PREEMPTED", "BOOT_FAIL",
+                  "DEADLINE", "REVOKED"})  # fmt: skip
+# Over by no fault of the run's, or of its time limit: it goes on in another job.
+TAKEN = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
+# Reasons for which a job waits that do not pass.
+NEVER = frozenset({"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "InvalidAccount",
+                   "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed"})  # fmt: skip
+
+SCRIPT = """\
+#!/bin/sh
+run=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})
+[ -f "$run/config.json" ] && [ -x {python} ] || exit {unseen}
+exec >>"$run/log.txt" 2>&1
+{setup}
+export OMP_NUM_THREADS={cpus} MKL_NUM_THREADS={cpus}
+{python} -m moe_cli.run "$run" {outputs} &
+worker=$!
+# Slurm tells this shell alone what is to come, or everybody: the worker must hear it once at least.
+trap 'kill -TERM $worker 2>/dev/null' TERM USR1 USR2
+while kill -0 $worker 2>/dev/null; do
+    wait $worker
+    code=$?
+done
+# Asked to save and stop, by something that does not queue the job again itself: this job is still said to be running.
+case $code in {stopped} | {terminated})
+    if [ {requeue} = yes ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+        scontrol requeue "$SLURM_JOB_ID" && exec sleep 60
+    fi ;;
+esac
+exit $code
+"""
+
+
+@dataclass(frozen=True)
+class State:
+    """What Slurm says of a job: its state, why it waits, and how its script ended (negative: by a signal)."""
+
+    name: str
+    reason: str = ""
+    code: int = 0
+
+
+def command(*words: str) -> str:
+    """What one of Slurm's commands prints. Raises MoeError with its own words where it fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    except FileNotFoundError:
+        raise MoeError(
+            f"executor=slurm needs Slurm's commands, and there is no {words[0]} here.\n"
+            "Sweep from a login node of the cluster, or use --executor local."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise MoeError(f"{words[0]} has not answered for {COMMAND_SECONDS:.0f} seconds: is Slurm down?") from None
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise MoeError("\n".join(said[-2:]) or f"{words[0]} failed with code {done.returncode}.")
+    return done.stdout
+
+
+def states() -> dict[str, State]:
+    """All jobs of this user that Slurm remembers, those of the last minutes that are over included."""
+    text = command("squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}",
+                   "--Format=JobArrayID:|,State:|,exit_code:|,Reason:|")  # fmt: skip
+    found = {}
+    for line in text.splitlines():
+        number, name, status, reason, *_ = (word.strip() for word in line.split("|"))
+        found[number] = State(name, reason, os.waitstatus_to_exitcode(int(status)) if status.isdigit() else 0)
+    return found
+
+
+def submission(executor: SlurmExecutor, name: str, number: int) -> list[str]:
+    """The command that sends an array of `number` jobs, without its script."""
+    throttle = f"%{executor.array_parallelism}" if executor.array_parallelism else ""
+    wanted = {
+        "partition": executor.partition, "account": executor.account, "qos": executor.qos, "mem": executor.mem,
+        "constraint": executor.constraint, "gres": executor.gres, "gpus": executor.gpus, "time": executor.time,
+        "cpus-per-task": executor.cpus, "signal": f"B:USR1@{executor.save_seconds}", "array": f"1-{number}{throttle}",
+        "job-name": name, "output": "/dev/null", "nodes": 1, "ntasks": 1,
+    }  # fmt: skip
+    options = [f"--{key}={value}" for key, value in wanted.items() if value is not None]
+    return ["sbatch", "--parsable", "--requeue" if executor.requeue else "--no-requeue", *options]
+
+
+def script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
+    """What every job of an array does: the line of the file `runs` with its number is its run's folder."""
+    return SCRIPT.format(
+        list=shlex.quote(str(runs)), python=shlex.quote(sys.executable), outputs=shlex.quote(str(outputs)),
+        unseen=UNSEEN, stopped=STOPPED, terminated=TERMINATED, cpus=executor.cpus, setup="\n".join(executor.setup) or ":",
+        requeue="yes" if executor.requeue else "no",
+    )  # fmt: skip
+
+
+class SlurmJob:
+    """A run in a job that is queued, at work or about to be sent."""
+
+    def __init__(self, pool: "SlurmPool", run: Run, number: str | None) -> None:
+        self.pool, self.run, self.number = pool, run, number
+        self.step = run.status().get("step")
+        self.code: int | None = None
+        self.ending = False
+
+    def poll(self) -> int | None:
+        self.pool.refresh()
+        return self.code
+
+    def stop(self) -> None:
+        if self.code is None:
+            self.ending, self.code = True, STOPPED if self.number is None else None
+            self.pool.to_stop.append(self)
+
+    def kill(self) -> None:
+        if self.code is None:
+            self.ending, self.code = True, -signal.SIGKILL
+            self.pool.to_kill.append(self)
+
+
+class SlurmPool:
+    """Runs as jobs of a Slurm cluster; those that are there already are found again.
+
+    Args:
+        workers: runs in Slurm's hands at a time; None: all of them, and Slurm does `executor.array_parallelism` at a time.
+
+    Raises:
+        MoeError: Slurm is not there.
+    """
+
+    def __init__(self, executor: SlurmExecutor, outputs: Path, workers: int | None) -> None:
+        self.executor = executor
+        self.outputs = outputs
+        self._most = workers or MOST_JOBS
+        self.to_stop: list[SlurmJob] = []
+        self.to_kill: list[SlurmJob] = []
+        self._jobs: list[SlurmJob] = []
+        self._unsent: list[SlurmJob] = []
+        self._losses: Counter[Path] = Counter()
+        self._known = states()
+        self._looked, self._pause, self._answered = time.monotonic(), LEAST_SECONDS, time.monotonic()
+
+    @property
+    def workers(self) -> int:
+        """Runs at work at a time, as far as that is up to us."""
+        return min(self._most, self.executor.array_parallelism or self._most)
+
+    def room(self) -> int:
+        self._jobs = [job for job in self._jobs if job.code is None]
+        return self._most - len(self._jobs)
+
+    def start(self, run: Run) -> SlurmJob:
+        """Sent with all others that are started before the next look."""
+        number = (read_json(run.path / JOB_FILE) or {}).get("job")
+        state = self._known.get(str(number))
+        job = SlurmJob(self, run, str(number) if state and state.name not in OVER else None)
+        self._jobs.append(job)
+        if job.number is None:
+            self._unsent.append(job)
+        return job
+
+    def refresh(self) -> None:
+        """Sends what is to be sent, cancels what is to be cancelled, and looks how the jobs are, if it is time."""
+        self._send()
+        self._cancel()
+        now = time.monotonic()
+        if now - self._looked < self._pause:
+            return
+        self._looked = now
+        try:
+            known = states()
+        except MoeError:
+            if now - self._answered > SILENT_SECONDS:
+                raise
+            return
+        self._pause = LEAST_SECONDS if known != self._known else min(MOST_SECONDS, SLOWER * self._pause)
+        self._known, self._answered = known, now
+        for job in self._jobs:
+            if job.code is None and job.number is not None:
+                job.code = self._outcome(job, known.get(job.number))
+
+    def _cancel(self) -> None:
+        """In one call: Slurm then sends SIGTERM, and SIGKILL after its KillWait."""
+        killed = [job.number for job in self.to_kill if job.number]
+        stopped = [job.number for job in self.to_stop if job.number and job.code is None]
+        self.to_stop, self.to_kill = [], []
+        if killed:
+            with suppress(MoeError):  # those that are queued take no signal
+                command("scancel", "--signal=KILL", "--full", *killed)
+        if killed or stopped:
+            command("scancel", *killed, *stopped)
+            self._pause = LEAST_SECONDS
+
+    def _send(self) -> None:
+        """One array of all that were started; those that were stopped before are not sent."""
+        jobs, self._unsent = [job for job in self._unsent if not job.ending], []
+        if not jobs:
+            return
+        folder = make_folder(self.outputs / ".slurm")
+        name = f"{jobs[0].run.group}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        runs, file = folder / f"{name}.runs", folder / f"{name}.sh"
+        write_text(runs, "".join(f"{job.run.path}\n" for job in jobs))
+        write_text(file, script(self.executor, runs, self.outputs))
+        words = submission(self.executor, f"moe-{jobs[0].run.group}", len(jobs))
+        array = command(*words, str(file)).strip().split(";")[0]
+        for number, job in enumerate(jobs, start=1):
+            job.number = f"{array}_{number}"
+            write_json(job.run.path / JOB_FILE, {"job": job.number, "script": str(file)})
+        self._looked, self._pause = time.monotonic(), LEAST_SECONDS
+
+    def _outcome(self, job: SlurmJob, state: State | None) -> int | None:
+        """None while a job may go on; then what `Job.poll` gives. A job that Slurm has forgotten is over."""
+        if state is not None and state.name not in OVER:
+            if state.name == "PENDING" and state.reason in NEVER and not job.ending:
+                raise MoeError(
+                    f"Slurm will not start {job.run.id}: {state.reason} (job {job.number}).\n"
+                    "Change what executor. asks for; the same command goes on from there."
+                )
+            return None
+        (job.run.path / JOB_FILE).unlink(missing_ok=True)
+        if job.run.summary() is not None:
+            return DONE
+        if job.ending or (state is not None and state.name == "CANCELLED"):
+            return STOPPED
+        if state is not None and state.code == UNSEEN:
+            raise MoeError(
+                f"a node does not see {job.run.path}, or {sys.executable} (job {job.number}).\n"
+                "Runs on Slurm need outputs, data and Python at the same paths on all nodes. Give a shared folder: --outputs DIR"
+            )
+        if state is not None and state.name == "OUT_OF_MEMORY":
+            return -signal.SIGKILL
+        if state is None or state.name in TAKEN or state.code in (0, STOPPED, TERMINATED):
+            return self._again(job)
+        return state.code if state.code < 128 else 128 - state.code
+
+    def _again(self, job: SlurmJob) -> int:
+        """What is to become of a run whose job was ended by others: another job, but not for ever without a step."""
+        moved = job.run.status().get("step") != job.step
+        self._losses[job.run.path] = 0 if moved else self._losses[job.run.path] + 1
+        return BUSY if self._losses[job.run.path] <= LOSSES else STOPPED
+
+    def close(self) -> None:
+        """Leaves no job behind. If this process is killed, they stay: that is how a sweep can be left alone."""
+        self._unsent.clear()
+        for job in self._jobs:
+            job.kill()
+        self._cancel()

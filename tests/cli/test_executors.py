@@ -1,0 +1,26 @@
+"""moe sweep --executor: the points stay what they are, and what cannot be is said in a line."""
+
+from tests.cli.conftest import Moe
+
+
+def test_the_same_runs_whoever_carries_them_out(moe: Moe, settings: list[str]) -> None:
+    """`moe sweep --dry-run` with an executor prints the points it prints without one, and reaches for no cluster."""
+    plain = moe("sweep", "expert=1,4", "k=1", *settings, "--dry-run").stdout
+    chosen = {"ray": ["--executor", "ray", "executor.address=nowhere:1"], "slurm": ["executor=slurm", "executor.qos=x"]}
+    for name, words in chosen.items():
+        shown = moe("sweep", "expert=1,4", "k=1", *settings, "--dry-run", *words).stdout
+        assert plain.splitlines()[2:] == shown.splitlines()[2:]
+        assert f" of {name}, each as fast" in shown
+
+
+def test_groups_list_executors(moe: Moe) -> None:
+    """`moe config --groups` has a line for each."""
+    listed = moe("config", "--groups").stdout
+    assert all(f"executor={name}" in listed for name in ("local", "ray", "slurm"))
+
+
+def test_a_wrong_executor_is_a_wrong_request(moe: Moe, settings: list[str]) -> None:
+    """Exit code 2 and one line, before any run folder is made."""
+    result = moe("sweep", "expert=1,4", "k=1", *settings, "--executor", "slrum")
+    said = "error: no executor 'slrum'. Did you mean 'slurm'? There are: local, ray, slurm."
+    assert (2, said) == (result.exit_code, result.output.strip())
