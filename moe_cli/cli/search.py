@@ -204,9 +204,9 @@ class SearchDisplay:
             f"{done}/{wanted} trials", ProgressBar(total=wanted, completed=done, width=20),
             *(f"{number} {word}" for number, word in counts if number), left,
         )  # fmt: skip
-        rows = [Text(f"  {_step(run):<26} {self.feed.labels[run.path]}", no_wrap=True, overflow="ellipsis")
+        rows = [Text(f"  {_step(run):<26}  {self.feed.labels[run.path]}", no_wrap=True, overflow="ellipsis")
                 for run in progress.running]  # fmt: skip
-        rows += [Text(f"  {'best ' + _results(self.feed.plan, trial):<26} {self.feed.plan.label(trial.params)}", "bold",
+        rows += [Text(f"  {'best ' + _results(self.feed.plan, trial):<26}  {self.feed.plan.label(trial.params)}", "bold",
                       no_wrap=True, overflow="ellipsis") for trial in self.feed.best()[:3]]  # fmt: skip
         return Group(table, *rows)
 

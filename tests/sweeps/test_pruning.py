@@ -55,13 +55,14 @@ class EvaluatingJob:
 
 
 class EvaluatingPool:
-    """One run at a time."""
+    """So many runs at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
         self.jobs: list[EvaluatingJob] = []
 
     def room(self) -> int:
-        return 0 if self.jobs and not self.jobs[-1].stopped and self.jobs[-1].looks <= EVALUATIONS else 1
+        return self.workers - sum(not job.stopped and job.looks <= EVALUATIONS for job in self.jobs)
 
     def start(self, run: Run) -> EvaluatingJob:
         self.jobs.append(EvaluatingJob(run))
@@ -74,9 +75,9 @@ def loss(config: RunConfig, looks: int) -> float:
     return 2.0 + config.optim.lr + 1 / looks
 
 
-def search(asked: SearchPlan, outputs: Path) -> tuple[SearchFeed, EvaluatingPool]:
-    pool = EvaluatingPool()
-    with SearchFeed(asked, open_study(asked, outputs, EVALUATIONS), outputs).at_work() as feed:
+def search(asked: SearchPlan, outputs: Path, at_a_time: int = 1) -> tuple[SearchFeed, EvaluatingPool]:
+    pool = EvaluatingPool(at_a_time)
+    with SearchFeed(asked, open_study(asked, outputs, EVALUATIONS), outputs, at_a_time).at_work() as feed:
         drive(feed, pool)
     return feed, pool
 
@@ -129,7 +130,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_not_reported_twice(tmp_path: Pa
 
 def test_only_what_survives_its_first_seed_is_repeated(tmp_path: Path) -> None:
     """A pruned trial has one run, a complete one a run for each seed."""
-    feed, pool = search(plan(LR, seeds=3), tmp_path)
+    feed, pool = search(plan(LR, seeds=3), tmp_path, at_a_time=3)
     runs: dict[str, int] = {}
     for job in pool.jobs:
         label = feed.labels[job.run.path].split(" seed=")[0]
