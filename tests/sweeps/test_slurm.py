@@ -84,7 +84,7 @@ def test_runs_are_sent_as_one_array(slurm: FakeSlurm, runs: list[Run], tmp_path:
     assert 2 == pool.workers
     start_all(pool, runs, slurm)
     ((*words, file),) = slurm.named("sbatch")
-    assert {"--array=1-3%2", "--gres=gpu:1", "--time=90", "--cpus-per-task=2", "--requeue", "--signal=B:USR1@60"} < {
+    assert {"--array=1-3%2", "--gres=gpu:1", "--time=90", "--cpus-per-task=1", "--requeue", "--signal=B:USR1@60"} < {
         *words
     }
     assert not any(word.startswith(("--partition", "--mem", "--account", "--gpus")) for word in words)
