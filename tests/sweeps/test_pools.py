@@ -43,7 +43,7 @@ def test_every_pool_keeps_the_contract(executor: Any, tmp_path: Path) -> None:
         tmp_path / "outputs", "train.steps=4", "train.steps=5", *(f"{endless} seed={seed}" for seed in (1, 2, 3))
     )
     (wrong.path / "config.json").write_text("{}")
-    pool = make_pool(executor, tmp_path / "outputs", 2)
+    pool = make_pool(executor, tmp_path / "outputs", 2, [])
     try:
         assert (2, 2) == (pool.workers, pool.room())
         jobs: list[Job] = [pool.start(short), pool.start(wrong)]
