@@ -46,11 +46,6 @@ class Plan:
     seconds: float
     threads: int
 
-    def on(self, threads: int) -> "Plan":
-        """The same on another number of threads. A budget of time takes its time on any."""
-        timed = 60 * (self.config.train.minutes or 0) if self.steps is None else 0.0
-        return replace(self, seconds=timed + (self.seconds - timed) * self.threads / threads, threads=threads)
-
     @property
     def tokens(self) -> int | None:
         return None if self.steps is None else self.steps * self.config.tokens_per_step

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from moe_cli.cli.live import print_summary
 from moe_cli.cli.options import print_json
-from moe_cli.cli.sweep import _step
+from moe_cli.cli.search import _step
 from moe_cli.store import Recorder, Run, create_run, write_json
 from tests.tiny import tiny_config
 
@@ -25,16 +25,16 @@ def test_a_perplexity_beyond_every_float_is_shown(finished: Run, tmp_path: Path)
     assert "perplexity inf" in text
 
 
-def test_a_curve_that_is_not_finite_does_not_end_a_sweep(tmp_path: Path) -> None:
-    """The panel of a sweep reads a validation loss of null, which a run leaves that is about to fail."""
+def test_a_curve_that_is_not_finite_does_not_end_a_search(tmp_path: Path) -> None:
+    """The panel of a search reads a validation loss of null, which a run leaves that is about to fail."""
     run = create_run(tmp_path, "sweep", tiny_config(tmp_path))
     recorder = Recorder(run)
     assert "starting" == _step(run)
     recorder.metrics({"step": 2, "train/loss": 1.5})
     assert "step 2" == _step(run)
-    recorder.metrics({"step": 2, "val/loss_estimate": 1.25})
-    recorder.metrics({"step": 4, "val/loss_estimate": math.nan})
-    assert "step 4   val 1.250" == _step(run)
+    recorder.metrics({"step": 2, "val/bpb_estimate": 1.25})
+    recorder.metrics({"step": 4, "val/bpb_estimate": math.nan})
+    assert "step 4   bpb 1.250" == _step(run)
 
 
 def test_printed_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
