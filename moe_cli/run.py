@@ -124,6 +124,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     if checkpoints:
         checkpoint = latest_checkpoint(run)
         _check_same_corpus(run, checkpoint.state, corpus)
+        _check_same_config(run, checkpoint.state, config)
         training.resume(checkpoint)
     else:
         torch.manual_seed(config.seed + parallel.rank())
@@ -192,6 +193,14 @@ def restore(run: Run, outputs: Path, which: str = "latest") -> Trained:
 def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Corpus) -> None:
     if state["corpus_sha256"] != corpus.meta["sha256"]:
         raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
+
+
+def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> None:
+    if state["digest"] != config.digest:
+        raise CheckpointError(
+            f"{run.id} was begun with other settings (or another version of moe): {run.path / 'config.json'} has changed "
+            f"since, {state['digest']} is now {config.digest}.\nPut it back, or start anew: moe train"
+        )
 
 
 def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> dict[str, Any]:

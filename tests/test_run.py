@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from moe_cli.machine import crowding, pick_device, pick_threads
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, restore, run_one
-from moe_cli.store import Run, create_run, lock
+from moe_cli.store import Run, create_run, lock, write_json
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
 from tests.tiny import finish, tiny_config, words
@@ -428,3 +429,15 @@ def test_saturation_compares_like_with_like(text_file: Path, tmp_path: Path) -> 
     still = MuonConfig(lr=1e-9, adam_lr=1e-9)
     config = tiny_config(text_file, optim=still, train={"eval_every": 2}, eval={"k": 1})
     assert summary(finish(config, tmp_path))["router_saturation"] == 1.0
+
+
+def test_a_run_does_not_go_on_with_other_settings(text_file: Path, tmp_path: Path) -> None:
+    """Resumed after its config.json was edited a run is refused, unless the edit is about how it is carried out."""
+    train = {"steps": 4, "checkpoint_every": 2}
+    run = finish(tiny_config(text_file, train=train), tmp_path, lambda view: signal.raise_signal(signal.SIGTERM))
+    values = run.config_dict()
+    write_json(run.path / "config.json", {**values, "optim": {**values["optim"], "lr": 0.5}})
+    with pytest.raises(CheckpointError, match=r"was begun with other settings .*: .*config.json has changed since"):
+        run_one(run, tmp_path)
+    write_json(run.path / "config.json", {**values, "train": {**values["train"], "log_every": 3}})
+    assert run_one(run, tmp_path).summary()
