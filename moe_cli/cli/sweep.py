@@ -98,7 +98,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     configs = [point.config for point in planned.points]
     plans = make_plans(configs, folder, measure_flops())
     old = outdated(planned.existing(folder), force=force, code=rerun_on is not None)
-    ahead = Ahead(planned, plans, statuses(planned.existing(folder)), jobs, retry_failed, len(old), carrier.name)
+    ahead = Ahead(planned, plans, statuses(planned.existing(folder), old), jobs, retry_failed, len(old), carrier.name)
     if dry_run:
         print_head(console, ahead)
         return print_points(console, ahead)
@@ -108,8 +108,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     runs = planned.open(folder)
     todo = to_do(runs, retry_failed)
     with _interruptible(console):
-        pool = make_pool(carrier, folder, jobs, plans) if todo else None
-        print_head(console, replace(ahead, status=statuses(runs), jobs=pool.workers if pool else jobs))
+        most = ahead.at_once if carrier.name == "local" else jobs
+        pool = make_pool(carrier, folder, most, plans) if todo else None
+        print_head(console, replace(ahead, jobs=pool.workers if pool else jobs))
         if pool:
             with SweepDisplay(console, planned, runs, todo) as display:
                 drive(Listed(todo), pool, display, rules, lambda: console.print(STOPPING))

@@ -20,9 +20,9 @@ NEW = "new"
 NARROWEST = 20
 
 
-def statuses(runs: Sequence["Run"]) -> list[str]:
-    """What each run says of itself; a run without a folder is new."""
-    return [str(run.status()["status"]) if run.path.exists() else NEW for run in runs]
+def statuses(runs: Sequence["Run"], again: Sequence["Run"] = ()) -> list[str]:
+    """What each run says of itself; a run without a folder is new, and one that is done again from the start."""
+    return [NEW if run in again or not run.path.exists() else str(run.status()["status"]) for run in runs]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ WRONG = {
     "config expert=two": "error: expert=two is not a whole number.",
     "sweep expert=8": "error: nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
     "Or name a sweep: moe config --groups",
-    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, experts, granularity, isoflop, router, scaling, shared, sparsity, "
+    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, experts, granularity, isoflop, router, scaling, shared, sparsity, tune, "
     + PAPERS
     + ". "
     "Or give values: moe sweep k=1,2",

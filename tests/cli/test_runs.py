@@ -151,8 +151,8 @@ def test_ages() -> None:
     ("words", "message"),
     [
         (["ls", "sparsty"], "error: no runs in a sweep or folder 'sparsty' of OUTPUTS. Did you mean 'sparsity'?"),
-        (["ls", "--status", "fail"], "error: --status fail: there are pending, running, completed, failed, interrupted. Did you mean 'failed'?"),
-        (["ls", "--status", ","], "error: --status is empty: give some of pending, running, completed, failed, interrupted."),
+        (["ls", "--status", "fail"], "error: --status fail: there are pending, running, completed, failed, pruned, interrupted. Did you mean 'failed'?"),
+        (["ls", "--status", ","], "error: --status is empty: give some of pending, running, completed, failed, pruned, interrupted."),
         (["rm"], "error: say which: either runs by name, or --status and --group. See: moe runs ls"),
         (["rm", "x", "--group", "sparsity"], "error: say which: either runs by name, or --status and --group. See: moe runs ls"),
         (["rm", "--group", "nosuch"], "error: no runs in a sweep or folder 'nosuch' of OUTPUTS. There are: runs, sparsity."),

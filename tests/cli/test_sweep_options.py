@@ -62,11 +62,11 @@ def test_how_many_at_a_time(
 ) -> None:
     """-j; by default what the machine bears; never more than there are points."""
     monkeypatch.setattr(local, "count_cores", lambda: 2)
-    monkeypatch.setattr("moe_cli.machine.visible_gpus", lambda: ())
+    monkeypatch.setattr("moe_cli.sweeps.local.visible_gpus", lambda: ())
     for words, expected in (((), 2), (("-j", 1), 1), (("-j", 9), 3)):
         moe(*GRID, *settings, *words, "--force")
         assert expected == pretended.workers
-    monkeypatch.setattr("moe_cli.machine.visible_gpus", lambda: ("0", "1", "2"))
+    monkeypatch.setattr("moe_cli.sweeps.local.visible_gpus", lambda: ("0", "1", "2"))
     moe(*GRID, *settings, "--force")
     assert 3 == pretended.workers
     moe(*GRID, *settings, "--force", "train.device=cpu")
@@ -95,6 +95,7 @@ def test_pruned_points_are_no_failures(moe: Moe, settings: list[str], pretended:
     pretended.fates = {0: "pruned"}
     result = moe(*GRID, *settings)
     assert (0, True) == (result.exit_code, "2 of 3 runs complete, 1 pruned." in result.stdout), result.output
+    pretended.seen = []
     moe(*GRID, *settings, "--retry-failed")
     assert [] == pretended.seen
 
@@ -102,9 +103,12 @@ def test_pruned_points_are_no_failures(moe: Moe, settings: list[str], pretended:
 def test_force_begins_again(moe: Moe, settings: list[str], pretended: Pretended, tmp_path: Path) -> None:
     """--force moves what there is to the trash and runs every point; with --dry-run it only says how many."""
     moe(*GRID, *settings)
-    assert "3 would be run again from the start" in moe(*GRID, *settings, "--force", "--dry-run").stdout
+    said = moe(*GRID, *settings, "--force", "--dry-run").stdout
+    assert all(
+        part in said for part in ("0 done before, 3 to go", "3 from the start; what there was goes to the trash")
+    )
     assert not (tmp_path / "outputs" / ".trash").exists()
-    assert "3 moved to the trash, to be run again" in moe(*GRID, *settings, "--force").stdout
+    assert "3 from the start; what there was goes to the trash" in moe(*GRID, *settings, "--force").stdout
     assert 3 == len(pretended.seen)
     assert 3 == len(list((tmp_path / "outputs" / ".trash").glob("*/summary.json")))
     assert 3 == len(open_runs(tmp_path / "outputs"))

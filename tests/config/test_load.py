@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from moe_cli.config import load
 from moe_cli.config.axes import Axis, repeated_keys, single_values
+from moe_cli.config.executors import load_executor
 from moe_cli.config.load import (
     GROUPS,
     Composer,
@@ -54,6 +55,8 @@ def test_every_file_of_conf_composes_and_validates(file: Path, composer: Compose
     elif group == "sweep":
         for block in load_sweep_file(composer, choice).blocks:
             assert_every_value_occurs(composer, block)
+    elif group == "executor":
+        assert choice == load_executor([], choice).name
     else:
         assert group in GROUPS
         if choice in ("expert_choice", "soft"):  # no causal model may have them, and there is no other yet
