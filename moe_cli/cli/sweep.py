@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,49 +73,64 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """Train every combination of settings, or search them. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
-    from moe_cli.cli.board import SweepDisplay
-    from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
     from moe_cli.config.executors import split_executor
-    from moe_cli.forecast import make_plans, measure_flops
     from moe_cli.store import outputs_folder
-    from moe_cli.sweeps.again import discard, outdated
-    from moe_cli.sweeps.driver import Listed, Rules, drive, to_do
+    from moe_cli.sweeps.driver import Rules
     from moe_cli.sweeps.plan import plan_sweep
-    from moe_cli.sweeps.pools import make_pool
     from moe_cli.sweeps.space import SearchOptions, plan_if_search
 
     _check_again(force, rerun_on, retry_failed)
-    rules = Rules(_seconds(timeout), retries, fail_fast)
     folder, console = outputs_folder(outputs), Console()
+    carrier, words = split_executor(words or [], executor, config_dir)
+    how = How(carrier, jobs, Rules(_seconds(timeout), retries, fail_fast), retry_failed)
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir}
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
-    carrier, words = split_executor(words or [], executor, config_dir)
-    if asked := plan_if_search(words, options, **given):
-        _check_search(force, rerun_on)
-        how = How(carrier, jobs, rules, retry_failed)
-        with _interruptible(console):
+    with _interruptible(console):
+        if asked := plan_if_search(words, options, **given):
+            _check_search(force, rerun_on)
             return search(console, asked, folder, how, dry_run=dry_run)
-    planned = plan_sweep(words, **given).pinned(folder)
+        planned = plan_sweep(words, **given).pinned(folder)
+        _carry_out(console, planned, folder, how, Again(force, rerun_on is not None), dry_run)
+
+
+def _carry_out(
+    console: "Console", planned: "SweepPlan", folder: Path, how: How, again: "Again", dry_run: bool
+) -> None:  # fmt: skip
+    from moe_cli.cli.board import SweepDisplay
+    from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
+    from moe_cli.forecast import make_plans, measure_flops
+    from moe_cli.sweeps.again import discard, outdated
+    from moe_cli.sweeps.driver import Listed, drive, to_do
+    from moe_cli.sweeps.pools import make_pool
+
     configs = [point.config for point in planned.points]
     plans = make_plans(configs, folder, measure_flops())
-    old = outdated(planned.existing(folder), force=force, code=rerun_on is not None)
-    ahead = Ahead(planned, plans, statuses(planned.existing(folder), old), jobs, retry_failed, len(old), carrier.name)
+    before = planned.existing(folder)
+    old = outdated(before, force=again.force, code=again.code)
+    ahead = Ahead(planned, plans, statuses(before, old), how.jobs, how.retry_failed, len(old), how.executor.name)
     if dry_run:
         print_head(console, ahead)
         return print_points(console, ahead)
-    if carrier.name == "local":
+    local = how.executor.name == "local"
+    if local:
         check_devices(configs)
     discard(old, folder)
     runs = planned.open(folder)
-    todo = to_do(runs, retry_failed)
-    with _interruptible(console):
-        most = ahead.at_once if carrier.name == "local" else jobs
-        pool = make_pool(carrier, folder, most, plans) if todo else None
-        print_head(console, replace(ahead, jobs=pool.workers if pool else jobs))
-        if pool:
-            with SweepDisplay(console, planned, runs, todo) as display:
-                drive(Listed(todo), pool, display, rules, lambda: console.print(STOPPING))
+    todo = to_do(runs, how.retry_failed)
+    pool = make_pool(how.executor, folder, ahead.at_once if local else how.jobs, plans) if todo else None
+    print_head(console, replace(ahead, jobs=pool.workers if pool else how.jobs))
+    if pool:
+        with SweepDisplay(console, planned, runs, todo) as display:
+            drive(Listed(todo), pool, display, how.rules, lambda: console.print(STOPPING))
     _print_end(console, planned, runs)
+
+
+@dataclass(frozen=True)
+class Again:
+    """Which points are run once more from the start: all, or those of other code."""
+
+    force: bool
+    code: bool
 
 
 @contextmanager
