@@ -37,7 +37,7 @@ def set_tags(run: Run, tags: Sequence[str]) -> None:
 def at_work(folder: Path) -> Iterator[None]:
     """Marks a sweep's folder as being worked on; several may at a time. Where there are no locks, it is not marked."""
     try:
-        file = open(folder / ".at-work", "a", encoding="utf-8")  # noqa: SIM115
+        file = open(folder / ".at-work", "a+", encoding="utf-8")  # noqa: SIM115
         fcntl.flock(file, fcntl.LOCK_SH)
     except OSError:
         yield
@@ -49,7 +49,7 @@ def at_work(folder: Path) -> Iterator[None]:
 def is_at_work(folder: Path) -> bool:
     """Whether a living process has marked the folder by `at_work`."""
     try:
-        with open(folder / ".at-work", encoding="utf-8") as file:
+        with open(folder / ".at-work", "r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

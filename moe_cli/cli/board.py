@@ -21,7 +21,7 @@ from moe_cli.glance import Glance, Watcher, glance
 from moe_cli.marks import at_work
 from moe_cli.numbers import count, duration, percent, printable, score
 from moe_cli.report.stats import Estimate, mean_and_interval
-from moe_cli.store import COMPLETED, FAILED, Run
+from moe_cli.store import COMPLETED, FAILED, PRUNED, Run
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.driver import Progress
@@ -358,9 +358,11 @@ class SweepDisplay:
     def _standing(self, progress: "Progress") -> Standing:
         running = {run.path for run in progress.running}
         ended = {path: each for path, each in {**self._before, **self._ended}.items() if path not in running}
+        pruned = {path for path, each in ended.items() if each.status == PRUNED} | {run.path for run in progress.pruned}
         return Standing(
             done=[each for each in ended.values() if each.status == COMPLETED],
             running=[self._watcher.look(run) for run in progress.running],
-            failed=[each for each in ended.values() if each.status != COMPLETED],
+            failed=[each for path, each in ended.items() if each.status != COMPLETED and path not in pruned],
             waiting=progress.waiting,
+            pruned=len(pruned),
         )

@@ -37,6 +37,9 @@ Prune = Annotated[
 SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Another one draws otherwise.  [default: 0]")]
 
 
+STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
+
+
 @dataclass(frozen=True)
 class How:
     """How the runs of a search are carried out.
@@ -65,13 +68,13 @@ def search(console: "Console", plan: "SearchPlan", folder: Path, how: How, *, dr
         return _print_head(console, plan, ahead, folder, min(how.jobs or default_workers(ahead.plans), most))
     if how.executor.name == "local":
         check_devices(each.config for each in ahead.plans)
+    study = open_study(plan, folder, ahead.evaluations)
     pool = make_pool(how.executor, folder, how.jobs, ahead.plans)
     jobs = min(pool.workers, most)
     _print_head(console, plan, ahead, folder, jobs)
-    study = open_study(plan, folder, ahead.evaluations)
     feed = SearchFeed(plan, study, folder, jobs, how.retry_failed)
     with feed.at_work(), SearchDisplay(console, feed) as display:
-        drive(feed, pool, display, how.rules)
+        drive(feed, pool, display, how.rules, lambda: console.print(STOPPING))
     _print_end(console, feed)
 
 
@@ -244,6 +247,8 @@ def _print_end(console: "Console", feed: "SearchFeed") -> None:
     for line in lines or [f"importance: to be told from {FEWEST} completed trials that differ"]:
         say(f"[dim]{escape(line)}[/]")
     say(f"See: moe report {escape(feed.plan.name)}")
+    if feed.given_up and not failed:
+        raise typer.Exit(3)
     if failed:
         first = next(trial for trial in feed.trials() if trial.state.name == "FAIL")
         say(f"[red]{failed} failed[/], the first because: {escape(str(first.user_attrs.get('reason')))}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import ConfigDir, Outputs, check_devices
-from moe_cli.cli.search import How, Objective, Prune, Sampler, SearchSeed, Trials, search
+from moe_cli.cli.search import STOPPING, How, Objective, Prune, Sampler, SearchSeed, Trials, search
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,6 @@ ExecutorName = Annotated[
     typer.Option(metavar="NAME", help="Who runs it: local, ray, slurm [default: local].", show_default=False),
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop when the first run fails.")]
-STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)

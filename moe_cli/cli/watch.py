@@ -161,7 +161,7 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
             if each.status != RUNNING and not _waits(each):
                 break
             sleep(LOOK_SECONDS)
-    if each.status in (COMPLETED, FAILED):
+    if each.status in (COMPLETED, FAILED, PRUNED):
         board.print(ended_line(each, run.id))
     else:
         hint = f"Go on with: moe train --resume {printable(run.id)}"

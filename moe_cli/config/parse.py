@@ -130,17 +130,21 @@ def _convert_lines(value: Any, key: str) -> tuple[str, ...]:
     raise ConfigError(f'{key}={show(value)} is not a list of text. Write: \'{key}=["first","second"]\'')
 
 
+def _choice(value: Any, choices: list[str], key: str) -> str:
+    if isinstance(value, bool) and {"on", "off"} <= set(choices):  # how YAML reads these two words
+        value = "on" if value else "off"
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ConfigError(f"{key}={show(value)} is not one of: {', '.join(choices)}.{did_you_mean(show(value), choices)}")
+
+
 def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
     or_null = " or null" if optional else ""
     if isinstance(value, list):
         listed = ",".join(show(item) for item in value)
         raise ConfigError(f"{key}={show(value)} is a list; one run takes one value. Use: moe sweep {key}={listed}")
     if get_origin(hint) is Literal:
-        choices = [str(choice) for choice in get_args(hint)]
-        if isinstance(value, str) and value in choices:
-            return value
-        hint = did_you_mean(show(value), choices)
-        raise ConfigError(f"{key}={show(value)} is not one of: {', '.join(choices)}.{hint}")
+        return _choice(value, [str(choice) for choice in get_args(hint)], key)
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str | int) and not isinstance(value, bool):

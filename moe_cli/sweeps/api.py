@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_cli.config.executors import Executor, split_executor
+from moe_cli.errors import ConfigError
 from moe_cli.forecast import make_plans
+from moe_cli.marks import at_work
 from moe_cli.store import outputs_folder
 from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Listed, Rules, drive, to_do
@@ -52,23 +54,28 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     executor, words = split_executor(words)
     options, rules = SearchOptions(search, trials, objective, prune, search_seed), Rules(timeout, retries, fail_fast)
     if asked := plan_if_search(words, options, seeds=seeds, name=name):
-        _search(asked, folder, executor, workers, rules)
+        if force:
+            raise ConfigError("force=True is for sweeps; a search keeps what it has found. Start another: name=...")
+        _search(asked, folder, executor, workers, rules, retry_failed)
         return load_runs(folder / asked.name)
     plan = plan_sweep(words, seeds=seeds, name=name).pinned(folder)
     discard(outdated(plan.existing(folder), force=force, code=False), folder)
     runs = to_do(plan.open(folder), retry_failed)
     if runs:
         plans = make_plans([point.config for point in plan.points], folder, 1.0)
-        drive(Listed(runs), make_pool(executor, folder, workers, plans), rules=rules)
+        with at_work(folder / plan.name):
+            drive(Listed(runs), make_pool(executor, folder, workers, plans), rules=rules)
     return load_runs(folder / plan.name)
 
 
-def _search(plan: SearchPlan, folder: Path, executor: Executor, workers: int | None, rules: Rules) -> None:
+def _search(
+    plan: SearchPlan, folder: Path, executor: Executor, workers: int | None, rules: Rules, retry_failed: bool
+) -> None:
     from moe_cli.sweeps.preview import preview
     from moe_cli.sweeps.search import SearchFeed, open_study
 
     ahead = preview(plan, folder)
-    pool = make_pool(executor, folder, workers, ahead.plans)
     study = open_study(plan, folder, ahead.evaluations)
-    with SearchFeed(plan, study, folder, pool.workers).at_work() as feed:
+    pool = make_pool(executor, folder, workers, ahead.plans)
+    with SearchFeed(plan, study, folder, pool.workers, retry_failed).at_work() as feed:
         drive(feed, pool, rules=rules)

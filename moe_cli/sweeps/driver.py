@@ -181,7 +181,7 @@ def drive(
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Within it SIGTERM, and the closing of the terminal, are as Ctrl-C.
+    """Within it SIGTERM, and the closing of the terminal, are as Ctrl-C; what is ignored, as under nohup, stays so.
 
     In other threads than the main one, where Python allows no handlers, nothing is.
     """
@@ -192,7 +192,8 @@ def _signals_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

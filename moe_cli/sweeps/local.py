@@ -164,6 +164,7 @@ class LocalPool:
 
     def wait(self, seconds: float) -> None:
         """Until a run ends, or so many seconds."""
+        self.room()  # what has ended must not be waited for again
         ends = [place.job.end for place in self._places if isinstance(place.job, Process)]
         if self._nest is not None and not self._nest.gone:
             ends.append(self._nest.channel.fileno())
@@ -175,6 +176,7 @@ class LocalPool:
         for place in self._places:
             if place.job.poll() is None:
                 place.job.kill()
+        self.room()
         if self._nest is not None:
             self._close_nest()
 

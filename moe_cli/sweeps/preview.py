@@ -58,6 +58,8 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
             reasons[0] if len(set(reasons)) == 1 else f"none of {PATIENCE} draws can be run.\n{reasons[0]}"
         )
     plans = make_plans(configs, outputs, measure_flops())
+    if "val_bpb" in plan.objectives and any(each.corpus.meta["num_bytes"] is None for each in plans):
+        raise ConfigError("nobody knows the bytes of these tokens, so there is no val_bpb. Add: --objective val_loss")
     return Preview(
         tuple(plans), sum(each.seconds for each in plans) / len(plans),
         min(count_evaluations(each.config, each.steps) for each in plans) if plan.prune else 0,

@@ -17,10 +17,11 @@ from operator import le
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_cli import marks
 from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.searchblock import Domain
-from moe_cli.errors import ConfigError, MoeError
+from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.forecast import pin_upcycle
 from moe_cli.report.searched import STUDY, exclusive, import_optuna, open_journal
 from moe_cli.store import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock, make_folder, open_or_create_run
@@ -138,7 +139,7 @@ class SearchFeed:
         """Within it others see that this search lives, and leave its trials alone."""
         place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
         try:
-            with lock(place):
+            with lock(place), marks.at_work(self.outputs / self.plan.name):
                 if self.retry_failed:
                     self._ask_again()
                 yield self
@@ -281,6 +282,8 @@ class SearchFeed:
     def _standing(self, run: Run) -> str | None:
         """completed, pruned or failed; None while there is something to do."""
         status = str(run.status()["status"])
+        if status == FAILED and run in self._busy:  # it will be tried again
+            return None
         if status == FAILED and self.retry_failed and run not in self._seen_to_end:
             return None
         return status if status in (COMPLETED, FAILED, PRUNED) else None
@@ -308,7 +311,7 @@ class SearchFeed:
         reason = f"pruned {each.trial.user_attrs[UNPROMISING]}"
         run = each.runs[0]
         if run.summary() is None and not is_locked(run.path) and run.status().get("reason") != reason:
-            with lock(run.path):
+            with suppress(RunBusy), lock(run.path):  # whoever holds it now is looked at later
                 Recorder(run).status(PRUNED, reason=reason)
         if run in self._wanted:
             self._wanted.remove(run)

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import RunConfig, from_dict
+from moe_cli.config.schema import RunConfig, TrainConfig, from_dict
 from moe_cli.errors import ConfigError
 from tests.config.strategies import configs
 
@@ -145,3 +145,9 @@ def test_a_configuration_survives_its_dictionary(config: RunConfig) -> None:
     for each in (config, resolve(config).config):
         assert each == from_dict(each.to_dict())
         assert each == from_dict(json.loads(json.dumps(each.to_dict())))
+
+
+@pytest.mark.parametrize(("said", "meant"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_on_and_off_may_have_been_read_as_booleans(said: object, meant: str) -> None:
+    """YAML has the words on and off for true and false."""
+    assert meant == build(TrainConfig, {"compile": said}).compile

@@ -242,3 +242,19 @@ def test_without_a_parent_for_forks_runs_start_from_nothing(
     pool = LocalPool(tmp_path, 1)
     progress = drive(Listed(runs), pool)
     assert (set(runs), False) == (set(progress.finished), pool._warm)
+
+
+def test_a_pool_at_its_end_waits_without_spinning(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When one of two runs has ended and nothing more is to start, waiting sleeps: the end of the one is not heard again."""
+    pool = LocalPool(tmp_path, 2, warm=False)
+    short = create_run(tmp_path, "sweep", tiny_config(text_file, train={"steps": 1}))
+    job = pool.start(short)
+    while job.poll() is None:
+        pool.wait(1.0)
+    waits: list[list[Any]] = []
+    monkeypatch.setattr(local.select, "select", lambda ends, *rest: waits.append(list(ends)))
+    pool.wait(1.0)
+    assert [[]] == waits
+    pool.close()
