@@ -124,10 +124,10 @@ def _looks(run: Run) -> dict[tuple[int, bool, int], Mapping[str, Any]]:
             looks[step, record.get("whole_split") is True, layer] = record
     # How much of the final choices was there at a step is known at the end, and written there.
     final = {layer: record.get("saturation") for (_, whole, layer), record in looks.items() if whole}
-    for (step, whole, layer), record in looks.items():
+    for (step, whole, layer), found in looks.items():
         settled = final.get(layer)
         known = settled.get(str(step)) if isinstance(settled, dict) else None
-        looks[step, whole, layer] = {**record, "saturation": None if whole else known}
+        looks[step, whole, layer] = {**found, "saturation": None if whole else known}
     return looks
 
 
