@@ -28,7 +28,7 @@ def next_sweep(best: Row, rows: Sequence[Row], varying: Collection[str], more: i
     if best["expert"] == 1:
         words["k"] = ",".join(map(str, sorted({row["k"] for row in rows if row["expert"] != 1 and row["k"]} or {2})))
     name = best["group"] if best["group"] not in (None, "runs", "sweep") and best["group"].isprintable() else ""
-    return f"moe sweep {_written(words)} --seeds {seeds}" + (f" --name {shlex.quote(f'{name}-next')}" if name else "")
+    return f"moe sweep {_written(words)} --seeds {seeds}" + (f" --name {shlex.quote(name)}" if name else "")
 
 
 def _settings(row: Row) -> dict[str, Any]:

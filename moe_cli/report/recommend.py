@@ -1,0 +1,363 @@
+"""The answer: which configuration to use for these data and this budget, how sure that is, what it costs, what to run next."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from moe_cli.errors import MoeError
+from moe_cli.numbers import duration, percent, printable
+from moe_cli.report.alike import check_across, sort_out
+from moe_cli.report.fold import DENSE, Row, fold, is_baseline, rows_of, score, settings_of, varying
+from moe_cli.report.longframes import load_curves
+from moe_cli.report.nextsweep import next_sweep
+from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE, Paired, more_seeds, paired
+from moe_cli.store import COMPLETED, FAILED
+
+SHOWN = ("expert", "k", "capacity", "router", "balance")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One configuration against another: share of its score, negative is better; interval of 95 %, over paired seeds."""
+
+    name: str
+    difference: float
+    interval: float | None
+    seeds: int
+    verdict: str
+    more_seeds: int | None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to use, and why.
+
+    Attributes:
+        settings: expert, k, capacity, router and balance of the recommended configuration.
+        reason: better: it is told from dense; dense: nothing is; untested: there is no dense model; single: nothing to
+            compare it with.
+        score: its mean bits per byte (nats per token where bytes are not known).
+        gain: against the dense model of the same settings; None without one, and for the dense model itself.
+        runner_up: against it, the next best; None if there is none.
+        comparisons: configurations that were compared with dense; the verdicts allow for their number.
+        weights, speed, memory: times those of the dense model; None where not known.
+        equal_time: its difference to dense when both are stopped at the dense model's last evaluation; None if not known.
+        not_tried: what was the same in all runs, and so not compared.
+        failed: configurations that failed, with the reason.
+        left_out: runs that were not compared, for each aspect in which they differ.
+        scaling: what a scaling fit adds, in one sentence.
+        next: the sweep to run.
+        next_seconds: about how long it takes, one run after the other; None if not known.
+    """
+
+    settings: Mapping[str, Any]
+    label: str
+    reason: str
+    score: float
+    unit: str
+    seeds: int
+    gain: Comparison | None
+    runner_up: Comparison | None
+    comparisons: int
+    weights: float | None
+    speed: float | None
+    memory: float | None
+    equal_time: float | None
+    equal_params: bool
+    not_tried: tuple[str, ...]
+    failed: tuple[str, ...]
+    left_out: Mapping[str, int]
+    scaling: str | None
+    next: str
+    next_seconds: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "settings": dict(self.settings), "left_out": dict(self.left_out)}
+
+
+def recommend(
+    frame: pd.DataFrame,
+    across: Collection[str] = (),
+    elsewhere: pd.DataFrame | None = None,
+    scaling: str | None = None,
+) -> Recommendation:
+    """What a frame of `load_runs` says to use.
+
+    Args:
+        across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, budget, code.
+        elsewhere: dense runs that may serve as baselines.
+        scaling: a sentence of a scaling fit, to be printed with the rest.
+
+    Raises:
+        MoeError: no run is complete.
+        ConfigError: `across` names no aspect.
+    """
+    free = check_across(across)
+    runs = rows_of(frame)
+    complete = [run for run in runs if run["status"] == COMPLETED and score(run) is not None]
+    if not complete:
+        raise MoeError(f"none of {len(runs)} runs is complete: nothing can be recommended. See: moe report --runs")
+    sorted_out = sort_out(complete, free)
+    paths = {run["path"] for run in sorted_out.rows}
+    folded = rows_of(fold(frame[frame["path"].isin(paths)], elsewhere=elsewhere))
+    rows = sorted((row for row in folded if score(row) is not None), key=lambda row: score(row) or 0.0)
+    best = _choose(rows)
+    names = varying(rows, settings_of([str(name) for name in frame.columns]))
+    dense = next(
+        (row for row in rows if is_baseline(row, DENSE) and row["run"] in (best["baseline"], best["run"])), None
+    )
+    compared = sum(row["verdict"] is not None for row in rows)
+    runner_up = next((row for row in rows if row is not best and not is_baseline(row, DENSE)), None)
+    gain = _gain(best)
+    command = next_sweep(best, rows, names, (gain.more_seeds if gain else None) or best["more_seeds"])
+    return Recommendation(
+        settings={name: best[name] for name in SHOWN},
+        label=label(best, names), reason=_reason(rows, best), score=score(best) or 0.0,
+        unit="nats/token" if best["val_bpb"] is None else "bits/byte", seeds=len(best["seeds"]), gain=gain,
+        runner_up=_against(best, runner_up, complete, names) if runner_up else None, comparisons=compared,
+        weights=_ratio(best, dense, "params"), speed=_ratio(best, dense, "tokens_per_second"),
+        memory=_ratio(best, dense, "peak_memory_bytes"), equal_time=_equal_time(best, dense, complete),
+        equal_params=dense is not None and abs((_ratio(best, dense, "active_params") or 1) - 1) < 0.02,
+        not_tried=_not_tried(rows, names, best), failed=_failed(runs, names), left_out=sorted_out.left_out,
+        scaling=scaling, next=command, next_seconds=_time(command, rows, complete),
+    )  # fmt: skip
+
+
+def _choose(rows: Sequence[Row]) -> Row:
+    """The lowest that is told better than dense; else the dense model; where there is none, the lowest."""
+    better = [row for row in rows if row["verdict"] == BETTER]
+    dense = [row for row in rows if is_baseline(row, DENSE)]
+    return (better or dense or list(rows))[0]
+
+
+def _reason(rows: Sequence[Row], best: Row) -> str:
+    if len(rows) == 1:
+        return "single"
+    if best["verdict"] == BETTER:
+        return "better"
+    return "dense" if is_baseline(best, DENSE) else "untested"
+
+
+def _gain(best: Row) -> Comparison | None:
+    if best["verdict"] is None:
+        return None
+    return Comparison(
+        "dense",
+        best["vs_dense"],
+        best["vs_dense_interval"],
+        best["vs_dense_seeds"],
+        best["verdict"],
+        best["more_seeds"],
+    )
+
+
+def _against(best: Row, other: Row, runs: Sequence[Row], names: Sequence[str]) -> Comparison | None:
+    """The other configuration against the best, paired by seed, one comparison on its own."""
+    sample = paired(_seeds(other, runs), _seeds(best, runs))
+    if sample is None:
+        return None
+    half = _half_width(sample)
+    told = half is not None and abs(sample.mean) > half
+    verdict = (BETTER if sample.mean < 0 else WORSE) if told else CANNOT_TELL
+    return Comparison(
+        label(other, names), sample.mean, half, sample.seeds, verdict, None if told else more_seeds(sample)
+    )
+
+
+def _half_width(sample: Paired) -> float | None:
+    from moe_cli.report.stats import CONFIDENCE, t_quantile
+
+    if sample.deviation is None:
+        return None
+    return float(t_quantile((1 + CONFIDENCE) / 2, sample.seeds - 1) * sample.deviation / sample.seeds**0.5)
+
+
+def _seeds(row: Row, runs: Sequence[Row]) -> dict[int, float]:
+    return {run["seed"]: score(run) or 0.0 for run in runs if run["run"] in row["runs"] and run["seed"] is not None}
+
+
+def label(row: Row, names: Collection[str]) -> str:
+    """expert=16 k=2, and what else tells it apart."""
+    from moe_cli.config.parse import show
+
+    if row["expert"] == 1:
+        main = ["expert=1"]
+    else:
+        main = [f"expert={row['expert']}", f"k={row['k']}"]
+    others = [f"{name}={show(row[name])}" for name in names
+              if name not in ("expert", "k") and row[name] is not None and row.get(name) is not None]  # fmt: skip
+    return printable(" ".join([*main, *others]))
+
+
+def _ratio(best: Row, dense: Row | None, name: str) -> float | None:
+    if dense is None or dense is best or not dense.get(name) or not best.get(name):
+        return None
+    return float(best[name] / dense[name])
+
+
+def _equal_time(best: Row, dense: Row | None, runs: Sequence[Row]) -> float | None:
+    """Estimates on the same part of the validation split, at the seconds of the dense model's last evaluation; mean over seeds."""
+    if dense is None or dense is best:
+        return None
+    paths = {run["run"]: run["path"] for run in runs}
+    mine, theirs = ([_curve(paths[run]) for run in row["runs"] if run in paths] for row in (best, dense))
+    found = []
+    for own, other in zip(mine, theirs, strict=False):
+        at = _at(own, other[-1][0]) if other else None
+        if at is not None and other[-1][1]:
+            found.append(at / other[-1][1] - 1)
+    return sum(found) / len(found) if found else None
+
+
+def _curve(path: str) -> list[tuple[float, float]]:
+    """(seconds of training, estimate) at every evaluation whose time is between two records."""
+    frame = load_curves([path]).dropna(subset=["value"])
+    times = _points(frame, "seconds")
+    values = _points(frame, "val/bpb_estimate") or _points(frame, "val/loss_estimate")
+    placed = [(_at(times, step), value) for step, value in values]
+    return [(second, value) for second, value in placed if second is not None]
+
+
+def _points(frame: pd.DataFrame, metric: str) -> list[tuple[float, float]]:
+    chosen = frame[frame["metric"] == metric].sort_values("step")
+    return list(zip(chosen["step"].astype(float), chosen["value"], strict=True))
+
+
+def _at(points: Sequence[tuple[float, float]], x: float) -> float | None:
+    """Straight between points; None outside."""
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 <= x <= x1:
+            return y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return None
+
+
+def _not_tried(rows: Sequence[Row], names: Collection[str], best: Row) -> tuple[str, ...]:
+    sparse = [row for row in rows if row["expert"] != 1]
+    lacking = []
+    if sparse and best["expert"] != 1 and best["expert"] == max(row["expert"] for row in sparse):
+        lacking.append(f"more than {best['expert']} experts")
+    for name in ("k", "capacity", "router", "balance", "balance.weight", "model.d_expert", "optim.lr"):
+        if sparse and name not in names and name in best and (best[name] is not None or name == "capacity"):
+            value = "dropless" if name == "capacity" and best[name] is None else printable(str(best[name]))
+            lacking.append(f"other {name} than {value}" if value != "dropless" else "a capacity")
+    return tuple(lacking[:5])
+
+
+def _failed(runs: Sequence[Row], names: Collection[str]) -> tuple[str, ...]:
+    found = {}
+    for run in runs:
+        if run["status"] == FAILED and run["expert"] is not None:
+            reason = (run["reason"] or "see traceback.txt").strip().splitlines()[0]
+            found[label(run, [name for name in names if name in run])] = printable(reason)
+    return tuple(f"{name}: {reason}" for name, reason in found.items())
+
+
+def _time(command: str, rows: Sequence[Row], runs: Sequence[Row]) -> float | None:
+    """Of runs like those there are: configurations x seeds that are not done yet."""
+    seconds = [row["seconds"] for row in rows if row.get("seconds")]
+    if not seconds:
+        return None
+    words = dict(word.split("=", 1) for word in command.split() if "=" in word)
+    configurations = len(words["expert"].split(",")) * len(words.get("k", "2").split(","))
+    total = configurations * int(command.split("--seeds ")[1].split()[0])
+    return float(max(1, total - min(total, len(runs))) * sum(seconds) / len(seconds))
+
+
+def memo(found: Recommendation) -> list[str]:
+    """The lines of `moe report --recommend`."""
+    lines = [*_headline(found), *_cost(found)]
+    lines += [found.scaling] if found.scaling else []
+    lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
+    if found.comparisons > 1:
+        lines.append(f"{found.comparisons} configurations were compared with dense; verdicts allow for that (Holm, 5 % for all together), "
+                     "intervals are 95 % each. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
+    if found.failed:
+        lines.append(
+            f"Failed: {'; '.join(found.failed[:3])}"
+            + (f" and {len(found.failed) - 3} more" if len(found.failed) > 3 else "")
+            + "."
+        )
+    for aspect, number in found.left_out.items():
+        lines.append(
+            f"Left out: {number} run{'s' if number > 1 else ''} of other {aspect}; to rank them too: --across {aspect}"
+        )
+    about = f"   (about {duration(found.next_seconds)}, one at a time)" if found.next_seconds else ""
+    return [*lines, f"To be surer: {found.next}{about}"]
+
+
+def _headline(found: Recommendation) -> list[str]:
+    settings = found.settings
+    with_ = ", ".join(printable(str(settings[name])) for name in ("router", "balance") if settings[name])
+    capacity = "dropless" if settings["capacity"] is None else f"capacity {settings['capacity']:g}"
+    name = f"{found.label} ({with_}, {capacity})" if settings["expert"] != 1 else "the dense model (expert=1)"
+    at = f"{found.score:.3f} {found.unit}, {_seeds_text(found.seeds)}"
+    if found.reason == "single":
+        return [f"Nothing to recommend yet: only {name} was run ({at})."]
+    if found.reason == "better" and found.gain:
+        equal = " of equal active parameters" if found.equal_params else ""
+        first = f"It beats the dense model{equal} by {_amount(found.gain)} of its {found.unit} ({_seeds_text(found.gain.seeds)}, paired)"
+        return [f"Use {name}.", first + _second(found.runner_up)]
+    if found.reason == "dense":
+        return [f"Use {name}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
+    if found.gain is None:
+        return [
+            f"Lowest of what was run: {name} ({at}). Whether experts pay is not known: no dense model was run with its settings and seeds."
+        ]
+    return [f"Lowest of what was run: {name} ({at}), not told from dense."]
+
+
+def _second(other: Comparison | None) -> str:
+    if other is None:
+        return "."
+    text = f"; the runner-up, {other.name}, is {percent(abs(other.difference))} {'behind' if other.difference > 0 else 'ahead'}"
+    if other.verdict != CANNOT_TELL:
+        return text + "."
+    return (
+        text
+        + ", which "
+        + (f"{other.seeds} seeds cannot tell" if other.seeds > 1 else "one seed cannot tell")
+        + _decide(other)
+        + "."
+    )
+
+
+def _nearest(other: Comparison | None) -> str:
+    if other is None:
+        return ""
+    text = f" The nearest, {other.name}, differs by {_amount(other, signed=True)}"
+    if other.verdict != CANNOT_TELL:
+        return (
+            f"{text}: {other.verdict}."
+            if other.verdict == WORSE
+            else f"{text}, not beyond doubt among so many comparisons."
+        )
+    return f"{text}: cannot tell with {_seeds_text(other.seeds)}{_decide(other)}."
+
+
+def _decide(other: Comparison) -> str:
+    return f"; about {other.more_seeds} more would decide" if other.more_seeds else ""
+
+
+def _amount(each: Comparison, signed: bool = False) -> str:
+    value = 100 * each.difference
+    text = f"{value:+.1f} %" if signed else f"{abs(value):.1f} %"
+    return text if each.interval is None else f"{text} +- {100 * each.interval:.1f}"
+
+
+def _seeds_text(seeds: int) -> str:
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
+
+
+def _cost(found: Recommendation) -> list[str]:
+    parts = [f"{value:.2g}x the {name}" for value, name in
+             ((found.weights, "weights"), (found.memory, "memory"), (found.speed, "training speed")) if value]  # fmt: skip
+    if not parts:
+        return []
+    text = f"It costs {', '.join(parts)} of dense, as measured"
+    if found.equal_time is not None:
+        ahead = "ahead" if found.equal_time < 0 else "behind"
+        text += f"; stopped after the dense model's time, its learning rate not yet at the end, it is {percent(abs(found.equal_time))} {ahead}"
+    return [text + "."]
