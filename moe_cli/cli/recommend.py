@@ -38,7 +38,8 @@ def print_recommendation(
     frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None", across: str | None, as_json: bool, width: int
 ) -> None:
     """Raises MoeError: no run is complete."""
-    from moe_cli.report.recommend import memo, recommend
+    from moe_cli.report.memo import memo
+    from moe_cli.report.recommend import recommend
 
     names = tuple(name.strip() for name in (across or "").split(",") if name.strip())
     found = recommend(frame, names, elsewhere)

@@ -38,7 +38,7 @@ Columns = Annotated[str | None, typer.Option(metavar="A,B,C", help="Columns to s
 ByRun = Annotated[bool, typer.Option("--runs", help="A row per run: seeds are not folded, unfinished runs are shown.")]
 
 
-def report(
+def report(  # noqa: PLR0913  (an argument for each option)
     selection: Selection = None,
     form: FormatOption = Format.TABLE,
     condition: Filter = None,

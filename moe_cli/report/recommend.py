@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 
 from moe_cli.errors import MoeError
-from moe_cli.numbers import duration, percent, printable
+from moe_cli.numbers import printable
 from moe_cli.report.alike import check_across, sort_out
 from moe_cli.report.fold import DENSE, Row, fold, is_baseline, rows_of, score, settings_of, varying
 from moe_cli.report.longframes import load_curves
@@ -122,7 +123,7 @@ def recommend(
         memory=_ratio(best, dense, "peak_memory_bytes"), equal_time=_equal_time(best, dense, complete),
         equal_params=dense is not None and abs((_ratio(best, dense, "active_params") or 1) - 1) < 0.02,
         not_tried=_not_tried(rows, names, best), failed=_failed(runs, names), left_out=sorted_out.left_out,
-        scaling=scaling, next=command, next_seconds=_time(command, rows, complete),
+        scaling=scaling, next=command, next_seconds=_time(command, rows),
     )  # fmt: skip
 
 
@@ -183,10 +184,7 @@ def label(row: Row, names: Collection[str]) -> str:
     """expert=16 k=2, and what else tells it apart."""
     from moe_cli.config.parse import show
 
-    if row["expert"] == 1:
-        main = ["expert=1"]
-    else:
-        main = [f"expert={row['expert']}", f"k={row['k']}"]
+    main = ["expert=1"] if row["expert"] == 1 else [f"expert={row['expert']}", f"k={row['k']}"]
     others = [f"{name}={show(row[name])}" for name in names
               if name not in ("expert", "k") and row[name] is not None and row.get(name) is not None]  # fmt: skip
     return printable(" ".join([*main, *others]))
@@ -228,7 +226,7 @@ def _points(frame: pd.DataFrame, metric: str) -> list[tuple[float, float]]:
 
 def _at(points: Sequence[tuple[float, float]], x: float) -> float | None:
     """Straight between points; None outside."""
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if x0 <= x <= x1:
             return y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return None
@@ -255,109 +253,15 @@ def _failed(runs: Sequence[Row], names: Collection[str]) -> tuple[str, ...]:
     return tuple(f"{name}: {reason}" for name, reason in found.items())
 
 
-def _time(command: str, rows: Sequence[Row], runs: Sequence[Row]) -> float | None:
+def _time(command: str, rows: Sequence[Row]) -> float | None:
     """Of runs like those there are: configurations x seeds that are not done yet."""
     seconds = [row["seconds"] for row in rows if row.get("seconds")]
     if not seconds:
         return None
     words = dict(word.split("=", 1) for word in command.split() if "=" in word)
-    configurations = len(words["expert"].split(",")) * len(words.get("k", "2").split(","))
-    total = configurations * int(command.split("--seeds ")[1].split()[0])
-    return float(max(1, total - min(total, len(runs))) * sum(seconds) / len(seconds))
-
-
-def memo(found: Recommendation) -> list[str]:
-    """The lines of `moe report --recommend`."""
-    lines = [*_headline(found), *_cost(found)]
-    lines += [found.scaling] if found.scaling else []
-    lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
-    if found.comparisons > 1:
-        lines.append(f"{found.comparisons} configurations were compared with dense; verdicts allow for that (Holm, 5 % for all together), "
-                     "intervals are 95 % each. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
-    if found.failed:
-        lines.append(
-            f"Failed: {'; '.join(found.failed[:3])}"
-            + (f" and {len(found.failed) - 3} more" if len(found.failed) > 3 else "")
-            + "."
-        )
-    for aspect, number in found.left_out.items():
-        lines.append(
-            f"Left out: {number} run{'s' if number > 1 else ''} of other {aspect}; to rank them too: --across {aspect}"
-        )
-    about = f"   (about {duration(found.next_seconds)}, one at a time)" if found.next_seconds else ""
-    return [*lines, f"To be surer: {found.next}{about}"]
-
-
-def _headline(found: Recommendation) -> list[str]:
-    settings = found.settings
-    with_ = ", ".join(printable(str(settings[name])) for name in ("router", "balance") if settings[name])
-    capacity = "dropless" if settings["capacity"] is None else f"capacity {settings['capacity']:g}"
-    name = f"{found.label} ({with_}, {capacity})" if settings["expert"] != 1 else "the dense model (expert=1)"
-    at = f"{found.score:.3f} {found.unit}, {_seeds_text(found.seeds)}"
-    if found.reason == "single":
-        return [f"Nothing to recommend yet: only {name} was run ({at})."]
-    if found.reason == "better" and found.gain:
-        equal = " of equal active parameters" if found.equal_params else ""
-        first = f"It beats the dense model{equal} by {_amount(found.gain)} of its {found.unit} ({_seeds_text(found.gain.seeds)}, paired)"
-        return [f"Use {name}.", first + _second(found.runner_up)]
-    if found.reason == "dense":
-        return [f"Use {name}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
-    if found.gain is None:
-        return [
-            f"Lowest of what was run: {name} ({at}). Whether experts pay is not known: no dense model was run with its settings and seeds."
-        ]
-    return [f"Lowest of what was run: {name} ({at}), not told from dense."]
-
-
-def _second(other: Comparison | None) -> str:
-    if other is None:
-        return "."
-    text = f"; the runner-up, {other.name}, is {percent(abs(other.difference))} {'behind' if other.difference > 0 else 'ahead'}"
-    if other.verdict != CANNOT_TELL:
-        return text + "."
-    return (
-        text
-        + ", which "
-        + (f"{other.seeds} seeds cannot tell" if other.seeds > 1 else "one seed cannot tell")
-        + _decide(other)
-        + "."
-    )
-
-
-def _nearest(other: Comparison | None) -> str:
-    if other is None:
-        return ""
-    text = f" The nearest, {other.name}, differs by {_amount(other, signed=True)}"
-    if other.verdict != CANNOT_TELL:
-        return (
-            f"{text}: {other.verdict}."
-            if other.verdict == WORSE
-            else f"{text}, not beyond doubt among so many comparisons."
-        )
-    return f"{text}: cannot tell with {_seeds_text(other.seeds)}{_decide(other)}."
-
-
-def _decide(other: Comparison) -> str:
-    return f"; about {other.more_seeds} more would decide" if other.more_seeds else ""
-
-
-def _amount(each: Comparison, signed: bool = False) -> str:
-    value = 100 * each.difference
-    text = f"{value:+.1f} %" if signed else f"{abs(value):.1f} %"
-    return text if each.interval is None else f"{text} +- {100 * each.interval:.1f}"
-
-
-def _seeds_text(seeds: int) -> str:
-    return f"{seeds} seed{'' if seeds == 1 else 's'}"
-
-
-def _cost(found: Recommendation) -> list[str]:
-    parts = [f"{value:.2g}x the {name}" for value, name in
-             ((found.weights, "weights"), (found.memory, "memory"), (found.speed, "training speed")) if value]  # fmt: skip
-    if not parts:
-        return []
-    text = f"It costs {', '.join(parts)} of dense, as measured"
-    if found.equal_time is not None:
-        ahead = "ahead" if found.equal_time < 0 else "behind"
-        text += f"; stopped after the dense model's time, its learning rate not yet at the end, it is {percent(abs(found.equal_time))} {ahead}"
-    return [text + "."]
+    experts, k = words["expert"].split(","), words.get("k", "2").split(",")
+    wanted = int(command.split("--seeds ")[1].split()[0])
+    done = sum(min(wanted, len(row["seeds"])) for row in rows
+               if str(row["expert"]) in experts and (row["expert"] == 1 or str(row["k"]) in k))  # fmt: skip
+    configurations = len(k) * len(set(experts) - {"1"}) + ("1" in experts)
+    return float(max(1, wanted * configurations - done) * sum(seconds) / len(seconds))
