@@ -2,7 +2,7 @@
 
 from moe_cli.numbers import duration, percent, printable
 from moe_cli.report.recommend import Comparison, Recommendation
-from moe_cli.report.verdicts import CANNOT_TELL, WORSE
+from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 
 
 def memo(found: Recommendation) -> list[str]:
@@ -39,6 +39,9 @@ def _headline(found: Recommendation) -> list[str]:
         equal = " of equal active parameters" if found.equal_params else ""
         first = f"It beats the dense model{equal} by {_amount(found.gain)} of its {found.unit} ({_seeds_text(found.gain.seeds)}, paired)"
         return [f"Use {name}.", first + _second(found.runner_up)]
+    if found.reason == "one seed":
+        against = f", {_amount(found.gain, signed=True)} against dense" if found.gain else ""
+        return [f"One seed tells nothing for sure. Lowest of what was run: {name} ({at}{against})."]
     if found.reason == "dense":
         return [f"Use {name}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
     if found.gain is None:
@@ -91,7 +94,7 @@ def _seeds_text(seeds: int) -> str:
 
 
 def _cost(found: Recommendation) -> list[str]:
-    parts = [f"{value:.2g}x the {name}" for value, name in
+    parts = [f"{value:.{1 if value >= 1.95 else 2}f}x the {name}" for value, name in
              ((found.weights, "weights"), (found.memory, "memory"), (found.speed, "training speed")) if value]  # fmt: skip
     if not parts:
         return []

@@ -12,10 +12,13 @@ from moe_cli.report.fold import Row, applies
 FEWEST_SEEDS, MOST_SEEDS = 3, 20
 
 
-def next_sweep(best: Row, rows: Sequence[Row], varying: Collection[str], more: int | None) -> str:
-    """`moe sweep` with the dense model, the best and its neighbours, and enough seeds; the rest of the settings is the best's."""
+def next_sweep(best: Row, rows: Sequence[Row], others: Collection[int], more: int | None) -> str:
+    """`moe sweep` with the dense model, the best and its neighbours, and enough seeds; the rest of the settings is the best's.
+
+    `others` are numbers of experts to be run too.
+    """
     experts = sorted({row["expert"] for row in rows if row["expert"]})
-    wanted = {1, best["expert"]}
+    wanted = {1, best["expert"], *others}
     if best["expert"] > 1:
         wanted |= {each for each in experts if each != 1 and best["expert"] / 2 <= each <= best["expert"] * 2}
         if best["expert"] == experts[-1]:
@@ -25,10 +28,14 @@ def next_sweep(best: Row, rows: Sequence[Row], varying: Collection[str], more: i
     done = max((len(row["seeds"]) for row in rows), default=1)
     seeds = min(MOST_SEEDS, max(FEWEST_SEEDS, done + (more or (2 if done >= FEWEST_SEEDS else 0))))
     words: dict[str, Any] = {**_settings(best), "expert": ",".join(map(str, sorted(wanted)))}
+    condition = ""
     if best["expert"] == 1:
-        words["k"] = ",".join(map(str, sorted({row["k"] for row in rows if row["expert"] != 1 and row["k"]} or {2})))
+        words["k"] = next((row["k"] for row in rows if row["expert"] != 1 and row["k"]), 2)
+    if words.get("k") != 1:  # a dense model has k=1
+        condition = f" --where {shlex.quote('expert == 1 or k != 1')}"
+        words["k"] = f"1,{words['k']}"
     name = best["group"] if best["group"] not in (None, "runs", "sweep") and best["group"].isprintable() else ""
-    return f"moe sweep {_written(words)} --seeds {seeds}" + (f" --name {shlex.quote(name)}" if name else "")
+    return f"moe sweep {_written(words)} --seeds {seeds}{condition}" + (f" --name {shlex.quote(name)}" if name else "")
 
 
 def _settings(row: Row) -> dict[str, Any]:

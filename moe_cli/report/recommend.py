@@ -37,7 +37,7 @@ class Recommendation:
 
     Attributes:
         settings: expert, k, capacity, router and balance of the recommended configuration.
-        reason: better: it is told from dense; dense: nothing is; untested: there is no dense model; single: nothing to
+        reason: better: it is told from dense; dense: nothing is; one seed: too few to tell; untested: there is no dense model; single: nothing to
             compare it with.
         score: its mean bits per byte (nats per token where bytes are not known).
         gain: against the dense model of the same settings; None without one, and for the dense model itself.
@@ -113,12 +113,14 @@ def recommend(
     compared = sum(row["verdict"] is not None for row in rows)
     runner_up = next((row for row in rows if row is not best and not is_baseline(row, DENSE)), None)
     gain = _gain(best)
-    command = next_sweep(best, rows, names, (gain.more_seeds if gain else None) or best["more_seeds"])
+    second = _against(best, runner_up, complete, names) if runner_up else None
+    asked = [each.more_seeds for each in (gain, second) if each and each.more_seeds]
+    command = next_sweep(best, rows, [runner_up["expert"]] if runner_up else [], min(asked, default=None))
     return Recommendation(
         settings={name: best[name] for name in SHOWN},
         label=label(best, names), reason=_reason(rows, best), score=score(best) or 0.0,
         unit="nats/token" if best["val_bpb"] is None else "bits/byte", seeds=len(best["seeds"]), gain=gain,
-        runner_up=_against(best, runner_up, complete, names) if runner_up else None, comparisons=compared,
+        runner_up=second, comparisons=compared,
         weights=_ratio(best, dense, "params"), speed=_ratio(best, dense, "tokens_per_second"),
         memory=_ratio(best, dense, "peak_memory_bytes"), equal_time=_equal_time(best, dense, complete),
         equal_params=dense is not None and abs((_ratio(best, dense, "active_params") or 1) - 1) < 0.02,
@@ -131,7 +133,13 @@ def _choose(rows: Sequence[Row]) -> Row:
     """The lowest that is told better than dense; else the dense model; where there is none, the lowest."""
     better = [row for row in rows if row["verdict"] == BETTER]
     dense = [row for row in rows if is_baseline(row, DENSE)]
-    return (better or dense or list(rows))[0]
+    return (better or ([] if _one_seed(rows) else dense) or list(rows))[0]
+
+
+def _one_seed(rows: Sequence[Row]) -> bool:
+    """Whether no comparison with dense has a second seed."""
+    seeds = [row["vs_dense_seeds"] for row in rows if row["verdict"] is not None]
+    return bool(seeds) and max(seeds) == 1
 
 
 def _reason(rows: Sequence[Row], best: Row) -> str:
@@ -139,6 +147,8 @@ def _reason(rows: Sequence[Row], best: Row) -> str:
         return "single"
     if best["verdict"] == BETTER:
         return "better"
+    if _one_seed(rows):
+        return "one seed"
     return "dense" if is_baseline(best, DENSE) else "untested"
 
 
@@ -234,11 +244,15 @@ def _at(points: Sequence[tuple[float, float]], x: float) -> float | None:
 
 def _not_tried(rows: Sequence[Row], names: Collection[str], best: Row) -> tuple[str, ...]:
     sparse = [row for row in rows if row["expert"] != 1]
+    if not sparse:
+        return ("any experts",)
     lacking = []
-    if sparse and best["expert"] != 1 and best["expert"] == max(row["expert"] for row in sparse):
+    chosen = best
+    best = best if best["expert"] != 1 else sparse[0]
+    if chosen is best and best["expert"] == max(row["expert"] for row in sparse):
         lacking.append(f"more than {best['expert']} experts")
     for name in ("k", "capacity", "router", "balance", "balance.weight", "model.d_expert", "optim.lr"):
-        if sparse and name not in names and name in best and (best[name] is not None or name == "capacity"):
+        if name not in names and name in best and (best[name] is not None or name == "capacity"):
             value = "dropless" if name == "capacity" and best[name] is None else printable(str(best[name]))
             lacking.append(f"other {name} than {value}" if value != "dropless" else "a capacity")
     return tuple(lacking[:5])
@@ -259,7 +273,8 @@ def _time(command: str, rows: Sequence[Row]) -> float | None:
     if not seconds:
         return None
     words = dict(word.split("=", 1) for word in command.split() if "=" in word)
-    experts, k = words["expert"].split(","), words.get("k", "2").split(",")
+    experts, k = words["expert"].split(","), words["k"].split(",")
+    k = k[1:] or k  # before the last stands that of the dense model
     wanted = int(command.split("--seeds ")[1].split()[0])
     done = sum(min(wanted, len(row["seeds"])) for row in rows
                if str(row["expert"]) in experts and (row["expert"] == 1 or str(row["k"]) in k))  # fmt: skip
