@@ -55,6 +55,8 @@ def _second(other: Comparison | None) -> str:
     if other is None:
         return "."
     text = f"; the runner-up, {other.name}, is {percent(abs(other.difference))} {'behind' if other.difference > 0 else 'ahead'}"
+    if other.verdict == BETTER:
+        return text + ", but is not told better than a dense model of its own settings."
     if other.verdict != CANNOT_TELL:
         return text + "."
     return (
