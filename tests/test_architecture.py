@@ -40,8 +40,8 @@ def test_package_import_is_lazy() -> None:
     """`import moe_cli` imports no torch, and its promised names are there all the same."""
     code = (
         "import sys, moe_cli; assert 'torch' not in sys.modules\n"
-        "from moe_cli import MoELayer, SparseExpertModel, load_runs, sweep, train\n"
-        "assert all(map(callable, (MoELayer, SparseExpertModel, load_runs, sweep, train)))"
+        "from moe_cli import MoELayer, SparseExpertModel, load_curves, load_routing, load_runs, sweep, train\n"
+        "assert all(map(callable, (MoELayer, SparseExpertModel, load_curves, load_routing, load_runs, sweep, train)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_cli.cli.options import Outputs, print_notes
+from moe_cli.cli.recommend import Across, Recommend, check_options, print_recommendation
 
 if TYPE_CHECKING:
     from moe_cli.report.view import View
@@ -37,13 +38,15 @@ Columns = Annotated[str | None, typer.Option(metavar="A,B,C", help="Columns to s
 ByRun = Annotated[bool, typer.Option("--runs", help="A row per run: seeds are not folded, unfinished runs are shown.")]
 
 
-def report(
+def report(  # noqa: PLR0913  (an argument for each option)
     selection: Selection = None,
     form: FormatOption = Format.TABLE,
     condition: Filter = None,
     sort: Sort = None,
     columns: Columns = None,
     by_run: ByRun = False,
+    recommend: Recommend = False,
+    across: Across = None,
     outputs: Outputs = None,
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
@@ -56,6 +59,10 @@ def report(
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
     elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
+    if recommend or across is not None:
+        check_options(recommend, form, {"--filter": condition, "--sort": sort, "--columns": columns, "--runs": by_run})
+        print_recommendation(frame, elsewhere, across, form is Format.JSON, terminal_width())
+        return
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
     if form is Format.JSON:
@@ -81,8 +88,15 @@ def _print_table(view: "View", title: str, paths: list[str]) -> None:
     from moe_cli.report.tables import table_lines
 
     console = Console(highlight=False, emoji=False, markup=False)
-    width = console.width if console.is_terminal or os.environ.get("COLUMNS") else PIPED_WIDTH
+    width = terminal_width()
     found, notes = searched(paths)
     for line in [*table_lines(view, title, width), *importance(found, width)]:
         console.print(line, soft_wrap=True)
     print_notes(notes)
+
+
+def terminal_width() -> int:
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal or os.environ.get("COLUMNS") else PIPED_WIDTH

@@ -33,14 +33,14 @@ def baseline_command(row: Row) -> str:
     words: dict[str, Any] = {"expert": 1}
     try:
         composer = Composer()
-        default = _resolved(composer, words)
+        default = resolved_point(composer, words)
         for group in ("model", "data", "optim"):
             if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
                 words[group] = wanted[f"{group}.name"]
         # Without these there is nothing to resolve.
         words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
-        words.update(_differences(_resolved(composer, words), wanted, with_null=False))
-        words.update(_differences(_resolved(composer, words), wanted, with_null=True))
+        words.update(differences_to(resolved_point(composer, words), wanted, with_null=False))
+        words.update(differences_to(resolved_point(composer, words), wanted, with_null=True))
     except MoeError:
         words = {"expert": 1}
     seeds = row["seeds"] or [0]
@@ -55,11 +55,11 @@ def _written(words: dict[str, Any]) -> str:
     return " ".join(shlex.quote(f"{key}={show(value)}") for key, value in words.items())
 
 
-def _resolved(composer: "Composer", words: dict[str, Any]) -> dict[str, Any]:
+def resolved_point(composer: "Composer", words: dict[str, Any]) -> dict[str, Any]:
     return flatten(composer.point(words).config.to_dict())
 
 
-def _differences(default: dict[str, Any], wanted: Row, with_null: bool) -> dict[str, Any]:
+def differences_to(default: dict[str, Any], wanted: Row, with_null: bool) -> dict[str, Any]:
     """What still differs. Null values come last: most follow from a setting that has a value."""
     return {
         name: value

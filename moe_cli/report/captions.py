@@ -10,6 +10,7 @@ from moe_cli.numbers import count, printable
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import shorten
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score, shared_with
+from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 from moe_cli.report.view import View
 from moe_cli.store import COMPLETED, FAILED, PRUNED
 
@@ -70,12 +71,23 @@ def below(view: View, width: int) -> list[Text]:
     if any(row["val_loss_interval"] is not None for row in rows):
         to = "dense" if view.baseline == DENSE else "the baseline"
         lines += _prose(f"intervals: 95 % over seeds; differences to {to} are paired by seed", width, "dim")
+        lines += (
+            _prose(_judged(rows), width, "dim") if any(row["vs_dense_interval"] is not None for row in rows) else []
+        )
     elif rows and not view.by_run:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
     shared = _constants(view, rows)
     if shared:
         lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")
     return lines + _cautions(view, rows, width)
+
+
+def _judged(rows: Sequence[Row]) -> str:
+    """How many comparisons there were, and what came of them."""
+    said = [row["verdict"] for row in rows if row["verdict"]]
+    counted = ", ".join(f"{said.count(word)} {word}" for word in (BETTER, WORSE, CANNOT_TELL) if word in said)
+    allowing = f"; verdicts allow for {len(said)} comparisons (Holm)" if len(said) > 1 else ""
+    return f"{_plural(len(said), 'configuration')} compared: {counted}{allowing}"
 
 
 def _constants(view: View, rows: Sequence[Row]) -> list[str]:

@@ -13,7 +13,7 @@ LONGEST_CELL = 36
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
-FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
+FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "verdict", "active_params", "dead_experts", "dropped_fraction", "max_violation",
                   "tokens_per_second", "params", "vs_dense")  # fmt: skip
 # A setting's heading is its last part, and its group's where that says nothing.
 NAMELESS = ("name", "weight", "k", "capacity")
@@ -34,6 +34,8 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", "vs_dense", "tokens_per_second"]
     if baseline == DENSE and all(row["expert"] == 1 for row in rows):
         names.remove("vs_dense")
+    if any(row["vs_dense_interval"] is not None for row in rows):
+        names.insert(names.index("vs_dense") + 1, "verdict")
     if any(row["max_violation"] is not None for row in rows):
         names.append("max_violation")
     if any(row["dropped_fraction"] for row in rows):
@@ -134,6 +136,13 @@ def _vs_dense(row: Row) -> str:
     return _with_interval(row["vs_dense"], row["vs_dense_interval"], 1, 100, "+")
 
 
+def _verdict(row: Row) -> str:
+    """What the seeds allow to say, and how many more of them would decide."""
+    if row["verdict"] is None:
+        return ""
+    return f"{row['verdict']}" + (f", +{row['more_seeds']} seeds" if row["more_seeds"] else "")
+
+
 def _counted(name: str) -> Callable[[Row], str]:
     return lambda row: "-" if row[name] is None else count(row[name])
 
@@ -151,6 +160,7 @@ _RESULTS = {
         Column("val_loss", "val loss", _loss),
         Column("val_bpb", "bits/byte", _bits),
         Column("vs_dense", "vs dense", _vs_dense),
+        Column("verdict", "verdict", _verdict, left=True),
         Column("tokens_per_second", "tok/s", _counted("tokens_per_second")),
         Column("max_violation", "load", _share("max_violation", signed=True)),
         Column("dropped_fraction", "dropped", _share("dropped_fraction")),

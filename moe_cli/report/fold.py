@@ -10,12 +10,14 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
 from moe_cli.report.stats import mean_and_interval, paired_difference
+from moe_cli.report.verdicts import CANNOT_TELL, Offer, Paired, more_seeds, paired, pareto, verdicts
 from moe_cli.store import COMPLETED
 
 RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second",
            "max_violation", "dropped_fraction", "dead_experts")  # fmt: skip
 PLAIN_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", *RESULTS,
-              "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval")  # fmt: skip
+              "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval",
+              "vs_dense_seeds", "verdict", "more_seeds", "pareto")  # fmt: skip
 TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
 EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
                        *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
@@ -86,7 +88,32 @@ def fold(
     else:
         rows = [_folded(_by_seed(seeds), settings, shared, bases) for seeds in groups.values()]
         rows += [_folded([run], settings, shared, bases) for run in runs if run["status"] != COMPLETED]
+    if not by_run:
+        _judge(rows)
+    for row in rows:
+        del row["_paired"]
     return _frame(rows, frame)
+
+
+def _judge(rows: list[Row]) -> None:
+    """Says of every row what its difference to the baseline allows to say, and whether nothing compared is better in all."""
+    compared = [row for row in rows if row["_paired"] is not None]
+    differences: list[Paired] = [row["_paired"] for row in compared]
+    for row, difference, verdict in zip(compared, differences, verdicts(differences), strict=True):
+        row["verdict"] = verdict
+        row["more_seeds"] = more_seeds(difference, len(compared)) if verdict == CANNOT_TELL else None
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if score(row) is not None:
+            groups.setdefault(comparable(row), []).append(row)
+    for group in groups.values():
+        front = pareto([_offer(row) for row in group])
+        for index, row in enumerate(group):
+            row["pareto"] = index in front if len(group) > 1 else None
+
+
+def _offer(row: Row) -> Offer:
+    return Offer(score(row) or 0.0, row["flops_per_token"], row["tokens_per_second"], row.get("peak_memory_bytes"))
 
 
 def _group(runs: Iterable[Row], settings: Collection[str]) -> dict[tuple[Any, ...], dict[int, Row]]:
@@ -144,7 +171,20 @@ def _folded(
     for name in ("val_loss", "val_bpb"):
         values = [run[name] for run in done if run[name] is not None]
         row[f"{name}_interval"] = mean_and_interval(values).half_width if values else None
-    row["vs_dense"] = row["vs_dense_interval"] = row["baseline"] = None
+    row.update(
+        dict.fromkeys(
+            (
+                "vs_dense",
+                "vs_dense_interval",
+                "vs_dense_seeds",
+                "baseline",
+                "verdict",
+                "more_seeds",
+                "pareto",
+                "_paired",
+            )
+        )
+    )
     baseline = bases.get(_key(_as_far_as_it_applies(first), shared)) if done else None
     if baseline:
         _compare(row, done, baseline)
@@ -152,13 +192,16 @@ def _folded(
 
 
 def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
-    difference = paired_difference(_scores({run["seed"]: run for run in runs}), _scores(baseline))
-    if difference is None:
+    own, other = _scores({run["seed"]: run for run in runs}), _scores(baseline)
+    difference, sample = paired_difference(own, other), paired(own, other)
+    if difference is None or sample is None:
         return
+    row["vs_dense_seeds"] = sample.seeds
     row["baseline"] = next(baseline[run["seed"]]["run"] for run in runs if run["seed"] in baseline)
     row["vs_dense"] = difference.mean
     # A baseline is its own, and that it differs from itself by 0 is no measurement.
     row["vs_dense_interval"] = None if measures_itself(row) else difference.half_width
+    row["_paired"] = None if measures_itself(row) else sample
 
 
 def measures_itself(row: Row) -> bool:
@@ -196,11 +239,14 @@ def _frame(rows: list[Row], runs: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+_ADDED = {"baseline": "str", "verdict": "str", "vs_dense_seeds": "Int64", "more_seeds": "Int64", "pareto": "boolean"}
+
+
 def _dtype(name: str, runs: pd.DataFrame) -> Any:
     if name in ("runs", "seeds"):
         return "object"
     if name not in runs:
-        return "str" if name == "baseline" else "float64"
+        return _ADDED.get(name, "float64")
     # The mean of whole numbers need not be whole.
     measured = name not in SETTINGS and name not in settings_of([name])
     return "object" if measured and runs[name].dtype == "Int64" else runs[name].dtype

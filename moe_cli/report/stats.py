@@ -64,7 +64,11 @@ def paired_difference(
 
     Pairing takes out what a seed does to both, such as the order of the data.
     """
+    differences = paired_differences(values, baseline)
+    return mean_and_interval(differences, confidence) if differences else None
+
+
+def paired_differences(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
+    """(value - baseline) / baseline of every shared seed, in order of seeds."""
     shared = sorted(seed for seed in values.keys() & baseline.keys() if baseline[seed])
-    if not shared:
-        return None
-    return mean_and_interval([(values[seed] - baseline[seed]) / baseline[seed] for seed in shared], confidence)
+    return [(values[seed] - baseline[seed]) / baseline[seed] for seed in shared]

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from moe_cli.report.captions import above, below, left_out
 from moe_cli.report.columns import FIRST_TO_LEAVE, PLUS_MINUS, Column, never_leave
-from moe_cli.report.fold import PLAIN_KEYS, rows_of
+from moe_cli.report.fold import PLAIN_KEYS, Row, rows_of
 from moe_cli.report.frame import plain
 from moe_cli.report.view import View
 
 GAP = "  "
-MARK = "best"
+BEST, PARETO = "best", "pareto"
 
 
 def table_lines(view: View, title: str, width: int) -> list[Text]:
@@ -25,16 +25,25 @@ def table_lines(view: View, title: str, width: int) -> list[Text]:
         return [*above(view, title, width), Text(), Text("no row matches the filter", "yellow"), *below(view, width)]
     cells = {column.name: _aligned([column.write(row) for row in view.rows]) for column in view.columns}
     widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in view.columns}
-    marks = [MARK if any(row is best for best in view.best) else "" for row in view.rows]
-    room = width - (len(GAP + MARK) if any(marks) else 0)
+    marks = [_mark(row, view) for row in view.rows]
+    room = width - (len(GAP) + max(map(len, marks)) if any(marks) else 0)
     kept = _fitting(view.columns, widths, room, never_leave(view.rows))
     header = _line([_pad(column.heading, widths[column.name], column.left) for column in kept])
     lines = [Text(header.rstrip(), "dim")]
     for index, mark in enumerate(marks):
         line = _line([_pad(cells[column.name][index], widths[column.name], column.left) for column in kept])
-        lines.append(Text.assemble((line, "bold"), GAP, (mark, "bold green")) if mark else Text(line.rstrip()))
+        best = mark == BEST
+        marked = Text.assemble((line, "bold" if best else ""), GAP, (mark, "bold green" if best else "dim"))
+        lines.append(marked if mark else Text(line.rstrip()))
     missing = left_out([column.heading for column in view.columns if column not in kept], width)
     return [*above(view, title, width), Text(), *lines, Text(), *below(view, width), *missing]
+
+
+def _mark(row: Row, view: View) -> str:
+    """Of the front only what is not best in loss is called so: the best is on it by itself."""
+    if any(row is best for best in view.best):
+        return BEST
+    return PARETO if any(row is each for each in view.pareto) else ""
 
 
 def _line(cells: Sequence[str]) -> str:

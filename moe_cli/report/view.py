@@ -38,6 +38,7 @@ class View:
         json_varying: the same for all rows of the frame.
         columns: of the table.
         best: the rows to be marked.
+        pareto: others that no row is better than in everything: loss, FLOPs, speed and memory.
         baseline: the settings of what differences are taken to.
     """
 
@@ -49,6 +50,7 @@ class View:
     json_varying: list[str]
     columns: list[Column]
     best: list[Row]
+    pareto: list[Row]
     by_run: bool
     baseline: Mapping[str, Any]
 
@@ -79,6 +81,7 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
         varying([row for row in ordered if row["expert"] is not None], settings),
         make_columns(question.columns) if question.columns else _columns(shown, names, question.by_run, baseline),
         best_rows(shown),
+        [] if question.by_run else [row for row in shown if row["pareto"]],
         question.by_run,
         baseline,
     )

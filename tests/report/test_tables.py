@@ -340,7 +340,7 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
     assert set(PLAIN_KEYS) == {
         "run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", "params",
         "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation",
-        "dropped_fraction", "dead_experts", "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval",
+        "dropped_fraction", "dead_experts", "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval", "vs_dense_seeds", "verdict", "more_seeds", "pareto",
     }  # fmt: skip
     dense = next(entry for entry in content if entry["expert"] == 1)
     nulls = ["capacity", "router", "balance", "seed", "max_violation", "dropped_fraction", "dead_experts",

@@ -1,0 +1,86 @@
+"""Which runs may be held against each other: the same text, validation, budget and code. The others are named, not mixed in."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.parse import did_you_mean
+from moe_cli.errors import ConfigError
+from moe_cli.report.fold import Row
+from moe_cli.store import Run
+
+DATA, TOKENIZER, VALIDATION, BUDGET, CODE = "data", "tokenizer", "validation", "budget", "code"
+ASPECTS = (DATA, TOKENIZER, VALIDATION, BUDGET, CODE)
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Runs that are alike, and for each aspect in which others are not, how many of these there are."""
+
+    rows: tuple[Row, ...]
+    left_out: Mapping[str, int]
+
+
+def check_across(names: Collection[str]) -> frozenset[str]:
+    """The aspects that may differ. Raises ConfigError: there is no such aspect."""
+    for name in names:
+        if name not in ASPECTS:
+            raise ConfigError(
+                f"no aspect '{name}' to compare across.{did_you_mean(name, ASPECTS) or ''} There are: {', '.join(ASPECTS)}"
+            )
+    return frozenset(names)
+
+
+def sort_out(rows: Collection[Row], across: Collection[str] = ()) -> Sorted:
+    """The complete runs of the kind of which there are most configurations, unless an aspect may differ.
+
+    Bits per byte are comparable between tokenizers of the same text and validation bytes (README, concept 9): where all
+    runs have them, the tokenizer is no aspect. Nats per token are not.
+    """
+    free = set(across) | ({TOKENIZER} if all(row["val_bpb"] is not None for row in rows) else set())
+    kept = list(rows)
+    left_out: dict[str, int] = {}
+    codes = {id(row): _code(row) for row in rows} if CODE not in free else {}
+    for aspect in ASPECTS:
+        if aspect in free or not kept:
+            continue
+        kinds = [codes[id(row)] if aspect == CODE else _kind(aspect, row) for row in kept]
+        most = _most(kept, kinds)
+        if len(set(kinds)) > 1:
+            left_out[aspect] = sum(kind != most for kind in kinds)
+        kept = [row for row, kind in zip(kept, kinds, strict=True) if kind == most]
+    return Sorted(tuple(kept), left_out)
+
+
+def _most(rows: Collection[Row], kinds: Collection[Any]) -> Any:
+    """The kind of most configurations (experts, k and the rest of what a run's name says), then of most runs, then the newest."""
+    shapes: dict[Any, set[Any]] = {}
+    for row, kind in zip(rows, kinds, strict=True):
+        shapes.setdefault(kind, set()).add((row["expert"], row["k"], row["capacity"], row["router"], row["balance"]))
+    runs = Counter(kinds)
+    newest = dict(zip(kinds, rows, strict=True))
+    return max(shapes, key=lambda kind: (len(shapes[kind]), runs[kind], newest[kind]["created"] or 0.0))
+
+
+def _kind(aspect: str, row: Row) -> Any:
+    if aspect == DATA:
+        return row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
+    if aspect == TOKENIZER:
+        return row.get("data.tokenizer")
+    if aspect == VALIDATION:
+        return (row.get("data.val_fraction"), row.get("data.val_tokens"))
+    for budget in ("train.flops", "train.minutes"):
+        if row.get(budget) is not None:
+            return (budget, row[budget])
+    return ("tokens", row["tokens"])
+
+
+def _code(row: Row) -> tuple[Any, ...]:
+    """Version, commit and uncommitted changes of the package, as meta.json has them; all None where it says nothing."""
+    meta = Run(Path(row["path"])).meta()
+    packages, git = (part if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
+    changes = str(git.get("diff") or "").split("diff --git ")
+    package = "".join(change for change in changes if change.startswith("a/moe_cli/"))
+    return (str(packages.get("moe-cli")), str(git.get("commit")), package)

@@ -1,0 +1,76 @@
+"""The command that would make a recommendation surer: more experts where the best is at the edge, and more seeds."""
+
+import shlex
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from moe_cli.config.parse import show
+from moe_cli.errors import MoeError
+from moe_cli.report.baseline import differences_to, resolved_point
+from moe_cli.report.fold import Row, applies
+
+FEWEST_SEEDS, MOST_SEEDS = 3, 20
+
+
+def next_sweep(best: Row, rows: Sequence[Row], others: Collection[int], more: int | None) -> str:
+    """`moe sweep` with the dense model, the best and its neighbours, and enough seeds; the rest of the settings is the best's.
+
+    `others` are numbers of experts to be run too.
+    """
+    experts = sorted({row["expert"] for row in rows if row["expert"]})
+    wanted = {1, best["expert"], *others}
+    if best["expert"] > 1:
+        wanted |= {each for each in experts if each != 1 and best["expert"] / 2 <= each <= best["expert"] * 2}
+        if best["expert"] == experts[-1]:
+            wanted.add(2 * best["expert"])
+    else:
+        wanted |= {each for each in experts if each > 1} or {8}
+    done = max((len(row["seeds"]) for row in rows), default=1)
+    seeds = min(MOST_SEEDS, max(FEWEST_SEEDS, done + (more or (2 if done >= FEWEST_SEEDS else 0))))
+    words: dict[str, Any] = {**_settings(best), "expert": ",".join(map(str, sorted(wanted)))}
+    condition = ""
+    if best["expert"] == 1:
+        words["k"] = next((row["k"] for row in rows if row["expert"] != 1 and row["k"]), 2)
+    if words.get("k") != 1:  # a dense model has k=1
+        condition = f" --where {shlex.quote('expert == 1 or k != 1')}"
+        words["k"] = f"1,{words['k']}"
+    name = best["group"] if best["group"] not in (None, "runs", "sweep") and best["group"].isprintable() else ""
+    return f"moe sweep {_written(words)} --seeds {seeds}{condition}" + (f" --name {shlex.quote(name)}" if name else "")
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    """How the row differs from the defaults; only `expert` and `k` where this version cannot make it."""
+    from moe_cli.config.load import Composer
+
+    words: dict[str, Any] = {"expert": row["expert"] if row["expert"] > 1 else 8}
+    if row["expert"] > 1:
+        words["k"] = row["k"]
+    own = {name: value for name, value in row.items()
+           if (("." in name and not name.startswith(("launch.", "executor."))) or name in ("capacity", "drop", "match"))
+           and applies(name, row)}  # fmt: skip
+    try:
+        composer = Composer()
+        for group in ("router", "balance"):
+            if row["expert"] > 1 and row[group] and "+" not in str(row[group]):
+                words[group] = row[group]
+        default = resolved_point(composer, words)
+        for group in ("model", "data", "optim"):
+            if own.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
+                words[group] = own[f"{group}.name"]
+        words.update((name, own[name]) for name in ("data.path", "data.vocab_size") if own.get(name))
+        words.update(differences_to(resolved_point(composer, words), own, with_null=False))
+        words.update(differences_to(resolved_point(composer, words), own, with_null=True))
+        resolved_point(composer, words)
+        for group in ("router", "balance"):
+            bare = {name: value for name, value in words.items() if name != group}
+            if group in words and resolved_point(composer, bare) == resolved_point(composer, words):
+                words = bare
+    except MoeError:
+        words = {"expert": row["expert"] if row["expert"] > 1 else 8, "k": row["k"] if row["expert"] > 1 else 2}
+    return words
+
+
+def _written(words: dict[str, Any]) -> str:
+    return " ".join(
+        shlex.quote(f"{key}={value if key in ('expert', 'k') else show(value)}") for key, value in words.items()
+    )

@@ -1,0 +1,201 @@
+"""What is recommended follows from the runs, and what they do not show is said. The sweep it names can be run."""
+
+import json
+import random
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from moe_cli import load_runs, recommend
+from moe_cli.cli.app import app
+from moe_cli.errors import ConfigError, MoeError
+from moe_cli.report.memo import memo
+from moe_cli.report.recommend import Recommendation
+from moe_cli.store import FAILED, Run, write_json
+from tests.report.folders import complete, stopped
+from tests.report.test_longframes import write_lines
+
+DENSE: dict[str, Any] = {"expert": 1}
+EIGHT: dict[str, Any] = {"expert": 8, "k": 2}
+SIXTEEN: dict[str, Any] = {"expert": 16, "k": 2}
+
+
+def make(
+    outputs: Path, mean: float, settings: dict[str, Any], seeds: int = 3, noise: float = 0.004, **results: Any
+) -> list[Run]:
+    """Runs of one configuration; what a seed does is shared by all configurations."""
+    own = random.Random(str(settings))
+    shared = [random.Random(seed).gauss(0, 0.02) for seed in range(seeds)]
+    return [
+        complete(outputs, mean + shared[seed] + own.gauss(0, noise), "sparsity", results, seed=seed, **settings)
+        for seed in range(seeds)
+    ]
+
+
+def found(outputs: Path, *across: str) -> tuple[Recommendation, str]:
+    answer = recommend(load_runs(outputs), across)
+    return answer, "\n".join(memo(answer))
+
+
+def report(outputs: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["report", *words, "--outputs", str(outputs)])
+
+
+def test_the_best_that_is_told_better_than_dense(tmp_path: Path) -> None:
+    """Settings, gain over dense, runner-up, and costs as ratios of what was measured."""
+    make(tmp_path, 1.83, DENSE, tokens_per_second=20_000.0, peak_memory_bytes=10**9)
+    make(tmp_path, 1.76, EIGHT)
+    make(tmp_path, 1.70, SIXTEEN, tokens_per_second=10_000.0, peak_memory_bytes=3 * 10**9)
+    answer, text = found(tmp_path)
+    assert answer.settings == {"expert": 16, "k": 2, "capacity": None, "router": "topk", "balance": "switch"}
+    assert (answer.reason, answer.comparisons, answer.seeds) == ("better", 2, 3)
+    assert answer.gain is not None
+    assert answer.gain.difference == pytest.approx(1.70 / 1.83 - 1, abs=0.01)
+    assert answer.runner_up is not None
+    assert (answer.runner_up.name, answer.runner_up.verdict) == ("expert=8 k=2", "worse")
+    assert (answer.weights, answer.speed, answer.memory) == pytest.approx((16, 0.5, 3))
+    assert text.startswith(
+        "Use expert=16 k=2 (topk, switch, dropless).\nIt beats the dense model of equal active parameters by "
+    )
+    assert "2 configurations were compared with dense" in text
+
+
+def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
+    """A lower mean that three seeds cannot tell from dense is no reason for experts; how many seeds would is said."""
+    make(tmp_path, 1.83, DENSE)
+    make(tmp_path, 1.825, EIGHT, noise=0.04)
+    answer, text = found(tmp_path)
+    assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "dense", None, None)
+    assert text.startswith("Use the dense model (expert=1): no other configuration is better beyond doubt")
+    assert "cannot tell with 3 seeds; about " in text
+
+
+def test_one_seed_tells_nothing(tmp_path: Path) -> None:
+    """The lowest is named, not recommended, and the next sweep has three seeds."""
+    make(tmp_path, 1.83, DENSE, seeds=1)
+    make(tmp_path, 1.60, EIGHT, seeds=1)
+    answer, text = found(tmp_path)
+    assert (answer.reason, answer.settings["expert"]) == ("one seed", 8)
+    assert text.startswith("One seed tells nothing for sure.")
+    assert "--seeds 3" in answer.next
+
+
+def test_without_a_dense_model(tmp_path: Path) -> None:
+    """Nothing is said of a gain, and the next sweep has the dense model."""
+    make(tmp_path, 1.70, EIGHT)
+    make(tmp_path, 1.76, SIXTEEN)
+    answer, text = found(tmp_path)
+    assert (answer.reason, answer.gain, answer.equal_time) == ("untested", None, None)
+    assert "Whether experts pay is not known" in text
+    assert "expert=1,8" in answer.next
+
+
+def test_a_single_configuration(tmp_path: Path) -> None:
+    """There is nothing to choose between."""
+    make(tmp_path, 1.70, EIGHT)
+    assert found(tmp_path)[1].startswith("Nothing to recommend yet: only expert=8 k=2")
+
+
+def test_nothing_complete_is_an_error(tmp_path: Path) -> None:
+    """Failed runs alone recommend nothing."""
+    stopped(tmp_path, FAILED, "boom", **EIGHT)
+    with pytest.raises(MoeError, match="none of 1 runs is complete"):
+        recommend(load_runs(tmp_path))
+
+
+def test_failures_are_named(tmp_path: Path) -> None:
+    """A configuration that failed was not compared, and says why."""
+    make(tmp_path, 1.83, DENSE)
+    make(tmp_path, 1.70, EIGHT)
+    stopped(tmp_path, FAILED, "out of memory\nmore", "sparsity", expert=64, k=8)
+    assert found(tmp_path)[0].failed == ("expert=64 k=8: out of memory",)
+
+
+@pytest.mark.parametrize("aspect", ["data", "validation", "budget", "code"])
+def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None:
+    """Of another text, split, budget or code: not ranked, said, and included when asked for."""
+    make(tmp_path, 1.83, DENSE)
+    make(tmp_path, 1.70, EIGHT)
+    settings = {"validation": {"data__val_fraction": 0.2}, "budget": {"train__steps": 900}}.get(aspect, {})
+    results = {"corpus_sha256": "cd" * 32} if aspect == "data" else {}
+    for run in make(tmp_path, 1.5, {**SIXTEEN, **settings}, **results):
+        if aspect == "code":
+            write_json(run.path / "meta.json", {"git": {"commit": "b" * 40, "diff": ""}})
+    answer, text = found(tmp_path)
+    assert (answer.settings["expert"], dict(answer.left_out)) == (8, {aspect: 3})
+    assert f"Left out: 3 runs of other {aspect}; to rank them too: --across {aspect}" in text
+    across, _ = found(tmp_path, aspect)
+    assert across.left_out == {}
+    assert across.runner_up is not None or across.settings["expert"] == 16
+
+
+def test_tokenizers_are_compared_in_bits_per_byte_only(tmp_path: Path) -> None:
+    """Bits per byte of the same text are comparable whatever the tokens; nats per token are not."""
+    make(tmp_path, 1.83, DENSE)
+    make(tmp_path, 1.70, {**EIGHT, "data__tokenizer": "chars"})
+    assert found(tmp_path)[0].left_out == {}
+    for run in load_runs(tmp_path)["path"]:
+        path = Path(run) / "summary.json"
+        write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
+    assert found(tmp_path)[0].left_out == {"tokenizer": 3}
+
+
+def test_gain_at_equal_time(tmp_path: Path) -> None:
+    """The sparse curve, half as fast, is read where the dense one was at its last evaluation."""
+    for run in make(tmp_path, 1.83, DENSE, seeds=2):
+        records = [{"step": step, "seconds": step / 10} for step in (100, 200)]
+        write_lines(run, "metrics.jsonl", *records, {"step": 200, "val/bpb_estimate": 2.0})
+    for run in make(tmp_path, 1.60, EIGHT, seeds=2, noise=0.0001):
+        records = [{"step": step, "seconds": step / 5} for step in (50, 100, 200)]
+        curve = [{"step": 50, "val/bpb_estimate": 2.1}, {"step": 150, "val/bpb_estimate": 1.7}]
+        write_lines(run, "metrics.jsonl", *records, *curve)
+    answer, _ = found(tmp_path)
+    assert answer.equal_time == pytest.approx(1.9 / 2.0 - 1)
+
+
+@pytest.mark.parametrize("settings", [EIGHT, {"expert": 8, "k": 1, "router": "switch", "balance": "z", "capacity": 1.25},
+                                      {**EIGHT, "model__d_model": 64, "optim": "adamw", "match": "total"}])  # fmt: skip
+def test_the_next_sweep_can_be_run_and_counts_what_is_done(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Its plan holds the runs that are there, among them the dense ones, as completed, and more."""
+    size = {key: value for key, value in settings.items() if key in ("model__d_model", "optim")}
+    make(tmp_path, 1.83, {**DENSE, **size})
+    make(tmp_path, 1.70, settings)
+    command = found(tmp_path)[0].next
+    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--dry-run", "--outputs", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "6 done before" in result.output
+
+
+def test_command_line(tmp_path: Path) -> None:
+    """Text within the width, a command on one line; JSON with the same; options without effect are refused."""
+    make(tmp_path, 1.83, DENSE)
+    make(tmp_path, 1.70, EIGHT)
+    lines = (
+        CliRunner()
+        .invoke(app, ["report", "--recommend", "--outputs", str(tmp_path)], env={"COLUMNS": "70"})
+        .stdout.splitlines()
+    )
+    assert lines[0] == "Use expert=8 k=2 (topk, switch, dropless)."
+    assert max(len(line) for line in lines if "moe sweep" not in line) <= 70
+    content = json.loads(report(tmp_path, "--recommend", "--format", "json").stdout)
+    assert (content["settings"]["expert"], content["gain"]["verdict"]) == (8, "better")
+    for words, message in ((["--across", "code"], "--across is for --recommend"), (["--recommend", "--runs"], "no effect"),
+                           (["--recommend", "--format", "csv"], "not csv"), (["--recommend", "--across", "cod"], "Did you mean 'code'")):  # fmt: skip
+        result = report(tmp_path, *words)
+        assert (result.exit_code, message in result.stderr) == (2, True), result.output
+    with pytest.raises(ConfigError, match="no aspect"):
+        recommend(load_runs(tmp_path), ["x"])
+
+
+def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    """Escapes in settings and reasons are made harmless."""
+    make(tmp_path, 1.83, DENSE)
+    for run in make(tmp_path, 1.70, EIGHT):
+        path = run.path / "config.json"
+        path.write_text(path.read_text().replace('"topk"', '"t\\u001b[2Jk"'))
+    stopped(tmp_path, FAILED, "\x1b[2J", "sparsity", expert=64, k=8)
+    result = report(tmp_path, "--recommend")
+    assert (result.exit_code, "\x1b" in result.stdout) == (0, False)
