@@ -1,17 +1,16 @@
 """moe report."""
 
-import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import Outputs, print_notes
+from moe_cli.cli.fit import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
+from moe_cli.cli.options import Outputs, print_notes, text_width
+from moe_cli.cli.plot import PlotOption, print_plot
 
 if TYPE_CHECKING:
     from moe_cli.report.view import View
-
-PIPED_WIDTH = 120
 
 
 class Format(StrEnum):
@@ -37,13 +36,17 @@ Columns = Annotated[str | None, typer.Option(metavar="A,B,C", help="Columns to s
 ByRun = Annotated[bool, typer.Option("--runs", help="A row per run: seeds are not folded, unfinished runs are shown.")]
 
 
-def report(
+def report(  # noqa: PLR0913  (an argument for each option)
     selection: Selection = None,
     form: FormatOption = Format.TABLE,
     condition: Filter = None,
     sort: Sort = None,
     columns: Columns = None,
     by_run: ByRun = False,
+    fit: FitOption = None,
+    predict: Predict = None,
+    validate: Validate = False,
+    plot: PlotOption = None,
     outputs: Outputs = None,
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
@@ -53,11 +56,20 @@ def report(
     from moe_cli.report.view import Question, make_view
     from moe_cli.store import outputs_folder
 
+    check_fit(fit, predict, validate)
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
+    groups = list(dict.fromkeys(frame["group"]))
+    title = " ".join(selection or []) or (groups[0] if len(groups) == 1 else "all runs")
+    if fit is not None:
+        print_fit(frame, title, FitRequest(fit, tuple(predict or ()), validate, condition), form.value)
+        return
     elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
+    if plot is not None:
+        print_plot(view, title, plot, form.value)
+        return
     if form is Format.JSON:
         found, notes = searched(frame["path"])
         typer.echo(json_text(view, found))
@@ -67,10 +79,7 @@ def report(
         write = {Format.CSV: csv_text, Format.MD: markdown_text}[form]
         typer.echo(write(view).rstrip("\n"))
         return
-    groups = list(dict.fromkeys(frame["group"]))
-    _print_table(
-        view, " ".join(selection or []) or (groups[0] if len(groups) == 1 else "all runs"), list(frame["path"])
-    )
+    _print_table(view, title, list(frame["path"]))
 
 
 def _print_table(view: "View", title: str, paths: list[str]) -> None:
@@ -81,7 +90,7 @@ def _print_table(view: "View", title: str, paths: list[str]) -> None:
     from moe_cli.report.tables import table_lines
 
     console = Console(highlight=False, emoji=False, markup=False)
-    width = console.width if console.is_terminal or os.environ.get("COLUMNS") else PIPED_WIDTH
+    width = text_width(console)
     found, notes = searched(paths)
     for line in [*table_lines(view, title, width), *importance(found, width)]:
         console.print(line, soft_wrap=True)
