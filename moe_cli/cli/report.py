@@ -7,7 +7,7 @@ import typer
 
 from moe_cli.cli.fit import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
 from moe_cli.cli.options import Outputs, print_notes, text_width
-from moe_cli.cli.plot import PlotOption, print_plot
+from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
 
 if TYPE_CHECKING:
     from moe_cli.report.view import View
@@ -92,6 +92,6 @@ def _print_table(view: "View", title: str, paths: list[str]) -> None:
     console = Console(highlight=False, emoji=False, markup=False)
     width = text_width(console)
     found, notes = searched(paths)
-    for line in [*table_lines(view, title, width), *importance(found, width)]:
+    for line in [*table_lines(view, title, width, not ascii_only()), *importance(found, width)]:
         console.print(line, soft_wrap=True)
     print_notes(notes)
