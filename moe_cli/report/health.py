@@ -71,9 +71,14 @@ class LayerHealth:
 
 @dataclass(frozen=True)
 class Health:
-    """All sparse layers of a run, first to last; none for a dense model or before the first evaluation."""
+    """All sparse layers of a run, first to last; none for a dense model or before the first evaluation.
+
+    Attributes:
+        dropped: the share of assignments that the capacity of training drops; None where the run is not complete.
+    """
 
     run: str
+    dropped: float | None
     layers: tuple[LayerHealth, ...]
 
 
@@ -84,7 +89,8 @@ def health(run: Run) -> Health:
         layer, step = record.get("layer"), record.get("step")
         if _whole(layer) and _whole(step) and _counts(record.get("tokens_per_expert")):
             by_layer.setdefault(int(layer), []).append(record)
-    return Health(run.id, tuple(_layer(number, records) for number, records in sorted(by_layer.items())))
+    dropped = _fraction((run.summary() or {}).get("dropped_fraction"))
+    return Health(run.id, dropped, tuple(_layer(number, records) for number, records in sorted(by_layer.items())))
 
 
 def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:
@@ -93,7 +99,8 @@ def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:
     size = len(last["tokens_per_expert"])
     records = [record for record in records if len(record["tokens_per_expert"]) == size]
     load = _load(last)
-    final = last.get("saturation") if isinstance(last.get("saturation"), dict) else {}
+    found = last.get("saturation")
+    settled: dict[str, Any] = found if isinstance(found, dict) else {}
     return LayerHealth(
         number,
         last["step"],
@@ -103,9 +110,7 @@ def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:
         _fraction(last.get("routing_entropy")),
         _curve({record["step"]: max(_load(record)) - 1 for record in records}),
         tuple((record["step"], _load(record)) for record in records),
-        _curve(
-            {int(step): value for step, value in (final or {}).items() if str(step).isdecimal() and len(str(step)) < 16}
-        ),
+        _curve({int(step): value for step, value in settled.items() if step.isdecimal() and len(step) < 16}),
         _co_activation(last.get("co_activation"), size),
         _by_domain(last.get("experts_by_domain"), size),
         _top_tokens(last, size),

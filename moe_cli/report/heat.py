@@ -94,7 +94,10 @@ def _measures(found: Health, width: int) -> list[Text]:
          "-" if each.entropy is None else f"{each.entropy:.2f}")
         for each in found.layers
     ]  # fmt: skip
-    return table(("layer", "worst load", "dead", "dropped", "entropy"), rows, width)
+    lines = table(("layer", "worst load", "dead", "dropped", "entropy"), rows, width)
+    if found.dropped and not any(each.dropped for each in found.layers):
+        lines += prose(f"evaluated dropless; the capacity of training drops {percent(found.dropped)}", width, "dim")
+    return lines
 
 
 def _share(value: float | None) -> str:
@@ -122,7 +125,7 @@ def _over_time(found: Health, width: int, ascii_only: bool) -> list[Text]:
             )
     if not rows:
         return []
-    return [Text(), *table(("layer", "worst load over training", "final choices made by then"), rows, width, text=3)]
+    return [Text(), *table(("layer", "worst load in training", "as routed at the end"), rows, width, text=3)]
 
 
 def _curve(values: Sequence[float], room: int, ascii_only: bool, signed: bool) -> str:

@@ -88,7 +88,8 @@ class Fit:
 
     def log_loss(self, points: Points) -> Array:
         """What the law says of other points [M]."""
-        return self.law.log_loss(self.theta[None, :], points, self.centre)[0]
+        result: Array = self.law.log_loss(self.theta[None, :], points, self.centre)[0]
+        return result
 
     def sampled(self, points: Points) -> Array:
         """The same by every bootstrap sample [B, M]."""

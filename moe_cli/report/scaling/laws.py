@@ -84,7 +84,8 @@ def _saturation(start: float, span: float) -> Constants:
 def _clark_shape(a: Array, b: Array, c: Array, d: Array, log_e: Array, points: Points, centre: Centre) -> Array:
     """In natural logarithms the coefficients a and b are the same, c is divided by ln 10, d multiplied by it."""
     size = np.log(points.active[None, :] / centre.active)
-    return a * size + b * log_e + c * size * log_e + d
+    result: Array = a * size + b * log_e + c * size * log_e + d
+    return result
 
 
 def _clark(theta: Array, points: Points, centre: Centre) -> Array:

@@ -50,7 +50,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, te
     """Aligned columns, the first `text` to the left; the first is cut where a line would be too long."""
     sizes = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     spare = width - sum(sizes[1:]) - len(GAP) * (len(sizes) - 1)
-    sizes[0] = max(8, min(sizes[0], spare))
+    sizes[0] = max(min(8, sizes[0]), min(sizes[0], spare))
     lines = []
     for number, row in enumerate([headings, *rows]):
         cells = [_cut(row[0], sizes[0]), *row[1:]]
