@@ -1,7 +1,9 @@
 """Numbers as people read them: 1.23M, 1m 32s, +21 %; and foreign text without what a terminal would obey."""
 
+import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -71,6 +73,19 @@ def bars(load: Sequence[float], width: int) -> str:
     fair = total / len(load)
     heights = [max(group) / (2 * fair) for group in groups]
     return "".join(_BARS[min(7, int(8 * height))] for height in heights)
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """A block for each value, the lowest value lowest; beyond `width`, one for the mean of neighbours."""
+    if not values:
+        return ""
+    shown = values
+    if len(values) > width:
+        edges = [round(place * len(values) / width) for place in range(width + 1)]
+        shown = [math.fsum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(shown), max(shown)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * scale)] for value in shown)
 
 
 def printable(text: str) -> str:

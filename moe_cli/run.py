@@ -263,11 +263,19 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
     final = probe(training.model, training.task, config.eval.k, config.train.precision)
     settled = saturations(run.routing(), final)
     for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
+        if "top_tokens" in record:
+            record["token_texts"] = _texts(training.task.corpus.tokenizer, record["top_tokens"])
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
     if not settled or not settled[0]:
         return None
     halfway = min(settled[0], key=lambda looked: abs(looked - step / 2))
     return sum(layer[halfway] for layer in settled) / len(settled)
+
+
+def _texts(tokenizer: Any, top_tokens: list[list[list[int]]]) -> dict[str, str]:
+    """The text of each token id; nothing where the tokens came without a tokenizer."""
+    ids = sorted({entry[0] for expert in top_tokens for entry in expert})
+    return {str(token): tokenizer.decode([token]) for token in ids} if tokenizer else {}
 
 
 def _in_our_words(run: Run, error: BaseException) -> TrainingError | None:

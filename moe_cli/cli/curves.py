@@ -1,24 +1,9 @@
-"""Curves drawn with characters: one as a row of blocks, two over one another as letters."""
+"""Curves over one another, drawn with characters: each with the letter it goes by."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-BLOCKS = "▁▂▃▄▅▆▇█"
 Points = Sequence[tuple[float, float]]
-
-
-def sparkline(values: Sequence[float], width: int) -> str:
-    """A block for each value, the lowest value lowest; beyond `width`, one for the mean of neighbours."""
-    if not values:
-        return ""
-    shown = values
-    if len(values) > width:
-        edges = [round(place * len(values) / width) for place in range(width + 1)]
-        shown = [math.fsum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(shown), max(shown)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BLOCKS[round((value - low) * scale)] for value in shown)
 
 
 def plot(curves: dict[str, Points], width: int, height: int) -> list[str]:

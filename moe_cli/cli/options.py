@@ -1,5 +1,6 @@
 """Options and arguments that several commands share, and how they print."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,8 @@ import typer
 from moe_cli.numbers import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from moe_cli.config.schema import RunConfig
 
 Overrides = Annotated[
@@ -34,6 +37,15 @@ def check_devices(configs: "Iterable[RunConfig]") -> None:
         from moe_cli.machine import pick_device
 
         pick_device(device)
+
+
+def text_width(console: "Console | None" = None) -> int:
+    """Columns to write in: those of the terminal, or 120 where the output is piped and nobody says otherwise."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console()
+    return console.width if console.is_terminal or os.environ.get("COLUMNS") else 120
 
 
 def print_json(content: Any) -> None:

@@ -1,18 +1,18 @@
 """moe report."""
 
-import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import Outputs, print_notes
+from moe_cli.cli.export import Html, To, check_export, export_files, print_written, write_files
+from moe_cli.cli.fit import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
+from moe_cli.cli.options import Outputs, print_notes, text_width
+from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
 from moe_cli.cli.recommend import Across, Recommend, check_options, print_recommendation
 
 if TYPE_CHECKING:
     from moe_cli.report.view import View
-
-PIPED_WIDTH = 120
 
 
 class Format(StrEnum):
@@ -22,6 +22,7 @@ class Format(StrEnum):
     CSV = "csv"
     JSON = "json"
     MD = "md"
+    LATEX = "latex"
 
 
 Selection = Annotated[
@@ -45,39 +46,63 @@ def report(  # noqa: PLR0913  (an argument for each option)
     sort: Sort = None,
     columns: Columns = None,
     by_run: ByRun = False,
+    html: Html = None,
+    to: To = None,
     recommend: Recommend = False,
     across: Across = None,
+    fit: FitOption = None,
+    predict: Predict = None,
+    validate: Validate = False,
+    plot: PlotOption = None,
     outputs: Outputs = None,
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
     from moe_cli.report.frame import dense_runs_elsewhere, load_selection
-    from moe_cli.report.searched import searched
-    from moe_cli.report.tables import csv_text, json_text, markdown_text
     from moe_cli.report.view import Question, make_view
     from moe_cli.store import outputs_folder
 
+    check_fit(fit, predict, validate)
+    request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
+    files = export_files(html, to)
+    if files:
+        check_export(files, {"--format": form is not Format.TABLE, "--plot": plot, "--recommend": recommend, "--fit": fit})
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
+    groups = list(dict.fromkeys(frame["group"]))
+    title = " ".join(selection or []) or (groups[0] if len(groups) == 1 else "all runs")
+    if request is not None and not files:
+        print_fit(frame, title, request, form.value)
+        return
     elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
     if recommend or across is not None:
         check_options(recommend, form, {"--filter": condition, "--sort": sort, "--columns": columns, "--runs": by_run})
-        print_recommendation(frame, elsewhere, across, form is Format.JSON, terminal_width())
+        print_recommendation(frame, elsewhere, across, form is Format.JSON, text_width())
         return
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
+    if files:
+        print_written(write_files(files, view, frame, elsewhere, title, request))
+    elif plot is not None:
+        print_plot(view, title, plot, form.value)
+    else:
+        _print(view, title, form, list(frame["path"]))
+
+
+def _print(view: "View", title: str, form: Format, paths: list[str]) -> None:
+    from moe_cli.report.latex import latex_text
+    from moe_cli.report.searched import searched
+    from moe_cli.report.tables import csv_text, json_text, markdown_text
+
+    if form is Format.TABLE:
+        _print_table(view, title, paths)
+        return
     if form is Format.JSON:
-        found, notes = searched(frame["path"])
+        found, notes = searched(paths)
         typer.echo(json_text(view, found))
         print_notes(notes)
         return
-    if form is not Format.TABLE:
-        write = {Format.CSV: csv_text, Format.MD: markdown_text}[form]
-        typer.echo(write(view).rstrip("\n"))
-        return
-    groups = list(dict.fromkeys(frame["group"]))
-    _print_table(
-        view, " ".join(selection or []) or (groups[0] if len(groups) == 1 else "all runs"), list(frame["path"])
-    )
+    write = {Format.CSV: csv_text, Format.MD: markdown_text, Format.LATEX: latex_text}[form]
+    typer.echo(write(view).rstrip("\n"))
 
 
 def _print_table(view: "View", title: str, paths: list[str]) -> None:
@@ -88,15 +113,8 @@ def _print_table(view: "View", title: str, paths: list[str]) -> None:
     from moe_cli.report.tables import table_lines
 
     console = Console(highlight=False, emoji=False, markup=False)
-    width = terminal_width()
+    width = text_width(console)
     found, notes = searched(paths)
-    for line in [*table_lines(view, title, width), *importance(found, width)]:
+    for line in [*table_lines(view, title, width, not ascii_only()), *importance(found, width)]:
         console.print(line, soft_wrap=True)
     print_notes(notes)
-
-
-def terminal_width() -> int:
-    from rich.console import Console
-
-    console = Console()
-    return console.width if console.is_terminal or os.environ.get("COLUMNS") else PIPED_WIDTH

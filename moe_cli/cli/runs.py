@@ -1,4 +1,4 @@
-"""moe runs: ls, show, diff, tag, rm, restore, gc and watch."""
+"""moe runs: ls, show, health, diff, tag, rm, restore, gc and watch."""
 
 import sys
 from pathlib import Path
@@ -114,6 +114,22 @@ def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None
         print_json(run_record(found))
     else:
         print_run(found)
+
+
+@runs.command()
+def health(
+    run: RunName,
+    layer: Annotated[
+        int | None, typer.Option(metavar="N", help="The sparse layer whose tables are shown. None: the most uneven.")
+    ] = None,
+    outputs: Outputs = None,
+    as_json: AsJson = False,
+) -> None:
+    """How a run used its experts: load, balance, domains, tokens. Example: moe runs health latest --layer 2"""
+    from moe_cli.cli.health import print_health
+    from moe_cli.store import find_run, outputs_folder
+
+    print_health(find_run(outputs_folder(outputs), run), layer, as_json)
 
 
 @runs.command()

@@ -9,10 +9,9 @@ from rich.text import Text
 
 from moe_cli.cli.columns import PIPED_WIDTH, print_lines
 from moe_cli.cli.config import flat
-from moe_cli.cli.curves import sparkline
 from moe_cli.config.parse import show
 from moe_cli.glance import Glance, glance, number
-from moe_cli.numbers import age, bars, count, duration, percent, printable
+from moe_cli.numbers import age, bars, count, duration, percent, printable, sparkline
 from moe_cli.store import COMPLETED, Run
 from moe_cli.trash import size_of
 

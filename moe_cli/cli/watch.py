@@ -10,11 +10,10 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from moe_cli.cli.board import Board, Standing, bar_line, ended_line, reason_of
-from moe_cli.cli.curves import sparkline
 from moe_cli.cli.show import curve_of
 from moe_cli.glance import Glance, Watcher, find_runs, newest_group
 from moe_cli.marks import is_at_work
-from moe_cli.numbers import count, duration, percent, printable
+from moe_cli.numbers import count, duration, percent, printable, sparkline
 from moe_cli.store import (
     COMPLETED,
     FAILED,

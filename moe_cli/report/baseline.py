@@ -1,13 +1,13 @@
 """What differences are taken to, and the command that makes the dense baseline a configuration lacks."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.parse import show
 from moe_cli.errors import MoeError
-from moe_cli.report.fold import DENSE, Row, shared_with_dense
+from moe_cli.report.fold import DENSE, Row, applies, shared_with_dense
 from moe_cli.report.frame import flatten
 from moe_cli.store import read_json
 
@@ -27,20 +27,9 @@ def sweep_baseline(frame: "pd.DataFrame") -> Mapping[str, Any]:
 
 def baseline_command(row: Row) -> str:
     """`moe train expert=1` with every setting in which the configuration differs from the defaults."""
-    from moe_cli.config.load import Composer
-
     wanted = {name: row[name] for name in shared_with_dense([name for name in row if "." in name])}
-    words: dict[str, Any] = {"expert": 1}
     try:
-        composer = Composer()
-        default = resolved_point(composer, words)
-        for group in ("model", "data", "optim"):
-            if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
-                words[group] = wanted[f"{group}.name"]
-        # Without these there is nothing to resolve.
-        words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
-        words.update(differences_to(resolved_point(composer, words), wanted, with_null=False))
-        words.update(differences_to(resolved_point(composer, words), wanted, with_null=True))
+        words = _words({"expert": 1}, wanted)
     except MoeError:
         words = {"expert": 1}
     seeds = row["seeds"] or [0]
@@ -49,6 +38,35 @@ def baseline_command(row: Row) -> str:
     if len(seeds) == 1:
         return "moe train " + _written(words)
     return "moe sweep " + _written({**words, "seed": ",".join(map(str, seeds))})
+
+
+def words_like(run: Row, without: Collection[str]) -> dict[str, Any]:
+    """The settings in which a run differs from the defaults, those apart that are given otherwise; seed left out.
+
+    Raises:
+        MoeError: its settings cannot hold.
+    """
+    wanted = {name: value for name, value in run.items()
+              if ("." in name or name in ("capacity", "drop", "match")) and applies(name, run) and name not in without}  # fmt: skip
+    choices = {name: run[name] for name in ("expert", "k", "router", "balance")
+               if run.get(name) is not None and applies(name, run) and name not in without}  # fmt: skip
+    return _words(choices, wanted)
+
+
+def _words(words: dict[str, Any], wanted: Row) -> dict[str, Any]:
+    """These words with all that is still wanted otherwise than they resolve to."""
+    from moe_cli.config.load import Composer
+
+    composer = Composer()
+    default = resolved_point(composer, words)
+    for group in ("model", "data", "optim"):
+        if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
+            words[group] = wanted[f"{group}.name"]
+    # Without these there is nothing to resolve.
+    words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
+    words.update(differences_to(resolved_point(composer, words), wanted, with_null=False))
+    words.update(differences_to(resolved_point(composer, words), wanted, with_null=True))
+    return words
 
 
 def _written(words: dict[str, Any]) -> str:

@@ -1,15 +1,19 @@
 """What stands in a column of the report: its heading, how its values are written, and how soon it makes room."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from moe_cli.config.parse import show
-from moe_cli.numbers import count, percent, printable
+from moe_cli.numbers import count, percent, printable, sparkline
 from moe_cli.report.fold import DENSE, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
+from moe_cli.store import Run
 
 LONGEST_CELL = 36
+CURVE_WIDTH, MOST_CURVES = 16, 60
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
@@ -48,6 +52,24 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -
     if baseline != DENSE:
         columns = [replace(each, heading="vs baseline") if each.name == "vs_dense" else each for each in columns]
     return columns
+
+
+def curve_column(rows: Collection[Row]) -> Column | None:
+    """Bits per byte over training as a sparkline, of a row's first run; None without curves, and for long reports."""
+    if len(rows) > MOST_CURVES:
+        return None
+    drawn = {row["path"]: sparkline(_curve(row["path"]), CURVE_WIDTH) for row in rows}
+    return (
+        Column("curve", "curve", lambda row: drawn.get(row["path"]) or "-", left=True) if any(drawn.values()) else None
+    )
+
+
+def _curve(path: str) -> list[float]:
+    """Bits per byte at the evaluations; fewer than two are no curve. On a logarithmic scale, where late gains are seen."""
+    found = [record.get("val/bpb_estimate") for record in Run(Path(path)).metrics()]
+    values = [math.log(value) for value in found
+              if isinstance(value, int | float) and math.isfinite(value) and value > 0]  # fmt: skip
+    return values if len(values) > 1 else []
 
 
 def never_leave(rows: Collection[Row]) -> tuple[str, str]:

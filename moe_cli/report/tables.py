@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from moe_cli.report.captions import above, below, left_out
-from moe_cli.report.columns import FIRST_TO_LEAVE, PLUS_MINUS, Column, never_leave
+from moe_cli.report.columns import CURVE_WIDTH, FIRST_TO_LEAVE, PLUS_MINUS, Column, curve_column, never_leave
 from moe_cli.report.fold import PLAIN_KEYS, Row, rows_of
 from moe_cli.report.frame import plain
 from moe_cli.report.view import View
@@ -19,8 +19,11 @@ GAP = "  "
 BEST, PARETO = "best", "pareto"
 
 
-def table_lines(view: View, title: str, width: int) -> list[Text]:
-    """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room."""
+def table_lines(view: View, title: str, width: int, curves: bool = True) -> list[Text]:
+    """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room.
+
+    With `curves`, those of training as sparklines where everything else has room.
+    """
     if not view.rows:
         return [*above(view, title, width), Text(), Text("no row matches the filter", "yellow"), *below(view, width)]
     cells = {column.name: _aligned([column.write(row) for row in view.rows]) for column in view.columns}
@@ -28,6 +31,16 @@ def table_lines(view: View, title: str, width: int) -> list[Text]:
     marks = [_mark(row, view) for row in view.rows]
     room = width - (len(GAP) + max(map(len, marks)) if any(marks) else 0)
     kept = _fitting(view.columns, widths, room, never_leave(view.rows))
+    used = sum(widths[column.name] + len(GAP) for column in kept)
+    if (
+        curves
+        and not view.names
+        and kept == list(view.columns)
+        and used + CURVE_WIDTH <= room
+        and (curve := curve_column(view.rows))
+    ):
+        cells[curve.name], widths[curve.name] = [curve.write(row) for row in view.rows], CURVE_WIDTH
+        kept.append(curve)
     header = _line([_pad(column.heading, widths[column.name], column.left) for column in kept])
     lines = [Text(header.rstrip(), "dim")]
     for index, mark in enumerate(marks):

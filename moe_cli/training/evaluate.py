@@ -36,6 +36,8 @@ from moe_cli.training.precision import autocast
 LARGEST_TABLE = 64 * 64
 MEASURES = ("max_violation", "load_cv", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts",
             "token_specialisation", "domain_specialisation")  # fmt: skip
+# Of each expert, the tokens that are recorded as its own.
+TOP_TOKENS = 8
 # Tokens whose choices are remembered at each evaluation.
 PROBE_TOKENS = 256
 
@@ -93,13 +95,29 @@ class LayerUse:
         }
 
     def tables(self, domains: list[str]) -> dict[str, Any]:
-        """Co-activation of all pairs, and how often each domain asked for each expert; large ones are left out."""
+        """Co-activation of all pairs, how often each domain asked for each expert, and top tokens; large ones are left out."""
         present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
         small = len(present) * len(self.asked) <= LARGEST_TABLE
         return {
             **({"co_activation": self.pairs.tolist()} if self.pairs is not None else {}),
             **({"experts_by_domain": present} if small else {}),
+            **({"top_tokens": self.top_tokens()} if TOP_TOKENS * len(self.asked) <= LARGEST_TABLE else {}),
         }
+
+    def top_tokens(self) -> list[list[list[int]]]:
+        """For each expert, the TOP_TOKENS token ids that chose it most above chance: [id, times it, times any].
+
+        Above chance: times it less what the token would have asked of it at the expert's share of all assignments.
+        """
+        total = self.by_token.sum(1)
+        expected = total[:, None] * (self.asked / self.asked.sum().clamp(min=1)).double()
+        above = self.by_token - expected
+        places = above.topk(min(TOP_TOKENS, len(above)), dim=0).indices
+        return [
+            [[token, int(self.by_token[token, expert]), int(total[token])]
+             for token in places[:, expert].tolist() if above[token, expert] > 0]
+            for expert in range(len(self.asked))
+        ]  # fmt: skip
 
 
 @dataclass

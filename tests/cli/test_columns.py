@@ -3,7 +3,8 @@
 import pytest
 
 from moe_cli.cli.columns import Column, table_lines
-from moe_cli.cli.curves import plot, sparkline
+from moe_cli.cli.curves import plot
+from moe_cli.numbers import sparkline
 
 TABLE = [
     Column("name", ["a", "bb-long-name"], left=True, shrinks=4),

@@ -1,0 +1,127 @@
+"""moe report --html and --to: a report as files, each of the kind that its ending names."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moe_cli.errors import ConfigError
+from moe_cli.numbers import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moe_cli.cli.fit import FitRequest
+    from moe_cli.report.page import Section
+    from moe_cli.report.view import View
+
+ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".parquet", ".png", ".svg")
+Html = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write one page for a browser, which needs no network. Another's page is never replaced."),
+]  # fmt: skip
+To = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE", help=f"Write a file, replaced if it is there: {', '.join(ENDINGS)}. May be given several times."
+    ),
+]
+
+
+def export_files(html: Path | None, to: Sequence[Path] | None) -> dict[Path, str]:
+    """The files that are asked for, each with the ending that says what it is.
+
+    Raises:
+        ConfigError: an ending that says nothing, a file named twice, or a place where no file can be.
+    """
+    files = [(path.expanduser(), path.suffix.lower()) for path in to or ()]
+    files += [(html.expanduser(), ".html")] if html else []
+    for path, ending in files:
+        if ending not in ENDINGS:
+            raise ConfigError(f"--to {printable(str(path))}: the ending says what to write. It can be {', '.join(ENDINGS)}.")
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            raise ConfigError(f"{printable(str(path))} is not a file: give the name of one.")
+        if not path.parent.is_dir():
+            raise ConfigError(f"no folder {printable(str(path.parent))}: make it, or name another.")
+    found = dict(files)
+    if len(found) < len(files):
+        raise ConfigError("a file is named twice: give every --to and --html a name of its own.")
+    return found
+
+
+def check_export(files: Mapping[Path, str], others: Mapping[str, object]) -> None:
+    """Raises ConfigError: another option that has no effect on files."""
+    for name, value in others.items():
+        if value and not (name == "--fit" and ".html" in files.values()):
+            also = ": only a page shows it. Add --html FILE" if name == "--fit" else ": leave one of them out."
+            raise ConfigError(f"{name} has no effect on files{also}")
+
+
+def write_files(
+    files: Mapping[Path, str], view: "View", frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None", title: str,
+    request: "FitRequest | None",
+) -> list[Path]:  # fmt: skip
+    """Writes each file whole or leaves the old one.
+
+    Raises:
+        MoeError: a library is not installed, or a file cannot be written.
+    """
+    from moe_cli.report.page.write import check_ours, write_file
+
+    for path, ending in files.items():  # before anything is computed
+        if ending == ".html":
+            check_ours(path)
+    for path, ending in files.items():
+        if ending == ".html":
+            content: str | bytes = _page(view, frame, elsewhere, title, request)
+        else:
+            content = _content(ending, view, list(frame["path"]), title)
+        write_file(path, content)
+    return list(files)
+
+
+def _content(ending: str, view: "View", paths: list[str], title: str) -> str | bytes:
+    if ending in (".png", ".svg"):
+        from moe_cli.report.figures import figure_bytes
+
+        return figure_bytes(view, ending, title)
+    if ending == ".parquet":
+        from moe_cli.report.parquet import parquet_bytes
+
+        return parquet_bytes(view)
+    from moe_cli.report.latex import latex_text
+    from moe_cli.report.searched import searched
+    from moe_cli.report.tables import csv_text, json_text, markdown_text
+
+    if ending == ".json":
+        return json_text(view, searched(paths)[0]) + "\n"
+    return {".csv": csv_text, ".md": markdown_text, ".tex": latex_text}[ending](view)
+
+
+def _page(
+    view: "View", frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None", title: str, request: "FitRequest | None"
+) -> str:
+    from moe_cli.report.page import page_text
+    from moe_cli.report.page.answers import answer_section, fit_sections
+
+    sections: list[Section] = answer_section(frame, elsewhere)
+    if request is not None:
+        sections += fit_sections(_study(frame, request), title)
+    return page_text(view, frame, title, sections, elsewhere)
+
+
+def _study(frame: "pd.DataFrame", request: "FitRequest"):  # type: ignore[no-untyped-def]
+    from moe_cli.cli.fit import make_point
+    from moe_cli.report.scaling.study import select, study
+
+    chosen = select(frame, request.condition)
+    wanted = {" ".join(each.split()): make_point(chosen, each) for each in request.predict}
+    return study(chosen, request.law, wanted, request.validate)
+
+
+def print_written(paths: Collection[Path]) -> None:
+    """Where everything is, and how large."""
+    for path in paths:
+        size = path.stat().st_size
+        typer.echo(f"{printable(str(path))}   {size / 1e6:.2f} MB" if size > 99_999 else f"{printable(str(path))}   {size / 1e3:.1f} kB")

@@ -1,0 +1,121 @@
+"""moe report --fit: a scaling law through the runs, and what it says of configurations that were not run."""
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moe_cli.report.scaling.points import Points
+
+FitOption = Annotated[
+    str | None,
+    typer.Option("--fit", metavar="LAW", help="Fit a scaling law: clark, krajewski, abnar, ludziejewski or auto."),
+]
+Predict = Annotated[
+    list[str] | None,
+    typer.Option("--predict", metavar="SETTINGS", help="With --fit: the loss at settings such as 'expert=64 k=2'."),
+]
+Validate = Annotated[
+    bool, typer.Option("--validate", help="With --fit: predict the largest configurations from the others.")
+]
+
+
+def check_fit(law: str | None, predict: list[str] | None, validate: bool) -> None:
+    """Raises ConfigError for what has no effect without --fit."""
+    from moe_cli.errors import ConfigError
+
+    if law is None and (predict or validate):
+        raise ConfigError(f"{'--predict' if predict else '--validate'} is an answer of a fitted law: add --fit auto")
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What --fit asks: a law, settings to predict, whether to hold the largest out, and a condition on runs."""
+
+    law: str
+    predict: tuple[str, ...]
+    validate: bool
+    condition: str | None
+
+
+def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str) -> None:
+    """The study of the runs as lines, or as JSON."""
+    from rich.console import Console
+
+    from moe_cli.cli.columns import print_lines
+    from moe_cli.cli.options import print_json, text_width
+    from moe_cli.errors import ConfigError
+    from moe_cli.report.scaling.lines import study_lines
+    from moe_cli.report.scaling.study import select, study, study_record
+
+    if form not in ("table", "json"):
+        raise ConfigError(f"--fit prints a table or json, not {form}. Use --format json")
+    chosen = select(frame, request.condition)
+    wanted = {" ".join(each.split()): make_point(chosen, each) for each in request.predict}
+    result = study(chosen, request.law, wanted, request.validate)
+    if form == "json":
+        print_json(study_record(result))
+        return
+    console = Console(highlight=False, emoji=False, markup=False)
+    print_lines(console, study_lines(result, title, text_width(console)))
+
+
+def make_point(frame: "pd.DataFrame", text: str) -> "Points":
+    """The sizes of a configuration: the settings in `text` and, for the rest, those of the largest of the runs.
+
+    Raises:
+        ConfigError: a setting is wrong, or the budget is a time, of which nobody knows the tokens.
+    """
+    import numpy as np
+
+    from moe_cli.config.load import load_config
+    from moe_cli.errors import ConfigError
+    from moe_cli.models.cost import cost, training_steps
+    from moe_cli.report.frame import flatten
+    from moe_cli.report.scaling.points import Points, expansion, granularity
+
+    try:
+        given = shlex.split(text)
+    except ValueError:
+        raise ConfigError(f"--predict {text}: a quote is not closed. Give settings such as 'expert=64 k=2'") from None
+    if not given or any("=" not in word for word in given):
+        raise ConfigError(f"--predict '{text}': give settings such as 'expert=64 k=2 train.tokens=1000000'")
+    words, vocab_size = _like_largest(frame, {word.split("=")[0] for word in given})
+    config = load_config([*words, *given]).config
+    costs, steps = cost(config, vocab_size), training_steps(config, vocab_size)
+    if steps is None:
+        raise ConfigError(f"--predict '{text}': the budget is a time; give train.steps, train.tokens or train.flops.")
+    run = {"expert": config.expert, "k": config.k, **flatten(config.to_dict())}
+    tokens = float(steps * config.tokens_per_step)
+    ratio = expansion(run)
+    values = (costs.num_params, costs.num_active_params, ratio, 1 / ratio, granularity(run), tokens,
+              tokens * costs.flops_per_token, np.nan, 0, np.nan)  # fmt: skip
+    return Points(*(np.array([value]) for value in values))
+
+
+def _like_largest(frame: "pd.DataFrame", given: set[str]) -> tuple[list[str], int]:
+    """The settings of the run with the most training FLOPs, as words, without those that are given; and its vocabulary."""
+    from moe_cli.config.load import load_config
+    from moe_cli.config.parse import show
+    from moe_cli.config.schema import BUDGETS
+    from moe_cli.models.cost import cost
+    from moe_cli.report.baseline import words_like
+    from moe_cli.report.fold import rows_of
+
+    runs = [row for row in rows_of(frame) if row["flops_per_token"] and row["tokens"] and row["params"]]
+    if not runs:
+        return [], 256
+    largest = max(runs, key=lambda row: row["flops_per_token"] * row["tokens"])
+    budgets = {f"train.{name}" for name in BUDGETS}
+    words = words_like(largest, given | (budgets if given & budgets else set()))
+    if not given & budgets and not any(words.get(name) for name in budgets):
+        words["train.tokens"] = largest["tokens"]
+    # Parameters are linear in the vocabulary, which a run does not record: it follows from their number.
+    same = load_config([f"{key}={show(value)}" for key, value in words_like(largest, ()).items()]).config
+    few, more = (cost(same, size).num_params for size in (256, 257))
+    vocab_size = 256 + round((largest["params"] - few) / (more - few)) if more > few else 256
+    return [f"{key}={show(value)}" for key, value in words.items()], max(1, vocab_size)

@@ -1,0 +1,34 @@
+"""moe runs health: how a run used its experts, as heat maps."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_cli.store import Run
+
+
+def print_health(run: "Run", layer: int | None, as_json: bool) -> None:
+    """The health of all layers and the tables of one, counted from 1. Raises ConfigError where there is none to show."""
+    from rich.console import Console
+
+    from moe_cli.cli.columns import print_lines
+    from moe_cli.cli.options import print_json, text_width
+    from moe_cli.cli.plot import ascii_only
+    from moe_cli.errors import ConfigError
+    from moe_cli.report.health import health
+    from moe_cli.report.heat import health_lines
+
+    found = health(run)
+    if not found.layers:
+        if run.config_dict().get("expert") == 1:
+            raise ConfigError(f"{run.id} is a dense model: it has no experts to look at.")
+        raise ConfigError(
+            f"{run.id} has no record of its experts: it was not evaluated yet. See: moe runs show {run.id}"
+        )
+    if layer is not None and not 1 <= layer <= len(found.layers):
+        raise ConfigError(f"--layer {layer}: {run.id} has sparse layers 1 to {len(found.layers)}.")
+    if as_json:
+        print_json(asdict(found))
+        return
+    console = Console(highlight=False, emoji=False, markup=False)
+    print_lines(console, health_lines(found, layer, text_width(console), ascii_only()))

@@ -1,0 +1,42 @@
+"""moe report --plot: one column against another, in the terminal."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from moe_cli.report.view import View
+
+PlotOption = Annotated[
+    str | None,
+    typer.Option(
+        "--plot", metavar="Y:X[:SERIES]", help="Draw it: val_bpb:expert, val_loss:sparsity, val_bpb:active_flops:k."
+    ),
+]
+
+
+def print_plot(view: "View", title: str, request: str, form: str) -> None:
+    """The chart as wide as the terminal. Raises ConfigError for columns that are not there, or another format."""
+    from rich.console import Console
+
+    from moe_cli.cli.columns import print_lines
+    from moe_cli.cli.options import text_width
+    from moe_cli.errors import ConfigError
+    from moe_cli.report.plot import chart_lines, make_chart
+
+    if form != "table":
+        raise ConfigError(f"--plot draws in the terminal; --format {form} has no effect on it. Leave one out.")
+    console = Console(highlight=False, emoji=False, markup=False)
+    print_lines(console, chart_lines(make_chart(view, request), title, text_width(console), ascii_only=ascii_only()))
+
+
+def ascii_only() -> bool:
+    """Whether lines and blocks would not be seen: by the encoding of the output, or in the C locale."""
+    try:
+        "┤─│".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    locale = next((value for name in ("LC_ALL", "LC_CTYPE", "LANG") if (value := os.environ.get(name))), "")
+    return locale in ("C", "POSIX")

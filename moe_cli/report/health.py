@@ -1,0 +1,181 @@
+"""How a run used its experts, from its folder alone: load, balance over training, co-activation, specialisation.
+
+L sparse layers, E experts, G domains. Whatever a file has in the place of a number is left out.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moe_cli.store import Run
+
+# An expert with less than this share of a fair load is dead, as in training.
+DEAD_BELOW = 0.01
+Curve = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class TopToken:
+    """A token that chose an expert more than chance would have it.
+
+    Attributes:
+        text: None where nobody knows it.
+        times: assignments of this token to this expert; of `total` to any.
+    """
+
+    token: int
+    text: str | None
+    times: int
+    total: int
+
+
+@dataclass(frozen=True)
+class LayerHealth:
+    """One sparse layer.
+
+    Attributes:
+        layer: its number among the sparse layers, from 0.
+        load: per expert, the share of all assignments over a fair share 1 / E: 1 is even.
+        dead: experts below DEAD_BELOW.
+        dropped: the share of assignments that a capacity dropped when this was recorded.
+        entropy: of the router per token, as a share of ln E; None where not recorded.
+        max_violation: MaxVio over training, (step, value).
+        load_over_time: (step, load of each expert) over training, the last over the whole split.
+        saturation: share of the final choices made by then (OLMoE), (step, value).
+        co_activation: [E, E] the share of the tokens of the row's expert that chose the column's too; empty: not recorded.
+        by_domain: for each domain, the share of its assignments per expert; empty: not recorded.
+        top_tokens: for each expert, its tokens, the most telling first; empty: not recorded.
+        whole_split: whether this is of the evaluation at the end, or of an estimate during training.
+    """
+
+    layer: int
+    step: int
+    load: tuple[float, ...]
+    dead: tuple[int, ...]
+    dropped: float | None
+    entropy: float | None
+    max_violation: Curve
+    load_over_time: tuple[tuple[int, tuple[float, ...]], ...]
+    saturation: Curve
+    co_activation: tuple[tuple[float, ...], ...]
+    by_domain: Mapping[str, tuple[float, ...]]
+    top_tokens: tuple[tuple[TopToken, ...], ...]
+    whole_split: bool
+
+    @property
+    def worst(self) -> float:
+        """MaxVio of `load`: the largest less 1."""
+        return max(self.load) - 1 if self.load else 0.0
+
+
+@dataclass(frozen=True)
+class Health:
+    """All sparse layers of a run, first to last; none for a dense model or before the first evaluation.
+
+    Attributes:
+        dropped: the share of assignments that the capacity of training drops; None where the run is not complete.
+    """
+
+    run: str
+    dropped: float | None
+    layers: tuple[LayerHealth, ...]
+
+
+def health(run: Run) -> Health:
+    """What routing.jsonl tells."""
+    by_layer: dict[int, list[dict[str, Any]]] = {}
+    for record in run.routing():
+        layer, step = record.get("layer"), record.get("step")
+        if _whole(layer) and _whole(step) and _counts(record.get("tokens_per_expert")):
+            by_layer.setdefault(int(layer), []).append(record)
+    dropped = _fraction((run.summary() or {}).get("dropped_fraction"))
+    return Health(run.id, dropped, tuple(_layer(number, records) for number, records in sorted(by_layer.items())))
+
+
+def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:
+    records = sorted(records, key=lambda record: (bool(record.get("whole_split")), record["step"]))
+    last = records[-1]
+    size = len(last["tokens_per_expert"])
+    records = [record for record in records if len(record["tokens_per_expert"]) == size]
+    load = _load(last)
+    found = last.get("saturation")
+    settled: dict[str, Any] = found if isinstance(found, dict) else {}
+    return LayerHealth(
+        number,
+        last["step"],
+        load,
+        tuple(expert for expert, share in enumerate(load) if share < DEAD_BELOW),
+        _dropped(last),
+        _fraction(last.get("routing_entropy")),
+        _curve({record["step"]: max(_load(record)) - 1 for record in records}),
+        tuple((record["step"], _load(record)) for record in records),
+        _curve({int(step): value for step, value in settled.items() if step.isdecimal() and len(step) < 16}),
+        _co_activation(last.get("co_activation"), size),
+        _by_domain(last.get("experts_by_domain"), size),
+        _top_tokens(last, size),
+        last.get("whole_split") is True,
+    )
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a row of numbers that can be a load."""
+    return isinstance(value, list) and 0 < len(value) <= 65_536 and all(_fraction(each) is not None for each in value)
+
+
+def _fraction(value: Any) -> float | None:
+    """A finite number of at least 0."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        return float(value) if known and math.isfinite(value) and value >= 0 else None
+    except OverflowError:
+        return None
+
+
+def _load(record: Mapping[str, Any]) -> tuple[float, ...]:
+    counts = [float(each) for each in record["tokens_per_expert"]]
+    mean = math.fsum(counts) / len(counts)
+    return tuple(each / mean if mean else 0.0 for each in counts)
+
+
+def _dropped(record: Mapping[str, Any]) -> float | None:
+    kept, asked = record.get("kept_per_expert"), math.fsum(record["tokens_per_expert"])
+    return 1 - math.fsum(kept) / asked if isinstance(kept, list) and _counts(kept) and asked else None
+
+
+def _curve(values: Mapping[int, Any]) -> Curve:
+    return tuple((step, value) for step in sorted(values) if (value := _fraction(values[step])) is not None)
+
+
+def _co_activation(table: Any, size: int) -> tuple[tuple[float, ...], ...]:
+    if not isinstance(table, list) or len(table) != size or not all(_counts(row) and len(row) == size for row in table):
+        return ()
+    return tuple(
+        tuple(float(each) / row[expert] if row[expert] else 0.0 for each in row) for expert, row in enumerate(table)
+    )
+
+
+def _by_domain(table: Any, size: int) -> dict[str, tuple[float, ...]]:
+    if not isinstance(table, dict):
+        return {}
+    known = {str(name): row for name, row in table.items() if _counts(row) and len(row) == size and sum(row)}
+    return {name: tuple(each / sum(row) for each in row) for name, row in known.items()}
+
+
+def _top_tokens(record: Mapping[str, Any], size: int) -> tuple[tuple[TopToken, ...], ...]:
+    table, texts = record.get("top_tokens"), record.get("token_texts")
+    if not isinstance(table, list) or len(table) != size:
+        return ()
+    texts = texts if isinstance(texts, dict) else {}
+    return tuple(
+        tuple(
+            TopToken(entry[0], text if isinstance(text := texts.get(str(entry[0])), str) else None, entry[1], entry[2])
+            for entry in (row if isinstance(row, list) else [])
+            if isinstance(entry, list) and len(entry) == 3 and all(map(_whole, entry))
+        )
+        for row in table
+    )

@@ -1,0 +1,1 @@
+"""Scaling laws: runs into points, points into a fitted law with intervals, a law into predictions. Knows no torch."""

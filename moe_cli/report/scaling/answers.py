@@ -1,0 +1,234 @@
+"""What a fitted law answers: predictions, the dense model that would do as well, iso-FLOP minima, and how far to trust it.
+
+M points, B bootstrap samples.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe_cli.errors import ConfigError
+from moe_cli.report.scaling.fit import SEED, Fit, Unsupported, fit_law, quantiles
+from moe_cli.report.scaling.points import Array, Points, make_points
+from moe_cli.store import COMPLETED
+
+# The search for a dense model of equal loss ends at this many times the compute.
+MOST = 1e4
+# Of the configurations, those of the most training FLOPs, which --validate predicts from the rest.
+HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The loss of one configuration.
+
+    Attributes:
+        loss: nats per token, with `low` and `high`, the 95 % interval of one run: of the constants and of its own noise.
+        beyond: the most that a size, tokens or expansion exceeds what was run, as a factor; 1 within.
+        measured: the loss it had, the mean over seeds; None where it was not run.
+    """
+
+    label: str
+    loss: float
+    low: float
+    high: float
+    beyond: float
+    measured: float | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The largest configurations predicted from the smaller ones.
+
+    Attributes:
+        error: root mean square of log(predicted / measured), about the relative error.
+        inside: how many lie in their interval.
+    """
+
+    law: str
+    num_fitted: int
+    predictions: tuple[Prediction, ...]
+    error: float
+    inside: int
+
+
+@dataclass(frozen=True)
+class DenseEquivalent:
+    """A sparse configuration beside the dense model that reaches its loss on the same tokens.
+
+    Attributes:
+        times: the training FLOPs that model takes over those of a dense one with the active parameters of this one, with
+            its 95 % interval; infinite where no dense model of up to 10,000 times the size gets there.
+        throughput: tokens per second over those of the dense run of equal active parameters and tokens; None without one.
+    """
+
+    label: str
+    times: float
+    low: float
+    high: float
+    throughput: float | None
+
+    @property
+    def speed_up(self) -> float | None:
+        """How much sooner it gets there on this machine: times x throughput."""
+        return None if self.throughput is None else self.times * self.throughput
+
+
+@dataclass(frozen=True)
+class IsoFlop:
+    """Loss against size at one training budget and one expansion.
+
+    Attributes:
+        sizes, losses: active parameters and nats per token, by size; the mean over seeds.
+        best: the size at the minimum of the parabola of log loss over log size, and its loss; None without a minimum inside.
+        why: why there is none.
+    """
+
+    flops: float
+    expansion: float
+    sizes: tuple[float, ...]
+    losses: tuple[float, ...]
+    best: float | None
+    best_loss: float | None
+    why: str | None
+
+
+def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Prediction, ...]:
+    """The loss of each point, with the interval of one run."""
+    logs = found.log_loss(points)
+    drawn = found.sampled(points)
+    noise = np.random.default_rng(SEED).normal(0.0, found.scale, drawn.shape)
+    low, high = np.exp(quantiles(drawn + noise))
+    beyond = _beyond(found.points, points)
+    return tuple(
+        Prediction(label, math.exp(logs[index]), float(low[index]), float(high[index]), float(beyond[index]))
+        for index, label in enumerate(labels)
+    )
+
+
+def _beyond(known: Points, points: Points) -> Array:
+    factors = [np.ones(len(points))]
+    for name in ("params", "active", "tokens", "expansion", "granularity"):
+        there, values = getattr(known, name), getattr(points, name)
+        factors += [values / there.max(), there.min() / values]
+    result: Array = np.max(factors, axis=0)
+    return result
+
+
+def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
+    """Fits the smaller configurations and predicts the fifth with the most training FLOPs.
+
+    Raises:
+        Unsupported: what remains cannot support the law.
+    """
+    firsts = points.firsts()
+    order = firsts.cluster[np.argsort(firsts.flops, kind="stable")]
+    out = np.isin(points.cluster, order[-max(2, round(HELD_OUT * len(order))) :])
+    try:
+        found = fit_law(points.take(~out), law)
+    except Unsupported as error:
+        raise Unsupported(f"without its largest configurations: {error}") from None
+    held = points.take(out)
+    named = dict(zip(points.cluster, labels, strict=True))
+    held = held.firsts()
+    if "expansion" in found.law.constant:
+        held = held.take(held.expansion > 1)
+    predicted = predict(found, held, [named[cluster] for cluster in held.cluster])
+    pairs = [replace(each, measured=float(loss)) for each, loss in zip(predicted, held.loss, strict=True)]
+    errors = found.log_loss(held) - np.log(held.loss)
+    inside = sum(each.low <= (each.measured or 0.0) <= each.high for each in pairs)
+    return Validation(law, found.points.num_configurations, tuple(pairs), float(np.sqrt((errors**2).mean())), inside)
+
+
+def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquivalent, ...]:
+    """For each sparse configuration, the dense model that equals it; none for a law that has no dense model.
+
+    At equal tokens training FLOPs go with active parameters, so the ratio is that of sizes: for L = L_inf + a / N^alpha it is
+    ((L_base - L_inf) / (L_sparse - L_inf))^(1 / alpha).
+    """
+    if "expansion" in found.law.constant:
+        return ()
+    firsts = found.points.firsts()
+    sparse = firsts.take(firsts.expansion > 1)
+    values = _times(found, found.theta[None], sparse)[0]
+    low, high = quantiles(_times(found, found.samples, sparse))
+    speeds = _throughput(firsts, sparse)
+    return tuple(
+        DenseEquivalent(
+            labels[int(cluster)], float(values[index]), float(low[index]), float(high[index]), speeds[index]
+        )
+        for index, cluster in enumerate(sparse.cluster)
+    )
+
+
+def _times(found: Fit, theta: Array, sparse: Points) -> Array:
+    """By halving the logarithm of the factor, for every sample and point at once."""
+    with np.errstate(all="ignore"):
+        wanted = found.law.log_loss(theta, sparse, found.centre)
+        low, high = np.full(wanted.shape, -math.log(MOST)), np.full(wanted.shape, math.log(MOST))
+        reached = _dense(found, theta, sparse, high) <= wanted
+        for _ in range(50):
+            middle = (low + high) / 2
+            above = _dense(found, theta, sparse, middle) > wanted
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.where(reached, np.exp(low), np.inf)
+
+
+def _dense(found: Fit, theta: Array, sparse: Points, log_factor: Array) -> Array:
+    """Log loss of dense models of these factors times the active parameters, row by row of theta."""
+    ones = np.ones(len(sparse))
+    rows = []
+    for free, factor in zip(theta, np.exp(log_factor), strict=True):
+        size = sparse.active * factor
+        dense = replace(sparse, params=size, active=size, expansion=ones, density=ones, granularity=ones)
+        rows.append(found.law.log_loss(free[None], dense, found.centre)[0])
+    return np.array(rows)
+
+
+def _throughput(firsts: Points, sparse: Points) -> list[float | None]:
+    dense = firsts.take(firsts.expansion == 1)
+    result: list[float | None] = []
+    for active, tokens, speed in zip(sparse.active, sparse.tokens, sparse.speed, strict=True):
+        near = (np.abs(np.log(dense.active / active)) < 0.1) & (np.abs(np.log(dense.tokens / tokens)) < 0.05)
+        known = dense.speed[near & np.isfinite(dense.speed)]
+        result.append(float(speed / known.mean()) if len(known) and math.isfinite(speed) else None)
+    return result
+
+
+def iso_flop(frame: pd.DataFrame) -> tuple[IsoFlop, ...]:
+    """A curve for each budget (`train.flops`) and expansion of the complete runs; none where runs have other budgets."""
+    if "train.flops" not in frame:
+        return ()
+    chosen = frame[(frame["status"] == COMPLETED) & frame["train.flops"].notna()]
+    if chosen.empty:
+        return ()
+    curves = []
+    for budget in sorted(set(chosen["train.flops"])):
+        try:
+            points = make_points(chosen[chosen["train.flops"] == budget]).points.firsts()
+        except ConfigError:
+            continue
+        for expansion in np.unique(points.expansion):
+            at = points.take(points.expansion == expansion)
+            curves.append(make_iso_flop(float(budget), float(expansion), at.active, at.loss))
+    return tuple(curves)
+
+
+def make_iso_flop(flops: float, expansion: float, sizes: Any, losses: Any) -> IsoFlop:
+    """The parabola of log loss over log size through the points, by least squares (Hoffmann et al. 2022, approach 2)."""
+    order = np.argsort(sizes)
+    x, y = np.log(np.asarray(sizes, float)[order]), np.log(np.asarray(losses, float)[order])
+    curve = (flops, expansion, tuple(map(float, np.exp(x))), tuple(map(float, np.exp(y))))
+    if len(np.unique(x)) < 3:
+        return IsoFlop(*curve, None, None, f"{len(np.unique(x))} sizes make no curve: at least 3")
+    middle = x.mean()
+    a, b, c = np.polyfit(x - middle, y, 2)
+    place = -b / (2 * a) + middle if a > 0 else math.nan
+    if not x[0] <= place <= x[-1]:
+        way = "smaller" if y[0] < y[-1] else "larger"
+        return IsoFlop(*curve, None, None, f"no minimum among these sizes: try {way} ones")
+    return IsoFlop(*curve, math.exp(place), math.exp(c - b * b / (4 * a)), None)

@@ -1,0 +1,300 @@
+"""Points -> a fitted law with intervals, or the reason why they cannot support one, with the command that helps.
+
+M runs, C configurations, P free numbers, B bootstrap samples.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from moe_cli.errors import ConfigError
+from moe_cli.report.scaling.laws import LAWS, Centre, Law, make_centre
+from moe_cli.report.scaling.points import Array, Points
+from moe_cli.report.scaling.solve import jacobian, minimise
+
+AUTO = "auto"
+STARTS, FINALISTS, SAMPLES, FOLDS = 96, 8, 200, 5
+FIRST_DELTA = 1e-2
+# Huber's constant: 95 % of the efficiency of least squares where the noise is normal.
+HUBER = 1.345
+# Values nearer than this are one level: equal active parameters differ by a gate.
+LEVEL = 1.1
+# A standard error of 5 on a logarithm or an exponent: nothing is known of that constant.
+UNKNOWN, DEGENERATE = 5.0, 1e-9
+SEED = 20240212
+CONFIDENCE = 0.95
+MORE = {
+    "params": "moe sweep scaling",
+    "active": "moe sweep scaling",
+    "expansion": "moe sweep scaling expert=1,2,4,8,16,32",
+    "tokens": "moe sweep scaling train.tokens=262144,524288,1048576,2097152",
+    "granularity": "moe sweep granularity",
+}
+WORDS = {
+    "params": "sizes of model",
+    "active": "sizes of model",
+    "expansion": "ratios expert/k",
+    "tokens": "numbers of training tokens",
+    "granularity": "granularities d_ff/d_expert",
+}
+
+
+class Unsupported(ConfigError):
+    """The points cannot tell the constants of this law."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One constant of a law, with its 95 % bootstrap interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A law that was not chosen: its held-out error, or why it could not be fitted at all."""
+
+    law: str
+    held_out: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law fitted to points.
+
+    Attributes:
+        points: those it was fitted to.
+        theta: the free numbers [P]; `samples` [B, P]: those of bootstrap samples.
+        scale: robust standard deviation of log loss around the law: about the relative error of one run.
+        held_out: root mean square error of log loss on configurations left out of the fit.
+        rejected: the other laws that were tried.
+    """
+
+    law: Law
+    points: Points
+    centre: Centre
+    theta: Array
+    samples: Array
+    scale: float
+    constants: tuple[Constant, ...]
+    held_out: float
+    rejected: tuple[Rejected, ...] = ()
+
+    def log_loss(self, points: Points) -> Array:
+        """What the law says of other points [M]."""
+        result: Array = self.law.log_loss(self.theta[None, :], points, self.centre)[0]
+        return result
+
+    def sampled(self, points: Points) -> Array:
+        """The same by every bootstrap sample [B, M]."""
+        with np.errstate(all="ignore"):
+            return self.law.log_loss(self.samples, points, self.centre)
+
+
+def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
+    """The law fitted to the runs; with `auto`, that of the four with the least error on configurations held out.
+
+    Raises:
+        ConfigError: there is no such law.
+        Unsupported: the points cannot support it, or any.
+    """
+    if law != AUTO:
+        if law not in LAWS:
+            raise ConfigError(f"no scaling law '{law}'. There are: {', '.join(LAWS)}, and auto.")
+        return fit_law(points, law, samples)
+    found: list[Fit] = []
+    rejected: list[Rejected] = []
+    for name in LAWS:
+        try:
+            each = fit_law(points, name, 0)
+        except Unsupported as error:
+            rejected.append(Rejected(name, None, str(error)))
+            continue
+        if len(each.points) < len(points):
+            rejected.append(Rejected(name, None, f"{name} has no term for dense runs. Fit the others: --fit {name}"))
+        else:
+            found.append(each)
+    if not found:
+        raise Unsupported(_none(rejected))
+    best = min(found, key=lambda each: each.held_out)
+    rejected += [Rejected(each.law.name, each.held_out, None) for each in found if each is not best]
+    order = list(LAWS)
+    return replace(
+        _with_samples(best, samples), rejected=tuple(sorted(rejected, key=lambda each: order.index(each.law)))
+    )
+
+
+def _none(rejected: list[Rejected]) -> str:
+    """The reasons in at most three lines: that of the law that asks for least."""
+    wanted = next((each for each in rejected if each.law == "ludziejewski"), rejected[0])
+    return f"these runs support none of the laws {', '.join(each.law for each in rejected)}.\n{wanted.reason}"
+
+
+def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
+    """One law by name, in the fullest form the points support: without saturation where there are few expansions.
+
+    Raises:
+        Unsupported: they support none, with what is missing and the command that makes it.
+    """
+    reasons = []
+    for law in LAWS[name]:
+        chosen = points.take(points.expansion > 1) if "expansion" in law.constant else points
+        try:
+            check_support(law, chosen)
+            return _with_samples(_fitted(law, chosen), samples)
+        except Unsupported as error:
+            reasons.append(error)
+    raise reasons[-1]
+
+
+def levels(values: Array) -> int:
+    """How many distinct values there are, those within 10 % counted as one."""
+    if not len(values):
+        return 0
+    count, last = 1, min(values)
+    for value in sorted(values):
+        if value > last * LEVEL:
+            count, last = count + 1, value
+    return count
+
+
+def check_support(law: Law, points: Points) -> None:
+    """Raises Unsupported where there is too little to tell the constants apart."""
+    for column in law.constant:
+        values = getattr(points, column)
+        if levels(values) > 1:
+            span = f"{min(values):.3g} to {max(values):.3g}"
+            raise Unsupported(
+                f"{law.name} has no term for {WORDS[column].split()[-1]}, of which these runs have {levels(values)} levels ({span}).\n"
+                f"Give runs of one level with --filter, or fit another law: --fit ludziejewski"
+            )
+    for column, least in law.distinct.items():
+        there = levels(getattr(points, column))
+        if there < least:
+            raise Unsupported(
+                f"{law.name} needs at least {least} {WORDS[column]}; these runs have {there}.\n"
+                f"Make more: {MORE[column]}"
+            )
+    size = points.num_configurations
+    if size < len(law.names) + 2:
+        raise Unsupported(
+            f"{law.name} has {len(law.names)} constants and needs at least {len(law.names) + 2} configurations; there are "
+            f"{size}.\nMake more: moe sweep scaling"
+        )
+
+
+def _fitted(law: Law, points: Points) -> Fit:
+    centre = make_centre(points)
+    target = np.log(points.loss)[None, :]
+
+    def model(theta: Array) -> Array:
+        return law.log_loss(theta, points, centre)
+
+    starts = np.random.default_rng(SEED).uniform(law.low, law.high, (STARTS, len(law.low)))
+    first = minimise(model, target, starts, FIRST_DELTA, 20)
+    best = first.theta[np.argsort(first.cost)[:FINALISTS]]
+    second = minimise(model, target, best, FIRST_DELTA, 100)
+    theta = second.theta[np.argmin(second.cost)]
+    scale = _scale(model(theta[None])[0] - target[0], len(theta))
+    last = minimise(model, target, np.vstack([theta[None], second.theta]), HUBER * scale, 200)
+    theta = last.theta[np.argmin(last.cost)]
+    if not np.isfinite(theta).all() or not math.isfinite(last.cost.min()):
+        raise Unsupported(f"no constants of {law.name} describe these runs.\nTry another law: --fit ludziejewski")
+    residuals = model(theta[None])[0] - target[0]
+    scale = _scale(residuals, len(theta))
+    _check_identified(law, jacobian(model, theta[None])[0], scale)
+    constants = tuple(Constant(name, value, value, value) for name, value in law.public(theta, centre).items())
+    found = Fit(law, points, centre, theta, theta[None], scale, constants, math.nan)
+    return replace(found, held_out=_held_out(found))
+
+
+def _scale(residuals: Array, num_free: int) -> float:
+    """Standard deviation from the median size of residuals, with degrees of freedom taken off."""
+    spread = 1.4826 * float(np.median(np.abs(residuals)))
+    return max(1e-9, spread * math.sqrt(len(residuals) / max(1, len(residuals) - num_free)))
+
+
+def _check_identified(law: Law, slopes: Array, scale: float) -> None:
+    """Raises Unsupported when some direction of the constants changes no prediction, or one of them may be anything."""
+    sizes = np.linalg.norm(slopes, axis=0)
+    worst = law.names[int(np.argmin(sizes))]
+    if sizes.min() > DEGENERATE * sizes.max():
+        _, singular, directions = np.linalg.svd(slopes / sizes, full_matrices=False)
+        worst = law.names[int(np.argmax(np.abs(directions[-1])))]
+        if singular[-1] > DEGENERATE * singular[0]:
+            errors = scale * np.sqrt(((directions.T / singular) ** 2).sum(1)) / sizes
+            worst = law.names[int(np.argmax(errors))]
+            if errors.max() < UNKNOWN:
+                return
+    raise Unsupported(
+        f"these runs cannot tell the constant {worst} of {law.name}: any value fits as well.\n"
+        f"They span too little, or scatter too much. Make more: moe sweep scaling --seeds 3"
+    )
+
+
+def _with_samples(found: Fit, samples: int) -> Fit:
+    """Intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
+
+    The residuals of all seeds of a configuration change sign together; each is enlarged by its leverage, as it is smaller
+    than the error the fit has adapted to. The design stays whole, so that no sample lacks the largest size.
+    """
+    if not samples:
+        return found
+    points, theta = found.points, found.theta
+
+    def model(free: Array) -> Array:
+        return found.law.log_loss(free, points, found.centre)
+
+    fitted = model(theta[None])
+    slopes = jacobian(model, theta[None])[0]
+    leverage = np.einsum("mp,pm->m", slopes, np.linalg.pinv(slopes))
+    residuals = (np.log(points.loss) - fitted[0]) / np.clip(1 - leverage, 0.1, 1.0)
+    rng = np.random.default_rng(SEED)
+    clusters, places = np.unique(points.cluster, return_inverse=True)
+    signs = rng.choice([-1.0, 1.0], (samples, len(clusters)))[:, places]
+    start = np.repeat(theta[None], samples, 0)
+    drawn = minimise(model, fitted + residuals * signs, start, HUBER * found.scale, 40).theta
+    drawn = drawn[np.isfinite(drawn).all(1)]
+    values = [found.law.public(each, found.centre) for each in drawn]
+    constants = tuple(_interval(each, [value[each.name] for value in values]) for each in found.constants)
+    return replace(found, samples=drawn, constants=constants)
+
+
+def _interval(constant: Constant, values: list[float]) -> Constant:
+    low, high = quantiles(np.array(values))
+    return replace(constant, low=float(low), high=float(high))
+
+
+def quantiles(values: Array) -> Any:
+    """The ends of the 95 % percentile interval along the first axis; those not known count as infinite."""
+    tail = (1 - CONFIDENCE) / 2
+    ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
+    last = len(ordered) - 1
+    return ordered[round(tail * last)], ordered[round((1 - tail) * last)]
+
+
+def _held_out(found: Fit) -> float:
+    """Root mean square error of log loss where each fifth of the configurations is predicted from the others."""
+    points, law = found.points, found.law
+    order = np.random.default_rng(SEED).permutation(np.unique(points.cluster))
+    errors = []
+    for fold in range(min(FOLDS, len(order))):
+        out = np.isin(points.cluster, order[fold::FOLDS])
+        theta = _again(found, points.take(~out))
+        errors.append(law.log_loss(theta[None], points.take(out), found.centre)[0] - np.log(points.loss[out]))
+    return float(np.sqrt((np.concatenate(errors) ** 2).mean()))
+
+
+def _again(found: Fit, points: Points) -> Array:
+    """The law fitted to a part of the points, from where it lies for all of them."""
+
+    def model(theta: Array) -> Array:
+        return found.law.log_loss(theta, points, found.centre)
+
+    return minimise(model, np.log(points.loss)[None], found.theta[None], HUBER * found.scale, 60).theta[0]  # type: ignore[no-any-return]

@@ -1,0 +1,207 @@
+"""The forms of four scaling laws, each with its source, what it needs to be fitted, and its constants.
+
+A law is a function of free numbers theta that are all of order one: N and D are taken relative to their geometric means,
+and constants that must be positive are logarithms. `public` turns theta into the constants of the paper.
+B sets of constants at once, P free numbers, M runs.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moe_cli.report.scaling.points import Array, Points
+
+Constants = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Centre:
+    """Geometric means of the points that are fitted: of all and of active parameters, and of tokens."""
+
+    params: float
+    active: float
+    tokens: float
+
+
+def make_centre(points: Points) -> Centre:
+    means = [math.exp(np.log(values).mean()) for values in (points.params, points.active, points.tokens)]
+    return Centre(*means)
+
+
+@dataclass(frozen=True)
+class Law:
+    """One form.
+
+    Attributes:
+        equation, source: as in the paper.
+        names: of the free numbers, in order.
+        low, high: the box from which starting points are drawn.
+        log_loss: (theta [B, P], points [M], centre) -> log L [B, M], complex-analytic in theta.
+        public: (theta [P], centre) -> the paper's constants.
+        distinct: how many distinct values of each of Points' columns it takes to tell the constants apart.
+        constant: columns that must not vary, since the form has no term for them.
+    """
+
+    name: str
+    equation: str
+    source: str
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    log_loss: Callable[[Array, Points, Centre], Array]
+    public: Callable[[Array, Centre], Constants]
+    distinct: Mapping[str, int]
+    constant: tuple[str, ...] = ()
+
+
+def saturated(expansion: Any, start: Any, most: Any) -> Any:
+    """Clark's saturation, eq. 20 of arXiv:2202.01169: 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
+
+    E^(1) = E_start, E^ tends to E_max, and E_start = 1, E_max = infinity gives E itself.
+    """
+    return 1 / (1 / (expansion - 1 + 1 / (1 / start - 1 / most)) + 1 / most)
+
+
+def _columns(theta: Array) -> list[Array]:
+    return [theta[:, index : index + 1] for index in range(theta.shape[1])]
+
+
+def _log_expansion(start: Array, span: Array, points: Points) -> Array:
+    """log E^ with E_start = exp(start) and E_max = E_start + exp(span), so that E_max is always the larger."""
+    first = np.exp(start)
+    result: Array = np.log(saturated(points.expansion[None, :], first, first + np.exp(span)))
+    return result
+
+
+def _saturation(start: float, span: float) -> Constants:
+    first = math.exp(start)
+    return {"E_start": first, "E_max": first + math.exp(min(span, 700.0))}
+
+
+def _clark_shape(a: Array, b: Array, c: Array, d: Array, log_e: Array, points: Points, centre: Centre) -> Array:
+    """In natural logarithms the coefficients a and b are the same, c is divided by ln 10, d multiplied by it."""
+    size = np.log(points.active[None, :] / centre.active)
+    result: Array = a * size + b * log_e + c * size * log_e + d
+    return result
+
+
+def _clark(theta: Array, points: Points, centre: Centre) -> Array:
+    a, b, c, d = _columns(theta)
+    return _clark_shape(a, b, c, d, np.log(points.expansion[None, :]), points, centre)
+
+
+def _clark_saturating(theta: Array, points: Points, centre: Centre) -> Array:
+    a, b, c, d, start, span = _columns(theta)
+    return _clark_shape(a, b, c, d, _log_expansion(start, span, points), points, centre)
+
+
+def _clark_public(theta: Array, centre: Centre) -> Constants:
+    """log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d, from what is centred at N0 and in ln."""
+    a, b, c, d = theta[:4]
+    size = math.log(centre.active)
+    found = {"a": a, "b": b - c * size, "c": c * math.log(10), "d": (d - a * size) / math.log(10)}
+    return found if len(theta) == 4 else {**found, **_saturation(theta[4], theta[5])}
+
+
+def _krajewski(theta: Array, points: Points, centre: Centre) -> Array:
+    c, g, gamma, a, alpha, b, beta = _columns(theta)
+    size = np.log(points.params[None, :] / centre.params)
+    tokens = np.log(points.tokens[None, :] / centre.tokens)
+    fine = np.exp(g - gamma * np.log(points.granularity[None, :])) + np.exp(a)
+    return np.log(np.exp(c) + fine * np.exp(-alpha * size) + np.exp(b - beta * tokens))  # type: ignore[no-any-return]
+
+
+def _krajewski_public(theta: Array, centre: Centre) -> Constants:
+    c, g, gamma, a, alpha, b, beta = theta
+    size, tokens = centre.params**alpha, centre.tokens**beta
+    return {"c": math.exp(c), "g": math.exp(g) * size, "gamma": gamma, "a": math.exp(a) * size, "alpha": alpha,
+            "b": math.exp(b) * tokens, "beta": beta}  # fmt: skip
+
+
+def _abnar(theta: Array, points: Points, centre: Centre) -> Array:
+    a, alpha, b, beta, c, lam, d, delta, gamma, e = _columns(theta)
+    size = np.log(points.params[None, :] / centre.params)
+    tokens = np.log(points.tokens[None, :] / centre.tokens)
+    dense = np.log(points.density[None, :])
+    terms = np.exp(a - alpha * size) + np.exp(b - beta * tokens) + np.exp(c - lam * dense)
+    return np.log(terms + np.exp(d - delta * dense - gamma * size) + np.exp(e))  # type: ignore[no-any-return]
+
+
+def _abnar_public(theta: Array, centre: Centre) -> Constants:
+    a, alpha, b, beta, c, lam, d, delta, gamma, e = theta
+    return {"a": math.exp(a) * centre.params**alpha, "alpha": alpha, "b": math.exp(b) * centre.tokens**beta, "beta": beta,
+            "c": math.exp(c), "lambda": lam, "d": math.exp(d) * centre.params**gamma, "delta": delta, "gamma": gamma,
+            "e": math.exp(e)}  # fmt: skip
+
+
+def _joint_shape(parts: list[Array], log_e: Array, points: Points, centre: Centre) -> Array:
+    a, delta, alpha, gamma, b, omega, beta, zeta, c = parts
+    size = np.log(points.active[None, :] / centre.active)
+    tokens = np.log(points.tokens[None, :] / centre.tokens)
+    of_size = np.exp(a + delta * log_e + (alpha + gamma * log_e) * size)
+    of_tokens = np.exp(b + omega * log_e + (beta + zeta * log_e) * tokens)
+    return np.log(of_size + of_tokens + np.exp(c))  # type: ignore[no-any-return]
+
+
+def _joint(theta: Array, points: Points, centre: Centre) -> Array:
+    return _joint_shape(_columns(theta), np.log(points.expansion[None, :]), points, centre)
+
+
+def _joint_saturating(theta: Array, points: Points, centre: Centre) -> Array:
+    *parts, start, span = _columns(theta)
+    return _joint_shape(parts, _log_expansion(start, span, points), points, centre)
+
+
+def _joint_public(theta: Array, centre: Centre) -> Constants:
+    a, delta, alpha, gamma, b, omega, beta, zeta, c = theta[:9]
+    size, tokens = math.log(centre.active), math.log(centre.tokens)
+    found = {"a": math.exp(a - alpha * size), "delta": delta - gamma * size, "alpha": alpha, "gamma": gamma,
+             "b": math.exp(b - beta * tokens), "omega": omega - zeta * tokens, "beta": beta, "zeta": zeta,
+             "c": math.exp(c)}  # fmt: skip
+    return found if len(theta) == 9 else {**found, **_saturation(theta[9], theta[10])}
+
+
+CLARK = "log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d,  N active parameters, E^ saturating in E/k"
+JOINT = "L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c,  N active parameters"
+CLARK_SOURCE = "Clark et al. 2022, arXiv:2202.01169"
+JOINT_SOURCE = "Ludziejewski et al. 2025, arXiv:2502.05172"
+# Fewer expansions than this cannot tell how experts saturate: then E^ = E, the same form at E_start = 1, E_max = infinity.
+TO_SATURATE = 6
+
+_CLARK_NAMES, _CLARK_LOW, _CLARK_HIGH = ("a", "b", "c", "d"), (-0.4, -0.3, -0.05, -1.0), (0.0, 0.1, 0.05, 2.0)
+_JOINT_NAMES = ("a", "delta", "alpha", "gamma", "b", "omega", "beta", "zeta", "c")
+_JOINT_LOW, _JOINT_HIGH = (
+    (-4.0, -0.6, -0.8, -0.1, -4.0, -0.4, -0.8, -0.1, -3.0),
+    (1.0, 0.2, -0.05, 0.1, 1.0, 0.4, -0.05, 0.1, 1.0),
+)
+_LEVELS = {"active": 3, "expansion": 3}
+
+LAWS: dict[str, tuple[Law, ...]] = {
+    "clark": (
+        Law("clark", CLARK, CLARK_SOURCE, (*_CLARK_NAMES, "E_start", "E_max"), (*_CLARK_LOW, 0.0, 2.0), (*_CLARK_HIGH, 1.0, 6.0),
+            _clark_saturating, _clark_public, {"active": 3, "expansion": TO_SATURATE}, ("tokens",)),
+        Law("clark", CLARK.replace(", E^ saturating in E/k", ", E^ = E/k"), CLARK_SOURCE, _CLARK_NAMES, _CLARK_LOW, _CLARK_HIGH,
+            _clark, _clark_public, _LEVELS, ("tokens",)),
+    ),
+    "krajewski": (
+        Law("krajewski", "L = c + (g / G^gamma + a) / N^alpha + b / D^beta,  N all parameters, G = d_ff / d_expert",
+            "Krajewski et al. 2024, arXiv:2402.07871", ("c", "g", "gamma", "a", "alpha", "b", "beta"),
+            (-3.0, -4.0, 0.2, -4.0, 0.05, -4.0, 0.05), (1.0, 1.0, 1.5, 1.0, 0.8, 1.0, 0.8), _krajewski, _krajewski_public,
+            {"params": 3, "granularity": 3, "tokens": 3}, ("expansion",)),
+    ),
+    "abnar": (
+        Law("abnar", "L = a/N^alpha + b/D^beta + c/(1-S)^lambda + d/((1-S)^delta N^gamma) + e,  N all parameters, S = (E-k)/E",
+            "Abnar et al. 2025, arXiv:2501.12370", ("a", "alpha", "b", "beta", "c", "lambda", "d", "delta", "gamma", "e"),
+            (-4.0, 0.05, -4.0, 0.05, -4.0, -0.6, -4.0, -0.3, 0.05, -3.0), (1.0, 0.8, 1.0, 0.8, 0.0, 0.2, 1.0, 0.6, 0.8, 1.0), _abnar,
+            _abnar_public, {"params": 4, "expansion": 4, "tokens": 3}),
+    ),
+    "ludziejewski": (
+        Law("ludziejewski", JOINT, JOINT_SOURCE, (*_JOINT_NAMES, "E_start", "E_max"), (*_JOINT_LOW, 0.0, 2.0),
+            (*_JOINT_HIGH, 1.0, 6.0), _joint_saturating, _joint_public, {"active": 3, "expansion": TO_SATURATE, "tokens": 3}),
+        Law("ludziejewski", JOINT + ", E^ = E/k", JOINT_SOURCE, _JOINT_NAMES, _JOINT_LOW, _JOINT_HIGH, _joint, _joint_public,
+            {**_LEVELS, "tokens": 3}),
+    ),
+}  # fmt: skip

@@ -1,0 +1,161 @@
+"""What a scaling law sees of runs: sizes, experts, tokens and loss, as arrays of one value a run.
+
+M runs, C configurations.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from moe_cli.errors import ConfigError
+from moe_cli.report.frame import plain
+from moe_cli.store import COMPLETED
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Points:
+    """One value a run, each of shape [M].
+
+    Attributes:
+        params: all parameters, N.
+        active: those one token meets, N_act.
+        expansion: E / K, experts over chosen experts: E itself where each token has one, and 1 when dense.
+        density: 1 - S = K / E; 1 when dense.
+        granularity: G = d_ff / d_expert (arXiv:2402.07871, eq. 6); 1 when dense.
+        tokens: D, seen in training.
+        flops: of the whole training.
+        loss: nats per token over the validation split; NaN where it is to be predicted.
+        cluster: the configuration, 0 to C - 1: runs that differ in the seed alone share one.
+        speed: tokens per second in training; NaN where unknown.
+    """
+
+    params: Array
+    active: Array
+    expansion: Array
+    density: Array
+    granularity: Array
+    tokens: Array
+    flops: Array
+    loss: Array
+    cluster: Array
+    speed: Array
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def num_configurations(self) -> int:
+        return len(np.unique(self.cluster))
+
+    def take(self, chosen: Array) -> "Points":
+        """Those of a mask or of indices."""
+        return Points(**{entry.name: getattr(self, entry.name)[chosen] for entry in fields(self)})
+
+    def firsts(self) -> "Points":
+        """One point a configuration, its loss the geometric mean over seeds."""
+        clusters, places = np.unique(self.cluster, return_index=True)
+        means = [np.exp(np.log(self.loss[self.cluster == each]).mean()) for each in clusters]
+        chosen = self.take(places)
+        return Points(**{**vars(chosen), "loss": np.array(means)})
+
+
+@dataclass(frozen=True)
+class Named:
+    """Points, the settings by which people know their configurations (one label a point), and runs that were left out."""
+
+    points: Points
+    labels: tuple[str, ...]
+    left_out: int
+
+
+def make_points(frame: pd.DataFrame) -> Named:
+    """The complete runs of a frame of runs (`load_runs`), each configuration's seeds together.
+
+    Raises:
+        ConfigError: there are none, or they learned from different data, so that their losses are no one law's.
+    """
+    from moe_cli.report.fold import settings_of, varying
+
+    runs = _rows(frame)
+    complete = [run for run in runs if run["status"] == COMPLETED]
+    usable = [run for run in complete if _usable(run)]
+    if not usable:
+        raise ConfigError(f"no complete run among {len(runs)} to fit a law to. Make some: moe sweep scaling")
+    if len({run["corpus_sha256"] for run in usable}) > 1:
+        raise ConfigError(
+            "the runs learned from different data, so no one law holds for their losses.\n"
+            "Give the runs of one corpus: moe report SWEEP --fit, or --filter 'corpus == \"NAME\"'"
+        )
+    settings = settings_of(frame.columns)
+    places: dict[tuple[Any, ...], int] = {}
+    clusters = [places.setdefault(tuple(run.get(name) for name in settings), len(places)) for run in usable]
+    names = varying(usable, settings)
+    labels = tuple(_label(run, names) for run in usable)
+    return Named(_arrays(usable, clusters), labels, len(runs) - len(usable))
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    columns = plain(frame)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _usable(run: Mapping[str, Any]) -> bool:
+    numbers = ("params", "active_params", "flops_per_token", "tokens", "val_loss", "expert")
+    return all(isinstance(run.get(name), int | float) and run[name] > 0 for name in numbers)
+
+
+def _label(run: Mapping[str, Any], names: list[str]) -> str:
+    """What the law sees of a configuration, and what else tells it apart: expert=16 k=2, 1.05M active, 2.46M tokens."""
+    from moe_cli.config.parse import show
+    from moe_cli.numbers import count
+    from moe_cli.report.fold import applies
+
+    seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")
+    who = f"expert={run['expert']}" + (f" k={run['k']}" if run["expert"] > 1 and run.get("k") else "")
+    others = [f"{name.rpartition('.')[2]}={show(run[name])}" for name in names
+              if name not in seen and not name.startswith("model.") and applies(name, dict(run)) and run[name] is not None]  # fmt: skip
+    return ", ".join(
+        [" ".join([who, *others]), f"{count(run['active_params'])} active", f"{count(run['tokens'])} tokens"]
+    )
+
+
+def _arrays(runs: list[dict[str, Any]], clusters: list[int]) -> Points:
+    def column(value: Callable[[dict[str, Any]], float]) -> Array:
+        return np.array([float(value(run)) for run in runs])
+
+    return Points(
+        column(lambda run: run["params"]),
+        column(lambda run: run["active_params"]),
+        column(expansion),
+        column(lambda run: 1 / expansion(run)),
+        column(granularity),
+        column(lambda run: run["tokens"]),
+        column(lambda run: run["tokens"] * run["flops_per_token"]),
+        column(lambda run: run["val_loss"]),
+        np.array(clusters),
+        column(lambda run: run.get("tokens_per_second") or math.nan),
+    )
+
+
+def expansion(run: Mapping[str, Any]) -> float:
+    """E / K; 1 when dense, or where a router has no fixed K."""
+    k = run.get("k")
+    return (
+        max(1.0, run["expert"] / k)
+        if run["expert"] > 1 and isinstance(k, int | float) and k > 0
+        else float(run["expert"])
+    )
+
+
+def granularity(run: Mapping[str, Any]) -> float:
+    """d_ff / d_expert; 1 when dense."""
+    wide, narrow = run.get("model.d_ff"), run.get("model.d_expert")
+    known = isinstance(wide, int | float) and isinstance(narrow, int | float) and narrow > 0
+    return float(wide) / float(narrow) if known and run["expert"] > 1 else 1.0  # type: ignore[arg-type]

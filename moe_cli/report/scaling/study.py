@@ -1,0 +1,92 @@
+"""Everything `--fit` says of some runs, in one record: the fit, the answers that were asked for, and the same for programs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from moe_cli.errors import ConfigError
+from moe_cli.report.scaling.answers import (
+    DenseEquivalent,
+    IsoFlop,
+    Prediction,
+    Validation,
+    dense_equivalents,
+    iso_flop,
+    predict,
+    validate,
+)
+from moe_cli.report.scaling.fit import AUTO, Fit, fit
+from moe_cli.report.scaling.points import Points, make_points
+
+
+@dataclass(frozen=True)
+class Study:
+    """A fit with its answers.
+
+    Attributes:
+        left_out: runs that are not complete.
+        validation: None where nobody asked.
+    """
+
+    fit: Fit
+    left_out: int
+    equivalents: tuple[DenseEquivalent, ...]
+    iso_flop: tuple[IsoFlop, ...]
+    predictions: tuple[Prediction, ...]
+    validation: Validation | None
+
+
+def study(
+    frame: pd.DataFrame,
+    law: str = AUTO,
+    wanted: Mapping[str, Points] | None = None,
+    hold_out: bool = False,
+) -> Study:
+    """Fits a scaling law to a frame of runs (`load_runs`) and answers.
+
+    Args:
+        law: clark, krajewski, abnar, ludziejewski, or auto: that of the least error on configurations held out.
+        wanted: configurations to predict, by what they are called.
+        hold_out: also predict the largest configurations from the others.
+
+    Raises:
+        ConfigError: no such law, no runs, or runs that cannot support it; it says which runs would.
+    """
+    named = make_points(frame)
+    found = fit(named.points, law)
+    predictions = tuple(each for label, point in (wanted or {}).items() for each in predict(found, point, [label]))
+    validation = validate(named.points, named.labels, found.law.name) if hold_out else None
+    labels = {int(cluster): label for cluster, label in zip(named.points.cluster, named.labels, strict=True)}
+    return Study(found, named.left_out, dense_equivalents(found, labels), iso_flop(frame), predictions, validation)
+
+
+def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
+    """The runs of a frame that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
+    from moe_cli.config.expressions import parse_expression
+    from moe_cli.report.fold import rows_of
+
+    if condition is None:
+        return frame
+    expression = parse_expression(condition)
+    expression.check([str(name) for name in frame.columns])
+    chosen = frame[[expression.holds(row) for row in rows_of(frame)]]
+    if chosen.empty:
+        raise ConfigError(f"no run matches --filter '{condition}'.")
+    return chosen
+
+
+def study_record(result: Study) -> dict[str, Any]:
+    """The study as one JSON object; infinite numbers are for the writer to replace."""
+    found = result.fit
+    return {
+        "law": found.law.name, "equation": found.law.equation, "source": found.law.source,
+        "runs": len(found.points), "configurations": found.points.num_configurations, "left_out": result.left_out,
+        "constants": [asdict(each) for each in found.constants],
+        "residual": found.scale, "held_out_error": found.held_out, "rejected": [asdict(each) for each in found.rejected],
+        "dense_equivalents": [{**asdict(each), "speed_up": each.speed_up} for each in result.equivalents],
+        "iso_flop": [asdict(each) for each in result.iso_flop],
+        "predictions": [asdict(each) for each in result.predictions],
+        "validation": asdict(result.validation) if result.validation else None,
+    }  # fmt: skip
