@@ -10,10 +10,8 @@ from moe_cli.errors import ConfigError
 from moe_cli.numbers import printable
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from moe_cli.cli.fit import FitRequest
-    from moe_cli.report.page import Section
+    from moe_cli.report.page import Source
     from moe_cli.report.view import View
 
 ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".parquet", ".png", ".svg")
@@ -39,7 +37,9 @@ def export_files(html: Path | None, to: Sequence[Path] | None) -> dict[Path, str
     files += [(html.expanduser(), ".html")] if html else []
     for path, ending in files:
         if ending not in ENDINGS:
-            raise ConfigError(f"--to {printable(str(path))}: the ending says what to write. It can be {', '.join(ENDINGS)}.")
+            raise ConfigError(
+                f"--to {printable(str(path))}: the ending says what to write. It can be {', '.join(ENDINGS)}."
+            )
         if path.is_dir() or (path.exists() and not path.is_file()):
             raise ConfigError(f"{printable(str(path))} is not a file: give the name of one.")
         if not path.parent.is_dir():
@@ -58,10 +58,7 @@ def check_export(files: Mapping[Path, str], others: Mapping[str, object]) -> Non
             raise ConfigError(f"{name} has no effect on files{also}")
 
 
-def write_files(
-    files: Mapping[Path, str], view: "View", frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None", title: str,
-    request: "FitRequest | None",
-) -> list[Path]:  # fmt: skip
+def write_files(files: Mapping[Path, str], view: "View", source: "Source", request: "FitRequest | None") -> list[Path]:
     """Writes each file whole or leaves the old one.
 
     Raises:
@@ -74,9 +71,9 @@ def write_files(
             check_ours(path)
     for path, ending in files.items():
         if ending == ".html":
-            content: str | bytes = _page(view, frame, elsewhere, title, request)
+            content: str | bytes = _page(view, source, request)
         else:
-            content = _content(ending, view, list(frame["path"]), title)
+            content = _content(ending, view, list(source.frame["path"]), source.title)
         write_file(path, content)
     return list(files)
 
@@ -99,29 +96,23 @@ def _content(ending: str, view: "View", paths: list[str], title: str) -> str | b
     return {".csv": csv_text, ".md": markdown_text, ".tex": latex_text}[ending](view)
 
 
-def _page(
-    view: "View", frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None", title: str, request: "FitRequest | None"
-) -> str:
+def _page(view: "View", source: "Source", request: "FitRequest | None") -> str:
+    from moe_cli.cli.fit import make_study
     from moe_cli.report.page import page_text
     from moe_cli.report.page.answers import answer_section, fit_sections
 
-    sections: list[Section] = answer_section(frame, elsewhere)
+    sections = answer_section(source.frame, source.elsewhere)
     if request is not None:
-        sections += fit_sections(_study(frame, request), title)
-    return page_text(view, frame, title, sections, elsewhere)
-
-
-def _study(frame: "pd.DataFrame", request: "FitRequest"):  # type: ignore[no-untyped-def]
-    from moe_cli.cli.fit import make_point
-    from moe_cli.report.scaling.study import select, study
-
-    chosen = select(frame, request.condition)
-    wanted = {" ".join(each.split()): make_point(chosen, each) for each in request.predict}
-    return study(chosen, request.law, wanted, request.validate)
+        sections += fit_sections(make_study(source.frame, request), source.title)
+    return page_text(view, source, sections)
 
 
 def print_written(paths: Collection[Path]) -> None:
     """Where everything is, and how large."""
     for path in paths:
         size = path.stat().st_size
-        typer.echo(f"{printable(str(path))}   {size / 1e6:.2f} MB" if size > 99_999 else f"{printable(str(path))}   {size / 1e3:.1f} kB")
+        typer.echo(
+            f"{printable(str(path))}   {size / 1e6:.2f} MB"
+            if size > 99_999
+            else f"{printable(str(path))}   {size / 1e3:.1f} kB"
+        )

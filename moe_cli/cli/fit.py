@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from moe_cli.report.scaling.points import Points
+    from moe_cli.report.scaling.study import Study
 
 FitOption = Annotated[
     str | None,
@@ -50,18 +51,25 @@ def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str)
     from moe_cli.cli.options import print_json, text_width
     from moe_cli.errors import ConfigError
     from moe_cli.report.scaling.lines import study_lines
-    from moe_cli.report.scaling.study import select, study, study_record
+    from moe_cli.report.scaling.study import study_record
 
     if form not in ("table", "json"):
         raise ConfigError(f"--fit prints a table or json, not {form}. Use --format json")
-    chosen = select(frame, request.condition)
-    wanted = {" ".join(each.split()): make_point(chosen, each) for each in request.predict}
-    result = study(chosen, request.law, wanted, request.validate)
+    result = make_study(frame, request)
     if form == "json":
         print_json(study_record(result))
         return
     console = Console(highlight=False, emoji=False, markup=False)
     print_lines(console, study_lines(result, title, text_width(console)))
+
+
+def make_study(frame: "pd.DataFrame", request: FitRequest) -> "Study":
+    """The fit with its answers. Raises ConfigError: the runs cannot support it, or a setting is wrong."""
+    from moe_cli.report.scaling.study import select, study
+
+    chosen = select(frame, request.condition)
+    wanted = {" ".join(each.split()): make_point(chosen, each) for each in request.predict}
+    return study(chosen, request.law, wanted, request.validate)
 
 
 def make_point(frame: "pd.DataFrame", text: str) -> "Points":

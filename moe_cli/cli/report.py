@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import moe_cli
 from moe_cli.cli.export import Html, To, check_export, export_files, print_written, write_files
 from moe_cli.cli.fit import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
 from moe_cli.cli.options import Outputs, print_notes, text_width
@@ -58,6 +59,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
     from moe_cli.report.frame import dense_runs_elsewhere, load_selection
+    from moe_cli.report.page.content import Source
     from moe_cli.report.view import Question, make_view
     from moe_cli.store import outputs_folder
 
@@ -65,7 +67,9 @@ def report(  # noqa: PLR0913  (an argument for each option)
     request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
     files = export_files(html, to)
     if files:
-        check_export(files, {"--format": form is not Format.TABLE, "--plot": plot, "--recommend": recommend, "--fit": fit})
+        check_export(
+            files, {"--format": form is not Format.TABLE, "--plot": plot, "--recommend": recommend, "--fit": fit}
+        )
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
     groups = list(dict.fromkeys(frame["group"]))
@@ -81,7 +85,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
     if files:
-        print_written(write_files(files, view, frame, elsewhere, title, request))
+        source = Source(frame, elsewhere, title, f"moe {moe_cli.__version__}")
+        print_written(write_files(files, view, source, request))
     elif plot is not None:
         print_plot(view, title, plot, form.value)
     else:

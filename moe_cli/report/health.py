@@ -86,7 +86,8 @@ def health(run: Run) -> Health:
     """What routing.jsonl tells."""
     by_layer: dict[int, list[dict[str, Any]]] = {}
     for record in run.routing():
-        layer, step = record.get("layer"), record.get("step")
+        layer: Any = record.get("layer")
+        step = record.get("step")
         if _whole(layer) and _whole(step) and _counts(record.get("tokens_per_expert")):
             by_layer.setdefault(int(layer), []).append(record)
     dropped = _fraction((run.summary() or {}).get("dropped_fraction"))

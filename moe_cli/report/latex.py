@@ -1,0 +1,73 @@
+"""A view as a LaTeX table, ready for a paper: booktabs, best in bold, intervals behind +-."""
+
+from moe_cli.numbers import printable
+from moe_cli.report.captions import below
+from moe_cli.report.columns import PLUS_MINUS
+from moe_cli.report.fold import DENSE
+from moe_cli.report.view import View
+
+ESCAPES = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "-": "-",
+}  # fmt: skip
+NEVER_BROKEN = 10**6
+
+
+def latex_text(view: View) -> str:
+    """A table environment with the columns of the view; needs \\usepackage{booktabs} alone."""
+    columns = view.columns
+    lines = [
+        "% made by moe report; needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "  \\centering",
+        f"  \\caption{{{_caption(view)}}}",
+        "  \\label{tab:moe}",
+        f"  \\begin{{tabular}}{{@{{}}{''.join('l' if column.left else 'r' for column in columns)}@{{}}}}",
+        "    \\toprule",
+        "    " + " & ".join(escaped(column.heading) for column in columns) + r" \\",
+        "    \\midrule",
+    ]
+    for row in view.rows:
+        best = any(row is each for each in view.best)
+        lines.append("    " + " & ".join(cell(column.write(row), best) for column in columns) + r" \\")
+    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+
+
+def _caption(view: View) -> str:
+    shared = [line.plain for line in below(view, NEVER_BROKEN) if line.plain.startswith("the same for all")]
+    intervals = any(row["val_loss_interval"] is not None for row in view.rows)
+    to = "the dense model" if view.baseline == DENSE else "the baseline"
+    what = f"Means over seeds with 95 % intervals; differences to {to} are paired by seed." if intervals else ""
+    best = "Best in bold." if view.best else ""
+    also = f"{shared[0][0].upper()}{shared[0][1:]}." if shared else ""
+    return " ".join(escaped(part) for part in (what, best, also) if part)
+
+
+def cell(text: str, best: bool) -> str:
+    """A cell: numbers in math, so that minus is a minus; bold where the row is the best."""
+    mean, sign, spread = text.partition(PLUS_MINUS)
+    if sign:
+        number, percent, _ = mean.partition(" %")
+        unit = r"\,\%" if percent else ""
+        written = f"${number} \\pm {escaped(spread)}${unit}"
+        return f"\\boldmath\\textbf{{{written}}}\\unboldmath" if best else written
+    number, percent, rest = text.partition(" %")
+    if not rest and _is_number(number):
+        written = (f"${number}$" if number[0] in "+-" else number) + (r"\,\%" if percent else "")
+    else:
+        written = "--" if text == "-" else escaped(text)
+    return f"\\textbf{{{written}}}" if best else written
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text[-1].isdigit()
+
+
+def escaped(text: str) -> str:
+    """The text with every character that TeX would obey written out."""
+    return "".join(ESCAPES.get(character, character) for character in printable(text))

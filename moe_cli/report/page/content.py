@@ -1,0 +1,218 @@
+"""A view as the plain values that the page reads: rows and their runs, quantities to draw, settings."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moe_cli.config.parse import show
+from moe_cli.numbers import printable
+from moe_cli.report.captions import above, below
+from moe_cli.report.columns import Column, never_leave
+from moe_cli.report.fold import TOP_LEVEL, Row, applies, comparable, fold, rows_of, settings_of
+from moe_cli.report.page.details import curve_content, expert_content
+from moe_cli.report.page.sections import Section
+from moe_cli.report.page.thin import rounded
+from moe_cli.report.plot import DERIVED
+from moe_cli.report.view import View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LINE_WIDTH = 10_000  # lines are the page's to wrap
+MOST_UNFINISHED = 100
+LONGEST_TEXT = 300
+# What can be drawn against what: the name, its heading, whether its axis is logarithmic, which way is better.
+QUANTITIES = (
+    ("sparsity", "sparsity, 1 - k / experts", False, 0),
+    ("flops_per_token", "training FLOP per token", True, -1),
+    ("train_flops", "training FLOP", True, -1),
+    ("active_params", "active parameters", True, -1),
+    ("params", "parameters", True, -1),
+    ("tokens_per_second", "tokens per second", False, 1),
+    ("peak_memory_bytes", "peak memory, bytes", True, -1),
+    ("seconds", "seconds of training", False, -1),
+    ("tokens", "training tokens", True, -1),
+    ("val_bpb", "validation, bits per byte", False, 0),
+    ("val_loss", "validation, nats per token", False, 0),
+    ("max_violation", "worst load above the mean (MaxVio)", False, 0),
+    ("dead_experts", "dead experts, share", False, 0),
+    ("dropped_fraction", "dropped, share", False, 0),
+)
+OUTCOMES = ("params", "tokens_per_second", "max_violation")
+LOGARITHMIC = ("expert", "k", "params", "optim.lr", "optim.adam_lr", "train.steps", "train.tokens", "train.flops")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a view was made of.
+
+    Attributes:
+        frame: the runs.
+        elsewhere: dense runs outside the frame that serve as baselines.
+        title: of the report.
+        program: that made it, with its version.
+    """
+
+    frame: "pd.DataFrame"
+    elsewhere: "pd.DataFrame | None"
+    title: str
+    program: str
+
+
+def page_content(view: View, source: Source, sections: Sequence[Section]) -> dict[str, Any]:
+    """Everything that the page shows."""
+    runs = _runs_of(view, source)
+    score = never_leave(view.rows)[1] if view.rows else "val_bpb"
+    curves, notes = curve_content(runs)
+    experts, more = expert_content(runs)
+    settings = _settings(view)
+    return {
+        "title": printable(source.title), "made": f"made by {source.program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
+        "by_run": view.by_run, "score": score, "above": _lines(above(view, source.title, LINE_WIDTH)),
+        "below": _lines(below(view, LINE_WIDTH)), "notes": [*notes, *more],
+        "columns": [{"name": column.name, "heading": printable(column.heading), "left": column.left}
+                    for column in view.columns],
+        "rows": _rows(view, runs, settings), "quantities": _quantities(view), "axes": _axes(view, score),
+        "settings": settings, "curves": curves, "experts": experts,
+        "sections": [each.content() for each in (*sections, *_unfinished(view))],
+    }  # fmt: skip
+
+
+def _lines(lines: Sequence[Any]) -> list[str]:
+    return [line.plain for line in lines]
+
+
+def _runs_of(view: View, source: Source) -> list[list[Row]]:
+    """The runs that each row of the view is made of, as rows of their own."""
+    if view.by_run:
+        return [[row] for row in view.rows]
+    single = sorted(
+        rows_of(fold(source.frame, True, source.elsewhere, view.baseline)), key=lambda row: row["created"] or 0
+    )
+    by_id = {row["run"]: row for row in single}  # of two runs with one id, the newer, as in the fold
+    return [[by_id[name] for name in row["runs"] if name in by_id] for row in view.rows]
+
+
+def _rows(view: View, runs: Sequence[Sequence[Row]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    leagues: dict[Any, int] = {}
+    content = []
+    for index, (row, members) in enumerate(zip(view.rows, runs, strict=True)):
+        cells = [printable(column.write(row)) for column in view.columns]
+        label = label_of(row, view)
+        words = [label, *cells, *(f"{run['run']} {' '.join(run['tags'])}" for run in members), str(row["status"])]
+        content.append({
+            "index": index, "label": label, "cells": cells,
+            "values": [_sortable(row, column) for column in view.columns],
+            "best": any(row is best for best in view.best), "front": bool(row.get("pareto")),
+            "league": leagues.setdefault(comparable(row), len(leagues)),
+            "text": printable(" ".join(words)).lower(), "flops": _value(row["flops_per_token"]),
+            "at": {name: _value(_quantity(row, name)) for name, *_ in QUANTITIES},
+            "half": {name: _value(row[f"{name}_interval"]) for name in ("val_bpb", "val_loss")},
+            "along": {name: _value(row.get(name)) if applies(name, row) else None for name in _axis_names(view)},
+            "settings": settings["of"][index],
+            "runs": [_run(run, view) for run in members],
+        })  # fmt: skip
+    return content
+
+
+def _run(run: Row, view: View) -> dict[str, Any]:
+    return {
+        "id": printable(run["run"]), "seed": _value(run["seed"]), "tags": [printable(tag) for tag in run["tags"]],
+        "cells": [printable(column.write(run)) for column in view.columns],
+    }  # fmt: skip
+
+
+def label_of(row: Row, view: View) -> str:
+    """The settings that tell the row apart, or the run where none does."""
+    words = [f"{name.removesuffix('.name')}={show(row[name])}" for name in view.varying if applies(name, row)]
+    if view.by_run or not words:
+        words = [row["run"] if len(row["runs"]) <= 1 else f"expert={show(row['expert'])} k={show(row['k'])}"]
+    if row["expert"] == 1:
+        words.append("(dense)")
+    return printable(" ".join(words))[:LONGEST_TEXT]
+
+
+def _sortable(row: Row, column: Column) -> float | int | str | None:
+    """What a column is sorted by: the value, or what is written of it where that is no number or text."""
+    value = row.get(column.name)
+    if value is None or column.write(row) == "-":
+        return None
+    return _value(value) if isinstance(value, str | int | float) else printable(column.write(row))
+
+
+def _value(value: Any) -> float | int | str | bool | None:
+    if isinstance(value, str):
+        return printable(value)[:LONGEST_TEXT]
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**53):
+        return value
+    return rounded(float(value), 7) if isinstance(value, int | float) else None
+
+
+def _quantity(row: Row, name: str) -> Any:
+    return DERIVED[name](row) if name in DERIVED else row.get(name)
+
+
+def _quantities(view: View) -> list[dict[str, Any]]:
+    """Those that some row has, and the settings that vary in number."""
+    known = [each for each in QUANTITIES if any(_quantity(row, each[0]) is not None for row in view.rows)]
+    return [{"name": name, "heading": text, "log": log, "better": way} for name, text, log, way in known]
+
+
+def _axis_names(view: View) -> list[str]:
+    """Of parallel coordinates: the settings that vary, what came out, and the score last."""
+    outcomes = [name for name in OUTCOMES if len({row.get(name) for row in view.rows}) > 1]
+    return [*view.varying[:10], *outcomes, never_leave(view.rows)[1] if view.rows else "val_bpb"]
+
+
+def _axes(view: View, score: str) -> list[dict[str, Any]]:
+    headings = {
+        "val_bpb": "bits/byte",
+        "val_loss": "nats/token",
+        "tokens_per_second": "tok/s",
+        "max_violation": "MaxVio",
+    }
+    return [
+        {"name": name, "heading": printable(headings.get(name, name.removesuffix(".name").rpartition(".")[2])),
+         "log": name in LOGARITHMIC}
+        for name in _axis_names(view)
+    ]  # fmt: skip
+
+
+def _settings(view: View) -> dict[str, Any]:
+    """What is the same for all rows, and what each has of its own."""
+    names = settings_of(map(str, view.frame.columns))
+    each = [{name: _setting(row, name) for name in names if applies(name, row)} for row in view.rows]
+    same = {name: each[0].get(name) for name in names if each and len({repr(one.get(name)) for one in each}) == 1}
+    own = [{name: value for name, value in one.items() if name not in same} for one in each]
+    return {
+        "names": [printable(name) for name in names],
+        "same": {printable(name): value for name, value in same.items() if value is not None or name in TOP_LEVEL},
+        "of": [{printable(name): value for name, value in one.items()} for one in own],
+    }
+
+
+def _setting(row: Row, name: str) -> float | int | str | bool | None:
+    value = row.get(name)
+    return None if isinstance(value, float) and not math.isfinite(value) else _value(value)
+
+
+def _unfinished(view: View) -> list[Section]:
+    """Which runs have no results, and why."""
+    if not view.unfinished:
+        return []
+    rows = [
+        (row["run"], row["status"], ((row["reason"] or "").strip().splitlines() or ["-"])[0][:LONGEST_TEXT])
+        for row in view.unfinished[:MOST_UNFINISHED]
+    ]
+    more = len(view.unfinished) - len(rows)
+    return [
+        Section(
+            "unfinished",
+            "Without results",
+            (f"and {more} more",) if more else (),
+            ("run", "status", "why"),
+            tuple(rows),
+        )
+    ]

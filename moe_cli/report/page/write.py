@@ -1,0 +1,46 @@
+"""A file of a report, written whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from moe_cli.errors import ConfigError, MoeError
+from moe_cli.numbers import printable
+from moe_cli.report.page import GENERATOR
+
+# The name of the program stands near the beginning of a page.
+HEAD_BYTES = 4096
+
+
+def check_ours(path: Path) -> None:
+    """Raises ConfigError: the file is there and is no page of this program, so that it is not ours to replace."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot read {printable(str(path))}: {error.strerror}. Name another file.") from None
+    if head and f'<meta name="generator" content="{GENERATOR}'.encode() not in head:
+        raise ConfigError(
+            f"{printable(str(path))} is there and was not made by moe report: it is left as it is. Name another file, or remove it."
+        )
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a temporary neighbour and renames it. A link is followed. Raises MoeError when it cannot be."""
+    path = Path(os.path.realpath(path))
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise MoeError(f"cannot write {printable(str(path))}: {error.strerror}. Name another place.") from None
