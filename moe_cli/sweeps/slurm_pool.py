@@ -267,7 +267,7 @@ class SlurmPool:
         if job.run.summary() is not None:
             return DONE
         if job.ending or (state is not None and state.name == "CANCELLED"):
-            return STOPPED
+            return -signal.SIGKILL if job.killed else STOPPED
         if state is not None and state.code == UNSEEN:
             raise MoeError(
                 f"a node does not see {job.run.path}, or {sys.executable} (job {job.number}).\n"

@@ -194,7 +194,7 @@ def test_a_killed_job_has_ended_when_slurm_says_so(slurm: FakeSlurm, runs: list[
     assert 2 == len(slurm.named("scancel"))
     assert -signal.SIGKILL == late.poll()
     slurm.jobs = {"10_1": ("CANCELLED", 9, "None")}
-    assert [STOPPED] == look(jobs, slurm)
+    assert [-signal.SIGKILL] == look(jobs, slurm)
 
 
 def test_time_in_the_queue_is_told_apart(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
