@@ -121,14 +121,14 @@ def _tokens(config: RunConfig) -> object:
     return "bytes" if config.data.tokenizer == "bytes" else config.data
 
 
-def memory_bytes(costs: Cost) -> int:
-    """The main memory that a run's process is expected to take on a CPU."""
-    return int(PROCESS_BYTES + costs.state_bytes + costs.activation_bytes)
+def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
+    """The main memory that a run's process is expected to take; if it trains on a GPU, for the weights as they are made."""
+    return int(PROCESS_BYTES + (4 * costs.num_params if on_gpu else costs.state_bytes + costs.activation_bytes))
 
 
-def memory_of(config: RunConfig, outputs: Path) -> int:
+def memory_of(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
     """The same for a configuration. Raises DataError, ConfigError: it cannot be run at all."""
-    return memory_bytes(cost(config, vocab_of(config, corpus_of(config, outputs))))
+    return memory_bytes(cost(config, vocab_of(config, corpus_of(config, outputs))), on_gpu)
 
 
 def _make_plan(config: RunConfig, corpus: Corpus, flops_per_second: float) -> Plan:

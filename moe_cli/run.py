@@ -61,6 +61,8 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
         return run_launched(run, ["-m", "moe_cli.run", str(run.path), str(outputs)], config)
     # Of several processes the first holds the folder, and writes for all.
     with lock(run.path) if rank() == 0 else nullcontext():
+        if rank() == 0 and run.summary() is not None:
+            raise RunBusy(f"{run.id} has just been completed by another process: there is nothing left to do.")
         recorder = Recorder(run) if rank() == 0 else Onlooker(run)
         try:
             _carry_out(run, config, outputs, recorder, observer or (lambda view: None))

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from moe_cli.machine import crowding, pick_device, pick_threads
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, restore, run_one
-from moe_cli.store import Run, create_run, lock, write_json
+from moe_cli.store import Recorder, Run, create_run, lock, write_json
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
 from tests.tiny import finish, tiny_config, words
@@ -267,6 +269,25 @@ def test_two_processes_do_not_train_one_run(text_file: Path, tmp_path: Path) -> 
     with lock(run.path), pytest.raises(RunBusy):
         run_one(run, tmp_path)
     assert "pending" == run.status()["status"]
+
+
+def test_a_run_that_another_process_completes_meanwhile_is_not_begun_again(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was waited for, for a moment, and is done: what it holds stays as it is."""
+    run = create_run(tmp_path, "runs", tiny_config(text_file))
+
+    @contextmanager
+    def waited(path: Path) -> Iterator[None]:
+        with lock(path):
+            Recorder(run).complete({"val_bpb": 1.0})
+            yield
+
+    monkeypatch.setattr("moe_cli.run.lock", waited)
+    with pytest.raises(RunBusy, match=f"{run.id} has just been completed"):
+        run_one(run, tmp_path)
+    assert "starts" not in run.status()
+    assert {"val_bpb": 1.0} == run.summary()
 
 
 def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,36 +57,38 @@ class How:
 def search(console: "Console", plan: "SearchPlan", folder: Path, how: How, *, dry_run: bool) -> None:
     """Carries a search out, or with `dry_run` says what it would be."""
     from moe_cli.sweeps.driver import drive
-    from moe_cli.sweeps.local import default_workers
-    from moe_cli.sweeps.pools import make_pool
+    from moe_cli.sweeps.pools import at_once, make_pool
     from moe_cli.sweeps.preview import preview
     from moe_cli.sweeps.search import SearchFeed, open_study
 
     ahead = preview(plan, folder)
     most = plan.trials * len(plan.seeds)
     if dry_run:
-        return _print_head(console, plan, ahead, folder, min(how.jobs or default_workers(ahead.plans), most))
+        jobs = at_once(how.executor, how.jobs, ahead.plans)
+        return _print_head(console, plan, ahead, folder, min(jobs, most) if jobs else None)
     if how.executor.name == "local":
         check_devices(each.config for each in ahead.plans)
     study = open_study(plan, folder, ahead.evaluations)
-    pool = make_pool(how.executor, folder, how.jobs, ahead.plans)
-    jobs = min(pool.workers, most)
-    _print_head(console, plan, ahead, folder, jobs)
-    feed = SearchFeed(plan, study, folder, jobs, how.retry_failed)
-    with feed.at_work(), SearchDisplay(console, feed) as display:
-        drive(feed, pool, display, how.rules, lambda: console.print(STOPPING))
+    pool: Any = None
+    feed = SearchFeed(plan, study, folder, lambda: min(pool.workers, most) if pool else 1, how.retry_failed)
+    with feed.at_work():
+        pool = make_pool(how.executor, folder, how.jobs, ahead.plans) if feed.waiting() else None
+        _print_head(console, plan, ahead, folder, feed.at_a_time())
+        if pool:
+            with SearchDisplay(console, feed) as display:
+                drive(feed, pool, display, how.rules, lambda: console.print(STOPPING))
     _print_end(console, feed)
 
 
-def _print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int) -> None:
+def _print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> None:
     from rich.markup import escape
 
     for style, line in head(plan, ahead, folder, jobs):
         console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
 
-def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int) -> list[tuple[str, str]]:
-    """What is searched and what it will take: lines, each with its style."""
+def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
+    """What is searched and what it will take, so many `jobs` at a time if that is known: lines, each with its style."""
     from moe_cli.numbers import duration
     from moe_cli.report.searched import load_study
     from moe_cli.sweeps.search import check_asked, counted
@@ -114,12 +116,10 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int) -> list[
         lines.append(("", f"  {'pruning':<10} {plan.prune}, looking at {ahead.evaluations} evaluations of a run"))
     lines += [("dim", f"  {'note':<10} {note}") for note in _notes(plan, ahead)]
     if to_go:
-        seconds = ahead.seconds * to_go * len(plan.seeds) / jobs
-        workers = "worker" if jobs == 1 else "workers"
+        seconds = duration(ahead.seconds * to_go * len(plan.seeds) / (jobs or 1))
+        on = f"on {jobs} {'worker' if jobs == 1 else 'workers'}" if jobs else "of work at this machine's speed"
         most = "at most " if plan.prune else ""
-        lines.append(
-            ("", f"{most}about {duration(seconds)} on {jobs} {workers}; stop any time, the same command continues")
-        )
+        lines.append(("", f"{most}about {seconds} {on}; stop any time, the same command continues"))
     return lines
 
 

@@ -106,7 +106,7 @@ def _carry_out(
     plans = make_plans(configs, folder, measure_flops())
     before = planned.existing(folder)
     old = outdated(before, force=again.force, code=again.code)
-    ahead = Ahead(planned, plans, statuses(before, old), how.jobs, how.retry_failed, len(old), how.executor.name)
+    ahead = Ahead(planned, plans, statuses(before, old), how.jobs, how.retry_failed, how.executor, len(old))
     if dry_run:
         print_head(console, ahead)
         return print_points(console, ahead)
@@ -117,7 +117,8 @@ def _carry_out(
     runs = planned.open(folder)
     todo = to_do(runs, how.retry_failed)
     pool = make_pool(how.executor, folder, ahead.at_once if local else how.jobs, plans) if todo else None
-    print_head(console, replace(ahead, jobs=pool.workers if pool else how.jobs))
+    known = pool is not None and how.executor.name == "ray"  # how many nodes there are
+    print_head(console, replace(ahead, jobs=pool.workers) if pool and known else ahead)
     if pool:
         with SweepDisplay(console, planned, runs, todo) as display:
             drive(Listed(todo), pool, display, how.rules, lambda: console.print(STOPPING))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from moe_cli.config.executors import Executor
     from moe_cli.forecast import Plan
     from moe_cli.store import Run
     from moe_cli.sweeps.plan import SweepPlan
@@ -40,8 +41,8 @@ class Ahead:
     status: Sequence[str]
     jobs: int | None
     retry_failed: bool
+    executor: "Executor"
     again: int = 0
-    executor: str = "local"
 
     def waits(self, status: str) -> bool:
         """Whether a run of this status is to be carried out now."""
@@ -50,11 +51,12 @@ class Ahead:
         return status not in (COMPLETED, PRUNED) and (self.retry_failed or status != FAILED)
 
     @property
-    def at_once(self) -> int:
-        """Runs at a time."""
-        from moe_cli.sweeps.local import default_workers
+    def at_once(self) -> int | None:
+        """Runs at a time; None: as many as a cluster has room for."""
+        from moe_cli.sweeps.pools import at_once
 
-        return min(self.jobs or default_workers(self.plans), len(self.plans))
+        most = at_once(self.executor, self.jobs, self.plans)
+        return None if most is None else min(most, len(self.plans))
 
     @property
     def to_go(self) -> "list[Plan]":
@@ -73,8 +75,7 @@ def print_head(console: "Console", ahead: Ahead) -> None:
 
 def head(ahead: Ahead) -> list[tuple[str, str]]:
     """Lines, each with its style."""
-    from moe_cli.numbers import duration
-    from moe_cli.store import COMPLETED, FAILED
+    from moe_cli.store import COMPLETED, FAILED, PRUNED
 
     planned, counted, to_go = ahead.planned, Counter(ahead.status), ahead.to_go
     runs = len(ahead.status)
@@ -82,7 +83,8 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
     seeds = f" x {planned.num_seeds} seeds = {runs} runs" if planned.num_seeds > 1 else ""
     failed = 0 if ahead.retry_failed else counted[FAILED]
     lost = f", {failed} failed before (--retry-failed runs them again)" if failed else ""
-    done = f"{counted[COMPLETED]} done before, {len(to_go)} to go{lost}"
+    pruned = f"{counted[PRUNED]} pruned before, " if counted[PRUNED] else ""
+    done = f"{counted[COMPLETED]} done before, {pruned}{len(to_go)} to go{lost}"
     lines.append(("yellow" if failed else "", f"{planned.num_configurations} configurations{seeds}: {done}"))
     lines += [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in planned.left_out]
     if planned.num_excluded:
@@ -92,29 +94,38 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
         lines.append(("dim", f"  once      {planned.num_repeats} points come to a configuration that is already there"))
     if ahead.again:
         lines.append(("dim", f"  again     {ahead.again} from the start; what there was goes to the trash"))
-    if ahead.executor == "local" and (crowd := _crowd(ahead)):
+    if crowd := _crowd(ahead):
         lines.append(("yellow", f"  crowded   {crowd}"))
-    if ahead.executor == "local" and to_go and (large := _too_large(to_go)):
+    if ahead.executor.name == "local" and to_go and (large := _too_large(to_go)):
         lines.append(("yellow", f"  memory    {large}"))
     if to_go:
-        seconds = sum(plan.seconds for plan in to_go) / ahead.at_once
-        workers = "worker" if ahead.at_once == 1 else "workers"
-        where = "" if ahead.executor == "local" else f" of {ahead.executor}, each as fast as this machine"
-        lines.append(
-            (
-                "",
-                f"about {duration(seconds)} on {ahead.at_once} {workers}{where}; stop any time, the same command continues",
-            )
-        )
+        lines.append(("", f"about {_expected(ahead)}; stop any time, the same command continues"))
     return lines
 
 
+def _expected(ahead: Ahead) -> str:
+    from moe_cli.numbers import duration
+
+    seconds, workers, name = sum(plan.seconds for plan in ahead.to_go), ahead.at_once, ahead.executor.name
+    if workers is None:
+        return f"{duration(seconds)} of work at this machine's speed, as many runs at a time as {name} has room for"
+    where = "" if name == "local" else f" of {name}, each as fast as this machine"
+    return f"{duration(seconds / workers)} on {workers} {'worker' if workers == 1 else 'workers'}{where}"
+
+
 def _crowd(ahead: Ahead) -> str:
-    """More threads at a time than cores."""
+    """More threads at a time than cores; or on a cluster another number of them than cores reserved for a run."""
     from moe_cli.machine import count_cores
 
-    threads = ahead.at_once * max((plan.threads for plan in ahead.plans), default=1)
-    return f"{threads} threads on {count_cores()} cores: slower. Fewer: -j" if threads > count_cores() else ""
+    threads, executor = max((plan.threads for plan in ahead.plans), default=1), ahead.executor
+    if executor.name == "local":
+        wanted = (ahead.at_once or 1) * threads
+        return f"{wanted} threads on {count_cores()} cores: slower. Fewer: -j" if wanted > count_cores() else ""
+    if threads > executor.cpus:
+        return f"{threads} threads on {executor.cpus} cores of each run: slower. Reserve more: executor.cpus={threads}"
+    if threads < executor.cpus and not executor.gpus and not getattr(executor, "gres", None):
+        return f"{executor.cpus} cores reserved for each run, of which it uses {threads}. To use all: train.threads={executor.cpus}"
+    return ""
 
 
 def _too_large(plans: "Sequence[Plan]") -> str:

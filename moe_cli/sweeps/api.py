@@ -23,11 +23,13 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Sequence[str],
     *,
     seeds: int | None = None,
+    where: Sequence[str] = (),
     name: str | None = None,
     workers: int | None = None,
     outputs: Path | None = None,
     retry_failed: bool = False,
     force: bool = False,
+    rerun_on_code: bool = False,
     timeout: float | None = None,
     retries: int = 0,
     fail_fast: bool = False,
@@ -41,7 +43,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
     Args:
         workers: runs at a time; None: what this machine bears, or the cluster that the word `executor=ray` names.
-        force: run every point from the start; what there is goes to outputs/.trash.
+        where: conditions that hold of every point, such as "k <= expert".
+        force, rerun_on_code: run points again, all or those of other code; what there is goes to outputs/.trash.
         timeout, retries, fail_fast: see `Rules`.
         search: "tpe" or "random" searches the settings; the options after it are for that.
 
@@ -53,13 +56,13 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     folder = outputs_folder(outputs)
     executor, words = split_executor(words)
     options, rules = SearchOptions(search, trials, objective, prune, search_seed), Rules(timeout, retries, fail_fast)
-    if asked := plan_if_search(words, options, seeds=seeds, name=name):
-        if force:
-            raise ConfigError("force=True is for sweeps; a search keeps what it has found. Start another: name=...")
+    if asked := plan_if_search(words, options, seeds=seeds, name=name, where=where):
+        if force or rerun_on_code:
+            raise ConfigError("force and rerun_on_code are for sweeps; a search keeps what it has found: name another.")
         _search(asked, folder, executor, workers, rules, retry_failed)
         return load_runs(folder / asked.name)
-    plan = plan_sweep(words, seeds=seeds, name=name).pinned(folder)
-    discard(outdated(plan.existing(folder), force=force, code=False), folder)
+    plan = plan_sweep(words, seeds=seeds, name=name, where=where).pinned(folder)
+    discard(outdated(plan.existing(folder), force=force, code=rerun_on_code), folder)
     runs = to_do(plan.open(folder), retry_failed)
     if runs:
         plans = make_plans([point.config for point in plan.points], folder, 1.0)
@@ -77,5 +80,5 @@ def _search(
     ahead = preview(plan, folder)
     study = open_study(plan, folder, ahead.evaluations)
     pool = make_pool(executor, folder, workers, ahead.plans)
-    with SearchFeed(plan, study, folder, pool.workers, retry_failed).at_work() as feed:
+    with SearchFeed(plan, study, folder, lambda: pool.workers, retry_failed).at_work() as feed:
         drive(feed, pool, rules=rules)

@@ -66,6 +66,14 @@ class Weighs(Protocol):
         """Whether there is place for it beside the runs at work. Alone, every run may start."""
 
 
+@runtime_checkable
+class Queues(Protocol):
+    """A job that may have to wait for a place."""
+
+    def queued(self) -> bool:
+        """Whether it waits."""
+
+
 class Feed(Protocol):
     """Which runs are wanted."""
 
@@ -111,7 +119,7 @@ class Rules:
     """What becomes of runs that fail.
 
     Attributes:
-        timeout: seconds that a run may take, counted from its start; None: as many as it likes.
+        timeout: seconds that a run may take, time in a cluster's queue not counted; None: as many as it likes.
         retries: how often a run that has failed starts again, from its last checkpoint. One that took too long does not.
         fail_fast: the first run that fails ends the sweep; the others at work save and stop.
     """
@@ -287,6 +295,8 @@ class _Drive:
             step = run.status().get("step")
             self._ask(run, _Ending(PRUNED, f"pruned: others do better{f' (step {step})' if step else ''}", now))
         for run, job in running.items():
+            if isinstance(job, Queues) and job.queued():
+                self.started[run] = now
             if run in self.endings:
                 if now - self.endings[run].asked > GRACE_SECONDS:
                     job.kill()

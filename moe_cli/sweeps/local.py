@@ -25,9 +25,11 @@ def default_workers(plans: Sequence[Plan]) -> int:
     Never more than memory bears.
     """
     procs = max(plan.config.launch.procs for plan in plans)
-    gpus = len(visible_gpus()) if any(plan.config.train.device in ("auto", "cuda") for plan in plans) else 0
+    on_gpu = [plan.config.train.device in ("auto", "cuda") for plan in plans]
+    gpus = len(visible_gpus()) if any(on_gpu) else 0
     most = (gpus or count_cores() // max(plan.threads for plan in plans)) // procs
-    available, need = available_memory_bytes(), max(memory_bytes(plan.cost) for plan in plans)
+    needs = [memory_bytes(plan.cost, gpus > 0 and there) for plan, there in zip(plans, on_gpu, strict=True)]
+    available, need = available_memory_bytes(), max(needs)
     return max(1, most if available is None else min(most, available // need))
 
 
@@ -128,10 +130,12 @@ class LocalPool:
         return job
 
     def _forks(self, config: RunConfig) -> bool:
-        device = config.train.device
         compiled = compiles(config, config.model.vocab_size or 256, "cpu")
-        on_cpu = device == "cpu" or (device == "auto" and not self.gpus)
-        return self._warm and on_cpu and config.launch.procs == 1 and not compiled
+        return self._warm and self._on_cpu(config) and config.launch.procs == 1 and not compiled
+
+    def _on_cpu(self, config: RunConfig) -> bool:
+        device = config.train.device
+        return device == "cpu" or (device == "auto" and not self.gpus)
 
     def _start_warm(self, run: Run) -> Process | Fork:
         if self._nest is not None and self._nest.gone:
@@ -157,7 +161,8 @@ class LocalPool:
     def _need(self, run: Run) -> int:
         if run.path not in self._needs:
             try:
-                self._needs[run.path] = memory_of(run.config(), self.outputs)
+                config = run.config()
+                self._needs[run.path] = memory_of(config, self.outputs, not self._on_cpu(config))
             except (MoeError, OSError):  # the worker will say what is wrong with it
                 self._needs[run.path] = 0
         return self._needs[run.path]

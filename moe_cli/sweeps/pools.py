@@ -4,13 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_cli.config.executors import Executor, RayExecutor, SlurmExecutor
+from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.forecast import Plan
 from moe_cli.sweeps.local import LocalPool, default_workers
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.ray_pool import RayPool
     from moe_cli.sweeps.slurm_pool import SlurmPool
+
+
+def at_once(executor: Executor, workers: int | None, plans: Sequence[Plan]) -> int | None:
+    """How many of these runs go on at a time; None: as many as a cluster has room for, which is not known before."""
+    if isinstance(executor, LocalExecutor):
+        return workers or default_workers(plans)
+    limit = executor.array_parallelism if isinstance(executor, SlurmExecutor) else None
+    return min((each for each in (workers, limit) if each is not None), default=None)
 
 
 def make_pool(

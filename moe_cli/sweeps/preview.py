@@ -9,7 +9,7 @@ from moe_cli.forecast import Plan, make_plans, measure_flops, pin_upcycle
 from moe_cli.report.searched import import_optuna
 from moe_cli.sweeps.pruning import count_evaluations
 from moe_cli.sweeps.search import PATIENCE, distributions
-from moe_cli.sweeps.space import SearchPlan
+from moe_cli.sweeps.space import SearchPlan, check_has_value
 
 DRAWS = 24
 
@@ -57,6 +57,8 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
         raise ConfigError(
             reasons[0] if len(set(reasons)) == 1 else f"none of {PATIENCE} draws can be run.\n{reasons[0]}"
         )
+    for config in configs:
+        check_has_value(plan.objectives, config)
     plans = make_plans(configs, outputs, measure_flops())
     if "val_bpb" in plan.objectives and any(each.corpus.meta["num_bytes"] is None for each in plans):
         raise ConfigError("nobody knows the bytes of these tokens, so there is no val_bpb. Add: --objective val_loss")

@@ -172,6 +172,9 @@ class RayJob:
             self.end = self.keeper.wait.remote()
         return int(ray.get(self.end)) if ray.wait([self.end], timeout=0)[0] else None
 
+    def queued(self) -> bool:
+        return self.code is None and self.end is None
+
     def stop(self) -> None:
         self.stopping = True
         if self.poll() is None and self.end is not None:
@@ -211,7 +214,7 @@ class RayPool:
         has_gpus = any(node["Resources"].get("GPU") for node in self._nodes())
         self.gpus = float(has_gpus) if executor.gpus is None else executor.gpus
         self.actors = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=2)(_keeper_class())
-        self.environment = _environment(self.cpus, self.gpus)
+        self.environment = _environment(self.gpus)
         self._workers = workers
         self._jobs: list[RayJob] = []
         self._losses: Counter[Path] = Counter()
@@ -276,9 +279,7 @@ class RayPool:
             self.ray.shutdown()
 
 
-def _environment(cpus: int, gpus: float) -> dict[str, str]:
+def _environment(gpus: float) -> dict[str, str]:
     """What a worker on a node is told beside that node's own environment; Ray has chosen the GPUs, if there are any."""
-    told = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus)}
-    if "PYTHONPATH" in os.environ:
-        told["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    told = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
     return told if gpus else {**told, "CUDA_VISIBLE_DEVICES": ""}

@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import le
@@ -110,12 +110,17 @@ class SearchFeed:
     """Gives the runs of a search's trials; see `driver.Feed`.
 
     Args:
-        at_a_time: so many runs are given before the first of them has ended: what is asked depends on what is known, so
-            with 1 the trials are the same every time.
+        at_a_time: so many runs are given before the first of them has ended, as a cluster grows or shrinks: what is
+            asked depends on what is known, so with 1 the trials are the same every time.
     """
 
     def __init__(
-        self, plan: SearchPlan, study: "Study", outputs: Path, at_a_time: int = 1, retry_failed: bool = False
+        self,
+        plan: SearchPlan,
+        study: "Study",
+        outputs: Path,
+        at_a_time: Callable[[], int] = lambda: 1,
+        retry_failed: bool = False,
     ) -> None:
         self.plan = plan
         self.study = study
@@ -163,14 +168,23 @@ class SearchFeed:
         return pareto_front(list(unique.values()), signs)
 
     def take(self) -> Run | None:
-        if len(self._taken) >= self.at_a_time:
+        if len(self._taken) >= self.at_a_time():
             return None
-        while not self._wanted and self._next_trial():
-            pass
-        run = self._wanted.popleft() if self._wanted else self._busy.popleft() if self._busy else None
+        run = self._next()
         if run is not None:
             self._taken.add(run)
         return run
+
+    def _next(self) -> Run | None:
+        """What was put back comes before new trials, unless it is at work elsewhere."""
+        while not self._wanted:
+            for run in self._busy:
+                if not is_locked(run.path):
+                    self._busy.remove(run)
+                    return run
+            if not self._next_trial():
+                return self._busy.popleft() if self._busy else None
+        return self._wanted.popleft()
 
     def put_back(self, run: Run) -> None:
         self._taken.discard(run)

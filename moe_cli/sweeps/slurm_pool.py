@@ -41,6 +41,8 @@ OVER = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"
                   "DEADLINE", "REVOKED"})  # fmt: skip
 # Over by no fault of the run's, or of its time limit: it goes on in another job.
 TAKEN = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
+# It has no node yet, or none any more.
+QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"})
 # Reasons for which a job waits that do not pass.
 NEVER = frozenset({"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "InvalidAccount",
                    "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed"})  # fmt: skip
@@ -51,7 +53,6 @@ run=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})
 [ -f "$run/config.json" ] && [ -x {python} ] || exit {unseen}
 exec >>"$run/log.txt" 2>&1
 {setup}
-export OMP_NUM_THREADS={cpus} MKL_NUM_THREADS={cpus}
 {python} -m moe_cli.run "$run" {outputs} &
 worker=$!
 # Slurm tells this shell alone what is to come, or everybody: the worker must hear it once at least.
@@ -124,7 +125,7 @@ def script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
     """What every job of an array does: the line of the file `runs` with its number is its run's folder."""
     return SCRIPT.format(
         list=shlex.quote(str(runs)), python=shlex.quote(sys.executable), outputs=shlex.quote(str(outputs)),
-        unseen=UNSEEN, stopped=STOPPED, terminated=TERMINATED, cpus=executor.cpus, setup="\n".join(executor.setup) or ":",
+        unseen=UNSEEN, stopped=STOPPED, terminated=TERMINATED, setup="\n".join(executor.setup) or ":",
         requeue="yes" if executor.requeue else "no",
     )  # fmt: skip
 
@@ -137,10 +138,14 @@ class SlurmJob:
         self.step = run.status().get("step")
         self.code: int | None = None
         self.ending = False
+        self.killed = False
 
     def poll(self) -> int | None:
         self.pool.refresh()
         return self.code
+
+    def queued(self) -> bool:
+        return self.code is None and self.pool.queued(self.number)
 
     def stop(self) -> None:
         if self.code is None:
@@ -148,8 +153,9 @@ class SlurmJob:
             self.pool.to_stop.append(self)
 
     def kill(self) -> None:
-        if self.code is None:
-            self.ending, self.code = True, -signal.SIGKILL
+        """Once; it has ended when Slurm says so, until then its worker may still hold the run."""
+        if self.code is None and not self.killed:
+            self.ending, self.killed, self.code = True, True, -signal.SIGKILL if self.number is None else None
             self.pool.to_kill.append(self)
 
 
@@ -193,6 +199,11 @@ class SlurmPool:
         if job.number is None:
             self._unsent.append(job)
         return job
+
+    def queued(self, number: str | None) -> bool:
+        """Whether a job waits for a node; one that Slurm has not been asked about since it was sent does."""
+        state = self._known.get(number) if number else None
+        return state is None or state.name in QUEUED
 
     def refresh(self) -> None:
         """Sends what is to be sent, cancels what is to be cancelled, and looks how the jobs are, if it is time."""
@@ -256,7 +267,7 @@ class SlurmPool:
         if job.run.summary() is not None:
             return DONE
         if job.ending or (state is not None and state.name == "CANCELLED"):
-            return STOPPED
+            return -signal.SIGKILL if job.killed else STOPPED
         if state is not None and state.code == UNSEEN:
             raise MoeError(
                 f"a node does not see {job.run.path}, or {sys.executable} (job {job.number}).\n"

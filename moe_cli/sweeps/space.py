@@ -23,6 +23,8 @@ LOWER = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_lo
          "flops_per_token", "forward_flops_per_token", "seconds", "tokens", "peak_memory_bytes", "max_violation", "load_cv",
          "dropped_fraction", "dead_experts")  # fmt: skip
 HIGHER = ("tokens_per_second",)
+# Results that not every configuration has, and what gives it one.
+ROUTED = ("max_violation", "load_cv", "dropped_fraction", "dead_experts")
 # What a run at work tells of itself now and then, and under which name.
 ESTIMATED = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
 DIGITS = 4
@@ -250,6 +252,19 @@ def parse_objectives(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ConfigError(f"--objective {text} names a result twice.")
     return names
+
+
+def check_has_value(objectives: Sequence[str], config: RunConfig) -> None:
+    """Raises ConfigError for a result that a run of this configuration will not have."""
+    for name in objectives:
+        if config.dense and name in ROUTED:
+            raise ConfigError(
+                f"--objective {name}: a dense model (expert=1) has none, and the search draws it. Leave out expert=1."
+            )
+        if config.capacity is None and name == "capacity_val_loss":
+            raise ConfigError(
+                f"--objective {name}: without a capacity there is none, and the search draws that. Give one: capacity=1.25"
+            )
 
 
 def _check_prune(prune: str | None, objectives: tuple[str, ...]) -> None:

@@ -1,11 +1,14 @@
 """What a sweep prints before it starts: every point, what is done, sums, and why others are left out."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moe_cli.cli.sweepplan import Ahead, head, point_lines, statuses
+from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.forecast import make_plans
 from moe_cli.store import Recorder, Run
 from moe_cli.sweeps.plan import plan_sweep
@@ -20,7 +23,7 @@ def ahead(settings: list[str], tmp_path: Path) -> Ahead:
     plans = make_plans([point.config for point in planned.points], tmp_path, 1e9)
     finish(runs[0], "completed")
     finish(runs[1], "failed")
-    return Ahead(planned, plans, statuses(runs), 2, retry_failed=False)
+    return Ahead(planned, plans, statuses(runs), 2, retry_failed=False, executor=LocalExecutor())
 
 
 def finish(run: Run, status: str) -> None:
@@ -39,8 +42,59 @@ def test_head(ahead: Ahead) -> None:
     assert lines[1].startswith("  left out  expert=2 k=3: k=3 is more than expert=2")
     assert lines[2] == "  where     holds not for 2 more"
     assert lines[-1].startswith("about ")
-    again = [line for _, line in head(Ahead(ahead.planned, ahead.plans, ahead.status, 2, retry_failed=True))]
+    again = [
+        line
+        for _, line in head(
+            Ahead(ahead.planned, ahead.plans, ahead.status, 2, retry_failed=True, executor=LocalExecutor())
+        )
+    ]
     assert again[0].endswith("1 done before, 5 to go")
+
+
+def test_what_was_pruned_is_counted(ahead: Ahead) -> None:
+    """It is neither done nor to go."""
+    status = ["pruned", *ahead.status[1:]]
+    assert "runs: 0 done before, 1 pruned before, 4 to go" in head(replace(ahead, status=status))[0][1]
+
+
+@pytest.mark.parametrize(
+    ("executor", "jobs", "said"),
+    [
+        (LocalExecutor(), 2, r"about \S+ on 2 workers; stop"),
+        (
+            RayExecutor(),
+            None,
+            r"about \S+ of work at this machine's speed, as many runs at a time as ray has room for; stop",
+        ),
+        (RayExecutor(), 3, r"about \S+ on 3 workers of ray, each as fast as this machine; stop"),
+        (SlurmExecutor(), None, r"about \S+ of work at this machine's speed, as many runs at a time as slurm has room"),
+        (SlurmExecutor(array_parallelism=2), None, r"about \S+ on 2 workers of slurm"),
+        (SlurmExecutor(array_parallelism=2), 1, r"about \S+ on 1 worker of slurm"),
+        (SlurmExecutor(array_parallelism=2), 4, r"about \S+ on 2 workers of slurm"),
+    ],
+)
+def test_how_long_it_takes_is_told_as_far_as_it_is_known(
+    ahead: Ahead, executor: Executor, jobs: int | None, said: str
+) -> None:
+    """This machine's cores say nothing of a cluster."""
+    assert re.match(said, head(replace(ahead, executor=executor, jobs=jobs))[-1][1])
+
+
+def test_cores_that_would_idle_or_be_crowded_are_told(ahead: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster what is reserved for a run is held against its threads, here all threads against the cores."""
+
+    def said(threads: int, executor: Executor, jobs: int = 1) -> list[str]:
+        plans = [replace(plan, threads=threads) for plan in ahead.plans]
+        lines = head(replace(ahead, plans=plans, executor=executor, jobs=jobs))
+        return [line.removeprefix("  crowded   ") for _, line in lines if "crowded" in line]
+
+    monkeypatch.setattr("moe_cli.machine.count_cores", lambda: 2)
+    assert [] == said(2, RayExecutor(cpus=2), 9) == said(1, LocalExecutor(), 2)
+    assert ["4 cores reserved for each run, of which it uses 1. To use all: train.threads=4"] == said(
+        1, RayExecutor(cpus=4)
+    )
+    assert ["2 threads on 1 cores of each run: slower. Reserve more: executor.cpus=2"] == said(2, SlurmExecutor())
+    assert ["4 threads on 2 cores: slower. Fewer: -j"] == said(2, LocalExecutor(), 2)
 
 
 def test_sums_are_those_of_the_points(ahead: Ahead) -> None:
@@ -68,6 +122,6 @@ def test_a_budget_of_time_has_no_tokens(settings: list[str], tmp_path: Path) -> 
     words = [word for word in settings if not word.startswith("train.steps")]
     planned = plan_sweep(["expert=2,4", "train.minutes=2", *words])
     plans: Any = make_plans([point.config for point in planned.points], tmp_path, 1e9)
-    lines = point_lines(Ahead(planned, plans, ["new", "new"], 1, retry_failed=False), None)
+    lines = point_lines(Ahead(planned, plans, ["new", "new"], 1, retry_failed=False, executor=LocalExecutor()), None)
     assert [line.split()[4:6] for line in lines[1:3]] == [["-", "-"]] * 2
     assert "4m" in lines[-1]

@@ -13,7 +13,7 @@ from moe_cli import sweep
 from moe_cli.config.load import load_config
 from moe_cli.errors import MoeError
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG
-from moe_cli.store import Recorder, Run, is_locked, lock, open_or_create_run, open_runs
+from moe_cli.store import Recorder, Run, is_locked, lock, open_or_create_run, open_runs, write_json
 from moe_cli.sweeps import driver as module
 from moe_cli.sweeps import local
 from moe_cli.sweeps.driver import Listed, Observer, Progress, drive, explain, to_do
@@ -104,6 +104,14 @@ def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
     assert sorted(frame["expert"]) == [1, 4]
     assert ["sweep", "sweep"] == [run.group for run in open_runs(tmp_path / "outputs")]
     assert frame["val_bpb"].notna().all()
+    (dense,) = [run for run in open_runs(tmp_path / "outputs") if run.config().dense]
+    write_json(dense.path / "meta.json", {**dense.meta(), "packages": {"moe-cli": "0"}})
+    outputs = tmp_path / "outputs"
+    again = sweep(["expert=1,4", "k=1", *words], seeds=1, where=["expert == 1"], rerun_on_code=True, outputs=outputs)
+    assert "0" != dense.meta()["packages"]["moe-cli"]
+    assert sorted(again["expert"]) == [1, 4]
+    with pytest.raises(MoeError, match="no point"):
+        sweep(["expert=1,4", *words], where=["expert > 9"], outputs=outputs)
     with pytest.raises(MoeError, match="no setting 'exprt'"):
         sweep(["exprt=1,4"], outputs=tmp_path / "outputs")
 

@@ -157,6 +157,7 @@ def test_ctrl_c(command: Command, tmp_path: Path, terminal: tuple[int, int], tim
     """Once: what runs is saved, exit code 130. Twice: at once. Either way nothing is left, and the command goes on."""
     ours, theirs = terminal
     words = command(tmp_path, "expert=1,4", "k=1", "train.steps=1000000")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, it would be there too
     process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     printed = b""
     os.set_blocking(ours, False)
@@ -165,7 +166,9 @@ def test_ctrl_c(command: Command, tmp_path: Path, terminal: tuple[int, int], tim
         os.kill(process.pid, signal.SIGINT)
         if number + 1 < times:
             time.sleep(0.02)
+    deadline = time.monotonic() + 120
     while process.poll() is None:
+        assert time.monotonic() < deadline, printed.decode()
         with suppress(BlockingIOError):
             printed += os.read(ours, 65_536)
         time.sleep(0.01)

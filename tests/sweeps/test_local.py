@@ -14,6 +14,7 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.forecast import PROCESS_BYTES, Plan, make_plans, memory_of
+from moe_cli.models.cost import cost
 from moe_cli.store import Run, create_run
 from moe_cli.sweeps import local, warm
 from moe_cli.sweeps.driver import Listed, Progress, drive
@@ -161,6 +162,22 @@ def test_a_run_fits_when_there_is_memory_for_all(
     assert pool.fits(second)
     monkeypatch.setattr(local, "available_memory_bytes", lambda: None)
     assert pool.fits(second)
+
+
+@pytest.mark.usefixtures("idle")
+def test_on_a_gpu_a_run_takes_main_memory_for_its_weights_alone(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are made; gradients, moments and activations lie on the GPU."""
+    monkeypatch.setattr(local, "visible_gpus", lambda: ("0", "1"))
+    on_cpu, on_gpu = make(tmp_path, text_file, {}, {"train": {"device": "cuda"}})
+    params = cost(on_gpu.config(), 256).num_params
+    monkeypatch.setattr(local, "available_memory_bytes", lambda: int(PROCESS_BYTES) + 4 * params)
+    pool = LocalPool(tmp_path, 2)
+    assert (False, True) == (pool.fits(on_cpu), pool.fits(on_gpu))
+    assert 1 == default_workers([planned(text_file, tmp_path, 50, device="cpu")])
+    monkeypatch.setattr(local, "available_memory_bytes", lambda: 2 * int(PROCESS_BYTES) + 8 * params)
+    assert 2 == default_workers([planned(text_file, tmp_path, 50, device="cuda")])
 
 
 def test_what_a_place_still_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def loss(config: RunConfig, looks: int) -> float:
 
 def search(asked: SearchPlan, outputs: Path, at_a_time: int = 1) -> tuple[SearchFeed, EvaluatingPool]:
     pool = EvaluatingPool(at_a_time)
-    with SearchFeed(asked, open_study(asked, outputs, EVALUATIONS), outputs, at_a_time).at_work() as feed:
+    with SearchFeed(asked, open_study(asked, outputs, EVALUATIONS), outputs, lambda: at_a_time).at_work() as feed:
         drive(feed, pool)
     return feed, pool
 

@@ -109,6 +109,31 @@ def test_a_run_that_takes_too_long_is_stopped(runs: list[Run], deaf: bool, monke
     assert ("failed", "took longer than 0s (--timeout)") == tuple(runs[0].status()[key] for key in ("status", "reason"))
 
 
+def test_time_in_a_queue_does_not_count(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that waits for a node for longer than it may take is started all the same, and then has its whole time."""
+    now = [0.0]
+    monkeypatch.setattr(driver.time, "monotonic", lambda: now[0])
+
+    class Queued(Pretended):
+        def queued(self) -> bool:
+            return now[0] < 50
+
+    class Cluster(Pretence):
+        def start(self, run: Run) -> Pretended:
+            self.jobs.append(Queued(run, None, False))
+            return self.jobs[-1]
+
+    pool, asked = Cluster({}), []
+
+    def look(progress: Progress) -> None:
+        now[0] += 1
+        asked.extend(now[0] for job in pool.jobs if job.asked)
+
+    progress = drive(Listed(runs[:1]), pool, look, Rules(timeout=20))
+    assert runs[:1] == progress.failed
+    assert 70 <= asked[0] <= 74
+
+
 class Critic(Listed):
     """A feed that finds some runs unpromising."""
 

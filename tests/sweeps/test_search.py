@@ -14,7 +14,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.report.searched import JOURNAL, STUDY, open_journal
-from moe_cli.store import Run
+from moe_cli.store import Run, lock
 from moe_cli.sweeps import driver
 from moe_cli.sweeps.driver import Progress, drive
 from moe_cli.sweeps.preview import preview
@@ -49,7 +49,7 @@ def search(
     observer: Any = lambda progress: None,
 ) -> tuple[SearchFeed, FakePool]:  # fmt: skip
     pool = FakePool(results, at_a_time)
-    with SearchFeed(asked, open_study(asked, outputs, 9), outputs, at_a_time, retry).at_work() as feed:
+    with SearchFeed(asked, open_study(asked, outputs, 9), outputs, lambda: at_a_time, retry).at_work() as feed:
         drive(feed, pool, observer)
     return feed, pool
 
@@ -235,6 +235,48 @@ def test_a_failed_run_is_a_failed_trial(tmp_path: Path) -> None:
     assert sorted(map(again.plan.label, [trial.params for trial in failed])) == sorted(
         again.labels[run.path] for run in pool.started
     )
+
+
+def test_a_run_that_is_tried_again_comes_before_new_trials(tmp_path: Path) -> None:
+    """What has been put back is given next; a run at work elsewhere is not waited for while there are others."""
+    asked = plan(LR)
+    with SearchFeed(asked, open_study(asked, tmp_path, 9), tmp_path, lambda: 3).at_work() as feed:
+        first, second = feed.take(), feed.take()
+        assert first
+        assert second
+        feed.put_back(first)
+        assert first == feed.take()
+        feed.put_back(second)
+        with lock(second.path):
+            third = feed.take()
+            assert third not in (None, first, second)
+            feed.put_back(first)
+            assert first == feed.take()
+
+
+def test_room_that_a_cluster_gains_is_used(tmp_path: Path) -> None:
+    """So many runs are given as there is room for at the time."""
+    asked, room = plan(LR), [1]
+    with SearchFeed(asked, open_study(asked, tmp_path, 9), tmp_path, lambda: room[0]).at_work() as feed:
+        assert [True, False] == [feed.take() is not None for _ in range(2)]
+        room[0] = 3
+        assert [True, True, False] == [feed.take() is not None for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("words", "objective", "said"),
+    [
+        (["expert=1,8"], "val_bpb,max_violation", "max_violation: a dense model .* Leave out expert=1"),
+        (["expert=8", "k=1,2"], "capacity_val_loss", "capacity_val_loss: without a capacity .* capacity=1.25"),
+    ],
+)
+def test_a_result_that_some_draws_have_not_is_refused(
+    words: list[str], objective: str, said: str, tmp_path: Path, text_file: Path
+) -> None:
+    """Before a run is trained for nothing."""
+    asked = plan(*words, "data=text", f"data.path={text_file}", "model.context_length=16", objective=objective)
+    with pytest.raises(ConfigError, match=said):
+        preview(asked, tmp_path)
 
 
 def test_a_trials_value_is_the_mean_over_its_seeds(tmp_path: Path) -> None:

@@ -177,10 +177,37 @@ def test_jobs_are_cancelled_in_one_call(slurm: FakeSlurm, runs: list[Run], tmp_p
     assert STOPPED == late.poll()
     slurm.calls.clear()
     pool.close()
-    assert [("scancel", "--signal=KILL", "--full", "10_1", "10_2"), ("scancel", "10_1", "10_2")] == slurm.named(
-        "scancel"
-    )
-    assert [-signal.SIGKILL] * 2 == [job.poll() for job in jobs]
+    kills = [("scancel", "--signal=KILL", "--full", "10_1", "10_2"), ("scancel", "10_1", "10_2")]
+    assert kills == slurm.named("scancel")
+
+
+def test_a_killed_job_has_ended_when_slurm_says_so(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
+    """Until then its worker may still hold the run; it is killed once however often that is asked."""
+    pool = SlurmPool(SlurmExecutor(), tmp_path / "outputs", None)
+    jobs = start_all(pool, runs[:1], slurm)
+    late = pool.start(runs[1])
+    slurm.jobs = {"10_1": ("RUNNING", 0, "None")}
+    for _ in range(3):
+        for job in (*jobs, late):
+            job.kill()
+        assert [None] == look(jobs, slurm)
+    assert 2 == len(slurm.named("scancel"))
+    assert -signal.SIGKILL == late.poll()
+    slurm.jobs = {"10_1": ("CANCELLED", 9, "None")}
+    assert [-signal.SIGKILL] == look(jobs, slurm)
+
+
+def test_time_in_the_queue_is_told_apart(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
+    """A job is queued until Slurm has given it a node, and again when it has lost it."""
+    pool = SlurmPool(SlurmExecutor(), tmp_path / "outputs", None)
+    job = pool.start(runs[0])
+    seen = [job.queued()]
+    for state in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "RUNNING", "CANCELLED"):
+        look([job], slurm)
+        slurm.jobs = {"10_1": (state, 0, "None")}
+        look([job], slurm)
+        seen.append(job.queued())
+    assert [True, True, False, False, True, False, False] == seen
 
 
 @pytest.mark.parametrize(
