@@ -126,12 +126,17 @@ def _run(run: Row, view: View) -> dict[str, Any]:
 
 def label_of(row: Row, view: View) -> str:
     """The settings that tell the row apart, or the run where none does."""
-    words = [f"{name.removesuffix('.name')}={show(row[name])}" for name in view.varying if applies(name, row)]
+    words = [_word(name, row) for name in view.varying if applies(name, row)]
     if view.by_run or not words:
         words = [row["run"] if len(row["runs"]) <= 1 else f"expert={show(row['expert'])} k={show(row['k'])}"]
     if row["expert"] == 1:
         words.append("(dense)")
     return printable(" ".join(words))[:LONGEST_TEXT]
+
+
+def _word(name: str, row: Row) -> str:
+    dropless = name == "capacity" and row[name] is None
+    return "dropless" if dropless else f"{name.removesuffix('.name')}={show(row[name])}"
 
 
 def _sortable(row: Row, column: Column) -> float | int | str | None:

@@ -31,11 +31,12 @@ function curves_section() {
   if (!page.curves.series.length) return null;
   const host = el("div", { class: "chart", id: "curves-chart" }), names = el("div", { class: "legend", id: "curves-legend", role: "group", "aria-label": "Drawn configurations" });
   const metric = el("select", { id: "curves-metric", onchange: refresh }), along = el("select", { id: "curves-along", onchange: refresh });
-  let log = false, seeds = true;
+  let log = false, seeds = true, whole = false;
   options(metric, page.curves.metrics.map((each, index) => [index, each]), 0);
   options(along, [["tokens", "tokens"], ["step", "steps"], ["flops", "training FLOPs"]], "tokens");
   const controls = el("div", { class: "controls" }, labelled("measure", metric), labelled("over", along),
-    ticked("log scale", log, on => { log = on; refresh(); }), ticked("each seed", seeds, on => { seeds = on; refresh(); }));
+    ticked("log scale", log, on => { log = on; refresh(); }), ticked("each seed", seeds, on => { seeds = on; refresh(); }),
+    ticked("whole range", whole, on => { whole = on; refresh(); }));
 
   function refresh() {
     const chosen = page.curves.series.filter(each => each.metric === Number(metric.value));
@@ -48,16 +49,16 @@ function curves_section() {
       return { row, curves, mean: mean.length ? mean : (curves[0] || []).map(([x, y]) => [x, y, y, y]) };
     }).filter(each => each.mean.length);
     if (!drawn.length) { host.replaceChildren(el("p", { class: "quiet" }, "Nothing is drawn: choose configurations above or in the table.")); return; }
-    plot(host, drawn, page.curves.metrics[Number(metric.value)], along.selectedOptions[0].textContent, log, seeds);
+    plot(host, drawn, page.curves.metrics[Number(metric.value)], along.selectedOptions[0].textContent, { log, seeds, whole });
   }
   listeners.push(refresh);
   return section("curves", "Learning curves", controls, names, host,
     el("p", { class: "note" }, "Lines are means over seeds, shades reach from the least to the largest seed. Point at a line, or move with the arrow keys, to read it."));
 }
 
-function plot(host, drawn, metric, along, log, seeds) {
+function plot(host, drawn, metric, along, { log, seeds, whole }) {
   const all = drawn.flatMap(each => seeds ? each.curves.flat() : each.mean);
-  const chart = axes(host, { xs: all.map(each => each[0]), ys: spread_of(all.map(each => each[1])), logX: log, pad: 0.01, height: 380, x: along, y: metric,
+  const chart = axes(host, { xs: all.map(each => each[0]), ys: whole ? all.map(each => each[1]) : spread_of(all.map(each => each[1])), logX: log, pad: 0.01, height: 380, x: along, y: metric,
     label: `${metric} over ${along} of ${drawn.length} configurations. Arrow keys: left and right along a line, up and down between lines.` });
   const { root, x, y, box, width } = chart, clip = draw("g", {});
   root.append(draw("clipPath", { id: "within" }, draw("rect", { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top })));
@@ -115,10 +116,11 @@ function plot(host, drawn, metric, along, log, seeds) {
   });
 }
 
-// What a few wild values at the beginning would hide: the axis ends at the 98th hundredth, with some room.
+// Where high values at the beginning would flatten all that follows, the axis ends below them.
 function spread_of(values) {
-  const inOrder = [...values].sort((a, b) => a - b), high = inOrder[Math.floor(0.98 * (inOrder.length - 1))], low = inOrder[0];
-  return values.filter(each => each <= high + 0.25 * (high - low));
+  const inOrder = [...values].sort((a, b) => a - b), high = inOrder[Math.floor(0.8 * (inOrder.length - 1))], low = inOrder[0];
+  const end = high + 1.2 * (high - low);
+  return inOrder[inOrder.length - 1] <= end || end === low ? values : [...values.filter(each => each <= end), end];
 }
 
 function nearest(mean, at, x) {
