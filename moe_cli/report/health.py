@@ -6,7 +6,7 @@ L sparse layers, E experts, G domains. Whatever a file has in the place of a num
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from moe_cli.store import Run
 
@@ -89,7 +89,7 @@ def health(run: Run) -> Health:
         layer: Any = record.get("layer")
         step = record.get("step")
         if _whole(layer) and _whole(step) and _counts(record.get("tokens_per_expert")):
-            by_layer.setdefault(int(layer), []).append(record)
+            by_layer.setdefault(layer, []).append(record)
     dropped = _fraction((run.summary() or {}).get("dropped_fraction"))
     return Health(run.id, dropped, tuple(_layer(number, records) for number, records in sorted(by_layer.items())))
 
@@ -119,7 +119,7 @@ def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:
     )
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 

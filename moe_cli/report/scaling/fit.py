@@ -15,7 +15,7 @@ from moe_cli.report.scaling.points import Array, Points
 from moe_cli.report.scaling.solve import jacobian, minimise
 
 AUTO = "auto"
-STARTS, FINALISTS, SAMPLES, FOLDS = 96, 8, 200, 5
+STARTS, FINALISTS, SAMPLES, FOLDS, ROUNDS = 96, 8, 200, 5, 100
 FIRST_DELTA = 1e-2
 # Huber's constant: 95 % of the efficiency of least squares where the noise is normal.
 HUBER = 1.345
@@ -241,8 +241,8 @@ def _check_identified(law: Law, slopes: Array, scale: float) -> None:
 def _with_samples(found: Fit, samples: int) -> Fit:
     """Intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
 
-    The residuals of all seeds of a configuration change sign together; each is enlarged by its leverage, as it is smaller
-    than the error the fit has adapted to. The design stays whole, so that no sample lacks the largest size.
+    The residuals of all seeds of a configuration change sign together, enlarged to what they were had the fit not adapted
+    to them. The design stays whole, so that no sample lacks the largest size.
     """
     if not samples:
         return found
@@ -253,17 +253,28 @@ def _with_samples(found: Fit, samples: int) -> Fit:
 
     fitted = model(theta[None])
     slopes = jacobian(model, theta[None])[0]
-    leverage = np.einsum("mp,pm->m", slopes, np.linalg.pinv(slopes))
-    residuals = (np.log(points.loss) - fitted[0]) / np.clip(1 - leverage, 0.1, 1.0)
+    residuals = _enlarged(np.log(points.loss) - fitted[0], slopes, points.cluster)
     rng = np.random.default_rng(SEED)
     clusters, places = np.unique(points.cluster, return_inverse=True)
     signs = rng.choice([-1.0, 1.0], (samples, len(clusters)))[:, places]
     start = np.repeat(theta[None], samples, 0)
-    drawn = minimise(model, fitted + residuals * signs, start, HUBER * found.scale, 40).theta
+    drawn = minimise(model, fitted + residuals * signs, start, HUBER * found.scale, ROUNDS).theta
     drawn = drawn[np.isfinite(drawn).all(1)]
     values = [found.law.public(each, found.centre) for each in drawn]
     constants = tuple(_interval(each, [value[each.name] for value in values]) for each in found.constants)
     return replace(found, samples=drawn, constants=constants)
+
+
+def _enlarged(residuals: Array, slopes: Array, clusters: Array) -> Array:
+    """(I - H_cc)^-1 r_c for each configuration c, its errors had it been left out (CR3, Cameron and Miller 2015)."""
+    pull = slopes @ np.linalg.pinv(slopes)
+    result = residuals.copy()
+    for cluster in np.unique(clusters):
+        own = np.flatnonzero(clusters == cluster)
+        # A configuration that alone decides some direction would be enlarged without bound.
+        values, vectors = np.linalg.eigh(np.eye(len(own)) - pull[np.ix_(own, own)])
+        result[own] = vectors @ (vectors.T @ residuals[own] / np.maximum(values, 0.1))
+    return result
 
 
 def _interval(constant: Constant, values: list[float]) -> Constant:

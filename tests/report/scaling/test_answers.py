@@ -1,0 +1,185 @@
+"""Predictions, dense equivalents, iso-FLOP minima and validation against closed forms and planted laws."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_cli.errors import ConfigError
+from moe_cli.report.frame import load_runs
+from moe_cli.report.scaling.answers import dense_equivalents, iso_flop, make_iso_flop, predict, validate
+from moe_cli.report.scaling.fit import Fit, Unsupported, fit_law
+from moe_cli.report.scaling.laws import LAWS, Centre
+from moe_cli.report.scaling.points import Points, granularity, make_points
+from moe_cli.store import FAILED
+from tests.report.folders import complete, stopped
+from tests.report.scaling.planted import JOINT, KRAJEWSKI, grid, joint, krajewski
+
+
+def law_of_sizes(points: Points, *, a: float, delta: float, alpha: float, c: float) -> Fit:
+    """L = c + a E^delta / N^alpha, whatever the tokens, as if it had been fitted."""
+    theta = np.array([math.log(a), delta, -alpha, 0.0, -700.0, 0.0, 0.0, 0.0, math.log(c)])
+    return Fit(LAWS["ludziejewski"][-1], points, Centre(1, 1, 1), theta, theta[None], 0.01, (), 0.0)
+
+
+def test_dense_equivalent_is_the_closed_form() -> None:
+    """((L_base - L_inf) / (L_sparse - L_inf))^(1 / alpha) times the compute, and that times throughput the speed-up."""
+    a, delta, alpha, c = 30.0, -0.15, 0.3, 1.2
+    points = grid(lambda at: c + a * at.expansion**delta / at.active**alpha)
+    found = dense_equivalents(law_of_sizes(points, a=a, delta=delta, alpha=alpha, c=c), {n: str(n) for n in range(99)})
+    firsts = points.firsts()
+    sparse, dense = firsts.take(firsts.expansion > 1), firsts.take(firsts.expansion == 1)
+    base = {(n, d): loss for n, d, loss in zip(dense.active, dense.tokens, dense.loss, strict=True)}
+    expected = [((base[n, d] - c) / (loss - c)) ** (1 / alpha)
+                for n, d, loss in zip(sparse.active, sparse.tokens, sparse.loss, strict=True)]  # fmt: skip
+    assert expected == pytest.approx([each.times for each in found], rel=1e-6)
+    assert expected == pytest.approx([each.low for each in found], rel=1e-6)
+    assert [1 / e**0.1 for e in sparse.expansion] == pytest.approx([each.throughput for each in found])
+    assert [x / e**0.1 for x, e in zip(expected, sparse.expansion, strict=True)] == pytest.approx(
+        [each.speed_up for each in found]
+    )
+
+
+def test_a_loss_no_dense_model_reaches_is_infinite() -> None:
+    """Below the dense law's floor there is no equal; and a law without dense models has none to offer."""
+    points = grid(lambda at: joint(at, **JOINT))
+    found = law_of_sizes(points, a=1e-2, delta=-3.0, alpha=0.05, c=1.0)
+    assert math.inf == dense_equivalents(found, dict.fromkeys(range(99), ""))[-1].times
+    fine = grid(lambda at: krajewski(at, **KRAJEWSKI), experts=(8,), fine=(1, 2, 4))
+    assert () == dense_equivalents(fit_law(fine, "krajewski", 0), {})
+
+
+def test_predictions_are_the_planted_losses() -> None:
+    """Of a configuration eight times larger, inside the interval of a run, which is wider than the noise."""
+    found = fit_law(grid(lambda at: joint(at, **JOINT), noise=0.003), "ludziejewski", 100)
+    new = grid(lambda at: joint(at, **JOINT), sizes=(2.4e7,), tokens=(1.6e7,), experts=(8,))
+    [prediction] = predict(found, new, ["new"])
+    assert prediction.low < new.loss[0] < prediction.high
+    assert new.loss[0] == pytest.approx(prediction.loss, rel=0.02)
+    assert prediction.high / prediction.low > math.exp(2 * 1.9 * found.scale)
+    assert 8.0 == pytest.approx(prediction.beyond)
+    assert 1.0 == predict(found, found.points.take(np.array([7])), ["old"])[0].beyond
+
+
+@pytest.mark.slow
+def test_intervals_of_predictions_hold_new_runs() -> None:
+    """Over simulated experiments, about 95 % of new runs outside the design lie in their intervals."""
+    inside = []
+    for draw in range(40):
+        found = fit_law(grid(lambda at: joint(at, **JOINT), noise=0.004, draw=draw), "ludziejewski", 100)
+        new = grid(lambda at: joint(at, **JOINT), sizes=(6e6,), tokens=(3.2e7,), noise=0.004, draw=1000 + draw)
+        inside += [
+            each.low < loss < each.high for each, loss in zip(predict(found, new, [""] * 4), new.loss, strict=True)
+        ]
+    assert 0.88 <= np.mean(inside) <= 0.99
+
+
+def test_validation_holds_the_largest_out() -> None:
+    """A fifth of the configurations, those with the most FLOPs, is predicted by a law that has not seen them."""
+    points = grid(lambda at: joint(at, **JOINT), seeds=2)
+    labels = [f"c{cluster}" for cluster in points.cluster]
+    result = validate(points, labels, "ludziejewski")
+    firsts = points.firsts()
+    largest = {f"c{cluster}" for cluster in firsts.cluster[np.argsort(firsts.flops, kind="stable")[-10:]]}
+    assert (38, 10) == (result.num_fitted, len(result.predictions))
+    assert largest == {each.label for each in result.predictions}
+    assert result.error < 1e-4
+    # What was held out does not enter: losses that no law explains are missed.
+    wrong = replace(points, loss=points.loss * np.where(np.isin(labels, list(largest)), 1.2, 1.0))
+    result = validate(wrong, labels, "ludziejewski")
+    assert math.log(1.2) == pytest.approx(result.error, rel=0.01)
+    assert 0 == result.inside
+
+
+def test_validation_refuses_what_remains_too_little() -> None:
+    """Where only the largest runs have the third size, the rest supports no law."""
+    points = grid(lambda at: joint(at, **JOINT), sizes=(1e5, 1.0001e5, 2e5, 1e8))
+    with pytest.raises(Unsupported, match="without its largest configurations: ludziejewski needs at least 3 sizes"):
+        validate(points, [""] * len(points), "ludziejewski")
+
+
+def test_iso_flop_minimum_is_that_of_the_parabola() -> None:
+    """Of losses on a parabola in log size its vertex; without one inside, which way to go."""
+    sizes = np.array([1e5, 4e5, 2e5, 8e5])
+    found = make_iso_flop(1e12, 4.0, sizes, 2.0 * np.exp(0.05 * (np.log(sizes) - math.log(3e5)) ** 2))
+    assert (3e5, 2.0, None) == (pytest.approx(found.best), pytest.approx(found.best_loss), found.why)
+    assert (1e5, 2e5, 4e5, 8e5) == pytest.approx(found.sizes)
+    falling = make_iso_flop(1e12, 4.0, sizes, 3 - 0.1 * np.log(sizes))
+    assert (None, "no minimum among these sizes: try larger ones") == (falling.best, falling.why)
+    rising = make_iso_flop(1e12, 4.0, sizes, 1 + 0.1 * np.log(sizes))
+    assert "no minimum among these sizes: try smaller ones" == rising.why
+    assert "2 sizes make no curve: at least 3" == make_iso_flop(1e12, 4.0, [1e5, 2e5], [1.0, 2.0]).why
+
+
+def sized(outputs: Path, active: int, val_bpb: float, **settings: Any) -> None:
+    complete(outputs, val_bpb, results={"active_params": active, "params": active * settings["expert"]}, **settings)
+
+
+def test_iso_flop_curves_are_by_budget_and_expansion(tmp_path: Path) -> None:
+    """A curve for each budget and ratio expert/k; runs of another kind of budget are no part of any."""
+    for budget in (1e12, 3e12):
+        for expert in (1, 4):
+            for size, width in ((100_000, 32), (200_000, 64), (400_000, 96)):
+                loss = 2 + 0.1 * math.log(size / 200_000) ** 2
+                sized(
+                    tmp_path,
+                    size,
+                    loss,
+                    expert=expert,
+                    k=1,
+                    train__flops=budget,
+                    model__d_model=width,
+                    model__num_heads=2,
+                )
+    sized(tmp_path, 100_000, 2.0, expert=4, k=1, train__steps=100)
+    found = iso_flop(load_runs(tmp_path))
+    assert [(1e12, 1.0, 3), (1e12, 4.0, 3), (3e12, 1.0, 3), (3e12, 4.0, 3)] == [
+        (x.flops, x.expansion, len(x.sizes)) for x in found
+    ]
+    assert all(each.best is not None and 150_000 < each.best < 250_000 for each in found)
+    assert () == iso_flop(load_runs(tmp_path).query("expert == 99"))
+
+
+def test_points_are_what_runs_say(tmp_path: Path) -> None:
+    """Sizes, ratio, granularity, tokens and FLOPs of each run; seeds share a configuration; unfinished ones are counted."""
+    for seed in (0, 1):
+        complete(tmp_path, 2.0 + seed, expert=8, k=2, seed=seed, model__d_ff=64)
+    complete(tmp_path, 2.0, expert=1, model__d_ff=64)
+    stopped(tmp_path, FAILED, expert=4)
+    named = make_points(load_runs(tmp_path))
+    points = named.points
+    assert (1, [4.0, 4.0, 1.0], [0.25, 0.25, 1.0]) == (
+        named.left_out,
+        points.expansion.tolist(),
+        points.density.tolist(),
+    )
+    assert [2.0, 2.0, 1.0] == points.granularity.tolist()  # two experts of half the width
+    assert [8e6, 8e6, 1e6] == points.params.tolist()
+    assert (points.tokens * 6e6).tolist() == points.flops.tolist()
+    assert [0, 0, 1] == points.cluster.tolist()
+    assert math.sqrt(1.4 * 2.1) == pytest.approx(points.firsts().loss[0])
+    assert "expert=8 k=2, 1.00M active, 1.02M tokens" == named.labels[0]
+    assert 1.0 == granularity({"expert": 8, "model.d_ff": "many", "model.d_expert": None})
+
+
+def test_unlike_data_are_refused(tmp_path: Path) -> None:
+    """Losses on different corpora are no one law's; and no complete runs are no points."""
+    complete(tmp_path, 2.0, expert=4)
+    complete(tmp_path, 2.0, expert=8, results={"corpus_sha256": "cd" * 32})
+    with pytest.raises(ConfigError, match="the runs learned from different data"):
+        make_points(load_runs(tmp_path))
+    with pytest.raises(ConfigError, match="no complete run among 0 to fit a law to"):
+        make_points(load_runs(tmp_path).query("expert == 99"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"val_loss": "low"}, {"val_loss": -1.0}, {"tokens": 0}, {"params": None}, {"expert": [4]}]
+)
+def test_strange_results_are_left_out(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """A summary with something else in a number's place costs that run alone."""
+    complete(tmp_path, 2.0, expert=4)
+    complete(tmp_path, 2.0, expert=8, results=wrong)
+    assert (1, 1) == (len(make_points(load_runs(tmp_path)).points), make_points(load_runs(tmp_path)).left_out)
