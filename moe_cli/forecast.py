@@ -67,7 +67,7 @@ def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: fl
 
 def vocab_of(config: RunConfig, corpus: Corpus) -> int:
     """Rows of the model's embedding. Raises ConfigError where the data have more tokens."""
-    asked, own = config.model.vocab_size, int(corpus.meta["vocab_size"])
+    asked, own = config.model.vocab_size, int(corpus.meta["vocab_size"]) + config.task.special_tokens
     if asked is not None and asked < own:
         raise ConfigError(f"model.vocab_size={asked} is less than the {own} tokens of the data. Use at least {own}.")
     return asked or own

@@ -92,9 +92,9 @@ def for_this_job(config: RunConfig) -> RunConfig:
 def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, observer: Any) -> None:
     import torch
 
-    from moe_cli.models.gpt import make_model
+    from moe_cli.models.registry import make_model
     from moe_cli.moe import parallel
-    from moe_cli.tasks.text import TextTask
+    from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import latest_checkpoint
     from moe_cli.training.distributed import Parallel
     from moe_cli.training.loop import Training
@@ -110,7 +110,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     device = pick_device(config.train.device)
     parallel.start()
     corpus = _corpus_of_all(config, outputs)
-    task = TextTask(corpus, config.model.context_length, config.seed)
+    task = make_task(config, corpus)
     vocab_size = vocab_of(config, corpus)
     torch.set_num_threads(pick_threads(config, vocab_size))
     model = make_model(config, vocab_size).to(device)
@@ -178,15 +178,15 @@ def restore(run: Run, outputs: Path, which: str = "latest") -> Trained:
         CheckpointError: there is no checkpoint, or it is damaged.
         DataError: its data are gone.
     """
-    from moe_cli.models.gpt import make_model
-    from moe_cli.tasks.text import TextTask
+    from moe_cli.models.registry import make_model
+    from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import find_checkpoint
 
     config = run.config()
     checkpoint = find_checkpoint(run, which)
     corpus = corpus_of(config, outputs)
     _check_same_corpus(run, checkpoint.state, corpus)
-    task = TextTask(corpus, config.model.context_length, config.seed)
+    task = make_task(config, corpus)
     model = make_model(config, vocab_of(config, corpus))
     checkpoint.load_model(model)
     return Trained(config, model.to(pick_device(config.train.device)).eval(), task, checkpoint.state["step"])
@@ -212,10 +212,12 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
 
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
-    look = partial(evaluate, model, task, size, top_k=config.eval.k, precision=config.train.precision)
-    result = look(capacity_factor=config.eval.capacity)
+    look = partial(evaluate, model, top_k=config.eval.k, precision=config.train.precision)
+    result = look(task, size, capacity_factor=config.eval.capacity)
     routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
-    limited = look(capacity_factor=config.capacity) if config.capacity else None
+    limited = look(task, size, capacity_factor=config.capacity) if config.capacity else None
+    hardest = task.hardest()
+    pseudo = look(hardest, size, capacity_factor=config.eval.capacity).perplexity if hardest else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
@@ -230,6 +232,8 @@ def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> di
         "seed": config.seed, "params": costs.num_params, "active_params": costs.num_active_params,
         "flops_per_token": costs.flops_per_token, "forward_flops_per_token": costs.forward_flops_per_token,
         "val_loss": result.loss, "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity,
+        **{f"val_{key}": value for key, value in result.measures.items()},
+        **({"val_pseudo_perplexity": pseudo} if pseudo else {}),
         "val_tokens": result.num_tokens, "val_bytes": result.num_bytes,
         "dispatch": _backend(config, training.layers),
         "capacity_val_loss": limited.loss if limited else None, "train_loss": losses[-1] if losses else None, **routing,
@@ -266,18 +270,13 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
     settled = saturations(run.routing(), final)
     for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
         if "top_tokens" in record:
-            record["token_texts"] = _texts(training.task.corpus.tokenizer, record["top_tokens"])
+            ids = sorted({entry[0] for expert in record["top_tokens"] for entry in expert})
+            record["token_texts"] = {str(each): text for each, text in training.task.texts(ids).items()}
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
     if not settled or not settled[0]:
         return None
     halfway = min(settled[0], key=lambda looked: abs(looked - step / 2))
     return sum(layer[halfway] for layer in settled) / len(settled)
-
-
-def _texts(tokenizer: Any, top_tokens: list[list[list[int]]]) -> dict[str, str]:
-    """The text of each token id; nothing where the tokens came without a tokenizer."""
-    ids = sorted({entry[0] for expert in top_tokens for entry in expert})
-    return {str(token): tokenizer.decode([token]) for token in ids} if tokenizer else {}
 
 
 def _in_our_words(run: Run, error: BaseException) -> TrainingError | None:

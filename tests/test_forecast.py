@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from moe_cli import forecast as module
+from moe_cli.config.data import TextData
 from moe_cli.config.launch import LaunchConfig
-from moe_cli.config.schema import TextData
 from moe_cli.errors import ConfigError, RunNotFound
 from moe_cli.forecast import check_upcycle, compiles, make_plans, pin_upcycle
 from moe_cli.models.cost import cost

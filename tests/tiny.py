@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from moe_cli.config.data import TextData
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import MuonConfig, RunConfig, TextData, TrainConfig
+from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
 from moe_cli.forecast import corpus_of
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
+from moe_cli.tasks.registry import make_task
 from moe_cli.tasks.text import TextTask
 
 SYLLABLES = ("ba", "de", "ki", "lo", "mu", "ne", "ra", "so", "tu", "ve")
@@ -46,7 +48,7 @@ def tiny_config(path: Path, **changes: Any) -> RunConfig:
 
 
 def tiny_task(config: RunConfig, outputs: Path) -> TextTask:
-    return TextTask(corpus_of(config, outputs), config.model.context_length, config.seed)
+    return make_task(config, corpus_of(config, outputs))
 
 
 def finish(config: RunConfig, outputs: Path, observer: Any = None) -> Run:

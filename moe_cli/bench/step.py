@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moe_cli.bench.measure import Spread, interleave, ratios, reason, spread, synchronise
 from moe_cli.config.schema import AdamWConfig, RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.models.gpt import make_model
+from moe_cli.models.registry import make_model
 from moe_cli.moe.balance import auxiliary_losses
 from moe_cli.training.optim import make_optimizers
 from moe_cli.training.precision import autocast

@@ -54,7 +54,7 @@ def plan(
 
 def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
     """Of the model, else of its data, which are looked at only where characters must be counted."""
-    from moe_cli.config.schema import TokenData
+    from moe_cli.config.data import TokenData
     from moe_cli.forecast import corpus_of, vocab_of
 
     if config.model.vocab_size is not None:

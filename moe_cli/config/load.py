@@ -28,12 +28,13 @@ from moe_cli.config.balances import combine
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, from_dict
+from moe_cli.config.tasks import what_follows
 from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-GROUPS = ("model", "router", "balance", "data", "optim", "train", "experiment")
+GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "experiment")
 
 
 @dataclass
@@ -189,7 +190,12 @@ class Composer:
         return base, tree
 
     def _base(self, *choices: str) -> _Base:
-        tree = self._grouped(dict(choice.split("=", 1) for choice in choices))
+        groups = dict(choice.split("=", 1) for choice in choices)
+        tree = self._grouped(groups)
+        names = {group: str(tree[group].get("name")) for group in ("model", "task", "data")}
+        follows = {group: name for group, name in what_follows(**names, given=groups).items() if name != names[group]}
+        if follows:
+            tree = self._grouped({**groups, **follows})
         return _Base(tree, frozenset(leaf for leaf in _leaves(tree) if not leaf.endswith(".name")),
                      not _refers(repr(tree)), {})  # fmt: skip
 

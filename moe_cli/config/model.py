@@ -1,7 +1,7 @@
-"""What a model can be: its shape, and the rules within it."""
+"""What a model can be: its shape, and the rules within it. One class for each family, told apart by `name`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moe_cli.config.ranges import above, at_least, share
 from moe_cli.errors import ConfigError
@@ -10,21 +10,17 @@ DEFAULT_ROPE_BASE = 10_000.0
 
 
 @dataclass(frozen=True)
-class GPTConfig:
-    """A decoder-only transformer; every `moe_every`-th feed-forward layer is a mixture of experts.
+class ModelConfig:
+    """What all families share: layers of a width, of which every `moe_every`-th has a mixture of experts.
 
     Attributes:
+        context_length: positions of one example: tokens of a window, patches of an image.
         vocab_size: rows of the embedding and the head; None: as many as the data have tokens.
-        kv_rank: keys and values come from so many values per token (latent attention, arXiv:2405.04434); None: plain.
-        q_rank: queries come from so many values; None: from all of the token. Only with kv_rank.
-        d_rope: values of a query and of a key that turn with the position, beside d_head that do not. Only with kv_rank.
     """
 
-    name: Literal["gpt"] = "gpt"
+    # Whether a position sees only those before it, as a model that writes text must.
+    causal: ClassVar[bool] = True
     num_layers: int = 4
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    d_head: int | None = None
     d_model: int = 96
     d_ff: int = 288
     d_expert: int | None = None
@@ -36,43 +32,19 @@ class GPTConfig:
     shared_gate: bool = False
     moe_every: int = 1
     first_dense: int = 0
-    kv_rank: int | None = None
-    q_rank: int | None = None
-    d_rope: int | None = None
     context_length: int = 128
     vocab_size: int | None = None
     tie_embeddings: bool = False
-    norm: Literal["rms", "layer"] = "rms"
-    qk_norm: bool = True
-    positions: Literal["rope", "learned"] = "rope"
-    rope_base: float = DEFAULT_ROPE_BASE
     init_std: float | None = None
-    logit_cap: float | None = None
     dropout: float = 0.0
     dispatch: Literal["auto", "grouped", "padded", "einsum", "reference"] = "auto"
 
     def __post_init__(self) -> None:
-        for key in (
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "d_head",
-            "d_model",
-            "d_ff",
-            "d_expert",
-            "kv_rank",
-            "q_rank",
-            "d_rope",
-            "vocab_size",
-            "moe_every",
-            "context_length",
-        ):
+        for key in ("num_layers", "d_model", "d_ff", "d_expert", "vocab_size", "moe_every", "context_length"):
             at_least(f"model.{key}", getattr(self, key), 1)
         at_least("model.shared_experts", self.shared_experts, 0)
         at_least("model.first_dense", self.first_dense, 0)
         above("model.init_std", self.init_std, 0)
-        above("model.logit_cap", self.logit_cap, 0)
-        above("model.rope_base", self.rope_base, 1)
         share("model.dropout", self.dropout)
         share("model.expert_dropout", self.expert_dropout)
         above("model.expert_init_scale", self.expert_init_scale, 0)
@@ -86,6 +58,57 @@ class GPTConfig:
                 f"model.first_dense={self.first_dense} leaves no layer of model.num_layers={self.num_layers} to experts. "
                 "Use expert=1 for a dense model."
             )
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """The layers, from 0, that have experts: the last of every `moe_every`, after the first `first_dense`."""
+        return tuple(range(-(-(self.first_dense + 1) // self.moe_every) * self.moe_every - 1, self.num_layers,
+                           self.moe_every))  # fmt: skip
+
+    @property
+    def matrices_per_expert(self) -> int:
+        """3 for a gated network (gate, up, down), 2 for a plain one."""
+        return 3 if self.expert_kind == "glu" else 2
+
+    @property
+    def shared_gate_params(self) -> int:
+        return self.d_model if self.shared_gate else 0
+
+
+@dataclass(frozen=True)
+class TransformerConfig(ModelConfig):
+    """Blocks of attention and a feed-forward network.
+
+    Attributes:
+        window: a position sees so many positions, itself the last (Longformer, arXiv:2004.05150); None: all.
+        attention_dropout: share of the attention weights left out in training; None: as `dropout`.
+        kv_rank: keys and values come from so many values per token (latent attention, arXiv:2405.04434); None: plain.
+        q_rank: queries come from so many values; None: from all of the token. Only with kv_rank.
+        d_rope: values of a query and of a key that turn with the position, beside d_head that do not. Only with kv_rank.
+    """
+
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    d_head: int | None = None
+    window: int | None = None
+    attention_dropout: float | None = None
+    kv_rank: int | None = None
+    q_rank: int | None = None
+    d_rope: int | None = None
+    norm: Literal["rms", "layer"] = "rms"
+    qk_norm: bool = True
+    positions: Literal["rope", "learned"] = "rope"
+    rope_base: float = DEFAULT_ROPE_BASE
+    logit_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("num_heads", "num_kv_heads", "d_head", "window", "kv_rank", "q_rank", "d_rope"):
+            at_least(f"model.{key}", getattr(self, key), 1)
+        above("model.logit_cap", self.logit_cap, 0)
+        above("model.rope_base", self.rope_base, 1)
+        if self.attention_dropout is not None:
+            share("model.attention_dropout", self.attention_dropout)
         if self.num_heads is not None:
             self._check_heads(self.num_heads)
         if self.kv_rank is not None:
@@ -120,17 +143,20 @@ class GPTConfig:
         if self.d_rope is not None and self.d_rope % 2:
             raise ConfigError(f"model.d_rope={self.d_rope} is odd: rotary positions need an even width.")
 
-    @property
-    def sparse_layers(self) -> tuple[int, ...]:
-        """The layers, from 0, that have experts: the last of every `moe_every`, after the first `first_dense`."""
-        return tuple(range(-(-(self.first_dense + 1) // self.moe_every) * self.moe_every - 1, self.num_layers,
-                           self.moe_every))  # fmt: skip
 
-    @property
-    def matrices_per_expert(self) -> int:
-        """3 for a gated network (gate, up, down), 2 for a plain one."""
-        return 3 if self.expert_kind == "glu" else 2
+@dataclass(frozen=True)
+class GPTConfig(TransformerConfig):
+    """A decoder-only transformer: it guesses the next token."""
 
-    @property
-    def shared_gate_params(self) -> int:
-        return self.d_model if self.shared_gate else 0
+    name: Literal["gpt"] = "gpt"
+
+
+@dataclass(frozen=True)
+class BERTConfig(TransformerConfig):
+    """An encoder: every position sees all others, and what was masked is guessed (arXiv:1810.04805)."""
+
+    causal: ClassVar[bool] = False
+    name: Literal["bert"] = "bert"
+
+
+AnyModel = GPTConfig | BERTConfig

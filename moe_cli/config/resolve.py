@@ -21,7 +21,8 @@ from moe_cli.config.balances import (
     replace_method,
     setting_key,
 )
-from moe_cli.config.model import DEFAULT_ROPE_BASE, GPTConfig
+from moe_cli.config.data import PythonData
+from moe_cli.config.model import DEFAULT_ROPE_BASE, AnyModel, ModelConfig, TransformerConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     HashConfig,
@@ -33,7 +34,7 @@ from moe_cli.config.routers import (
     gate_flops,
     gate_params,
 )
-from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, PythonData, RunConfig
+from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
 from moe_cli.errors import ConfigError
 
 # Routers whose choice the methods that work by a bias can move.
@@ -100,7 +101,7 @@ def concerns(name: str, keys: Collection[str]) -> bool:
     return any(name == key or name.startswith(key + ".") for key in keys)
 
 
-def _with_attention(model: GPTConfig, given: Collection[str], notes: list[str]) -> GPTConfig:
+def _with_attention(model: AnyModel, given: Collection[str], notes: list[str]) -> AnyModel:
     num_heads = _num_heads(model)
     model = replace(model, num_heads=num_heads, num_kv_heads=model.num_kv_heads or num_heads,
                     d_head=model.d_head or model.d_model // num_heads)  # fmt: skip
@@ -117,7 +118,7 @@ def _with_attention(model: GPTConfig, given: Collection[str], notes: list[str]) 
     return model
 
 
-def _num_heads(model: GPTConfig) -> int:
+def _num_heads(model: TransformerConfig) -> int:
     """Heads of width 32, or of the next even width that divides d_model."""
     if model.num_heads is not None:
         return model.num_heads
@@ -197,7 +198,7 @@ def _d_expert(config: RunConfig) -> int:
 
 
 def matched_d_expert(
-    model: GPTConfig, num_experts: int, top_k: int, router: RouterConfig | None, match: Match = "active"
+    model: ModelConfig, num_experts: int, top_k: int, router: RouterConfig | None, match: Match = "active"
 ) -> int:
     """The width of an expert at which a layer of E experts, S shared ones and the gate equals the dense network d_ff.
 

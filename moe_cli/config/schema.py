@@ -10,14 +10,16 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges
+from moe_cli.config.data import DataConfig, PythonData
 from moe_cli.config.launch import LaunchConfig, check_launch
-from moe_cli.config.model import GPTConfig
+from moe_cli.config.model import AnyModel, GPTConfig
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
 from moe_cli.config.routers import RouterConfig, TopKConfig, check_router
+from moe_cli.config.tasks import CausalLM, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
@@ -36,63 +38,6 @@ EXECUTION_KEYS = (
     "keep",
     "keep_best",
 )
-
-
-@dataclass(frozen=True)
-class CorpusConfig:
-    """What the `python` and `text` corpora share."""
-
-    tokenizer: Literal["bytes", "chars"] = "bytes"
-    val_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
-
-
-@dataclass(frozen=True)
-class PythonData(CorpusConfig):
-    name: Literal["python"] = "python"
-
-
-@dataclass(frozen=True)
-class TextData(CorpusConfig):
-    """The user's own texts. `field` is where .jsonl and .parquet hold them; null: "text"."""
-
-    name: Literal["text"] = "text"
-    path: str | None = None
-    field: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.path:
-            raise ConfigError("data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER")
-
-
-@dataclass(frozen=True)
-class TokenData:
-    """Ready-made token files: little-endian integers of `dtype`, with or without a header."""
-
-    tokenizer: ClassVar[str] = "ids"  # whose text nobody knows here
-    name: Literal["tokens"] = "tokens"
-    path: str | None = None
-    dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
-    vocab_size: int | None = None
-    val_fraction: float = 0.01
-    val_tokens: int | None = 2**20
-
-    def __post_init__(self) -> None:
-        between("data.val_fraction", self.val_fraction, 0.0001, 0.5)
-        at_least("data.val_tokens", self.val_tokens, 2)
-        if not self.path:
-            raise ConfigError("data=tokens needs a file or folder of tokens. Add: data.path=FILE_OR_FOLDER")
-        if self.vocab_size is None:
-            raise ConfigError(
-                "data=tokens needs to know how many tokens there are. Add, for GPT-2's: data.vocab_size=50257"
-            )
-        between("data.vocab_size", self.vocab_size, 2, 2**32)
-
-
-DataConfig = PythonData | TextData | TokenData
 
 
 @dataclass(frozen=True)
@@ -232,9 +177,10 @@ class RunConfig:
     renormalise_after_drop: bool = False
     match: Match = "active"
     seed: int = 0
-    model: GPTConfig = field(default_factory=GPTConfig)
+    model: AnyModel = field(default_factory=GPTConfig)
     router: RouterConfig | None = field(default_factory=TopKConfig)
     balance: BalanceConfig | None = field(default_factory=SwitchBalance)
+    task: TaskConfig = field(default_factory=CausalLM)
     data: DataConfig = field(default_factory=PythonData)
     optim: MuonConfig | AdamWConfig | SGDConfig = field(default_factory=MuonConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -249,6 +195,7 @@ class RunConfig:
             raise ConfigError(f"seed={self.seed} is too large: the most is {2**63 - 1}.")
         above("capacity", self.capacity, 0)
         check_ranges(self.balance)
+        check_task(self.task, self.model.name, self.data.name)
         self._check_choice()
         check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
         self._check_shards()
@@ -261,7 +208,7 @@ class RunConfig:
                 )
         if self.expert > 1 and self.k is not None:
             for k in (self.k, max(self.k, self.eval.k or 1)):
-                check_router(self.router, self.expert, k, causal=True)
+                check_router(self.router, self.expert, k, causal=self.model.causal)
 
     def _check_shards(self) -> None:
         if self.train.compile == "on" and self.launch.procs > 1:

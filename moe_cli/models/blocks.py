@@ -5,14 +5,47 @@ B sequences, L positions, D model width, N heads, W head width.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.model import GPTConfig
+from moe_cli.config.model import ModelConfig, TransformerConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.moe.experts import FeedForward, init_matrix
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing
+
+# Who sees whom: True where the position of the row sees that of the column.
+Seen = Bool[Tensor, "#B 1 L L"] | None
+
+
+def visible(
+    length: int,
+    causal: bool,
+    window: int | None,
+    mask: Bool[Tensor, "B L"] | None,
+    documents: Int[Tensor, "B L"] | None,
+    device: torch.device,
+) -> Seen:
+    """Who sees whom; None where causality alone decides, or nothing does.
+
+    A position sees itself always, so that padding, which sees nothing else, stays finite.
+
+    Args:
+        window: how many positions, to both sides where the future is seen; the nearer.
+        mask: False for padding.
+        documents: those of another document are not seen.
+    """
+    if mask is None and documents is None and (window is None or window >= length):
+        return None
+    places = torch.arange(length, device=device)
+    away = places[:, None] - places[None, :]
+    seen = (away >= 0 if causal else away == away) & (away.abs() < (window or length))
+    seen = seen[None]
+    if mask is not None:
+        seen = seen & mask[:, None, :]
+    if documents is not None:
+        seen = seen & (documents[:, :, None] == documents[:, None, :])
+    return (seen | (away == 0)).unsqueeze(1)
 
 
 class Rotary(nn.Module):
@@ -35,12 +68,12 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention; queries and keys optionally normalised (arXiv:2302.05442).
+    """Multi-head self-attention; queries and keys optionally normalised (arXiv:2302.05442).
 
     With fewer heads of keys and values than of queries, neighbours share one (grouped queries, arXiv:2305.13245).
     """
 
-    def __init__(self, model: GPTConfig) -> None:
+    def __init__(self, model: TransformerConfig) -> None:
         super().__init__()
         assert model.num_heads
         assert model.num_kv_heads
@@ -49,7 +82,8 @@ class Attention(nn.Module):
         self.shares = model.num_heads != model.num_kv_heads
         self.widths = [heads * model.d_head for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
         self.qk_norm = model.qk_norm
-        self.dropout = model.dropout
+        self.dropout = attention_dropout(model)
+        self.causal = model.causal
         self.qkv = nn.Linear(model.d_model, sum(self.widths), bias=False)
         self.out = nn.Linear(self.widths[0], model.d_model, bias=False)
         rope = model.positions == "rope"
@@ -59,14 +93,15 @@ class Attention(nn.Module):
         init_matrix(self.qkv.weight, generator)
         init_matrix(self.out.weight, generator, out_scale)
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None) -> Float[Tensor, "B L D"]:
+        """Each position's mixture of those it sees: see `visible`."""
         parts = self.qkv(x).split(self.widths, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for part in parts)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(
-            self.rotary(q), self.rotary(k), v, dropout_p=dropout, is_causal=True, enable_gqa=self.shares
+            self.rotary(q), self.rotary(k), v, seen, dropout, self.causal and seen is None, enable_gqa=self.shares
         )
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -78,13 +113,14 @@ class LatentAttention(nn.Module):
     is in `d_rope` further values of each query, and in one key of that width that all heads share.
     """
 
-    def __init__(self, model: GPTConfig) -> None:
+    def __init__(self, model: TransformerConfig) -> None:
         super().__init__()
         assert model.num_heads
         assert model.d_head
         assert model.kv_rank
         assert model.d_rope
-        self.dropout = model.dropout
+        self.dropout = attention_dropout(model)
+        self.causal = model.causal
         self.d_head, self.d_rope, self.kv_rank = model.d_head, model.d_rope, model.kv_rank
         width, heads = model.d_model, model.num_heads
         self.q_down = None if model.q_rank is None else nn.Linear(width, model.q_rank, bias=False)
@@ -102,7 +138,8 @@ class LatentAttention(nn.Module):
                 init_matrix(linear.weight, generator)
         init_matrix(self.out.weight, generator, out_scale)
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None) -> Float[Tensor, "B L D"]:
+        """Each position's mixture of those it sees: see `visible`."""
         queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q = self._heads(self.q_up(queries), self.d_head + self.d_rope)
         still, turning = q.split([self.d_head, self.d_rope], dim=-1)
@@ -111,7 +148,7 @@ class LatentAttention(nn.Module):
         q = torch.cat((still, self.rotary(turning)), dim=-1)
         k = torch.cat((k, self.rotary(key.unsqueeze(1)).expand(-1, k.shape[1], -1, -1)), dim=-1)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, seen, dropout, self.causal and seen is None)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     @staticmethod
@@ -125,6 +162,7 @@ class Block(nn.Module):
     def __init__(self, config: RunConfig, sparse: bool, vocab_size: int) -> None:
         super().__init__()
         model = config.model
+        assert isinstance(model, TransformerConfig)
         self.attention_norm = make_norm(model)
         self.attention = Attention(model) if model.kv_rank is None else LatentAttention(model)
         self.ffn_norm = make_norm(model)
@@ -136,20 +174,29 @@ class Block(nn.Module):
         self.ffn.reset_parameters(generator, out_scale)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], token_ids: Int[Tensor, "B L"]
+        self,
+        x: Float[Tensor, "B L D"],
+        token_ids: Int[Tensor, "B L"] | None = None,
+        mask: Bool[Tensor, "B L"] | None = None,
+        seen: Seen = None,
     ) -> tuple[Float[Tensor, "B L D"], Routing | None]:
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        """The block's output and who went where; padding, False in `mask`, goes to no expert."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), seen))
         normed = self.ffn_norm(x)
-        y, routing = self.ffn(normed, token_ids) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
+        y, routing = self.ffn(normed, token_ids, mask) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
         return x + self.dropout(y), routing
 
 
-def make_norm(model: GPTConfig) -> nn.Module:
+def attention_dropout(model: TransformerConfig) -> float:
+    return model.dropout if model.attention_dropout is None else model.attention_dropout
+
+
+def make_norm(model: TransformerConfig) -> nn.Module:
     """A norm with a scale for each value and no bias."""
     return nn.RMSNorm(model.d_model) if model.norm == "rms" else nn.LayerNorm(model.d_model, bias=False)
 
 
-def make_dense_layer(model: GPTConfig) -> FeedForward:
+def make_dense_layer(model: ModelConfig) -> FeedForward:
     return FeedForward(model.d_model, model.d_ff, kind=model.expert_kind, activation=model.activation)
 
 

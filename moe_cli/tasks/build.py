@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.schema import PythonData, TextData
+from moe_cli.config.data import PythonData, TextData
 from moe_cli.errors import DataError
 from moe_cli.tasks.documents import NotText, read_documents
 from moe_cli.tasks.files import File, source

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.schema import DataConfig, PythonData, TextData, TokenData
+from moe_cli.config.data import DataConfig, PythonData, TextData, TokenData
 from moe_cli.errors import DataError
 from moe_cli.numbers import count
 from moe_cli.tasks.build import build

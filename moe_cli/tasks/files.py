@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from moe_cli.config.schema import DataConfig, PythonData, TextData
+from moe_cli.config.data import DataConfig, PythonData, TextData
 from moe_cli.errors import DataError
 
 # Beside tests and what others installed: encodings, whose generated tables repeat each other from file to file, so that

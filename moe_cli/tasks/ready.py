@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_cli.config.schema import TokenData
+from moe_cli.config.data import TokenData
 from moe_cli.errors import DataError
 from moe_cli.tasks.files import find_files, source
 from moe_cli.tasks.shards import Shard, Tokens, cut

@@ -1,8 +1,9 @@
 """Next-token prediction on a corpus: batches for training, the validation split, the loss. B sequences, L positions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.order import EpochOrder, epoch_order
 from moe_cli.tasks.ready import check_tokens
 from moe_cli.tasks.shards import LARGE, Tokens
+from moe_cli.tasks.task import Scored, Task
 
 # After so many batches of a large text the memory through which it was read is let go.
 BATCHES_HELD = 16
@@ -35,7 +37,11 @@ class Batch:
     starts: Int[Tensor, " B"]
 
     @property
-    def num_tokens(self) -> int:
+    def num_examples(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_targets(self) -> int:
         return self.targets.numel()
 
     def to(self, device: torch.device) -> "Batch":
@@ -53,7 +59,7 @@ class TextTask:
         self.corpus = corpus
         self.context_length = context_length
         self.seed = seed
-        self.vocab_size = int(corpus.meta["vocab_size"])
+        self.vocab_size = self.num_known = int(corpus.meta["vocab_size"])
         self._bytes_per_token = None if corpus.tokenizer is None else corpus.tokenizer.bytes_per_token()
         self._order = lru_cache(maxsize=2)(self._order_of)
         self._starts = lru_cache(maxsize=2)(self._starts_of)
@@ -95,6 +101,36 @@ class TextTask:
         logits, routings = model(batch.inputs)
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), routings
 
+    def score(self, model: nn.Module, batch: Batch) -> Scored:
+        """The loss alone: bits per byte and perplexity follow from it."""
+        return Scored(*self.loss(model, batch))
+
+    def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
+        """None beside the loss."""
+        return {}
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self.corpus.meta
+
+    @property
+    def domains(self) -> Sequence[str]:
+        return self.corpus.meta["domains"]  # type: ignore[no-any-return]
+
+    def groups(self, batch: Batch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+        """The id of every token that is read, and the domain of its document; of validation batches."""
+        places = batch.starts[:, None] + torch.arange(batch.inputs.shape[1])
+        return batch.inputs.flatten(), torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
+
+    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+        """The text of each token id; nothing where the tokens came without a tokenizer."""
+        tokenizer = self.corpus.tokenizer
+        return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
+
+    def hardest(self) -> "Task | None":
+        """There is no other way to ask."""
+        return None
+
     @property
     def _windows_per_epoch(self) -> int:
         return max(1, (len(self.corpus.train) - self.context_length) // self.context_length)
@@ -114,9 +150,9 @@ class TextTask:
 
     def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
         windows = np.stack([tokens[start : start + length + 1] for start in starts])
-        if windows.max() >= self.vocab_size:
+        if windows.max() >= self.num_known:
             for start, window in zip(starts, windows, strict=True):
-                check_tokens(tokens, window, start, self.vocab_size)
+                check_tokens(tokens, window, start, self.num_known)
         windows = windows.astype(np.int64)
         targets = windows[:, 1:]
         widths = self._bytes_per_token

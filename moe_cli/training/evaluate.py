@@ -4,7 +4,7 @@ B sequences, L positions, T = B * L tokens, E experts, V tokens in the vocabular
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,7 +29,7 @@ from moe_cli.moe.stats import (
     specialisation,
     tokens_per_expert,
 )
-from moe_cli.tasks.text import Batch, TextTask
+from moe_cli.tasks.task import Batch, Task
 from moe_cli.training.precision import autocast
 
 # Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
@@ -94,7 +94,7 @@ class LayerUse:
             **({"domain_specialisation": specialisation(self.by_domain)} if several else {}),
         }
 
-    def tables(self, domains: list[str]) -> dict[str, Any]:
+    def tables(self, domains: Sequence[str]) -> dict[str, Any]:
         """Co-activation of all pairs, how often each domain asked for each expert, and top tokens; large ones are left out."""
         present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
         small = len(present) * len(self.asked) <= LARGEST_TABLE
@@ -128,7 +128,8 @@ class Evaluation:
         loss: nats per token.
         bits_per_byte: loss in bits, per byte of text: comparable between tokenizers. None, as the bytes, where nobody
             knows the text of the tokens.
-        domains: names of the text's domains.
+        domains: names of the domains of the data.
+        measures: the task's own, such as accuracy.
         layers: per sparse layer, first to last; empty for a dense model.
     """
 
@@ -136,7 +137,8 @@ class Evaluation:
     bits_per_byte: float | None
     num_tokens: int
     num_bytes: int | None
-    domains: list[str]
+    domains: Sequence[str]
+    measures: dict[str, float] = field(default_factory=dict)
     layers: list[LayerUse] = field(default_factory=list)
 
     @property
@@ -171,7 +173,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    task: TextTask,
+    task: Task,
     batch_size: int,
     *,
     max_tokens: int | None = None,
@@ -189,27 +191,34 @@ def evaluate(
         precision: of the forward pass, as `train.precision`.
     """
     nats = 0.0
-    num_tokens = num_bytes = 0
+    num_targets = num_bytes = 0
+    measured: dict[str, Tensor] = {}
     layers: list[LayerUse] = []
-    domains: list[str] = task.corpus.meta["domains"]
     with _evaluating(model, top_k, capacity_factor, precision) as device:
         for batch, own in _share_out(task.val_batches(batch_size, max_tokens)):
-            loss, routings = task.loss(model, batch.to(device))
-            layers = layers or [_empty(routing, task.vocab_size, len(domains)) for routing in routings]
+            scored = task.score(model, batch.to(device))
+            layers = layers or [_empty(each, task.vocab_size, len(task.domains)) for each in scored.routings]
+            measured = measured or {name: torch.zeros_like(value).double().cpu() for name, value in scored.sums.items()}
             if not own:
                 continue
-            nats += loss.item() * batch.num_tokens
-            num_tokens += batch.num_tokens
+            nats += scored.loss.item() * batch.num_targets
+            num_targets += batch.num_targets
             num_bytes += batch.num_bytes or 0
-            token_ids, domain_ids = batch.inputs.flatten().to(device), _domain_ids(task, batch).to(device)
-            for layer, routing in zip(layers, routings, strict=True):
+            for name, value in scored.sums.items():
+                measured[name] += value.double().cpu()
+            token_ids, domain_ids = (each.to(device) for each in task.groups(batch))
+            for layer, routing in zip(layers, scored.routings, strict=True):
                 layer.add(routing, token_ids, domain_ids)
-    sums = parallel.total(torch.tensor([nats, num_tokens, num_bytes], dtype=torch.float64)).tolist()
-    nats, num_tokens, num_bytes = sums[0], round(sums[1]), round(sums[2])
+    sums = parallel.total(torch.tensor([nats, num_targets, num_bytes], dtype=torch.float64)).tolist()
+    nats, num_targets, num_bytes = sums[0], round(sums[1]), round(sums[2])
+    measured = {name: parallel.total(value) for name, value in measured.items()}
     for layer in layers:
         layer.put_together()
     bits_per_byte = nats / math.log(2) / num_bytes if num_bytes else None
-    return Evaluation(nats / num_tokens, bits_per_byte, num_tokens, num_bytes or None, domains, layers)
+    return Evaluation(
+        nats / num_targets, bits_per_byte, num_targets, num_bytes or None, task.domains,
+        task.metrics(measured, num_targets), layers,
+    )  # fmt: skip
 
 
 def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -241,9 +250,7 @@ def _evaluating(
 
 
 @torch.no_grad()
-def probe(
-    model: nn.Module, task: TextTask, top_k: int | None = None, precision: str = "auto"
-) -> list[Bool[Tensor, "T E"]]:
+def probe(model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto") -> list[Bool[Tensor, "T E"]]:
     """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
     with _evaluating(model, top_k, None, precision) as device:
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
@@ -267,11 +274,6 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "T E
                 row[experts] = True
             result[record["layer"]][record["step"]] = router_saturation(chosen, last)
     return result
-
-
-def _domain_ids(task: TextTask, batch: Batch) -> Int[Tensor, " T"]:
-    places = batch.starts[:, None] + torch.arange(batch.inputs.shape[1])
-    return torch.from_numpy(task.corpus.val_domains(places.flatten().numpy()))
 
 
 def _empty(routing: Routing, vocab_size: int, num_domains: int) -> LayerUse:

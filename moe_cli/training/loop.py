@@ -18,7 +18,7 @@ from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers import ReluRouter
 from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
 from moe_cli.store import RUNNING, Recorder
-from moe_cli.tasks.text import TextTask
+from moe_cli.tasks.task import Task
 from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, latest_checkpoint, take_snapshot
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
@@ -41,7 +41,7 @@ class Training:
     """One model, its task, its optimizers and its recorder, on the way to the end of the budget."""
 
     def __init__(
-        self, config: RunConfig, parts: Parallel, task: TextTask, optimizers: Optimizers, recorder: Recorder,
+        self, config: RunConfig, parts: Parallel, task: Task, optimizers: Optimizers, recorder: Recorder,
         total_steps: int | None, observer: Observer,
     ) -> None:  # fmt: skip
         self.config = config
@@ -166,7 +166,7 @@ class Training:
                     counts += new
                     if isinstance(self.bias_method, QuantileBalance):
                         seen.append(parallel.rows(routing.probs.detach()))
-                aux_losses = auxiliary_losses(self.config.balance, routings, load, num_sequences=len(batch.inputs))
+                aux_losses = auxiliary_losses(self.config.balance, routings, load, num_sequences=batch.num_examples)
                 total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
                 penalties = [routing.penalty for routing in routings if routing.penalty is not None]
                 if penalties:
@@ -325,7 +325,8 @@ class Training:
         )  # fmt: skip
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}
-        self.recorder.metrics({"step": self.state.step, **estimates, **routing, **result.layer_metrics()})
+        measures = {f"val/{key}_estimate": value for key, value in result.measures.items()}
+        self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):
             raise TrainingError(
                 f"the validation loss is {result.loss} at step {self.state.step}; the last checkpoint is kept. "
@@ -345,5 +346,5 @@ class Training:
         return {
             "digest": self.config.digest,
             "threads": torch.get_num_threads(),
-            "corpus_sha256": self.task.corpus.meta["sha256"],
+            "corpus_sha256": self.task.meta["sha256"],
         }

@@ -26,7 +26,7 @@ from moe_cli.cli.app import app
 from moe_cli.config.load import load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.models.gpt import make_model
+from moe_cli.models.registry import make_model
 from tests.cli.conftest import TINY
 
 # A width that torch's grouped product, transformers' own choice, can take.

@@ -4,6 +4,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from moe_cli.config import balances, routers, schema
+from moe_cli.config.data import PythonData, TextData, TokenData
 from moe_cli.config.resolve import resolve
 from moe_cli.errors import ConfigError
 
@@ -47,9 +48,9 @@ def configs(draw: st.DrawFn) -> schema.RunConfig:
     data = draw(
         st.sampled_from(
             [
-                schema.PythonData(),
-                schema.TextData(path="/text/a.txt"),
-                schema.TokenData(path="/tokens", vocab_size=50_257),
+                PythonData(),
+                TextData(path="/text/a.txt"),
+                TokenData(path="/tokens", vocab_size=50_257),
             ]
         )
     )

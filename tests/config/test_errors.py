@@ -77,7 +77,7 @@ KEYS = [
 ]
 
 CHOICES = [
-    (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: gpt."),
+    (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: bert, gpt."),
     (["router=tokp"], f"router=tokp: no such choice. Did you mean 'topk'? {ROUTERS}"),
     (["router=null"], f"router=null: no such choice. {ROUTERS}"),
     (["router="], f"router=: no such choice. {ROUTERS}"),

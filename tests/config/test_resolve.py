@@ -13,6 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moe_cli.config import balances, routers, schema
+from moe_cli.config.data import TextData
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import matched_d_expert, resolve
 from moe_cli.config.routers import SwitchConfig
@@ -164,7 +165,7 @@ def test_a_budget_is_a_number_of_steps_unless_given() -> None:
 def test_a_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is the same file wherever the program is started."""
     monkeypatch.chdir(tmp_path)
-    data = resolve(RunConfig(data=schema.TextData(path="a/../b.txt"))).config.data
+    data = resolve(RunConfig(data=TextData(path="a/../b.txt"))).config.data
     assert str(tmp_path.resolve() / "b.txt") == data.path
 
 

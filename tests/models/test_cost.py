@@ -16,14 +16,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.balances import NoBalance
+from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config, packaged_conf
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TextData, TrainConfig
+from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.cost import all_to_all_bytes_per_step, cost, training_steps
-from moe_cli.models.gpt import GPT, make_model
+from moe_cli.models.registry import make_model
+from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
 from moe_cli.training.optim import make_optimizers
@@ -64,11 +66,11 @@ def config(name: str) -> RunConfig:
     return tiny_config(Path("text"), **CONFIGS[name])
 
 
-def model_of(name: str) -> GPT:
+def model_of(name: str) -> Transformer:
     return make_model(config(name), V)
 
 
-def one_training_step(name: str) -> tuple[GPT, Any]:
+def one_training_step(name: str) -> tuple[Transformer, Any]:
     model = model_of(name)
     optimizers = make_optimizers(config(name).optim, model)
     torch.nn.init.normal_(model.embedding.weight if model.head is None else model.head.weight)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.config.schema import PythonData
+from moe_cli.config.data import PythonData
 from moe_cli.errors import DataError
 from moe_cli.tasks import build, documents, shards
 from moe_cli.tasks.corpora import Corpus, load_corpus
@@ -27,7 +27,7 @@ from tests.tiny import words
 
 BUILD = (
     "import sys; from pathlib import Path\n"
-    "from moe_cli.config.schema import TextData\n"
+    "from moe_cli.config.data import TextData\n"
     "from moe_cli.tasks.corpora import load_corpus\n"
     "from moe_cli.errors import DataError\n"
     "{before}\n"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_cli.config.schema import PythonData, TextData
+from moe_cli.config.data import PythonData, TextData
 from moe_cli.errors import DataError
 from moe_cli.tasks import build, corpora
 from moe_cli.tasks.corpora import Corpus, describe, load_corpus
@@ -250,7 +250,7 @@ def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> No
     path = write(tmp_path, {"text.txt": words(100_000)}) / "text.txt"
     code = (
         "import sys; from pathlib import Path\n"
-        "from moe_cli.config.schema import TextData\n"
+        "from moe_cli.config.data import TextData\n"
         "from moe_cli.tasks.corpora import load_corpus\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "corpus = load_corpus(TextData(path=sys.argv[1]), 16, Path(sys.argv[2]))\n"

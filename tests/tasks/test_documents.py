@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """A text of 200 MB becomes a corpus where no more than 100 MB of memory can be had."""
     code = (
         "import re, resource, sys; from pathlib import Path\n"
-        "from moe_cli.config.schema import TextData\n"
+        "from moe_cli.config.data import TextData\n"
         "from moe_cli.tasks.corpora import load_corpus\n"
         "data = int(re.search(r'VmData:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (data + 100_000_000, -1))\n"

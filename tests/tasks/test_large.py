@@ -11,7 +11,7 @@ from tests.tasks.token_files import sparse
 CODE = """
 import re, sys
 from pathlib import Path
-from moe_cli.config.schema import TokenData
+from moe_cli.config.data import TokenData
 from moe_cli.run import run_one
 from moe_cli.store import create_run
 from tests.tiny import tiny_config

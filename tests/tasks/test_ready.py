@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_cli.config.schema import TokenData
+from moe_cli.config.data import TokenData
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.tasks import ready as module
 from moe_cli.tasks.corpora import Corpus, describe, load_corpus, remarks

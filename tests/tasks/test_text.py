@@ -38,7 +38,7 @@ def test_validation_predicts_every_token_once(val: int, context_length: int, siz
     assert all(torch.equal(batch.starts, batch.inputs[:, 0]) for batch in batches)
     assert list(range(val - 1)) == inputs.tolist()
     assert all(batch.inputs.shape[0] <= size and batch.inputs.shape[1] <= context_length for batch in batches)
-    assert val - 1 == sum(batch.num_tokens for batch in batches)
+    assert val - 1 == sum(batch.num_targets for batch in batches)
 
 
 @given(st.integers(40, 200), st.integers(1, 60))

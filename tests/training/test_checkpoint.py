@@ -16,7 +16,7 @@ from torch import nn
 
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.errors import CheckpointError, TrainingError
-from moe_cli.models.gpt import make_model
+from moe_cli.models.registry import make_model
 from moe_cli.run import restore
 from moe_cli.store import Run
 from moe_cli.training import checkpoint as module

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from moe_cli.config.routers import RandomConfig, SwitchConfig
-from moe_cli.models.gpt import GPT, make_model
+from moe_cli.models.registry import make_model
+from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
 from moe_cli.moe.stats import specialisation
@@ -26,7 +27,7 @@ def make(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function that makes a model with random weights, and its task."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def make(**changes: Any) -> tuple[GPT, TextTask]:
+    def make(**changes: Any) -> tuple[Transformer, TextTask]:
         config = tiny_config(text_file, **changes)
         task = tiny_task(config, cache)
         return randomise(make_model(config, task.vocab_size)), task  # type: ignore[return-value]
@@ -117,7 +118,7 @@ def test_only_a_capacity_drops(make: Any) -> None:
     model, task = make(capacity=0.5)
     assert 0 == evaluate(model, task, 8).routing_metrics()["dropped_fraction"]
     result = evaluate(model, task, 8, capacity_factor=0.5)
-    passes = [batch.num_tokens for batch in task.val_batches(8)]
+    passes = [batch.num_targets for batch in task.val_batches(8)]
     room = sum(expert_capacity(tokens, 4, 2, 0.5) for tokens in passes)
     for layer in result.layers:
         assert layer.kept.max() <= room

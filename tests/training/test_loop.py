@@ -20,7 +20,7 @@ from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
 from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.models.cost import cost, training_steps
-from moe_cli.models.gpt import make_model
+from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
-from moe_cli.models.gpt import make_model
+from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import MoELayer
 from moe_cli.training import optim as module
 from moe_cli.training.optim import ExpertAdamW, ExpertSGD, Muon, Optimizers, make_optimizers, orthogonalise, schedule

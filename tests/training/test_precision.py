@@ -11,7 +11,7 @@ from torch import nn
 from moe_cli.cli.evaluate import _row
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig, TrainConfig
-from moe_cli.models.gpt import make_model
+from moe_cli.models.registry import make_model
 from moe_cli.run import restore
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.precision import autocast, pick_precision

@@ -24,8 +24,9 @@ from moe_cli.config.balances import (
     SwitchBalance,
     ZBalance,
 )
+from moe_cli.config.data import TokenData
 from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig, SwitchConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig, TokenData
+from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.moe.registry import CONFIGS
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run

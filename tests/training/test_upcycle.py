@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_cli.config.routers import SwitchConfig
-from moe_cli.models.gpt import make_model
+from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.run import restore, run_one
 from moe_cli.store import Run, create_run

@@ -15,7 +15,8 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.blocks import make_norm
 from moe_cli.models.cost import cost
-from moe_cli.models.gpt import GPT, make_model
+from moe_cli.models.registry import make_model
+from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import MoELayer, moe_layers
 from moe_cli.run import restore
 from moe_cli.training.sample import sample
@@ -33,7 +34,7 @@ def config(**changes: Any) -> RunConfig:
     return tiny_config(Path("text"), **changes)
 
 
-def model_of(**changes: Any) -> GPT:
+def model_of(**changes: Any) -> Transformer:
     """A float64 model with every weight at random."""
     return randomise(make_model(config(**changes), V)).double()  # type: ignore[return-value]
 

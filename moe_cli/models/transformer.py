@@ -1,15 +1,16 @@
-"""A decoder-only transformer language model with experts in some of its blocks.
+"""A transformer over tokens with experts in some of its blocks: decoder-only (gpt) or an encoder (bert).
 
 B sequences, L positions, V tokens.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import Block, make_norm
+from moe_cli.models.blocks import Block, make_norm, visible
 from moe_cli.moe.routing import Routing
 
 # The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.
@@ -17,7 +18,7 @@ OUT_SCALE = 0.0
 EMBEDDING_STD = 1.0
 
 
-class GPT(nn.Module):
+class Transformer(nn.Module):
     """Embedding, blocks, norm, head.
 
     Args:
@@ -28,6 +29,8 @@ class GPT(nn.Module):
     def __init__(self, config: RunConfig, vocab_size: int) -> None:
         super().__init__()
         model = config.model
+        assert isinstance(model, TransformerConfig)
+        self.causal, self.window = model.causal, model.window
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.embedding_dropout = nn.Dropout(model.dropout)
         learned = model.positions == "learned"
@@ -66,27 +69,28 @@ class GPT(nn.Module):
                 scale *= self.expert_init_scale**0.5 if ".experts." in name else 1.0
                 nn.init.normal_(param, std=std * scale, generator=generator)
 
-    def forward(self, tokens: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """Logits of the next token at every position, and the routing of every sparse block."""
+    def forward(
+        self,
+        tokens: Int[Tensor, "B L"],
+        mask: Bool[Tensor, "B L"] | None = None,
+        documents: Int[Tensor, "B L"] | None = None,
+    ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
+        """Logits at every position, of the token after it (gpt) or of the token that stands there (bert), and the routing of every sparse block.
+
+        Args:
+            mask: False for padding, which nobody sees and no expert gets.
+            documents: which document each token is of; a position sees those of its own alone.
+        """
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[: tokens.shape[1]]
         x = self.embedding_dropout(x)
+        seen = visible(tokens.shape[1], self.causal, self.window, mask, documents, tokens.device)
         routings = []
         for block in self.blocks:
-            x, routing = block(x, tokens)
+            x, routing = block(x, tokens, mask, seen)
             if routing is not None:
                 routings.append(routing)
         x = self.norm(x)
         logits = F.linear(x, self.embedding.weight if self.head is None else self.head.weight)
         return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap), routings
-
-
-MODELS = {"gpt": GPT}
-
-
-def make_model(config: RunConfig, vocab_size: int) -> GPT:
-    """The model of a resolved configuration, initialised from its seed."""
-    model = MODELS[config.model.name](config, vocab_size)
-    model.reset_parameters(config.seed)
-    return model

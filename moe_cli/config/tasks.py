@@ -1,0 +1,79 @@
+"""What a model is asked to do with its data: one class for each task, told apart by `name`."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moe_cli.config.ranges import between
+from moe_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """Guess the next token."""
+
+    special_tokens: ClassVar[int] = 0
+    name: Literal["causal_lm"] = "causal_lm"
+
+
+@dataclass(frozen=True)
+class MaskedLM:
+    """Guess tokens that were masked, from both sides (BERT, arXiv:1810.04805, section 3.1).
+
+    Attributes:
+        masked: share of the positions that are to be guessed.
+        as_mask, as_random: shares of those that are shown as the mask token and as a random one; the rest is left as it is.
+        pseudo_tokens: at the end so many validation tokens are masked one at a time, for the pseudo-perplexity.
+    """
+
+    # The mask, which no text holds.
+    special_tokens: ClassVar[int] = 1
+    name: Literal["masked_lm"] = "masked_lm"
+    masked: float = 0.15
+    as_mask: float = 0.8
+    as_random: float = 0.1
+    pseudo_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        between("task.masked", self.masked, 0.01, 0.99)
+        between("task.as_mask", self.as_mask, 0, 1)
+        between("task.as_random", self.as_random, 0, 1)
+        between("task.pseudo_tokens", self.pseudo_tokens, 0, 2**20)
+        if self.as_mask + self.as_random > 1:
+            raise ConfigError(
+                f"task.as_mask={self.as_mask:g} and task.as_random={self.as_random:g} are shares of what is masked: together at most 1."
+            )
+
+
+TaskConfig = CausalLM | MaskedLM
+# The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
+MODELS_OF = {"causal_lm": ("gpt",), "masked_lm": ("bert",)}
+DATA_OF = {"causal_lm": ("python", "text", "tokens"), "masked_lm": ("python", "text", "tokens")}
+
+
+def what_follows(model: str, task: str, data: str, given: Collection[str]) -> dict[str, str]:
+    """Model, task and data by their names: where they cannot go together, what is not `given` follows from the rest."""
+    if "task" not in given:
+        if data not in DATA_OF.get(task, (data,)) and "data" in given and "model" not in given:
+            task = next(name for name, kinds in DATA_OF.items() if data in kinds)
+        elif model not in MODELS_OF.get(task, (model,)):
+            task = next((name for name, models in MODELS_OF.items() if model in models), task)
+    if "model" not in given and model not in MODELS_OF.get(task, (model,)):
+        model = MODELS_OF[task][0]
+    if "data" not in given and data not in DATA_OF.get(task, (data,)):
+        data = DATA_OF[task][0]
+    return {"model": model, "task": task, "data": data}
+
+
+def check_task(task: TaskConfig, model: str, data: str) -> None:
+    """Raises ConfigError when such a model cannot do the task, or nobody can with such data."""
+    if data not in DATA_OF[task.name]:
+        raise ConfigError(
+            f"task={task.name} cannot be done with data={data}. Use one of data={', '.join(DATA_OF[task.name])}"
+        )
+    if model in MODELS_OF[task.name]:
+        return
+    own = next(name for name, models in MODELS_OF.items() if model in models)
+    raise ConfigError(
+        f"model={model} cannot do task={task.name}. Use model={' or '.join(MODELS_OF[task.name])}, or task={own}"
+    )

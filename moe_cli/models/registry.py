@@ -1,0 +1,19 @@
+"""Every family of models by its name, and the model of a configuration."""
+
+from torch import nn
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.models.transformer import Transformer
+
+MODELS: dict[str, type[nn.Module]] = {"gpt": Transformer, "bert": Transformer}
+
+
+def make_model(config: RunConfig, vocab_size: int) -> nn.Module:
+    """The model of a resolved configuration, initialised from its seed.
+
+    Args:
+        vocab_size: V, how many tokens there are.
+    """
+    model = MODELS[config.model.name](config, vocab_size)
+    model.reset_parameters(config.seed)  # type: ignore[operator]
+    return model

@@ -1,0 +1,113 @@
+"""Masked language modelling: some tokens of a window are hidden, and guessed from both sides. B windows, L positions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moe_cli.config.tasks import MaskedLM
+from moe_cli.moe.routing import Routing
+from moe_cli.tasks.corpora import Corpus
+from moe_cli.tasks.shards import Tokens
+from moe_cli.tasks.task import Scored
+from moe_cli.tasks.text import Batch, TextTask
+
+# A target that is not asked for.
+NOT_ASKED = -100
+
+
+class MaskedBatch(Batch):
+    """`targets` holds NOT_ASKED where nothing was hidden."""
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.targets != NOT_ASKED).sum())
+
+
+class MaskedTask(TextTask):
+    """BERT's task (arXiv:1810.04805, section 3.1) on windows of a corpus.
+
+    Of each window exactly the nearest whole number to `masked` * L positions is asked for, at least one; which, and what
+    stands there instead, the seed and the window decide, so that any step can be done again. The mask token is the one
+    after the corpus's own.
+    """
+
+    def __init__(self, corpus: Corpus, context_length: int, seed: int, task: MaskedLM) -> None:
+        super().__init__(corpus, context_length, seed)
+        self.task = task
+        self.mask_token = self.vocab_size
+        self.vocab_size += 1
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], list[Routing]]:
+        """Mean cross-entropy in nats per hidden token, and the routings of the model's sparse layers."""
+        logits, routings = model(batch.inputs)
+        return _cross_entropy(logits, batch), routings
+
+    def score(self, model: nn.Module, batch: Batch) -> Scored:
+        logits, routings = model(batch.inputs)
+        right = (logits.argmax(-1) == batch.targets).sum()
+        return Scored(_cross_entropy(logits, batch), routings, {"right": right})
+
+    def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
+        """accuracy: the share of hidden tokens that are guessed."""
+        return {"accuracy": float(sums["right"]) / num_targets}
+
+    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+        shown = super().texts([each for each in ids if each != self.mask_token])
+        return {**shown, **({self.mask_token: "[MASK]"} if self.mask_token in ids else {})}
+
+    def hardest(self) -> "OneByOne | None":
+        """Tokens hidden one at a time, for the pseudo-perplexity; None where the settings ask for none."""
+        return OneByOne(self.corpus, self.context_length, self.seed, self.task) if self.task.pseudo_tokens else None
+
+    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
+        # One token more is read than is used, as for the next token.
+        plain = super()._batch(tokens, starts, length)
+        hidden = [self._hide(row, start) for row, start in zip(plain.inputs.numpy(), starts, strict=True)]
+        inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*hidden, strict=True))
+        return MaskedBatch(inputs, targets, None, plain.starts)
+
+    def _hide(self, row: "np.ndarray", start: int) -> tuple["np.ndarray", "np.ndarray"]:
+        """A window as it is shown, and what is to be guessed there."""
+        task = self.task
+        draw = np.random.default_rng((self.seed, start))
+        places = draw.permutation(len(row))[: max(1, round(task.masked * len(row)))]
+        targets = np.full_like(row, NOT_ASKED)
+        targets[places] = row[places]
+        way = draw.random(len(places))
+        shown = row.copy()
+        shown[places[way < task.as_mask]] = self.mask_token
+        random = places[(way >= task.as_mask) & (way < task.as_mask + task.as_random)]
+        shown[random] = draw.integers(self.mask_token, size=len(random))
+        return shown, targets
+
+
+class OneByOne(MaskedTask):
+    """Each token of some validation windows is hidden alone, and all others are seen.
+
+    The exponential of the mean loss is the pseudo-perplexity (Salazar et al., arXiv:1910.14659, eq. 1 and 2).
+    """
+
+    def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+        """A batch for each window: its L copies, in each of which another token is hidden; `max_tokens` are hidden in all."""
+        for batch in TextTask.val_batches(self, 1, max_tokens or self.task.pseudo_tokens):
+            row = batch.inputs[0]
+            copies = row.repeat(len(row), 1)
+            diagonal = torch.eye(len(row), dtype=torch.bool)
+            targets = torch.where(diagonal, copies, NOT_ASKED)
+            inputs = torch.where(diagonal, self.mask_token, copies)
+            for first in range(0, len(row), size):
+                here = slice(first, first + size)
+                starts = batch.starts.expand(len(inputs[here]))
+                yield MaskedBatch(inputs[here], targets[here], None, starts)
+
+    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
+        return replace(TextTask._batch(self, tokens, starts, length), num_bytes=None)
+
+
+def _cross_entropy(logits: Float[Tensor, "B L V"], batch: Batch) -> Float[Tensor, ""]:
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=NOT_ASKED)

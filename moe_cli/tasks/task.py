@@ -1,0 +1,90 @@
+"""What training and evaluation ask of a task, whatever it is: batches, the loss, and how well the answers are.
+
+T tokens that are routed: positions of a text, patches of an image, pairs of user and item.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from moe_cli.moe.routing import Routing
+
+
+class Batch(Protocol):
+    """Examples to learn from or to be judged by."""
+
+    @property
+    def num_examples(self) -> int:
+        """Sequences, images or pairs: what a balancing loss of scope `sequence` takes one by one."""
+
+    @property
+    def num_targets(self) -> int:
+        """Answers that are asked for: the loss is their mean."""
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Bytes of text that the answers stand for; None: no text, or nobody knows."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A judged batch.
+
+    Attributes:
+        loss: mean over its targets.
+        routings: of the sparse layers.
+        sums: what the task's own measures are made of; those of batches are added.
+    """
+
+    loss: Float[Tensor, ""]
+    routings: list[Routing]
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A set of examples cut into batches that the seed and an index decide, and what is asked of a model there.
+
+    Attributes:
+        vocab_size: how many ids there are for what is routed (tokens, places of patches, items).
+        domains: names of the groups that examples belong to.
+        meta: what is known of the data; see `moe_cli.tasks.corpora.Corpus`.
+    """
+
+    vocab_size: int
+
+    @property
+    def domains(self) -> Sequence[str]: ...
+
+    @property
+    def meta(self) -> Mapping[str, Any]: ...
+
+    def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> Batch:
+        """The `part`-th of `parts` equal parts of the `index`-th batch of `size` examples."""
+
+    def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+        """The validation split in batches; or about so many tokens spread evenly over it."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Float[Tensor, ""], list[Routing]]:
+        """What is minimised, and the routings of the model's sparse layers."""
+
+    def score(self, model: nn.Module, batch: Any) -> Scored:
+        """The loss with what else says how good the answers are."""
+
+    def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
+        """The task's own measures from the sums over batches, by their names in summary.json without `val_`."""
+
+    def groups(self, batch: Any) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+        """The id and the domain of everything that is routed."""
+
+    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+        """What ids stand for, where that is known."""
+
+    def hardest(self) -> "Task | None":
+        """The same task asked in a slower way for one more figure at the end, `pseudo_perplexity`; None: there is none."""
