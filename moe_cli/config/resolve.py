@@ -112,6 +112,11 @@ def _with_attention(model: AnyModel, given: Collection[str], notes: list[str]) -
         notes += _set_aside(given, "model.kv_rank is latent attention", "model.num_kv_heads", "model.qk_norm")
         model = replace(model, num_kv_heads=num_heads, qk_norm=False,
                         d_rope=model.d_rope or max(2, (model.d_head or 0) // 4 * 2))  # fmt: skip
+    if model.window is not None and model.window >= model.context_length:
+        notes += _set_aside(given, f"model.context_length={model.context_length} is within the window", "model.window")
+        model = replace(model, window=None)
+    if model.attention_dropout == model.dropout:
+        model = replace(model, attention_dropout=None)
     if model.positions == "learned":
         model = replace(model, rope_base=DEFAULT_ROPE_BASE)
         notes += _set_aside(given, "model.positions=learned turns nothing", "model.rope_base")

@@ -191,7 +191,7 @@ WRONG = [
     (
         "grid: {k: glob(*)}\n",
         "'k=glob([*])' chooses among files, and only groups have them: "
-        "model, router, balance, data, optim, train, experiment.",
+        "model, task, router, balance, data, optim, train, experiment.",
     ),
     ("grid: {optim: glob(x*)}\n", "'optim=glob([x*])' finds none of: adamw, muon, sgd."),
     ("zip: {k: 1}\n", "zip.k must be a list of values."),

@@ -1,6 +1,7 @@
-"""The language model: causal, uniform at first, experts where they belong. B sequences, L positions, V tokens."""
+"""Transformers over tokens: who sees whom, uniform at first, experts where they belong. B sequences, L positions, V tokens."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_cli.config.balances import NoBalance
+from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
 from moe_cli.models.blocks import make_norm
 from moe_cli.models.cost import cost
@@ -27,6 +30,12 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "topk": {"router": TopKConfig()},
     "switch": {"router": SwitchConfig(jitter=0.0), "k": 1},
     "dense": {"expert": 1, "k": 1},
+}
+
+
+BERT: dict[str, Any] = {
+    "model": BERTConfig(num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16),
+    "task": MaskedLM(),
 }
 
 
@@ -56,6 +65,76 @@ def test_no_output_sees_a_later_token(router: str, training: bool) -> None:
         after = model(changed)[0]
         torch.testing.assert_close(before[:, :t], after[:, :t], rtol=1e-10, atol=1e-10)
         assert ((before[:, t] - after[:, t]).abs().amax(-1) > 1e-6).all()
+
+
+def answers(model: Transformer, changed: int, **given: Any) -> Tensor:
+    """[L], how much the logits of each position of one sequence answer to a change of one token."""
+    x = tokens(1)
+    other = x.clone()
+    other[0, changed] = (other[0, changed] + 1) % V
+    return (model(x, **given)[0] - model(other, **given)[0]).abs().amax(-1)[0]
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_an_encoder_sees_all(router: str) -> None:
+    """Every token of a sequence moves the logits at every position."""
+    model = model_of(**{**BERT, **ROUTERS[router]})
+    assert all((answers(model, t) > 1e-6).all() for t in range(L))
+
+
+@pytest.mark.parametrize("kv_rank", [None, 6])
+def test_a_window_is_all_that_a_position_sees(kv_rank: int | None) -> None:
+    """One block sees `window` positions, itself the last; two see as far as twice that less one."""
+    for num_layers, reach in ((1, 3), (2, 5)):
+        model = model_of(model={"num_layers": num_layers, "window": 3, "kv_rank": kv_rank})
+        for t in range(L):
+            seen = [place for place in range(L) if answers(model, t)[place] > 1e-9]
+            assert list(range(t, min(L, t + reach))) == seen
+
+
+def test_a_window_of_an_encoder_has_two_sides() -> None:
+    """window=2 is the position and its neighbours."""
+    model = model_of(**{**BERT, "model": replace(BERT["model"], num_layers=1, window=2)})
+    assert [2, 3, 4] == [place for place in range(L) if answers(model, 3)[place] > 1e-9]
+
+
+@pytest.mark.parametrize("family", [{}, BERT])
+def test_padding_is_seen_by_nobody_and_routed_nowhere(family: dict[str, Any]) -> None:
+    """The logits of a padded batch are those of each sequence alone, and no expert counts a padded place."""
+    model = model_of(**family)
+    x = tokens()
+    lengths = [L, 5, 2]
+    mask = torch.arange(L) < torch.tensor(lengths)[:, None]
+    logits, routings = model(x, mask)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(model(x[row : row + 1, :length])[0][0], logits[row, :length], rtol=1e-9, atol=1e-9)
+    assert torch.isfinite(logits).all()
+    assert [sum(lengths)] * 2 == [routing.num_tokens for routing in routings]
+
+
+@pytest.mark.parametrize("family", [{"model": {"positions": "rope"}}, BERT])
+def test_documents_of_one_window_do_not_see_each_other(family: dict[str, Any]) -> None:
+    """A change of one document moves no logits of another; within a document all is as before."""
+    model = model_of(**family)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]])
+    for t in range(L):
+        moved = answers(model, t, documents=documents) > 1e-9
+        assert not moved[documents[0] != documents[0, t]].any()
+        assert moved[t]
+    # Rotary positions are relative, so a document in the middle has the logits that it has alone.
+    x = tokens(1)
+    alone = model(x[:, 3:7])[0]
+    torch.testing.assert_close(alone, model(x, documents=documents)[0][:, 3:7], rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_of_attention_is_its_own_where_it_is_set() -> None:
+    """attention_dropout alone makes training uncertain, and 0 takes the attention out of `dropout`."""
+    for changes, uncertain in (({"attention_dropout": 0.5}, True), ({"dropout": 0.0, "attention_dropout": 0.0}, False)):
+        model = model_of(model=changes)
+        torch.manual_seed(0)
+        assert uncertain == (not torch.equal(model(tokens())[0], model(tokens())[0]))
+    assert 0.0 == model_of(model={"dropout": 0.3, "attention_dropout": 0.0}).blocks[0].attention.dropout
+    assert 0.3 == model_of(model={"dropout": 0.3}).blocks[0].attention.dropout
 
 
 @pytest.mark.parametrize("router", ROUTERS)

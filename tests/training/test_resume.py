@@ -25,8 +25,10 @@ from moe_cli.config.balances import (
     ZBalance,
 )
 from moe_cli.config.data import TokenData
+from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.tasks import MaskedLM
 from moe_cli.moe.registry import CONFIGS
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
@@ -40,6 +42,7 @@ TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "run")
 QUANTILE_AND_GLOBAL = CombinedBalance(
     "switch+quantile", switch=SwitchBalance(scope="global"), quantile=QuantileBalance()
 )
+BERT = BERTConfig(num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16, dropout=0.1)
 TRAIN = {"steps": 8, "grad_accumulation": 2, "log_every": 3, "eval_every": 3, "checkpoint_every": 2}
 
 # More experts than a step has tokens, so that some are idle in every step.
@@ -84,6 +87,7 @@ def stop_at(step: int) -> Any:
         ({"router": TopKConfig(), "balance": QUANTILE_AND_GLOBAL}, 3),
         ({"router": RandomConfig(), "balance": NoBalance()}, 4),
         ({"expert": 1, "k": 1, "optim": AdamWConfig(lr=0.01)}, 4),
+        ({"model": BERT, "task": MaskedLM(pseudo_tokens=16)}, 5),
         ({**FEW_CHOSEN, "optim": AdamWConfig(lr=0.01, weight_decay=0.1, sparse_experts=True)}, 4),
         ({**FEW_CHOSEN, "optim": MuonConfig(lr=0.03, weight_decay=0.1, sparse_experts=True)}, 5),
     ],
@@ -92,7 +96,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     text_file: Path, tmp_path: Path, changes: dict[str, Any], stop: int
 ) -> None:
     """Stopped and resumed, a run equals the undisturbed one bit for bit: every router, balance and optimizer."""
-    config = tiny_config(text_file, **changes, model={"dropout": 0.1}, train=TRAIN)
+    config = tiny_config(text_file, **{"model": {"dropout": 0.1}, **changes}, train=TRAIN)
     whole = finish(config, tmp_path)
     stopped = finish(config, tmp_path, stop_at(stop))
     assert ("interrupted", stop) == (stopped.status()["status"], stopped.status()["step"])
