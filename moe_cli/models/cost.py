@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from moe_cli.config.routers import HashConfig, RandomConfig, SwitchConfig, gate_flops, gate_params
 from moe_cli.config.schema import MuonConfig, RunConfig, SGDConfig
+from moe_cli.models.backbone import INTEGER, Backbone, backbone
 
 NEWTON_SCHULZ_STEPS = 5
 BYTES_PER_PARAM = 4
 BYTES_PER_VALUE = 4
-# Values in which 8-byte integers are counted, such as token ids.
-INTEGER = 2
 
 
 @dataclass(frozen=True)
@@ -53,64 +52,31 @@ class Cost:
 
 def cost(config: RunConfig, vocab_size: int) -> Cost:
     """The cost of a resolved configuration."""
-    model = config.model
+    model, rest = config.model, backbone(config, vocab_size)
     width, sparse = model.d_model, len(config.sparse_layers)
     dense = model.num_layers - sparse
-    attention = sum(rows * columns for rows, columns in _attention_shapes(config))
     ffn = model.matrices_per_expert * width * model.d_ff
     expert = model.matrices_per_expert * width * (model.d_expert or 0)
     gate = gate_params(config.router, width, config.expert) + model.shared_gate_params
-    norms = (2 * model.num_layers + 1) * width + model.num_layers * _latents(config)
-    positions = model.context_length * width if model.positions == "learned" else 0
-    outer = vocab_size * width * (1 if model.tie_embeddings else 2) + positions
-    common = outer + norms + model.num_layers * attention + dense * ffn
     top_k = config.k or 1
-    active = common + sparse * (gate + (top_k + model.shared_experts) * expert)
-    total = common + sparse * (gate + (config.expert + model.shared_experts) * expert)
-    matmuls = active - sparse * gate - norms - positions - (0 if model.tie_embeddings else vocab_size * width)
+    chosen = dense * ffn + sparse * (top_k + model.shared_experts) * expert
+    active = rest.num_params + chosen + sparse * gate
+    total = active + sparse * (config.expert - top_k) * expert if sparse else active
     gates = sparse * (gate_flops(config.router, width, config.expert) + 2 * model.shared_gate_params)
-    queries, _, values = _attention_widths(config)
-    attention_scores = model.num_layers * 2 * model.context_length * (queries + values)
-    matrices = _matrices(config, sparse) if isinstance(config.optim, MuonConfig) else {}
+    matrices = rest.matrices + _matrices(config, sparse) if isinstance(config.optim, MuonConfig) else {}
     in_muon = sum(number * rows * columns for (rows, columns), number in matrices.items())
     return Cost(
         num_params=total,
         num_active_params=active,
         num_expert_params=sparse * config.expert * expert,
-        forward_flops_per_token=2 * matmuls + gates + attention_scores,
+        forward_flops_per_token=2 * (rest.num_multiplied + chosen) + gates + rest.flops_per_token,
         optimizer_flops_per_step=sum(number * _newton_schulz_flops(*shape) for shape, number in matrices.items()),
         padding_flops_per_token=2 * expert * sparse * max(0.0, _places_per_token(config) - top_k),
         state_bytes=BYTES_PER_PARAM * (_copies(config) * total - in_muon),
         expert_state_bytes=BYTES_PER_PARAM * sparse * config.expert * expert * (_copies(config) - bool(matrices)),
-        activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, vocab_size)),
+        activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, rest, vocab_size)),
         num_sparse_layers=sparse,
     )
-
-
-def _attention_widths(config: RunConfig) -> tuple[int, int, int]:
-    """Width of all queries of a token that scores are made of, of its keys, and of the values that scores weigh."""
-    model = config.model
-    num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
-    turned = (model.d_rope or 0) if model.kv_rank else 0
-    queries = num_heads * (d_head + turned)
-    keys = queries if model.kv_rank else (model.num_kv_heads or num_heads) * d_head
-    return queries, keys, num_heads * d_head
-
-
-def _attention_shapes(config: RunConfig) -> list[tuple[int, int]]:
-    """The matrices of one layer's attention, rows by columns."""
-    model, width = config.model, config.model.d_model
-    queries, keys, values = _attention_widths(config)
-    if model.kv_rank is None:
-        return [(queries + 2 * keys, width), (width, queries)]
-    shapes = [(queries, model.q_rank or width), (model.kv_rank + (model.d_rope or 0), width),
-              (2 * values, model.kv_rank), (width, values)]  # fmt: skip
-    return shapes if model.q_rank is None else [(model.q_rank, width), *shapes]
-
-
-def _latents(config: RunConfig) -> int:
-    """Values of a layer's latent vectors, which are normalised."""
-    return (config.model.q_rank or 0) + config.model.kv_rank if config.model.kv_rank else 0
 
 
 def _copies(config: RunConfig) -> int:
@@ -134,25 +100,17 @@ def _places_per_token(config: RunConfig) -> float:
     return config.expert * room / tokens
 
 
-def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
+def _activations(config: RunConfig, sparse: int, rest: Backbone, vocab_size: int) -> float:
     """Values that a batch holds at its peak: what forward keeps for backward, and what the first backward adds to it.
 
-    Kept per token, with D width, N heads, F hidden width, K' kept choices, V tokens: a norm its input, the input
-    normalised and its output (3 D + 1), or without the second (2 D + 2, layer norm); attention the queries, keys and values before and after rotation, its output and
-    that output's copy (7 D, N sums, 2 N of the norms of queries and keys); a dense network 4 F if gated, else 2 F;
-    experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and what it made of the input (2 D) and who
-    went where (about 7 K'). The peak is at the loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its
-    experts' gradients, and for the rows of one expert at even load 7 F if gated, else 4 F. In float32, without dropout,
-    by the loop of `grouped`; other back ends hold more.
+    Kept per token beside the backbone's, with D width, F hidden width, K' kept choices, V tokens: a dense network 4 F if
+    gated, else 2 F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and
+    what it made of the input (2 D) and who went where (about 7 K'). The peak is at the loss, 3 V, or in the last sparse
+    layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one expert at even load 7 F if gated, else
+    4 F. In float32, without dropout, by the loop of `grouped`; other back ends hold more.
     """
     model, tokens = config.model, _tokens_per_pass(config)
-    width, heads, gated = model.d_model, model.num_heads or 1, model.expert_kind == "glu"
-    norm = 3 * width + 1 if model.norm == "rms" else 2 * width + 2
-    queries, keys, values = _attention_widths(config)
-    attention = queries + 2 * keys + 2 * values + (queries + keys if model.positions == "rope" else 0)
-    attention += heads * (3 if model.qk_norm else 1)
-    if model.kv_rank:
-        attention = 2 * queries + keys + 4 * values + heads + 3 * _latents(config) + 2 + 2 * (model.d_rope or 0)
+    width, gated = model.d_model, model.expert_kind == "glu"
     dense = (4 if gated else 2) * model.d_ff
     d_expert = model.d_expert or 0
     kept = min(config.k or 1, _places_per_token(config))
@@ -163,11 +121,10 @@ def _activations(config: RunConfig, sparse: int, vocab_size: int) -> float:
     scores = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert
     scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0
     ffn = (model.num_layers - sparse) * dense + sparse * (rows + shared + scores)
-    per_token = INTEGER + model.num_layers * (2 * norm + attention) + ffn + norm
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
     gradients = config.expert * model.matrices_per_expert * width * d_expert
     first = max(3 * tokens * vocab_size, tokens * kept * backward + gradients if sparse else 0)
-    return tokens * per_token + first
+    return tokens * (rest.kept_per_token + ffn) + first
 
 
 def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
@@ -183,15 +140,13 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
 
 
 def _matrices(config: RunConfig, sparse: int) -> Counter[tuple[int, int]]:
-    """How many matrices of each shape Muon orthogonalises, in a model of `sparse` blocks with experts."""
+    """How many matrices of each shape Muon orthogonalises in the feed-forward layers, `sparse` of which have experts."""
     model = config.model
     d_expert = model.d_expert or 0
     matrices: Counter[tuple[int, int]] = Counter()
-    networks = [(model.d_ff, model.num_layers - sparse), (d_expert, sparse * config.expert),
-                (model.shared_experts * d_expert, sparse if model.shared_experts else 0)]  # fmt: skip
-    for shapes, number in [(_attention_shapes(config), model.num_layers),
-                           *((_ffn_shapes(config, hidden), number) for hidden, number in networks)]:  # fmt: skip
-        for shape in shapes:
+    for hidden, number in [(model.d_ff, model.num_layers - sparse), (d_expert, sparse * config.expert),
+                           (model.shared_experts * d_expert, sparse if model.shared_experts else 0)]:  # fmt: skip
+        for shape in _ffn_shapes(config, hidden):
             matrices[shape] += number
     return matrices
 

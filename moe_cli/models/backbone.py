@@ -1,0 +1,90 @@
+"""What a model has beside its feed-forward layers: one function for each family, from the configuration alone.
+
+A multiply-add counts as 2 FLOPs. D width, L positions, N heads, V tokens.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from moe_cli.config.model import TransformerConfig
+from moe_cli.config.schema import RunConfig
+
+# Values in which 8-byte integers are counted, such as token ids.
+INTEGER = 2
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """All but the feed-forward layers and their gates.
+
+    Attributes:
+        num_params: trained numbers.
+        num_multiplied: those of them that every token is multiplied with; the others are looked up or added.
+        flops_per_token: forward, of products without parameters, such as attention scores.
+        matrices: how many of each shape Muon orthogonalises.
+        kept_per_token: values that a forward pass keeps for backward, logits apart.
+    """
+
+    num_params: int
+    num_multiplied: int
+    flops_per_token: int
+    kept_per_token: int
+    matrices: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+
+def backbone(config: RunConfig, vocab_size: int) -> Backbone:
+    """Of a resolved configuration."""
+    model = config.model
+    assert isinstance(model, TransformerConfig)
+    return _transformer(model, vocab_size)
+
+
+def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
+    """Kept per token: a norm its input, the input normalised and its output (3 D + 1), or without the second (2 D + 2, layer
+    norm); attention the queries, keys and values before and after rotation, its output and that output's copy (7 D, N
+    sums, 2 N of the norms of queries and keys).
+    """
+    width, layers, heads = model.d_model, model.num_layers, model.num_heads or 1
+    shapes = _attention_shapes(model)
+    queries, keys, values = _attention_widths(model)
+    norms = (2 * layers + 1) * width + layers * _latents(model)
+    positions = model.context_length * width if model.positions == "learned" else 0
+    head = vocab_size * width
+    products = layers * sum(rows * columns for rows, columns in shapes)
+    norm = 3 * width + 1 if model.norm == "rms" else 2 * width + 2
+    attention = queries + 2 * keys + 2 * values + (queries + keys if model.positions == "rope" else 0)
+    attention += heads * (3 if model.qk_norm else 1)
+    if model.kv_rank:
+        attention = 2 * queries + keys + 4 * values + heads + 3 * _latents(model) + 2 + 2 * (model.d_rope or 0)
+    return Backbone(
+        num_params=products + norms + positions + head * (1 if model.tie_embeddings else 2),
+        num_multiplied=products + head,
+        flops_per_token=layers * 2 * model.context_length * (queries + values),
+        kept_per_token=INTEGER + layers * (2 * norm + attention) + norm,
+        matrices=Counter({shape: layers * number for shape, number in Counter(shapes).items()}),
+    )
+
+
+def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
+    """Width of all queries of a token that scores are made of, of its keys, and of the values that scores weigh."""
+    num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
+    turned = (model.d_rope or 0) if model.kv_rank else 0
+    queries = num_heads * (d_head + turned)
+    keys = queries if model.kv_rank else (model.num_kv_heads or num_heads) * d_head
+    return queries, keys, num_heads * d_head
+
+
+def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
+    """The matrices of one layer's attention, rows by columns."""
+    width = model.d_model
+    queries, keys, values = _attention_widths(model)
+    if model.kv_rank is None:
+        return [(queries + 2 * keys, width), (width, queries)]
+    shapes = [(queries, model.q_rank or width), (model.kv_rank + (model.d_rope or 0), width),
+              (2 * values, model.kv_rank), (width, values)]  # fmt: skip
+    return shapes if model.q_rank is None else [(model.q_rank, width), *shapes]
+
+
+def _latents(model: TransformerConfig) -> int:
+    """Values of a layer's latent vectors, which are normalised."""
+    return (model.q_rank or 0) + model.kv_rank if model.kv_rank else 0
