@@ -21,7 +21,7 @@ STEP_EFFICIENCY = 0.65
 # second. At this speed of a core, so that the decision is the same on every machine and at every load.
 COMPILE_SECONDS, FLOPS_PER_CORE = 600.0, 4e10
 # What a model must share with the dense run whose weights it starts from.
-UPCYCLED = ("num_layers", "num_heads", "d_model", "d_ff", "expert_kind", "activation", "tie_embeddings", "qk_norm",
+UPCYCLED = ("name", "num_layers", "num_heads", "d_model", "d_ff", "expert_kind", "activation", "tie_embeddings", "qk_norm",
             "rope_base", "norm", "positions", "logit_cap", "num_kv_heads", "d_head", "kv_rank", "q_rank", "d_rope",
             "vocab_size")  # fmt: skip
 
@@ -89,7 +89,7 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
     if not source.checkpoints():
         raise ConfigError(f"{given} has no checkpoint. Finish it: moe train --resume {source.id}")
     for key in UPCYCLED:
-        ours, theirs = getattr(model, key), getattr(dense.model, key)
+        ours, theirs = getattr(model, key, None), getattr(dense.model, key, None)
         if ours != theirs:
             raise ConfigError(f"{given} has model.{key}={theirs}, and this model {ours}. Add: model.{key}={theirs}")
     if _tokens(config) != _tokens(dense):

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_cli.bench.measure import Spread, interleave, ratios, reason, spread, synchronise
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
@@ -68,6 +69,8 @@ class StepMatch:
 def check_comparable(config: RunConfig) -> None:
     """Raises ConfigError for a model that Mixtral has no counterpart of."""
     model = config.model
+    if not isinstance(model, GPTConfig):
+        raise ConfigError(f"model={model.name} has no counterpart in transformers' Mixtral: leave it out.")
     for wrong, setting in (
         (config.dense, "expert=1"),
         (model.expert_kind != "glu", f"model.expert_kind={model.expert_kind}"),
@@ -78,6 +81,7 @@ def check_comparable(config: RunConfig) -> None:
         (model.first_dense > 0, f"model.first_dense={model.first_dense}"),
         (model.norm != "rms", f"model.norm={model.norm}"),
         (model.positions != "rope", f"model.positions={model.positions}"),
+        (model.window is not None, f"model.window={model.window}"),
         (model.logit_cap is not None, f"model.logit_cap={model.logit_cap}"),
         (config.capacity is not None, f"capacity={config.capacity}"),
         (model.dropout > 0, f"model.dropout={model.dropout}"),
@@ -149,6 +153,7 @@ def mixtral(config: RunConfig) -> nn.Module:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     model = config.model
+    assert isinstance(model, GPTConfig)
     torch.manual_seed(config.seed)
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE, "hidden_size": model.d_model, "intermediate_size": model.d_expert,

@@ -28,7 +28,7 @@ from moe_cli.config.balances import combine
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, from_dict
-from moe_cli.config.tasks import what_follows
+from moe_cli.config.tasks import WITH_MODEL, what_follows
 from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -194,10 +194,17 @@ class Composer:
         tree = self._grouped(groups)
         names = {group: str(tree[group].get("name")) for group in ("model", "task", "data")}
         follows = {group: name for group, name in what_follows(**names, given=groups).items() if name != names[group]}
+        follows |= self._brought(tree, follows, groups)
         if follows:
             tree = self._grouped({**groups, **follows})
         return _Base(tree, frozenset(leaf for leaf in _leaves(tree) if not leaf.endswith(".name")),
                      not _refers(repr(tree)), {})  # fmt: skip
+
+    def _brought(self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+        """What the model brings along: choices that are neither given nor made by an experiment."""
+        plain, model = self.compose(), follows.get("model", str(tree["model"].get("name")))
+        return {group: choice for group, choice in WITH_MODEL.get(model, {}).items()
+                if group not in given and tree[group] == plain[group]}  # fmt: skip
 
     def _grouped(self, groups: dict[str, str]) -> dict[str, Any]:
         """The tree of these choices, of which `balance` may be several: a+b."""

@@ -35,7 +35,6 @@ class ModelConfig:
     context_length: int = 128
     vocab_size: int | None = None
     tie_embeddings: bool = False
-    init_std: float | None = None
     dropout: float = 0.0
     dispatch: Literal["auto", "grouped", "padded", "einsum", "reference"] = "auto"
 
@@ -44,7 +43,6 @@ class ModelConfig:
             at_least(f"model.{key}", getattr(self, key), 1)
         at_least("model.shared_experts", self.shared_experts, 0)
         at_least("model.first_dense", self.first_dense, 0)
-        above("model.init_std", self.init_std, 0)
         share("model.dropout", self.dropout)
         share("model.expert_dropout", self.expert_dropout)
         above("model.expert_init_scale", self.expert_init_scale, 0)
@@ -100,12 +98,14 @@ class TransformerConfig(ModelConfig):
     positions: Literal["rope", "learned"] = "rope"
     rope_base: float = DEFAULT_ROPE_BASE
     logit_cap: float | None = None
+    init_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("num_heads", "num_kv_heads", "d_head", "window", "kv_rank", "q_rank", "d_rope"):
             at_least(f"model.{key}", getattr(self, key), 1)
         above("model.logit_cap", self.logit_cap, 0)
+        above("model.init_std", self.init_std, 0)
         above("model.rope_base", self.rope_base, 1)
         if self.attention_dropout is not None:
             share("model.attention_dropout", self.attention_dropout)
@@ -159,4 +159,21 @@ class BERTConfig(TransformerConfig):
     name: Literal["bert"] = "bert"
 
 
-AnyModel = GPTConfig | BERTConfig
+@dataclass(frozen=True)
+class LSTMConfig(ModelConfig):
+    """LSTM layers with feed-forward layers between them (arXiv:1701.06538, appendix C); one LSTM more than `num_layers`.
+
+    Attributes:
+        sigmoid: what a feed-forward layer answers goes through a sigmoid.
+    """
+
+    name: Literal["lstm"] = "lstm"
+    num_layers: int = 1
+    d_model: int = 128
+    d_ff: int = 512
+    expert_kind: Literal["glu", "mlp"] = "mlp"
+    activation: Literal["silu", "gelu", "relu", "relu2"] = "relu"
+    sigmoid: bool = True
+
+
+AnyModel = GPTConfig | BERTConfig | LSTMConfig

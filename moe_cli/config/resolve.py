@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from moe_cli.config.balances import (
     LoadBalance,
@@ -22,7 +23,7 @@ from moe_cli.config.balances import (
     setting_key,
 )
 from moe_cli.config.data import PythonData
-from moe_cli.config.model import DEFAULT_ROPE_BASE, AnyModel, ModelConfig, TransformerConfig
+from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, TransformerConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     HashConfig,
@@ -36,6 +37,8 @@ from moe_cli.config.routers import (
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
 from moe_cli.errors import ConfigError
+
+Transformer = TypeVar("Transformer", bound=TransformerConfig)
 
 # Routers whose choice the methods that work by a bias can move.
 BIASED: dict[type, tuple[str, ...]] = {
@@ -64,7 +67,9 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         ConfigError: the settings cannot hold together.
     """
     notes: list[str] = []
-    config = replace(config, k=_top_k(config), model=_with_attention(config.model, given, notes))
+    config = replace(config, k=_top_k(config))
+    if isinstance(config.model, TransformerConfig):
+        config = replace(config, model=_with_attention(config.model, given, notes))
     if config.dense:
         config = _without_experts(config)
         notes += _set_aside(given, "expert=1 is dense", *SPARSE_ONLY)
@@ -101,7 +106,7 @@ def concerns(name: str, keys: Collection[str]) -> bool:
     return any(name == key or name.startswith(key + ".") for key in keys)
 
 
-def _with_attention(model: AnyModel, given: Collection[str], notes: list[str]) -> AnyModel:
+def _with_attention(model: Transformer, given: Collection[str], notes: list[str]) -> Transformer:
     num_heads = _num_heads(model)
     model = replace(model, num_heads=num_heads, num_kv_heads=model.num_kv_heads or num_heads,
                     d_head=model.d_head or model.d_model // num_heads)  # fmt: skip

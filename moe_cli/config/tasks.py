@@ -47,8 +47,12 @@ class MaskedLM:
 
 TaskConfig = CausalLM | MaskedLM
 # The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
-MODELS_OF = {"causal_lm": ("gpt",), "masked_lm": ("bert",)}
+MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",)}
 DATA_OF = {"causal_lm": ("python", "text", "tokens"), "masked_lm": ("python", "text", "tokens")}
+
+
+# What a model brings along where nobody chooses otherwise.
+WITH_MODEL = {"lstm": {"router": "noisy_topk", "balance": "importance+load"}}
 
 
 def what_follows(model: str, task: str, data: str, given: Collection[str]) -> dict[str, str]:

@@ -104,19 +104,21 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone, vocab_size: int
     """Values that a batch holds at its peak: what forward keeps for backward, and what the first backward adds to it.
 
     Kept per token beside the backbone's, with D width, F hidden width, K' kept choices, V tokens: a dense network 4 F if
-    gated, else 2 F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and
+    gated, else 2 F, of relu F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and
     what it made of the input (2 D) and who went where (about 7 K'). The peak is at the loss, 3 V, or in the last sparse
     layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one expert at even load 7 F if gated, else
     4 F. In float32, without dropout, by the loop of `grouped`; other back ends hold more.
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, gated = model.d_model, model.expert_kind == "glu"
-    dense = (4 if gated else 2) * model.d_ff
+    # Of relu's input nothing is kept.
+    copies = 4 if gated else 1 if model.activation == "relu" else 2
+    dense = copies * model.d_ff
     d_expert = model.d_expert or 0
     kept = min(config.k or 1, _places_per_token(config))
     masks = 1 if model.expert_dropout else 0
     rows = kept * (width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * INTEGER)
-    shared = (4 if gated else 2) * model.shared_experts * d_expert + model.shared_gate_params
+    shared = copies * model.shared_experts * d_expert + model.shared_gate_params
     router = config.router
     scores = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert
     scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0

@@ -3,9 +3,10 @@
 from torch import nn
 
 from moe_cli.config.schema import RunConfig
+from moe_cli.models.lstm import LSTMModel
 from moe_cli.models.transformer import Transformer
 
-MODELS: dict[str, type[nn.Module]] = {"gpt": Transformer, "bert": Transformer}
+MODELS: dict[str, type[nn.Module]] = {"gpt": Transformer, "bert": Transformer, "lstm": LSTMModel}
 
 
 def make_model(config: RunConfig, vocab_size: int) -> nn.Module:

@@ -23,7 +23,8 @@ from moe_cli.moe.layer import moe_layers
 
 # Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.
 _ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "head.weight", "shared_gate.weight")
-_ADAM_PARTS = ".router."
+# An LSTM has its four gates in one matrix.
+_ADAM_PARTS = (".router.", ".recurrent.")
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -282,7 +283,9 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.sparse_experts else []
     if isinstance(config, MuonConfig):
         is_matrix = [
-            param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and _ADAM_PARTS not in f".{name}"
+            param.ndim >= 2
+            and not name.endswith(_ADAM_SUFFIXES)
+            and not any(part in f".{name}" for part in _ADAM_PARTS)
             for name, param in named
         ]
         matrices = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if matrix]

@@ -2,6 +2,8 @@
 
 import math
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
 from moe_cli.training.optim import make_optimizers
-from tests.tiny import tiny_config
+from tests.tiny import TINY, tiny_config
 
 V = 13
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -57,8 +59,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "capped": {"model": {"logit_cap": 15.0}},
     "latent": {"model": {"kv_rank": 6, "num_layers": 3}},
     "latent queries": {"model": {"kv_rank": 10, "q_rank": 7, "d_rope": 4, "d_head": 6}, "optim": AdamWConfig()},
+    "relu": {"expert": 1, "k": 1, "model": {"activation": "relu"}},
+    "relu shared": {"model": {"activation": "relu", "shared_experts": 2}},
     "one head": {"model": {"num_heads": 1, "num_layers": 1}},
+    **TINY,
+    "lstm dense tied": {"expert": 1, "k": 1, "model": replace(TINY["lstm"]["model"], tie_embeddings=True)},
+    "lstm first dense": {
+        **TINY["lstm"],
+        "model": replace(TINY["lstm"]["model"], first_dense=1),
+        "optim": AdamWConfig(),
+    },
 }
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """As torch.backends.mkldnn.flags, which warns of GPUs that are not there."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
 every_config = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -99,7 +123,12 @@ def test_active_parameters_are_k_experts_and_all_the_rest(name: str) -> None:
 def test_forward_flops_equal_torchs_counter(name: str) -> None:
     """FLOPs per token of a forward pass over full contexts agree with torch within 2 %; training is three of them."""
     # Torch counts the attention of this back end alone among those of a CPU.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # Nor does it see into oneDNN's recurrent layers.
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        without_onednn(),
+        FlopCounterMode(display=False) as counter,
+    ):
         model = model_of(name).eval()
         for layer in moe_layers(model):
             layer.dispatch = "grouped"  # torch does not count its grouped product
@@ -162,8 +191,11 @@ def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     """The most bytes held in forward and backward, beside weights and gradients, at widths where they matter."""
     changes = {**CONFIGS, "limited": {"capacity": 0.25}, "no qk norm": {"model": {"qk_norm": False}}}[name]
     sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "grouped"}
-    sizes = {**changes.get("model", {}), **sizes}
-    asked = tiny_config(Path("text"), **{**changes, "model": sizes, "train": {"batch_size": 16}})
+    given = changes.get("model", {})
+    if not isinstance(given, dict):  # another family
+        sizes = {key: value for key, value in sizes.items() if hasattr(given, key)}
+    model = {**given, **sizes} if isinstance(given, dict) else replace(given, **sizes)
+    asked = tiny_config(Path("text"), **{**changes, "model": model, "train": {"batch_size": 16}})
     model, tokens = make_model(asked, 256), torch.randint(256, (16, 64), generator=torch.Generator().manual_seed(0))
     for param in model.parameters():
         param.grad = torch.zeros_like(param)

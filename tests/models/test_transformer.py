@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_cli.config.balances import NoBalance
-from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
 from moe_cli.models.blocks import make_norm
 from moe_cli.models.cost import cost
@@ -23,7 +21,7 @@ from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import MoELayer, moe_layers
 from moe_cli.run import restore
 from moe_cli.training.sample import sample
-from tests.tiny import finish, randomise, tiny_config
+from tests.tiny import TINY, finish, randomise, tiny_config
 
 V, L = 11, 9
 ROUTERS: dict[str, dict[str, Any]] = {
@@ -33,10 +31,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
 }
 
 
-BERT: dict[str, Any] = {
-    "model": BERTConfig(num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16),
-    "task": MaskedLM(),
-}
+BERT = TINY["bert"]
 
 
 def config(**changes: Any) -> RunConfig:

@@ -11,17 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_cli.config.load import load_config
-from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import ExpertChoiceConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
 from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.masked import NOT_ASKED, MaskedTask
 from moe_cli.training.evaluate import evaluate
-from tests.tiny import finish, tiny_config, tiny_task
+from tests.tiny import TINY, finish, tiny_config, tiny_task
 
 V, L = 50, 40
-MODEL = {"model": BERTConfig(num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16)}
+MODEL = {"model": TINY["bert"]["model"]}
 
 
 def make(seed: int = 0, val: int = 130, **settings: Any) -> MaskedTask:
@@ -149,7 +148,10 @@ def test_experts_may_choose_where_all_is_seen(text_file: Path, tmp_path: Path) -
     ("words", "message"),
     [
         (["model=gpt", "task=masked_lm"], "model=gpt cannot do task=masked_lm. Use model=bert, or task=causal_lm"),
-        (["model=bert", "task=causal_lm"], "model=bert cannot do task=causal_lm. Use model=gpt, or task=masked_lm"),
+        (
+            ["model=bert", "task=causal_lm"],
+            "model=bert cannot do task=causal_lm. Use model=gpt or lstm, or task=masked_lm",
+        ),
         (["model=bert", "task.masked=1.5"], "task.masked=1.5 must be between 0.01 and 0.99."),
         (
             ["model=bert", "task.as_mask=0.8", "task.as_random=0.3"],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,10 +26,8 @@ from moe_cli.config.balances import (
     ZBalance,
 )
 from moe_cli.config.data import TokenData
-from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
-from moe_cli.config.tasks import MaskedLM
 from moe_cli.moe.registry import CONFIGS
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
@@ -36,13 +35,12 @@ from moe_cli.tasks import order
 from moe_cli.training.loop import Training
 from moe_cli.training.state import StepView
 from tests.tasks.token_files import raw, with_header
-from tests.tiny import finish, tiny_config
+from tests.tiny import TINY, finish, tiny_config
 
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "run")
 QUANTILE_AND_GLOBAL = CombinedBalance(
     "switch+quantile", switch=SwitchBalance(scope="global"), quantile=QuantileBalance()
 )
-BERT = BERTConfig(num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16, dropout=0.1)
 TRAIN = {"steps": 8, "grad_accumulation": 2, "log_every": 3, "eval_every": 3, "checkpoint_every": 2}
 
 # More experts than a step has tokens, so that some are idle in every step.
@@ -87,7 +85,8 @@ def stop_at(step: int) -> Any:
         ({"router": TopKConfig(), "balance": QUANTILE_AND_GLOBAL}, 3),
         ({"router": RandomConfig(), "balance": NoBalance()}, 4),
         ({"expert": 1, "k": 1, "optim": AdamWConfig(lr=0.01)}, 4),
-        ({"model": BERT, "task": MaskedLM(pseudo_tokens=16)}, 5),
+        ({**TINY["bert"], "model": replace(TINY["bert"]["model"], dropout=0.1)}, 5),
+        ({**TINY["lstm"], "model": replace(TINY["lstm"]["model"], dropout=0.1)}, 3),
         ({**FEW_CHOSEN, "optim": AdamWConfig(lr=0.01, weight_decay=0.1, sparse_experts=True)}, 4),
         ({**FEW_CHOSEN, "optim": MuonConfig(lr=0.03, weight_decay=0.1, sparse_experts=True)}, 5),
     ],

@@ -1,0 +1,101 @@
+"""A recurrent language model with experts between its LSTM layers (Shazeer et al., arXiv:1701.06538, appendix C).
+
+B sequences, L positions, D width, V tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from moe_cli.config.model import LSTMConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.models.blocks import make_dense_layer, make_moe_layer
+from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.routing import Routing
+
+EMBEDDING_STD = 1.0
+
+
+class LSTMBlock(nn.Module):
+    """x + LSTM(x), then x + feed-forward(x), dense or a mixture of experts, which takes all time steps together."""
+
+    def __init__(self, config: RunConfig, sparse: bool, vocab_size: int) -> None:
+        super().__init__()
+        model = config.model
+        assert isinstance(model, LSTMConfig)
+        self.recurrent = make_lstm(model.d_model)
+        self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
+        self.sigmoid = model.sigmoid
+        self.dropout = nn.Dropout(model.dropout)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        reset_lstm(self.recurrent, generator)
+        self.ffn.reset_parameters(generator)
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], token_ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"] | None = None
+    ) -> tuple[Float[Tensor, "B L D"], Routing | None]:
+        """The block's output and who went where; padding, False in `mask` and behind the tokens, goes to no expert."""
+        x = x + self.dropout(self.recurrent(x)[0])
+        y, routing = self.ffn(x, token_ids, mask) if isinstance(self.ffn, MoELayer) else (self.ffn(x), None)
+        return x + self.dropout(y.sigmoid() if self.sigmoid else y), routing
+
+
+class LSTMModel(nn.Module):
+    """Embedding; LSTM and feed-forward layers by turns; a last LSTM; head. Every layer's output has dropout and is added to its input.
+
+    Args:
+        config: a resolved configuration.
+        vocab_size: V.
+    """
+
+    def __init__(self, config: RunConfig, vocab_size: int) -> None:
+        super().__init__()
+        model = config.model
+        self.embedding = nn.Embedding(vocab_size, model.d_model)
+        self.dropout = nn.Dropout(model.dropout)
+        self.blocks = nn.ModuleList(
+            LSTMBlock(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)
+        )
+        self.recurrent = make_lstm(model.d_model)
+        self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
+
+    def reset_parameters(self, seed: int) -> None:
+        """Initial weights, decided by the seed alone; an untied head starts at zero, so that the first guess is uniform."""
+        generator = torch.Generator().manual_seed(seed)
+        std = EMBEDDING_STD if self.head is not None else 0.02
+        nn.init.normal_(self.embedding.weight, std=std, generator=generator)
+        for block in self.blocks:
+            block.reset_parameters(generator)  # type: ignore[operator]
+        reset_lstm(self.recurrent, generator)
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+
+    def forward(
+        self, tokens: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"] | None = None
+    ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
+        """Logits of the next token at every position, and the routing of every sparse layer."""
+        x = self.dropout(self.embedding(tokens))
+        routings = []
+        for block in self.blocks:
+            x, routing = block(x, tokens, mask)
+            if routing is not None:
+                routings.append(routing)
+        x = x + self.dropout(self.recurrent(x)[0])
+        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight), routings
+
+
+def make_lstm(width: int) -> nn.LSTM:
+    return nn.LSTM(width, width, batch_first=True)
+
+
+def reset_lstm(lstm: nn.LSTM, generator: torch.Generator) -> None:
+    """Uniform within 1 / sqrt(D), but for the bias of the forget gates: 1 (Jozefowicz et al., ICML 2015), so that memory is kept at first."""
+    width = lstm.hidden_size
+    for name, param in lstm.named_parameters():
+        nn.init.uniform_(param, -(width**-0.5), width**-0.5, generator=generator)
+        if name.startswith("bias"):
+            nn.init.zeros_(param)
+    with torch.no_grad():
+        lstm.get_parameter("bias_ih_l0")[width : 2 * width] = 1.0
