@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_cli.forecast import Plan
+from moe_cli.measures import written
 from moe_cli.moe.stats import max_violation
 from moe_cli.numbers import bars, count, duration, known, percent
 from moe_cli.store import Run
@@ -141,7 +142,10 @@ class Display:
 def _val(val: Evaluation | None) -> str:
     if val is None:
         return "val -"
-    return f"val {val.loss:.3f} ({known(val.bits_per_byte)} bits/byte)"
+    pieces = written(val.measures)
+    if val.bits_per_byte is not None or not pieces:
+        pieces.insert(0, f"{known(val.bits_per_byte)} bits/byte")
+    return f"val {val.loss:.3f} ({', '.join(pieces)})"
 
 
 def _size(summary: dict[str, Any]) -> str:
@@ -160,10 +164,11 @@ def print_summary(console: Console, run: Run) -> None:
         f"{count(summary['tokens_per_second'])} tok/s" + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
     )  # fmt: skip
-    rows = [("validation", f"{summary['val_loss']:.3f} nats/token   [bold]{known(summary['val_bpb'])} bits/byte[/]   perplexity "
-             f"{perplexity:.2f}   (whole split, {_size(summary)})"),
-            ]  # fmt: skip
-    if summary["bigram_bpb"] is not None:
+    found = [f"{summary['val_loss']:.3f} nats/token", *written(summary, "val_")]
+    if summary["val_bpb"] is not None or len(found) == 1:
+        found.insert(1, f"[bold]{known(summary['val_bpb'])} bits/byte[/]")
+    rows = [("validation", "   ".join([*found, f"perplexity {perplexity:.2f}", f"(whole split, {_size(summary)})"]))]
+    if summary["bigram_bpb"] is not None and summary["val_bpb"] is not None:
         rows.append(("reference", f"bigram {summary['bigram_bpb']:.3f}   gzip -9 {summary['gzip_bpb']:.3f} bits/byte"))
     if summary["max_violation"] is not None:
         dead = round(summary["dead_experts"] * summary["expert"])

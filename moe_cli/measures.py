@@ -1,0 +1,37 @@
+"""What the tasks measure beside the loss: how each is called, written, and which way is better."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moe_cli.numbers import percent
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Attributes:
+    label: as people read it.
+    better: -1, low; 1, high.
+    share: written in percent; else with three digits.
+    """
+
+    label: str
+    better: int
+    share: bool = False
+
+    def write(self, value: float) -> str:
+        return percent(value) if self.share else f"{value:.3f}"
+
+
+# By their names in summary.json without `val_`.
+MEASURES = {
+    "accuracy": Measure("accuracy", 1, share=True),
+    "pseudo_perplexity": Measure("pseudo-perplexity", -1),
+}
+
+
+def written(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Those of a task's measures that are among the values: accuracy 31 %."""
+    known = {name: values.get(prefix + name) for name in MEASURES}
+    return [f"{MEASURES[name].label} {MEASURES[name].write(value)}"
+            for name, value in known.items() if isinstance(value, int | float)]  # fmt: skip
