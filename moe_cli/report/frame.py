@@ -48,6 +48,7 @@ COUNTS = ("params", "active_params", "val_tokens", "val_bytes", "steps", "tokens
 IDENTITY = ("run", "group", "status", "reason", "created", "path", "tags")
 SETTINGS = ("expert", "k", "capacity", "router", "balance", "seed")
 CORPUS = ("corpus", "corpus_sha256")
+SCALARS = frozenset({type(None), str, int, float, bool})
 DTYPES = {
     **dict.fromkeys(("run", "group", "status", "reason", "path", "router", "balance", *CORPUS), "str"),
     **dict.fromkeys(("expert", "k", "seed", *COUNTS), "Int64"),
@@ -223,10 +224,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names; the name of the router and of the balancing loss stand for the group."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
+        if type(value) in SCALARS:
+            flat[prefix + key] = value
+        elif isinstance(value, dict):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = value if _is_scalar(value) else str(value)
+            flat[prefix + key] = str(value)
     if not prefix:
         for group in ("router", "balance"):
             flat[group] = flat.pop(f"{group}.name", None)
@@ -234,7 +237,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float))
+    return type(value) in SCALARS
 
 
 def _series(name: str, values: list[Any]) -> "pd.Series[Any]":

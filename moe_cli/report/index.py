@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -90,22 +91,15 @@ def encode(rows: Sequence[Row]) -> dict[str, Column]:
     columns = {}
     for name in names:
         given = [row.get(name, absent) for row in rows]
-        keys = [json.dumps(value) if isinstance(value, list) else value for value in given]
-        if len({type(key) for key in keys} - {str, type(None)}) > 1 or type(given[0]) is list:
-            keys = [(type(value), key) for value, key in zip(given, keys, strict=True)]
-        places: dict[Any, int] = {}
-        values: list[Any] = []
-        codes = np.empty(len(rows), dtype=np.int32)
-        for row, (key, value) in enumerate(zip(keys, given, strict=True)):
-            if value is absent:
-                codes[row] = -1
-                continue
-            place = places.get(key)
-            if place is None:
-                place = places[key] = len(values)
-                values.append(value)
-            codes[row] = place
-        columns[name] = Column(values, codes)
+        keys, kinds = given, set(map(type, given))
+        if list in kinds or len(kinds - {str, type(None), object}) > 1:
+            keys = [(type(value), json.dumps(value) if isinstance(value, list) else value) for value in given]
+        # The first value of each key; without loops of Python, which would take longer than reading the files.
+        firsts = dict(zip(reversed(keys), reversed(given), strict=True))
+        order = [key for key in dict.fromkeys(keys) if firsts[key] is not absent]
+        places = dict(zip(order, range(len(order)), strict=True))
+        codes = np.fromiter(map(places.get, keys, repeat(-1)), dtype=np.int32, count=len(rows))
+        columns[name] = Column([firsts[key] for key in order], codes)
     return columns
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from moe_cli.config.parse import show
 from moe_cli.errors import MoeError
 from moe_cli.report.baseline import differences_to, resolved_point
-from moe_cli.report.fold import Row, applies
+from moe_cli.report.fold import EXECUTION, Row, applies
 
 FEWEST_SEEDS, MOST_SEEDS = 3, 20
 
@@ -46,7 +46,7 @@ def _settings(row: Row) -> dict[str, Any]:
     if row["expert"] > 1:
         words["k"] = row["k"]
     own = {name: value for name, value in row.items()
-           if (("." in name and not name.startswith(("launch.", "executor."))) or name in ("capacity", "drop", "match"))
+           if (("." in name and name not in EXECUTION) or name in ("capacity", "drop", "match"))
            and applies(name, row)}  # fmt: skip
     try:
         composer = Composer()

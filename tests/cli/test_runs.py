@@ -33,7 +33,7 @@ def outputs(tmp_path: Path) -> Path:
 def test_runs_alone_prints_its_help(moe: Moe) -> None:
     """Every sub-command is listed, and has help with an example."""
     listed = re.findall(r"^  (\w+)  ", moe("runs").output.split("Commands:")[1], flags=re.M)
-    assert listed == ["ls", "show", "diff", "tag", "rm", "restore", "gc", "watch"]
+    assert listed == ["ls", "show", "health", "diff", "tag", "rm", "restore", "gc", "watch"]
     for name in listed:
         assert f"Example: moe runs {name}" in " ".join(moe("runs", name, "--help").stdout.split())
 

@@ -169,6 +169,16 @@ def test_the_next_sweep_can_be_run_and_counts_what_is_done(tmp_path: Path, setti
     assert "6 done before" in result.output
 
 
+def test_the_next_sweep_leaves_to_each_machine_how_it_runs(tmp_path: Path) -> None:
+    """Threads, evaluations and checkpoints of the runs there are, which change no result, are not asked for again."""
+    how = {"train__threads": 1, "train__eval_every": 7, "launch__procs": 2}
+    make(tmp_path, 1.83, {**DENSE, **how})
+    make(tmp_path, 1.70, {**EIGHT, **how})
+    command = found(tmp_path)[0].next
+    assert "train.steps=500" in command
+    assert [] == [name for name in ("threads", "eval_every", "procs") if name in command]
+
+
 def test_command_line(tmp_path: Path) -> None:
     """Text within the width, a command on one line; JSON with the same; options without effect are refused."""
     make(tmp_path, 1.83, DENSE)

@@ -344,7 +344,7 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
     }  # fmt: skip
     dense = next(entry for entry in content if entry["expert"] == 1)
     nulls = ["capacity", "router", "balance", "seed", "max_violation", "dropped_fraction", "dead_experts",
-             "vs_dense_interval"]  # fmt: skip
+             "vs_dense_interval", "verdict", "more_seeds"]  # fmt: skip
     assert [key for key, value in dense.items() if value is None] == nulls
     assert (dense["k"], dense["vs_dense"], dense["seeds"]) == (1, 0, [0, 1, 2])
     failed = content[-1]
