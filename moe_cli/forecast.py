@@ -13,7 +13,8 @@ from moe_cli.errors import ConfigError
 from moe_cli.machine import pick_threads
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.store import Run, find_run
-from moe_cli.tasks.corpora import Corpus, load_corpus
+from moe_cli.tasks.data import Data, load_data
+from moe_cli.tasks.images import Images
 
 # Speed of a training step over that of the product `measure_flops` times, seen for models of some million parameters.
 STEP_EFFICIENCY = 0.65
@@ -40,7 +41,7 @@ class Plan:
     """
 
     config: RunConfig
-    corpus: Corpus
+    corpus: Data
     cost: Cost
     steps: int | None
     seconds: float
@@ -51,9 +52,9 @@ class Plan:
         return None if self.steps is None else self.steps * self.config.tokens_per_step
 
 
-def corpus_of(config: RunConfig, outputs: Path) -> Corpus:
-    """The token files of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
-    return load_corpus(config.data, config.model.context_length, outputs / ".cache" / "corpora")
+def corpus_of(config: RunConfig, outputs: Path) -> Data:
+    """The data of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
+    return load_data(config.data, config.model.context_length, outputs / ".cache")
 
 
 def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: float) -> list[Plan]:
@@ -61,11 +62,11 @@ def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: fl
 
     The files of each corpus are looked at once, however many configurations use it.
     """
-    load = cache(lambda data, context_length: load_corpus(data, context_length, outputs / ".cache" / "corpora"))
+    load = cache(lambda data, context_length: load_data(data, context_length, outputs / ".cache"))
     return [_make_plan(config, load(config.data, config.model.context_length), flops_per_second) for config in configs]
 
 
-def vocab_of(config: RunConfig, corpus: Corpus) -> int:
+def vocab_of(config: RunConfig, corpus: Data) -> int:
     """Rows of the model's embedding. Raises ConfigError where the data have more tokens."""
     asked, own = config.model.vocab_size, int(corpus.meta["vocab_size"]) + config.task.special_tokens
     if asked is not None and asked < own:
@@ -131,13 +132,13 @@ def memory_of(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
     return memory_bytes(cost(config, vocab_of(config, corpus_of(config, outputs))), on_gpu)
 
 
-def _make_plan(config: RunConfig, corpus: Corpus, flops_per_second: float) -> Plan:
+def _make_plan(config: RunConfig, corpus: Data, flops_per_second: float) -> Plan:
     vocab_size = vocab_of(config, corpus)
     threads = pick_threads(config, vocab_size)
     costs = cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
     speed = STEP_EFFICIENCY * flops_per_second * threads
-    evaluated = int(corpus.meta["val_tokens"]) * (2 if config.capacity else 1) + 9 * config.train.eval_tokens
+    evaluated = _val_tokens(config, corpus) * (2 if config.capacity else 1) + 9 * config.train.eval_tokens
     seconds = evaluated * costs.forward_flops_per_token / speed
     if steps is None:
         seconds += 60 * (config.train.minutes or 0)
@@ -145,6 +146,13 @@ def _make_plan(config: RunConfig, corpus: Corpus, flops_per_second: float) -> Pl
         per_step = costs.flops_per_token * config.tokens_per_step + costs.optimizer_flops_per_step
         seconds += steps * per_step / speed
     return Plan(config, corpus, costs, steps, seconds, threads)
+
+
+def _val_tokens(config: RunConfig, corpus: Data) -> int:
+    """Tokens of the validation split: of images, their patches."""
+    if isinstance(corpus, Images):
+        return int(corpus.meta["val_images"]) * config.model.context_length
+    return int(corpus.meta["val_tokens"])
 
 
 def compiles(config: RunConfig, vocab_size: int, device: str) -> bool:

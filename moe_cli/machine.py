@@ -16,7 +16,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import MoeError
 from moe_cli.launch import launched, local_processes, local_rank
 from moe_cli.models.cost import cost
-from moe_cli.tasks.corpora import Corpus
+from moe_cli.tasks.data import Data
 
 # Of a batch, forward and backward: about 20 ms of one core.
 FLOPS_PER_THREAD = 1e9
@@ -158,7 +158,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def describe_environment(corpus: Corpus) -> dict[str, Any]:
+def describe_environment(corpus: Data) -> dict[str, Any]:
     """Where and with what a run was made: command line, code, packages, hardware, corpus."""
     import torch
 

@@ -36,7 +36,7 @@ from moe_cli.store import (
     outputs_folder,
     write_text,
 )
-from moe_cli.tasks.corpora import Corpus
+from moe_cli.tasks.data import Data
 from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
@@ -149,7 +149,7 @@ def _part_ways() -> None:
         parallel.stop()
 
 
-def _corpus_of_all(config: RunConfig, outputs: Path) -> Corpus:
+def _corpus_of_all(config: RunConfig, outputs: Path) -> Data:
     """The corpus, made by the first process where it has to be made."""
     from moe_cli.moe import parallel
 
@@ -192,7 +192,7 @@ def restore(run: Run, outputs: Path, which: str = "latest") -> Trained:
     return Trained(config, model.to(pick_device(config.train.device)).eval(), task, checkpoint.state["step"])
 
 
-def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Corpus) -> None:
+def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Data) -> None:
     if state["corpus_sha256"] != corpus.meta["sha256"]:
         raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
 
@@ -205,7 +205,7 @@ def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> No
         )
 
 
-def _summarise(run: Run, config: RunConfig, corpus: Corpus, training: Any) -> dict[str, Any]:
+def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[str, Any]:
     """The results: one evaluation over the whole validation split, and what it took to get there."""
     from moe_cli.moe import parallel
     from moe_cli.training.evaluate import MEASURES, evaluate

@@ -17,7 +17,7 @@ from moe_cli.measures import written
 from moe_cli.moe.stats import max_violation
 from moe_cli.numbers import bars, count, duration, known, percent
 from moe_cli.store import Run
-from moe_cli.tasks.corpora import describe, remarks
+from moe_cli.tasks.data import describe, remarks
 from moe_cli.training.evaluate import Evaluation
 from moe_cli.training.state import StepView
 

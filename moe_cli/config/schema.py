@@ -18,7 +18,7 @@ from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.model import AnyModel, GPTConfig
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
-from moe_cli.config.routers import RouterConfig, TopKConfig, check_router
+from moe_cli.config.routers import HashConfig, RouterConfig, TopKConfig, check_router
 from moe_cli.config.tasks import CausalLM, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 
@@ -207,6 +207,10 @@ class RunConfig:
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
                 )
         if self.expert > 1 and self.k is not None:
+            if isinstance(self.router, HashConfig) and self.task.name == "images":
+                raise ConfigError(
+                    "router=hash knows tokens by their number, and patches of images have none. Use router=topk"
+                )
             for k in (self.k, max(self.k, self.eval.k or 1)):
                 check_router(self.router, self.expert, k, causal=self.model.causal)
 

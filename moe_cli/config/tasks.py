@@ -45,10 +45,19 @@ class MaskedLM:
             )
 
 
-TaskConfig = CausalLM | MaskedLM
+@dataclass(frozen=True)
+class ImageTask:
+    """Tell the class of an image."""
+
+    special_tokens: ClassVar[int] = 0
+    name: Literal["images"] = "images"
+
+
+TaskConfig = CausalLM | MaskedLM | ImageTask
+TEXTS = ("python", "text", "tokens")
 # The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
-MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",)}
-DATA_OF = {"causal_lm": ("python", "text", "tokens"), "masked_lm": ("python", "text", "tokens")}
+MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",), "images": ("vit",)}
+DATA_OF = {"causal_lm": TEXTS, "masked_lm": TEXTS, "images": ("digits", "mnist5k", "fashion_mnist", "image_folder")}
 
 
 # What a model brings along where nobody chooses otherwise.

@@ -6,7 +6,8 @@ A multiply-add counts as 2 FLOPs. D width, L positions, N heads, V tokens.
 from collections import Counter
 from dataclasses import dataclass, field
 
-from moe_cli.config.model import LSTMConfig, TransformerConfig
+from moe_cli.config.data import ImageData
+from moe_cli.config.model import LSTMConfig, TransformerConfig, ViTConfig
 from moe_cli.config.schema import RunConfig
 
 # Values in which 8-byte integers are counted, such as token ids.
@@ -26,7 +27,7 @@ class Backbone:
     """
 
     num_params: int
-    num_multiplied: int
+    num_multiplied: float
     flops_per_token: int
     kept_per_token: int
     matrices: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -37,7 +38,23 @@ def backbone(config: RunConfig, vocab_size: int) -> Backbone:
     model = config.model
     if isinstance(model, LSTMConfig):
         return _lstm(model, vocab_size)
+    if isinstance(model, ViTConfig):
+        assert isinstance(config.data, ImageData)
+        return _vit(model, config.data.channels, vocab_size)
     return _transformer(model, vocab_size)
+
+
+def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
+    """The blocks of a transformer between a matrix for patches and, once for all patches of an image, a head."""
+    blocks = _transformer(model, 0)
+    patches, head = model.patch_size**2 * channels * model.d_model, num_classes * model.d_model
+    return Backbone(
+        num_params=blocks.num_params + patches + head,
+        num_multiplied=blocks.num_multiplied + patches + head / model.context_length,
+        flops_per_token=blocks.flops_per_token,
+        kept_per_token=blocks.kept_per_token - INTEGER + model.patch_size**2 * channels,
+        matrices=blocks.matrices,
+    )
 
 
 def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:

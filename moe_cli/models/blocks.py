@@ -187,6 +187,18 @@ class Block(nn.Module):
         return x + self.dropout(y), routing
 
 
+def reset_normal(
+    model: nn.Module, std: float, expert_scale: float, num_layers: int, generator: torch.Generator
+) -> None:
+    """Weights as in GPT-2: normal, the last matrix of every branch divided by sqrt(2 layers); of experts, the variance times `expert_scale`."""
+    for name, param in model.named_parameters():
+        if param.ndim >= 2 and ".router." not in name:
+            last = name.endswith(("attention.out.weight", ".w_out"))
+            scale = (2 * num_layers) ** -0.5 if last else 1.0
+            scale *= expert_scale**0.5 if ".experts." in name else 1.0
+            nn.init.normal_(param, std=std * scale, generator=generator)
+
+
 def attention_dropout(model: TransformerConfig) -> float:
     return model.dropout if model.attention_dropout is None else model.attention_dropout
 

@@ -69,7 +69,7 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
         num_params=total,
         num_active_params=active,
         num_expert_params=sparse * config.expert * expert,
-        forward_flops_per_token=2 * (rest.num_multiplied + chosen) + gates + rest.flops_per_token,
+        forward_flops_per_token=round(2 * (rest.num_multiplied + chosen)) + gates + rest.flops_per_token,
         optimizer_flops_per_step=sum(number * _newton_schulz_flops(*shape) for shape, number in matrices.items()),
         padding_flops_per_token=2 * expert * sparse * max(0.0, _places_per_token(config) - top_k),
         state_bytes=BYTES_PER_PARAM * (_copies(config) * total - in_muon),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import Block, make_norm, visible
+from moe_cli.models.blocks import Block, make_norm, reset_normal, visible
 from moe_cli.moe.routing import Routing
 
 # The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.
@@ -59,15 +59,7 @@ class Transformer(nn.Module):
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=0.02, generator=generator)
         if self.init_std is not None:
-            self._reset_as_gpt2(self.init_std, generator)
-
-    def _reset_as_gpt2(self, std: float, generator: torch.Generator) -> None:
-        for name, param in self.named_parameters():
-            if param.ndim >= 2 and ".router." not in name:
-                last = name.endswith(("attention.out.weight", ".w_out"))
-                scale = (2 * len(self.blocks)) ** -0.5 if last else 1.0
-                scale *= self.expert_init_scale**0.5 if ".experts." in name else 1.0
-                nn.init.normal_(param, std=std * scale, generator=generator)
+            reset_normal(self, self.init_std, self.expert_init_scale, len(self.blocks), generator)
 
     def forward(
         self,

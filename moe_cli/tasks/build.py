@@ -3,16 +3,10 @@
 The files are read twice: to learn sizes, characters and the hash, then to write the tokens where they belong.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
 from array import array
 from collections.abc import Iterator, MutableSequence, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +18,11 @@ from moe_cli.config.data import PythonData, TextData
 from moe_cli.errors import DataError
 from moe_cli.tasks.documents import NotText, read_documents
 from moe_cli.tasks.files import File, source
+from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.references import bigram_bits_per_byte, gzip_bits_per_byte
 from moe_cli.tasks.shards import Shard, ShardWriter, Tokens
 from moe_cli.tasks.splits import Split, split_documents
 from moe_cli.tasks.tokenizers import SEPARATOR, Tokenizer, make_tokenizer
-
-BUILDING = ".building-"
-# Seconds in which a new folder may not be held yet.
-JUST_MADE = 5
 
 
 @dataclass
@@ -69,20 +60,12 @@ def build(data: PythonData | TextData, files: Sequence[File], folder: Path) -> N
     if split.train_end < 2 or split.num_tokens - split.cut < 2:
         held = split.train_end + split.num_tokens - split.cut
         raise DataError(f"{source(data)} holds only {held} {data.tokenizer}. Give more text.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder.parent)
-        with _own_folder(folder.parent) as temporary:
-            train, val = _write(data, files, survey, split, tokenizer, temporary)
-            split.starts.tofile(temporary / "starts.bin")
-            np.asarray(survey.domains, np.int64)[split.order].tofile(temporary / "domains.bin")
-            meta = _meta(data, files, survey, split, tokenizer, train, val)
-            (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-            os.chmod(temporary, 0o755)
-            temporary.rename(folder)
-    except OSError as error:
-        if not (folder / "meta.json").is_file():  # not that another job was first
-            raise DataError(f"cannot write the token files to {folder}: {error.strerror}.") from None
+    with building(folder, "token files") as temporary:
+        train, val = _write(data, files, survey, split, tokenizer, temporary)
+        split.starts.tofile(temporary / "starts.bin")
+        np.asarray(survey.domains, np.int64)[split.order].tofile(temporary / "domains.bin")
+        meta = _meta(data, files, survey, split, tokenizer, train, val)
+        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _meta(
@@ -216,31 +199,3 @@ def _encoded(tokenizer: Tokenizer, text: str, changed: DataError) -> NDArray[Any
         return tokenizer.encode(text)
     except DataError:  # a character that was not there at first
         raise changed from None
-
-
-@contextmanager
-def _own_folder(parent: Path) -> Iterator[Path]:
-    """A folder to build in, held as long as this process lives; gone afterwards, unless it was renamed."""
-    path = Path(tempfile.mkdtemp(prefix=BUILDING, dir=parent))
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(handle)
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Frees the disk of what killed processes have left half built."""
-    for path in parent.glob(BUILDING + "*"):
-        with suppress(OSError):  # gone, or held: by a living process, or nobody can tell
-            if time.time() - path.stat().st_mtime < JUST_MADE:
-                continue
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(handle)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import DataConfig, PythonData, TextData, TokenData
+from moe_cli.config.data import CorpusData, PythonData, TextData, TokenData
 from moe_cli.errors import DataError
 from moe_cli.numbers import count
 from moe_cli.tasks.build import build
@@ -67,7 +67,7 @@ class Corpus:
         return Tokens(shards, self.meta["dtype"], scattered and large)
 
 
-def load_corpus(data: DataConfig, context_length: int, cache: Path) -> Corpus:
+def load_corpus(data: CorpusData, context_length: int, cache: Path) -> Corpus:
     """The corpus of a configuration, from the cache if its files are unchanged.
 
     Raises:
@@ -94,7 +94,7 @@ def _key(data: PythonData | TextData, files: Sequence[File]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _check_length(corpus: Corpus, data: DataConfig, context_length: int) -> None:
+def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None:
     unit = "tokens" if isinstance(data, TokenData) else data.tokenizer
     if len(corpus.train) <= context_length or len(corpus.val) < 2:
         raise DataError(
@@ -103,7 +103,7 @@ def _check_length(corpus: Corpus, data: DataConfig, context_length: int) -> None
         )
 
 
-def describe(corpus: Corpus) -> str:
+def describe_corpus(corpus: Corpus) -> str:
     """One line: python corpus, 12.4 MB, bytes."""
     meta = corpus.meta
     if meta["tokenizer"] is None:
@@ -115,7 +115,7 @@ def describe(corpus: Corpus) -> str:
     return f"{meta['name']} corpus, {size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}, {meta['tokenizer']['name']}"
 
 
-def remarks(corpus: Corpus) -> list[str]:
+def remarks_on_corpus(corpus: Corpus) -> list[str]:
     """What a user should know of the data beside their size."""
     meta = corpus.meta
     if meta["name"] == "text" and meta["num_left_out"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from moe_cli.config.data import DataConfig, PythonData, TextData
+from moe_cli.config.data import CorpusData, PythonData, TextData
 from moe_cli.errors import DataError
 
 # Beside tests and what others installed: encodings, whose generated tables repeat each other from file to file, so that
@@ -23,7 +23,7 @@ class File:
     domain: str
 
 
-def source(data: DataConfig) -> str:
+def source(data: CorpusData) -> str:
     """The data as the user gave them, for messages."""
     return "data=python" if isinstance(data, PythonData) else f"data.path={data.path}"
 
@@ -92,7 +92,7 @@ def _hidden(name: Path) -> bool:
     return any(part.startswith(".") for part in name.parts)
 
 
-def _domain(data: DataConfig, name: Path) -> str:
+def _domain(data: CorpusData, name: Path) -> str:
     """The top-level package or sub-folder a file lies in; prose of the standard library is `docs`."""
     if isinstance(data, PythonData) and name.parts[0] == "pydoc_data":
         return "docs"

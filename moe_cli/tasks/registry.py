@@ -2,13 +2,18 @@
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
-from moe_cli.tasks.corpora import Corpus
+from moe_cli.tasks.data import Data
+from moe_cli.tasks.images import Images
 from moe_cli.tasks.masked import MaskedTask
+from moe_cli.tasks.task import Task
 from moe_cli.tasks.text import TextTask
+from moe_cli.tasks.vision import ImagesTask
 
 
-def make_task(config: RunConfig, corpus: Corpus) -> TextTask:
+def make_task(config: RunConfig, data: Data) -> Task:
     """The task that a resolved configuration asks for."""
+    if isinstance(data, Images):
+        return ImagesTask(data, config.model.context_length, config.seed)
     if isinstance(config.task, MaskedLM):
-        return MaskedTask(corpus, config.model.context_length, config.seed, config.task)
-    return TextTask(corpus, config.model.context_length, config.seed)
+        return MaskedTask(data, config.model.context_length, config.seed, config.task)
+    return TextTask(data, config.model.context_length, config.seed)

