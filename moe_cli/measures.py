@@ -23,11 +23,20 @@ class Measure:
         return percent(value) if self.share else f"{value:.3f}"
 
 
+# What an answer is given for, by task: the loss is so many nats each.
+TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "images": "image"}
 # By their names in summary.json without `val_`.
 MEASURES = {
     "accuracy": Measure("accuracy", 1, share=True),
+    "calibration_error": Measure("calibration error", -1, share=True),
     "pseudo_perplexity": Measure("pseudo-perplexity", -1),
 }
+
+
+def target(config: Mapping[str, Any]) -> str:
+    """What the answers of a run are given for, from its config.json."""
+    task = config.get("task")
+    return TARGETS.get(task.get("name", "causal_lm"), "target") if isinstance(task, dict) else "token"
 
 
 def written(values: Mapping[str, Any], prefix: str = "") -> list[str]:

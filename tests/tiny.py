@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from moe_cli.config.balances import CombinedBalance, ImportanceBalance, LoadBalance
-from moe_cli.config.data import TextData
-from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig
+from moe_cli.config.data import DigitsData, TextData
+from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
-from moe_cli.config.tasks import MaskedLM
+from moe_cli.config.tasks import ImageTask, MaskedLM
 from moe_cli.forecast import corpus_of
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
@@ -37,6 +37,11 @@ def words(num_chars: int, seed: int = 0) -> str:
 SIZES: dict[str, Any] = {"d_model": 16, "d_ff": 32, "d_expert": 12, "context_length": 16, "expert_kind": "mlp"}
 TINY: dict[str, dict[str, Any]] = {
     "bert": {"model": BERTConfig(num_layers=2, num_heads=2, **SIZES), "task": MaskedLM(pseudo_tokens=32)},
+    "vit": {
+        "model": ViTConfig(num_layers=2, num_heads=2, **{**SIZES, "context_length": 16}),
+        "task": ImageTask(),
+        "data": DigitsData(),
+    },
     "lstm": {
         "model": LSTMConfig(num_layers=2, **SIZES),
         "router": NoisyTopKConfig(),

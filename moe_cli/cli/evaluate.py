@@ -82,6 +82,7 @@ def _row(trained: "Trained", routing: str, top_k: int | None, capacity: float | 
     use = result.routing_metrics() or {}
     return {
         "routing": routing, "k": top_k or config.k, "capacity": capacity, "val_loss": result.loss,
+        **{f"val_{key}": value for key, value in result.measures.items()},
         "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity, "val_tokens": result.num_tokens,
         **{key: use.get(key) for key in MEASURES},
     }  # fmt: skip

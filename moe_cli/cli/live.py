@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_cli.forecast import Plan
-from moe_cli.measures import written
+from moe_cli.measures import target, written
 from moe_cli.moe.stats import max_violation
 from moe_cli.numbers import bars, count, duration, known, percent
 from moe_cli.store import Run
@@ -148,10 +148,11 @@ def _val(val: Evaluation | None) -> str:
     return f"val {val.loss:.3f} ({', '.join(pieces)})"
 
 
-def _size(summary: dict[str, Any]) -> str:
-    """Of the validation split: its bytes, or its tokens where nobody knows their text."""
-    unit = "tokens" if summary["val_bytes"] is None else "bytes"
-    return f"{count(summary[f'val_{unit}'])} {unit}"
+def _size(summary: dict[str, Any], unit: str) -> str:
+    """Of the validation split: its bytes, or where nobody knows them what was asked."""
+    if summary["val_bytes"] is None:
+        return f"{count(summary['val_tokens'])} {unit}s"
+    return f"{count(summary['val_bytes'])} bytes"
 
 
 def print_summary(console: Console, run: Run) -> None:
@@ -164,10 +165,13 @@ def print_summary(console: Console, run: Run) -> None:
         f"{count(summary['tokens_per_second'])} tok/s" + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
     )  # fmt: skip
-    found = [f"{summary['val_loss']:.3f} nats/token", *written(summary, "val_")]
+    unit = target(run.config_dict())
+    found = [f"{summary['val_loss']:.3f} nats/{unit}", *written(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:
         found.insert(1, f"[bold]{known(summary['val_bpb'])} bits/byte[/]")
-    rows = [("validation", "   ".join([*found, f"perplexity {perplexity:.2f}", f"(whole split, {_size(summary)})"]))]
+    rows = [
+        ("validation", "   ".join([*found, f"perplexity {perplexity:.2f}", f"(whole split, {_size(summary, unit)})"]))
+    ]
     if summary["bigram_bpb"] is not None and summary["val_bpb"] is not None:
         rows.append(("reference", f"bigram {summary['bigram_bpb']:.3f}   gzip -9 {summary['gzip_bpb']:.3f} bits/byte"))
     if summary["max_violation"] is not None:
@@ -179,7 +183,7 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(
             (
                 "capacity",
-                f"validation with capacity {summary['capacity']:g}: {summary['capacity_val_loss']:.3f} nats/token",
+                f"validation with capacity {summary['capacity']:g}: {summary['capacity_val_loss']:.3f} nats/{unit}",
             )
         )
     events = [(summary.get("skipped_steps"), "steps skipped"), (summary.get("rewinds"), "rewinds"),

@@ -20,6 +20,8 @@ class ModelConfig:
 
     # Whether a position sees only those before it, as a model that writes text must.
     causal: ClassVar[bool] = True
+    # Whether every position has an answer of its own.
+    head_per_token: ClassVar[bool] = True
     num_layers: int = 4
     d_model: int = 96
     d_ff: int = 288
@@ -168,6 +170,7 @@ class ViTConfig(TransformerConfig):
     """
 
     causal: ClassVar[bool] = False
+    head_per_token: ClassVar[bool] = False
     name: Literal["vit"] = "vit"
     patch_size: int = 2
     positions: Literal["rope", "learned"] = "learned"

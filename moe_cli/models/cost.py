@@ -125,7 +125,9 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone, vocab_size: int
     ffn = (model.num_layers - sparse) * dense + sparse * (rows + shared + scores)
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
     gradients = config.expert * model.matrices_per_expert * width * d_expert
-    first = max(3 * tokens * vocab_size, tokens * kept * backward + gradients if sparse else 0)
+    last_dense = model.d_ff * (2 if copies == 1 else 1) if model.num_layers - 1 not in config.sparse_layers else 0
+    answers = tokens if model.head_per_token else config.train.batch_size
+    first = max(3 * answers * vocab_size, tokens * kept * backward + gradients if sparse else 0, tokens * last_dense)
     return tokens * (rest.kept_per_token + ffn) + first
 
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config, packaged_conf
-from moe_cli.config.model import GPTConfig
+from moe_cli.config.model import GPTConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
@@ -94,12 +94,24 @@ def model_of(name: str) -> Transformer:
     return make_model(config(name), V)
 
 
+def inputs_of(asked: RunConfig, batch: int, vocab_size: int) -> torch.Tensor:
+    """What a model of this configuration reads: tokens over the whole context, or images."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(asked.model, ViTConfig):
+        return torch.randn(batch, 1, 8, 8, generator=generator)
+    return torch.randint(vocab_size, (batch, asked.model.context_length), generator=generator)
+
+
+def loss_of(model: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """The mean loss of all that is answered, whatever is right."""
+    return -model(inputs)[0].log_softmax(-1)[..., 0].mean()
+
+
 def one_training_step(name: str) -> tuple[Transformer, Any]:
     model = model_of(name)
     optimizers = make_optimizers(config(name).optim, model)
     torch.nn.init.normal_(model.embedding.weight if model.head is None else model.head.weight)
-    tokens = torch.randint(V, (4, 16), generator=torch.Generator().manual_seed(0))
-    torch.nn.functional.cross_entropy(model(tokens)[0].flatten(0, 1), tokens.flatten()).backward()
+    loss_of(model, inputs_of(config(name), 4, V)).backward()
     return model, optimizers
 
 
@@ -132,7 +144,7 @@ def test_forward_flops_equal_torchs_counter(name: str) -> None:
         model = model_of(name).eval()
         for layer in moe_layers(model):
             layer.dispatch = "grouped"  # torch does not count its grouped product
-        model(torch.zeros(2, 16, dtype=torch.int64))
+        model(inputs_of(config(name), 2, V))
     costs = cost(config(name), V)
     assert counter.get_total_flops() / 32 == pytest.approx(costs.forward_flops_per_token, rel=0.02)
     assert 3 * costs.forward_flops_per_token == costs.flops_per_token
@@ -193,14 +205,17 @@ def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "grouped"}
     given = changes.get("model", {})
     if not isinstance(given, dict):  # another family
-        sizes = {key: value for key, value in sizes.items() if hasattr(given, key)}
+        fixed = ("context_length",) if isinstance(given, ViTConfig) else ()
+        sizes = {key: value for key, value in sizes.items() if hasattr(given, key) and key not in fixed}
     model = {**given, **sizes} if isinstance(given, dict) else replace(given, **sizes)
-    asked = tiny_config(Path("text"), **{**changes, "model": model, "train": {"batch_size": 16}})
-    model, tokens = make_model(asked, 256), torch.randint(256, (16, 64), generator=torch.Generator().manual_seed(0))
+    batch = 64 if isinstance(given, ViTConfig) else 16  # of 16 patches, or 64 tokens
+    asked = tiny_config(Path("text"), **{**changes, "model": model, "train": {"batch_size": batch}})
+    model, inputs = make_model(asked, 256), inputs_of(asked, batch, 256)
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
     with Held() as held:
-        torch.nn.functional.cross_entropy(model(tokens)[0].flatten(0, 1), tokens.flatten()).backward()
+        loss = model(inputs)[0].flatten(0, -2)
+        torch.nn.functional.cross_entropy(loss, torch.zeros(len(loss), dtype=torch.int64)).backward()
     assert held.peak == pytest.approx(cost(asked, 256).activation_bytes, rel=0.125)
 
 

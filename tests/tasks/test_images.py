@@ -1,0 +1,194 @@
+"""Images from libraries, idx files and folders: what is read, split, kept and refused."""
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_cli.config.data import DigitsData, FashionData, FolderData
+from moe_cli.config.load import load_config
+from moe_cli.errors import ConfigError, DataError
+from moe_cli.tasks.images import Images, load_images, mean_and_std
+
+PIL = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    pytest.importorskip("sklearn")
+    return load_images(DigitsData(), tmp_path_factory.mktemp("cache"))
+
+
+def idx(path: Path, array: np.ndarray, packed: bool = True) -> None:
+    """An idx file as MNIST has it."""
+    content = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if packed else content)
+
+
+def fashion(folder: Path, packed: bool = True, **changes: np.ndarray) -> FashionData:
+    draw = np.random.default_rng(0)
+    arrays = {f"{split}-{kind}": array for split, size in (("train", 30), ("t10k", 12)) for kind, array in (
+        ("images-idx3-ubyte", draw.integers(256, size=(size, 28, 28))), ("labels-idx1-ubyte", draw.integers(10, size=size)))}  # fmt: skip
+    for name, array in {**arrays, **changes}.items():
+        idx(folder / (name + (".gz" if packed else "")), array, packed)
+    return FashionData(path=str(folder))
+
+
+def folder_of(root: Path, classes: dict[str, int], size: tuple[int, int] = (10, 6)) -> FolderData:
+    """Images of one colour each: class c has red 40 c, image i green 10 i."""
+    for number, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            PIL.new("RGB", size, (40 * number, 10 * i, 0)).save(root / name / f"{i:03d}.png")
+    return FolderData(path=str(root), image_size=8, val_fraction=0.25)
+
+
+def test_digits_are_those_of_scikit_learn(digits: Images) -> None:
+    """Every image once, in training or in validation, of each class the same share; grey values over the whole range."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    ours = np.concatenate([split.pixels for split in (digits.train, digits.val)])[..., 0]
+    assert (1797, 8, 8) == ours.shape
+    expected = sorted((found.images * 255 / 16).round().astype(np.uint8).reshape(1797, -1).tolist())
+    assert expected == sorted(ours.reshape(1797, -1).tolist())
+    for label in range(10):
+        total = (found.target == label).sum()
+        assert round(0.2 * total) == (digits.val.labels == label).sum()
+    assert (0, 255) == (ours.min(), ours.max())
+    assert (8, 1, 10) == tuple(digits.meta[key] for key in ("image_size", "channels", "vocab_size"))
+
+
+def test_labels_belong_to_their_images(digits: Images) -> None:
+    """Images of one class are nearer to the mean of their class than to others, for nine in ten at least."""
+    means = np.stack([digits.train.pixels[digits.train.labels == label].mean(0).ravel() for label in range(10)])
+    distances = ((digits.val.pixels.reshape(-1, 1, 64) - means[None]) ** 2).sum(-1)
+    assert (distances.argmin(1) == digits.val.labels).mean() > 0.88
+
+
+def test_what_was_read_is_kept(digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time the files of the cache are taken; another share for validation is another set."""
+    again = load_images(DigitsData(), digits.folder.parent)
+    assert (digits.folder, digits.meta["sha256"]) == (again.folder, again.meta["sha256"])
+    assert load_images(DigitsData(val_fraction=0.5), tmp_path).meta["val_images"] == pytest.approx(898, abs=5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx_files_are_read(tmp_path: Path, packed: bool) -> None:
+    """Training and test images as the files hold them, packed or not; the test images are the validation split."""
+    draw = np.random.default_rng(0)
+    pixels, labels = draw.integers(256, size=(30, 28, 28)), draw.integers(10, size=30)
+    images = load_images(fashion(tmp_path, packed), tmp_path / "cache")
+    assert np.array_equal(pixels, images.train.pixels[..., 0])
+    assert np.array_equal(labels, images.train.labels)
+    assert (30, 12) == (images.meta["train_images"], images.meta["val_images"])
+    assert "ankle-boot" == images.meta["domains"][9]
+
+
+def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:
+    """Names in order, colours kept, every image brought to the size asked for; a share of each class is held out."""
+    images = load_images(folder_of(tmp_path / "mine", {"cat": 8, "dog": 4}), tmp_path / "cache")
+    assert ["cat", "dog"] == images.meta["domains"]
+    assert (8, 8, 3) == images.train.pixels.shape[1:]
+    assert [6, 3] == np.bincount(images.train.labels).tolist()
+    assert [2, 1] == np.bincount(images.val.labels).tolist()
+    assert np.array_equal(40 * images.train.labels, images.train.pixels[:, 3, 3, 0])
+    greens = np.concatenate([split.pixels[split.labels == 0, 0, 0, 1] for split in (images.train, images.val)])
+    assert [10 * i for i in range(8)] == sorted(greens.tolist())
+    grey = load_images(FolderData(path=str(tmp_path / "mine"), image_size=8, channels=1), tmp_path / "cache")
+    assert (8, 8, 1) == grey.train.pixels.shape[1:]
+    PIL.new("RGB", (4, 4)).save(tmp_path / "mine" / "dog" / "new.png")
+    assert 13 == load_images(folder_again(tmp_path / "mine"), tmp_path / "cache").meta["num_documents"]
+
+
+def folder_again(root: Path) -> FolderData:
+    return FolderData(path=str(root), image_size=8, val_fraction=0.25)
+
+
+def spoil_text(root: Path) -> None:
+    (root / "a" / "000.png").write_text("no image")
+
+
+def spoil_torn(root: Path) -> None:
+    path = root / "a" / "000.png"
+    path.write_bytes(path.read_bytes()[:45])
+
+
+def put_outside(root: Path) -> None:
+    PIL.new("RGB", (4, 4)).save(root / "lost.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(spoil_text, "000.png cannot be read as an image"), (spoil_torn, "000.png cannot be read as an image"),
+     (put_outside, "lost.png lies in no sub-folder")],
+)  # fmt: skip
+def test_folders_that_are_refused(tmp_path: Path, spoil: Any, message: str) -> None:
+    """What is no image, and an image without a class, with the file's name."""
+    data = folder_of(tmp_path / "mine", {"a": 4, "b": 4})
+    spoil(tmp_path / "mine")
+    with pytest.raises(DataError, match=message):
+        load_images(data, tmp_path / "cache")
+    assert [] == list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [({"a": 6}, "has one class, a: there is nothing to tell apart"), ({"a": 1, "b": 1}, "leaves 0 images for validation")],
+)  # fmt: skip
+def test_too_few_classes_or_images(tmp_path: Path, classes: dict[str, int], message: str) -> None:
+    """One class, or none to validate with."""
+    with pytest.raises(DataError, match=message):
+        load_images(folder_of(tmp_path / "mine", classes), tmp_path / "cache")
+
+
+def test_files_that_are_no_idx(tmp_path: Path) -> None:
+    """A missing file, labels in the place of images, a torn file, labels beyond ten classes."""
+    with pytest.raises(DataError, match=r"has no train-images-idx3-ubyte\.gz"):
+        load_images(FashionData(path=str(tmp_path)), tmp_path / "cache")
+    data = fashion(tmp_path)
+    idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.full(12, 77))
+    with pytest.raises(DataError, match="t10k holds 12 images"):
+        load_images(data, tmp_path / "cache")
+    idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.zeros((3, 28, 28)))
+    with pytest.raises(DataError, match="is no idx file of"):
+        load_images(data, tmp_path / "cache")
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b\x08 torn")
+    with pytest.raises(DataError, match="is no idx file of"):
+        load_images(data, tmp_path / "cache")
+
+
+def test_mean_and_deviation() -> None:
+    """Of all values, between 0 and 1; never zero."""
+    pixels = np.array([0, 255, 255, 0], np.uint8).reshape(1, 2, 2, 1)
+    assert (0.5, 0.5) == mean_and_std(pixels)
+    assert (0.0, 1e-6) == mean_and_std(np.zeros((1, 2, 2, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=vit", "model.patch_size=3"], "model.patch_size=3 cannot cut images of 8 x 8 pixels evenly: choose a divisor of 8."),
+        (["model=vit", "router=hash", "balance=none"], "router=hash knows tokens by their number, and patches of images have none. Use router=topk"),
+        (["model=vit", "model.tie_embeddings=true"], "model.tie_embeddings=true: a model of images has no embedding to share. Leave it out."),
+        (["model=vit", "data=python"], "task=images cannot be done with data=python. Use one of data=digits, mnist5k, fashion_mnist, image_folder"),
+        (["model=gpt", "data=digits"], "task=causal_lm cannot be done with data=digits. Use one of data=python, text, tokens"),
+        (["data=image_folder"], "data=image_folder needs a folder with a sub-folder for each class. Add: data.path=FOLDER"),
+        (["data=image_folder", "data.path=x", "data.channels=2"], "data.channels=2 can be 1, grey, or 3, colours."),
+        (["model=vit", "model.context_length=99"], "model.context_length=99: images of 8 x 8 pixels have 16 patches. Set model.patch_size."),
+    ],
+)  # fmt: skip
+def test_settings_that_are_refused(words: list[str], message: str) -> None:
+    """With what to do instead."""
+    with pytest.raises(ConfigError) as error:
+        load_config(words)
+    assert message == str(error.value)
+
+
+def test_data_bring_the_model_along() -> None:
+    """data=digits alone is a vision transformer that tells classes."""
+    config = load_config(["data=digits"]).config
+    assert ("vit", "images", 16) == (config.model.name, config.task.name, config.model.context_length)
