@@ -13,7 +13,7 @@ from moe_cli.config.tasks import MaskedLM
 from moe_cli.moe.routing import Routing
 from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.shards import Tokens
-from moe_cli.tasks.task import Scored
+from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 from moe_cli.tasks.text import Batch, TextTask
 
 # A target that is not asked for.
@@ -48,9 +48,14 @@ class MaskedTask(TextTask):
         return _cross_entropy(logits, batch), routings
 
     def score(self, model: nn.Module, batch: Batch) -> Scored:
+        """The loss, of each domain too, and how many hidden tokens are guessed."""
         logits, routings = model(batch.inputs)
+        asked = batch.targets != NOT_ASKED
+        losses = F.cross_entropy(logits[asked].float(), batch.targets[asked], reduction="none")
+        domains = self._domains(batch.starts.cpu(), batch.inputs.shape[1])[asked.flatten().cpu()]
         right = (logits.argmax(-1) == batch.targets).sum()
-        return Scored(_cross_entropy(logits, batch), routings, {"right": right})
+        sums = {"right": right, BY_DOMAIN: by_domain(losses, domains, len(self.domains))}
+        return Scored(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """accuracy: the share of hidden tokens that are guessed."""

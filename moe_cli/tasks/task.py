@@ -48,6 +48,19 @@ class Scored:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+# Of `Scored.sums`: for each domain the sum of its losses and how many targets it has, [2, G].
+BY_DOMAIN = "by_domain"
+
+
+def by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_domains: int) -> Float[Tensor, "2 G"]:
+    """The losses of N targets summed by domain, and their number."""
+    sums = torch.zeros(2, num_domains, dtype=torch.float64, device=losses.device)
+    domains = domains.to(losses.device)
+    sums[0].index_add_(0, domains, losses.double())
+    sums[1].index_add_(0, domains, torch.ones_like(losses, dtype=torch.float64))
+    return sums
+
+
 class Task(Protocol):
     """A set of examples cut into batches that the seed and an index decide, and what is asked of a model there.
 

@@ -16,7 +16,7 @@ from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.order import EpochOrder, epoch_order
 from moe_cli.tasks.ready import check_tokens
 from moe_cli.tasks.shards import LARGE, Tokens
-from moe_cli.tasks.task import Scored, Task
+from moe_cli.tasks.task import BY_DOMAIN, Scored, Task, by_domain
 
 # After so many batches of a large text the memory through which it was read is let go.
 BATCHES_HELD = 16
@@ -102,8 +102,16 @@ class TextTask:
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), routings
 
     def score(self, model: nn.Module, batch: Batch) -> Scored:
-        """The loss alone: bits per byte and perplexity follow from it."""
-        return Scored(*self.loss(model, batch))
+        """The loss, of each domain too; bits per byte and perplexity follow from it."""
+        logits, routings = model(batch.inputs)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
+        domains = self._domains(batch.starts.cpu() + 1, batch.targets.shape[1])
+        return Scored(losses.mean(), routings, {BY_DOMAIN: by_domain(losses, domains, len(self.domains))})
+
+    def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
+        """The domain of each validation token of some windows."""
+        places = starts[:, None] + torch.arange(length)
+        return torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """None beside the loss."""
@@ -119,8 +127,7 @@ class TextTask:
 
     def groups(self, batch: Batch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
         """The id of every token that is read, and the domain of its document; of validation batches."""
-        places = batch.starts[:, None] + torch.arange(batch.inputs.shape[1])
-        return batch.inputs.flatten(), torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
+        return batch.inputs.flatten(), self._domains(batch.starts, batch.inputs.shape[1])
 
     def texts(self, ids: Sequence[int]) -> dict[int, str]:
         """The text of each token id; nothing where the tokens came without a tokenizer."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_cli.moe.routing import Routing
 from moe_cli.tasks.images import Images, Labelled, mean_and_std
 from moe_cli.tasks.order import EpochOrder, epoch_order
-from moe_cli.tasks.task import Scored
+from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 
 # Of equal width, by how sure the model is (Guo et al., arXiv:1706.04599, section 2).
 CALIBRATION_BINS = 15
@@ -95,7 +95,9 @@ class ImagesTask:
         calibration = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=sure.device)
         for row, values in zip(calibration, (torch.ones_like(right), right, sure.double()), strict=True):
             row.index_add_(0, bins, values)
-        return Scored(F.cross_entropy(logits.float(), batch.labels), routings, {"calibration": calibration})
+        losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        by_class = by_domain(losses, batch.labels, len(self.domains))
+        return Scored(losses.mean(), routings, {"calibration": calibration, BY_DOMAIN: by_class})
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """accuracy: the share that is right. calibration_error: how far confidence is from accuracy, the mean over bins of

@@ -4,7 +4,7 @@ B sequences, L positions, T = B * L tokens, E experts, V tokens in the vocabular
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,7 +29,7 @@ from moe_cli.moe.stats import (
     specialisation,
     tokens_per_expert,
 )
-from moe_cli.tasks.task import Batch, Task
+from moe_cli.tasks.task import BY_DOMAIN, Batch, Task
 from moe_cli.training.precision import autocast
 
 # Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
@@ -130,6 +130,7 @@ class Evaluation:
             knows the text of the tokens.
         domains: names of the domains of the data.
         measures: the task's own, such as accuracy.
+        domain_losses: nats per target, of every domain that has some.
         layers: per sparse layer, first to last; empty for a dense model.
     """
 
@@ -140,6 +141,7 @@ class Evaluation:
     domains: Sequence[str]
     measures: dict[str, float] = field(default_factory=dict)
     layers: list[LayerUse] = field(default_factory=list)
+    domain_losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -217,8 +219,15 @@ def evaluate(
     bits_per_byte = nats / math.log(2) / num_bytes if num_bytes else None
     return Evaluation(
         nats / num_targets, bits_per_byte, num_targets, num_bytes or None, task.domains,
-        task.metrics(measured, num_targets), layers,
+        task.metrics(measured, num_targets), layers, _domain_losses(task, measured),
     )  # fmt: skip
+
+
+def _domain_losses(task: Task, measured: Mapping[str, Tensor]) -> dict[str, float]:
+    if BY_DOMAIN not in measured:
+        return {}
+    sums, numbers = measured[BY_DOMAIN].tolist()
+    return {name: nats / number for name, nats, number in zip(task.domains, sums, numbers, strict=True) if number}
 
 
 def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:

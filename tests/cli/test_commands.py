@@ -75,6 +75,18 @@ def test_eval_shows_both_policies(moe: Moe, settings: list[str]) -> None:
     assert "limited" in moe("eval", "latest").stdout
 
 
+def test_eval_of_several_policies(moe: Moe, settings: list[str]) -> None:
+    """A row for each k and capacity, each k dropless too; alone each gives the same; every domain has its loss."""
+    moe("train", *settings, "expert=4")
+    words = ("eval.k=1,2", "eval.capacity=0.5,null")
+    rows = json.loads(moe("eval", "latest", *words, "--domains", "--json").stdout)["evaluations"]
+    assert [(1, None), (1, 0.5), (2, None), (2, 0.5)] == [(row["k"], row["capacity"]) for row in rows]
+    alone = json.loads(moe("eval", "latest", "eval.k=1", "eval.capacity=0.5", "--json").stdout)["evaluations"]
+    assert [row["val_loss"] for row in rows[:2]] == [row["val_loss"] for row in alone]
+    assert rows[0]["val_loss"] == pytest.approx(sum(rows[0]["domains"].values()))  # of one text, one domain
+    assert "k=2 C=0.5" in moe("eval", "latest", *words, "--domains").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -83,11 +95,14 @@ def test_eval_shows_both_policies(moe: Moe, settings: list[str]) -> None:
             ["k=1"],
             "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k and eval.capacity.",
         ),
-        (["eval.k=1,2"], "error: 'eval.k=1,2' names several values; eval takes one. Use: moe sweep eval.k=1,2"),
+        (
+            ["eval.capacity=interval(1,2)"],
+            "error: 'eval.capacity=interval(1,2)' is an interval, and eval takes values: eval.capacity=1,2,4",
+        ),
     ],
 )
 def test_eval_refuses(moe: Moe, settings: list[str], words: list[str], message: str) -> None:
-    """eval takes its own two settings, in range, one value each."""
+    """eval takes its own two settings, in range."""
     moe("train", *settings)
     result = moe("eval", "latest", *words)
     assert (result.stderr.strip(), result.exit_code) == (message, 2)
