@@ -115,7 +115,12 @@ def test_iso_flop_minimum_is_that_of_the_parabola() -> None:
 
 
 def sized(outputs: Path, active: int, val_bpb: float, **settings: Any) -> None:
-    complete(outputs, val_bpb, results={"active_params": active, "params": active * settings["expert"], "tokens": 10**6}, **settings)
+    complete(
+        outputs,
+        val_bpb,
+        results={"active_params": active, "params": active * settings["expert"], "tokens": 10**6},
+        **settings,
+    )
 
 
 def test_iso_flop_curves_are_by_budget_and_expansion(tmp_path: Path) -> None:
@@ -175,9 +180,7 @@ def test_unlike_data_are_refused(tmp_path: Path) -> None:
         make_points(load_runs(tmp_path).query("expert == 99"))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"val_loss": "low"}, {"val_loss": -1.0}, {"tokens": 0}, {"params": None}]
-)
+@pytest.mark.parametrize("wrong", [{"val_loss": "low"}, {"val_loss": -1.0}, {"tokens": 0}, {"params": None}])
 def test_strange_results_are_left_out(tmp_path: Path, wrong: dict[str, Any]) -> None:
     """A summary with something else in a number's place costs that run alone."""
     complete(tmp_path, 2.0, expert=4)
