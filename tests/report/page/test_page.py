@@ -88,6 +88,7 @@ def test_only_the_pages_own_script_may_run(tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
 
 
+@pytest.mark.slow
 def test_a_page_of_a_hundred_runs_is_below_two_megabytes(tmp_path: Path) -> None:
     """A hundred runs of 32 experts, long curves and eight layers."""
     for seed in range(100):
