@@ -27,7 +27,7 @@ from moe_cli.config.axes import Axis, Glob, Interval, repeated_keys, single_valu
 from moe_cli.config.balances import combine
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
-from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, from_dict
+from moe_cli.config.schema import RunConfig, from_dict, is_execution
 from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -356,18 +356,17 @@ def load_config(words: Sequence[str], command: str = "train", config_dir: Path |
 
 
 def execution_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Settings that may change when a run is resumed: `launch.` all, and `train.` EXECUTION_KEYS.
+    """Settings that may change when a run is resumed: those of `is_execution`.
 
     Raises:
         ConfigError: another setting is among the words.
     """
     settings = single_values(parse_overrides(words), "train --resume")
     for key in settings:
-        group, _, name = key.partition(".")
-        if not (group == "launch" or (group == "train" and name in EXECUTION_KEYS)):
+        if not is_execution(key):
             raise ConfigError(
                 f"--resume takes {key} from the run itself: leave it out.\nWhat may change is how it is carried out: "
-                "launch.procs and its like, train.threads, train.device."
+                "launch.procs and its like, train.threads, train.device, log."
             )
     return settings
 
@@ -376,6 +375,6 @@ def carried_out(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """The configuration with another way to carry it out. Raises ConfigError when a value is wrong."""
     values = config.to_dict()
     for key, value in settings.items():
-        group, name = key.split(".", 1)
-        values[group][name] = value
+        group, _, name = key.rpartition(".")
+        (values[group] if group else values)[name] = value
     return from_dict(values)
