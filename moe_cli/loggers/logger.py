@@ -1,6 +1,6 @@
 """What a logger is: the seam between a run's recorder and what shows its metrics elsewhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,12 +39,12 @@ class Past:
     Attributes:
         step: what was recorded after it is void; -1: all.
         kept: the records up to it.
-        told: the last step that had been recorded, and so may have been told to a logger.
+        told: of each name the last step that had been recorded, and so told to a logger if there was one.
     """
 
     step: int
     kept: Sequence[Mapping[str, Any]]
-    told: int
+    told: Mapping[str, int]
 
 
 class Logger(Protocol):
@@ -67,6 +67,34 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
         key: value for key, value in record.items()
         if key != "step" and isinstance(value, int | float) and not isinstance(value, bool) and finite[0] < value < finite[1]
     }  # fmt: skip
+
+
+class Once:
+    """For what cannot take a point back: every point is given once, the first time."""
+
+    def __init__(self, told: Mapping[str, int]) -> None:
+        self.told = dict(told)
+
+    def new(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """The numbers of a record that lie beyond what was told under their names."""
+        step = step_of(record)
+        found = {key: value for key, value in numbers(record).items() if step > self.told.get(key, -1)}
+        self.told.update(dict.fromkeys(found, step))
+        return found
+
+
+def step_of(record: Mapping[str, Any]) -> int:
+    step = record.get("step")
+    return step if isinstance(step, int) else 0
+
+
+def last_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Of each name the highest step at which it stands."""
+    last: dict[str, int] = {}
+    for record in records:
+        for key in numbers(record):
+            last[key] = max(last.get(key, -1), step_of(record))
+    return last
 
 
 def results(summary: Mapping[str, Any] | None) -> dict[str, float]:

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from moe_cli.config.parse import show
-from moe_cli.loggers.logger import About, Past, numbers, remember, remembered, results
+from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
 from moe_cli.store import COMPLETED, FAILED
 
 SECONDS = 1.0  # between two messages: each takes some milliseconds
@@ -42,7 +42,7 @@ class MLflowLogger:
         self.local = self.uri == own
         self.client: MlflowClient | None = None
         self.run_id = ""
-        self.last: dict[str, int] = {}
+        self.once = Once({})
         self.waiting: list[Metric] = []
         self.sent = 0.0
 
@@ -56,31 +56,29 @@ class MLflowLogger:
         self.run_id = found or self._create(experiment)
         if found:
             self.client.update_run(found, status="RUNNING")
-            self.last = {key: self._last_step(key) for key in self.client.get_run(found).data.metrics}
+            self.once = Once({key: self._last_step(key) for key in self.client.get_run(found).data.metrics})
         for record in past.kept:
             self.metrics(record)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
-        self._add(numbers(record), record.get("step", 0))
+        self._add(record)
         if time.monotonic() - self.sent > SECONDS:
             self._send()
 
     def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
         if self.client is None:
             return
-        self._add(results(summary), step)
+        self._add({"step": step, **results(summary)})
         self._send()
         words = {key: value for key, value in (summary or {}).items() if isinstance(value, str)}
         tags = [RunTag(f"moe.{key}", value) for key, value in words.items()]
         self.client.log_batch(self.run_id, tags=[*tags, RunTag("moe.tags", ", ".join(self.about.tags()))])
         self.client.set_terminated(self.run_id, ENDS.get(status, "KILLED"))
 
-    def _add(self, values: Mapping[str, float], step: int) -> None:
+    def _add(self, record: Mapping[str, Any]) -> None:
         now = int(1000 * time.time())
-        for key, value in values.items():
-            if step > self.last.get(key, -1):
-                self.last[key] = step
-                self.waiting.append(Metric(key, float(value), now, step))
+        for key, value in self.once.new(record).items():
+            self.waiting.append(Metric(key, float(value), now, step_of(record)))
 
     def _send(self) -> None:
         assert self.client is not None

@@ -13,7 +13,7 @@ from typing import Any
 from moe_cli.config.loggers import loggers_of
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.loggers.logger import About, Logger, Past
+from moe_cli.loggers.logger import About, Logger, Past, last_steps, step_of
 from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, Recorder, Run
 
 # Each in the module of its name, which needs the library of that name.
@@ -64,7 +64,7 @@ class LoggedRecorder(Recorder):
 
     def rewind(self, step: int) -> None:
         """Also where a run begins: loggers start, or go back as the records do."""
-        told = max((_step(record) for record in self.run.metrics()), default=-1)
+        told = last_steps(self.run.metrics())
         super().rewind(step)
         past = Past(step, tuple(self.run.metrics()), told)
         self.step = max(0, step)
@@ -76,7 +76,7 @@ class LoggedRecorder(Recorder):
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         super().metrics(record)
-        self.step = _step(record)
+        self.step = step_of(record)
         self._tell(lambda logger: logger.metrics(record))
 
     def status(self, status: str, **fields: Any) -> None:
@@ -110,8 +110,3 @@ class LoggedRecorder(Recorder):
             reason = (str(error).strip() or type(error).__name__).split("\n")[0]
             text = f"warning: log={name} failed and gets nothing more of this run, which goes on: {reason}"
             print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _step(record: Mapping[str, Any]) -> int:
-    step = record.get("step")
-    return step if isinstance(step, int) else 0

@@ -14,7 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from moe_cli.loggers.logger import About, Past, numbers, results
+from moe_cli.loggers.logger import About, Past, numbers, results, step_of
 from moe_cli.store import COMPLETED
 
 
@@ -27,7 +27,7 @@ class TensorBoardLogger:
         self.writer: EventFileWriter | None = None
 
     def start(self, past: Past) -> None:
-        last: int | None = past.told
+        last = max(past.told.values(), default=None)
         if self.writer is None:
             files = sorted(self.folder.glob("events.out.tfevents.*"))
             last = _last_step(files)
@@ -40,11 +40,11 @@ class TensorBoardLogger:
             _set(start.hparams[key], value)
         self._hparams(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
         for record in past.kept:
-            if last is None or record.get("step", 0) > last:  # from when nothing was logged here
+            if last is None or step_of(record) > last:  # from when nothing was logged here
                 self.metrics(record)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
-        self._scalars(numbers(record), record.get("step", 0))
+        self._scalars(numbers(record), step_of(record))
 
     def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
         self._scalars(results(summary), step)

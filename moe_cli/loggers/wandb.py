@@ -10,7 +10,7 @@ from typing import Any
 
 import wandb
 
-from moe_cli.loggers.logger import About, Past, numbers, remember, remembered, results
+from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
 from moe_cli.store import COMPLETED
 
 
@@ -20,7 +20,7 @@ class WandbLogger:
     def __init__(self, about: About) -> None:
         self.about = about
         self.run: Any = None
-        self.last = -1
+        self.once = Once({})
 
     def start(self, past: Past) -> None:
         if self.run is not None:
@@ -34,14 +34,13 @@ class WandbLogger:
             resume="allow" if mode == "online" else None, settings={"console": "off", "silent": True},
         )  # fmt: skip
         remember(run, "wandb", called)
-        self.last = past.told if known else -1
+        self.once = Once(past.told if known else {})
         for record in past.kept:
             self.metrics(record)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
-        step = record.get("step", 0)
-        if step > self.last:
-            self.run.log(numbers(record), step=step)  # several of one step become one
+        if new := self.once.new(record):
+            self.run.log(new, step=step_of(record))  # several of one step become one
 
     def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
         if self.run is not None:
