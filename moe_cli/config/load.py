@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, Interval, repeated_keys, single_values
 from moe_cli.config.balances import combine
+from moe_cli.config.loggers import LOG_KEYS
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
@@ -330,6 +331,8 @@ def parse_word(word: str) -> Axis:
         raise ConfigError(f"'{word}' cannot be read. {hint}") from None
     if not values:
         raise ConfigError(f"'{word}' names no value.")
+    if key in LOG_KEYS and len(values) > 1:
+        raise ConfigError(f"'{word}' would log one run twice over. Several loggers are: log=tensorboard+mlflow")
     return Axis(override.key_or_group, values)
 
 

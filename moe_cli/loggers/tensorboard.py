@@ -37,7 +37,8 @@ class TensorBoardLogger:
             self._write(Event(step=past.step + 1, session_log=SessionLog(status=SessionLog.START)))
         start = plugin_data_pb2.SessionStartInfo(group_name=self.about.run.id, start_time_secs=time.time())
         for key, value in self.about.settings().items():
-            _set(start.hparams[key], value)
+            if value is not None:  # the dashboard would take a column of numbers and nulls for words
+                _set(start.hparams[key], value)
         self._hparams(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
         for record in past.kept:
             if last is None or step_of(record) > last:  # from when nothing was logged here
@@ -85,10 +86,10 @@ def _wait_for_a_later_name(files: list[Path]) -> None:
 
 
 def _set(value: Any, setting: Any) -> None:
-    """Fills a google.protobuf.Value; null stays unset, for the dashboard would take the whole column for words."""
+    """Fills a google.protobuf.Value."""
     if isinstance(setting, bool):
         value.bool_value = setting
     elif isinstance(setting, int | float):
         value.number_value = setting
-    elif setting is not None:
+    else:
         value.string_value = str(setting)

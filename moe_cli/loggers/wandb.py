@@ -30,7 +30,7 @@ class WandbLogger:
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
             project=self.about.project(os.environ.get("WANDB_PROJECT")), dir=os.environ.get("WANDB_DIR") or run.path,
-            id=called, name=run.id, group=run.group, tags=self.about.tags(), config=self.about.settings(), mode=mode,
+            id=called, name=run.id, group=run.group, tags=self.about.tags(), config=self.about.settings(), mode=mode, allow_val_change=True,
             resume="allow" if mode == "online" else None, settings={"console": "off", "silent": True},
         )  # fmt: skip
         remember(run, "wandb", called)
