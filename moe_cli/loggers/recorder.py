@@ -19,6 +19,7 @@ from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, Recorder, Run
 # Each in the module of its name, which needs the library of that name.
 CLASSES = {"tensorboard": "TensorBoardLogger", "mlflow": "MLflowLogger", "wandb": "WandbLogger",
            "trackio": "TrackioLogger"}  # fmt: skip
+REASON_LENGTH = 200  # some libraries tell everything at once
 LOCAL_MLFLOW = ("sqlalchemy", "alembic")  # what MLflow's own file of runs takes
 
 
@@ -107,6 +108,6 @@ class LoggedRecorder(Recorder):
                 call()
         except Exception as error:
             self.loggers.pop(name, None)
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0][:REASON_LENGTH]
             text = f"warning: log={name} failed and gets nothing more of this run, which goes on: {reason}"
             print(text, file=sys.stderr, flush=True)  # noqa: T201
