@@ -1,5 +1,6 @@
 """Event files, read with TensorBoard's own reader, hold what metrics.jsonl holds."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def test_what_was_recorded_after_the_checkpoint_is_dropped(text_file: Path, tmp_
     tell(go_on(run, tmp_path, step), *range(step + 1 if step > 0 else 1, 8), value=10.0)
     assert rounded(points(run)) == scalars(run)
     assert [1, 2, 3, 4, 5, 6, 7] == [each for each, _ in scalars(run)["train/loss"]]
+
+
+def test_files_of_one_second_are_read_in_order(text_file: Path, tmp_path: Path) -> None:
+    """Readers sort by name: a process that starts within the second of the one before waits for the next."""
+    run, recorder = begin(logged_config(text_file, "tensorboard"), tmp_path)
+    tell(recorder, 1, 2, 3)
+    (first,) = (run.path / "tensorboard").iterdir()
+    *_, host, _, number = first.name.split(".")
+    first.rename(first.with_name(f"events.out.tfevents.{int(time.time()):010d}.{host}.999999999.{number}"))
+    tell(go_on(run, tmp_path, 1), 2, 3, value=10.0)
+    assert rounded(points(run)) == scalars(run)
 
 
 def test_going_back_within_a_run_drops_too(text_file: Path, tmp_path: Path) -> None:
