@@ -1,142 +1,101 @@
-"""How experts were used, from a run's folder: shares, not counts; and as heat maps of any width."""
+"""Expert health from a run folder: closed forms of what routing.jsonl tells, and what damage leaves of it."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from moe_cli.cli.app import app
-from moe_cli.report.health import LayerHealth, health
-from moe_cli.report.heat import health_lines, heat_map
-from moe_cli.store import Run
+from moe_cli.report.health import Health, health
 from tests.report.folders import complete
-from tests.report.test_longframes import layer_record, write_lines
-
-PAIRS = [[10, 4, 6, 0], [4, 8, 4, 0], [6, 4, 10, 0], [0, 0, 0, 0]]
-TOKENS = [[[97, 5, 9]], [[98, 3, 4], [10, 1, 2]], [], [[300, 1, 0]]]
-TABLES = {
-    "whole_split": True, "routing_entropy": 0.75, "saturation": {"50": 0.4, "100": 0.9}, "co_activation": PAIRS,
-    "experts_by_domain": {"code": [8, 1, 1, 0], "prose": [1, 4, 5, 0]}, "top_tokens": TOKENS,
-    "token_texts": {"97": "a", "98": "\x1b[2J<b>", "10": "\n"},
-}  # fmt: skip
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Two layers at two evaluations and at the end; in the second, expert 4 is dead and a capacity dropped a fifth."""
-    made = complete(tmp_path, 1.9, results={"dropped_fraction": 0.2}, expert=4, k=2)
-    records: list[dict[str, Any]] = []
-    for layer in (0, 1):
-        records += [layer_record(step, layer, [40 + 10 * layer, 20, 20, 20]) for step in (50, 100)]
-        records.append({**layer_record(100, layer, [10, 8, 10, 0] if layer else [7, 7, 7, 7], **TABLES),
-                        "kept_per_expert": [8, 6, 8.4, 0] if layer else [7, 7, 7, 7]})  # fmt: skip
-    write_lines(made, "routing.jsonl", *records)
-    return made
+def routed(tmp_path: Path, *records: Any) -> Health:
+    """The health of a run with these lines in routing.jsonl."""
+    run = complete(tmp_path, 1.8, expert=4, k=2)
+    (run.path / "routing.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    return health(run)
 
 
-def show(run: Run, *words: str, width: int = 100, **environment: str) -> Result:
-    env = {"COLUMNS": str(width), "LC_ALL": "C.UTF-8", **environment}
-    return CliRunner().invoke(
-        app, ["runs", "health", run.id, *words, "--outputs", str(run.path.parent.parent)], env=env
-    )
+def record(**changes: Any) -> dict[str, Any]:
+    return {"step": 10, "layer": 0, "tokens_per_expert": [6, 2, 0, 0], **changes}
 
 
-def test_shares_of_the_last_record(run: Run) -> None:
-    """Load over a fair share, dead experts, drops, entropy, and the way there over training."""
-    even, uneven = health(run).layers
-    assert ((1.0,) * 4, (), 0.0) == (even.load, even.dead, even.dropped)
-    assert (10 / 7, 8 / 7, 10 / 7, 0.0) == pytest.approx(uneven.load)
-    assert ((3,), 3 / 7) == (uneven.dead, pytest.approx(uneven.worst))
-    assert (pytest.approx(1 - 22.4 / 28), 0.75, True) == (uneven.dropped, uneven.entropy, uneven.whole_split)
-    assert ((50, 0.4), (100, 0.9)) == uneven.saturation
-    assert (50, pytest.approx(50 / 27.5 - 1)) == uneven.max_violation[0]
-    assert 0.2 == health(run).dropped
+def test_load_is_relative_to_a_fair_share(tmp_path: Path) -> None:
+    """Of 8 assignments over 4 experts 2 are fair: 6 are three times that, MaxVio is 2, none at all is dead."""
+    [layer] = routed(tmp_path, record()).layers
+    assert (3.0, 1.0, 0.0, 0.0) == layer.load
+    assert 2.0 == layer.worst
+    assert (2, 3) == layer.dead
 
 
-def test_tables_are_shares(run: Run) -> None:
-    """Of the tokens of an expert those that chose another too; of a domain's assignments those of each expert."""
-    layer = health(run).layers[1]
-    assert (0.4, 0.6) == layer.co_activation[0][1:3]
-    assert (0.0,) * 4 == layer.co_activation[3]
-    assert {"code": (0.8, 0.1, 0.1, 0.0), "prose": (0.1, 0.4, 0.5, 0.0)} == layer.by_domain
-    assert ("a", 5, 9) == (layer.top_tokens[0][0].text, layer.top_tokens[0][0].times, layer.top_tokens[0][0].total)
-    assert [1, 2, 0, 1] == [len(tokens) for tokens in layer.top_tokens]
+def test_training_is_followed_by_the_whole_split(tmp_path: Path) -> None:
+    """MaxVio over training in the order of steps, and load from the evaluation of the whole split, whichever line is first."""
+    whole = record(step=20, tokens_per_expert=[3, 3, 1, 1], whole_split=True)
+    [layer] = routed(tmp_path, whole, record(step=20, tokens_per_expert=[8, 0, 0, 0]), record(step=10)).layers
+    assert ((10, 2.0), (20, 0.5)) == layer.max_violation
+    assert [(10, 3.0), (20, 4.0), (20, 1.5)] == [(step, load[0]) for step, load in layer.load_over_time]
+    assert layer.whole_split
+    assert 20 == layer.step
 
 
-@pytest.mark.parametrize("width", [64, 80, 120, 200])
-@pytest.mark.parametrize("ascii_only", [False, True])
-def test_maps_fit_the_width(run: Run, width: int, ascii_only: bool) -> None:
-    """No line is wider, and all that was recorded is said: load, dead, drops, entropy, saturation, domains, pairs, tokens."""
-    lines = [line.plain for line in health_lines(health(run), None, width, ascii_only)]
-    assert max(map(len, lines)) <= width
-    text = "\n".join(lines)
-    for words in (
-        "load: 1 is a fair share",
-        "+43 %",
-        "E4",
-        "20 %",
-        "0.75",
-        "domains",
-        "chosen together",
-        "tokens that choose",
-    ):
-        assert words in " ".join(text.split()), words
-    if ascii_only:
-        assert text.isascii()
-    assert "L2" in text
-    assert "\x1b" not in text
+def test_drops_entropy_and_saturation(tmp_path: Path) -> None:
+    """The share of assignments not kept, the entropy as recorded, and saturation in the order of steps, not of text."""
+    [layer] = routed(
+        tmp_path, record(kept_per_expert=[4, 2, 0, 0], routing_entropy=0.7, saturation={"100": 0.9, "20": 0.4})
+    ).layers
+    assert 0.25 == layer.dropped
+    assert 0.7 == layer.entropy
+    assert ((20, 0.4), (100, 0.9)) == layer.saturation
 
 
-def test_cells_are_darker_for_more() -> None:
-    """Five shades from nothing to the most, numbers where there is room, else blocks alone, cut off with a word."""
-    cells = [0.0, 0.1, 0.6, 1.2, 2.0]
-    wide = [line.plain for line in heat_map([("L1", cells)], 2.0, 60, " ░▒▓█", "{:.2f}")]
-    assert [" 0.00", "░0.10", "▒0.60", "▓1.20", "█2.00"] == re.findall(r"[ ░▒▓█]\d\.\d\d", wide[1])
-    narrow = [line.plain for line in heat_map([("L1", cells)], 2.0, 20, " ░▒▓█", "{:.2f}")]
-    assert "L1  ░▒▓█" == narrow[0]
-    many = " ".join(line.plain for line in heat_map([("L1", [1.0] * 64)], 2.0, 40, " ░▒▓█"))
-    assert "of 64: a wider window shows more" in " ".join(many.split())
+def test_tables_are_shares(tmp_path: Path) -> None:
+    """Co-activation of the row's own tokens, domains of their own assignments; a domain without any is left out."""
+    pairs = [[6, 3, 0, 0], [3, 4, 1, 0], [0, 1, 2, 1], [0, 0, 0, 0]]
+    [layer] = routed(
+        tmp_path, record(co_activation=pairs, experts_by_domain={"code": [1, 3, 0, 0], "none": [0, 0, 0, 0]})
+    ).layers
+    assert (1.0, 0.5, 0.0, 0.0) == layer.co_activation[0]
+    assert (0.75, 1.0, 0.25, 0.0) == layer.co_activation[1]
+    assert (0.0, 0.0, 0.0, 0.0) == layer.co_activation[3]
+    assert {"code": (0.25, 0.75, 0.0, 0.0)} == dict(layer.by_domain)
 
 
-def test_the_most_uneven_layer_is_shown_or_that_asked_for(run: Run) -> None:
-    """Its tables; a layer that is not there is refused with the numbers of those that are."""
-    assert "L2 is the most uneven layer. Others: --layer 1 to 2" in show(run).stdout
-    assert "L1 domains" in show(run, "--layer", "1").stdout
-    refused = show(run, "--layer", "3")
-    assert (2, True) == (refused.exit_code, "has sparse layers 1 to 2" in refused.stderr)
-    assert show(run, LC_ALL="C").stdout.isascii()
-
-
-def test_json_says_the_same(run: Run) -> None:
-    """All layers, for programs."""
-    content = json.loads(show(run, "--json").stdout)
-    assert health(run).layers[1].load == tuple(content["layers"][1]["load"])
-
-
-def test_a_dense_run_and_one_without_records(tmp_path: Path) -> None:
-    """There is nothing to look at, and it is said why."""
-    dense, new = complete(tmp_path, 1.9, expert=1), complete(tmp_path, 1.9, expert=4)
-    assert "is a dense model: it has no experts to look at" in show(dense).stderr
-    assert "has no record of its experts" in show(new).stderr
+def test_top_tokens_have_their_text(tmp_path: Path) -> None:
+    """Where it was recorded; a token without text, or damage in its place, is nobody's."""
+    table: list[Any] = [[[7, 3, 4], [8, 1, 2]], [["x", 1, 1], [9, True, 1], [9, 1]], [], "no"]
+    [layer] = routed(tmp_path, record(top_tokens=table, token_texts={"7": "def", "8": 5})).layers
+    assert [(7, "def", 3, 4), (8, None, 1, 2)] == [
+        (each.token, each.text, each.times, each.total) for each in layer.top_tokens[0]
+    ]
+    assert ((), (), ()) == layer.top_tokens[1:]
 
 
 @pytest.mark.parametrize(
-    "line",
+    "damage",
     [
-        '{"layer": "x", "tokens_per_expert": [1, 2]}', '{"layer": 0, "step": 1, "tokens_per_expert": []}', "[]", "null",
-        '{"layer": 0, "step": 1, "tokens_per_expert": [1e999, -1]}', '{"layer": 1e99, "step": -5, "tokens_per_expert": [1]}',
-        '{"layer": 0, "step": 1, "tokens_per_expert": [1, 2], "co_activation": [[1]], "top_tokens": 5, "saturation": [1]}',
-        '{"layer": 0, "step": 1, "tokens_per_expert": [0, 0], "experts_by_domain": {"a": [0, 0], "b": "c"}, "kept_per_expert": 3}',
+        {"layer": "0"}, {"layer": -1}, {"step": True}, {"step": 1e300}, {"tokens_per_expert": []},
+        {"tokens_per_expert": [1, None]}, {"tokens_per_expert": [float("nan"), 1]}, {"tokens_per_expert": "many"},
+        {"tokens_per_expert": [-1, 2]}, {"tokens_per_expert": [10**400, 2]},
     ],
 )  # fmt: skip
-def test_hostile_records_stop_nothing(tmp_path: Path, line: str) -> None:
-    """Whatever stands in routing.jsonl, the answer is a report or a sentence, never a crash."""
-    made = complete(tmp_path, 1.9, expert=4)
-    (made.path / "routing.jsonl").write_text(line + "\n")
-    result = show(made)
-    assert result.exit_code in (0, 2)
-    assert "Traceback" not in result.output
-    assert all(isinstance(layer, LayerHealth) for layer in health(made).layers)
+def test_damaged_lines_are_left_out(tmp_path: Path, damage: dict[str, Any]) -> None:
+    """They neither crash nor count."""
+    assert () == routed(tmp_path, {**record(), **damage}).layers
+    assert 1 == len(routed(tmp_path, {**record(), **damage}, record()).layers)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"co_activation": [[1]]}, {"co_activation": "x"}, {"experts_by_domain": [1]}, {"experts_by_domain": {"a": [1]}},
+        {"top_tokens": 3}, {"token_texts": 3, "top_tokens": [[[1, 1, 1]], [], [], []]}, {"saturation": {"x": 1, "5": "y"}},
+        {"kept_per_expert": [None]}, {"routing_entropy": "high"},
+    ],
+)  # fmt: skip
+def test_damaged_tables_leave_the_load(tmp_path: Path, damage: dict[str, Any]) -> None:
+    """What is wrong is not recorded; what is right stays."""
+    [layer] = routed(tmp_path, record(**damage)).layers
+    assert (3.0, 1.0, 0.0, 0.0) == layer.load
+    assert (None, None, (), ()) == (layer.dropped, layer.entropy, layer.saturation, layer.co_activation)
+    assert {} == dict(layer.by_domain)

@@ -1,140 +1,130 @@
-"""Charts of characters: every point where it belongs, within the width, whatever the names."""
+"""The chart of a report: points where they belong, intervals, axes, and hostile names."""
 
-import math
-import re
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from moe_cli.report.plot import Axis, Chart, Point, Series, chart_lines, make_axis
-from tests.report.folders import complete
-from tests.report.page.pages import HOSTILE, report, sweep
-
-numbers = st.floats(-1e6, 1e6, allow_nan=False)
+from moe_cli.errors import ConfigError
+from moe_cli.report.frame import load_runs
+from moe_cli.report.plot import Chart, Point, Series, chart_lines, make_axis, make_chart
+from moe_cli.report.view import Question, View, make_view
+from tests.report.folders import complete, stopped, sweep_of_three_seeds
 
 
-def drawn(chart: Chart, width: int = 80, height: int = 18, ascii_only: bool = False) -> list[str]:
-    return [line.plain for line in chart_lines(chart, "title", width, height, ascii_only)]
+@pytest.fixture
+def view(tmp_path: Path) -> View:
+    sweep_of_three_seeds(tmp_path)
+    return make_view(load_runs(tmp_path), Question())
 
 
-def one(*points: tuple[float, float]) -> Chart:
-    return Chart("y", "x", (Series("", tuple(Point(x, y, None) for x, y in points)),), 0)
+def drawn(chart: Chart, width: int = 60, **more: Any) -> list[str]:
+    return [each.plain for each in chart_lines(chart, "t", width, **more)]
 
 
-def marks(lines: list[str]) -> list[tuple[int, int]]:
-    """(column, row) of every o within the frame, from the bottom left."""
-    body = [re.split("[┤│]", line, maxsplit=1)[1] for line in lines if re.match(r"^ *\S* [┤│]", line)]
-    return [(match.start(), len(body) - 1 - row) for row, line in enumerate(body) for match in re.finditer("o", line)]
-
-
-def test_corners() -> None:
-    """The least is at the left and the bottom, the most at the right and the top, halfway in the middle."""
-    found = sorted(marks(drawn(one((0, 0), (50, 5), (100, 10)))))
-    (x0, y0), (x1, y1), (x2, y2) = found
-    assert (0, 0, 17) == (x0, y0, y2)
-    assert x1 == pytest.approx(x2 / 2, abs=1)
-    assert y1 in (8, 9)
-
-
-def test_a_wide_axis_is_logarithmic() -> None:
-    """Powers of ten are evenly apart, and it is said."""
-    lines = drawn(one((1, 1), (10, 2), (100, 3), (1000, 4)))
-    columns = [x for x, _ in sorted(marks(lines))]
-    steps = [b - a for a, b in pairwise(columns)]
-    assert max(steps) - min(steps) <= 1
-    assert "x: log axis" in lines[-1]
-
-
-@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=12), st.integers(30, 200))
-def test_everything_is_within_the_width(points: list[tuple[float, float]], width: int) -> None:
-    """No line is wider than asked, and no point is lost: each lies alone or under another."""
-    lines = drawn(one(*points), width)
-    assert max(map(len, lines)) <= width
-    assert 1 <= len(marks(lines)) <= len(set(points))
-
-
-@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.floats(0, 1))
-def test_an_axis_is_its_own_inverse(a: float, b: float, place: float) -> None:
-    """The value at a place lies at that place."""
-    axis = make_axis([a, b])
-    if axis.high > axis.low * 1.000001:
-        assert place == pytest.approx(axis.place(axis.value(place)), abs=1e-6)
-    assert axis.log == (max(a, b) / min(a, b) > 8)
-    assert 0.5 == Axis(2.0, 2.0, False).place(2.0)
-
-
-def test_intervals_reach_as_far_as_they_are() -> None:
-    """The bar of a point covers its interval, and the axis has room for it."""
-    chart = Chart("y", "x", (Series("", (Point(0, 0, None), Point(1, 5, 5.0), Point(2, 10, None))),), 0)
-    lines = drawn(chart)
-    inside = [line.rsplit("┤", 1)[-1] if "┤" in line else line.split("│", 1)[1] for line in lines[1:-3]]
-    column = max(
-        place for line in inside for place, character in enumerate(line[:-1]) if character in "│o" and 10 < place < 60
-    )
-    assert 17 <= sum(line[column : column + 1] in ("│", "o") for line in inside)
-
-
-def test_where_series_meet() -> None:
-    """Two series at one place are a mark of their own, explained below."""
-    series = (Series("a", (Point(0, 0, None), Point(1, 1, None))), Series("b", (Point(1, 1, None),)))
-    lines = drawn(Chart("y", "x", series, 2))
-    assert lines[1].strip() == "o a   x b"
-    assert sum(line.count("=") for line in lines[2:-2]) == 1
-    assert "= several series   2 rows without a number" in lines[-1]
-
-
-def test_ascii_alone() -> None:
-    """Where nothing else can be shown, nothing else is."""
-    assert "".join(drawn(one((0, 0), (1, 1)), ascii_only=True)).isascii()
-
-
-def test_seeds_become_one_point_each(tmp_path: Path) -> None:
-    """From the command: a point for each configuration, dense apart, the columns by name."""
-    sweep(tmp_path)
-    for request in ("val_bpb:expert", "val_loss:sparsity", "val_bpb:active_flops", "tokens_per_second:params:expert"):
-        result = report(tmp_path, "--plot", request)
-        assert result.exit_code == 0, result.output
-        y, x = request.split(":")[:2]
-        assert f"{y} against {x}" in result.stdout
-    frame = [
-        line
-        for line in report(tmp_path, "--plot", "val_bpb:expert").stdout.splitlines()
-        if re.match(r"^ *\S* [┤│]", line)
+def test_points_are_the_means_of_rows(view: View) -> None:
+    """Mean over seeds against the column, a series for each k, with the half width of the interval of the table."""
+    chart = make_chart(view, "val_bpb:expert:k")
+    assert ["dense", "k=1", "k=2"] == [each.name for each in chart.series]
+    assert [(8.0, pytest.approx(1.768)), (16.0, pytest.approx(1.718))] == [
+        (point.x, point.y) for point in chart.series[2].points
     ]
-    assert 4 == sum(line.split("┤")[-1].split("│", 1)[-1].count(mark) for line in frame for mark in "ox")
+    [row] = [row for row in view.rows if row["expert"] == 16]
+    assert row["val_bpb_interval"] == chart.series[2].points[1].half_width
+    assert chart == make_chart(view, "val_bpb:expert")
+
+
+def test_derived_columns(view: View) -> None:
+    """Sparsity is 1 - k/E, 0 for a dense model; FLOPs are those of the forward pass and of the whole training."""
+    chart = make_chart(view, "val_bpb:sparsity")
+    assert {0.0, 1 - 1 / 8, 1 - 2 / 8, 1 - 2 / 16} == {point.x for each in chart.series for point in each.points}
+    tokens = view.rows[0]["tokens"]
+    for name, expected in (("active_flops", 2e6), ("train_flops", 6e6 * tokens)):
+        chart = make_chart(view, f"val_bpb:{name}")
+        assert {expected} == {point.x for each in chart.series for point in each.points}
+
+
+def test_rows_without_a_number_are_counted(tmp_path: Path) -> None:
+    """A run that has no result is left out, and it is said."""
+    complete(tmp_path, 1.8, expert=8)
+    complete(tmp_path, 1.7, expert=16, results={"max_violation": None})
+    stopped(tmp_path, "failed", expert=4)
+    chart = make_chart(make_view(load_runs(tmp_path), Question()), "max_violation:expert")
+    assert 1 == chart.left_out
+    assert "1 row without a number" in drawn(chart)[-1]
+
+
+def test_marks_stand_where_their_values_are() -> None:
+    """Corners of the frame for the extremes, an interval as a bar through its point, `=` where series meet."""
+    one = Series("a", (Point(0.0, 1.0, None), Point(2.0, 3.0, None)))
+    two = Series("b", (Point(2.0, 3.0, None), Point(1.0, 2.0, 0.5)))
+    lines = drawn(Chart("y", "x", (one, two), 0), width=40, height=9)
+    body = [line.partition("┤" if "┤" in line else "│")[2] for line in lines[2:11]]
+    assert "=" == body[0].strip()
+    assert "o" == body[-1][0]
+    assert len(body[0]) == max(map(len, body))
+    column = round((len(body[0]) - 1) / 2)
+    middle = [row[column] if len(row) > column else " " for row in body]
+    assert "  │" == "".join(middle)[:3]
+    assert "x" == middle[4]
+    assert "│x│" == "".join(middle)[3:6]
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ("val_bpb", "give two columns as Y:X"),
-        ("a:b:c:d", "give two columns as Y:X"),
-        ("val_bpb:expertt", "Did you mean 'expert'?"),
-        ("status:expert", "no row has a number for both status and expert"),
-    ],
+    ("values", "log"),
+    [((1.0, 16.0), True), ((1.0, 8.0), False), ((0.0, 100.0), False), ((-5.0, 100.0), False), ((3.0, 3.0), False)],
 )
-def test_what_cannot_be_drawn(tmp_path: Path, request_: str, message: str) -> None:
-    """With exit code 2 and what to write instead."""
-    sweep(tmp_path, seeds=1, experts=(1, 4))
-    result = report(tmp_path, "--plot", request_)
-    assert (2, True) == (result.exit_code, message in result.stderr), result.output
-    assert 2 == report(tmp_path, "--plot", "val_bpb:expert", "--format", "csv").exit_code
+def test_axes_are_logarithmic_beyond_a_factor_of_eight(values: tuple[float, float], log: bool) -> None:
+    """Only where all values are above zero; place and value are each other's inverse."""
+    axis = make_axis(values)
+    assert log == axis.log
+    assert 0.3 == pytest.approx(axis.place(axis.value(0.3))) if values[0] != values[1] else axis.place(3.0) == 0.5
 
 
-def test_hostile_names_are_harmless(tmp_path: Path) -> None:
-    """In the title and among the marks."""
-    complete(tmp_path, 1.9, "a\x1b[2J", expert=1)
-    complete(tmp_path, 1.8, "a\x1b[2J", results={"note": HOSTILE}, expert=4, k=2)
-    result = report(tmp_path, "--plot", "val_bpb:expert:note")
-    assert (0, False) == (result.exit_code, "\x1b" in result.stdout)
+def test_a_log_axis_puts_equal_factors_at_equal_distances() -> None:
+    """1, 4 and 16: the middle is in the middle, and it is said."""
+    lines = drawn(Chart("y", "x", (Series("", (Point(1, 1, None), Point(4, 1, None), Point(16, 1, None))),), 0), 44)
+    [row] = [line for line in lines if line.count("o") == 3]
+    first, middle, last = (place for place, character in enumerate(row) if character == "o")
+    assert abs((middle - first) - (last - middle)) <= 1
+    assert any("x: log axis" in line for line in lines)
 
 
-def test_one_point_and_none(tmp_path: Path) -> None:
-    """A single point has a chart of its own; numbers that are not finite are no points."""
-    assert [(0, 0)] != marks(drawn(one((3, 3))))
-    assert 1 == len(marks(drawn(one((3, 3)))))
-    complete(tmp_path, math.nan, expert=4)
-    assert 2 == report(tmp_path, "--plot", "val_bpb:expert").exit_code
+def test_labels_of_a_short_axis_differ() -> None:
+    """1,200,100 to 1,200,900 is not five times 1.20M."""
+    lines = drawn(Chart("y", "x", (Series("", (Point(1_200_100, 1, None), Point(1_200_900, 2, None))),), 0), 80)
+    labels = next(line for line in lines if "1,200,100" in line).split()
+    assert len(labels) == len(set(labels)) > 2
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("plain", [False, True])
+def test_lines_keep_to_the_width(width: int, plain: bool) -> None:
+    """Also with many series; in ASCII nothing else."""
+    series = tuple(Series(f"setting={n}", (Point(n, n * n, 0.5),)) for n in range(1, 12))
+    lines = drawn(Chart("y", "x", series, 2), width, ascii_only=plain)
+    assert max(map(len, lines)) <= width
+    assert plain == all(line.isascii() for line in lines)
+    assert any("marks repeat" in line for line in lines)
+
+
+def test_hostile_names_are_shown_not_obeyed(tmp_path: Path) -> None:
+    """A title and a setting with escapes are printable."""
+    for expert in (2, 4):
+        for name in ("a\x1b[2J", "[red]b"):
+            complete(tmp_path, 1.8, expert=expert, data="text", data__path=name)
+    chart = make_chart(make_view(load_runs(tmp_path), Question()), "val_bpb:expert:data.path")
+    lines = [each.plain for each in chart_lines(chart, "t\x1b]0;x\x07\n", 100)]
+    assert all(line.isprintable() for line in lines)
+    assert "[red]b" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [("val_bpb", "as Y:X"), ("a:b:c:d", "as Y:X"), (":expert", "as Y:X"), ("val_bpb:nope", "no column 'nope'"),
+     ("router:expert", "no row has a number")],
+)  # fmt: skip
+def test_wrong_requests_are_refused(view: View, request_: str, says: str) -> None:
+    """With what to give instead."""
+    with pytest.raises(ConfigError, match=says):
+        make_chart(view, request_)
