@@ -17,7 +17,7 @@ from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
 from moe_cli.moe.stats import specialisation
 from moe_cli.tasks.text import TextTask
-from moe_cli.training.evaluate import MEASURES, evaluate, expert_lists, probe, saturations
+from moe_cli.training.evaluate import MEASURES, LayerUse, evaluate, expert_lists, probe, saturations
 from tests.tiny import randomise, tiny_config, tiny_task
 
 
@@ -266,3 +266,11 @@ def test_a_dense_model_has_no_routing_metrics(make: Any) -> None:
     model, task = make(expert=1, k=1)
     result = evaluate(model, task, 8)
     assert (None, []) == (result.routing_metrics(), result.layer_records())
+
+
+def test_top_tokens_are_those_above_chance() -> None:
+    """Per expert the tokens that chose it most beyond their total x the expert's share, with both counts; none below chance."""
+    chosen, asked = torch.tensor([[4, 0], [1, 3], [1, 1]]), torch.tensor([6, 4])
+    use = LayerUse(asked, asked, torch.zeros(2), None, chosen, asked[None])
+    # At shares of 0.6 and 0.4 they are 1.6, -1.4, -0.2 above chance for the first expert, and the reverse for the second.
+    assert [[[0, 4, 4]], [[1, 3, 4], [2, 1, 2]]] == use.top_tokens()
