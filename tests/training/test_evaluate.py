@@ -290,11 +290,3 @@ def test_tokens_are_recorded_with_their_text() -> None:
     table = [[[104, 3, 4], [105, 1, 1]], [[104, 1, 4]], []]
     assert {"104": "h", "105": "i"} == _texts(ByteTokenizer(), table)
     assert {} == _texts(None, table)
-
-
-def test_top_tokens_are_those_above_chance() -> None:
-    """Per expert the tokens that chose it most beyond their total x the expert's share, with both counts; none below chance."""
-    chosen, asked = torch.tensor([[4, 0], [1, 3], [1, 1]]), torch.tensor([6, 4])
-    use = LayerUse(asked, asked, torch.zeros(2), None, chosen, asked[None])
-    # At shares of 0.6 and 0.4 they are 1.6, -1.4, -0.2 above chance for the first expert, and the reverse for the second.
-    assert [[[0, 4, 4]], [[1, 3, 4], [2, 1, 2]]] == use.top_tokens()
