@@ -259,5 +259,10 @@ def test_it_prints(opened: Any, tmp_path: Path) -> None:
     assert page.locator("#words").is_hidden()
     assert page.locator("nav").is_hidden()
     pdf = page.pdf(format="A4")
+    style = "getComputedStyle(document.querySelector({!r})).{}"
+    assert "exact" == page.evaluate(style.format(".legend .swatch", "printColorAdjust"))
+    assert {"avoid"} == set(
+        page.evaluate("[...document.querySelectorAll('h3')].map(each => getComputedStyle(each).breakAfter)")
+    )
     assert pdf.startswith(b"%PDF")
     assert len(pdf) > 20_000
