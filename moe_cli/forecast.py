@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
+from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import pick_threads
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.store import Run, find_run
@@ -58,10 +59,16 @@ def corpus_of(config: RunConfig, outputs: Path) -> Data:
 
 
 def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: float) -> list[Plan]:
-    """Counts what configurations take, each on its own number of threads, at `flops_per_second` a core. Raises DataError when the data are no use.
+    """Counts what configurations take, each on its own number of threads, at `flops_per_second` a core.
 
     The files of each corpus are looked at once, however many configurations use it.
+
+    Raises:
+        DataError: the data are no use.
+        ConfigError: the library of a logger is not installed.
     """
+    for log in {config.log for config in configs}:
+        check_loggers(log)
     load = cache(lambda data, context_length: load_data(data, context_length, outputs / ".cache"))
     return [_make_plan(config, load(config.data, config.model.context_length), flops_per_second) for config in configs]
 

@@ -5,7 +5,9 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-_BARS = "▁▂▃▄▅▆▇█"
+BARS = "▁▂▃▄▅▆▇█"
+# The same heights where the terminal has no blocks.
+DIGITS = "12345678"
 
 
 def count(value: float) -> str:
@@ -63,16 +65,16 @@ def percent(share: float, signed: bool = False) -> str:
     return ("0" if not float(text) else text) + " %"
 
 
-def bars(load: Sequence[float], width: int) -> str:
+def bars(load: Sequence[float], width: int, blocks: str = BARS) -> str:
     """One block per expert, as high as its load; a fair share is half height. Neighbours merge beyond `width`."""
     total = sum(load)
     if not total:
-        return _BARS[0] * min(len(load), width)
+        return blocks[0] * min(len(load), width)
     per_bar = -(-len(load) // width)
     groups = [load[first : first + per_bar] for first in range(0, len(load), per_bar)]
     fair = total / len(load)
     heights = [max(group) / (2 * fair) for group in groups]
-    return "".join(_BARS[min(7, int(8 * height))] for height in heights)
+    return "".join(blocks[min(7, int(8 * height))] for height in heights)
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -84,8 +86,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
         edges = [round(place * len(values) / width) for place in range(width + 1)]
         shown = [math.fsum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(shown), max(shown)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((value - low) * scale)] for value in shown)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((value - low) * scale)] for value in shown)
 
 
 def printable(text: str) -> str:

@@ -20,6 +20,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
 from moe_cli.forecast import check_upcycle, compiles, corpus_of, pin_upcycle, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
+from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.process import keep_freed_memory, spin_briefly
@@ -63,7 +64,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     with lock(run.path) if rank() == 0 else nullcontext():
         if rank() == 0 and run.summary() is not None:
             raise RunBusy(f"{run.id} has just been completed by another process: there is nothing left to do.")
-        recorder = Recorder(run) if rank() == 0 else Onlooker(run)
+        recorder = make_recorder(run, config, outputs) if rank() == 0 else Onlooker(run)
         try:
             _carry_out(run, config, outputs, recorder, observer or (lambda view: None))
         except BaseException as error:
@@ -107,6 +108,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     )
     if rank() == 0:
         (run.path / "traceback.txt").unlink(missing_ok=True)
+    check_loggers(config.log)
     device = pick_device(config.train.device)
     parallel.start()
     corpus = _corpus_of_all(config, outputs)
@@ -347,6 +349,7 @@ def train(overrides: Sequence[str] = (), *, outputs: Path | None = None) -> Run:
 
     folder = outputs_folder(outputs)
     config = pin_upcycle(load_config(overrides).config, folder)
+    check_loggers(config.log)
     return run_one(create_run(folder, "runs", config), folder)
 
 

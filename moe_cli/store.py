@@ -8,6 +8,7 @@
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
     summary.json                the results; there only when the run is complete
     log.txt   traceback.txt     what a sweep's worker printed; what went wrong
+    loggers.json   tensorboard/   wandb/   with log=...: what loggers call the run; what they write
     slurm.json                  the Slurm job that has been sent for it, while there is one
     checkpoints/                see training/checkpoint.py
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep failed, 130 interrupted.
 """
 
+import io
 import sys
 import time
 from typing import Annotated, Any
@@ -90,6 +91,9 @@ app.add_typer(bench, name="bench")
 
 def main() -> None:
     spin_briefly()
+    # A terminal that cannot write a character gets '?' in its place, not a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except SystemExit as end:

@@ -6,7 +6,7 @@ from itertools import pairwise
 Points = Sequence[tuple[float, float]]
 
 
-def plot(curves: dict[str, Points], width: int, height: int) -> list[str]:
+def plot(curves: dict[str, Points], width: int, height: int, tick: str = "┤") -> list[str]:
     """Curves of (x, y) over one another, each drawn with the letter it goes by, `*` where they meet; axes with numbers.
 
     Between points lines are straight. At the top stands the largest y, the smallest at the bottom.
@@ -27,7 +27,7 @@ def plot(curves: dict[str, Points], width: int, height: int) -> list[str]:
             if y is not None:
                 row = round((high - y) / (high - low) * (height - 1)) if high > low else height - 1
                 rows[row][column] = letter if rows[row][column] in (" ", letter) else "*"
-    return [f"{labels.get(number, ''):>{margin}} ┤{''.join(row).rstrip()}" for number, row in enumerate(rows)]
+    return [f"{labels.get(number, ''):>{margin}} {tick}{''.join(row).rstrip()}" for number, row in enumerate(rows)]
 
 
 def _at(curve: Points, x: float) -> float | None:

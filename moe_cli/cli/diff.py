@@ -11,10 +11,11 @@ from rich.text import Text
 from moe_cli.cli.columns import PIPED_WIDTH, Column, print_lines, table_lines
 from moe_cli.cli.config import flat
 from moe_cli.cli.curves import plot
+from moe_cli.cli.plot import ascii_only
 from moe_cli.cli.show import Load, curve_of, load_of, violation
 from moe_cli.config.parse import show
 from moe_cli.glance import Glance, glance, number
-from moe_cli.numbers import bars, count, percent, printable
+from moe_cli.numbers import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.store import Run
 
 PLOT_HEIGHT = 12
@@ -207,7 +208,12 @@ def _written(name: str, value: float | None, signed: bool = False) -> str:
 
 def _curves(comparison: Comparison, width: int) -> list[Text]:
     curves = {"A": _curve(comparison.a.run), "B": _curve(comparison.b.run)}
-    drawn = plot({name: curve for name, curve in curves.items() if curve}, min(width, 100), PLOT_HEIGHT)
+    drawn = plot(
+        {name: curve for name, curve in curves.items() if curve},
+        min(width, 100),
+        PLOT_HEIGHT,
+        "|" if ascii_only() else "┤",
+    )
     if not drawn:
         return []
     end = max(x for curve in curves.values() for x, _ in curve)
@@ -225,7 +231,9 @@ def _loads(comparison: Comparison, width: int) -> list[Text]:
     room = max(4, min(32, (width - 24) // 2))
 
     def drawn(load: Load | None) -> tuple[str, str]:
-        return ("dense", "-") if load is None else (bars(load, room), percent(violation(load), signed=True))
+        if load is None:
+            return "dense", "-"
+        return bars(load, room, DIGITS if ascii_only() else BARS), percent(violation(load), signed=True)
 
     first, second = [drawn(loads[0].get(layer)) for layer in layers], [drawn(loads[1].get(layer)) for layer in layers]
     return [Text(), *table_lines(

@@ -72,8 +72,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
         )
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
-    groups = list(dict.fromkeys(frame["group"]))
-    title = " ".join(selection or []) or (groups[0] if len(groups) == 1 else "all runs")
+    title = _title(selection or [], list(dict.fromkeys(frame["group"])))
     if request is not None and not files:
         print_fit(frame, title, request, form.value)
         return
@@ -91,6 +90,10 @@ def report(  # noqa: PLR0913  (an argument for each option)
         print_plot(view, title, plot, form.value)
     else:
         _print(view, title, form, list(frame["path"]))
+
+
+def _title(selection: list[str], groups: list[str]) -> str:
+    return " ".join(selection) or (groups[0] if len(groups) == 1 else "all runs")
 
 
 def _print(view: "View", title: str, form: Format, paths: list[str]) -> None:

@@ -140,6 +140,7 @@ def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
 def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path) -> "Run":
     from moe_cli.config.load import carried_out, execution_settings
     from moe_cli.errors import ConfigError
+    from moe_cli.loggers.recorder import check_loggers
     from moe_cli.store import COMPLETED, PENDING, find_run, rewrite_config
 
     if config_dir is not None:
@@ -150,7 +151,9 @@ def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: 
     if status == COMPLETED:
         raise ConfigError(f"{run.id} is complete: there is nothing to resume. See: moe report")
     if settings:
-        rewrite_config(run, carried_out(run.config(), settings))
+        changed = carried_out(run.config(), settings)
+        check_loggers(changed.log)
+        rewrite_config(run, changed)
     if not run.checkpoints() and status != PENDING:
         print_notes((f"{run.id} was stopped before its first checkpoint: it starts again.",))
     return run

@@ -25,9 +25,10 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, Interval, repeated_keys, single_values
 from moe_cli.config.balances import combine
+from moe_cli.config.loggers import LOG_KEYS
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
-from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, from_dict
+from moe_cli.config.schema import RunConfig, from_dict, is_execution
 from moe_cli.config.tasks import WITH_MODEL, what_follows
 from moe_cli.errors import ConfigError
 
@@ -343,6 +344,8 @@ def parse_word(word: str) -> Axis:
         raise ConfigError(f"'{word}' cannot be read. {hint}") from None
     if not values:
         raise ConfigError(f"'{word}' names no value.")
+    if key in LOG_KEYS and len(values) > 1:
+        raise ConfigError(f"'{word}' would log one run twice over. Several loggers are: log=tensorboard+mlflow")
     return Axis(override.key_or_group, values)
 
 
@@ -369,18 +372,17 @@ def load_config(words: Sequence[str], command: str = "train", config_dir: Path |
 
 
 def execution_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Settings that may change when a run is resumed: `launch.` all, and `train.` EXECUTION_KEYS.
+    """Settings that may change when a run is resumed: those of `is_execution`.
 
     Raises:
         ConfigError: another setting is among the words.
     """
     settings = single_values(parse_overrides(words), "train --resume")
     for key in settings:
-        group, _, name = key.partition(".")
-        if not (group == "launch" or (group == "train" and name in EXECUTION_KEYS)):
+        if not is_execution(key):
             raise ConfigError(
                 f"--resume takes {key} from the run itself: leave it out.\nWhat may change is how it is carried out: "
-                "launch.procs and its like, train.threads, train.device."
+                "launch.procs and its like, train.threads, train.device, log."
             )
     return settings
 
@@ -389,6 +391,6 @@ def carried_out(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """The configuration with another way to carry it out. Raises ConfigError when a value is wrong."""
     values = config.to_dict()
     for key, value in settings.items():
-        group, name = key.split(".", 1)
-        values[group][name] = value
+        group, _, name = key.rpartition(".")
+        (values[group] if group else values)[name] = value
     return from_dict(values)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges
 from moe_cli.config.data import DataConfig, PythonData
 from moe_cli.config.launch import LaunchConfig, check_launch
+from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import AnyModel, GPTConfig
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
@@ -26,7 +27,7 @@ DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "none"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
-# Settings that change how a run is carried out or logged, but not what is learned: no part of a run's identity.
+# Settings of train= that change how a run is carried out or logged, but not what is learned: no part of its identity.
 EXECUTION_KEYS = (
     "threads",
     "device",
@@ -38,6 +39,12 @@ EXECUTION_KEYS = (
     "keep",
     "keep_best",
 )
+
+
+def is_execution(key: str) -> bool:
+    """Whether a dotted setting only says how a run is carried out or logged."""
+    group, _, name = key.partition(".")
+    return group in ("launch", *LOG_KEYS) or (group == "train" and name in EXECUTION_KEYS)
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,8 @@ class RunConfig:
     renormalise_after_drop: bool = False
     match: Match = "active"
     seed: int = 0
+    log: str | None = None
+    log_project: str | None = None
     model: AnyModel = field(default_factory=GPTConfig)
     router: RouterConfig | None = field(default_factory=TopKConfig)
     balance: BalanceConfig | None = field(default_factory=SwitchBalance)
@@ -198,6 +207,7 @@ class RunConfig:
         check_task(self.task, self.model.name, self.data.name)
         self._check_choice()
         check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
+        check_log(self.log, self.log_project)
         self._check_shards()
 
     def _check_choice(self) -> None:
@@ -251,7 +261,8 @@ class RunConfig:
         """Eight hexadecimal digits that name this configuration; equal for equal training, wherever it runs."""
         values = self.to_dict()
         values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
-        del values["launch"]  # results do not depend on it
+        for key in ("launch", *LOG_KEYS):  # results do not depend on them
+            del values[key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

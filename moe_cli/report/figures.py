@@ -71,11 +71,19 @@ def _points(axes: "Axes", view: View, rows: Sequence[Row], score: str, name: str
         axes.set_xlabel("sparsity, 1 - k / experts")
         return
     axes.set_xlabel("training FLOP per token; dashed: Pareto front")
+    _count_in_thousands(axes)
     there = [place for place in places if place]
     if there and max(there) > 1.5 * min(there):
         axes.set_xscale("log")
     front = sorted((place, row[score]) for place, row in zip(places, rows, strict=True) if place and _on_front(place, row, places, rows, score))  # fmt: skip
     axes.plot([x for x, _ in front], [y for _, y in front], "--", color="0.3", linewidth=1, zorder=0)
+
+
+def _count_in_thousands(axes: "Axes") -> None:
+    """1.2M where else a power of ten would stand beside the axis, in the way of its name."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _on_front(place: float, row: Row, places: Sequence[float | None], rows: Sequence[Row], score: str) -> bool:
@@ -97,5 +105,6 @@ def _curves(axes: "Axes", view: View, rows: Sequence[Row], score: str) -> None:
         look = {**_look(index), "marker": ""}
         axes.plot(part["tokens"].astype(float).tolist(), part["value"].tolist(), linewidth=1.4, **look)
     axes.set_xlabel("training tokens; the first seed of each")
+    _count_in_thousands(axes)
     axes.set_ylabel(f"{SCORES[score]} (part of the split)")
     axes.grid(alpha=0.3)

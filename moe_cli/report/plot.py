@@ -226,7 +226,8 @@ def _legend(chart: Chart, width: int) -> list[Text]:
 
 def _number(value: float, span: float) -> str:
     if abs(value) >= 1000:
-        return count(value)
+        # Where the axis is short beside its values, three digits would make all labels the same.
+        return count(value) if span >= 0.05 * abs(value) else f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.6g}"
     digits = max(0, min(6, 2 - math.floor(math.log10(span)))) if span > 0 else 3
     return f"{value:.{digits}f}"
 

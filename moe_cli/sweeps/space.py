@@ -10,7 +10,7 @@ from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.load import GROUPS, Composer, parse_overrides
 from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
 from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
+from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
@@ -76,7 +76,7 @@ class SearchPlan:
     @property
     def asked(self) -> dict[str, Any]:
         """What must be equal for trials to belong to one search."""
-        fixed = {key: value for key, value in self.fixed.items() if not _execution(key)}
+        fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}
         return {
             "space": {key: written(domain) for key, domain in self.space.items()}, "settings": fixed,
             "objectives": list(self.objectives), "seeds": list(self.seeds), "where": [each.text for each in self.where],
@@ -289,8 +289,3 @@ def _rounded(domain: Domain, value: Any) -> Any:
 def written(domain: Domain) -> str:
     """The domain as it may be typed."""
     return str(domain) if isinstance(domain, Interval) else ",".join(map(show, domain))
-
-
-def _execution(key: str) -> bool:
-    group, _, name = key.partition(".")
-    return group == "launch" or (group == "train" and name in EXECUTION_KEYS)

@@ -17,7 +17,7 @@ from moe_cli.config.data import TextData
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import matched_d_expert, resolve
 from moe_cli.config.routers import SwitchConfig
-from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
+from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, is_execution
 from moe_cli.errors import ConfigError
 from moe_cli.models.cost import cost
 from tests.config.strategies import configs
@@ -319,9 +319,9 @@ def test_the_digest_ignores_execution_and_nothing_else() -> None:
         object.__setattr__(owner, path[-1], "something else")
         if changed.digest == config.digest:
             ignored.add(path)
-    assert {path for path in leaves(config) if path[0] == "launch"} | {
-        ("train", key) for key in EXECUTION_KEYS
-    } == ignored
+    launch = {path for path in leaves(config) if path[0] == "launch"}
+    assert launch | {("train", key) for key in EXECUTION_KEYS} | {("log",), ("log_project",)} == ignored
+    assert {path for path in leaves(config) if is_execution(".".join(path))} == ignored
 
 
 def test_execution_keys_are_what_we_think() -> None:

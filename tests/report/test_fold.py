@@ -209,6 +209,8 @@ def test_all_settings_but_seed_and_execution_tell_runs_apart(tmp_path: Path) -> 
         "train",
         "eval",
         "launch",
+        "log",
+        "log_project",
     }
     assert {name for name in names if "." not in name} == top
     assert {f"train.{key}" for key in EXECUTION_KEYS} & names == set()

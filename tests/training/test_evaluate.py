@@ -18,7 +18,7 @@ from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
 from moe_cli.moe.stats import specialisation
 from moe_cli.tasks.text import TextTask
-from moe_cli.training.evaluate import MEASURES, evaluate, expert_lists, probe, saturations
+from moe_cli.training.evaluate import MEASURES, LayerUse, evaluate, expert_lists, probe, saturations
 from tests.tiny import randomise, tiny_config, tiny_task
 
 
@@ -267,3 +267,18 @@ def test_a_dense_model_has_no_routing_metrics(make: Any) -> None:
     model, task = make(expert=1, k=1)
     result = evaluate(model, task, 8)
     assert (None, []) == (result.routing_metrics(), result.layer_records())
+
+
+def test_top_tokens_are_those_most_above_chance() -> None:
+    """Times it less what the expert's share of all assignments would give, largest first; none at or below chance."""
+    by_token = torch.tensor([[6, 2], [0, 4], [2, 2], [0, 0]])
+    use = LayerUse(by_token.sum(0), by_token.sum(0), torch.ones(2), None, by_token, by_token[:, :1])
+    share = by_token.sum(0) / by_token.sum()
+    above = by_token - by_token.sum(1, keepdim=True) * share
+    expected = [
+        [[token, int(by_token[token, expert]), int(by_token[token].sum())]
+         for token in above[:, expert].argsort(descending=True).tolist() if above[token, expert] > 0]
+        for expert in range(2)
+    ]  # fmt: skip
+    assert [[[0, 6, 8]], [[1, 4, 4]]] == expected
+    assert expected == use.top_tokens()

@@ -180,7 +180,7 @@ def _axes(view: View, score: str) -> list[dict[str, Any]]:
     }
     return [
         {"name": name, "heading": printable(headings.get(name, name.removesuffix(".name").rpartition(".")[2])),
-         "log": name in LOGARITHMIC}
+         "log": name in LOGARITHMIC, "result": name not in view.varying}
         for name in _axis_names(view)
     ]  # fmt: skip
 

@@ -71,10 +71,10 @@ function row_of(row) {
   const first = el("td", { class: `left pick ${look(row.index)}` }, pick, el("span", { class: "swatch" }), row.runs.length && !page.by_run ? more : null,
     several ? el("span", { class: "quiet" }, `${row.runs.length} seeds`) : null);
   const cells = page.columns.map((column, index) => cell(column, row.cells[index]));
-  const lines = [el("tr", { class: [row.best ? "best" : "", state.hidden.has(row.index) ? "off" : ""].join(" ") }, first, ...cells, mark(row))];
+  const lines = [el("tr", { class: [row.best ? "best" : "", state.hidden.has(row.index) ? "off" : ""].join(" ") }, first, mark(row), ...cells)];
   if (open) for (const run of row.runs) {
     const name = el("td", { class: "left" }, `seed ${run.seed === null ? "-" : run.seed}`);
-    lines.push(el("tr", { class: "run" }, name, ...page.columns.map((column, index) => cell(column, run.cells[index])),
+    lines.push(el("tr", { class: "run" }, name, el("td", {}), ...page.columns.map((column, index) => cell(column, run.cells[index])),
       el("td", { class: "left" }, [run.id, ...run.tags].join("  "))));
   }
   return lines;
@@ -104,7 +104,8 @@ function table_section() {
   const refresh = () => {
     const rows = ordered(), at = [host.scrollLeft, host.scrollTop];
     const what = page.by_run ? "run" : "configuration";
-    const head = el("tr", {}, el("th", { scope: "col", class: "left" }, "drawn"), ...page.columns.map(heading), el("th", { scope: "col", class: "left" }, ""));
+    const head = el("tr", {}, el("th", { scope: "col", class: "left" }, "drawn"), el("th", { scope: "col", class: "left" }, ""), ...page.columns.map(heading),
+      state.open.size ? el("th", { scope: "col", class: "left" }, "run") : null);
     host.replaceChildren(el("table", {}, el("caption", { class: "unseen" }, `A row per ${what}; intervals are 95 %`), el("thead", {}, head),
       el("tbody", {}, rows.map(row_of))));
     [host.scrollLeft, host.scrollTop] = at;

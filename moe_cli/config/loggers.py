@@ -1,0 +1,39 @@
+"""Where else metrics go: `log=tensorboard+mlflow`. Settings that change nothing of what is learned."""
+
+from moe_cli.config.parse import did_you_mean, show
+from moe_cli.errors import ConfigError
+
+LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")
+# Those that sort runs into projects; MLflow says experiment.
+WITH_PROJECTS = ("mlflow", "wandb", "trackio")
+LOG_KEYS = ("log", "log_project")
+
+
+def loggers_of(log: str | None) -> tuple[str, ...]:
+    """The names in `log`, of which there may be several: a+b.
+
+    Raises:
+        ConfigError: an unknown name, or one that stands there twice.
+    """
+    names = tuple(log.split("+")) if log is not None else ()
+    for name in names:
+        if name not in LOGGERS:
+            raise ConfigError(
+                f"log={log}: no logger '{name}'.{did_you_mean(name, LOGGERS)} "
+                f"There are: {', '.join(LOGGERS)}; several as {LOGGERS[0]}+{LOGGERS[1]}."
+            )
+    if len(set(names)) < len(names):
+        raise ConfigError(f"log={log} names a logger twice.")
+    return names
+
+
+def check_log(log: str | None, project: str | None) -> None:
+    """Raises ConfigError for what `loggers_of` refuses, and for a project where nothing has projects."""
+    names = loggers_of(log)
+    if project is not None and not set(names) & set(WITH_PROJECTS):
+        raise ConfigError(
+            f"log_project={project} is for {', '.join(WITH_PROJECTS)}, and log={show(log)} has none of them. "
+            f"Leave it out (log_project=null), or add: log={WITH_PROJECTS[0]}"
+        )
+    if project is not None and not project.strip():
+        raise ConfigError("log_project is empty. Give a name, or null for: moe")

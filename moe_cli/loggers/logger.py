@@ -1,0 +1,120 @@
+"""What a logger is: the seam between a run's recorder and what shows its metrics elsewhere."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.marks import tags_of
+from moe_cli.store import Run, read_json, write_json
+
+DEFAULT_PROJECT = "moe"
+
+
+@dataclass(frozen=True)
+class About:
+    """The run that is logged. outputs: where runs are kept, and what they share."""
+
+    run: Run
+    config: RunConfig
+    outputs: Path
+
+    def project(self, otherwise: str | None = None) -> str:
+        """log_project, else what the logger's own environment variable says, else `moe`."""
+        return self.config.log_project or otherwise or DEFAULT_PROJECT
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted name."""
+        return dict(_dotted(self.config.to_dict()))
+
+    def tags(self) -> tuple[str, ...]:
+        return tags_of(self.run)
+
+
+@dataclass(frozen=True)
+class Past:
+    """Where a run stands as it begins, goes on, or goes back.
+
+    Attributes:
+        step: what was recorded after it is void; -1: all.
+        kept: the records up to it.
+        told: of each name the last step that had been recorded, and so told to a logger if there was one.
+    """
+
+    step: int
+    kept: Sequence[Mapping[str, Any]]
+    told: Mapping[str, int]
+
+
+class Logger(Protocol):
+    """One way to show a run elsewhere. What fails in it is an exception, which the caller bears."""
+
+    def start(self, past: Past) -> None:
+        """Begins, or goes on where `past` says; again within a run that goes back to a checkpoint."""
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Takes a record of metrics.jsonl."""
+
+    def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
+        """Ends with the run's status, and its results if it has them; everything is then on its way or written."""
+
+
+def numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """What can be drawn of a record or a summary: its finite numbers, without the step."""
+    finite = (-float("inf"), float("inf"))
+    return {
+        key: value for key, value in record.items()
+        if key != "step" and isinstance(value, int | float) and not isinstance(value, bool) and finite[0] < value < finite[1]
+    }  # fmt: skip
+
+
+class Once:
+    """For what cannot take a point back: every point is given once, the first time."""
+
+    def __init__(self, told: Mapping[str, int]) -> None:
+        self.told = dict(told)
+
+    def new(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """The numbers of a record that lie beyond what was told under their names."""
+        step = step_of(record)
+        found = {key: value for key, value in numbers(record).items() if step > self.told.get(key, -1)}
+        self.told.update(dict.fromkeys(found, step))
+        return found
+
+
+def step_of(record: Mapping[str, Any]) -> int:
+    step = record.get("step")
+    return step if isinstance(step, int) else 0
+
+
+def last_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Of each name the highest step at which it stands."""
+    last: dict[str, int] = {}
+    for record in records:
+        for key in numbers(record):
+            last[key] = max(last.get(key, -1), step_of(record))
+    return last
+
+
+def results(summary: Mapping[str, Any] | None) -> dict[str, float]:
+    """The numbers of a summary, under names that no curve has."""
+    return {f"summary/{key}": value for key, value in numbers(summary or {}).items()}
+
+
+def remembered(run: Run, name: str) -> str | None:
+    """What a logger calls this run, if it has been there before. Stands in loggers.json."""
+    found = (read_json(run.path / "loggers.json") or {}).get(name)
+    return found if isinstance(found, str) else None
+
+
+def remember(run: Run, name: str, called: str) -> None:
+    write_json(run.path / "loggers.json", {**(read_json(run.path / "loggers.json") or {}), name: called})
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

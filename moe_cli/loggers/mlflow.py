@@ -1,0 +1,134 @@
+"""log=mlflow: a run in OUTPUTS/mlflow.db, or wherever MLFLOW_TRACKING_URI says.
+
+MLflow keeps every point it has been given. A run that goes on is the same run there, and a step that is done again
+keeps the point it had: on a CPU it is the same to the last digit, apart from times.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+# Read at import. Nothing is sent to anybody unasked, and a server that does not answer must not hold up training.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from moe_cli.config.parse import show
+from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
+from moe_cli.store import COMPLETED, FAILED
+
+SECONDS = 1.0  # between two messages: each takes some milliseconds
+MOST_POINTS, MOST_PARAMS = 1000, 100  # in a message
+ENDS = {COMPLETED: "FINISHED", FAILED: "FAILED"}
+
+
+class MLflowLogger:
+    """Metrics under the names of metrics.jsonl; settings as params; results as metrics `summary/...`; tags `moe.*`."""
+
+    def __init__(self, about: About) -> None:
+        for name in ("mlflow", "alembic"):  # they tell of every table they make
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self.about = about
+        own = f"sqlite:///{about.outputs / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or own
+        self.local = self.uri == own
+        self.client: MlflowClient | None = None
+        self.run_id = ""
+        self.once = Once({})
+        self.waiting: list[Metric] = []
+        self.sent = 0.0
+
+    def start(self, past: Past) -> None:
+        if self.client is not None:  # it goes back within a run
+            return
+        with self._first():
+            self.client = MlflowClient(tracking_uri=self.uri)
+            experiment = self._experiment(self.about.project(os.environ.get("MLFLOW_EXPERIMENT_NAME")))
+        found = self._found()
+        self.run_id = found or self._create(experiment)
+        if found:
+            self.client.update_run(found, status="RUNNING")
+            self.once = Once({key: self._last_step(key) for key in self.client.get_run(found).data.metrics})
+        for record in past.kept:
+            self.metrics(record)
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        self._add(record)
+        if time.monotonic() - self.sent > SECONDS:
+            self._send()
+
+    def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
+        if self.client is None:
+            return
+        self._add({"step": step, **results(summary)})
+        self._send()
+        words = {key: value for key, value in (summary or {}).items() if isinstance(value, str)}
+        tags = [RunTag(f"moe.{key}", value) for key, value in words.items()]
+        self.client.log_batch(self.run_id, tags=[*tags, RunTag("moe.tags", ", ".join(self.about.tags()))])
+        self.client.set_terminated(self.run_id, ENDS.get(status, "KILLED"))
+
+    def _add(self, record: Mapping[str, Any]) -> None:
+        now = int(1000 * time.time())
+        for key, value in self.once.new(record).items():
+            self.waiting.append(Metric(key, float(value), now, step_of(record)))
+
+    def _send(self) -> None:
+        assert self.client is not None
+        while self.waiting:
+            self.client.log_batch(self.run_id, metrics=self.waiting[:MOST_POINTS])
+            del self.waiting[:MOST_POINTS]
+        self.sent = time.monotonic()
+
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        """Of runs that start at once only one makes the tables and the experiment."""
+        if not self.local:
+            yield
+            return
+        with open(self.about.outputs / ".mlflow.lock", "w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _experiment(self, name: str) -> str:
+        assert self.client is not None
+        place = (self.about.outputs / ".mlflow").as_uri() if self.local else None
+        found = self.client.get_experiment_by_name(name)
+        try:
+            return str(found.experiment_id if found else self.client.create_experiment(name, artifact_location=place))
+        except MlflowException:
+            if found := self.client.get_experiment_by_name(name):  # another has just made it
+                return str(found.experiment_id)
+            raise
+
+    def _found(self) -> str | None:
+        """The run that is there from before, unless it was deleted or is in another place."""
+        assert self.client is not None
+        run_id = remembered(self.about.run, "mlflow")
+        try:
+            run = self.client.get_run(run_id) if run_id else None
+        except MlflowException:
+            return None
+        return run_id if run and run.info.lifecycle_stage == "active" else None
+
+    def _create(self, experiment: str) -> str:
+        assert self.client is not None
+        run = self.about.run
+        tags = {"moe.group": run.group, "moe.folder": str(run.path), "moe.tags": ", ".join(self.about.tags())}
+        run_id = str(self.client.create_run(experiment, run_name=run.id, tags=tags).info.run_id)
+        remember(run, "mlflow", run_id)
+        params = [Param(key, show(value)) for key, value in self.about.settings().items()]
+        for first in range(0, len(params), MOST_PARAMS):
+            self.client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
+        return run_id
+
+    def _last_step(self, key: str) -> int:
+        assert self.client is not None
+        return max(point.step for point in self.client.get_metric_history(self.run_id, key))

@@ -1,0 +1,95 @@
+"""log=tensorboard: event files in RUN/tensorboard, which `tensorboard --logdir outputs` shows.
+
+A run that goes on writes TensorBoard's mark of a restart first, at which readers drop what they have of later steps.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from moe_cli.loggers.logger import About, Past, numbers, results, step_of
+from moe_cli.store import COMPLETED
+
+
+class TensorBoardLogger:
+    """Scalars under the names of metrics.jsonl; settings as hyperparameters; results as scalars `summary/...`."""
+
+    def __init__(self, about: About) -> None:
+        self.about = about
+        self.folder = about.run.path / "tensorboard"
+        self.writer: EventFileWriter | None = None
+
+    def start(self, past: Past) -> None:
+        last = max(past.told.values(), default=None)
+        if self.writer is None:
+            files = sorted(self.folder.glob("events.out.tfevents.*"))
+            last = _last_step(files)
+            _wait_for_a_later_name(files)
+            self.writer = EventFileWriter(str(self.folder))
+        if last is not None:
+            self._write(Event(step=past.step + 1, session_log=SessionLog(status=SessionLog.START)))
+        start = plugin_data_pb2.SessionStartInfo(group_name=self.about.run.id, start_time_secs=time.time())
+        for key, value in self.about.settings().items():
+            if value is not None:  # the dashboard would take a column of numbers and nulls for words
+                _set(start.hparams[key], value)
+        self._hparams(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
+        for record in past.kept:
+            if last is None or step_of(record) > last:  # from when nothing was logged here
+                self.metrics(record)
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        self._scalars(numbers(record), step_of(record))
+
+    def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
+        self._scalars(results(summary), step)
+        if status == COMPLETED:  # readers keep the first end they see: other runs may go on
+            end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+            self._hparams(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end))
+        if self.writer is not None:
+            self.writer.close()
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        if values:
+            entries = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
+            self._write(Event(step=step, summary=Summary(value=entries)))
+
+    def _hparams(self, tag: str, data: plugin_data_pb2.HParamsPluginData) -> None:
+        value = Summary.Value(tag=tag, tensor=metadata.NULL_TENSOR, metadata=metadata.create_summary_metadata(data))
+        self._write(Event(summary=Summary(value=[value])))
+
+    def _write(self, event: Event) -> None:
+        """To the file at once: a process that is killed later loses nothing of it."""
+        assert self.writer is not None
+        event.wall_time = time.time()
+        self.writer.add_event(event)
+        self.writer.flush()
+
+
+def _last_step(files: list[Path]) -> int | None:
+    """The highest step of the events in `files`; None: there are none."""
+    steps = [event.step for file in files for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
+    return max(steps, default=None)
+
+
+def _wait_for_a_later_name(files: list[Path]) -> None:
+    """Readers take files in the order of their names, which begin with the second of their making."""
+    seconds = [int(part) for file in files if (part := file.name.split(".")[3]).isdigit()]
+    if 0 <= max(seconds, default=0) - int(time.time()) <= 1:
+        time.sleep(max(0.0, max(seconds) + 1 - time.time()))
+
+
+def _set(value: Any, setting: Any) -> None:
+    """Fills a google.protobuf.Value."""
+    if isinstance(setting, bool):
+        value.bool_value = setting
+    elif isinstance(setting, int | float):
+        value.number_value = setting
+    else:
+        value.string_value = str(setting)

@@ -1,0 +1,268 @@
+"""The page in a real browser, headless Chromium with the network off: it sorts, filters, toggles, is told by keyboard, prints."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report.page.pages import HOSTILE, page_of, sweep
+
+pytestmark = pytest.mark.slow
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a sweep of four configurations and three seeds, with a run whose name, tags and settings are hostile."""
+    folder = tmp_path_factory.mktemp("page")
+    for run in sweep(folder / "o")[3:4]:
+        config = json.loads((run.path / "config.json").read_text())
+        config["router"] = {"name": HOSTILE}
+        (run.path / "config.json").write_text(json.dumps(config))
+        (run.path / "tags.json").write_text(json.dumps({"tags": [HOSTILE]}))
+    page_of(folder / "o", folder / "page.html")
+    return folder / "page.html"
+
+
+@pytest.fixture
+def opened(browser: Any, file: Path) -> Iterator[Any]:
+    """A function that opens the page in a window; whatever the console says is an error."""
+    contexts = []
+    said: list[str] = []
+
+    def opened(width: int = 1440, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
+        page.goto(file.as_uri())
+        page.wait_for_selector("html[data-ready=yes]")
+        return page
+
+    yield opened
+    assert [] == said
+    for context in contexts:
+        context.close()
+
+
+def column(page: Any, name: str) -> list[str]:
+    """What a column of the table shows, from top to bottom."""
+    heads = page.locator("#rows thead th").all_inner_texts()
+    place = next(index for index, text in enumerate(heads) if text.rstrip(" ▲▼") == name)
+    return [row.locator("td").nth(place).inner_text() for row in page.locator("#rows tbody tr").all()]
+
+
+def test_every_section_is_there(opened: Any) -> None:
+    """Answer, table, curves, trade-offs, parallel coordinates, experts and configurations, each with something in it."""
+    page = opened()
+    assert ["answer", "table", "curves", "tradeoffs", "parallel", "experts", "differences"] == [
+        section.get_attribute("id") for section in page.locator("main > section").all()
+    ]
+    for chart in ("#curves-chart", "#by-sparsity", "#by-flops", "#by-any", "#parallel-chart"):
+        assert page.locator(f"{chart} svg path, {chart} svg circle").count() > 3, chart
+    assert page.locator("#by-sparsity .bar").count() > 1
+    assert page.locator("#by-flops .front").count() >= 1
+    assert page.locator("#experts .cell").count() > 16
+
+
+def test_results_stand_to_scale_in_parallel_coordinates(opened: Any) -> None:
+    """However few there are: on the score's axis, the last, equal differences are equal distances."""
+    page = opened()
+    rows = json.loads(page.locator("#content").text_content())["rows"]
+    scores = [row["along"]["val_bpb"] for row in rows]
+    heights = [float(d.rpartition(",")[2]) for d in page.evaluate(
+        "[...document.querySelectorAll('#parallel-chart path.line')].map(line => line.getAttribute('d'))"
+    )]  # fmt: skip
+    assert len(scores) == len(heights) > 3
+    slope = (heights[-1] - heights[0]) / (scores[-1] - scores[0])
+    for score, height in zip(scores, heights, strict=True):
+        assert pytest.approx(heights[0] + slope * (score - scores[0]), abs=0.5) == height
+
+
+def test_a_heading_sorts(opened: Any) -> None:
+    """Once up, twice down, and assistive technology is told; the focus stays where it was."""
+    page = opened()
+    page.get_by_role("button", name="tok/s").click()
+    shown = [float(text.rstrip("k")) for text in column(page, "tok/s")]
+    assert sorted(shown) == shown
+    assert "ascending" == page.locator("th", has_text="tok/s").get_attribute("aria-sort")
+    assert "tokens_per_second" == page.evaluate("document.activeElement.dataset.column")
+    page.keyboard.press("Enter")
+    shown = [float(text.rstrip("k")) for text in column(page, "tok/s")]
+    assert sorted(shown, reverse=True) == shown
+    assert "descending" == page.locator("th", has_text="tok/s").get_attribute("aria-sort")
+
+
+@pytest.mark.parametrize(
+    ("words", "experts"),
+    [
+        ("expert>=8", {"8", "16"}),
+        ("dense", {"1"}),
+        ("expert=4", {"4"}),
+        ("expert!=1 expert<16", {"4", "8"}),
+        ("zebra", set()),
+    ],
+)
+def test_words_filter(opened: Any, words: str, experts: set[str]) -> None:
+    """Conditions on columns and text anywhere in the row; the charts follow, and the number of rows is said."""
+    page = opened()
+    page.fill("#words", words)
+    assert experts == set(column(page, "expert"))
+    rows = page.locator("#rows tbody tr").count()
+    assert f"{rows} of 5" in page.locator("#count").inner_text()
+    assert rows == page.locator("#by-flops .point").count()
+
+
+def test_the_legend_toggles(opened: Any) -> None:
+    """A press takes a configuration out of all charts, another brings it back; the table's tick does the same."""
+    page = opened()
+    before = page.locator("#by-flops .point").count()
+    name = page.locator("#curves-legend button").first
+    name.click()
+    assert "false" == page.locator("#curves-legend button").first.get_attribute("aria-pressed")
+    assert before - 1 == page.locator("#by-flops .point").count()
+    assert before - 1 == page.locator("#curves-chart .line").count()
+    page.locator("#curves-legend button").first.click()
+    page.locator("#rows tbody input").first.uncheck()
+    assert before - 1 == page.locator("#by-flops .point").count()
+    page.get_by_role("button", name="Draw none").click()
+    assert 0 == page.locator("#by-flops .point").count()
+    page.get_by_role("button", name="Draw all").click()
+    assert before == page.locator("#by-flops .point").count()
+
+
+def test_pointing_tells_values(opened: Any) -> None:
+    """Over a point of a chart its configuration and numbers are shown, and gone when the pointer leaves."""
+    page = opened()
+    point = page.locator("#by-flops .point").first
+    point.scroll_into_view_if_needed()
+    point.hover()
+    assert "training FLOP per token" in page.locator("#tip").inner_text()
+    page.mouse.move(5, 5)
+    assert page.locator("#tip").is_hidden()
+    page.locator("#curves-chart svg").scroll_into_view_if_needed()
+    box = page.locator("#curves-chart svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert "over 3 seeds" in page.locator("#tip").inner_text()
+
+
+def test_charts_are_read_by_keyboard(opened: Any) -> None:
+    """Arrow keys walk along a curve and between curves; Escape ends it. The table and every control are reached by Tab."""
+    page = opened()
+    page.keyboard.press("Tab")
+    assert "Skip to the table" == page.evaluate("document.activeElement.textContent")
+    page.locator("#curves-chart svg").focus()
+    page.keyboard.press("End")
+    last = page.locator("#tip").inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert last != page.locator("#tip").inner_text()
+    page.keyboard.press("ArrowDown")
+    assert last.splitlines()[0] != page.locator("#tip").inner_text().splitlines()[0]
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+
+
+def test_seeds_open(opened: Any) -> None:
+    """The arrow before a row shows its runs with their names."""
+    page = opened()
+    page.locator("#rows button[data-row='0']").click()
+    assert 3 == page.locator("#rows tr.run").count()
+    assert "gpt-" in page.locator("#rows tr.run").first.inner_text()
+    assert "true" == page.locator("#rows button[data-row='0']").get_attribute("aria-expanded")
+
+
+def test_two_configurations_are_compared(opened: Any) -> None:
+    """Only the settings in which they differ, with both values."""
+    page = opened()
+    rows = page.locator("#differences table").first.locator("tbody tr")
+    assert any("expert" in text for text in rows.all_inner_texts())
+    same = page.locator("#differ-a").input_value()
+    page.select_option("#differ-b", same)
+    assert "No setting differs." in page.locator("#differences").inner_text()
+
+
+def test_what_is_hostile_does_nothing(opened: Any) -> None:
+    """Markup in names, tags and settings is text, and no script of theirs has run."""
+    page = opened()
+    page.fill("#words", "window.stolen")
+    page.locator("#rows tbody button").first.click() if page.locator("#rows tbody button").count() else None
+    assert page.evaluate("window.stolen === undefined")
+    assert 0 == page.locator("img").count()
+    assert "<img src=x" in page.locator("#main").inner_text()
+
+
+CONTRAST = """() => {
+  const bright = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ground = node => { for (; node; node = node.parentElement) { const c = getComputedStyle(node).backgroundColor; if (!/rgba\\(.*, 0\\)/.test(c) && c !== "transparent") return c; } return "rgb(255,255,255)"; };
+  const bad = [];
+  for (const node of document.querySelectorAll("h1,h2,h3,p,td,th,a,button,label,span,select,input,summary")) {
+    if (!node.textContent.trim() || !node.getClientRects().length || node.closest(".unseen, .skip, tr.off")) continue;
+    const a = bright(getComputedStyle(node).color), b = bright(ground(node));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) bad.push(`${ratio.toFixed(2)} ${node.tagName} ${node.className} ${node.textContent.slice(0, 30)}`);
+  }
+  return bad;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_follow_the_reader_and_are_told_apart(opened: Any, scheme: str) -> None:
+    """Light or dark as the system asks, or by the button; all text has a contrast of 4.5 to 1 (WCAG 2.1, 1.4.3)."""
+    page = opened(color_scheme=scheme)
+    assert scheme == page.evaluate("document.documentElement.dataset.theme")
+    assert [] == page.evaluate(CONTRAST)
+    page.locator("#theme").click()
+    page.locator("#theme").click()
+    assert "dark" == page.evaluate("document.documentElement.dataset.theme")
+
+
+def test_every_control_has_a_name(opened: Any) -> None:
+    """Buttons, fields, lists and charts say what they are to those who do not see them."""
+    page = opened()
+    unnamed = page.evaluate("""() => [...document.querySelectorAll("button,input,select,svg[role]")].filter(node =>
+        !(node.getAttribute("aria-label") || node.textContent.trim() || (node.labels && node.labels.length))).map(node => node.outerHTML.slice(0, 80))""")
+    assert [] == unnamed
+
+
+@pytest.mark.parametrize("width", [360, 390, 768])
+def test_a_narrow_window_has_no_sideways_scroll(opened: Any, width: int) -> None:
+    """On a phone only the table and wide charts scroll, each in its own frame."""
+    page = opened(width)
+    assert width == page.evaluate("document.documentElement.scrollWidth")
+    assert page.locator("#curves-chart svg").bounding_box()["width"] <= width
+
+
+def test_it_prints(opened: Any, tmp_path: Path) -> None:
+    """On paper there are no controls, the colours are light, and the table is whole."""
+    page = opened(color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.locator("#words").is_hidden()
+    assert page.locator("nav").is_hidden()
+    pdf = page.pdf(format="A4")
+    style = "getComputedStyle(document.querySelector({!r})).{}"
+    assert "exact" == page.evaluate(style.format(".legend .swatch", "printColorAdjust"))
+    assert {"avoid"} == set(
+        page.evaluate("[...document.querySelectorAll('h3')].map(each => getComputedStyle(each).breakAfter)")
+    )
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 20_000

@@ -1,0 +1,166 @@
+"""A report as files: LaTeX for a paper, Parquet for programs, figures, and the texts that the terminal prints too."""
+
+import json
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from moe_cli.report.latex import cell, escaped
+from tests.report.folders import complete
+from tests.report.page.pages import HOSTILE, report, sweep
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    sweep(tmp_path / "o", experts=(1, 4, 8))
+    return tmp_path / "o"
+
+
+@pytest.mark.parametrize(("ending", "form"), [("csv", "csv"), ("md", "md"), ("json", "json"), ("tex", "latex")])
+def test_a_file_holds_what_the_terminal_prints(outputs: Path, tmp_path: Path, ending: str, form: str) -> None:
+    """--to FILE and --format give the same text; a file there before is replaced."""
+    file = tmp_path / f"r.{ending}"
+    file.write_text("old")
+    result = report(outputs, "--to", file)
+    assert (0, True) == (result.exit_code, str(file) in result.stdout)
+    assert report(outputs, "--format", form).stdout.rstrip() == file.read_text().rstrip()
+
+
+def test_latex_is_a_booktabs_table(outputs: Path) -> None:
+    """As many cells in every row as columns, rules of booktabs, the best row bold, intervals behind +-, braces closed."""
+    text = report(outputs, "--format", "latex").stdout
+    columns = re.search(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}", text)
+    assert columns
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert 4 == len(rows)  # the headings and three configurations
+    assert {len(columns[1])} == {len(re.split(r"(?<!\\)&", row)) for row in rows}
+    assert ["\\toprule", "\\midrule", "\\bottomrule"] == re.findall(r"\\(?:top|mid|bottom)rule", text)
+    assert [False, True, False, False] == [r"\textbf" in row for row in rows]
+    assert r"\pm" in rows[1]
+    assert r"\,\%" in rows[1]
+    bare = re.sub(r"\\[{}]", "", text)
+    depth = 0
+    for character in bare:
+        depth += (character == "{") - (character == "}")
+        assert depth >= 0
+    assert 0 == depth
+    assert re.findall(r"\\begin\{(\w+)\}", text) == re.findall(r"\\end\{(\w+)\}", text)[::-1]
+
+
+def test_latex_obeys_no_stranger() -> None:
+    """Everything that TeX would act on is written out; numbers are numbers."""
+    assert r"\textbackslash{}input\{a\}\_\$\&\#\%\textasciitilde{}\textasciicircum{}" == escaped("\\input{a}_$&#%~^")
+    assert not re.search(r"(?<!\\)[$&#%_]", escaped(HOSTILE))
+    assert [r"$-3.4 \pm 0.7$\,\%", "1.85", r"$-0.5$\,\%", "--", "better"] == [
+        cell(text, False) for text in ("-3.4 % +- 0.7", "1.85", "-0.5 %", "-", "better")
+    ]
+    assert r"\boldmath\textbf{$1.861 \pm 0.021$}\unboldmath" == cell("1.861 +- 0.021", True)
+
+
+def test_parquet_is_the_frame(outputs: Path, tmp_path: Path) -> None:
+    """Read back by pandas: the rows and numbers of the JSON, types kept, units in the file's metadata."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    assert 0 == report(outputs, "--to", tmp_path / "r.parquet").exit_code
+    frame = pd.read_parquet(tmp_path / "r.parquet")
+    entries = json.loads(report(outputs, "--format", "json").stdout)
+    assert len(entries) == len(frame)
+    for entry, (_, row) in zip(entries, frame.iterrows(), strict=True):
+        for name in ("expert", "val_bpb", "val_bpb_interval", "params", "verdict", "router"):
+            value = None if pd.isna(row[name]) else row[name]
+            assert entry[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+        assert entry["seeds"] == list(row["seeds"])
+    units = pq.read_schema(tmp_path / "r.parquet").metadata
+    assert b"bits per byte" == units[b"unit.val_bpb"]
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_figures_show_every_configuration(outputs: Path, tmp_path: Path, ending: str) -> None:
+    """Three charts with their axes named, and the configurations by name; twice the same file."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / f"r.{ending}"
+    assert 0 == report(outputs, "--to", file).exit_code
+    content = file.read_bytes()
+    if ending == "png":
+        assert content.startswith(PNG)
+        return
+    text = "".join(ET.fromstring(content).itertext())
+    for words in (
+        "sparsity, 1 - k / experts",
+        "training FLOP per token",
+        "training tokens",
+        "expert=8",
+        "expert=1 (dense)",
+    ):
+        assert words in text
+    report(outputs, "--to", file)
+    assert content == file.read_bytes()
+
+
+def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
+    """Dollar signs are no mathematics, brackets no markup."""
+    pytest.importorskip("matplotlib")
+    complete(tmp_path / "o", 1.9, "a$b$<svg>", expert=1)
+    complete(tmp_path / "o", 1.8, "a$b$<svg>", expert=4, k=2)
+    assert 0 == report(tmp_path / "o", "--to", tmp_path / "r.svg").exit_code
+    assert "a$b$<svg>" in "".join(ET.fromstring((tmp_path / "r.svg").read_bytes()).itertext())
+
+
+def test_several_files_at_once(outputs: Path, tmp_path: Path) -> None:
+    """Each by its ending, capitals too; the page among them."""
+    names = ("r.csv", "r.MD", "r.html")
+    words: list[Any] = [word for name in names for word in ("--to", tmp_path / name)]
+    assert 0 == report(outputs, *words).exit_code
+    assert all((tmp_path / name).stat().st_size > 100 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--to", "r.xlsx"], "the ending says what to write. It can be .html, .csv"),
+        (["--to", "r"], "the ending says what to write"),
+        (["--to", "a.csv", "--to", "a.csv"], "a file is named twice"),
+        (["--to", "no/such/a.csv"], "no folder no/such"),
+        (["--to", "a.csv", "--format", "json"], "--format has no effect on files"),
+        (["--to", "a.csv", "--recommend"], "--recommend has no effect on files"),
+        (["--to", "a.csv", "--fit", "auto"], "--fit has no effect on files: only a page shows it. Add --html FILE"),
+    ],
+)
+def test_what_is_refused(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], message: str
+) -> None:
+    """With exit code 2, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = report(outputs, *words)
+    assert (2, True) == (result.exit_code, message in " ".join(result.stderr.split())), result.stderr
+    assert before == sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "extra"),
+    [("pyarrow", "r.parquet", "parquet"), ("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
+)
+def test_a_library_that_is_not_there(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, file: str, extra: str
+) -> None:
+    """The error says what to install, and no file is left."""
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    result = report(outputs, "--to", tmp_path / file)
+    assert (2, True) == (result.exit_code, f"pip install 'moe-cli[{extra}]'" in result.stderr)
+    assert not (tmp_path / file).exists()
+
+
+def test_a_disk_that_cannot_be_written(outputs: Path, tmp_path: Path) -> None:
+    """An error in one line, and the old file as it was."""
+    result = report(outputs, "--to", "/proc/r.csv")
+    assert (True, True) == (result.exit_code in (1, 2), "cannot write" in result.stderr)
+    assert "Traceback" not in result.output

@@ -1,0 +1,80 @@
+"""Heat maps: cells say the numbers, lines keep to the width, and colour is never needed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_cli.report.health import Health, health
+from moe_cli.report.heat import ASCII_SHADES, SHADES, health_lines, heat_map
+from tests.report.folders import complete
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Any:
+    """A function that makes the health of a run with two layers of so many experts, and hostile names."""
+
+    def make(size: int) -> Health:
+        run = complete(tmp_path, 1.8, expert=max(size, 2), k=2)
+        lines = []
+        for step in (10, 20):
+            for layer in (0, 1):
+                load = [1 + (index * (layer + 1)) % 5 for index in range(size)]
+                lines.append({
+                    "step": step, "layer": layer, "tokens_per_expert": load, "whole_split": step == 20,
+                    "kept_per_expert": load, "routing_entropy": 0.5, "saturation": {"10": 0.5, "20": 1.0},
+                    "co_activation": [[2] * size] * size,
+                    "experts_by_domain": {"\x1b[31mred\nline": load, "[bold]code[/]": load[::-1]},
+                    "top_tokens": [[[1, 3, 4], [2, 1, 2]]] * size, "token_texts": {"1": "\x1b]0;x\x07", "2": "[red]"},
+                })  # fmt: skip
+        (run.path / "routing.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+        return health(run)
+
+    return make
+
+
+def test_cells_say_their_numbers() -> None:
+    """A block by quarter of the most, then the number: nothing is blank but nothing."""
+    head, line = heat_map([("L1", (0.0, 0.1, 0.6, 1.2, 1.9, 5.0))], 2.0, 80, SHADES, "{:.2f}")
+    assert ["E1", "E2", "E3", "E4", "E5", "E6"] == head.plain.split()
+    assert ["L1", "0.00", "░0.10", "▒0.60", "▓1.20", "█1.90", "█5.00"] == line.plain.split()
+    assert "".join(each.rstrip()[-1:] for each in head.plain.split()) == "123456"
+
+
+def test_without_room_a_block_each_and_a_legend() -> None:
+    """One column an expert, in order; beyond that it says how many are not seen."""
+    rows = [("L1", [0.0, 0.1, 0.6, 1.2, 1.9] * 4)]
+    line, *legend = heat_map(rows, 2.0, 40, SHADES, "{:.2f}")
+    assert "L1 " + " ░▒▓█" * 4 == line.plain
+    assert "E1 to E20 from left to right" in " ".join(each.plain.strip() for each in legend)
+    line, *legend = heat_map(rows, 2.0, 20, SHADES, "{:.2f}")
+    assert 20 == len(line.plain)
+    assert "E1 to E17 of 20" in " ".join(each.plain.strip() for each in legend)
+
+
+@pytest.mark.parametrize("size", [2, 16, 70])
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("plain", [False, True])
+def test_lines_keep_to_the_width(found: Any, size: int, width: int, plain: bool) -> None:
+    """Whatever the number of experts; nothing of a name can move the cursor, and ASCII is ASCII."""
+    lines = [each.plain for each in health_lines(found(size), None, width, plain)]
+    assert max(map(len, lines)) <= width
+    assert all(line.isprintable() for line in lines)
+    assert plain == all(line.isascii() for line in lines)
+    text = "\n".join(lines)
+    assert set(ASCII_SHADES if plain else SHADES) & set(text)
+
+
+def test_the_layer_asked_for_is_shown(found: Any) -> None:
+    """Counted from 1; without a wish the most uneven one, and it says how to see others."""
+    health = found(8)
+    worst = max(health.layers, key=lambda each: each.worst).layer + 1
+    text = "\n".join(each.plain for each in health_lines(health, None, 120))
+    assert f"L{worst} is the most uneven layer. Others: --layer 1 to 2" in text
+    for layer in (1, 2):
+        text = "\n".join(each.plain for each in health_lines(health, layer, 120))
+        assert f"L{layer} domains:" in text
+        assert f"L{layer} chosen together:" in text
+        assert f"L{3 - layer} domains:" not in text
+        assert "75 %" in text
