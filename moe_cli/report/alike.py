@@ -66,7 +66,8 @@ def _most(rows: Collection[Row], kinds: Collection[Any]) -> Any:
 
 def _kind(aspect: str, row: Row) -> Any:
     if aspect == DATA:
-        return row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
+        data = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
+        return (data, row.get("task.name") or "causal_lm")
     if aspect == TOKENIZER:
         return row.get("data.tokenizer")
     if aspect == VALIDATION:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.parse import show
+from moe_cli.measures import MEASURES, Measure
 from moe_cli.numbers import count, percent, printable, sparkline
 from moe_cli.report.fold import DENSE, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
@@ -35,7 +36,9 @@ class Column:
 
 def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -> list[Column]:
     """The measured columns worth showing for these rows, of which differences are taken to the baseline."""
-    names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", "vs_dense", "tokens_per_second"]
+    measured = [f"val_{name}" for name in MEASURES if any(row.get(f"val_{name}") is not None for row in rows)]
+    names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_dense",
+             "tokens_per_second"]  # fmt: skip
     if baseline == DENSE and all(row["expert"] == 1 for row in rows):
         names.remove("vs_dense")
     if any(row["vs_dense_interval"] is not None for row in rows):
@@ -74,8 +77,8 @@ def _curve(path: str) -> list[float]:
 
 def never_leave(rows: Collection[Row]) -> tuple[str, str]:
     """What stands in every table: which run, and its score."""
-    known = any(row["val_bpb"] is not None for row in rows)
-    return ("run", "val_bpb" if known or all(row["val_loss"] is None for row in rows) else "val_loss")
+    judged = [row for row in rows if row["val_loss"] is not None or row["val_bpb"] is not None]
+    return ("run", "val_bpb" if all(row["val_bpb"] is not None for row in judged) else "val_loss")
 
 
 def make_columns(names: Sequence[str]) -> list[Column]:
@@ -169,6 +172,10 @@ def _counted(name: str) -> Callable[[Row], str]:
     return lambda row: "-" if row[name] is None else count(row[name])
 
 
+def _measure(name: str, measure: Measure) -> Callable[[Row], str]:
+    return lambda row: "-" if row.get(name) is None else measure.write(row[name])
+
+
 def _share(name: str, signed: bool = False) -> Callable[[Row], str]:
     return lambda row: "-" if row[name] is None else percent(row[name], signed)
 
@@ -181,6 +188,7 @@ _RESULTS = {
         Column("flops_per_token", "FLOP/token", _counted("flops_per_token")),
         Column("val_loss", "val loss", _loss),
         Column("val_bpb", "bits/byte", _bits),
+        *(Column(f"val_{name}", measure.label, _measure(f"val_{name}", measure)) for name, measure in MEASURES.items()),
         Column("vs_dense", "vs dense", _vs_dense),
         Column("verdict", "verdict", _verdict, left=True),
         Column("tokens_per_second", "tok/s", _counted("tokens_per_second")),

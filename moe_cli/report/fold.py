@@ -30,7 +30,9 @@ SPARSE_GROUPS = ("router.", "balance.", "eval.")
 FOLLOWS: dict[str, tuple[str, ...]] = {
     "drop": ("capacity",),
     "renormalise_after_drop": ("capacity",),
-    "model.d_expert": ("model.d_ff", "match"),
+    **{f"{group}.name": () for group in ("model", "task", "data")},
+    **{f"{group}.": (f"{group}.name",) for group in ("model", "task", "data")},
+    "model.d_expert": ("model.name", "model.d_ff", "match"),
     "router.": ("router", "k"),
     "balance.": ("balance",),
     "optim.name": (),
@@ -277,8 +279,8 @@ def _parents(name: str) -> tuple[str, ...]:
 
 
 def comparable(row: Row) -> tuple[Any, ...]:
-    """What rows share when their bits per byte may be ranked: the data, and how much training was paid for."""
-    data = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
+    """What rows share when their losses may be ranked: the data, what was asked, and how much training was paid for."""
+    data = (row["corpus_sha256"] or (row.get("data.name"), row.get("data.path")), row.get("task.name") or "causal_lm")
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
             return (data, row.get("data.val_fraction"), budget, row[budget])

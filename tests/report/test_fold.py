@@ -8,7 +8,7 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
-from moe_cli.report.fold import applies, best_rows, fold, rows_of, settings_of, varying
+from moe_cli.report.fold import applies, best_rows, comparable, fold, rows_of, settings_of, varying
 from moe_cli.report.stats import mean_and_interval, paired_difference
 from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, Run
 from tests.report.folders import complete, configure, set_status, stopped, sweep_of_three_seeds
@@ -204,6 +204,7 @@ def test_all_settings_but_seed_and_execution_tell_runs_apart(tmp_path: Path) -> 
     top = {field.name for field in dataclasses.fields(RunConfig)} - {
         "seed",
         "model",
+        "task",
         "data",
         "optim",
         "train",
@@ -255,3 +256,14 @@ def test_a_loss_that_was_not_finite_is_left_out(tmp_path: Path) -> None:
     rows = folded(tmp_path)
     assert (only(rows, expert=8)["val_bpb"], only(rows, expert=16)["val_bpb"]) == (1.7, None)
     assert best_rows(rows) == []
+
+
+def test_tasks_are_no_rivals(tmp_path: Path) -> None:
+    """Runs of one corpus at one budget are ranked within their task, and settings of another model tell nothing apart."""
+    complete(tmp_path, 1.7, results={"tokens": 10**6})
+    complete(tmp_path, 1.6, results={"tokens": 10**6, "val_accuracy": 0.5}, model="bert")
+    rows = rows_of(fold(load_runs(tmp_path)))
+    assert 2 == len({comparable(row) for row in rows})
+    assert {"model.name", "task.name"} == {
+        name for name in varying(rows, settings_of(map(str, rows[0]))) if "." in name
+    }
