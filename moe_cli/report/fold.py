@@ -92,7 +92,11 @@ def fold(
         _judge(rows)
     for row in rows:
         del row["_paired"]
-    return _frame(rows, frame)
+    folded = _frame(rows, frame)
+    complete = sum(run["status"] == COMPLETED for run in runs)
+    # Runs of a seed that was run again, which count no more.
+    folded.attrs["replaced"] = 0 if by_run else complete - sum(map(len, groups.values()))
+    return folded
 
 
 def _judge(rows: list[Row]) -> None:

@@ -160,7 +160,7 @@ def test_a_damaged_index_is_made_anew(outputs: Path, harm: str, monkeypatch: pyt
         path.mkdir()
     else:
         damaged = {"torn": content[: len(content) // 2], "flipped": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
-                   "empty": b"", "version": content.replace(b"moe runs 1", b"moe runs 0", 1)}  # fmt: skip
+                   "empty": b"", "version": content.replace(b"moe runs 2", b"moe runs 0", 1)}  # fmt: skip
         path.write_bytes(damaged[harm])
     assert read_index(outputs) is None
     check(outputs)
