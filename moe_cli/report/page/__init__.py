@@ -26,7 +26,17 @@ from moe_cli.report.view import View
 __all__ = ["Section", "Source", "page_text"]
 
 GENERATOR = "moe report"
-SCRIPTS = ("draw.js", "table.js", "curves.js", "scatter.js", "parallel.js", "experts.js", "differ.js", "main.js")
+SCRIPTS = (
+    "draw.js",
+    "table.js",
+    "curves.js",
+    "scatter.js",
+    "parallel.js",
+    "experts.js",
+    "differ.js",
+    "told.js",
+    "main.js",
+)
 # What is shown where scripts are switched off.
 PLAIN_WIDTH = 120
 
