@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_cli.errors import MoeError
-from moe_cli.numbers import count
+from moe_cli.numbers import count, printable
 from moe_cli.report.memo import memo
 from moe_cli.report.page.sections import RING, Chart, Line, Section
 from moe_cli.report.recommend import recommend
@@ -34,7 +34,8 @@ def answer_section(frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None") -> l
 
 def fit_sections(found: "Study", title: str) -> list[Section]:
     """The law against what was measured, its constants and answers, and loss against size at equal FLOPs."""
-    text = tuple(line.plain for line in study_lines(found, title, LINE_WIDTH))
+    first, *others = (line.plain for line in study_lines(found, title, LINE_WIDTH))
+    text = (first.removeprefix(printable(title)).lstrip(), *others)  # the page has its title
     note = f"Points were measured; lines are what the {found.fit.law.name} law says of them, each through runs of equal tokens."
     sections = [Section("scaling", "Scaling law", text, chart=_fitted(found.fit), aligned=True, note=note)]
     if found.iso_flop:

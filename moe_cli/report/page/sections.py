@@ -42,7 +42,7 @@ class Section:
     """Attributes:
     id: its anchor in the page.
     aligned: the lines are columns of text, each character as wide as another.
-    note: below everything, how to read it.
+    note: below the chart, how to read it.
     first: it stands before the table.
     """
 

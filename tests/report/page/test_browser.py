@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.report.page.pages import HOSTILE, page_of, sweep
+from tests.report.scaling.test_command import planted
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api")
@@ -48,7 +49,7 @@ def opened(browser: Any, file: Path) -> Iterator[Any]:
     contexts = []
     said: list[str] = []
 
-    def opened(width: int = 1440, **options: Any) -> Any:
+    def opened(width: int = 1440, file: Path = file, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
         contexts.append(context)
         page = context.new_page()
@@ -197,12 +198,57 @@ def test_what_is_hostile_does_nothing(opened: Any) -> None:
     assert "<img src=x" in page.locator("#main").inner_text()
 
 
+def test_curves_are_looked_at_closely(opened: Any) -> None:
+    """The second half begins where half of training is over; thin lines for each seed are shown when asked for."""
+    page = opened()
+    page.uncheck("text=each seed") if page.is_checked("text=each seed") else None
+    assert 0 == page.locator("#curves-chart .seed").count()
+    page.check("text=each seed")
+    assert page.locator("#curves-chart .line").count() * 2 < page.locator("#curves-chart .seed").count()
+    page.select_option("#curves-part", "half")
+    page.select_option("#curves-along", "step")
+    chart = page.locator("#curves-chart svg")
+    chart.focus()
+    page.keyboard.press("Home")
+    assert "at 300 steps" in page.locator("#tip").inner_text()  # 50, 100, ... 500: half way lies 275
+
+
+def test_marks_of_an_axis_have_one_unit(opened: Any) -> None:
+    """No 9500 beside 10k, and no two marks alike; parallel axes of results are to scale."""
+    page = opened()
+    page.select_option("#any-x", "tokens_per_second")
+    box = page.locator("#by-any svg text[text-anchor=middle]:not([transform]).quiet").all_text_contents()
+    assert box
+    assert all(text.endswith("k") for text in box)
+    assert len(set(box)) == len(box)
+    assert "1.9" in page.locator("#parallel-chart svg text.quiet").all_text_contents()
+
+
+def test_a_scaling_law_is_drawn_and_told(browser: Any, opened: Any, tmp_path: Path) -> None:
+    """Points that were measured, lines of the law, a legend that toggles, values by pointer and by keyboard."""
+    planted(tmp_path / "o", experts=(1, 2, 4))
+    page_of(tmp_path / "o", tmp_path / "fit.html", "--fit", "ludziejewski")
+    page = opened(file=tmp_path / "fit.html")
+    chart = page.locator("#scaling-chart")
+    assert (36, 9) == (chart.locator(".point").count(), chart.locator(".line").count())
+    page.locator("#scaling .legend button", has_text="dense").click()
+    assert (24, 6) == (chart.locator(".point").count(), chart.locator(".line").count())
+    assert "dense" == page.evaluate("document.activeElement.textContent")
+    chart.locator("svg").focus()
+    page.keyboard.press("ArrowRight")
+    assert "training FLOP" in page.locator("#tip").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+    assert "delta" in page.locator("#scaling pre").inner_text()
+    assert 1440 == page.evaluate("document.documentElement.scrollWidth")
+
+
 CONTRAST = """() => {
   const bright = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const ground = node => { for (; node; node = node.parentElement) { const c = getComputedStyle(node).backgroundColor; if (!/rgba\\(.*, 0\\)/.test(c) && c !== "transparent") return c; } return "rgb(255,255,255)"; };
   const bad = [];
   for (const node of document.querySelectorAll("h1,h2,h3,p,td,th,a,button,label,span,select,input,summary")) {
-    if (!node.textContent.trim() || !node.getClientRects().length || node.closest(".unseen, .skip, tr.off")) continue;
+    if (!node.textContent.trim() || !node.getClientRects().length || node.closest(".unseen, .skip")) continue;
     const a = bright(getComputedStyle(node).color), b = bright(ground(node));
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) bad.push(`${ratio.toFixed(2)} ${node.tagName} ${node.className} ${node.textContent.slice(0, 30)}`);
@@ -216,6 +262,7 @@ def test_colours_follow_the_reader_and_are_told_apart(opened: Any, scheme: str) 
     """Light or dark as the system asks, or by the button; all text has a contrast of 4.5 to 1 (WCAG 2.1, 1.4.3)."""
     page = opened(color_scheme=scheme)
     assert scheme == page.evaluate("document.documentElement.dataset.theme")
+    page.locator("#rows tbody input").first.uncheck()
     assert [] == page.evaluate(CONTRAST)
     page.locator("#theme").click()
     page.locator("#theme").click()
@@ -244,6 +291,10 @@ def test_it_prints(opened: Any, tmp_path: Path) -> None:
     page.emulate_media(media="print")
     assert page.locator("#words").is_hidden()
     assert page.locator("nav").is_hidden()
+    assert page.locator("#experts-run").is_visible()  # which run is shown
+    assert "exact" == page.evaluate("getComputedStyle(document.querySelector('.swatch')).printColorAdjust")
+    paper = page.locator("main").bounding_box()["width"]
+    assert page.locator("#parallel-chart svg").bounding_box()["width"] <= paper
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
     assert len(pdf) > 20_000

@@ -34,7 +34,7 @@ function curves_section() {
   const part = el("select", { id: "curves-part", onchange: refresh });
   let log = false, seeds = page.rows.length <= 4;
   options(metric, page.curves.metrics.map((each, index) => [index, each]), 0);
-  options(part, [["", "without the high start"], ["whole", "all"], ["half", "second half"]], "");
+  options(part, [["", "automatic"], ["whole", "all"], ["half", "second half"]], "");
   options(along, [["tokens", "tokens"], ["step", "steps"], ["flops", "training FLOPs"]], "tokens");
   const controls = el("div", { class: "controls" }, labelled("measure", metric), labelled("over", along),
     labelled("part", part),

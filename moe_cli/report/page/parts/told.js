@@ -1,16 +1,16 @@
 // Sections that were written beforehand: lines, a table, a chart of points and lines.
 function told_section(given) {
   const parts = [], lines = given.lines.map(line => line.replaceAll(" +- ", " ± "));
-  if (given.aligned) parts.push(el("pre", { tabindex: 0, role: "region", "aria-label": given.title }, lines.join("\n")));
-  else parts.push(...lines.map((line, index) => el("p", { class: given.id === "answer" ? (index ? "answer" : "answer lead") : null }, line)));
+  if (!given.aligned) parts.push(...lines.map((line, index) => el("p", { class: given.id === "answer" ? (index ? "answer" : "answer lead") : null }, line)));
   if (given.chart) {
     const host = el("div", { class: "chart", id: `${given.id}-chart` }), names = el("div", { class: "legend", role: "group", "aria-label": "Drawn lines" });
     const hidden = new Set();
     parts.push(names, host);
     listeners.push(() => told_chart(host, names, given.chart, hidden));
   }
-  if (given.rows.length) parts.push(el("div", { class: "scroll" }, plain_table(given.headings, given.rows)));
   if (given.note) parts.push(el("p", { class: "note" }, given.note));
+  if (given.aligned) parts.push(el("pre", { tabindex: 0, role: "region", "aria-label": `${given.title} in words` }, lines.join("\n")));
+  if (given.rows.length) parts.push(el("div", { class: "scroll" }, plain_table(given.headings, given.rows)));
   return section(given.id, given.title, ...parts);
 }
 
