@@ -89,14 +89,16 @@ def test_layout_tree_is_true() -> None:
     """Every file of the package stands in the README's tree, and the tree names no other."""
     tree = re.search(r"```text\nmoe_cli/\n(.*?)```", README, flags=re.S)
     assert tree
-    folder, named = "", set()
+    folders: list[str] = []
+    named = set()
     for line in tree[1].splitlines():
-        depth = 1 if line.startswith(("│   ", "    ")) else 0
+        depth = re.search(r"[├└]", line).start() // 4  # type: ignore[union-attr]
+        del folders[depth:]
         for name in re.findall(r"[\w.]+/?", line[:DESCRIPTION_COLUMN]):
             if name.endswith("/"):
-                folder = name if depth == 0 else folder + name
+                folders.append(name)
             else:
-                named.add((folder if depth else "") + name)
+                named.add("".join(folders) + name)
     real = {path.relative_to(ROOT / "moe_cli").as_posix() for path in (ROOT / "moe_cli").rglob("*.py")}
     assert {path for path in real if not path.endswith("__init__.py") or "/" not in path} == named
 

@@ -13,6 +13,7 @@ from moe_cli.report.alike import check_across, sort_out
 from moe_cli.report.fold import DENSE, Row, fold, is_baseline, rows_of, score, settings_of, varying
 from moe_cli.report.longframes import load_curves
 from moe_cli.report.nextsweep import next_sweep
+from moe_cli.report.scaling.sentence import scaling_sentence
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE, Paired, more_seeds, paired
 from moe_cli.store import COMPLETED, FAILED
 
@@ -48,7 +49,7 @@ class Recommendation:
         not_tried: what was the same in all runs, and so not compared.
         failed: configurations that failed, with the reason.
         left_out: runs that were not compared, for each aspect in which they differ.
-        scaling: what a scaling fit adds, in one sentence.
+        scaling: what a scaling fit adds, in one sentence; None where the runs support no law.
         next: the sweep to run.
         next_seconds: about how long it takes, one run after the other; None if not known.
     """
@@ -83,14 +84,12 @@ def recommend(
     frame: pd.DataFrame,
     across: Collection[str] = (),
     elsewhere: pd.DataFrame | None = None,
-    scaling: str | None = None,
 ) -> Recommendation:
     """What a frame of `load_runs` says to use.
 
     Args:
         across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, budget, code.
         elsewhere: dense runs that may serve as baselines.
-        scaling: a sentence of a scaling fit, to be printed with the rest.
 
     Raises:
         MoeError: no run is complete.
@@ -125,7 +124,7 @@ def recommend(
         memory=_ratio(best, dense, "peak_memory_bytes"), equal_time=_equal_time(best, dense, complete),
         equal_params=dense is not None and abs((_ratio(best, dense, "active_params") or 1) - 1) < 0.02,
         not_tried=_not_tried(rows, names, best), failed=_failed(runs, names), left_out=sorted_out.left_out,
-        scaling=scaling, next=command, next_seconds=_time(command, rows),
+        scaling=scaling_sentence(frame[frame["path"].isin(paths)], best["runs"]), next=command, next_seconds=_time(command, rows),
     )  # fmt: skip
 
 

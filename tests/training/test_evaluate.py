@@ -18,6 +18,7 @@ from moe_cli.moe.routing import expert_capacity
 from moe_cli.moe.stats import specialisation
 from moe_cli.run import _texts
 from moe_cli.tasks.text import TextTask
+from moe_cli.tasks.tokenizers import ByteTokenizer
 from moe_cli.training.evaluate import MEASURES, LayerUse, evaluate, expert_lists, probe, saturations
 from tests.tiny import randomise, tiny_config, tiny_task
 

@@ -186,7 +186,7 @@ def _axes(view: View, score: str) -> list[dict[str, Any]]:
     }
     return [
         {"name": name, "heading": printable(headings.get(name, name.removesuffix(".name").rpartition(".")[2])),
-         "log": name in LOGARITHMIC, "measured": name in (*OUTCOMES, "val_bpb", "val_loss")}
+         "log": name in LOGARITHMIC, "result": name not in view.varying}
         for name in _axis_names(view)
     ]  # fmt: skip
 

@@ -86,6 +86,20 @@ def test_every_section_is_there(opened: Any) -> None:
     assert page.locator("#experts .cell").count() > 16
 
 
+def test_results_stand_to_scale_in_parallel_coordinates(opened: Any) -> None:
+    """However few there are: on the score's axis, the last, equal differences are equal distances."""
+    page = opened()
+    rows = json.loads(page.locator("#content").text_content())["rows"]
+    scores = [row["along"]["val_bpb"] for row in rows]
+    heights = [float(d.rpartition(",")[2]) for d in page.evaluate(
+        "[...document.querySelectorAll('#parallel-chart path.line')].map(line => line.getAttribute('d'))"
+    )]  # fmt: skip
+    assert len(scores) == len(heights) > 3
+    slope = (heights[-1] - heights[0]) / (scores[-1] - scores[0])
+    for score, height in zip(scores, heights, strict=True):
+        assert pytest.approx(heights[0] + slope * (score - scores[0]), abs=0.5) == height
+
+
 def test_a_heading_sorts(opened: Any) -> None:
     """Once up, twice down, and assistive technology is told; the focus stays where it was."""
     page = opened()
@@ -296,5 +310,10 @@ def test_it_prints(opened: Any, tmp_path: Path) -> None:
     paper = page.locator("main").bounding_box()["width"]
     assert page.locator("#parallel-chart svg").bounding_box()["width"] <= paper
     pdf = page.pdf(format="A4")
+    style = "getComputedStyle(document.querySelector({!r})).{}"
+    assert "exact" == page.evaluate(style.format(".legend .swatch", "printColorAdjust"))
+    assert {"avoid"} == set(
+        page.evaluate("[...document.querySelectorAll('h3')].map(each => getComputedStyle(each).breakAfter)")
+    )
     assert pdf.startswith(b"%PDF")
     assert len(pdf) > 20_000

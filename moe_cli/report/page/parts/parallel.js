@@ -66,12 +66,12 @@ function parallel(host) {
   });
 }
 
-// Where values stand on an upright axis: numbers by their size, words in order; what is missing at the foot, below all.
+// Where values stand on an upright axis: results by their size, as numbers of which there are many; few numbers and words in order; what is missing at the foot, below all.
 function upright(axis, rows, bottom, top) {
   const values = rows.map(row => row.along[axis.name]), there = values.filter(each => each !== null);
   const numbers = there.filter(isNumber), missing = there.length < values.length, foot = missing ? bottom - 24 : bottom;
   const none = missing ? [[bottom, "-"]] : [];
-  if (there.length && numbers.length === there.length && (axis.measured || new Set(numbers).size > 6)) {
+  if (there.length && numbers.length === there.length && new Set(numbers).size > (axis.result ? 1 : 6)) {
     const log = axis.log && Math.min(...numbers) > 0, place = scale(numbers, foot, top + 8, log, 0);
     return { place: value => value === null ? bottom : place(value), marks: marks_of(place.ticks).map(([tick, text]) => [place(tick), text]).concat(none) };
   }

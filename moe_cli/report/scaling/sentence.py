@@ -1,0 +1,34 @@
+"""What a scaling law adds to a recommendation, in one sentence."""
+
+import math
+from collections.abc import Collection
+
+import pandas as pd
+
+from moe_cli.errors import ConfigError
+from moe_cli.numbers import percent
+from moe_cli.report.scaling.answers import dense_equivalents
+from moe_cli.report.scaling.fit import fit
+from moe_cli.report.scaling.points import make_points
+
+
+def scaling_sentence(frame: pd.DataFrame, runs: Collection[str]) -> str | None:
+    """The dense model that would do as well as the configuration of these runs, by a law fitted to all of the frame.
+
+    None where the frame supports no law, the configuration is dense, or the law leaves the answer without an upper end.
+    """
+    own = frame["run"].isin(list(runs))
+    try:
+        points = make_points(pd.concat([frame[own], frame[~own]])).points
+        found = fit(points)
+    except ConfigError:
+        return None
+    # The configuration comes first, so that its number is 0.
+    labels = {int(cluster): str(cluster) for cluster in points.cluster}
+    equal = next((each for each in dense_equivalents(found, labels) if each.label == "0"), None)
+    if equal is None or not math.isfinite(equal.high):
+        return None
+    return (
+        f"By the scaling law {found.law.name} ({points.num_configurations} configurations, {percent(found.held_out)} off on those "
+        f"held out) it equals a dense model of {equal.times:.2f}x the training FLOPs ({equal.low:.2f} to {equal.high:.2f})."
+    )
