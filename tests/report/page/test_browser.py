@@ -73,6 +73,13 @@ def column(page: Any, name: str) -> list[str]:
     return [row.locator("td").nth(place).inner_text() for row in page.locator("#rows tbody tr").all()]
 
 
+def tip(page: Any) -> str:
+    """What is shown beside the pointer or the chosen point; text that is hidden is none."""
+    assert page.locator("#tip").is_visible()
+    text: str = page.locator("#tip").inner_text()
+    return text
+
+
 def test_every_section_is_there(opened: Any) -> None:
     """Answer, table, curves, trade-offs, parallel coordinates, experts and configurations, each with something in it."""
     page = opened()
@@ -158,13 +165,13 @@ def test_pointing_tells_values(opened: Any) -> None:
     point = page.locator("#by-flops .point").first
     point.scroll_into_view_if_needed()
     point.hover()
-    assert "training FLOP per token" in page.locator("#tip").inner_text()
+    assert "training FLOP per token" in tip(page)
     page.mouse.move(5, 5)
     assert page.locator("#tip").is_hidden()
     page.locator("#curves-chart svg").scroll_into_view_if_needed()
     box = page.locator("#curves-chart svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert "over 3 seeds" in page.locator("#tip").inner_text()
+    assert "over 3 seeds" in tip(page)
 
 
 def test_charts_are_read_by_keyboard(opened: Any) -> None:
@@ -174,11 +181,11 @@ def test_charts_are_read_by_keyboard(opened: Any) -> None:
     assert "Skip to the table" == page.evaluate("document.activeElement.textContent")
     page.locator("#curves-chart svg").focus()
     page.keyboard.press("End")
-    last = page.locator("#tip").inner_text()
+    last = tip(page)
     page.keyboard.press("ArrowLeft")
-    assert last != page.locator("#tip").inner_text()
+    assert last != tip(page)
     page.keyboard.press("ArrowDown")
-    assert last.splitlines()[0] != page.locator("#tip").inner_text().splitlines()[0]
+    assert last.splitlines()[0] != tip(page).splitlines()[0]
     page.keyboard.press("Escape")
     assert page.locator("#tip").is_hidden()
 
@@ -224,7 +231,7 @@ def test_curves_are_looked_at_closely(opened: Any) -> None:
     chart = page.locator("#curves-chart svg")
     chart.focus()
     page.keyboard.press("Home")
-    assert "at 300 steps" in page.locator("#tip").inner_text()  # 50, 100, ... 500: half way lies 275
+    assert "at 300 steps" in tip(page)  # 50, 100, ... 500: half way lies 275
 
 
 def test_marks_of_an_axis_have_one_unit(opened: Any) -> None:
@@ -250,7 +257,7 @@ def test_a_scaling_law_is_drawn_and_told(browser: Any, opened: Any, tmp_path: Pa
     assert "dense" == page.evaluate("document.activeElement.textContent")
     chart.locator("svg").focus()
     page.keyboard.press("ArrowRight")
-    assert "training FLOP" in page.locator("#tip").inner_text()
+    assert "training FLOP" in tip(page)
     page.keyboard.press("Escape")
     assert page.locator("#tip").is_hidden()
     assert "delta" in page.locator("#scaling pre").inner_text()
@@ -308,6 +315,7 @@ def test_it_prints(opened: Any, tmp_path: Path) -> None:
     assert page.locator("#experts-run").is_visible()  # which run is shown
     assert "exact" == page.evaluate("getComputedStyle(document.querySelector('.swatch')).printColorAdjust")
     paper = page.locator("main").bounding_box()["width"]
+    page.evaluate("document.querySelector('#parallel-chart svg').style.width = '3000px'")  # as for a wide window
     assert page.locator("#parallel-chart svg").bounding_box()["width"] <= paper
     pdf = page.pdf(format="A4")
     style = "getComputedStyle(document.querySelector({!r})).{}"
