@@ -199,6 +199,16 @@ def test_seeds_open(opened: Any) -> None:
     assert "true" == page.locator("#rows button[data-row='0']").get_attribute("aria-expanded")
 
 
+def test_other_views_are_pages_too(opened: Any, tmp_path: Path) -> None:
+    """A row per run, one run alone, and no row at all: each opens without an error and shows what it has."""
+    runs = sweep(tmp_path / "o", seeds=1, experts=(1, 4))
+    for words, rows in ((("--runs",), 2), ((runs[1].id,), 1), (("--filter", "expert > 99"), 0)):
+        page_of(tmp_path / "o", tmp_path / "other.html", *words)
+        page = opened(file=tmp_path / "other.html")
+        assert rows == page.locator("#rows tbody tr").count()
+        assert f"{rows} of {rows}" in page.locator("#count").inner_text()
+
+
 def test_two_configurations_are_compared(opened: Any) -> None:
     """Only the settings in which they differ, with both values."""
     page = opened()
@@ -304,6 +314,10 @@ def test_a_narrow_window_has_no_sideways_scroll(opened: Any, width: int) -> None
     page = opened(width)
     assert width == page.evaluate("document.documentElement.scrollWidth")
     assert page.locator("#curves-chart svg").bounding_box()["width"] <= width
+    for summary in page.locator("details > summary").all():
+        summary.click()
+    page.locator("#rows button[data-row='0']").click()
+    assert width == page.evaluate("document.documentElement.scrollWidth")
 
 
 def test_it_prints(opened: Any, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ function experts_section() {
       each.pairs.map((cells, index) => ({ name: `E${index + 1}`, cells })), (row, column, value) => row === `E${column + 1}` ? `${row} itself` : `of the tokens of ${row}, ${value} % chose E${column + 1} too`, true));
     if (each.domains.length) parts.push(block(`Domains in L${each.layer + 1}, % of each one's assignments`, each.domains.map(([name, cells]) => ({ name, cells })),
       (row, column, value) => `of the assignments of ${row}, ${value} % went to E${column + 1}`));
-    if (each.tokens.some(found => found.length)) parts.push(el("details", {}, el("summary", {}, `Tokens that choose each expert of L${each.layer + 1} more than chance`),
+    if (each.tokens.some(found => found.length)) parts.push(el("details", {}, el("summary", {}, `Tokens that choose each expert of L${each.layer + 1} more than chance, % of each one's assignments`),
       plain_table(["expert", "tokens"], each.tokens.map((found, index) => [`E${index + 1}`, found.join("   ") || "-"]))));
     more.replaceChildren(...parts.map(part => part.node || part));
     parts.forEach(part => part.draw && part.draw());
