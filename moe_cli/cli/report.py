@@ -10,7 +10,7 @@ from moe_cli.cli.export import Html, To, check_export, export_files, print_writt
 from moe_cli.cli.fit import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
 from moe_cli.cli.options import Outputs, print_notes, text_width
 from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
-from moe_cli.cli.recommend import Across, Recommend, check_options, print_recommendation
+from moe_cli.cli.recommend import Across, Recommend, check_alone, check_options, print_recommendation
 
 if TYPE_CHECKING:
     from moe_cli.report.view import View
@@ -66,10 +66,15 @@ def report(  # noqa: PLR0913  (an argument for each option)
     check_fit(fit, predict, validate)
     request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
     files = export_files(html, to)
+    shaping = {"--sort": sort, "--columns": columns, "--runs": by_run, "--plot": plot}
     if files:
         check_export(
             files, {"--format": form is not Format.TABLE, "--plot": plot, "--recommend": recommend, "--fit": fit}
         )
+    elif recommend or across is not None:
+        check_options(recommend, form, {"--filter": condition, "--fit": fit, **shaping})
+    elif fit is not None:
+        check_alone("--fit", shaping)
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
     title = _title(selection or [], list(dict.fromkeys(frame["group"])))
@@ -78,7 +83,6 @@ def report(  # noqa: PLR0913  (an argument for each option)
         return
     elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
     if recommend or across is not None:
-        check_options(recommend, form, {"--filter": condition, "--sort": sort, "--columns": columns, "--runs": by_run})
         print_recommendation(frame, elsewhere, across, form is Format.JSON, text_width())
         return
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())

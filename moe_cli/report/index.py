@@ -25,7 +25,8 @@ from moe_cli import __version__
 from moe_cli.store import Run
 
 NAME = "runs.index"
-MAGIC = f"moe runs 1 {__version__}\n".encode()
+# Another way to read folders has another number.
+MAGIC = f"moe runs 2 {__version__}\n".encode()
 FILES = ("config.json", "summary.json", "status.json", "tags.json")
 PER_FILE = 4
 # With fewer runs to be read anew, writing the index takes longer than it saves.

@@ -1,4 +1,4 @@
-"""A view as a LaTeX table, ready for a paper: booktabs, best in bold, intervals behind +-."""
+"""A view as a LaTeX table, ready for a paper: booktabs, the lowest loss in bold, intervals behind +-."""
 
 import re
 
@@ -18,6 +18,8 @@ NEVER_BROKEN = 10**6
 # Of a line of text in \small, in the measure of an article of 345 points.
 PAPER_WIDTH = 72
 NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?[kMGTPEZY]?")
+# What the best is the best in.
+SCORES = ("val_bpb", "val_loss", "vs_dense")
 
 
 def latex_text(view: View) -> str:
@@ -40,7 +42,8 @@ def latex_text(view: View) -> str:
     ]
     for row in view.rows:
         best = any(row is each for each in view.best)
-        lines.append("    " + " & ".join(cell(column.write(row), best) for column in columns) + r" \\")
+        cells = [cell(column.write(row), best and column.name in SCORES) for column in columns]
+        lines.append("    " + " & ".join(cells) + r" \\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
 
 
@@ -49,7 +52,7 @@ def _caption(view: View) -> str:
     intervals = any(row["val_loss_interval"] is not None for row in view.rows)
     to = "the dense model" if view.baseline == DENSE else "the baseline"
     what = f"Means over seeds with 95 % intervals; differences to {to} are paired by seed." if intervals else ""
-    best = "Best in bold." if view.best else ""
+    best = "The lowest loss in bold." if view.best else ""
     also = f"{shared[0][0].upper()}{shared[0][1:]}." if shared else ""
     return " ".join(escaped(part) for part in (what, best, also) if part)
 

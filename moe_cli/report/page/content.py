@@ -97,8 +97,8 @@ def _runs_of(view: View, source: Source) -> list[list[Row]]:
     single = sorted(
         rows_of(fold(source.frame, True, source.elsewhere, view.baseline)), key=lambda row: row["created"] or 0
     )
-    by_id = {row["run"]: row for row in single}  # of two runs with one id, the newer, as in the fold
-    return [[by_id[name] for name in row["runs"] if name in by_id] for row in view.rows]
+    by_path = {row["path"]: row for row in single}
+    return [[by_path[path] for path in row["paths"] if path in by_path] for row in view.rows]
 
 
 def _rows(view: View, runs: Sequence[Sequence[Row]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
