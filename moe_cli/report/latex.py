@@ -4,7 +4,7 @@ import re
 
 from moe_cli.numbers import printable
 from moe_cli.report.captions import below
-from moe_cli.report.columns import PLUS_MINUS
+from moe_cli.report.columns import PLUS_MINUS, Column
 from moe_cli.report.fold import DENSE
 from moe_cli.report.tables import columns_within
 from moe_cli.report.view import View
@@ -24,11 +24,11 @@ SCORES = ("val_bpb", "val_loss", "vs_dense")
 
 def latex_text(view: View) -> str:
     """A table environment as wide as a page: the columns of the view, or as many as fit; needs \\usepackage{booktabs} alone."""
-    columns = view.columns if view.names else columns_within(view, PAPER_WIDTH)
+    columns = view.columns if view.names else _chosen(view)
     missing = [printable(column.heading) for column in view.columns if column not in columns]
     lines = ["% made by moe report; needs \\usepackage{booktabs}"]
     if missing:
-        lines.append(f"% no room for: {', '.join(missing)}; --columns has what you ask for")
+        lines.append(f"% left out: {', '.join(missing)}; --columns has what you ask for")
     lines += [
         "\\begin{table}",
         "  \\centering\\small",
@@ -45,6 +45,12 @@ def latex_text(view: View) -> str:
         cells = [cell(column.write(row), best and column.name in SCORES) for column in columns]
         lines.append("    " + " & ".join(cells) + r" \\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+
+
+def _chosen(view: View) -> list[Column]:
+    """What fits; a verdict in words is for a screen, where differences with their intervals say the same."""
+    said = [column for column in view.columns if column.name != "verdict"]
+    return columns_within(said, view.rows, PAPER_WIDTH)
 
 
 def _caption(view: View) -> str:
