@@ -66,15 +66,12 @@ def report(  # noqa: PLR0913  (an argument for each option)
     check_fit(fit, predict, validate)
     request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
     files = export_files(html, to)
-    shaping = {"--sort": sort, "--columns": columns, "--runs": by_run, "--plot": plot}
     if files:
         check_export(
             files, {"--format": form is not Format.TABLE, "--plot": plot, "--recommend": recommend, "--fit": fit}
         )
-    elif recommend or across is not None:
-        check_options(recommend, form, {"--filter": condition, "--fit": fit, **shaping})
-    elif fit is not None:
-        check_alone("--fit", shaping)
+    elif recommend or across is not None or fit is not None:
+        _check_answer(recommend, across, form, fit, condition, {"--sort": sort, "--columns": columns, "--runs": by_run, "--plot": plot})  # fmt: skip
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
     title = _title(selection or [], list(dict.fromkeys(frame["group"])))
@@ -94,6 +91,21 @@ def report(  # noqa: PLR0913  (an argument for each option)
         print_plot(view, title, plot, form.value)
     else:
         _print(view, title, form, list(frame["path"]))
+
+
+def _check_answer(
+    recommend: bool,
+    across: str | None,
+    form: Format,
+    fit: str | None,
+    condition: str | None,
+    shaping: dict[str, object],
+) -> None:
+    """Raises ConfigError: an option that shapes a table, beside one that prints no table."""
+    if recommend or across is not None:
+        check_options(recommend, form, {"--filter": condition, "--fit": fit, **shaping})
+    else:
+        check_alone("--fit", shaping)
 
 
 def _title(selection: list[str], groups: list[str]) -> str:

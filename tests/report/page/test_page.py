@@ -6,6 +6,7 @@ import os
 import re
 from base64 import b64encode
 from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,44 @@ def test_sparsity_intervals_and_front_are_there_to_be_drawn(tmp_path: Path) -> N
     assert [6e6 + 1e4 * expert for expert in (16, 8, 4, 1)] == [row["at"]["flops_per_token"] for row in rows]
     assert all(row["half"]["val_bpb"] > 0 for row in rows)
     assert [True] * 4 == [row["front"] for row in rows]  # sparser is better, and slower
+
+
+def test_the_heading_is_not_said_twice(tmp_path: Path) -> None:
+    """The lines above the table are those of the terminal, without the title that stands over the page."""
+    sweep(tmp_path / "o", seeds=2)
+    content = content_of(page_of(tmp_path / "o", tmp_path / "page.html"))
+    assert "sparsity" == content["title"]
+    assert content["above"][0].startswith("4 configurations, 2 seeds each   ")
+    assert "baseline   expert=1 (dense)" == content["above"][1]
+
+
+def _brightness(colour: str) -> float:
+    """Relative luminance of #rgb or #rrggbb, WCAG 2.1."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * each for each in colour[1:])
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(one: str, other: str) -> float:
+    low, high = sorted((_brightness(one), _brightness(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_are_told_apart(theme: str) -> None:
+    """Text and numbers in heat maps have 4.5 to 1 against what is behind them, lines and edges of controls 3 to 1 (WCAG 2.1)."""
+    style = files("moe_cli.report.page").joinpath("parts", "page.css").read_text()
+    block = re.search(rf'data-theme="{theme}"\] \{{(.*?)\}}', style, flags=re.S)
+    assert block
+    colours = dict(re.findall(r"--(\w+): (#\w+)", block[1]))
+    for ground in ("paper", "raised"):
+        for name in ("ink", "quiet", "accent", "good", "care", "wrong"):
+            assert _contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+        assert _contrast(colours["edge"], colours[ground]) >= 3, ground
+    assert all(_contrast(colours[f"t{shade}"], colours[f"h{shade}"]) >= 4.5 for shade in range(9))
+    assert all(_contrast(colours[f"c{line}"], colours["paper"]) >= 4.5 for line in range(10))
+    assert abs(_contrast("#000", "#ffffff") - 21) < 1e-9
 
 
 def test_nothing_of_a_stranger_is_markup(tmp_path: Path) -> None:
