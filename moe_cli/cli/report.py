@@ -1,6 +1,8 @@
 """moe report."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -66,12 +68,9 @@ def report(  # noqa: PLR0913  (an argument for each option)
     check_fit(fit, predict, validate)
     request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
     files = export_files(html, to)
-    if files:
-        check_export(
-            files, {"--format": form is not Format.TABLE, "--plot": plot, "--recommend": recommend, "--fit": fit}
-        )
-    elif recommend or across is not None or fit is not None:
-        _check_answer(recommend, across, form, fit, condition, {"--sort": sort, "--columns": columns, "--runs": by_run, "--plot": plot})  # fmt: skip
+    shaping = {"--sort": sort, "--columns": columns, "--runs": by_run}
+    answers = {"--plot": plot, "--recommend": recommend, "--fit": fit}
+    _check(files, form, condition, across, answers, shaping)
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
     title = _title(selection or [], list(dict.fromkeys(frame["group"])))
@@ -93,19 +92,22 @@ def report(  # noqa: PLR0913  (an argument for each option)
         _print(view, title, form, list(frame["path"]))
 
 
-def _check_answer(
-    recommend: bool,
-    across: str | None,
+def _check(
+    files: Mapping[Path, str],
     form: Format,
-    fit: str | None,
     condition: str | None,
-    shaping: dict[str, object],
+    across: str | None,
+    answers: Mapping[str, object],
+    shaping: Mapping[str, object],
 ) -> None:
-    """Raises ConfigError: an option that shapes a table, beside one that prints no table."""
-    if recommend or across is not None:
-        check_options(recommend, form, {"--filter": condition, "--fit": fit, **shaping})
-    else:
-        check_alone("--fit", shaping)
+    """Raises ConfigError: an option without effect, such as one that shapes a table where none is made."""
+    plot, recommend, fit = (answers[name] for name in ("--plot", "--recommend", "--fit"))
+    if files:
+        check_export(files, {"--format": form is not Format.TABLE, "--across": across is not None, **answers})
+    elif recommend or across is not None:
+        check_options(bool(recommend), form, {"--filter": condition, "--fit": fit, **shaping, "--plot": plot})
+    elif fit is not None:
+        check_alone("--fit", {**shaping, "--plot": plot})
 
 
 def _title(selection: list[str], groups: list[str]) -> str:

@@ -166,6 +166,7 @@ def test_several_files_at_once(outputs: Path, tmp_path: Path) -> None:
         (["--to", "no/such/a.csv"], "no folder no/such"),
         (["--to", "a.csv", "--format", "json"], "--format has no effect on files"),
         (["--to", "a.csv", "--recommend"], "--recommend has no effect on files"),
+        (["--to", "a.html", "--across", "code"], "--across has no effect on files"),
         (["--to", "a.csv", "--fit", "auto"], "--fit has no effect on files: only a page shows it. Add --html FILE"),
     ],
 )
