@@ -19,10 +19,11 @@ from tests.report.page.pages import HOSTILE, report, sweep
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    sweep(tmp_path / "o", experts=(1, 4, 8))
-    return tmp_path / "o"
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    sweep(folder, experts=(1, 4, 8))
+    return folder
 
 
 @pytest.mark.parametrize(("ending", "form"), [("csv", "csv"), ("md", "md"), ("json", "json"), ("tex", "latex")])
