@@ -1,6 +1,8 @@
 """moe report."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +15,6 @@ from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
 from moe_cli.cli.recommend import Across, Recommend, check_alone, check_options, print_recommendation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from moe_cli.report.view import View
 
 
@@ -68,15 +68,12 @@ def report(  # noqa: PLR0913  (an argument for each option)
     check_fit(fit, predict, validate)
     request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
     files = export_files(html, to)
-    if files:
-        table = form is Format.TABLE
-        check_export(files, {"--format": not table, "--plot": plot, "--recommend": recommend, "--fit": fit})
-    elif recommend or across is not None or fit is not None:
-        shaping = {"--sort": sort, "--columns": columns, "--runs": by_run, "--plot": plot}
-        _check_answer(recommend, across, form, fit, condition, shaping)
-    folder, wanted = outputs_folder(outputs), selection or []
-    frame = load_selection(folder, wanted)
-    title = _title(wanted, list(dict.fromkeys(frame["group"])))
+    shaping = {"--sort": sort, "--columns": columns, "--runs": by_run}
+    answers = {"--plot": plot, "--recommend": recommend, "--fit": fit}
+    _check(files, form, condition, across, answers, shaping)
+    folder = outputs_folder(outputs)
+    frame = load_selection(folder, selection or [])
+    title = _title(selection or [], list(dict.fromkeys(frame["group"])))
     if request is not None and not files:
         print_fit(frame, title, request, form.value)
         return
@@ -84,7 +81,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     if recommend or across is not None:
         print_recommendation(frame, elsewhere, across, form is Format.JSON, text_width())
         return
-    view = make_view(frame, Question(condition, sort, _names(columns), by_run), elsewhere)
+    names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
+    view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
     if files:
         source = Source(frame, elsewhere, title, f"moe {moe_cli.__version__}")
         print_written(write_files(files, view, source, request))
@@ -94,23 +92,22 @@ def report(  # noqa: PLR0913  (an argument for each option)
         _print(view, title, form, list(frame["path"]))
 
 
-def _names(columns: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-
-
-def _check_answer(
-    recommend: bool,
-    across: str | None,
+def _check(
+    files: Mapping[Path, str],
     form: Format,
-    fit: str | None,
     condition: str | None,
-    shaping: "Mapping[str, object]",
+    across: str | None,
+    answers: Mapping[str, object],
+    shaping: Mapping[str, object],
 ) -> None:
-    """Raises ConfigError: an option that shapes a table, beside one that prints no table."""
-    if recommend or across is not None:
-        check_options(recommend, form, {"--filter": condition, "--fit": fit, **shaping})
-    else:
-        check_alone("--fit", shaping)
+    """Raises ConfigError: an option without effect, such as one that shapes a table where none is made."""
+    plot, recommend, fit = (answers[name] for name in ("--plot", "--recommend", "--fit"))
+    if files:
+        check_export(files, {"--format": form is not Format.TABLE, "--across": across is not None, **answers})
+    elif recommend or across is not None:
+        check_options(bool(recommend), form, {"--filter": condition, "--fit": fit, **shaping, "--plot": plot})
+    elif fit is not None:
+        check_alone("--fit", {**shaping, "--plot": plot})
 
 
 def _title(selection: list[str], groups: list[str]) -> str:

@@ -19,10 +19,11 @@ from tests.report.page.pages import HOSTILE, report, sweep
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    sweep(tmp_path / "o", experts=(1, 4, 8))
-    return tmp_path / "o"
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    sweep(folder, experts=(1, 4, 8))
+    return folder
 
 
 @pytest.mark.parametrize(("ending", "form"), [("csv", "csv"), ("md", "md"), ("json", "json"), ("tex", "latex")])
@@ -166,6 +167,7 @@ def test_several_files_at_once(outputs: Path, tmp_path: Path) -> None:
         (["--to", "no/such/a.csv"], "no folder no/such"),
         (["--to", "a.csv", "--format", "json"], "--format has no effect on files"),
         (["--to", "a.csv", "--recommend"], "--recommend has no effect on files"),
+        (["--to", "a.html", "--across", "code"], "--across has no effect on files"),
         (["--to", "a.csv", "--fit", "auto"], "--fit has no effect on files: only a page shows it. Add --html FILE"),
     ],
 )
@@ -182,13 +184,13 @@ def test_what_is_refused(
 
 @pytest.mark.parametrize(
     ("module", "file", "extra"),
-    [("pyarrow", "r.parquet", "parquet"), ("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
+    [("pyarrow.parquet", "r.parquet", "parquet"), ("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
 )
 def test_a_library_that_is_not_there(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, file: str, extra: str
 ) -> None:
     """The error says what to install, and no file is left."""
-    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+    for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     result = report(outputs, "--to", tmp_path / file)

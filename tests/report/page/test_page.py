@@ -18,14 +18,21 @@ from tests.report.folders import complete
 from tests.report.page.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
 
 
-def test_the_page_holds_the_table(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four configurations of three seeds in `o`, and their page."""
+    folder = tmp_path_factory.mktemp("swept")
+    sweep(folder / "o")
+    page_of(folder / "o", folder / "page.html")
+    return folder
+
+
+def test_the_page_holds_the_table(swept: Path) -> None:
     """The rows, their columns as the terminal writes them, their runs by seed, curves, experts and the recommendation."""
-    sweep(tmp_path / "o")
-    page = page_of(tmp_path / "o", tmp_path / "page.html")
-    content = content_of(page)
+    content = content_of((swept / "page.html").read_text())
     assert ["expert=16", "expert=8", "expert=4", "expert=1 (dense)"] == [row["label"] for row in content["rows"]]
     assert [0, 1, 2] == [run["seed"] for run in content["rows"][0]["runs"]]
-    text = report(tmp_path / "o").stdout
+    text = report(swept / "o").stdout
     for row in content["rows"]:
         assert all(cell in text for cell in row["cells"])
     assert [True, False, False, False] == [row["best"] for row in content["rows"]]
@@ -40,22 +47,20 @@ def test_the_page_holds_the_table(tmp_path: Path) -> None:
     assert ["code", "prose"] == sorted(name for name, _ in layer["domains"])
 
 
-def test_sparsity_intervals_and_front_are_there_to_be_drawn(tmp_path: Path) -> None:
+def test_sparsity_intervals_and_front_are_there_to_be_drawn(swept: Path) -> None:
     """For each row sparsity 1 - k / E, FLOPs, the half-width of the interval, and whether it is on the front."""
-    sweep(tmp_path / "o")
-    rows = content_of(page_of(tmp_path / "o", tmp_path / "page.html"))["rows"]
+    rows = content_of((swept / "page.html").read_text())["rows"]
     assert [1 - 2 / 16, 1 - 2 / 8, 1 - 2 / 4, 0] == [row["at"]["sparsity"] for row in rows]
     assert [6e6 + 1e4 * expert for expert in (16, 8, 4, 1)] == [row["at"]["flops_per_token"] for row in rows]
     assert all(row["half"]["val_bpb"] > 0 for row in rows)
     assert [True] * 4 == [row["front"] for row in rows]  # sparser is better, and slower
 
 
-def test_the_heading_is_not_said_twice(tmp_path: Path) -> None:
+def test_the_heading_is_not_said_twice(swept: Path) -> None:
     """The lines above the table are those of the terminal, without the title that stands over the page."""
-    sweep(tmp_path / "o", seeds=2)
-    content = content_of(page_of(tmp_path / "o", tmp_path / "page.html"))
+    content = content_of((swept / "page.html").read_text())
     assert "sparsity" == content["title"]
-    assert content["above"][0].startswith("4 configurations, 2 seeds each   ")
+    assert content["above"][0].startswith("4 configurations, 3 seeds each   ")
     assert "baseline   expert=1 (dense)" == content["above"][1]
 
 
