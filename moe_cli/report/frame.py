@@ -223,7 +223,8 @@ def _frame(columns: dict[str, Column], runs: Sequence[Run], order: "np.ndarray")
 
 def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
     """What a folder says, but for where it lies; and which of FILES were read whole."""
-    files = [read_json(run.path / name) for name in FILES]
+    folder = str(run.path)  # of ten thousand runs, path objects would take a tenth of the time
+    files = [read_json(f"{folder}/{name}") for name in FILES]
     config, results, said, tags = files
     status = run.really(said or {}, results is not None)
     state, reason = str(status.get("status")), status.get("reason")
