@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from moe_cli.errors import ConfigError
 from moe_cli.store import Run, read_json, write_json
@@ -13,7 +14,11 @@ LONGEST_TAG = 40
 
 def tags_of(run: Run) -> tuple[str, ...]:
     """The tags of a run, in order of their giving; none when its tags.json is no list of words."""
-    content = read_json(run.path / "tags.json")
+    return tags_in(read_json(run.path / "tags.json"))
+
+
+def tags_in(content: dict[str, Any] | None) -> tuple[str, ...]:
+    """The same of what its tags.json holds."""
     tags = content.get("tags") if content else None
     return tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else ()
 

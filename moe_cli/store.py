@@ -75,11 +75,12 @@ def is_full(error: BaseException) -> bool:
     return any(f"(os error {number})" in str(error) for number in numbers)  # what safetensors says
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path | str) -> dict[str, Any] | None:
     """The object in a file, or None when it is absent or not whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -101,7 +101,8 @@ def _page(view: "View", source: "Source", request: "FitRequest | None") -> str:
     from moe_cli.report.page import page_text
     from moe_cli.report.page.answers import answer_section, fit_sections
 
-    sections = answer_section(source.frame, source.elsewhere)
+    shown = [path for paths in view.frame["paths"] for path in paths]
+    sections = answer_section(source.frame[source.frame["path"].isin(shown)], source.elsewhere)
     if request is not None:
         sections += fit_sections(make_study(source.frame, request), source.title)
     return page_text(view, source, sections)

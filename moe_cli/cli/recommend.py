@@ -29,9 +29,14 @@ def check_options(recommend: bool, form: str, others: Mapping[str, object]) -> N
         raise ConfigError("--across is for --recommend: moe report --recommend --across code")
     if form not in ("table", "json"):
         raise ConfigError(f"--recommend prints text or, with --format json, JSON; not {form}.")
+    check_alone("--recommend", others)
+
+
+def check_alone(option: str, others: Mapping[str, object]) -> None:
+    """Raises ConfigError: another option that has no effect beside this one."""
     for name, value in others.items():
         if value:
-            raise ConfigError(f"{name} has no effect with --recommend: leave one of them out.")
+            raise ConfigError(f"{name} has no effect with {option}: leave one of them out.")
 
 
 def print_recommendation(

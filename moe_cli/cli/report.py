@@ -1,6 +1,8 @@
 """moe report."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +12,7 @@ from moe_cli.cli.export import Html, To, check_export, export_files, print_writt
 from moe_cli.cli.fit import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
 from moe_cli.cli.options import Outputs, print_notes, text_width
 from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
-from moe_cli.cli.recommend import Across, Recommend, check_options, print_recommendation
+from moe_cli.cli.recommend import Across, Recommend, check_alone, check_options, print_recommendation
 
 if TYPE_CHECKING:
     from moe_cli.report.view import View
@@ -66,10 +68,9 @@ def report(  # noqa: PLR0913  (an argument for each option)
     check_fit(fit, predict, validate)
     request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
     files = export_files(html, to)
-    if files:
-        check_export(
-            files, {"--format": form is not Format.TABLE, "--plot": plot, "--recommend": recommend, "--fit": fit}
-        )
+    shaping = {"--sort": sort, "--columns": columns, "--runs": by_run}
+    answers = {"--plot": plot, "--recommend": recommend, "--fit": fit}
+    _check(files, form, condition, across, answers, shaping)
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
     title = _title(selection or [], list(dict.fromkeys(frame["group"])))
@@ -78,7 +79,6 @@ def report(  # noqa: PLR0913  (an argument for each option)
         return
     elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
     if recommend or across is not None:
-        check_options(recommend, form, {"--filter": condition, "--sort": sort, "--columns": columns, "--runs": by_run})
         print_recommendation(frame, elsewhere, across, form is Format.JSON, text_width())
         return
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
@@ -90,6 +90,24 @@ def report(  # noqa: PLR0913  (an argument for each option)
         print_plot(view, title, plot, form.value)
     else:
         _print(view, title, form, list(frame["path"]))
+
+
+def _check(
+    files: Mapping[Path, str],
+    form: Format,
+    condition: str | None,
+    across: str | None,
+    answers: Mapping[str, object],
+    shaping: Mapping[str, object],
+) -> None:
+    """Raises ConfigError: an option without effect, such as one that shapes a table where none is made."""
+    plot, recommend, fit = (answers[name] for name in ("--plot", "--recommend", "--fit"))
+    if files:
+        check_export(files, {"--format": form is not Format.TABLE, "--across": across is not None, **answers})
+    elif recommend or across is not None:
+        check_options(bool(recommend), form, {"--filter": condition, "--fit": fit, **shaping, "--plot": plot})
+    elif fit is not None:
+        check_alone("--fit", {**shaping, "--plot": plot})
 
 
 def _title(selection: list[str], groups: list[str]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.marks import tags_of
@@ -118,3 +118,31 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+class OnceLogger:
+    """What the loggers that take no step twice, and know a run by a name of their own, have in common."""
+
+    name: ClassVar[str]
+
+    def __init__(self, about: About) -> None:
+        self.about = about
+        self.run: Any = None
+        self.once = Once({})
+
+    def open(self, known: str | None) -> str:
+        """Sets `run`, as it was or new; its name there. `known` is the name it had before, if it had one."""
+        raise NotImplementedError
+
+    def start(self, past: Past) -> None:
+        if self.run is not None:
+            return
+        known = remembered(self.about.run, self.name)
+        remember(self.about.run, self.name, self.open(known))
+        self.once = Once(past.told if known else {})
+        for record in past.kept:
+            self.metrics(record)
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        if new := self.once.new(record):
+            self.run.log(new, step=step_of(record))

@@ -10,22 +10,17 @@ from typing import Any
 
 import wandb
 
-from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
+from moe_cli.loggers.logger import OnceLogger, results
 from moe_cli.store import COMPLETED
 
 
-class WandbLogger:
-    """History under the names of metrics.jsonl; settings as config; results in the summary as `summary/...`."""
+class WandbLogger(OnceLogger):
+    """History under the names of metrics.jsonl, several records of one step as one; settings as config; results in the summary."""
 
-    def __init__(self, about: About) -> None:
-        self.about = about
-        self.run: Any = None
-        self.once = Once({})
+    name = "wandb"
 
-    def start(self, past: Past) -> None:
-        if self.run is not None:
-            return
-        run, known = self.about.run, remembered(self.about.run, "wandb")
+    def open(self, known: str | None) -> str:
+        run = self.about.run
         called = known or uuid.uuid4().hex[:12]
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
@@ -33,14 +28,7 @@ class WandbLogger:
             id=called, name=run.id, group=run.group, tags=self.about.tags(), config=self.about.settings(), mode=mode, allow_val_change=True,
             resume="allow" if mode == "online" else None, settings={"console": "off", "silent": True},
         )  # fmt: skip
-        remember(run, "wandb", called)
-        self.once = Once(past.told if known else {})
-        for record in past.kept:
-            self.metrics(record)
-
-    def metrics(self, record: Mapping[str, Any]) -> None:
-        if new := self.once.new(record):
-            self.run.log(new, step=step_of(record))  # several of one step become one
+        return called
 
     def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
         if self.run is not None:

@@ -54,6 +54,20 @@ def sort_out(rows: Collection[Row], across: Collection[str] = ()) -> Sorted:
     return Sorted(tuple(kept), left_out)
 
 
+def same_kind(row: Row, other: Row, across: Collection[str] = ()) -> bool:
+    """Whether two runs may be compared, but for the aspects that may differ."""
+    free = set(across) | ({TOKENIZER} if row["val_bpb"] is not None and other["val_bpb"] is not None else set())
+    return all(
+        aspect in free or (_code(row) == _code(other) if aspect == CODE else _kind(aspect, row) == _kind(aspect, other))
+        for aspect in ASPECTS
+    )
+
+
+def code_versions(rows: Collection[Row]) -> int:
+    """How many states of the program these runs were made with."""
+    return len({_code(row) for row in rows})
+
+
 def _most(rows: Collection[Row], kinds: Collection[Any]) -> Any:
     """The kind of most configurations (experts, k and the rest of what a run's name says), then of most runs, then the newest."""
     shapes: dict[Any, set[Any]] = {}

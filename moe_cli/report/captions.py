@@ -7,6 +7,7 @@ from rich.text import Text
 
 from moe_cli.config.parse import show
 from moe_cli.numbers import count, printable
+from moe_cli.report.alike import code_versions
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import shorten
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score, shared_with
@@ -14,6 +15,8 @@ from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 from moe_cli.report.view import View
 from moe_cli.store import COMPLETED, FAILED, PRUNED
 
+# Of more runs nobody looks up the code.
+MOST_LOOKED_AT = 1000
 OF_EXPERTS = ("expert", "k", "router", "balance", "capacity")
 CONSTANTS = (*OF_EXPERTS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
 
@@ -122,6 +125,19 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
     elif len({comparable(row) for row in rows if score(row) is not None}) > 1:
         lines += _prose("different budgets: 'best' is said among equal ones only", width, "yellow")
+    paths = [path for row in rows for path in row["paths"]]
+    versions = code_versions([{"path": path} for path in paths]) if 1 < len(paths) <= MOST_LOOKED_AT else 1
+    if versions > 1:
+        lines += _prose(
+            f"made by {versions} states of the code: compare with care, or filter. --recommend keeps to one",
+            width,
+            "yellow",
+        )
+    replaced = view.frame.attrs.get("replaced", 0)
+    if replaced:
+        lines += _prose(
+            f"{_plural(replaced, 'run')} not counted: the same configuration and seed was run again", width, "yellow"
+        )
     failed = [row for row in view.unfinished if row["status"] == FAILED]
     if failed:
         reason = (failed[0]["reason"] or "see traceback.txt in its folder").strip().splitlines()[0]

@@ -18,8 +18,8 @@ CURVE_WIDTH, MOST_CURVES = 16, 60
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
-FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "verdict", "active_params", "dead_experts", "dropped_fraction", "max_violation",
-                  "tokens_per_second", "params", "vs_dense")  # fmt: skip
+FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
+                  "tokens_per_second", "params", "verdict", "vs_dense")  # fmt: skip
 # A setting's heading is its last part, and its group's where that says nothing.
 NAMELESS = ("name", "weight", "k", "capacity")
 

@@ -70,13 +70,15 @@ def _points(axes: "Axes", view: View, rows: Sequence[Row], score: str, name: str
     if name == "sparsity":
         axes.set_xlabel("sparsity, 1 - k / experts")
         return
-    axes.set_xlabel("training FLOP per token; dashed: Pareto front")
+    axes.set_xlabel("training FLOP per token")
     _count_in_thousands(axes)
     there = [place for place in places if place]
     if there and max(there) > 1.5 * min(there):
         axes.set_xscale("log")
     front = sorted((place, row[score]) for place, row in zip(places, rows, strict=True) if place and _on_front(place, row, places, rows, score))  # fmt: skip
-    axes.plot([x for x, _ in front], [y for _, y in front], "--", color="0.3", linewidth=1, zorder=0)
+    if len(set(front)) > 1:
+        axes.plot([x for x, _ in front], [y for _, y in front], "--", color="0.3", linewidth=1, zorder=0)
+        axes.set_xlabel("training FLOP per token; dashed: Pareto front")
 
 
 def _count_in_thousands(axes: "Axes") -> None:

@@ -94,7 +94,11 @@ def fold(
         _judge(rows)
     for row in rows:
         del row["_paired"]
-    return _frame(rows, frame)
+    folded = _frame(rows, frame)
+    complete = sum(run["status"] == COMPLETED for run in runs)
+    # Runs of a seed that was run again, which count no more.
+    folded.attrs["replaced"] = 0 if by_run else complete - sum(map(len, groups.values()))
+    return folded
 
 
 def _judge(rows: list[Row]) -> None:
@@ -163,6 +167,7 @@ def _folded(
     row: Row = {
         **{name: first[name] for name in (*IDENTITY, *CORPUS, *SETTINGS, *settings)},
         "runs": [run["run"] for run in runs],
+        "paths": [run["path"] for run in runs],
         "seeds": [run["seed"] for run in runs if run["seed"] is not None],
         "seed": first["seed"] if len(runs) == 1 else None,
         "tags": list(dict.fromkeys(tag for run in runs for tag in run["tags"])),
@@ -180,6 +185,7 @@ def _folded(
                 "vs_dense_interval",
                 "vs_dense_seeds",
                 "baseline",
+                "baseline_path",
                 "verdict",
                 "more_seeds",
                 "pareto",
@@ -199,7 +205,8 @@ def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
     if difference is None or sample is None:
         return
     row["vs_dense_seeds"] = sample.seeds
-    row["baseline"] = next(baseline[run["seed"]]["run"] for run in runs if run["seed"] in baseline)
+    held = next(baseline[run["seed"]] for run in runs if run["seed"] in baseline)
+    row["baseline"], row["baseline_path"] = held["run"], held["path"]
     row["vs_dense"] = difference.mean
     # A baseline is its own, and that it differs from itself by 0 is no measurement.
     row["vs_dense_interval"] = None if measures_itself(row) else difference.half_width
@@ -207,8 +214,8 @@ def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
 
 
 def measures_itself(row: Row) -> bool:
-    """Whether the row is its own baseline."""
-    return row["baseline"] in row["runs"]
+    """Whether the row is its own baseline; by its folder, for one id may stand in several."""
+    return row["baseline_path"] in row["paths"]
 
 
 def score(row: Row) -> float | None:
@@ -231,7 +238,7 @@ def _mean(values: list[Any]) -> Any:
 
 def _frame(rows: list[Row], runs: pd.DataFrame) -> pd.DataFrame:
     settings = settings_of(runs.columns)
-    last = ["reason", "group", "created", "path", "baseline", "corpus", "corpus_sha256"]
+    last = ["reason", "group", "created", "path", "paths", "baseline", "baseline_path", "corpus", "corpus_sha256"]
     others = [str(name) for name in runs.columns if name not in settings and name not in last]
     names = dict.fromkeys([*PLAIN_KEYS, *others, *last, *settings])
     frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=_dtype(name, runs)) for name in names})
@@ -241,11 +248,18 @@ def _frame(rows: list[Row], runs: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-_ADDED = {"baseline": "str", "verdict": "str", "vs_dense_seeds": "Int64", "more_seeds": "Int64", "pareto": "boolean"}
+_ADDED = {
+    "baseline": "str",
+    "baseline_path": "str",
+    "verdict": "str",
+    "vs_dense_seeds": "Int64",
+    "more_seeds": "Int64",
+    "pareto": "boolean",
+}
 
 
 def _dtype(name: str, runs: pd.DataFrame) -> Any:
-    if name in ("runs", "seeds"):
+    if name in ("runs", "paths", "seeds"):
         return "object"
     if name not in runs:
         return _ADDED.get(name, "float64")

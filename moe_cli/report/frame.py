@@ -12,8 +12,20 @@ import pandas as pd
 
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
-from moe_cli.marks import tags_of
-from moe_cli.report.index import FEWEST, Column, Index, encode, join, read_index, settled, stamps_of, write_index
+from moe_cli.marks import tags_in
+from moe_cli.report.index import (
+    FEWEST,
+    FILES,
+    PER_FILE,
+    Column,
+    Index,
+    encode,
+    join,
+    read_index,
+    settled,
+    stamps_of,
+    write_index,
+)
 from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, open_runs, read_json, run_folders
 
 UNITS = {
@@ -141,7 +153,7 @@ def _columns(runs: Sequence[Run], outputs: Path | None, keep: bool) -> dict[str,
     """What the folders say, run after run, from the index where it still holds."""
     index = read_index(outputs) if outputs is not None else None
     if index is None and not (outputs is not None and keep and len(runs) >= FEWEST):
-        return encode([_row(run) for run in runs])
+        return encode([_read(run)[0] for run in runs])
     stamps = stamps_of(runs)  # before reading: what changes meanwhile is read again the next time
     keys = [f"{run.group}/{run.id}" if run.path.parent.parent == outputs else str(run.path) for run in runs]
     known = {key: place for place, key in enumerate(index.keys)} if index else {}
@@ -150,7 +162,8 @@ def _columns(runs: Sequence[Run], outputs: Path | None, keep: bool) -> dict[str,
     if index:
         held[held] = (index.stamps[places[held]] == stamps[held]).all(axis=1)
     missing: list[int] = np.flatnonzero(~held).tolist()
-    fresh = [_row(runs[place]) for place in missing]
+    read = [_read(runs[place]) for place in missing]
+    fresh = [row for row, _ in read]
     old = {name: column.take(places[held]) for name, column in index.columns.items()} if index else {}
     joined = join(old, encode(fresh), (int(held.sum()), len(fresh)))
     back = np.empty(len(runs), dtype=np.int64)
@@ -158,7 +171,11 @@ def _columns(runs: Sequence[Run], outputs: Path | None, keep: bool) -> dict[str,
     columns = {name: Column(column.values, column.codes[back]) for name, column in joined.items()}
     if keep and outputs is not None:
         lasting = held.copy()
-        lasting[missing] = [not _at_work(row) for row in fresh]
+        # What is there and could not be read may be read the next time.
+        there = stamps.reshape(len(runs), len(FILES), PER_FILE)[missing, :, 0] != -1
+        whole = [not any(here and not known for here, known in zip(seen, known_files, strict=True))
+                 for seen, (_, known_files) in zip(there, read, strict=True)]  # fmt: skip
+        lasting[missing] = [good and not _at_work(row) for good, row in zip(whole, fresh, strict=True)]
         lasting &= settled(stamps)
         if (lasting & ~held).sum() >= FEWEST:
             chosen = np.flatnonzero(lasting)
@@ -204,20 +221,25 @@ def _frame(columns: dict[str, Column], runs: Sequence[Run], order: "np.ndarray")
     return frame
 
 
-def _row(run: Run) -> dict[str, Any]:
-    """What a folder says, but for where it lies."""
-    config, results = run.config_dict(), run.summary()
-    status = run.really(read_json(run.path / "status.json") or {}, results is not None)
+def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
+    """What a folder says, but for where it lies; and which of FILES were read whole."""
+    folder = str(run.path)  # of ten thousand runs, path objects would take a tenth of the time
+    files = [read_json(f"{folder}/{name}") for name in FILES]
+    config, results, said, tags = files
+    status = run.really(said or {}, results is not None)
     state, reason = str(status.get("status")), status.get("reason")
-    settings = flatten(config)
+    try:
+        settings = flatten(config or {})
+    except RecursionError:
+        config, settings = None, {}
     if not config:
         state, reason, results = FAILED, "config.json cannot be read", {}
     if settings.get("expert") == 1:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
-    identity.update(created=_number(status.get("created")), tags=list(tags_of(run)))
-    return {**settings, **measured, **identity}
+    identity.update(created=_number(status.get("created")), tags=list(tags_in(tags)))
+    return {**settings, **measured, **identity}, tuple(content is not None for content in files)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

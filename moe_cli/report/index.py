@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from moe_cli import __version__
 from moe_cli.store import Run
 
 NAME = "runs.index"
-MAGIC = f"moe runs 1 {__version__}\n".encode()
+# Another way to read folders has another number.
+MAGIC = f"moe runs 2 {__version__}\n".encode()
 FILES = ("config.json", "summary.json", "status.json", "tags.json")
 PER_FILE = 4
 # With fewer runs to be read anew, writing the index takes longer than it saves.
@@ -86,11 +87,17 @@ def settled(stamps: np.ndarray) -> np.ndarray:
 
 def encode(rows: Sequence[Row]) -> dict[str, Column]:
     """Rows by columns. Values of unlike types are told apart, as 1, 1.0 and true are."""
-    names = dict.fromkeys(name for row in rows for name in row)
     absent = object()
+    # Rows of the same entries in the same order, of which there are few kinds, are turned into columns in one go.
+    kinds_of_row: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        kinds_of_row.setdefault(tuple(row), []).append(place)
+    blocks = [(len(places), dict(zip(names, zip(*(rows[place].values() for place in places), strict=True), strict=True)))
+              for names, places in kinds_of_row.items()]  # fmt: skip
+    grouped = np.array(list(chain(*kinds_of_row.values())), dtype=np.int64)
     columns = {}
-    for name in names:
-        given = [row.get(name, absent) for row in rows]
+    for name in dict.fromkeys(chain(*kinds_of_row)):
+        given = list(chain(*(block.get(name) or repeat(absent, size) for size, block in blocks)))
         keys, kinds = given, set(map(type, given))
         if list in kinds or len(kinds - {str, type(None), object}) > 1:
             keys = [(type(value), json.dumps(value) if isinstance(value, list) else value) for value in given]
@@ -98,7 +105,8 @@ def encode(rows: Sequence[Row]) -> dict[str, Column]:
         firsts = dict(zip(reversed(keys), reversed(given), strict=True))
         order = [key for key in dict.fromkeys(keys) if firsts[key] is not absent]
         places = dict(zip(order, range(len(order)), strict=True))
-        codes = np.fromiter(map(places.get, keys, repeat(-1)), dtype=np.int32, count=len(rows))
+        codes = np.empty(len(rows), dtype=np.int32)
+        codes[grouped] = np.fromiter(map(places.get, keys, repeat(-1)), dtype=np.int32, count=len(rows))
         columns[name] = Column([firsts[key] for key in order], codes)
     return columns
 

@@ -1,28 +1,40 @@
-"""A view as a LaTeX table, ready for a paper: booktabs, best in bold, intervals behind +-."""
+"""A view as a LaTeX table, ready for a paper: booktabs, the lowest loss in bold, intervals behind +-."""
+
+import re
 
 from moe_cli.numbers import printable
 from moe_cli.report.captions import below
-from moe_cli.report.columns import PLUS_MINUS
+from moe_cli.report.columns import PLUS_MINUS, Column
 from moe_cli.report.fold import DENSE
+from moe_cli.report.tables import columns_within
 from moe_cli.report.view import View
 
 ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "-": "-",
+    "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}",
 }  # fmt: skip
 NEVER_BROKEN = 10**6
+# Of a line of text in \small, in the measure of an article of 345 points.
+PAPER_WIDTH = 72
+NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?[kMGTPEZY]?")
+# What the best is the best in.
+SCORES = ("val_bpb", "val_loss", "vs_dense")
 
 
 def latex_text(view: View) -> str:
-    """A table environment with the columns of the view; needs \\usepackage{booktabs} alone."""
-    columns = view.columns
-    lines = [
-        "% made by moe report; needs \\usepackage{booktabs}",
+    """A table environment as wide as a page: the columns of the view, or as many as fit; needs \\usepackage{booktabs} alone."""
+    columns = view.columns if view.names else _chosen(view)
+    missing = [printable(column.heading) for column in view.columns if column not in columns]
+    lines = ["% made by moe report; needs \\usepackage{booktabs}"]
+    if missing:
+        lines.append(f"% left out: {', '.join(missing)}; --columns has what you ask for")
+    lines += [
         "\\begin{table}",
-        "  \\centering",
+        "  \\centering\\small",
         f"  \\caption{{{_caption(view)}}}",
         "  \\label{tab:moe}",
+        "  \\vspace{1ex}",
         f"  \\begin{{tabular}}{{@{{}}{''.join('l' if column.left else 'r' for column in columns)}@{{}}}}",
         "    \\toprule",
         "    " + " & ".join(escaped(column.heading) for column in columns) + r" \\",
@@ -30,8 +42,15 @@ def latex_text(view: View) -> str:
     ]
     for row in view.rows:
         best = any(row is each for each in view.best)
-        lines.append("    " + " & ".join(cell(column.write(row), best) for column in columns) + r" \\")
+        cells = [cell(column.write(row), best and column.name in SCORES) for column in columns]
+        lines.append("    " + " & ".join(cells) + r" \\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+
+
+def _chosen(view: View) -> list[Column]:
+    """What fits; a verdict in words is for a screen, where differences with their intervals say the same."""
+    said = [column for column in view.columns if column.name != "verdict"]
+    return columns_within(said, view.rows, PAPER_WIDTH)
 
 
 def _caption(view: View) -> str:
@@ -39,7 +58,7 @@ def _caption(view: View) -> str:
     intervals = any(row["val_loss_interval"] is not None for row in view.rows)
     to = "the dense model" if view.baseline == DENSE else "the baseline"
     what = f"Means over seeds with 95 % intervals; differences to {to} are paired by seed." if intervals else ""
-    best = "Best in bold." if view.best else ""
+    best = "The lowest loss in bold." if view.best else ""
     also = f"{shared[0][0].upper()}{shared[0][1:]}." if shared else ""
     return " ".join(escaped(part) for part in (what, best, also) if part)
 
@@ -47,25 +66,18 @@ def _caption(view: View) -> str:
 def cell(text: str, best: bool) -> str:
     """A cell: numbers in math, so that minus is a minus; bold where the row is the best."""
     mean, sign, spread = text.partition(PLUS_MINUS)
-    if sign:
-        number, percent, _ = mean.partition(" %")
-        unit = r"\,\%" if percent else ""
-        written = f"${number} \\pm {escaped(spread)}${unit}"
-        return f"\\boldmath\\textbf{{{written}}}\\unboldmath" if best else written
-    number, percent, rest = text.partition(" %")
-    if not rest and _is_number(number):
-        written = (f"${number}$" if number[0] in "+-" else number) + (r"\,\%" if percent else "")
-    else:
+    number, percent, rest = mean.partition(" %")
+    unit = r"\,\%" if percent else ""
+    # Only what is a number stands in math, where nothing is escaped.
+    if rest or not NUMBER.fullmatch(number) or (sign and not NUMBER.fullmatch(spread.removeprefix("<"))):
         written = "--" if text == "-" else escaped(text)
-    return f"\\textbf{{{written}}}" if best else written
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text[-1].isdigit()
+    elif sign:
+        written = f"${number} \\pm {spread.replace('<', '{<}')}${unit}"
+    else:
+        written = (f"${number}$" if number[0] in "+-" else number) + unit
+    if not best:
+        return written
+    return f"\\boldmath\\textbf{{{written}}}\\unboldmath" if "$" in written else f"\\textbf{{{written}}}"
 
 
 def escaped(text: str) -> str:

@@ -4,13 +4,20 @@ from moe_cli.numbers import duration, percent, printable
 from moe_cli.report.recommend import Comparison, Recommendation
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 
+# So many times the FLOPs of the cheapest are said.
+DEARER = 1.1
+
 
 def memo(found: Recommendation) -> list[str]:
     """The lines of `moe report --recommend`."""
     lines = [*_headline(found), *_cost(found)]
+    if found.alone and found.comparisons:
+        lines.append(
+            f"{found.alone} configuration{'s were' if found.alone > 1 else ' was'} compared with no dense model: none has its settings and seeds."
+        )
     lines += [found.scaling] if found.scaling else []
     lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
-    if found.comparisons > 1:
+    if found.comparisons > 1 and found.reason != "one seed":
         lines.append(f"{found.comparisons} configurations were compared with dense; verdicts allow for that (Holm, 5 % for all together), "
                      "intervals are 95 % each. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
     if found.failed:
@@ -24,6 +31,8 @@ def memo(found: Recommendation) -> list[str]:
             f"Left out: {number} run{'s' if number > 1 else ''} of other {aspect}; to rank them too: --across {aspect}"
         )
     about = f"   (about {duration(found.next_seconds)}, one at a time)" if found.next_seconds else ""
+    if found.next is None:
+        return [*lines, "No command is given for a next sweep: this version of moe cannot make these settings."]
     return [*lines, f"To be surer: {found.next}{about}"]
 
 
@@ -33,29 +42,30 @@ def _headline(found: Recommendation) -> list[str]:
     capacity = "dropless" if settings["capacity"] is None else f"capacity {settings['capacity']:g}"
     name = f"{found.label} ({with_}, {capacity})" if settings["expert"] != 1 else "the dense model (expert=1)"
     at = f"{found.score:.3f} {found.unit}, {_seeds_text(found.seeds)}"
+    on = f"On {found.context}: "
     if found.reason == "single":
-        return [f"Nothing to recommend yet: only {name} was run ({at})."]
+        return [f"{on}nothing to recommend yet, only {name} was run ({at})."]
     if found.reason == "better" and found.gain:
         equal = " of equal active parameters" if found.equal_params else ""
         first = f"It beats the dense model{equal} by {_amount(found.gain)} of its {found.unit} ({_seeds_text(found.gain.seeds)}, paired)"
-        return [f"Use {name}.", first + _second(found.runner_up)]
+        return [f"{on}use {name}.", first + _second(found.runner_up)]
     if found.reason == "one seed":
         against = f", {_amount(found.gain, signed=True)} against dense" if found.gain else ""
-        return [f"One seed tells nothing for sure. Lowest of what was run: {name} ({at}{against})."]
+        return [f"{on}one seed tells nothing for sure. Lowest of what was run: {name} ({at}{against})."]
     if found.reason == "dense":
-        return [f"Use {name}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
+        return [f"{on}use {name}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
     if found.gain is None:
         return [
-            f"Lowest of what was run: {name} ({at}). Whether experts pay is not known: no dense model was run with its settings and seeds."
+            f"{on}lowest of what was run is {name} ({at}). Whether experts pay is not known: no dense model was run with its settings and seeds."
         ]
-    return [f"Lowest of what was run: {name} ({at}), not told from dense."]
+    return [f"{on}lowest of what was run is {name} ({at}), not told from dense."]
 
 
 def _second(other: Comparison | None) -> str:
     if other is None:
         return "."
-    text = f"; the runner-up, {other.name}, is {percent(abs(other.difference))} {'behind' if other.difference > 0 else 'ahead'}"
-    if other.verdict == BETTER:
+    text = f"; the runner-up, {other.name}, is {_amount(other)} {'behind' if other.difference > 0 else 'ahead'} on the seeds both have"
+    if other.verdict == BETTER and not other.told:
         return text + ", but is not told better than a dense model of its own settings."
     if other.verdict != CANNOT_TELL:
         return text + "."
@@ -101,7 +111,14 @@ def _cost(found: Recommendation) -> list[str]:
     if not parts:
         return []
     text = f"It costs {', '.join(parts)} of dense, as measured"
-    if found.equal_time is not None:
-        ahead = "ahead" if found.equal_time < 0 else "behind"
-        text += f"; stopped after the dense model's time, its learning rate not yet at the end, it is {percent(abs(found.equal_time))} {ahead}"
-    return [text + "."]
+    if found.flops > DEARER:
+        text += f", and {found.flops:.1f}x the FLOPs per token of the cheapest configuration compared"
+    lines = [text + "."]
+    equal = found.equal_time
+    if equal is not None:
+        spread = "" if equal.interval is None else f" +- {100 * equal.interval:.1f}"
+        lines.append(
+            f"In the time of the dense model's last estimate, {100 * equal.at:.0f} % of its training, it is {percent(abs(equal.difference))}{spread} "
+            f"{'ahead' if equal.difference < 0 else 'behind'} ({_seeds_text(equal.seeds)}, paired), its learning rate not yet at the end."
+        )
+    return lines

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from moe_cli.config.parse import show
@@ -12,11 +13,24 @@ from moe_cli.report.fold import EXECUTION, Row, applies
 FEWEST_SEEDS, MOST_SEEDS = 3, 20
 
 
-def next_sweep(best: Row, rows: Sequence[Row], others: Collection[int], more: int | None) -> str:
+@dataclass(frozen=True)
+class NextSweep:
+    """A command, and the configurations in it: these numbers of experts, the dense model among them, this k, so many seeds."""
+
+    command: str
+    experts: tuple[int, ...]
+    k: int
+    seeds: int
+
+
+def next_sweep(best: Row, rows: Sequence[Row], others: Collection[int], more: int | None) -> NextSweep | None:
     """`moe sweep` with the dense model, the best and its neighbours, and enough seeds; the rest of the settings is the best's.
 
-    `others` are numbers of experts to be run too.
+    None where this version cannot make the best's settings. `others` are numbers of experts to be run too.
     """
+    settings = _settings(best)
+    if settings is None:
+        return None
     experts = sorted({row["expert"] for row in rows if row["expert"]})
     wanted = {1, best["expert"], *others}
     if best["expert"] > 1:
@@ -27,19 +41,22 @@ def next_sweep(best: Row, rows: Sequence[Row], others: Collection[int], more: in
         wanted |= {each for each in experts if each > 1} or {8}
     done = max((len(row["seeds"]) for row in rows), default=1)
     seeds = min(MOST_SEEDS, max(FEWEST_SEEDS, done + (more or (2 if done >= FEWEST_SEEDS else 0))))
-    words: dict[str, Any] = {**_settings(best), "expert": ",".join(map(str, sorted(wanted)))}
+    words: dict[str, Any] = {**settings, "expert": ",".join(map(str, sorted(wanted)))}
     condition = ""
-    if best["expert"] == 1:
-        words["k"] = next((row["k"] for row in rows if row["expert"] != 1 and row["k"]), 2)
-    if words.get("k") != 1:  # a dense model has k=1
+    k = best["k"] if best["expert"] > 1 else next((row["k"] for row in rows if row["expert"] != 1 and row["k"]), 2)
+    words["k"] = k = k or 2
+    if k != 1:  # a dense model has k=1
         condition = f" --where {shlex.quote('expert == 1 or k != 1')}"
-        words["k"] = f"1,{words['k']}"
+        words["k"] = f"1,{k}"
     name = best["group"] if best["group"] not in (None, "runs", "sweep") and best["group"].isprintable() else ""
-    return f"moe sweep {_written(words)} --seeds {seeds}{condition}" + (f" --name {shlex.quote(name)}" if name else "")
+    command = f"moe sweep {_written(words)} --seeds {seeds}{condition}" + (
+        f" --name {shlex.quote(name)}" if name else ""
+    )
+    return NextSweep(command, tuple(sorted(wanted)), k, seeds)
 
 
-def _settings(row: Row) -> dict[str, Any]:
-    """How the row differs from the defaults; only `expert` and `k` where this version cannot make it."""
+def _settings(row: Row) -> dict[str, Any] | None:
+    """How the row differs from the defaults; None where this version cannot make it."""
     from moe_cli.config.load import Composer
 
     words: dict[str, Any] = {"expert": row["expert"] if row["expert"] > 1 else 8}
@@ -66,7 +83,7 @@ def _settings(row: Row) -> dict[str, Any]:
             if group in words and resolved_point(composer, bare) == resolved_point(composer, words):
                 words = bare
     except MoeError:
-        words = {"expert": row["expert"] if row["expert"] > 1 else 8, "k": row["k"] if row["expert"] > 1 else 2}
+        return None
     return words
 
 

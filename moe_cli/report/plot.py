@@ -23,7 +23,7 @@ STYLES = ("cyan", "magenta", "green", "blue", "yellow", "red", "cyan", "magenta"
 SEVERAL = "="
 # What can be drawn though it is no column: from the columns of a row.
 DERIVED: dict[str, Callable[[Row], float | None]] = {
-    "sparsity": lambda row: 1 - row["k"] / row["expert"] if row["expert"] != 1 and row["k"] else 0.0 if row["expert"] == 1 else None,
+    "sparsity": lambda row: 1 - row["k"] / row["expert"] if row["expert"] and row["expert"] > 1 and row["k"] else 0.0 if row["expert"] == 1 else None,
     "active_flops": lambda row: row.get("forward_flops_per_token"),
     "train_flops": lambda row: row["flops_per_token"] * row["tokens"] if row["flops_per_token"] and row["tokens"] else None,
 }  # fmt: skip

@@ -52,6 +52,15 @@ def table_lines(view: View, title: str, width: int, curves: bool = True) -> list
     return [*above(view, title, width), Text(), *lines, Text(), *below(view, width), *missing]
 
 
+def columns_within(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
+    """Those that stand side by side in so many characters, after the least important have left."""
+    widths = {
+        column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
+        for column in columns
+    }
+    return _fitting(columns, widths, width, never_leave(rows))
+
+
 def _mark(row: Row, view: View) -> str:
     """Of the front only what is not best in loss is called so: the best is on it by itself."""
     if any(row is best for best in view.best):

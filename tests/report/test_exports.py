@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -17,10 +19,11 @@ from tests.report.page.pages import HOSTILE, report, sweep
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    sweep(tmp_path / "o", experts=(1, 4, 8))
-    return tmp_path / "o"
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    sweep(folder, experts=(1, 4, 8))
+    return folder
 
 
 @pytest.mark.parametrize(("ending", "form"), [("csv", "csv"), ("md", "md"), ("json", "json"), ("tex", "latex")])
@@ -62,6 +65,41 @@ def test_latex_obeys_no_stranger() -> None:
         cell(text, False) for text in ("-3.4 % +- 0.7", "1.85", "-0.5 %", "-", "better")
     ]
     assert r"\boldmath\textbf{$1.861 \pm 0.021$}\unboldmath" == cell("1.861 +- 0.021", True)
+    assert r"$-3.0 \pm {<}0.1$\,\%" == cell("-3.0 % +- <0.1", False)
+    for hostile in ("1 +- \\input{a}", "\\input{a} +- 1", "\\input{a} %", "1 % \\input{a}"):
+        assert not re.search(r"\\input|\$", cell(hostile, False)), hostile
+
+
+def test_latex_is_as_wide_as_a_page(outputs: Path) -> None:
+    """The least important columns are left out, and named in a comment; those asked for stay."""
+    text = report(outputs, "--format", "latex").stdout
+    missing = next(line for line in text.splitlines() if line.startswith("% left out: "))
+    assert {"verdict", "FLOP/token"} <= set(missing.removeprefix("% left out: ").partition(";")[0].split(", "))
+    assert "bits/byte & vs dense & tok/s" in text
+    names = "expert,k,params,active_params,flops_per_token,val_loss,val_bpb,vs_dense,verdict,tokens_per_second"
+    text = report(outputs, "--format", "latex", "--columns", names).stdout
+    assert "left out" not in text
+    assert "FLOP/token &" in text
+
+
+@pytest.mark.slow
+def test_latex_compiles(outputs: Path, tmp_path: Path) -> None:
+    """With pdflatex and booktabs alone, without a warning of a line too wide; what is hostile is printed."""
+    if shutil.which("pdflatex") is None or subprocess.run(["kpsewhich", "booktabs.sty"], check=False).returncode:
+        pytest.skip("no pdflatex with booktabs on this machine")
+    assert 0 == report(outputs, "--to", tmp_path / "r.tex").exit_code
+    hostile = escaped(HOSTILE + '\\input{no-such-file} ^^M ~ | "')
+    said = {}
+    for name, content in (("table", "\\input{r}"), ("text", hostile)):
+        document = (
+            f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{content}\n\\end{{document}}\n"
+        )
+        (tmp_path / f"{name}.tex").write_text(document)
+        words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"{name}.tex"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+        assert 0 == done.returncode, done.stdout[-2000:]
+        said[name] = done.stdout
+    assert "Overfull" not in said["table"]
 
 
 def test_parquet_is_the_frame(outputs: Path, tmp_path: Path) -> None:
@@ -129,6 +167,7 @@ def test_several_files_at_once(outputs: Path, tmp_path: Path) -> None:
         (["--to", "no/such/a.csv"], "no folder no/such"),
         (["--to", "a.csv", "--format", "json"], "--format has no effect on files"),
         (["--to", "a.csv", "--recommend"], "--recommend has no effect on files"),
+        (["--to", "a.html", "--across", "code"], "--across has no effect on files"),
         (["--to", "a.csv", "--fit", "auto"], "--fit has no effect on files: only a page shows it. Add --html FILE"),
     ],
 )
@@ -145,13 +184,13 @@ def test_what_is_refused(
 
 @pytest.mark.parametrize(
     ("module", "file", "extra"),
-    [("pyarrow", "r.parquet", "parquet"), ("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
+    [("pyarrow.parquet", "r.parquet", "parquet"), ("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
 )
 def test_a_library_that_is_not_there(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, file: str, extra: str
 ) -> None:
     """The error says what to install, and no file is left."""
-    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+    for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     result = report(outputs, "--to", tmp_path / file)

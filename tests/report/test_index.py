@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -48,14 +49,14 @@ def check(outputs: Path) -> None:
 def reads(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs whose files are opened by a load."""
     opened: list[str] = []
-    row = frame_module._row
+    read = frame_module._read
 
-    def spy(run: Run) -> dict[str, object]:
+    def spy(run: Run) -> Any:
         opened.append(run.id)
-        return row(run)
+        return read(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(frame_module, "_row", spy)
+        patch.setattr(frame_module, "_read", spy)
         load_runs(outputs)
     return opened
 
@@ -159,7 +160,7 @@ def test_a_damaged_index_is_made_anew(outputs: Path, harm: str, monkeypatch: pyt
         path.mkdir()
     else:
         damaged = {"torn": content[: len(content) // 2], "flipped": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
-                   "empty": b"", "version": content.replace(b"moe runs 1", b"moe runs 0", 1)}  # fmt: skip
+                   "empty": b"", "version": content.replace(b"moe runs 2", b"moe runs 0", 1)}  # fmt: skip
         path.write_bytes(damaged[harm])
     assert read_index(outputs) is None
     check(outputs)
@@ -208,3 +209,17 @@ def test_the_index_holds_no_code(outputs: Path) -> None:
     length = int(content[len(index_module.MAGIC) + 8 : start], 16)
     assert set(json.loads(content[start : start + length])) == {"keys", "columns"}
     assert read_json(outputs / ".cache" / index_module.NAME) is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "status.json", "tags.json"])
+def test_what_could_not_be_read_once_is_read_again(outputs: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A file that is there and cannot be opened, for want of rights or handles, leaves nothing wrong behind."""
+    whole = frame_module.read_json
+
+    def refused(path: Path | str) -> dict[str, Any] | None:
+        return None if Path(path).name == name else whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frame_module, "read_json", refused)
+        load_runs(outputs)
+    check(outputs)

@@ -18,6 +18,7 @@ from moe_cli.store import FAILED, Run, write_json
 from tests.report.folders import complete, stopped
 from tests.report.test_longframes import write_lines
 
+ON = "On python (ababab), 1.02M tokens, gpt of 4 layers x 96: "
 DENSE: dict[str, Any] = {"expert": 1}
 EIGHT: dict[str, Any] = {"expert": 8, "k": 2}
 SIXTEEN: dict[str, Any] = {"expert": 16, "k": 2}
@@ -58,7 +59,7 @@ def test_the_best_that_is_told_better_than_dense(tmp_path: Path) -> None:
     assert (answer.runner_up.name, answer.runner_up.verdict) == ("expert=8 k=2", "worse")
     assert (answer.weights, answer.speed, answer.memory) == pytest.approx((16, 0.5, 3))
     assert text.startswith(
-        "Use expert=16 k=2 (topk, switch, dropless).\nIt beats the dense model of equal active parameters by "
+        f"{ON}use expert=16 k=2 (topk, switch, dropless).\nIt beats the dense model of equal active parameters by "
     )
     assert "2 configurations were compared with dense" in text
 
@@ -69,7 +70,7 @@ def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
     make(tmp_path, 1.825, EIGHT, noise=0.04)
     answer, text = found(tmp_path)
     assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "dense", None, None)
-    assert text.startswith("Use the dense model (expert=1): no other configuration is better beyond doubt")
+    assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is better beyond doubt")
     assert "cannot tell with 3 seeds; about " in text
 
 
@@ -79,7 +80,7 @@ def test_one_seed_tells_nothing(tmp_path: Path) -> None:
     make(tmp_path, 1.60, EIGHT, seeds=1)
     answer, text = found(tmp_path)
     assert (answer.reason, answer.settings["expert"]) == ("one seed", 8)
-    assert text.startswith("One seed tells nothing for sure.")
+    assert text.startswith(f"{ON}one seed tells nothing for sure.")
     assert "--seeds 3" in answer.next
 
 
@@ -96,7 +97,7 @@ def test_without_a_dense_model(tmp_path: Path) -> None:
 def test_a_single_configuration(tmp_path: Path) -> None:
     """There is nothing to choose between."""
     make(tmp_path, 1.70, EIGHT)
-    assert found(tmp_path)[1].startswith("Nothing to recommend yet: only expert=8 k=2")
+    assert found(tmp_path)[1].startswith(f"{ON}nothing to recommend yet, only expert=8 k=2")
 
 
 def test_nothing_complete_is_an_error(tmp_path: Path) -> None:
@@ -153,7 +154,8 @@ def test_gain_at_equal_time(tmp_path: Path) -> None:
         curve = [{"step": 50, "val/bpb_estimate": 2.1}, {"step": 150, "val/bpb_estimate": 1.7}]
         write_lines(run, "metrics.jsonl", *records, *curve)
     answer, _ = found(tmp_path)
-    assert answer.equal_time == pytest.approx(1.9 / 2.0 - 1)
+    assert answer.equal_time is not None
+    assert answer.equal_time.difference == pytest.approx(1.9 / 2.0 - 1)
 
 
 @pytest.mark.parametrize("settings", [EIGHT, {"expert": 8, "k": 1, "router": "switch", "balance": "z", "capacity": 1.25},
@@ -188,7 +190,7 @@ def test_command_line(tmp_path: Path) -> None:
         .invoke(app, ["report", "--recommend", "--outputs", str(tmp_path)], env={"COLUMNS": "70"})
         .stdout.splitlines()
     )
-    assert lines[0] == "Use expert=8 k=2 (topk, switch, dropless)."
+    assert " ".join(" ".join(lines).split()).startswith(f"{ON}use expert=8 k=2 (topk, switch, dropless).")
     assert max(len(line) for line in lines if "moe sweep" not in line) <= 70
     content = json.loads(report(tmp_path, "--recommend", "--format", "json").stdout)
     assert (content["settings"]["expert"], content["gain"]["verdict"]) == (8, "better")
@@ -209,3 +211,87 @@ def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
     stopped(tmp_path, FAILED, "\x1b[2J", "sparsity", expert=64, k=8)
     result = report(tmp_path, "--recommend")
     assert (result.exit_code, "\x1b" in result.stdout) == (0, False)
+
+
+def test_dense_that_was_not_compared_is_no_answer(tmp_path: Path) -> None:
+    """A dense model at another learning rate says nothing of experts: the lowest is named, and that dense is missing."""
+    make(tmp_path, 2.5, {**DENSE, "optim__lr": 0.01})
+    make(tmp_path, 1.8, {**EIGHT, "optim__lr": 0.02})
+    answer, text = found(tmp_path)
+    assert ("untested", 8) == (answer.reason, answer.settings["expert"])
+    assert "Whether experts pay is not known" in text
+
+
+def test_seeds_of_unequal_difficulty_rank_nothing(tmp_path: Path) -> None:
+    """A configuration run on the easy seeds alone has the lower mean, and loses seed by seed."""
+    hard = [0.0, 0.0, 0.0, 0.9, 0.9, 0.9]
+    for settings, base, seeds in ((DENSE, 2.4, 6), (EIGHT, 1.8, 6), ({"expert": 4, "k": 2}, 1.9, 3)):
+        for seed in range(seeds):
+            complete(tmp_path, base + hard[seed] + 0.001 * (seed % 2), "sparsity", {}, seed=seed, **settings)
+    answer, text = found(tmp_path)
+    assert answer.settings["expert"] == 8
+    assert answer.runner_up is not None
+    assert answer.runner_up.difference == pytest.approx(1.9 / 1.8 - 1, abs=0.002)
+    assert "behind on the seeds both have" in text
+
+
+def test_one_id_in_two_folders_is_two_runs(tmp_path: Path) -> None:
+    """The same configurations on other data, left out, lend their numbers to nothing that is said."""
+    for corpus, shift in (("ab", 0.0), ("cd", 0.8)):
+        results = {"corpus_sha256": corpus * 32}
+        for settings, base in (
+            (DENSE, 2.0),
+            (EIGHT, 1.8),
+            *(((SIXTEEN, 1.95),) if corpus == "ab" else ()),
+            ({"expert": 4, "k": 2}, 1.9 + shift),
+        ):
+            for seed in range(3):
+                complete(tmp_path, base + 0.001 * seed, f"of-{corpus}", results, seed=seed, **settings)
+    answer, _ = found(tmp_path)
+    assert answer.runner_up is not None
+    assert answer.runner_up.difference == pytest.approx(1.9 / 1.8 - 1, abs=0.002)
+    assert answer.left_out == {"data": 9}
+
+
+def test_costs_are_known_whichever_seeds_the_best_has(tmp_path: Path) -> None:
+    """Against a dense model with more seeds, or one that was run under another name."""
+    for seed in range(6):
+        complete(tmp_path, 2.0 + 0.001 * seed, "sparsity", {"tokens_per_second": 20_000.0}, seed=seed, **DENSE)
+    for seed in (3, 4, 5):
+        complete(tmp_path, 1.7 + 0.001 * seed, "mine", {"tokens_per_second": 10_000.0}, seed=seed, **EIGHT)
+    assert found(tmp_path)[0].speed == pytest.approx(0.5)
+    result = report(tmp_path, "mine", "--recommend", "--format", "json")
+    assert json.loads(result.stdout)["speed"] == pytest.approx(0.5)
+
+
+def test_baselines_from_elsewhere_are_of_one_kind(tmp_path: Path) -> None:
+    """A dense model of another budget, in another folder, is not held against these runs."""
+    for seed in range(3):
+        complete(tmp_path, 2.0, "other", {"tokens": 5}, seed=seed, **DENSE)
+        complete(tmp_path, 1.7, "mine", seed=seed, **EIGHT)
+        complete(tmp_path, 1.8, "mine", seed=seed, **SIXTEEN)
+    result = report(tmp_path, "mine", "--recommend")
+    assert "Whether experts pay is not known" in " ".join(result.stdout.split())
+
+
+def test_odd_runs_are_left_alone(tmp_path: Path) -> None:
+    """Of a run whose number of experts is no number nothing is said; names that look like options are text."""
+    make(tmp_path, 2.0, DENSE)
+    make(tmp_path, 1.7, EIGHT)
+    odd = complete(tmp_path, 1.0, "sparsity", expert=64, k=2)
+    for value in (None, "many", [3]):
+        for name in ("config.json", "summary.json"):
+            content = json.loads((odd.path / name).read_text())
+            (odd.path / name).write_text(json.dumps({**content, "expert": value}))
+        assert found(tmp_path)[0].settings["expert"] == 8
+        for words in (("--recommend",), ("--html", tmp_path / "page.html"), ("--plot", "val_bpb:sparsity")):
+            assert report(tmp_path, *map(str, words)).exit_code == 0, words
+
+
+def test_options_without_effect_are_refused(tmp_path: Path) -> None:
+    """Beside --recommend and --fit."""
+    make(tmp_path, 2.0, DENSE)
+    for words in (("--recommend", "--plot", "val_bpb:expert"), ("--recommend", "--fit", "auto"), ("--fit", "auto", "--plot", "val_bpb:expert"),
+                  ("--fit", "auto", "--sort", "k")):  # fmt: skip
+        result = report(tmp_path, *words)
+        assert (2, True) == (result.exit_code, "no effect" in result.stderr), words

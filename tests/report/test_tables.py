@@ -45,7 +45,7 @@ def headings(outputs: Path, width: int = 120, **question: Any) -> list[str]:
 def test_the_table_of_a_sweep(tmp_path: Path) -> None:
     """Varying settings and results, best first and marked, dense last with dashes."""
     sweep_of_three_seeds(tmp_path)
-    assert headings(tmp_path, 80) == ["expert", "k", "params", "bits/byte", "vs dense", "tok/s", "load", "dead"]
+    assert headings(tmp_path, 80) == ["expert", "k", "params", "bits/byte", "vs dense", "verdict", "tok/s", "load"]
     rows = table(tmp_path, 80)[1:]
     assert [row.split()[0] for row in rows] == ["16", "8", "8", "1"]
     assert [row.endswith("  best") for row in rows] == [True, False, False, False]
@@ -54,9 +54,9 @@ def test_the_table_of_a_sweep(tmp_path: Path) -> None:
     spread = f"{100 * difference.half_width:.1f}"  # type: ignore[operator]
     bits = [f"{1.718:.3f}", "+-", f"{mean_and_interval([1.71, 1.718, 1.726]).half_width:.3f}"]
     change = [f"{100 * difference.mean:.1f}", "%", "+-", spread]
-    assert rows[0].split()[:11] == ["16", "2", "16.0M", *bits, *change, "24.0k"]
+    assert rows[0].split()[:12] == ["16", "2", "16.0M", *bits, *change, "better", "24.0k"]
     assert rows[-1].split()[:4] == ["1", "-", "1.00M", "1.840"]
-    assert rows[-1].split()[6:] == ["0", "24.0k", "-", "-"]
+    assert rows[-1].split()[6:] == ["0", "24.0k", "-"]
 
 
 def test_the_best_row_is_bold(tmp_path: Path) -> None:

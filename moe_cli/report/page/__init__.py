@@ -1,9 +1,6 @@
 """One page for a browser: a report as a single HTML file that needs no network.
 
-Charts are drawn by 760 lines of our own, as SVG, for a library would cost more than it gives: plotly.js is 4.5 MB in every
-file, twice what a whole page may be; bokeh about 1 MB, and it draws on a canvas, which neither prints sharply nor takes its
-colours from the page; uPlot is 50 kB but draws lines only: no intervals, heat maps or parallel coordinates. What is here is
-56 kB with style and page, follows light and dark, can be read by a keyboard, and has nothing to be kept up to date.
+Charts are SVG, drawn by 800 lines of our own; why no plotting library does it stands in .github/CONTRIBUTING.md.
 
 Nothing of a run is ever markup: it stands as JSON in a script element that no browser executes, without a single `<`, and
 the page puts it on the screen as text. A content security policy allows only the page's own script and style, by hash.
@@ -26,7 +23,17 @@ from moe_cli.report.view import View
 __all__ = ["Section", "Source", "page_text"]
 
 GENERATOR = "moe report"
-SCRIPTS = ("draw.js", "table.js", "curves.js", "scatter.js", "parallel.js", "experts.js", "differ.js", "main.js")
+SCRIPTS = (
+    "draw.js",
+    "table.js",
+    "curves.js",
+    "scatter.js",
+    "parallel.js",
+    "experts.js",
+    "differ.js",
+    "told.js",
+    "main.js",
+)
 # What is shown where scripts are switched off.
 PLAIN_WIDTH = 120
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.config.parse import show
 from moe_cli.numbers import printable
 from moe_cli.report.captions import above, below
-from moe_cli.report.columns import Column, never_leave
+from moe_cli.report.columns import Column, never_leave, shorten
 from moe_cli.report.fold import TOP_LEVEL, Row, applies, comparable, fold, rows_of, settings_of
 from moe_cli.report.page.details import curve_content, expert_content
 from moe_cli.report.page.sections import Section
@@ -70,7 +70,7 @@ def page_content(view: View, source: Source, sections: Sequence[Section]) -> dic
     settings = _settings(view)
     return {
         "title": printable(source.title), "made": f"made by {source.program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
-        "by_run": view.by_run, "score": score, "above": _lines(above(view, source.title, LINE_WIDTH)),
+        "by_run": view.by_run, "score": score, "above": _above(view, source.title),
         "below": _lines(below(view, LINE_WIDTH)), "notes": [*notes, *more],
         "columns": [{"name": column.name, "heading": printable(column.heading), "left": column.left}
                     for column in view.columns],
@@ -78,6 +78,12 @@ def page_content(view: View, source: Source, sections: Sequence[Section]) -> dic
         "settings": settings, "curves": curves, "experts": experts,
         "sections": [each.content() for each in (*sections, *_unfinished(view))],
     }  # fmt: skip
+
+
+def _above(view: View, title: str) -> list[str]:
+    """The lines above the table; the title, which the first begins with, is the page's heading already."""
+    first, *others = _lines(above(view, title, LINE_WIDTH))
+    return [line for line in (first.removeprefix(shorten(printable(title))).lstrip(), *others) if line]
 
 
 def _lines(lines: Sequence[Any]) -> list[str]:
@@ -91,8 +97,8 @@ def _runs_of(view: View, source: Source) -> list[list[Row]]:
     single = sorted(
         rows_of(fold(source.frame, True, source.elsewhere, view.baseline)), key=lambda row: row["created"] or 0
     )
-    by_id = {row["run"]: row for row in single}  # of two runs with one id, the newer, as in the fold
-    return [[by_id[name] for name in row["runs"] if name in by_id] for row in view.rows]
+    by_path = {row["path"]: row for row in single}
+    return [[by_path[path] for path in row["paths"] if path in by_path] for row in view.rows]
 
 
 def _rows(view: View, runs: Sequence[Sequence[Row]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from moe_cli.errors import ConfigError
-from moe_cli.report.scaling.fit import SEED, Fit, Unsupported, fit_law, quantiles
+from moe_cli.report.scaling.fit import SEED, Fit, Unsupported, fit, quantiles
 from moe_cli.report.scaling.points import Array, Points, make_points
 from moe_cli.store import COMPLETED
 
@@ -122,6 +122,8 @@ def _beyond(known: Points, points: Points) -> Array:
 def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
     """Fits the smaller configurations and predicts the fifth with the most training FLOPs.
 
+    With `auto` the law too is chosen by the smaller ones alone.
+
     Raises:
         Unsupported: what remains cannot support the law.
     """
@@ -129,7 +131,7 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
     order = firsts.cluster[np.argsort(firsts.flops, kind="stable")]
     out = np.isin(points.cluster, order[-max(2, round(HELD_OUT * len(order))) :])
     try:
-        found = fit_law(points.take(~out), law)
+        found = fit(points.take(~out), law)
     except Unsupported as error:
         raise Unsupported(f"without its largest configurations: {error}") from None
     held = points.take(out)
@@ -141,7 +143,9 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
     pairs = [replace(each, measured=float(loss)) for each, loss in zip(predicted, held.loss, strict=True)]
     errors = found.log_loss(held) - np.log(held.loss)
     inside = sum(each.low <= (each.measured or 0.0) <= each.high for each in pairs)
-    return Validation(law, found.points.num_configurations, tuple(pairs), float(np.sqrt((errors**2).mean())), inside)
+    return Validation(
+        found.law.name, found.points.num_configurations, tuple(pairs), float(np.sqrt((errors**2).mean())), inside
+    )
 
 
 def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquivalent, ...]:

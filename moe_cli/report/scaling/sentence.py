@@ -12,12 +12,12 @@ from moe_cli.report.scaling.fit import fit
 from moe_cli.report.scaling.points import make_points
 
 
-def scaling_sentence(frame: pd.DataFrame, runs: Collection[str]) -> str | None:
-    """The dense model that would do as well as the configuration of these runs, by a law fitted to all of the frame.
+def scaling_sentence(frame: pd.DataFrame, paths: Collection[str]) -> str | None:
+    """The dense model that would do as well as the configuration of the runs in these folders, by a law fitted to all of the frame.
 
     None where the frame supports no law, the configuration is dense, or the law leaves the answer without an upper end.
     """
-    own = frame["run"].isin(list(runs))
+    own = frame["path"].isin(list(paths))
     try:
         points = make_points(pd.concat([frame[own], frame[~own]])).points
         found = fit(points)

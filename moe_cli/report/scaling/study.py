@@ -57,7 +57,7 @@ def study(
     named = make_points(frame)
     found = fit(named.points, law)
     predictions = tuple(each for label, point in (wanted or {}).items() for each in predict(found, point, [label]))
-    validation = validate(named.points, named.labels, found.law.name) if hold_out else None
+    validation = validate(named.points, named.labels, law) if hold_out else None
     labels = {int(cluster): label for cluster, label in zip(named.points.cluster, named.labels, strict=True)}
     return Study(found, named.left_out, dense_equivalents(found, labels), iso_flop(frame), predictions, validation)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.report.page.pages import HOSTILE, page_of, sweep
+from tests.report.scaling.test_command import planted
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api")
@@ -48,7 +49,7 @@ def opened(browser: Any, file: Path) -> Iterator[Any]:
     contexts = []
     said: list[str] = []
 
-    def opened(width: int = 1440, **options: Any) -> Any:
+    def opened(width: int = 1440, file: Path = file, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
         contexts.append(context)
         page = context.new_page()
@@ -70,6 +71,13 @@ def column(page: Any, name: str) -> list[str]:
     heads = page.locator("#rows thead th").all_inner_texts()
     place = next(index for index, text in enumerate(heads) if text.rstrip(" ▲▼") == name)
     return [row.locator("td").nth(place).inner_text() for row in page.locator("#rows tbody tr").all()]
+
+
+def tip(page: Any) -> str:
+    """What is shown beside the pointer or the chosen point; text that is hidden is none."""
+    assert page.locator("#tip").is_visible()
+    text: str = page.locator("#tip").inner_text()
+    return text
 
 
 def test_every_section_is_there(opened: Any) -> None:
@@ -157,13 +165,13 @@ def test_pointing_tells_values(opened: Any) -> None:
     point = page.locator("#by-flops .point").first
     point.scroll_into_view_if_needed()
     point.hover()
-    assert "training FLOP per token" in page.locator("#tip").inner_text()
+    assert "training FLOP per token" in tip(page)
     page.mouse.move(5, 5)
     assert page.locator("#tip").is_hidden()
     page.locator("#curves-chart svg").scroll_into_view_if_needed()
     box = page.locator("#curves-chart svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert "over 3 seeds" in page.locator("#tip").inner_text()
+    assert "over 3 seeds" in tip(page)
 
 
 def test_charts_are_read_by_keyboard(opened: Any) -> None:
@@ -173,11 +181,11 @@ def test_charts_are_read_by_keyboard(opened: Any) -> None:
     assert "Skip to the table" == page.evaluate("document.activeElement.textContent")
     page.locator("#curves-chart svg").focus()
     page.keyboard.press("End")
-    last = page.locator("#tip").inner_text()
+    last = tip(page)
     page.keyboard.press("ArrowLeft")
-    assert last != page.locator("#tip").inner_text()
+    assert last != tip(page)
     page.keyboard.press("ArrowDown")
-    assert last.splitlines()[0] != page.locator("#tip").inner_text().splitlines()[0]
+    assert last.splitlines()[0] != tip(page).splitlines()[0]
     page.keyboard.press("Escape")
     assert page.locator("#tip").is_hidden()
 
@@ -189,6 +197,16 @@ def test_seeds_open(opened: Any) -> None:
     assert 3 == page.locator("#rows tr.run").count()
     assert "gpt-" in page.locator("#rows tr.run").first.inner_text()
     assert "true" == page.locator("#rows button[data-row='0']").get_attribute("aria-expanded")
+
+
+def test_other_views_are_pages_too(opened: Any, tmp_path: Path) -> None:
+    """A row per run, one run alone, and no row at all: each opens without an error and shows what it has."""
+    runs = sweep(tmp_path / "o", seeds=1, experts=(1, 4))
+    for words, rows in ((("--runs",), 2), ((runs[1].id,), 1), (("--filter", "expert > 99"), 0)):
+        page_of(tmp_path / "o", tmp_path / "other.html", *words)
+        page = opened(file=tmp_path / "other.html")
+        assert rows == page.locator("#rows tbody tr").count()
+        assert f"{rows} of {rows}" in page.locator("#count").inner_text()
 
 
 def test_two_configurations_are_compared(opened: Any) -> None:
@@ -211,12 +229,57 @@ def test_what_is_hostile_does_nothing(opened: Any) -> None:
     assert "<img src=x" in page.locator("#main").inner_text()
 
 
+def test_curves_are_looked_at_closely(opened: Any) -> None:
+    """The second half begins where half of training is over; thin lines for each seed are shown when asked for."""
+    page = opened()
+    page.uncheck("text=each seed") if page.is_checked("text=each seed") else None
+    assert 0 == page.locator("#curves-chart .seed").count()
+    page.check("text=each seed")
+    assert page.locator("#curves-chart .line").count() * 2 < page.locator("#curves-chart .seed").count()
+    page.select_option("#curves-part", "half")
+    page.select_option("#curves-along", "step")
+    chart = page.locator("#curves-chart svg")
+    chart.focus()
+    page.keyboard.press("Home")
+    assert "at 300 steps" in tip(page)  # 50, 100, ... 500: half way lies 275
+
+
+def test_marks_of_an_axis_have_one_unit(opened: Any) -> None:
+    """No 9500 beside 10k, and no two marks alike; parallel axes of results are to scale."""
+    page = opened()
+    page.select_option("#any-x", "tokens_per_second")
+    box = page.locator("#by-any svg text[text-anchor=middle]:not([transform]).quiet").all_text_contents()
+    assert box
+    assert all(text.endswith("k") for text in box)
+    assert len(set(box)) == len(box)
+    assert "1.9" in page.locator("#parallel-chart svg text.quiet").all_text_contents()
+
+
+def test_a_scaling_law_is_drawn_and_told(browser: Any, opened: Any, tmp_path: Path) -> None:
+    """Points that were measured, lines of the law, a legend that toggles, values by pointer and by keyboard."""
+    planted(tmp_path / "o", experts=(1, 2, 4))
+    page_of(tmp_path / "o", tmp_path / "fit.html", "--fit", "ludziejewski")
+    page = opened(file=tmp_path / "fit.html")
+    chart = page.locator("#scaling-chart")
+    assert (36, 9) == (chart.locator(".point").count(), chart.locator(".line").count())
+    page.locator("#scaling .legend button", has_text="dense").click()
+    assert (24, 6) == (chart.locator(".point").count(), chart.locator(".line").count())
+    assert "dense" == page.evaluate("document.activeElement.textContent")
+    chart.locator("svg").focus()
+    page.keyboard.press("ArrowRight")
+    assert "training FLOP" in tip(page)
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+    assert "delta" in page.locator("#scaling pre").inner_text()
+    assert 1440 == page.evaluate("document.documentElement.scrollWidth")
+
+
 CONTRAST = """() => {
   const bright = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const ground = node => { for (; node; node = node.parentElement) { const c = getComputedStyle(node).backgroundColor; if (!/rgba\\(.*, 0\\)/.test(c) && c !== "transparent") return c; } return "rgb(255,255,255)"; };
   const bad = [];
   for (const node of document.querySelectorAll("h1,h2,h3,p,td,th,a,button,label,span,select,input,summary")) {
-    if (!node.textContent.trim() || !node.getClientRects().length || node.closest(".unseen, .skip, tr.off")) continue;
+    if (!node.textContent.trim() || !node.getClientRects().length || node.closest(".unseen, .skip")) continue;
     const a = bright(getComputedStyle(node).color), b = bright(ground(node));
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) bad.push(`${ratio.toFixed(2)} ${node.tagName} ${node.className} ${node.textContent.slice(0, 30)}`);
@@ -230,6 +293,7 @@ def test_colours_follow_the_reader_and_are_told_apart(opened: Any, scheme: str) 
     """Light or dark as the system asks, or by the button; all text has a contrast of 4.5 to 1 (WCAG 2.1, 1.4.3)."""
     page = opened(color_scheme=scheme)
     assert scheme == page.evaluate("document.documentElement.dataset.theme")
+    page.locator("#rows tbody input").first.uncheck()
     assert [] == page.evaluate(CONTRAST)
     page.locator("#theme").click()
     page.locator("#theme").click()
@@ -250,6 +314,10 @@ def test_a_narrow_window_has_no_sideways_scroll(opened: Any, width: int) -> None
     page = opened(width)
     assert width == page.evaluate("document.documentElement.scrollWidth")
     assert page.locator("#curves-chart svg").bounding_box()["width"] <= width
+    for summary in page.locator("details > summary").all():
+        summary.click()
+    page.locator("#rows button[data-row='0']").click()
+    assert width == page.evaluate("document.documentElement.scrollWidth")
 
 
 def test_it_prints(opened: Any, tmp_path: Path) -> None:
@@ -258,6 +326,11 @@ def test_it_prints(opened: Any, tmp_path: Path) -> None:
     page.emulate_media(media="print")
     assert page.locator("#words").is_hidden()
     assert page.locator("nav").is_hidden()
+    assert page.locator("#experts-run").is_visible()  # which run is shown
+    assert "exact" == page.evaluate("getComputedStyle(document.querySelector('.swatch')).printColorAdjust")
+    paper = page.locator("main").bounding_box()["width"]
+    page.evaluate("document.querySelector('#parallel-chart svg').style.width = '3000px'")  # as for a wide window
+    assert page.locator("#parallel-chart svg").bounding_box()["width"] <= paper
     pdf = page.pdf(format="A4")
     style = "getComputedStyle(document.querySelector({!r})).{}"
     assert "exact" == page.evaluate(style.format(".legend .swatch", "printColorAdjust"))

@@ -6,6 +6,7 @@ import os
 import re
 from base64 import b64encode
 from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,26 @@ from tests.report.folders import complete
 from tests.report.page.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
 
 
-def test_the_page_holds_the_table(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four configurations of three seeds in `o`, and their page."""
+    folder = tmp_path_factory.mktemp("swept")
+    sweep(folder / "o")
+    page_of(folder / "o", folder / "page.html")
+    return folder
+
+
+def test_the_page_holds_the_table(swept: Path) -> None:
     """The rows, their columns as the terminal writes them, their runs by seed, curves, experts and the recommendation."""
-    sweep(tmp_path / "o")
-    page = page_of(tmp_path / "o", tmp_path / "page.html")
-    content = content_of(page)
+    content = content_of((swept / "page.html").read_text())
     assert ["expert=16", "expert=8", "expert=4", "expert=1 (dense)"] == [row["label"] for row in content["rows"]]
     assert [0, 1, 2] == [run["seed"] for run in content["rows"][0]["runs"]]
-    text = report(tmp_path / "o").stdout
+    text = report(swept / "o").stdout
     for row in content["rows"]:
         assert all(cell in text for cell in row["cells"])
     assert [True, False, False, False] == [row["best"] for row in content["rows"]]
     answer = next(each for each in content["sections"] if each["id"] == "answer")
-    assert answer["lines"][0] == "Use expert=16 k=2 (topk, switch, dropless)."
+    assert answer["lines"][0].endswith(": use expert=16 k=2 (topk, switch, dropless).")
     assert 12 == len(
         {(each["row"], tuple(each["value"])) for each in content["curves"]["series"] if each["metric"] == 0}
     )
@@ -39,14 +47,50 @@ def test_the_page_holds_the_table(tmp_path: Path) -> None:
     assert ["code", "prose"] == sorted(name for name, _ in layer["domains"])
 
 
-def test_sparsity_intervals_and_front_are_there_to_be_drawn(tmp_path: Path) -> None:
+def test_sparsity_intervals_and_front_are_there_to_be_drawn(swept: Path) -> None:
     """For each row sparsity 1 - k / E, FLOPs, the half-width of the interval, and whether it is on the front."""
-    sweep(tmp_path / "o")
-    rows = content_of(page_of(tmp_path / "o", tmp_path / "page.html"))["rows"]
+    rows = content_of((swept / "page.html").read_text())["rows"]
     assert [1 - 2 / 16, 1 - 2 / 8, 1 - 2 / 4, 0] == [row["at"]["sparsity"] for row in rows]
     assert [6e6 + 1e4 * expert for expert in (16, 8, 4, 1)] == [row["at"]["flops_per_token"] for row in rows]
     assert all(row["half"]["val_bpb"] > 0 for row in rows)
     assert [True] * 4 == [row["front"] for row in rows]  # sparser is better, and slower
+
+
+def test_the_heading_is_not_said_twice(swept: Path) -> None:
+    """The lines above the table are those of the terminal, without the title that stands over the page."""
+    content = content_of((swept / "page.html").read_text())
+    assert "sparsity" == content["title"]
+    assert content["above"][0].startswith("4 configurations, 3 seeds each   ")
+    assert "baseline   expert=1 (dense)" == content["above"][1]
+
+
+def _brightness(colour: str) -> float:
+    """Relative luminance of #rgb or #rrggbb, WCAG 2.1."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * each for each in colour[1:])
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(one: str, other: str) -> float:
+    low, high = sorted((_brightness(one), _brightness(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_are_told_apart(theme: str) -> None:
+    """Text and numbers in heat maps have 4.5 to 1 against what is behind them, lines and edges of controls 3 to 1 (WCAG 2.1)."""
+    style = files("moe_cli.report.page").joinpath("parts", "page.css").read_text()
+    block = re.search(rf'data-theme="{theme}"\] \{{(.*?)\}}', style, flags=re.S)
+    assert block
+    colours = dict(re.findall(r"--(\w+): (#\w+)", block[1]))
+    for ground in ("paper", "raised"):
+        for name in ("ink", "quiet", "accent", "good", "care", "wrong"):
+            assert _contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+        assert _contrast(colours["edge"], colours[ground]) >= 3, ground
+    assert all(_contrast(colours[f"t{shade}"], colours[f"h{shade}"]) >= 4.5 for shade in range(9))
+    assert all(_contrast(colours[f"c{line}"], colours["paper"]) >= 4.5 for line in range(10))
+    assert abs(_contrast("#000", "#ffffff") - 21) < 1e-9
 
 
 def test_nothing_of_a_stranger_is_markup(tmp_path: Path) -> None:

@@ -31,25 +31,29 @@ function curves_section() {
   if (!page.curves.series.length) return null;
   const host = el("div", { class: "chart", id: "curves-chart" }), names = el("div", { class: "legend", id: "curves-legend", role: "group", "aria-label": "Drawn configurations" });
   const metric = el("select", { id: "curves-metric", onchange: refresh }), along = el("select", { id: "curves-along", onchange: refresh });
-  let log = false, seeds = true, whole = false;
+  const part = el("select", { id: "curves-part", onchange: refresh });
+  let log = false, seeds = page.rows.length <= 4;
   options(metric, page.curves.metrics.map((each, index) => [index, each]), 0);
+  options(part, [["", "automatic"], ["whole", "all"], ["half", "second half"]], "");
   options(along, [["tokens", "tokens"], ["step", "steps"], ["flops", "training FLOPs"]], "tokens");
   const controls = el("div", { class: "controls" }, labelled("measure", metric), labelled("over", along),
-    ticked("log scale", log, on => { log = on; refresh(); }), ticked("each seed", seeds, on => { seeds = on; refresh(); }),
-    ticked("whole range", whole, on => { whole = on; refresh(); }));
+    labelled("part", part),
+    ticked("log scale", log, on => { log = on; refresh(); }), ticked("each seed", seeds, on => { seeds = on; refresh(); }));
 
   function refresh() {
     const chosen = page.curves.series.filter(each => each.metric === Number(metric.value));
     const having = new Set(chosen.map(each => each.row));
     legend(names, ordered().filter(row => having.has(row.index)));
     const rows = shown().filter(row => having.has(row.index) && (along.value !== "flops" || isNumber(row.flops)));
+    const ends = chosen.flatMap(each => points_of(each, along.value, log).map(([at]) => at)), last = Math.max(...ends);
+    const from = part.value === "half" ? (Math.min(...ends) + last) / 2 : -Infinity;
     const drawn = rows.map(row => {
-      const curves = chosen.filter(each => each.row === row.index).map(each => points_of(each, along.value, log)).filter(each => each.length);
+      const curves = chosen.filter(each => each.row === row.index).map(each => points_of(each, along.value, log).filter(([at]) => at >= from)).filter(each => each.length);
       const mean = curves.length ? mean_of(curves) : [];
       return { row, curves, mean: mean.length ? mean : (curves[0] || []).map(([x, y]) => [x, y, y, y]) };
     }).filter(each => each.mean.length);
     if (!drawn.length) { host.replaceChildren(el("p", { class: "quiet" }, "Nothing is drawn: choose configurations above or in the table.")); return; }
-    plot(host, drawn, page.curves.metrics[Number(metric.value)], along.selectedOptions[0].textContent, { log, seeds, whole });
+    plot(host, drawn, page.curves.metrics[Number(metric.value)], along.selectedOptions[0].textContent, { log, seeds, whole: part.value === "whole" });
   }
   listeners.push(refresh);
   return section("curves", "Learning curves", controls, names, host,

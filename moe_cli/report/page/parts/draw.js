@@ -17,18 +17,24 @@ function draw(tag, attributes, ...children) { return fill(document.createElement
 
 function isNumber(value) { return typeof value === "number" && Number.isFinite(value); }
 
-function written(value) {
+function written(value, digits = 4, thousands = 1e4) {
   if (value === null || value === undefined) return "-";
   if (!isNumber(value)) return String(value);
   const size = Math.abs(value);
   if (size >= 1e28) return value.toExponential(2);
-  if (size >= 1e4) {
+  if (size >= thousands) {
     const units = ["k", "M", "G", "T", "P", "E", "Z", "Y"];
     let unit = -1, rest = value;
     while (Math.abs(rest) >= 999.5 && unit < units.length - 1) { rest /= 1000; unit += 1; }
-    return Number(rest.toPrecision(3)) + units[unit];
+    return Number(rest.toPrecision(digits === 4 ? 3 : digits)) + units[unit];
   }
-  return size > 0 && size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  return size > 0 && size < 1e-3 ? String(Number(value.toExponential(2))) : String(Number(value.toPrecision(digits)));
+}
+
+// The marks of one axis, all in the same unit: 9.5k beside 10k, no two of them written alike.
+function marks_of(ticks) {
+  const thousands = Math.max(...ticks.map(Math.abs)) >= 1e4 ? 1e3 : 1e4;
+  return ticks.map(tick => [tick, written(tick, 6, thousands)]);
 }
 
 // A scale from numbers to places. Where all numbers are equal they stand in the middle.
@@ -75,13 +81,13 @@ function axes(host, options) {
     "aria-roledescription": "chart", "aria-label": options.label });
   const x = scale(options.xs, box.left, box.right, options.logX, options.pad === undefined ? 0.04 : options.pad);
   const y = scale(options.ys, box.bottom, box.top, options.logY, 0.06);
-  for (const tick of y.ticks) {
+  for (const [tick, text] of marks_of(y.ticks)) {
     root.append(draw("line", { class: "grid", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }));
-    root.append(draw("text", { class: "quiet", x: box.left - 7, y: y(tick) + 4, "text-anchor": "end" }, written(tick)));
+    root.append(draw("text", { class: "quiet", x: box.left - 7, y: y(tick) + 4, "text-anchor": "end" }, text));
   }
-  for (const tick of x.ticks) {
+  for (const [tick, text] of marks_of(x.ticks)) {
     root.append(draw("line", { class: "grid", x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom }));
-    root.append(draw("text", { class: "quiet", x: x(tick), y: box.bottom + 17, "text-anchor": "middle" }, written(tick)));
+    root.append(draw("text", { class: "quiet", x: x(tick), y: box.bottom + 17, "text-anchor": "middle" }, text));
   }
   root.append(draw("path", { class: "axis", d: `M${box.left},${box.top}V${box.bottom}H${box.right}` }));
   root.append(draw("text", { x: (box.left + box.right) / 2, y: height - 8, "text-anchor": "middle" }, options.x));

@@ -8,7 +8,7 @@ function experts_section() {
   if (!page.experts.length) return null;
   const select = el("select", { id: "experts-run", onchange: refresh }), layer = el("select", { id: "experts-layer", onchange: detail });
   const host = el("div", { class: "chart", id: "experts-chart" }), more = el("div", { id: "experts-more" });
-  const key = el("p", { class: "note key" }, "Share of a fair load: ", SHADES.map((text, index) =>
+  const key = el("p", { class: "note key" }, el("span", { class: "shade" }, "Share of a fair load:"), SHADES.map((text, index) =>
     el("span", { class: "shade" }, draw("svg", { width: 14, height: 14, "aria-hidden": "true" }, draw("rect", { class: `h${index}`, width: 14, height: 14 })), ` ${text}`)));
   const groups = page.rows.filter(row => page.experts.some(each => each.row === row.index)).map(row =>
     el("optgroup", { label: row.label }, page.experts.map((each, index) => [each, index]).filter(([each]) => each.row === row.index)
@@ -27,10 +27,10 @@ function experts_section() {
   function detail() {
     const each = chosen.layers[Number(layer.value)], parts = [];
     if (each.pairs.length) parts.push(block(`Chosen together in L${each.layer + 1}, % of the row's tokens that chose the column too`,
-      each.pairs.map((cells, index) => ({ name: `E${index + 1}`, cells })), (row, column, value) => `of the tokens of ${row}, ${value} % chose E${column + 1} too`));
+      each.pairs.map((cells, index) => ({ name: `E${index + 1}`, cells })), (row, column, value) => row === `E${column + 1}` ? `${row} itself` : `of the tokens of ${row}, ${value} % chose E${column + 1} too`, true));
     if (each.domains.length) parts.push(block(`Domains in L${each.layer + 1}, % of each one's assignments`, each.domains.map(([name, cells]) => ({ name, cells })),
       (row, column, value) => `of the assignments of ${row}, ${value} % went to E${column + 1}`));
-    if (each.tokens.some(found => found.length)) parts.push(el("details", {}, el("summary", {}, `Tokens that choose each expert of L${each.layer + 1} more than chance`),
+    if (each.tokens.some(found => found.length)) parts.push(el("details", {}, el("summary", {}, `Tokens that choose each expert of L${each.layer + 1} more than chance, % of each one's assignments`),
       plain_table(["expert", "tokens"], each.tokens.map((found, index) => [`E${index + 1}`, found.join("   ") || "-"]))));
     more.replaceChildren(...parts.map(part => part.node || part));
     parts.forEach(part => part.draw && part.draw());
@@ -41,18 +41,18 @@ function experts_section() {
 
 function signed(share) { const text = (100 * share).toFixed(0); return `${share > 0 ? "+" : ""}${text} %`; }
 
-function block(title, rows, say) {
+function block(title, rows, say, itself = false) {
   const host = el("div", { class: "chart" }), largest = Math.max(...rows.flatMap(row => row.cells), 1e-9);
   const node = el("div", {}, el("h3", {}, title), host);
   const warm = value => Math.min(8, 4 + Math.floor(4.99 * value / largest));
-  return { node, draw: () => grid(host, { rows, shade: warm, cell: value => String(value), say, label: title }) };
+  return { node, draw: () => grid(host, { rows, shade: warm, cell: (value, row, column) => itself && row === column ? "" : String(value), say, label: `${title}. Arrow keys move between cells.` }) };
 }
 
 // A heat map: rows with a name, cells and perhaps a note; numbers are written where there is room.
 function grid(host, options) {
   const { rows } = options, columns = Math.max(...rows.map(row => row.cells.length));
   const width = Math.max(260, Math.floor(host.clientWidth) || 600), left = Math.min(130, 12 + 7 * Math.max(...rows.map(row => Math.min(16, row.name.length))));
-  const noted = rows.some(row => row.note) ? 86 : 4, size = Math.min(64, (width - left - noted) / columns), tall = Math.max(15, Math.min(30, size));
+  const noted = rows.some(row => row.note) ? 98 : 4, size = Math.min(64, (width - left - noted) / columns), tall = Math.max(15, Math.min(30, size));
   const height = 20 + rows.length * tall + 6;
   const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "application", tabindex: 0, "aria-roledescription": "heat map", "aria-label": options.label });
   const cells = [];
@@ -65,7 +65,7 @@ function grid(host, options) {
     cells.push(row.cells.map((value, column) => {
       const kind = options.shade(value), node = draw("rect", { class: `cell h${kind}`, x: left + column * size, y, width: size, height: tall });
       root.append(node);
-      if (size >= 34) root.append(draw("text", { class: `t${kind}`, x: left + (column + 0.5) * size, y: y + tall / 2 + 4, "text-anchor": "middle", "pointer-events": "none" }, options.cell(value)));
+      if (size >= 34) root.append(draw("text", { class: `t${kind}`, x: left + (column + 0.5) * size, y: y + tall / 2 + 4, "text-anchor": "middle", "pointer-events": "none" }, options.cell(value, index, column)));
       return node;
     }));
     if (row.note) root.append(draw("text", { class: "quiet", x: left + columns * size + 6, y: y + tall / 2 + 4 }, row.note));

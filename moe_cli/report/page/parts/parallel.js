@@ -2,9 +2,10 @@
 function parallel_section() {
   if (page.axes.length < 2 || page.rows.length < 2) return null;
   const host = el("div", { class: "chart scroll-chart", id: "parallel-chart" });
-  const refresh = () => parallel(host);
+  const names = el("div", { class: "legend", role: "group", "aria-label": "Drawn configurations" });
+  const refresh = () => { legend(names, ordered()); parallel(host); };
   listeners.push(refresh);
-  return section("parallel", "Settings and results together", el("div", { class: "scroll" }, host),
+  return section("parallel", "Settings and results together", names, el("div", { class: "scroll" }, host),
     el("p", { class: "note" }, "A line is a configuration; better results lie lower on the score's axis. Point at a line, or move with the arrow keys."));
 }
 
@@ -23,9 +24,10 @@ function parallel(host) {
     root.append(node);
     return { row, points, node };
   });
+  const close = places[1] - places[0] < 130;
   page.axes.forEach((axis, index) => {
     root.append(draw("path", { class: "axis", d: `M${places[index]},${top}V${bottom}` }));
-    root.append(draw("text", { x: places[index], y: index % 2 ? 14 : 29, "text-anchor": "middle", "font-weight": "600" }, axis.heading));
+    root.append(draw("text", { x: places[index], y: close && index % 2 ? 14 : 29, "text-anchor": "middle", "font-weight": "600" }, axis.heading));
     for (const [value, text] of scales[index].marks)
       root.append(draw("text", { class: "quiet halo", x: places[index] - 5, y: value + 4, "text-anchor": "end" }, text));
   });
@@ -71,7 +73,7 @@ function upright(axis, rows, bottom, top) {
   const none = missing ? [[bottom, "-"]] : [];
   if (there.length && numbers.length === there.length && new Set(numbers).size > (axis.result ? 1 : 6)) {
     const log = axis.log && Math.min(...numbers) > 0, place = scale(numbers, foot, top + 8, log, 0);
-    return { place: value => value === null ? bottom : place(value), marks: place.ticks.map(tick => [place(tick), written(tick)]).concat(none) };
+    return { place: value => value === null ? bottom : place(value), marks: marks_of(place.ticks).map(([tick, text]) => [place(tick), text]).concat(none) };
   }
   const distinct = [...new Set(there)].sort(before), step = distinct.length > 1 ? (foot - top - 8) / (distinct.length - 1) : 0;
   const place = value => value === null ? bottom : distinct.length > 1 ? foot - distinct.indexOf(value) * step : (foot + top) / 2;

@@ -85,5 +85,5 @@ function scatter_section() {
   return section("tradeoffs", "What it costs", names, el("div", { class: "pair" },
     el("div", {}, el("h3", {}, "Loss against sparsity"), first), el("div", {}, el("h3", {}, "Loss against FLOPs"), second)),
     el("h3", {}, "Any against any"), el("div", { class: "controls" }, labelled("across", across), labelled("up", up)), third,
-    el("p", { class: "note" }, "Bars are 95 % intervals over seeds. A ring marks what nothing of the same data and budget beats in both: the Pareto front (dashed); against sparsity, that of loss and FLOPs."));
+    el("p", { class: "note" }, "Bars are 95 % intervals over seeds. A ring marks the Pareto front (dashed): what nothing of the same data and budget beats in both. Sparsity is no cost: there the ring is that of the table, what nothing beats in loss, FLOPs, speed and memory at once."));
 }

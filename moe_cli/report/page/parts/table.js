@@ -69,13 +69,12 @@ function row_of(row) {
     onclick: () => { open ? state.open.delete(row.index) : state.open.add(row.index); changed(); focus_on(row.index); }, "data-row": row.index },
     open ? "▾" : "▸");
   const first = el("td", { class: `left pick ${look(row.index)}` }, pick, el("span", { class: "swatch" }), row.runs.length && !page.by_run ? more : null,
-    several ? el("span", { class: "quiet" }, `${row.runs.length} seeds`) : null);
+    several ? el("span", { class: "quiet seeds" }, `${row.runs.length} seeds`) : null);
   const cells = page.columns.map((column, index) => cell(column, row.cells[index]));
   const lines = [el("tr", { class: [row.best ? "best" : "", state.hidden.has(row.index) ? "off" : ""].join(" ") }, first, mark(row), ...cells)];
   if (open) for (const run of row.runs) {
-    const name = el("td", { class: "left" }, `seed ${run.seed === null ? "-" : run.seed}`);
-    lines.push(el("tr", { class: "run" }, name, el("td", {}), ...page.columns.map((column, index) => cell(column, run.cells[index])),
-      el("td", { class: "left" }, [run.id, ...run.tags].join("  "))));
+    const name = el("td", { class: "left name", colspan: 2 }, `seed ${run.seed === null ? "-" : run.seed}`, el("br"), [run.id, ...run.tags].join("  "));
+    lines.push(el("tr", { class: "run" }, name, ...page.columns.map((column, index) => cell(column, run.cells[index]))));
   }
   return lines;
 }
@@ -104,8 +103,7 @@ function table_section() {
   const refresh = () => {
     const rows = ordered(), at = [host.scrollLeft, host.scrollTop];
     const what = page.by_run ? "run" : "configuration";
-    const head = el("tr", {}, el("th", { scope: "col", class: "left" }, "drawn"), el("th", { scope: "col", class: "left" }, ""), ...page.columns.map(heading),
-      state.open.size ? el("th", { scope: "col", class: "left" }, "run") : null);
+    const head = el("tr", {}, el("th", { scope: "col", class: "left" }, "drawn"), el("th", { scope: "col", class: "left" }, el("span", { class: "unseen" }, "mark")), ...page.columns.map(heading));
     host.replaceChildren(el("table", {}, el("caption", { class: "unseen" }, `A row per ${what}; intervals are 95 %`), el("thead", {}, head),
       el("tbody", {}, rows.map(row_of))));
     [host.scrollLeft, host.scrollTop] = at;
