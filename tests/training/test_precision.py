@@ -78,7 +78,7 @@ def test_training_and_evaluation_multiply_in_it(
         watch("ffn", model.blocks[0].ffn)
         return model
 
-    monkeypatch.setattr("moe_cli.models.gpt.make_model", watched)
+    monkeypatch.setattr("moe_cli.models.registry.make_model", watched)
     run = finish(tiny_config(text_file, train={"precision": precision, "steps": 2}), tmp_path)
     assert {"qkv": {expected}, "ffn": {expected}, "gate": {torch.float32}} == seen
     assert {False} == backward
