@@ -34,7 +34,8 @@ def test_experiment_trains(name: str, moe: Moe, settings: list[str]) -> None:
 @pytest.mark.parametrize("name", ["sparsity", "capacity", "balance", "router", "isoflop", "paper/shazeer_table6"])
 def test_sweep_runs(name: str, moe: Moe, settings: list[str]) -> None:
     """Two steps of every point of the sweep on a tiny model."""
-    result = moe("sweep", name, *without_steps(settings), *TWO_STEPS, "-j", 2)
+    words = [word for word in without_steps(settings) if not word.startswith("model.num_heads")]  # an LSTM has none
+    result = moe("sweep", name, *words, *TWO_STEPS, "-j", 2)
     assert result.exit_code == 0, result.output
 
 
