@@ -62,7 +62,8 @@ class Explained:
 def explained_lines(said: Explained, width: int, ascii_only: bool = False) -> list[Text]:
     """What was done, the text with its experts, what that measures."""
     lines = [*prose(title(said), width, "bold")]
-    for sentence in sentences(said):
+    reading = "Under each token its experts, the strongest first, and the weight of each one's answer."
+    for sentence in [*sentences(said), reading]:
         lines += prose(sentence, width, "dim")
     lines += _text(said, width, ascii_only)
     rows = [(f"L{each.layer + 1}", each.load) for each in said.layers]
@@ -100,7 +101,6 @@ def sentences(said: Explained) -> list[str]:
     if router.name in RULES:
         lines.append(RULES[router.name])
     lines += _layers(said)
-    lines.append("Under each token its experts, the strongest first, and the weight of each one's answer.")
     if any(not choice.kept for layer in said.layers for choices in layer.choices for choice in choices):
         lines.append("An expert with an x had no room: dropped, the token goes on without its answer.")
     return lines
@@ -153,9 +153,10 @@ def legend(said: Explained) -> list[str]:
 
 def page_content(said: Explained, made: str) -> dict[str, object]:
     """What the script of `moe_cli.report.page.explained` reads."""
+    reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
     tokens, (headings, rows) = said.found.tokens, measures(replace(said, shown=None))
     return {
-        "title": title(said), "above": sentences(said), "made": made, "window": said.found.window, "chosen": said.shown or 0,
+        "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "made": made, "window": said.found.window, "chosen": said.shown or 0,
         "tokens": [spelled(token) for token in tokens],
         "breaks": [place for place, token in enumerate(tokens) if token.text.endswith("\n")],
         "spaces": [place for place, token in enumerate(tokens) if token.text.endswith(" ")],
@@ -256,7 +257,7 @@ def _block(columns: Sequence[_Column], labels: Sequence[str]) -> list[Text]:
                 text = name(choice) if choice else "-" if row == 0 else ""
                 style = colour(choice.expert) if choice and choice.kept else "strike" if choice else ""
                 names.append((_right(text, column.width), style))
-                weights.append((_right(written(choice.weight) if choice else "", column.width), "dim"))
+                weights.append((_right(written(choice.weight) if choice else "", column.width), ""))
             lines += [_row(label if row == 0 else "", margin, names), _row("", margin, weights)]
     return lines
 
