@@ -2,7 +2,6 @@
 
 import io
 import re
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ FAULTS = ("gate", "choice", "computed", "updated")
 
 
 @pytest.fixture(scope="module")
-def printed() -> Iterator[list[tuple[str, str]]]:
+def printed() -> list[tuple[str, str]]:
     """Of each Python block of the example, run one after the other, what it prints and what stands below it."""
     blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", EXAMPLE, flags=re.S)
     space: dict[str, Any] = {"__name__": "example"}
@@ -28,7 +27,7 @@ def printed() -> Iterator[list[tuple[str, str]]]:
                 found.append((output.getvalue(), said))
         finally:
             torch.set_default_dtype(torch.float32)
-    yield found
+    return found
 
 
 @pytest.mark.parametrize("number", range(1, 1 + len(FAULTS)), ids=FAULTS)

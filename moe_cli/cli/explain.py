@@ -11,6 +11,8 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json
 if TYPE_CHECKING:
     from moe_cli.cli.explained import Explained
     from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.tasks.tokenizers import Tokenizer
+    from moe_cli.training.explain import TextToken
 
 # The families that read a text as it stands.
 READERS = ("gpt", "bert", "lstm")
@@ -55,22 +57,27 @@ def explain(
     from moe_cli.cli.explained import Explained
     from moe_cli.run import restore
     from moe_cli.training.explain import explain as explain_text
-    from moe_cli.training.explain import text_tokens
 
     trained = restore(found, folder, checkpoint)
-    tokenizer = trained.task.corpus.tokenizer
-    if tokenizer is None:
-        raise ConfigError(
-            f"{found.id} learned from ready-made tokens (data=tokens): nobody knows the text they stand for."
-        )
-    tokens = text_tokens(text, tokenizer)
-    if len(tokens) > MOST_TOKENS:
-        raise ConfigError(f"the text has {len(tokens):,} tokens: {MOST_TOKENS:,} are the most. Give a part of it.")
+    tokens = _tokens(found.id, trained.task.corpus.tokenizer, text)
     explanation = explain_text(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, config.train.precision
     )
-    shown = None if layer is None else layer - 1
-    _tell(Explained(found.id, trained.step, config, policy, tokenizer.name, explanation, shown), html, as_json)
+    name, shown = trained.task.corpus.tokenizer.name, None if layer is None else layer - 1
+    _tell(Explained(found.id, trained.step, config, policy, name, explanation, shown), html, as_json)
+
+
+def _tokens(run: str, tokenizer: "Tokenizer | None", text: str) -> "list[TextToken]":
+    """Raises ConfigError: nobody knows how to make them, or they are too many."""
+    from moe_cli.errors import ConfigError
+    from moe_cli.training.explain import text_tokens
+
+    if tokenizer is None:
+        raise ConfigError(f"{run} learned from ready-made tokens (data=tokens): nobody knows the text they stand for.")
+    tokens = text_tokens(text, tokenizer)
+    if len(tokens) > MOST_TOKENS:
+        raise ConfigError(f"the text has {len(tokens):,} tokens: {MOST_TOKENS:,} are the most. Give a part of it.")
+    return tokens
 
 
 def _read(text: str) -> str:

@@ -267,6 +267,7 @@ def _row(label: str, margin: int, cells: Sequence[tuple[str, str]]) -> Text:
     for text, style in cells:
         line.append(GAP)
         line.append(text, style)
+    line.rstrip()
     return line
 
 
