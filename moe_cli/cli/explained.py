@@ -13,7 +13,7 @@ from rich.text import Text
 
 from moe_cli.config.routers import null_experts
 from moe_cli.measures import ROUTING
-from moe_cli.numbers import percent
+from moe_cli.numbers import percent, printable
 from moe_cli.report.heat import ASCII_SHADES, SHADES, heat_map
 from moe_cli.report.scaling.lines import prose, table
 
@@ -79,7 +79,7 @@ def title(said: Explained) -> str:
     number, size = len(said.found.layers), len(said.found.layers[0].load)
     layers = f"{number} sparse layer{'s' if number > 1 else ''} of {size} experts"
     tokens = f"{len(said.found.tokens):,} token{'s' if len(said.found.tokens) > 1 else ''}"
-    return f"{said.run}   step {said.step:,}   {tokens} ({said.tokenizer})   {layers}"
+    return f"{printable(said.run)}   step {said.step:,}   {tokens} ({said.tokenizer})   {layers}"
 
 
 def sentences(said: Explained) -> list[str]:
@@ -147,7 +147,7 @@ def legend(said: Explained) -> list[str]:
     return [
         *lines,
         f"Here E is {size}, K is {k} and E / K is {size / k:g}. Few tokens are uneven by chance alone; the whole split: "
-        f"moe eval {said.run}",
+        f"moe eval {printable(said.run)}",
     ]
 
 

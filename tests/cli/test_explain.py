@@ -18,7 +18,7 @@ from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, ReluConfig, SoftConfig, TopKConfig
 from moe_cli.config.schema import EvalConfig, RunConfig
 from moe_cli.measures import ROUTING
-from moe_cli.store import Run
+from moe_cli.store import Run, create_run
 from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToken
 from tests.tiny import TINY, finish, tiny_config
 
@@ -170,21 +170,22 @@ def test_wrong_request(explain: Explain, finished: Run, words: tuple[str, ...]) 
     assert (2, "", f"error: {WRONG[words]}\n") == (result.exit_code, result.stdout, said)
 
 
-def unfit(path: Path, tmp_path: Path, **changes: Any) -> tuple[Run, list[str]]:
-    run = finish(tiny_config(path, **changes), tmp_path)
-    result = CliRunner().invoke(app, ["explain", run.id, "Z", "--outputs", str(tmp_path)])
+def refused(run: Run, outputs: Path) -> list[str]:
+    result = CliRunner().invoke(app, ["explain", run.id, "Z", "--outputs", str(outputs)])
     assert result.exit_code == 2
-    return run, result.stderr.splitlines()
+    return result.stderr.splitlines()
 
 
 def test_runs_without_experts_or_text(text_file: Path, tmp_path: Path) -> None:
-    """A dense run, one of images, one whose characters do not have the text's: each is told why it cannot be."""
-    dense, said = unfit(text_file, tmp_path, expert=1, k=None, router=None, balance=None)
-    assert [f"error: {dense.id} is a dense model (expert=1): every token goes through the same network."] == said
-    vit, said = unfit(text_file, tmp_path, **TINY["vit"])
-    assert [f"error: {vit.id} is a vit, which reads no plain text: moe explain takes runs of gpt, bert, lstm."] == said
-    _, said = unfit(text_file, tmp_path, data={"tokenizer": "chars"})
-    assert ["error: 'Z' is not among the 17 characters of the corpus."] == said
+    """A dense run and one of images, trained or not, and one whose characters are not the text's: each is told why."""
+    dense = create_run(tmp_path, "runs", tiny_config(text_file, expert=1, k=None, router=None, balance=None))
+    said = f"error: {dense.id} is a dense model (expert=1): every token goes through the same network."
+    assert [said] == refused(dense, tmp_path)
+    vit = create_run(tmp_path, "runs", tiny_config(text_file, **TINY["vit"]))
+    said = f"error: {vit.id} is a vit, which reads no plain text: moe explain takes runs of gpt, bert, lstm."
+    assert [said] == refused(vit, tmp_path)
+    chars = finish(tiny_config(text_file, data={"tokenizer": "chars"}), tmp_path)
+    assert ["error: 'Z' is not among the 17 characters of the corpus."] == refused(chars, tmp_path)
 
 
 def explained(

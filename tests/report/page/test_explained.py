@@ -1,6 +1,7 @@
 """The page of an explained text: nothing of the text is markup, nothing asks a network, nothing of another's is replaced."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,23 @@ def test_the_text_is_never_markup(page: str) -> None:
     ]
     assert "img" not in [tag for tag, _ in tags.found]
     assert not [name for _, attrs in tags.found for name in attrs if name.startswith("on")]
+    data = page.split('id="content">')[1].split("</script>")[0]
+    assert not {"<", ">", "&"} & set(data)
     assert "window.stolen" not in page
     assert "\x1b" not in page
     assert "\u202e" not in page
+
+
+def test_a_run_of_any_name(finished: Run, tmp_path: Path) -> None:
+    """A folder's name is text too, and turns nothing around on a terminal."""
+    folder = tmp_path / "<b>x\u202e\x1b[2J"
+    shutil.copytree(finished.path, folder)
+    words = ["explain", str(folder), "ba", "--outputs", str(finished.path.parents[1])]
+    shown = CliRunner().invoke(app, words).stdout
+    assert shown.startswith("<b>x??[2J   step 6")
+    assert shown.replace("\n", "").isprintable()
+    assert 0 == CliRunner().invoke(app, [*words, "--html", str(tmp_path / "a.html")]).exit_code
+    assert "<b>" not in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_the_page_needs_no_network(page: str) -> None:
