@@ -376,7 +376,7 @@ def test_an_explained_text_is_told_by_pointing_and_by_keyboard(opened: Any, fini
     assert " ".join(expected_tip) == " ".join(page.locator("#said").inner_text().split())
     assert page.locator("#layer").input_value() == "0"
     page.keyboard.press("End")
-    assert tip(page).startswith(f"}}   token {len(text.encode())} of")
+    assert tip(page).startswith(f"}} token {len(text.encode())} of")
     page.keyboard.press("Escape")
     assert not page.locator("#tip").is_visible()
     assert page.evaluate("window.stolen") is None
