@@ -139,7 +139,7 @@ def _tell(said: "Explained", html: Path | None, as_json: bool) -> None:
     if as_json:
         layers = [asdict(layer) for layer in said.layers]
         content = {**asdict(said.found), "layers": layers}
-        print_json({"run": said.run, "step": said.step, "k": said.policy.k or said.config.k,
+        print_json({"run": said.run, "step": said.step, "k": said.k,
                     "capacity": said.policy.capacity, "tokenizer": said.tokenizer, **content})  # fmt: skip
         return
     if html is not None:

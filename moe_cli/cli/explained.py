@@ -35,6 +35,8 @@ RULES = {
     "hash": "A fixed table says who answers for a token; only the weights can be learned.",
     "random": "Experts are drawn at random, here from a fixed seed.",
 }
+# Those in which a token has not exactly K experts.
+UNEVEN = ("soft", "expert_choice", "relu")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class Explained:
     tokenizer: str
     found: "Explanation"
     shown: int | None = None
+
+    @property
+    def router(self) -> str:
+        assert self.config.router is not None
+        return self.config.router.name
+
+    @property
+    def k(self) -> int:
+        return self.policy.k or self.config.k or 1
 
     @property
     def layers(self) -> "tuple[LayerChoices, ...]":
@@ -84,26 +95,34 @@ def title(said: Explained) -> str:
 
 def sentences(said: Explained) -> list[str]:
     """What was done with the text, and how to read what is shown of it."""
-    config, window, total = said.config, said.found.window, len(said.found.tokens)
-    router, policy = config.router, said.policy
-    assert router is not None
-    limit = "dropless" if policy.capacity is None else f"room for {policy.capacity:g} of a fair share in each expert"
-    passes = -(-total // window)
-    seen = "itself and those before it" if config.model.causal else "the whole text, of which nothing was masked"
+    model, window = said.config.model, said.found.window
+    passes = -(-len(said.found.tokens) // window)
+    seen = "itself and those before it" if model.causal else "the whole text, of which nothing was masked"
     lines = [
         f"{'One forward pass' if passes == 1 else f'{passes} forward passes'} of this checkpoint as at evaluation "
-        f"(router {router.name}, k={policy.k or config.k}, {limit}): what the router did, not why. Each token saw {seen}."
+        f"({_routed(said)}): what the router did, not why. Each token saw {seen}."
     ]
     if passes > 1:
         lines.append(
             f"The text is longer than the context of {window}: {passes} windows, each read without the others."
         )
-    if router.name in RULES:
-        lines.append(RULES[router.name])
+    if said.router in RULES:
+        lines.append(RULES[said.router])
     lines += _layers(said)
     if any(not choice.kept for layer in said.layers for choices in layer.choices for choice in choices):
         lines.append("An expert with an x had no room: dropped, the token goes on without its answer.")
     return lines
+
+
+def _routed(said: Explained) -> str:
+    """By which rule, and how many experts and how much room there are."""
+    capacity = said.policy.capacity
+    if said.router == "soft":
+        return "router soft"
+    if said.router == "expert_choice":  # where nothing else is said the experts have the room they had in training
+        return f"router expert_choice, k={said.k} on average, capacity {capacity or said.config.capacity or 1:g}"
+    limit = "dropless" if capacity is None else f"room for {capacity:g} of a fair share in each expert"
+    return f"router {said.router}, k={said.k}{' aimed at' if said.router == 'relu' else ''}, {limit}"
 
 
 def _layers(said: Explained) -> list[str]:
@@ -143,12 +162,9 @@ def measures(said: Explained) -> tuple[list[str], list[list[str]]]:
 def legend(said: Explained) -> list[str]:
     """What the measures mean, with what their ends are here."""
     lines = [f"{measure.label}, {measure.range}: {measure.meaning}." for measure in ROUTING.values()]
-    size, k = len(said.found.layers[0].load), said.policy.k or said.config.k or 1
-    return [
-        *lines,
-        f"Here E is {size}, K is {k} and E / K is {size / k:g}. Few tokens are uneven by chance alone; the whole split: "
-        f"moe eval {printable(said.run)}",
-    ]
+    size, k = len(said.found.layers[0].load), said.k
+    here = f"Here E is {size}" + (f", K is {k} and E / K is {size / k:g}" if said.router not in UNEVEN else "")
+    return [*lines, f"{here}. Few tokens are uneven by chance alone; the whole split: moe eval {printable(said.run)}"]
 
 
 def page_content(said: Explained, made: str) -> dict[str, object]:

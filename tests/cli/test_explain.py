@@ -13,7 +13,17 @@ from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
 from moe_cli.cli.app import app
-from moe_cli.cli.explained import PALETTE, Explained, explained_lines, measures, sentences, spelled, written
+from moe_cli.cli.explained import (
+    PALETTE,
+    UNEVEN,
+    Explained,
+    explained_lines,
+    legend,
+    measures,
+    sentences,
+    spelled,
+    written,
+)
 from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, ReluConfig, SoftConfig, TopKConfig
 from moe_cli.config.schema import EvalConfig, RunConfig
@@ -226,6 +236,10 @@ def test_many_and_missing_choices(text_file: Path) -> None:
     ({"router": RandomConfig()}, "Experts are drawn at random, here from a fixed seed."),
     ({**TINY["bert"], "router": SoftConfig()}, "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer."),
     ({**TINY["bert"], "router": ExpertChoiceConfig()}, "Each expert takes the tokens that suit it best: a token may have many, or none."),
+    ({**TINY["bert"], "router": SoftConfig()}, "as at evaluation (router soft): what"),
+    ({**TINY["bert"], "router": ExpertChoiceConfig(), "capacity": 1.5}, "(router expert_choice, k=2 on average, capacity 1.5)"),
+    ({"router": ReluConfig()}, "(router relu, k=2 aimed at, dropless)"),
+    ({"eval": EvalConfig(k=1)}, "(router topk, k=1, dropless)"),
     (TINY["bert"], "Each token saw the whole text, of which nothing was masked."),
     ({}, "Each token saw itself and those before it."),
     ({"eval": EvalConfig(capacity=0.5)}, "room for 0.5 of a fair share in each expert"),
@@ -238,6 +252,7 @@ def test_what_stands_beside_the_experts_is_said(text_file: Path, changes: dict[s
     assert piece in said
     assert "The text is longer" not in said
     assert isinstance(config.model, BERTConfig) == ("whole text" in said)
+    assert (config.router.name in UNEVEN) != (", K is " in " ".join(legend(explained(config, "a", [[choice(0)]]))))  # type: ignore[union-attr]
 
 
 def test_windows_and_drops_are_said(text_file: Path) -> None:
