@@ -33,7 +33,7 @@ from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToke
 from tests.tiny import TINY, finish, tiny_config
 
 ROOT = Path(__file__).parents[2]
-TEXT = "ba né\t[bold]<b>\x1b[2J\\ 漢 \u202e."
+TEXT = "ba né\t[bold]<b>\x1b[2J\\ 漢 \u202e\xa0."
 Explain = Callable[..., Result]
 
 
@@ -91,6 +91,8 @@ def test_every_token_is_shown_once(explain: Explain, columns: int) -> None:
         "\\u202e",
         "+2",
         "+3",
+        "\\xa0",
+        "+2",
         ".",
     ]
     assert expected == [head for block in blocks(result.stdout) for head in cells(block[0])]
@@ -318,6 +320,7 @@ def test_colour_never_says_more(explain: Explain, monkeypatch: pytest.MonkeyPatc
 
     coloured = screen(TERM="xterm")
     assert "48;2;11;98;181" in coloured
+    assert "38;2;255;255;255" in coloured
     assert "38;2;" not in screen(NO_COLOR="1")
     plain = re.sub(r"\x1b\[[\d;]*m", "", coloured)
     said = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])

@@ -375,6 +375,8 @@ def test_an_explained_text_is_told_by_pointing_and_by_keyboard(opened: Any, fini
     assert expected_tip == [" ".join(line.split()) for line in tip(page).splitlines()]
     assert " ".join(expected_tip) == " ".join(page.locator("#said").inner_text().split())
     assert page.locator("#layer").input_value() == "0"
+    firsts = [choices[0]["expert"] + 1 for choices in found["layers"][0]["choices"]]
+    assert firsts == [int(text.rstrip("x")) for text in page.locator(".token small").all_inner_texts()]
     page.keyboard.press("End")
     assert tip(page).startswith(f"}} token {len(text.encode())} of")
     page.keyboard.press("Escape")
