@@ -33,6 +33,30 @@ MEASURES = {
 }
 
 
+@dataclass(frozen=True)
+class RoutingMeasure:
+    """How a text's routing is measured, in the words of the README's table.
+
+    Attributes:
+        label: as a column's heading.
+        range: from what to what it goes.
+        meaning: what it is, and what its ends say.
+    """
+
+    label: str
+    range: str
+    meaning: str
+
+
+# By their names in summary.json; of the load, in `moe runs health`.
+ROUTING = {
+    "load": RoutingMeasure("load", "0 to E / K", "an expert's assignments over a fair share of them: 1 is fair, 0 is never asked, E / K is asked by every token"),
+    "max_violation": RoutingMeasure("MaxVio", "0 to E / K - 1", "(largest load - mean) / mean: 0 is best, all experts are asked alike; at most E / K - 1, every token asks the same K"),
+    "routing_entropy": RoutingMeasure("entropy", "0 to 1", "mean entropy of a token's routing probabilities / ln E: 0 is sure, 1 is undecided"),
+    "dropped_fraction": RoutingMeasure("dropped", "0 to 1", "share of assignments without room: 0 is best and what dropless means, 1 is all of them"),
+}  # fmt: skip
+
+
 def target(config: Mapping[str, Any]) -> str:
     """What the answers of a run are given for, from its config.json."""
     task = config.get("task")

@@ -75,7 +75,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_command_has_help_with_an_example() -> None:
     """`moe COMMAND --help` shows an example line, and the README mentions the command."""
     listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(app, ["--help"]).stdout.split("Commands:")[1], flags=re.M)
-    assert listed == ["train", "eval", "sample", "sweep", "report", "plan", "config", "runs", "bench"]
+    assert listed == ["train", "eval", "sample", "explain", "sweep", "report", "plan", "config", "runs", "bench"]
     for name in listed:
         assert f"Example: moe {name}" in " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
         assert f"moe {name}" in README

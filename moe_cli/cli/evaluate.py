@@ -55,23 +55,31 @@ def evaluate(
 
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
-    """Every combination of the values given, each k dropless too; anything else belongs to training and cannot change now."""
-    from dataclasses import replace
+    """Every combination of the values given, each k dropless too."""
+    from moe_cli.config.schema import EvalConfig
 
+    if config.dense and not overrides:
+        return [EvalConfig()]
+    values = policy_values(config, overrides)
+    limits = values.get("capacity", [config.eval.capacity or config.capacity or DEFAULT_CAPACITY])
+    return [
+        make_policy(config, k, capacity)
+        for k in values.get("k", [config.eval.k])
+        for capacity in dict.fromkeys([None, *limits])
+    ]
+
+
+def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[Any]]:
+    """The values given for eval.k and eval.capacity; anything else belongs to training and cannot change now."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.load import parse_overrides
-    from moe_cli.config.parse import build
-    from moe_cli.config.schema import EvalConfig
     from moe_cli.errors import ConfigError
 
-    values: dict[str, list[Any]] = {
-        "k": [config.eval.k],
-        "capacity": [config.eval.capacity or config.capacity or DEFAULT_CAPACITY],
-    }
+    values: dict[str, list[Any]] = {}
     for axis in parse_overrides(overrides):
         group, _, name = axis.key.partition(".")
-        if group != "eval" or name not in values:
-            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in values else ""
+        if group != "eval" or name not in ("k", "capacity"):
+            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in ("k", "capacity") else ""
             raise ConfigError(
                 f"'{axis.key}' is fixed once a model is trained.{hint} eval takes eval.k and eval.capacity."
             )
@@ -80,15 +88,18 @@ def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
         if any(isinstance(value, Interval) for value in axis.values):
             raise ConfigError(f"'{axis}' is an interval, and eval takes values: {axis.key}=1,2,4")
         values[name] = list(axis.values)
-    if config.dense:
-        return [EvalConfig()]
-    policies = []
-    for k in values["k"]:
-        for capacity in dict.fromkeys([None, *values["capacity"]]):
-            policy: EvalConfig = build(EvalConfig, {"k": k, "capacity": capacity}, "eval.")
-            replace(config, eval=policy)  # checks eval.k against the number of experts
-            policies.append(policy)
-    return policies
+    return values
+
+
+def make_policy(config: "RunConfig", k: Any, capacity: Any) -> "EvalConfig":
+    """Raises ConfigError: it cannot be, of itself or with so many experts."""
+    from dataclasses import replace
+
+    from moe_cli.config.parse import build
+    from moe_cli.config.schema import EvalConfig
+
+    policy: EvalConfig = build(EvalConfig, {"k": k, "capacity": capacity}, "eval.")
+    return replace(config, eval=policy).eval
 
 
 def _evaluate(trained: "Trained", policy: "EvalConfig") -> "Evaluation":

@@ -88,7 +88,7 @@ class LayerUse:
             "load_cv": load_cv(self.asked),
             "routing_entropy": self.entropy / self.num_tokens,
             "mean_routing_entropy": routing_entropy(mean_probs.unsqueeze(0)),
-            "dropped_fraction": 1 - self.kept.sum().item() / self.asked.sum().item(),
+            "dropped_fraction": (self.asked - self.kept).sum().item() / max(1, self.asked.sum().item()),
             "dead_experts": dead_experts(self.asked),
             "token_specialisation": specialisation(self.by_token),
             **({"domain_specialisation": specialisation(self.by_domain)} if several else {}),
@@ -196,10 +196,10 @@ def evaluate(
     num_targets = num_bytes = 0
     measured: dict[str, Tensor] = {}
     layers: list[LayerUse] = []
-    with _evaluating(model, top_k, capacity_factor, precision) as device:
+    with evaluating(model, top_k, capacity_factor, precision) as device:
         for batch, own in _share_out(task.val_batches(batch_size, max_tokens)):
             scored = task.score(model, batch.to(device))
-            layers = layers or [_empty(each, task.vocab_size, len(task.domains)) for each in scored.routings]
+            layers = layers or [empty_use(each, task.vocab_size, len(task.domains)) for each in scored.routings]
             measured = measured or {name: torch.zeros_like(value).double().cpu() for name, value in scored.sums.items()}
             if not own:
                 continue
@@ -243,7 +243,7 @@ def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
 
 
 @contextmanager
-def _evaluating(
+def evaluating(
     model: nn.Module, top_k: int | None, capacity_factor: float | None, precision: str
 ) -> Iterator[torch.device]:
     """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before."""
@@ -261,7 +261,7 @@ def _evaluating(
 @torch.no_grad()
 def probe(model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto") -> list[Bool[Tensor, "T E"]]:
     """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
-    with _evaluating(model, top_k, None, precision) as device:
+    with evaluating(model, top_k, None, precision) as device:
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
         passes = [[choices(routing).cpu() for routing in task.loss(model, batch.to(device))[1]] for batch in batches]
     return [torch.cat(layer) for layer in zip(*passes, strict=True)]
@@ -285,7 +285,7 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "T E
     return result
 
 
-def _empty(routing: Routing, vocab_size: int, num_domains: int) -> LayerUse:
+def empty_use(routing: Routing, vocab_size: int, num_domains: int) -> LayerUse:
     size = routing.num_experts
     asked, kept, by_token, by_domain = (
         torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (vocab_size,), (num_domains,))

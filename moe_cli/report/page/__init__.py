@@ -10,6 +10,7 @@ import html
 import re
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from json import dumps
@@ -32,6 +33,7 @@ SCRIPTS = (
     "experts.js",
     "differ.js",
     "told.js",
+    "frame.js",
     "main.js",
 )
 # What is shown where scripts are switched off.
@@ -44,17 +46,41 @@ def page_text(view: View, source: Source, sections: Sequence[Section] = ()) -> s
     Args:
         sections: what else to show, written beforehand; those with `first` stand before the table.
     """
-    content = page_content(view, source, sections)
-    style = _part("page.css")
-    script = '(() => {\n"use strict";\n' + "".join(map(_part, SCRIPTS)) + "})();\n"
     plain = "\n".join(line.plain for line in table_lines(view, source.title, PLAIN_WIDTH, curves=False))
+    content = page_content(view, source, sections)
+    return assembled(content, Parts(source.title, plain, f"{GENERATOR}, {source.program}", SCRIPTS))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a page is made of beside its content.
+
+    Attributes:
+        plain: what is shown where scripts are switched off.
+        scripts, styles: files of parts/, in order.
+        first: the anchor that the keyboard skips to, and what is there.
+    """
+
+    title: str
+    plain: str
+    generator: str
+    scripts: tuple[str, ...]
+    styles: tuple[str, ...] = ("page.css",)
+    first: tuple[str, str] = ("rows", "table")
+
+
+def assembled(content: object, of: Parts) -> str:
+    """One file that asks nothing of a network."""
+    style = "".join(map(_part, of.styles))
+    script = '(() => {\n"use strict";\n' + "".join(map(_part, of.scripts)) + "})();\n"
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     parts = {
-        "policy": policy, "generator": f"{GENERATOR}, {source.program}", "title": html.escape(printable(source.title)),
-        "style": style, "plain": html.escape(plain), "content": as_script_data(content), "script": script,
+        "policy": policy, "generator": html.escape(of.generator), "title": html.escape(printable(of.title)), "style": style,
+        "anchor": of.first[0], "what": of.first[1], "plain": html.escape(of.plain), "content": as_script_data(content),
+        "script": script,
     }  # fmt: skip
     # In one pass: what stands in a part is never looked at again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("page.html"))

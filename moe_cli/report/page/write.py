@@ -12,8 +12,8 @@ from moe_cli.report.page import GENERATOR
 HEAD_BYTES = 4096
 
 
-def check_ours(path: Path) -> None:
-    """Raises ConfigError: the file is there and is no page of this program, so that it is not ours to replace."""
+def check_ours(path: Path, command: str = GENERATOR) -> None:
+    """Raises ConfigError: the file is there and is no page of this command, so that it is not ours to replace."""
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
@@ -21,9 +21,9 @@ def check_ours(path: Path) -> None:
         return
     except OSError as error:
         raise ConfigError(f"cannot read {printable(str(path))}: {error.strerror}. Name another file.") from None
-    if head and f'<meta name="generator" content="{GENERATOR}'.encode() not in head:
+    if head and f'<meta name="generator" content="{command}'.encode() not in head:
         raise ConfigError(
-            f"{printable(str(path))} is there and was not made by moe report: it is left as it is. Name another file, or remove it."
+            f"{printable(str(path))} is there and was not made by {command}: it is left as it is. Name another file, or remove it."
         )
 
 

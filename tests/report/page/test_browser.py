@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from moe_cli.cli.app import app
 from tests.report.page.pages import HOSTILE, page_of, sweep
 from tests.report.scaling.test_command import planted
 
@@ -339,3 +341,46 @@ def test_it_prints(opened: Any, tmp_path: Path) -> None:
     )
     assert pdf.startswith(b"%PDF")
     assert len(pdf) > 20_000
+
+
+def test_an_explained_text_is_told_by_pointing_and_by_keyboard(opened: Any, finished: Any, tmp_path: Path) -> None:
+    """Each token shows its expert in the chosen layer; pointing and arrow keys tell all layers; what is in the text stays text."""
+    file, text, outputs = tmp_path / "text.html", f"ba né\n{HOSTILE}", str(finished.path.parents[1])
+    words = ["explain", "latest", text, "eval.capacity=0.5", "--outputs", outputs]
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert CliRunner().invoke(app, [*words, "--html", str(file)]).exit_code == 0
+    page = opened(file=file)
+    for layer in (0, 1):
+        page.select_option("#layer", str(layer))
+        expected = [
+            f"{each[0]['expert'] + 1}{'' if each[0]['kept'] else 'x'}" for each in found["layers"][layer]["choices"]
+        ]
+        assert expected == page.locator(".token small").all_inner_texts()
+        tinted = [int(name.split("tint k")[1].split()[0]) if "tint" in name else None
+                  for name in page.locator(".token").evaluate_all("nodes => nodes.map(node => node.className)")]  # fmt: skip
+        assert [None if name.endswith("x") else int(name) - 1 for name in expected] == tinted
+    lines = [
+        f"L{number + 1} " + ", ".join(f"E{each['expert'] + 1} {each['weight']:.2f}{'' if each['kept'] else ' dropped'}" for each in layer["choices"][1])
+        for number, layer in enumerate(found["layers"])
+    ]  # fmt: skip
+    page.locator(".token").nth(1).hover()
+    expected_tip = [f"a token 2 of {len(text.encode())}", *lines]
+    assert expected_tip == [" ".join(line.split()) for line in tip(page).splitlines()]
+    page.mouse.move(0, 0)
+    assert not page.locator("#tip").is_visible()
+    page.keyboard.press("Tab")
+    page.focus(".tokens")
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp"):
+        page.keyboard.press(key)
+    assert expected_tip == [" ".join(line.split()) for line in tip(page).splitlines()]
+    assert " ".join(expected_tip) == " ".join(page.locator("#said").inner_text().split())
+    assert page.locator("#layer").input_value() == "0"
+    firsts = [choices[0]["expert"] + 1 for choices in found["layers"][0]["choices"]]
+    assert firsts == [int(text.rstrip("x")) for text in page.locator(".token small").all_inner_texts()]
+    page.keyboard.press("End")
+    assert tip(page).startswith(f"}} token {len(text.encode())} of")
+    page.keyboard.press("Escape")
+    assert not page.locator("#tip").is_visible()
+    assert page.evaluate("window.stolen") is None
+    phone = opened(width=380, file=file)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 380

@@ -20,8 +20,3 @@ function differ_section() {
 }
 
 function told(value) { return value === null || value === undefined ? "-" : String(value); }
-
-function plain_table(headings, rows) {
-  return el("table", {}, el("thead", {}, el("tr", {}, headings.map((text, index) => el("th", { scope: "col", class: "left" }, text)))),
-    el("tbody", {}, rows.map(cells => el("tr", {}, cells.map((text, index) => index ? el("td", { class: "left" }, text) : el("th", { scope: "row", class: "left" }, text))))));
-}

@@ -145,3 +145,10 @@ function labelled(text, control) { return el("label", {}, text, control); }
 function ticked(text, checked, change) {
   return el("label", { class: "flat" }, el("input", { type: "checkbox", checked, onchange: event => change(event.target.checked) }), text);
 }
+
+function cut(text, most) { return text.length > most ? `${text.slice(0, most - 1)}…` : text; }
+
+function plain_table(headings, rows) {
+  return el("table", {}, el("thead", {}, el("tr", {}, headings.map((text, index) => el("th", { scope: "col", class: "left" }, text)))),
+    el("tbody", {}, rows.map(cells => el("tr", {}, cells.map((text, index) => index ? el("td", { class: "left" }, text) : el("th", { scope: "row", class: "left" }, text))))));
+}

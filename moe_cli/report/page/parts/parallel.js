@@ -81,4 +81,3 @@ function upright(axis, rows, bottom, top) {
   return { place, marks: distinct.filter((_, index) => index % every === 0).map(value => [place(value), cut(written(value), 13)]).concat(none) };
 }
 
-function cut(text, most) { return text.length > most ? `${text.slice(0, most - 1)}…` : text; }

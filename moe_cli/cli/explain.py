@@ -1,0 +1,167 @@
+"""moe explain."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json
+
+if TYPE_CHECKING:
+    from moe_cli.cli.explained import Explained
+    from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.tasks.tokenizers import Tokenizer
+    from moe_cli.training.explain import TextToken
+
+# The families that read a text as it stands.
+READERS = ("gpt", "bert", "lstm")
+MOST_TOKENS = 16_384
+COMMAND = "moe explain"
+
+
+def explain(
+    run: RunName,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text, in quotes; - reads it from standard input.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="SETTING=VALUE", help="eval.k and eval.capacity.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(metavar="N", help="One sparse layer, from 1, with more of its experts.")
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one page for a browser, which needs no network. Another's page is never replaced."),
+    ] = None,
+    checkpoint: Checkpoint = "latest",
+    outputs: Outputs = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show which experts each token of a text goes to. Example: moe explain latest "def __init__(self):" """
+    from moe_cli.cli.export import export_files
+    from moe_cli.errors import ConfigError
+    from moe_cli.report.page.write import check_ours
+    from moe_cli.store import find_run, outputs_folder
+
+    if html and as_json:
+        raise ConfigError("--json has no effect on a page: leave --html or --json out.")
+    for path in export_files(html, None):
+        check_ours(path, COMMAND)
+    text = _read(text)
+    folder = outputs_folder(outputs)
+    found = find_run(folder, run)
+    config = found.config()
+    _check(found.id, config, layer)
+    policy = _policy(config, overrides or [])
+
+    from moe_cli.cli.explained import Explained
+    from moe_cli.run import restore
+    from moe_cli.training.explain import explain as explain_text
+
+    trained = restore(found, folder, checkpoint)
+    tokens = _tokens(found.id, trained.task.corpus.tokenizer, text)
+    explanation = explain_text(
+        trained.model, tokens, config.sparse_layers, config.model.context_length, policy, config.train.precision
+    )
+    name, shown = trained.task.corpus.tokenizer.name, None if layer is None else layer - 1
+    _tell(Explained(found.id, trained.step, config, policy, name, explanation, shown), html, as_json)
+
+
+def _tokens(run: str, tokenizer: "Tokenizer | None", text: str) -> "list[TextToken]":
+    """Raises ConfigError: nobody knows how to make them, or they are too many."""
+    from moe_cli.errors import ConfigError
+    from moe_cli.training.explain import text_tokens
+
+    if tokenizer is None:
+        raise ConfigError(f"{run} learned from ready-made tokens (data=tokens): nobody knows the text they stand for.")
+    tokens = text_tokens(text, tokenizer)
+    if len(tokens) > MOST_TOKENS:
+        raise ConfigError(f"the text has {len(tokens):,} tokens: {MOST_TOKENS:,} are the most. Give a part of it.")
+    return tokens
+
+
+def _read(text: str) -> str:
+    """The text that is meant. Raises ConfigError: there is none, or it is no text."""
+    from moe_cli.errors import ConfigError
+
+    where = "TEXT"
+    if text == "-":
+        where, given = "standard input", sys.stdin.buffer.read()
+        text = given.decode("utf-8", errors="surrogateescape")
+    if not text:
+        raise ConfigError(f"{where} is empty: give at least one character.")
+    if any("\ud800" <= char <= "\udfff" for char in text):  # what Python makes of bytes that are no UTF-8
+        raise ConfigError(f"{where} is not UTF-8 text.")
+    return text
+
+
+def _check(run: str, config: "RunConfig", layer: int | None) -> None:
+    """Raises ConfigError: a model that reads no text, has no experts, or not that layer."""
+    from moe_cli.errors import ConfigError
+
+    if config.model.name not in READERS:
+        raise ConfigError(f"{run} is a {config.model.name}, which reads no plain text: {COMMAND} takes runs of {', '.join(READERS)}.")  # fmt: skip
+    if config.dense:
+        raise ConfigError(f"{run} is a dense model (expert=1): every token goes through the same network.")
+    number = len(config.sparse_layers)
+    if layer is not None and not 1 <= layer <= number:
+        raise ConfigError(f"--layer {layer}: {run} has sparse layers 1 to {number}.")
+
+
+def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
+    """That of the run's evaluation, with what is given instead."""
+    from moe_cli.cli.evaluate import make_policy, policy_values
+    from moe_cli.errors import ConfigError
+
+    for word in overrides:
+        if "=" not in word:
+            raise ConfigError(
+                f"'{word}' is no setting. A text of several words stands in quotes: {COMMAND} RUN \"...\""
+            )
+    values = policy_values(config, overrides)
+    for name, given in values.items():
+        if len(given) > 1:
+            raise ConfigError(f"eval.{name} has {len(given)} values: {COMMAND} takes one.")
+    one = {name: given[0] for name, given in values.items()}
+    return make_policy(config, one.get("k", config.eval.k), one.get("capacity", config.eval.capacity))
+
+
+def _tell(said: "Explained", html: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from moe_cli.cli.columns import print_lines
+    from moe_cli.cli.explained import explained_lines
+    from moe_cli.cli.options import text_width
+    from moe_cli.cli.plot import ascii_only
+
+    if as_json:
+        layers = [asdict(layer) for layer in said.layers]
+        content = {**asdict(said.found), "layers": layers}
+        print_json({"run": said.run, "step": said.step, "k": said.k,
+                    "capacity": said.policy.capacity, "tokenizer": said.tokenizer, **content})  # fmt: skip
+        return
+    if html is not None:
+        _write(said, html.expanduser())
+        return
+    console = Console(highlight=False, emoji=False, markup=False)
+    print_lines(console, explained_lines(said, text_width(console), ascii_only()))
+
+
+def _write(said: "Explained", path: Path) -> None:
+    """The page, whole or not at all."""
+    import time
+
+    from moe_cli import __version__
+    from moe_cli.cli.columns import PIPED_WIDTH
+    from moe_cli.cli.explained import explained_lines, page_content, title
+    from moe_cli.cli.export import print_written
+    from moe_cli.report.page.explained import explained_page
+    from moe_cli.report.page.write import write_file
+
+    program = f"moe {__version__}"
+    made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
+    plain = "\n".join(line.plain for line in explained_lines(said, PIPED_WIDTH))
+    write_file(path, explained_page(page_content(said, made), title(said), plain, program))
+    print_written([path])

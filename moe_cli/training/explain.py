@@ -1,0 +1,141 @@
+"""Where the tokens of one text go: who was chosen in every sparse layer, with what weight, and what that measures.
+
+T tokens, E experts, V tokens in the vocabulary.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from moe_cli.moe.routing import Routing
+from moe_cli.training.evaluate import LayerUse, empty_use, evaluating
+
+
+@dataclass(frozen=True)
+class TextToken:
+    """Attributes:
+    text: the characters that begin in it, so that those of all tokens are the text.
+    part: 1; of a character spread over several tokens the later ones have no text and count on.
+    """
+
+    id: int
+    text: str
+    part: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An assignment of a token.
+
+    Attributes:
+        expert: from 0.
+        weight: of the expert's answer in the token's sum.
+        kept: False where the expert had no room: the answer was not computed.
+    """
+
+    expert: int
+    weight: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class LayerChoices:
+    """One sparse layer.
+
+    Attributes:
+        layer: its number among the sparse layers, from 0.
+        block: its number among all layers, from 0.
+        choices: for every token its assignments, best first: those kept, then by weight.
+        load: per expert, the share of all assignments over a fair share 1 / E: 1 is even.
+        measures: `training.evaluate.MEASURES` of this text.
+    """
+
+    layer: int
+    block: int
+    choices: tuple[tuple[Choice, ...], ...]
+    load: tuple[float, ...]
+    measures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Attributes:
+    window: tokens of one forward pass; the text is read in windows side by side, each by itself.
+    """
+
+    window: int
+    tokens: tuple[TextToken, ...]
+    layers: tuple[LayerChoices, ...]
+
+
+def explain(
+    model: nn.Module, tokens: Sequence[TextToken], blocks: Sequence[int], window: int, policy: Any, precision: str
+) -> Explanation:
+    """What the model's sparse layers, which are those `blocks` of it, do with a text at evaluation.
+
+    Args:
+        policy: the `EvalConfig`: experts per token, and the capacity, which counts over one window.
+    """
+    ids = torch.tensor([token.id for token in tokens])
+    passes = list(_routings(model, ids, window, policy, precision))
+    layers = []
+    for layer, block in enumerate(blocks):
+        use = empty_use(passes[0][layer], int(ids.max()) + 1, 1)
+        choices: list[tuple[Choice, ...]] = []
+        for part, routings in zip(ids.split(window), passes, strict=True):
+            use.add(routings[layer], part, torch.zeros_like(part))
+            choices += token_choices(routings[layer])
+        layers.append(LayerChoices(layer, block, tuple(choices), _load(use), use.metrics()))
+    return Explanation(window, tuple(tokens), tuple(layers))
+
+
+@torch.no_grad()
+def _routings(
+    model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
+) -> Iterator[list[Routing]]:
+    """Those of all sparse layers, a forward pass for each window."""
+    with evaluating(model, policy.k, policy.capacity, precision) as device:
+        for part in ids.split(window):
+            yield [_on_cpu(routing) for routing in model(part[None].to(device))[1]]
+
+
+def _on_cpu(routing: Routing) -> Routing:
+    parts = (routing.logits, routing.probs, routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
+    return Routing(*(part.cpu() for part in parts))
+
+
+def token_choices(routing: Routing) -> list[tuple[Choice, ...]]:
+    """The assignments of every token, best first: those kept, then by weight, then by the expert's number."""
+    found: list[list[Choice]] = [[] for _ in range(routing.num_tokens)]
+    columns = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
+    for token, expert, weight, kept in zip(*(column.tolist() for column in columns), strict=True):
+        found[token].append(Choice(expert, weight, kept))
+    return [tuple(sorted(each, key=lambda choice: (not choice.kept, -choice.weight, choice.expert))) for each in found]
+
+
+def _load(use: LayerUse) -> tuple[float, ...]:
+    return tuple((use.asked * len(use.asked) / use.asked.sum().clamp(min=1)).tolist())
+
+
+def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
+    """The tokens of a text with its characters, each whole in the token in which it begins.
+
+    Raises:
+        DataError: the tokenizer does not know a character.
+    """
+    widths = tokenizer.bytes_per_token()
+    starts = [0, *accumulate(len(char.encode()) for char in text)][:-1]
+    tokens, first, end, part = [], 0, 0, 1
+    for token in tokenizer.encode(text).tolist():
+        end += int(widths[token])
+        last = bisect_left(starts, end, first)
+        part = 1 if last > first else part + 1
+        tokens.append(TextToken(token, text[first:last], part))
+        first = last
+    return tokens

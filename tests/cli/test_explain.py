@@ -1,0 +1,349 @@
+"""moe explain: on the screen every token once, in its place, with the experts and weights of the Routing; errors in words."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from typer.testing import CliRunner, Result
+
+from moe_cli.cli.app import app
+from moe_cli.cli.explained import (
+    PALETTE,
+    UNEVEN,
+    Explained,
+    explained_lines,
+    legend,
+    measures,
+    sentences,
+    spelled,
+    written,
+)
+from moe_cli.config.model import BERTConfig
+from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, ReluConfig, SoftConfig, TopKConfig
+from moe_cli.config.schema import EvalConfig, RunConfig
+from moe_cli.measures import ROUTING
+from moe_cli.store import Run, create_run
+from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToken
+from tests.tiny import TINY, finish, tiny_config
+
+ROOT = Path(__file__).parents[2]
+TEXT = "ba né\t[bold]<b>\x1b[2J\\ 漢 \u202e\xa0."
+Explain = Callable[..., Result]
+
+
+@pytest.fixture
+def explain(finished: Run) -> Explain:
+    """`moe explain` of the run that tests share, as wide as COLUMNS says."""
+    return lambda *words, columns=80, **more: CliRunner().invoke(
+        app, ["explain", *map(str, words), "--outputs", str(finished.path.parents[1])], env={"COLUMNS": str(columns)}, **more
+    )  # fmt: skip
+
+
+def content(explain: Explain, *words: object) -> dict[str, Any]:
+    result = explain("latest", *words, "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def blocks(screen: str) -> list[list[str]]:
+    """The lines of each block of tokens: heads, then two for every choice."""
+    found: list[list[str]] = []
+    for part in screen.split("\n\n"):
+        lines = part.splitlines()
+        if len(lines) > 2 and lines[1].startswith("L") and set(lines[2]) <= set(" .0123456789"):
+            found.append(lines)
+    return found
+
+
+def cells(line: str) -> list[str]:
+    return line[2:].split()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_every_token_is_shown_once(explain: Explain, columns: int) -> None:
+    """Whatever the width, heads in their order are the tokens, no line is wider, and nothing that a terminal obeys is left."""
+    result = explain("latest", TEXT, columns=columns)
+    assert result.exit_code == 0, result.output
+    expected = [
+        "b",
+        "a",
+        "␣",
+        "n",
+        "é",
+        "+2",
+        "\\t",
+        *"[bold]<b>",
+        "\\x1b",
+        *"[2J",
+        "\\\\",
+        "␣",
+        "漢",
+        "+2",
+        "+3",
+        "␣",
+        "\\u202e",
+        "+2",
+        "+3",
+        "\\xa0",
+        "+2",
+        ".",
+    ]
+    assert expected == [head for block in blocks(result.stdout) for head in cells(block[0])]
+    assert max(map(cell_len, result.stdout.splitlines())) <= columns
+    assert result.stdout.replace("\n", "").isprintable()
+
+
+def test_experts_and_weights_are_those_of_the_json(explain: Explain) -> None:
+    """Row after row of a layer: the number of each token's expert, counted from 1, its weight, and an x where it was dropped."""
+    words = (TEXT, "eval.capacity=0.5", "--layer", 2)
+    layer = content(explain, *words)["layers"][0]
+    found = blocks(explain("latest", *words).stdout)
+    for row in range(2):
+        choices = [each[row] for each in layer["choices"]]
+        names = [f"{choice['expert'] + 1}{'' if choice['kept'] else 'x'}" for choice in choices]
+        assert names == [cell for block in found for cell in cells(block[1 + 2 * row])]
+        assert [written(choice["weight"]) for choice in choices] == [
+            cell for block in found for cell in cells(block[2 + 2 * row])
+        ]
+    assert any(not choice["kept"] for choices in layer["choices"] for choice in choices)
+    assert 1 == layer["layer"]
+
+
+def test_numbers_stand_below_their_token(explain: Explain) -> None:
+    """The last character of a token, of its expert and of its weight are in one column."""
+    for block in blocks(explain("latest", TEXT, columns=50).stdout):
+        ends = [
+            [found.end() for found in re.finditer(r"\S+", line.replace("漢", "漢.")) if found.start() > 1]
+            for line in block
+        ]
+        assert all(ends[0] == each for each in ends), block
+
+
+def test_json_says_all(explain: Explain) -> None:
+    """Tokens whose texts are the text; for each layer as many choices as tokens, and weights that sum to one."""
+    found = content(explain, TEXT)
+    assert TEXT == "".join(token["text"] for token in found["tokens"])
+    assert list(TEXT.encode()) == [token["id"] for token in found["tokens"]]
+    assert (2, None, "bytes", 16) == (found["k"], found["capacity"], found["tokenizer"], found["window"])
+    for layer in found["layers"]:
+        assert len(TEXT.encode()) == len(layer["choices"])
+        assert [1] * len(TEXT.encode()) == pytest.approx(
+            [sum(each["weight"] for each in choices) for choices in layer["choices"]]
+        )
+
+
+def test_text_from_standard_input(explain: Explain) -> None:
+    """`-` reads it, line ends included; what is no UTF-8 is refused."""
+    result = explain("latest", "-", "--json", input="ba\n")
+    assert "ba\n" == "".join(token["text"] for token in json.loads(result.stdout)["tokens"])
+    result = explain("latest", "-", input=b"ba\xff")
+    assert (2, "error: standard input is not UTF-8 text.\n") == (result.exit_code, result.stderr)
+
+
+def test_checkpoints(explain: Explain, finished: Run) -> None:
+    """Another step is another model: the one that is asked for."""
+    steps = sorted(int(path.name.split("_")[-1]) for path in (finished.path / "checkpoints").iterdir() if path.is_dir())
+    first, last = (content(explain, "babade", "--checkpoint", step) for step in (steps[0], steps[-1]))
+    assert (steps[0], steps[-1]) == (first["step"], last["step"])
+    assert first["layers"] != last["layers"]
+    assert last == content(explain, "babade")
+
+
+WRONG = {
+    ("latest", ""): "TEXT is empty: give at least one character.",
+    ("latest", "\udcff"): "TEXT is not UTF-8 text.",
+    ("latest", "some", "text"): "'text' is no setting. A text of several words stands in quotes: moe explain RUN \"...\"",
+    ("latest", "a", "k=1"): "'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k and eval.capacity.",
+    ("latest", "a", "eval.k=1,2"): "eval.k has 2 values: moe explain takes one.",
+    ("latest", "a", "eval.k=9"): "eval.k=9 is more than expert=4: a token cannot choose more experts than there are.",
+    ("latest", "a", "eval.capacity=0"): "eval.capacity=0.0 must be greater than 0.",
+    ("latest", "a", "--layer", "0"): "--layer 0: RUN has sparse layers 1 to 2.",
+    ("latest", "a", "--layer", "3"): "--layer 3: RUN has sparse layers 1 to 2.",
+    ("latest", "a", "--checkpoint", "5"): "RUN has no checkpoint '5'. There are: latest, 6, 4.",
+    ("latest", "a", "--html", "no/such.html"): "no folder no: make it, or name another.",
+    ("latest", "a", "--html", "a.html", "--json"): "--json has no effect on a page: leave --html or --json out.",
+    ("latest", "a" * 16_385): "the text has 16,385 tokens: 16,384 are the most. Give a part of it.",
+    ("nobody", "a"): "no run 'nobody' in OUTPUTS. The newest is RUN; 'latest' means it.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WRONG, ids=lambda words: " ".join(words)[:30].encode("ascii", "replace").decode())
+def test_wrong_request(explain: Explain, finished: Run, words: tuple[str, ...]) -> None:
+    """The message is exactly what stands in the table, nothing goes to standard output, and the exit code is 2."""
+    result = explain(*words)
+    said = result.stderr.replace(str(finished.path.parents[1]), "OUTPUTS").replace(finished.id, "RUN")
+    assert (2, "", f"error: {WRONG[words]}\n") == (result.exit_code, result.stdout, said)
+
+
+def refused(run: Run, outputs: Path) -> list[str]:
+    result = CliRunner().invoke(app, ["explain", run.id, "Z", "--outputs", str(outputs)])
+    assert result.exit_code == 2
+    return result.stderr.splitlines()
+
+
+def test_runs_without_experts_or_text(text_file: Path, tmp_path: Path) -> None:
+    """A dense run and one of images, trained or not, and one whose characters are not the text's: each is told why."""
+    dense = create_run(tmp_path, "runs", tiny_config(text_file, expert=1, k=None, router=None, balance=None))
+    said = f"error: {dense.id} is a dense model (expert=1): every token goes through the same network."
+    assert [said] == refused(dense, tmp_path)
+    vit = create_run(tmp_path, "runs", tiny_config(text_file, **TINY["vit"]))
+    said = f"error: {vit.id} is a vit, which reads no plain text: moe explain takes runs of gpt, bert, lstm."
+    assert [said] == refused(vit, tmp_path)
+    chars = finish(tiny_config(text_file, data={"tokenizer": "chars"}), tmp_path)
+    assert ["error: 'Z' is not among the 17 characters of the corpus."] == refused(chars, tmp_path)
+
+
+def explained(
+    config: RunConfig, tokens: Sequence[str], choices: Sequence[Sequence[Choice]], size: int = 4, **changes: Any
+) -> Explained:
+    """A text of a run that never was: `choices` are those of each token, in each sparse layer."""
+    layers = tuple(
+        LayerChoices(layer, block, tuple(map(tuple, choices)), (1.0,) * size, dict.fromkeys(ROUTING, 0.5))
+        for layer, block in enumerate(config.sparse_layers)
+    )
+    found = Explanation(16, tuple(TextToken(0, text) for text in tokens), layers)
+    return replace(Explained("run", 6, config, config.eval, "bytes", found), **changes)
+
+
+def choice(expert: int, weight: float = 0.5, kept: bool = True) -> Choice:
+    return Choice(expert, weight, kept)
+
+
+def test_many_and_missing_choices(text_file: Path) -> None:
+    """A token without expert has a dash; of more experts than are shown a line says how many are left out; weights keep their width."""
+    config = tiny_config(text_file)
+    many = [choice(expert, weight) for expert, weight in enumerate((12.4, 1.06, 0.996, 0.994, 0.004) + (0.0,) * 6)]
+    lines = [line.plain for line in explained_lines(explained(config, "ab", [many, []]), 80)]
+    start = lines.index("     a b")
+    expected = ["     a b", "L1   1 -", "    12", "     2", "   1.1", "L2   1 -"]
+    assert expected == lines[start : start + 6]
+    assert "Of each token up to 9 weaker experts are left out: --layer 1 shows more." in lines
+    lines = [line.plain for line in explained_lines(explained(config, "ab", [many, []], shown=1), 80)]
+    assert "Of each token up to 3 weaker experts are left out: --json has all." in lines
+    assert ["12", "1.1", "1.0", ".99", ".00"] == [written(each.weight) for each in many[:5]]
+
+
+@pytest.mark.parametrize(("changes", "piece"), [
+    ({"model": {"moe_every": 2}}, "L1 is layer 2 of 2; 1 of these is dense: one network for all tokens."),
+    ({"model": {"shared_experts": 2}}, "Beside them 2 shared experts of each layer answer for every token: never chosen, not shown."),
+    ({"router": TopKConfig(null_experts=2)}, "E5 to E6 compute nothing (null experts)."),
+    ({"router": ReluConfig()}, "As many experts answer as have a score above zero; weights need not sum to 1."),
+    ({"router": RandomConfig()}, "Experts are drawn at random, here from a fixed seed."),
+    ({**TINY["bert"], "router": SoftConfig()}, "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer."),
+    ({**TINY["bert"], "router": ExpertChoiceConfig()}, "Each expert takes the tokens that suit it best: a token may have many, or none."),
+    ({**TINY["bert"], "router": SoftConfig()}, "as at evaluation (router soft): what"),
+    ({**TINY["bert"], "router": ExpertChoiceConfig(), "capacity": 1.5}, "(router expert_choice, k=2 on average, capacity 1.5)"),
+    ({"router": ReluConfig()}, "(router relu, k=2 aimed at, dropless)"),
+    ({"eval": EvalConfig(k=1)}, "(router topk, k=1, dropless)"),
+    (TINY["bert"], "Each token saw the whole text, of which nothing was masked."),
+    ({}, "Each token saw itself and those before it."),
+    ({"eval": EvalConfig(capacity=0.5)}, "room for 0.5 of a fair share in each expert"),
+])  # fmt: skip
+def test_what_stands_beside_the_experts_is_said(text_file: Path, changes: dict[str, Any], piece: str) -> None:
+    """Dense layers, shared and null experts, routers that do not choose k, what a token saw, the policy."""
+    config = tiny_config(text_file, balance=None, **changes)
+    size = 4 + (2 if "null" in piece else 0)
+    said = " ".join(sentences(explained(config, "a", [[choice(0)]], size)))
+    assert piece in said
+    assert "The text is longer" not in said
+    assert isinstance(config.model, BERTConfig) == ("whole text" in said)
+    assert (config.router.name in UNEVEN) != (", K is " in " ".join(legend(explained(config, "a", [[choice(0)]]))))  # type: ignore[union-attr]
+
+
+def test_windows_and_drops_are_said(text_file: Path) -> None:
+    """Of a text longer than the context, each window begins anew; a dropped assignment is explained where there is one."""
+    said = explained(tiny_config(text_file), "a" * 17, [[choice(0, kept=False)]] * 17)
+    assert "2 forward passes of this checkpoint" in sentences(said)[0]
+    assert "The text is longer than the context of 16: 2 windows, each read without the others." in sentences(said)
+    assert "An expert with an x had no room: dropped, the token goes on without its answer." in sentences(said)
+    lines = [line.plain for line in explained_lines(said, 200)]
+    assert ["window 1", "window 2"] == [line for line in lines if line.startswith("window")]
+    assert [16, 1] == [len(cells(line)) for line in lines if set(line) == {" ", "a"}]
+
+
+def test_measures_are_explained_in_the_words_of_the_readme(text_file: Path) -> None:
+    """Range and meaning of every measure shown stand in the README's table, and on the screen beside the values."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Measures\n")[1]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", table, flags=re.M)
+    said = explained(tiny_config(text_file), "a", [[choice(0)]])
+    screen = [line.plain for line in explained_lines(said, 400)]
+    for name, measure in ROUTING.items():
+        row = next(row for row in rows if row[0].startswith((f"`{name}`", f"{name}, in")))
+        assert measure.range == row[1]
+        assert row[2].removeprefix(f"{measure.label}: ").startswith(measure.meaning)
+        assert f"{measure.label}, {measure.range}: {measure.meaning}." in screen
+    assert (
+        ["layer", "MaxVio", "entropy", "dropped"],
+        [["L1", "0.50", "0.50", "50 %"], ["L2", "0.50", "0.50", "50 %"]],
+    ) == measures(said)
+    assert any("Here E is 4, K is 2 and E / K is 2." in line for line in screen)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_palette_is_the_pages_and_readable() -> None:
+    """The colours of the page's light theme, on each of which white has a contrast of at least 4.5."""
+    css = (ROOT / "moe_cli/report/page/parts/page.css").read_text(encoding="utf-8").split("dark")[0]
+    assert list(PALETTE) == [re.search(rf"--c{index}: (#\w+);", css)[1] for index in range(10)]  # type: ignore[index]
+    assert min(1.05 / (luminance(colour) + 0.05) for colour in PALETTE) >= 4.5
+
+
+def test_colour_never_says_more(explain: Explain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a terminal experts are coloured, with NO_COLOR they are not, and the text is that of a pipe."""
+    from rich.console import Console
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def screen(**env: str) -> str:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        shown = Terminal()
+        said = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])
+        from moe_cli.cli.columns import print_lines
+
+        print_lines(Console(file=shown, width=80, color_system="truecolor"), explained_lines(said, 80))
+        return shown.getvalue()
+
+    coloured = screen(TERM="xterm")
+    assert "48;2;11;98;181" in coloured
+    assert "38;2;255;255;255" in coloured
+    assert "38;2;" not in screen(NO_COLOR="1")
+    plain = re.sub(r"\x1b\[[\d;]*m", "", coloured)
+    said = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])
+    assert [line.plain for line in explained_lines(said, 80)] == plain.splitlines()
+    assert "\x1b" not in explain("latest", "ba").stdout
+
+
+def test_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the terminal has no other characters, a space is SP, and loads are shaded in ASCII."""
+    assert ["SP", "␣"] == [spelled(TextToken(32, " "), ascii_only) for ascii_only in (True, False)]
+    said = explained(tiny_config(ROOT / "README.md"), " a", [[choice(0)], [choice(1)]])
+    assert all(line.plain.isascii() for line in explained_lines(said, 80, ascii_only=True))
+
+
+def test_help_names_everything() -> None:
+    """Every option and what stands on the line has its words in the help."""
+    shown = " ".join(CliRunner().invoke(app, ["explain", "--help"]).stdout.split())
+    for word in (
+        "--layer N",
+        "--html FILE",
+        "--json",
+        "--checkpoint WHICH",
+        "reads it from standard input",
+        "eval.k and eval.capacity",
+    ):
+        assert word in shown
