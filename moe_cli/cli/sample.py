@@ -32,7 +32,6 @@ def sample(
     found = find_run(folder, run)
 
     from moe_cli.run import restore
-    from moe_cli.tasks.tokenizers import ByteTokenizer
     from moe_cli.training.sample import sample as draw
 
     trained = restore(found, folder, checkpoint)
@@ -51,9 +50,9 @@ def sample(
         tokenizer.vocab_size,
     )
     typer.echo(prompt, nl=False)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may span several byte tokens
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may span several tokens
     for token in ids:
-        text = decoder.decode(bytes([token])) if isinstance(tokenizer, ByteTokenizer) else tokenizer.decode([token])
+        text = decoder.decode(tokenizer.to_bytes([token]))
         typer.echo(
             "".join(char if char.isprintable() or char in "\n\t" else "\n" if char == "\0" else "?" for char in text),
             nl=False,

@@ -60,7 +60,7 @@ class TextTask:
         self.context_length = context_length
         self.seed = seed
         self.vocab_size = self.num_known = int(corpus.meta["vocab_size"])
-        self._bytes_per_token = None if corpus.tokenizer is None else corpus.tokenizer.bytes_per_token()
+        self._bytes_per_token = corpus.bytes_per_token
         self._order = lru_cache(maxsize=2)(self._order_of)
         self._starts = lru_cache(maxsize=2)(self._starts_of)
 
