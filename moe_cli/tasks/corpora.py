@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from moe_cli.tasks.hub import list_hub
 from moe_cli.tasks.installed import list_installed
 from moe_cli.tasks.ready import describe_ready
 from moe_cli.tasks.shards import LARGE, Shard, Tokens
-from moe_cli.tasks.subwords import hash_of
+from moe_cli.tasks.subwords import hash_of, read_tokenizer
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
 FORMAT = 4
@@ -74,13 +73,16 @@ class Corpus:
         return Tokens(shards, self.meta["dtype"], scattered and large)
 
 
-def load_corpus(data: CorpusData, context_length: int, cache: Path) -> Corpus:
+def load_corpus(data: CorpusData, context_length: int, cache: Path, build: bool = True) -> Corpus:
     """The corpus of a configuration, from the cache if its files are unchanged.
+
+    Args:
+        build: False: of subwords that are not there yet, what is known beforehand; its tokens are counted as bytes.
 
     Raises:
         DataError: a path that is missing, empty, not text, or too short for one context.
     """
-    corpus = Corpus(cache, describe_ready(data)) if isinstance(data, TokenData) else _built(data, cache)
+    corpus = Corpus(cache, describe_ready(data)) if isinstance(data, TokenData) else _built(data, cache, build)
     _check_length(corpus, data, context_length)
     return corpus
 
@@ -92,12 +94,22 @@ def texts_of(data: TextsData) -> Texts:
     return list_hub(data) if isinstance(data, HubData) else list_installed(data)
 
 
-def _built(data: TextsData, cache: Path) -> Corpus:
+def _built(data: TextsData, cache: Path, now: bool = True) -> Corpus:
     texts = texts_of(data)
     folder = cache / f"{data.name}-{_key(data, texts)}"
     if not (folder / "meta.json").is_file():
+        if not now and data.tokenizer not in ("bytes", "chars"):
+            return _foreseen(data, cache)
         build(data, texts, folder)
     return Corpus(folder, json.loads((folder / "meta.json").read_text(encoding="utf-8")))
+
+
+def _foreseen(data: TextsData, cache: Path) -> Corpus:
+    """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
+    plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache)
+    size = data.bpe_vocab or read_tokenizer(data.tokenizer).vocab_size
+    foreseen = {"tokenizer": {"name": data.tokenizer}, "tokenizer_sha256": "?", "vocab_size": size, "num_used": size}
+    return Corpus(plain.folder, plain.meta | foreseen)
 
 
 def _key(data: TextsData, texts: Texts) -> str:

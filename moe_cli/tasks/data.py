@@ -9,11 +9,11 @@ from moe_cli.tasks.images import Images, describe_images, load_images
 Data = Corpus | Images
 
 
-def load_data(data: DataConfig, context_length: int, cache: Path) -> Data:
-    """The data of a configuration, built under a folder if they are not there. Raises DataError."""
+def load_data(data: DataConfig, context_length: int, cache: Path, build: bool = True) -> Data:
+    """The data of a configuration, built under a folder if they are not there; see `load_corpus`. Raises DataError."""
     if isinstance(data, ImageData):
         return load_images(data, cache / "images")
-    return load_corpus(data, context_length, cache / "corpora")
+    return load_corpus(data, context_length, cache / "corpora", build)
 
 
 def describe(data: Data) -> str:

@@ -58,22 +58,22 @@ def list_installed(data: NamedData) -> Texts:
 
 def _python() -> Texts:
     root = Path(sysconfig.get_path("stdlib"))
-    names = mixed(path.relative_to(root) for path in root.rglob("*.py"))
-    files = [_file(root / name, "docs" if name.parts[0] == "pydoc_data" else domain_of(name, "modules"))
-             for name in names if not _NOT_CORPUS & set(name.parts)]  # fmt: skip
+    names = mixed(_inside(root, (".py",)))
+    files = [
+        _file(root / name, "docs" if name.parts[0] == "pydoc_data" else domain_of(name, "modules")) for name in names
+    ]
     return _texts(files, f"Python {platform.python_version()}")
 
 
 def _torch() -> Texts:
-    return _torch_files(lambda name: name.suffix in (".py", *_HEADERS))
+    return _torch_files(lambda name: True)
 
 
 def _torch_files(wanted: Callable[[Path], bool]) -> Texts:
     spec = importlib.util.find_spec("torch")
     root = Path(spec.origin).parent if spec and spec.origin else Path()
-    names = mixed(path.relative_to(root) for path in root.rglob("*") if path.suffix in (".py", *_HEADERS))
-    files = [_file(root / name, "python" if name.suffix == ".py" else "cpp")
-             for name in names if not _NOT_CORPUS & set(name.parts) and wanted(name)]  # fmt: skip
+    names = mixed(name for name in _inside(root, (".py", *_HEADERS)) if wanted(name))
+    files = [_file(root / name, "python" if name.suffix == ".py" else "cpp") for name in names]
     return _texts(files, f"torch {importlib.metadata.version('torch')}")
 
 
@@ -177,6 +177,14 @@ def _package(package: str, name: str, pattern: str) -> tuple[str, list[Path]]:
         ) from None
     files = [Path(str(file.locate())) for file in distribution.files or () if file.match(pattern)]
     return f"{package} {distribution.version}", sorted(path for path in files if path.is_file())
+
+
+def _inside(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """The names of files in a folder that belong to a corpus."""
+    for path in root.rglob("*"):
+        name = path.relative_to(root)
+        if path.suffix in suffixes and not _NOT_CORPUS & set(name.parts):
+            yield name
 
 
 def _file(path: Path, domain: str) -> File:
