@@ -60,6 +60,12 @@ class Corpus:
         """The domain of each document, as a place in meta["domains"]."""
         return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
 
+    def begins(self, split: Tokens) -> NDArray[np.int64]:
+        """Where the documents of a split begin in it; the first, or what is left of one that is cut, at 0."""
+        end = len(self.train)
+        inside = self.starts >= end if split is self.val else self.starts < end
+        return np.unique(np.append(self.starts[inside] - (end if split is self.val else 0), 0))
+
     def val_domains(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The domains of validation tokens; a separator belongs to the document before."""
         if len(self.meta["domains"]) == 1:
@@ -84,6 +90,11 @@ def load_corpus(data: CorpusData, context_length: int, cache: Path, build: bool 
     """
     corpus = Corpus(cache, describe_ready(data)) if isinstance(data, TokenData) else _built(data, cache, build)
     _check_length(corpus, data, context_length)
+    packing = getattr(data, "packing", "concat")
+    if packing != "concat" and corpus.meta["num_documents"] == 1:
+        raise DataError(
+            f"{source(data)} is one document, and data.packing={packing} tells documents apart. Use concat."
+        )
     return corpus
 
 
