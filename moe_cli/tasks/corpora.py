@@ -23,6 +23,8 @@ from moe_cli.tasks.subwords import hash_of, read_tokenizer
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
 FORMAT = 4
+# Stands for the hash of a tokenizer that is not there yet.
+FORESEEN = "?"
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,12 @@ def _foreseen(data: TextsData, cache: Path) -> Corpus:
     """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
     plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache)
     size = data.bpe_vocab or read_tokenizer(data.tokenizer).vocab_size
-    foreseen = {"tokenizer": {"name": data.tokenizer}, "tokenizer_sha256": "?", "vocab_size": size, "num_used": size}
+    foreseen = {
+        "tokenizer": {"name": data.tokenizer},
+        "tokenizer_sha256": FORESEEN,
+        "vocab_size": size,
+        "num_used": size,
+    }
     return Corpus(plain.folder, plain.meta | foreseen)
 
 

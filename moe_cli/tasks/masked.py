@@ -6,11 +6,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_cli.config.tasks import MaskedLM
-from moe_cli.moe.routing import Routing
 from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.shards import Tokens
 from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
@@ -110,11 +108,10 @@ class OneByOne(MaskedTask):
             for first in range(0, shown, size):
                 here = slice(first, first + size)
                 number = len(inputs[here])
-                starts, mask, documents = (
-                    each if each is None else each.expand(number, *each.shape[1:])
-                    for each in (batch.starts, batch.mask, batch.documents)
-                )
-                yield MaskedBatch(inputs[here], targets[here], None, starts, mask, documents)
+                yield MaskedBatch(
+                    inputs[here], targets[here], None, batch.starts.expand(number),
+                    *(each if each is None else each.expand(number, -1) for each in (batch.mask, batch.documents)),
+                )  # fmt: skip
 
     def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
         return replace(TextTask._batch(self, tokens, starts, length), num_bytes=None)

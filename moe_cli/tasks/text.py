@@ -54,7 +54,9 @@ class Batch:
         return self.targets.numel() if self.mask is None else int(self.mask.sum())
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
 
     def answers(self, model: nn.Module) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
