@@ -23,6 +23,7 @@ from moe_cli.tasks.subwords import hash_of, read_tokenizer
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
 FORMAT = 4
+MOST_NAMED = 8
 # Stands for the hash of a tokenizer that is not there yet.
 FORESEEN = "?"
 
@@ -166,7 +167,17 @@ def _size(num_bytes: int) -> str:
 
 def remarks_on_corpus(corpus: Corpus) -> list[str]:
     """What a user should know of the data beside their size."""
-    return _on_tokens(corpus.meta) if corpus.meta["name"] == "tokens" else _on_texts(corpus.meta)
+    return _on_tokens(corpus.meta) if corpus.meta["name"] == "tokens" else _on_texts(corpus.meta) + _unseen(corpus)
+
+
+def _unseen(corpus: Corpus) -> list[str]:
+    """Of a handful of domains, those that no validation text is of."""
+    names = corpus.meta["domains"]
+    held_out = np.flatnonzero(np.bincount(corpus.val_domains(corpus.begins(corpus.val)), minlength=len(names)))
+    without = [name for place, name in enumerate(names) if place not in held_out]
+    if not without or len(names) > MOST_NAMED:
+        return []
+    return [f"no document of {', '.join(without)} is held out: nothing is said of it. Raise data.val_fraction"]
 
 
 def _on_texts(meta: dict[str, Any]) -> list[str]:

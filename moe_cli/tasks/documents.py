@@ -131,7 +131,8 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
                 there = ", ".join(map(repr, names))[:200]
                 raise DataError(f"{path} has no column {field!r}: it has {there}. Choose one: data.field=NAME")
             kind = kinds[names.index(field)]
-            if kind not in (pyarrow.string(), pyarrow.large_string()):
+            plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+            if plain not in (pyarrow.string(), pyarrow.large_string()):
                 raise DataError(f"{path}: column {field!r} is {kind}, not text. Choose another: data.field=NAME")
             for batch in file.iter_batches(batch_size=1000, columns=[field]):
                 for value in batch.column(0).to_pylist():

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from moe_cli.config.data import PythonData
 from moe_cli.errors import DataError
 from moe_cli.tasks import build, documents, shards
-from moe_cli.tasks.corpora import Corpus, load_corpus
-from moe_cli.tasks.corpora import texts_of
+from moe_cli.tasks.corpora import Corpus, load_corpus, texts_of
 from moe_cli.tasks.splits import choose_validation
 from tests.tasks.test_corpora import load, many, write
 from tests.tiny import words

@@ -1,7 +1,6 @@
 """Data sets of Hugging Face, local: in their formats, streamed or not, bounded, wrong in every way."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ FORMATS = ("arrow", "dict", "parquet", "jsonl", "file")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the library copies goes nowhere else, and it never asks a server."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    yield
 
 
 def saved(folder: Path, kind: str) -> Path:
@@ -127,7 +125,7 @@ def test_a_name_on_the_hub_stays_a_name(tmp_path: Path, monkeypatch: pytest.Monk
     assert ["you/yours", str(tmp_path / "mine"), str(tmp_path / "none")] == paths
     with pytest.raises(DataError, match=r"data.path=\S+none does not exist"):
         load(paths[2], tmp_path)
-    with pytest.raises(DataError, match="data.path=you/yours cannot be read: "):
+    with pytest.raises(DataError, match=r"data.path=you/yours cannot be read: "):
         load("you/yours", tmp_path)
 
 
