@@ -58,10 +58,13 @@ def corpus_of(config: RunConfig, outputs: Path) -> Data:
     return load_data(config.data, config.model.context_length, outputs / ".cache")
 
 
-def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: float) -> list[Plan]:
+def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: float, build: bool = True) -> list[Plan]:
     """Counts what configurations take, each on its own number of threads, at `flops_per_second` a core.
 
     The files of each corpus are looked at once, however many configurations use it.
+
+    Args:
+        build: False: nothing will be trained, so that no tokenizer has to be either.
 
     Raises:
         DataError: the data are no use.
@@ -69,7 +72,7 @@ def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: fl
     """
     for log in {config.log for config in configs}:
         check_loggers(log)
-    load = cache(lambda data, context_length: load_data(data, context_length, outputs / ".cache"))
+    load = cache(lambda data, context_length: load_data(data, context_length, outputs / ".cache", build))
     return [_make_plan(config, load(config.data, config.model.context_length), flops_per_second) for config in configs]
 
 

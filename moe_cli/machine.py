@@ -20,6 +20,9 @@ from moe_cli.tasks.data import Data
 
 # Of a batch, forward and backward: about 20 ms of one core.
 FLOPS_PER_THREAD = 1e9
+# What a run keeps of its data, where it is known.
+_CORPUS = ("name", "source", "version", "sha256", "num_bytes", "num_documents", "domains", "domain_bytes",
+           "tokenizer_sha256", "vocab_size")  # fmt: skip
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
 _GROUP = "/sys/fs/cgroup"
 _HOME = Path(__file__).resolve().parents[1]
@@ -171,7 +174,7 @@ def describe_environment(corpus: Data) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "corpus": {key: corpus.meta[key] for key in ("name", "source", "sha256", "num_bytes", "num_documents")},
+        "corpus": {key: corpus.meta.get(key) for key in _CORPUS},
     }
 
 

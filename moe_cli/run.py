@@ -197,6 +197,12 @@ def restore(run: Run, outputs: Path, which: str = "latest") -> Trained:
 def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Data) -> None:
     if state["corpus_sha256"] != corpus.meta["sha256"]:
         raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
+    recorded = run.meta().get("corpus")
+    tokenizer = recorded.get("tokenizer_sha256") if isinstance(recorded, dict) else None
+    if tokenizer is not None and tokenizer != corpus.meta.get("tokenizer_sha256"):
+        raise CheckpointError(
+            f"{run.id} was trained with another tokenizer: data.tokenizer={run.config().data.tokenizer} is not what it was."
+        )
 
 
 def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> None:

@@ -122,7 +122,7 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
     if (None not in texts and texts[0] != texts[1]) or "data.val_fraction" in settings:
         caveats.append("they learned from different texts: no loss of one says anything about the other")
         meaningless |= set(LEARNED)
-    if "data.tokenizer" in settings:
+    if "data.tokenizer" in settings or "data.bpe_vocab" in settings:
         caveats.append("their tokens differ: losses per token cannot be compared, bits per byte can")
         meaningless |= set(PER_TOKEN)
     tokens = [number(each.results.get("tokens")) for each in (a, b)]

@@ -48,7 +48,7 @@ def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
                  f"about {count(costs.activation_bytes)}B activations"))  # fmt: skip
     if folder:
         rows.append(("run", folder))
-    rows += [("data", remark) for remark in remarks(plan.corpus)]
+    rows += [("data", remark) for remark in remarks(plan.corpus, config)]
     for label, text in rows:
         console.print(f"  [dim]{label:<12}[/] {escape(text)}", highlight=False, soft_wrap=True)
 

@@ -53,16 +53,18 @@ def plan(
 
 
 def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
-    """Of the model, else of its data, which are looked at only where characters must be counted."""
-    from moe_cli.config.data import TokenData
+    """Of the model, else of its data, which are looked at only where their tokens must be counted."""
+    from moe_cli.config.data import CorpusConfig, TokenData
     from moe_cli.forecast import corpus_of, vocab_of
 
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     if config.data.tokenizer == "bytes":
-        return 256
+        return 256 + config.task.special_tokens
+    if isinstance(config.data, CorpusConfig) and config.data.bpe_vocab is not None:
+        return config.data.bpe_vocab + config.task.special_tokens
     if isinstance(config.data, TokenData):
-        return config.data.vocab_size or 0
+        return (config.data.vocab_size or 0) + config.task.special_tokens
     return vocab_of(config, corpus_of(config, outputs))
 
 

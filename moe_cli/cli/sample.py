@@ -32,7 +32,6 @@ def sample(
     found = find_run(folder, run)
 
     from moe_cli.run import restore
-    from moe_cli.tasks.tokenizers import ByteTokenizer
     from moe_cli.training.sample import sample as draw
 
     trained = restore(found, folder, checkpoint)
@@ -41,9 +40,11 @@ def sample(
         raise ConfigError(
             f"{found.id} learned from ready-made tokens (data=tokens): nobody knows the text they stand for."
         )
+    # Where documents were kept apart, a separator stands before each.
+    begin = [] if trained.task.packing == "concat" else [tokenizer.separator]
     ids = draw(
         trained.model,
-        tokenizer.encode(prompt).tolist(),
+        [*begin, *tokenizer.encode(prompt).tolist()],
         tokens,
         trained.config.model.context_length,
         temperature,
@@ -51,9 +52,9 @@ def sample(
         tokenizer.vocab_size,
     )
     typer.echo(prompt, nl=False)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may span several byte tokens
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may span several tokens
     for token in ids:
-        text = decoder.decode(bytes([token])) if isinstance(tokenizer, ByteTokenizer) else tokenizer.decode([token])
+        text = decoder.decode(tokenizer.to_bytes([token]))
         typer.echo(
             "".join(char if char.isprintable() or char in "\n\t" else "\n" if char == "\0" else "?" for char in text),
             nl=False,

@@ -103,7 +103,7 @@ def _carry_out(
     from moe_cli.sweeps.pools import make_pool
 
     configs = [point.config for point in planned.points]
-    plans = make_plans(configs, folder, measure_flops())
+    plans = make_plans(configs, folder, measure_flops(), build=not dry_run)
     before = planned.existing(folder)
     old = outdated(before, force=again.force, code=again.code)
     ahead = Ahead(planned, plans, statuses(before, old), how.jobs, how.retry_failed, how.executor, len(old))

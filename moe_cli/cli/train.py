@@ -48,7 +48,7 @@ def train(
     config = for_this_job(config)
     if run is None:
         config = pin_upcycle(config, folder)
-    plan = make_plans([config], folder, measure_flops())[0]
+    plan = make_plans([config], folder, measure_flops(), build=not dry_run)[0]
     if dry_run:
         print_plan(console, plan, None)
         return

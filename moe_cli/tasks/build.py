@@ -1,11 +1,13 @@
 """Texts -> token files, in memory that does not grow with the texts: built once, whole or absent.
 
-The files are read twice: to learn sizes, characters and the hash, then to write the tokens where they belong.
+The files are read twice: to learn sizes, characters and the hash, then to write the tokens where they belong. BPE is
+trained in between, which reads them once more.
 """
 
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import PythonData, TextData
+from moe_cli.config.data import TOKENIZERS, TextData, TextsData
 from moe_cli.errors import DataError
-from moe_cli.tasks.documents import NotText, read_documents
-from moe_cli.tasks.files import File, source
+from moe_cli.tasks.documents import NotText
+from moe_cli.tasks.files import File, Texts, source
 from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.references import bigram_bits_per_byte, gzip_bits_per_byte
 from moe_cli.tasks.shards import Shard, ShardWriter, Tokens
 from moe_cli.tasks.splits import Split, split_documents
-from moe_cli.tasks.tokenizers import SEPARATOR, Tokenizer, make_tokenizer
+from moe_cli.tasks.subwords import SEPARATOR, SubwordTokenizer, part_of, read_tokenizer, train_bpe
+from moe_cli.tasks.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
 
 
 @dataclass
@@ -30,9 +33,10 @@ class Survey:
     """What reading all files once tells.
 
     Attributes:
-        lengths: tokens of each document, without a separator.
+        lengths: of each document, without a separator, in the units that a split is made in: bytes; of chars, characters.
         domains: of each document, as a place in the sorted names.
         hashes: what the hash of the text was after each file; None for a file that is no text.
+        bytes_of: the bytes of each domain.
         num_left_out: files, and records in them, that are empty or not text.
     """
 
@@ -41,11 +45,28 @@ class Survey:
     alphabet: set[str] = field(default_factory=set)
     hashes: list[bytes | None] = field(default_factory=list)
     num_bytes: int = 0
+    bytes_of: Counter[str] = field(default_factory=Counter)
     num_left_out: int = 0
     sha256: Any = field(default_factory=hashlib.sha256)
 
 
-def build(data: PythonData | TextData, files: Sequence[File], folder: Path) -> None:
+@dataclass
+class Written:
+    """Tokens as they were written.
+
+    Attributes:
+        train, val: where they lie.
+        starts: where each document begins, in the order of the split, validation counted on from training.
+        lossless: whether the tokens stand for exactly the bytes of the text.
+    """
+
+    train: list[Shard]
+    val: list[Shard]
+    starts: NDArray[np.int64]
+    lossless: bool
+
+
+def build(data: TextsData, texts: Texts, folder: Path) -> None:
     """Makes the folder of a corpus: train_0000.bin ..., val_0000.bin ..., where documents begin, and meta.json.
 
     It is built beside its place and renamed, so that of ten jobs that start at once all see a whole corpus.
@@ -53,45 +74,54 @@ def build(data: PythonData | TextData, files: Sequence[File], folder: Path) -> N
     Raises:
         DataError: files that are no text or change while they are read, too little text, a full disk.
     """
-    survey = _survey(data, files)
+    # A wrong path is said before the texts are read.
+    given = None if data.tokenizer in TOKENIZERS else read_tokenizer(data.tokenizer)
+    survey = _survey(data, texts.files)
     several = len(survey.lengths) > 1
-    tokenizer = make_tokenizer(data.tokenizer, [*survey.alphabet, *([SEPARATOR] if several else [])])
     split = split_documents([length + several for length in survey.lengths], data.val_fraction)
-    if split.train_end < 2 or split.num_tokens - split.cut < 2:
-        held = split.train_end + split.num_tokens - split.cut
-        raise DataError(f"{source(data)} holds only {held} {data.tokenizer}. Give more text.")
+    if split.train_end < 2 or split.size - split.cut < 2:
+        unit = "characters" if data.tokenizer == "chars" else "bytes"
+        raise DataError(f"{source(data)} holds only {split.train_end + split.size - split.cut} {unit}. Give more text.")
+    tokenizer: Tokenizer
+    if data.bpe_vocab is not None:
+        tokenizer = train_bpe(_training_texts(texts.files, survey, split), data.bpe_vocab)
+    else:
+        tokenizer = given or make_tokenizer(data.tokenizer, [*survey.alphabet, *([SEPARATOR] if several else [])])
     with building(folder, "token files") as temporary:
-        train, val = _write(data, files, survey, split, tokenizer, temporary)
-        split.starts.tofile(temporary / "starts.bin")
+        written = _write(texts.files, survey, split, tokenizer, temporary)
+        written.starts.tofile(temporary / "starts.bin")
         np.asarray(survey.domains, np.int64)[split.order].tofile(temporary / "domains.bin")
-        meta = _meta(data, files, survey, split, tokenizer, train, val)
+        meta = _meta(data, texts, survey, tokenizer, written)
         (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _meta(
-    data: PythonData | TextData, files: Sequence[File], survey: Survey, split: Split, tokenizer: Tokenizer,
-    train: list[Shard], val: list[Shard],
-) -> dict[str, Any]:  # fmt: skip
+def _meta(data: TextsData, texts: Texts, survey: Survey, tokenizer: Tokenizer, written: Written) -> dict[str, Any]:
     dtype = _dtype(tokenizer)
-    seen = Tokens(train, dtype), Tokens(val, dtype)
+    train, val = Tokens(written.train, dtype), Tokens(written.val, dtype)
+    domains = _domain_names(texts.files, survey)
     return {
         "name": data.name,
         "source": source(data),
+        "version": texts.version,
+        "missing": texts.missing,
         "sha256": survey.sha256.hexdigest(),
         "num_documents": len(survey.lengths),
         "num_left_out": survey.num_left_out,
         "num_bytes": survey.num_bytes,
         "tokenizer": tokenizer.to_dict(),
+        "tokenizer_sha256": tokenizer.sha256 if isinstance(tokenizer, SubwordTokenizer) else None,
+        "num_used": tokenizer.num_used if isinstance(tokenizer, SubwordTokenizer) else tokenizer.vocab_size,
+        "lossless": written.lossless,
         "vocab_size": tokenizer.vocab_size,
         "dtype": dtype.name,
-        "train_tokens": len(seen[0]),
-        "val_tokens": len(seen[1]),
-        "train_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in train],
-        "val_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in val],
-        "domains": _domain_names(files, survey),
-        "cut": split.cut,
-        "bigram_bpb": bigram_bits_per_byte(*seen, tokenizer),
-        "gzip_bpb": gzip_bits_per_byte(seen[1], tokenizer),
+        "train_tokens": len(train),
+        "val_tokens": len(val),
+        "train_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in written.train],
+        "val_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in written.val],
+        "domains": domains,
+        "domain_bytes": [survey.bytes_of[name] for name in domains],
+        "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer) if written.lossless else None,
+        "gzip_bpb": gzip_bits_per_byte(val, tokenizer) if written.lossless else None,
     }
 
 
@@ -103,15 +133,15 @@ def _domain_names(files: Sequence[File], survey: Survey) -> list[str]:
     return sorted({file.domain for file, digest in zip(files, survey.hashes, strict=True) if digest is not None})
 
 
-def _survey(data: PythonData | TextData, files: Sequence[File]) -> Survey:
+def _survey(data: TextsData, files: Sequence[File]) -> Survey:
     """Raises DataError when there is no text."""
     survey, owners = Survey(), array("q")
-    field_name = data.field if isinstance(data, TextData) else None
     for number, file in enumerate(files):
         before = len(survey.lengths), survey.num_bytes, survey.num_left_out, survey.sha256.copy()
         try:
-            _survey_file(data, file.path, field_name, survey)
+            _survey_file(file, survey, chars=data.tokenizer == "chars")
             survey.hashes.append(survey.sha256.digest())
+            survey.bytes_of[file.domain] += survey.num_bytes - before[1]
         except NotText as problem:
             if len(files) == 1 and isinstance(data, TextData):
                 raise DataError(f"data.path={data.path} {problem}") from None
@@ -128,9 +158,9 @@ def _survey(data: PythonData | TextData, files: Sequence[File]) -> Survey:
     return survey
 
 
-def _survey_file(data: PythonData | TextData, path: Path, field_name: str | None, survey: Survey) -> None:
+def _survey_file(file: File, survey: Survey, chars: bool) -> None:
     alphabet: set[str] = set()
-    for document in read_documents(path, field_name):
+    for document in file.documents():
         if document is None:
             survey.num_left_out += 1
             continue
@@ -141,33 +171,78 @@ def _survey_file(data: PythonData | TextData, path: Path, field_name: str | None
             raw = text.encode()
             survey.sha256.update(raw)
             survey.num_bytes += len(raw)
-            length += len(text) if data.tokenizer == "chars" else len(raw)
-            if data.tokenizer == "chars":
+            length += len(text) if chars else len(raw)
+            if chars:
                 alphabet.update(text)
         survey.lengths.append(length)
     survey.alphabet |= alphabet
 
 
-def _write(
-    data: PythonData | TextData, files: Sequence[File], survey: Survey, split: Split, tokenizer: Tokenizer, folder: Path
-) -> tuple[list[Shard], list[Shard]]:
-    """The shards of both parts, from a second reading of the files."""
+def _write(files: Sequence[File], survey: Survey, split: Split, tokenizer: Tokenizer, folder: Path) -> Written:
+    """Both parts, from another reading of the files."""
+    dtype, lossless = _dtype(tokenizer), True
+    counts = {True: 0, False: 0}  # of validation and of training
+    begins, of_val = np.zeros((2, len(survey.lengths)), np.int64)
+    last = -1
+    with ShardWriter(folder, "train", dtype) as train, ShardWriter(folder, "val", dtype) as val:
+        for piece in _pieces(files, survey, split, chars=isinstance(tokenizer, CharTokenizer)):
+            if piece.document != last:
+                last, of_val[piece.document] = piece.document, piece.held_out
+                begins[piece.document] = counts[piece.held_out]
+            for held_out, (start, stop) in piece.parts.items():
+                tokens = _encoded(tokenizer, piece, start, stop)
+                counts[held_out] += len(tokens)
+                (val if held_out else train).write(tokens)
+                if isinstance(tokenizer, SubwordTokenizer) and piece.text != SEPARATOR:
+                    lossless = lossless and tokenizer.to_bytes(tokens) == part_of(piece.text, start, stop).encode()
+    starts = np.where(of_val, counts[False] + begins, begins)
+    return Written(train.shards, val.shards, starts[split.order], lossless)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of a document, or the separator after it.
+
+    Attributes:
+        held_out: whether it begins in what is held out for validation, or in the gap before.
+        parts: what of it is for validation (True) and for training (False), from unit to unit.
+        changed: what to raise where it is not the text of the first reading.
+    """
+
+    document: int
+    text: str
+    held_out: bool
+    parts: dict[bool, tuple[int, int | None]]
+    changed: DataError
+
+
+def _pieces(files: Sequence[File], survey: Survey, split: Split, chars: bool) -> Iterator[Piece]:
+    """All that has to be written, in order. Raises DataError: a file is not what it was when it was read first."""
     place = 0
-    with ShardWriter(folder, "train", _dtype(tokenizer)) as train, ShardWriter(folder, "val", _dtype(tokenizer)) as val:
-        for number, tokens in _tokens(data, files, survey, tokenizer):
-            if split.chosen:
-                (val if number in split.chosen else train).write(tokens)
-            else:
-                train.write(tokens[: max(0, split.train_end - place)])
-                val.write(tokens[max(0, split.cut - place) :])
-                place += len(tokens)
-    return train.shards, val.shards
+    for document, text, changed in _again(files, survey):
+        if split.chosen:
+            held_out = document in split.chosen
+            yield Piece(document, text, held_out, {held_out: (0, None)}, changed)
+            continue
+        size = len(text) if chars else len(text.encode())
+        parts: dict[bool, tuple[int, int | None]] = {}
+        if place < split.train_end:
+            parts[False] = (0, split.train_end - place)
+        if place + size > split.cut:
+            parts[True] = (max(0, split.cut - place), None)
+        yield Piece(document, text, place >= split.train_end, parts, changed)
+        place += size
 
 
-def _tokens(
-    data: PythonData | TextData, files: Sequence[File], survey: Survey, tokenizer: Tokenizer
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The number of a document with each piece of its tokens; of several documents the last is a separator.
+def _training_texts(files: Sequence[File], survey: Survey, split: Split) -> Iterator[str]:
+    """What a tokenizer may learn from."""
+    for piece in _pieces(files, survey, split, chars=False):
+        if False in piece.parts and piece.text != SEPARATOR:
+            yield part_of(piece.text, *piece.parts[False])
+
+
+def _again(files: Sequence[File], survey: Survey) -> Iterator[tuple[int, str, DataError]]:
+    """The number of a document with each piece of its text; of several documents the last is a separator.
 
     Raises:
         DataError: a file is not what it was when it was read first.
@@ -178,24 +253,28 @@ def _tokens(
             continue
         changed = DataError(f"{file.path} has changed while it was read. Start again when nobody writes to it.")
         try:
-            for document in read_documents(file.path, data.field if isinstance(data, TextData) else None):
+            for document in file.documents():
                 if document is None:
                     continue
                 number += 1
+                if number == len(survey.lengths):
+                    raise changed
                 sha256.update(b"\0" if number else b"")
                 for text in document:
                     sha256.update(text.encode())
-                    yield number, _encoded(tokenizer, text, changed)
+                    yield number, text, changed
                 if len(survey.lengths) > 1:
-                    yield number, tokenizer.encode(SEPARATOR)
+                    yield number, SEPARATOR, changed
         except NotText:
             raise changed from None
         if sha256.digest() != digest:
             raise changed
 
 
-def _encoded(tokenizer: Tokenizer, text: str, changed: DataError) -> NDArray[Any]:
+def _encoded(tokenizer: Tokenizer, piece: Piece, start: int, stop: int | None) -> NDArray[Any]:
+    if piece.text == SEPARATOR:
+        return np.array([tokenizer.separator], _dtype(tokenizer))
     try:
-        return tokenizer.encode(text)
+        return tokenizer.encode(piece.text, start, stop)
     except DataError:  # a character that was not there at first
-        raise changed from None
+        raise piece.changed from None

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import CorpusData, PythonData, TextData, TokenData
+from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, TextsData, TokenData
 from moe_cli.errors import DataError
 from moe_cli.numbers import count
 from moe_cli.tasks.build import build
-from moe_cli.tasks.documents import has_records
-from moe_cli.tasks.files import File, list_texts, source, stamps
+from moe_cli.tasks.files import Texts, list_texts, source
+from moe_cli.tasks.hub import list_hub
+from moe_cli.tasks.installed import list_installed
 from moe_cli.tasks.ready import describe_ready
 from moe_cli.tasks.shards import LARGE, Shard, Tokens
+from moe_cli.tasks.subwords import hash_of, read_tokenizer
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
-FORMAT = 3
+FORMAT = 4
+MOST_NAMED = 8
+# Stands for the hash of a tokenizer that is not there yet.
+FORESEEN = "?"
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,13 @@ class Corpus:
         return None if self.meta["tokenizer"] is None else load_tokenizer(self.meta["tokenizer"])
 
     @cached_property
+    def bytes_per_token(self) -> NDArray[np.int64] | None:
+        """The bytes of text that each token stands for; None where nobody knows, or the tokenizer changes the text."""
+        return self.tokenizer.bytes_per_token() if self.tokenizer and self.meta.get("lossless", True) else None
+
+    @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Where each document begins; those for validation stand behind meta["cut"]."""
+        """Where each document begins, the validation split counted on from the training split."""
         return np.memmap(self.folder / "starts.bin", np.int64, mode="r")
 
     @cached_property
@@ -54,11 +63,17 @@ class Corpus:
         """The domain of each document, as a place in meta["domains"]."""
         return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
 
+    def begins(self, split: Tokens) -> NDArray[np.int64]:
+        """Where the documents of a split begin in it; the first, or what is left of one that is cut, at 0."""
+        end = len(self.train)
+        inside = self.starts >= end if split is self.val else self.starts < end
+        return np.unique(np.append(self.starts[inside] - (end if split is self.val else 0), 0))
+
     def val_domains(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The domains of validation tokens; a separator belongs to the document before."""
         if len(self.meta["domains"]) == 1:
             return np.zeros(len(places), np.int64)
-        documents = np.searchsorted(self.starts, places + self.meta["cut"], side="right") - 1
+        documents = np.searchsorted(self.starts, places + len(self.train), side="right") - 1
         return np.asarray(self.domain_ids[documents])
 
     def _tokens(self, key: str, scattered: bool = False) -> Tokens:
@@ -67,35 +82,63 @@ class Corpus:
         return Tokens(shards, self.meta["dtype"], scattered and large)
 
 
-def load_corpus(data: CorpusData, context_length: int, cache: Path) -> Corpus:
+def load_corpus(data: CorpusData, context_length: int, cache: Path, build: bool = True) -> Corpus:
     """The corpus of a configuration, from the cache if its files are unchanged.
+
+    Args:
+        build: False: of subwords that are not there yet, what is known beforehand; its tokens are counted as bytes.
 
     Raises:
         DataError: a path that is missing, empty, not text, or too short for one context.
     """
-    corpus = Corpus(cache, describe_ready(data)) if isinstance(data, TokenData) else _built(data, cache)
+    corpus = Corpus(cache, describe_ready(data)) if isinstance(data, TokenData) else _built(data, cache, build)
     _check_length(corpus, data, context_length)
+    packing = getattr(data, "packing", "concat")
+    if packing != "concat" and corpus.meta["num_documents"] == 1:
+        raise DataError(
+            f"{source(data)} is one document, and data.packing={packing} tells documents apart. Use concat."
+        )
     return corpus
 
 
-def _built(data: PythonData | TextData, cache: Path) -> Corpus:
-    files = list_texts(data)
-    if isinstance(data, TextData) and data.field and not any(has_records(file.path) for file in files):
-        raise DataError(f"data.field={data.field} has no effect: there is no .jsonl or .parquet in {source(data)}.")
-    folder = cache / f"{data.name}-{_key(data, files)}"
+def texts_of(data: TextsData) -> Texts:
+    """What the corpus is made of. Raises DataError: there is nothing."""
+    if isinstance(data, TextData):
+        return list_texts(data)
+    return list_hub(data) if isinstance(data, HubData) else list_installed(data)
+
+
+def _built(data: TextsData, cache: Path, now: bool = True) -> Corpus:
+    texts = texts_of(data)
+    folder = cache / f"{data.name}-{_key(data, texts)}"
     if not (folder / "meta.json").is_file():
-        build(data, files, folder)
+        if not now and data.tokenizer not in ("bytes", "chars"):
+            return _foreseen(data, cache)
+        build(data, texts, folder)
     return Corpus(folder, json.loads((folder / "meta.json").read_text(encoding="utf-8")))
 
 
-def _key(data: PythonData | TextData, files: Sequence[File]) -> str:
-    field = data.field if isinstance(data, TextData) else None
-    content = [FORMAT, data.tokenizer, data.val_fraction, field, stamps([file.path for file in files])]
+def _foreseen(data: TextsData, cache: Path) -> Corpus:
+    """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
+    plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache)
+    size = data.bpe_vocab or read_tokenizer(data.tokenizer).vocab_size
+    foreseen = {
+        "tokenizer": {"name": data.tokenizer},
+        "tokenizer_sha256": FORESEEN,
+        "vocab_size": size,
+        "num_used": size,
+    }
+    return Corpus(plain.folder, plain.meta | foreseen)
+
+
+def _key(data: TextsData, texts: Texts) -> str:
+    tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_of(data.tokenizer)
+    content = [FORMAT, tokenizer, data.bpe_vocab, data.val_fraction, getattr(data, "field", None), texts.state]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None:
-    unit = "tokens" if isinstance(data, TokenData) else data.tokenizer
+    unit = data.tokenizer if data.tokenizer in ("bytes", "chars") else "tokens"
     if len(corpus.train) <= context_length or len(corpus.val) < 2:
         raise DataError(
             f"{source(data)} leaves {len(corpus.train)} {unit} for training and {len(corpus.val)} for validation; "
@@ -109,19 +152,53 @@ def describe_corpus(corpus: Corpus) -> str:
     if meta["tokenizer"] is None:
         tokens = meta["train_tokens"] + meta["val_tokens"]
         return f"{meta['name']} corpus, {count(tokens)} {meta['dtype']}, {meta['vocab_size']:,} different"
-    size, power = float(meta["num_bytes"]), 0
+    name = meta["tokenizer"]["name"]
+    if meta["tokenizer_sha256"]:
+        name = f"{name if name == 'bpe' else Path(name).name} {meta['vocab_size']:,}"
+    return f"{meta['name']} corpus, {_size(meta['num_bytes'])}, {name}"
+
+
+def _size(num_bytes: int) -> str:
+    size, power = float(num_bytes), 0
     while size >= 1000 and power < 4:
         size, power = size / 1000, power + 1
-    return f"{meta['name']} corpus, {size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}, {meta['tokenizer']['name']}"
+    return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def remarks_on_corpus(corpus: Corpus) -> list[str]:
     """What a user should know of the data beside their size."""
-    meta = corpus.meta
-    if meta["name"] == "text" and meta["num_left_out"]:
-        return [f"{meta['num_left_out']} files or records are empty or not UTF-8 text: left out"]
-    if meta["name"] != "tokens":
+    return _on_tokens(corpus.meta) if corpus.meta["name"] == "tokens" else _on_texts(corpus.meta) + _unseen(corpus)
+
+
+def _unseen(corpus: Corpus) -> list[str]:
+    """Of a handful of domains, those that no validation text is of."""
+    names = corpus.meta["domains"]
+    held_out = np.flatnonzero(np.bincount(corpus.val_domains(corpus.begins(corpus.val)), minlength=len(names)))
+    without = [name for place, name in enumerate(names) if place not in held_out]
+    if not without or len(names) > MOST_NAMED:
         return []
+    return [f"no document of {', '.join(without)} is held out: nothing is said of it. Raise data.val_fraction"]
+
+
+def _on_texts(meta: dict[str, Any]) -> list[str]:
+    lines = []
+    if meta["num_left_out"] and meta["name"] in ("text", "hf"):
+        lines.append(f"{meta['num_left_out']} files or records are empty or not UTF-8 text: left out")
+    if meta["name"] == "mix":
+        parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
+        lines.append(", ".join(f"{name} {_size(size)}" for name, size in parts))
+    if meta["missing"]:
+        lines.append(f"without {', '.join(meta['missing'])}: not installed (pip install 'moe-cli[corpora]')")
+    if meta["num_used"] < meta["vocab_size"]:
+        lines.append(
+            f"{meta['num_used']:,} of {meta['vocab_size']:,} tokens stand for something: the text gives no more"
+        )
+    if not meta["lossless"]:
+        lines.append("this tokenizer does not keep the text as it is: no bits per byte, compare in nats per token")
+    return lines
+
+
+def _on_tokens(meta: dict[str, Any]) -> list[str]:
     train, val = len(meta["train_shards"]), len(meta["val_shards"])
     header = f", llm.c header in {meta['num_with_header']}" if meta["num_with_header"] else ", no header"
     lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "

@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
-from moe_cli.config.data import DataConfig, ImageData
-from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
+from moe_cli.config.data import CorpusConfig, DataConfig, ImageData
+from moe_cli.config.schema import RunConfig
+from moe_cli.numbers import percent
+from moe_cli.tasks.corpora import FORESEEN, Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.images import Images, describe_images, load_images
+from moe_cli.tasks.windows import document_windows
 
 Data = Corpus | Images
 
 
-def load_data(data: DataConfig, context_length: int, cache: Path) -> Data:
-    """The data of a configuration, built under a folder if they are not there. Raises DataError."""
+def load_data(data: DataConfig, context_length: int, cache: Path, build: bool = True) -> Data:
+    """The data of a configuration, built under a folder if they are not there; see `load_corpus`. Raises DataError."""
     if isinstance(data, ImageData):
         return load_images(data, cache / "images")
-    return load_corpus(data, context_length, cache / "corpora")
+    return load_corpus(data, context_length, cache / "corpora", build)
 
 
 def describe(data: Data) -> str:
@@ -21,6 +24,14 @@ def describe(data: Data) -> str:
     return describe_images(data) if isinstance(data, Images) else describe_corpus(data)
 
 
-def remarks(data: Data) -> list[str]:
+def remarks(data: Data, config: RunConfig) -> list[str]:
     """What a user should know of the data beside their size."""
-    return [] if isinstance(data, Images) else remarks_on_corpus(data)
+    if isinstance(data, Images):
+        return []
+    lines = remarks_on_corpus(data)
+    padded = isinstance(config.data, CorpusConfig) and config.data.packing == "pad"
+    if padded and data.meta["tokenizer_sha256"] != FORESEEN:
+        length = config.model.context_length
+        sizes = document_windows(data.begins(data.train), len(data.train), length).sizes
+        lines.append(f"{percent(1 - sizes.mean() / length)} of what is trained on is padding, which counts as tokens")
+    return lines

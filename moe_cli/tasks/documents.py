@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from moe_cli.errors import DataError
-from moe_cli.tasks.tokenizers import SEPARATOR
+from moe_cli.tasks.subwords import SEPARATOR
 
 CHUNK_BYTES = 2**20
 DEFAULT_FIELD = "text"
@@ -41,9 +41,9 @@ def read_documents(path: Path, field: str | None) -> Iterator[Document]:
     """
     kind = _kind(path)
     if kind == ".parquet":
-        yield from map(_text, _parquet(path, field or DEFAULT_FIELD))
+        yield from map(document, _parquet(path, field or DEFAULT_FIELD))
     elif has_records(path):
-        yield from map(_text, _json_lines(path, field or DEFAULT_FIELD))
+        yield from map(document, _json_lines(path, field or DEFAULT_FIELD))
     else:
         yield _plain(path)
 
@@ -53,8 +53,8 @@ def _kind(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() in _OPENERS else path).suffix.lower()
 
 
-def _text(value: str) -> Document:
-    """None where nothing can be learned from it: blank, a separator within, or halves of characters."""
+def document(value: str) -> Document:
+    """One that is a text in memory; None where nothing can be learned from it: blank, a separator within, or halves of characters."""
     unfit = not value.strip() or SEPARATOR in value or any("\ud800" <= character <= "\udfff" for character in value)
     return None if unfit else iter((value,))
 
@@ -131,7 +131,8 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
                 there = ", ".join(map(repr, names))[:200]
                 raise DataError(f"{path} has no column {field!r}: it has {there}. Choose one: data.field=NAME")
             kind = kinds[names.index(field)]
-            if kind not in (pyarrow.string(), pyarrow.large_string()):
+            plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+            if plain not in (pyarrow.string(), pyarrow.large_string()):
                 raise DataError(f"{path}: column {field!r} is {kind}, not text. Choose another: data.field=NAME")
             for batch in file.iter_batches(batch_size=1000, columns=[field]):
                 for value in batch.column(0).to_pylist():

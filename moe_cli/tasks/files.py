@@ -1,50 +1,75 @@
-"""Which files a corpus is made of, in which order, and the domain of each."""
+"""Which files a user's corpus is made of, in which order, and the domain of each."""
 
 import glob
 import hashlib
 import os
-import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
-from moe_cli.config.data import CorpusData, PythonData, TextData
+from moe_cli.config.data import CorpusData, HubData, TextData, TokenData
 from moe_cli.errors import DataError
-
-# Beside tests and what others installed: encodings, whose generated tables repeat each other from file to file, so that
-# having learned one would pass for having understood the next.
-_NOT_CORPUS = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
+from moe_cli.tasks.documents import Document, has_records, read_documents
 
 
 @dataclass(frozen=True)
 class File:
+    """Documents of one domain, which can be read again and again; `path` is what they are called in messages."""
+
     path: Path
     domain: str
+    documents: Callable[[], Iterator[Document]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a corpus is made of.
+
+    Attributes:
+        state: by what is known that it has changed.
+        version: of the packages it comes from; None: from none.
+        missing: corpora that a mix would have too, were they installed.
+    """
+
+    files: Sequence[File]
+    state: object
+    version: str | None = None
+    missing: Sequence[str] = ()
 
 
 def source(data: CorpusData) -> str:
     """The data as the user gave them, for messages."""
-    return "data=python" if isinstance(data, PythonData) else f"data.path={data.path}"
+    return f"data.path={data.path}" if isinstance(data, TextData | TokenData | HubData) else f"data={data.name}"
 
 
-def list_texts(data: PythonData | TextData) -> list[File]:
-    """Files and their domains, in an order that is fixed but mixes the folders: by a hash of their names.
+def list_texts(data: TextData) -> Texts:
+    """The user's files.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none; data.field has no effect.
     """
-    if isinstance(data, PythonData):
-        root = Path(sysconfig.get_path("stdlib"))
-        files = [path for path in root.rglob("*.py") if not _NOT_CORPUS & set(path.relative_to(root).parts)]
-        if not files:
-            raise DataError(f"data=python: this interpreter has no source files in {root}. Use data=text data.path=...")
-    else:
-        root, files = find_files(data.path or "")
-        if files == [root]:
-            return [File(root, root.name)]
-    names = sorted((path.relative_to(root) for path in files), key=_order)
-    return [File(root / name, _domain(data, name)) for name in names]
+    root, paths = find_files(data.path or "")
+    if data.field and not any(map(has_records, paths)):
+        raise DataError(f"data.field={data.field} has no effect: there is no .jsonl or .parquet in {source(data)}.")
+    if paths == [root]:
+        return Texts([File(root, root.name, partial(read_documents, root, data.field))], stamps(paths))
+    names = mixed(path.relative_to(root) for path in paths)
+    files = [
+        File(root / name, domain_of(name, "."), partial(read_documents, root / name, data.field)) for name in names
+    ]
+    return Texts(files, stamps([file.path for file in files]))
+
+
+def mixed(names: Iterable[Path]) -> list[Path]:
+    """In an order that is fixed but mixes the folders: by a hash of their names."""
+    return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name.as_posix())).digest())
+
+
+def domain_of(name: Path, top: str) -> str:
+    """The first folder a file lies in; `top` if in none."""
+    return name.parts[0] if len(name.parts) > 1 else top
 
 
 def find_files(given: str) -> tuple[Path, list[Path]]:
@@ -84,16 +109,5 @@ def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from None
 
 
-def _order(name: Path) -> bytes:
-    return hashlib.sha256(os.fsencode(name.as_posix())).digest()
-
-
 def _hidden(name: Path) -> bool:
     return any(part.startswith(".") for part in name.parts)
-
-
-def _domain(data: CorpusData, name: Path) -> str:
-    """The top-level package or sub-folder a file lies in; prose of the standard library is `docs`."""
-    if isinstance(data, PythonData) and name.parts[0] == "pydoc_data":
-        return "docs"
-    return name.parts[0] if len(name.parts) > 1 else "modules" if isinstance(data, PythonData) else "."

@@ -6,18 +6,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_cli.config.tasks import MaskedLM
-from moe_cli.moe.routing import Routing
 from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.shards import Tokens
 from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
-from moe_cli.tasks.text import Batch, TextTask
-
-# A target that is not asked for.
-NOT_ASKED = -100
+from moe_cli.tasks.text import NOT_ASKED, Batch, TextTask
 
 
 class MaskedBatch(Batch):
@@ -36,23 +31,19 @@ class MaskedTask(TextTask):
     after the corpus's own.
     """
 
-    def __init__(self, corpus: Corpus, context_length: int, seed: int, task: MaskedLM) -> None:
-        super().__init__(corpus, context_length, seed)
+    def __init__(self, corpus: Corpus, context_length: int, seed: int, task: MaskedLM, packing: str = "concat") -> None:
+        super().__init__(corpus, context_length, seed, packing)
         self.task = task
         self.mask_token = self.vocab_size
         self.vocab_size += 1
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Mean cross-entropy in nats per hidden token, and the routings of the model's sparse layers."""
-        logits, routings = model(batch.inputs)
-        return _cross_entropy(logits, batch), routings
-
     def score(self, model: nn.Module, batch: Batch) -> Scored:
         """The loss, of each domain too, and how many hidden tokens are guessed."""
-        logits, routings = model(batch.inputs)
+        logits, routings = batch.answers(model)
         asked = batch.targets != NOT_ASKED
         losses = F.cross_entropy(logits[asked].float(), batch.targets[asked], reduction="none")
-        domains = self._domains(batch.starts.cpu(), batch.inputs.shape[1])[asked.flatten().cpu()]
+        starts = batch.starts if self.packing == "concat" else batch.starts + 1
+        domains = self._domains(starts, batch.inputs.shape[1])[asked.flatten().cpu()]
         right = (logits.argmax(-1) == batch.targets).sum()
         sums = {"right": right, BY_DOMAIN: by_domain(losses, domains, len(self.domains))}
         return Scored(losses.mean(), routings, sums)
@@ -67,19 +58,27 @@ class MaskedTask(TextTask):
 
     def hardest(self) -> "OneByOne | None":
         """Tokens hidden one at a time, for the pseudo-perplexity; None where the settings ask for none."""
-        return OneByOne(self.corpus, self.context_length, self.seed, self.task) if self.task.pseudo_tokens else None
+        return (
+            OneByOne(self.corpus, self.context_length, self.seed, self.task, self.packing)
+            if self.task.pseudo_tokens
+            else None
+        )
 
     def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
         # One token more is read than is used, as for the next token.
         plain = super()._batch(tokens, starts, length)
-        hidden = [self._hide(row, start) for row, start in zip(plain.inputs.numpy(), starts, strict=True)]
-        inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*hidden, strict=True))
-        return MaskedBatch(inputs, targets, None, plain.starts)
+        inputs, targets = plain.inputs.numpy().copy(), np.full(plain.inputs.shape, NOT_ASKED, np.int64)
+        sizes = [inputs.shape[1]] * len(inputs) if plain.mask is None else plain.mask.sum(1).tolist()
+        for row, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            inputs[row, :size], targets[row, :size] = self._hide(inputs[row, :size], start)
+        return MaskedBatch(
+            torch.from_numpy(inputs), torch.from_numpy(targets), None, plain.starts, plain.mask, plain.documents
+        )
 
     def _hide(self, row: "np.ndarray", start: int) -> tuple["np.ndarray", "np.ndarray"]:
         """A window as it is shown, and what is to be guessed there."""
         task = self.task
-        draw = np.random.default_rng((self.seed, start))
+        draw = np.random.default_rng((self.seed, start + (self.packing == "pad")))  # which may begin at -1
         places = draw.permutation(len(row))[: max(1, round(task.masked * len(row)))]
         targets = np.full_like(row, NOT_ASKED)
         targets[places] = row[places]
@@ -101,18 +100,18 @@ class OneByOne(MaskedTask):
         """A batch for each window: its L copies, in each of which another token is hidden; `max_tokens` are hidden in all."""
         for batch in TextTask.val_batches(self, 1, max_tokens or self.task.pseudo_tokens):
             row = batch.inputs[0]
-            copies = row.repeat(len(row), 1)
-            diagonal = torch.eye(len(row), dtype=torch.bool)
+            shown = len(row) if batch.mask is None else int(batch.mask.sum())
+            copies = row.repeat(shown, 1)
+            diagonal = torch.eye(len(row), dtype=torch.bool)[:shown]
             targets = torch.where(diagonal, copies, NOT_ASKED)
             inputs = torch.where(diagonal, self.mask_token, copies)
-            for first in range(0, len(row), size):
+            for first in range(0, shown, size):
                 here = slice(first, first + size)
-                starts = batch.starts.expand(len(inputs[here]))
-                yield MaskedBatch(inputs[here], targets[here], None, starts)
+                number = len(inputs[here])
+                yield MaskedBatch(
+                    inputs[here], targets[here], None, batch.starts.expand(number),
+                    *(each if each is None else each.expand(number, -1) for each in (batch.mask, batch.documents)),
+                )  # fmt: skip
 
     def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
         return replace(TextTask._batch(self, tokens, starts, length), num_bytes=None)
-
-
-def _cross_entropy(logits: Float[Tensor, "B L V"], batch: Batch) -> Float[Tensor, ""]:
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=NOT_ASKED)

@@ -60,7 +60,6 @@ def describe_ready(data: TokenData) -> dict[str, Any]:
         "val_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in val],
         "num_with_header": num_with_header,
         "domains": ["."],
-        "cut": 0,
         "bigram_bpb": None,
         "gzip_bpb": None,
     }

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.tasks.shards import Tokens, blocks
-from moe_cli.tasks.tokenizers import CharTokenizer, Tokenizer
+from moe_cli.tasks.tokenizers import Tokenizer
 
 # Pairs are counted in a table of all that there can be up to so many, else by sorting.
 LARGEST_TABLE = 2**20
@@ -62,7 +62,7 @@ def gzip_bits_per_byte(val: Tokens, tokenizer: Tokenizer) -> float:
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     packed = num_bytes = 0
     for block in blocks(val):
-        text = tokenizer.decode(block.tolist()).encode() if isinstance(tokenizer, CharTokenizer) else block.tobytes()
+        text = tokenizer.to_bytes(block.tolist())
         packed += len(packer.compress(text))
         num_bytes += len(text)
     return 8 * (packed + len(packer.flush())) / num_bytes

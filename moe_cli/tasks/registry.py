@@ -1,5 +1,6 @@
 """The task of a configuration on its data."""
 
+from moe_cli.config.data import CorpusConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.tasks.data import Data
@@ -14,6 +15,7 @@ def make_task(config: RunConfig, data: Data) -> Task:
     """The task that a resolved configuration asks for."""
     if isinstance(data, Images):
         return ImagesTask(data, config.model.context_length, config.seed)
+    packing = config.data.packing if isinstance(config.data, CorpusConfig) else "concat"
     if isinstance(config.task, MaskedLM):
-        return MaskedTask(data, config.model.context_length, config.seed, config.task)
-    return TextTask(data, config.model.context_length, config.seed)
+        return MaskedTask(data, config.model.context_length, config.seed, config.task, packing)
+    return TextTask(data, config.model.context_length, config.seed, packing)

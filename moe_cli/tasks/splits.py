@@ -19,19 +19,17 @@ class Split:
 
     Attributes:
         chosen: the documents held out; none: the text is cut where it is.
-        starts: where each document begins, in the new order.
         order: the number of each, in the new order.
-        train_end: training tokens are those before.
-        cut: validation tokens are those from here on.
-        num_tokens: of all.
+        train_end: training is what lies before, in units of `sizes`.
+        cut: validation is from here on.
+        size: of all.
     """
 
     chosen: set[int]
-    starts: NDArray[np.int64]
     order: NDArray[np.int64]
     train_end: int
     cut: int
-    num_tokens: int
+    size: int
 
 
 def split_documents(sizes: Sequence[int], val_fraction: float) -> Split:
@@ -40,14 +38,12 @@ def split_documents(sizes: Sequence[int], val_fraction: float) -> Split:
     held_out = np.zeros(len(sizes), bool)
     held_out[sorted(chosen)] = True
     order = np.concatenate((np.flatnonzero(~held_out), np.flatnonzero(held_out)))
-    lengths = np.asarray(sizes, np.int64)[order]
-    ends = np.cumsum(lengths)
-    total = int(ends[-1])
+    total = sum(sizes)
     if chosen:
-        train_end = cut = total - int(lengths[len(sizes) - len(chosen) :].sum())
+        train_end = cut = total - sum(sizes[number] for number in chosen)
     else:
         train_end, cut = cut_with_gap(total, val_fraction)
-    return Split(chosen, ends - lengths, order, train_end, cut, total)
+    return Split(chosen, order, train_end, cut, total)
 
 
 def cut_with_gap(num_tokens: int, val_fraction: float, most: int | None = None) -> tuple[int, int]:

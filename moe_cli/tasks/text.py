@@ -1,14 +1,15 @@
 """Next-token prediction on a corpus: batches for training, the validation split, the loss. B sequences, L positions."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_cli.moe.routing import Routing
@@ -17,9 +18,12 @@ from moe_cli.tasks.order import EpochOrder, epoch_order
 from moe_cli.tasks.ready import check_tokens
 from moe_cli.tasks.shards import LARGE, Tokens
 from moe_cli.tasks.task import BY_DOMAIN, Scored, Task, by_domain
+from moe_cli.tasks.windows import DocumentWindows, document_windows
 
 # After so many batches of a large text the memory through which it was read is let go.
 BATCHES_HELD = 16
+# A target that is not asked for.
+NOT_ASKED = -100
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,19 @@ class Batch:
     """Inputs and the tokens that follow them.
 
     Attributes:
+        targets: NOT_ASKED for padding.
         num_bytes: the bytes that the targets stand for; None: nobody knows.
-        starts: where in its split each window of inputs begins.
+        starts: where in its split each window of inputs begins; -1: with a separator before the first.
+        mask: False for padding; None: there is none.
+        documents: the number of the document of each input; None: all is seen as one text.
     """
 
     inputs: Int[Tensor, "B L"]
     targets: Int[Tensor, "B L"]
     num_bytes: int | None
     starts: Int[Tensor, " B"]
+    mask: Bool[Tensor, "B L"] | None = None
+    documents: Int[Tensor, "B L"] | None = None
 
     @property
     def num_examples(self) -> int:
@@ -42,10 +51,18 @@ class Batch:
 
     @property
     def num_targets(self) -> int:
-        return self.targets.numel()
+        return self.targets.numel() if self.mask is None else int(self.mask.sum())
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.inputs.to(device), self.targets.to(device), self.num_bytes, self.starts)
+        moved: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def answers(self, model: nn.Module) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
+        """The model's logits, and the routings of its sparse layers."""
+        told = {"mask": self.mask, "documents": self.documents}
+        return model(self.inputs, **{key: value for key, value in told.items() if value is not None})  # type: ignore[no-any-return]
 
 
 class TextTask:
@@ -53,14 +70,19 @@ class TextTask:
 
     The order of training windows depends on the seed alone, never on the model, so that configurations of one seed see
     the same data in the same order. Each epoch sees every window once, from a new offset.
+
+    With packing `isolate` or `pad`, a separator belongs to the document after it, as its beginning.
     """
 
-    def __init__(self, corpus: Corpus, context_length: int, seed: int) -> None:
+    def __init__(self, corpus: Corpus, context_length: int, seed: int, packing: str = "concat") -> None:
         self.corpus = corpus
         self.context_length = context_length
         self.seed = seed
         self.vocab_size = self.num_known = int(corpus.meta["vocab_size"])
-        self._bytes_per_token = None if corpus.tokenizer is None else corpus.tokenizer.bytes_per_token()
+        self.packing = packing
+        self._begins = lru_cache(maxsize=2)(corpus.begins)
+        self._windows = lru_cache(maxsize=2)(self._windows_of)
+        self._bytes_per_token = corpus.bytes_per_token
         self._order = lru_cache(maxsize=2)(self._order_of)
         self._starts = lru_cache(maxsize=2)(self._starts_of)
 
@@ -78,12 +100,15 @@ class TextTask:
                 self.corpus.train.release()
             # The next batch is read from the disk while this one is learned from.
             for start in self._starts(first + size, share):
-                self.corpus.train.will_need(start, start + self.context_length + 1)
+                self.corpus.train.will_need(max(0, start), start + self.context_length + 1)
         return batch
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The validation split in windows side by side, each token predicted once; or windows spread evenly over it."""
         val, length = self.corpus.val, self.context_length
+        if self.packing == "pad":
+            yield from self._val_documents(size, max_tokens)
+            return
         num_targets = len(val) - 1
         starts: Sequence[int] = range(0, num_targets - length + 1, length)
         partial = max_tokens is not None and max_tokens < num_targets and len(starts) > 1
@@ -96,21 +121,31 @@ class TextTask:
         if rest and not partial:
             yield self._batch(val, [num_targets - rest], rest)
 
+    def _val_documents(self, size: int, max_tokens: int | None) -> Iterator[Batch]:
+        windows = self._windows(self.corpus.val)
+        keep = len(windows.starts)
+        if max_tokens is not None:
+            keep = min(keep, max(1, int(max_tokens / windows.sizes.mean())))
+        starts = windows.starts[np.linspace(0, len(windows.starts) - 1, keep).astype(np.int64)] - 1
+        for first in range(0, keep, size):
+            yield self._batch(self.corpus.val, starts[first : first + size].tolist(), self.context_length)
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Mean cross-entropy in nats per token, and the routings of the model's sparse layers."""
-        logits, routings = model(batch.inputs)
-        return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), routings
+        """Mean cross-entropy in nats per token, padding apart, and the routings of the model's sparse layers."""
+        logits, routings = batch.answers(model)
+        return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=NOT_ASKED), routings
 
     def score(self, model: nn.Module, batch: Batch) -> Scored:
         """The loss, of each domain too; bits per byte and perplexity follow from it."""
-        logits, routings = model(batch.inputs)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
-        domains = self._domains(batch.starts.cpu() + 1, batch.targets.shape[1])
+        logits, routings = batch.answers(model)
+        asked = batch.targets != NOT_ASKED
+        losses = F.cross_entropy(logits[asked].float(), batch.targets[asked], reduction="none")
+        domains = self._domains(batch.starts + 1, batch.targets.shape[1])[asked.flatten().cpu()]
         return Scored(losses.mean(), routings, {BY_DOMAIN: by_domain(losses, domains, len(self.domains))})
 
     def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
         """The domain of each validation token of some windows."""
-        places = starts[:, None] + torch.arange(length)
+        places = starts.cpu()[:, None] + torch.arange(length)
         return torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
@@ -127,7 +162,11 @@ class TextTask:
 
     def groups(self, batch: Batch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
         """The id of every token that is read, and the domain of its document; of validation batches."""
-        return batch.inputs.flatten(), self._domains(batch.starts, batch.inputs.shape[1])
+        starts = batch.starts if self.packing == "concat" else batch.starts + 1
+        ids, domains = batch.inputs.flatten(), self._domains(starts, batch.inputs.shape[1])
+        return (
+            (ids, domains) if batch.mask is None else (ids[batch.mask.flatten()], domains[batch.mask.flatten().cpu()])
+        )
 
     def texts(self, ids: Sequence[int]) -> dict[int, str]:
         """The text of each token id; nothing where the tokens came without a tokenizer."""
@@ -140,6 +179,8 @@ class TextTask:
 
     @property
     def _windows_per_epoch(self) -> int:
+        if self.packing == "pad":
+            return len(self._windows(self.corpus.train).starts)
         return max(1, (len(self.corpus.train) - self.context_length) // self.context_length)
 
     def _starts_of(self, first: int, size: int) -> tuple[int, ...]:
@@ -148,24 +189,62 @@ class TextTask:
         starts = np.empty(size, np.int64)
         for epoch in np.unique(epochs).tolist():
             order, here = self._order(epoch), epochs == epoch
-            starts[here] = order.windows[places[here]] * self.context_length + order.offset
+            chosen = order.windows[places[here]]
+            if self.packing == "pad":
+                starts[here] = self._windows(self.corpus.train).starts[chosen] - 1
+            else:
+                starts[here] = chosen * self.context_length + order.offset
         return tuple(starts.tolist())
 
     def _order_of(self, epoch: int) -> EpochOrder:
         room = min(self.context_length, len(self.corpus.train) - self.context_length)
         return epoch_order(self.seed, epoch, self._windows_per_epoch, room)
 
+    def _windows_of(self, tokens: Tokens) -> DocumentWindows:
+        return document_windows(self._begins(tokens), len(tokens), self.context_length)
+
     def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
+        if self.packing == "pad":
+            return self._padded(tokens, starts)
         windows = np.stack([tokens[start : start + length + 1] for start in starts])
-        if windows.max() >= self.num_known:
-            for start, window in zip(starts, windows, strict=True):
-                check_tokens(tokens, window, start, self.num_known)
+        self._check(tokens, windows, starts)
         windows = windows.astype(np.int64)
         targets = windows[:, 1:]
         widths = self._bytes_per_token
+        documents = None
+        if self.packing == "isolate":
+            places = np.array(starts)[:, None] + np.arange(1, length + 1)
+            documents = torch.from_numpy(np.searchsorted(self._begins(tokens), places, side="right"))
         return Batch(
             torch.from_numpy(windows[:, :-1].copy()),
             torch.from_numpy(targets.copy()),
             None if widths is None else int(widths[targets].sum()),
             torch.tensor(starts),
+            documents=documents,
         )
+
+    def _padded(self, tokens: Tokens, starts: Sequence[int]) -> Batch:
+        """Windows of one document each, behind which padding stands."""
+        assert self.corpus.tokenizer is not None
+        separator = self.corpus.tokenizer.separator
+        sizes = self._windows(tokens).sizes_at(np.array(starts) + 1)
+        shown, targets = np.full((2, len(starts), self.context_length), separator, np.int64)
+        for row, (start, size) in enumerate(zip(starts, sizes.tolist(), strict=True)):
+            window = tokens[max(0, start) : start + size + 1]
+            shown[row, size - len(window[:-1]) : size] = window[:-1]
+            targets[row, :size] = window[len(window) - size :]
+        mask = np.arange(self.context_length) < sizes[:, None]
+        widths = self._bytes_per_token
+        return Batch(
+            torch.from_numpy(shown),
+            torch.from_numpy(np.where(mask, targets, NOT_ASKED)),
+            None if widths is None else int(widths[targets[mask]].sum()),
+            torch.tensor(starts),
+            torch.from_numpy(mask),
+        )
+
+    def _check(self, tokens: Tokens, windows: NDArray[Any], starts: Sequence[int]) -> None:
+        """Raises DataError for a token beyond the vocabulary."""
+        if windows.max() >= self.num_known:
+            for start, window in zip(starts, windows, strict=True):
+                check_tokens(tokens, window, start, self.num_known)

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, and the characters of a corpus."""
+"""Text to token ids and back: bytes, the characters of a corpus, or parts of words (see `subwords`)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.errors import DataError
-
-# Stands between documents. No text holds it: a file with this byte counts as binary.
-SEPARATOR = "\0"
+from moe_cli.tasks.subwords import SEPARATOR, SubwordTokenizer
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,16 @@ class ByteTokenizer:
     def vocab_size(self) -> int:
         return 256
 
-    def encode(self, text: str) -> NDArray[np.uint8]:
-        return np.frombuffer(text.encode(), dtype=np.uint8)
+    @property
+    def separator(self) -> int:
+        return 0
+
+    def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """The tokens of the bytes from `start` to `stop`."""
+        return np.frombuffer(text.encode(), dtype=np.uint8)[start:stop]
+
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        return bytes(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
@@ -48,14 +54,23 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         return len(self.alphabet)
 
-    def encode(self, text: str) -> NDArray[Any]:
-        """Raises DataError for a character the corpus does not have."""
-        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    @property
+    def separator(self) -> int:
+        return self.alphabet.index(SEPARATOR)
+
+    def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Those of the characters from `start` to `stop`. Raises DataError for one the corpus does not have."""
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)[start:stop]
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
         strange = np.flatnonzero(ids < 0)
         if len(strange):
-            raise DataError(f"{text[strange[0]]!r} is not among the {len(self.alphabet)} characters of the corpus.")
+            raise DataError(
+                f"{text[start:][strange[0]]!r} is not among the {len(self.alphabet)} characters of the corpus."
+            )
         return ids.astype(np.min_scalar_type(len(self.alphabet) - 1))
+
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        return self.decode(ids).encode()
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._points[np.asarray([*ids], np.int64)].tobytes().decode("utf-32-le")
@@ -78,16 +93,16 @@ class CharTokenizer:
         return {"name": self.name, "alphabet": self.alphabet}
 
 
-Tokenizer = ByteTokenizer | CharTokenizer
+Tokenizer = ByteTokenizer | CharTokenizer | SubwordTokenizer
 
 
-def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer of a corpus; `chars` reads all of it."""
-    if name == "bytes":
-        return ByteTokenizer()
-    return CharTokenizer("".join(sorted(set().union(*texts))))
+def make_tokenizer(name: str, alphabet: Iterable[str]) -> ByteTokenizer | CharTokenizer:
+    """That of `data.tokenizer=bytes`, or `chars` with the characters of a corpus."""
+    return ByteTokenizer() if name == "bytes" else CharTokenizer("".join(sorted(set().union(*alphabet))))
 
 
 def load_tokenizer(content: dict[str, Any]) -> Tokenizer:
     """The inverse of `to_dict`."""
+    if "json" in content:
+        return SubwordTokenizer(**content)
     return ByteTokenizer() if content["name"] == "bytes" else CharTokenizer(content["alphabet"])

@@ -100,7 +100,10 @@ CHOICES = [
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
     (["model.expert_kind=gul"], "model.expert_kind=gul is not one of: glu, mlp. Did you mean 'glu'?"),
     (["model.dispatch=fast"], "model.dispatch=fast is not one of: auto, grouped, padded, einsum, reference."),
-    (["data.tokenizer=bpe"], "data.tokenizer=bpe is not one of: bytes, chars."),
+    (
+        ["data.tokenizer=gpt2"],
+        "data.tokenizer=gpt2 is not one of: bytes, chars, bpe, nor the path of a tokenizer.json.",
+    ),
     (
         ["optim.schedule=cosin"],
         "optim.schedule=cosin is not one of: cosine, linear, wsd, constant. Did you mean 'cosine'?",

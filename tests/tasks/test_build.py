@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from moe_cli.config.data import PythonData
 from moe_cli.errors import DataError
 from moe_cli.tasks import build, documents, shards
-from moe_cli.tasks.corpora import Corpus, load_corpus
-from moe_cli.tasks.files import list_texts
+from moe_cli.tasks.corpora import Corpus, load_corpus, texts_of
 from moe_cli.tasks.splits import choose_validation
 from tests.tasks.test_corpora import load, many, write
 from tests.tiny import words
@@ -84,7 +83,7 @@ def test_the_standard_library_is_what_it_was(tmp_path: Path) -> None:
     """Tokens, split and hash of data=python are those of all its files at once."""
     data = PythonData(val_fraction=0.02)
     texts = []
-    for file in list_texts(data):
+    for file in texts_of(data).files:
         raw = file.path.read_bytes()
         if raw.strip() and b"\0" not in raw:
             try:

@@ -47,5 +47,5 @@ def corpus_of(train: Sequence[Shard], val: Sequence[Shard], vocab_size: int, dty
         key: [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in shards]
         for key, shards in (("train_shards", train), ("val_shards", val))
     }
-    meta = {"vocab_size": vocab_size, "tokenizer": None, "dtype": dtype, "domains": ["."], "cut": 0, "sha256": "0"}
+    meta = {"vocab_size": vocab_size, "tokenizer": None, "dtype": dtype, "domains": ["."], "sha256": "0"}
     return Corpus(Path(), {**meta, **parts})

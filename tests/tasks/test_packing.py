@@ -1,0 +1,252 @@
+"""Documents apart: attention within one, windows of one and padding. L positions."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moe_cli.config.data import TextData
+from moe_cli.config.load import load_config
+from moe_cli.config.tasks import MaskedLM
+from moe_cli.errors import ConfigError, DataError
+from moe_cli.forecast import corpus_of
+from moe_cli.models.registry import make_model
+from moe_cli.run import restore, run_one
+from moe_cli.store import create_run
+from moe_cli.tasks.corpora import load_corpus
+from moe_cli.tasks.data import remarks
+from moe_cli.tasks.registry import make_task
+from moe_cli.tasks.text import NOT_ASKED, Batch
+from moe_cli.tasks.windows import document_windows
+from moe_cli.training.checkpoint import find_checkpoint
+from moe_cli.training.evaluate import evaluate
+from tests.tasks.test_corpora import write
+from tests.tiny import TINY, finish, randomise, tiny_config, words
+
+L = 16
+TEXTS = {f"{'ab'[n % 2]}/{n}.txt": words(5 + 3 * n, n) for n in range(20)}  # shorter and longer than a window
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("documents") / "text", TEXTS)
+
+
+def config_of(folder: Path, packing: str, family: str = "gpt", **changes: Any) -> Any:
+    data = TextData(path=str(folder), packing=packing, val_fraction=0.3)  # type: ignore[arg-type]
+    return tiny_config(folder, **{**TINY.get(family, {}), "data": data, **changes})
+
+
+def task_of(folder: Path, outputs: Path, packing: str, family: str = "gpt") -> Any:
+    config = config_of(folder, packing, family)
+    return make_task(config, corpus_of(config, outputs))
+
+
+def model_of(folder: Path, family: str = "gpt") -> torch.nn.Module:
+    config = config_of(folder, "concat", family)
+    return randomise(make_model(config, 256 + config.task.special_tokens)).eval()
+
+
+def split_texts(split: Any) -> list[str]:
+    return bytes(split.tolist()).decode().split("\0")[:-1]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.integers(1, 12))
+def test_windows_of_documents(lengths: list[int], length: int) -> None:
+    """Every token is in one window, no window holds two documents or more than its length, none is empty."""
+    begins = np.cumsum([0, *lengths[:-1]])
+    windows = document_windows(begins, sum(lengths), length)
+    covered = [(start, size) for start, size in zip(windows.starts.tolist(), windows.sizes.tolist(), strict=True)]
+    assert list(range(sum(lengths))) == [place for start, size in covered for place in range(start, start + size)]
+    home = np.repeat(np.arange(len(lengths)), lengths)
+    assert all(home[start] == home[start + size - 1] and 1 <= size <= length for start, size in covered)
+    assert sum(-(-each // length) for each in lengths) == len(covered)
+    assert windows.sizes.tolist() == windows.sizes_at(windows.starts).tolist()
+
+
+def shown(batch: Batch) -> list[tuple[bytes, bytes]]:
+    assert batch.mask is not None
+    return [(bytes(row[mask].tolist()), bytes(target[mask].tolist()))
+            for row, target, mask in zip(batch.inputs, batch.targets, batch.mask, strict=True)]  # fmt: skip
+
+
+def test_each_window_is_one_document(folder: Path, tmp_path: Path) -> None:
+    """After a separator its text, in turn its text and a separator: what does not fit goes on in the next window."""
+    task = task_of(folder, tmp_path, "pad")
+    expected = []
+    for text in split_texts(task.corpus.val):
+        whole = f"\0{text}\0".encode()
+        expected += [(whole[at : at + L][: len(whole) - 1 - at], whole[at + 1 : at + L + 1]) for at in range(0, len(whole) - 1, L)]  # fmt: skip
+    batches = list(task.val_batches(3))
+    assert expected == [window for batch in batches for window in shown(batch)]
+    assert (
+        len(task.corpus.val) == sum(batch.num_targets for batch in batches) == sum(batch.num_bytes for batch in batches)
+    )
+    for batch in batches:
+        assert (batch.targets[~batch.mask] == NOT_ASKED).all()
+        assert (3, L) >= tuple(batch.inputs.shape)
+
+
+def test_an_epoch_sees_every_window_once(folder: Path, tmp_path: Path) -> None:
+    """In an order of its own, which another process finds again."""
+    tasks = [task_of(folder, outputs, "pad") for outputs in (tmp_path, tmp_path / "other")]
+    number = len(tasks[0]._windows(tasks[0].corpus.train).starts)
+    epochs = [[shown(task.train_batch(first + index, 1))[0] for index in range(number)]
+              for task in tasks for first in (0, number)]  # fmt: skip
+    texts = [part for text in split_texts(tasks[0].corpus.train) for part in range(0, len(text.encode()) + 1, L)]
+    assert len(texts) == number
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+    assert epochs[:2] == epochs[2:]
+
+
+@pytest.mark.parametrize("family", ["gpt", "bert", "lstm"])
+def test_padding_never_reaches_a_router(folder: Path, tmp_path: Path, family: str) -> None:
+    """What is routed is what is asked, and no more: the router is given as many tokens, with these numbers."""
+    task, model = task_of(folder, tmp_path, "pad", family), model_of(folder, family)
+    batch = next(task.val_batches(8))
+    real = int(batch.mask.sum())
+    assert real < batch.mask.numel()
+    seen: list[Tensor] = []
+    for module in model.modules():
+        if type(module).__name__.endswith("Router"):
+            module.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    _, routings = task.loss(model, batch)
+    assert len(routings) == len(seen) == 2
+    for routing, tokens in zip(routings, seen, strict=True):
+        assert real == len(tokens) == routing.num_tokens
+        assert set(range(real)) == set(routing.token_ids.tolist())
+    ids, domains = task.groups(batch)
+    assert batch.inputs[batch.mask].tolist() == ids.tolist()
+    assert real == len(domains)
+
+
+@pytest.mark.parametrize("family", ["gpt", "lstm"])
+def test_a_padded_batch_is_its_documents_alone(folder: Path, tmp_path: Path, family: str) -> None:
+    """Its loss is the mean over the tokens of each window by itself, without padding; what stands there is no matter."""
+    task, model = task_of(folder, tmp_path, "pad", family), model_of(folder, family)
+    batch = next(task.val_batches(6))
+    nats = []
+    for inputs, targets in shown(batch):
+        logits = model(torch.tensor([list(inputs)]))[0][0]
+        nats += torch.nn.functional.cross_entropy(logits, torch.tensor(list(targets)), reduction="none").tolist()
+    assert batch.num_targets == len(nats)
+    assert sum(nats) / len(nats) == pytest.approx(task.loss(model, batch)[0].item(), rel=1e-5)
+    assert sum(nats) / len(nats) == pytest.approx(task.score(model, batch).loss.item(), rel=1e-5)
+    other = replace(batch, inputs=torch.where(batch.mask, batch.inputs, 65))
+    assert torch.equal(task.loss(model, batch)[0], task.loss(model, other)[0])
+
+
+def test_documents_in_one_window_are_as_alone(folder: Path, tmp_path: Path) -> None:
+    """isolate: logits of each are those of the document in a window of its own, a separator before it."""
+    task, model = task_of(folder, tmp_path, "isolate"), model_of(folder)
+    checked, joined = 0, []
+    for batch in task.val_batches(2):
+        logits = model(batch.inputs, documents=batch.documents)[0]
+        for row, numbers, out in zip(batch.inputs, batch.documents, logits, strict=True):
+            for number in numbers.unique():
+                alone = row[numbers == number]
+                assert 0 not in alone[1:].tolist()  # a separator begins a document
+                assert torch.allclose(model(alone[None])[0][0], out[numbers == number], atol=1e-4)
+                checked += len(alone) < len(row)
+        joined.append(torch.allclose(model(batch.inputs)[0], logits, atol=1e-2))
+    assert checked > 5
+    assert not all(joined)  # without, they see each other
+
+
+def test_masked_tokens_are_real(folder: Path, tmp_path: Path) -> None:
+    """Of each padded window its share of the real positions is hidden; one at a time, each real one once."""
+    task = task_of(folder, tmp_path, "pad", "bert")
+    for batch in task.val_batches(4):
+        sizes = batch.mask.sum(1)
+        asked = (batch.targets != NOT_ASKED).sum(1)
+        assert [max(1, round(0.15 * size)) for size in sizes.tolist()] == asked.tolist()
+        assert not (batch.targets[~batch.mask] != NOT_ASKED).any()
+        assert asked.sum() == batch.num_targets == batch.to(torch.device("cpu")).num_targets
+    hardest = list(task.hardest().val_batches(5))
+    assert all((batch.targets != NOT_ASKED).sum(1).eq(1).all() for batch in hardest)
+    assert all(batch.mask[batch.targets != NOT_ASKED].all() for batch in hardest)
+    assert 1 < evaluate(model_of(folder, "bert"), task.hardest(), 5).perplexity
+
+
+def test_domains_follow_documents(folder: Path, tmp_path: Path) -> None:
+    """The loss of each domain is over its own documents, as many tokens as they have."""
+    task, model = task_of(folder, tmp_path, "pad"), model_of(folder)
+    result = evaluate(model, task, 4)
+    sizes = {"a": 0, "b": 0}
+    home = {text: name[0] for name, text in TEXTS.items()}
+    for text in split_texts(task.corpus.val):
+        sizes[home[text]] += len(text.encode()) + 1
+    weighted = sum(result.domain_losses[name] * size for name, size in sizes.items())
+    assert weighted / result.num_tokens == pytest.approx(result.loss, rel=1e-6)
+    assert result.num_tokens == sum(sizes.values()) == result.layers[0].num_tokens
+
+
+@pytest.mark.parametrize(
+    ("family", "packing", "tokenizer"),
+    [("gpt", "pad", "bytes"), ("gpt", "isolate", "bpe"), ("bert", "pad", "chars"), ("lstm", "pad", "bytes")],
+)
+def test_a_run_goes_on_as_if_nothing_had_happened(
+    folder: Path, tmp_path: Path, family: str, packing: str, tokenizer: str
+) -> None:
+    """Stopped after three of six steps, the weights at the end are those of a run that was not, to the last bit."""
+    changes = {"data": TextData(path=str(folder), packing=packing, tokenizer=tokenizer, val_fraction=0.3,
+                                bpe_vocab=300 if tokenizer == "bpe" else None)}  # fmt: skip
+    if family == "bert":
+        changes["task"] = MaskedLM(pseudo_tokens=8)
+    config = config_of(folder, packing, family, **changes, train={"checkpoint_every": 3})
+    whole = finish(config, tmp_path / "whole")
+    stopped = create_run(tmp_path / "stopped", "runs", config)
+
+    def stop(view: Any) -> None:
+        if view.state.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_one(stopped, tmp_path / "stopped", stop)
+    assert 3 == find_checkpoint(stopped, "latest").state["step"]
+    run_one(stopped, tmp_path / "stopped")
+    one, two = (restore(run, run.path.parents[1]).model.state_dict() for run in (whole, stopped))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert whole.summary()["val_loss"] == stopped.summary()["val_loss"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["model=lstm", "data.packing=isolate"], "data.packing=isolate: model=lstm has no attention to isolate. Use data.packing=pad"),
+        (["model=bert", "router=soft", "data.packing=pad"], "data.packing=pad: router=soft mixes all of a window. Use data.packing=concat"),
+        (["router=relu", "data.packing=pad"], "data.packing=pad: router=relu counts windows as full. Use data.packing=isolate"),
+        (["balance.scope=sequence", "data.packing=pad"], "data.packing=pad: balance.scope=sequence takes windows of one length. Use data.packing=isolate"),
+        (["launch.procs=2", "data.packing=pad"], "data.packing=pad: launch.procs divides windows of one length. Use data.packing=isolate"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(given: list[str], message: str) -> None:
+    """What cannot do without whole windows."""
+    with pytest.raises(ConfigError) as error:
+        load_config(given)
+    assert message == str(error.value)
+    assert load_config(
+        [*given, "expert=1"] if "router" in given[0] and "bert" not in given[0] else ["data.packing=pad"]
+    )
+
+
+def test_one_document_cannot_be_told_apart(text_file: Path, tmp_path: Path) -> None:
+    """A single file."""
+    with pytest.raises(DataError, match=r"is one document, and data.packing=pad tells documents apart. Use concat"):
+        load_corpus(TextData(path=str(text_file), packing="pad"), L, tmp_path)
+
+
+def test_how_much_is_padding_is_said(folder: Path, tmp_path: Path) -> None:
+    """The share of positions of training windows that hold nothing."""
+    config = config_of(folder, "pad")
+    corpus = corpus_of(config, tmp_path)
+    sizes = [len(text.encode()) + 1 for text in split_texts(corpus.train)]
+    share = 1 - sum(sizes) / (L * sum(-(-size // L) for size in sizes))
+    assert f"{100 * share:.0f} % of what is trained on is padding, which counts as tokens" in remarks(corpus, config)
