@@ -24,11 +24,13 @@ class Measure:
 
 
 # What an answer is given for, by task: the loss is so many nats each.
-TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "images": "image"}
+TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "images": "image", "ratings": "pair"}
 # By their names in summary.json without `val_`.
 MEASURES = {
     "accuracy": Measure("accuracy", 1, share=True),
     "calibration_error": Measure("calibration error", -1, share=True),
+    "rmse": Measure("RMSE", -1),
+    "auc": Measure("AUC", 1),
     "pseudo_perplexity": Measure("pseudo-perplexity", -1),
 }
 
