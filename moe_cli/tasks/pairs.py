@@ -139,5 +139,5 @@ class RatingsTask:
 def score_counts(scores: Float[Tensor, " B"], clicks: Bool[Tensor, " B"]) -> Float[Tensor, "2 H"]:
     """How many pairs without a click, and how many with one, have a score in each bin."""
     place = (scores + LARGEST_LOGIT) * (AUC_BINS / (2 * LARGEST_LOGIT))
-    bins = place.long().clamp(0, AUC_BINS - 1) + AUC_BINS * clicks
+    bins = place.clamp(0, AUC_BINS - 1).long() + AUC_BINS * clicks
     return torch.bincount(bins, minlength=2 * AUC_BINS).view(2, AUC_BINS).double()
