@@ -228,7 +228,9 @@ class MMoEConfig(ModelConfig):
                 "once for each task. Leave it out."
             )
         if self.tie_embeddings:
-            raise ConfigError("model.tie_embeddings=true: a model of ratings has no head over its embedding. Leave it out.")
+            raise ConfigError(
+                "model.tie_embeddings=true: a model of ratings has no head over its embedding. Leave it out."
+            )
 
 
 AnyModel = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | MMoEConfig

@@ -126,7 +126,9 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
     gradients = config.expert * model.matrices_per_expert * width * d_expert
     last_dense = model.d_ff * (2 if copies == 1 else 1) if model.num_layers - 1 not in config.sparse_layers else 0
-    first = max(3 * tokens * rest.logits_per_token, tokens * kept * backward + gradients if sparse else 0, tokens * last_dense)
+    first = max(
+        3 * tokens * rest.logits_per_token, tokens * kept * backward + gradients if sparse else 0, tokens * last_dense
+    )
     return tokens * (rest.kept_per_token + ffn) + first
 
 

@@ -70,7 +70,7 @@ class MMoE(nn.Module):
         nn.init.zeros_(self.bias_embedding.weight)
         nn.init.zeros_(self.bias)
         for part in (*self.blocks, *self.towers):
-            part.reset_parameters(generator)  # type: ignore[operator]
+            part.reset_parameters(generator)
 
     def forward(self, pairs: Int[Tensor, "B 2"]) -> tuple[Float[Tensor, "B G"], list[Routing]]:
         """For each pair of a user's and an item's row the answer to each task, and the routing of every sparse layer."""

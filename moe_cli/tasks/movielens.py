@@ -51,7 +51,9 @@ def read_movielens(data: MovieLensData) -> Interactions:
         columns[2].append(rating)
     for kind, found in (("user", users), ("item", items)):
         if len(found) < 2:
-            raise DataError(f"{path} has {len(found) or 'no'} {kind}: there is nothing to choose by. Give more ratings.")
+            raise DataError(
+                f"{path} has {len(found) or 'no'} {kind}: there is nothing to choose by. Give more ratings."
+            )
     ratings = np.array(columns[2])
     names = _titles(path.parent)
     return Interactions(
@@ -94,5 +96,6 @@ def _titles(folder: Path) -> dict[str, str]:
     for name, between in TITLES.items():
         if (folder / name).is_file():
             lines = (folder / name).read_text(encoding="latin-1").splitlines()
-            return {item: title for item, title in (line.split(between)[:2] for line in lines if between in line)}
+            fields = (line.split(between) for line in lines if between in line)
+            return {each[0]: each[1] for each in fields}
     return {}

@@ -112,9 +112,9 @@ def _build(data: RatingData, folder: Path) -> None:
 
 def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
     """Which of so many pairs a fold holds out: by chance that is the same every time, each pair in one fold."""
-    places = np.empty(number, np.int64)
-    places[np.random.default_rng(0).permutation(number)] = np.arange(number)
-    return places % num_folds == fold
+    held_out = np.zeros(number, bool)
+    held_out[np.random.default_rng(0).permutation(number)[fold::num_folds]] = True
+    return held_out
 
 
 def _check(train: Pairs, val: Pairs, source: str) -> None:

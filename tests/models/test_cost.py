@@ -152,7 +152,9 @@ def test_forward_flops_equal_torchs_counter(name: str) -> None:
             layer.dispatch = "grouped"  # torch does not count its grouped product
         model(inputs_of(config(name), 2, V))
     costs = cost(config(name), V)
-    assert counter.get_total_flops() / (2 * config(name).model.context_length) == pytest.approx(costs.forward_flops_per_token, rel=0.02)
+    assert counter.get_total_flops() / (2 * config(name).model.context_length) == pytest.approx(
+        costs.forward_flops_per_token, rel=0.02
+    )
     assert 3 * costs.forward_flops_per_token == costs.flops_per_token
 
 

@@ -19,7 +19,8 @@ LINES = [(user, 10 + item, 1 + (user + 2 * item) % 5) for user in range(1, 7) fo
 SHAPES = {
     "u.data": "".join(f"{user}\t{item}\t{rating}\t881250949\n" for user, item, rating in LINES),
     "ratings.dat": "".join(f"{user}::{item}::{rating}::978300760\n" for user, item, rating in LINES),
-    "ratings.csv": "userId,movieId,rating,timestamp\n" + "".join(f"{user},{item},{rating}.0,1\n" for user, item, rating in LINES),
+    "ratings.csv": "userId,movieId,rating,timestamp\n"
+    + "".join(f"{user},{item},{rating}.0,1\n" for user, item, rating in LINES),
 }
 
 
@@ -178,7 +179,7 @@ def test_ratings_without_a_lesson_are_refused(tmp_path: Path, text: str, changes
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     """No path, no such folder, none of the files in it, a file of another name."""
-    with pytest.raises(ConfigError, match="data=movielens needs the folder of u.data"):
+    with pytest.raises(ConfigError, match=r"data=movielens needs the folder of u\.data"):
         MovieLensData()
     (tmp_path / "other.txt").write_text(SHAPES["u.data"])
     for path, message in [
