@@ -16,6 +16,7 @@ from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.store import Run, find_run
 from moe_cli.tasks.data import Data, load_data
 from moe_cli.tasks.images import Images
+from moe_cli.tasks.ratings import Ratings
 
 # Speed of a training step over that of the product `measure_flops` times, seen for models of some million parameters.
 STEP_EFFICIENCY = 0.65
@@ -159,9 +160,11 @@ def _make_plan(config: RunConfig, corpus: Data, flops_per_second: float) -> Plan
 
 
 def _val_tokens(config: RunConfig, corpus: Data) -> int:
-    """Tokens of the validation split: of images, their patches."""
+    """Tokens of the validation split: of images, their patches; of pairs, one for each task."""
     if isinstance(corpus, Images):
         return int(corpus.meta["val_images"]) * config.model.context_length
+    if isinstance(corpus, Ratings):
+        return int(corpus.meta["val_pairs"]) * config.model.context_length
     return int(corpus.meta["val_tokens"])
 
 

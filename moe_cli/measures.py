@@ -24,12 +24,21 @@ class Measure:
 
 
 # What an answer is given for, by task: the loss is so many nats each.
-TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "images": "image"}
+TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "images": "image", "ratings": "pair"}
 # By their names in summary.json without `val_`.
 MEASURES = {
     "accuracy": Measure("accuracy", 1, share=True),
     "calibration_error": Measure("calibration error", -1, share=True),
+    "rmse": Measure("RMSE", -1),
+    "auc": Measure("AUC", 1),
     "pseudo_perplexity": Measure("pseudo-perplexity", -1),
+}
+# What those of a data set are held against, by their names in summary.json, see `moe_cli.tasks.ratings.references`.
+REFERENCES = {
+    "mean_rmse": "RMSE of the mean",
+    "biases_rmse": "of user and item means",
+    "best_rmse": "at best",
+    "best_auc": "AUC at best",
 }
 
 
@@ -73,3 +82,9 @@ def written(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     known = {name: values.get(prefix + name) for name in MEASURES}
     return [f"{MEASURES[name].label} {MEASURES[name].write(value)}"
             for name, value in known.items() if isinstance(value, int | float)]  # fmt: skip
+
+
+def references(values: Mapping[str, Any]) -> list[str]:
+    """Those that are among the values: RMSE of the mean 0.931."""
+    return [f"{label} {values[name]:.3f}" for name, label in REFERENCES.items()
+            if isinstance(values.get(name), int | float)]  # fmt: skip

@@ -22,8 +22,9 @@ TEXT = "the router sends each token to two experts and the gate learns from both
 
 
 # What a model has not of the settings of TINY; and those that learn from no text.
-NOT_OF = {"lstm": ("model.num_heads",), "vit": ("model.context_length",)}
-OWN_DATA = ("vit", "images")
+NOT_OF = {"lstm": ("model.num_heads",), "vit": ("model.context_length",),
+          "mmoe": ("model.context_length", "model.num_heads")}  # fmt: skip
+OWN_DATA = ("vit", "images", "mmoe", "ratings")
 
 
 def console_commands() -> list[str]:

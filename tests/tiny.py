@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from moe_cli.config.balances import CombinedBalance, ImportanceBalance, LoadBalance
-from moe_cli.config.data import DigitsData, TextData
-from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, ViTConfig
+from moe_cli.config.data import DigitsData, PlantedData, TextData
+from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
-from moe_cli.config.tasks import ImageTask, MaskedLM
+from moe_cli.config.tasks import ImageTask, MaskedLM, RatingTask
 from moe_cli.forecast import corpus_of
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
@@ -41,6 +41,11 @@ TINY: dict[str, dict[str, Any]] = {
         "model": ViTConfig(num_layers=2, num_heads=2, **{**SIZES, "context_length": 16}),
         "task": ImageTask(),
         "data": DigitsData(),
+    },
+    "mmoe": {
+        "model": MMoEConfig(d_tower=8, **{**SIZES, "context_length": 2}),
+        "task": RatingTask(),
+        "data": PlantedData(users=30, items=20, clusters=2, pairs=400),
     },
     "lstm": {
         "model": LSTMConfig(num_layers=2, **SIZES),

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_cli.forecast import Plan
-from moe_cli.measures import target, written
+from moe_cli.measures import references, target, written
 from moe_cli.moe.stats import max_violation
 from moe_cli.numbers import bars, count, duration, known, percent
 from moe_cli.store import Run
@@ -159,7 +159,6 @@ def print_summary(console: Console, run: Run) -> None:
     """The results, beside the reference lines, and what to try next."""
     summary = run.summary()
     assert summary is not None
-    perplexity = summary["val_perplexity"] or math.inf  # too large for a float: written as null
     console.print(
         f"[green]done[/] in {duration(summary['seconds'])}   {summary['steps']:,} steps   {count(summary['tokens'])} tokens   "
         f"{count(summary['tokens_per_second'])} tok/s" + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
@@ -169,11 +168,13 @@ def print_summary(console: Console, run: Run) -> None:
     found = [f"{summary['val_loss']:.3f} nats/{unit}", *written(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:
         found.insert(1, f"[bold]{known(summary['val_bpb'])} bits/byte[/]")
-    rows = [
-        ("validation", "   ".join([*found, f"perplexity {perplexity:.2f}", f"(whole split, {_size(summary, unit)})"]))
-    ]
+        perplexity = summary["val_perplexity"] or math.inf  # too large for a float: written as null
+        found.append(f"perplexity {perplexity:.2f}")
+    rows = [("validation", "   ".join([*found, f"(whole split, {_size(summary, unit)})"]))]
     if summary["bigram_bpb"] is not None and summary["val_bpb"] is not None:
         rows.append(("reference", f"bigram {summary['bigram_bpb']:.3f}   gzip -9 {summary['gzip_bpb']:.3f} bits/byte"))
+    if known_results := references(summary):
+        rows.append(("reference", "   ".join(known_results)))
     if summary["max_violation"] is not None:
         dead = round(summary["dead_experts"] * summary["expert"])
         rows.append(("experts", f"worst load {percent(summary['max_violation'], signed=True)} (MaxVio)   entropy "

@@ -30,6 +30,9 @@ def sample(
         raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
     folder = outputs_folder(outputs)
     found = find_run(folder, run)
+    task = found.config().task.name
+    if task != "causal_lm":
+        raise ConfigError(f"{found.id} has learned task={task}: there is no next token to guess. See it with: moe eval")
 
     from moe_cli.run import restore
     from moe_cli.training.sample import sample as draw

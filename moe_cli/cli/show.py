@@ -11,7 +11,7 @@ from moe_cli.cli.columns import PIPED_WIDTH, print_lines
 from moe_cli.cli.config import flat
 from moe_cli.config.parse import show
 from moe_cli.glance import Glance, glance, number
-from moe_cli.measures import target, written
+from moe_cli.measures import references, target, written
 from moe_cli.numbers import age, bars, count, duration, percent, printable, sparkline
 from moe_cli.store import COMPLETED, Run
 from moe_cli.trash import size_of
@@ -133,10 +133,13 @@ def _results(each: Glance) -> list[tuple[str, list[str]]]:
     unit = target(each.run.config_dict())
     seconds = found.get("seconds")
     time_taken = [] if seconds is None else [duration(seconds)]
+    measured = written(found, "val_")
+    # Of what is no text, the task's own measures say more.
+    perplexity = {"val_perplexity": "perplexity {:.2f}"} if found.get("val_bpb") is not None or not measured else {}
     rows = [
-        ("validation", pieces(val_loss=f"{{:.3f}} nats/{unit}", val_bpb="{:.3f} bits/byte", val_perplexity="perplexity {:.2f}",
-                              capacity_val_loss=f"with capacity {{:.3f}} nats/{unit}") + written(found, "val_")),
-        ("reference", pieces(bigram_bpb="bigram {:.3f}", gzip_bpb="gzip -9 {:.3f} bits/byte")),
+        ("validation", pieces(val_loss=f"{{:.3f}} nats/{unit}", val_bpb="{:.3f} bits/byte", **perplexity,
+                              capacity_val_loss=f"with capacity {{:.3f}} nats/{unit}") + measured),
+        ("reference", pieces(bigram_bpb="bigram {:.3f}", gzip_bpb="gzip -9 {:.3f} bits/byte") + references(found)),
         ("training", pieces(steps="{:,.0f} steps", train_loss=f"loss {{:.3f}} nats/{unit}") + counted(tokens=" tokens")
          + time_taken + counted(tokens_per_second=" tok/s", peak_memory_bytes="B at most")),
         ("model", counted(params=" parameters", active_params=" active", flops_per_token="FLOP/token")),

@@ -226,10 +226,75 @@ class FolderData:
             )
 
 
+@dataclass(frozen=True)
+class RatingsConfig:
+    """What ratings of all kinds share.
+
+    Attributes:
+        fold: which fifth is held out for validation; the five have no pair in common.
+    """
+
+    tokenizer: ClassVar[str] = "pairs"
+    num_folds: ClassVar[int] = 5
+    fold: int = 0
+
+    def __post_init__(self) -> None:
+        between("data.fold", self.fold, 0, self.num_folds - 1)
+
+
+@dataclass(frozen=True)
+class PlantedData(RatingsConfig):
+    """Ratings made by a known rule, from clusters of users and of items: see `moe_cli.tasks.planted`.
+
+    Attributes:
+        pairs: of a user and an item, each at most once.
+        clusters: of users, and as many of items.
+        noise: standard deviation of a rating about what it is expected to be: no model has a lower error.
+        relatedness: correlation of what two clusters mean for the rating with what they mean for the click.
+        seed: another one plants other clusters.
+    """
+
+    name: Literal["ratings"] = "ratings"
+    users: int = 1000
+    items: int = 500
+    clusters: int = 8
+    pairs: int = 100_000
+    noise: float = 0.5
+    relatedness: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("users", "items"):
+            between(f"data.{key}", getattr(self, key), 2, 2**20)
+        between("data.clusters", self.clusters, 1, min(self.users, self.items))
+        between("data.pairs", self.pairs, 10, min(self.users * self.items, 2**26))
+        between("data.noise", self.noise, 0.001, 1000)
+        between("data.relatedness", self.relatedness, -1, 1)
+        between("data.seed", self.seed, 0, 2**32)
+
+
+@dataclass(frozen=True)
+class MovieLensData(RatingsConfig):
+    """Ratings in one of the shapes of MovieLens, from a folder or file. `liked`: a rating of so much is a click."""
+
+    name: Literal["movielens"] = "movielens"
+    path: str | None = None
+    liked: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise ConfigError(
+                "data=movielens needs the folder of u.data, ratings.dat or ratings.csv. Add: data.path=FOLDER"
+            )
+
+
+RatingData = PlantedData | MovieLensData
 ImageData = DigitsData | MnistData | FashionData | FolderData
 # Corpora that come with the interpreter or with a package.
 NamedData = PythonData | TorchData | ShakespeareData | TinyShakespeareData | KJVData | ASVData | MixData
 # Texts that are made into token files here.
 TextsData = NamedData | TextData | HubData
 CorpusData = TextsData | TokenData
-DataConfig = CorpusData | ImageData
+DataConfig = CorpusData | ImageData | RatingData

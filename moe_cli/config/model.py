@@ -20,8 +20,8 @@ class ModelConfig:
 
     # Whether a position sees only those before it, as a model that writes text must.
     causal: ClassVar[bool] = True
-    # Whether every position has an answer of its own.
-    head_per_token: ClassVar[bool] = True
+    # Gates of a sparse layer, for each of so many tasks one.
+    num_tasks: ClassVar[int] = 1
     num_layers: int = 4
     d_model: int = 96
     d_ff: int = 288
@@ -170,7 +170,6 @@ class ViTConfig(TransformerConfig):
     """
 
     causal: ClassVar[bool] = False
-    head_per_token: ClassVar[bool] = False
     name: Literal["vit"] = "vit"
     patch_size: int = 2
     positions: Literal["rope", "learned"] = "learned"
@@ -199,4 +198,39 @@ class LSTMConfig(ModelConfig):
     sigmoid: bool = True
 
 
-AnyModel = GPTConfig | BERTConfig | LSTMConfig | ViTConfig
+@dataclass(frozen=True)
+class MMoEConfig(ModelConfig):
+    """Experts shared by two tasks, a gate and a tower for each (MMoE, doi 10.1145/3219819.3220007).
+
+    Attributes:
+        d_model: width of the embeddings of a user and of an item together, half of it each.
+        d_tower: width of a tower's hidden layer.
+        context_length: what is routed of one example: the pair, once for each task.
+    """
+
+    causal: ClassVar[bool] = False
+    num_tasks: ClassVar[int] = 2
+    name: Literal["mmoe"] = "mmoe"
+    num_layers: int = 1
+    d_model: int = 64
+    d_ff: int = 256
+    d_tower: int = 32
+    context_length: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("model.d_tower", self.d_tower, 1)
+        if self.d_model % 2:
+            raise ConfigError(f"model.d_model={self.d_model} is odd: users and items have half of it each.")
+        if self.context_length != self.num_tasks:
+            raise ConfigError(
+                f"model.context_length={self.context_length}: a pair of user and item is routed {self.num_tasks} times, "
+                "once for each task. Leave it out."
+            )
+        if self.tie_embeddings:
+            raise ConfigError(
+                "model.tie_embeddings=true: a model of ratings has no head over its embedding. Leave it out."
+            )
+
+
+AnyModel = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | MMoEConfig

@@ -248,7 +248,7 @@ def matched_d_expert(
     nearest whole width, which for total and flops must be within 5 %.
     """
     experts = (num_experts if match == "total" else top_k) + model.shared_experts
-    gate = gate_params(router, model.d_model, num_experts) + model.shared_gate_params
+    gate = model.num_tasks * gate_params(router, model.d_model, num_experts) + model.shared_gate_params
     if match == "flops":
         gate = gate_flops(router, model.d_model, num_experts) // 2 + model.shared_gate_params
     exact = (model.d_ff - gate / model.d_model / model.matrices_per_expert) / experts

@@ -188,6 +188,22 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
         _check_groups(router, num_experts, top_k)
 
 
+def check_task_router(router: RouterConfig | None) -> None:
+    """Raises ConfigError when the router has no gate that each task could have one of its own of."""
+    if isinstance(router, HashConfig):
+        raise ConfigError(
+            "router=hash knows tokens by their number, and a pair of user and item has none. Use router=topk"
+        )
+    if isinstance(router, SoftConfig):
+        raise ConfigError(
+            "router=soft mixes the tokens of an example, and those of a pair are the same pair for each task. Use router=topk"
+        )
+    if isinstance(router, TokenChoice) and router.score == "activation":
+        raise ConfigError(
+            "router.score=activation asks the experts, which would answer alike for each task. Use router.score=linear"
+        )
+
+
 def _check_groups(router: SigmoidConfig, num_experts: int, top_k: int) -> None:
     size, rest = divmod(num_experts, router.groups)
     if rest or size < 2:

@@ -19,7 +19,15 @@ from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import AnyModel, GPTConfig
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
-from moe_cli.config.routers import HashConfig, ReluConfig, RouterConfig, SoftConfig, TopKConfig, check_router
+from moe_cli.config.routers import (
+    HashConfig,
+    ReluConfig,
+    RouterConfig,
+    SoftConfig,
+    TopKConfig,
+    check_router,
+    check_task_router,
+)
 from moe_cli.config.tasks import CausalLM, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 
@@ -222,6 +230,8 @@ class RunConfig:
                 raise ConfigError(
                     "router=hash knows tokens by their number, and patches of images have none. Use router=topk"
                 )
+            if self.task.name == "ratings":
+                check_task_router(self.router)
             for k in (self.k, max(self.k, self.eval.k or 1)):
                 check_router(self.router, self.expert, k, causal=self.model.causal)
 

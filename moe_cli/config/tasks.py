@@ -53,15 +53,29 @@ class ImageTask:
     name: Literal["images"] = "images"
 
 
-TaskConfig = CausalLM | MaskedLM | ImageTask
+@dataclass(frozen=True)
+class RatingTask:
+    """Say how a user will rate an item, and whether the user will click on it."""
+
+    special_tokens: ClassVar[int] = 0
+    name: Literal["ratings"] = "ratings"
+
+
+TaskConfig = CausalLM | MaskedLM | ImageTask | RatingTask
 TEXTS = ("python", "text", "tokens", "torch_sources", "shakespeare", "tiny_shakespeare", "kjv", "asv", "mix", "hf")
 # The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
-MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",), "images": ("vit",)}
-DATA_OF = {"causal_lm": TEXTS, "masked_lm": TEXTS, "images": ("digits", "mnist5k", "fashion_mnist", "image_folder")}
+MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",), "images": ("vit",), "ratings": ("mmoe",)}
+DATA_OF = {
+    "causal_lm": TEXTS, "masked_lm": TEXTS, "images": ("digits", "mnist5k", "fashion_mnist", "image_folder"),
+    "ratings": ("ratings", "movielens"),
+}  # fmt: skip
 
 
 # What a model brings along where nobody chooses otherwise.
-WITH_MODEL = {"lstm": {"router": "noisy_topk", "balance": "importance+load"}}
+WITH_MODEL = {
+    "lstm": {"router": "noisy_topk", "balance": "importance+load"},
+    "mmoe": {"optim": "adamw", "train": "pairs"},
+}
 
 
 def what_follows(model: str, task: str, data: str, given: Collection[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from moe_cli.config.data import ImageData
-from moe_cli.config.model import LSTMConfig, TransformerConfig, ViTConfig
+from moe_cli.config.model import LSTMConfig, MMoEConfig, TransformerConfig, ViTConfig
 from moe_cli.config.schema import RunConfig
 
 # Values in which 8-byte integers are counted, such as token ids.
@@ -24,12 +24,14 @@ class Backbone:
         flops_per_token: forward, of products without parameters, such as attention scores.
         matrices: how many of each shape Muon orthogonalises.
         kept_per_token: values that a forward pass keeps for backward, logits apart.
+        logits_per_token: numbers that the head gives.
     """
 
     num_params: int
     num_multiplied: float
     flops_per_token: int
-    kept_per_token: int
+    kept_per_token: float
+    logits_per_token: float
     matrices: Counter[tuple[int, int]] = field(default_factory=Counter)
 
 
@@ -41,6 +43,8 @@ def backbone(config: RunConfig, vocab_size: int) -> Backbone:
     if isinstance(model, ViTConfig):
         assert isinstance(config.data, ImageData)
         return _vit(model, config.data.channels, vocab_size)
+    if isinstance(model, MMoEConfig):
+        return _mmoe(model, vocab_size)
     return _transformer(model, vocab_size)
 
 
@@ -53,6 +57,7 @@ def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
         num_multiplied=blocks.num_multiplied + patches + head / model.context_length,
         flops_per_token=blocks.flops_per_token,
         kept_per_token=blocks.kept_per_token - INTEGER + model.patch_size**2 * channels,
+        logits_per_token=num_classes / model.context_length,
         matrices=blocks.matrices,
     )
 
@@ -70,6 +75,24 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
         num_multiplied=products + head,
         flops_per_token=0,
         kept_per_token=INTEGER + number * 18 * width + (model.num_layers * width if model.sigmoid else 0),
+        logits_per_token=vocab_size,
+    )
+
+
+def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
+    """Two embeddings, of half the width and of biases, and for each task a tower and a bias.
+
+    Kept per token, of which a pair has one for each task: the input, the tower's input and its hidden values.
+    """
+    width, hidden, tasks = model.d_model, model.d_tower, model.num_tasks
+    tower = width * hidden + hidden
+    return Backbone(
+        num_params=vocab_size * (width // 2 + tasks) + tasks * (tower + hidden + 1),
+        num_multiplied=tower,
+        flops_per_token=0,
+        kept_per_token=INTEGER + 2 * width + hidden,
+        logits_per_token=1,
+        matrices=Counter({(hidden, width): tasks}),
     )
 
 
@@ -95,6 +118,7 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
         num_multiplied=products + head,
         flops_per_token=layers * 2 * model.context_length * (queries + values),
         kept_per_token=INTEGER + layers * (2 * norm + attention) + norm,
+        logits_per_token=vocab_size,
         matrices=Counter({shape: layers * number for shape, number in Counter(shapes).items()}),
     )
 

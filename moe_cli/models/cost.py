@@ -57,7 +57,7 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
     dense = model.num_layers - sparse
     ffn = model.matrices_per_expert * width * model.d_ff
     expert = model.matrices_per_expert * width * (model.d_expert or 0)
-    gate = gate_params(config.router, width, config.expert) + model.shared_gate_params
+    gate = model.num_tasks * gate_params(config.router, width, config.expert) + model.shared_gate_params
     top_k = config.k or 1
     chosen = dense * ffn + sparse * (top_k + model.shared_experts) * expert
     active = rest.num_params + chosen + sparse * gate
@@ -74,7 +74,7 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
         padding_flops_per_token=2 * expert * sparse * max(0.0, _places_per_token(config) - top_k),
         state_bytes=BYTES_PER_PARAM * (_copies(config) * total - in_muon),
         expert_state_bytes=BYTES_PER_PARAM * sparse * config.expert * expert * (_copies(config) - bool(matrices)),
-        activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, rest, vocab_size)),
+        activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, rest)),
         num_sparse_layers=sparse,
     )
 
@@ -100,10 +100,10 @@ def _places_per_token(config: RunConfig) -> float:
     return config.expert * room / tokens
 
 
-def _activations(config: RunConfig, sparse: int, rest: Backbone, vocab_size: int) -> float:
+def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     """Values that a batch holds at its peak: what forward keeps for backward, and what the first backward adds to it.
 
-    Kept per token beside the backbone's, with D width, F hidden width, K' kept choices, V tokens: a dense network 4 F if
+    Kept per token beside the backbone's, with D width, F hidden width, K' kept choices, V logits: a dense network 4 F if
     gated, else 2 F, of relu F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and
     what it made of the input (2 D) and who went where (about 7 K'). The peak is at the loss, 3 V, or in the last sparse
     layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one expert at even load 7 F if gated, else
@@ -126,8 +126,9 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone, vocab_size: int
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
     gradients = config.expert * model.matrices_per_expert * width * d_expert
     last_dense = model.d_ff * (2 if copies == 1 else 1) if model.num_layers - 1 not in config.sparse_layers else 0
-    answers = tokens if model.head_per_token else config.train.batch_size
-    first = max(3 * answers * vocab_size, tokens * kept * backward + gradients if sparse else 0, tokens * last_dense)
+    first = max(
+        3 * tokens * rest.logits_per_token, tokens * kept * backward + gradients if sparse else 0, tokens * last_dense
+    )
     return tokens * (rest.kept_per_token + ffn) + first
 
 

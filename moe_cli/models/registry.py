@@ -4,17 +4,20 @@ from torch import nn
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.lstm import LSTMModel
+from moe_cli.models.mmoe import MMoE
 from moe_cli.models.transformer import Transformer
 from moe_cli.models.vit import ViT
 
-MODELS: dict[str, type[nn.Module]] = {"gpt": Transformer, "bert": Transformer, "lstm": LSTMModel, "vit": ViT}
+MODELS: dict[str, type[nn.Module]] = {
+    "gpt": Transformer, "bert": Transformer, "lstm": LSTMModel, "vit": ViT, "mmoe": MMoE,
+}  # fmt: skip
 
 
 def make_model(config: RunConfig, vocab_size: int) -> nn.Module:
     """The model of a resolved configuration, initialised from its seed.
 
     Args:
-        vocab_size: V, how many tokens there are; of images, classes.
+        vocab_size: V, how many tokens there are; of images, classes; of ratings, users and items.
     """
     model = MODELS[config.model.name](config, vocab_size)
     model.reset_parameters(config.seed)  # type: ignore[operator]

@@ -4,6 +4,7 @@ All compute in the precision of their input, which routers make float32 (float64
 """
 
 import math
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,26 @@ class ActivationGate(nn.Module):
         products = F.linear(x, rows.flatten(0, 1)).unflatten(-1, rows.shape[:2])
         norms: Tensor = torch.linalg.vector_norm(products, dim=-1)
         return norms
+
+
+class TaskGates(nn.Module):
+    """A gate for each of G tasks (MMoE, doi 10.1145/3219819.3220007, section 4.2): tokens come G at a time, one for each.
+
+    Args:
+        gate: what each task gets one of.
+    """
+
+    def __init__(self, gate: nn.Module, num_tasks: int) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList([gate, *(deepcopy(gate) for _ in range(1, num_tasks))])
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        for gate in self.gates:
+            gate.reset_parameters(generator)  # type: ignore[operator]
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+        by_task = x.unflatten(0, (-1, len(self.gates))).unbind(1)
+        return torch.stack([gate(each) for gate, each in zip(self.gates, by_task, strict=True)], 1).flatten(0, 1)
 
 
 GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}

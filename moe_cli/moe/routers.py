@@ -110,7 +110,8 @@ class NoisyTopKRouter(Router):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)
-        nn.init.zeros_(self.noise_gate.weight)
+        for weight in self.noise_gate.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, x: Float[Tensor, "T D"]) -> Routing:
         clean = self.logits(x)

@@ -39,6 +39,8 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -
     measured = [f"val_{name}" for name in MEASURES if any(row.get(f"val_{name}") is not None for row in rows)]
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_dense",
              "tokens_per_second"]  # fmt: skip
+    if measured and all(row["val_bpb"] is None for row in rows):  # no text
+        names.remove("val_bpb")
     if baseline == DENSE and all(row["expert"] == 1 for row in rows):
         names.remove("vs_dense")
     if any(row["vs_dense_interval"] is not None for row in rows):

@@ -1,32 +1,37 @@
-"""The data of a configuration, whatever they are: texts or images. Knows no torch."""
+"""The data of a configuration, whatever they are: texts, images or ratings. Knows no torch."""
 
 from pathlib import Path
 
-from moe_cli.config.data import CorpusConfig, DataConfig, ImageData
+from moe_cli.config.data import CorpusConfig, DataConfig, ImageData, RatingData
 from moe_cli.config.schema import RunConfig
 from moe_cli.numbers import percent
 from moe_cli.tasks.corpora import FORESEEN, Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.images import Images, describe_images, load_images
+from moe_cli.tasks.ratings import Ratings, describe_ratings, load_ratings
 from moe_cli.tasks.windows import document_windows
 
-Data = Corpus | Images
+Data = Corpus | Images | Ratings
 
 
 def load_data(data: DataConfig, context_length: int, cache: Path, build: bool = True) -> Data:
     """The data of a configuration, built under a folder if they are not there; see `load_corpus`. Raises DataError."""
     if isinstance(data, ImageData):
         return load_images(data, cache / "images")
+    if isinstance(data, RatingData):
+        return load_ratings(data, cache / "ratings")
     return load_corpus(data, context_length, cache / "corpora", build)
 
 
 def describe(data: Data) -> str:
     """One line: python corpus, 12.4 MB, bytes."""
-    return describe_images(data) if isinstance(data, Images) else describe_corpus(data)
+    if isinstance(data, Images):
+        return describe_images(data)
+    return describe_ratings(data) if isinstance(data, Ratings) else describe_corpus(data)
 
 
 def remarks(data: Data, config: RunConfig) -> list[str]:
     """What a user should know of the data beside their size."""
-    if isinstance(data, Images):
+    if not isinstance(data, Corpus):
         return []
     lines = remarks_on_corpus(data)
     padded = isinstance(config.data, CorpusConfig) and config.data.packing == "pad"

@@ -6,6 +6,8 @@ from moe_cli.config.tasks import MaskedLM
 from moe_cli.tasks.data import Data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.masked import MaskedTask
+from moe_cli.tasks.pairs import RatingsTask
+from moe_cli.tasks.ratings import Ratings
 from moe_cli.tasks.task import Task
 from moe_cli.tasks.text import TextTask
 from moe_cli.tasks.vision import ImagesTask
@@ -15,6 +17,8 @@ def make_task(config: RunConfig, data: Data) -> Task:
     """The task that a resolved configuration asks for."""
     if isinstance(data, Images):
         return ImagesTask(data, config.model.context_length, config.seed)
+    if isinstance(data, Ratings):
+        return RatingsTask(data, config.seed)
     packing = config.data.packing if isinstance(config.data, CorpusConfig) else "concat"
     if isinstance(config.task, MaskedLM):
         return MaskedTask(data, config.model.context_length, config.seed, config.task, packing)

@@ -57,7 +57,7 @@ KEYS = [
     ),
     (
         ["data=python", "data.path=x"],
-        "no setting 'data.path' with data=python. It belongs to data=fashion_mnist, hf, image_folder, text, tokens.",
+        "no setting 'data.path' with data=python. It belongs to data=fashion_mnist, hf, image_folder, movielens, text, tokens.",
     ),
     (
         ["balance=none", "balance.weight=1"],
@@ -83,7 +83,7 @@ KEYS = [
 ]
 
 CHOICES = [
-    (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: bert, gpt, lstm, vit."),
+    (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: bert, gpt, lstm, mmoe, vit."),
     (["router=tokp"], f"router=tokp: no such choice. Did you mean 'topk'? {ROUTERS}"),
     (["router=null"], f"router=null: no such choice. {ROUTERS}"),
     (["router="], f"router=: no such choice. {ROUTERS}"),

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config, packaged_conf
-from moe_cli.config.model import GPTConfig, ViTConfig
+from moe_cli.config.model import GPTConfig, MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
@@ -63,6 +63,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "relu shared": {"model": {"activation": "relu", "shared_experts": 2}},
     "one head": {"model": {"num_heads": 1, "num_layers": 1}},
     **TINY,
+    "mmoe dense": {**TINY["mmoe"], "expert": 1, "k": 1},
+    "mmoe adamw": {**TINY["mmoe"], "optim": AdamWConfig()},
+    "mmoe cosine": {**TINY["mmoe"], "router": TopKConfig(score="cosine")},
+    "mmoe layers": {**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], num_layers=2, first_dense=1)},
     "lstm dense tied": {"expert": 1, "k": 1, "model": replace(TINY["lstm"]["model"], tie_embeddings=True)},
     "lstm first dense": {
         **TINY["lstm"],
@@ -95,7 +99,7 @@ def model_of(name: str) -> Transformer:
 
 
 def inputs_of(asked: RunConfig, batch: int, vocab_size: int) -> torch.Tensor:
-    """What a model of this configuration reads: tokens over the whole context, or images."""
+    """What a model of this configuration reads: tokens over the whole context, pairs, or images."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(asked.model, ViTConfig):
         return torch.randn(batch, 1, 8, 8, generator=generator)
@@ -110,7 +114,9 @@ def loss_of(model: Any, inputs: torch.Tensor) -> torch.Tensor:
 def one_training_step(name: str) -> tuple[Transformer, Any]:
     model = model_of(name)
     optimizers = make_optimizers(config(name).optim, model)
-    torch.nn.init.normal_(model.embedding.weight if model.head is None else model.head.weight)
+    heads = [param for name, param in model.named_parameters() if name.endswith("head.weight")]
+    for param in heads or [model.embedding.weight]:  # of zeros nothing would learn but they
+        torch.nn.init.normal_(param)
     loss_of(model, inputs_of(config(name), 4, V)).backward()
     return model, optimizers
 
@@ -146,7 +152,9 @@ def test_forward_flops_equal_torchs_counter(name: str) -> None:
             layer.dispatch = "grouped"  # torch does not count its grouped product
         model(inputs_of(config(name), 2, V))
     costs = cost(config(name), V)
-    assert counter.get_total_flops() / 32 == pytest.approx(costs.forward_flops_per_token, rel=0.02)
+    assert counter.get_total_flops() / (2 * config(name).model.context_length) == pytest.approx(
+        costs.forward_flops_per_token, rel=0.02
+    )
     assert 3 * costs.forward_flops_per_token == costs.flops_per_token
 
 
@@ -205,10 +213,11 @@ def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "grouped"}
     given = changes.get("model", {})
     if not isinstance(given, dict):  # another family
-        fixed = ("context_length",) if isinstance(given, ViTConfig) else ()
+        fixed = ("context_length",) if isinstance(given, ViTConfig | MMoEConfig) else ()
         sizes = {key: value for key, value in sizes.items() if hasattr(given, key) and key not in fixed}
     model = {**given, **sizes} if isinstance(given, dict) else replace(given, **sizes)
-    batch = 64 if isinstance(given, ViTConfig) else 16  # of 16 patches, or 64 tokens
+    # Of 16 patches, 2 tasks, or 64 tokens.
+    batch = 64 if isinstance(given, ViTConfig) else 512 if isinstance(given, MMoEConfig) else 16
     asked = tiny_config(Path("text"), **{**changes, "model": model, "train": {"batch_size": batch}})
     model, inputs = make_model(asked, 256), inputs_of(asked, batch, 256)
     for param in model.parameters():

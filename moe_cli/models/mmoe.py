@@ -1,0 +1,96 @@
+"""Multi-gate mixture of experts over pairs of a user and an item (Ma et al., KDD 2018, doi 10.1145/3219819.3220007).
+
+B pairs, G tasks (rating and click), D width, V users and items.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from moe_cli.config.model import MMoEConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.models.blocks import make_dense_layer, make_moe_layer
+from moe_cli.moe.experts import FeedForward, init_matrix
+from moe_cli.moe.gates import TaskGates
+from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.routing import Routing
+
+EMBEDDING_STD = 0.1
+
+
+class Tower(nn.Module):
+    """h_k: one hidden layer, and one number."""
+
+    def __init__(self, d_model: int, d_tower: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(d_model, d_tower)
+        self.head = nn.Linear(d_tower, 1, bias=False)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """The answer starts at zero."""
+        init_matrix(self.hidden.weight, generator)
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        return self.head(F.relu(self.hidden(x))).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class MMoE(nn.Module):
+    """y_k = h_k(f_k(x)) plus biases; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share (section 4.2).
+
+    x is the user's embedding beside the item's. It is routed once for each task, by that task's gate: a pair is G tokens.
+    The biases of a task are one for all, one for the user and one for the item, as in matrix factorisation (Koren, Bell
+    and Volinsky, 2009). Dense layers make it the multi-task network with a shared bottom.
+
+    Args:
+        config: a resolved configuration.
+        vocab_size: V.
+    """
+
+    def __init__(self, config: RunConfig, vocab_size: int) -> None:
+        super().__init__()
+        model = config.model
+        assert isinstance(model, MMoEConfig)
+        self.num_tasks = model.num_tasks
+        self.embedding = nn.Embedding(vocab_size, model.d_model // 2)
+        self.bias_embedding = nn.Embedding(vocab_size, model.num_tasks)
+        self.bias = nn.Parameter(torch.empty(model.num_tasks))
+        self.dropout = nn.Dropout(model.dropout)
+        self.blocks = nn.ModuleList(
+            _make_layer(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)
+        )
+        self.towers = nn.ModuleList(Tower(model.d_model, model.d_tower) for _ in range(model.num_tasks))
+
+    def reset_parameters(self, seed: int) -> None:
+        """Initial weights, decided by the seed alone; heads and biases start at zero: the first guess is the mean."""
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD, generator=generator)
+        nn.init.zeros_(self.bias_embedding.weight)
+        nn.init.zeros_(self.bias)
+        for part in (*self.blocks, *self.towers):
+            part.reset_parameters(generator)
+
+    def forward(self, pairs: Int[Tensor, "B 2"]) -> tuple[Float[Tensor, "B G"], list[Routing]]:
+        """For each pair of a user's and an item's row the answer to each task, and the routing of every sparse layer."""
+        x = self.dropout(self.embedding(pairs).flatten(1)).unsqueeze(1).expand(-1, self.num_tasks, -1)
+        routings = []
+        for block in self.blocks:
+            if isinstance(block, MoELayer):
+                x, routing = block(x)
+                routings.append(routing)
+            else:
+                x = block(x)
+        answers = torch.stack([tower(x[:, task]) for task, tower in enumerate(self.towers)], dim=1)
+        return answers + self.bias_embedding(pairs).sum(1) + self.bias, routings
+
+
+def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | FeedForward:
+    """A layer of experts with a gate for each task, or a dense one."""
+    if not sparse:
+        return make_dense_layer(config.model)
+    layer = make_moe_layer(config, vocab_size)
+    for name, gate in layer.router.named_children():
+        setattr(layer.router, name, TaskGates(gate, config.model.num_tasks))
+    return layer

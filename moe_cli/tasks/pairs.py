@@ -1,0 +1,143 @@
+"""How a user rates an item, and whether there is a click: batches, the loss, RMSE and AUC. B pairs, G tasks, H bins."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from moe_cli.moe.routing import Routing
+from moe_cli.tasks.order import EpochOrder, epoch_order
+from moe_cli.tasks.ratings import Pairs, Ratings
+from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
+
+# Logits of clicks are counted in so many bins of equal width, up to this size to both sides; within a bin they are equal.
+AUC_BINS, LARGEST_LOGIT = 2**14, 16.0
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Rows of user and item, ratings of mean 0 and standard deviation 1, and clicks, 0 or 1."""
+
+    rows: Int[Tensor, "B 2"]
+    ratings: Float[Tensor, " B"]
+    clicks: Float[Tensor, " B"]
+    num_bytes: None = None
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.ratings)
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.ratings)
+
+    def to(self, device: torch.device) -> "PairBatch":
+        return PairBatch(self.rows.to(device), self.ratings.to(device), self.clicks.to(device))
+
+
+class RatingsTask:
+    """A set of pairs in an order that the seed decides; each epoch sees every pair once."""
+
+    def __init__(self, ratings: Ratings, seed: int) -> None:
+        self.corpus = ratings
+        self.vocab_size: int = ratings.meta["vocab_size"]
+        self.seed = seed
+        self._mean, self._std = ratings.meta["mean"], ratings.meta["std"]
+        self._order = lru_cache(maxsize=2)(self._order_of)
+
+    @property
+    def domains(self) -> Sequence[str]:
+        """The tasks: rating, click."""
+        return self.corpus.meta["domains"]  # type: ignore[no-any-return]
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self.corpus.meta
+
+    def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> PairBatch:
+        """The `index`-th batch of `size` pairs, a function of the seed and the index; or a part of it."""
+        share = size // parts
+        first = index * size + part * share
+        epochs, places = np.divmod(np.arange(first, first + share), len(self.corpus.train))
+        chosen = [self._order(int(epoch)).windows[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        return self._batch(self.corpus.train, np.concatenate(chosen))
+
+    def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[PairBatch]:
+        """The validation pairs in order; or so many, spread evenly over them, that they are routed `max_tokens` times."""
+        total = len(self.corpus.val)
+        wanted = total if max_tokens is None else max(1, min(total, max_tokens // len(self.domains)))
+        chosen = np.linspace(0, total - 1, wanted).astype(np.int64)
+        for first in range(0, wanted, size):
+            yield self._batch(self.corpus.val, chosen[first : first + size])
+
+    def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
+        """Nats per pair, and the routings of the model's sparse layers: the sum of both tasks' means (see `_losses`)."""
+        answers, routings = model(batch.rows)
+        return self._losses(answers, batch).sum(1).mean(), routings
+
+    def score(self, model: nn.Module, batch: PairBatch) -> Scored:
+        """The loss, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
+        answers, routings = model(batch.rows)
+        losses = self._losses(answers, batch)
+        squares = (self._std * (answers[:, 0].double() - batch.ratings)).square().sum()
+        tasks = torch.arange(losses.shape[1]).repeat(len(losses))
+        sums = {"squares": squares, "scores": score_counts(answers[:, 1].float(), batch.clicks > 0.5),
+                BY_DOMAIN: by_domain(losses.flatten(), tasks, losses.shape[1])}  # fmt: skip
+        return Scored(losses.sum(1).mean(), routings, sums)
+
+    def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
+        """rmse: root of the mean squared error, in units of the ratings. auc: how often a pair with a click has a higher
+        score than one without, equal scores counting half; absent where all pairs are of one kind.
+        """
+        measures = {"rmse": (float(sums["squares"]) / num_targets) ** 0.5}
+        without, with_click = sums["scores"]
+        both = float(without.sum() * with_click.sum())
+        if both:
+            measures["auc"] = float((with_click * (without.cumsum(0) - without / 2)).sum()) / both
+        return measures
+
+    def groups(self, batch: PairBatch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+        """The item's row and the task, for every pair and task."""
+        tasks = len(self.domains)
+        return batch.rows[:, 1].cpu().repeat_interleave(tasks), torch.arange(tasks).repeat(batch.num_examples)
+
+    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+        """Names of items by their rows."""
+        first = self.corpus.meta["users"]
+        return {each: self.corpus.item_names[each - first] for each in ids if each >= first}
+
+    def hardest(self) -> None:
+        """There is no other way to ask."""
+
+    def _losses(self, answers: Float[Tensor, "B G"], batch: PairBatch) -> Float[Tensor, "B G"]:
+        """Of a rating half the squared error in standard deviations of the ratings, which is what a Gaussian of that
+        deviation loses in nats, but for a constant; of a click the cross-entropy.
+        """
+        answers = answers.float()
+        rating = 0.5 * (answers[:, 0] - batch.ratings).square()
+        click = F.binary_cross_entropy_with_logits(answers[:, 1], batch.clicks, reduction="none")
+        return torch.stack((rating, click), dim=1)
+
+    def _order_of(self, epoch: int) -> EpochOrder:
+        return epoch_order(self.seed, epoch, len(self.corpus.train), 1)
+
+    def _batch(self, pairs: Pairs, places: NDArray[np.int64]) -> PairBatch:
+        chosen = pairs.take(places)
+        ratings = ((chosen.ratings - self._mean) / self._std).astype(np.float32)
+        return PairBatch(
+            torch.from_numpy(chosen.rows), torch.from_numpy(ratings), torch.from_numpy(chosen.clicks.astype(np.float32))
+        )
+
+
+def score_counts(scores: Float[Tensor, " B"], clicks: Bool[Tensor, " B"]) -> Float[Tensor, "2 H"]:
+    """How many pairs without a click, and how many with one, have a score in each bin."""
+    place = (scores + LARGEST_LOGIT) * (AUC_BINS / (2 * LARGEST_LOGIT))
+    bins = place.clamp(0, AUC_BINS - 1).long() + AUC_BINS * clicks
+    return torch.bincount(bins, minlength=2 * AUC_BINS).view(2, AUC_BINS).double()

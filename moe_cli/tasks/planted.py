@@ -1,0 +1,64 @@
+"""Ratings and clicks made by a known rule, so that it is known how well they can be guessed.
+
+N pairs, U users, I items, C clusters.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.config.data import PlantedData
+
+# Standard deviations: of what a user adds to a rating, of what an item does, of what the meeting of two clusters does; of
+# the last in the logit of a click, which is CLICK_MEAN on average.
+USER_STD, ITEM_STD, CLUSTER_STD = 0.3, 0.4, 0.7
+MEAN, CLICK_MEAN, CLICK_STD = 3.5, -0.5, 2.0
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who met what, and what came of it.
+
+    Attributes:
+        users, items: numbers from 0, each with their kind; an item of number i is named `item_names[i]`.
+        expected, chances: what the rating is on average, and how likely the click is; None where only nature knows.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    ratings: NDArray[np.float64]
+    clicks: NDArray[np.bool_]
+    num_users: int
+    num_items: int
+    item_names: list[str]
+    expected: NDArray[np.float64] | None = None
+    chances: NDArray[np.float64] | None = None
+
+
+def plant(data: PlantedData) -> Interactions:
+    """Every user and every item is of a hidden cluster. With a table A of C x C standard normal numbers, and B another of
+    which each entry has correlation `relatedness` with A's:
+
+    - rating = MEAN + user + item + CLUSTER_STD A[cluster of user, cluster of item] + `noise` N(0, 1)
+    - click with probability sigmoid(CLICK_MEAN + CLICK_STD B[cluster of user, cluster of item])
+    """
+    draw = np.random.default_rng(data.seed)
+    users, items = np.divmod(_distinct(draw, data.users * data.items, data.pairs), data.items)
+    of_users, of_items = draw.integers(data.clusters, size=data.users), draw.integers(data.clusters, size=data.items)
+    table, other = draw.standard_normal((2, data.clusters, data.clusters))
+    clicked = data.relatedness * table + np.sqrt(1 - data.relatedness**2) * other
+    by_user, by_item = USER_STD * draw.standard_normal(data.users), ITEM_STD * draw.standard_normal(data.items)
+    meeting = of_users[users], of_items[items]
+    expected = MEAN + by_user[users] + by_item[items] + CLUSTER_STD * table[meeting]
+    chances = 1 / (1 + np.exp(-(CLICK_MEAN + CLICK_STD * clicked[meeting])))
+    return Interactions(
+        users, items,
+        expected + data.noise * draw.standard_normal(data.pairs), draw.random(data.pairs) < chances,
+        data.users, data.items, [f"item {number}" for number in range(data.items)], expected, chances,
+    )  # fmt: skip
+
+
+def _distinct(draw: np.random.Generator, size: int, number: int) -> NDArray[np.int64]:
+    """So many different numbers below `size`, in an order by chance."""
+    return draw.choice(size, number, replace=False)

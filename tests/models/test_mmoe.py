@@ -1,0 +1,151 @@
+"""Multi-gate mixture of experts: the paper's formula, a gate for each task, and a model that learns. B pairs, G tasks."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_cli.config.balances import NoBalance
+from moe_cli.config.routers import (
+    ExpertChoiceConfig,
+    NoisyTopKConfig,
+    RandomConfig,
+    ReluConfig,
+    RouterConfig,
+    SigmoidConfig,
+    SinkhornConfig,
+    SwitchConfig,
+    TopKConfig,
+)
+from moe_cli.models.cost import cost
+from moe_cli.models.mmoe import MMoE
+from moe_cli.models.registry import make_model
+from moe_cli.moe.gates import LinearGate, TaskGates
+from moe_cli.training.optim import make_optimizers
+from tests.tiny import TINY, finish, randomise, tiny_config, tiny_task
+
+V = 12
+PAIRS = torch.tensor([[0, 7], [3, 9], [5, 11], [0, 8], [2, 7]])
+
+
+def model_of(**changes: Any) -> MMoE:
+    config = tiny_config(Path(), **{**TINY["mmoe"], "balance": NoBalance(), **changes})
+    return randomise(make_model(config, V)).double().eval()  # type: ignore[return-value]
+
+
+def biases(model: MMoE, pairs: Tensor) -> Tensor:
+    table = model.bias_embedding.weight
+    return model.bias + table[pairs[:, 0]] + table[pairs[:, 1]]
+
+
+def towers(model: MMoE, by_task: list[Tensor]) -> Tensor:
+    """h_k of each task's row, written out."""
+    answers = []
+    for tower, x in zip(model.towers, by_task, strict=True):
+        hidden = (x @ tower.hidden.weight.T + tower.hidden.bias).clamp(min=0)
+        answers.append(hidden @ tower.head.weight[0])
+    return torch.stack(answers, dim=1)
+
+
+def test_the_answer_is_the_papers_formula() -> None:
+    """With k = E: y_k = h_k(f_k(x)), f_k(x) = sum_i softmax(W_gk x)_i f_i(x), written without routing or a back end."""
+    model = model_of(k=4)
+    x = torch.cat((model.embedding.weight[PAIRS[:, 0]], model.embedding.weight[PAIRS[:, 1]]), dim=1)
+    layer = model.blocks[0]
+    experts = [torch.nn.functional.silu(x @ layer.experts.w_in[i].T) @ layer.experts.w_out[i].T for i in range(4)]
+    mixed = []
+    for gate in layer.router.gate.gates:
+        weights = (x @ gate.weight.T).softmax(-1)
+        mixed.append(sum(weights[:, i : i + 1] * experts[i] for i in range(4)))
+    expected = towers(model, mixed) + biases(model, PAIRS)
+    torch.testing.assert_close(model(PAIRS)[0], expected)
+
+
+def test_a_dense_model_has_a_shared_bottom() -> None:
+    """expert=1: one network under both towers."""
+    model = model_of(expert=1, k=1)
+    x = torch.cat((model.embedding.weight[PAIRS[:, 0]], model.embedding.weight[PAIRS[:, 1]]), dim=1)
+    bottom = torch.nn.functional.silu(x @ model.blocks[0].w_in.T) @ model.blocks[0].w_out.T
+    answers, routings = model(PAIRS)
+    torch.testing.assert_close(answers, towers(model, [bottom, bottom]) + biases(model, PAIRS))
+    assert [] == routings
+
+
+def test_each_token_is_scored_by_its_tasks_gate() -> None:
+    """Tokens come pair by pair; gates are drawn apart, so that tasks do not begin alike."""
+    gates = TaskGates(LinearGate(3, 5), 2)
+    gates.reset_parameters(torch.Generator().manual_seed(0))
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    scores = gates(x)
+    for task, gate in enumerate(gates.gates):
+        torch.testing.assert_close(scores[task::2], x[task::2] @ gate.weight.T)
+    assert not torch.equal(gates.gates[0].weight, gates.gates[1].weight)
+
+
+def test_tasks_choose_for_themselves() -> None:
+    """Both tokens of a pair are the same vector, but the routing of one task is not that of the other."""
+    routing = model_of(k=1).forward(PAIRS)[1][0]
+    assert 2 * len(PAIRS) == routing.num_tokens
+    assert not torch.allclose(routing.probs[0::2], routing.probs[1::2])
+
+
+ROUTERS: list[RouterConfig] = [
+    TopKConfig(), TopKConfig(score="mlp"), TopKConfig(score="cosine"), TopKConfig(null_experts=1), NoisyTopKConfig(),
+    SigmoidConfig(), SinkhornConfig(), ReluConfig(), RandomConfig(), ExpertChoiceConfig(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("router", ROUTERS, ids=lambda router: f"{router.name} {getattr(router, 'score', '')}")
+def test_every_other_router_has_a_gate_for_each_task(router: RouterConfig) -> None:
+    """The model answers and learns, in training too; what the gates cost is counted to the last number."""
+    config = tiny_config(Path(), **{**TINY["mmoe"], "router": router, "balance": NoBalance()})
+    model = make_model(config, V)
+    assert sum(param.numel() for param in model.parameters()) == cost(config, V).num_params
+    for tower in model.towers:
+        torch.nn.init.normal_(tower.head.weight)
+    answers, _ = model.train()(PAIRS)
+    answers.square().sum().backward()
+    assert (len(PAIRS), 2) == tuple(answers.shape)
+    for name, param in model.named_parameters():
+        assert param.grad is None or param.grad.isfinite().all(), name
+    gates = [param for name, param in model.named_parameters() if ".gate.gates." in name]
+    assert all(gate.grad is not None and gate.grad.any() for gate in gates)
+    assert len(gates) % 2 == 0
+
+
+def test_a_new_model_guesses_the_mean() -> None:
+    """Whatever the pair: no deviation from the mean rating, and either click as likely."""
+    model = make_model(tiny_config(Path(), **TINY["mmoe"]), V)
+    assert not model(PAIRS)[0].any()
+
+
+@pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}, {"router": SwitchConfig(), "k": 1}])
+def test_a_batch_is_learned_by_heart(tmp_path: Path, sparse: dict[str, Any]) -> None:
+    """A few dozen steps on one batch leave little of its loss."""
+    config = tiny_config(Path(), **{**TINY["mmoe"], "balance": NoBalance(), **sparse})
+    task = tiny_task(config, tmp_path)
+    model = make_model(config, task.vocab_size)
+    optimizers = make_optimizers(config.optim, model)
+    batch = task.train_batch(0, 32)
+    first = task.loss(model, batch)[0].item()
+    for _ in range(150):
+        loss, _ = task.loss(model, batch)
+        loss.backward()
+        optimizers.step(0.5)
+        optimizers.zero_grad()
+    assert loss.item() < first / 20
+
+
+@pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
+def test_planted_clusters_are_found(tmp_path: Path, sparse: dict[str, Any]) -> None:
+    """A short training beats the user and item means, and comes half the way from them to the rule behind the data."""
+    data = replace(TINY["mmoe"]["data"], users=60, items=40, pairs=2000, clusters=3, noise=0.3)
+    train = {"steps": 350, "batch_size": 64, "log_every": 50}
+    config = tiny_config(Path(), **{**TINY["mmoe"], "data": data, **sparse}, train=train)
+    summary = finish(config, tmp_path).summary() or {}
+    assert summary["best_rmse"] < summary["val_rmse"] < (summary["best_rmse"] + summary["biases_rmse"]) / 2
+    assert 0.5 + (summary["best_auc"] - 0.5) / 2 < summary["val_auc"]
+    assert summary["biases_rmse"] < summary["mean_rmse"]
