@@ -32,8 +32,7 @@ def sample(
     if not math.isfinite(temperature):
         raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
     folder = outputs_folder(outputs)
-    found = find_run(folder, run)
-    _check_task(found)
+    found = _text_run(find_run(folder, run))
 
     from moe_cli.run import restore
     from moe_cli.tasks.tokenizers import ByteTokenizer
@@ -65,10 +64,11 @@ def sample(
     typer.echo()
 
 
-def _check_task(found: "Run") -> None:
-    """Raises ConfigError when the run has learned to guess something else than the next token."""
+def _text_run(found: "Run") -> "Run":
+    """The run itself. Raises ConfigError when it has learned to guess something else than the next token."""
     from moe_cli.errors import ConfigError
 
     task = found.config().task.name
     if task != "causal_lm":
         raise ConfigError(f"{found.id} has learned task={task}: there is no next token to guess. See it with: moe eval")
+    return found
