@@ -2,11 +2,14 @@
 
 import codecs
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moe_cli.cli.options import Checkpoint, Outputs, RunName
+
+if TYPE_CHECKING:
+    from moe_cli.store import Run
 
 
 def sample(
@@ -29,10 +32,7 @@ def sample(
     if not math.isfinite(temperature):
         raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
     folder = outputs_folder(outputs)
-    found = find_run(folder, run)
-    task = found.config().task.name
-    if task != "causal_lm":
-        raise ConfigError(f"{found.id} has learned task={task}: there is no next token to guess. See it with: moe eval")
+    found = _text_run(find_run(folder, run))
 
     from moe_cli.run import restore
     from moe_cli.training.sample import sample as draw
@@ -63,3 +63,13 @@ def sample(
             nl=False,
         )
     typer.echo()
+
+
+def _text_run(found: "Run") -> "Run":
+    """The run itself. Raises ConfigError when it has learned to guess something else than the next token."""
+    from moe_cli.errors import ConfigError
+
+    task = found.config().task.name
+    if task != "causal_lm":
+        raise ConfigError(f"{found.id} has learned task={task}: there is no next token to guess. See it with: moe eval")
+    return found
