@@ -10,11 +10,11 @@ from torch import nn
 
 from moe_cli.config.balances import CombinedBalance, ImportanceBalance, LoadBalance
 from moe_cli.config.data import DigitsData, TextData
-from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, ViTConfig
+from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, T5Config, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
-from moe_cli.config.tasks import ImageTask, MaskedLM
+from moe_cli.config.tasks import ImageTask, MaskedLM, SpanCorruption
 from moe_cli.forecast import corpus_of
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
@@ -42,6 +42,7 @@ TINY: dict[str, dict[str, Any]] = {
         "task": ImageTask(),
         "data": DigitsData(),
     },
+    "t5": {"model": T5Config(num_layers=4, num_heads=2, **SIZES), "task": SpanCorruption(sentinels=4)},
     "lstm": {
         "model": LSTMConfig(num_layers=2, **SIZES),
         "router": NoisyTopKConfig(),

@@ -23,7 +23,7 @@ from moe_cli.config.balances import (
     setting_key,
 )
 from moe_cli.config.data import ImageData
-from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, TransformerConfig, ViTConfig
+from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     HashConfig,
@@ -36,6 +36,7 @@ from moe_cli.config.routers import (
     gate_params,
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
+from moe_cli.config.tasks import SpanCorruption
 from moe_cli.errors import ConfigError
 
 Transformer = TypeVar("Transformer", bound=TransformerConfig)
@@ -72,6 +73,12 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         config = replace(config, model=_with_patches(config, config.model, given))
     if isinstance(config.model, TransformerConfig):
         config = replace(config, model=_with_attention(config.model, given, notes))
+    if isinstance(config.model, T5Config):
+        heads = _num_heads(config.model)
+        model = replace(config.model, num_heads=heads, d_head=config.model.d_head or config.model.d_model // heads)
+        config = replace(config, model=model)
+    if isinstance(config.task, SpanCorruption):
+        config.task.check(config.model.context_length)
     if config.dense:
         config = _without_experts(config)
         notes += _set_aside(given, "expert=1 is dense", *SPARSE_ONLY)
@@ -146,7 +153,7 @@ def _with_patches(config: RunConfig, model: ViTConfig, given: Collection[str]) -
     return replace(model, context_length=num_patches)
 
 
-def _num_heads(model: TransformerConfig) -> int:
+def _num_heads(model: TransformerConfig | T5Config) -> int:
     """Heads of width 32, or of the next even width that divides d_model."""
     if model.num_heads is not None:
         return model.num_heads

@@ -4,10 +4,11 @@ from torch import nn
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.lstm import LSTMModel
+from moe_cli.models.t5 import T5
 from moe_cli.models.transformer import Transformer
 from moe_cli.models.vit import ViT
 
-MODELS: dict[str, type[nn.Module]] = {"gpt": Transformer, "bert": Transformer, "lstm": LSTMModel, "vit": ViT}
+MODELS: dict[str, type[nn.Module]] = {"gpt": Transformer, "bert": Transformer, "lstm": LSTMModel, "vit": ViT, "t5": T5}
 
 
 def make_model(config: RunConfig, vocab_size: int) -> nn.Module:

@@ -1,10 +1,11 @@
 """The task of a configuration on its data."""
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.tasks import MaskedLM
+from moe_cli.config.tasks import MaskedLM, SpanCorruption
 from moe_cli.tasks.data import Data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.masked import MaskedTask
+from moe_cli.tasks.spans import SpanTask
 from moe_cli.tasks.task import Task
 from moe_cli.tasks.text import TextTask
 from moe_cli.tasks.vision import ImagesTask
@@ -16,4 +17,6 @@ def make_task(config: RunConfig, data: Data) -> Task:
         return ImagesTask(data, config.model.context_length, config.seed)
     if isinstance(config.task, MaskedLM):
         return MaskedTask(data, config.model.context_length, config.seed, config.task)
+    if isinstance(config.task, SpanCorruption):
+        return SpanTask(data, config.model.context_length, config.seed, config.task)
     return TextTask(data, config.model.context_length, config.seed)

@@ -125,9 +125,9 @@ class TextTask:
     def domains(self) -> Sequence[str]:
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
-    def groups(self, batch: Batch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+    def groups(self, batch: Batch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The id of every token that is read, and the domain of its document; of validation batches."""
-        return batch.inputs.flatten(), self._domains(batch.starts, batch.inputs.shape[1])
+        return [(batch.inputs.flatten(), self._domains(batch.starts, batch.inputs.shape[1]))]
 
     def texts(self, ids: Sequence[int]) -> dict[int, str]:
         """The text of each token id; nothing where the tokens came without a tokenizer."""
