@@ -60,9 +60,9 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     if config.data.tokenizer == "bytes":
-        return 256
+        return 256 + config.task.special_tokens
     if isinstance(config.data, TokenData):
-        return config.data.vocab_size or 0
+        return (config.data.vocab_size or 0) + config.task.special_tokens
     return vocab_of(config, corpus_of(config, outputs))
 
 

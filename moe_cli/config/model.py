@@ -235,13 +235,17 @@ class T5Config(ModelConfig):
 
     def __post_init__(self) -> None:
         if self.num_layers % 2:
-            raise ConfigError(f"model.num_layers={self.num_layers} is odd: half are of the encoder, half of the decoder.")
+            raise ConfigError(
+                f"model.num_layers={self.num_layers} is odd: half are of the encoder, half of the decoder."
+            )
         super().__post_init__()
         at_least("model.num_heads", self.num_heads, 1)
         at_least("model.d_head", self.d_head, 1)
         at_least("model.distance_buckets", self.distance_buckets, 4)
         if self.distance_buckets % 4:
-            raise ConfigError(f"model.distance_buckets={self.distance_buckets} must be a multiple of 4: half are of each side.")
+            raise ConfigError(
+                f"model.distance_buckets={self.distance_buckets} must be a multiple of 4: half are of each side."
+            )
         if self.max_distance <= self.distance_buckets // 2:
             raise ConfigError(
                 f"model.max_distance={self.max_distance} must be above half of model.distance_buckets={self.distance_buckets}: "

@@ -69,16 +69,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
     """
     notes: list[str] = []
     config = replace(config, k=_top_k(config))
-    if isinstance(config.model, ViTConfig):
-        config = replace(config, model=_with_patches(config, config.model, given))
-    if isinstance(config.model, TransformerConfig):
-        config = replace(config, model=_with_attention(config.model, given, notes))
-    if isinstance(config.model, T5Config):
-        heads = _num_heads(config.model)
-        model = replace(config.model, num_heads=heads, d_head=config.model.d_head or config.model.d_model // heads)
-        config = replace(config, model=model)
-    if isinstance(config.task, SpanCorruption):
-        config.task.check(config.model.context_length)
+    config = _with_shape(config, given, notes)
     if config.dense:
         config = _without_experts(config)
         notes += _set_aside(given, "expert=1 is dense", *SPARSE_ONLY)
@@ -113,6 +104,21 @@ def _set_aside(given: Collection[str], reason: str, *keys: str) -> list[str]:
 def concerns(name: str, keys: Collection[str]) -> bool:
     """Whether a setting is one of `keys`, or belongs to a group that is."""
     return any(name == key or name.startswith(key + ".") for key in keys)
+
+
+def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """With what a family of models derives from its sizes and the data."""
+    if isinstance(config.model, ViTConfig):
+        config = replace(config, model=_with_patches(config, config.model, given))
+    if isinstance(config.model, TransformerConfig):
+        config = replace(config, model=_with_attention(config.model, given, notes))
+    if isinstance(config.model, T5Config):
+        heads = _num_heads(config.model)
+        model = replace(config.model, num_heads=heads, d_head=config.model.d_head or config.model.d_model // heads)
+        config = replace(config, model=model)
+    if isinstance(config.task, SpanCorruption):
+        config.task.check(config.model.context_length)
+    return config
 
 
 def _with_attention(model: Transformer, given: Collection[str], notes: list[str]) -> Transformer:

@@ -81,7 +81,7 @@ class SpanCorruption:
         return window - taken + number, taken + number + 1
 
     def check(self, window: int) -> None:
-        """Raises ConfigError when a window has more spans than there are sentinels."""
+        """Raises ConfigError where a window has more spans than there are sentinels."""
         number = self.spans(window)[1]
         if number >= self.sentinels:
             raise ConfigError(

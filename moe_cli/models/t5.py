@@ -133,6 +133,8 @@ class T5Block(nn.Module):
 class T5(nn.Module):
     """An embedding for both stacks; encoder, norm; decoder, norm, head.
 
+    T5 1.0 has a factor 1 / sqrt(D) before its tied head, which the scales of the last norm hold here.
+
     Args:
         config: a resolved configuration.
         vocab_size: V.

@@ -126,4 +126,5 @@ class Parts:
 def _cut(total: int, parts: int, draw: np.random.Generator) -> NDArray[np.int64]:
     """Lengths that sum to `total`, each at least 1 if that can be; every way to cut is as likely."""
     cuts = np.sort(draw.permutation(max(0, total - 1))[: parts - 1]) + 1
-    return np.diff(np.concatenate([[0], cuts, [total]]).astype(np.int64))
+    edges = np.concatenate([[0], cuts, [total]]).astype(np.int64)
+    return edges[1:] - edges[:-1]

@@ -64,7 +64,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "relu shared": {"model": {"activation": "relu", "shared_experts": 2}},
     "one head": {"model": {"num_heads": 1, "num_layers": 1}},
     **TINY,
-    "t5 tied": {**TINY["t5"], "model": replace(TINY["t5"]["model"], tie_embeddings=True, moe_every=1, expert_kind="glu")},
+    "t5 tied": {
+        **TINY["t5"],
+        "model": replace(TINY["t5"]["model"], tie_embeddings=True, moe_every=1, expert_kind="glu"),
+    },
     "t5 dense": {**TINY["t5"], "expert": 1, "k": 1},
     "lstm dense tied": {"expert": 1, "k": 1, "model": replace(TINY["lstm"]["model"], tie_embeddings=True)},
     "lstm first dense": {
