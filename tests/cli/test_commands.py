@@ -122,7 +122,7 @@ def test_sample_goes_on_from_the_prompt(moe: Moe, settings: list[str]) -> None:
     assert result.stdout == moe("sample", "latest", "--prompt", "x", "--tokens", 5, "--top-k", 1).stdout
 
 
-@pytest.mark.parametrize("name", ["model=bert", "model=vit"])
+@pytest.mark.parametrize("name", ["model=bert", "model=vit", "model=t5"])
 def test_sample_needs_a_model_that_writes(moe: Moe, name: str) -> None:
     """One that learned another task is refused."""
     moe("train", name, "train=smoke", "train.steps=1")
