@@ -104,12 +104,14 @@ def test_the_loss_is_the_mean_over_all_targets_of_the_split() -> None:
     """Sentinels are targets too; the accuracy is of the other tokens; all windows and the rest of the split are asked."""
     task = make()
     model = Favourite(task.vocab_size)
-    result = evaluate(model, task, 2)
     targets = torch.cat([batch.targets.flatten() for batch in task.val_batches(2)])
+    guess = int(targets[1])
+    model.logits.data[guess] = 2.0
+    result = evaluate(model, task, 2)
     assert 3 * (6 + 2 + 1) + (1 + 1 + 1) == len(targets) == result.num_tokens  # three windows, and 9 tokens
     assert -model.logits.log_softmax(0)[targets].mean().item() == pytest.approx(result.loss, rel=1e-5)
     text = targets[targets < V]
-    assert (text == 0).double().mean().item() == pytest.approx(result.measures["accuracy"])
+    assert 0 < (text == guess).double().mean().item() == pytest.approx(result.measures["accuracy"])
     assert result.bits_per_byte is None
     batch = next(task.val_batches(2))
     assert task.loss(model, batch)[0].item() == pytest.approx(task.score(model, batch).loss.item())
