@@ -18,7 +18,7 @@ from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 from moe_cli.tasks.text import Batch, TextTask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SpanBatch(Batch):
     """Attributes:
     input_places, target_places: where in its split each token stands; of a sentinel, where its span begins, and of the last
@@ -93,7 +93,7 @@ class SpanTask(TextTask):
             torch.from_numpy(np.stack([getattr(part, name) for part in parts]))
             for name in ("inputs", "targets", "input_places", "target_places")
         )
-        return SpanBatch(inputs, targets, None, plain.starts, input_places, target_places)
+        return SpanBatch(inputs, targets, None, plain.starts, input_places=input_places, target_places=target_places)
 
     def _take_out(self, row: NDArray[np.int64], start: int) -> "Parts":
         """A window as the encoder reads it, and what the decoder writes."""
