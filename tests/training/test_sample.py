@@ -88,7 +88,7 @@ def test_top_k_draws_from_the_likeliest_alone(logits: Tensor, temperature: float
     plain = (logits.double() / temperature).softmax(-1)
     kept = probs > 0
     assert top_k == kept.sum()
-    assert plain[kept].min() >= plain[~kept].max() if top_k < V else True
+    assert plain[kept].min() >= plain[~kept].max() - 1e-12 if top_k < V else True
     torch.testing.assert_close(probs, plain * kept / plain[kept].sum())
 
 
@@ -98,9 +98,9 @@ def test_top_p_draws_from_the_nucleus(logits: Tensor, temperature: float, top_p:
     probs = Drawing(temperature, top_p=top_p).probs(logits)
     plain = (logits.double() / temperature).softmax(-1)
     kept = probs > 0
-    assert plain[kept].sum() >= top_p - 1e-12
-    assert plain[kept].sum() - plain[kept].min() < top_p
-    assert plain[kept].min() >= plain[~kept].max() if not kept.all() else True
+    assert plain[kept].sum() >= top_p - 1e-9
+    assert plain[kept].sum() - plain[kept].min() < top_p + 1e-9  # sums are rounded
+    assert plain[kept].min() >= plain[~kept].max() - 1e-12 if not kept.all() else True
     torch.testing.assert_close(probs, plain * kept / plain[kept].sum())
 
 
