@@ -24,7 +24,8 @@ class Measure:
 
 
 # What an answer is given for, by task: the loss is so many nats each.
-TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "images": "image", "ratings": "pair"}
+TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "span_corruption": "target token", "images": "image",
+           "ratings": "pair"}  # fmt: skip
 # By their names in summary.json without `val_`.
 MEASURES = {
     "accuracy": Measure("accuracy", 1, share=True),

@@ -10,11 +10,11 @@ from torch import nn
 
 from moe_cli.config.balances import CombinedBalance, ImportanceBalance, LoadBalance
 from moe_cli.config.data import DigitsData, PlantedData, TextData
-from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, MMoEConfig, ViTConfig
+from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, MMoEConfig, T5Config, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
-from moe_cli.config.tasks import ImageTask, MaskedLM, RatingTask
+from moe_cli.config.tasks import ImageTask, MaskedLM, RatingTask, SpanCorruption
 from moe_cli.forecast import corpus_of
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
@@ -47,6 +47,7 @@ TINY: dict[str, dict[str, Any]] = {
         "task": RatingTask(),
         "data": PlantedData(users=30, items=20, clusters=2, pairs=400),
     },
+    "t5": {"model": T5Config(num_layers=4, num_heads=2, **SIZES), "task": SpanCorruption(sentinels=4)},
     "lstm": {
         "model": LSTMConfig(num_layers=2, **SIZES),
         "router": NoisyTopKConfig(),

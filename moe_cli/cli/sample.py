@@ -1,7 +1,7 @@
 """moe sample."""
 
-import codecs
 import math
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,29 +12,35 @@ if TYPE_CHECKING:
     from moe_cli.store import Run
 
 
-def sample(
+def sample(  # noqa: PLR0913  (an option each)
     run: RunName,
     prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; 1 draws as trained.")] = 0.7,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Draw from so many likeliest tokens alone.", show_default="all")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from the fewest likeliest tokens of this probability in all.", show_default="all"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Another seed, another text.")] = 0,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
 ) -> None:
     """Write text with a trained model. Example: moe sample latest --prompt "def " """
+    _check(prompt, temperature, top_k, top_p)
     from moe_cli.errors import ConfigError
     from moe_cli.store import find_run, outputs_folder
 
-    if not prompt:
-        raise ConfigError("--prompt is empty: give at least one character.")
-    if any("\ud800" <= char <= "\udfff" for char in prompt):  # what Python makes of bytes that are no UTF-8
-        raise ConfigError("--prompt is not UTF-8 text.")
-    if not math.isfinite(temperature):
-        raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
     folder = outputs_folder(outputs)
-    found = _text_run(find_run(folder, run))
+    found = find_run(folder, run)
+    _check_task(found)
+
+    import torch
 
     from moe_cli.run import restore
+    from moe_cli.training.sample import Drawing, whole_characters
     from moe_cli.training.sample import sample as draw
 
     trained = restore(found, folder, checkpoint)
@@ -43,33 +49,53 @@ def sample(
         raise ConfigError(
             f"{found.id} learned from ready-made tokens (data=tokens): nobody knows the text they stand for."
         )
+    torch.manual_seed(seed)  # for router=random, which draws too
+    drawing = Drawing(temperature, top_k, 1.0 if top_p is None else top_p)
     # Where documents were kept apart, a separator stands before each.
     begin = [] if trained.task.packing == "concat" else [tokenizer.separator]
-    ids = draw(
-        trained.model,
-        [*begin, *tokenizer.encode(prompt).tolist()],
-        tokens,
-        trained.config.model.context_length,
-        temperature,
-        seed,
-        tokenizer.vocab_size,
-    )
+    read, length = [*begin, *tokenizer.encode(prompt).tolist()], trained.config.model.context_length
+    ids = draw(trained.model, read, tokens, length, drawing, seed, tokenizer.vocab_size)
     typer.echo(prompt, nl=False)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may span several tokens
-    for token in ids:
-        text = decoder.decode(tokenizer.to_bytes([token]))
-        typer.echo(
-            "".join(char if char.isprintable() or char in "\n\t" else "\n" if char == "\0" else "?" for char in text),
-            nl=False,
-        )
+    started = time.perf_counter()
+    for text in whole_characters(ids, tokenizer.decode):
+        typer.echo(_shown(text), nl=False)
+    seconds = time.perf_counter() - started
     typer.echo()
+    typer.secho(f"{tokens:,} tokens, {tokens / seconds:,.0f} tokens/s", dim=True, err=True)
 
 
-def _text_run(found: "Run") -> "Run":
-    """The run itself. Raises ConfigError when it has learned to guess something else than the next token."""
+def _shown(text: str) -> str:
+    """Without what would move a terminal's cursor; documents end with a line."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\n" if char == "\0" else "?" for char in text)
+
+
+def _check(prompt: str, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises ConfigError when the request cannot be met."""
     from moe_cli.errors import ConfigError
 
-    task = found.config().task.name
-    if task != "causal_lm":
-        raise ConfigError(f"{found.id} has learned task={task}: there is no next token to guess. See it with: moe eval")
-    return found
+    if not prompt:
+        raise ConfigError("--prompt is empty: give at least one character.")
+    if any("\ud800" <= char <= "\udfff" for char in prompt):  # what Python makes of bytes that are no UTF-8
+        raise ConfigError("--prompt is not UTF-8 text.")
+    if not math.isfinite(temperature):
+        raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p {top_p:g} must be above 0 and at most 1.")
+    given = [name for name, value in (("--top-k", top_k), ("--top-p", top_p)) if value is not None]
+    if temperature == 0 and given:
+        raise ConfigError(
+            f"--temperature 0 takes the likeliest token: {' and '.join(given)} would change nothing. Leave out one or the other."
+        )
+
+
+def _check_task(run: "Run") -> None:
+    """Raises ConfigError when the run's model writes no text."""
+    from moe_cli.config.tasks import CausalLM
+    from moe_cli.errors import ConfigError
+
+    config = run.config()
+    if not isinstance(config.task, CausalLM):
+        raise ConfigError(
+            f"{run.id} learned task={config.task.name}: its model does not write text. "
+            "Name a run with task=causal_lm (model=gpt or lstm)."
+        )

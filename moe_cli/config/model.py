@@ -22,6 +22,8 @@ class ModelConfig:
     causal: ClassVar[bool] = True
     # Gates of a sparse layer, for each of so many tasks one.
     num_tasks: ClassVar[int] = 1
+    # Of equally many layers: an encoder and a decoder are two.
+    stacks: ClassVar[int] = 1
     num_layers: int = 4
     d_model: int = 96
     d_ff: int = 288
@@ -48,22 +50,35 @@ class ModelConfig:
         share("model.dropout", self.dropout)
         share("model.expert_dropout", self.expert_dropout)
         above("model.expert_init_scale", self.expert_init_scale, 0)
-        if self.moe_every > self.num_layers:
+        if self.moe_every > self.stack_layers:
             raise ConfigError(
-                f"model.moe_every={self.moe_every} is more than model.num_layers={self.num_layers}: "
+                f"model.moe_every={self.moe_every} is more than {self._stack}: "
                 "no layer would have experts. Use expert=1 for a dense model."
             )
         if not self.sparse_layers:
             raise ConfigError(
-                f"model.first_dense={self.first_dense} leaves no layer of model.num_layers={self.num_layers} to experts. "
+                f"model.first_dense={self.first_dense} leaves no layer of {self._stack} to experts. "
                 "Use expert=1 for a dense model."
             )
 
     @property
+    def stack_layers(self) -> int:
+        """Layers that stand on one another."""
+        return self.num_layers // self.stacks
+
+    @property
+    def _stack(self) -> str:
+        return f"model.num_layers={self.num_layers}" + (f" over {self.stacks} stacks" if self.stacks > 1 else "")
+
+    @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """The layers, from 0, that have experts: the last of every `moe_every`, after the first `first_dense`."""
-        return tuple(range(-(-(self.first_dense + 1) // self.moe_every) * self.moe_every - 1, self.num_layers,
-                           self.moe_every))  # fmt: skip
+        """The layers, from 0, that have experts: in each stack the last of every `moe_every`, after the first `first_dense`."""
+        first = -(-(self.first_dense + 1) // self.moe_every) * self.moe_every - 1
+        return tuple(
+            stack * self.stack_layers + layer
+            for stack in range(self.stacks)
+            for layer in range(first, self.stack_layers, self.moe_every)
+        )
 
     @property
     def matrices_per_expert(self) -> int:
@@ -233,4 +248,47 @@ class MMoEConfig(ModelConfig):
             )
 
 
-AnyModel = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | MMoEConfig
+@dataclass(frozen=True)
+class T5Config(ModelConfig):
+    """An encoder, and a decoder that looks at what the encoder made of the text (T5, arXiv:1910.10683, section 2.1).
+
+    Attributes:
+        num_layers: of both together, half of them in each.
+        context_length: tokens of a window before spans are taken out of it.
+        distance_buckets: distances between positions that attention tells apart, with a bias for each and each head.
+        max_distance: from here on all fall in one.
+    """
+
+    stacks: ClassVar[int] = 2
+    name: Literal["t5"] = "t5"
+    num_heads: int | None = None
+    d_head: int | None = None
+    distance_buckets: int = 32
+    max_distance: int = 128
+    moe_every: int = 2
+
+    def __post_init__(self) -> None:
+        if self.num_layers % 2:
+            raise ConfigError(
+                f"model.num_layers={self.num_layers} is odd: half are of the encoder, half of the decoder."
+            )
+        super().__post_init__()
+        at_least("model.num_heads", self.num_heads, 1)
+        at_least("model.d_head", self.d_head, 1)
+        at_least("model.distance_buckets", self.distance_buckets, 4)
+        if self.distance_buckets % 4:
+            raise ConfigError(
+                f"model.distance_buckets={self.distance_buckets} must be a multiple of 4: half are of each side."
+            )
+        if self.max_distance <= self.distance_buckets // 2:
+            raise ConfigError(
+                f"model.max_distance={self.max_distance} must be above half of model.distance_buckets={self.distance_buckets}: "
+                "so many near distances have a bucket each."
+            )
+        if self.num_heads is not None and self.d_head is None and self.d_model % self.num_heads:
+            raise ConfigError(
+                f"model.d_model={self.d_model} cannot be divided among model.num_heads={self.num_heads}: choose a multiple."
+            )
+
+
+AnyModel = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | T5Config | MMoEConfig

@@ -31,7 +31,7 @@ from moe_cli.config.data import (
     ImageData,
     is_local,
 )
-from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, TransformerConfig, ViTConfig
+from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     HashConfig,
@@ -44,6 +44,7 @@ from moe_cli.config.routers import (
     gate_params,
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
+from moe_cli.config.tasks import SpanCorruption
 from moe_cli.errors import ConfigError
 
 Transformer = TypeVar("Transformer", bound=TransformerConfig)
@@ -76,10 +77,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
     """
     notes: list[str] = []
     config = replace(config, k=_top_k(config))
-    if isinstance(config.model, ViTConfig):
-        config = replace(config, model=_with_patches(config, config.model, given))
-    if isinstance(config.model, TransformerConfig):
-        config = replace(config, model=_with_attention(config.model, given, notes))
+    config = _with_shape(config, given, notes)
     if config.dense:
         config = _without_experts(config)
         notes += _set_aside(given, "expert=1 is dense", *SPARSE_ONLY)
@@ -114,6 +112,21 @@ def _set_aside(given: Collection[str], reason: str, *keys: str) -> list[str]:
 def concerns(name: str, keys: Collection[str]) -> bool:
     """Whether a setting is one of `keys`, or belongs to a group that is."""
     return any(name == key or name.startswith(key + ".") for key in keys)
+
+
+def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """With what a family of models derives from its sizes and the data."""
+    if isinstance(config.model, ViTConfig):
+        config = replace(config, model=_with_patches(config, config.model, given))
+    if isinstance(config.model, TransformerConfig):
+        config = replace(config, model=_with_attention(config.model, given, notes))
+    if isinstance(config.model, T5Config):
+        heads = _num_heads(config.model)
+        model = replace(config.model, num_heads=heads, d_head=config.model.d_head or config.model.d_model // heads)
+        config = replace(config, model=model)
+    if isinstance(config.task, SpanCorruption):
+        config.task.check(config.model.context_length)
+    return config
 
 
 def _with_attention(model: Transformer, given: Collection[str], notes: list[str]) -> Transformer:
@@ -154,7 +167,7 @@ def _with_patches(config: RunConfig, model: ViTConfig, given: Collection[str]) -
     return replace(model, context_length=num_patches)
 
 
-def _num_heads(model: TransformerConfig) -> int:
+def _num_heads(model: TransformerConfig | T5Config) -> int:
     """Heads of width 32, or of the next even width that divides d_model."""
     if model.num_heads is not None:
         return model.num_heads

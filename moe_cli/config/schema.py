@@ -253,6 +253,7 @@ class RunConfig:
         scopes = [method.scope for method in methods_of(self.balance) if isinstance(method, SwitchBalance)]
         router = None if self.dense else self.router
         refused = [
+            (packing != "concat" and self.task.name == "span_corruption", "spans are taken out of whole windows", "concat"),
             (packing == "isolate" and self.model.name == "lstm", "model=lstm has no attention to isolate", "pad"),
             (packing != "concat" and isinstance(router, SoftConfig), "router=soft mixes all of a window", "concat"),
             (packing == "pad" and isinstance(router, ReluConfig), "router=relu counts windows as full", "isolate"),

@@ -46,6 +46,51 @@ class MaskedLM:
 
 
 @dataclass(frozen=True)
+class SpanCorruption:
+    """Write the spans that were taken out of a text (T5, arXiv:1910.10683, section 3.1.4).
+
+    Attributes:
+        corrupted: share of a window's tokens that are taken out.
+        mean_span: how many of them are side by side, on average.
+        sentinels: tokens that stand for what was taken out, one for each span of a window and one for the end.
+    """
+
+    name: Literal["span_corruption"] = "span_corruption"
+    corrupted: float = 0.15
+    mean_span: float = 3.0
+    sentinels: int = 100
+
+    def __post_init__(self) -> None:
+        between("task.corrupted", self.corrupted, 0.01, 0.5)
+        between("task.mean_span", self.mean_span, 1, 1000)
+        between("task.sentinels", self.sentinels, 2, 2**20)
+
+    @property
+    def special_tokens(self) -> int:
+        """The sentinels, and the token before the first of the decoder."""
+        return self.sentinels + 1
+
+    def spans(self, window: int) -> tuple[int, int]:
+        """Tokens that are taken out of a window, the nearest whole number and at least one, and in how many spans."""
+        taken = max(1, round(self.corrupted * window))
+        return taken, max(1, min(round(taken / self.mean_span), window - taken))
+
+    def lengths(self, window: int) -> tuple[int, int]:
+        """Tokens of the encoder and of the decoder for a window, always the same, so that nothing is padded."""
+        taken, number = self.spans(window)
+        return window - taken + number, taken + number + 1
+
+    def check(self, window: int) -> None:
+        """Raises ConfigError where a window has more spans than there are sentinels."""
+        number = self.spans(window)[1]
+        if number >= self.sentinels:
+            raise ConfigError(
+                f"task.sentinels={self.sentinels} is too few: windows of model.context_length={window} have {number} spans, "
+                f"and the end needs one. Use task.sentinels={number + 1}"
+            )
+
+
+@dataclass(frozen=True)
 class ImageTask:
     """Tell the class of an image."""
 
@@ -61,13 +106,14 @@ class RatingTask:
     name: Literal["ratings"] = "ratings"
 
 
-TaskConfig = CausalLM | MaskedLM | ImageTask | RatingTask
+TaskConfig = CausalLM | MaskedLM | SpanCorruption | ImageTask | RatingTask
 TEXTS = ("python", "text", "tokens", "torch_sources", "shakespeare", "tiny_shakespeare", "kjv", "asv", "mix", "hf")
 # The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
-MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",), "images": ("vit",), "ratings": ("mmoe",)}
+MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",), "span_corruption": ("t5",), "images": ("vit",),
+             "ratings": ("mmoe",)}  # fmt: skip
 DATA_OF = {
-    "causal_lm": TEXTS, "masked_lm": TEXTS, "images": ("digits", "mnist5k", "fashion_mnist", "image_folder"),
-    "ratings": ("ratings", "movielens"),
+    "causal_lm": TEXTS, "masked_lm": TEXTS, "span_corruption": TEXTS,
+    "images": ("digits", "mnist5k", "fashion_mnist", "image_folder"), "ratings": ("ratings", "movielens"),
 }  # fmt: skip
 
 

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from moe_cli.config.data import ImageData
-from moe_cli.config.model import LSTMConfig, MMoEConfig, TransformerConfig, ViTConfig
+from moe_cli.config.model import LSTMConfig, MMoEConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.tasks import SpanCorruption
 
 # Values in which 8-byte integers are counted, such as token ids.
 INTEGER = 2
@@ -45,7 +46,21 @@ def backbone(config: RunConfig, vocab_size: int) -> Backbone:
         return _vit(model, config.data.channels, vocab_size)
     if isinstance(model, MMoEConfig):
         return _mmoe(model, vocab_size)
+    if isinstance(model, T5Config):
+        return _t5(model, read_lengths(config), vocab_size)
     return _transformer(model, vocab_size)
+
+
+def read_lengths(config: RunConfig) -> tuple[int, ...]:
+    """Positions that each stack of layers reads of an example of L tokens."""
+    length = config.model.context_length
+    return config.task.lengths(length) if isinstance(config.task, SpanCorruption) else (length,)
+
+
+def read_share(config: RunConfig) -> float:
+    """Of an example's tokens, how many a layer reads, on average over layers: there are equally many in each stack."""
+    lengths = read_lengths(config)
+    return sum(lengths) / len(lengths) / config.model.context_length
 
 
 def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
@@ -60,6 +75,33 @@ def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
         logits_per_token=num_classes / model.context_length,
         matrices=blocks.matrices,
     )
+
+
+def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
+    """Two stacks that read M of L tokens each; per token of the L. N W is the width of all heads of attention.
+
+    Kept per token read: norms (3 D + 1); attention to its own stack queries, keys and values, queries and keys scaled, and its
+    output (6 N W), and the N weights of all positions; attention to the encoder queries and output (3 N W), there keys and
+    values (2 N W).
+    """
+    encoder, decoder = (length / model.context_length for length in lengths)
+    depth, width, heads = model.stack_layers, model.d_model, (model.num_heads or 1) * (model.d_head or 1)
+    square = heads * width
+    head = vocab_size * width
+    seen = lengths[0] * encoder + lengths[1] * decoder + lengths[0] * decoder
+    shapes = Counter([(heads, width), (2 * heads, width), (width, heads)] * 3 * depth)
+    norm = 3 * width + 1
+    kept = encoder * (2 * norm + 8 * heads) + decoder * (3 * norm + 9 * heads)
+    kept += (model.num_heads or 1) * (lengths[0] * encoder + lengths[1] * decoder)
+    return Backbone(
+        num_params=depth * (3 * 4 * square + 5 * width) + 2 * width + 2 * model.distance_buckets * (model.num_heads or 1)
+        + head * (1 if model.tie_embeddings else 2),
+        num_multiplied=depth * square * 6 * (encoder + decoder) + decoder * head,
+        flops_per_token=round(depth * 4 * heads * seen),
+        kept_per_token=round(INTEGER * (encoder + decoder) + depth * kept + norm * (encoder + decoder)),
+        logits_per_token=decoder * vocab_size,
+        matrices=shapes,
+    )  # fmt: skip
 
 
 def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:

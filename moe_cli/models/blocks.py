@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import ModelConfig, TransformerConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.models.cache import Past
 from moe_cli.moe.experts import FeedForward, init_matrix
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing
 
-# Who sees whom: True where the position of the row sees that of the column.
-Seen = Bool[Tensor, "#B 1 L L"] | None
+# Who sees whom: True where the position of the row sees that of the column, of which there are P + L with P remembered.
+Seen = Bool[Tensor, "#B 1 L PL"] | None
 
 
 def visible(
@@ -25,6 +26,7 @@ def visible(
     mask: Bool[Tensor, "B L"] | None,
     documents: Int[Tensor, "B L"] | None,
     device: torch.device,
+    past: int = 0,
 ) -> Seen:
     """Who sees whom; None where causality alone decides, or nothing does.
 
@@ -34,12 +36,15 @@ def visible(
         window: how many positions, to both sides where the future is seen; the nearer.
         mask: False for padding.
         documents: those of another document are not seen.
+        past: positions before these, remembered in a cache; only without `mask` and `documents`.
     """
-    if mask is None and documents is None and (window is None or window >= length):
+    total = past + length
+    alone = past == 0 or length == 1  # causality among the new positions is then that of a square, or nothing
+    if mask is None and documents is None and alone and (window is None or window >= total):
         return None
-    places = torch.arange(length, device=device)
-    away = places[:, None] - places[None, :]
-    seen = (away >= 0 if causal else away == away) & (away.abs() < (window or length))
+    places = torch.arange(total, device=device)
+    away = places[past:, None] - places[None, :]
+    seen = (away >= 0 if causal else away == away) & (away.abs() < (window or total))
     seen = seen[None]
     if mask is not None:
         seen = seen & mask[:, None, :]
@@ -61,10 +66,11 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def forward(self, x: Float[Tensor, "B N L W"]) -> Float[Tensor, "B N L W"]:
-        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def forward(self, x: Float[Tensor, "B N L W"], first: int = 0) -> Float[Tensor, "B N L W"]:
+        """Positions from `first` on."""
+        cos, sin = (table[first : first + x.shape[2]] for table in (self.cos, self.sin))
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
 class Attention(nn.Module):
@@ -87,22 +93,26 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(model.d_model, sum(self.widths), bias=False)
         self.out = nn.Linear(self.widths[0], model.d_model, bias=False)
         rope = model.positions == "rope"
-        self.rotary = Rotary(model.d_head, model.context_length, model.rope_base) if rope else nn.Identity()
+        self.rotary = Rotary(model.d_head, model.context_length, model.rope_base) if rope else None
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
         init_matrix(self.qkv.weight, generator)
         init_matrix(self.out.weight, generator, out_scale)
 
-    def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None) -> Float[Tensor, "B L D"]:
-        """Each position's mixture of those it sees: see `visible`."""
+    def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None, past: Past | None = None) -> Float[Tensor, "B L D"]:
+        """Each position's mixture of those it sees (see `visible`), which may be in the past."""
         parts = self.qkv(x).split(self.widths, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for part in parts)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        first = past.length if past else 0
+        if self.rotary is not None:
+            q, k = self.rotary(q, first), self.rotary(k, first)
+        if past is not None:
+            k, v = past.extended(k, v)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            self.rotary(q), self.rotary(k), v, seen, dropout, self.causal and seen is None, enable_gqa=self.shares
-        )
+        causal = self.causal and seen is None and first == 0
+        y = F.scaled_dot_product_attention(q, k, v, seen, dropout, causal, enable_gqa=self.shares)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -138,17 +148,22 @@ class LatentAttention(nn.Module):
                 init_matrix(linear.weight, generator)
         init_matrix(self.out.weight, generator, out_scale)
 
-    def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None) -> Float[Tensor, "B L D"]:
-        """Each position's mixture of those it sees: see `visible`."""
+    def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None, past: Past | None = None) -> Float[Tensor, "B L D"]:
+        """Each position's mixture of those it sees (see `visible`); of the past only the short vectors are kept."""
         queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q = self._heads(self.q_up(queries), self.d_head + self.d_rope)
         still, turning = q.split([self.d_head, self.d_rope], dim=-1)
         latent, key = self.kv_down(x).split([self.kv_rank, self.d_rope], dim=-1)
-        k, v = self._heads(self.kv_up(self.kv_norm(latent)), 2 * self.d_head).chunk(2, dim=-1)
-        q = torch.cat((still, self.rotary(turning)), dim=-1)
-        k = torch.cat((k, self.rotary(key.unsqueeze(1)).expand(-1, k.shape[1], -1, -1)), dim=-1)
+        first = past.length if past else 0
+        latent, key = self.kv_norm(latent), self.rotary(key.unsqueeze(1), first)
+        if past is not None:
+            latent, key = past.extended(latent, key)
+        k, v = self._heads(self.kv_up(latent), 2 * self.d_head).chunk(2, dim=-1)
+        q = torch.cat((still, self.rotary(turning, first)), dim=-1)
+        k = torch.cat((k, key.expand(-1, k.shape[1], -1, -1)), dim=-1)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, seen, dropout, self.causal and seen is None)
+        causal = self.causal and seen is None and first == 0
+        y = F.scaled_dot_product_attention(q, k, v, seen, dropout, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     @staticmethod
@@ -179,9 +194,10 @@ class Block(nn.Module):
         token_ids: Int[Tensor, "B L"] | None = None,
         mask: Bool[Tensor, "B L"] | None = None,
         seen: Seen = None,
+        past: Past | None = None,
     ) -> tuple[Float[Tensor, "B L D"], Routing | None]:
         """The block's output and who went where; padding, False in `mask`, goes to no expert."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), seen))
+        x = x + self.dropout(self.attention(self.attention_norm(x), seen, past))
         normed = self.ffn_norm(x)
         y, routing = self.ffn(normed, token_ids, mask) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
         return x + self.dropout(y), routing

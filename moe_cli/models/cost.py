@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from moe_cli.config.routers import HashConfig, RandomConfig, SwitchConfig, gate_flops, gate_params
 from moe_cli.config.schema import MuonConfig, RunConfig, SGDConfig
-from moe_cli.models.backbone import INTEGER, Backbone, backbone
+from moe_cli.models.backbone import INTEGER, Backbone, backbone, read_lengths, read_share
 
 NEWTON_SCHULZ_STEPS = 5
 BYTES_PER_PARAM = 4
@@ -53,7 +53,7 @@ class Cost:
 def cost(config: RunConfig, vocab_size: int) -> Cost:
     """The cost of a resolved configuration."""
     model, rest = config.model, backbone(config, vocab_size)
-    width, sparse = model.d_model, len(config.sparse_layers)
+    width, sparse, read = model.d_model, len(config.sparse_layers), read_share(config)
     dense = model.num_layers - sparse
     ffn = model.matrices_per_expert * width * model.d_ff
     expert = model.matrices_per_expert * width * (model.d_expert or 0)
@@ -69,9 +69,9 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
         num_params=total,
         num_active_params=active,
         num_expert_params=sparse * config.expert * expert,
-        forward_flops_per_token=round(2 * (rest.num_multiplied + chosen)) + gates + rest.flops_per_token,
+        forward_flops_per_token=round(2 * (rest.num_multiplied + read * chosen) + read * gates) + rest.flops_per_token,
         optimizer_flops_per_step=sum(number * _newton_schulz_flops(*shape) for shape, number in matrices.items()),
-        padding_flops_per_token=2 * expert * sparse * max(0.0, _places_per_token(config) - top_k),
+        padding_flops_per_token=2 * expert * sparse * read * max(0.0, _places_per_token(config) - top_k),
         state_bytes=BYTES_PER_PARAM * (_copies(config) * total - in_muon),
         expert_state_bytes=BYTES_PER_PARAM * sparse * config.expert * expert * (_copies(config) - bool(matrices)),
         activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, rest)),
@@ -126,10 +126,11 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
     gradients = config.expert * model.matrices_per_expert * width * d_expert
     last_dense = model.d_ff * (2 if copies == 1 else 1) if model.num_layers - 1 not in config.sparse_layers else 0
+    last = config.train.batch_size * read_lengths(config)[-1]
     first = max(
-        3 * tokens * rest.logits_per_token, tokens * kept * backward + gradients if sparse else 0, tokens * last_dense
+        3 * tokens * rest.logits_per_token, last * kept * backward + gradients if sparse else 0, last * last_dense
     )
-    return tokens * (rest.kept_per_token + ffn) + first
+    return tokens * (rest.kept_per_token + read_share(config) * ffn) + first
 
 
 def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
@@ -140,7 +141,7 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
     """
     sparse = len(config.sparse_layers)
     kept = min(config.k or 1, _places_per_token(config))
-    rows = sparse * config.tokens_per_step * kept * (ranks - 1) / ranks
+    rows = sparse * config.tokens_per_step * read_share(config) * kept * (ranks - 1) / ranks
     return 4 * rows * config.model.d_model * BYTES_PER_VALUE
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moe_cli.config.model import LSTMConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.blocks import make_dense_layer, make_moe_layer
+from moe_cli.models.cache import Cache, Past
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing
 
@@ -34,10 +35,14 @@ class LSTMBlock(nn.Module):
         self.ffn.reset_parameters(generator)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], token_ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"] | None = None
+        self,
+        x: Float[Tensor, "B L D"],
+        token_ids: Int[Tensor, "B L"],
+        mask: Bool[Tensor, "B L"] | None = None,
+        past: Past | None = None,
     ) -> tuple[Float[Tensor, "B L D"], Routing | None]:
         """The block's output and who went where; padding, False in `mask` and behind the tokens, goes to no expert."""
-        x = x + self.dropout(self.recurrent(x)[0])
+        x = x + self.dropout(recur(self.recurrent, x, past))
         y, routing = self.ffn(x, token_ids, mask) if isinstance(self.ffn, MoELayer) else (self.ffn(x), None)
         return x + self.dropout(y.sigmoid() if self.sigmoid else y), routing
 
@@ -73,17 +78,35 @@ class LSTMModel(nn.Module):
             nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, tokens: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"] | None = None
+        self,
+        tokens: Int[Tensor, "B L"],
+        mask: Bool[Tensor, "B L"] | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """Logits of the next token at every position, and the routing of every sparse layer."""
+        """Logits of the next token at every position, and the routing of every sparse layer.
+
+        Args:
+            cache: of the tokens before these, which are then added to it; not with `mask`.
+        """
+        pasts = [cache.layers[layer] if cache else None for layer in range(len(self.blocks) + 1)]
         x = self.dropout(self.embedding(tokens))
         routings = []
-        for block in self.blocks:
-            x, routing = block(x, tokens, mask)
+        for block, past in zip(self.blocks, pasts, strict=False):
+            x, routing = block(x, tokens, mask, past)
             if routing is not None:
                 routings.append(routing)
-        x = x + self.dropout(self.recurrent(x)[0])
+        x = x + self.dropout(recur(self.recurrent, x, pasts[-1]))
+        if cache:
+            cache.length += tokens.shape[1]
         return F.linear(x, self.embedding.weight if self.head is None else self.head.weight), routings
+
+
+def recur(lstm: nn.LSTM, x: Float[Tensor, "B L D"], past: Past | None) -> Float[Tensor, "B L D"]:
+    """What the layer says at each time step, going on from a remembered state, which is then the last one."""
+    if past is None:
+        return lstm(x)[0]  # type: ignore[no-any-return]
+    y, past.parts = lstm(x, past.parts or None)
+    return y  # type: ignore[no-any-return]
 
 
 def make_lstm(width: int) -> nn.LSTM:

@@ -5,11 +5,12 @@ from torch import nn
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.lstm import LSTMModel
 from moe_cli.models.mmoe import MMoE
+from moe_cli.models.t5 import T5
 from moe_cli.models.transformer import Transformer
 from moe_cli.models.vit import ViT
 
 MODELS: dict[str, type[nn.Module]] = {
-    "gpt": Transformer, "bert": Transformer, "lstm": LSTMModel, "vit": ViT, "mmoe": MMoE,
+    "gpt": Transformer, "bert": Transformer, "lstm": LSTMModel, "vit": ViT, "t5": T5, "mmoe": MMoE,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.blocks import Block, make_norm, reset_normal, visible
+from moe_cli.models.cache import Cache
 from moe_cli.moe.routing import Routing
 
 # The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.
@@ -66,23 +67,28 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
         documents: Int[Tensor, "B L"] | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Logits at every position, of the token after it (gpt) or of the token that stands there (bert), and the routing of every sparse block.
 
         Args:
             mask: False for padding, which nobody sees and no expert gets.
             documents: which document each token is of; a position sees those of its own alone.
+            cache: of the tokens before these (gpt), which are then added to it; not with `mask` or `documents`.
         """
+        length, past = tokens.shape[1], cache.length if cache else 0
         x = self.embedding(tokens)
         if self.positions is not None:
-            x = x + self.positions.weight[: tokens.shape[1]]
+            x = x + self.positions.weight[past : past + length]
         x = self.embedding_dropout(x)
-        seen = visible(tokens.shape[1], self.causal, self.window, mask, documents, tokens.device)
+        seen = visible(length, self.causal, self.window, mask, documents, tokens.device, past)
         routings = []
-        for block in self.blocks:
-            x, routing = block(x, tokens, mask, seen)
+        for layer, block in enumerate(self.blocks):
+            x, routing = block(x, tokens, mask, seen, cache.layers[layer] if cache else None)
             if routing is not None:
                 routings.append(routing)
+        if cache:
+            cache.length += length
         x = self.norm(x)
         logits = F.linear(x, self.embedding.weight if self.head is None else self.head.weight)
         return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap), routings

@@ -103,10 +103,10 @@ class RatingsTask:
             measures["auc"] = float((with_click * (without.cumsum(0) - without / 2)).sum()) / both
         return measures
 
-    def groups(self, batch: PairBatch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+    def groups(self, batch: PairBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The item's row and the task, for every pair and task."""
         tasks = len(self.domains)
-        return batch.rows[:, 1].cpu().repeat_interleave(tasks), torch.arange(tasks).repeat(batch.num_examples)
+        return [(batch.rows[:, 1].cpu().repeat_interleave(tasks), torch.arange(tasks).repeat(batch.num_examples))]
 
     def texts(self, ids: Sequence[int]) -> dict[int, str]:
         """Names of items by their rows."""

@@ -2,12 +2,13 @@
 
 from moe_cli.config.data import CorpusConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.tasks import MaskedLM
+from moe_cli.config.tasks import MaskedLM, SpanCorruption
 from moe_cli.tasks.data import Data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.masked import MaskedTask
 from moe_cli.tasks.pairs import RatingsTask
 from moe_cli.tasks.ratings import Ratings
+from moe_cli.tasks.spans import SpanTask
 from moe_cli.tasks.task import Task
 from moe_cli.tasks.text import TextTask
 from moe_cli.tasks.vision import ImagesTask
@@ -22,4 +23,6 @@ def make_task(config: RunConfig, data: Data) -> Task:
     packing = config.data.packing if isinstance(config.data, CorpusConfig) else "concat"
     if isinstance(config.task, MaskedLM):
         return MaskedTask(data, config.model.context_length, config.seed, config.task, packing)
+    if isinstance(config.task, SpanCorruption):
+        return SpanTask(data, config.model.context_length, config.seed, config.task)
     return TextTask(data, config.model.context_length, config.seed, packing)

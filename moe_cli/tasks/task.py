@@ -93,8 +93,8 @@ class Task(Protocol):
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """The task's own measures from the sums over batches, by their names in summary.json without `val_`."""
 
-    def groups(self, batch: Any) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
-        """The id and the domain of everything that is routed."""
+    def groups(self, batch: Any) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
+        """The id and the domain of everything that is routed, in each stack of layers; stacks have equally many sparse ones."""
 
     def texts(self, ids: Sequence[int]) -> dict[int, str]:
         """What ids stand for, where that is known."""

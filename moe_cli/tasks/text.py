@@ -160,13 +160,13 @@ class TextTask:
     def domains(self) -> Sequence[str]:
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
-    def groups(self, batch: Batch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+    def groups(self, batch: Batch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The id of every token that is read, and the domain of its document; of validation batches."""
         starts = batch.starts if self.packing == "concat" else batch.starts + 1
         ids, domains = batch.inputs.flatten(), self._domains(starts, batch.inputs.shape[1])
-        return (
-            (ids, domains) if batch.mask is None else (ids[batch.mask.flatten()], domains[batch.mask.flatten().cpu()])
-        )
+        if batch.mask is None:
+            return [(ids, domains)]
+        return [(ids[batch.mask.flatten()], domains[batch.mask.flatten().cpu()])]
 
     def texts(self, ids: Sequence[int]) -> dict[int, str]:
         """The text of each token id; nothing where the tokens came without a tokenizer."""

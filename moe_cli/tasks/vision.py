@@ -107,10 +107,10 @@ class ImagesTask:
         return {"accuracy": float(right.sum()) / num_targets,
                 "calibration_error": float((right - sure).abs().sum()) / num_targets}  # fmt: skip
 
-    def groups(self, batch: ImageBatch) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+    def groups(self, batch: ImageBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The place of every patch, and the class of its image."""
         patches = self.vocab_size
-        return torch.arange(patches).repeat(batch.num_examples), batch.labels.cpu().repeat_interleave(patches)
+        return [(torch.arange(patches).repeat(batch.num_examples), batch.labels.cpu().repeat_interleave(patches))]
 
     def texts(self, ids: Sequence[int]) -> dict[int, str]:
         """Row and column of a patch, from 1."""

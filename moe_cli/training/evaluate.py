@@ -208,9 +208,9 @@ def evaluate(
             num_bytes += batch.num_bytes or 0
             for name, value in scored.sums.items():
                 measured[name] += value.double().cpu()
-            token_ids, domain_ids = (each.to(device) for each in task.groups(batch))
-            for layer, routing in zip(layers, scored.routings, strict=True):
-                layer.add(routing, token_ids, domain_ids)
+            stacks = [(token_ids.to(device), domain_ids.to(device)) for token_ids, domain_ids in task.groups(batch)]
+            for number, (layer, routing) in enumerate(zip(layers, scored.routings, strict=True)):
+                layer.add(routing, *stacks[number * len(stacks) // len(layers)])
     sums = parallel.total(torch.tensor([nats, num_targets, num_bytes], dtype=torch.float64)).tolist()
     nats, num_targets, num_bytes = sums[0], round(sums[1]), round(sums[2])
     measured = {name: parallel.total(value) for name, value in measured.items()}

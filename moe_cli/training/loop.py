@@ -154,6 +154,7 @@ class Training:
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
         load = [torch.zeros(layer.router.num_experts, dtype=torch.int64, device=device) for layer in self.layers]
         probs: list[list[Tensor]] = [[] for _ in self.layers]
+        routed = [0 for _ in self.layers]
         first = (state.step + state.data_shift) * train.grad_accumulation
         for index in range(first, first + train.grad_accumulation):
             batch = self.task.train_batch(index, train.batch_size, parallel.rank(), parallel.size()).to(device)
@@ -179,6 +180,7 @@ class Training:
                         f"the loss is {total_value}", "Try a lower optim.lr or a smaller optim.grad_clip."
                     )
                 (total / train.grad_accumulation).backward()
+            routed = [count + parallel.size() * each.num_tokens for count, each in zip(routed, routings, strict=True)]
             loss_sum += loss_value / train.grad_accumulation
             for method, aux_value in zip(aux_losses, aux_values, strict=True):
                 mean = aux_value / train.grad_accumulation
@@ -188,7 +190,7 @@ class Training:
                 dropped_sum += parallel.mean(kept.double()).item()
         self.parts.finish_gradients()
         dropped = dropped_sum / train.grad_accumulation if self.config.capacity is not None else None
-        return Learned(loss_sum, aux_sums, self._clip(), dropped, load, probs)
+        return Learned(loss_sum, aux_sums, self._clip(), dropped, load, probs, routed)
 
     def _clip(self) -> float:
         """The norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
@@ -211,9 +213,9 @@ class Training:
         lr_factor = self.optimizers.step(self.progress, self.parts.asked(learned.load))
         self.optimizers.zero_grad()
         self._update_bias(learned.load, learned.probs)
-        for layer, counts in zip(self.layers, learned.load, strict=True):
+        for layer, counts, num_tokens in zip(self.layers, learned.load, learned.routed, strict=True):
             if isinstance(layer.router, ReluRouter):
-                layer.router.after_step(counts, self.config.tokens_per_step)
+                layer.router.after_step(counts, num_tokens)
         return lr_factor
 
     def _survive(self, error: NotFiniteError) -> None:

@@ -1,9 +1,50 @@
 """Text from a trained model, a token at a time. V tokens in the vocabulary."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moe_cli.models.cache import Cache
+
+# Tokens of which the first has ended its character, or is none: a character takes at most 4 bytes.
+MOST_PENDING = 4
+UNKNOWN = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a token is drawn from what a model says of each.
+
+    Attributes:
+        temperature: what logits are divided by; at 0 the likeliest token is taken.
+        top_k: only so many likeliest tokens are drawn from; None: all.
+        top_p: only the fewest likeliest tokens that together have this probability (nucleus, arXiv:1904.09751, eq. 2 and 3).
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def probs(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        """Of every token, at a temperature above 0; what is left after `top_k` and then after `top_p` sums to 1."""
+        # From the largest down and in float64, so that the smallest temperature is still a division by something.
+        probs, tokens = (
+            ((logits.double() - logits.max()) / self.temperature).softmax(-1).sort(descending=True, stable=True)
+        )
+        if self.top_k is not None:
+            probs[self.top_k :] = 0
+            probs = probs / probs.sum()
+        if self.top_p < 1:
+            probs[probs.cumsum(-1) - probs >= self.top_p] = 0
+        return torch.zeros_like(probs).scatter(0, tokens, probs / probs.sum())
+
+    def draw(self, logits: Float[Tensor, " V"], generator: torch.Generator) -> int:
+        if self.temperature == 0:
+            return int(logits.argmax())
+        return int(torch.multinomial(self.probs(logits), 1, generator=generator))
 
 
 @torch.no_grad()
@@ -12,25 +53,47 @@ def sample(
     prompt: Sequence[int],
     num_tokens: int,
     context_length: int,
-    temperature: float,
+    drawing: Drawing,
     seed: int,
     vocab_size: int | None = None,
+    cached: bool = True,
 ) -> Iterator[int]:
-    """Token ids that follow `prompt`, drawn from softmax(logits / temperature); the likeliest at temperature 0.
+    """Token ids that follow `prompt`.
 
-    The model sees the last `context_length` tokens. Of its logits the first `vocab_size` stand for tokens; None: all.
+    The model sees the last `context_length` tokens, numbered from 0. Within the first context a cache keeps what layers
+    computed of earlier tokens. Afterwards the window slides, and it is computed anew for each token: other places, and
+    in every layer another past. Nothing is dropped, as always in evaluation mode: a capacity would depend on how many
+    tokens are computed together.
+
+    Args:
+        vocab_size: of the model's logits the first so many stand for tokens; None: all.
+        cached: False computes all tokens anew for each.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     ids = list(prompt)
+    cache = Cache() if cached else None
     for _ in range(num_tokens):
-        window = torch.tensor([ids[-context_length:]], device=device)
-        logits = model(window)[0][0, -1, :vocab_size].float().cpu()
-        if temperature == 0:
-            token = int(logits.argmax())
-        else:
-            # From the largest down and in float64, so that the smallest temperature is still a division by something.
-            scaled = (logits.double() - logits.max()) / temperature
-            token = int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
-        ids.append(token)
-        yield token
+        if len(ids) > context_length:
+            cache = None
+        shown = ids[cache.length :] if cache else ids[-context_length:]
+        logits = model(torch.tensor([shown], device=device), cache=cache)[0]
+        ids.append(drawing.draw(logits[0, -1, :vocab_size].float().cpu(), generator))
+        yield ids[-1]
+
+
+def whole_characters(ids: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """The text of tokens as they come, held back while it ends within a character; half a character at the end is left out.
+
+    Args:
+        decode: gives UNKNOWN for bytes that are no text.
+    """
+    pending: list[int] = []
+    for token in ids:
+        pending.append(token)
+        text = decode(pending)
+        if not text.endswith(UNKNOWN):
+            yield text
+            pending.clear()
+        elif len(pending) == MOST_PENDING:
+            yield decode([pending.pop(0)])

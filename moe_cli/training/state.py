@@ -77,6 +77,7 @@ class Learned:
 
     Attributes:
         probs: per sparse layer the probabilities of each batch, where a bias is computed from them.
+        routed: per sparse layer how many tokens it was given.
     """
 
     loss: float
@@ -85,3 +86,4 @@ class Learned:
     dropped_fraction: float | None
     load: list[Tensor]
     probs: list[list[Tensor]]
+    routed: list[int]

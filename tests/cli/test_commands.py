@@ -116,7 +116,36 @@ def test_sample_goes_on_from_the_prompt(moe: Moe, settings: list[str]) -> None:
     )
     assert first.startswith("the ")
     assert first == again != other
-    assert len(moe("sample", "latest", "--prompt", "x", "--tokens", 5, "--temperature", 0).stdout.rstrip("\n")) <= 6
+    result = moe("sample", "latest", "--prompt", "x", "--tokens", 5, "--temperature", 0)
+    assert len(result.stdout.rstrip("\n")) <= 6
+    assert re.fullmatch(r"5 tokens, [\d,]+ tokens/s\n", result.stderr)
+    assert result.stdout == moe("sample", "latest", "--prompt", "x", "--tokens", 5, "--top-k", 1).stdout
+
+
+@pytest.mark.parametrize("name", ["model=bert", "model=vit", "model=t5"])
+def test_sample_needs_a_model_that_writes(moe: Moe, name: str) -> None:
+    """One that learned another task is refused."""
+    moe("train", name, "train=smoke", "train.steps=1")
+    result = moe("sample", "latest")
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert "its model does not write text. Name a run with task=causal_lm (model=gpt or lstm)." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--top-p", "0"], "--top-p 0 must be above 0 and at most 1."),
+        (["--top-p", "nan"], "--top-p nan must be above 0 and at most 1."),
+        (
+            ["--temperature", "0", "--top-k", "5"],
+            "--temperature 0 takes the likeliest token: --top-k would change nothing. Leave out one or the other.",
+        ),
+    ],
+)
+def test_sample_refuses(moe: Moe, words: list[str], message: str) -> None:
+    """Shares that are none, and settings without effect."""
+    result = moe("sample", "latest", *words)
+    assert (2, f"error: {message}") == (result.exit_code, result.stderr.strip())
 
 
 def test_sweep_reports_and_resumes(moe: Moe, settings: list[str], tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ def test_a_giant_is_priced_at_once(moe: Moe) -> None:
     assert "\u2026" not in result.output
 
 
+def test_a_task_may_have_tokens_of_its_own(moe: Moe) -> None:
+    """The mask of masked_lm, the sentinels and the start of span_corruption have rows of the embedding."""
+    for words, size in ((("model=bert",), 257), (("model=t5",), 357), (("model=gpt",), 256)):
+        assert size == json.loads(moe("plan", *words, "--json").stdout)["vocab_size"]
+
+
 def test_a_budget_of_time_has_no_time_to_tell(moe: Moe) -> None:
     """How much is computed is not known then; the rest is."""
     result = moe("plan", "train.minutes=5")

@@ -137,7 +137,7 @@ def test_classes_are_the_domains_of_patches() -> None:
     """Every patch has its place as id and its image's class as domain; places are written as row and column."""
     task = make()
     batch = next(task.val_batches(2))
-    ids, domains = task.groups(batch)
+    ids, domains = task.groups(batch)[0]
     assert [0, 1, 2, 3] * 2 == ids.tolist()
     assert [0] * 4 + [1] * 4 == domains.tolist()
     assert {0: "1:1", 3: "2:2"} == task.texts([0, 3])

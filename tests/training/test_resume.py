@@ -89,6 +89,7 @@ def stop_at(step: int) -> Any:
         ({**TINY["vit"], "model": replace(TINY["vit"]["model"], dropout=0.1)}, 5),
         ({**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], dropout=0.1)}, 5),
         ({**TINY["lstm"], "model": replace(TINY["lstm"]["model"], dropout=0.1)}, 3),
+        ({**TINY["t5"], "model": replace(TINY["t5"]["model"], dropout=0.1)}, 4),
         ({**FEW_CHOSEN, "optim": AdamWConfig(lr=0.01, weight_decay=0.1, sparse_experts=True)}, 4),
         ({**FEW_CHOSEN, "optim": MuonConfig(lr=0.03, weight_decay=0.1, sparse_experts=True)}, 5),
     ],

@@ -1,0 +1,190 @@
+"""An encoder-decoder transformer with experts in both stacks (T5, arXiv:1910.10683; Switch Transformer, arXiv:2101.03961).
+
+B sequences, L positions of the encoder, M of the decoder, D width, N heads, W head width, V tokens.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from moe_cli.config.model import T5Config
+from moe_cli.config.schema import RunConfig
+from moe_cli.models.blocks import make_dense_layer, make_moe_layer
+from moe_cli.moe.experts import init_matrix
+from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.routing import Routing
+
+# The last matrix of every residual branch and an untied head start at zero: the model starts as the uniform guess.
+OUT_SCALE = 0.0
+EMBEDDING_STD, TIED_STD = 1.0, 0.02
+
+
+def distance_buckets(away: Int[Tensor, "L M"], buckets: int, max_distance: int, both_sides: bool) -> Int[Tensor, "L M"]:
+    """The bucket of each distance, key less query: near ones alone, farther ones by their logarithm, as in T5's code.
+
+    Args:
+        both_sides: half of the buckets are for keys behind the query; else those are all in bucket 0.
+    """
+    first = torch.zeros_like(away)
+    if both_sides:
+        buckets //= 2
+        first = (away > 0) * buckets
+    far = away.abs() if both_sides else (-away).clamp(min=0)
+    near = buckets // 2
+    logarithm = (far.clamp(min=1).double() / near).log() / math.log(max_distance / near)
+    return first + torch.where(far < near, far, (near + logarithm * (buckets - near)).long().clamp(max=buckets - 1))
+
+
+class DistanceBias(nn.Module):
+    """What is added to the scores of a stack's attention, by the distance of key and query: a number for each bucket and head."""
+
+    def __init__(self, model: T5Config, causal: bool) -> None:
+        super().__init__()
+        assert model.num_heads
+        self.buckets, self.max_distance, self.causal = model.distance_buckets, model.max_distance, causal
+        self.positions = nn.Embedding(model.distance_buckets, model.num_heads)
+
+    def forward(self, length: int) -> Float[Tensor, "1 N L L"]:
+        """For so many positions; minus infinity where a causal stack must not look."""
+        places = torch.arange(length, device=self.positions.weight.device)
+        away = places[None, :] - places[:, None]
+        bias = self.positions(distance_buckets(away, self.buckets, self.max_distance, not self.causal))
+        if self.causal:
+            bias = bias.masked_fill((away > 0).unsqueeze(-1), -torch.inf)
+        return bias.permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
+
+
+class T5Attention(nn.Module):
+    """Multi-head attention of some positions to their own or another stack's, without biases.
+
+    Scores are divided by sqrt(W). T5 does not, and draws its first queries smaller by that factor: the same functions,
+    and the same start.
+    """
+
+    def __init__(self, model: T5Config) -> None:
+        super().__init__()
+        assert model.num_heads
+        assert model.d_head
+        self.d_head, width = model.d_head, model.num_heads * model.d_head
+        self.dropout = model.dropout
+        self.q = nn.Linear(model.d_model, width, bias=False)
+        self.kv = nn.Linear(model.d_model, 2 * width, bias=False)
+        self.out = nn.Linear(width, model.d_model, bias=False)
+
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        init_matrix(self.q.weight, generator)
+        init_matrix(self.kv.weight, generator)
+        init_matrix(self.out.weight, generator, OUT_SCALE)
+
+    def forward(
+        self, x: Float[Tensor, "B M D"], source: Float[Tensor, "B L D"], bias: Float[Tensor, "1 N M L"] | None = None
+    ) -> Float[Tensor, "B M D"]:
+        """Each position's mixture of those of `source`."""
+        q, k, v = (
+            part.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+            for part in (self.q(x), *self.kv(source).chunk(2, dim=-1))
+        )
+        bias = None if bias is None else bias.to(q.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class T5Block(nn.Module):
+    """x + attention, in the decoder then x + attention to the encoder, then x + feed-forward; each of the norm of x."""
+
+    def __init__(self, config: RunConfig, sparse: bool, decoder: bool, vocab_size: int) -> None:
+        super().__init__()
+        model = config.model
+        assert isinstance(model, T5Config)
+        self.attention_norm = nn.RMSNorm(model.d_model)
+        self.attention = T5Attention(model)
+        self.cross_norm = nn.RMSNorm(model.d_model) if decoder else None
+        self.cross_attention = T5Attention(model) if decoder else None
+        self.ffn_norm = nn.RMSNorm(model.d_model)
+        self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
+        self.dropout = nn.Dropout(model.dropout)
+
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        self.attention.reset_parameters(generator)
+        if self.cross_attention is not None:
+            self.cross_attention.reset_parameters(generator)
+        self.ffn.reset_parameters(generator, OUT_SCALE)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B M D"],
+        token_ids: Int[Tensor, "B M"],
+        bias: Float[Tensor, "1 N M M"],
+        encoded: Float[Tensor, "B L D"] | None = None,
+    ) -> tuple[Float[Tensor, "B M D"], Routing | None]:
+        """The block's output and who went where."""
+        normed = self.attention_norm(x)
+        x = x + self.dropout(self.attention(normed, normed, bias))
+        if self.cross_norm is not None and self.cross_attention is not None:
+            x = x + self.dropout(self.cross_attention(self.cross_norm(x), encoded))
+        normed = self.ffn_norm(x)
+        y, routing = self.ffn(normed, token_ids) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
+        return x + self.dropout(y), routing
+
+
+class T5(nn.Module):
+    """An embedding for both stacks; encoder, norm; decoder, norm, head.
+
+    T5 1.0 has a factor 1 / sqrt(D) before its tied head, which the scales of the last norm hold here.
+
+    Args:
+        config: a resolved configuration.
+        vocab_size: V.
+    """
+
+    def __init__(self, config: RunConfig, vocab_size: int) -> None:
+        super().__init__()
+        model = config.model
+        assert isinstance(model, T5Config)
+        self.depth = model.stack_layers
+        self.embedding = nn.Embedding(vocab_size, model.d_model)
+        self.dropout = nn.Dropout(model.dropout)
+        self.encoder_bias, self.decoder_bias = DistanceBias(model, causal=False), DistanceBias(model, causal=True)
+        # Those of the encoder, then those of the decoder.
+        self.blocks = nn.ModuleList(
+            T5Block(config, layer in config.sparse_layers, layer >= self.depth, vocab_size)
+            for layer in range(model.num_layers)
+        )
+        self.encoder_norm, self.norm = nn.RMSNorm(model.d_model), nn.RMSNorm(model.d_model)
+        self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
+
+    def reset_parameters(self, seed: int) -> None:
+        """Initial weights, decided by the seed alone."""
+        generator = torch.Generator().manual_seed(seed)
+        std = TIED_STD if self.head is None else EMBEDDING_STD
+        nn.init.normal_(self.embedding.weight, std=std, generator=generator)
+        for bias in (self.encoder_bias, self.decoder_bias):
+            nn.init.normal_(bias.positions.weight, std=0.02, generator=generator)
+        for block in self.blocks:
+            block.reset_parameters(generator)  # type: ignore[operator]
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+
+    def forward(
+        self, tokens: Int[Tensor, "B L"], answer: Int[Tensor, "B M"]
+    ) -> tuple[Float[Tensor, "B M V"], list[Routing]]:
+        """Logits of the token after each one of `answer`, and the routings of the sparse blocks, the encoder's first."""
+        routings: list[Routing] = []
+        encoded = self.encoder_norm(self._stack(tokens, self.encoder_bias, None, routings))
+        x = self.norm(self._stack(answer, self.decoder_bias, encoded, routings))
+        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight), routings
+
+    def _stack(
+        self, tokens: Int[Tensor, "B M"], bias: DistanceBias, encoded: Tensor | None, routings: list[Routing]
+    ) -> Float[Tensor, "B M D"]:
+        """What one stack makes of tokens; its routings are added to the list."""
+        x = self.dropout(self.embedding(tokens))
+        scores = bias(tokens.shape[1])
+        for block in self.blocks[: self.depth] if encoded is None else self.blocks[self.depth :]:
+            x, routing = block(x, tokens, scores, encoded)
+            if routing is not None:
+                routings.append(routing)
+        return self.dropout(x)  # type: ignore[no-any-return]

@@ -1,0 +1,130 @@
+"""Span corruption: spans of a window are taken out, and written after one another. B windows, L tokens read, M written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from moe_cli.config.tasks import SpanCorruption
+from moe_cli.moe.routing import Routing
+from moe_cli.tasks.corpora import Corpus
+from moe_cli.tasks.shards import Tokens
+from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
+from moe_cli.tasks.text import Batch, TextTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanBatch(Batch):
+    """Attributes:
+    input_places, target_places: where in its split each token stands; of a sentinel, where its span begins, and of the last
+        where the window ends.
+    """
+
+    input_places: Int[Tensor, "B L"]
+    target_places: Int[Tensor, "B M"]
+
+    def to(self, device: torch.device) -> "SpanBatch":
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+
+class SpanTask(TextTask):
+    """T5's task (arXiv:1910.10683, section 3.1.4) on windows of a corpus.
+
+    The encoder reads a window in which each span is one sentinel; the decoder writes every sentinel with its span after
+    it, and one more sentinel at the end. How many tokens are taken out, and in how many spans, depends on the window's
+    length alone, so that nothing is padded; which, the seed and the window decide, so that any step can be done again.
+    After the corpus's own tokens come the sentinels, and the one before the decoder's first.
+    """
+
+    def __init__(self, corpus: Corpus, context_length: int, seed: int, task: SpanCorruption) -> None:
+        super().__init__(corpus, context_length, seed)
+        self.task = task
+        self.vocab_size = self.num_known + task.special_tokens
+        self.start_token = self.vocab_size - 1
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], list[Routing]]:
+        """Mean cross-entropy in nats per target, sentinels among them, and the routings of the model's sparse layers."""
+        logits, routings = model(batch.inputs, self._read(batch.targets))
+        return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), routings
+
+    def score(self, model: nn.Module, batch: SpanBatch) -> Scored:  # type: ignore[override]
+        """The loss, of each domain too, and how many tokens of the spans are told from all before them."""
+        logits, routings = model(batch.inputs, self._read(batch.targets))
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
+        taken = batch.targets < self.num_known
+        right = ((logits.argmax(-1) == batch.targets) & taken).sum()
+        domains = self._domains_at(batch.target_places)
+        sums = {"right": right, "taken": taken.sum(), BY_DOMAIN: by_domain(losses, domains, len(self.domains))}
+        return Scored(losses.mean(), routings, sums)
+
+    def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
+        """accuracy: the share of the tokens of spans, sentinels aside, that are the likeliest."""
+        return {"accuracy": float(sums["right"]) / float(sums["taken"])}
+
+    def groups(self, batch: SpanBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:  # type: ignore[override]
+        """Of the encoder, what it reads; of the decoder, what it reads, with the domain of what follows."""
+        return [
+            (tokens.flatten(), self._domains_at(places))
+            for tokens, places in ((batch.inputs, batch.input_places), (self._read(batch.targets), batch.target_places))
+        ]
+
+    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+        shown = super().texts([each for each in ids if each < self.num_known])
+        sentinels = {each: f"[{each - self.num_known + 1}]" for each in ids if each >= self.num_known}
+        return {**shown, **sentinels, **({self.start_token: "[START]"} if self.start_token in ids else {})}
+
+    def _read(self, targets: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
+        """What the decoder is shown: all but the last target, after the token at the start."""
+        return F.pad(targets[:, :-1], (1, 0), value=self.start_token)
+
+    def _domains_at(self, places: Int[Tensor, "B N"]) -> Int[Tensor, " T"]:
+        return torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
+
+    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
+        # One token more is read than is used, as for the next token.
+        plain = super()._batch(tokens, starts, length)
+        parts = [self._take_out(row, start) for row, start in zip(plain.inputs.numpy(), starts, strict=True)]
+        inputs, targets, input_places, target_places = (
+            torch.from_numpy(np.stack([getattr(part, name) for part in parts]))
+            for name in ("inputs", "targets", "input_places", "target_places")
+        )
+        return SpanBatch(inputs, targets, None, plain.starts, input_places=input_places, target_places=target_places)
+
+    def _take_out(self, row: NDArray[np.int64], start: int) -> "Parts":
+        """A window as the encoder reads it, and what the decoder writes."""
+        taken, number = self.task.spans(len(row))
+        draw = np.random.default_rng((self.seed, start))
+        stay, gone = _cut(len(row) - taken, number, draw), _cut(taken, number, draw)
+        # By turns: what stays, and what goes; a window begins with the one and ends with the other.
+        ends = np.stack([stay, gone], 1).flatten().cumsum()
+        begins = np.concatenate([[0], ends[:-1]])
+        inputs, targets = [], []
+        for span, (first, middle, last) in enumerate(zip(begins[::2], ends[::2], ends[1::2], strict=True)):
+            sentinel = [(self.num_known + span, middle)]
+            inputs += [*((row[place], place) for place in range(first, middle)), *sentinel]
+            targets += [*sentinel, *((row[place], place) for place in range(middle, last))]
+        targets.append((self.num_known + number, len(row) - 1))
+        read, written = np.array(inputs, np.int64), np.array(targets, np.int64)
+        return Parts(read[:, 0], written[:, 0], read[:, 1] + start, written[:, 1] + start)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of one window, as in `SpanBatch`."""
+
+    inputs: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    input_places: NDArray[np.int64]
+    target_places: NDArray[np.int64]
+
+
+def _cut(total: int, parts: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """Lengths that sum to `total`, each at least 1 if that can be; every way to cut is as likely."""
+    cuts = np.sort(draw.permutation(max(0, total - 1))[: parts - 1]) + 1
+    edges = np.concatenate([[0], cuts, [total]]).astype(np.int64)
+    return edges[1:] - edges[:-1]

@@ -1,0 +1,91 @@
+"""Reading token by token with a cache against reading all at once. L positions, V tokens."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moe_cli.config.balances import NoBalance
+from moe_cli.config.routers import (
+    HashConfig,
+    NoisyTopKConfig,
+    ReluConfig,
+    SigmoidConfig,
+    SinkhornConfig,
+    SwitchConfig,
+    TopKConfig,
+)
+from moe_cli.models.cache import Cache
+from moe_cli.models.registry import make_model
+from moe_cli.training.sample import Drawing, sample
+from tests.tiny import TINY, randomise, tiny_config
+
+V, L = 11, 16
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no qk norm": {"model": {"qk_norm": False}},
+    "learned positions": {"model": {"positions": "learned"}},
+    "grouped queries": {"model": {"num_heads": 4, "num_kv_heads": 2}},
+    "window": {"model": {"window": 5}},
+    "window of one": {"model": {"window": 1, "positions": "learned"}},
+    "latent": {"model": {"kv_rank": 6}},
+    "latent queries": {"model": {"kv_rank": 6, "q_rank": 7, "window": 4}},
+    "dense": {"expert": 1, "k": 1},
+    "shared": {"model": {"shared_experts": 1, "moe_every": 2, "logit_cap": 5.0}},
+    "capacity": {"capacity": 0.25, "drop": "probability", "renormalise_after_drop": True},
+    "lstm": TINY["lstm"],
+    "lstm dense": {"expert": 1, "k": 1, "model": replace(TINY["lstm"]["model"], tie_embeddings=True)},
+    **{
+        f"router {router.name}": {"router": router, "k": 1 if router.name == "switch" else 2, "balance": NoBalance()}
+        for router in (
+            TopKConfig(), SwitchConfig(), NoisyTopKConfig(), SigmoidConfig(), SinkhornConfig(), ReluConfig(), HashConfig()
+        )
+    },
+}  # fmt: skip
+every_config = pytest.mark.parametrize("name", CONFIGS)
+
+
+def model_of(name: str) -> nn.Module:
+    """In float64 and evaluation mode, with every weight at random."""
+    config = tiny_config(Path("text"), **CONFIGS[name])
+    return randomise(make_model(config, V)).double().eval()
+
+
+def tokens() -> Tensor:
+    return torch.randint(V, (2, L), generator=torch.Generator().manual_seed(3))
+
+
+@every_config
+@pytest.mark.parametrize("cuts", [[1] * L, [7, 1, 1, 7], [L]])
+def test_logits_are_those_of_reading_all_at_once(name: str, cuts: list[int]) -> None:
+    """In parts of any length, whatever attention, positions, router or capacity; and the experts are the same."""
+    model, x = model_of(name), tokens()
+    whole, routings = model(x)
+    cache = Cache()
+    parts = [model(part, cache=cache) for part in x.split(cuts, 1)]
+    assert L == cache.length
+    torch.testing.assert_close(torch.cat([logits for logits, _ in parts], 1), whole, rtol=1e-9, atol=1e-9)
+    for layer, routing in enumerate(routings):
+        probs = torch.cat([part[layer].probs.view(2, -1, routing.num_experts) for _, part in parts], 1)
+        torch.testing.assert_close(probs.flatten(0, 1), routing.probs)
+
+
+@every_config
+def test_tokens_are_those_of_computing_all_anew(name: str) -> None:
+    """Drawn with one seed, with and without a cache, through the end of the context and beyond."""
+    model, drawing = model_of(name), Drawing(1.3, top_k=9, top_p=0.95)
+    texts = [list(sample(model, [1, 2, 3], 2 * L, L, drawing, 5, cached=cached)) for cached in (True, False)]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 2
+
+
+@pytest.mark.parametrize(("name", "values"), [("plain", 2 * 16), ("grouped queries", 2 * 8), ("latent", 6 + 4)])
+def test_what_is_kept_of_a_token(name: str, values: int) -> None:
+    """Keys and values of the heads that there are; of latent attention the short vector and the key that turns."""
+    cache = Cache()
+    model_of(name)(tokens(), cache=cache)
+    assert values * 2 * L == sum(part.numel() for part in cache.layers[0].parts)
+    assert {0, 1} == set(cache.layers)
