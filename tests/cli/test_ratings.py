@@ -30,6 +30,7 @@ def test_a_recommender_goes_through_every_command(moe: Moe) -> None:
     assert 0 == moe("train", "data=ratings", "expert=1", *SMALL).exit_code
     report = moe("report").output
     assert "RMSE" in report
+    assert "bits/byte" not in report
     assert "reference: RMSE of the mean" in report
     assert "baseline   expert=1 (dense)" in report
     sampled = moe("sample", "latest", "--prompt", "a")

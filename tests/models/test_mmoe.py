@@ -111,6 +111,7 @@ def test_every_other_router_has_a_gate_for_each_task(router: RouterConfig) -> No
     config = tiny_config(Path(), **{**TINY["mmoe"], "router": router, "balance": NoBalance()})
     model = make_model(config, V)
     assert sum(param.numel() for param in model.parameters()) == cost(config, V).num_params
+    assert not any(param.any() for name, param in model.named_parameters() if ".noise_gate." in name)
     for tower in model.towers:
         torch.nn.init.normal_(tower.head.weight)
     answers, _ = model.train()(PAIRS)
