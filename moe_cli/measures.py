@@ -36,7 +36,12 @@ MEASURES = {
 def target(config: Mapping[str, Any]) -> str:
     """What the answers of a run are given for, from its config.json."""
     task = config.get("task")
-    return TARGETS.get(task.get("name", "causal_lm"), "target") if isinstance(task, dict) else "token"
+    return target_of(task.get("name") if isinstance(task, dict) else None)
+
+
+def target_of(task: Any) -> str:
+    """What the answers of a task are given for; runs from before there were tasks guess tokens."""
+    return TARGETS.get(task or "causal_lm", "target") if isinstance(task, str | None) else "target"
 
 
 def written(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -26,9 +26,9 @@ def known(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def score(bits_per_byte: float | None, nats_per_token: float) -> str:
-    """The result of a run: in nats per token where nobody knows the bytes."""
-    return f"{nats_per_token:.3f} nats/token" if bits_per_byte is None else f"{bits_per_byte:.3f} bits/byte"
+def score(bits_per_byte: float | None, nats: float, target: str = "token") -> str:
+    """The result of a run: in nats per token, image or what its task answers for, where there are no bytes."""
+    return f"{nats:.3f} nats/{target}" if bits_per_byte is None else f"{bits_per_byte:.3f} bits/byte"
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What all tests share: one thread, no deadlines (others use the machine too), a little text and one finished run."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+# Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 settings.register_profile("quick", deadline=None, max_examples=40)
 settings.load_profile("quick")
 

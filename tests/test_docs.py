@@ -21,6 +21,11 @@ BENCH = ("--tokens=16", "--d-model=16", "--d-expert=8")  # a later option holds
 TEXT = "the router sends each token to two experts and the gate learns from both "
 
 
+# What a model has not of the settings of TINY; and those that learn from no text.
+NOT_OF = {"lstm": ("model.num_heads",), "vit": ("model.context_length",)}
+OWN_DATA = ("vit", "images")
+
+
 def console_commands() -> list[str]:
     """Every `$ moe ...` line of the README's console blocks, in order, without trailing comments."""
     blocks = re.findall(r"```console\n(.*?)```", README, flags=re.S)
@@ -45,7 +50,11 @@ def shortened(command: str) -> list[str]:
         sizes = [word for word in tiny if word.startswith("model.")] if "step" in words else BENCH
         return [*words, *sizes, "--seconds=0"]
     if words[0] in ("train", "sweep") and "--resume" not in words:
-        data = [] if any(word.startswith("data=") for word in words) else ["data=text", "data.path=notes.txt"]
+        chosen = {word.partition("=")[2] for word in words if word.startswith(("model=", "task="))}
+        left = [name for family, names in NOT_OF.items() if family in chosen for name in names]
+        tiny = [word for word in tiny if word.split("=")[0] not in left]
+        own_data = any(word.startswith("data=") for word in words) or chosen & set(OWN_DATA)
+        data = [] if own_data else ["data=text", "data.path=notes.txt"]
         words = [words[0], *words[1:], *data, *tiny, *(["--jobs=2"] if words[0] == "sweep" else [])]
     return words
 

@@ -35,8 +35,8 @@ def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) ->
 def test_a_plan_looks_at_each_corpus_once(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep's points share a look at the files; another context length or other data need their own."""
     looks: list[Any] = []
-    load = module.load_corpus
-    monkeypatch.setattr(module, "load_corpus", lambda *arguments: looks.append(arguments[:2]) or load(*arguments))
+    load = module.load_data
+    monkeypatch.setattr(module, "load_data", lambda *arguments: looks.append(arguments[:2]) or load(*arguments))
     configs = [tiny_config(text_file, expert=expert) for expert in (2, 4, 8)]
     longer = tiny_config(text_file, model={"context_length": 32})
     plans = make_plans([*configs, longer], tmp_path, 1e9)

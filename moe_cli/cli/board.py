@@ -19,6 +19,7 @@ from rich.text import Text
 from moe_cli.cli.columns import Column, table_lines
 from moe_cli.glance import Glance, Watcher, glance
 from moe_cli.marks import at_work
+from moe_cli.measures import target
 from moe_cli.numbers import count, duration, percent, printable, score
 from moe_cli.report.stats import Estimate, mean_and_interval
 from moe_cli.store import COMPLETED, FAILED, PRUNED, Run
@@ -56,7 +57,7 @@ class Best:
     """The configuration of the lowest loss so far, over its seeds.
 
     Attributes:
-        loss: bits per byte, or nats per token where nobody knows the bytes, as `unit` says.
+        loss: bits per byte, or nats per token or image where nobody knows the bytes, as `unit` says.
         dense: that of the best dense model that learned from as many tokens, if there is one.
     """
 
@@ -85,7 +86,7 @@ def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> Best | No
              if group[0].results.get("expert") == 1 and group[0].results.get("tokens") == first.results.get("tokens")]  # fmt: skip
     return Best(
         _without_seed(labels.get(first.run.path, first.run.id)), means[best],
-        "nats/token" if first.val_bpb is None else "bits/byte", len(groups[best]),
+        f"nats/{_target(first.run)}" if first.val_bpb is None else "bits/byte", len(groups[best]),
         _mean([each.max_violation for each in groups[best]]), _mean([each.dead_experts for each in groups[best]]),
         min(dense, default=None), first.results.get("expert") == 1,
     )  # fmt: skip
@@ -93,6 +94,12 @@ def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> Best | No
 
 def _loss(each: Glance) -> float | None:
     return each.val_loss if each.val_bpb is None else each.val_bpb
+
+
+@cache
+def _target(run: Run) -> str:
+    """What its loss is given for, read once."""
+    return target(run.config_dict())
 
 
 @cache
@@ -271,7 +278,7 @@ def reason_of(each: Glance) -> str:
 def ended_line(each: Glance, label: str) -> Text:
     """A run that is done or failed, on one line."""
     if each.status == COMPLETED:
-        result = "-" if each.val_loss is None else score(each.val_bpb, each.val_loss)
+        result = "-" if each.val_loss is None else score(each.val_bpb, each.val_loss, _target(each.run))
         speed = "-" if each.tokens_per_second is None else count(each.tokens_per_second)
         return Text.assemble(("done", "green"), f"    {printable(label)}   {result}   {speed} tok/s")
     name, style = ("failed", "red") if each.status == FAILED else ("stopped", "yellow")

@@ -259,9 +259,13 @@ class Composer:
         several = [leaf for leaf in known if leaf.startswith(f"{group}.") and leaf.endswith(f".{setting}")]
         if name and "+" in name and several:
             raise ConfigError(f"no setting '{key}' with {group}={name}. Each method has its own: {', '.join(several)}")
-        for choice in self._default_first(group) if name else []:
-            if choice != name and key in _leaves(self.compose(f"{group}={choice}")):
-                raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={choice}.")
+        having = (
+            [choice for choice in self._default_first(group) if key in _leaves(self.compose(f"{group}={choice}"))]
+            if name
+            else []
+        )
+        if having:
+            raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={', '.join(having)}.")
         if group == "executor":
             raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
         hint = did_you_mean(key, [*known, *GROUPS])

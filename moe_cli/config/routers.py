@@ -170,7 +170,7 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
     if isinstance(router, NOT_CAUSAL) and causal:
         raise ConfigError(
             f"router={router.name} looks at later tokens to place earlier ones: a causal model would read what it is to "
-            "guess. Use router=topk."
+            "guess. Use router=topk, or a model that is not: model=bert, model=vit."
         )
     if isinstance(router, SwitchConfig) and top_k > 1:
         raise ConfigError(f"k={top_k}: router=switch sends each token to one expert. Use k=1, or router=topk.")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # More names than these would leave no room for the figure.
 MOST_NAMES = 16
 MARKERS = "os^Dv<>ph*X8"
-SCORES = {"val_bpb": "validation, bits per byte", "val_loss": "validation, nats per token"}
+SCORES = {"val_bpb": "validation, bits per byte", "val_loss": "validation, nats"}
 CURVES = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from moe_cli.errors import MoeError
+from moe_cli.measures import target_of
 from moe_cli.numbers import count, printable
 from moe_cli.report.alike import check_across, same_kind, sort_out
 from moe_cli.report.fold import DENSE, Row, fold, is_baseline, rows_of, score, settings_of, varying
@@ -62,7 +63,7 @@ class Recommendation:
         settings: expert, k, capacity, router and balance of the recommended configuration.
         reason: better: it is told from dense; dense: nothing is; one seed: too few to tell; untested: there is no dense model; single: nothing to
             compare it with.
-        score: its mean bits per byte (nats per token where bytes are not known).
+        score: its mean bits per byte (nats per token, image and so on where there are no bytes).
         gain: against the dense model of the same settings; None without one, and for the dense model itself.
         runner_up: against it, the next best; None if there is none.
         comparisons: configurations that were compared with dense; the verdicts allow for their number.
@@ -145,7 +146,7 @@ def recommend(
     return Recommendation(
         context=_context(best), settings={name: best[name] for name in SHOWN},
         label=label(best, names), reason=_reason(rows, best), score=score(best) or 0.0,
-        unit="nats/token" if best["val_bpb"] is None else "bits/byte", seeds=len(best["seeds"]), gain=gain,
+        unit=f"nats/{target_of(best.get('task.name'))}" if best["val_bpb"] is None else "bits/byte", seeds=len(best["seeds"]), gain=gain,
         runner_up=second, comparisons=sum(row["verdict"] is not None for row in rows),
         weights=_ratio(best, dense, "params"), speed=_ratio(best, dense, "tokens_per_second"),
         memory=_ratio(best, dense, "peak_memory_bytes"), equal_time=_equal_time(best, dense, known),

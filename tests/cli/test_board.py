@@ -1,13 +1,15 @@
 """The board: right counts, best and time left; no line too wide; plain lines when piped; what a stopped sweep leaves."""
 
 import io
+import json
 import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from moe_cli.cli.board import Standing, SweepDisplay, best_so_far, panel, seconds_left
+from moe_cli import load_runs, recommend
+from moe_cli.cli.board import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
 from moe_cli.cli.watch import SweepFolder, run_panel, watch_run, watch_sweep
 from moe_cli.glance import glance, glances
 from moe_cli.marks import at_work, is_at_work
@@ -104,6 +106,18 @@ def test_different_texts_have_no_best(tmp_path: Path) -> None:
     assert best_so_far(glances(open_runs(tmp_path)), {})
     complete(tmp_path, 1.7, expert=16, results={"corpus_sha256": "cd" * 32})
     assert best_so_far(glances(open_runs(tmp_path)), {}) is None
+
+
+@pytest.mark.parametrize(("model", "unit"), [("vit", "nats/image"), ("bert", "nats/masked token")])
+def test_losses_are_given_for_what_the_task_answers(tmp_path: Path, model: str, unit: str) -> None:
+    """An image has no bytes of text: its loss is so many nats, and they are no token's."""
+    path = complete(tmp_path, 1.6, expert=8, model=model).path / "summary.json"
+    write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
+    found = glances(open_runs(tmp_path))
+    assert unit in ended_line(found[0], "expert=8").plain
+    assert (best := best_so_far(found, {})) is not None
+    assert unit == best.unit
+    assert unit == recommend(load_runs(tmp_path)).unit
 
 
 def test_time_left(tmp_path: Path) -> None:

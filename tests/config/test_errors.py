@@ -51,11 +51,17 @@ KEYS = [
         ["router=random", "router.jitter=0.1"],
         "no setting 'router.jitter' with router=random. It belongs to router=switch.",
     ),
-    (["optim=adamw", "optim.momentum=0.9"], "no setting 'optim.momentum' with optim=adamw. It belongs to optim=muon."),
-    (["data=python", "data.path=x"], "no setting 'data.path' with data=python. It belongs to data=text."),
+    (
+        ["optim=adamw", "optim.momentum=0.9"],
+        "no setting 'optim.momentum' with optim=adamw. It belongs to optim=muon, sgd.",
+    ),
+    (
+        ["data=python", "data.path=x"],
+        "no setting 'data.path' with data=python. It belongs to data=fashion_mnist, image_folder, text, tokens.",
+    ),
     (
         ["balance=none", "balance.weight=1"],
-        "no setting 'balance.weight' with balance=none. It belongs to balance=switch.",
+        "no setting 'balance.weight' with balance=none. It belongs to balance=switch, entropy, importance, load, mutual_information, z.",
     ),
     (
         ["balance=switch+z", "balance.weight=1"],
@@ -77,7 +83,7 @@ KEYS = [
 ]
 
 CHOICES = [
-    (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: bert, gpt."),
+    (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: bert, gpt, lstm, vit."),
     (["router=tokp"], f"router=tokp: no such choice. Did you mean 'topk'? {ROUTERS}"),
     (["router=null"], f"router=null: no such choice. {ROUTERS}"),
     (["router="], f"router=: no such choice. {ROUTERS}"),
@@ -220,7 +226,7 @@ TOGETHER = [
     ),
     (
         ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.tokenizer=bytes"],
-        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python.",
+        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python, text.",
     ),
     (["data=tokens", "data.path=a", "data.vocab_size=1"], "data.vocab_size=1 must be between 2 and 4294967296."),
     (["data=text", "data.path="], "data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER"),

@@ -222,6 +222,7 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
     pool, threads = LocalPool(tmp_path, 1), []
 
     def look(progress: Progress) -> None:
+        assert pool._warm, "it did not start"
         if pool._nest is not None and run in progress.running and run.metrics():
             threads.append(len(os.listdir(f"/proc/{pool._nest.process.pid}/task")))
             os.kill(run.status()["pid"], signal.SIGUSR1)
@@ -240,6 +241,7 @@ def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, t
     pool, killed = LocalPool(tmp_path, 1), list[Nest]()
 
     def kill_once(progress: Progress) -> None:
+        assert pool._warm or killed, "it did not start"
         if pool._nest is not None and run in progress.running and run.metrics() and not killed:
             killed.append(pool._nest)
             pool._nest.process.kill()

@@ -261,7 +261,7 @@ WRONG = [
     (["optim.lr=tag(log,interval(0.01,0.1))"], {}, "'optim.lr=tag(log,interval(0.01,0.1))' is an interval, from which only a search draws: --search. Or write: optim.lr=1,2,4"),
     (["optim.lr=tag(big,interval(0.01,0.1))"], {}, "'optim.lr=tag(big,interval(0.01,0.1))': a tag of an interval can be: log."),
     (["k=interval(4,1)"], {}, "'k=interval(4,1)' is empty: write interval(low,high), low below high, and above 0 with tag(log,...)."),
-    (["k=glob(*)"], {}, "'k=glob([*])' chooses among files, and only groups have them: model, router, balance, data, optim, train, experiment."),
+    (["k=glob(*)"], {}, "'k=glob([*])' chooses among files, and only groups have them: model, task, router, balance, data, optim, train, experiment."),
     (["optim=glob(x*)"], {}, "'optim=glob([x*])' finds none of: adamw, muon, sgd."),
     (["k=1,2"], {"where": ["experts > 2"]}, "no setting 'experts' in 'experts > 2'. Did you mean 'expert'?"),
     (["k=1,2"], {"where": ["router == topk"]}, "no setting 'topk' in 'router == topk'. If it is text, quote it: 'topk'."),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from moe_cli.cli.evaluate import _row
+from moe_cli.cli.evaluate import _evaluate
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import RunConfig, TrainConfig
+from moe_cli.config.schema import EvalConfig, RunConfig, TrainConfig
 from moe_cli.models.registry import make_model
 from moe_cli.run import restore
 from moe_cli.training.evaluate import evaluate
@@ -78,7 +78,7 @@ def test_training_and_evaluation_multiply_in_it(
         watch("ffn", model.blocks[0].ffn)
         return model
 
-    monkeypatch.setattr("moe_cli.models.gpt.make_model", watched)
+    monkeypatch.setattr("moe_cli.models.registry.make_model", watched)
     run = finish(tiny_config(text_file, train={"precision": precision, "steps": 2}), tmp_path)
     assert {"qkv": {expected}, "ffn": {expected}, "gate": {torch.float32}} == seen
     assert {False} == backward
@@ -91,7 +91,7 @@ def test_a_run_is_evaluated_as_it_was_trained(text_file: Path, tmp_path: Path) -
     run = finish(tiny_config(text_file, train={"precision": "bfloat16"}), tmp_path)
     expected = json.loads((run.path / "summary.json").read_text())["val_loss"]
     trained = restore(run, tmp_path)
-    assert expected == _row(trained, "dropless", None, None)["val_loss"]
+    assert expected == _evaluate(trained, EvalConfig()).loss
     wide = evaluate(trained.model, trained.task, 4, precision="float32").loss
     assert expected == pytest.approx(wide, rel=0.02)
     assert expected != wide

@@ -180,7 +180,7 @@ def _axis_names(view: View) -> list[str]:
 def _axes(view: View, score: str) -> list[dict[str, Any]]:
     headings = {
         "val_bpb": "bits/byte",
-        "val_loss": "nats/token",
+        "val_loss": "nats",
         "tokens_per_second": "tok/s",
         "max_violation": "MaxVio",
     }
