@@ -221,11 +221,12 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
     look = partial(evaluate, model, top_k=config.eval.k, precision=config.train.precision)
-    result = look(task, size, capacity_factor=config.eval.capacity)
+    chosen = partial(look, capacity_factor=config.eval.capacity, drop=config.eval.drop)
+    result = chosen(task, size)
     routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
     limited = look(task, size, capacity_factor=config.capacity) if config.capacity else None
     hardest = task.hardest()
-    pseudo = look(hardest, size, capacity_factor=config.eval.capacity).perplexity if hardest else None
+    pseudo = chosen(hardest, size).perplexity if hardest else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless

@@ -7,11 +7,14 @@ import typer
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName, print_json
 
 if TYPE_CHECKING:
+    from moe_cli.cli.columns import Column
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.run import Trained
     from moe_cli.training.evaluate import Evaluation
 
 DEFAULT_CAPACITY = 1.25
+# What of a policy may still be chosen once a model is trained: eval.NAME.
+POLICY = ("k", "capacity", "drop")
 Domains = Annotated[bool, typer.Option("--domains", help="The loss of each domain (of images, of each class) as well.")]
 
 
@@ -33,6 +36,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from moe_cli.cli.columns import print_lines, table_lines
     from moe_cli.measures import target
     from moe_cli.run import restore
 
@@ -48,10 +52,11 @@ def evaluate(
         f"[bold]{found.id}[/]   step {trained.step:,}   {rows[0]['val_tokens']:,} validation {unit}s, the whole split",
         highlight=False,
     )
-    console.print(_table(rows, unit))
-    if domains:
-        console.print()
-        console.print(_domain_table(rows))
+    tables = [_table(rows, unit), *([_domain_table(rows)] if domains else [])]
+    for table in tables:
+        print_lines(console, table_lines(table, console.width if console.is_terminal else None))
+        if table is not tables[-1]:
+            console.print()
 
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
@@ -63,14 +68,15 @@ def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
     values = policy_values(config, overrides)
     limits = values.get("capacity", [config.eval.capacity or config.capacity or DEFAULT_CAPACITY])
     return [
-        make_policy(config, k, capacity)
+        make_policy(config, k, capacity, None if capacity is None else drop)
         for k in values.get("k", [config.eval.k])
         for capacity in dict.fromkeys([None, *limits])
+        for drop in (values.get("drop", [config.eval.drop]) if capacity is not None else [None])
     ]
 
 
 def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[Any]]:
-    """The values given for eval.k and eval.capacity; anything else belongs to training and cannot change now."""
+    """The values given for eval.k, eval.capacity and eval.drop; anything else belongs to training and cannot change now."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.load import parse_overrides
     from moe_cli.errors import ConfigError
@@ -78,10 +84,10 @@ def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[A
     values: dict[str, list[Any]] = {}
     for axis in parse_overrides(overrides):
         group, _, name = axis.key.partition(".")
-        if group != "eval" or name not in ("k", "capacity"):
-            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in ("k", "capacity") else ""
+        if group != "eval" or name not in POLICY:
+            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in POLICY else ""
             raise ConfigError(
-                f"'{axis.key}' is fixed once a model is trained.{hint} eval takes eval.k and eval.capacity."
+                f"'{axis.key}' is fixed once a model is trained.{hint} eval takes eval.k, eval.capacity and eval.drop."
             )
         if config.dense:
             raise ConfigError(f"'{axis.key}' has no effect on a dense model (expert=1).")
@@ -91,14 +97,14 @@ def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[A
     return values
 
 
-def make_policy(config: "RunConfig", k: Any, capacity: Any) -> "EvalConfig":
+def make_policy(config: "RunConfig", k: Any, capacity: Any, drop: Any) -> "EvalConfig":
     """Raises ConfigError: it cannot be, of itself or with so many experts."""
     from dataclasses import replace
 
     from moe_cli.config.parse import build
     from moe_cli.config.schema import EvalConfig
 
-    policy: EvalConfig = build(EvalConfig, {"k": k, "capacity": capacity}, "eval.")
+    policy: EvalConfig = build(EvalConfig, {"k": k, "capacity": capacity, "drop": drop}, "eval.")
     return replace(config, eval=policy).eval
 
 
@@ -108,7 +114,7 @@ def _evaluate(trained: "Trained", policy: "EvalConfig") -> "Evaluation":
     config = trained.config
     return evaluate_model(
         trained.model, trained.task, config.train.batch_size, top_k=policy.k, capacity_factor=policy.capacity,
-        precision=config.train.precision,
+        drop=policy.drop, precision=config.train.precision,
     )  # fmt: skip
 
 
@@ -118,7 +124,8 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
     use = result.routing_metrics() or {}
     routing = "dense" if config.dense else "dropless" if policy.capacity is None else "limited"
     return {
-        "routing": routing, "k": policy.k or config.k, "capacity": policy.capacity, "val_loss": result.loss,
+        "routing": routing, "k": policy.k or config.k, "capacity": policy.capacity,
+        "drop": None if policy.capacity is None else policy.drop or config.drop or "position", "val_loss": result.loss,
         **{f"val_{key}": value for key, value in result.measures.items()},
         "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity, "val_tokens": result.num_tokens,
         **{key: use.get(key) for key in MEASURES},
@@ -126,46 +133,49 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
     }  # fmt: skip
 
 
-def _table(rows: list[dict[str, Any]], unit: str) -> Any:
-    from rich.table import Table
-
+def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
+    from moe_cli.cli.columns import Column
     from moe_cli.measures import MEASURES
     from moe_cli.numbers import known, percent
 
-    def share(value: float | None, signed: bool = False) -> str:
-        return "-" if value is None else percent(value, signed)
+    def share(name: str, signed: bool = False) -> list[str]:
+        return ["-" if row[name] is None else percent(row[name], signed) for row in rows]
 
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("routing")
-    measures = {name: measure for name, measure in MEASURES.items() if f"val_{name}" in rows[0]}
-    bits = [] if rows[0]["val_bpb"] is None and measures else ["bits/byte"]
-    labels = [measure.label for measure in measures.values()]
-    for name in ("k", "capacity", f"nats/{unit}", *bits, *labels, "dropped", "load", "dead"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            row["routing"], str(row["k"]), "-" if row["capacity"] is None else f"{row['capacity']:g}",
-            f"{row['val_loss']:.4f}", *([known(row["val_bpb"], 4)] if bits else []),
-            *(measure.write(row[f"val_{name}"]) for name, measure in measures.items()),
-            share(row["dropped_fraction"]), share(row["max_violation"], signed=True), share(row["dead_experts"]),
-        )  # fmt: skip
-    return table
+    measures = [
+        Column(measure.label, [measure.write(row[f"val_{name}"]) for row in rows], leaves=1)
+        for name, measure in MEASURES.items() if f"val_{name}" in rows[0]
+    ]  # fmt: skip
+    bits = [known(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
+    return [
+        Column("routing", [row["routing"] for row in rows], left=True, leaves=4),
+        Column("k", [str(row["k"]) for row in rows]),
+        Column("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
+        *([Column("drop", [row["drop"] or "-" for row in rows], left=True)] if len(_drops(rows)) > 1 else []),
+        Column(f"nats/{unit}", [f"{row['val_loss']:.4f}" for row in rows]),
+        *([Column("bits/byte", bits)] if bits else []), *measures,
+        Column("dropped", share("dropped_fraction"), leaves=2),
+        Column("load", share("max_violation", signed=True), leaves=3), Column("dead", share("dead_experts"), leaves=5),
+    ]  # fmt: skip
 
 
-def _domain_table(rows: list[dict[str, Any]]) -> Any:
+def _drops(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["drop"] for row in rows if row["drop"]}
+
+
+def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
     """A row for each domain, the hardest first, a column for each evaluation."""
-    from rich.table import Table
-    from rich.text import Text
+    from moe_cli.cli.columns import Column
 
-    from moe_cli.numbers import printable
+    names = sorted(rows[0]["domains"], key=lambda name: -rows[0]["domains"][name])
 
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("domain")
-    for row in rows:
+    def heading(row: dict[str, Any]) -> str:
+        if row["routing"] == "dense":
+            return "dense"
         limit = "" if row["capacity"] is None else f" C={row['capacity']:g}"
-        table.add_column(
-            "dense" if row["routing"] == "dense" else f"k={row['k']}{limit}", justify="right", no_wrap=True
-        )
-    for name in sorted(rows[0]["domains"], key=lambda name: -rows[0]["domains"][name]):
-        table.add_row(Text(printable(name)), *(f"{row['domains'][name]:.4f}" for row in rows))
-    return table
+        return f"k={row['k']}{limit}" + (f" {row['drop']}" if row["drop"] and len(_drops(rows)) > 1 else "")
+
+    return [
+        Column("domain", names, left=True, shrinks=12),
+        *(Column(heading(row), [f"{row['domains'][name]:.4f}" for name in names], leaves=place)
+          for place, row in enumerate(rows)),
+    ]  # fmt: skip

@@ -123,7 +123,8 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
         if len(given) > 1:
             raise ConfigError(f"eval.{name} has {len(given)} values: {COMMAND} takes one.")
     one = {name: given[0] for name, given in values.items()}
-    return make_policy(config, one.get("k", config.eval.k), one.get("capacity", config.eval.capacity))
+    return make_policy(config, one.get("k", config.eval.k), one.get("capacity", config.eval.capacity),
+                       one.get("drop", config.eval.drop))  # fmt: skip
 
 
 def _tell(said: "Explained", html: Path | None, as_json: bool) -> None:

@@ -175,10 +175,13 @@ class EvalConfig:
 
     k: int | None = None
     capacity: float | None = None
+    drop: Literal["position", "probability", "random"] | None = None
 
     def __post_init__(self) -> None:
         at_least("eval.k", self.k, 1)
         above("eval.capacity", self.capacity, 0)
+        if self.drop is not None and self.capacity is None:
+            raise ConfigError(f"eval.drop={self.drop} has no effect: nothing is dropped without eval.capacity.")
 
 
 @dataclass(frozen=True)

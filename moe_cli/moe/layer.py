@@ -82,6 +82,7 @@ class MoELayer(nn.Module):
         self.top_k = top_k
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor: float | None = None
+        self.eval_drop: str | None = None
         self.drop = drop
         self.renormalise_after_drop = renormalise_after_drop
         self.dispatch = dispatch
@@ -151,7 +152,7 @@ class MoELayer(nn.Module):
             routing = drop_overflow_everywhere(routing, capacity, self.drop, rounds)
         else:
             capacity = expert_capacity(len(tokens), routing.num_experts, self.router.top_k, factor)
-            routing = drop_overflow(routing, capacity, self.drop)
+            routing = drop_overflow(routing, capacity, self.eval_drop or self.drop)
         return renormalised(routing) if self.renormalise_after_drop else routing
 
     def _compute(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
@@ -199,18 +200,23 @@ def moe_layers(model: nn.Module) -> list[MoELayer]:
 
 
 @contextmanager
-def evaluation_policy(model: nn.Module, top_k: int | None, capacity_factor: float | None) -> Iterator[None]:
-    """Within it, evaluation chooses `top_k` experts (None: as trained) and drops by `capacity_factor` (None: never)."""
+def evaluation_policy(
+    model: nn.Module, top_k: int | None, capacity_factor: float | None, drop: str | None = None
+) -> Iterator[None]:
+    """Within it, evaluation chooses `top_k` experts and drops by `capacity_factor` (None: never) those that `drop` says.
+
+    None is as trained for the others.
+    """
     layers = moe_layers(model)
     for layer in layers:
         layer.router.top_k = top_k or layer.top_k
-        layer.eval_capacity_factor = capacity_factor
+        layer.eval_capacity_factor, layer.eval_drop = capacity_factor, drop
     try:
         yield
     finally:
         for layer in layers:
             layer.router.top_k = layer.top_k
-            layer.eval_capacity_factor = None
+            layer.eval_capacity_factor = layer.eval_drop = None
 
 
 class SparseExpertModel(nn.Module):

@@ -181,6 +181,7 @@ def evaluate(
     max_tokens: int | None = None,
     top_k: int | None = None,
     capacity_factor: float | None = None,
+    drop: str | None = None,
     precision: str = "auto",
 ) -> Evaluation:
     """The model on the validation split, in evaluation mode; leaves mode and random state as they were.
@@ -190,13 +191,14 @@ def evaluate(
         max_tokens: look at about so many tokens, spread over the split; None: the whole split.
         top_k: experts per token; None: as trained.
         capacity_factor: None drops nothing.
+        drop: which assignments go where there is no room; None: as trained.
         precision: of the forward pass, as `train.precision`.
     """
     nats = 0.0
     num_targets = num_bytes = 0
     measured: dict[str, Tensor] = {}
     layers: list[LayerUse] = []
-    with evaluating(model, top_k, capacity_factor, precision) as device:
+    with evaluating(model, top_k, capacity_factor, precision, drop) as device:
         for batch, own in _share_out(task.val_batches(batch_size, max_tokens)):
             scored = task.score(model, batch.to(device))
             layers = layers or [empty_use(each, task.vocab_size, len(task.domains)) for each in scored.routings]
@@ -244,14 +246,14 @@ def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
 
 @contextmanager
 def evaluating(
-    model: nn.Module, top_k: int | None, capacity_factor: float | None, precision: str
+    model: nn.Module, top_k: int | None, capacity_factor: float | None, precision: str, drop: str | None = None
 ) -> Iterator[torch.device]:
     """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), evaluation_policy(model, top_k, capacity_factor):
+    with torch.random.fork_rng(devices=cuda), evaluation_policy(model, top_k, capacity_factor, drop):
         torch.manual_seed(0)
         with autocast(precision, device):
             yield device

@@ -100,7 +100,7 @@ def _routings(
     model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
 ) -> Iterator[list[Routing]]:
     """Those of all sparse layers, a forward pass for each window."""
-    with evaluating(model, policy.k, policy.capacity, precision) as device:
+    with evaluating(model, policy.k, policy.capacity, precision, policy.drop) as device:
         for part in ids.split(window):
             yield [_on_cpu(routing) for routing in model(part[None].to(device))[1]]
 

@@ -323,7 +323,7 @@ class Training:
         result = evaluate(
             self.model, self.task, self.config.train.batch_size, max_tokens=self.config.train.eval_tokens,
             top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
-            precision=self.config.train.precision,
+            drop=self.config.eval.drop, precision=self.config.train.precision,
         )  # fmt: skip
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}

@@ -93,7 +93,7 @@ def test_eval_of_several_policies(moe: Moe, settings: list[str]) -> None:
         (["eval.k=9"], "error: eval.k=9 is more than expert=8: a token cannot choose more experts than there are."),
         (
             ["k=1"],
-            "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k and eval.capacity.",
+            "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k, eval.capacity and eval.drop.",
         ),
         (
             ["eval.capacity=interval(1,2)"],
