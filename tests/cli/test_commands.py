@@ -87,6 +87,17 @@ def test_eval_of_several_policies(moe: Moe, settings: list[str]) -> None:
     assert "k=2 C=0.5" in moe("eval", "latest", *words, "--domains").stdout
 
 
+def test_eval_of_several_ways_to_drop(moe: Moe, settings: list[str]) -> None:
+    """Each limited row says who stays (V-MoE, arXiv:2106.05974, section 4), as many are dropped, and dropless stands once."""
+    moe("train", "expert=4", *settings)
+    words = ("eval", "latest", "eval.capacity=0.5", "eval.drop=position,probability")
+    rows = json.loads(moe(*words, "--json").stdout)["evaluations"]
+    assert [None, "position", "probability"] == [row["drop"] for row in rows]
+    assert 0 == rows[0]["dropped_fraction"] < rows[1]["dropped_fraction"] == pytest.approx(rows[2]["dropped_fraction"], rel=0.05)
+    assert rows[1]["val_loss"] != rows[2]["val_loss"]
+    assert ["-", "position", "probability"] == [line.split()[3] for line in moe(*words).stdout.splitlines()[2:]]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -209,6 +209,22 @@ def test_evaluation_policy_sets_and_restores() -> None:
         assert routing.kept.all()
 
 
+def test_evaluation_policy_says_who_is_dropped() -> None:
+    """By probability the weakest of each expert go, by position the last, whatever training does; afterwards as trained."""
+    layer, x = make_layer(1, drop="position").eval(), tokens(64)
+    with evaluation_policy(layer, None, 0.5):
+        by_position = layer(x)[1]
+    with evaluation_policy(layer, None, 0.5, "probability"):
+        by_probability = layer(x)[1]
+    assert layer.eval_drop is None
+    for routing, order in ((by_position, -by_position.token_ids.double()), (by_probability, by_probability.weights)):
+        for expert in range(E):
+            own = routing.expert_ids == expert
+            stay, go = order[own & routing.kept], order[own & ~routing.kept]
+            assert not len(go) or stay.min() >= go.max()
+    assert not torch.equal(by_position.kept, by_probability.kept)
+
+
 def test_evaluation_policy_without_k_keeps_each_layers_own() -> None:
     """None for K leaves the trained K; None for the capacity drops nothing."""
     model = torch.nn.ModuleList([make_layer(2, capacity_factor=0.5), make_layer(3)]).eval()
