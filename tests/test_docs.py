@@ -43,6 +43,8 @@ def shortened(command: str) -> list[str]:
         tiny = [word for word in tiny if not word.startswith("train.steps")]
     words = ["train.minutes=0.005" if word.startswith("train.minutes=") else word for word in words]
     words = ["train.steps=6" if word.startswith("train.steps=") else word for word in words]
+    if "paper/shazeer_table7" in words:
+        words = [*words, "expert=4,8"]
     if words[:2] == ["sweep", "router"]:
         words.append("k=2")  # half the points
     words = ["--trials=2" if word.startswith("--trials=") else word for word in words]
@@ -52,6 +54,7 @@ def shortened(command: str) -> list[str]:
         return [*words, *sizes, "--seconds=0"]
     if words[0] in ("train", "sweep") and "--resume" not in words:
         chosen = {word.partition("=")[2] for word in words if word.startswith(("model=", "task="))}
+        chosen |= {"lstm"} if "paper/shazeer_table7" in words else set()
         left = [name for family, names in NOT_OF.items() if family in chosen for name in names]
         tiny = [word for word in tiny if word.split("=")[0] not in left]
         own_data = any(word.startswith("data=") for word in words) or chosen & set(OWN_DATA)
