@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_cli.config.ranges import between
+from moe_cli.config.ranges import at_least, between
 from moe_cli.errors import ConfigError
 
 
@@ -100,10 +100,18 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class RatingTask:
-    """Say how a user will rate an item, and whether the user will click on it."""
+    """Say how a user will rate an item, and whether the user will click on it.
+
+    Attributes:
+        l2: in training, the weight of the squares of a pair's embeddings, biases and factors.
+    """
 
     special_tokens: ClassVar[int] = 0
     name: Literal["ratings"] = "ratings"
+    l2: float = 0.04
+
+    def __post_init__(self) -> None:
+        at_least("task.l2", self.l2, 0)
 
 
 TaskConfig = CausalLM | MaskedLM | SpanCorruption | ImageTask | RatingTask

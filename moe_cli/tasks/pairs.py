@@ -43,10 +43,15 @@ class PairBatch:
 
 
 class RatingsTask:
-    """A set of pairs in an order that the seed decides; each epoch sees every pair once."""
+    """A set of pairs in an order that the seed decides; each epoch sees every pair once.
 
-    def __init__(self, ratings: Ratings, seed: int) -> None:
+    Args:
+        l2: what the squares of a pair's embeddings, biases and factors weigh in the loss that is trained.
+    """
+
+    def __init__(self, ratings: Ratings, seed: int, l2: float = 0.0) -> None:
         self.corpus = ratings
+        self.l2 = l2
         self.vocab_size: int = ratings.meta["vocab_size"]
         self.seed = seed
         self._mean, self._std = ratings.meta["mean"], ratings.meta["std"]
@@ -78,13 +83,15 @@ class RatingsTask:
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
     def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Nats per pair, and the routings of the model's sparse layers: the sum of both tasks' means (see `_losses`)."""
-        answers, routings = model(batch.rows)
-        return self._losses(answers, batch).sum(1).mean(), routings
+        """Nats per pair, and the routings of the model's sparse layers: the sum of both tasks' means (see `_losses`), and of
+        l2 (|x_u|^2 + |x_i|^2): whoever is in more pairs is held down more often (Koren, Bell and Volinsky, 2009, eq. 5).
+        """
+        answers, routings, squares = model(batch.rows)
+        return (self._losses(answers, batch).sum(1) + self.l2 * squares.float()).mean(), routings
 
     def score(self, model: nn.Module, batch: PairBatch) -> Scored:
-        """The loss, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
-        answers, routings = model(batch.rows)
+        """The loss without l2, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
+        answers, routings, _ = model(batch.rows)
         losses = self._losses(answers, batch)
         squares = (self._std * (answers[:, 0].double() - batch.ratings)).square().sum()
         tasks = torch.arange(losses.shape[1]).repeat(len(losses))

@@ -47,6 +47,12 @@ def biases(model: MMoE, pairs: Tensor) -> Tensor:
     return model.bias + table[pairs[:, 0]] + table[pairs[:, 1]]
 
 
+def products(model: MMoE, pairs: Tensor) -> Tensor:
+    """p_u . q_i of each task, whose factors are side by side."""
+    user, item = (model.factor_embedding.weight[pairs[:, side]].chunk(2, dim=1) for side in (0, 1))
+    return torch.stack([(one * other).sum(1) for one, other in zip(user, item, strict=True)], dim=1)
+
+
 def towers(model: MMoE, by_task: list[Tensor]) -> Tensor:
     """h_k of each task's row, written out."""
     answers = []
@@ -56,9 +62,12 @@ def towers(model: MMoE, by_task: list[Tensor]) -> Tensor:
     return torch.stack(answers, dim=1)
 
 
-def test_the_answer_is_the_papers_formula() -> None:
-    """With k = E: y_k = h_k(f_k(x)), f_k(x) = sum_i softmax(W_gk x)_i f_i(x), written without routing or a back end."""
-    model = model_of(k=4)
+@pytest.mark.parametrize("factors", [16, 0])
+def test_the_answer_is_the_papers_formula(factors: int) -> None:
+    """With k = E: y_k = h_k(f_k(x)), f_k(x) = sum_i softmax(W_gk x)_i f_i(x), written without routing or a back end; and
+    what matrix factorisation adds, unless it is left out.
+    """
+    model = model_of(k=4, model=replace(TINY["mmoe"]["model"], factors=factors))
     x = torch.cat((model.embedding.weight[PAIRS[:, 0]], model.embedding.weight[PAIRS[:, 1]]), dim=1)
     layer = model.blocks[0]
     experts = [torch.nn.functional.silu(x @ layer.experts.w_in[i].T) @ layer.experts.w_out[i].T for i in range(4)]
@@ -66,7 +75,7 @@ def test_the_answer_is_the_papers_formula() -> None:
     for gate in layer.router.gate.gates:
         weights = (x @ gate.weight.T).softmax(-1)
         mixed.append(sum(weights[:, i : i + 1] * experts[i] for i in range(4)))
-    expected = towers(model, mixed) + biases(model, PAIRS)
+    expected = towers(model, mixed) + biases(model, PAIRS) + (products(model, PAIRS) if factors else 0)
     torch.testing.assert_close(model(PAIRS)[0], expected)
 
 
@@ -75,8 +84,8 @@ def test_a_dense_model_has_a_shared_bottom() -> None:
     model = model_of(expert=1, k=1)
     x = torch.cat((model.embedding.weight[PAIRS[:, 0]], model.embedding.weight[PAIRS[:, 1]]), dim=1)
     bottom = torch.nn.functional.silu(x @ model.blocks[0].w_in.T) @ model.blocks[0].w_out.T
-    answers, routings = model(PAIRS)
-    torch.testing.assert_close(answers, towers(model, [bottom, bottom]) + biases(model, PAIRS))
+    answers, routings, _ = model(PAIRS)
+    torch.testing.assert_close(answers, towers(model, [bottom, bottom]) + biases(model, PAIRS) + products(model, PAIRS))
     assert [] == routings
 
 
@@ -114,7 +123,7 @@ def test_every_other_router_has_a_gate_for_each_task(router: RouterConfig) -> No
     assert not any(param.any() for name, param in model.named_parameters() if ".noise_gate." in name)
     for tower in model.towers:
         torch.nn.init.normal_(tower.head.weight)
-    answers, _ = model.train()(PAIRS)
+    answers, _, _ = model.train()(PAIRS)
     answers.square().sum().backward()
     assert (len(PAIRS), 2) == tuple(answers.shape)
     for name, param in model.named_parameters():
@@ -124,10 +133,19 @@ def test_every_other_router_has_a_gate_for_each_task(router: RouterConfig) -> No
     assert len(gates) % 2 == 0
 
 
-def test_a_new_model_guesses_the_mean() -> None:
-    """Whatever the pair: no deviation from the mean rating, and either click as likely."""
-    model = make_model(tiny_config(Path(), **TINY["mmoe"]), V)
-    assert not model(PAIRS)[0].any()
+@pytest.mark.parametrize(("factors", "deviation"), [(0, 0), (16, 0.15)])
+def test_a_new_model_guesses_the_mean(factors: int, deviation: float) -> None:
+    """Whatever the pair: no deviation from the mean rating, and either click as likely; with factors nearly so."""
+    config = tiny_config(Path(), **{**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], factors=factors)})
+    assert make_model(config, V)(PAIRS)[0].abs().max() <= deviation
+
+
+def test_the_squares_are_of_all_that_was_looked_up() -> None:
+    """Of a pair: the norms of both embeddings, of the biases and of the factors; not of anything that dropout left."""
+    model = model_of(model=replace(TINY["mmoe"]["model"], dropout=0.5)).train()
+    tables = (model.embedding, model.bias_embedding, model.factor_embedding)
+    expected = [sum(table.weight[row].square().sum() for table in tables for row in pair) for pair in PAIRS]
+    torch.testing.assert_close(model(PAIRS)[2], torch.stack(expected))
 
 
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}, {"router": SwitchConfig(), "k": 1}])

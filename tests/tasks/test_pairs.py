@@ -41,8 +41,8 @@ class Fixed(nn.Module):
         super().__init__()
         self.answers = nn.Parameter(answers)
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, list[Any]]:
-        return self.answers[rows[:, 1] - 2], []
+    def forward(self, rows: Tensor) -> tuple[Tensor, list[Any], Tensor]:
+        return self.answers[rows[:, 1] - 2], [], rows[:, 1] - 2.0
 
 
 def test_an_epoch_sees_every_pair_once() -> None:
@@ -87,6 +87,17 @@ def test_loss_and_measures_are_their_formulas() -> None:
     assert result.loss == pytest.approx((errors**2).mean() / 2 + click.mean(), rel=1e-5)
     assert result.measures == pytest.approx({"rmse": STD * math.sqrt((errors**2).mean()), "auc": auc(scores, clicks)})
     assert (20, None) == (result.num_tokens, result.num_bytes)
+
+
+def test_l2_is_in_the_loss_that_is_trained_and_in_no_other() -> None:
+    """The mean of the squares over the pairs of a batch, so often as a row is in it; what is judged does not see it."""
+    model = Fixed(torch.zeros(20, 2))
+    plain, held_down = make(), make()
+    held_down.l2 = 0.25
+    batch = plain.train_batch(0, 8)
+    added = held_down.loss(model, batch)[0] - plain.loss(model, batch)[0]
+    assert 0.25 * sum(numbers(batch)) / 8 == pytest.approx(added.item(), rel=1e-5)
+    assert plain.score(model, batch).loss == held_down.score(model, batch).loss
 
 
 def test_equal_scores_count_half_and_order_alone_counts() -> None:
