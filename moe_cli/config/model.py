@@ -221,7 +221,6 @@ class MMoEConfig(ModelConfig):
         d_model: width of the embeddings of a user and of an item together, half of it each.
         d_tower: width of a tower's hidden layer.
         factors: of a user and of an item, for each task, whose product is added to its answer (matrix factorisation); 0: none.
-        dropout: share of the embeddings that experts and towers do not see in training.
         context_length: what is routed of one example: the pair, once for each task.
     """
 
@@ -233,7 +232,6 @@ class MMoEConfig(ModelConfig):
     d_ff: int = 256
     d_tower: int = 32
     factors: int = 16
-    dropout: float = 0.5
     context_length: int = 2
 
     def __post_init__(self) -> None:

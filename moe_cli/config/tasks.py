@@ -103,15 +103,18 @@ class RatingTask:
     """Say how a user will rate an item, and whether the user will click on it.
 
     Attributes:
-        l2: in training, the weight of the squares of a pair's embeddings, biases and factors.
+        l2: in training, the weight of the squares of a pair's biases and factors.
+        l2_embedding: and of its embeddings: more, as the weights of experts can make up for small ones.
     """
 
     special_tokens: ClassVar[int] = 0
     name: Literal["ratings"] = "ratings"
     l2: float = 0.04
+    l2_embedding: float = 0.5
 
     def __post_init__(self) -> None:
         at_least("task.l2", self.l2, 0)
+        at_least("task.l2_embedding", self.l2_embedding, 0)
 
 
 TaskConfig = CausalLM | MaskedLM | SpanCorruption | ImageTask | RatingTask

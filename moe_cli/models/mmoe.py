@@ -78,12 +78,12 @@ class MMoE(nn.Module):
         if self.factor_embedding is not None:
             nn.init.normal_(self.factor_embedding.weight, std=EMBEDDING_STD, generator=generator)
 
-    def forward(self, pairs: Int[Tensor, "B 2"]) -> tuple[Float[Tensor, "B G"], list[Routing], Float[Tensor, " B"]]:
+    def forward(self, pairs: Int[Tensor, "B 2"]) -> tuple[Float[Tensor, "B G"], list[Routing], Float[Tensor, "B 2"]]:
         """For each pair of a user's and an item's row the answer to each task, the routing of every sparse layer, and for
-        each pair the sum of the squares of all that was looked up.
+        each pair the sums of the squares of what was looked up: of the embeddings, and of biases and factors.
         """
         embedded, biases = self.embedding(pairs), self.bias_embedding(pairs)
-        squares = _squares(embedded) + _squares(biases)
+        own = _squares(biases)
         x = self.dropout(embedded.flatten(1)).unsqueeze(1).expand(-1, self.num_tasks, -1)
         routings = []
         for block in self.blocks:
@@ -96,9 +96,9 @@ class MMoE(nn.Module):
         answers = answers + biases.sum(1) + self.bias
         if self.factor_embedding is not None:
             factors = self.factor_embedding(pairs)
-            squares = squares + _squares(factors)
+            own = own + _squares(factors)
             answers = answers + (factors[:, 0] * factors[:, 1]).unflatten(1, (self.num_tasks, -1)).sum(-1)
-        return answers, routings, squares
+        return answers, routings, torch.stack((_squares(embedded), own), dim=1)
 
 
 def _squares(rows: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_cli.config.tasks import RatingTask
 from moe_cli.moe.routing import Routing
 from moe_cli.tasks.order import EpochOrder, epoch_order
 from moe_cli.tasks.ratings import Pairs, Ratings
@@ -46,12 +47,12 @@ class RatingsTask:
     """A set of pairs in an order that the seed decides; each epoch sees every pair once.
 
     Args:
-        l2: what the squares of a pair's embeddings, biases and factors weigh in the loss that is trained.
+        config: what the squares of a pair's embeddings, biases and factors weigh in the loss that is trained.
     """
 
-    def __init__(self, ratings: Ratings, seed: int, l2: float = 0.0) -> None:
+    def __init__(self, ratings: Ratings, seed: int, config: RatingTask) -> None:
         self.corpus = ratings
-        self.l2 = l2
+        self.config = config
         self.vocab_size: int = ratings.meta["vocab_size"]
         self.seed = seed
         self._mean, self._std = ratings.meta["mean"], ratings.meta["std"]
@@ -83,14 +84,16 @@ class RatingsTask:
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
     def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Nats per pair, and the routings of the model's sparse layers: the sum of both tasks' means (see `_losses`), and of
-        l2 (|x_u|^2 + |x_i|^2): whoever is in more pairs is held down more often (Koren, Bell and Volinsky, 2009, eq. 5).
+        """Nats per pair, and the routings of the model's sparse layers: the sum of both tasks' means (see `_losses`), and the
+        weighted squares of what was looked up, so often as it was (Koren, Bell and Volinsky, 2009, eq. 5).
         """
         answers, routings, squares = model(batch.rows)
-        return (self._losses(answers, batch).sum(1) + self.l2 * squares.float()).mean(), routings
+        embeddings, own = squares.float().mean(0)
+        held_down = self.config.l2_embedding * embeddings + self.config.l2 * own
+        return self._losses(answers, batch).sum(1).mean() + held_down, routings
 
     def score(self, model: nn.Module, batch: PairBatch) -> Scored:
-        """The loss without l2, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
+        """The loss without these squares, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
         answers, routings, _ = model(batch.rows)
         losses = self._losses(answers, batch)
         squares = (self._std * (answers[:, 0].double() - batch.ratings)).square().sum()

@@ -20,7 +20,7 @@ def make_task(config: RunConfig, data: Data) -> Task:
         return ImagesTask(data, config.model.context_length, config.seed)
     if isinstance(data, Ratings):
         assert isinstance(config.task, RatingTask)
-        return RatingsTask(data, config.seed, config.task.l2)
+        return RatingsTask(data, config.seed, config.task)
     packing = config.data.packing if isinstance(config.data, CorpusConfig) else "concat"
     if isinstance(config.task, MaskedLM):
         return MaskedTask(data, config.model.context_length, config.seed, config.task, packing)
