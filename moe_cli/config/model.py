@@ -232,6 +232,7 @@ class MMoEConfig(ModelConfig):
     d_ff: int = 256
     d_tower: int = 32
     factors: int = 16
+    dropout: float = 0.1
     context_length: int = 2
 
     def __post_init__(self) -> None:

@@ -110,7 +110,7 @@ class RatingTask:
     special_tokens: ClassVar[int] = 0
     name: Literal["ratings"] = "ratings"
     l2: float = 0.04
-    l2_embedding: float = 0.5
+    l2_embedding: float = 0.1
 
     def __post_init__(self) -> None:
         at_least("task.l2", self.l2, 0)
