@@ -43,7 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
         "data": DigitsData(),
     },
     "mmoe": {
-        "model": MMoEConfig(d_tower=8, **{**SIZES, "context_length": 2}),
+        "model": MMoEConfig(d_tower=8, dropout=0.0, **{**SIZES, "context_length": 2}),
         "task": RatingTask(),
         "data": PlantedData(users=30, items=20, clusters=2, pairs=400),
     },

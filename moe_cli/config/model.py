@@ -220,6 +220,7 @@ class MMoEConfig(ModelConfig):
     Attributes:
         d_model: width of the embeddings of a user and of an item together, half of it each.
         d_tower: width of a tower's hidden layer.
+        factors: of a user and of an item, for each task, whose product is added to its answer (matrix factorisation); 0: none.
         context_length: what is routed of one example: the pair, once for each task.
     """
 
@@ -230,11 +231,14 @@ class MMoEConfig(ModelConfig):
     d_model: int = 64
     d_ff: int = 256
     d_tower: int = 32
+    factors: int = 16
+    dropout: float = 0.1
     context_length: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("model.d_tower", self.d_tower, 1)
+        at_least("model.factors", self.factors, 0)
         if self.d_model % 2:
             raise ConfigError(f"model.d_model={self.d_model} is odd: users and items have half of it each.")
         if self.context_length != self.num_tasks:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_cli.config.ranges import between
+from moe_cli.config.ranges import at_least, between
 from moe_cli.errors import ConfigError
 
 
@@ -100,10 +100,21 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class RatingTask:
-    """Say how a user will rate an item, and whether the user will click on it."""
+    """Say how a user will rate an item, and whether the user will click on it.
+
+    Attributes:
+        l2: in training, the weight of the squares of a pair's biases and factors.
+        l2_embedding: and of its embeddings: more, as the weights of experts can make up for small ones.
+    """
 
     special_tokens: ClassVar[int] = 0
     name: Literal["ratings"] = "ratings"
+    l2: float = 0.04
+    l2_embedding: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least("task.l2", self.l2, 0)
+        at_least("task.l2_embedding", self.l2_embedding, 0)
 
 
 TaskConfig = CausalLM | MaskedLM | SpanCorruption | ImageTask | RatingTask

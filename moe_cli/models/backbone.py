@@ -122,17 +122,17 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
 
 
 def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
-    """Two embeddings, of half the width and of biases, and for each task a tower and a bias.
+    """Embeddings of half the width, of biases and of factors, and for each task a tower and a bias.
 
-    Kept per token, of which a pair has one for each task: the input, the tower's input and its hidden values.
+    Kept per token, of which a pair has one for each task: the input, the tower's input, its hidden values, and the factors.
     """
     width, hidden, tasks = model.d_model, model.d_tower, model.num_tasks
     tower = width * hidden + hidden
     return Backbone(
-        num_params=vocab_size * (width // 2 + tasks) + tasks * (tower + hidden + 1),
+        num_params=vocab_size * (width // 2 + tasks * (1 + model.factors)) + tasks * (tower + hidden + 1),
         num_multiplied=tower,
         flops_per_token=0,
-        kept_per_token=INTEGER + 2 * width + hidden,
+        kept_per_token=INTEGER + 2 * width + hidden + 2 * model.factors,
         logits_per_token=1,
         matrices=Counter({(hidden, width): tasks}),
     )

@@ -1,6 +1,6 @@
 """Multi-gate mixture of experts over pairs of a user and an item (Ma et al., KDD 2018, doi 10.1145/3219819.3220007).
 
-B pairs, G tasks (rating and click), D width, V users and items.
+B pairs, G tasks (rating and click), D width, F factors, V users and items.
 """
 
 import torch
@@ -38,11 +38,14 @@ class Tower(nn.Module):
 
 
 class MMoE(nn.Module):
-    """y_k = h_k(f_k(x)) plus biases; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share (section 4.2).
+    """y_k = h_k(f_k(x)) + b + b_u + b_i + p_u . q_i; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share
+    (section 4.2).
 
     x is the user's embedding beside the item's. It is routed once for each task, by that task's gate: a pair is G tokens.
-    The biases of a task are one for all, one for the user and one for the item, as in matrix factorisation (Koren, Bell
-    and Volinsky, 2009). Dense layers make it the multi-task network with a shared bottom.
+    Every task has its own biases, of all, the user and the item, and its own F factors of the user and of the item: biased
+    matrix factorisation (Koren, Bell and Volinsky, 2009), which products of embeddings need and a network over them side
+    by side learns badly; so too in NeuMF (arXiv:1708.05031, section 3.3). Dense layers make it the multi-task network
+    with a shared bottom.
 
     Args:
         config: a resolved configuration.
@@ -57,6 +60,7 @@ class MMoE(nn.Module):
         self.embedding = nn.Embedding(vocab_size, model.d_model // 2)
         self.bias_embedding = nn.Embedding(vocab_size, model.num_tasks)
         self.bias = nn.Parameter(torch.empty(model.num_tasks))
+        self.factor_embedding = nn.Embedding(vocab_size, model.num_tasks * model.factors) if model.factors else None
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = nn.ModuleList(
             _make_layer(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)
@@ -64,17 +68,23 @@ class MMoE(nn.Module):
         self.towers = nn.ModuleList(Tower(model.d_model, model.d_tower) for _ in range(model.num_tasks))
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, decided by the seed alone; heads and biases start at zero: the first guess is the mean."""
+        """Initial weights, decided by the seed alone; heads and biases start at zero: the first guess is nearly the mean."""
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD, generator=generator)
         nn.init.zeros_(self.bias_embedding.weight)
         nn.init.zeros_(self.bias)
         for part in (*self.blocks, *self.towers):
             part.reset_parameters(generator)
+        if self.factor_embedding is not None:
+            nn.init.normal_(self.factor_embedding.weight, std=EMBEDDING_STD, generator=generator)
 
-    def forward(self, pairs: Int[Tensor, "B 2"]) -> tuple[Float[Tensor, "B G"], list[Routing]]:
-        """For each pair of a user's and an item's row the answer to each task, and the routing of every sparse layer."""
-        x = self.dropout(self.embedding(pairs).flatten(1)).unsqueeze(1).expand(-1, self.num_tasks, -1)
+    def forward(self, pairs: Int[Tensor, "B 2"]) -> tuple[Float[Tensor, "B G"], list[Routing], Float[Tensor, "B 2"]]:
+        """For each pair of a user's and an item's row the answer to each task, the routing of every sparse layer, and for
+        each pair the sums of the squares of what was looked up: of the embeddings, and of biases and factors.
+        """
+        embedded, biases = self.embedding(pairs), self.bias_embedding(pairs)
+        own = _squares(biases)
+        x = self.dropout(embedded.flatten(1)).unsqueeze(1).expand(-1, self.num_tasks, -1)
         routings = []
         for block in self.blocks:
             if isinstance(block, MoELayer):
@@ -83,7 +93,16 @@ class MMoE(nn.Module):
             else:
                 x = block(x)
         answers = torch.stack([tower(x[:, task]) for task, tower in enumerate(self.towers)], dim=1)
-        return answers + self.bias_embedding(pairs).sum(1) + self.bias, routings
+        answers = answers + biases.sum(1) + self.bias
+        if self.factor_embedding is not None:
+            factors = self.factor_embedding(pairs)
+            own = own + _squares(factors)
+            answers = answers + (factors[:, 0] * factors[:, 1]).unflatten(1, (self.num_tasks, -1)).sum(-1)
+        return answers, routings, torch.stack((_squares(embedded), own), dim=1)
+
+
+def _squares(rows: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:
+    return rows.square().sum((1, 2))
 
 
 def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | FeedForward:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_cli.config.tasks import RatingTask
 from moe_cli.moe.routing import Routing
 from moe_cli.tasks.order import EpochOrder, epoch_order
 from moe_cli.tasks.ratings import Pairs, Ratings
@@ -43,10 +44,15 @@ class PairBatch:
 
 
 class RatingsTask:
-    """A set of pairs in an order that the seed decides; each epoch sees every pair once."""
+    """A set of pairs in an order that the seed decides; each epoch sees every pair once.
 
-    def __init__(self, ratings: Ratings, seed: int) -> None:
+    Args:
+        config: what the squares of a pair's embeddings, biases and factors weigh in the loss that is trained.
+    """
+
+    def __init__(self, ratings: Ratings, seed: int, config: RatingTask) -> None:
         self.corpus = ratings
+        self.config = config
         self.vocab_size: int = ratings.meta["vocab_size"]
         self.seed = seed
         self._mean, self._std = ratings.meta["mean"], ratings.meta["std"]
@@ -78,13 +84,17 @@ class RatingsTask:
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
     def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Nats per pair, and the routings of the model's sparse layers: the sum of both tasks' means (see `_losses`)."""
-        answers, routings = model(batch.rows)
-        return self._losses(answers, batch).sum(1).mean(), routings
+        """Nats per pair, and the routings of the model's sparse layers: the sum of both tasks' means (see `_losses`), and the
+        weighted squares of what was looked up, so often as it was (Koren, Bell and Volinsky, 2009, eq. 5).
+        """
+        answers, routings, squares = model(batch.rows)
+        embeddings, own = squares.float().mean(0)
+        held_down = self.config.l2_embedding * embeddings + self.config.l2 * own
+        return self._losses(answers, batch).sum(1).mean() + held_down, routings
 
     def score(self, model: nn.Module, batch: PairBatch) -> Scored:
-        """The loss, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
-        answers, routings = model(batch.rows)
+        """The loss without these squares, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
+        answers, routings, _ = model(batch.rows)
         losses = self._losses(answers, batch)
         squares = (self._std * (answers[:, 0].double() - batch.ratings)).square().sum()
         tasks = torch.arange(losses.shape[1]).repeat(len(losses))

@@ -2,7 +2,7 @@
 
 from moe_cli.config.data import CorpusConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.tasks import MaskedLM, SpanCorruption
+from moe_cli.config.tasks import MaskedLM, RatingTask, SpanCorruption
 from moe_cli.tasks.data import Data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.masked import MaskedTask
@@ -19,7 +19,8 @@ def make_task(config: RunConfig, data: Data) -> Task:
     if isinstance(data, Images):
         return ImagesTask(data, config.model.context_length, config.seed)
     if isinstance(data, Ratings):
-        return RatingsTask(data, config.seed)
+        assert isinstance(config.task, RatingTask)
+        return RatingsTask(data, config.seed, config.task)
     packing = config.data.packing if isinstance(config.data, CorpusConfig) else "concat"
     if isinstance(config.task, MaskedLM):
         return MaskedTask(data, config.model.context_length, config.seed, config.task, packing)

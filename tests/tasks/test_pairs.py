@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moe_cli.config.tasks import RatingTask
 from moe_cli.tasks.pairs import AUC_BINS, LARGEST_LOGIT, RatingsTask, score_counts
 from moe_cli.tasks.ratings import DOMAINS, Pairs, Ratings, auc
 from moe_cli.training.evaluate import evaluate
@@ -18,7 +19,7 @@ from tests.tiny import TINY, finish, tiny_config
 MEAN, STD = 3.0, 2.0
 
 
-def make(train: int = 20, val: int = 9, seed: int = 0) -> RatingsTask:
+def make(train: int = 20, val: int = 9, seed: int = 0, config: RatingTask | None = None) -> RatingsTask:
     """Pairs of user 0 and an item that is the number of the pair; users have 2 rows, items 20."""
     meta = {"domains": DOMAINS, "vocab_size": 22, "users": 2, "mean": MEAN, "std": STD}
     ratings = Ratings(Path(), meta)
@@ -27,7 +28,7 @@ def make(train: int = 20, val: int = 9, seed: int = 0) -> RatingsTask:
         rows = np.stack((np.zeros(size, np.int64), 2 + number), 1)
         vars(ratings)[name] = Pairs(rows, number % 5 + 1.0, number % 3 == 0)
     vars(ratings)["item_names"] = [f"film {number}" for number in range(20)]
-    return RatingsTask(ratings, seed)
+    return RatingsTask(ratings, seed, config or RatingTask())
 
 
 def numbers(batch: Any) -> list[int]:
@@ -41,8 +42,9 @@ class Fixed(nn.Module):
         super().__init__()
         self.answers = nn.Parameter(answers)
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, list[Any]]:
-        return self.answers[rows[:, 1] - 2], []
+    def forward(self, rows: Tensor) -> tuple[Tensor, list[Any], Tensor]:
+        number = rows[:, 1] - 2
+        return self.answers[number], [], torch.stack((number, 2 * number + 1), dim=1).float()
 
 
 def test_an_epoch_sees_every_pair_once() -> None:
@@ -87,6 +89,18 @@ def test_loss_and_measures_are_their_formulas() -> None:
     assert result.loss == pytest.approx((errors**2).mean() / 2 + click.mean(), rel=1e-5)
     assert result.measures == pytest.approx({"rmse": STD * math.sqrt((errors**2).mean()), "auc": auc(scores, clicks)})
     assert (20, None) == (result.num_tokens, result.num_bytes)
+
+
+def test_l2_is_in_the_loss_that_is_trained_and_in_no_other() -> None:
+    """The mean over the pairs of a batch, with a weight for embeddings and one for the rest; what is judged is without."""
+    model = Fixed(torch.zeros(20, 2))
+    plain, held_down = (
+        make(config=RatingTask(l2=l2, l2_embedding=l2_embedding)) for l2, l2_embedding in ((0, 0), (0.5, 0.25))
+    )
+    batch = plain.train_batch(0, 8)
+    added = held_down.loss(model, batch)[0] - plain.loss(model, batch)[0]
+    assert (1.25 * sum(numbers(batch)) + 0.5 * 8) / 8 == pytest.approx(added.item(), rel=1e-5)
+    assert plain.score(model, batch).loss == held_down.score(model, batch).loss
 
 
 def test_equal_scores_count_half_and_order_alone_counts() -> None:
