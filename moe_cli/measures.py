@@ -36,10 +36,11 @@ MEASURES = {
 }
 # What those of a data set are held against, by their names in summary.json, see `moe_cli.tasks.ratings.references`.
 REFERENCES = {
-    "mean_rmse": "RMSE of the mean",
-    "biases_rmse": "of user and item means",
-    "best_rmse": "at best",
-    "best_auc": "AUC at best",
+    "majority_accuracy": Measure("accuracy of the commonest class", 1, share=True),
+    "mean_rmse": Measure("RMSE of the mean", -1),
+    "biases_rmse": Measure("of user and item means", -1),
+    "best_rmse": Measure("at best", -1),
+    "best_auc": Measure("AUC at best", 1),
 }
 
 
@@ -87,5 +88,5 @@ def written(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def references(values: Mapping[str, Any]) -> list[str]:
     """Those that are among the values: RMSE of the mean 0.931."""
-    return [f"{label} {values[name]:.3f}" for name, label in REFERENCES.items()
+    return [f"{measure.label} {measure.write(values[name])}" for name, measure in REFERENCES.items()
             if isinstance(values.get(name), int | float)]  # fmt: skip

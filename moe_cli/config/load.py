@@ -204,7 +204,10 @@ class Composer:
     def _brought(self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
         """What the model brings along: choices that are neither given nor made by an experiment."""
         plain, model = self.compose(), follows.get("model", str(tree["model"].get("name")))
-        return {group: choice for group, choice in WITH_MODEL.get(model, {}).items()
+        brought = WITH_MODEL.get(model, {})
+        if "router" in brought and given.get("router", brought["router"]) != brought["router"]:
+            return {}  # the balance goes with that router
+        return {group: choice for group, choice in brought.items()
                 if group not in given and tree[group] == plain[group]}  # fmt: skip
 
     def _grouped(self, groups: dict[str, str]) -> dict[str, Any]:

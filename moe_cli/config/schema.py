@@ -261,6 +261,7 @@ class RunConfig:
             (packing != "concat" and isinstance(router, SoftConfig), "router=soft mixes all of a window", "concat"),
             (packing == "pad" and isinstance(router, ReluConfig), "router=relu counts windows as full", "isolate"),
             (packing == "pad" and not self.dense and "sequence" in scopes, "balance.scope=sequence takes windows of one length", "isolate"),
+            (packing == "pad" and self.train.grad_accumulation > 1, "train.grad_accumulation averages windows of one length", "isolate"),
             (packing == "pad" and self.launch.procs > 1, "launch.procs divides windows of one length", "isolate"),
         ]  # fmt: skip
         for wrong, why, instead in refused:

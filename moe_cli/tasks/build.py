@@ -276,5 +276,7 @@ def _encoded(tokenizer: Tokenizer, piece: Piece, start: int, stop: int | None) -
         return np.array([tokenizer.separator], _dtype(tokenizer))
     try:
         return tokenizer.encode(piece.text, start, stop)
-    except DataError:  # a character that was not there at first
-        raise piece.changed from None
+    except DataError:
+        if isinstance(tokenizer, CharTokenizer):  # a character that was not there at first
+            raise piece.changed from None
+        raise

@@ -100,7 +100,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 wrong = f"byte {error.start} of the line is 0x{line[error.start]:02x}"
                 raise DataError(f"{where} is not UTF-8 text: {wrong}.") from None
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # of numbers too long a ValueError
                 at = f": {error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
                 raise DataError(f"{where} is not JSON{at}. Each line is one record.") from None
             yield _field(record, field, where)

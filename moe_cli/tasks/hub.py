@@ -24,7 +24,21 @@ def list_hub(data: HubData) -> Texts:
     local = stamps(sorted(find_files(path)[1])) if is_local(path) else [path, data.revision]
     state = [local, data.subset, data.split, data.max_bytes, data.max_documents]
     _library()
+    if is_local(path):
+        _check_local(data)
     return Texts([File(Path(path), Path(path).name, partial(_documents, data))], state)
+
+
+def _check_local(data: HubData) -> None:
+    """Raises DataError: something is chosen that a folder or file here does not have."""
+    path = Path(data.path or "")
+    whole = path.is_file() or (path / "state.json").is_file()
+    saved = whole or (path / "dataset_dict.json").is_file()
+    given = {"revision": data.revision, "subset": data.subset if saved else None,
+             "split": data.split if whole and data.split != "train" else None}  # fmt: skip
+    for name, value in given.items():
+        if value is not None:
+            raise DataError(f"data.{name}={value} has no effect: {source(data)} has no {name}s. Leave it out.")
 
 
 def _documents(data: HubData) -> Iterator[Document]:

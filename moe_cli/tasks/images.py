@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import json
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,7 +95,7 @@ def _build(data: ImageData, folder: Path) -> None:
         "num_documents": len(train.labels) + len(val.labels), "vocab_size": len(names), "domains": names,
         "train_images": len(train.labels), "val_images": len(val.labels), "image_size": data.image_size,
         "channels": data.channels, "bigram_bpb": None, "gzip_bpb": None,
-        "majority": float(np.bincount(val.labels, minlength=len(names)).max() / len(val.labels)),
+        "references": {"majority_accuracy": float((val.labels == np.bincount(train.labels).argmax()).mean())},
     }  # fmt: skip
     with building(folder, "images") as temporary:
         for name, images in (("train", train), ("val", val)):
@@ -188,7 +189,7 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
         dimensions = magic % 256
         found, *sizes = struct.unpack(f">{1 + dimensions}I", content[: 4 + 4 * dimensions])
         array = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
-    except (OSError, EOFError, struct.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise DataError(f"{path} is no idx file of images or labels: {error}") from None
     if found != magic:
         raise DataError(f"{path} is no idx file of {'images' if magic == IMAGES_MAGIC else 'labels'}.")
@@ -214,11 +215,20 @@ def _folder(data: FolderData) -> tuple[Labelled, list[str]]:
     for place, path in enumerate(files):
         try:
             with Image.open(path) as image:
-                small = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR)
+                small = _eight_bits(image).convert(mode).resize((size, size), Image.Resampling.BILINEAR)
                 pixels[place] = np.asarray(small, np.uint8).reshape(size, size, data.channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}. Mend it, or move it away.") from None
     return Labelled(pixels, np.array([names.index(name) for name in classes])), names
+
+
+def _eight_bits(image: Any) -> Any:
+    """The image with values up to 255, which those of 16 bits are brought to."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
 
 
 def describe_images(images: Images) -> str:

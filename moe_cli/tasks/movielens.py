@@ -20,6 +20,8 @@ BETWEEN = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
 # Where the names of items stand, beside them; and by what they are told from the rest of the line.
 TITLES = {"u.item": "|", "movies.dat": "::"}
 HEADER = "userid,movieid,rating"
+# No rating is larger.
+MOST = 1e6
 
 
 def find_ratings(data: MovieLensData) -> Path:
@@ -66,10 +68,10 @@ def _lines(path: Path) -> Iterator[tuple[str, str, float]]:
     """User, item and rating of every line that is not empty. Raises DataError: a line is none such."""
     between = BETWEEN[path.name]
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 fields = line.rstrip("\n").split(between)
-                if number == 1 and path.suffix == ".csv" and line.lower().startswith(HEADER):
+                if number == 1 and path.suffix == ".csv" and line.lower().replace('"', "").startswith(HEADER):
                     continue
                 if line.isspace():
                     continue
@@ -77,7 +79,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, float]]:
                     user, item, rating = fields[0], fields[1], float(fields[2])
                 except (IndexError, ValueError):
                     rating = math.nan
-                if not math.isfinite(rating) or not user or not item:
+                if not abs(rating) <= MOST or not user or not item:
                     raise DataError(
                         f"{path}, line {number:,}: {line.strip()[:60]!r} is not user{_shown(between)}item"
                         f"{_shown(between)}rating."

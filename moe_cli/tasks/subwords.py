@@ -5,6 +5,7 @@ Read with the library `tokenizers` (pip install 'moe-cli[bpe]').
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +71,10 @@ class SubwordTokenizer:
         """The tokens of the bytes from `start` to `stop`, without a character that is cut in two."""
         ids = _encoded(self._library, part_of(text, start, stop))
         return np.array(ids, np.min_scalar_type(self.vocab_size - 1))
+
+    def token_ends(self, text: str) -> list[int]:
+        """The place in the text behind each token's characters, whatever the tokenizer makes of them."""
+        return [end for _, end in self._library.encode(text, add_special_tokens=False).offsets]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(map(self._table.__getitem__, ids))
@@ -189,7 +194,12 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def _encoded(library: Any, text: str) -> list[int]:
-    (encoding,) = library.encode_batch_fast([text], add_special_tokens=False)
+    """Raises DataError: the tokenizer does not know a character, and has no token for that."""
+    try:
+        (encoding,) = library.encode_batch_fast([text], add_special_tokens=False)
+    except Exception as error:  # the library raises nothing else
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"data.tokenizer cannot encode this text: {reason[0][:200]}. Use another, or bytes.") from None
     return list(encoding.ids)
 
 
@@ -207,7 +217,7 @@ def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separat
             table[number] = b"".join(alphabet.get(sign, sign.encode()) for sign in token)
         elif words:
             table[number] = token.removeprefix(mark).encode() if token.startswith(mark) else f" {token}".encode()
-        elif len(token) == 6 and token.startswith("<0x"):
+        elif re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
             table[number] = bytes([int(token[3:5], 16)])
         else:
             table[number] = token.replace("▁", " ").encode()

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from moe_cli.moe.routing import Routing
+from moe_cli.tasks.subwords import SubwordTokenizer
 from moe_cli.training.evaluate import LayerUse, empty_use, evaluating
 
 
@@ -129,13 +130,20 @@ def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
     Raises:
         DataError: the tokenizer does not know a character.
     """
-    widths = tokenizer.bytes_per_token()
-    starts = [0, *accumulate(len(char.encode()) for char in text)][:-1]
-    tokens, first, end, part = [], 0, 0, 1
-    for token in tokenizer.encode(text).tolist():
-        end += int(widths[token])
-        last = bisect_left(starts, end, first)
+    ids = tokenizer.encode(text).tolist()
+    ends = tokenizer.token_ends(text) if isinstance(tokenizer, SubwordTokenizer) else _ends(text, ids, tokenizer)
+    tokens, first, part = [], 0, 1
+    for place, token in enumerate(ids):
+        # What no token stands for, such as blanks that are left out, is with the next, and at the end with the last.
+        last = max(first, ends[place]) if place + 1 < len(ids) else len(text)
         part = 1 if last > first else part + 1
         tokens.append(TextToken(token, text[first:last], part))
         first = last
     return tokens
+
+
+def _ends(text: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """Behind the characters that begin in each token."""
+    starts = [0, *accumulate(len(char.encode()) for char in text)][:-1]
+    widths = tokenizer.bytes_per_token()
+    return [bisect_left(starts, end) for end in accumulate(int(widths[token]) for token in ids)]

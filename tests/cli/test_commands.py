@@ -93,7 +93,12 @@ def test_eval_of_several_ways_to_drop(moe: Moe, settings: list[str]) -> None:
     words = ("eval", "latest", "eval.capacity=0.5", "eval.drop=position,probability")
     rows = json.loads(moe(*words, "--json").stdout)["evaluations"]
     assert [None, "position", "probability"] == [row["drop"] for row in rows]
-    assert 0 == rows[0]["dropped_fraction"] < rows[1]["dropped_fraction"] == pytest.approx(rows[2]["dropped_fraction"], rel=0.05)
+    assert (
+        0
+        == rows[0]["dropped_fraction"]
+        < rows[1]["dropped_fraction"]
+        == pytest.approx(rows[2]["dropped_fraction"], rel=0.05)
+    )
     assert rows[1]["val_loss"] != rows[2]["val_loss"]
     assert ["-", "position", "probability"] == [line.split()[3] for line in moe(*words).stdout.splitlines()[2:]]
 

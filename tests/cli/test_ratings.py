@@ -35,7 +35,7 @@ def test_a_recommender_goes_through_every_command(moe: Moe) -> None:
     assert "baseline   expert=1 (dense)" in report
     sampled = moe("sample", "latest", "--prompt", "a")
     assert 2 == sampled.exit_code
-    assert "has learned task=ratings: there is no next token to guess." in sampled.output
+    assert "learned task=ratings: its model does not write text." in sampled.output
 
 
 @pytest.mark.parametrize("first", ["5 6 7 8", "a::b::c"])

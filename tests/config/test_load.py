@@ -45,6 +45,14 @@ def composer() -> Composer:
     return Composer()
 
 
+def test_an_lstm_brings_the_balance_of_its_router_only(composer: Composer) -> None:
+    """With another router it has what others have; what is named stays."""
+    brought = composer.point({"model": "lstm"}).config
+    other = composer.point({"model": "lstm", "router": "topk"}).config
+    assert ("noisy_topk", "importance+load") == (brought.router.name, brought.balance.name)
+    assert ("topk", "switch") == (other.router.name, other.balance.name)
+
+
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_every_file_of_conf_composes_and_validates(file: Path, composer: Composer) -> None:
     """Each yaml is a choice of a known group and gives a valid run; each value of a sweep occurs in a valid run."""

@@ -130,6 +130,7 @@ def test_the_field_is_chosen(tmp_path: Path) -> None:
     [
         (b'{"text": "a"', "line 2 is not JSON: Expecting ',' delimiter, column 13. Each line is one record."),
         (b"[" * 100_000, "line 2 is not JSON"),
+        (b'{"text": ' + b"9" * 6000 + b"}", "line 2 is not JSON"),
         (b'{"text": "\xff"}', "line 2 is not UTF-8 text: byte 10 of the line is 0xff."),
         (b'{"body": "a", "id": 3}', "line 2 has no field 'text': it has 'body', 'id'. Choose one: data.field=NAME"),
         (b'["a"]', "line 2 has no field 'text': it is no record. Choose one: data.field=NAME"),

@@ -88,6 +88,11 @@ def test_another_split_and_column(tmp_path: Path) -> None:
         ("parquet", {"field": "number"}, "column 'number' is int, not text"),
         ("dict", {"split": "valid"}, "has no split 'valid': it has train, test"),
         ("parquet", {"split": "valid"}, "cannot be read: "),
+        ("arrow", {"split": "test"}, "data.split=test has no effect: .* has no splits. Leave it out."),
+        ("file", {"split": "test"}, "data.split=test has no effect"),
+        ("arrow", {"subset": "en"}, "data.subset=en has no effect"),
+        ("dict", {"subset": "en"}, "data.subset=en has no effect"),
+        ("parquet", {"revision": "abc"}, "data.revision=abc has no effect"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, kind: str, options: Any, message: str) -> None:

@@ -104,6 +104,20 @@ def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:
     assert 13 == load_images(folder_again(tmp_path / "mine"), tmp_path / "cache").meta["num_documents"]
 
 
+@pytest.mark.parametrize("ending", ["png", "pgm"])
+def test_sixteen_bits_become_eight(tmp_path: Path, ending: str) -> None:
+    """A grey image of 16 bits is the one of 8 with values a 257th, and no white sheet."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            values = np.arange(64, dtype=np.uint16).reshape(8, 8) * (500 + 100 * number)
+            PIL.fromarray(values).save(tmp_path / name / f"{number}.{ending}")
+    images = load_images(FolderData(path=str(tmp_path), image_size=8, channels=1, val_fraction=0.25), tmp_path / "c")
+    found = {int(image.max()) for image in np.asarray(images.train.pixels)}
+    assert found <= {round(63 * (500 + 100 * number) / 257) for number in range(4)}
+    assert len(found) > 1
+
+
 def folder_again(root: Path) -> FolderData:
     return FolderData(path=str(root), image_size=8, val_fraction=0.25)
 
@@ -154,6 +168,11 @@ def test_files_that_are_no_idx(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="t10k holds 12 images"):
         load_images(data, tmp_path / "cache")
     idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.zeros((3, 28, 28)))
+    with pytest.raises(DataError, match="is no idx file of"):
+        load_images(data, tmp_path / "cache")
+    packed = bytearray(gzip.compress(bytes(range(256)) * 9))
+    packed[12:30] = b"\xff" * 18
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(packed)
     with pytest.raises(DataError, match="is no idx file of"):
         load_images(data, tmp_path / "cache")
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b\x08 torn")

@@ -225,6 +225,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         (["router=relu", "data.packing=pad"], "data.packing=pad: router=relu counts windows as full. Use data.packing=isolate"),
         (["balance.scope=sequence", "data.packing=pad"], "data.packing=pad: balance.scope=sequence takes windows of one length. Use data.packing=isolate"),
         (["model=t5", "data.packing=pad"], "data.packing=pad: spans are taken out of whole windows. Use data.packing=concat"),
+        (["train.grad_accumulation=2", "data.packing=pad"], "data.packing=pad: train.grad_accumulation averages windows of one length. Use data.packing=isolate"),
         (["launch.procs=2", "data.packing=pad"], "data.packing=pad: launch.procs divides windows of one length. Use data.packing=isolate"),
     ],
 )  # fmt: skip

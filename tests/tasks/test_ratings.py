@@ -191,6 +191,15 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
             load_ratings(MovieLensData(path=str(path)), tmp_path / "cache")
 
 
+def test_a_spreadsheets_csv_is_read(tmp_path: Path) -> None:
+    """With the mark of its encoding and quotes around the names of columns."""
+    text = SHAPES["ratings.csv"].replace("userId,movieId,rating,timestamp", '"userId","movieId","rating","timestamp"')
+    data = movielens(tmp_path, SHAPES["ratings.csv"], "ratings.csv")
+    plain = read_movielens(data)
+    (tmp_path / "ratings.csv").write_text("\ufeff" + text, encoding="utf-8")
+    assert plain.ratings.tolist() == read_movielens(data).ratings.tolist()
+
+
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     """What the cache has of a file is of that file as it was."""
     before = load_ratings(movielens(tmp_path), tmp_path / "cache")

@@ -15,6 +15,7 @@ from moe_cli.errors import CheckpointError, DataError
 from moe_cli.run import restore
 from moe_cli.tasks.subwords import SubwordTokenizer, read_tokenizer, train_bpe
 from moe_cli.tasks.tokenizers import load_tokenizer
+from moe_cli.training.explain import text_tokens
 from tests.tasks.test_corpora import load, many, write
 from tests.tiny import finish, tiny_config, words
 
@@ -149,6 +150,7 @@ def test_a_tokenizer_that_changes_text_has_no_bytes(tmp_path: Path, kind: str) -
         (b'{"model": {"type": "Nonsense"}}', "is no tokenizer: "),
         (b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 4000000000}, "unk_token": "a"}}', "ids up to 4,000,000,000"),
         (b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}', "no token to stand between"),
+        (b'{"model": {"type": "WordLevel", "vocab": {"<0xZZ>": 0, "b": 1}, "unk_token": "b"}}', "no token to stand between"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_said(tmp_path: Path, content: Any, message: str) -> None:
@@ -162,6 +164,23 @@ def test_wrong_files_are_said(tmp_path: Path, content: Any, message: str) -> Non
         load(many(tmp_path / "text", 4), tmp_path / "cache", tokenizer=str(path))
     assert len(str(error.value).splitlines()) <= 3
     assert f"data.tokenizer={path}" in str(error.value)
+
+
+def test_a_character_without_a_token_is_said(tmp_path: Path) -> None:
+    """Where the tokenizer has no token for what it does not know."""
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<eos>": 1}, unk_token="[UNK]"))
+    own.add_special_tokens(["<eos>"])
+    path = saved(tmp_path / "t.json", own)
+    with pytest.raises(DataError, match=r"cannot encode this text: .*UNK"):
+        load(many(tmp_path / "text", 4), tmp_path / "cache", tokenizer=path)
+
+
+def test_tokens_end_where_their_characters_do() -> None:
+    """Of a tokenizer that writes blanks and unknown words in its own way, the text is told from its places."""
+    text = "baki xx  bade "
+    tokens = text_tokens(text, SubwordTokenizer("t", word_piece().to_str(), 5))
+    assert ["baki", " xx", "  ba", "de "] == [each.text for each in tokens]
+    assert text == "".join(each.text for each in tokens)
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
