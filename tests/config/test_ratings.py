@@ -37,7 +37,7 @@ def test_model_task_and_data_bring_each_other_along(word: str) -> None:
         (["data=python"], "task=ratings cannot be done with data=python. Use one of data=ratings, movielens"),
         (["task=causal_lm"], "model=mmoe cannot do task=causal_lm. Use model=gpt or lstm, or task=ratings"),
         (["data=movielens"], "data=movielens needs the folder of u.data, ratings.dat or ratings.csv. Add: data.path=FOLDER"),
-        (["model.tie_embeddings=true"], "no setting 'model.tie_embeddings' with model=mmoe. It belongs to model=gpt, bert, lstm, vit."),
+        (["model.tie_embeddings=true"], "no setting 'model.tie_embeddings' with model=mmoe. It belongs to model=gpt, bert, lstm, t5, vit."),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(words: list[str], message: str) -> None:
