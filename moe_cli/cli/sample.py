@@ -40,11 +40,9 @@ def sample(
         raise ConfigError(
             f"{found.id} learned from ready-made tokens (data=tokens): nobody knows the text they stand for."
         )
-    # Where documents were kept apart, a separator stands before each.
-    begin = [] if trained.task.packing == "concat" else [tokenizer.separator]
     ids = draw(
         trained.model,
-        [*begin, *tokenizer.encode(prompt).tolist()],
+        trained.task.prompt(prompt),
         tokens,
         trained.config.model.context_length,
         temperature,

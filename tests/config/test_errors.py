@@ -57,7 +57,7 @@ KEYS = [
     ),
     (
         ["data=python", "data.path=x"],
-        "no setting 'data.path' with data=python. It belongs to data=fashion_mnist, image_folder, text, tokens.",
+        "no setting 'data.path' with data=python. It belongs to data=fashion_mnist, hf, image_folder, text, tokens.",
     ),
     (
         ["balance=none", "balance.weight=1"],
@@ -226,7 +226,7 @@ TOGETHER = [
     ),
     (
         ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.tokenizer=bytes"],
-        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python, text.",
+        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python, asv, hf, kjv, mix, shakespeare, text, tiny_shakespeare, torch_sources.",
     ),
     (["data=tokens", "data.path=a", "data.vocab_size=1"], "data.vocab_size=1 must be between 2 and 4294967296."),
     (["data=text", "data.path="], "data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER"),

@@ -29,7 +29,7 @@ FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 # What a choice cannot do without.
 NEEDED = {
     ("data", "tokens"): {"data.path": "tokens", "data.vocab_size": 50_257},
-    **{("data", name): {"data.path": "a"} for name in ("text", "fashion_mnist", "image_folder")},
+    **{("data", name): {"data.path": "a"} for name in ("text", "hf", "fashion_mnist", "image_folder")},
     **{
         ("experiment", name): {"data.path": "a.txt"}
         for name in ("shakespeare_char", "nanogpt_cpu", "nanogpt_gpu", "makemoe", "speedrun", "speedrun_long")
