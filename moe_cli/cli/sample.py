@@ -51,9 +51,7 @@ def sample(  # noqa: PLR0913  (an option each)
         )
     torch.manual_seed(seed)  # for router=random, which draws too
     drawing = Drawing(temperature, top_k, 1.0 if top_p is None else top_p)
-    # Where documents were kept apart, a separator stands before each.
-    begin = [] if trained.task.packing == "concat" else [tokenizer.separator]
-    read, length = [*begin, *tokenizer.encode(prompt).tolist()], trained.config.model.context_length
+    read, length = trained.task.prompt(prompt), trained.config.model.context_length
     ids = draw(trained.model, read, tokens, length, drawing, seed, tokenizer.vocab_size)
     typer.echo(prompt, nl=False)
     started = time.perf_counter()

@@ -23,7 +23,7 @@ from moe_cli.tasks.files import File, Texts, source
 from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.references import bigram_bits_per_byte, gzip_bits_per_byte
 from moe_cli.tasks.shards import Shard, ShardWriter, Tokens
-from moe_cli.tasks.splits import Split, split_documents
+from moe_cli.tasks.splits import MOST_DOMAINS, Split, split_documents
 from moe_cli.tasks.subwords import SEPARATOR, SubwordTokenizer, part_of, read_tokenizer, train_bpe
 from moe_cli.tasks.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
 
@@ -78,7 +78,9 @@ def build(data: TextsData, texts: Texts, folder: Path) -> None:
     given = None if data.tokenizer in TOKENIZERS else read_tokenizer(data.tokenizer)
     survey = _survey(data, texts.files)
     several = len(survey.lengths) > 1
-    split = split_documents([length + several for length in survey.lengths], data.val_fraction)
+    few = 1 < len(_domain_names(texts.files, survey)) <= MOST_DOMAINS
+    sizes = [length + several for length in survey.lengths]
+    split = split_documents(sizes, data.val_fraction, survey.domains if few else ())
     if split.train_end < 2 or split.size - split.cut < 2:
         unit = "characters" if data.tokenizer == "chars" else "bytes"
         raise DataError(f"{source(data)} holds only {split.train_end + split.size - split.cut} {unit}. Give more text.")

@@ -19,11 +19,11 @@ from moe_cli.tasks.hub import list_hub
 from moe_cli.tasks.installed import list_installed
 from moe_cli.tasks.ready import describe_ready
 from moe_cli.tasks.shards import LARGE, Shard, Tokens
+from moe_cli.tasks.splits import MOST_DOMAINS
 from moe_cli.tasks.subwords import hash_of, read_tokenizer
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
-FORMAT = 4
-MOST_NAMED = 8
+FORMAT = 5
 # Stands for the hash of a tokenizer that is not there yet.
 FORESEEN = "?"
 
@@ -175,7 +175,7 @@ def _unseen(corpus: Corpus) -> list[str]:
     names = corpus.meta["domains"]
     held_out = np.flatnonzero(np.bincount(corpus.val_domains(corpus.begins(corpus.val)), minlength=len(names)))
     without = [name for place, name in enumerate(names) if place not in held_out]
-    if not without or len(names) > MOST_NAMED:
+    if not without or len(names) > MOST_DOMAINS:
         return []
     return [f"no document of {', '.join(without)} is held out: nothing is said of it. Raise data.val_fraction"]
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 # No document is more than this share of a validation split that holds whole documents, if there are smaller ones.
 LARGEST_SHARE = 1 / 8
+# Up to so many domains, each is represented in validation.
+MOST_DOMAINS = 8
 # Between training and validation text of one document, so that no training context reaches into validation.
 GAP_TOKENS = 1024
 
@@ -32,9 +34,14 @@ class Split:
     size: int
 
 
-def split_documents(sizes: Sequence[int], val_fraction: float) -> Split:
-    """Whole documents when they come near to the share wanted; else the text is cut at the share, with a gap."""
-    chosen = choose_validation(sizes, val_fraction)
+def split_documents(sizes: Sequence[int], val_fraction: float, domains: Sequence[int] = ()) -> Split:
+    """Whole documents when they come near to the share wanted; else the text is cut at the share, with a gap.
+
+    Args:
+        domains: of each document, where there are a handful: the share is then taken of each that has enough documents.
+    """
+    chosen = _choose_of_each(sizes, val_fraction, domains) if len(domains) else set()
+    chosen = chosen or choose_validation(sizes, val_fraction)
     held_out = np.zeros(len(sizes), bool)
     held_out[sorted(chosen)] = True
     order = np.concatenate((np.flatnonzero(~held_out), np.flatnonzero(held_out)))
@@ -44,6 +51,14 @@ def split_documents(sizes: Sequence[int], val_fraction: float) -> Split:
     else:
         train_end, cut = cut_with_gap(total, val_fraction)
     return Split(chosen, order, train_end, cut, total)
+
+
+def _choose_of_each(sizes: Sequence[int], fraction: float, domains: Sequence[int]) -> set[int]:
+    chosen: set[int] = set()
+    for domain in set(domains):
+        inside = [number for number, its in enumerate(domains) if its == domain]
+        chosen |= {inside[place] for place in choose_validation([sizes[number] for number in inside], fraction)}
+    return chosen
 
 
 def cut_with_gap(num_tokens: int, val_fraction: float, most: int | None = None) -> tuple[int, int]:

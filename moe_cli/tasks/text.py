@@ -173,6 +173,12 @@ class TextTask:
         tokenizer = self.corpus.tokenizer
         return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
 
+    def prompt(self, text: str) -> list[int]:
+        """The tokens of a text, as a document begins where documents are kept apart: with a separator."""
+        tokenizer = self.corpus.tokenizer
+        assert tokenizer is not None
+        return [*([] if self.packing == "concat" else [tokenizer.separator]), *tokenizer.encode(text).tolist()]
+
     def hardest(self) -> "Task | None":
         """There is no other way to ask."""
         return None

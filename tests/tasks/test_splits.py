@@ -57,3 +57,12 @@ def test_documents_held_out_stand_last(sizes: list[int], fraction: float) -> Non
         assert split.train_end == split.cut == split.size - sum(sizes[number] for number in split.chosen)
     else:
         assert (split.train_end, split.cut) == cut_with_gap(sum(sizes), fraction)
+
+
+def test_each_of_a_few_domains_is_held_out() -> None:
+    """A tenth of every domain, though one of them stands last as a whole; one document alone is learned from."""
+    domains = [0] * 40 + [1] * 60 + [2]
+    split = split_documents([100] * 101, 0.1, domains)
+    assert [4, 6] == [sum(domains[number] == domain for number in split.chosen) for domain in (0, 1)]
+    assert 100 not in split.chosen
+    assert 10 == len(split.chosen)
