@@ -83,7 +83,7 @@ KEYS = [
 ]
 
 CHOICES = [
-    (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: bert, gpt, lstm, mmoe, vit."),
+    (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: bert, gpt, lstm, mmoe, t5, vit."),
     (["router=tokp"], f"router=tokp: no such choice. Did you mean 'topk'? {ROUTERS}"),
     (["router=null"], f"router=null: no such choice. {ROUTERS}"),
     (["router="], f"router=: no such choice. {ROUTERS}"),
