@@ -54,6 +54,8 @@ def shortened(command: str) -> list[str]:
         return [*words, *sizes, "--seconds=0"]
     if words[0] in ("train", "sweep") and "--resume" not in words:
         chosen = {word.partition("=")[2] for word in words if word.startswith(("model=", "task="))}
+        if "mmoe" in chosen:
+            tiny.append("data.pairs=600")
         chosen |= {"lstm"} if "paper/shazeer_table7" in words else set()
         left = [name for family, names in NOT_OF.items() if family in chosen for name in names]
         tiny = [word for word in tiny if word.split("=")[0] not in left]

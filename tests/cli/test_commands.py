@@ -139,9 +139,10 @@ def test_sample_goes_on_from_the_prompt(moe: Moe, settings: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["model=bert", "model=vit", "model=t5"])
-def test_sample_needs_a_model_that_writes(moe: Moe, name: str) -> None:
+def test_sample_needs_a_model_that_writes(moe: Moe, text: Path, name: str) -> None:
     """One that learned another task is refused."""
-    moe("train", name, "train=smoke", "train.steps=1")
+    data = ["data=text", f"data.path={text}"] if name != "model=vit" else []
+    assert moe("train", name, *data, "train=smoke", "train.steps=1", "model.num_layers=4").exit_code == 0
     result = moe("sample", "latest")
     assert (2, "") == (result.exit_code, result.stdout)
     assert "its model does not write text. Name a run with task=causal_lm (model=gpt or lstm)." in result.stderr
