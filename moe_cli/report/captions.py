@@ -124,7 +124,8 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     lines = []
     data = {(row["corpus_sha256"], row["corpus"]) for row in rows}
     if len({digest for digest, _ in data}) > 1:
-        named = ", ".join(sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data)[:4])
+        names = sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data)
+        named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
     elif len({comparable(row) for row in rows if score(row) is not None}) > 1:
         lines += _prose("different budgets: 'best' is said among equal ones only", width, "yellow")

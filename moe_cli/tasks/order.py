@@ -1,6 +1,7 @@
 """In which order the windows of an epoch come: a shuffle that the seed and the epoch decide."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,3 +66,24 @@ def epoch_order(seed: int, epoch: int, num_windows: int, room: int) -> EpochOrde
     if num_windows <= MOST_LISTED:
         return EpochOrder(offset, generator.permutation(num_windows))
     return EpochOrder(offset, Shuffle(num_windows, generator.integers(2**64, size=ROUNDS, dtype=np.uint64)))
+
+
+class ExampleOrder:
+    """Examples that do not follow one another, in an order that the seed decides: each epoch has every one once."""
+
+    def __init__(self, seed: int, num_examples: int) -> None:
+        self.num_examples = num_examples
+        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(seed, epoch, num_examples, 1).windows)
+
+    def batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> NDArray[np.int64]:
+        """The examples of the `part`-th of `parts` equal parts of the `index`-th batch of `size`."""
+        share = size // parts
+        first = index * size + part * share
+        epochs, places = np.divmod(np.arange(first, first + share), self.num_examples)
+        return np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+
+def spread_evenly(total: int, wanted: int | None) -> NDArray[np.int64]:
+    """So many of `total` examples, at least one, from the first to the last; None: all, in order."""
+    number = total if wanted is None else max(1, min(total, wanted))
+    return np.linspace(0, total - 1, number).astype(np.int64)

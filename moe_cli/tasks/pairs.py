@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.tasks import RatingTask
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.order import EpochOrder, epoch_order
+from moe_cli.tasks.order import ExampleOrder, spread_evenly
 from moe_cli.tasks.ratings import Pairs, Ratings
 from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 
@@ -54,9 +53,8 @@ class RatingsTask:
         self.corpus = ratings
         self.config = config
         self.vocab_size: int = ratings.meta["vocab_size"]
-        self.seed = seed
         self._mean, self._std = ratings.meta["mean"], ratings.meta["std"]
-        self._order = lru_cache(maxsize=2)(self._order_of)
+        self._order = ExampleOrder(seed, len(ratings.train))
 
     @property
     def domains(self) -> Sequence[str]:
@@ -69,18 +67,13 @@ class RatingsTask:
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> PairBatch:
         """The `index`-th batch of `size` pairs, a function of the seed and the index; or a part of it."""
-        share = size // parts
-        first = index * size + part * share
-        epochs, places = np.divmod(np.arange(first, first + share), len(self.corpus.train))
-        chosen = [self._order(int(epoch)).windows[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        return self._batch(self.corpus.train, np.concatenate(chosen))
+        return self._batch(self.corpus.train, self._order.batch(index, size, part, parts))
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[PairBatch]:
         """The validation pairs in order; or so many, spread evenly over them, that they are routed `max_tokens` times."""
-        total = len(self.corpus.val)
-        wanted = total if max_tokens is None else max(1, min(total, max_tokens // len(self.domains)))
-        chosen = np.linspace(0, total - 1, wanted).astype(np.int64)
-        for first in range(0, wanted, size):
+        wanted = None if max_tokens is None else max_tokens // len(self.domains)
+        chosen = spread_evenly(len(self.corpus.val), wanted)
+        for first in range(0, len(chosen), size):
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
     def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
@@ -134,9 +127,6 @@ class RatingsTask:
         rating = 0.5 * (answers[:, 0] - batch.ratings).square()
         click = F.binary_cross_entropy_with_logits(answers[:, 1], batch.clicks, reduction="none")
         return torch.stack((rating, click), dim=1)
-
-    def _order_of(self, epoch: int) -> EpochOrder:
-        return epoch_order(self.seed, epoch, len(self.corpus.train), 1)
 
     def _batch(self, pairs: Pairs, places: NDArray[np.int64]) -> PairBatch:
         chosen = pairs.take(places)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from moe_cli.moe.routing import Routing
 from moe_cli.tasks.images import Images, Labelled, mean_and_std
-from moe_cli.tasks.order import EpochOrder, epoch_order
+from moe_cli.tasks.order import ExampleOrder, spread_evenly
 from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 
 # Of equal width, by how sure the model is (Guo et al., arXiv:1706.04599, section 2).
@@ -51,9 +50,8 @@ class ImagesTask:
     def __init__(self, images: Images, num_patches: int, seed: int) -> None:
         self.corpus = images
         self.vocab_size = num_patches
-        self.seed = seed
         self._mean, self._std = mean_and_std(images.train.pixels)
-        self._order = lru_cache(maxsize=2)(self._order_of)
+        self._order = ExampleOrder(seed, len(images.train.labels))
 
     @property
     def domains(self) -> Sequence[str]:
@@ -66,19 +64,13 @@ class ImagesTask:
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> ImageBatch:
         """The `index`-th batch of `size` images, a function of the seed and the index; or a part of it."""
-        share = size // parts
-        first = index * size + part * share
-        epochs, places = np.divmod(np.arange(first, first + share), len(self.corpus.train.labels))
-        chosen = np.array([self._order(int(epoch)).windows[np.array([place])][0]
-                           for epoch, place in zip(epochs, places, strict=True)])  # fmt: skip
-        return self._batch(self.corpus.train, chosen)
+        return self._batch(self.corpus.train, self._order.batch(index, size, part, parts))
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[ImageBatch]:
         """The validation images in order; or so many, spread evenly over them, that they have about `max_tokens` patches."""
-        total = len(self.corpus.val.labels)
-        wanted = total if max_tokens is None else max(1, min(total, max_tokens // self.vocab_size))
-        chosen = np.linspace(0, total - 1, wanted).astype(np.int64)
-        for first in range(0, wanted, size):
+        wanted = None if max_tokens is None else max_tokens // self.vocab_size
+        chosen = spread_evenly(len(self.corpus.val.labels), wanted)
+        for first in range(0, len(chosen), size):
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
     def loss(self, model: nn.Module, batch: ImageBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
@@ -119,9 +111,6 @@ class ImagesTask:
 
     def hardest(self) -> None:
         """There is no other way to ask."""
-
-    def _order_of(self, epoch: int) -> EpochOrder:
-        return epoch_order(self.seed, epoch, len(self.corpus.train.labels), 1)
 
     def _batch(self, images: Labelled, places: NDArray[np.int64]) -> ImageBatch:
         pixels = (np.asarray(images.pixels[places], np.float32) / 255 - self._mean) / self._std

@@ -240,6 +240,14 @@ def test_mixed_corpora_are_said(tmp_path: Path) -> None:
     assert warned[0].style == "yellow"
 
 
+def test_of_many_corpora_those_without_room_are_counted(tmp_path: Path) -> None:
+    """Four are named."""
+    for number, expert in enumerate((1, 2, 4, 8, 16, 32)):
+        complete(tmp_path, 1.8, expert=expert, k=1, results={"corpus": f"c{number}", "corpus_sha256": f"{number}" * 64})
+    (line,) = [line.plain for line in table_lines(view(tmp_path), "s", 200) if "different data" in line.plain]
+    assert "different data: c0 000000, c1 111111, c2 222222, c3 333333 and 2 more." in line
+
+
 def test_failed_and_pending_runs_are_counted(tmp_path: Path) -> None:
     """They are no rows of the table, but lines below it: how many, and the first reason."""
     complete(tmp_path, 1.7, expert=4)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.tasks import order as module
-from moe_cli.tasks.order import MOST_LISTED, Shuffle, epoch_order
+from moe_cli.tasks.order import MOST_LISTED, ExampleOrder, Shuffle, epoch_order, spread_evenly
 
 
 def shuffle(size: int, seed: int = 0) -> Shuffle:
@@ -83,3 +83,21 @@ def test_few_windows_keep_the_order_of_numpy() -> None:
     assert (offset, expected.tolist()) == (order.offset, order.windows[np.arange(1000)].tolist())
     assert isinstance(epoch_order(3, 2, MOST_LISTED, 128).windows, np.ndarray)
     assert isinstance(epoch_order(3, 2, MOST_LISTED + 1, 128).windows, Shuffle)
+
+
+def test_every_example_once_an_epoch() -> None:
+    """Batches of any size and in parts, across the ends of epochs, are the epochs' shuffles one after another."""
+    order = ExampleOrder(3, 50)
+    expected = np.concatenate([epoch_order(3, epoch, 50, 1).windows for epoch in range(3)])[:144]
+    for size, parts in ((16, 1), (16, 4), (72, 2)):
+        found = [order.batch(index, size, part, parts) for index in range(144 // size) for part in range(parts)]
+        assert expected.tolist() == np.concatenate(found).tolist()
+
+
+@pytest.mark.parametrize(("wanted", "number"), [(None, 9), (100, 9), (3, 3), (0, 1)])
+def test_examples_are_spread_evenly(wanted: int | None, number: int) -> None:
+    """As many as are wanted and there are, all different, the first among them, and of several the last."""
+    found = spread_evenly(9, wanted).tolist()
+    assert number == len(set(found)) == len(found)
+    assert 0 == found[0]
+    assert number == 1 or found[-1] == 8
