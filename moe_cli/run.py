@@ -37,7 +37,7 @@ from moe_cli.store import (
     outputs_folder,
     write_text,
 )
-from moe_cli.tasks.data import Data
+from moe_cli.tasks.data import Data, judged_by_test
 from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
@@ -173,12 +173,15 @@ class Trained:
     step: int
 
 
-def restore(run: Run, outputs: Path, which: str = "latest") -> Trained:
+def restore(run: Run, outputs: Path, which: str = "latest", split: str = "val") -> Trained:
     """The model of a run as a checkpoint holds it: `latest`, `best` or that of a step.
+
+    Args:
+        split: what it will be judged by, `val` or `test`.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
-        DataError: its data are gone.
+        DataError: its data are gone, or have no test split.
     """
     from moe_cli.models.registry import make_model
     from moe_cli.tasks.registry import make_task
@@ -188,7 +191,7 @@ def restore(run: Run, outputs: Path, which: str = "latest") -> Trained:
     checkpoint = find_checkpoint(run, which)
     corpus = corpus_of(config, outputs)
     _check_same_corpus(run, checkpoint.state, corpus)
-    task = make_task(config, corpus)
+    task = make_task(config, judged_by_test(corpus) if split == "test" else corpus)
     model = make_model(config, vocab_of(config, corpus))
     checkpoint.load_model(model)
     return Trained(config, model.to(pick_device(config.train.device)).eval(), task, checkpoint.state["step"])

@@ -119,7 +119,7 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
     """Why the two cannot be held against each other, and the measures whose difference then means nothing."""
     caveats, meaningless = [], set[str]()
     texts = [_text(each) for each in (a, b)]
-    if (None not in texts and texts[0] != texts[1]) or "data.val_fraction" in settings:
+    if (None not in texts and texts[0] != texts[1]) or {"data.val_fraction", "data.test_fraction"} & {*settings}:
         caveats.append("they learned from different texts: no loss of one says anything about the other")
         meaningless |= set(LEARNED)
     if "data.tokenizer" in settings or "data.bpe_vocab" in settings:

@@ -1,5 +1,6 @@
 """moe eval."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 DEFAULT_CAPACITY = 1.25
 # What of a policy may still be chosen once a model is trained: eval.NAME.
 POLICY = ("k", "capacity", "drop")
+# What to judge by, and how its figures begin in JSON.
+SPLITS = {"validation": "val", "test": "test"}
+Split = Annotated[str, typer.Option("--split", metavar="validation|test", help="What to judge by.")]
 Domains = Annotated[bool, typer.Option("--domains", help="The loss of each domain (of images, of each class) as well.")]
 
 
@@ -23,12 +27,16 @@ def evaluate(
     overrides: Overrides = None,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
+    split: Split = "validation",
     domains: Domains = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a trained model on its whole validation split. Example: moe eval latest eval.k=1,2,4"""
+    """Evaluate a trained model on its whole validation or test split. Example: moe eval latest eval.k=1,2,4"""
+    from moe_cli.errors import ConfigError
     from moe_cli.store import find_run, outputs_folder
 
+    if split not in SPLITS:
+        raise ConfigError(f"--split {split} is not one of: {', '.join(SPLITS)}.")
     folder = outputs_folder(outputs)
     found = find_run(folder, run)
     config = found.config()
@@ -40,16 +48,17 @@ def evaluate(
     from moe_cli.measures import target
     from moe_cli.run import restore
 
-    trained = restore(found, folder, checkpoint)
+    trained = restore(found, folder, checkpoint, SPLITS[split])
     results = [(policy, _evaluate(trained, policy)) for policy in policies]
     rows = [_row(config, policy, result, domains) for policy, result in results]
     if as_json:
-        print_json({"run": found.id, "step": trained.step, "evaluations": rows})
+        named = [{re.sub("^val_", f"{SPLITS[split]}_", key): value for key, value in row.items()} for row in rows]
+        print_json({"run": found.id, "step": trained.step, "split": split, "evaluations": named})
         return
     unit = target(found.config_dict())
     console = Console(emoji=False)
     console.print(
-        f"[bold]{found.id}[/]   step {trained.step:,}   {rows[0]['val_tokens']:,} validation {unit}s, the whole split",
+        f"[bold]{found.id}[/]   step {trained.step:,}   {rows[0]['val_tokens']:,} {split} {unit}s, the whole split",
         highlight=False,
     )
     tables = [_table(rows, unit), *([_domain_table(rows)] if domains else [])]

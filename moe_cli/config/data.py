@@ -11,6 +11,20 @@ from moe_cli.errors import ConfigError
 # Tokenizers that are made here; any other is the path of a tokenizer.json.
 TOKENIZERS = ("bytes", "chars", "bpe")
 DEFAULT_BPE_VOCAB = 4096
+# The share of the data that may be held out in all.
+MOST_HELD_OUT = 0.8
+
+
+def check_shares(val_fraction: float, test_fraction: float, least: float = 0.001) -> None:
+    """Raises ConfigError: what is held out is nothing for validation, or more than half of the data for either split."""
+    between("data.val_fraction", val_fraction, least, 0.5)
+    if test_fraction:
+        between("data.test_fraction", test_fraction, least, 0.5)
+    if val_fraction + test_fraction > MOST_HELD_OUT:
+        raise ConfigError(
+            f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} hold out more than "
+            f"{MOST_HELD_OUT:g} of the data together. Lower one."
+        )
 
 
 @dataclass(frozen=True)
@@ -28,9 +42,10 @@ class CorpusConfig:
     bpe_vocab: int | None = None
     packing: Literal["concat", "isolate", "pad"] = "concat"
     val_fraction: float = 0.1
+    test_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+        check_shares(self.val_fraction, self.test_fraction)
         if self.bpe_vocab is not None:  # 256 are the bytes
             between("data.bpe_vocab", self.bpe_vocab, 257, 2**20)
         if self.tokenizer not in TOKENIZERS and not ("/" in self.tokenizer or self.tokenizer.endswith(".json")):
@@ -146,10 +161,11 @@ class TokenData:
     dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
     vocab_size: int | None = None
     val_fraction: float = 0.01
+    test_fraction: float = 0.0
     val_tokens: int | None = 2**20
 
     def __post_init__(self) -> None:
-        between("data.val_fraction", self.val_fraction, 0.0001, 0.5)
+        check_shares(self.val_fraction, self.test_fraction, 0.0001)
         at_least("data.val_tokens", self.val_tokens, 2)
         if not self.path:
             raise ConfigError("data=tokens needs a file or folder of tokens. Add: data.path=FILE_OR_FOLDER")
@@ -169,9 +185,10 @@ class DigitsData:
     channels: ClassVar[int] = 1
     name: Literal["digits"] = "digits"
     val_fraction: float = 0.2
+    test_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+        check_shares(self.val_fraction, self.test_fraction)
 
 
 @dataclass(frozen=True)
@@ -183,23 +200,26 @@ class MnistData:
     channels: ClassVar[int] = 1
     name: Literal["mnist5k"] = "mnist5k"
     val_fraction: float = 0.2
+    test_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+        check_shares(self.val_fraction, self.test_fraction)
 
 
 @dataclass(frozen=True)
 class FashionData:
-    """Fashion-MNIST, or MNIST, from a folder of its four files; its own test images are the validation split."""
+    """Fashion-MNIST, or MNIST, from a folder of its four files; its own test images are the test split."""
 
     tokenizer: ClassVar[str] = "pixels"
     image_size: ClassVar[int] = 28
     channels: ClassVar[int] = 1
-    val_fraction: ClassVar[float] = 1 / 7
+    test_fraction: ClassVar[float] = 0.0
     name: Literal["fashion_mnist"] = "fashion_mnist"
     path: str | None = None
+    val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        check_shares(self.val_fraction, self.test_fraction)
         if not self.path:
             raise ConfigError("data=fashion_mnist needs the folder of its four files. Add: data.path=FOLDER")
 
@@ -214,9 +234,10 @@ class FolderData:
     image_size: int = 32
     channels: int = 3
     val_fraction: float = 0.2
+    test_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        between("data.val_fraction", self.val_fraction, 0.001, 0.5)
+        check_shares(self.val_fraction, self.test_fraction)
         between("data.image_size", self.image_size, 2, 1024)
         if self.channels not in (1, 3):
             raise ConfigError(f"data.channels={self.channels} can be 1, grey, or 3, colours.")
@@ -232,14 +253,22 @@ class RatingsConfig:
 
     Attributes:
         fold: which fifth is held out for validation; the five have no pair in common.
+        test_fold: which is held out for a test; None: none.
     """
 
     tokenizer: ClassVar[str] = "pairs"
     num_folds: ClassVar[int] = 5
     fold: int = 0
+    test_fold: int | None = None
 
     def __post_init__(self) -> None:
         between("data.fold", self.fold, 0, self.num_folds - 1)
+        if self.test_fold is not None:
+            between("data.test_fold", self.test_fold, 0, self.num_folds - 1)
+            if self.test_fold == self.fold:
+                raise ConfigError(
+                    f"data.test_fold={self.test_fold} is data.fold too, which is for validation. Give another."
+                )
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def _kind(aspect: str, row: Row) -> Any:
     if aspect == TOKENIZER:
         return (row.get("data.tokenizer"), row.get("data.bpe_vocab"))
     if aspect == VALIDATION:
-        return (row.get("data.val_fraction"), row.get("data.val_tokens"))
+        return tuple(row.get(f"data.{name}") for name in ("val_fraction", "val_tokens", "test_fraction", "test_fold"))
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
             return (budget, row[budget])

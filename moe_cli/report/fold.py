@@ -294,11 +294,13 @@ def _parents(name: str) -> tuple[str, ...]:
 
 def comparable(row: Row) -> tuple[Any, ...]:
     """What rows share when their losses may be ranked: the data, what was asked, and how much training was paid for."""
-    data = (row["corpus_sha256"] or (row.get("data.name"), row.get("data.path")), row.get("task.name") or "causal_lm")
+    shares = (row.get("data.val_fraction"), row.get("data.test_fraction"))
+    corpus = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
+    data = (corpus, row.get("task.name") or "causal_lm", *shares)
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
-            return (data, row.get("data.val_fraction"), budget, row[budget])
-    return (data, row.get("data.val_fraction"), "tokens", row["tokens"])
+            return (data, budget, row[budget])
+    return (data, "tokens", row["tokens"])
 
 
 def best_rows(rows: Collection[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, MutableSequence, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from moe_cli.tasks.files import File, Texts, source
 from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.references import bigram_bits_per_byte, gzip_bits_per_byte
 from moe_cli.tasks.shards import Shard, ShardWriter, Tokens
-from moe_cli.tasks.splits import MOST_DOMAINS, Split, split_documents
+from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS, TEST, TRAIN, VAL, Split, split_documents
 from moe_cli.tasks.subwords import SEPARATOR, SubwordTokenizer, part_of, read_tokenizer, train_bpe
 from moe_cli.tasks.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
 
@@ -35,6 +36,7 @@ class Survey:
     Attributes:
         lengths: of each document, without a separator, in the units that a split is made in: bytes; of chars, characters.
         domains: of each document, as a place in the sorted names.
+        splits: of each document, where the names of files say so; empty: it is chosen.
         hashes: what the hash of the text was after each file; None for a file that is no text.
         bytes_of: the bytes of each domain.
         num_left_out: files, and records in them, that are empty or not text.
@@ -42,6 +44,7 @@ class Survey:
 
     lengths: MutableSequence[int] = field(default_factory=lambda: array("q"))
     domains: MutableSequence[int] = field(default_factory=lambda: array("q"))
+    splits: MutableSequence[int] = field(default_factory=lambda: array("q"))
     alphabet: set[str] = field(default_factory=set)
     hashes: list[bytes | None] = field(default_factory=list)
     num_bytes: int = 0
@@ -55,19 +58,19 @@ class Written:
     """Tokens as they were written.
 
     Attributes:
-        train, val: where they lie.
-        starts: where each document begins, in the order of the split, validation counted on from training.
+        shards: where they lie, of each of SPLITS.
+        starts: where each document begins, in the order of the split, each of SPLITS counted on from the one before.
         lossless: whether the tokens stand for exactly the bytes of the text.
     """
 
-    train: list[Shard]
-    val: list[Shard]
+    shards: list[list[Shard]]
     starts: NDArray[np.int64]
     lossless: bool
 
 
 def build(data: TextsData, texts: Texts, folder: Path) -> None:
-    """Makes the folder of a corpus: train_0000.bin ..., val_0000.bin ..., where documents begin, and meta.json.
+    """Makes the folder of a corpus: train_0000.bin ..., val_0000.bin ..., test_0000.bin ... if there is a test split, where
+    documents begin, and meta.json.
 
     It is built beside its place and renamed, so that of ten jobs that start at once all see a whole corpus.
 
@@ -80,10 +83,13 @@ def build(data: TextsData, texts: Texts, folder: Path) -> None:
     several = len(survey.lengths) > 1
     few = 1 < len(_domain_names(texts.files, survey)) <= MOST_DOMAINS
     sizes = [length + several for length in survey.lengths]
-    split = split_documents(sizes, data.val_fraction, survey.domains if few else ())
-    if split.train_end < 2 or split.size - split.cut < 2:
+    split = split_documents(
+        sizes, data.val_fraction, survey.domains if few else (), data.test_fraction, survey.splits or None
+    )
+    lengths = [end - begin for begin, end in split.spans]
+    if min(lengths[: VAL + 1]) < 2 or (data.test_fraction and lengths[TEST] < 2):
         unit = "characters" if data.tokenizer == "chars" else "bytes"
-        raise DataError(f"{source(data)} holds only {split.train_end + split.size - split.cut} {unit}. Give more text.")
+        raise DataError(f"{source(data)} holds only {sum(lengths)} {unit}. Give more text.")
     tokenizer: Tokenizer
     if data.bpe_vocab is not None:
         tokenizer = train_bpe(_training_texts(texts.files, survey, split), data.bpe_vocab)
@@ -99,7 +105,8 @@ def build(data: TextsData, texts: Texts, folder: Path) -> None:
 
 def _meta(data: TextsData, texts: Texts, survey: Survey, tokenizer: Tokenizer, written: Written) -> dict[str, Any]:
     dtype = _dtype(tokenizer)
-    train, val = Tokens(written.train, dtype), Tokens(written.val, dtype)
+    splits = dict(zip(SPLITS, written.shards, strict=True))
+    train, val = Tokens(splits["train"], dtype), Tokens(splits["val"], dtype)
     domains = _domain_names(texts.files, survey)
     return {
         "name": data.name,
@@ -116,15 +123,15 @@ def _meta(data: TextsData, texts: Texts, survey: Survey, tokenizer: Tokenizer, w
         "lossless": written.lossless,
         "vocab_size": tokenizer.vocab_size,
         "dtype": dtype.name,
-        "train_tokens": len(train),
-        "val_tokens": len(val),
-        "train_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in written.train],
-        "val_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in written.val],
+        **{f"{name}_tokens": sum(shard.num_tokens for shard in shards) for name, shards in splits.items()},
+        **{f"{name}_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in shards]
+           for name, shards in splits.items()},
+        "by_name": bool(survey.splits),
         "domains": domains,
         "domain_bytes": [survey.bytes_of[name] for name in domains],
         "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer) if written.lossless else None,
         "gzip_bpb": gzip_bits_per_byte(val, tokenizer) if written.lossless else None,
-    }
+    }  # fmt: skip
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
@@ -157,6 +164,7 @@ def _survey(data: TextsData, files: Sequence[File]) -> Survey:
         raise DataError(f"{source(data)} holds no text: {what}.")
     names = _domain_names(files, survey)
     survey.domains.extend(names.index(files[owner].domain) for owner in owners)
+    survey.splits.extend(split for owner in owners if (split := files[owner].split) is not None)
     return survey
 
 
@@ -181,24 +189,25 @@ def _survey_file(file: File, survey: Survey, chars: bool) -> None:
 
 
 def _write(files: Sequence[File], survey: Survey, split: Split, tokenizer: Tokenizer, folder: Path) -> Written:
-    """Both parts, from another reading of the files."""
+    """All splits, from another reading of the files."""
     dtype, lossless = _dtype(tokenizer), True
-    counts = {True: 0, False: 0}  # of validation and of training
-    begins, of_val = np.zeros((2, len(survey.lengths)), np.int64)
+    counts = np.zeros(len(SPLITS), np.int64)
+    begins, parts = np.zeros((2, len(survey.lengths)), np.int64)
     last = -1
-    with ShardWriter(folder, "train", dtype) as train, ShardWriter(folder, "val", dtype) as val:
+    with ExitStack() as stack:
+        writers = [stack.enter_context(ShardWriter(folder, name, dtype)) for name in SPLITS]
         for piece in _pieces(files, survey, split, chars=isinstance(tokenizer, CharTokenizer)):
             if piece.document != last:
-                last, of_val[piece.document] = piece.document, piece.held_out
-                begins[piece.document] = counts[piece.held_out]
-            for held_out, (start, stop) in piece.parts.items():
+                last, parts[piece.document] = piece.document, piece.split
+                begins[piece.document] = counts[piece.split]
+            for part, (start, stop) in piece.parts.items():
                 tokens = _encoded(tokenizer, piece, start, stop)
-                counts[held_out] += len(tokens)
-                (val if held_out else train).write(tokens)
+                counts[part] += len(tokens)
+                writers[part].write(tokens)
                 if isinstance(tokenizer, SubwordTokenizer) and piece.text != SEPARATOR:
                     lossless = lossless and tokenizer.to_bytes(tokens) == part_of(piece.text, start, stop).encode()
-    starts = np.where(of_val, counts[False] + begins, begins)
-    return Written(train.shards, val.shards, starts[split.order], lossless)
+    starts = begins + (counts.cumsum() - counts)[parts]
+    return Written([writer.shards for writer in writers], starts[split.order], lossless)
 
 
 @dataclass(frozen=True)
@@ -206,15 +215,15 @@ class Piece:
     """Some text of a document, or the separator after it.
 
     Attributes:
-        held_out: whether it begins in what is held out for validation, or in the gap before.
-        parts: what of it is for validation (True) and for training (False), from unit to unit.
+        split: which it begins in; in a gap, the one after.
+        parts: what of it is for each split, from unit to unit.
         changed: what to raise where it is not the text of the first reading.
     """
 
     document: int
     text: str
-    held_out: bool
-    parts: dict[bool, tuple[int, int | None]]
+    split: int
+    parts: dict[int, tuple[int, int | None]]
     changed: DataError
 
 
@@ -222,25 +231,25 @@ def _pieces(files: Sequence[File], survey: Survey, split: Split, chars: bool) ->
     """All that has to be written, in order. Raises DataError: a file is not what it was when it was read first."""
     place = 0
     for document, text, changed in _again(files, survey):
-        if split.chosen:
-            held_out = document in split.chosen
-            yield Piece(document, text, held_out, {held_out: (0, None)}, changed)
+        if split.parts is not None:
+            part = int(split.parts[document])
+            yield Piece(document, text, part, {part: (0, None)}, changed)
             continue
         size = len(text) if chars else len(text.encode())
-        parts: dict[bool, tuple[int, int | None]] = {}
-        if place < split.train_end:
-            parts[False] = (0, split.train_end - place)
-        if place + size > split.cut:
-            parts[True] = (max(0, split.cut - place), None)
-        yield Piece(document, text, place >= split.train_end, parts, changed)
+        parts = {
+            part: (max(0, begin - place), None if place + size <= end else end - place)
+            for part, (begin, end) in enumerate(split.spans)
+            if place < end and place + size > begin
+        }
+        yield Piece(document, text, sum(place >= end for _, end in split.spans[:-1]), parts, changed)
         place += size
 
 
 def _training_texts(files: Sequence[File], survey: Survey, split: Split) -> Iterator[str]:
     """What a tokenizer may learn from."""
     for piece in _pieces(files, survey, split, chars=False):
-        if False in piece.parts and piece.text != SEPARATOR:
-            yield part_of(piece.text, *piece.parts[False])
+        if TRAIN in piece.parts and piece.text != SEPARATOR:
+            yield part_of(piece.text, *piece.parts[TRAIN])
 
 
 def _again(files: Sequence[File], survey: Survey) -> Iterator[tuple[int, str, DataError]]:

@@ -19,21 +19,26 @@ from moe_cli.tasks.hub import list_hub
 from moe_cli.tasks.installed import list_installed
 from moe_cli.tasks.ready import describe_ready
 from moe_cli.tasks.shards import LARGE, Shard, Tokens
-from moe_cli.tasks.splits import MOST_DOMAINS
+from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS
 from moe_cli.tasks.subwords import hash_of, read_tokenizer
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
-FORMAT = 5
+FORMAT = 6
 # Stands for the hash of a tokenizer that is not there yet.
 FORESEEN = "?"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token files, and what is known of them; those that were built lie in `folder`."""
+    """Token files, and what is known of them; those that were built lie in `folder`.
+
+    Attributes:
+        judged: what models are judged by, `val` or `test`.
+    """
 
     folder: Path
     meta: dict[str, Any]
+    judged: str = "val"
 
     @cached_property
     def train(self) -> Tokens:
@@ -41,7 +46,8 @@ class Corpus:
 
     @cached_property
     def val(self) -> Tokens:
-        return self._tokens("val_shards")
+        """The validation split; or the test split where models are judged by that."""
+        return self._tokens(f"{self.judged}_shards")
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -55,7 +61,7 @@ class Corpus:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Where each document begins, the validation split counted on from the training split."""
+        """Where each document begins, validation counted on from training, and test from validation."""
         return np.memmap(self.folder / "starts.bin", np.int64, mode="r")
 
     @cached_property
@@ -65,16 +71,21 @@ class Corpus:
 
     def begins(self, split: Tokens) -> NDArray[np.int64]:
         """Where the documents of a split begin in it; the first, or what is left of one that is cut, at 0."""
-        end = len(self.train)
-        inside = self.starts >= end if split is self.val else self.starts < end
-        return np.unique(np.append(self.starts[inside] - (end if split is self.val else 0), 0))
+        first = self._before_val if split is self.val else 0
+        inside = (self.starts >= first) & (self.starts < first + len(split))
+        return np.unique(np.append(self.starts[inside] - first, 0))
 
     def val_domains(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The domains of validation tokens; a separator belongs to the document before."""
+        """The domains of tokens of `val`; a separator belongs to the document before."""
         if len(self.meta["domains"]) == 1:
             return np.zeros(len(places), np.int64)
-        documents = np.searchsorted(self.starts, places + len(self.train), side="right") - 1
+        documents = np.searchsorted(self.starts, places + self._before_val, side="right") - 1
         return np.asarray(self.domain_ids[documents])
+
+    @property
+    def _before_val(self) -> int:
+        """Tokens of the splits before that which models are judged by."""
+        return len(self.train) + (self.meta["val_tokens"] if self.judged == "test" else 0)
 
     def _tokens(self, key: str, scattered: bool = False) -> Tokens:
         shards = [Shard(self.folder / name, first_byte, size) for name, first_byte, size in self.meta[key]]
@@ -133,7 +144,8 @@ def _foreseen(data: TextsData, cache: Path) -> Corpus:
 
 def _key(data: TextsData, texts: Texts) -> str:
     tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_of(data.tokenizer)
-    content = [FORMAT, tokenizer, data.bpe_vocab, data.val_fraction, getattr(data, "field", None), texts.state]
+    shares = [data.val_fraction, data.test_fraction]
+    content = [FORMAT, tokenizer, data.bpe_vocab, shares, getattr(data, "field", None), texts.state]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -150,7 +162,7 @@ def describe_corpus(corpus: Corpus) -> str:
     """One line: python corpus, 12.4 MB, bytes."""
     meta = corpus.meta
     if meta["tokenizer"] is None:
-        tokens = meta["train_tokens"] + meta["val_tokens"]
+        tokens = sum(meta[f"{name}_tokens"] for name in SPLITS)
         return f"{meta['name']} corpus, {count(tokens)} {meta['dtype']}, {meta['vocab_size']:,} different"
     name = meta["tokenizer"]["name"]
     if meta["tokenizer_sha256"]:
@@ -182,6 +194,9 @@ def _unseen(corpus: Corpus) -> list[str]:
 
 def _on_texts(meta: dict[str, Any]) -> list[str]:
     lines = []
+    if meta["by_name"]:
+        sizes = [f"{name} {count(meta[f'{name}_tokens'])}" for name in SPLITS if meta[f"{name}_tokens"]]
+        lines.append(f"split by the names of files: {', '.join(sizes)} tokens")
     if meta["num_left_out"] and meta["name"] in ("text", "hf"):
         lines.append(f"{meta['num_left_out']} files or records are empty or not UTF-8 text: left out")
     if meta["name"] == "mix":
@@ -199,10 +214,11 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
 
 
 def _on_tokens(meta: dict[str, Any]) -> list[str]:
-    train, val = len(meta["train_shards"]), len(meta["val_shards"])
+    train, val, test = (len(meta[f"{name}_shards"]) for name in SPLITS)
     header = f", llm.c header in {meta['num_with_header']}" if meta["num_with_header"] else ", no header"
     lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
-             f"{count(meta['val_tokens'])} in {val}{header}"]  # fmt: skip
+             f"{count(meta['val_tokens'])} in {val}"
+             + (f", test {count(meta['test_tokens'])} in {test}" if test else "") + header]  # fmt: skip
     if meta["num_left_out"]:
-        lines.append(f"{meta['num_left_out']} files are named neither train nor val: left out")
+        lines.append(f"{meta['num_left_out']} files are named neither train, val nor test: left out")
     return lines

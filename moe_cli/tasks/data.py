@@ -1,9 +1,11 @@
 """The data of a configuration, whatever they are: texts, images or ratings. Knows no torch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from moe_cli.config.data import CorpusConfig, DataConfig, ImageData, RatingData
 from moe_cli.config.schema import RunConfig
+from moe_cli.errors import DataError
 from moe_cli.numbers import percent
 from moe_cli.tasks.corpora import FORESEEN, Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.images import Images, describe_images, load_images
@@ -20,6 +22,15 @@ def load_data(data: DataConfig, context_length: int, cache: Path, build: bool = 
     if isinstance(data, RatingData):
         return load_ratings(data, cache / "ratings")
     return load_corpus(data, context_length, cache / "corpora", build)
+
+
+def judged_by_test(data: Data) -> Data:
+    """The same data, where models are judged by the test split. Raises DataError: there is none."""
+    unit = next(unit for unit in ("tokens", "images", "pairs") if f"train_{unit}" in data.meta)
+    if not data.meta[f"test_{unit}"]:
+        ask = "data.test_fold=1" if isinstance(data, Ratings) else "data.test_fraction=0.1"
+        raise DataError(f"{data.meta['source']} has no test split here. Train a model on data that have one: {ask}")
+    return replace(data, judged="test")
 
 
 def describe(data: Data) -> str:

@@ -12,15 +12,21 @@ from pathlib import Path
 from moe_cli.config.data import CorpusData, HubData, TextData, TokenData
 from moe_cli.errors import DataError
 from moe_cli.tasks.documents import Document, has_records, read_documents
+from moe_cli.tasks.splits import splits_by_name
 
 
 @dataclass(frozen=True)
 class File:
-    """Documents of one domain, which can be read again and again; `path` is what they are called in messages."""
+    """Documents of one domain, which can be read again and again; `path` is what they are called in messages.
+
+    Attributes:
+        split: TRAIN, VAL or TEST where its name says so; None: what is held out is chosen.
+    """
 
     path: Path
     domain: str
     documents: Callable[[], Iterator[Document]]
+    split: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,24 @@ def list_texts(data: TextData) -> Texts:
     if paths == [root]:
         return Texts([File(root, root.name, partial(read_documents, root, data.field))], stamps(paths))
     names = mixed(path.relative_to(root) for path in paths)
+    splits = splits_by_name(names)
+    if splits and data.test_fraction:
+        raise DataError(
+            f"data.test_fraction={data.test_fraction} has no effect: the names in {source(data)} say what is for training "
+            "and what is held out. Leave it out."
+        )
+    given: Sequence[int | None] = splits or [None] * len(names)
     files = [
-        File(root / name, domain_of(name, "."), partial(read_documents, root / name, data.field)) for name in names
-    ]
+        File(root / name, domain_of(_inside(name) if splits else name, "."),
+             partial(read_documents, root / name, data.field), split)
+        for name, split in sorted(zip(names, given, strict=True), key=lambda pair: pair[1] or 0)
+    ]  # fmt: skip
     return Texts(files, stamps([file.path for file in files]))
+
+
+def _inside(name: Path) -> Path:
+    """The name of a file in the folder of its split."""
+    return Path(*name.parts[1:]) if len(name.parts) > 1 else name
 
 
 def mixed(names: Iterable[Path]) -> list[Path]:

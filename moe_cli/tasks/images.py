@@ -1,4 +1,4 @@
-"""Images and their classes -> Images: two splits of pixels and labels, and what is known of them.
+"""Images and their classes -> Images: splits of pixels and labels, and what is known of them.
 
 N images of H x W pixels and C channels, G classes.
 """
@@ -22,8 +22,9 @@ from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
 from moe_cli.errors import DataError
 from moe_cli.tasks.files import find_files, stamps
 from moe_cli.tasks.folders import META, building
+from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, splits_by_name
 
-FORMAT = 1
+FORMAT = 2
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 # Of MNIST and its like: a number that says bytes, and how many dimensions.
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
@@ -43,10 +44,15 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Images:
-    """Two splits in files of a folder, and what is known of them."""
+    """Splits in files of a folder, and what is known of them.
+
+    Attributes:
+        judged: what models are judged by, `val` or `test`.
+    """
 
     folder: Path
     meta: dict[str, Any]
+    judged: str = "val"
 
     @cached_property
     def train(self) -> Labelled:
@@ -54,7 +60,8 @@ class Images:
 
     @cached_property
     def val(self) -> Labelled:
-        return self._split("val")
+        """The validation split; or the test split where models are judged by that."""
+        return self._split(self.judged)
 
     def _split(self, name: str) -> Labelled:
         pixels = np.load(self.folder / f"{name}_pixels.npy", mmap_mode="r")
@@ -74,7 +81,7 @@ def load_images(data: ImageData, cache: Path) -> Images:
 
 
 def _key(data: ImageData) -> str:
-    content: list[Any] = [FORMAT, data.val_fraction, data.image_size, data.channels]
+    content: list[Any] = [FORMAT, data.val_fraction, data.test_fraction, data.image_size, data.channels]
     if isinstance(data, FolderData | FashionData):
         content.append(stamps(_files(data)))
     else:
@@ -83,40 +90,43 @@ def _key(data: ImageData) -> str:
 
 
 def _build(data: ImageData, folder: Path) -> None:
-    train, val, names = _read(data)
-    for split, images in (("training", train), ("validation", val)):
-        if len(images.labels) < 2:
-            raise DataError(f"data={data.name} leaves {len(images.labels)} images for {split}. Give more images.")
+    splits, names = _read(data)
+    for split, images in splits.items():
+        if len(images.labels) < (0 if split == "test" and not data.test_fraction else 2):
+            raise DataError(
+                f"data={data.name} leaves {len(images.labels)} images for {PURPOSES[split]}. Give more images."
+            )
     sha256 = hashlib.sha256(json.dumps(names).encode())
-    for images in (train, val):
+    for images in splits.values():
         sha256.update(images.pixels.tobytes() + images.labels.tobytes())
+    commonest = np.bincount(splits["train"].labels).argmax()
     meta = {
         "name": data.name, "source": _source(data), "sha256": sha256.hexdigest(), "num_bytes": None,
-        "num_documents": len(train.labels) + len(val.labels), "vocab_size": len(names), "domains": names,
-        "train_images": len(train.labels), "val_images": len(val.labels), "image_size": data.image_size,
+        "num_documents": sum(len(images.labels) for images in splits.values()), "vocab_size": len(names), "domains": names,
+        **{f"{split}_images": len(images.labels) for split, images in splits.items()}, "image_size": data.image_size,
         "channels": data.channels, "bigram_bpb": None, "gzip_bpb": None,
-        "references": {"majority_accuracy": float((val.labels == np.bincount(train.labels).argmax()).mean())},
+        "references": {"majority_accuracy": float((splits["val"].labels == commonest).mean())},
     }  # fmt: skip
     with building(folder, "images") as temporary:
-        for name, images in (("train", train), ("val", val)):
-            np.save(temporary / f"{name}_pixels.npy", images.pixels)
-            np.save(temporary / f"{name}_labels.npy", images.labels)
+        for split, images in splits.items():
+            np.save(temporary / f"{split}_pixels.npy", images.pixels)
+            np.save(temporary / f"{split}_labels.npy", images.labels)
         (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _read(data: ImageData) -> tuple[Labelled, Labelled, list[str]]:
-    """Training, validation, and the names of the classes."""
+def _read(data: ImageData) -> tuple[dict[str, Labelled], list[str]]:
+    """The splits, and the names of the classes."""
     if isinstance(data, FashionData):
-        return _idx(data, "train"), _idx(data, "t10k"), list(FASHION)
+        return {**split_images(_idx(data, "train"), data.val_fraction), "test": _idx(data, "t10k")}, list(FASHION)
     if isinstance(data, FolderData):
-        images, names = _folder(data)
-    elif isinstance(data, DigitsData):
+        return _folder(data)
+    if isinstance(data, DigitsData):
         found = _library(data).datasets.load_digits()
-        images, names = _labelled(found.images * (255 / 16), found.target, 8), [str(digit) for digit in range(10)]
+        images = _labelled(found.images * (255 / 16), found.target, 8)
     else:
         pixels, labels = _library(data).data.mnist_data()
-        images, names = _labelled(pixels, labels, 28), [str(digit) for digit in range(10)]
-    return *_split(images, data.val_fraction), names
+        images = _labelled(pixels, labels, 28)
+    return split_images(images, data.val_fraction, data.test_fraction), [str(digit) for digit in range(10)]
 
 
 def _labelled(pixels: Any, labels: Any, size: int) -> Labelled:
@@ -124,16 +134,16 @@ def _labelled(pixels: Any, labels: Any, size: int) -> Labelled:
     return Labelled(shaped, np.asarray(labels, np.int64))
 
 
-def _split(images: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
-    """The same share of every class for validation, chosen by chance that is the same every time."""
+def split_images(images: Labelled, val_fraction: float, test_fraction: float = 0.0) -> dict[str, Labelled]:
+    """The same shares of every class for a test and for validation, chosen by chance that is the same every time."""
     order = np.random.default_rng(0).permutation(len(images.labels))
-    held: list[int] = []
+    parts = np.full(len(order), TRAIN)
     for label in np.unique(images.labels):
         own = order[images.labels[order] == label]
-        held += own[: round(fraction * len(own))].tolist()
-    chosen = np.zeros(len(order), bool)
-    chosen[held] = True
-    return images.take(order[~chosen[order]]), images.take(order[chosen[order]])
+        tested, held_out = (round(fraction * len(own)) for fraction in (test_fraction, test_fraction + val_fraction))
+        parts[own[:held_out]] = VAL
+        parts[own[:tested]] = TEST
+    return {name: images.take(order[parts[order] == part]) for part, name in enumerate(SPLITS)}
 
 
 def _library(data: ImageData) -> Any:
@@ -196,20 +206,30 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
     return array
 
 
-def _folder(data: FolderData) -> tuple[Labelled, list[str]]:
-    """A class for each sub-folder, by name. Raises DataError: a file is no image, or lies in no sub-folder."""
+def _folder(data: FolderData) -> tuple[dict[str, Labelled], list[str]]:
+    """A class for each sub-folder, by name; or folders train, val, test of such.
+
+    Raises:
+        DataError: a file is no image, or lies in no sub-folder; or data.test_fraction has no effect.
+    """
     try:
         from PIL import Image
     except ImportError:
         raise DataError("data=image_folder needs Pillow. Install it: pip install 'moe-cli[vision]'") from None
     root, files = Path(data.path or ""), _files(data)
-    classes = [path.relative_to(root).parts[0] for path in files]
-    for path, name in zip(files, classes, strict=True):
-        if name == path.name:
+    names = [path.relative_to(root) for path in files]
+    parts = splits_by_name(names)
+    if parts and data.test_fraction:
+        raise DataError(
+            f"data.test_fraction={data.test_fraction} has no effect: data.path={data.path} has its own splits."
+        )
+    within = [name.parts[1:] if parts else name.parts for name in names]
+    for path, below in zip(files, within, strict=True):
+        if len(below) < 2:
             raise DataError(f"{path} lies in no sub-folder, whose name would be its class. Move it into one, or away.")
-    names = sorted(set(classes))
-    if len(names) < 2:
-        raise DataError(f"data.path={data.path} has one class, {names[0]}: there is nothing to tell apart.")
+    classes = sorted({below[0] for below in within})
+    if len(classes) < 2:
+        raise DataError(f"data.path={data.path} has one class, {classes[0]}: there is nothing to tell apart.")
     size, mode = data.image_size, "L" if data.channels == 1 else "RGB"
     pixels = np.empty((len(files), size, size, data.channels), np.uint8)
     for place, path in enumerate(files):
@@ -219,7 +239,13 @@ def _folder(data: FolderData) -> tuple[Labelled, list[str]]:
                 pixels[place] = np.asarray(small, np.uint8).reshape(size, size, data.channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}. Mend it, or move it away.") from None
-    return Labelled(pixels, np.array([names.index(name) for name in classes])), names
+    images = Labelled(pixels, np.array([classes.index(below[0]) for below in within]))
+    if not parts:
+        return split_images(images, data.val_fraction, data.test_fraction), classes
+    given = {name: images.take(np.flatnonzero(np.array(parts) == part)) for part, name in enumerate(SPLITS)}
+    return (
+        given if VAL in parts else {**split_images(given["train"], data.val_fraction), "test": given["test"]}
+    ), classes
 
 
 def _eight_bits(image: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ratings and clicks of users on items -> Ratings: two splits of pairs, and what is known of them.
+"""Ratings and clicks of users on items -> Ratings: splits of pairs, and what is known of them.
 
 N pairs; users have the rows from 0, items the rows behind them.
 """
@@ -20,8 +20,9 @@ from moe_cli.tasks.files import stamps
 from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.movielens import find_ratings, read_movielens
 from moe_cli.tasks.planted import Interactions, plant
+from moe_cli.tasks.splits import PURPOSES
 
-FORMAT = 1
+FORMAT = 2
 ITEMS = "items.json"
 DOMAINS = ["rating", "click"]
 # How many ratings of the mean an item's and a user's own are mixed with (Koren, TKDD 2010, section 2.1).
@@ -45,10 +46,15 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Ratings:
-    """Two splits in files of a folder, and what is known of them."""
+    """Splits in files of a folder, and what is known of them.
+
+    Attributes:
+        judged: what models are judged by, `val` or `test`.
+    """
 
     folder: Path
     meta: dict[str, Any]
+    judged: str = "val"
 
     @cached_property
     def train(self) -> Pairs:
@@ -56,7 +62,8 @@ class Ratings:
 
     @cached_property
     def val(self) -> Pairs:
-        return self._split("val")
+        """The validation split; or the test split where models are judged by that."""
+        return self._split(self.judged)
 
     @cached_property
     def item_names(self) -> list[str]:
@@ -90,20 +97,26 @@ def _build(data: RatingData, folder: Path) -> None:
     source = f"data.path={data.path}" if isinstance(data, MovieLensData) else f"data={data.name}"
     every = Pairs(np.stack((found.users, found.num_users + found.items), 1), found.ratings, found.clicks)
     held_out = held_out_fold(len(every), data.fold, data.num_folds)
-    train, val = every.take(~held_out), every.take(held_out)
-    _check(train, val, source)
+    tested = np.zeros_like(held_out)
+    if data.test_fold is not None:
+        tested = held_out_fold(len(every), data.test_fold, data.num_folds)
+    splits = {"train": every.take(~held_out & ~tested), "val": every.take(held_out), "test": every.take(tested)}
+    train, val = splits["train"], splits["val"]
+    for name, part in splits.items():
+        if name != "test" or len(part):
+            _check(part, name, source)
     sha256 = hashlib.sha256()
-    for part in (train, val):
+    for part in splits.values():
         sha256.update(part.rows.tobytes() + part.ratings.tobytes() + part.clicks.tobytes())
     meta = {
         "name": data.name, "source": source, "sha256": sha256.hexdigest(), "num_bytes": None,
         "num_documents": len(every), "vocab_size": found.num_users + found.num_items, "domains": DOMAINS,
-        "users": found.num_users, "items": found.num_items, "train_pairs": len(train), "val_pairs": len(val),
+        "users": found.num_users, "items": found.num_items, **{f"{name}_pairs": len(part) for name, part in splits.items()},
         "mean": float(train.ratings.mean()), "std": float(train.ratings.std()), "bigram_bpb": None, "gzip_bpb": None,
         "references": references(train, val, found, held_out),
     }  # fmt: skip
     with building(folder, "ratings") as temporary:
-        for name, part in (("train", train), ("val", val)):
+        for name, part in splits.items():
             for field in dataclasses.fields(part):
                 np.save(temporary / f"{name}_{field.name}.npy", getattr(part, field.name))
         (temporary / ITEMS).write_text(json.dumps(found.item_names), encoding="utf-8")
@@ -117,19 +130,18 @@ def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
     return held_out
 
 
-def _check(train: Pairs, val: Pairs, source: str) -> None:
-    """Raises DataError when there is nothing to be learned or judged."""
-    if len(train) < 2 or len(val) < 2:
-        raise DataError(f"{source} leaves {len(val)} ratings for validation. Give more ratings.")
-    if train.ratings.std() == 0:
-        raise DataError(f"{source}: all ratings are {train.ratings[0]:g}. There is nothing to learn from them.")
-    for split, pairs in (("training", train), ("validation", val)):
-        if pairs.clicks.all() or not pairs.clicks.any():
-            which = "all" if pairs.clicks.all() else "none"
-            raise DataError(
-                f"{source}: {which} of the pairs for {split} {'are clicks' if which == 'all' else 'is a click'}. "
-                "Set data.liked to another rating."
-            )
+def _check(pairs: Pairs, split: str, source: str) -> None:
+    """Raises DataError when there is nothing to be learned from a split, or judged by it."""
+    if len(pairs) < 2:
+        raise DataError(f"{source} leaves {len(pairs)} ratings for {PURPOSES[split]}. Give more ratings.")
+    if split == "train" and pairs.ratings.std() == 0:
+        raise DataError(f"{source}: all ratings are {pairs.ratings[0]:g}. There is nothing to learn from them.")
+    if pairs.clicks.all() or not pairs.clicks.any():
+        which = "all" if pairs.clicks.all() else "none"
+        raise DataError(
+            f"{source}: {which} of the pairs for {PURPOSES[split]} {'are clicks' if which == 'all' else 'is a click'}. "
+            "Set data.liked to another rating."
+        )
 
 
 def references(train: Pairs, val: Pairs, found: Interactions, held_out: NDArray[np.bool_]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Ready-made token files: little-endian integers, as nanoGPT writes them, or with the header of llm.c and modded-nanogpt."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from moe_cli.config.data import TokenData
 from moe_cli.errors import DataError
 from moe_cli.tasks.files import find_files, source
 from moe_cli.tasks.shards import Shard, Tokens, cut
-from moe_cli.tasks.splits import cut_with_gap
+from moe_cli.tasks.splits import SPLITS, TEST, TRAIN, VAL, cut_with_gap, split_of
 
 # 256 int32: a number that says which tokens follow, the version, how many tokens. Of GPT-2's, uint16; of Llama 3's, uint32.
 HEADER_INTS = 256
@@ -21,7 +20,6 @@ MAGIC = {20240520: "uint16", 20240801: "uint32"}
 VERSION = 1
 # The hash is of at most so many blocks of each split.
 BLOCKS, BLOCK_BYTES = 1024, 2**16
-_TRAIN, _VAL = (re.compile(rf"(?<![a-z])({word})(?![a-z])") for word in ("train|training", "val|valid|validation"))
 
 
 def describe_ready(data: TokenData) -> dict[str, Any]:
@@ -38,39 +36,39 @@ def describe_ready(data: TokenData) -> dict[str, Any]:
         files = [path for path in files if path.suffix == ".bin"]
         if not files:
             raise DataError(f"{source(data)} has no .bin files. For text: data=text")
-    train_files, val_files = _parts(sorted(files))
-    train, val = _split(data, [_shard(data, path) for path in train_files], [_shard(data, path) for path in val_files])
-    num_with_header = sum(shard.first_byte == HEADER_BYTES for shard in (*train, *val))
+    found = _parts(sorted(files))
+    splits = dict(zip(SPLITS, _split(data, *([_shard(data, path) for path in part] for part in found)), strict=True))
+    num_with_header = sum(shard.first_byte == HEADER_BYTES for part in splits.values() for shard in part)
     digest = hashlib.sha256(data.dtype.encode())
-    for part in (train, val):
+    for part in filter(None, splits.values()):
         _sample(data, part, digest)
     return {
         "name": data.name,
         "source": source(data),
         "sha256": digest.hexdigest(),
         "num_documents": None,
-        "num_left_out": len(files) - len(train_files) - len(val_files),
+        "num_left_out": len(files) - sum(map(len, found)),
         "num_bytes": None,
         "tokenizer": None,
         "vocab_size": data.vocab_size,
         "dtype": data.dtype,
-        "train_tokens": sum(shard.num_tokens for shard in train),
-        "val_tokens": sum(shard.num_tokens for shard in val),
-        "train_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in train],
-        "val_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in val],
+        **{f"{name}_tokens": sum(shard.num_tokens for shard in part) for name, part in splits.items()},
+        **{f"{name}_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in part]
+           for name, part in splits.items()},
         "num_with_header": num_with_header,
         "domains": ["."],
         "bigram_bpb": None,
         "gzip_bpb": None,
-    }
+    }  # fmt: skip
 
 
-def _parts(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Files for training and for validation, by their names; without a name that says val, all are for training."""
-    val = [path for path in files if _VAL.search(path.name.lower())]
-    named = [path for path in files if _TRAIN.search(path.name.lower()) and path not in val]
-    rest = [path for path in files if path not in val]
-    return (named or rest, val) if val and rest else (list(files), [])
+def _parts(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Files for training, validation and a test, by their names; if none is held out by its name, all are for training."""
+    named: dict[int | None, list[Path]] = {}
+    for path in files:
+        named.setdefault(split_of(path.name), []).append(path)
+    train, val, test = named.get(TRAIN) or named.get(None, []), named.get(VAL, []), named.get(TEST, [])
+    return (train, val, test) if train and (val or test) else (list(files), [], [])
 
 
 def _shard(data: TokenData, path: Path) -> Shard:
@@ -103,14 +101,25 @@ def _shard(data: TokenData, path: Path) -> Shard:
     return Shard(path, first_byte, (size - first_byte) // width)
 
 
-def _split(data: TokenData, train: list[Shard], val: list[Shard]) -> tuple[list[Shard], list[Shard]]:
+def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Shard]) -> tuple[list[Shard], ...]:
+    """The splits: what files hold out, at most data.val_tokens of each, else the share at the end of what is for training.
+
+    Raises:
+        DataError: data.test_fraction has no effect.
+    """
+    if test and data.test_fraction:
+        raise DataError(f"data.test_fraction={data.test_fraction} has no effect: {source(data)} has files for a test.")
     width = np.dtype(data.dtype).itemsize
-    if val:
-        total = sum(shard.num_tokens for shard in val)
-        return train, cut(val, 0, min(total, data.val_tokens or total), width)
-    total = sum(shard.num_tokens for shard in train)
-    train_end, begin = cut_with_gap(total, data.val_fraction, data.val_tokens)
-    return cut(train, 0, train_end, width), cut(train, begin, total, width)
+    held_out = {"test": test, "val": val}
+    for name, fraction in (("test", data.test_fraction), ("val", data.val_fraction / (1 - data.test_fraction))):
+        if files := held_out[name]:
+            total = sum(shard.num_tokens for shard in files)
+            held_out[name] = cut(files, 0, min(total, data.val_tokens or total), width)
+        elif fraction:
+            total = sum(shard.num_tokens for shard in train)
+            end, begin = cut_with_gap(total, fraction, data.val_tokens)
+            held_out[name], train = cut(train, begin, total, width), cut(train, 0, end, width)
+    return train, held_out["val"], held_out["test"]
 
 
 def _sample(data: TokenData, shards: Sequence[Shard], digest: Any) -> None:

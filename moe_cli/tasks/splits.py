@@ -1,18 +1,26 @@
-"""Which part of a corpus is held out for validation."""
+"""Which parts of a corpus are held out: for validation, and for a test where one is asked for."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-# No document is more than this share of a validation split that holds whole documents, if there are smaller ones.
+# The splits, and what each is for.
+PURPOSES = {"train": "training", "val": "validation", "test": "a test"}
+SPLITS = tuple(PURPOSES)
+TRAIN, VAL, TEST = range(3)
+# No document is more than this share of a held-out split that holds whole documents, if there are smaller ones.
 LARGEST_SHARE = 1 / 8
-# Up to so many domains, each is represented in validation.
+# Up to so many domains, each is represented in what is held out.
 MOST_DOMAINS = 8
-# Between training and validation text of one document, so that no training context reaches into validation.
+# Between texts of two splits in one document, so that no training context reaches into what is held out.
 GAP_TOKENS = 1024
+_NAMES = [re.compile(rf"(?<![a-z])({words})(?![a-z])")
+          for words in ("train|training", "val|valid|validation|dev", "test|testing")]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,56 +28,90 @@ class Split:
     """A corpus with the documents that are held out moved to its end.
 
     Attributes:
-        chosen: the documents held out; none: the text is cut where it is.
+        parts: of each document TRAIN, VAL or TEST; None: the text is cut where it is.
         order: the number of each, in the new order.
-        train_end: training is what lies before, in units of `sizes`.
-        cut: validation is from here on.
-        size: of all.
+        spans: from where to where each of SPLITS goes in that order, in units of `sizes`.
     """
 
-    chosen: set[int]
+    parts: NDArray[np.int64] | None
     order: NDArray[np.int64]
-    train_end: int
-    cut: int
-    size: int
+    spans: tuple[tuple[int, int], ...]
 
 
-def split_documents(sizes: Sequence[int], val_fraction: float, domains: Sequence[int] = ()) -> Split:
-    """Whole documents when they come near to the share wanted; else the text is cut at the share, with a gap.
+def split_of(name: str) -> int | None:
+    """TRAIN, VAL or TEST where a name says so, as a word of its own: train, wiki.valid.tokens, my-test-set."""
+    found = [part for part, pattern in enumerate(_NAMES) if pattern.search(name.lower())]
+    return found[-1] if found else None
+
+
+def splits_by_name(names: Sequence[Path]) -> list[int] | None:
+    """The split of each file where the first part of every name says one, and both training and another are there."""
+    found = [split_of(name.parts[0]) for name in names]
+    if None in found or TRAIN not in found or set(found) == {TRAIN}:
+        return None
+    return [part for part in found if part is not None]
+
+
+def split_documents(
+    sizes: Sequence[int],
+    val_fraction: float,
+    domains: Sequence[int] = (),
+    test_fraction: float = 0.0,
+    given: Sequence[int] | None = None,
+) -> Split:
+    """Whole documents when they come near to the shares wanted; else the text is cut at the shares, with gaps.
+
+    The test split is chosen first, as if there were no validation.
 
     Args:
-        domains: of each document, where there are a handful: the share is then taken of each that has enough documents.
+        domains: of each document, where there are a handful: the shares are then taken of each that has enough documents.
+        given: the split that each document belongs to, those for a test last; of training documents the share for
+            validation is held out if none is given.
     """
-    chosen = _choose_of_each(sizes, val_fraction, domains) if len(domains) else set()
-    chosen = chosen or choose_validation(sizes, val_fraction)
-    held_out = np.zeros(len(sizes), bool)
-    held_out[sorted(chosen)] = True
-    order = np.concatenate((np.flatnonzero(~held_out), np.flatnonzero(held_out)))
-    total = sum(sizes)
-    if chosen:
-        train_end = cut = total - sum(sizes[number] for number in chosen)
-    else:
-        train_end, cut = cut_with_gap(total, val_fraction)
-    return Split(chosen, order, train_end, cut, total)
+    parts = np.full(len(sizes), TRAIN) if given is None else np.array(given)
+    val_fraction /= 1 - test_fraction
+    for part, fraction in ((TEST, test_fraction), (VAL, 0.0 if VAL in parts else val_fraction)):
+        if fraction:
+            rest = np.flatnonzero(parts == TRAIN).tolist()
+            left, of_domains = ([each[number] for number in rest] if len(each) else [] for each in (sizes, domains))
+            chosen = _choose(left, of_domains, fraction)
+            if not chosen:
+                tested = sum(size for size, its in zip(sizes, given or (), strict=False) if its == TEST)
+                return Split(None, np.arange(len(sizes)), _cut(sum(sizes), val_fraction, test_fraction, tested))
+            parts[[rest[place] for place in chosen]] = part
+    return arrange(sizes, parts)
 
 
-def _choose_of_each(sizes: Sequence[int], fraction: float, domains: Sequence[int]) -> set[int]:
+def arrange(sizes: Sequence[int], parts: NDArray[np.int64]) -> Split:
+    """Whole documents, each in the split it is given."""
+    ends = np.bincount(parts, np.asarray(sizes), len(SPLITS)).astype(np.int64).cumsum().tolist()
+    return Split(parts, np.argsort(parts, kind="stable"), tuple(zip([0, *ends[:-1]], ends, strict=True)))
+
+
+def _choose(sizes: Sequence[int], domains: Sequence[int], fraction: float) -> set[int]:
     chosen: set[int] = set()
     for domain in set(domains):
         inside = [number for number, its in enumerate(domains) if its == domain]
-        chosen |= {inside[place] for place in choose_validation([sizes[number] for number in inside], fraction)}
-    return chosen
+        chosen |= {inside[place] for place in choose_held_out([sizes[number] for number in inside], fraction)}
+    return chosen or choose_held_out(sizes, fraction)
 
 
-def cut_with_gap(num_tokens: int, val_fraction: float, most: int | None = None) -> tuple[int, int]:
-    """Where training ends and where validation, of at most so many tokens, begins."""
-    cut = int(num_tokens * (1 - val_fraction))
+def _cut(total: int, val_fraction: float, test_fraction: float, tested: int) -> tuple[tuple[int, int], ...]:
+    """Spans of a text whose last `tested` units are given, or whose last share is held out, for a test."""
+    val_end, test_begin = cut_with_gap(total, test_fraction) if test_fraction else (total - tested, total - tested)
+    train_end, val_begin = cut_with_gap(val_end, val_fraction)
+    return (0, train_end), (val_begin, val_end), (test_begin, total)
+
+
+def cut_with_gap(num_tokens: int, fraction: float, most: int | None = None) -> tuple[int, int]:
+    """Where what comes before ends, and where the part held out, of at most so many tokens, begins."""
+    cut = int(num_tokens * (1 - fraction))
     cut = cut if most is None else max(cut, num_tokens - most)
     return cut - min(GAP_TOKENS, cut // 100), cut
 
 
-def choose_validation(sizes: Sequence[int], fraction: float) -> set[int]:
-    """Which documents of these sizes are held out for validation; none if whole ones do not come near to the share.
+def choose_held_out(sizes: Sequence[int], fraction: float) -> set[int]:
+    """Which documents of these sizes are held out; none if whole ones do not come near to the share.
 
     From the last on, those that are small beside the share wanted, so that no single document decides how a model is
     judged; if that does not do, whatever comes last.

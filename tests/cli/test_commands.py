@@ -11,8 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
+from moe_cli.run import restore
 from moe_cli.store import Run, find_run, open_runs
 from tests.cli.conftest import Moe
 
@@ -85,6 +89,46 @@ def test_eval_of_several_policies(moe: Moe, settings: list[str]) -> None:
     assert [row["val_loss"] for row in rows[:2]] == [row["val_loss"] for row in alone]
     assert rows[0]["val_loss"] == pytest.approx(sum(rows[0]["domains"].values()))  # of one text, one domain
     assert "k=2 C=0.5" in moe("eval", "latest", *words, "--domains").stdout
+
+
+def test_eval_by_the_test_split(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """The loss over exactly the tokens that neither training nor validation has; told as such; training never sees them."""
+    moe("train", *settings, "data.test_fraction=0.2")
+    result = json.loads(moe("eval", "latest", "--split", "test", "--domains", "--json").stdout)
+    dropless = result["evaluations"][0]
+    assert "test" == result["split"]
+    assert not [key for key in dropless if key.startswith("val_")]
+    trained = restore(find_run(tmp_path / "outputs", "latest"), tmp_path / "outputs", split="test")
+    corpus = trained.task.corpus
+    tokens = torch.from_numpy(np.array(corpus.val[:], np.int64))
+    plain = json.loads(moe("eval", "latest", "--json").stdout)["evaluations"][0]
+    assert [corpus.meta["test_tokens"] - 1, corpus.meta["val_tokens"] - 1] == [
+        dropless["test_tokens"],
+        plain["val_tokens"],
+    ]
+    length = trained.config.model.context_length
+    losses = []
+    with torch.no_grad():
+        for first in range(0, len(tokens) - 1, length):
+            window = tokens[first : first + length + 1]
+            losses += F.cross_entropy(trained.model(window[None, :-1])[0][0], window[1:], reduction="none").tolist()
+    assert sum(losses) / len(losses) == pytest.approx(dropless["test_loss"], rel=1e-5)
+    assert "test tokens, the whole split" in moe("eval", "latest", "--split", "test").stdout
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train", "error: --split train is not one of: validation, test."),
+        ("test", "has no test split here. Train a model on data that have one: data.test_fraction=0.1"),
+    ],
+)
+def test_eval_refuses_a_split(moe: Moe, settings: list[str], split: str, message: str) -> None:
+    """Splits that there are not are refused in one line."""
+    moe("train", *settings)
+    result = moe("eval", "latest", "--split", split)
+    assert 2 == result.exit_code
+    assert message in result.stderr
 
 
 def test_eval_of_several_ways_to_drop(moe: Moe, settings: list[str]) -> None:

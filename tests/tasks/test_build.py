@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from moe_cli.config.data import PythonData
 from moe_cli.errors import DataError
 from moe_cli.tasks import build, documents, shards
 from moe_cli.tasks.corpora import Corpus, load_corpus, texts_of
-from moe_cli.tasks.splits import choose_validation
+from moe_cli.tasks.splits import SPLITS, choose_held_out
 from tests.tasks.test_corpora import load, many, write
 from tests.tiny import words
 
@@ -35,48 +36,60 @@ BUILD = (
 )
 
 
-def at_once(texts: list[str], tokenizer: str, fraction: float) -> tuple[list[int], list[int], str]:
-    """Both splits and the hash of texts that are all in memory, as corpora were first made."""
+def at_once(texts: list[str], tokenizer: str, val: float, test: float) -> tuple[list[int], list[int], list[int], str]:
+    """The splits and the hash of texts that are all in memory, as corpora were first made."""
     ends = "\0" if len(texts) > 1 else ""
     alphabet = sorted(set("".join(texts) + ends))
     pieces = [
         [alphabet.index(char) for char in text + ends] if tokenizer == "chars" else [*(text + ends).encode()]
         for text in texts
     ]
-    chosen = choose_validation([len(piece) for piece in pieces], fraction)
-    train = [token for number, piece in enumerate(pieces) if number not in chosen for token in piece]
-    val = [token for number, piece in enumerate(pieces) if number in chosen for token in piece]
-    if not chosen:
-        cut = int(len(train) * (1 - fraction))
-        train, val = train[: cut - min(1024, cut // 100)], train[cut:]
-    return train, val, hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    numbers: list[list[int]] = [[*range(len(pieces))], [], []]
+    found = True
+    for part, fraction in ((2, test), (1, val / (1 - test))):
+        chosen = choose_held_out([len(pieces[number]) for number in numbers[0]], fraction) if fraction else set()
+        found = found and bool(chosen or not fraction)
+        numbers[part] = [number for place, number in enumerate(numbers[0]) if place in chosen]
+        numbers[0] = [number for place, number in enumerate(numbers[0]) if place not in chosen]
+    train, held_out, tested = ([token for number in of for token in pieces[number]] for of in numbers)
+    if not found:
+        train, held_out, tested = [token for piece in pieces for token in piece], [], []
+        if test:
+            cut = int(len(train) * (1 - test))
+            train, tested = train[: cut - min(1024, cut // 100)], train[cut:]
+        cut = int(len(train) * (1 - val / (1 - test)))
+        train, held_out = train[: cut - min(1024, cut // 100)], train[cut:]
+    return train, held_out, tested, hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 @given(
     texts=st.lists(st.text(st.sampled_from("ab \né€𝄞"), min_size=8).filter(str.strip), min_size=1, max_size=8),
     tokenizer=st.sampled_from(["bytes", "chars"]),
     fraction=st.sampled_from([0.1, 0.3, 0.5]),
+    test=st.sampled_from([0.0, 0.2]),
     shard=st.sampled_from([5, 64, 2**28]),
 )
 def test_a_corpus_is_what_it_is_in_memory(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], tokenizer: Any, fraction: float, shard: int
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], tokenizer: Any, fraction: float, test: float, shard: int
 ) -> None:
     """Read in pieces of 3 bytes and written in shards, tokens, split and hash are those of all texts at once."""
     folder = write(tmp_path_factory.mktemp("texts"), {f"{number}.txt": text for number, text in enumerate(texts)})
     for number, text in enumerate(texts):
         (folder / f"{number}.txt").write_bytes(text.encode())
     names = sorted((f"{n}.txt" for n in range(len(texts))), key=lambda name: hashlib.sha256(name.encode()).digest())
-    expected = at_once([texts[int(name.split(".")[0])] for name in names], tokenizer, fraction)
+    expected = at_once([texts[int(name.split(".")[0])] for name in names], tokenizer, fraction, test)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "CHUNK_BYTES", 3)
         patch.setattr(shards, "SHARD_TOKENS", shard)
         try:
-            corpus = load(folder, folder / ".cache", 1, tokenizer=tokenizer, val_fraction=fraction)
+            options = {"tokenizer": tokenizer, "val_fraction": fraction, "test_fraction": test}
+            corpus = load(folder, folder / ".cache", 1, **options)
         except DataError:
-            assert len(expected[0]) < 2 or len(expected[1]) < 2
+            assert min(map(len, expected[: 3 if test else 2])) < 2
             return
-    assert expected == (corpus.train.tolist(), corpus.val.tolist(), corpus.meta["sha256"])
-    assert all(size <= shard for key in ("train_shards", "val_shards") for _, _, size in corpus.meta[key])
+    tested = replace(corpus, judged="test").val.tolist()
+    assert expected == (corpus.train.tolist(), corpus.val.tolist(), tested, corpus.meta["sha256"])
+    assert all(size <= shard for name in SPLITS for _, _, size in corpus.meta[f"{name}_shards"])
 
 
 def test_the_standard_library_is_what_it_was(tmp_path: Path) -> None:
@@ -91,7 +104,7 @@ def test_the_standard_library_is_what_it_was(tmp_path: Path) -> None:
             except UnicodeDecodeError:
                 continue
     pieces = [(text + "\0").encode() for text in texts]
-    chosen = choose_validation([len(piece) for piece in pieces], 0.02)
+    chosen = choose_held_out([len(piece) for piece in pieces], 0.02)
     train, val = (
         b"".join(piece for number, piece in enumerate(pieces) if (number in chosen) == wanted)
         for wanted in (False, True)

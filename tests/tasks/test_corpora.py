@@ -13,7 +13,8 @@ import pytest
 from moe_cli.config.data import PythonData, TextData
 from moe_cli.errors import DataError
 from moe_cli.tasks import build, corpora
-from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus
+from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
+from moe_cli.tasks.data import judged_by_test
 from tests.tiny import words
 
 
@@ -46,10 +47,13 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
 @pytest.mark.parametrize("fraction", [0.03, 0.1, 0.5])
-def test_every_validation_token_has_its_domain(tmp_path: Path, tokenizer: Any, fraction: float) -> None:
+@pytest.mark.parametrize("judged", ["val", "test"])
+def test_every_token_held_out_has_its_domain(tmp_path: Path, tokenizer: Any, fraction: float, judged: str) -> None:
     """Each file is in a domain and a letter of its own: letters tell domains, wherever the split falls."""
     texts = {f"{letter}/text.txt": letter * (30 + 7 * number) for number, letter in enumerate("abcdefgh€jklm")}
-    corpus = load(write(tmp_path / "texts", texts), tmp_path, tokenizer=tokenizer, val_fraction=fraction)
+    shares = {"val_fraction": fraction, "test_fraction": 0.2 if judged == "test" else 0.0}
+    corpus = load(write(tmp_path / "texts", texts), tmp_path, tokenizer=tokenizer, **shares)
+    corpus = judged_by_test(corpus) if judged == "test" else corpus  # type: ignore[assignment]
     names = [corpus.meta["domains"][place] for place in corpus.val_domains(np.arange(len(corpus.val)))]
     home = {token: letter for letter in "abcdefgh€jklm" for token in corpus.tokenizer.encode(letter).tolist()}
     expected: list[str] = []
@@ -86,6 +90,51 @@ def test_whole_documents_go_to_validation(tmp_path: Path) -> None:
     assert 0.05 < len(val) / len(train + val) < 0.2
 
 
+def test_documents_of_the_test_split_begin_where_they_do(tmp_path: Path) -> None:
+    """Documents as they are told apart in the split that models are judged by are those between separators."""
+    corpus = load(many(tmp_path / "text"), tmp_path / "cache", val_fraction=0.2, test_fraction=0.3)
+    tested = judged_by_test(corpus)
+    for each in (corpus, tested):
+        expected = [0, *(place + 1 for place, token in enumerate(each.val.tolist()) if token == 0)]
+        assert expected[:-1] == each.begins(each.val).tolist()
+        assert len(expected) > 3
+    assert len(corpus.begins(corpus.train)) + len(corpus.begins(corpus.val)) + len(tested.begins(tested.val)) == 30
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -> None:
+    """Folders train, valid and test are the splits, with the domains below them; without valid the end of train is it."""
+    texts = {"train/law/a.txt": "a" * 300, "train/b.txt": "b" * 200, "test/law/c.txt": "c" * 50, "test/d.txt": "d" * 40,
+             **({} if cut else {"valid/e.txt": "e" * 60})}  # fmt: skip
+    corpus = load(write(tmp_path / "text", texts), tmp_path / "cache", tokenizer=tokenizer)
+    tested = judged_by_test(corpus)
+    train, val, test = (corpus.tokenizer.decode(split.tolist()) for split in (corpus.train, corpus.val, tested.val))
+    assert {"c", "d", "\0"} == {*test}
+    assert len(test) == 92
+    assert {*train, *val, *test} == {*"abcde\0"} - ({"e"} if cut else set())
+    assert {*train} == {"a", "b", "\0"}
+    assert val == ((train + val)[-len(val) :] if cut else "e" * 60 + "\0")
+    assert (51 if cut else 61) == len(val)
+    assert [".", "law"] == corpus.meta["domains"]
+    names = [tested.meta["domains"][place] for place in tested.val_domains(np.arange(len(tested.val)))]
+    assert {("c", "law"), ("d", ".")} == {pair for pair in zip(test, names, strict=True) if pair[0] != "\0"}
+    assert any("split by the names of files" in remark for remark in remarks_on_corpus(corpus))
+
+
+def test_a_share_for_a_test_that_names_give(tmp_path: Path) -> None:
+    """It is refused beside folders that say what is held out."""
+    folder = write(tmp_path, {"train/a.txt": words(500), "val/b.txt": words(500)})
+    with pytest.raises(DataError, match=r"data.test_fraction=0.1 has no effect: the names in data.path"):
+        load(folder, tmp_path / "cache", test_fraction=0.1)
+
+
+def test_without_a_test_split_there_is_nothing_to_be_judged_by(tmp_path: Path) -> None:
+    """It says so, and how to have one."""
+    with pytest.raises(DataError, match=r"has no test split here. Train a model on data that have one: data.test_frac"):
+        judged_by_test(load(many(tmp_path / "text"), tmp_path / "cache"))
+
+
 def test_two_large_documents_are_cut_within_one(tmp_path: Path) -> None:
     """Where no end of a document is near the share, the text is cut there, with a gap."""
     corpus = load(write(tmp_path / "text", {"a": words(5000), "b": words(5000, 1)}), tmp_path / "cache")
@@ -97,9 +146,11 @@ def test_two_large_documents_are_cut_within_one(tmp_path: Path) -> None:
 def test_documents_know_where_they_begin_and_their_domain(tmp_path: Path) -> None:
     """The table of documents points at the start of each and at the sub-folder it lies in."""
     texts = {"a/x.txt": "alpha " * 50, "a/deep/y.txt": "beta " * 50, "b/z.txt": "gamma " * 50, "top.txt": "delta " * 50}
-    corpus = load(write(tmp_path / "text", texts), tmp_path / "cache", val_fraction=0.5)
+    folder = write(tmp_path / "text", texts)
+    corpus = load(folder, tmp_path / "cache", val_fraction=0.5)
     assert [".", "a", "b"] == corpus.meta["domains"]
-    everything = corpus.tokenizer.decode([*corpus.train, *corpus.val])
+    corpus = load(folder, tmp_path / "cache", val_fraction=0.25, test_fraction=0.25)
+    everything = corpus.tokenizer.decode([*corpus.train, *corpus.val, *judged_by_test(corpus).val])
     found = {everything[start:].split("\0")[0]: corpus.meta["domains"][domain]
              for start, domain in zip(corpus.starts, corpus.domain_ids, strict=True)}  # fmt: skip
     assert {text: name.split("/")[0] if "/" in name else "." for name, text in texts.items()} == found

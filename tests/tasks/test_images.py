@@ -11,6 +11,7 @@ import pytest
 from moe_cli.config.data import DigitsData, FashionData, FolderData
 from moe_cli.config.load import load_config
 from moe_cli.errors import ConfigError, DataError
+from moe_cli.tasks.data import judged_by_test
 from moe_cli.tasks.images import Images, load_images, mean_and_std
 
 PIL = pytest.importorskip("PIL.Image")
@@ -78,14 +79,51 @@ def test_what_was_read_is_kept(digits: Images, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_idx_files_are_read(tmp_path: Path, packed: bool) -> None:
-    """Training and test images as the files hold them, packed or not; the test images are the validation split."""
+    """Training images as the files hold them, packed or not, a share of each class for validation; test images for a test."""
     draw = np.random.default_rng(0)
-    pixels, labels = draw.integers(256, size=(30, 28, 28)), draw.integers(10, size=30)
-    images = load_images(fashion(tmp_path, packed), tmp_path / "cache")
-    assert np.array_equal(pixels, images.train.pixels[..., 0])
-    assert np.array_equal(labels, images.train.labels)
-    assert (30, 12) == (images.meta["train_images"], images.meta["val_images"])
+    pixels, labels = draw.integers(256, size=(60, 28, 28)), np.arange(60) % 2
+    given = {"train-images-idx3-ubyte": pixels, "train-labels-idx1-ubyte": labels}
+    images = load_images(fashion(tmp_path, packed, **given), tmp_path / "cache")
+    splits = (images.train, images.val)
+    expected = {(image.tobytes(), int(label)) for image, label in zip(pixels.astype(np.uint8), labels, strict=True)}
+    assert expected == {(image.tobytes(), int(label)) for split in splits
+                        for image, label in zip(split.pixels[..., 0], split.labels, strict=True)}  # fmt: skip
+    assert [[27, 27], [3, 3]] == [np.bincount(split.labels).tolist() for split in splits]
+    draw = np.random.default_rng(0)
+    draw.integers(256, size=(30, 28, 28)), draw.integers(10, size=30)
+    tested = judged_by_test(images).val
+    assert np.array_equal(draw.integers(256, size=(12, 28, 28)), tested.pixels[..., 0])
+    assert np.array_equal(draw.integers(10, size=12), tested.labels)
     assert "ankle-boot" == images.meta["domains"][9]
+
+
+def test_a_share_of_each_class_is_for_a_test(digits: Images, tmp_path: Path) -> None:
+    """Three splits hold every image once, of each class the same shares, whatever share is for validation."""
+    splits = [load_images(DigitsData(test_fraction=0.1, val_fraction=share), tmp_path) for share in (0.2, 0.3)]
+    parts = [splits[0].train, splits[0].val, judged_by_test(splits[0]).val]
+    together = np.concatenate([part.pixels for part in parts]).reshape(1797, -1)
+    ours = np.concatenate([part.pixels for part in (digits.train, digits.val)]).reshape(1797, -1)
+    assert sorted(ours.tolist()) == sorted(together.tolist())
+    totals = sum(np.bincount(part.labels) for part in parts)
+    for part, share in zip(parts, (0.7, 0.2, 0.1), strict=True):
+        assert np.bincount(part.labels) == pytest.approx(share * totals, abs=1.1)
+    assert np.array_equal(*(judged_by_test(each).val.pixels for each in splits))
+
+
+@pytest.mark.parametrize("given", [("train", "test"), ("train", "val", "test")])
+def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
+    """Folders train, val and test are no classes: each holds the classes, and is what it says."""
+    for number, name in enumerate(given):
+        folder_of(tmp_path / "mine" / name, {"cat": 8 + number, "dog": 4 + number})
+    images = load_images(FolderData(path=str(tmp_path / "mine"), image_size=8, val_fraction=0.25), tmp_path / "cache")
+    assert ["cat", "dog"] == images.meta["domains"]
+    splits = (images.train, images.val, judged_by_test(images).val)
+    sizes = [[6, 3], [2, 1], [9, 5]] if len(given) == 2 else [[8, 4], [9, 5], [10, 6]]
+    assert sizes == [np.bincount(split.labels).tolist() for split in splits]
+    for split in splits:
+        assert np.array_equal(40 * split.labels, split.pixels[:, 3, 3, 0])
+    with pytest.raises(DataError, match=r"data.test_fraction=0.1 has no effect: .* has its own splits"):
+        load_images(FolderData(path=str(tmp_path / "mine"), test_fraction=0.1), tmp_path / "cache")
 
 
 def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:

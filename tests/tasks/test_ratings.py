@@ -9,6 +9,7 @@ import pytest
 
 from moe_cli.config.data import MovieLensData, PlantedData
 from moe_cli.errors import ConfigError, DataError
+from moe_cli.tasks.data import judged_by_test
 from moe_cli.tasks.movielens import read_movielens
 from moe_cli.tasks.planted import CLUSTER_STD, MEAN, plant
 from moe_cli.tasks.ratings import ITEM_PRIOR, USER_PRIOR, Pairs, Ratings, auc, biases, describe_ratings, load_ratings
@@ -55,6 +56,19 @@ def test_relatedness_is_the_correlation_of_the_tasks(relatedness: float) -> None
     share = CLUSTER_STD / np.sqrt(CLUSTER_STD**2 + 0.3**2 + 0.4**2)
     assert relatedness * share == pytest.approx(np.corrcoef(found.expected, logits)[0, 1], abs=0.05)
     assert pytest.approx(found.ratings.mean(), abs=0.1) == MEAN
+
+
+def test_a_fold_is_for_a_test(tmp_path: Path) -> None:
+    """The fifth that is validation elsewhere; the three splits hold every pair once."""
+    ratings = load_ratings(PlantedData(users=300, items=200, pairs=20_000, fold=1, test_fold=3), tmp_path)
+    tested = judged_by_test(ratings)
+    other = load_ratings(PlantedData(users=300, items=200, pairs=20_000, fold=3), tmp_path)
+    assert np.array_equal(other.val.rows, tested.val.rows)
+    pairs = [tuple(row) for part in (ratings.train, ratings.val, tested.val) for row in part.rows.tolist()]
+    assert 20_000 == len(set(pairs)) == len(pairs)
+    assert [12_000, 4_000, 4_000] == [len(part) for part in (ratings.train, ratings.val, tested.val)]
+    with pytest.raises(ConfigError, match=r"data.test_fold=1 is data.fold too"):
+        PlantedData(fold=1, test_fold=1)
 
 
 def test_every_setting_of_the_planted_data_counts(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from moe_cli.config.data import TokenData
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.tasks import ready as module
 from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
+from moe_cli.tasks.data import judged_by_test
 from moe_cli.tasks.text import TextTask
 from tests.tasks.token_files import raw, sparse, with_header
 
@@ -61,6 +62,7 @@ def test_validation_takes_no_more_than_wanted(tmp_path: Path) -> None:
         (["interval.bin", "strain.bin"], None, None, 0),  # words within words
         (["train_0.bin", "train_1.bin"], None, None, 0),
         (["val_0.bin"], None, None, 0),
+        (["train.bin", "val.bin", "test.bin"], "0", "1", 0),
     ],
 )
 def test_names_tell_training_from_validation(
@@ -81,7 +83,39 @@ def test_names_tell_training_from_validation(
         assert [token for place in train for token in contents[names[int(place)]]] == corpus.train.tolist()
         assert contents[names[int(val)]] == corpus.val.tolist()
     assert left_out == corpus.meta["num_left_out"]
-    assert bool(left_out) == any("named neither train nor val" in remark for remark in remarks_on_corpus(corpus))
+    assert bool(left_out) == any("named neither train, val nor test" in remark for remark in remarks_on_corpus(corpus))
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "spans"),
+    [
+        (["train", "val", "test"], {}, [("train", 0, 1000), ("val", 0, 1000), ("test", 0, 1000)]),
+        (["train", "test"], {"val_fraction": 0.1}, [("train", 0, 891), ("train", 900, 1000), ("test", 0, 1000)]),
+        (["train", "val"], {"test_fraction": 0.2}, [("train", 0, 792), ("val", 0, 1000), ("train", 800, 1000)]),
+        (["train"], {"val_fraction": 0.2, "test_fraction": 0.2},
+         [("train", 0, 589), ("train", 594, 792), ("train", 800, 1000)]),
+        (["train", "val", "test"], {"val_tokens": 70}, [("train", 0, 1000), ("val", 0, 70), ("test", 0, 70)]),
+    ],
+)  # fmt: skip
+def test_token_files_have_a_test_split(
+    tmp_path: Path, names: list[str], options: dict[str, Any], spans: list[tuple[str, int, int]]
+) -> None:
+    """From files by their names, or from the end of training, which ends a gap before."""
+    contents = {name: ids(1000, number) for number, name in enumerate(names)}
+    for name, tokens in contents.items():
+        raw(tmp_path / "tokens" / f"{name}.bin", tokens)
+    corpus = load(tmp_path / "tokens", **options)
+    splits = (corpus.train, corpus.val, judged_by_test(corpus).val)
+    assert [contents[name][first:last] for name, first, last in spans] == [split.tolist() for split in splits]
+    assert any("test" in remark for remark in remarks_on_corpus(corpus))
+
+
+def test_a_share_for_a_test_beside_files_for_it(tmp_path: Path) -> None:
+    """It is refused."""
+    for name in ("train", "test"):
+        raw(tmp_path / "tokens" / f"{name}.bin", ids(1000))
+    with pytest.raises(DataError, match=r"data.test_fraction=0.1 has no effect: data.path=.* has files for a test"):
+        load(tmp_path / "tokens", test_fraction=0.1)
 
 
 def test_headers_are_known_and_said(tmp_path: Path) -> None:
