@@ -37,6 +37,8 @@ MEASURES = {
 # What those of a data set are held against, by their names in summary.json, see `moe_cli.tasks.ratings.references`.
 REFERENCES = {
     "majority_accuracy": Measure("accuracy of the commonest class", 1, share=True),
+    "commonest_accuracy": Measure("accuracy of the commonest token", 1, share=True),
+    "unigram_loss": Measure("nats by how frequent tokens are", -1),
     "mean_rmse": Measure("RMSE of the mean", -1),
     "biases_rmse": Measure("of user and item means", -1),
     "best_rmse": Measure("at best", -1),

@@ -253,7 +253,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
         "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": int(parallel.most(peak_memory_bytes())),
         "bigram_bpb": corpus.meta["bigram_bpb"], "gzip_bpb": corpus.meta["gzip_bpb"], "corpus": corpus.meta["name"],
-        "corpus_sha256": corpus.meta["sha256"], **corpus.meta.get("references", {}),
+        "corpus_sha256": corpus.meta["sha256"], **task.meta.get("references", {}),
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What all tests share: one thread, no deadlines (others use the machine too), a little text and one finished run."""
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,11 @@ def finished(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     train = {"steps": 6, "checkpoint_every": 2, "eval_every": 3, "log_every": 2}
     return finish(tiny_config(text_file, train=train), tmp_path_factory.mktemp("outputs"))
+
+
+@pytest.fixture(scope="session")
+def few_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four words in an order by chance, of which what is hidden can often be told."""
+    path = tmp_path_factory.mktemp("text") / "few.txt"
+    path.write_text(" ".join(random.Random(0).choices(["expert", "router", "gate", "of"], k=1500)))
+    return path

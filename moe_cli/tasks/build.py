@@ -22,7 +22,7 @@ from moe_cli.errors import DataError
 from moe_cli.tasks.documents import NotText
 from moe_cli.tasks.files import File, Texts, source
 from moe_cli.tasks.folders import META, building
-from moe_cli.tasks.references import bigram_bits_per_byte, gzip_bits_per_byte
+from moe_cli.tasks.references import bigram_bits_per_byte, gzip_bits_per_byte, unigram_references
 from moe_cli.tasks.shards import Shard, ShardWriter, Tokens
 from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS, TEST, TRAIN, VAL, Split, split_documents
 from moe_cli.tasks.subwords import SEPARATOR, SubwordTokenizer, part_of, read_tokenizer, train_bpe
@@ -130,6 +130,7 @@ def _meta(data: TextsData, texts: Texts, survey: Survey, tokenizer: Tokenizer, w
         "domains": domains,
         "domain_bytes": [survey.bytes_of[name] for name in domains],
         "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer) if written.lossless else None,
+        "unigram": unigram_references(train, val, tokenizer.vocab_size),
         "gzip_bpb": gzip_bits_per_byte(val, tokenizer) if written.lossless else None,
     }  # fmt: skip
 

@@ -23,7 +23,7 @@ from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS
 from moe_cli.tasks.subwords import hash_of, read_tokenizer
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
-FORMAT = 6
+FORMAT = 7
 # Stands for the hash of a tokenizer that is not there yet.
 FORESEEN = "?"
 

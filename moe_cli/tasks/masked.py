@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,11 @@ class MaskedTask(TextTask):
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """accuracy: the share of hidden tokens that are guessed."""
         return {"accuracy": float(sums["right"]) / num_targets}
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Of the corpus; and what a guess by the frequency of tokens gives, of which any position may be hidden."""
+        return {**self.corpus.meta, "references": self.corpus.meta.get("unigram", {})}
 
     def texts(self, ids: Sequence[int]) -> dict[int, str]:
         shown = super().texts([each for each in ids if each != self.mask_token])

@@ -1,4 +1,4 @@
-"""What a language model is held against: a bigram model and gzip on the same text, a block at a time."""
+"""What a language model is held against: how frequent tokens are, a bigram model, and gzip, on the same text, a block at a time."""
 
 import zlib
 from typing import Any
@@ -36,6 +36,19 @@ def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any
     unigram = (single + 1) / (len(train) + size)
     bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
     return float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
+
+
+def unigram_references(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], vocab_size: int) -> dict[str, float]:
+    """What a guess without any context gives on `val`, by the frequencies in `train`.
+
+    unigram_loss: nats per token, with one added to every count. commonest_accuracy: how often the commonest token is right.
+    """
+    learned, asked = (
+        sum((np.bincount(block, minlength=vocab_size) for block in blocks(split)), np.zeros(vocab_size, np.int64))
+        for split in (train, val)
+    )
+    nats = -(asked * np.log((learned + 1) / (len(train) + vocab_size))).sum() / len(val)
+    return {"unigram_loss": float(nats), "commonest_accuracy": float(asked[learned.argmax()] / len(val))}
 
 
 def _pairs(block: NDArray[Any], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

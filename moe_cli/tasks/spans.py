@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,15 @@ class SpanTask(TextTask):
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """accuracy: the share of the tokens of spans, sentinels aside, that are the likeliest."""
         return {"accuracy": float(sums["right"]) / float(sums["taken"])}
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Of the corpus; and how often the commonest token is right."""
+        known = self.corpus.meta.get("unigram", {})
+        return {
+            **self.corpus.meta,
+            "references": {name: known[name] for name in ("commonest_accuracy",) if name in known},
+        }
 
     def groups(self, batch: SpanBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:  # type: ignore[override]
         """Of the encoder, what it reads; of the decoder, what it reads, with the domain of what follows."""

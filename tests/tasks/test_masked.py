@@ -1,6 +1,7 @@
 """Masked language modelling: what is hidden, how it is shown, and what is counted. V tokens, L positions."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from moe_cli.config.load import load_config
 from moe_cli.config.routers import ExpertChoiceConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
+from moe_cli.models.registry import make_model
 from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.masked import NOT_ASKED, MaskedTask
 from moe_cli.training.evaluate import evaluate
@@ -136,6 +138,33 @@ def test_a_run_reports_accuracy_and_pseudo_perplexity(text_file: Path, tmp_path:
         )["params"]
         - 257 * 2 * 16
     )
+
+
+@pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
+def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
+    """Some dozen steps on the hidden tokens of one batch leave next to no loss."""
+    torch.manual_seed(0)
+    task = make()
+    model = make_model(
+        tiny_config(Path("text"), model=replace(MODEL["model"], context_length=L), task=MaskedLM(), **sparse), V + 1
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    batch = task.train_batch(0, 4)
+    for _ in range(80):
+        loss = task.loss(model, batch)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+
+
+def test_a_model_beats_how_frequent_tokens_are(few_words: Path, tmp_path: Path) -> None:
+    """A short training guesses hidden tokens better, in nats and in accuracy, than anyone could who sees no context."""
+    config = tiny_config(few_words, **MODEL, task=MaskedLM(pseudo_tokens=0),
+                         train={"steps": 150, "batch_size": 16, "log_every": 50})  # fmt: skip
+    summary = finish(config, tmp_path).summary() or {}
+    assert summary["val_loss"] < 0.9 * summary["unigram_loss"]
+    assert summary["val_accuracy"] > 1.5 * summary["commonest_accuracy"] > 0
 
 
 def test_experts_may_choose_where_all_is_seen(text_file: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.tasks import references, shards
-from moe_cli.tasks.references import bigram_bits_per_byte
+from moe_cli.tasks.references import bigram_bits_per_byte, unigram_references
 from moe_cli.tasks.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from tests.tasks.test_corpora import load, write
 from tests.tiny import words
@@ -47,6 +47,22 @@ def test_the_bigram_line_equals_a_direct_count(
         patch.setattr(shards, "BLOCK_TOKENS", block)
         found = bigram_bits_per_byte(*arrays, tokenizer)
     assert direct_bigram(train, val, tokenizer) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**20])
+@given(
+    train=st.lists(st.integers(0, 4), min_size=2, max_size=60), val=st.lists(st.integers(0, 4), min_size=2, max_size=20)
+)
+def test_what_frequencies_alone_give(train: list[int], val: list[int], block: int) -> None:
+    """Nats of the smoothed frequencies, and how often a commonest token of training is the one, by a direct count."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "BLOCK_TOKENS", block)
+        found = unigram_references(*(np.array(tokens, np.uint8) for tokens in (train, val)), 5)
+    counts = Counter(train)
+    nats = -sum(math.log((counts[token] + 1) / (len(train) + 5)) for token in val) / len(val)
+    assert nats == pytest.approx(found["unigram_loss"])
+    commonest = [token for token in range(5) if counts[token] == max(counts.values())]
+    assert val.count(commonest[0]) / len(val) == found["commonest_accuracy"]
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
