@@ -186,10 +186,12 @@ def _unseen(corpus: Corpus) -> list[str]:
     """Of a handful of domains, those that no validation text is of."""
     names = corpus.meta["domains"]
     held_out = np.flatnonzero(np.bincount(corpus.val_domains(corpus.begins(corpus.val)), minlength=len(names)))
-    without = [name for place, name in enumerate(names) if place not in held_out]
+    without = [place for place in range(len(names)) if place not in held_out]
     if not without or len(names) > MOST_DOMAINS:
         return []
-    return [f"no document of {', '.join(without)} is held out: nothing is said of it. Raise data.val_fraction"]
+    alone = all(np.count_nonzero(corpus.domain_ids == place) == 1 for place in without)
+    reason = "it has one only" if alone else "nothing is said of it. Raise data.val_fraction"
+    return [f"no document of {', '.join(names[place] for place in without)} is held out: {reason}"]
 
 
 def _on_texts(meta: dict[str, Any]) -> list[str]:

@@ -122,6 +122,17 @@ def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -
     assert any("split by the names of files" in remark for remark in remarks_on_corpus(corpus))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "reason"), [([900], "it has one only"), ([900, 900], "nothing is said of it. Raise data.val_fraction")]
+)
+def test_a_domain_without_validation_is_said(tmp_path: Path, sizes: list[int], reason: str) -> None:
+    """And whether another share would help."""
+    texts = {f"large/{number}.txt": words(size, number) for number, size in enumerate(sizes)}
+    folder = write(tmp_path / "text", texts | {f"small/{number}.txt": words(50, number) for number in range(40)})
+    remarks = remarks_on_corpus(load(folder, tmp_path / "cache"))
+    assert f"no document of large is held out: {reason}" in remarks
+
+
 def test_a_share_for_a_test_that_names_give(tmp_path: Path) -> None:
     """It is refused beside folders that say what is held out."""
     folder = write(tmp_path, {"train/a.txt": words(500), "val/b.txt": words(500)})
