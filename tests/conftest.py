@@ -1,6 +1,7 @@
 """What all tests share: one thread, no deadlines (others use the machine too), a little text and one finished run."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,29 @@ settings.register_profile("quick", deadline=None, max_examples=40)
 settings.load_profile("quick")
 
 # Imports of moe_cli stand inside the fixtures: at the top they would come before the run-time type checks.
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composed_once() -> Iterator[None]:
+    """What the packaged conf/ composes to is worked out once for all tests of a process: a command would do it anew."""
+    from moe_cli.config.load import Composer, packaged_conf
+
+    def once(method: Callable[..., Any]) -> Callable[..., Any]:
+        known: dict[tuple[str, ...], Any] = {}
+
+        def remembered(self: Composer, *words: str) -> Any:
+            if self.folders != [packaged_conf()]:  # a test's own folder may change
+                return method(self, *words)
+            if words not in known:
+                known[words] = method(self, *words)
+            return known[words]
+
+        return remembered
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_compose", "_choices"):
+            patch.setattr(Composer, name, once(getattr(Composer, name)))
+        yield
 
 
 @pytest.fixture(scope="session")
