@@ -43,6 +43,21 @@ def composed_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def nests() -> Iterator[Any]:
+    from tests.nest import Nests
+
+    nests = Nests()
+    yield nests
+    nests.end()
+
+
+@pytest.fixture
+def shared_nest(nests: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps fork their runs from a process that those before have left: for tests of something else than that process."""
+    monkeypatch.setattr("moe_cli.sweeps.local.Nest", nests)
+
+
+@pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """6,000 characters of made-up words in one file."""
     from tests.tiny import words

@@ -65,7 +65,7 @@ def shortened(command: str) -> list[str]:
     return words
 
 
-def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_readme_runs(shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the README, in one folder, as a reader would; only model and budget are made small."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOE_OUTPUTS", raising=False)

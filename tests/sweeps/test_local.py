@@ -83,11 +83,10 @@ class IdleNest:
 
     gone = ready = False
 
-    def __init__(self, outputs: Path, environment: dict[str, str]) -> None:
-        self.outputs, self.environment = outputs, environment
+    def __init__(self, environment: dict[str, str]) -> None: ...
 
-    def start(self, run: Run) -> Idle:
-        return Idle(run, self.outputs, {"forked": "yes"})
+    def start(self, run: Run, outputs: Path) -> Idle:
+        return Idle(run, outputs, {"forked": "yes"})
 
     def close(self) -> None: ...
 
