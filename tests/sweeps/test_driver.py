@@ -20,6 +20,8 @@ from moe_cli.sweeps.driver import Listed, Observer, Progress, drive, explain, to
 from moe_cli.sweeps.local import LocalPool
 from tests.cli.conftest import TINY
 
+# What becomes of runs is asked here; of the process that they are forked from, in test_local.py.
+pytestmark = pytest.mark.usefixtures("shared_nest")
 TEXT = "each expert learns from the tokens it was given and from no others " * 60
 
 
