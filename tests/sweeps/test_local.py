@@ -254,8 +254,8 @@ def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, t
 def test_without_a_parent_for_forks_runs_start_from_nothing(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it cannot start at all, each run gets a process of its own."""
-    runs = make(tmp_path, text_file, {}, {"seed": 1})
+    """Where it cannot start at all, a run gets a process of its own."""
+    runs = make(tmp_path, text_file, {})
     monkeypatch.setattr(warm, "WORKER", "moe_cli.no_such_module")
     pool = LocalPool(tmp_path, 1)
     progress = drive(Listed(runs), pool)
