@@ -19,6 +19,14 @@ settings.load_profile("quick")
 # Imports of moe_cli stand inside the fixtures: at the top they would come before the run-time type checks.
 
 
+LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: nobody waits for them at the end, and workers that have nothing left take none of them away."""
+    items.sort(key=lambda item: not item.name.startswith(LONGEST))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
     """What the packaged conf/ composes to is worked out once for all tests of a process: a command would do it anew."""

@@ -42,7 +42,7 @@ def run_local(
     return drive(Listed(runs), LocalPool(outputs, workers, warm), observer)
 
 
-@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_killed_worker_costs_only_itself(tmp_path: Path, words: list[str], warm: bool) -> None:
     """A run killed with SIGKILL is failed, its reason names the signal, and the other run completes."""
     first, second = make_runs(tmp_path, words, "train.steps=100000", "train.steps=4")
