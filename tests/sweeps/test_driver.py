@@ -106,6 +106,7 @@ def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
     assert sorted(frame["expert"]) == [1, 4]
     assert ["sweep", "sweep"] == [run.group for run in open_runs(tmp_path / "outputs")]
     assert frame["val_bpb"].notna().all()
+    assert ["outputs", "words.txt"] == sorted(path.name for path in tmp_path.iterdir())
     (dense,) = [run for run in open_runs(tmp_path / "outputs") if run.config().dense]
     write_json(dense.path / "meta.json", {**dense.meta(), "packages": {"moe-cli": "0"}})
     outputs = tmp_path / "outputs"
