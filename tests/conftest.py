@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,52 @@ settings.register_profile("quick", deadline=None, max_examples=40)
 settings.load_profile("quick")
 
 # Imports of moe_cli stand inside the fixtures: at the top they would come before the run-time type checks.
+
+
+LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: nobody waits for them at the end, and workers that have nothing left take none of them away."""
+    items.sort(key=lambda item: not item.name.startswith(LONGEST))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composed_once() -> Iterator[None]:
+    """What the packaged conf/ composes to is worked out once for all tests of a process: a command would do it anew."""
+    from moe_cli.config.load import Composer, packaged_conf
+
+    def once(method: Callable[..., Any]) -> Callable[..., Any]:
+        known: dict[tuple[str, ...], Any] = {}
+
+        def remembered(self: Composer, *words: str) -> Any:
+            if self.folders != [packaged_conf()]:  # a test's own folder may change
+                return method(self, *words)
+            if words not in known:
+                known[words] = method(self, *words)
+            return known[words]
+
+        return remembered
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_compose", "_choices"):
+            patch.setattr(Composer, name, once(getattr(Composer, name)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def nests() -> Iterator[Any]:
+    from tests.nest import Nests
+
+    nests = Nests()
+    yield nests
+    nests.end()
+
+
+@pytest.fixture
+def shared_nest(nests: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps fork their runs from a process that those before have left: for tests of something else than that process."""
+    monkeypatch.setattr("moe_cli.sweeps.local.Nest", nests)
 
 
 @pytest.fixture(scope="session")

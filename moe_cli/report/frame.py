@@ -301,4 +301,11 @@ def _whole(value: Any) -> int | None:
 
 def plain(frame: pd.DataFrame) -> dict[str, list[Any]]:
     """The columns as lists of Python values, with None for whatever is not there."""
-    return {str(name): frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in frame.columns}
+    bare = pd.DataFrame(frame)  # without attrs, of which pandas would make a deep copy for every column
+    return {
+        str(name): [
+            None if missing else value
+            for value, missing in zip(column.astype(object).tolist(), column.isna().tolist(), strict=True)
+        ]
+        for name, column in bare.items()
+    }

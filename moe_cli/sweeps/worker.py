@@ -1,10 +1,10 @@
 """The parent of a sweep's runs: it imports torch once, then forks a process for every run.
 
-python -m moe_cli.sweeps.worker DESCRIPTOR OUTPUTS
+python -m moe_cli.sweeps.worker DESCRIPTOR
 
-DESCRIPTOR is one end of a socket; a line of JSON on it is a message. In: {"run": folder} starts a run, {"run": folder,
-"signal": number} sends its process a signal. Out: {"ready": true} once torch is there, {"run": folder, "pid": number} when a
-run has started, {"run": folder, "code": number} when it has ended, with the exit codes of `moe_cli.run`.
+DESCRIPTOR is one end of a socket; a line of JSON on it is a message. In: {"run": folder, "outputs": folder} starts a run,
+{"run": folder, "signal": number} sends its process a signal. Out: {"ready": true} once torch is there, {"run": folder,
+"pid": number} when a run has started, {"run": folder, "code": number} when it has ended, with the exit codes of `moe_cli.run`.
 
 Forked and not reused: every run has a process of its own, so nothing of a run can leak into the next one or outlive it, yet
 none waits for the import. A fork is safe here because this process computes nothing: it has one thread, no lock that
@@ -33,7 +33,7 @@ IMPORTED = ("torch._dynamo", "moe_cli.models.registry", "moe_cli.tasks.registry"
             "moe_cli.training.loop", "moe_cli.training.evaluate", "moe_cli.training.upcycle")  # fmt: skip
 
 
-def main(descriptor: str, outputs: str) -> None:
+def main(descriptor: str) -> None:
     spin_briefly()
     keep_freed_memory()
     for name in IMPORTED:
@@ -42,16 +42,15 @@ def main(descriptor: str, outputs: str) -> None:
     gc.collect()
     gc.freeze()
     with suppress(BrokenPipeError, ConnectionResetError):
-        Parent(socket.socket(fileno=int(descriptor)), outputs).serve()
+        Parent(socket.socket(fileno=int(descriptor))).serve()
     # Those that are still at work see that their parent has gone, save and stop.
 
 
 class Parent:
     """Forks a process for every run that is asked for, and tells when one has ended."""
 
-    def __init__(self, channel: socket.socket, outputs: str) -> None:
+    def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
-        self.outputs = outputs
         self.pids: dict[str, int] = {}
         self.ends, self.wakes = os.pipe()
         os.set_blocking(self.wakes, False)
@@ -78,19 +77,19 @@ class Parent:
     def _do(self, message: dict[str, Any]) -> None:
         folder = message["run"]
         if "signal" not in message:
-            self._fork(folder)
+            self._fork(folder, message["outputs"])
         elif folder in self.pids:
             os.kill(self.pids[folder], message["signal"])
 
-    def _fork(self, folder: str) -> None:
+    def _fork(self, folder: str, outputs: str) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become(folder, parent)
+            self._become(folder, outputs, parent)
         self.pids[folder] = pid
         self._say(run=folder, pid=pid)
 
-    def _become(self, folder: str, parent: int) -> NoReturn:
+    def _become(self, folder: str, outputs: str, parent: int) -> NoReturn:
         """The forked process: as `python -m moe_cli.run FOLDER OUTPUTS` would be, in a session of its own."""
         code = runs.WRONG
         try:
@@ -105,8 +104,8 @@ class Parent:
                 os.dup2(log, descriptor)
             os.close(log)
             follow(parent)
-            sys.argv = [str(runs.__file__), folder, self.outputs]
-            code = runs.main(folder, self.outputs)
+            sys.argv = [str(runs.__file__), folder, outputs]
+            code = runs.main(folder, outputs)
         except BaseException:
             with suppress(OSError):
                 traceback.print_exc()

@@ -8,7 +8,7 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
-from moe_cli.report.frame import UNITS, dense_runs_elsewhere, load_selection
+from moe_cli.report.frame import UNITS, dense_runs_elsewhere, load_selection, plain
 from moe_cli.store import (
     COMPLETED,
     FAILED,
@@ -180,3 +180,13 @@ def test_a_copied_folder_reads_the_same(tmp_path: Path) -> None:
     assert (row["group"], row["val_bpb"]) == ("moved", 1.75)
     write_json(Path(row["path"]) / "summary.json", {})
     assert load_runs(tmp_path / "b")["val_bpb"].isna().all()
+
+
+def test_plain_values_are_pythons_own() -> None:
+    """What is not there is None, whatever the column; whole numbers stay whole. What frames carry along is not copied."""
+    frame = pd.DataFrame({"whole": pd.array([1, None], "Int64"), "number": [0.5, math.nan], "word": ["a", None],
+                          "list": [[1], None]})  # fmt: skip
+    frame.attrs["units"] = {"number": "bits"}
+    expected = {"whole": [1, None], "number": [0.5, None], "word": ["a", None], "list": [[1], None]}
+    assert expected == plain(frame)
+    assert [int, float, str, list] == [type(values[0]) for values in plain(frame).values()]

@@ -20,6 +20,8 @@ from moe_cli.sweeps.driver import Listed, Observer, Progress, drive, explain, to
 from moe_cli.sweeps.local import LocalPool
 from tests.cli.conftest import TINY
 
+# What becomes of runs is asked here; of the process that they are forked from, in test_local.py.
+pytestmark = pytest.mark.usefixtures("shared_nest")
 TEXT = "each expert learns from the tokens it was given and from no others " * 60
 
 
@@ -40,7 +42,7 @@ def run_local(
     return drive(Listed(runs), LocalPool(outputs, workers, warm), observer)
 
 
-@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_killed_worker_costs_only_itself(tmp_path: Path, words: list[str], warm: bool) -> None:
     """A run killed with SIGKILL is failed, its reason names the signal, and the other run completes."""
     first, second = make_runs(tmp_path, words, "train.steps=100000", "train.steps=4")
@@ -104,6 +106,7 @@ def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
     assert sorted(frame["expert"]) == [1, 4]
     assert ["sweep", "sweep"] == [run.group for run in open_runs(tmp_path / "outputs")]
     assert frame["val_bpb"].notna().all()
+    assert ["outputs", "words.txt"] == sorted(path.name for path in tmp_path.iterdir())
     (dense,) = [run for run in open_runs(tmp_path / "outputs") if run.config().dense]
     write_json(dense.path / "meta.json", {**dense.meta(), "packages": {"moe-cli": "0"}})
     outputs = tmp_path / "outputs"

@@ -83,11 +83,10 @@ class IdleNest:
 
     gone = ready = False
 
-    def __init__(self, outputs: Path, environment: dict[str, str]) -> None:
-        self.outputs, self.environment = outputs, environment
+    def __init__(self, environment: dict[str, str]) -> None: ...
 
-    def start(self, run: Run) -> Idle:
-        return Idle(run, self.outputs, {"forked": "yes"})
+    def start(self, run: Run, outputs: Path) -> Idle:
+        return Idle(run, outputs, {"forked": "yes"})
 
     def close(self) -> None: ...
 
@@ -255,8 +254,8 @@ def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, t
 def test_without_a_parent_for_forks_runs_start_from_nothing(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it cannot start at all, each run gets a process of its own."""
-    runs = make(tmp_path, text_file, {}, {"seed": 1})
+    """Where it cannot start at all, a run gets a process of its own."""
+    runs = make(tmp_path, text_file, {})
     monkeypatch.setattr(warm, "WORKER", "moe_cli.no_such_module")
     pool = LocalPool(tmp_path, 1)
     progress = drive(Listed(runs), pool)

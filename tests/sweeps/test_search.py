@@ -370,6 +370,7 @@ def test_named_searches(name: str, tmp_path: Path, text_file: Path) -> None:
     assert sorted(set(trials)) == trials
 
 
+@pytest.mark.usefixtures("shared_nest")
 def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
     """sweep(..., search=...) gives one row a run, and leaves the journal beside them."""
     from tests.cli.conftest import TINY

@@ -85,6 +85,10 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resumed-experts": (EXPERTS, {"optim": ADAMW}),
 }
 CASES |= STOPPED | RESUMED
+# Of these, whose like stands above, four processes prove enough (the slow tests).
+BREADTH = ("adamw", "accumulation", "importance", "information", "hash", "null-experts", "latent-fsdp", "gpt-2", "stopped-dp",
+           "resumed-experts")  # fmt: skip
+QUICK = {name: case for name, case in CASES.items() if name not in BREADTH}
 # Random numbers are drawn anew in each process: such runs are other runs, that must end as well.
 NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random": ({}, {"router": RandomConfig(), "balance": None}),
@@ -145,10 +149,10 @@ def double() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def two(text_file: Path, tmp_path_factory: pytest.TempPathFactory, double: None) -> dict[str, Run]:
-    """Every case, carried out by two processes."""
+    """Every quick case, carried out by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    runs = make_runs(folder, text_file, CASES | NOISY, 2)
-    for run in (runs[name] for name in RESUMED):
+    runs = make_runs(folder, text_file, QUICK | NOISY, 2)
+    for run in (runs[name] for name in RESUMED if name in runs):
         begin_alone(run, folder)
     finish_together(folder, [(run, 2 if name in STOPPED else None) for name, run in runs.items()], 2)
     return runs
@@ -207,7 +211,7 @@ def test_four_processes_train_as_one(text_file: Path, tmp_path: Path, four: dict
     test_two_processes_train_as_one(text_file, tmp_path, four, case)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", QUICK)
 def test_two_processes_train_as_one(text_file: Path, tmp_path: Path, two: dict[str, Run], case: str) -> None:
     """Losses, gradient norms, measures, weights and optimizer state are those of one process on the same batches.
 

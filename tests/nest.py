@@ -1,0 +1,33 @@
+"""The parent of forked runs that the sweeps of a test process share: it takes seconds of work until torch is there."""
+
+import select
+from collections.abc import Mapping
+
+from moe_cli.sweeps.warm import Nest
+
+
+class SharedNest(Nest):
+    """Closing it ends the runs and leaves the parent of them for the next sweep."""
+
+    def close(self) -> None:
+        for fork in self.forks.values():
+            fork.kill()
+        while self.forks:
+            select.select([self.channel], [], [], 1.0)
+            self.listen()
+
+
+class Nests:
+    """In place of the class `Nest`: one that is there already, or a new one where it has died."""
+
+    def __init__(self) -> None:
+        self.nests: list[SharedNest] = []
+
+    def __call__(self, environment: Mapping[str, str]) -> Nest:
+        if not self.nests or self.nests[-1].gone:
+            self.nests.append(SharedNest(environment))
+        return self.nests[-1]
+
+    def end(self) -> None:
+        for nest in self.nests:
+            Nest.close(nest)
