@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # The families that read a text as it stands.
 READERS = ("gpt", "bert", "lstm")
 MOST_TOKENS = 16_384
+# Of a page's tokens, those that a browser without scripts shows.
+MOST_PLAIN = 1024
 COMMAND = "moe explain"
 
 
@@ -163,6 +165,6 @@ def _write(said: "Explained", path: Path) -> None:
 
     program = f"moe {__version__}"
     made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
-    plain = "\n".join(line.plain for line in explained_lines(said, PIPED_WIDTH))
+    plain = "\n".join(line.plain for line in explained_lines(said, PIPED_WIDTH, most=MOST_PLAIN))
     write_file(path, explained_page(page_content(said, made), title(said), plain, program))
     print_written([path])
