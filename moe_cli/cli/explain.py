@@ -11,7 +11,7 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json
 if TYPE_CHECKING:
     from moe_cli.cli.explained import Explained
     from moe_cli.config.schema import EvalConfig, RunConfig
-    from moe_cli.tasks.tokenizers import Tokenizer
+    from moe_cli.tasks.text import TextTask
     from moe_cli.training.explain import TextToken
 
 # The families that read a text as it stands.
@@ -61,7 +61,7 @@ def explain(
     from moe_cli.training.explain import explain as explain_text
 
     trained = restore(found, folder, checkpoint)
-    tokens = _tokens(found.id, trained.task.corpus.tokenizer, text)
+    tokens = _tokens(found.id, trained.task, text)
     explanation = explain_text(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, config.train.precision
     )
@@ -69,17 +69,18 @@ def explain(
     _tell(Explained(found.id, trained.step, config, policy, name, explanation, shown), html, as_json)
 
 
-def _tokens(run: str, tokenizer: "Tokenizer | None", text: str) -> "list[TextToken]":
-    """Raises ConfigError: nobody knows how to make them, or they are too many."""
+def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
+    """As the model has read documents. Raises ConfigError: nobody knows how to make them, or they are too many."""
     from moe_cli.errors import ConfigError
-    from moe_cli.training.explain import text_tokens
+    from moe_cli.training.explain import TextToken, text_tokens
 
+    tokenizer = task.corpus.tokenizer
     if tokenizer is None:
         raise ConfigError(f"{run} learned from ready-made tokens (data=tokens): nobody knows the text they stand for.")
     tokens = text_tokens(text, tokenizer)
     if len(tokens) > MOST_TOKENS:
         raise ConfigError(f"the text has {len(tokens):,} tokens: {MOST_TOKENS:,} are the most. Give a part of it.")
-    return tokens
+    return [*(TextToken(each, "", 0) for each in task.beginning), *tokens]
 
 
 def _read(text: str) -> str:

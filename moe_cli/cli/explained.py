@@ -28,6 +28,8 @@ PALETTE = (
 # Experts of a token that are shown, the strongest: of all layers side by side, and of one layer alone.
 OF_EACH, OF_ONE = 2, 8
 GAP = " "
+# What stands for the token between documents.
+SEPARATOR = "sep"
 RULES = {
     "soft": "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer.",
     "expert_choice": "Each expert takes the tokens that suit it best: a token may have many, or none.",
@@ -105,6 +107,10 @@ def sentences(said: Explained) -> list[str]:
     if passes > 1:
         lines.append(
             f"The text is longer than the context of {window}: {passes} windows, each read without the others."
+        )
+    if not said.found.tokens[0].part:
+        lines.append(
+            f"In training documents were kept apart: {SEPARATOR} stands before the text, as before each of them."
         )
     if said.router in RULES:
         lines.append(RULES[said.router])
@@ -192,6 +198,8 @@ def page_content(said: Explained, made: str) -> dict[str, object]:
 
 def spelled(token: "TextToken", ascii_only: bool = False) -> str:
     """The token as it can be shown: a space as a mark, what has no width or moves a cursor as an escape."""
+    if not token.part:
+        return SEPARATOR
     if not token.text:
         return f"+{token.part}"
     if token.text == " ":
