@@ -1,5 +1,6 @@
 """What a run will do, take and cost, and whether it can be done at all: known before it starts, without torch."""
 
+import math
 import os
 import shutil
 import time
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
 from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import pick_threads
@@ -18,8 +20,16 @@ from moe_cli.tasks.data import Data, load_data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.ratings import Ratings
 
-# Speed of a training step over that of the product `measure_flops` times, seen for models of some million parameters.
-STEP_EFFICIENCY = 0.65
+# What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
+# of its speed; Muon's, of which many are done at once and in bfloat16, all of it.
+PRODUCT_EFFICIENCY = 0.7
+# Beside products, training on a batch takes the time of so many FLOPs on one thread, however small the batch: calls of torch, data, loss
+# and optimizer. For each layer and once beside them, more if it is sparse, and for each of its experts; of evaluation a third.
+LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
+# Evaluation counts who was chosen: for each token and sparse layer.
+COUNTING_FLOPS = 0.1e6
+# With train.eval_every=null, the evaluations before the last one.
+EVALUATIONS = 9
 # From so many seconds of training on, torch.compile's half minute is won back: it gives about 1.09 times the steps a
 # second. At this speed of a core, so that the decision is the same on every machine and at every load.
 COMPILE_SECONDS, FLOPS_PER_CORE = 600.0, 4e10
@@ -148,15 +158,52 @@ def _make_plan(config: RunConfig, corpus: Data, flops_per_second: float) -> Plan
     threads = pick_threads(config, vocab_size)
     costs = cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
-    speed = STEP_EFFICIENCY * flops_per_second * threads
-    evaluated = _val_tokens(config, corpus) * (2 if config.capacity else 1) + 9 * config.train.eval_tokens
-    seconds = evaluated * costs.forward_flops_per_token / speed
-    if steps is None:
-        seconds += 60 * (config.train.minutes or 0)
-    else:
-        per_step = costs.flops_per_token * config.tokens_per_step + costs.optimizer_flops_per_step
-        seconds += steps * per_step / speed
-    return Plan(config, corpus, costs, steps, seconds, threads)
+    step = step_work(config, costs).seconds(flops_per_second, threads)
+    training = 60 * (config.train.minutes or 0) if steps is None else steps * step
+    val_tokens = _val_tokens(config, corpus)
+    looks = [min(val_tokens, config.train.eval_tokens)] * _evaluations(config, training / step)
+    looks += [val_tokens] * (2 if config.capacity else 1)
+    if isinstance(config.task, MaskedLM) and config.task.pseudo_tokens:
+        looks.append(min(val_tokens, config.task.pseudo_tokens) * config.model.context_length)
+    seconds = sum(evaluation_work(config, costs, look).seconds(flops_per_second, threads) for look in looks)
+    return Plan(config, corpus, costs, steps, training + seconds, threads)
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs that threads share, and those of one thread while the others wait."""
+
+    shared: float
+    alone: float
+
+    def seconds(self, flops_per_second: float, threads: int) -> float:
+        return (self.shared / threads + self.alone) / flops_per_second
+
+
+def step_work(config: RunConfig, costs: Cost) -> Work:
+    """Of one optimizer step."""
+    products = costs.flops_per_token * config.tokens_per_step / PRODUCT_EFFICIENCY
+    return Work(products + costs.optimizer_flops_per_step, config.train.grad_accumulation * _batch_flops(config, costs))
+
+
+def evaluation_work(config: RunConfig, costs: Cost, tokens: int) -> Work:
+    """Of an evaluation on so many tokens."""
+    batches = math.ceil(tokens / (config.train.batch_size * config.model.context_length))
+    counting = tokens * costs.num_sparse_layers * COUNTING_FLOPS
+    return Work(tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
+                batches * _batch_flops(config, costs) / 3 + counting)  # fmt: skip
+
+
+def _batch_flops(config: RunConfig, costs: Cost) -> float:
+    """What training on a batch takes beside products."""
+    layers, sparse = config.model.num_layers, costs.num_sparse_layers
+    return (1 + layers) * LAYER_FLOPS + sparse * (SPARSE_FLOPS + config.expert * EXPERT_FLOPS)
+
+
+def _evaluations(config: RunConfig, steps: float) -> int:
+    """How many there are in so many steps, the last one apart."""
+    every = config.train.eval_every
+    return max(0, min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1)
 
 
 def _val_tokens(config: RunConfig, corpus: Data) -> int:

@@ -9,27 +9,113 @@ import pytest
 from moe_cli import forecast as module
 from moe_cli.config.data import TextData
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.schema import MuonConfig, RunConfig
 from moe_cli.errors import ConfigError, RunNotFound
-from moe_cli.forecast import check_upcycle, compiles, make_plans, pin_upcycle
+from moe_cli.forecast import (
+    COUNTING_FLOPS,
+    EVALUATIONS,
+    EXPERT_FLOPS,
+    LAYER_FLOPS,
+    PRODUCT_EFFICIENCY,
+    SPARSE_FLOPS,
+    Work,
+    check_upcycle,
+    compiles,
+    corpus_of,
+    evaluation_work,
+    make_plans,
+    pin_upcycle,
+    step_work,
+)
 from moe_cli.models.cost import cost
 from moe_cli.store import create_run
-from tests.tiny import finish, tiny_config, words
+from moe_cli.training.loop import EVALUATIONS_PER_RUN
+from tests.tiny import TINY, finish, tiny_config, words
 
 
 def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) -> None:
-    """Steps, tokens and time before anything is built; twice the threads or the speed halve the time."""
+    """Steps, tokens and time before anything is built; twice the speed halves the time, twice the threads that of products."""
     config = tiny_config(text_file, train={"steps": None, "tokens": 1000})
     (plan,) = make_plans([config], tmp_path, 1e9)
     assert (16, 1024) == (plan.steps, plan.tokens)
     assert cost(config, 256) == plan.cost
-    (twice,) = make_plans([replace(config, train=replace(config.train, threads=2))], tmp_path, 1e9)
-    assert (1, 2) == (plan.threads, twice.threads)
+    (twice,) = make_plans([config], tmp_path, 2e9)
     assert plan.seconds == 2 * twice.seconds
+    threads = [replace(config, train=replace(config.train, threads=number)) for number in (1, 2, 4)]
+    one, two, four = make_plans(threads, tmp_path, 1e9)
+    assert (1, 2, 4) == (one.threads, two.threads, four.threads)
+    assert one.seconds - two.seconds == pytest.approx(2 * (two.seconds - four.seconds))
+    assert one.seconds > two.seconds > one.seconds / 2  # what threads cannot share stays
     minutes = [tiny_config(text_file, train={"steps": None, "minutes": number}) for number in (1.0, 2.0)]
     timed, longer = make_plans(minutes, tmp_path, 1e9)
     assert (None, None) == (timed.steps, timed.tokens)
     assert 60 == pytest.approx(longer.seconds - timed.seconds)
-    assert 60 < timed.seconds < 61  # the evaluations come on top
+    assert timed.seconds > 60  # the evaluations come on top
+
+
+def test_what_a_step_takes(text_file: Path) -> None:
+    """Products once for each token, the optimizer's once; beside them each batch its layers, sparse ones and experts."""
+    config = tiny_config(text_file, expert=4, optim=MuonConfig())
+    costs = cost(config, 256)
+    products = costs.flops_per_token * 4 * 16 / PRODUCT_EFFICIENCY
+    beside = 3 * LAYER_FLOPS + 2 * (SPARSE_FLOPS + 4 * EXPERT_FLOPS)
+    assert costs.optimizer_flops_per_step > 0
+    assert Work(products + costs.optimizer_flops_per_step, beside) == step_work(config, costs)
+    twice = replace(config, train=replace(config.train, grad_accumulation=2))
+    assert Work(2 * products + costs.optimizer_flops_per_step, 2 * beside) == step_work(twice, costs)
+    dense = tiny_config(text_file, expert=1, k=1)
+    assert 3 * LAYER_FLOPS == step_work(dense, cost(dense, 256)).alone
+
+
+def test_what_an_evaluation_takes(text_file: Path) -> None:
+    """A forward pass over its tokens, a third of training's calls for each batch begun, and counting in each sparse layer."""
+    config = tiny_config(text_file)
+    costs = cost(config, 256)
+    for tokens, batches in ((64, 1), (65, 2)):
+        expected = Work(
+            tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
+            batches * step_work(config, costs).alone / 3 + tokens * 2 * COUNTING_FLOPS,
+        )
+        assert expected == evaluation_work(config, costs, tokens)
+    assert 5.0 == Work(6, 2).seconds(1.0, 2)
+
+
+def evaluations(config: RunConfig, outputs: Path) -> list[int]:
+    """The tokens of each evaluation that a plan counts, if only they took time."""
+    looks: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "evaluation_work", lambda config, costs, tokens: looks.append(tokens) or Work(0, 0))
+        make_plans([config], outputs, 1e9)
+    return looks
+
+
+@pytest.mark.parametrize(
+    "train", [{"steps": 3}, {"steps": 25}, {"steps": 12, "eval_every": 4}, {"steps": 13, "eval_every": 4}]
+)
+def test_the_evaluations_counted_are_those_that_are_made(
+    text_file: Path, tmp_path: Path, train: dict[str, Any]
+) -> None:
+    """As many as the records of a run have, however often it is asked to look, and the last one."""
+    config = tiny_config(text_file, train=train)
+    run = finish(config, tmp_path)
+    made = sum("val/loss_estimate" in record for record in run.metrics())
+    assert made + 1 == len(evaluations(config, tmp_path))
+    assert EVALUATIONS == EVALUATIONS_PER_RUN - 1
+
+
+def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
+    """train.eval_tokens, at most the split, then all of it; twice with a capacity; and windows for the pseudo-perplexity."""
+    config = tiny_config(text_file, train={"eval_tokens": 100})
+    val_tokens = corpus_of(config, tmp_path).meta["val_tokens"]
+    assert [100] * 5 + [val_tokens] == evaluations(config, tmp_path)
+    assert [val_tokens] * 6 == evaluations(tiny_config(text_file, train={"eval_tokens": 10**6}), tmp_path)
+    limited = tiny_config(text_file, capacity=1.0, train={"eval_tokens": 100})
+    assert [val_tokens] * 2 == evaluations(limited, tmp_path)[5:]
+    bert = tiny_config(text_file, train={"eval_tokens": 100}, **TINY["bert"])
+    assert [val_tokens, 32 * 16] == evaluations(bert, tmp_path)[5:]
+    timed = tiny_config(text_file, train={"steps": None, "minutes": 1.0, "eval_tokens": 100, "eval_every": 7})
+    step = step_work(timed, cost(timed, 256)).seconds(1e9, 1)
+    assert int(60 / step / 7) == len(evaluations(timed, tmp_path)) - 1
 
 
 def test_a_plan_looks_at_each_corpus_once(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json
 if TYPE_CHECKING:
     from moe_cli.cli.explained import Explained
     from moe_cli.config.schema import EvalConfig, RunConfig
-    from moe_cli.tasks.tokenizers import Tokenizer
+    from moe_cli.tasks.text import TextTask
     from moe_cli.training.explain import TextToken
 
 # The families that read a text as it stands.
 READERS = ("gpt", "bert", "lstm")
 MOST_TOKENS = 16_384
+# Of a page's tokens, those that a browser without scripts shows.
+MOST_PLAIN = 1024
 COMMAND = "moe explain"
 
 
@@ -59,7 +61,7 @@ def explain(
     from moe_cli.training.explain import explain as explain_text
 
     trained = restore(found, folder, checkpoint)
-    tokens = _tokens(found.id, trained.task.corpus.tokenizer, text)
+    tokens = _tokens(found.id, trained.task, text)
     explanation = explain_text(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, config.train.precision
     )
@@ -67,17 +69,18 @@ def explain(
     _tell(Explained(found.id, trained.step, config, policy, name, explanation, shown), html, as_json)
 
 
-def _tokens(run: str, tokenizer: "Tokenizer | None", text: str) -> "list[TextToken]":
-    """Raises ConfigError: nobody knows how to make them, or they are too many."""
+def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
+    """As the model has read documents. Raises ConfigError: nobody knows how to make them, or they are too many."""
     from moe_cli.errors import ConfigError
-    from moe_cli.training.explain import text_tokens
+    from moe_cli.training.explain import TextToken, text_tokens
 
+    tokenizer = task.corpus.tokenizer
     if tokenizer is None:
         raise ConfigError(f"{run} learned from ready-made tokens (data=tokens): nobody knows the text they stand for.")
     tokens = text_tokens(text, tokenizer)
     if len(tokens) > MOST_TOKENS:
         raise ConfigError(f"the text has {len(tokens):,} tokens: {MOST_TOKENS:,} are the most. Give a part of it.")
-    return tokens
+    return [*(TextToken(each, "", 0) for each in task.beginning), *tokens]
 
 
 def _read(text: str) -> str:
@@ -163,6 +166,6 @@ def _write(said: "Explained", path: Path) -> None:
 
     program = f"moe {__version__}"
     made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
-    plain = "\n".join(line.plain for line in explained_lines(said, PIPED_WIDTH))
+    plain = "\n".join(line.plain for line in explained_lines(said, PIPED_WIDTH, most=MOST_PLAIN))
     write_file(path, explained_page(page_content(said, made), title(said), plain, program))
     print_written([path])

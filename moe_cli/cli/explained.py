@@ -28,6 +28,8 @@ PALETTE = (
 # Experts of a token that are shown, the strongest: of all layers side by side, and of one layer alone.
 OF_EACH, OF_ONE = 2, 8
 GAP = " "
+# What stands for the token between documents.
+SEPARATOR = "sep"
 RULES = {
     "soft": "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer.",
     "expert_choice": "Each expert takes the tokens that suit it best: a token may have many, or none.",
@@ -70,13 +72,13 @@ class Explained:
         return self.found.layers if self.shown is None else self.found.layers[self.shown : self.shown + 1]
 
 
-def explained_lines(said: Explained, width: int, ascii_only: bool = False) -> list[Text]:
-    """What was done, the text with its experts, what that measures."""
+def explained_lines(said: Explained, width: int, ascii_only: bool = False, most: int | None = None) -> list[Text]:
+    """What was done, the text with its experts (of the first `most` tokens; None: of all), what that measures."""
     lines = [*prose(title(said), width, "bold")]
     reading = "Under each token its experts, the strongest first, and the weight of each one's answer."
     for sentence in [*sentences(said), reading]:
         lines += prose(sentence, width, "dim")
-    lines += _text(said, width, ascii_only)
+    lines += _text(said, width, ascii_only, most)
     rows = [(f"L{each.layer + 1}", each.load) for each in said.layers]
     lines += [Text(), Text("load of this text: 1 is a fair share", "dim")]
     lines += heat_map(rows, 2.0, width, ASCII_SHADES if ascii_only else SHADES, "{:.2f}")
@@ -105,6 +107,10 @@ def sentences(said: Explained) -> list[str]:
     if passes > 1:
         lines.append(
             f"The text is longer than the context of {window}: {passes} windows, each read without the others."
+        )
+    if not said.found.tokens[0].part:
+        lines.append(
+            f"In training documents were kept apart: {SEPARATOR} stands before the text, as before each of them."
         )
     if said.router in RULES:
         lines.append(RULES[said.router])
@@ -169,24 +175,31 @@ def legend(said: Explained) -> list[str]:
 
 def page_content(said: Explained, made: str) -> dict[str, object]:
     """What the script of `moe_cli.report.page.explained` reads."""
+    from moe_cli.report.page.explained import packed
+
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
     tokens, (headings, rows) = said.found.tokens, measures(replace(said, shown=None))
+    weights = [[[(choice.expert, round(100 * round(choice.weight, 2)), choice.kept) for choice in choices]
+                for choices in layer.choices] for layer in said.found.layers]  # fmt: skip
+    stride = 1 + max((weight for layer in weights for choices in layer for _, weight, _ in choices), default=0)
     return {
         "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "made": made, "window": said.found.window, "chosen": said.shown or 0,
         "tokens": [spelled(token) for token in tokens],
         "breaks": [place for place, token in enumerate(tokens) if token.text.endswith("\n")],
         "spaces": [place for place, token in enumerate(tokens) if token.text.endswith(" ")],
         "layers": [
-            {"name": f"L{layer.layer + 1}", "load": layer.load,
-             "choices": [[(choice.expert, round(choice.weight, 4), choice.kept) for choice in choices] for choices in layer.choices]}
-            for layer in said.found.layers
+            {"name": f"L{layer.layer + 1}", "load": layer.load, "choices": packed(choices, stride)}
+            for layer, choices in zip(said.found.layers, weights, strict=True)
         ],
+        "stride": stride,
         "headings": headings, "rows": rows, "legend": legend(said),
     }  # fmt: skip
 
 
 def spelled(token: "TextToken", ascii_only: bool = False) -> str:
     """The token as it can be shown: a space as a mark, what has no width or moves a cursor as an escape."""
+    if not token.part:
+        return SEPARATOR
     if not token.text:
         return f"+{token.part}"
     if token.text == " ":
@@ -226,12 +239,12 @@ def colour(expert: int) -> str:
     return f"bold #ffffff on {PALETTE[expert % len(PALETTE)]}"
 
 
-def _text(said: Explained, width: int, ascii_only: bool) -> list[Text]:
+def _text(said: Explained, width: int, ascii_only: bool, most_tokens: int | None) -> list[Text]:
     """The tokens in blocks as wide as the terminal; each window begins anew."""
     most = OF_EACH if said.shown is None else OF_ONE
     columns = [
         _Column(spelled(token, ascii_only), tuple(layer.choices[place][:most] for layer in said.layers))
-        for place, token in enumerate(said.found.tokens)
+        for place, token in enumerate(said.found.tokens[:most_tokens])
     ]
     labels = [f"L{layer.layer + 1}" for layer in said.layers]
     room = width - max(map(len, labels)) - 1
@@ -241,6 +254,8 @@ def _text(said: Explained, width: int, ascii_only: bool) -> list[Text]:
             lines += [Text(), Text(f"window {first // said.found.window + 1}", "dim")]
         for block in _blocks(columns[first : first + said.found.window], room):
             lines += [Text(), *_block(block, labels)]
+    if len(columns) < len(said.found.tokens):
+        lines += [Text(), *prose(f"The first {len(columns):,} of {len(said.found.tokens):,} tokens.", width, "dim")]
     left = max(len(choices) for layer in said.layers for choices in layer.choices) - most
     if left > 0:
         more = "--layer 1 shows more" if said.shown is None else "--json has all"

@@ -29,6 +29,7 @@ from moe_cli.config.data import (
     DataConfig,
     HubData,
     ImageData,
+    MovieLensData,
     is_local,
 )
 from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, T5Config, TransformerConfig, ViTConfig
@@ -44,7 +45,7 @@ from moe_cli.config.routers import (
     gate_params,
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
-from moe_cli.config.tasks import SpanCorruption
+from moe_cli.config.tasks import RatingTask, SpanCorruption
 from moe_cli.errors import ConfigError
 
 Transformer = TypeVar("Transformer", bound=TransformerConfig)
@@ -59,6 +60,8 @@ SPARSE_ONLY = ("match", "router", "balance", "capacity", "drop", "eval", "renorm
                "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
                "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.sparse_experts",
                "launch.expert_parallel")  # fmt: skip
+# What holds embeddings of users and items down: people's ratings are noisier than planted ones.
+L2_PLANTED, L2_STARS = 0.1, 0.5
 # How far a matched width may miss: below the first it is rounded, above the second there is none.
 ROUNDING, TOLERANCE = 0.01, 0.05
 
@@ -124,6 +127,9 @@ def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> 
         heads = _num_heads(config.model)
         model = replace(config.model, num_heads=heads, d_head=config.model.d_head or config.model.d_model // heads)
         config = replace(config, model=model)
+    if isinstance(config.task, RatingTask) and config.task.l2_embedding is None:
+        fitting = L2_STARS if isinstance(config.data, MovieLensData) else L2_PLANTED
+        config = replace(config, task=replace(config.task, l2_embedding=fitting))
     if isinstance(config.task, SpanCorruption):
         config.task.check(config.model.context_length)
     return config

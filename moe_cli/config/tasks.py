@@ -104,13 +104,13 @@ class RatingTask:
 
     Attributes:
         l2: in training, the weight of the squares of a pair's biases and factors.
-        l2_embedding: and of its embeddings: more, as the weights of experts can make up for small ones.
+        l2_embedding: and of its embeddings: more, as the weights of experts can make up for small ones. None: what suits the data.
     """
 
     special_tokens: ClassVar[int] = 0
     name: Literal["ratings"] = "ratings"
     l2: float = 0.04
-    l2_embedding: float = 0.1
+    l2_embedding: float | None = None
 
     def __post_init__(self) -> None:
         at_least("task.l2", self.l2, 0)

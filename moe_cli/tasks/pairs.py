@@ -82,6 +82,7 @@ class RatingsTask:
         """
         answers, routings, squares = model(batch.rows)
         embeddings, own = squares.float().mean(0)
+        assert self.config.l2_embedding is not None
         held_down = self.config.l2_embedding * embeddings + self.config.l2 * own
         return self._losses(answers, batch).sum(1).mean() + held_down, routings
 

@@ -174,10 +174,15 @@ class TextTask:
         return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
 
     def prompt(self, text: str) -> list[int]:
-        """The tokens of a text, as a document begins where documents are kept apart: with a separator."""
-        tokenizer = self.corpus.tokenizer
-        assert tokenizer is not None
-        return [*([] if self.packing == "concat" else [tokenizer.separator]), *tokenizer.encode(text).tolist()]
+        """The tokens of a text, behind what a document begins with."""
+        assert self.corpus.tokenizer is not None
+        return [*self.beginning, *self.corpus.tokenizer.encode(text).tolist()]
+
+    @property
+    def beginning(self) -> list[int]:
+        """What the model has read before each document's own tokens: a separator where documents are kept apart."""
+        assert self.corpus.tokenizer is not None
+        return [] if self.packing == "concat" else [self.corpus.tokenizer.separator]
 
     def hardest(self) -> "Task | None":
         """There is no other way to ask."""

@@ -22,7 +22,7 @@ from moe_cli.training.evaluate import LayerUse, empty_use, evaluating
 class TextToken:
     """Attributes:
     text: the characters that begin in it, so that those of all tokens are the text.
-    part: 1; of a character spread over several tokens the later ones have no text and count on.
+    part: 1; of a character spread over several tokens the later ones have no text and count on; 0: a separator before the text.
     """
 
     id: int

@@ -60,3 +60,14 @@ def test_a_match_counts_the_gates_of_both_tasks(changes: dict[str, Any]) -> None
     dense = resolve(RunConfig(expert=1, model=config.model, task=config.task, data=config.data)).config
     active = [cost(each, 0).num_active_params for each in (resolve(config).config, dense)]
     assert active[1] == pytest.approx(active[0], rel=0.01)
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["data=ratings"], 0.1), (["data=movielens", "data.path=here"], 0.5), (["data=movielens", "data.path=here", "task.l2_embedding=0.1"], 0.1),
+    (["data=ratings", "task.l2_embedding=0"], 0.0),
+])  # fmt: skip
+def test_embeddings_are_held_down_as_suits_the_data(words: list[str], expected: float) -> None:
+    """More for people's stars than for planted clusters, unless something is given, zero included."""
+    config = load_config(words).config
+    assert isinstance(config.task, RatingTask)
+    assert expected == config.task.l2_embedding

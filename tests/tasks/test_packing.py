@@ -1,5 +1,6 @@
 """Documents apart: attention within one, windows of one and padding. L positions."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from typer.testing import CliRunner
 
+from moe_cli.cli.app import app
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config
 from moe_cli.config.tasks import MaskedLM
@@ -252,3 +255,38 @@ def test_how_much_is_padding_is_said(folder: Path, tmp_path: Path) -> None:
     sizes = [len(text.encode()) + 1 for text in split_texts(corpus.train)]
     share = 1 - sum(sizes) / (L * sum(-(-size // L) for size in sizes))
     assert f"{100 * share:.0f} % of what is trained on is padding, which counts as tokens" in remarks(corpus, config)
+
+
+@pytest.mark.parametrize("packing", ["concat", "isolate", "pad"])
+def test_a_text_is_explained_as_documents_were_read(folder: Path, tmp_path: Path, packing: str) -> None:
+    """Where they were kept apart a separator is told before the text; weights are those of the task's own padded batch."""
+    config = tiny_config(folder, data={"path": str(folder), "packing": packing}, model={"context_length": L})
+    run = finish(config, tmp_path)
+    trained = restore(run, tmp_path)
+    padded = make_task(replace(config, data=replace(config.data, packing="pad")), corpus_of(config, tmp_path))
+    batch = next(padded.val_batches(1))
+    read = batch.inputs[0][batch.mask[0]].tolist()
+    text = trained.task.corpus.tokenizer.decode(read[1:])
+    words = ["explain", run.id, text, "--outputs", str(tmp_path)]
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    told = [token["id"] for token in found["tokens"]]
+    assert (read if packing != "concat" else read[1:]) == told == trained.task.prompt(text)
+    assert text == "".join(token["text"] for token in found["tokens"])
+    screen = CliRunner().invoke(app, words).stdout
+    assert (
+        (packing != "concat")
+        == any(line.split()[:1] == ["sep"] for line in screen.splitlines())
+        == ("In training documents were kept apart: sep" in screen)
+    )
+    if packing == "concat":
+        return
+    with torch.no_grad():
+        routings = batch.answers(trained.model)[1]
+    for layer, routing in zip(found["layers"], routings, strict=True):
+        weights = torch.zeros(len(told), routing.num_experts)
+        for token, choices in enumerate(layer["choices"]):
+            for choice in choices:
+                weights[token, choice["expert"]] = choice["weight"]
+        expected = torch.zeros_like(weights)
+        expected[routing.token_ids, routing.expert_ids] = routing.weights
+        torch.testing.assert_close(expected, weights)

@@ -1,5 +1,6 @@
 """The page of an explained text: nothing of the text is markup, nothing asks a network, nothing of another's is replaced."""
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
+from moe_cli.report.page.explained import packed
 from moe_cli.store import Run
 from tests.report.page.pages import HOSTILE, content_of
 
@@ -39,9 +41,39 @@ def test_every_token_of_the_text_is_in_the_page_once(page: str) -> None:
     assert TEXT == said
     assert 1 == content["chosen"]
     assert [place for place, char in enumerate(TEXT.encode()) if char == ord("\n")] == content["breaks"]
-    for layer in content["layers"]:
-        assert len(TEXT.encode()) == len(layer["choices"])
-        assert all(2 == len(choices) for choices in layer["choices"])
+
+
+def choices_of(content: dict[str, Any], layer: int) -> list[list[dict[str, Any]]]:
+    """What the page's script reads, by hand: base 36 in Python's own words."""
+    found = []
+    for token in content["layers"][layer]["choices"].split(","):
+        numbers = [divmod(int(word.lstrip("-"), 36), content["stride"]) for word in token.split()]
+        kept = [not word.startswith("-") for word in token.split()]
+        found.append([{"expert": expert, "weight": weight / 100, "kept": each}
+                      for (expert, weight), each in zip(numbers, kept, strict=True)])  # fmt: skip
+    return found
+
+
+def test_the_choices_are_those_of_the_json(page: str, finished: Run) -> None:
+    """Of every token in every layer, dropped or not, in at most four characters; weights to hundredths, as they are shown."""
+    words = ["explain", "latest", TEXT, "eval.capacity=0.5", "--json", "--outputs", str(finished.path.parents[1])]
+    content = content_of(page)
+    for number, layer in enumerate(json.loads(CliRunner().invoke(app, words).stdout)["layers"]):
+        expected = [[{**each, "weight": round(each["weight"], 2)} for each in token] for token in layer["choices"]]
+        assert expected == choices_of(content, number)
+        assert any(not each["kept"] for token in expected for each in token)
+        assert len(content["layers"][number]["choices"]) < 4 * sum(map(len, expected))
+
+
+def test_any_choices_can_be_packed() -> None:
+    """None, one dropped at weight zero, weights above one, experts of several digits: each comes back."""
+    choices = [[], [(0, 0, False), (0, 0, True)], [(700, 1240, True), (3, 99, False)]]
+    stride = 1241
+    layers = [{"choices": packed(choices, stride)}]
+    found = choices_of({"layers": layers, "stride": stride}, 0)
+    assert choices == [
+        [(each["expert"], round(100 * each["weight"]), each["kept"]) for each in token] for token in found
+    ]
 
 
 class Tags(HTMLParser):
@@ -96,6 +128,16 @@ def test_without_scripts_the_text_is_there_too(page: str) -> None:
     assert "Under each token its experts" in plain
     assert "1 is a fair share" in plain
     assert "&lt;" in plain
+
+
+def test_without_scripts_a_long_text_is_cut(finished: Run, tmp_path: Path) -> None:
+    """Of 1,030 tokens the first 1,024, and it is said; the page itself has all."""
+    assert 0 == write(finished, tmp_path / "a.html", "ab" * 515).exit_code
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    plain = page.split("<noscript>")[1].split("</noscript>")[0]
+    assert "The first 1,024 of 1,030 tokens." in plain
+    assert 1024 == sum(line.count("a") + line.count("b") for line in plain.splitlines() if set(line) == {" ", "a", "b"})
+    assert 1030 == len(content_of(page)["tokens"])
 
 
 def test_only_a_page_of_this_command_is_replaced(finished: Run, tmp_path: Path) -> None:

@@ -1,6 +1,14 @@
 // A text by its experts: each token has the first expert of the chosen layer as number and tint; pointing and arrow keys tell all layers.
 const MOST_TOLD = 8, LONG_WORD = 24;
 
+// A layer's choices as `moe_cli.report.page.explained.packed` wrote them: for each token [expert, weight, kept], the best first.
+function unpacked(text) {
+  return text.split(",").map(token => token.split(" ").filter(Boolean).map(word => {
+    const number = Math.abs(parseInt(word, 36));
+    return [Math.floor(number / page.stride), (number % page.stride) / 100, !word.startsWith("-")];
+  }));
+}
+
 function choice_text([expert, weight, kept]) { return `E${expert + 1} ${weight.toFixed(2)}${kept ? "" : " dropped"}`; }
 
 function token_text(index) {
@@ -68,6 +76,7 @@ function text_section() {
   return section("text", "The text and its experts", el("div", { class: "controls" }, labelled("layer", select)), host);
 }
 
+for (const layer of page.layers) layer.choices = unpacked(layer.choices);
 const load_chart = el("div", { class: "chart" });
 open_page([
   text_section(),
