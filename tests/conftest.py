@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no deadlines (others use the machine too), a little text and one finished run."""
+"""What all tests share: shapes checked, one thread, no deadlines (others use the machine too), a little text and one finished run."""
 
 import os
 import random
@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
+# The shapes in signatures are checked at run time, where there are tensors; an int passes for a float, as in mypy.
+install_import_hook(
+    ["moe_cli.moe", "moe_cli.models", "moe_cli.tasks", "moe_cli.training"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 torch.set_num_threads(1)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):

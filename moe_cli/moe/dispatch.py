@@ -5,7 +5,7 @@ T tokens, A assignments, R kept assignments (rows), E experts, D widths, F hidde
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +142,7 @@ def auto(
     return FASTEST[choose_backend(regime_of(experts, x, routing))](experts, x, routing, mask)
 
 
+@runtime_checkable
 class Backend(Protocol):
     def __call__(self, experts: Experts, x: Tensor, routing: Routing, mask: Tensor | None = None) -> Tensor: ...
 

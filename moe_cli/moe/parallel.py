@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
@@ -107,7 +107,7 @@ class _Mean(torch.autograd.Function):
         return grad
 
 
-def rows(values: Float[Tensor, "T D"]) -> Float[Tensor, "N*T D"]:
+def rows(values: Shaped[Tensor, "T D"]) -> Shaped[Tensor, "R D"]:
     """The rows of all processes, one process after the other; without a gradient."""
     if size() == 1:
         return values

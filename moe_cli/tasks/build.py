@@ -206,7 +206,9 @@ def _write(files: Sequence[File], survey: Survey, split: Split, tokenizer: Token
                 counts[part] += len(tokens)
                 writers[part].write(tokens)
                 if isinstance(tokenizer, SubwordTokenizer) and piece.text != SEPARATOR:
-                    lossless = lossless and tokenizer.to_bytes(tokens) == part_of(piece.text, start, stop).encode()
+                    lossless = (
+                        lossless and tokenizer.to_bytes(tokens.tolist()) == part_of(piece.text, start, stop).encode()
+                    )
     starts = begins + (counts.cumsum() - counts)[parts]
     return Written([writer.shards for writer in writers], starts[split.order], lossless)
 

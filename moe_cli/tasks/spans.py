@@ -1,7 +1,7 @@
 """Span corruption: spans of a window are taken out, and written after one another. B windows, L tokens read, M written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class SpanBatch(Batch):
         where the window ends.
     """
 
+    targets: Int[Tensor, "B M"] = field(kw_only=False)
     input_places: Int[Tensor, "B L"]
     target_places: Int[Tensor, "B M"]
 

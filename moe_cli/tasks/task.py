@@ -5,7 +5,7 @@ T tokens that are routed: positions of a text, patches of an image, pairs of use
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from moe_cli.moe.routing import Routing
 
 
+@runtime_checkable
 class Batch(Protocol):
     """Examples to learn from or to be judged by."""
 
@@ -61,6 +62,7 @@ def by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_domai
     return sums
 
 
+@runtime_checkable
 class Task(Protocol):
     """A set of examples cut into batches that the seed and an index decide, and what is asked of a model there.
 

@@ -178,7 +178,7 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _all_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor, "N R' C"]:
+def _all_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor, "N all C"]:
     """A sharded matrix's direction, of which this process has some rows, whole: a matrix has to be orthogonalised whole.
 
     A sharded stack needs nothing: its matrices are each in one process.
@@ -191,7 +191,7 @@ def _all_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor,
     return sharded.full_tensor().unsqueeze(0)
 
 
-def _own_rows(step: Float[Tensor, "N R' C"], weight: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
+def _own_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
     """The rows of a whole matrix that `weight`, this process's part of it, has."""
     if step.shape == weight.shape:
         return step

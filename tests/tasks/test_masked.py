@@ -19,6 +19,7 @@ from moe_cli.models.registry import make_model
 from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.masked import NOT_ASKED, MaskedTask
 from moe_cli.training.evaluate import evaluate
+from tests.tasks.token_files import Held
 from tests.tiny import TINY, finish, tiny_config, tiny_task
 
 V, L = 50, 40
@@ -28,7 +29,7 @@ MODEL = {"model": TINY["bert"]["model"]}
 def make(seed: int = 0, val: int = 130, **settings: Any) -> MaskedTask:
     """A task on tokens that count up, so that a window shows what should stand where."""
     corpus = Corpus(Path(), {"vocab_size": V, "tokenizer": None, "domains": ["all"]})
-    vars(corpus).update(train=np.arange(4000, dtype=np.uint16) % V, val=np.arange(val, dtype=np.uint16) % V)
+    vars(corpus).update(train=Held(np.arange(4000, dtype=np.uint16) % V), val=Held(np.arange(val, dtype=np.uint16) % V))
     return MaskedTask(corpus, L, seed, MaskedLM(**settings))
 
 

@@ -18,6 +18,7 @@ from moe_cli.moe.stats import tokens_per_expert
 from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.spans import SpanTask
 from moe_cli.training.evaluate import evaluate
+from tests.tasks.token_files import Held
 from tests.tiny import TINY, finish, randomise, tiny_config, tiny_task
 
 V, L = 50, 40
@@ -26,7 +27,7 @@ V, L = 50, 40
 def make(seed: int = 0, length: int = L, val: int = 130, **settings: Any) -> SpanTask:
     """A task on tokens that count up, so that a window shows what should stand where."""
     corpus = Corpus(Path(), {"vocab_size": V, "tokenizer": None, "domains": ["all"]})
-    vars(corpus).update(train=np.arange(4000, dtype=np.uint16) % V, val=np.arange(val, dtype=np.uint16) % V)
+    vars(corpus).update(train=Held(np.arange(4000, dtype=np.uint16) % V), val=Held(np.arange(val, dtype=np.uint16) % V))
     return SpanTask(corpus, length, seed, SpanCorruption(**settings))
 
 

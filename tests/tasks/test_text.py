@@ -14,7 +14,7 @@ from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.shards import Shard, Tokens
 from moe_cli.tasks.text import TextTask
 from moe_cli.tasks.tokenizers import CharTokenizer
-from tests.tasks.token_files import corpus_of, raw, sparse
+from tests.tasks.token_files import Held, corpus_of, raw, sparse
 
 # One character of each width in UTF-8.
 ALPHABET = "aé€𝄞"
@@ -24,7 +24,7 @@ def counting_task(train: int, val: int, context_length: int, seed: int = 0) -> T
     """A task in which every token is its own position, so that a window shows where it lies."""
     meta = {"vocab_size": max(train, val), "tokenizer": {"name": "chars", "alphabet": "a" * max(train, val)}}
     corpus = Corpus(Path(), meta)
-    vars(corpus).update(train=np.arange(train, dtype=np.uint16), val=np.arange(val, dtype=np.uint16))
+    vars(corpus).update(train=Held(np.arange(train, dtype=np.uint16)), val=Held(np.arange(val, dtype=np.uint16)))
     return TextTask(corpus, context_length, seed)
 
 
@@ -216,7 +216,7 @@ def test_a_batch_knows_the_bytes_of_its_targets() -> None:
     tokenizer = CharTokenizer(ALPHABET)
     val = tokenizer.encode("𝄞é€aaé𝄞€aé")
     corpus = Corpus(Path(), {"vocab_size": 4, "tokenizer": tokenizer.to_dict()})
-    vars(corpus).update(train=val, val=val)
+    vars(corpus).update(train=Held(val), val=Held(val))
     for batch in TextTask(corpus, 4, 0).val_batches(2):
         assert len(tokenizer.decode(batch.targets.flatten().tolist()).encode()) == batch.num_bytes
 

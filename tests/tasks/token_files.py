@@ -8,7 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.tasks.corpora import Corpus
-from moe_cli.tasks.shards import Shard
+from moe_cli.tasks.shards import Shard, Tokens
+
+
+class Held(Tokens):
+    """Tokens in memory, as if they were in a file."""
+
+    def __init__(self, tokens: NDArray[Any]) -> None:
+        super().__init__([], tokens.dtype)
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, place: slice) -> NDArray[Any]:
+        return self.tokens[place]
 
 
 def raw(path: Path, tokens: Sequence[int] | NDArray[Any], dtype: str = "uint16") -> Path:

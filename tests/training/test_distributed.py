@@ -89,7 +89,7 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 CASES |= STOPPED | RESUMED
 # Of these, whose like stands above, four processes prove enough (the slow tests).
-BREADTH = ("adamw", "accumulation", "importance", "information", "hash", "null-experts", "latent-fsdp", "gpt-2", "stopped-dp",
+BREADTH = ("adamw", "accumulation", "hash", "null-experts", "latent-fsdp", "gpt-2", "stopped-dp",
            "resumed-experts")  # fmt: skip
 QUICK = {name: case for name, case in CASES.items() if name not in BREADTH}
 # Random numbers are drawn anew in each process: such runs are other runs, that must end as well.

@@ -272,7 +272,7 @@ def test_a_dense_model_has_no_routing_metrics(make: Any) -> None:
 def test_top_tokens_are_those_most_above_chance() -> None:
     """Times it less what the expert's share of all assignments would give, largest first; none at or below chance."""
     by_token = torch.tensor([[6, 2], [0, 4], [2, 2], [0, 0]])
-    use = LayerUse(by_token.sum(0), by_token.sum(0), torch.ones(2), None, by_token, by_token[:, :1])
+    use = LayerUse(by_token.sum(0), by_token.sum(0), torch.ones(2), None, by_token, by_token)
     share = by_token.sum(0) / by_token.sum()
     above = by_token - by_token.sum(1, keepdim=True) * share
     expected = [
