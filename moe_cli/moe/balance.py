@@ -150,7 +150,7 @@ def update_bias(
     balance: BiasBalance,
     bias: Float[Tensor, " E"],
     tokens_per_expert: Int[Tensor, " E"],
-    probs: Sequence[Float[Tensor, "T E"]],
+    probs: Sequence[Float[Tensor, "_T E"]],
     top_k: int,
 ) -> Float[Tensor, " E"]:
     """The bias after an optimizer step, from the counts (loss_free) or the probabilities (quantile) of all of it."""

@@ -261,7 +261,9 @@ def evaluating(
 
 
 @torch.no_grad()
-def probe(model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto") -> list[Bool[Tensor, "T E"]]:
+def probe(
+    model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto"
+) -> list[Bool[Tensor, "_T E"]]:
     """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
     with evaluating(model, top_k, None, precision) as device:
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
@@ -274,7 +276,7 @@ def expert_lists(chosen: Bool[Tensor, "T E"]) -> list[list[int]]:
     return [row.nonzero().flatten().tolist() for row in chosen]
 
 
-def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "T E"]]) -> list[dict[int, float]]:
+def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T E"]]) -> list[dict[int, float]]:
     """For each layer, evaluation step -> router saturation of the choices recorded then against the final ones."""
     result: list[dict[int, float]] = [{} for _ in final]
     for record in records:

@@ -60,17 +60,17 @@ def test_what_was_pruned_is_counted(ahead: Ahead) -> None:
 @pytest.mark.parametrize(
     ("executor", "jobs", "said"),
     [
-        (LocalExecutor(), 2, r"about \S+ on 2 workers; stop"),
+        (LocalExecutor(), 2, r"about .+ on 2 workers; stop"),
         (
             RayExecutor(),
             None,
-            r"about \S+ of work at this machine's speed, as many runs at a time as ray has room for; stop",
+            r"about .+ of work at this machine's speed, as many runs at a time as ray has room for; stop",
         ),
-        (RayExecutor(), 3, r"about \S+ on 3 workers of ray, each as fast as this machine; stop"),
-        (SlurmExecutor(), None, r"about \S+ of work at this machine's speed, as many runs at a time as slurm has room"),
-        (SlurmExecutor(array_parallelism=2), None, r"about \S+ on 2 workers of slurm"),
-        (SlurmExecutor(array_parallelism=2), 1, r"about \S+ on 1 worker of slurm"),
-        (SlurmExecutor(array_parallelism=2), 4, r"about \S+ on 2 workers of slurm"),
+        (RayExecutor(), 3, r"about .+ on 3 workers of ray, each as fast as this machine; stop"),
+        (SlurmExecutor(), None, r"about .+ of work at this machine's speed, as many runs at a time as slurm has room"),
+        (SlurmExecutor(array_parallelism=2), None, r"about .+ on 2 workers of slurm"),
+        (SlurmExecutor(array_parallelism=2), 1, r"about .+ on 1 worker of slurm"),
+        (SlurmExecutor(array_parallelism=2), 4, r"about .+ on 2 workers of slurm"),
     ],
 )
 def test_how_long_it_takes_is_told_as_far_as_it_is_known(

@@ -253,7 +253,10 @@ def test_the_probe_is_the_choice_of_the_same_tokens(make: Any, changes: dict[str
 
 def test_saturation_is_told_layer_by_layer() -> None:
     """Recorded choices against the final ones, by layer and step; records without choices are passed over."""
-    final = [torch.tensor([[True, True, False], [False, True, True]]), torch.tensor([[True, False], [False, True]])]
+    final = [
+        torch.tensor([[True, True, False], [False, True, True]]),
+        torch.tensor([[True, False, False], [False, True, False]]),
+    ]
     records = [
         {"step": 2, "layer": 0, "choices": [[0, 1], [0, 1]]}, {"step": 2, "layer": 1, "choices": [[1], [1]]},
         {"step": 3, "layer": 0}, {"step": 4, "layer": 0, "choices": [[0, 1], [1, 2]]},
