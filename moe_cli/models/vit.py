@@ -55,7 +55,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B G"], list[Routing]]:
         """Logits of the classes, and the routing of every sparse block: patches are its tokens."""
-        x = self.patches(self.cut(images))
+        x = self.patches(self.cut(images.to(self.patches.weight.dtype)))
         if self.positions is not None:
             x = x + self.positions.weight
         x = self.embedding_dropout(x)

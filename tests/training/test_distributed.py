@@ -78,6 +78,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nan-rewind": (FSDP, {"train": {"on_nan": "rewind"}}),
     "bert": (FSDP, TINY["bert"]),
     "t5": (BOTH, TINY["t5"]),
+    "vit": (EXPERTS, TINY["vit"]),
     "mmoe": ({}, TINY["mmoe"]),
     "gpt-2": (FSDP, {"model": {"positions": "learned", "norm": "layer", "tie_embeddings": True, "init_std": 0.02}}),
 }
