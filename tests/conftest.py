@@ -26,6 +26,16 @@ settings.load_profile("quick")
 # Imports of moe_cli stand inside the fixtures: at the top they would come before the run-time type checks.
 
 
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """For what is compiled: the checks are Python that torch.compile cannot follow."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_")
 
 

@@ -2,6 +2,7 @@
 
 import select
 from collections.abc import Mapping
+from pathlib import Path
 
 from moe_cli.sweeps.warm import Nest
 
@@ -23,9 +24,9 @@ class Nests:
     def __init__(self) -> None:
         self.nests: list[SharedNest] = []
 
-    def __call__(self, environment: Mapping[str, str]) -> Nest:
+    def __call__(self, outputs: Path, environment: Mapping[str, str]) -> Nest:
         if not self.nests or self.nests[-1].gone:
-            self.nests.append(SharedNest(environment))
+            self.nests.append(SharedNest(outputs, environment))
         return self.nests[-1]
 
     def end(self) -> None:

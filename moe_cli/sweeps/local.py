@@ -145,7 +145,7 @@ class LocalPool:
                 return self._start_cold(run, ())
         if self._nest is None:
             # The libraries of numpy start threads when they are imported, which must not be there when it forks.
-            self._nest = Nest({"OPENBLAS_NUM_THREADS": "1"})
+            self._nest = Nest(self.outputs, {"OPENBLAS_NUM_THREADS": "1"})
         return self._nest.start(run, self.outputs)
 
     def _start_cold(self, run: Run, gpus: tuple[str, ...]) -> Process:

@@ -44,7 +44,7 @@ class Fork:
 class Nest:
     """The parent process of forked runs. If it dies, its runs save and stop: their code is BUSY, to be asked for again."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, outputs: Path, environment: Mapping[str, str]) -> None:
         self.channel, theirs = socket.socketpair()
         self.forks: dict[str, Fork] = {}
         self.ready = False
@@ -52,7 +52,7 @@ class Nest:
         self._begun = b""
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", WORKER, str(theirs.fileno())],
+                [sys.executable, "-m", WORKER, str(theirs.fileno()), str(outputs)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()], env={**os.environ, **environment}, start_new_session=True,
             )  # fmt: skip

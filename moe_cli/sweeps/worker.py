@@ -1,10 +1,11 @@
 """The parent of a sweep's runs: it imports torch once, then forks a process for every run.
 
-python -m moe_cli.sweeps.worker DESCRIPTOR
+python -m moe_cli.sweeps.worker DESCRIPTOR OUTPUTS
 
-DESCRIPTOR is one end of a socket; a line of JSON on it is a message. In: {"run": folder, "outputs": folder} starts a run,
-{"run": folder, "signal": number} sends its process a signal. Out: {"ready": true} once torch is there, {"run": folder,
-"pid": number} when a run has started, {"run": folder, "code": number} when it has ended, with the exit codes of `moe_cli.run`.
+OUTPUTS is there for who looks at the list of processes. DESCRIPTOR is one end of a socket; a line of JSON on it is a message.
+In: {"run": folder, "outputs": folder} starts a run, {"run": folder, "signal": number} sends its process a signal. Out:
+{"ready": true} once torch is there, {"run": folder, "pid": number} when a run has started, {"run": folder, "code": number} when
+it has ended, with the exit codes of `moe_cli.run`.
 
 Forked and not reused: every run has a process of its own, so nothing of a run can leak into the next one or outlive it, yet
 none waits for the import. A fork is safe here because this process computes nothing: it has one thread, no lock that
@@ -33,7 +34,7 @@ IMPORTED = ("torch._dynamo", "moe_cli.models.registry", "moe_cli.tasks.registry"
             "moe_cli.training.loop", "moe_cli.training.evaluate", "moe_cli.training.upcycle")  # fmt: skip
 
 
-def main(descriptor: str) -> None:
+def main(descriptor: str, _outputs: str) -> None:
     spin_briefly()
     keep_freed_memory()
     for name in IMPORTED:

@@ -157,6 +157,7 @@ def test_json_is_a_list_of_plain_objects() -> None:
     assert "optim set aside" in result.stderr
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_compiled_steps_are_taken_by_both() -> None:

@@ -83,7 +83,7 @@ class IdleNest:
 
     gone = ready = False
 
-    def __init__(self, environment: dict[str, str]) -> None: ...
+    def __init__(self, outputs: Path, environment: dict[str, str]) -> None: ...
 
     def start(self, run: Run, outputs: Path) -> Idle:
         return Idle(run, outputs, {"forked": "yes"})

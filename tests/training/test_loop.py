@@ -417,6 +417,7 @@ def test_compile_is_for_training_alone(text_file: Path, tmp_path: Path, monkeypa
     assert (plain.summary() or {})["val_loss"] == (compiled.summary() or {})["val_loss"]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_compiled_run_is_the_run(text_file: Path, tmp_path: Path) -> None:
