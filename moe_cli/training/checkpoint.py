@@ -195,7 +195,9 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
 
 def way_on(run: Run, full: bool) -> str:
     """What there is of a run that could not write, on a full disk or for another reason, and how it goes on from there."""
-    kept = "The checkpoint before it is whole" if run.checkpoints() else "No checkpoint is there yet: it will start again"
+    kept = (
+        "The checkpoint before it is whole" if run.checkpoints() else "No checkpoint is there yet: it will start again"
+    )
     return f"{kept}.\n{'Free space' if full else 'Mend that'}, then: moe train --resume {run.id}"
 
 
