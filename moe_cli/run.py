@@ -298,8 +298,10 @@ def _in_our_words(run: Run, error: BaseException) -> TrainingError | None:
 def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
     if isinstance(error, DiskFull) or not is_full(error):
         return None
+    from moe_cli.training.checkpoint import way_on
+
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return DiskFull(f"cannot write to {run.path}: {reason}. What was saved before is whole.")
+    return DiskFull(f"cannot write to {run.path}: {reason}. {way_on(run, full=True)}")
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:

@@ -143,7 +143,8 @@ class Run:
         if said not in STATUSES:  # half made, or edited by hand
             return {**status, "status": PENDING}
         if said == COMPLETED:
-            return {**status, "status": INTERRUPTED, "reason": "summary.json cannot be read"}
+            reason = f"summary.json cannot be read. Make it again: moe train --resume {self.id}"
+            return {**status, "status": INTERRUPTED, "reason": reason}
         if said == RUNNING and not self._alive(status):
             return {**status, "status": INTERRUPTED}
         return status

@@ -330,11 +330,12 @@ def test_a_status_that_is_no_status_is_pending(tmp_path: Path, status: dict[str,
 
 @pytest.mark.parametrize("content", ["", '{"val_loss": 1.', "[]"])
 def test_a_summary_that_is_not_whole_is_none(tmp_path: Path, content: str) -> None:
-    """A summary.json cut short, by a copy that was stopped, leaves the run to be done again."""
+    """A summary.json cut short, by a copy that was stopped, leaves the run to be done again, and it is said how."""
     run = make(tmp_path)
     Recorder(run).complete({"val_loss": 1.0})
     (run.path / "summary.json").write_text(content)
     assert ("interrupted", None) == (run.status()["status"], run.summary())
+    assert run.status()["reason"].endswith(f"Make it again: moe train --resume {run.id}")
 
 
 def test_a_look_turns_no_writer_away(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 from moe_cli.forecast import Plan
 from moe_cli.measures import references, target, written
 from moe_cli.moe.stats import max_violation
-from moe_cli.numbers import bars, count, duration, known, percent
+from moe_cli.numbers import bars, count, duration, known, percent, printable
 from moe_cli.store import Run
 from moe_cli.tasks.data import describe, remarks
 from moe_cli.training.evaluate import Evaluation
@@ -157,6 +157,8 @@ def _size(summary: dict[str, Any], unit: str) -> str:
 
 def print_summary(console: Console, run: Run) -> None:
     """The results, beside the reference lines, and what to try next."""
+    from moe_cli.report.baseline import twin_command
+
     summary = run.summary()
     assert summary is not None
     console.print(
@@ -191,8 +193,8 @@ def print_summary(console: Console, run: Run) -> None:
               (summary.get("loss_spikes"), "loss spikes")]  # fmt: skip
     if any(number for number, _ in events):
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
-    following = "moe train" if summary["expert"] == 1 else "moe train expert=1"
-    sample = "" if summary["val_bytes"] is None else 'moe sample latest --prompt "def "      '
-    rows.append(("next", f"{sample}{following}      moe report"))
+    samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']
+    commands = [*samples, twin_command(run.config()), "moe report"]
+    rows += [("" if number else "next", escape(printable(each))) for number, each in enumerate(commands)]
     for label, text in rows:
-        console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
+        console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True, emoji=False)

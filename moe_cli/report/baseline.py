@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.parse import show
+from moe_cli.config.schema import RunConfig
 from moe_cli.errors import MoeError
 from moe_cli.report.fold import DENSE, Row, applies, shared_with_dense
 from moe_cli.report.frame import flatten
@@ -25,18 +26,24 @@ def sweep_baseline(frame: "pd.DataFrame") -> Mapping[str, Any]:
     return named[0] if agreed else DENSE
 
 
-def baseline_command(row: Row) -> str:
-    """`moe train expert=1` with every setting in which the configuration differs from the defaults."""
+def twin_command(config: RunConfig) -> str:
+    """The command for what a run is compared with: its dense twin, or of a dense one the default experts."""
+    row = {**flatten(config.to_dict()), "seeds": [config.seed]}
+    return baseline_command(row, {} if config.dense else DENSE)
+
+
+def baseline_command(row: Row, choice: Mapping[str, Any] = DENSE) -> str:
+    """`moe train expert=1`, or another choice, with every setting in which the configuration differs from the defaults."""
     wanted = {name: row[name] for name in shared_with_dense([name for name in row if "." in name])}
     try:
-        words = _words({"expert": 1}, wanted)
+        words = _words({**choice}, wanted)
     except MoeError:
-        words = {"expert": 1}
+        words = {**choice}
     seeds = row["seeds"] or [0]
     if seeds[0] != 0:
         words["seed"] = seeds[0]
     if len(seeds) == 1:
-        return "moe train " + _written(words)
+        return f"moe train {_written(words)}".rstrip()
     return "moe sweep " + _written({**words, "seed": ",".join(map(str, seeds))})
 
 

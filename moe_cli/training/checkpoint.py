@@ -184,13 +184,21 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         kind = DiskFull if is_full(error) else TrainingError
-        raise kind(f"cannot write the checkpoint {final}: {reason}. The one before it is whole.") from None
+        raise kind(f"cannot write the checkpoint {final}: {reason}. {way_on(run, is_full(error))}") from None
     # A process that was killed while it saved has left its half-made folder.
     best = state.get("best_step")
     stays = [_folder(run, best)] if best is not None else []
     for old in [*root.glob(".saving-*"), *(each for each in run.checkpoints()[keep:] if each not in stays)]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def way_on(run: Run, full: bool) -> str:
+    """What there is of a run that could not write, on a full disk or for another reason, and how it goes on from there."""
+    kept = (
+        "The checkpoint before it is whole" if run.checkpoints() else "No checkpoint is there yet: it will start again"
+    )
+    return f"{kept}.\n{'Free space' if full else 'Mend that'}, then: moe train --resume {run.id}"
 
 
 def _folder(run: Run, step: int) -> Path:
@@ -256,7 +264,13 @@ def latest_checkpoint(run: Run) -> Checkpoint:
     """
     folders = run.checkpoints()
     if not folders:
-        raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one.")
+        again = f"moe train --resume {run.id}"
+        if run.summary() is not None:
+            raise CheckpointError(
+                f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back.\n"
+                f"To train it again from the start, delete the summary.json beside it, then: {again}"
+            )
+        raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one. Go on with: {again}")
     return _open(folders[0])
 
 

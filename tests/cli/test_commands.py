@@ -32,7 +32,8 @@ def test_train_prints_a_plan_lines_and_a_summary(moe: Moe, settings: list[str], 
     assert result.exit_code == 0, result.output
     run = find_run(tmp_path / "outputs", "latest")
     for piece in ("gpt 4x2", "parameters", "sparsity 50 %", str(run.path), "step 3/6", "bits/byte", "bigram", "gzip -9",
-                  "MaxVio", "moe report"):  # fmt: skip
+                  "MaxVio", 'next         moe sample latest --prompt "def "\n', "  moe report\n",
+                  f"  moe train expert=1 {settings[0]} {settings[1]} model.num_layers=2 "):  # fmt: skip
         assert piece in result.stdout
     assert "\x1b" not in result.stdout
 
@@ -189,6 +190,7 @@ def test_sample_needs_a_model_that_writes(moe: Moe, text: Path, name: str) -> No
     tiny = [word for word in TINY if name != "model=vit" or "context_length" not in word]
     trained = moe("train", name, *data, *tiny, "train.steps=1", "model.num_layers=4")
     assert trained.exit_code == 0, trained.output
+    assert "moe sample" not in trained.stdout
     result = moe("sample", "latest")
     assert (2, "") == (result.exit_code, result.stdout)
     assert "its model does not write text. Name a run with task=causal_lm (model=gpt or lstm)." in result.stderr

@@ -1,11 +1,13 @@
 """What differences are taken to: the dense model, or what the runs' sweep says in its sweep.json."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moe_cli.report.baseline import sweep_baseline
+from moe_cli.config.load import load_config
+from moe_cli.report.baseline import sweep_baseline, twin_command
 from moe_cli.report.fold import DENSE, rows_of
 from moe_cli.report.frame import load_runs
 from moe_cli.report.tables import table_lines
@@ -121,3 +123,26 @@ def test_a_sweep_in_a_folder_is_found_by_its_name(tmp_path: Path) -> None:
 
     complete(tmp_path, 2.0, group="paper-mine")
     assert len(load_selection(tmp_path, ["paper/mine"])) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "model.d_model=32 train.steps=60 seed=3",
+        "train=smoke capacity=1.25 router=switch k=1",
+        "model=vit data=digits",
+        "model=mmoe expert=16 k=4",
+        "experiment=speedrun data.path='my notes.txt'",
+    ],
+)
+def test_the_twin_of_a_run_is_that_of_its_own_settings(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command resolves to what the run's own words and expert=1 resolve to; from there back with the default experts."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    given = shlex.split(words)
+    shared = [word for word in given if word.partition("=")[0] not in ("expert", "k", "capacity", "router")]
+    dense = load_config([*shared, "expert=1", "k=1"]).config
+    moe, train, *twin = shlex.split(twin_command(load_config(given).config))
+    assert ("moe", "train", dense) == (moe, train, load_config(twin).config)
+    back = shlex.split(twin_command(dense))[2:]
+    assert load_config([*shared, "expert=8", "k=2"]).config == load_config(back).config

@@ -91,21 +91,31 @@ def test_bad_steps_apart_do_not_end_the_run(text_file: Path, tmp_path: Path, bad
     assert logged == pytest.approx([sum(seen[at + 1 : at + 20 : 2]) / 10 for at in (0, 20, 40)])
 
 
-def test_a_full_disk_at_the_last_save_is_told(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was asked to stop and could not save says so; it is interrupted, and its older checkpoint goes on."""
+@pytest.mark.parametrize(
+    ("filled", "kept"),
+    [(5, "The checkpoint before it is whole"), (2, "No checkpoint is there yet: it will start again")],
+)
+def test_a_full_disk_is_told(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: int, kept: str
+) -> None:
+    """A run that could not save says what it still has and how it goes on; it is interrupted, and goes on from there."""
     config = tiny_config(text_file, train=TRAIN)
     run, write = create_run(tmp_path, "runs", config), checkpoint_module._write
 
     def full(folder: Path, snapshot: Any) -> None:
-        if snapshot.state["step"] == 5:
+        if snapshot.state["step"] == filled:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(folder, snapshot)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "_write", full)
-        with pytest.raises(TrainingError, match=r"step_00000005: No space left on device. The one before it is whole."):
+        with pytest.raises(TrainingError) as told:
             run_one(run, tmp_path, stop_at(5))
-    assert ("interrupted", 4) == (run.status()["status"], latest_checkpoint(run).state["step"])
+    what, then = str(told.value).split("\n")
+    assert what.endswith(f"step_0000000{filled}: No space left on device. {kept}.")
+    assert f"Free space, then: moe train --resume {run.id}" == then
+    assert ("interrupted", what) == (run.status()["status"], run.status()["reason"])
+    assert [4] * (filled == 5) == [latest_checkpoint(run).state["step"] for _ in run.checkpoints()[:1]]
     assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
 
 
