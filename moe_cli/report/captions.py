@@ -76,7 +76,9 @@ def below(view: View, width: int) -> list[Text]:
         to = "dense" if view.baseline == DENSE else "the baseline"
         lines += _prose(f"intervals: 95 % over seeds; differences to {to} are paired by seed", width, "dim")
         lines += (
-            _prose(_judged(rows), width, "dim") if any(row["vs_dense_interval"] is not None for row in rows) else []
+            _prose(_judged(rows, view.frame.attrs["comparisons"]), width, "dim")
+            if any(row["vs_dense_interval"] is not None for row in rows)
+            else []
         )
     elif rows and not view.by_run:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
@@ -88,11 +90,11 @@ def below(view: View, width: int) -> list[Text]:
     return lines + _cautions(view, rows, width)
 
 
-def _judged(rows: Sequence[Row]) -> str:
+def _judged(rows: Sequence[Row], comparisons: int) -> str:
     """How many comparisons there were, and what came of them."""
     said = [row["verdict"] for row in rows if row["verdict"]]
     counted = ", ".join(f"{said.count(word)} {word}" for word in (BETTER, WORSE, CANNOT_TELL) if word in said)
-    allowing = f"; verdicts allow for {len(said)} comparisons (Holm)" if len(said) > 1 else ""
+    allowing = f"; verdicts allow for {comparisons} comparisons (Holm)" if comparisons > 1 else ""
     return f"{_plural(len(said), 'configuration')} compared: {counted}{allowing}"
 
 
@@ -137,7 +139,7 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
             width,
             "yellow",
         )
-    replaced = view.frame.attrs.get("replaced", 0)
+    replaced = sum(view.frame.attrs["replaced"].get(row["path"], 0) for row in rows)
     if replaced:
         lines += _prose(
             f"{_plural(replaced, 'run')} not counted: the same configuration and seed was run again", width, "yellow"
