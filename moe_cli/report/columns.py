@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_cli.config.parse import show
 from moe_cli.measures import MEASURES, Measure
-from moe_cli.numbers import count, percent, printable, sparkline
+from moe_cli.numbers import count, percent, plural, printable, sparkline
 from moe_cli.report.fold import DENSE, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
 from moe_cli.store import Run
@@ -175,7 +175,7 @@ def _verdict(row: Row) -> str:
     """What the seeds allow to say, and how many more of them would decide."""
     if row["verdict"] is None:
         return ""
-    return f"{row['verdict']}" + (f", +{row['more_seeds']} seeds" if row["more_seeds"] else "")
+    return f"{row['verdict']}" + (f", +{plural(row['more_seeds'], 'seed')}" if row["more_seeds"] else "")
 
 
 def _counted(name: str) -> Callable[[Row], str]:

@@ -108,6 +108,21 @@ def _columns(rows: list[Row], names: list[str], by_run: bool, baseline: Mapping[
     return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows, baseline)
 
 
+def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
+    """The runs of a frame that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
+    if condition is None:
+        return frame
+    expression = parse_expression(condition)
+    known = [str(name) for name in frame.columns]
+    if together := sorted(expression.names.intersection(PLAIN_KEYS).difference(known)):
+        raise ConfigError(f"--filter chooses runs here, and {together[0]} is of a row of several: {condition}")
+    expression.check(known)
+    chosen = frame[[expression.holds(row) for row in rows_of(frame)]]
+    if chosen.empty:
+        raise ConfigError(f"no run matches --filter '{condition}'.")
+    return chosen
+
+
 def _check_of_runs(condition: Expression, unmeasured: Set[str]) -> None:
     """Raises ConfigError: one condition on what the runs of a row differ in, and on what they come to together."""
     if together := sorted(condition.names - unmeasured):
