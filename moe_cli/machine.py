@@ -16,6 +16,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import MoeError
 from moe_cli.launch import launched, local_processes, local_rank
 from moe_cli.models.cost import cost
+from moe_cli.numbers import plural
 from moe_cli.tasks.data import Data
 
 # Of a batch, forward and backward: about 20 ms of one core.
@@ -51,7 +52,7 @@ def crowding(threads: int) -> str | None:
     if threads <= max(1.0, cores - busy + 0.5):
         return None
     others = f", of which {busy:.1f} are busy with other work" if busy >= 0.1 else ""
-    return f"{threads} threads on {cores} cores{others}: slower. Or, with other last digits: train.threads=1"
+    return f"{threads} threads on {plural(cores, 'core')}{others}: slower. Or, with other last digits: train.threads=1"
 
 
 def _busy_cores() -> float:

@@ -21,6 +21,11 @@ def count(value: float) -> str:
     return f"{value:.3g}Y"
 
 
+def plural(number: int, noun: str) -> str:
+    """1 seed, 2 seeds, 1,024 runs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def known(value: float | None, digits: int = 3) -> str:
     """So many digits after the point, or - for what is not known."""
     return "-" if value is None else f"{value:.{digits}f}"

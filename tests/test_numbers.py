@@ -2,7 +2,12 @@
 
 import pytest
 
-from moe_cli.numbers import bars, count, duration, parse_duration, percent
+from moe_cli.numbers import bars, count, duration, parse_duration, percent, plural
+
+
+def test_one_has_no_s() -> None:
+    """1 thread, 2 threads; thousands are set apart."""
+    assert ["0 runs", "1 run", "2 runs", "1,024 runs"] == [plural(number, "run") for number in (0, 1, 2, 1024)]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from rich.table import Table
 from moe_cli.bench.layer import Match
 from moe_cli.bench.measure import Spread
 from moe_cli.bench.step import StepMatch
-from moe_cli.numbers import count
+from moe_cli.numbers import count, plural
 
 
 def layer_heading(match: Match) -> list[str]:
@@ -73,10 +73,6 @@ def milliseconds(seconds: float) -> str:
 
 def _where(device: str, threads: int) -> str:
     return device if device.startswith("cuda") else plural(threads, "thread")
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _range(values: Spread, form: str) -> str:

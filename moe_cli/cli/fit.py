@@ -65,7 +65,8 @@ def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str)
 
 def make_study(frame: "pd.DataFrame", request: FitRequest) -> "Study":
     """The fit with its answers. Raises ConfigError: the runs cannot support it, or a setting is wrong."""
-    from moe_cli.report.scaling.study import select, study
+    from moe_cli.report.scaling.study import study
+    from moe_cli.report.view import select
 
     chosen = select(frame, request.condition)
     wanted = {" ".join(each.split()): make_point(chosen, each) for each in request.predict}

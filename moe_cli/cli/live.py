@@ -15,7 +15,7 @@ from rich.text import Text
 from moe_cli.forecast import Plan
 from moe_cli.measures import references, target, written
 from moe_cli.moe.stats import max_violation
-from moe_cli.numbers import bars, count, duration, known, percent, printable
+from moe_cli.numbers import bars, count, duration, known, percent, plural, printable
 from moe_cli.store import Run
 from moe_cli.tasks.data import describe, remarks
 from moe_cli.training.evaluate import Evaluation
@@ -41,9 +41,9 @@ def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
     rows = [("parameters", parameters)]
     if not config.dense:
         rows.append(("routing", _routing_line(plan)))
-    length = f"{plan.steps:,} steps" if plan.steps is not None else f"{config.train.minutes:g} minutes"
+    length = plural(plan.steps, "step") if plan.steps is not None else f"{config.train.minutes:g} minutes"
     rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {count(costs.flops_per_token)}FLOP/token"
-                 f"   about {duration(plan.seconds)} on {plan.threads} {'thread' if plan.threads == 1 else 'threads'}"))  # fmt: skip
+                 f"   about {duration(plan.seconds)} on {plural(plan.threads, 'thread')}"))  # fmt: skip
     rows.append(("memory", f"{count(costs.state_bytes)}B weights, gradients and optimizer   "
                  f"about {count(costs.activation_bytes)}B activations"))  # fmt: skip
     if folder:
@@ -162,7 +162,7 @@ def print_summary(console: Console, run: Run) -> None:
     summary = run.summary()
     assert summary is not None
     console.print(
-        f"[green]done[/] in {duration(summary['seconds'])}   {summary['steps']:,} steps   {count(summary['tokens'])} tokens   "
+        f"[green]done[/] in {duration(summary['seconds'])}   {plural(summary['steps'], 'step')}   {count(summary['tokens'])} tokens   "
         f"{count(summary['tokens_per_second'])} tok/s" + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
     )  # fmt: skip

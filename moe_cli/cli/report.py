@@ -35,7 +35,9 @@ Selection = Annotated[
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
 Filter = Annotated[
     str | None,
-    typer.Option("--filter", metavar="CONDITION", help="Rows to show, such as 'expert >= 8 and router == \"topk\"'."),
+    typer.Option(
+        "--filter", metavar="CONDITION", help="Runs and rows to show, such as 'expert >= 8 and router == \"topk\"'."
+    ),
 ]
 Sort = Annotated[str | None, typer.Option(metavar="COLUMN", help="Order of the rows; -COLUMN: the largest first.")]
 Columns = Annotated[str | None, typer.Option(metavar="A,B,C", help="Columns to show, such as k,val_bpb,train.steps.")]
@@ -62,7 +64,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
     from moe_cli.report.frame import dense_runs_elsewhere, load_selection
     from moe_cli.report.page.content import Source
-    from moe_cli.report.view import Question, make_view
+    from moe_cli.report.view import Question, make_view, select
     from moe_cli.store import outputs_folder
 
     check_fit(fit, predict, validate)
@@ -70,17 +72,19 @@ def report(  # noqa: PLR0913  (an argument for each option)
     files = export_files(html, to)
     shaping = {"--sort": sort, "--columns": columns, "--runs": by_run}
     answers = {"--plot": plot, "--recommend": recommend, "--fit": fit}
-    _check(files, form, condition, across, answers, shaping)
+    _check(files, form, across, answers, shaping)
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
     title = _title(selection or [], list(dict.fromkeys(frame["group"])))
     if request is not None and not files:
         print_fit(frame, title, request, form.value)
         return
-    elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
     if recommend or across is not None:
-        print_recommendation(frame, elsewhere, across, form is Format.JSON, text_width())
+        chosen = select(frame, condition)
+        beside = dense_runs_elsewhere(folder, chosen, frame["path"]) if selection or condition else None
+        print_recommendation(chosen, beside, across, form is Format.JSON, text_width())
         return
+    elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
     if files:
@@ -95,7 +99,6 @@ def report(  # noqa: PLR0913  (an argument for each option)
 def _check(
     files: Mapping[Path, str],
     form: Format,
-    condition: str | None,
     across: str | None,
     answers: Mapping[str, object],
     shaping: Mapping[str, object],
@@ -105,7 +108,7 @@ def _check(
     if files:
         check_export(files, {"--format": form is not Format.TABLE, "--across": across is not None, **answers})
     elif recommend or across is not None:
-        check_options(bool(recommend), form, {"--filter": condition, "--fit": fit, **shaping, "--plot": plot})
+        check_options(bool(recommend), form, {"--fit": fit, **shaping, "--plot": plot})
     elif fit is not None:
         check_alone("--fit", {**shaping, "--plot": plot})
 

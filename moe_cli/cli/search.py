@@ -89,7 +89,7 @@ def _print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder
 
 def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
     """What is searched and what it will take, so many `jobs` at a time if that is known: lines, each with its style."""
-    from moe_cli.numbers import duration
+    from moe_cli.numbers import duration, plural
     from moe_cli.report.searched import load_study
     from moe_cli.sweeps.search import check_asked, counted
     from moe_cli.sweeps.space import HIGHER, written
@@ -102,22 +102,26 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
     lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
     seeds = f" x {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
     to_go = max(0, plan.trials - done)
-    lines.append(("", f"{plan.sampler} search: {plan.trials} trials{seeds}: {done} done before, {to_go} to go"))
+    lines.append(
+        ("", f"{plan.sampler} search: {plural(plan.trials, 'trial')}{seeds}: {done} done before, {to_go} to go")
+    )
     size = plan.size
     lines += [("", f"  {'space' if not index else '':<10} {key}={written(domain)}")
               for index, (key, domain) in enumerate(plan.space.items())]  # fmt: skip
-    lines.append(("", f"  {'size':<10} {'endless' if size is None else f'{size:,} configurations'}"
+    lines.append(("", f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
                       + (f", of which about {100 * ahead.possible:.0f} % can be" if ahead.possible < 1 else "")))  # fmt: skip
     if plan.fixed:
         lines.append(("", f"  {'settings':<10} {' '.join(plan.words({}))}"))
     sides = [f"{name} ({'higher' if name in HIGHER else 'lower'} is better)" for name in plan.objectives]
     lines.append(("", f"  {'objective':<10} {', '.join(sides)}"))
     if plan.prune:
-        lines.append(("", f"  {'pruning':<10} {plan.prune}, looking at {ahead.evaluations} evaluations of a run"))
+        lines.append(
+            ("", f"  {'pruning':<10} {plan.prune}, looking at {plural(ahead.evaluations, 'evaluation')} of a run")
+        )
     lines += [("dim", f"  {'note':<10} {note}") for note in _notes(plan, ahead)]
     if to_go:
         seconds = duration(ahead.seconds * to_go * len(plan.seeds) / (jobs or 1))
-        on = f"on {jobs} {'worker' if jobs == 1 else 'workers'}" if jobs else "of work at this machine's speed"
+        on = f"on {plural(jobs, 'worker')}" if jobs else "of work at this machine's speed"
         most = "at most " if plan.prune else ""
         lines.append(("", f"{most}about {seconds} {on}; stop any time, the same command continues"))
     return lines

@@ -12,7 +12,7 @@ from moe_cli.cli.config import flat
 from moe_cli.config.parse import show
 from moe_cli.glance import Glance, glance, number
 from moe_cli.measures import references, target, written
-from moe_cli.numbers import age, bars, count, duration, percent, printable, sparkline
+from moe_cli.numbers import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.store import COMPLETED, Run
 from moe_cli.trash import size_of
 
@@ -168,7 +168,11 @@ def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     rows = []
     packages = meta.get("packages") if isinstance(meta.get("packages"), dict) else {}
     place = [str(meta[key]) for key in ("platform", "gpu") if meta.get(key)]
-    place += [f"{meta[key]} {unit}" for key, unit in (("cpu_count", "cores"), ("threads", "threads")) if meta.get(key)]
+    place += [
+        plural(meta[key], unit)
+        for key, unit in (("cpu_count", "core"), ("threads", "thread"))
+        if isinstance(meta.get(key), int)
+    ]
     place += [f"python {meta['python']}"] if meta.get("python") else []
     place += [f"{name} {packages[name]}" for name in ("torch", "moe-cli") if packages and name in packages]
     if place:

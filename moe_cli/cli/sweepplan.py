@@ -75,6 +75,7 @@ def print_head(console: "Console", ahead: Ahead) -> None:
 
 def head(ahead: Ahead) -> list[tuple[str, str]]:
     """Lines, each with its style."""
+    from moe_cli.numbers import plural
     from moe_cli.store import COMPLETED, FAILED, PRUNED
 
     planned, counted, to_go = ahead.planned, Counter(ahead.status), ahead.to_go
@@ -85,13 +86,15 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
     lost = f", {failed} failed before (--retry-failed runs them again)" if failed else ""
     pruned = f"{counted[PRUNED]} pruned before, " if counted[PRUNED] else ""
     done = f"{counted[COMPLETED]} done before, {pruned}{len(to_go)} to go{lost}"
-    lines.append(("yellow" if failed else "", f"{planned.num_configurations} configurations{seeds}: {done}"))
+    lines.append(("yellow" if failed else "", f"{plural(planned.num_configurations, 'configuration')}{seeds}: {done}"))
     lines += [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in planned.left_out]
     if planned.num_excluded:
-        lines.append(("dim", f"  where     holds not for {planned.num_excluded} more"))
+        lines.append(("dim", f"  where     leaves out {planned.num_excluded} more"))
     lines += [("dim", f"  note      {note}") for note in planned.notes]
     if planned.num_repeats:
-        lines.append(("dim", f"  once      {planned.num_repeats} points come to a configuration that is already there"))
+        lines.append(
+            ("dim", f"  once      {plural(planned.num_repeats, 'point')} left out: the same configuration as another")
+        )
     if ahead.again:
         lines.append(("dim", f"  again     {ahead.again} from the start; what there was goes to the trash"))
     if crowd := _crowd(ahead):
@@ -104,25 +107,28 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
 
 
 def _expected(ahead: Ahead) -> str:
-    from moe_cli.numbers import duration
+    from moe_cli.numbers import duration, plural
 
     seconds, workers, name = sum(plan.seconds for plan in ahead.to_go), ahead.at_once, ahead.executor.name
     if workers is None:
         return f"{duration(seconds)} of work at this machine's speed, as many runs at a time as {name} has room for"
     where = "" if name == "local" else f" of {name}, each as fast as this machine"
-    return f"{duration(seconds / workers)} on {workers} {'worker' if workers == 1 else 'workers'}{where}"
+    return f"{duration(seconds / workers)} on {plural(workers, 'worker')}{where}"
 
 
 def _crowd(ahead: Ahead) -> str:
     """More threads at a time than cores; or on a cluster another number of them than cores reserved for a run."""
     from moe_cli.machine import count_cores
+    from moe_cli.numbers import plural
 
     threads, executor = max((plan.threads for plan in ahead.plans), default=1), ahead.executor
     if executor.name == "local":
         wanted = (ahead.at_once or 1) * threads
-        return f"{wanted} threads on {count_cores()} cores: slower. Fewer: -j" if wanted > count_cores() else ""
+        return (
+            f"{wanted} threads on {plural(count_cores(), 'core')}: slower. Fewer: -j" if wanted > count_cores() else ""
+        )
     if threads > executor.cpus:
-        return f"{threads} threads on {executor.cpus} cores of each run: slower. Reserve more: executor.cpus={threads}"
+        return f"{threads} threads on {plural(executor.cpus, 'core')} of each run: slower. Reserve more: executor.cpus={threads}"
     if threads < executor.cpus and not executor.gpus and not getattr(executor, "gres", None):
         return f"{executor.cpus} cores reserved for each run, of which it uses {threads}. To use all: train.threads={executor.cpus}"
     return ""
@@ -153,13 +159,15 @@ def print_points(console: "Console", ahead: Ahead) -> None:
 
 def point_lines(ahead: Ahead, width: int | None) -> list[str]:
     """An aligned table; with a width, names that have no room go on in the lines below."""
+    from moe_cli.numbers import plural
+
     names = ["point", *(point.label for point in ahead.planned.points)]
     rows = [HEADINGS, *(_cells(plan, status) for plan, status in zip(ahead.plans, ahead.status, strict=True))]
     sums = [("total", ahead.plans)]
     if len(ahead.to_go) < len(ahead.plans):
         sums.append(("to go", ahead.to_go))
     for what, plans in sums:
-        names.append(f"{what}: {len(plans):,} runs")
+        names.append(f"{what}: {plural(len(plans), 'run')}")
         rows.append(_sums(plans))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = max(map(len, names))

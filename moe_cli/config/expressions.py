@@ -49,6 +49,13 @@ class Expression:
         """The columns or settings it asks for."""
         return frozenset(_names(self.tree))
 
+    @cached_property
+    def parts(self) -> tuple["Expression", ...]:
+        """The conditions that `and` joins, all of which must hold; itself where there is but one."""
+        if isinstance(self.tree, ast.BoolOp) and isinstance(self.tree.op, ast.And):
+            return tuple(Expression(self.text, part) for part in self.tree.values)
+        return (self,)
+
     def check(self, known: Collection[str], kind: str = "column") -> None:
         """Raises ConfigError when it names something that is not among `known`, which are of this kind."""
         for name in sorted(self.names - set(known)):
@@ -117,6 +124,11 @@ class Expression:
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
         raise ConfigError(f"'{self.text}' cannot calculate with {show(value)}.")
+
+
+def all_hold(conditions: Collection[Expression], values: Mapping[str, Any]) -> bool:
+    """Whether every condition is true of the values."""
+    return all(each.holds(values) for each in conditions)
 
 
 def parse_expression(text: str) -> Expression:

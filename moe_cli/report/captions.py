@@ -7,7 +7,7 @@ from rich.text import Text
 
 from moe_cli.config.parse import show
 from moe_cli.measures import references
-from moe_cli.numbers import count, printable
+from moe_cli.numbers import count, plural, printable
 from moe_cli.report.alike import code_versions
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import shorten
@@ -40,12 +40,12 @@ def above(view: View, title: str, width: int) -> list[Text]:
 
 def _size(view: View, rows: Sequence[Row]) -> str:
     if view.by_run or (view.rows and not rows):
-        return _plural(len(view.rows), "run") + ("" if rows else ", none with results")
-    size = _plural(len(rows), "configuration")
+        return plural(len(view.rows), "run") + ("" if rows else ", none with results")
+    size = plural(len(rows), "configuration")
     seeds = sorted({len(row["seeds"]) for row in rows})
     if len(seeds) > 1:
         return f"{size}, {seeds[0]} to {seeds[-1]} seeds"
-    return size + (f", {_plural(seeds[0], 'seed')}" if seeds else "") + (" each" if len(rows) > 1 else "")
+    return size + (f", {plural(seeds[0], 'seed')}" if seeds else "") + (" each" if len(rows) > 1 else "")
 
 
 def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
@@ -76,7 +76,9 @@ def below(view: View, width: int) -> list[Text]:
         to = "dense" if view.baseline == DENSE else "the baseline"
         lines += _prose(f"intervals: 95 % over seeds; differences to {to} are paired by seed", width, "dim")
         lines += (
-            _prose(_judged(rows), width, "dim") if any(row["vs_dense_interval"] is not None for row in rows) else []
+            _prose(_judged(rows, view.frame.attrs["comparisons"]), width, "dim")
+            if any(row["vs_dense_interval"] is not None for row in rows)
+            else []
         )
     elif rows and not view.by_run:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
@@ -88,12 +90,12 @@ def below(view: View, width: int) -> list[Text]:
     return lines + _cautions(view, rows, width)
 
 
-def _judged(rows: Sequence[Row]) -> str:
+def _judged(rows: Sequence[Row], comparisons: int) -> str:
     """How many comparisons there were, and what came of them."""
     said = [row["verdict"] for row in rows if row["verdict"]]
     counted = ", ".join(f"{said.count(word)} {word}" for word in (BETTER, WORSE, CANNOT_TELL) if word in said)
-    allowing = f"; verdicts allow for {len(said)} comparisons (Holm)" if len(said) > 1 else ""
-    return f"{_plural(len(said), 'configuration')} compared: {counted}{allowing}"
+    allowing = f"; verdicts allow for {comparisons} comparisons (Holm)" if comparisons > 1 else ""
+    return f"{plural(len(said), 'configuration')} compared: {counted}{allowing}"
 
 
 def _constants(view: View, rows: Sequence[Row]) -> list[str]:
@@ -137,10 +139,10 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
             width,
             "yellow",
         )
-    replaced = view.frame.attrs.get("replaced", 0)
+    replaced = sum(view.frame.attrs["replaced"].get(row["path"], 0) for row in rows)
     if replaced:
         lines += _prose(
-            f"{_plural(replaced, 'run')} not counted: the same configuration and seed was run again", width, "yellow"
+            f"{plural(replaced, 'run')} not counted: the same configuration and seed was run again", width, "yellow"
         )
     failed = [row for row in view.unfinished if row["status"] == FAILED]
     if failed:
@@ -150,7 +152,7 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     pruned = sum(row["status"] == PRUNED for row in view.unfinished)
     if pruned:
         lines += _prose(
-            f"{_plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim"
+            f"{plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim"
         )
     others = [row["status"] for row in view.unfinished if row["status"] not in (FAILED, PRUNED)]
     if others:
@@ -177,10 +179,6 @@ def left_out(headings: Sequence[str], width: int) -> list[Text]:
     if not headings:
         return []
     return _prose(f"no room for: {', '.join(headings)}; shown by --columns or a wider window", width, "dim")
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _span(values: Iterable[float | None], write: Callable[[float], str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_cli.config.parse import show
 from moe_cli.measures import MEASURES, Measure
-from moe_cli.numbers import count, percent, printable, sparkline
+from moe_cli.numbers import count, percent, plural, printable, sparkline
 from moe_cli.report.fold import DENSE, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
 from moe_cli.store import Run
@@ -19,7 +19,7 @@ CURVE_WIDTH, MOST_CURVES = 16, 60
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
 FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
-                  "tokens_per_second", "params", "verdict", "vs_dense")  # fmt: skip
+                  "tokens_per_second", "params", "verdict", "vs_dense_seeds", "vs_dense")  # fmt: skip
 # A setting's heading is its last part, and its group's where that says nothing.
 NAMELESS = ("name", "weight", "k", "capacity")
 
@@ -45,6 +45,8 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -
         names.remove("vs_dense")
     if any(row["vs_dense_interval"] is not None for row in rows):
         names.insert(names.index("vs_dense") + 1, "verdict")
+    if "vs_dense" in names and any((row["vs_dense_seeds"] or 0) not in (0, len(row["seeds"])) for row in rows):
+        names.insert(names.index("vs_dense") + 1, "vs_dense_seeds")
     if any(row["max_violation"] is not None for row in rows):
         names.append("max_violation")
     if any(row["dropped_fraction"] for row in rows):
@@ -163,11 +165,17 @@ def _vs_dense(row: Row) -> str:
     return _with_interval(row["vs_dense"], row["vs_dense_interval"], 1, 100, "+")
 
 
+def _vs_dense_seeds(row: Row) -> str:
+    """How many of the row's seeds the baseline has too."""
+    shared = row["vs_dense_seeds"]
+    return "-" if shared is None or measures_itself(row) else f"{shared} of {len(row['seeds'])}"
+
+
 def _verdict(row: Row) -> str:
     """What the seeds allow to say, and how many more of them would decide."""
     if row["verdict"] is None:
         return ""
-    return f"{row['verdict']}" + (f", +{row['more_seeds']} seeds" if row["more_seeds"] else "")
+    return f"{row['verdict']}" + (f", +{plural(row['more_seeds'], 'seed')}" if row["more_seeds"] else "")
 
 
 def _counted(name: str) -> Callable[[Row], str]:
@@ -192,6 +200,7 @@ _RESULTS = {
         Column("val_bpb", "bits/byte", _bits),
         *(Column(f"val_{name}", measure.label, _measure(f"val_{name}", measure)) for name, measure in MEASURES.items()),
         Column("vs_dense", "vs dense", _vs_dense),
+        Column("vs_dense_seeds", "on seeds", _vs_dense_seeds),
         Column("verdict", "verdict", _verdict, left=True),
         Column("tokens_per_second", "tok/s", _counted("tokens_per_second")),
         Column("max_violation", "load", _share("max_violation", signed=True)),

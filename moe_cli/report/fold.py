@@ -1,11 +1,13 @@
 """Which runs are one configuration, what tells configurations apart, and which one each is measured against."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
+from moe_cli.config.expressions import Expression, all_hold
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
@@ -21,6 +23,8 @@ PLAIN_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "bal
 TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
 EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
                        *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
+# What may differ between the runs of one configuration before anything is measured.
+OF_RUNS = EXECUTION | {*IDENTITY, "seed"}
 # Settings that say nothing about a dense model.
 SPARSE_ONLY = ("k", "capacity", "drop", "renormalise_after_drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
                "model.shared_gate", "model.expert_dropout", "model.expert_init_scale",
@@ -71,20 +75,22 @@ def fold(
     by_run: bool = False,
     elsewhere: pd.DataFrame | None = None,
     baseline: Mapping[str, Any] = DENSE,
+    conditions: Collection[Expression] = (),
 ) -> pd.DataFrame:
     """One row per configuration: means over seeds, 95 % intervals, and the difference to the baseline.
 
     Runs are one configuration when every setting but the seed is equal, and the data too; of two runs with one seed
     the newer counts. Runs without results are rows of their own. With `by_run`, every run is a row. Dense runs
-    `elsewhere` may serve as baselines, but are no rows. The baseline of a row has the settings of `baseline`, and for
-    the rest those of the row.
+    `elsewhere`, and runs for which not all `conditions` hold, may serve as baselines, but are in no row. The baseline of a row has the
+    settings of `baseline`, and for the rest those of the row.
     """
     runs = rows_of(frame)
     settings = settings_of(frame.columns)
-    groups = _group(runs, settings)
     known = runs if elsewhere is None else [*rows_of(elsewhere), *runs]
+    runs = [run for run in runs if all_hold(conditions, run)]
     shared = shared_with(baseline, settings)
     bases = _group([_as_far_as_it_applies(run) for run in known if is_baseline(run, baseline)], shared)
+    groups = _group(runs, settings)
     if by_run:
         rows = [_folded([run], settings, shared, bases) for run in runs]
     else:
@@ -95,9 +101,8 @@ def fold(
     for row in rows:
         del row["_paired"]
     folded = _frame(rows, frame)
-    complete = sum(run["status"] == COMPLETED for run in runs)
-    # Runs of a seed that was run again, which count no more.
-    folded.attrs["replaced"] = 0 if by_run else complete - sum(map(len, groups.values()))
+    folded.attrs["comparisons"] = sum(row["verdict"] is not None for row in rows)
+    folded.attrs["replaced"] = {} if by_run else _replaced(runs, groups, settings)
     return folded
 
 
@@ -128,6 +133,15 @@ def _group(runs: Iterable[Row], settings: Collection[str]) -> dict[tuple[Any, ..
     for run in sorted((run for run in runs if run["status"] == COMPLETED), key=lambda run: run["created"] or 0):
         groups.setdefault(_key(run, settings), {})[run["seed"]] = run
     return groups
+
+
+def _replaced(
+    runs: Iterable[Row], groups: Mapping[tuple[Any, ...], dict[int, Row]], settings: Collection[str]
+) -> dict[str, int]:
+    """How many runs of a configuration count no more, as their seed was run again; by the folder of its first run."""
+    counting = {run["path"] for seeds in groups.values() for run in seeds.values()}
+    again = [run for run in runs if run["status"] == COMPLETED and run["path"] not in counting]
+    return dict(Counter(_by_seed(groups[_key(run, settings)])[0]["path"] for run in again))
 
 
 def _key(run: Row, settings: Collection[str]) -> tuple[Any, ...]:

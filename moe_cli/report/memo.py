@@ -1,6 +1,6 @@
 """A recommendation in a few lines that can be pasted into a memo."""
 
-from moe_cli.numbers import duration, percent, printable
+from moe_cli.numbers import duration, percent, plural, printable
 from moe_cli.report.recommend import Comparison, Recommendation
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 
@@ -27,9 +27,7 @@ def memo(found: Recommendation) -> list[str]:
             + "."
         )
     for aspect, number in found.left_out.items():
-        lines.append(
-            f"Left out: {number} run{'s' if number > 1 else ''} of other {aspect}; to rank them too: --across {aspect}"
-        )
+        lines.append(f"Left out: {plural(number, 'run')} of other {aspect}; to rank them too: --across {aspect}")
     about = f"   (about {duration(found.next_seconds)}, one at a time)" if found.next_seconds else ""
     if found.next is None:
         return [*lines, "No command is given for a next sweep: this version of moe cannot make these settings."]
@@ -41,13 +39,13 @@ def _headline(found: Recommendation) -> list[str]:
     with_ = ", ".join(printable(str(settings[name])) for name in ("router", "balance") if settings[name])
     capacity = "dropless" if settings["capacity"] is None else f"capacity {settings['capacity']:g}"
     name = f"{found.label} ({with_}, {capacity})" if settings["expert"] != 1 else "the dense model (expert=1)"
-    at = f"{found.score:.3f} {found.unit}, {_seeds_text(found.seeds)}"
+    at = f"{found.score:.3f} {found.unit}, {plural(found.seeds, 'seed')}"
     on = f"On {found.context}: "
     if found.reason == "single":
         return [f"{on}nothing to recommend yet, only {name} was run ({at})."]
     if found.reason == "better" and found.gain:
         equal = " of equal active parameters" if found.equal_params else ""
-        first = f"It beats the dense model{equal} by {_amount(found.gain)} of its {found.unit} ({_seeds_text(found.gain.seeds)}, paired)"
+        first = f"It beats the dense model{equal} by {_amount(found.gain)} of its {found.unit} ({plural(found.gain.seeds, 'seed')}, paired)"
         return [f"{on}use {name}.", first + _second(found.runner_up)]
     if found.reason == "one seed":
         against = f", {_amount(found.gain, signed=True)} against dense" if found.gain else ""
@@ -58,7 +56,8 @@ def _headline(found: Recommendation) -> list[str]:
         return [
             f"{on}lowest of what was run is {name} ({at}). Whether experts pay is not known: no dense model was run with its settings and seeds."
         ]
-    return [f"{on}lowest of what was run is {name} ({at}), not told from dense."]
+    beside = "worse than" if found.gain.verdict == WORSE else "not told from"
+    return [f"{on}lowest of what was run is {name} ({at}), {beside} dense."]
 
 
 def _second(other: Comparison | None) -> str:
@@ -73,7 +72,7 @@ def _second(other: Comparison | None) -> str:
         text
         + ", which "
         + (f"{other.seeds} seeds cannot tell" if other.seeds > 1 else "one seed cannot tell")
-        + _decide(other)
+        + _decide(other, " between the two")
         + "."
     )
 
@@ -88,21 +87,17 @@ def _nearest(other: Comparison | None) -> str:
             if other.verdict == WORSE
             else f"{text}, not beyond doubt among so many comparisons."
         )
-    return f"{text}: cannot tell with {_seeds_text(other.seeds)}{_decide(other)}."
+    return f"{text}: cannot tell with {plural(other.seeds, 'seed')}{_decide(other)}."
 
 
-def _decide(other: Comparison) -> str:
-    return f"; about {other.more_seeds} more would decide" if other.more_seeds else ""
+def _decide(other: Comparison, what: str = "") -> str:
+    return f"; about {other.more_seeds} more would decide{what}" if other.more_seeds else ""
 
 
 def _amount(each: Comparison, signed: bool = False) -> str:
     value = 100 * each.difference
     text = f"{value:+.1f} %" if signed else f"{abs(value):.1f} %"
     return text if each.interval is None else f"{text} +- {100 * each.interval:.1f}"
-
-
-def _seeds_text(seeds: int) -> str:
-    return f"{seeds} seed{'' if seeds == 1 else 's'}"
 
 
 def _cost(found: Recommendation) -> list[str]:
@@ -119,6 +114,6 @@ def _cost(found: Recommendation) -> list[str]:
         spread = "" if equal.interval is None else f" +- {100 * equal.interval:.1f}"
         lines.append(
             f"In the time of the dense model's last estimate, {100 * equal.at:.0f} % of its training, it is {percent(abs(equal.difference))}{spread} "
-            f"{'ahead' if equal.difference < 0 else 'behind'} ({_seeds_text(equal.seeds)}, paired), its learning rate not yet at the end."
+            f"{'ahead' if equal.difference < 0 else 'behind'} ({plural(equal.seeds, 'seed')}, paired), its learning rate not yet at the end."
         )
     return lines

@@ -11,7 +11,7 @@ from moe_cli.errors import MoeError
 from moe_cli.measures import target_of
 from moe_cli.numbers import count, printable
 from moe_cli.report.alike import check_across, same_kind, sort_out
-from moe_cli.report.fold import DENSE, Row, fold, is_baseline, rows_of, score, settings_of, varying
+from moe_cli.report.fold import DENSE, Row, applies, fold, is_baseline, rows_of, score, settings_of, varying
 from moe_cli.report.longframes import load_curves
 from moe_cli.report.nextsweep import NextSweep, next_sweep
 from moe_cli.report.scaling.sentence import scaling_sentence
@@ -138,7 +138,7 @@ def recommend(
     best, runner_up = _first_two(rows, known, names)
     beside = [*rows, *([] if dense_runs is None else rows_of(fold(dense_runs)))]
     dense = next((row for row in beside if is_baseline(row, DENSE) and _held(best) in row["paths"]), None)
-    gain = _gain(best)
+    gain = _to_baseline(best, "dense")
     second = _against(best, runner_up, known, names) if runner_up else None
     asked = [each.more_seeds for each in (gain, second) if each and each.more_seeds]
     following = next_sweep(best, rows, [runner_up["expert"]] if runner_up else [], min(asked, default=None))
@@ -234,7 +234,7 @@ def _one_seed(rows: Sequence[Row]) -> bool:
 
 
 def _reason(rows: Sequence[Row], best: Row) -> str:
-    if len(rows) == 1:
+    if len(rows) == 1 and best["verdict"] is None:
         return "single"
     if best["verdict"] == BETTER:
         return "better"
@@ -244,21 +244,28 @@ def _reason(rows: Sequence[Row], best: Row) -> str:
     return "dense" if is_baseline(best, DENSE) and compared else "untested"
 
 
-def _gain(best: Row) -> Comparison | None:
-    if best["verdict"] is None:
+def _to_baseline(row: Row, name: str) -> Comparison | None:
+    """What the table says of the row's difference to its baseline, under the name of either."""
+    if row["verdict"] is None:
         return None
     return Comparison(
-        "dense",
-        best["vs_dense"],
-        best["vs_dense_interval"],
-        best["vs_dense_seeds"],
-        best["verdict"],
-        best["more_seeds"],
+        name,
+        row["vs_dense"],
+        row["vs_dense_interval"],
+        row["vs_dense_seeds"],
+        row["verdict"],
+        row["more_seeds"],
+        row["verdict"] == BETTER,
     )
 
 
 def _against(best: Row, other: Row, known: Mapping[str, Row], names: Collection[str]) -> Comparison | None:
-    """The other configuration against the best, paired by seed, one comparison on its own."""
+    """The other configuration against the best, paired by seed.
+
+    Where the best is the other's baseline, the comparison of the table, which allows for all of them; else one on its own.
+    """
+    if other["baseline_path"] in best["paths"]:
+        return _to_baseline(other, label(other, names))
     sample = paired(_seeds(other, known), _seeds(best, known))
     if sample is None:
         return None
@@ -348,7 +355,12 @@ def _not_tried(rows: Sequence[Row], names: Collection[str], best: Row) -> tuple[
     if chosen is best and best["expert"] == max(row["expert"] for row in sparse):
         lacking.append(f"more than {best['expert']} experts")
     for name in ("k", "capacity", "router", "balance", "balance.weight", "model.d_expert", "optim.lr"):
-        if name not in names and name in best and (best[name] is not None or name == "capacity"):
+        if (
+            name not in names
+            and name in best
+            and applies(name, best)
+            and (best[name] is not None or name == "capacity")
+        ):
             value = "dropless" if name == "capacity" and best[name] is None else printable(str(best[name]))
             lacking.append(f"other {name} than {value}" if value != "dropless" else "a capacity")
     return tuple(lacking[:5])

@@ -1,23 +1,24 @@
 """What a report shows: which rows, in which order, under which columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from moe_cli.config.expressions import parse_expression
+from moe_cli.config.expressions import Expression, all_hold, parse_expression
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
 from moe_cli.report.baseline import sweep_baseline
 from moe_cli.report.columns import Column, make_columns, result_columns
-from moe_cli.report.fold import PLAIN_KEYS, Row, best_rows, fold, rows_of, score, settings_of, varying
+from moe_cli.report.fold import OF_RUNS, PLAIN_KEYS, Row, best_rows, fold, rows_of, score, settings_of, varying
+from moe_cli.report.frame import CORPUS, SETTINGS
 from moe_cli.store import COMPLETED
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the user asks: a condition on rows, an order (`-name`: largest first), columns, a row per run or not."""
+    """What the user asks: a condition, an order (`-name`: largest first), columns, a row per run or not."""
 
     condition: str | None = None
     sort: str | None = None
@@ -32,7 +33,7 @@ class View:
     Attributes:
         frame: the rows asked for, in order, with every column; those without results last.
         rows: the same rows as plain values, as far as a table shows them.
-        unfinished: every row without results, whether asked for or not.
+        unfinished: the runs without results, but for those whose settings, tags and so on are not asked for.
         names: the columns asked for by name; empty: the usual ones.
         varying: the settings that tell the rows of the table apart.
         json_varying: the same for all rows of the frame.
@@ -62,12 +63,22 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
         ConfigError: the question names a column that is not there, or cannot be read.
     """
     baseline = sweep_baseline(frame)
-    folded = fold(frame, question.by_run, elsewhere, baseline)
+    parts = parse_expression(question.condition).parts if question.condition is not None else ()
+    # Means are over the runs asked for. Verdicts allow for all comparisons, also those of rows that are not asked for.
+    on_runs = [part for part in parts if part.names & OF_RUNS and not question.by_run]
+    on_rows = [part for part in parts if part not in on_runs]
+    folded = fold(frame, question.by_run, elsewhere, baseline, on_runs)
     known = [str(name) for name in folded.columns]
+    unmeasured = {*OF_RUNS, *SETTINGS, *CORPUS, *settings_of(known)}
+    for part in parts:
+        part.check(known)
+    for part in on_runs:
+        _check_of_runs(part, unmeasured)
     for name in question.columns:
         check_name(name, known)
     rows = rows_of(folded)
-    chosen = _sorted(_filtered(range(len(rows)), rows, question.condition, known), rows, question.sort, known)
+    chosen = _sorted([index for index, row in enumerate(rows) if all_hold(on_rows, row)], rows, question.sort, known)
+    on_settings = [part for part in on_rows if part.names <= unmeasured]
     ordered = [rows[index] for index in chosen]
     shown = [row for row in ordered if row["status"] == COMPLETED or question.by_run] or ordered
     settings = settings_of(known)
@@ -75,7 +86,7 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
     return View(
         folded.iloc[chosen],
         shown,
-        [row for row in rows if row["status"] != COMPLETED],
+        [row for row in rows if row["status"] != COMPLETED and all_hold(on_settings, row)],
         question.columns,
         names,
         varying([row for row in ordered if row["expert"] is not None], settings),
@@ -97,12 +108,29 @@ def _columns(rows: list[Row], names: list[str], by_run: bool, baseline: Mapping[
     return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows, baseline)
 
 
-def _filtered(indices: Sequence[int], rows: list[Row], condition: str | None, known: list[str]) -> list[int]:
+def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
+    """The runs of a frame that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
     if condition is None:
-        return list(indices)
+        return frame
     expression = parse_expression(condition)
+    known = [str(name) for name in frame.columns]
+    if together := sorted(expression.names.intersection(PLAIN_KEYS).difference(known)):
+        raise ConfigError(f"--filter chooses runs here, and {together[0]} is of a row of several: {condition}")
     expression.check(known)
-    return [index for index in indices if expression.holds(rows[index])]
+    chosen = frame[[expression.holds(row) for row in rows_of(frame)]]
+    if chosen.empty:
+        raise ConfigError(f"no run matches --filter '{condition}'.")
+    return chosen
+
+
+def _check_of_runs(condition: Expression, unmeasured: Set[str]) -> None:
+    """Raises ConfigError: one condition on what the runs of a row differ in, and on what they come to together."""
+    if together := sorted(condition.names - unmeasured):
+        own = min(condition.names & OF_RUNS)
+        raise ConfigError(
+            f"a condition on runs ({own}) and rows ({together[0]}) at once: {condition.text}\n"
+            "Join the two by 'and', or add --runs: a row per run."
+        )
 
 
 def _sorted(indices: list[int], rows: list[Row], sort: str | None, known: list[str]) -> list[int]:

@@ -40,7 +40,7 @@ def test_head(ahead: Ahead) -> None:
         == "3 configurations x 2 seeds = 6 runs: 1 done before, 4 to go, 1 failed before (--retry-failed runs them again)"
     )
     assert lines[1].startswith("  left out  expert=2 k=3: k=3 is more than expert=2")
-    assert lines[2] == "  where     holds not for 2 more"
+    assert lines[2] == "  where     leaves out 2 more"
     assert lines[-1].startswith("about ")
     again = [
         line
@@ -60,17 +60,21 @@ def test_what_was_pruned_is_counted(ahead: Ahead) -> None:
 @pytest.mark.parametrize(
     ("executor", "jobs", "said"),
     [
-        (LocalExecutor(), 2, r"about .+ on 2 workers; stop"),
+        (LocalExecutor(), 2, r"about [\dhms ]+ on 2 workers; stop"),
         (
             RayExecutor(),
             None,
-            r"about .+ of work at this machine's speed, as many runs at a time as ray has room for; stop",
+            r"about [\dhms ]+ of work at this machine's speed, as many runs at a time as ray has room for; stop",
         ),
-        (RayExecutor(), 3, r"about .+ on 3 workers of ray, each as fast as this machine; stop"),
-        (SlurmExecutor(), None, r"about .+ of work at this machine's speed, as many runs at a time as slurm has room"),
-        (SlurmExecutor(array_parallelism=2), None, r"about .+ on 2 workers of slurm"),
-        (SlurmExecutor(array_parallelism=2), 1, r"about .+ on 1 worker of slurm"),
-        (SlurmExecutor(array_parallelism=2), 4, r"about .+ on 2 workers of slurm"),
+        (RayExecutor(), 3, r"about [\dhms ]+ on 3 workers of ray, each as fast as this machine; stop"),
+        (
+            SlurmExecutor(),
+            None,
+            r"about [\dhms ]+ of work at this machine's speed, as many runs at a time as slurm has room",
+        ),
+        (SlurmExecutor(array_parallelism=2), None, r"about [\dhms ]+ on 2 workers of slurm"),
+        (SlurmExecutor(array_parallelism=2), 1, r"about [\dhms ]+ on 1 worker of slurm"),
+        (SlurmExecutor(array_parallelism=2), 4, r"about [\dhms ]+ on 2 workers of slurm"),
     ],
 )
 def test_how_long_it_takes_is_told_as_far_as_it_is_known(
@@ -93,7 +97,7 @@ def test_cores_that_would_idle_or_be_crowded_are_told(ahead: Ahead, monkeypatch:
     assert ["4 cores reserved for each run, of which it uses 1. To use all: train.threads=4"] == said(
         1, RayExecutor(cpus=4)
     )
-    assert ["2 threads on 1 cores of each run: slower. Reserve more: executor.cpus=2"] == said(2, SlurmExecutor())
+    assert ["2 threads on 1 core of each run: slower. Reserve more: executor.cpus=2"] == said(2, SlurmExecutor())
     assert ["4 threads on 2 cores: slower. Fewer: -j"] == said(2, LocalExecutor(), 2)
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError, MoeError
+from moe_cli.report.fold import fold, rows_of
 from moe_cli.report.memo import memo
 from moe_cli.report.recommend import Recommendation
 from moe_cli.store import FAILED, Run, write_json
@@ -72,6 +73,53 @@ def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
     assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "dense", None, None)
     assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is better beyond doubt")
     assert "cannot tell with 3 seeds; about " in text
+
+
+def test_seeds_that_would_decide_are_those_of_the_table(tmp_path: Path) -> None:
+    """Against dense, memo, next sweep and table say one number, which allows for all comparisons."""
+    make(tmp_path, 1.83, DENSE)
+    make(tmp_path, 1.82, EIGHT, noise=0.01)
+    for k in (1, 4):
+        make(tmp_path, 1.9, {"expert": 8, "k": k}, noise=0.1)
+    more = next(row["more_seeds"] for row in rows_of(fold(load_runs(tmp_path))) if row["k"] == 2)
+    answer, text = found(tmp_path)
+    assert ("dense", 3) == (answer.reason, answer.comparisons)
+    assert f"cannot tell with 3 seeds; about {more} more would decide." in text
+    assert f"--seeds {3 + more}" in answer.next
+
+
+@pytest.mark.parametrize(("match", "named"), [("active", False), ("none", True)])
+def test_what_follows_from_other_settings_is_nothing_to_try(tmp_path: Path, match: str, named: bool) -> None:
+    """The width of experts is named only where it is free, with match=none."""
+    make(tmp_path, 1.7, {**DENSE, "match": match})
+    for k in (1, 2):
+        make(tmp_path, 1.83, {"expert": 8, "k": k, "match": match})
+    assert named == any("d_expert" in each for each in found(tmp_path)[0].not_tried)
+
+
+def test_a_single_configuration_beside_a_dense_model_of_another_sweep(tmp_path: Path) -> None:
+    """It was compared, and the answer says what came of it."""
+    for seed in range(3):
+        complete(tmp_path, 2.0 + 0.001 * seed, "other", seed=seed, **DENSE)
+        complete(tmp_path, 2.2 + 0.002 * seed, "mine", seed=seed, **EIGHT)
+    said = " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
+    assert f"{ON}lowest of what was run is expert=8 k=2" in said
+    assert "worse than dense." in said
+
+
+def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
+    """What it leaves out is not named; dense models serve as baseline all the same, also outside the outputs folder."""
+    make(tmp_path / "o", 1.83, DENSE)
+    make(tmp_path / "o", 1.76, EIGHT)
+    make(tmp_path / "o", 1.70, SIXTEEN)
+    for words, outputs in (((), tmp_path / "o"), ((str(tmp_path / "o"),), tmp_path / "elsewhere")):
+        result = report(outputs, *words, "--recommend", "--filter", "expert == 8")
+        assert "use expert=8 k=2" in result.stdout, result.output
+        assert "It beats the dense model" in " ".join(result.stdout.split())
+        assert "expert=16" not in result.stdout.partition("To be surer")[0]
+    for condition, message in (("expert == 99", "no run matches"), ("vs_dense < 0", "vs_dense is of a row of several")):
+        result = report(tmp_path / "o", "--recommend", "--filter", condition)
+        assert (2, True) == (result.exit_code, message in result.stderr), result.output
 
 
 def test_one_seed_tells_nothing(tmp_path: Path) -> None:

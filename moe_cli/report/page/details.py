@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_cli.numbers import printable
+from moe_cli.numbers import plural, printable
 from moe_cli.report.fold import Row
 from moe_cli.report.health import LayerHealth, health
 from moe_cli.report.heat import spelled
@@ -84,7 +84,7 @@ def expert_content(runs: Sequence[Sequence[Row]]) -> tuple[list[dict[str, Any]],
                 shown.append(_layer(layer, size <= details))
                 details -= size if size <= details else 0
             content.append({"row": index, "seed": run["seed"], "layers": shown})
-    notes = [f"Experts of {left} runs are left out: the page would be too large."] if left else []
+    notes = [f"Experts of {plural(left, 'run')} are left out: the page would be too large."] if left else []
     return content, notes
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from moe_cli.errors import ConfigError
 from moe_cli.report.scaling.answers import (
     DenseEquivalent,
     IsoFlop,
@@ -60,21 +59,6 @@ def study(
     validation = validate(named.points, named.labels, law) if hold_out else None
     labels = {int(cluster): label for cluster, label in zip(named.points.cluster, named.labels, strict=True)}
     return Study(found, named.left_out, dense_equivalents(found, labels), iso_flop(frame), predictions, validation)
-
-
-def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
-    """The runs of a frame that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
-    from moe_cli.config.expressions import parse_expression
-    from moe_cli.report.fold import rows_of
-
-    if condition is None:
-        return frame
-    expression = parse_expression(condition)
-    expression.check([str(name) for name in frame.columns])
-    chosen = frame[[expression.holds(row) for row in rows_of(frame)]]
-    if chosen.empty:
-        raise ConfigError(f"no run matches --filter '{condition}'.")
-    return chosen
 
 
 def study_record(result: Study) -> dict[str, Any]:

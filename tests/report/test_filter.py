@@ -1,0 +1,68 @@
+"""What a condition chooses: the runs that a row is made of, or rows; and what is then said of them."""
+
+from pathlib import Path
+
+import pytest
+
+from moe_cli.errors import ConfigError
+from moe_cli.marks import set_tags
+from moe_cli.store import PENDING
+from tests.report.folders import complete, stopped, sweep_of_three_seeds
+from tests.report.test_tables import headings, lines, table, view
+
+
+def test_a_filter_on_runs_comes_before_seeds_are_folded(tmp_path: Path) -> None:
+    """A row is of the runs asked for and no others; dense runs that are not asked for still are its baseline."""
+    sweep_of_three_seeds(tmp_path)
+    tagged = complete(tmp_path, 1.5, expert=16, k=2, seed=7)
+    set_tags(tagged, ["good", "mine"])
+    whole = view(tmp_path, condition="expert == 16").rows[0]
+    assert [0, 1, 2, 7] == whole["seeds"]
+    for condition in ("'good' in tags", "'good' in tags and val_bpb < 1.6", "seed == 7", f"run == '{tagged.id}'"):
+        (row,) = view(tmp_path, condition=condition).rows
+        assert ([7], 1.5, None) == (row["seeds"], row["val_bpb"], row["val_bpb_interval"]), condition
+    (row,) = view(tmp_path, condition="expert == 16 and seed == 0").rows
+    assert pytest.approx(1.71 / 1.83 - 1) == row["vs_dense"]
+
+
+def test_a_filter_on_settings_changes_no_verdict(tmp_path: Path) -> None:
+    """The comparisons of rows that are not shown are allowed for, and the caption says so."""
+    sweep_of_three_seeds(tmp_path)
+    shown = {row["expert"]: (row["verdict"], row["more_seeds"]) for row in view(tmp_path).rows}
+    (row,) = view(tmp_path, condition="expert == 16").rows
+    assert shown[16] == (row["verdict"], row["more_seeds"])
+    text = "\n".join(lines(tmp_path, condition="expert == 16"))
+    assert "1 configuration compared: 1 better; verdicts allow for 3 comparisons (Holm)" in text
+
+
+def test_captions_speak_of_the_rows_asked_for(tmp_path: Path) -> None:
+    """Runs that were run again, and runs without results, count only where their settings are asked for."""
+    complete(tmp_path, 1.9, expert=8)
+    complete(tmp_path, 1.8, expert=8)
+    complete(tmp_path, 1.7, expert=4)
+    stopped(tmp_path, PENDING, expert=8, seed=1)
+    for condition, counted in (("expert > 1", 1), ("expert == 8", 1), ("expert == 4", 0), ("expert == 4 and seed == 0", 0),
+                               ("val_bpb < 1.85", 1)):  # fmt: skip
+        text = "\n".join(lines(tmp_path, condition=condition))
+        assert counted == text.count("1 run not counted"), condition
+        assert counted == text.count("1 pending"), condition
+
+
+def test_a_condition_on_runs_and_rows_at_once_is_refused(tmp_path: Path) -> None:
+    """Of one run a difference over seeds is not known; where every run is a row, both are."""
+    sweep_of_three_seeds(tmp_path)
+    condition = "seed == 0 or vs_dense < -0.05"
+    with pytest.raises(ConfigError, match=r"runs \(seed\) and rows \(vs_dense\) at once.*\nJoin the two by 'and'"):
+        view(tmp_path, condition=condition)
+    assert 6 == len(view(tmp_path, condition=condition, by_run=True).rows)
+
+
+def test_the_seeds_of_a_difference_are_said_where_they_are_fewer(tmp_path: Path) -> None:
+    """Where dense has not all seeds of a row, a column says how many it has; else there is none."""
+    sweep_of_three_seeds(tmp_path)
+    assert "on seeds" not in headings(tmp_path, 200)
+    complete(tmp_path, 1.74, "sparsity", expert=16, k=2, seed=7)
+    assert ["3 of 4", "3 of 3", "3 of 3", "-"] == [
+        row[:place].split("  ")[-1].strip() for row in table(tmp_path, 200)[1:]
+        for place in [table(tmp_path, 200)[0].index("on seeds") + len("on seeds")]
+    ]  # fmt: skip
