@@ -45,8 +45,6 @@ def shortened(command: str) -> list[str]:
     words = ["train.steps=6" if word.startswith("train.steps=") else word for word in words]
     if "paper/shazeer_table7" in words:
         words = [*words, "expert=4,8"]
-    if "log=tensorboard+mlflow" in words:
-        words.append("expert=4")  # every run imports both, which takes seconds
     if words[:2] == ["sweep", "router"]:
         words.append("k=2")  # half the points
     words = ["--trials=2" if word.startswith("--trials=") else word for word in words]

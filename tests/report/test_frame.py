@@ -86,7 +86,7 @@ def test_a_torn_file_costs_its_run_only(tmp_path: Path, file: str, status: str) 
     (torn.path / file).write_text(text[: len(text) // 2])
     frame = load_runs(tmp_path).set_index("run")
     assert frame.loc[torn.id, "status"] == status
-    assert frame.loc[torn.id, "reason"] == f"{file} cannot be read"
+    assert frame.loc[torn.id, "reason"].startswith(f"{file} cannot be read")
     assert math.isnan(frame.loc[torn.id, "val_bpb"])
     assert sorted(frame["status"]) == sorted([COMPLETED, status])
 
