@@ -56,7 +56,7 @@ def shortened(command: str) -> list[str]:
         chosen = {word.partition("=")[2] for word in words if word.startswith(("model=", "task="))}
         if "mmoe" in chosen:
             tiny.append("data.pairs=600")
-        chosen |= {"lstm"} if words[1].startswith("paper/shazeer") else set()
+        chosen |= {"lstm"} if " paper/shazeer" in " ".join(words) else set()
         left = [name for family, names in NOT_OF.items() if family in chosen for name in names]
         tiny = [word for word in tiny if word.split("=")[0] not in left]
         own_data = any(word.startswith("data=") for word in words) or chosen & set(OWN_DATA)
