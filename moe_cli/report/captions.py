@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.text import Text
 
 from moe_cli.config.parse import show
-from moe_cli.measures import references
+from moe_cli.measures import references, target_of
 from moe_cli.numbers import count, plural, printable
 from moe_cli.report.alike import code_versions
 from moe_cli.report.baseline import baseline_command
@@ -26,9 +26,11 @@ def above(view: View, title: str, width: int) -> list[Text]:
     """What the rows are: how many, on which data, at which budget and size, against which baseline."""
     rows = [row for row in view.rows if row["status"] == COMPLETED]
     pieces = [_size(view, rows)]
-    corpora = sorted({printable(row["corpus"]) for row in rows if row["corpus"]})
-    if corpora:
-        pieces.append(f"{shorten(corpora[0])} corpus" if len(corpora) == 1 else f"{len(corpora)} corpora")
+    corpora = {row["corpus_sha256"]: row["corpus"] for row in rows}
+    if len(corpora) > 1:
+        pieces.append(f"{len(corpora)} corpora")
+    elif any(corpora.values()):
+        pieces.append(f"{shorten(printable(rows[0]['corpus']))} corpus")
     if any(row["tokens"] for row in rows):
         pieces.append(_span((row["tokens"] for row in rows), count) + " tokens")
     if any(row["active_params"] for row in rows):
@@ -57,7 +59,7 @@ def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     if len(without) < len(others):
         equal = [name for name in shared_with(view.baseline, view.varying) if name in view.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
-        lines += _pack(["baseline", f"{printable(name)}{at}"], width, "   ", "  ")
+        lines += _prose(f"baseline   {printable(name)}{at}", width, "")
     if without:
         which = "" if len(without) == len(others) else f" for {len(without)} of {len(others)}"
         if not dense:
@@ -124,9 +126,16 @@ def _constant(name: str, rows: Sequence[Row], hidden: set[str]) -> str:
 
 def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     lines = []
-    data = {(row["corpus_sha256"], row["corpus"]) for row in rows}
-    if len({digest for digest, _ in data}) > 1:
-        names = sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data)
+    data = {row["corpus_sha256"]: row["corpus"] for row in rows}
+    targets = sorted({target_of(row.get("task.name")) for row in rows})
+    if len(targets) > 1:
+        lines += _prose(
+            f"different tasks: nats per {', '.join(targets)} do not compare. Ranked within one task only.",
+            width,
+            "yellow",
+        )
+    if len(data) > 1:
+        names = sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data.items())
         named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
     elif len({comparable(row) for row in rows if score(row) is not None}) > 1:

@@ -210,4 +210,4 @@ _RESULTS = {
     )
 }
 _TEXT = ("run", "runs", "group", "status", "reason", "path", "router", "balance", "drop", "match", "corpus",
-         "corpus_sha256", "data.path", "data.name", "optim.name", "optim.schedule", "baseline")  # fmt: skip
+         "corpus_sha256", "data.path", "data.name", "model.name", "task.name", "optim.name", "optim.schedule", "baseline")  # fmt: skip

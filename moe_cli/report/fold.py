@@ -20,6 +20,8 @@ RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", 
 PLAIN_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", *RESULTS,
               "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval",
               "vs_dense_seeds", "verdict", "more_seeds", "pareto")  # fmt: skip
+# What a run is of: it comes first, before any number.
+KINDS = ("model.name", "task.name", "data.name")
 TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
 EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
                        *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
@@ -50,10 +52,10 @@ DENSE: Mapping[str, Any] = {"expert": 1}
 
 
 def settings_of(columns: Iterable[str]) -> list[str]:
-    """The columns that decide what is learned, seed apart."""
+    """The columns that decide what is learned, seed apart: those that matter most first."""
     columns = list(columns)
-    dotted = [name for name in columns if "." in name and name not in EXECUTION]
-    return [name for name in TOP_LEVEL if name in columns] + dotted
+    dotted = [name for name in columns if "." in name and name not in EXECUTION and name not in KINDS]
+    return [name for name in (*KINDS, *TOP_LEVEL) if name in columns] + dotted
 
 
 def applies(setting: str, row: Row) -> bool:

@@ -11,7 +11,18 @@ from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
 from moe_cli.report.baseline import sweep_baseline
 from moe_cli.report.columns import Column, make_columns, result_columns
-from moe_cli.report.fold import OF_RUNS, PLAIN_KEYS, Row, best_rows, fold, rows_of, score, settings_of, varying
+from moe_cli.report.fold import (
+    OF_RUNS,
+    PLAIN_KEYS,
+    Row,
+    best_rows,
+    comparable,
+    fold,
+    rows_of,
+    score,
+    settings_of,
+    varying,
+)
 from moe_cli.report.frame import CORPUS, SETTINGS
 from moe_cli.store import COMPLETED
 
@@ -134,10 +145,15 @@ def _check_of_runs(condition: Expression, unmeasured: Set[str]) -> None:
 
 
 def _sorted(indices: list[int], rows: list[Row], sort: str | None, known: list[str]) -> list[int]:
-    """In order of a column, rows without a value last whichever way; without results at the very end by default."""
+    """In order of a column, rows without a value last whichever way.
+
+    By default the lowest loss first, rows of the same data and task together, without results at the very end.
+    """
     if sort is None:
         by_score = [index for index in indices if score(rows[index]) is not None]
         by_score.sort(key=lambda index: score(rows[index]) or 0.0)
+        kinds = list(dict.fromkeys(comparable(rows[index])[0] for index in by_score))
+        by_score.sort(key=lambda index: kinds.index(comparable(rows[index])[0]))
         return by_score + [index for index in indices if score(rows[index]) is None]
     name = sort.removeprefix("-")
     check_name(name, known)

@@ -13,13 +13,13 @@ from moe_cli.config.load import load_config
 from moe_cli.errors import ConfigError
 from moe_cli.numbers import count, percent, printable
 from moe_cli.report.baseline import baseline_command
-from moe_cli.report.columns import shorten
+from moe_cli.report.columns import make_columns, shorten
 from moe_cli.report.fold import PLAIN_KEYS, fold, rows_of, settings_of, shared_with_dense
 from moe_cli.report.frame import UNITS, flatten
 from moe_cli.report.stats import mean_and_interval, paired_difference
 from moe_cli.report.tables import csv_text, json_text, markdown_text, table_lines
 from moe_cli.report.view import Question, View, make_view
-from moe_cli.store import FAILED, PENDING
+from moe_cli.store import FAILED, PENDING, write_json
 from tests.report.folders import complete, configure, stopped, sweep_of_three_seeds
 
 
@@ -246,6 +246,60 @@ def test_of_many_corpora_those_without_room_are_counted(tmp_path: Path) -> None:
         complete(tmp_path, 1.8, expert=expert, k=1, results={"corpus": f"c{number}", "corpus_sha256": f"{number}" * 64})
     (line,) = [line.plain for line in table_lines(view(tmp_path), "s", 200) if "different data" in line.plain]
     assert "different data: c0 000000, c1 111111, c2 222222, c3 333333 and 2 more." in line
+
+
+def test_corpora_of_one_name_are_counted_alike_above_and_below(tmp_path: Path) -> None:
+    """By what is in them."""
+    for number, expert in enumerate((1, 2, 4, 8, 16, 32)):
+        complete(tmp_path, 1.8, expert=expert, k=1, results={"corpus": "text", "corpus_sha256": f"{number}" * 64})
+    text = lines(tmp_path, 200)
+    assert "6 corpora" in text[0]
+    assert "and 2 more" in "".join(text)
+
+
+def mixed(outputs: Path) -> None:
+    """Two language models and two image models, of which one has the lowest loss of all and one the highest."""
+    for expert, loss in ((4, 3.0), (8, 3.4)):
+        complete(outputs, loss, expert=expert)
+    for expert, loss in ((4, 1.0), (8, 4.9)):
+        results = {"corpus": "digits", "corpus_sha256": "cd" * 32}
+        path = complete(outputs, loss, results=results, expert=expert, model="vit", data="digits").path / "summary.json"
+        write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
+
+
+def test_what_tells_models_apart_stands_first(tmp_path: Path) -> None:
+    """Model, task and data have room before any number, also in a narrow terminal."""
+    mixed(tmp_path)
+    for width in (60, 80, 200):
+        assert ["model", "task", "data", "expert"] == headings(tmp_path, width)[:4]
+
+
+def test_losses_of_unlike_tasks_are_ranked_apart(tmp_path: Path) -> None:
+    """Rows of one task stand together, each has its best, and it is said that nats of one are not those of the other."""
+    mixed(tmp_path)
+    rows = table(tmp_path, 80)[1:]
+    assert ["vit", "vit", "gpt", "gpt"] == [row.split()[0] for row in rows]
+    assert [True, False, True, False] == [row.endswith("best") for row in rows]
+    assert "different tasks: nats per image, token do not compare. Ranked within one task only." in "\n".join(
+        lines(tmp_path, 200)
+    )
+
+
+def test_the_line_of_the_baseline_is_folded(tmp_path: Path) -> None:
+    """However many settings vary."""
+    many = {"data": "kjv", "optim": "adamw", "model__num_layers": 2, "model__d_model": 64, "train__steps": 600}
+    for expert in (1, 8):
+        complete(tmp_path, 2.0 - 0.1 * expert, expert=expert)
+        complete(tmp_path, 2.1 - 0.1 * expert, expert=expert, **many)
+    assert "compared at equal data.name, model.num_layers" in " ".join(" ".join(lines(tmp_path, 80)).split())
+    assert max(map(len, lines(tmp_path, 80))) <= 80
+
+
+def test_one_seed_more_is_no_seeds() -> None:
+    """The verdict counts as people do."""
+    (column,) = make_columns(["verdict"])
+    said = {more: column.write({"verdict": "cannot tell", "more_seeds": more}) for more in (None, 1, 2)}
+    assert {None: "cannot tell", 1: "cannot tell, +1 seed", 2: "cannot tell, +2 seeds"} == said
 
 
 def test_failed_and_pending_runs_are_counted(tmp_path: Path) -> None:

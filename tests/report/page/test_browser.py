@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
+from tests.report.folders import complete
 from tests.report.page.pages import HOSTILE, page_of, sweep
 from tests.report.scaling.test_command import planted
 
@@ -384,3 +385,31 @@ def test_an_explained_text_is_told_by_pointing_and_by_keyboard(opened: Any, fini
     assert page.evaluate("window.stolen") is None
     phone = opened(width=380, file=file)
     assert phone.evaluate("document.documentElement.scrollWidth") <= 380
+
+
+def test_costs_that_are_nearly_equal_stand_close(opened: Any) -> None:
+    """FLOPs within 3 % of each other take less than a third of the width, not all of it."""
+    page = opened()
+    places = page.evaluate("""[...document.querySelectorAll('#by-flops [data-row] .point')].map(point => {
+        const box = point.getBoundingClientRect(); return box.x + box.width / 2; })""")
+    width = page.evaluate("document.querySelector('#by-flops svg').getBoundingClientRect().width")
+    assert 5 == len(places)
+    assert 0 < max(places) - min(places) < width / 3
+
+
+def test_the_usual_table_fits_a_window_of_1200(opened: Any, tmp_path: Path) -> None:
+    """With two settings, wide intervals and verdicts that ask for more seeds, no column is cut off."""
+    results = {"max_violation": 3.53, "dead_experts": 0.031, "params": 456_000, "active_params": 79_500,
+               "flops_per_token": 530_000.0, "tokens_per_second": 11_800.0}  # fmt: skip
+    for expert, k, losses in (
+        (1, 1, (3.741, 3.765)),
+        (4, 2, (3.671, 3.757)),
+        (16, 1, (3.762, 3.788)),
+        (16, 2, (3.72, 3.746)),
+    ):
+        for seed, loss in enumerate(losses):
+            complete(tmp_path / "o", loss, "sparsity", results, expert=expert, k=k, seed=seed)
+    page_of(tmp_path / "o", tmp_path / "page.html")
+    page = opened(1200, tmp_path / "page.html")
+    assert "seeds" in "".join(column(page, "verdict"))
+    assert page.evaluate("(rows => rows.scrollWidth - rows.clientWidth)(document.querySelector('#rows'))") <= 0

@@ -1,5 +1,5 @@
 // Loss against sparsity, against FLOPs, against anything: points with intervals, and what nothing beats in both.
-const LESS_IS_BETTER = -1;
+const LESS_IS_BETTER = -1, NEARLY_EQUAL = 1.05;
 
 function quantity(name) { return page.quantities.find(each => each.name === name); }
 
@@ -10,13 +10,19 @@ function front_of(points, better) {
     && (q.x - p.x) * better >= 0 && q.y <= p.y && (q.x !== p.x || q.y !== p.y)));
 }
 
+// Costs that lie within a few per cent of each other are as good as equal: the axis goes beyond them, so that they stand close.
+function with_room(values) {
+  const low = Math.min(...values), high = Math.max(...values);
+  return high < NEARLY_EQUAL * low ? [...values, low / 1.3, high * 1.3] : values;
+}
+
 function scatter(host, nameX, nameY, label) {
   const along = quantity(nameX), up = quantity(nameY);
   const points = shown().map(row => ({ row, x: row.at[nameX], y: row.at[nameY], half: nameY === "val_bpb" || nameY === "val_loss" ? row.half[nameY] : null }))
     .filter(each => isNumber(each.x) && isNumber(each.y) && (!along.log || each.x > 0));
   if (!points.length) { host.replaceChildren(el("p", { class: "quiet" }, "Nothing is drawn: no configuration shown has both.")); return; }
   const ends = points.flatMap(each => [each.y - (each.half || 0), each.y + (each.half || 0)]);
-  const { root, x, y, width } = axes(host, { xs: points.map(each => each.x), ys: ends, logX: along.log, logY: false, height: 340, x: along.heading, y: up.heading,
+  const { root, x, y, width } = axes(host, { xs: along.log ? with_room(points.map(each => each.x)) : points.map(each => each.x), ys: ends, logX: along.log, logY: false, height: 340, x: along.heading, y: up.heading,
     label: `${label}: ${points.length} configurations. Arrow keys move between them.` });
   const front = front_of(points, along.better).sort((a, b) => a.x - b.x || b.y - a.y);
   for (const league of new Set(front.map(each => each.row.league))) {
