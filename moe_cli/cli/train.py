@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, check_devices, print_json, print_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,8 +39,8 @@ def train(
 
     from rich.console import Console
 
-    from moe_cli.cli.live import print_plan
-    from moe_cli.forecast import compiles, make_plans, measure_flops, pin_upcycle, vocab_of
+    from moe_cli.cli.trainplan import print_plan
+    from moe_cli.forecast import compiles, make_plans, measure_flops, pin_upcycle, shortage, vocab_of
     from moe_cli.machine import crowding, pick_device
     from moe_cli.run import for_this_job
 
@@ -48,9 +48,11 @@ def train(
     config = for_this_job(config)
     if run is None:
         config = pin_upcycle(config, folder)
+    check_devices([config])
     plan = make_plans([config], folder, measure_flops(), build=not dry_run)[0]
     if dry_run:
         print_plan(console, plan, None)
+        print_notes(tuple(filter(None, [shortage(plan)])))
         return
     device = pick_device(config.train.device)  # before a folder is made
     run = run or create_run(folder, "runs", config)
@@ -58,8 +60,7 @@ def train(
         _launch(console, run, config, folder, as_json)
     else:
         print_plan(console, plan, str(run.path))
-        if crowded := crowding(plan.threads):
-            print_notes((crowded,))
+        print_notes(tuple(filter(None, [shortage(plan), crowding(plan.threads)])))
         if compiles(config, vocab_of(config, plan.corpus), device.type):
             print_notes(("torch.compile takes half a minute at the start. Without it: train.compile=off",))
         _train(console, run, folder, as_json)

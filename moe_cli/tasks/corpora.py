@@ -20,7 +20,7 @@ from moe_cli.tasks.installed import list_installed
 from moe_cli.tasks.ready import describe_ready
 from moe_cli.tasks.shards import LARGE, Shard, Tokens
 from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS
-from moe_cli.tasks.subwords import hash_of, read_tokenizer
+from moe_cli.tasks.subwords import hash_of, read_tokenizer, tokenizers_library
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
 FORMAT = 7
@@ -120,10 +120,13 @@ def texts_of(data: TextsData) -> Texts:
 
 
 def _built(data: TextsData, cache: Path, now: bool = True) -> Corpus:
+    subwords = data.tokenizer not in ("bytes", "chars")
+    if subwords:
+        tokenizers_library()  # before anything that takes long
     texts = texts_of(data)
     folder = cache / f"{data.name}-{_key(data, texts)}"
     if not (folder / "meta.json").is_file():
-        if not now and data.tokenizer not in ("bytes", "chars"):
+        if not now and subwords:
             return _foreseen(data, cache)
         build(data, texts, folder)
     return Corpus(folder, json.loads((folder / "meta.json").read_text(encoding="utf-8")))

@@ -58,7 +58,7 @@ def test_dense_has_no_routing(moe: Moe, settings: list[str]) -> None:
 def test_dry_run_leaves_nothing(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """--dry-run prints the plan and makes no run."""
     result = moe("train", *settings, "--dry-run")
-    assert "B weights, gradients and optimizer   about " in result.stdout
+    assert "B weights, gradients and optimizer   " in result.stdout
     assert "parameters" in result.stdout
     assert open_runs(tmp_path / "outputs") == []
 
