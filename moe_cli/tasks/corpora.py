@@ -201,7 +201,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
     lines = []
     if meta["by_name"]:
         sizes = [f"{name} {count(meta[f'{name}_tokens'])}" for name in SPLITS if meta[f"{name}_tokens"]]
-        lines.append(f"split by the names of files: {', '.join(sizes)} tokens")
+        lines.append(f"split by the names of files and folders: {', '.join(sizes)} tokens")
     if meta["num_left_out"] and meta["name"] in ("text", "hf"):
         lines.append(f"{meta['num_left_out']} files or records are empty or not UTF-8 text: left out")
     if meta["name"] == "mix":

@@ -288,7 +288,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_p
     result = moe("train", "--resume", run.id)
     assert result.exit_code == 0, result.output
     assert run.status()["status"] == "completed"
-    assert moe("train", "--resume", run.id).stderr.startswith(f"error: {run.id} is complete")
+    again = moe("train", "--resume", run.id).stderr
+    assert again.startswith(f"error: {run.id} is complete")
+    assert "A longer training is a run of its own, from the start: moe train train.steps=..." in again
 
 
 def test_sweep_killed_outright_is_finished_by_the_same_command(moe: Moe, settings: list[str], tmp_path: Path) -> None:
