@@ -13,8 +13,9 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
 from moe_cli.loggers.recorder import check_loggers
-from moe_cli.machine import pick_threads
+from moe_cli.machine import available_memory_bytes, pick_threads, visible_gpus
 from moe_cli.models.cost import Cost, cost, training_steps
+from moe_cli.numbers import count
 from moe_cli.store import Run, find_run
 from moe_cli.tasks.data import Data, load_data
 from moe_cli.tasks.images import Images
@@ -146,6 +147,17 @@ def _tokens(config: RunConfig) -> object:
 def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
     """The main memory that a run's process is expected to take; if it trains on a GPU, for the weights as they are made."""
     return int(PROCESS_BYTES + (4 * costs.num_params if on_gpu else costs.state_bytes + costs.activation_bytes))
+
+
+def shortage(plan: Plan) -> str | None:
+    """What to be told of a run that is expected to take more memory than is free; None: it fits, or a GPU may hold it."""
+    need, free = memory_bytes(plan.cost), available_memory_bytes()
+    if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
+        return None
+    return (
+        f"about {count(need)}B of memory are needed, {count(free)}B are free. "
+        "Lower train.batch_size, model.context_length or the model's size."
+    )
 
 
 def memory_of(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""What `moe train` shows: a plan, progress that redraws itself on a terminal or plain lines when piped, a summary."""
+"""What `moe train` shows: progress that redraws itself on a terminal or plain lines when piped, a summary."""
 
 import math
 import time
@@ -7,64 +7,19 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.forecast import Plan
+from moe_cli.cli.trainplan import print_rows
 from moe_cli.measures import references, target, written
 from moe_cli.moe.stats import max_violation
-from moe_cli.numbers import bars, count, duration, known, percent, plural, printable
+from moe_cli.numbers import bars, count, duration, known, percent, plural
 from moe_cli.store import Run
-from moe_cli.tasks.data import describe, remarks
 from moe_cli.training.evaluate import Evaluation
 from moe_cli.training.state import StepView
 
 MAX_LAYER_BARS = 8
-
-
-def shape(plan: Plan) -> str:
-    """gpt 8x2, gpt dense."""
-    config = plan.config
-    return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
-
-
-def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
-    """Parameters, sparsity, cost, expected time and where the run is kept, before anything starts."""
-    config, costs = plan.config, plan.cost
-    console.print(f"[bold]{shape(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False)
-    active = percent(costs.num_active_params / costs.num_params)
-    parameters = f"{count(costs.num_params)} total   {count(costs.num_active_params)} active ({active})"
-    if not config.dense:
-        parameters += f"   sparsity {percent(1 - (config.k or 1) / config.expert)}"
-    rows = [("parameters", parameters)]
-    if not config.dense:
-        rows.append(("routing", _routing_line(plan)))
-    length = plural(plan.steps, "step") if plan.steps is not None else f"{config.train.minutes:g} minutes"
-    rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {count(costs.flops_per_token)}FLOP/token"
-                 f"   about {duration(plan.seconds)} on {plural(plan.threads, 'thread')}"))  # fmt: skip
-    rows.append(("memory", f"{count(costs.state_bytes)}B weights, gradients and optimizer   "
-                 f"about {count(costs.activation_bytes)}B activations"))  # fmt: skip
-    if folder:
-        rows.append(("run", folder))
-    rows += [("data", remark) for remark in remarks(plan.corpus, config)]
-    for label, text in rows:
-        console.print(f"  [dim]{label:<12}[/] {escape(text)}", highlight=False, soft_wrap=True)
-
-
-def _routing_line(plan: Plan) -> str:
-    from moe_cli.moe.routing import expert_capacity
-
-    config = plan.config
-    balance = config.balance.name if config.balance else "none"
-    tokens = config.train.batch_size * config.model.context_length
-    dropping = "dropless"
-    if config.capacity is not None:
-        room = expert_capacity(tokens, config.expert, config.k or 1, config.capacity)
-        dropping = f"capacity {config.capacity:g} = {room:,} of {tokens:,} tokens per expert, drop by {config.drop}"
-    name = config.router.name if config.router else "none"
-    return f"{name}, balance {balance}, {dropping}, d_expert {config.model.d_expert}"
 
 
 class Display:
@@ -169,7 +124,7 @@ def print_summary(console: Console, run: Run) -> None:
     unit = target(run.config_dict())
     found = [f"{summary['val_loss']:.3f} nats/{unit}", *written(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:
-        found.insert(1, f"[bold]{known(summary['val_bpb'])} bits/byte[/]")
+        found.insert(1, f"{known(summary['val_bpb'])} bits/byte")
         perplexity = summary["val_perplexity"] or math.inf  # too large for a float: written as null
         found.append(f"perplexity {perplexity:.2f}")
     rows = [("validation", "   ".join([*found, f"(whole split, {_size(summary, unit)})"]))]
@@ -195,6 +150,5 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']
     commands = [*samples, twin_command(run.config()), "moe report"]
-    rows += [("" if number else "next", escape(printable(each))) for number, each in enumerate(commands)]
-    for label, text in rows:
-        console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True, emoji=False)
+    rows += [("" if number else "next", each) for number, each in enumerate(commands)]
+    print_rows(console, rows)

@@ -63,11 +63,11 @@ def search(console: "Console", plan: "SearchPlan", folder: Path, how: How, *, dr
 
     ahead = preview(plan, folder)
     most = plan.trials * len(plan.seeds)
+    if how.executor.name == "local":
+        check_devices(each.config for each in ahead.plans)
     if dry_run:
         jobs = at_once(how.executor, how.jobs, ahead.plans)
         return _print_head(console, plan, ahead, folder, min(jobs, most) if jobs else None)
-    if how.executor.name == "local":
-        check_devices(each.config for each in ahead.plans)
     study = open_study(plan, folder, ahead.evaluations)
     pool: Any = None
     feed = SearchFeed(plan, study, folder, lambda: min(pool.workers, most) if pool else 1, how.retry_failed)

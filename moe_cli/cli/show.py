@@ -16,7 +16,7 @@ from moe_cli.numbers import age, bars, count, duration, percent, plural, printab
 from moe_cli.store import COMPLETED, Run
 from moe_cli.trash import size_of
 
-LABEL_WIDTH = 14
+LABEL_WIDTH = 15
 CURVE_WIDTH = 40
 BARS_WIDTH = 32
 Load = list[float]

@@ -103,6 +103,9 @@ def _carry_out(
     from moe_cli.sweeps.pools import make_pool
 
     configs = [point.config for point in planned.points]
+    local = how.executor.name == "local"
+    if local:
+        check_devices(configs)
     plans = make_plans(configs, folder, measure_flops(), build=not dry_run)
     before = planned.existing(folder)
     old = outdated(before, force=again.force, code=again.code)
@@ -110,9 +113,6 @@ def _carry_out(
     if dry_run:
         print_head(console, ahead)
         return print_points(console, ahead)
-    local = how.executor.name == "local"
-    if local:
-        check_devices(configs)
     discard(old, folder)
     runs = planned.open(folder)
     todo = to_do(runs, how.retry_failed)

@@ -1,12 +1,13 @@
 """moe train."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, check_devices, print_json, print_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,8 +40,8 @@ def train(
 
     from rich.console import Console
 
-    from moe_cli.cli.live import print_plan
-    from moe_cli.forecast import compiles, make_plans, measure_flops, pin_upcycle, vocab_of
+    from moe_cli.cli.trainplan import print_plan
+    from moe_cli.forecast import compiles, make_plans, measure_flops, pin_upcycle, shortage, vocab_of
     from moe_cli.machine import crowding, pick_device
     from moe_cli.run import for_this_job
 
@@ -48,21 +49,35 @@ def train(
     config = for_this_job(config)
     if run is None:
         config = pin_upcycle(config, folder)
+    check_devices([config])
     plan = make_plans([config], folder, measure_flops(), build=not dry_run)[0]
     if dry_run:
         print_plan(console, plan, None)
+        print_notes(tuple(filter(None, [shortage(plan)])))
         return
     device = pick_device(config.train.device)  # before a folder is made
     run = run or create_run(folder, "runs", config)
     if config.launch.procs > 1 and not launched():
         _launch(console, run, config, folder, as_json)
     else:
-        print_plan(console, plan, str(run.path))
-        if crowded := crowding(plan.threads):
-            print_notes((crowded,))
+        with _read(run):
+            print_plan(console, plan, str(run.path))
+        print_notes(tuple(filter(None, [shortage(plan), crowding(plan.threads)])))
         if compiles(config, vocab_of(config, plan.corpus), device.type):
             print_notes(("torch.compile takes half a minute at the start. Without it: train.compile=off",))
         _train(console, run, folder, as_json)
+
+
+@contextmanager
+def _read(run: "Run") -> Iterator[None]:
+    """What is printed within it before the run begins: where nobody reads it, that is why the run was not carried out."""
+    from moe_cli.store import INTERRUPTED, Recorder
+
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):  # rich exits
+        Recorder(run).status(INTERRUPTED, reason="stopped at once: nobody reads its output")
+        raise
 
 
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
@@ -149,7 +164,10 @@ def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: 
     run = find_run(outputs, name)
     status = run.status()["status"]
     if status == COMPLETED:
-        raise ConfigError(f"{run.id} is complete: there is nothing to resume. See: moe report")
+        raise ConfigError(
+            f"{run.id} is complete: there is nothing to resume. See: moe report\n"
+            "A longer training is a run of its own, from the start: moe train train.steps=... with its other settings."
+        )
     if settings:
         changed = carried_out(run.config(), settings)
         check_loggers(changed.log)

@@ -75,11 +75,15 @@ class Health:
 
     Attributes:
         dropped: the share of assignments that the capacity of training drops; None where the run is not complete.
+        k: experts that a token asks for; None where nobody knows.
+        images: whether tokens are patches of images, and domains their classes.
     """
 
     run: str
     dropped: float | None
     layers: tuple[LayerHealth, ...]
+    k: int | None = None
+    images: bool = False
 
 
 def health(run: Run) -> Health:
@@ -90,8 +94,12 @@ def health(run: Run) -> Health:
         step = record.get("step")
         if _whole(layer) and _whole(step) and _counts(record.get("tokens_per_expert")):
             by_layer.setdefault(layer, []).append(record)
+    config = run.config_dict()
     dropped = _fraction((run.summary() or {}).get("dropped_fraction"))
-    return Health(run.id, dropped, tuple(_layer(number, records) for number, records in sorted(by_layer.items())))
+    settings = {group: value if isinstance(value := config.get(group), dict) else {} for group in ("eval", "task")}
+    k: Any = settings["eval"].get("k") or config.get("k")
+    layers = tuple(_layer(number, records) for number, records in sorted(by_layer.items()))
+    return Health(run.id, dropped, layers, k if _whole(k) else None, settings["task"].get("name") == "images")
 
 
 def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:

@@ -125,7 +125,15 @@ def _over_time(found: Health, width: int, ascii_only: bool) -> list[Text]:
             )
     if not rows:
         return []
-    return [Text(), *table(("layer", "worst load in training", "as routed at the end"), rows, width, text=3)]
+    return [
+        Text(),
+        *table(("layer", "worst load in training", "as routed at the end"), rows, width, text=3),
+        *prose(
+            "as routed at the end: the share of all choices that had already become what they are at the end",
+            width,
+            "dim",
+        ),
+    ]
 
 
 def _curve(values: Sequence[float], room: int, ascii_only: bool, signed: bool) -> str:
@@ -145,7 +153,12 @@ def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades
             if len(largest) < len(shown.by_domain)
             else ""
         )
-        lines += [Text(), *prose(f"{name} domains: % of each one's assignments{left}", width, "dim")]
+        lines += [
+            Text(),
+            *prose(
+                f"{name} domains{' (classes)' if found.images else ''}: % of each one's assignments{left}", width, "dim"
+            ),
+        ]
         most = 2 / len(shown.load)
         lines += heat_map(largest, most, width, shades, factor=100)
     if shown.co_activation and any(
@@ -163,13 +176,26 @@ def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades
     if any(shown.top_tokens):
         lines += [
             Text(),
-            *prose(f"{name} tokens that choose each expert more than chance, with the share of theirs", width, "dim"),
+            *prose(
+                f"{name} {'patches (row:column)' if found.images else 'tokens'} that choose each expert more than chance, "
+                f"with the share of their choices{_ceiling(shown, found.k)}",
+                width,
+                "dim",
+            ),
         ]
         lines += [_tokens(number, tokens, width) for number, tokens in enumerate(shown.top_tokens)]
     if lines and len(found.layers) > 1:
         why = f"{name} is the most uneven layer. " if chosen else ""
         lines += [Text(), *prose(f"{why}Others: --layer 1 to {len(found.layers)}", width, "dim")]
     return lines
+
+
+def _ceiling(shown: LayerHealth, k: int | None) -> str:
+    """That a token's choices are of k experts, so that no share is larger than 1 / k; nothing where that does not hold."""
+    tokens = [token for tokens in shown.top_tokens for token in tokens]
+    if not k or k == 1 or any(k * token.times > token.total for token in tokens):
+        return ""
+    return f": at most {percent(1 / k)}, for each token chooses {k}"
 
 
 def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:

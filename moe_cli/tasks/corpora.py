@@ -20,7 +20,7 @@ from moe_cli.tasks.installed import list_installed
 from moe_cli.tasks.ready import describe_ready
 from moe_cli.tasks.shards import LARGE, Shard, Tokens
 from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS
-from moe_cli.tasks.subwords import hash_of, read_tokenizer
+from moe_cli.tasks.subwords import hash_of, read_tokenizer, tokenizers_library
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
 FORMAT = 7
@@ -120,10 +120,13 @@ def texts_of(data: TextsData) -> Texts:
 
 
 def _built(data: TextsData, cache: Path, now: bool = True) -> Corpus:
+    subwords = data.tokenizer not in ("bytes", "chars")
+    if subwords:
+        tokenizers_library()  # before anything that takes long
     texts = texts_of(data)
     folder = cache / f"{data.name}-{_key(data, texts)}"
     if not (folder / "meta.json").is_file():
-        if not now and data.tokenizer not in ("bytes", "chars"):
+        if not now and subwords:
             return _foreseen(data, cache)
         build(data, texts, folder)
     return Corpus(folder, json.loads((folder / "meta.json").read_text(encoding="utf-8")))
@@ -198,7 +201,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
     lines = []
     if meta["by_name"]:
         sizes = [f"{name} {count(meta[f'{name}_tokens'])}" for name in SPLITS if meta[f"{name}_tokens"]]
-        lines.append(f"split by the names of files: {', '.join(sizes)} tokens")
+        lines.append(f"split by the names of files and folders: {', '.join(sizes)} tokens")
     if meta["num_left_out"] and meta["name"] in ("text", "hf"):
         lines.append(f"{meta['num_left_out']} files or records are empty or not UTF-8 text: left out")
     if meta["name"] == "mix":

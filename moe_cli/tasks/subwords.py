@@ -110,7 +110,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> SubwordTokenizer:
 
     The same texts give the same tokenizer. Where they have no pair left, ids stay unused.
     """
-    library = _library()
+    library = tokenizers_library()
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
@@ -167,7 +167,8 @@ def _content(path: str) -> str:
         raise DataError(f"{given} is not JSON. Give a tokenizer.json of the library tokenizers.") from None
 
 
-def _library() -> Any:
+def tokenizers_library() -> Any:
+    """The library `tokenizers`. Raises DataError: it is not installed."""
     try:
         import tokenizers
     except ImportError:
@@ -179,7 +180,7 @@ def _library() -> Any:
 
 def _parsed(name: str, text: str) -> Any:
     """The library's own object; text that looks like a special token is text to it."""
-    library = _library()
+    library = tokenizers_library()
     try:
         tokenizer = library.Tokenizer.from_str(text)
         tokenizer.no_truncation()

@@ -58,7 +58,7 @@ def test_dense_has_no_routing(moe: Moe, settings: list[str]) -> None:
 def test_dry_run_leaves_nothing(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """--dry-run prints the plan and makes no run."""
     result = moe("train", *settings, "--dry-run")
-    assert "B weights, gradients and optimizer   about " in result.stdout
+    assert "B weights, gradients and optimizer   " in result.stdout
     assert "parameters" in result.stdout
     assert open_runs(tmp_path / "outputs") == []
 
@@ -288,7 +288,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_p
     result = moe("train", "--resume", run.id)
     assert result.exit_code == 0, result.output
     assert run.status()["status"] == "completed"
-    assert moe("train", "--resume", run.id).stderr.startswith(f"error: {run.id} is complete")
+    again = moe("train", "--resume", run.id).stderr
+    assert again.startswith(f"error: {run.id} is complete")
+    assert "A longer training is a run of its own, from the start: moe train train.steps=..." in again
 
 
 def test_sweep_killed_outright_is_finished_by_the_same_command(moe: Moe, settings: list[str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import RunBusy, TrainingError
+from moe_cli.store import open_runs
 
 PAPERS = ", ".join(
     f"paper/{name}"
@@ -144,3 +145,21 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert (b"", 0) == (process.stderr.read(), process.wait())
+
+
+@pytest.mark.parametrize("reader", [None, "head"])
+def test_a_training_that_nobody_reads_says_why_it_stopped(
+    reader: str | None, settings: list[str], tmp_path: Path
+) -> None:
+    """`moe train | nosuchprogram`: the run is interrupted, with the reason, and goes on when it is asked to."""
+    command = [sys.executable, "-m", "moe_cli", "train", *settings, "--outputs", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        if reader:
+            process.stdout.readline()
+        process.stdout.close()
+        process.wait()
+    (run,) = open_runs(tmp_path)
+    assert "interrupted" == run.status()["status"]
+    assert run.status()["reason"].startswith("stopped at once")
+    assert 0 == CliRunner().invoke(app, ["train", "--resume", run.id, "--outputs", str(tmp_path)]).exit_code

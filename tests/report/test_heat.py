@@ -78,3 +78,23 @@ def test_the_layer_asked_for_is_shown(found: Any) -> None:
         assert f"L{layer} chosen together:" in text
         assert f"L{3 - layer} domains:" not in text
         assert "75 %" in text
+
+
+@pytest.mark.parametrize(
+    ("task", "k", "times"), [("images", 2, 2), ("causal_lm", 2, 2), ("causal_lm", 2, 3), ("images", 1, 2)]
+)
+def test_captions_say_what_is_counted(tmp_path: Path, task: str, k: int, times: int) -> None:
+    """Patches and classes of images; the most that a share can be, where there is such a limit; what has settled."""
+    run = complete(tmp_path, 1.8, expert=4, k=k)
+    config = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps({**config, "k": k, "task": {"name": task}}))
+    line = {
+        "layer": 0, "tokens_per_expert": [1, 1, 1, 1], "saturation": {"10": 0.5, "20": 1.0},
+        "experts_by_domain": {"a": [1, 1, 0, 0]}, "top_tokens": [[[1, times, 4]]] * 4, "token_texts": {"1": "3:3"},
+    }  # fmt: skip
+    lines = [json.dumps({**line, "step": step, "whole_split": step == 20}) for step in (10, 20)]
+    (run.path / "routing.jsonl").write_text("\n".join(lines))
+    text = " ".join(" ".join(each.plain for each in health_lines(health(run), None, 120)).split())
+    assert (task == "images") == ("L1 domains (classes): %" in text) == ("L1 patches (row:column) that choose" in text)
+    assert (k == 2 and times == 2) == ("choices: at most 50 %, for each token chooses 2" in text)
+    assert "as routed at the end: the share of all choices that had already become" in text

@@ -119,7 +119,7 @@ def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -
     assert [".", "law"] == corpus.meta["domains"]
     names = [tested.meta["domains"][place] for place in tested.val_domains(np.arange(len(tested.val)))]
     assert {("c", "law"), ("d", ".")} == {pair for pair in zip(test, names, strict=True) if pair[0] != "\0"}
-    assert any("split by the names of files" in remark for remark in remarks_on_corpus(corpus))
+    assert any("split by the names of files and folders" in remark for remark in remarks_on_corpus(corpus))
 
 
 @pytest.mark.parametrize(

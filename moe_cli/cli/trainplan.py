@@ -1,0 +1,60 @@
+"""What moe train prints before it starts: a plan. Without torch, unless a capacity limits experts."""
+
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+
+from moe_cli.cli.columns import print_lines
+from moe_cli.cli.show import wrapped
+from moe_cli.forecast import PROCESS_BYTES, Plan, memory_bytes
+from moe_cli.numbers import count, duration, percent, plural
+from moe_cli.tasks.data import describe, remarks
+
+
+def shape(plan: Plan) -> str:
+    """gpt 8x2, gpt dense."""
+    config = plan.config
+    return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
+
+
+def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
+    """Parameters, sparsity, cost, expected time and where the run is kept, before anything starts."""
+    config, costs = plan.config, plan.cost
+    console.print(f"[bold]{shape(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False)
+    active = percent(costs.num_active_params / costs.num_params)
+    parameters = f"{count(costs.num_params)} total   {count(costs.num_active_params)} active ({active})"
+    if not config.dense:
+        parameters += f"   sparsity {percent(1 - (config.k or 1) / config.expert)}"
+    rows = [("parameters", parameters)]
+    if not config.dense:
+        rows.append(("routing", _routing_line(plan)))
+    length = plural(plan.steps, "step") if plan.steps is not None else f"{config.train.minutes:g} minutes"
+    rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {count(costs.flops_per_token)}FLOP/token"
+                 f"   about {duration(plan.seconds)} on {plural(plan.threads, 'thread')}"))  # fmt: skip
+    rows.append(("memory", f"about {count(memory_bytes(costs))}B: {count(costs.state_bytes)}B weights, gradients and optimizer   "
+                 f"{count(costs.activation_bytes)}B activations   {count(PROCESS_BYTES)}B torch"))  # fmt: skip
+    if folder:
+        rows.append(("run", folder))
+    rows += [("data", remark) for remark in remarks(plan.corpus, config)]
+    print_rows(console, rows)
+
+
+def print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Each after its label; on a terminal what has no room beside the rest goes on below, and no word is cut."""
+    for label, text in rows:
+        print_lines(console, wrapped(label, text.split("   "), console.width if console.is_terminal else sys.maxsize))
+
+
+def _routing_line(plan: Plan) -> str:
+    config = plan.config
+    balance = config.balance.name if config.balance else "none"
+    tokens = config.train.batch_size * config.model.context_length
+    dropping = "dropless"
+    if config.capacity is not None:
+        from moe_cli.moe.routing import expert_capacity
+
+        room = expert_capacity(tokens, config.expert, config.k or 1, config.capacity)
+        dropping = f"capacity {config.capacity:g} = {room:,} of {tokens:,} tokens per expert, drop by {config.drop}"
+    name = config.router.name if config.router else "none"
+    return f"{name}, balance {balance}, {dropping}, d_expert {config.model.d_expert}"

@@ -1,0 +1,74 @@
+"""What moe train prints before it starts, and what a dry run refuses or warns of."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from moe_cli.cli.trainplan import print_plan
+from moe_cli.forecast import make_plans
+from tests.cli.conftest import Moe
+from tests.tiny import tiny_config
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["sweep", "k=1,2"], ["sweep", "k=1,2", "--search", "random", "--trials", "2"]]
+)
+def test_a_dry_run_refuses_a_device_that_is_not_there(moe: Moe, settings: list[str], words: list[str]) -> None:
+    """With the error of the run itself."""
+    result = moe(*words, *settings, "train.device=cuda", "--dry-run")
+    assert "error: train.device=cuda: torch sees no GPU here. Use train.device=cpu" == result.stderr.strip()
+    assert (2, "") == (result.exit_code, result.stdout)
+
+
+@pytest.mark.parametrize("words", [["train"], ["train", "--dry-run"], ["sweep", "k=1,2", "--dry-run"]])
+def test_a_tokenizer_without_its_library_is_refused_at_once(
+    moe: Moe, settings: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a dry run too, and before any text is read."""
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    result = moe(*words, *settings, "data.tokenizer=bpe")
+    assert "which is not installed. pip install 'moe-cli[bpe]'" in result.stderr
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is needed, what is free and what would help; not where it fits, nor where a GPU may hold it."""
+    words = ("train", *settings, "--dry-run")
+    free, gpus = [10**8], [()]
+    monkeypatch.setattr("moe_cli.forecast.available_memory_bytes", lambda: free[0])
+    monkeypatch.setattr("moe_cli.forecast.visible_gpus", lambda: gpus[0])
+    expected = "note: about 351MB of memory are needed, 100MB are free. Lower train.batch_size, "
+    assert moe(*words).stderr.startswith(expected)
+    assert moe("train", *settings).stderr.startswith(expected)
+    gpus[0] = ("0",)
+    assert ["", 1] == [moe(*words).stderr, moe(*words, "train.device=cpu").stderr.count(expected)]
+    free[0], gpus[0] = 10**9, ()
+    assert "" == moe(*words).stderr
+
+
+def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Path) -> None:
+    """What has no room goes on under its label; piped, each row is one line; memory is the sum of its parts."""
+    (plan,) = make_plans([tiny_config(text_file)], tmp_path, 1e9)
+    screen, pipe = io.StringIO(), io.StringIO()
+    print_plan(Console(file=screen, force_terminal=True, color_system=None, width=80), plan, None)
+    print_plan(Console(file=pipe), plan, None)
+    assert max(map(len, screen.getvalue().splitlines())) <= 80 < max(map(len, pipe.getvalue().splitlines()))
+    assert screen.getvalue().split() == pipe.getvalue().split()
+    memory = next(line for line in pipe.getvalue().splitlines() if line.startswith("  memory"))
+    assert memory.startswith("  memory       about 35")
+    assert memory.endswith("B activations   350MB torch")
+
+
+def test_a_dry_run_imports_no_torch(settings: list[str], tmp_path: Path) -> None:
+    """It is there at once."""
+    code = (
+        "import sys; sys.argv = sys.argv[1:]\ntry:\n import moe_cli.cli.app as a; a.main()\nexcept SystemExit as end:\n"
+        " assert not end.code\nassert 'torch' not in sys.modules"
+    )
+    words = ["moe", "train", *settings, "--dry-run", "--outputs", str(tmp_path)]
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
