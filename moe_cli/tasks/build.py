@@ -24,7 +24,7 @@ from moe_cli.tasks.files import File, Texts, source
 from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.references import bigram_bits_per_byte, gzip_bits_per_byte, unigram_references
 from moe_cli.tasks.shards import Shard, ShardWriter, Tokens
-from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS, TEST, TRAIN, VAL, Split, split_documents
+from moe_cli.tasks.splits import MOST_DOMAINS, PURPOSES, SPLITS, TEST, TRAIN, Split, split_documents
 from moe_cli.tasks.subwords import SEPARATOR, SubwordTokenizer, part_of, read_tokenizer, train_bpe
 from moe_cli.tasks.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
 
@@ -59,11 +59,13 @@ class Written:
 
     Attributes:
         shards: where they lie, of each of SPLITS.
-        starts: where each document begins, in the order of the split, each of SPLITS counted on from the one before.
+        order: the number of each document, by the split that it begins in.
+        starts: where each document begins, in this order, each of SPLITS counted on from the one before.
         lossless: whether the tokens stand for exactly the bytes of the text.
     """
 
     shards: list[list[Shard]]
+    order: NDArray[np.int64]
     starts: NDArray[np.int64]
     lossless: bool
 
@@ -86,10 +88,11 @@ def build(data: TextsData, texts: Texts, folder: Path) -> None:
     split = split_documents(
         sizes, data.val_fraction, survey.domains if few else (), data.test_fraction, survey.splits or None
     )
-    lengths = [end - begin for begin, end in split.spans]
-    if min(lengths[: VAL + 1]) < 2 or (data.test_fraction and lengths[TEST] < 2):
+    tested = bool(data.test_fraction) or TEST in split.parts
+    if min(split.lengths if tested else split.lengths[:TEST]) < 2:
         unit = "characters" if data.tokenizer == "chars" else "bytes"
-        raise DataError(f"{source(data)} holds only {sum(lengths)} {unit}. Give more text.")
+        sizes_of = (f"{size} for {PURPOSES[name]}" for name, size in zip(SPLITS, split.lengths, strict=True) if size)
+        raise DataError(f"{source(data)} holds only {', '.join(sizes_of)}, in {unit}. Give more text.")
     tokenizer: Tokenizer
     if data.bpe_vocab is not None:
         tokenizer = train_bpe(_training_texts(texts.files, survey, split), data.bpe_vocab)
@@ -98,7 +101,7 @@ def build(data: TextsData, texts: Texts, folder: Path) -> None:
     with building(folder, "token files") as temporary:
         written = _write(texts.files, survey, split, tokenizer, temporary)
         written.starts.tofile(temporary / "starts.bin")
-        np.asarray(survey.domains, np.int64)[split.order].tofile(temporary / "domains.bin")
+        np.asarray(survey.domains, np.int64)[written.order].tofile(temporary / "domains.bin")
         meta = _meta(data, texts, survey, tokenizer, written)
         (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
@@ -127,6 +130,7 @@ def _meta(data: TextsData, texts: Texts, survey: Survey, tokenizer: Tokenizer, w
         **{f"{name}_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in shards]
            for name, shards in splits.items()},
         "by_name": bool(survey.splits),
+        "unheeded": texts.unheeded,
         "domains": domains,
         "domain_bytes": [survey.bytes_of[name] for name in domains],
         "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer) if written.lossless else None,
@@ -210,7 +214,8 @@ def _write(files: Sequence[File], survey: Survey, split: Split, tokenizer: Token
                         lossless and tokenizer.to_bytes(tokens.tolist()) == part_of(piece.text, start, stop).encode()
                     )
     starts = begins + (counts.cumsum() - counts)[parts]
-    return Written([writer.shards for writer in writers], starts[split.order], lossless)
+    order = np.argsort(parts, kind="stable")
+    return Written([writer.shards for writer in writers], order, starts[order], lossless)
 
 
 @dataclass(frozen=True)
@@ -234,17 +239,17 @@ def _pieces(files: Sequence[File], survey: Survey, split: Split, chars: bool) ->
     """All that has to be written, in order. Raises DataError: a file is not what it was when it was read first."""
     place = 0
     for document, text, changed in _again(files, survey):
-        if split.parts is not None:
-            part = int(split.parts[document])
+        part = int(split.parts[document])
+        if split.cut is None or part != TRAIN:
             yield Piece(document, text, part, {part: (0, None)}, changed)
             continue
         size = len(text) if chars else len(text.encode())
         parts = {
             part: (max(0, begin - place), None if place + size <= end else end - place)
-            for part, (begin, end) in enumerate(split.spans)
+            for part, (begin, end) in enumerate(split.cut)
             if place < end and place + size > begin
         }
-        yield Piece(document, text, sum(place >= end for _, end in split.spans[:-1]), parts, changed)
+        yield Piece(document, text, sum(place >= end for _, end in split.cut[:-1]), parts, changed)
         place += size
 
 

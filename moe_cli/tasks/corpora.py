@@ -23,7 +23,7 @@ from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS
 from moe_cli.tasks.subwords import hash_of, read_tokenizer, tokenizers_library
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
-FORMAT = 7
+FORMAT = 8
 # Stands for the hash of a tokenizer that is not there yet.
 FORESEEN = "?"
 
@@ -154,6 +154,8 @@ def _key(data: TextsData, texts: Texts) -> str:
 
 def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None:
     unit = data.tokenizer if data.tokenizer in ("bytes", "chars") else "tokens"
+    if corpus.meta["test_tokens"] == 1:
+        raise DataError(f"{source(data)} holds 1 {unit.removesuffix('s')} for a test. Give more text.")
     if len(corpus.train) <= context_length or len(corpus.val) < 2:
         raise DataError(
             f"{source(data)} leaves {len(corpus.train)} {unit} for training and {len(corpus.val)} for validation; "
@@ -202,6 +204,8 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
     if meta["by_name"]:
         sizes = [f"{name} {count(meta[f'{name}_tokens'])}" for name in SPLITS if meta[f"{name}_tokens"]]
         lines.append(f"split by the names of files and folders: {', '.join(sizes)} tokens")
+    if meta["unheeded"]:
+        lines.append(meta["unheeded"])
     if meta["num_left_out"] and meta["name"] in ("text", "hf"):
         lines.append(f"{meta['num_left_out']} files or records are empty or not UTF-8 text: left out")
     if meta["name"] == "mix":
@@ -224,6 +228,8 @@ def _on_tokens(meta: dict[str, Any]) -> list[str]:
     lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
              f"{count(meta['val_tokens'])} in {val}"
              + (f", test {count(meta['test_tokens'])} in {test}" if test else "") + header]  # fmt: skip
+    if meta["unheeded"]:
+        lines.append(meta["unheeded"])
     if meta["num_left_out"]:
         lines.append(f"{meta['num_left_out']} files are named neither train, val nor test: left out")
     return lines

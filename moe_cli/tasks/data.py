@@ -43,7 +43,7 @@ def describe(data: Data) -> str:
 def remarks(data: Data, config: RunConfig) -> list[str]:
     """What a user should know of the data beside their size."""
     if not isinstance(data, Corpus):
-        return []
+        return [data.meta["unheeded"]] if data.meta.get("unheeded") else []
     lines = remarks_on_corpus(data)
     padded = isinstance(config.data, CorpusConfig) and config.data.packing == "pad"
     if padded and data.meta["tokenizer_sha256"] != FORESEEN:

@@ -12,7 +12,7 @@ from pathlib import Path
 from moe_cli.config.data import CorpusData, HubData, TextData, TokenData
 from moe_cli.errors import DataError
 from moe_cli.tasks.documents import Document, has_records, read_documents
-from moe_cli.tasks.splits import splits_by_name
+from moe_cli.tasks.splits import splits_by_name, unheeded
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class Texts:
         state: by what is known that it has changed.
         version: of the packages it comes from; None: from none.
         missing: corpora that a mix would have too, were they installed.
+        unheeded: what is to be told of names that say a split which is none.
     """
 
     files: Sequence[File]
     state: object
     version: str | None = None
     missing: Sequence[str] = ()
+    unheeded: str | None = None
 
 
 def source(data: CorpusData) -> str:
@@ -72,9 +74,9 @@ def list_texts(data: TextData) -> Texts:
     files = [
         File(root / name, domain_of(_inside(name) if splits else name, "."),
              partial(read_documents, root / name, data.field), split)
-        for name, split in sorted(zip(names, given, strict=True), key=lambda pair: pair[1] or 0)
+        for name, split in zip(names, given, strict=True)
     ]  # fmt: skip
-    return Texts(files, stamps([file.path for file in files]))
+    return Texts(files, stamps([file.path for file in files]), unheeded=unheeded(names))
 
 
 def _inside(name: Path) -> Path:

@@ -22,9 +22,9 @@ from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
 from moe_cli.errors import DataError
 from moe_cli.tasks.files import find_files, stamps
 from moe_cli.tasks.folders import META, building
-from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, splits_by_name
+from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, splits_by_name, unheeded
 
-FORMAT = 2
+FORMAT = 3
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 # Of MNIST and its like: a number that says bytes, and how many dimensions.
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
@@ -104,7 +104,7 @@ def _build(data: ImageData, folder: Path) -> None:
         "name": data.name, "source": _source(data), "sha256": sha256.hexdigest(), "num_bytes": None,
         "num_documents": sum(len(images.labels) for images in splits.values()), "vocab_size": len(names), "domains": names,
         **{f"{split}_images": len(images.labels) for split, images in splits.items()}, "image_size": data.image_size,
-        "channels": data.channels, "bigram_bpb": None, "gzip_bpb": None,
+        "channels": data.channels, "unheeded": unheeded_names(data), "bigram_bpb": None, "gzip_bpb": None,
         "references": {"majority_accuracy": float((splits["val"].labels == commonest).mean())},
     }  # fmt: skip
     with building(folder, "images") as temporary:
@@ -246,6 +246,13 @@ def _folder(data: FolderData) -> tuple[dict[str, Labelled], list[str]]:
     return (
         given if VAL in parts else {**split_images(given["train"], data.val_fraction), "test": given["test"]}
     ), classes
+
+
+def unheeded_names(data: ImageData) -> str | None:
+    """What is to be told of folders that are named as splits and are none."""
+    if not isinstance(data, FolderData):
+        return None
+    return unheeded([path.relative_to(data.path or "") for path in _files(data)])
 
 
 def _eight_bits(image: Any) -> Any:

@@ -11,7 +11,7 @@ from moe_cli.config.data import TokenData
 from moe_cli.errors import DataError
 from moe_cli.tasks.files import find_files, source
 from moe_cli.tasks.shards import Shard, Tokens, cut
-from moe_cli.tasks.splits import SPLITS, TEST, TRAIN, VAL, cut_with_gap, split_of
+from moe_cli.tasks.splits import SPLITS, TEST, TRAIN, VAL, cut_with_gap, split_of, unheeded
 
 # 256 int32: a number that says which tokens follow, the version, how many tokens. Of GPT-2's, uint16; of Llama 3's, uint32.
 HEADER_INTS = 256
@@ -36,7 +36,8 @@ def describe_ready(data: TokenData) -> dict[str, Any]:
         files = [path for path in files if path.suffix == ".bin"]
         if not files:
             raise DataError(f"{source(data)} has no .bin files. For text: data=text")
-    found = _parts(sorted(files))
+    names = [path.relative_to(root) if path != root else Path(path.name) for path in sorted(files)]
+    found = _parts(sorted(files), names)
     splits = dict(zip(SPLITS, _split(data, *([_shard(data, path) for path in part] for part in found)), strict=True))
     num_with_header = sum(shard.first_byte == HEADER_BYTES for part in splits.values() for shard in part)
     digest = hashlib.sha256(data.dtype.encode())
@@ -47,6 +48,7 @@ def describe_ready(data: TokenData) -> dict[str, Any]:
         "source": source(data),
         "sha256": digest.hexdigest(),
         "num_documents": None,
+        "unheeded": None if any(found[VAL:]) else unheeded([Path(name.name) for name in names]),
         "num_left_out": len(files) - sum(map(len, found)),
         "num_bytes": None,
         "tokenizer": None,
@@ -62,11 +64,14 @@ def describe_ready(data: TokenData) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _parts(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Files for training, validation and a test, by their names; if none is held out by its name, all are for training."""
+def _parts(files: Sequence[Path], names: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Files for training, validation and a test, by their names, else by those of the folders they lie in.
+
+    If none is held out so, or none is left to learn from, all are for training.
+    """
     named: dict[int | None, list[Path]] = {}
-    for path in files:
-        named.setdefault(split_of(path.name), []).append(path)
+    for path, name in zip(files, names, strict=True):
+        named.setdefault(split_of(*name.parts), []).append(path)
     train, val, test = named.get(TRAIN) or named.get(None, []), named.get(VAL, []), named.get(TEST, [])
     return (train, val, test) if train and (val or test) else (list(files), [], [])
 

@@ -20,28 +20,32 @@ MOST_DOMAINS = 8
 # Between texts of two splits in one document, so that no training context reaches into what is held out.
 GAP_TOKENS = 1024
 _NAMES = [re.compile(rf"(?<![a-z])({words})(?![a-z])")
-          for words in ("train|training", "val|valid|validation|dev", "test|testing")]  # fmt: skip
+          for words in ("train|training|trainset", "val|valid|validation|valset|dev|devset", "test|testing|testset")]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Split:
-    """A corpus with the documents that are held out moved to its end.
+    """Which documents of a corpus are held out, and where the text of the others is cut if they do not come near to a share.
 
     Attributes:
-        parts: of each document TRAIN, VAL or TEST; None: the text is cut where it is.
-        order: the number of each, in the new order.
-        spans: from where to where each of SPLITS goes in that order, in units of `sizes`.
+        parts: of each document TRAIN, VAL or TEST.
+        cut: from where to where each of SPLITS goes in the text of the TRAIN documents, in units of `sizes`; None: they are all
+            learned from.
+        lengths: of each of SPLITS, in the same units.
     """
 
-    parts: NDArray[np.int64] | None
-    order: NDArray[np.int64]
-    spans: tuple[tuple[int, int], ...]
+    parts: NDArray[np.int64]
+    cut: tuple[tuple[int, int], ...] | None
+    lengths: tuple[int, ...]
 
 
-def split_of(name: str) -> int | None:
-    """TRAIN, VAL or TEST where a name says so, as a word of its own: train, wiki.valid.tokens, my-test-set."""
-    found = [part for part, pattern in enumerate(_NAMES) if pattern.search(name.lower())]
-    return found[-1] if found else None
+def split_of(*names: str) -> int | None:
+    """TRAIN, VAL or TEST where a name says so, as a word of its own: train, wiki.valid.tokens, my-test-set; the last that does."""
+    for name in reversed(names):
+        found = [part for part, pattern in enumerate(_NAMES) if pattern.search(name.lower())]
+        if found:
+            return found[-1]
+    return None
 
 
 def splits_by_name(names: Sequence[Path]) -> list[int] | None:
@@ -52,6 +56,17 @@ def splits_by_name(names: Sequence[Path]) -> list[int] | None:
     return [part for part in found if part is not None]
 
 
+def unheeded(names: Sequence[Path]) -> str | None:
+    """What is to be told where a name says that something is held out and `splits_by_name` finds no splits; else None."""
+    said = {name.parts[0]: split_of(name.parts[0]) for name in names}
+    held_out = sorted(name for name, part in said.items() if part in (VAL, TEST))
+    if not held_out or splits_by_name(names):
+        return None
+    others = sorted(name for name, part in said.items() if part is None)
+    reason = f"{others[0]} is named as none" if TRAIN in said.values() else "nothing is named train"
+    return f"{', '.join(held_out[:3])}{', ...' if len(held_out) > 3 else ''} may be learned from: no splits by name, for {reason}"
+
+
 def split_documents(
     sizes: Sequence[int],
     val_fraction: float,
@@ -59,33 +74,32 @@ def split_documents(
     test_fraction: float = 0.0,
     given: Sequence[int] | None = None,
 ) -> Split:
-    """Whole documents when they come near to the shares wanted; else the text is cut at the shares, with gaps.
+    """Whole documents when they come near to the shares wanted; else the text that is left is cut at the shares, with gaps.
 
     The test split is chosen first, as if there were no validation.
 
     Args:
         domains: of each document, where there are a handful: the shares are then taken of each that has enough documents.
-        given: the split that each document belongs to, those for a test last; of training documents the share for
-            validation is held out if none is given.
+        given: the split that each document belongs to; of those for training the share for validation is held out if none is.
     """
     parts = np.full(len(sizes), TRAIN) if given is None else np.array(given)
     val_fraction /= 1 - test_fraction
+    cut = None
     for part, fraction in ((TEST, test_fraction), (VAL, 0.0 if VAL in parts else val_fraction)):
-        if fraction:
-            rest = np.flatnonzero(parts == TRAIN).tolist()
-            left, of_domains = ([each[number] for number in rest] if len(each) else [] for each in (sizes, domains))
-            chosen = _choose(left, of_domains, fraction)
-            if not chosen:
-                tested = sum(size for size, its in zip(sizes, given or (), strict=False) if its == TEST)
-                return Split(None, np.arange(len(sizes)), _cut(sum(sizes), val_fraction, test_fraction, tested))
-            parts[[rest[place] for place in chosen]] = part
-    return arrange(sizes, parts)
-
-
-def arrange(sizes: Sequence[int], parts: NDArray[np.int64]) -> Split:
-    """Whole documents, each in the split it is given."""
-    ends = np.bincount(parts, np.asarray(sizes), len(SPLITS)).astype(np.int64).cumsum().tolist()
-    return Split(parts, np.argsort(parts, kind="stable"), tuple(zip([0, *ends[:-1]], ends, strict=True)))
+        if not fraction:
+            continue
+        rest = np.flatnonzero(parts == TRAIN).tolist()
+        left, of_domains = ([each[number] for number in rest] if len(each) else [] for each in (sizes, domains))
+        chosen = _choose(left, of_domains, fraction)
+        if not chosen:
+            cut = _cut(sum(left), val_fraction, test_fraction if part == TEST else 0.0)
+            break
+        parts[[rest[place] for place in chosen]] = part
+    whole = np.bincount(parts, np.asarray(sizes), len(SPLITS)).astype(np.int64).tolist()
+    if cut is None:
+        return Split(parts, None, tuple(whole))
+    stretches = [end - begin for begin, end in cut]
+    return Split(parts, cut, (stretches[TRAIN], stretches[VAL] + whole[VAL], stretches[TEST] + whole[TEST]))
 
 
 def _choose(sizes: Sequence[int], domains: Sequence[int], fraction: float) -> set[int]:
@@ -96,9 +110,8 @@ def _choose(sizes: Sequence[int], domains: Sequence[int], fraction: float) -> se
     return chosen or choose_held_out(sizes, fraction)
 
 
-def _cut(total: int, val_fraction: float, test_fraction: float, tested: int) -> tuple[tuple[int, int], ...]:
-    """Spans of a text whose last `tested` units are given, or whose last share is held out, for a test."""
-    val_end, test_begin = cut_with_gap(total, test_fraction) if test_fraction else (total - tested, total - tested)
+def _cut(total: int, val_fraction: float, test_fraction: float) -> tuple[tuple[int, int], ...]:
+    val_end, test_begin = cut_with_gap(total, test_fraction) if test_fraction else (total, total)
     train_end, val_begin = cut_with_gap(val_end, val_fraction)
     return (0, train_end), (val_begin, val_end), (test_begin, total)
 

@@ -45,18 +45,19 @@ def at_once(texts: list[str], tokenizer: str, val: float, test: float) -> tuple[
         for text in texts
     ]
     numbers: list[list[int]] = [[*range(len(pieces))], [], []]
-    found = True
+    missed: list[int] = []
     for part, fraction in ((2, test), (1, val / (1 - test))):
         chosen = choose_held_out([len(pieces[number]) for number in numbers[0]], fraction) if fraction else set()
-        found = found and bool(chosen or not fraction)
+        if missed or (fraction and not chosen):
+            missed.append(part)
+            continue
         numbers[part] = [number for place, number in enumerate(numbers[0]) if place in chosen]
         numbers[0] = [number for place, number in enumerate(numbers[0]) if place not in chosen]
     train, held_out, tested = ([token for number in of for token in pieces[number]] for of in numbers)
-    if not found:
-        train, held_out, tested = [token for piece in pieces for token in piece], [], []
-        if test:
-            cut = int(len(train) * (1 - test))
-            train, tested = train[: cut - min(1024, cut // 100)], train[cut:]
+    if 2 in missed:
+        cut = int(len(train) * (1 - test))
+        train, tested = train[: cut - min(1024, cut // 100)], train[cut:]
+    if 1 in missed:
         cut = int(len(train) * (1 - val / (1 - test)))
         train, held_out = train[: cut - min(1024, cut // 100)], train[cut:]
     return train, held_out, tested, hashlib.sha256("\0".join(texts).encode()).hexdigest()

@@ -16,6 +16,7 @@ from moe_cli.tasks.splits import (
     split_documents,
     split_of,
     splits_by_name,
+    unheeded,
 )
 
 FRACTIONS = st.floats(0.01, 0.4)
@@ -59,31 +60,45 @@ def test_a_cut_leaves_a_gap(num_tokens: int, fraction: float, most: int | None) 
     assert cut - end == min(1024, cut // 100)
 
 
+def lengths_by_hand(sizes: list[int], parts: list[int], cut: tuple[tuple[int, int], ...] | None) -> tuple[int, ...]:
+    whole = [sum(size for size, its in zip(sizes, parts, strict=True) if its == part) for part in (TRAIN, VAL, TEST)]
+    if cut is None:
+        return tuple(whole)
+    return tuple(end - begin + (whole[part] if part != TRAIN else 0) for part, (begin, end) in enumerate(cut))
+
+
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=40), FRACTIONS, st.one_of(st.just(0.0), FRACTIONS))
-def test_documents_held_out_stand_last(sizes: list[int], val: float, test: float) -> None:
-    """The new order keeps that of each part, spans are theirs, nothing is lost; else the text is cut from behind with gaps."""
+def test_whole_documents_or_a_cut_of_what_is_left(sizes: list[int], val: float, test: float) -> None:
+    """First those for a test, then of the rest those for validation; where none come near, the rest is cut from behind."""
     split = split_documents(sizes, val, test_fraction=test)
-    total = sum(sizes)
-    assert sorted(split.order.tolist()) == list(range(len(sizes)))
-    assert total == split.spans[TEST][1]
-    if split.parts is None:
-        val_end, begin = cut_with_gap(total, test) if test else (total, total)
-        train_end, val_begin = cut_with_gap(val_end, val / (1 - test))
-        assert ((0, train_end), (val_begin, val_end), (begin, total)) == split.spans
-        return
-    numbers = [np.flatnonzero(split.parts == part).tolist() for part in (TRAIN, VAL, TEST)]
-    assert split.order.tolist() == [*numbers[TRAIN], *numbers[VAL], *numbers[TEST]]
-    assert [sum(sizes[number] for number in of) for of in numbers] == [end - begin for begin, end in split.spans]
-    assert bool(test) == bool(numbers[TEST])
-    assert [0, split.spans[TRAIN][1], split.spans[VAL][1]] == [begin for begin, _ in split.spans]
+    parts, rest, cut = [TRAIN] * len(sizes), list(range(len(sizes))), None
+    for part, fraction in ((TEST, test), (VAL, val / (1 - test))):
+        chosen = choose_held_out([sizes[number] for number in rest], fraction) if fraction else set()
+        if fraction and not chosen:
+            total = sum(sizes[number] for number in rest)
+            end, begin = cut_with_gap(total, test) if part == TEST else (total, total)
+            train_end, val_begin = cut_with_gap(end, val / (1 - test))
+            cut = ((0, train_end), (val_begin, end), (begin, total))
+            break
+        for place in chosen:
+            parts[rest[place]] = part
+        rest = [number for number in rest if parts[number] == TRAIN]
+    assert (parts, cut) == (split.parts.tolist(), split.cut)
+    assert lengths_by_hand(sizes, parts, cut) == split.lengths
+    assert bool(test) == bool(split.lengths[TEST]) or split.cut is not None
 
 
-@given(st.lists(st.integers(1, 2000), min_size=1, max_size=40), FRACTIONS, FRACTIONS)
-def test_the_test_split_does_not_depend_on_validation(sizes: list[int], val: float, test: float) -> None:
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=40), FRACTIONS, FRACTIONS, FRACTIONS)
+def test_the_test_split_does_not_depend_on_validation(sizes: list[int], val: float, other: float, test: float) -> None:
     """It is what would be held out if there were nothing else, whatever share is for validation."""
-    split = split_documents(sizes, val, test_fraction=test)
-    if split.parts is not None:
-        assert choose_held_out(sizes, test) == set(np.flatnonzero(split.parts == TEST))
+    splits = [split_documents(sizes, each, test_fraction=test) for each in (val, other)]
+    chosen = choose_held_out(sizes, test)
+    for split in splits:
+        assert chosen == set(np.flatnonzero(split.parts == TEST))
+    if not chosen:
+        assert splits[0].cut is not None
+        assert splits[1].cut is not None
+        assert splits[0].cut[TEST] == splits[1].cut[TEST] == (cut_with_gap(sum(sizes), test)[1], sum(sizes))
 
 
 def test_each_of_a_few_domains_is_held_out() -> None:
@@ -91,7 +106,6 @@ def test_each_of_a_few_domains_is_held_out() -> None:
     domains = [0] * 40 + [1] * 60 + [2]
     for test in (0.0, 0.1):
         parts = split_documents([100] * 101, 0.1, domains, test).parts
-        assert parts is not None
         for part in (VAL, TEST) if test else (VAL,):
             held_out = np.flatnonzero(parts == part).tolist()
             assert [4, 6, 0] == [sum(domains[number] == domain for number in held_out) for domain in (0, 1, 2)]
@@ -100,7 +114,7 @@ def test_each_of_a_few_domains_is_held_out() -> None:
 @pytest.mark.parametrize(
     ("name", "split"),
     [("train", TRAIN), ("Training", TRAIN), ("train_0001.bin", TRAIN), ("val", VAL), ("wiki.valid.tokens", VAL),
-     ("validation-2", VAL), ("dev", VAL), ("my-test-set", TEST), ("testing", TEST), ("train_test.txt", TEST),
+     ("validation-2", VAL), ("dev", VAL), ("my-test-set", TEST), ("testing", TEST), ("train_test.txt", TEST), ("trainset", TRAIN), ("testset.txt", TEST), ("tests", None),
      ("training_val.txt", VAL), ("trains", None), ("valley.txt", None), ("latest", None), ("contest.md", None)],
 )  # fmt: skip
 def test_names_that_say_a_split(name: str, split: int | None) -> None:
@@ -127,13 +141,32 @@ def test_files_are_split_by_name_where_all_names_say_so(names: list[str], splits
 def test_validation_is_taken_from_training_where_only_a_test_is_given(
     train: list[int], test: list[int], fraction: float
 ) -> None:
-    """Whole documents as if the test were not there; or the end of the training text, after a gap."""
-    split = split_documents([*train, *test], fraction, given=[TRAIN] * len(train) + [TEST] * len(test))
+    """Whole documents as if the test were not there; or the end of the training text, after a gap. Wherever the test stands."""
     chosen, total = choose_held_out(train, fraction), sum(train)
-    assert (total, total + sum(test)) == split.spans[TEST]
-    if chosen:
-        assert split.parts is not None
-        assert chosen == set(np.flatnonzero(split.parts == VAL))
-    else:
-        end, begin = cut_with_gap(total, fraction)
-        assert ((0, end), (begin, total)) == split.spans[:2]
+    for first in (True, False):
+        sizes, given = ([*test, *train], [TEST, TRAIN]) if first else ([*train, *test], [TRAIN, TEST])
+        counts = (len(test), len(train)) if first else (len(train), len(test))
+        split = split_documents(sizes, fraction, given=[given[0]] * counts[0] + [given[1]] * counts[1])
+        assert sum(test) == split.lengths[TEST]
+        if chosen:
+            offset = len(test) if first else 0
+            assert {place + offset for place in chosen} == set(np.flatnonzero(split.parts == VAL))
+            assert split.cut is None
+        else:
+            end, begin = cut_with_gap(total, fraction)
+            assert ((0, end), (begin, total), (total, total)) == split.cut
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["train.txt", "test.txt"], None),
+        (["a.txt", "b.txt"], None),
+        (["train.txt", "test.txt", "README.md"],
+         "test.txt may be learned from: no splits by name, for README.md is named as none"),
+        (["val/a.png", "test/b.png"], "test, val may be learned from: no splits by name, for nothing is named train"),
+    ],
+)  # fmt: skip
+def test_names_that_are_not_heeded_are_told(names: list[str], told: str | None) -> None:
+    """What is named as held out and is not, and why."""
+    assert told == unheeded([Path(name) for name in names])
