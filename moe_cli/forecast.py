@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from moe_cli.config.data import HELD_OUT
+from moe_cli.config.parse import show
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
@@ -117,6 +120,10 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
             raise ConfigError(f"{given} has model.{key}={theirs}, and this model {ours}. Add: model.{key}={theirs}")
     if _tokens(config) != _tokens(dense):
         raise ConfigError(f"{given} reads other tokens: its data are {dense.data.name}, {dense.data.tokenizer}.")
+    ours, theirs = _held_out(config), _held_out(dense)
+    if all(ours[name] == theirs[name] for name in ("name", "path")) and ours != theirs:
+        add = " ".join(f"data.{name}={show(value)}" for name, value in theirs.items() if ours[name] != value)
+        raise ConfigError(f"{given} may have learned from what this run holds out of the same data. Add: {add}")
     if not config.dense and model.d_expert != model.d_ff:
         raise ConfigError(
             f"{given}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}. "
@@ -142,6 +149,11 @@ def pin_upcycle(config: RunConfig, outputs: Path) -> RunConfig:
 def _tokens(config: RunConfig) -> object:
     """What token ids mean: characters are numbered by the text they come from, and of ready-made ones nobody knows."""
     return "bytes" if config.data.tokenizer == "bytes" else config.data
+
+
+def _held_out(config: RunConfig) -> dict[str, Any]:
+    """Where the data are from, and the settings that say what is not learned from."""
+    return {name: getattr(config.data, name, None) for name in ("name", "path", *HELD_OUT)}
 
 
 def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
@@ -172,12 +184,10 @@ def _make_plan(config: RunConfig, corpus: Data, flops_per_second: float) -> Plan
     steps = training_steps(config, vocab_size)
     step = step_work(config, costs).seconds(flops_per_second, threads)
     training = 60 * (config.train.minutes or 0) if steps is None else steps * step
-    val_tokens = _val_tokens(config, corpus)
-    looks = [min(val_tokens, config.train.eval_tokens)] * _evaluations(config, training / step)
-    looks += [val_tokens] * (2 if config.capacity else 1)
-    if isinstance(config.task, MaskedLM) and config.task.pseudo_tokens:
-        looks.append(min(val_tokens, config.task.pseudo_tokens) * config.model.context_length)
-    seconds = sum(evaluation_work(config, costs, look).seconds(flops_per_second, threads) for look in looks)
+    seconds = sum(
+        times * evaluation_work(config, costs, tokens).seconds(flops_per_second, threads)
+        for tokens, times in evaluations(config, _val_tokens(config, corpus), training / step)
+    )
     return Plan(config, corpus, costs, steps, training + seconds, threads)
 
 
@@ -212,10 +222,14 @@ def _batch_flops(config: RunConfig, costs: Cost) -> float:
     return (1 + layers) * LAYER_FLOPS + sparse * (SPARSE_FLOPS + config.expert * EXPERT_FLOPS)
 
 
-def _evaluations(config: RunConfig, steps: float) -> int:
-    """How many there are in so many steps, the last one apart."""
+def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[int, int]]:
+    """How many tokens are looked at how many times: in the course of so many steps, and of the whole split at the end."""
     every = config.train.eval_every
-    return max(0, min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1)
+    looks = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
+    found = [(min(val_tokens, config.train.eval_tokens), max(0, looks)), (val_tokens, 2 if config.capacity else 1)]
+    if isinstance(config.task, MaskedLM) and config.task.pseudo_tokens:
+        found.append((min(val_tokens, config.task.pseudo_tokens) * config.model.context_length, 1))
+    return found
 
 
 def _val_tokens(config: RunConfig, corpus: Data) -> int:

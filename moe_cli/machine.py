@@ -17,13 +17,13 @@ from moe_cli.errors import MoeError
 from moe_cli.launch import launched, local_processes, local_rank
 from moe_cli.models.cost import cost
 from moe_cli.numbers import plural
-from moe_cli.tasks.data import Data
+from moe_cli.tasks.data import SIZES, Data
 
 # Of a batch, forward and backward: about 20 ms of one core.
 FLOPS_PER_THREAD = 1e9
 # What a run keeps of its data, where it is known.
 _CORPUS = ("name", "source", "version", "sha256", "num_bytes", "num_documents", "domains", "domain_bytes",
-           "tokenizer_sha256", "vocab_size")  # fmt: skip
+           "tokenizer_sha256", "vocab_size", "by_name", *SIZES)  # fmt: skip
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
 _GROUP = "/sys/fs/cgroup"
 _HOME = Path(__file__).resolve().parents[1]

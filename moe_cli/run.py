@@ -37,7 +37,7 @@ from moe_cli.store import (
     outputs_folder,
     write_text,
 )
-from moe_cli.tasks.data import Data, judged_by_test
+from moe_cli.tasks.data import Data, judged_by_test, other_reading
 from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
@@ -200,11 +200,13 @@ def restore(run: Run, outputs: Path, which: str = "latest", split: str = "val") 
 def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Data) -> None:
     if state["corpus_sha256"] != corpus.meta["sha256"]:
         raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
-    recorded = run.meta().get("corpus")
-    tokenizer = recorded.get("tokenizer_sha256") if isinstance(recorded, dict) else None
-    if tokenizer is not None and tokenizer != corpus.meta.get("tokenizer_sha256"):
+    if (other := other_reading(run.meta().get("corpus"), corpus)) == "tokenizer":
         raise CheckpointError(
             f"{run.id} was trained with another tokenizer: data.tokenizer={run.config().data.tokenizer} is not what it was."
+        )
+    if other:
+        raise CheckpointError(
+            f"{run.id} was trained on another split of {corpus.meta['source']}: it may have learned from what is held out now."
         )
 
 

@@ -83,8 +83,15 @@ def test_what_an_evaluation_takes(text_file: Path) -> None:
 def evaluations(config: RunConfig, outputs: Path) -> list[int]:
     """The tokens of each evaluation that a plan counts, if only they took time."""
     looks: list[int] = []
+    counted = module.evaluations
+
+    def remembered(*arguments: Any) -> list[tuple[int, int]]:
+        found = counted(*arguments)
+        looks.extend(tokens for tokens, times in found for _ in range(times))
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "evaluation_work", lambda config, costs, tokens: looks.append(tokens) or Work(0, 0))
+        patch.setattr(module, "evaluations", remembered)
         make_plans([config], outputs, 1e9)
     return looks
 
@@ -116,6 +123,13 @@ def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
     timed = tiny_config(text_file, train={"steps": None, "minutes": 1.0, "eval_tokens": 100, "eval_every": 7})
     step = step_work(timed, cost(timed, 256)).seconds(1e9, 1)
     assert int(60 / step / 7) == len(evaluations(timed, tmp_path)) - 1
+
+
+def test_any_number_of_evaluations_is_counted_at_once(text_file: Path, tmp_path: Path) -> None:
+    """Time grows with them, and the forecast's own does not: ten times the steps take ten times as long, but for the end."""
+    plans = make_plans([tiny_config(text_file, train={"steps": steps, "eval_every": 1}) for steps in (10**9, 10**10)],
+                       tmp_path, 1e9)  # fmt: skip
+    assert plans[1].seconds == pytest.approx(10 * plans[0].seconds, rel=1e-6)
 
 
 def test_a_plan_looks_at_each_corpus_once(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +168,24 @@ def test_a_model_of_another_shape_is_refused(
         check_upcycle(config, tmp_path)
     assert f"train.upcycle={dense.id}" in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "add"),
+    [({"test_fraction": 0.1}, "data.test_fraction=0.0"), ({"val_fraction": 0.2}, "data.val_fraction=0.1")],
+)
+def test_another_share_of_the_same_data_is_refused(
+    text_file: Path, tmp_path: Path, held_out: dict[str, float], add: str
+) -> None:
+    """The dense run may have learned from what this one is judged by; of other data nobody can say."""
+    dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
+    fits = {"model": {"d_expert": 32}, "train": {"upcycle": dense.id}}
+    config = tiny_config(text_file, **fits, data=held_out)
+    with pytest.raises(
+        ConfigError, match=rf"may have learned from what this run holds out of the same data. Add: {add}"
+    ):
+        check_upcycle(config, tmp_path)
+    check_upcycle(replace(config, data=replace(config.data, path="elsewhere.txt")), tmp_path)
 
 
 def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:

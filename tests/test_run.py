@@ -24,6 +24,7 @@ from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, restore, run_one
 from moe_cli.store import Recorder, Run, create_run, lock, write_json
+from moe_cli.tasks.data import SIZES
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
 from tests.tiny import finish, tiny_config, words
@@ -177,6 +178,33 @@ def test_changed_data_refuse_to_go_on(tmp_path: Path, use: Any) -> None:
         use(run, tmp_path)
     text.write_text(words(3000))
     use(run, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"by_name": True}, {"val_tokens": 7}, {"test_tokens": 50}])
+def test_another_split_of_the_same_text_is_refused(text_file: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    """A model may have learned from what would be held out now; what an old run does not say cannot be held against it."""
+    run = finish(tiny_config(text_file, train={"steps": 1}), tmp_path)
+    meta = run.meta()
+    write_json(run.path / "meta.json", {**meta, "corpus": {**meta["corpus"], **change}})
+    with pytest.raises(CheckpointError, match=r"another split of .*: it may have learned from what is held out now"):
+        restore(run, tmp_path)
+    old = {key: value for key, value in meta["corpus"].items() if key not in ("by_name", *SIZES)}
+    write_json(run.path / "meta.json", {**meta, "corpus": old})
+    restore(run, tmp_path)
+
+
+def test_a_run_from_before_there_were_splits_by_name_is_not_judged_by_them(tmp_path: Path) -> None:
+    """Its folder said nothing of splits then: all of it, the test file too, may have been learned from."""
+    for name in ("train", "test"):
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{name}.txt").write_text(words(2000))
+    run = finish(tiny_config(tmp_path / "text", train={"steps": 1}), tmp_path)
+    restore(run, tmp_path, split="test")
+    meta = run.meta()
+    old = {key: value for key, value in meta["corpus"].items() if key not in ("by_name", *SIZES)}
+    write_json(run.path / "meta.json", {**meta, "corpus": old})
+    with pytest.raises(CheckpointError, match="another split"):
+        restore(run, tmp_path, split="test")
 
 
 def test_missing_data_are_a_clear_error(tmp_path: Path) -> None:

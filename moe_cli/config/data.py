@@ -11,6 +11,8 @@ from moe_cli.errors import ConfigError
 # Tokenizers that are made here; any other is the path of a tokenizer.json.
 TOKENIZERS = ("bytes", "chars", "bpe")
 DEFAULT_BPE_VOCAB = 4096
+# The settings that say what is not learned from.
+HELD_OUT = ("val_fraction", "val_tokens", "test_fraction", "fold", "test_fold")
 # The share of the data that may be held out in all.
 MOST_HELD_OUT = 0.8
 

@@ -35,6 +35,8 @@ DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "none"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
+# Settings of the data that came later, as all was before.
+LATER = {"test_fraction": 0.0, "test_fold": None}
 # Settings of train= that change how a run is carried out or logged, but not what is learned: no part of its identity.
 EXECUTION_KEYS = (
     "threads",
@@ -294,6 +296,8 @@ class RunConfig:
         values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
         for key in ("launch", *LOG_KEYS):  # results do not depend on them
             del values[key]
+        # A setting that came later names no other configuration where it changes nothing.
+        values["data"] = {key: value for key, value in values["data"].items() if value != LATER.get(key, ...)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -84,7 +84,7 @@ def below(view: View, width: int) -> list[Text]:
         )
     elif rows and not view.by_run:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
-    if len({row["corpus_sha256"] for row in rows}) == 1 and (known := references(rows[0])):
+    if len({(row["corpus_sha256"], row.get("task.name")) for row in rows}) == 1 and (known := references(rows[0])):
         lines += _pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ", "dim")
     shared = _constants(view, rows)
     if shared:

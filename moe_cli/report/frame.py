@@ -235,6 +235,8 @@ def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
         config, settings = None, {}
     if not config:
         state, reason, results = FAILED, "config.json cannot be read", {}
+    if "data.val_fraction" in settings:  # of runs from before there was one
+        settings.setdefault("data.test_fraction", 0.0)
     if settings.get("expert") == 1:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moe_cli.config.data import CorpusConfig, DataConfig, ImageData, RatingData
 from moe_cli.config.schema import RunConfig
@@ -10,9 +11,12 @@ from moe_cli.numbers import percent
 from moe_cli.tasks.corpora import FORESEEN, Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.images import Images, describe_images, load_images
 from moe_cli.tasks.ratings import Ratings, describe_ratings, load_ratings
+from moe_cli.tasks.splits import SPLITS
 from moe_cli.tasks.windows import document_windows
 
 Data = Corpus | Images | Ratings
+# How much each split holds, by their names in what is known of the data.
+SIZES = tuple(f"{split}_{unit}" for split in SPLITS for unit in ("tokens", "images", "pairs"))
 
 
 def load_data(data: DataConfig, context_length: int, cache: Path, build: bool = True) -> Data:
@@ -31,6 +35,20 @@ def judged_by_test(data: Data) -> Data:
         ask = "data.test_fold=1" if isinstance(data, Ratings) else "data.test_fraction=0.1"
         raise DataError(f"{data.meta['source']} has no test split here. Train a model on data that have one: {ask}")
     return replace(data, judged="test")
+
+
+def other_reading(recorded: Any, data: Data) -> str | None:
+    """What is not as it was, though the text is: the tokenizer or the split; None: nothing that is known.
+
+    Args:
+        recorded: what meta.json says of the data.
+    """
+    if not isinstance(recorded, dict):
+        return None
+    if recorded.get("tokenizer_sha256") not in (None, data.meta.get("tokenizer_sha256")):
+        return "tokenizer"
+    as_it_was = all(recorded.get(size) in (None, data.meta.get(size)) for size in SIZES)
+    return None if as_it_was and bool(recorded.get("by_name")) == bool(data.meta.get("by_name")) else "split"
 
 
 def describe(data: Data) -> str:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from moe_cli.config import balances, routers, schema
 from moe_cli.config.data import TextData
+from moe_cli.config.load import load_config
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import matched_d_expert, resolve
 from moe_cli.config.routers import SwitchConfig
@@ -322,6 +323,27 @@ def test_the_digest_ignores_execution_and_nothing_else() -> None:
     launch = {path for path in leaves(config) if path[0] == "launch"}
     assert launch | {("train", key) for key in EXECUTION_KEYS} | {("log",), ("log_project",)} == ignored
     assert {path for path in leaves(config) if is_execution(".".join(path))} == ignored
+
+
+@pytest.mark.parametrize(
+    ("data", "later", "asked"),
+    [("python", "test_fraction", 0.1), ("digits", "test_fraction", 0.1), ("ratings", "test_fold", 2)],
+)
+def test_a_later_setting_names_no_other_run_where_it_changes_nothing(data: str, later: str, asked: Any) -> None:
+    """Without a test split the digest is that of a configuration that has no such setting; with one it is another."""
+    config = load_config([f"data={data}"]).config
+    assert load_config([f"data={data}", f"data.{later}={asked}"]).config.digest != config.digest
+    digest, values = config.digest, config.to_dict()
+    del values["data"][later]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunConfig, "to_dict", lambda self: values)
+        assert digest == config.digest
+
+
+def test_the_first_fold_is_no_lack_of_one() -> None:
+    """data.test_fold=0 is a test split."""
+    words = ["data=ratings", "data.fold=1"]
+    assert load_config([*words, "data.test_fold=0"]).config.digest != load_config(words).config.digest
 
 
 def test_execution_keys_are_what_we_think() -> None:

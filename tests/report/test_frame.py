@@ -77,8 +77,11 @@ def test_units_come_with_the_frame(tmp_path: Path) -> None:
     assert set(UNITS) <= set(units)
 
 
-@pytest.mark.parametrize(("file", "status"), [("summary.json", INTERRUPTED), ("config.json", FAILED)])
-def test_a_torn_file_costs_its_run_only(tmp_path: Path, file: str, status: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "status", "way_on"),
+    [("summary.json", INTERRUPTED, ". Make it again: moe train --resume {run}"), ("config.json", FAILED, "")],
+)
+def test_a_torn_file_costs_its_run_only(tmp_path: Path, file: str, status: str, way_on: str) -> None:
     """Half a file, as an interrupted copy leaves it, is named; without results a run can be taken up again."""
     torn = complete(tmp_path, 1.75, expert=8, seed=0)
     complete(tmp_path, 1.76, expert=8, seed=1)
@@ -86,7 +89,7 @@ def test_a_torn_file_costs_its_run_only(tmp_path: Path, file: str, status: str) 
     (torn.path / file).write_text(text[: len(text) // 2])
     frame = load_runs(tmp_path).set_index("run")
     assert frame.loc[torn.id, "status"] == status
-    assert frame.loc[torn.id, "reason"].startswith(f"{file} cannot be read")
+    assert frame.loc[torn.id, "reason"] == f"{file} cannot be read" + way_on.format(run=torn.id)
     assert math.isnan(frame.loc[torn.id, "val_bpb"])
     assert sorted(frame["status"]) == sorted([COMPLETED, status])
 
@@ -110,6 +113,17 @@ def test_values_of_the_wrong_type_are_null(tmp_path: Path) -> None:
     assert frame[["val_loss", "params", "tokens", "val_bpb"]].isna().all(axis=None)
     assert frame["note"].tolist() == ["x"]
     assert "extra" not in frame
+
+
+def test_runs_from_before_there_were_test_splits(tmp_path: Path) -> None:
+    """What they do not say is what those without a test split say, so that both are compared."""
+    for seed in (0, 1):
+        run = complete(tmp_path, 1.75, expert=8, seed=seed)
+        if seed:
+            config = read_json(run.path / "config.json") or {}
+            del config["data"]["test_fraction"]
+            write_json(run.path / "config.json", config)
+    assert [0.0, 0.0] == load_runs(tmp_path)["data.test_fraction"].tolist()
 
 
 def test_a_dense_run_has_no_router(tmp_path: Path) -> None:

@@ -133,6 +133,26 @@ def test_a_domain_without_validation_is_said(tmp_path: Path, sizes: list[int], r
     assert f"no document of large is held out: {reason}" in remarks
 
 
+def test_a_stranger_among_splits_is_told(tmp_path: Path) -> None:
+    """With a file that is named as no split, all is one text, and that is said."""
+    texts = {"train.txt": words(900), "test.txt": words(900, 1), "README.md": words(90, 2)}
+    remarks = remarks_on_corpus(load(write(tmp_path / "text", texts), tmp_path / "cache"))
+    assert "test.txt may be learned from: no splits by name, for README.md is named as none" in remarks
+
+
+def test_a_test_of_one_character_is_refused(tmp_path: Path) -> None:
+    """With how much each split has."""
+    folder = write(tmp_path / "text", {"train/a.txt": words(500), "test/a.txt": "a"})
+    (folder / "train" / "b.txt").write_text(words(500, 1))
+    corpus = load(folder, tmp_path / "cache")  # the separator counts
+    assert 2 == corpus.meta["test_tokens"]
+    cut = write(tmp_path / "one", {"a.txt": "abcdefghij"}) / "a.txt"
+    with pytest.raises(
+        DataError, match=r"holds only 8 for training, 1 for validation, 1 for a test, in bytes. Give more"
+    ):
+        load(cut, tmp_path / "cache", test_fraction=0.1)
+
+
 def test_a_share_for_a_test_that_names_give(tmp_path: Path) -> None:
     """It is refused beside folders that say what is held out."""
     folder = write(tmp_path, {"train/a.txt": words(500), "val/b.txt": words(500)})

@@ -11,7 +11,7 @@ import pytest
 from moe_cli.config.data import DigitsData, FashionData, FolderData
 from moe_cli.config.load import load_config
 from moe_cli.errors import ConfigError, DataError
-from moe_cli.tasks.data import judged_by_test
+from moe_cli.tasks.data import judged_by_test, remarks
 from moe_cli.tasks.images import Images, load_images, mean_and_std
 
 PIL = pytest.importorskip("PIL.Image")
@@ -124,6 +124,15 @@ def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
         assert np.array_equal(40 * split.labels, split.pixels[:, 3, 3, 0])
     with pytest.raises(DataError, match=r"data.test_fraction=0.1 has no effect: .* has its own splits"):
         load_images(FolderData(path=str(tmp_path / "mine"), test_fraction=0.1), tmp_path / "cache")
+
+
+def test_splits_among_classes_are_told(tmp_path: Path) -> None:
+    """With another folder beside them, train and test are classes, and that is said."""
+    folder = folder_of(tmp_path / "mine", {"train": 8, "test": 8, "other": 8})
+    images = load_images(folder, tmp_path / "cache")
+    assert ["other", "test", "train"] == images.meta["domains"]
+    config = load_config(["model=vit", "data=image_folder", f"data.path={tmp_path / 'mine'}"]).config
+    assert ["test may be learned from: no splits by name, for other is named as none"] == remarks(images, config)
 
 
 def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:

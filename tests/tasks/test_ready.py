@@ -110,6 +110,36 @@ def test_token_files_have_a_test_split(
     assert any("test" in remark for remark in remarks_on_corpus(corpus))
 
 
+def test_token_files_lie_in_folders_of_splits(tmp_path: Path) -> None:
+    """Where a file's own name says nothing, the folder it lies in does, the innermost first."""
+    contents = {"train/shard0.bin": ids(400, 0), "val/shard0.bin": ids(400, 1), "test/deep/shard0.bin": ids(400, 2),
+                "train/held/val_1.bin": ids(300, 3)}  # fmt: skip
+    for name, tokens in contents.items():
+        raw(tmp_path / "tokens" / name, tokens)
+    corpus = load(tmp_path / "tokens")
+    assert contents["train/shard0.bin"] == corpus.train.tolist()
+    assert [*contents["train/held/val_1.bin"], *contents["val/shard0.bin"]] == corpus.val.tolist()
+    assert contents["test/deep/shard0.bin"] == judged_by_test(corpus).val.tolist()
+
+
+def test_token_files_that_are_only_held_out_are_told(tmp_path: Path) -> None:
+    """With nothing to learn from, all are learned from, and that is said."""
+    for name in ("val", "test"):
+        raw(tmp_path / "tokens" / f"{name}.bin", ids(1000))
+    assert any(
+        remark.startswith("test.bin, val.bin may be learned from")
+        for remark in remarks_on_corpus(load(tmp_path / "tokens"))
+    )
+
+
+def test_a_test_of_one_token_is_refused(tmp_path: Path) -> None:
+    """There is nothing to predict."""
+    for name, size in (("train", 500), ("val", 100), ("test", 1)):
+        raw(tmp_path / "tokens" / f"{name}.bin", ids(size))
+    with pytest.raises(DataError, match=r"holds 1 token for a test. Give more text."):
+        load(tmp_path / "tokens")
+
+
 def test_a_share_for_a_test_beside_files_for_it(tmp_path: Path) -> None:
     """It is refused."""
     for name in ("train", "test"):

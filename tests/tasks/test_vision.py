@@ -144,7 +144,8 @@ def test_digits_are_learned(tmp_path: Path, sparse: dict[str, Any]) -> None:
     pytest.importorskip("sklearn")
     config = tiny_config(Path(), **{**TINY["vit"], **sparse}, train={"steps": 60, "batch_size": 16, "log_every": 20})
     summary = finish(config, tmp_path).summary() or {}
-    assert summary["val_accuracy"] > 2 * summary["majority_accuracy"] > 0.1
+    assert summary["val_accuracy"] > max(0.25, 2 * summary["majority_accuracy"])
+    assert summary["majority_accuracy"] > 0.05
     assert summary["val_bpb"] is None
     assert 359 == summary["val_tokens"]
 

@@ -174,13 +174,15 @@ def begin_alone(run: Run, outputs: Path) -> None:
 def assert_equal_training(one: Run, several: Run) -> None:
     """Every loss, gradient norm and measure, the weights at the end, and the evaluation of the whole split.
 
-    But for how many guesses are right: after Adam's first step, which is of one size for all, many logits are equal, and
+    But for how many guesses are right after the first step: Adam's is of one size for all, so that many logits are equal, and
     rounding says which is the largest.
     """
     for first, second in zip(one.metrics(), several.metrics(), strict=True):
         assert first.keys() == second.keys()
         for key, value in first.items():
-            if not any(word in key for word in ("seconds", "per_second", "accuracy")):
+            if not (
+                any(word in key for word in ("seconds", "per_second")) or ("accuracy" in key and first["step"] < 2)
+            ):
                 assert second[key] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), key
     for name in ("model", "optimizer", "ema"):
         files = [run.checkpoints()[0] / f"{name}.safetensors" for run in (one, several)]

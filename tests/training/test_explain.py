@@ -75,8 +75,9 @@ def test_what_is_told_is_the_routing(text_file: Path, family: str, number: int, 
     for layer in found.layers:
         routings = [each[layer.layer] for each in passes]
         weights, kept = tables_told(layer, 4)
-        # Alike to the last digit but one: torch's LSTM rounds by where its memory lies.
-        assert torch.allclose(torch.cat([table(each, each.weights) for each in routings]), weights, atol=1e-6)
+        expected = torch.cat([table(each, each.weights) for each in routings])
+        # torch's LSTM rounds the last digit by where its memory lies.
+        assert torch.equal(expected, weights) or (family == "lstm" and torch.allclose(expected, weights, atol=3e-7))
         assert torch.equal(torch.cat([table(each, each.kept) for each in routings]), kept)
         assert number * (policy.k or 2) == sum(map(len, layer.choices))
 
