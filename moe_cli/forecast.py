@@ -121,8 +121,8 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
     if _tokens(config) != _tokens(dense):
         raise ConfigError(f"{given} reads other tokens: its data are {dense.data.name}, {dense.data.tokenizer}.")
     ours, theirs = _held_out(config), _held_out(dense)
-    if all(ours[name] == theirs[name] for name in ("name", "path")) and ours != theirs:
-        add = " ".join(f"data.{name}={show(value)}" for name, value in theirs.items() if ours[name] != value)
+    if all(ours[name] == theirs[name] for name in ("data.name", "data.path")) and ours != theirs:
+        add = " ".join(f"{name}={show(value)}" for name, value in theirs.items() if ours[name] != value)
         raise ConfigError(f"{given} may have learned from what this run holds out of the same data. Add: {add}")
     if not config.dense and model.d_expert != model.d_ff:
         raise ConfigError(
@@ -153,7 +153,8 @@ def _tokens(config: RunConfig) -> object:
 
 def _held_out(config: RunConfig) -> dict[str, Any]:
     """Where the data are from, and the settings that say what is not learned from."""
-    return {name: getattr(config.data, name, None) for name in ("name", "path", *HELD_OUT)}
+    names = ("data.name", "data.path", *HELD_OUT)
+    return {name: getattr(config.data, name.removeprefix("data."), None) for name in names}
 
 
 def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:

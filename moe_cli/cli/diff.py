@@ -13,6 +13,7 @@ from moe_cli.cli.config import flat
 from moe_cli.cli.curves import plot
 from moe_cli.cli.plot import ascii_only
 from moe_cli.cli.show import Load, curve_of, load_of, violation
+from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import show
 from moe_cli.glance import Glance, glance, number
 from moe_cli.numbers import BARS, DIGITS, bars, count, percent, printable
@@ -119,7 +120,7 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
     """Why the two cannot be held against each other, and the measures whose difference then means nothing."""
     caveats, meaningless = [], set[str]()
     texts = [_text(each) for each in (a, b)]
-    if (None not in texts and texts[0] != texts[1]) or {"data.val_fraction", "data.test_fraction"} & {*settings}:
+    if (None not in texts and texts[0] != texts[1]) or {*HELD_OUT} & {*settings}:
         caveats.append("they learned from different texts: no loss of one says anything about the other")
         meaningless |= set(LEARNED)
     if "data.tokenizer" in settings or "data.bpe_vocab" in settings:

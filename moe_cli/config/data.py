@@ -11,8 +11,8 @@ from moe_cli.errors import ConfigError
 # Tokenizers that are made here; any other is the path of a tokenizer.json.
 TOKENIZERS = ("bytes", "chars", "bpe")
 DEFAULT_BPE_VOCAB = 4096
-# The settings that say what is not learned from.
-HELD_OUT = ("val_fraction", "val_tokens", "test_fraction", "fold", "test_fold")
+# The settings that say what is not learned from, as reports know them.
+HELD_OUT = ("data.val_fraction", "data.val_tokens", "data.test_fraction", "data.fold", "data.test_fold")
 # The share of the data that may be held out in all.
 MOST_HELD_OUT = 0.8
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
 from moe_cli.report.fold import Row
@@ -85,7 +86,7 @@ def _kind(aspect: str, row: Row) -> Any:
     if aspect == TOKENIZER:
         return (row.get("data.tokenizer"), row.get("data.bpe_vocab"))
     if aspect == VALIDATION:
-        return tuple(row.get(f"data.{name}") for name in ("val_fraction", "val_tokens", "test_fraction", "test_fold"))
+        return tuple(row.get(name) for name in HELD_OUT)
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
             return (budget, row[budget])

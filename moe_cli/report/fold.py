@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from moe_cli.config.data import HELD_OUT
 from moe_cli.config.expressions import Expression, all_hold
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import EXECUTION_KEYS
@@ -310,9 +311,8 @@ def _parents(name: str) -> tuple[str, ...]:
 
 def comparable(row: Row) -> tuple[Any, ...]:
     """What rows share when their losses may be ranked: the data, what was asked, and how much training was paid for."""
-    shares = (row.get("data.val_fraction"), row.get("data.test_fraction"))
     corpus = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
-    data = (corpus, row.get("task.name") or "causal_lm", *shares)
+    data = (corpus, row.get("task.name") or "causal_lm", *(row.get(name) for name in HELD_OUT))
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
             return (data, budget, row[budget])

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from moe_cli.config.data import HELD_OUT
 from moe_cli.errors import ConfigError
 from moe_cli.report.frame import plain
 from moe_cli.store import COMPLETED
@@ -93,7 +94,7 @@ def make_points(frame: pd.DataFrame) -> Named:
             "the runs learned from different data, so no one law holds for their losses.\n"
             "Give the runs of one corpus: moe report SWEEP --fit, or --filter 'corpus == \"NAME\"'"
         )
-    kinds = ("data.tokenizer", "data.bpe_vocab", "data.val_fraction", "data.test_fraction", "data.val_tokens")
+    kinds = ("data.tokenizer", "data.bpe_vocab", *HELD_OUT)
     if len({tuple(run.get(name) for name in kinds) for run in usable}) > 1:
         raise ConfigError(
             "the runs differ in tokenizer or validation split, and a law is of nats per token: no one law holds for them.\n"
