@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -16,6 +17,7 @@ install_import_hook(
     ["moe_cli.moe", "moe_cli.models", "moe_cli.tasks", "moe_cli.training"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+CHECKED = ("moe", "models", "tasks", "training")
 torch.set_num_threads(1)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):
@@ -26,14 +28,16 @@ settings.load_profile("quick")
 # Imports of moe_cli stand inside the fixtures: at the top they would come before the run-time type checks.
 
 
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """For what is compiled: the checks are Python that torch.compile cannot follow."""
-    import jaxtyping
+@pytest.fixture(autouse=True)
+def checked_shapes(request: pytest.FixtureRequest) -> None:
+    """The checks double the time of a step: those tests do without that are of what happens around a training."""
+    jaxtyping.config.update("jaxtyping_disable", request.path.parent.name not in CHECKED)
 
+
+@pytest.fixture
+def unchecked_shapes(checked_shapes: None) -> None:
+    """For long trainings; and for what is compiled, as the checks are Python that torch.compile cannot follow."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_")

@@ -278,7 +278,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_p
     """Ctrl-C ends with exit code 130 and the command that goes on; that command completes the run."""
     outputs = tmp_path / "outputs"
     long = [word for word in settings if not word.startswith("train.steps")]
-    process = _start(["train", *long, "train.steps=150"], outputs)
+    process = _start(["train", *long, "train.steps=80", "train.eval_every=40"], outputs)
     run = _wait_for_step(outputs, 4)
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=60)[0].decode()
@@ -300,12 +300,13 @@ def test_sweep_killed_outright_is_finished_by_the_same_command(moe: Moe, setting
         "sweep",
         "k=1,2",
         *(word for word in settings if not word.startswith("train.steps")),
-        "train.steps=150",
+        "train.steps=40",
+        "train.eval_every=20",
         "-j",
         "1",
     ]
     process = _start(words, outputs)
-    run = _wait_for_step(outputs, 20)
+    run = _wait_for_step(outputs, 4)
     process.kill()
     process.communicate()
     os.kill(run.status()["pid"], signal.SIGKILL)
@@ -329,8 +330,7 @@ def test_progress_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
     }
     words = [
         *(word for word in settings if not word.startswith("train.steps")),
-        "train.steps=60",
-        "model.num_layers=4",
+        "train.steps=20",
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "moe_cli", "train", *words], env=environment, stdout=secondary, stderr=secondary

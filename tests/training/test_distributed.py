@@ -41,6 +41,7 @@ from moe_cli.store import Run, create_run, rewrite_config
 from tests.tiny import TINY, tiny_config
 from tests.training.together import spoiled
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 FSDP, EXPERTS, BOTH = {"shard": "fsdp"}, {"expert_parallel": 2}, {"shard": "fsdp", "expert_parallel": 2}
 ADAMW = AdamWConfig(lr=0.01)
 EMA = {"optim": MuonConfig(lr=0.03, adam_lr=0.01, ema=0.9)}
@@ -89,10 +90,12 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resumed-experts": (EXPERTS, {"optim": ADAMW}),
 }
 CASES |= STOPPED | RESUMED
-# Of these, whose like stands above, four processes prove enough (the slow tests).
-BREADTH = ("adamw", "accumulation", "hash", "null-experts", "latent-fsdp", "gpt-2", "stopped-dp",
-           "resumed-experts")  # fmt: skip
-QUICK = {name: case for name, case in CASES.items() if name not in BREADTH}
+# One of each kind of thing that processes share; the others are of the slow tests, by four processes.
+QUICK = {name: CASES[name] for name in (
+    "dp", "fsdp", "experts", "both", "adamw-experts", "ema-both", "accumulation-both", "sparse-updates", "capacity",
+    "global", "information", "loss-free", "quantile", "sinkhorn", "shared", "nan-skip", "bert", "t5", "mmoe",
+    "stopped-both", "resumed-both",
+)}  # fmt: skip
 # Random numbers are drawn anew in each process: such runs are other runs, that must end as well.
 NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random": ({}, {"router": RandomConfig(), "balance": None}),

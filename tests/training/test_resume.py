@@ -37,6 +37,7 @@ from moe_cli.training.state import StepView
 from tests.tasks.token_files import raw, with_header
 from tests.tiny import TINY, finish, tiny_config
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "run")
 QUANTILE_AND_GLOBAL = CombinedBalance(
     "switch+quantile", switch=SwitchBalance(scope="global"), quantile=QuantileBalance()
