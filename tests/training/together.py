@@ -3,6 +3,7 @@
 FILE holds a list of [run folder, step at which to stop or null]. Importing torch takes longer than a run.
 """
 
+import gc
 import json
 import math
 import os
@@ -58,6 +59,7 @@ def main(outputs: str, file: str) -> None:
 
         with spoiled(Run(Path(folder))):
             run_one(Run(Path(folder)), Path(outputs), observe)
+        gc.freeze()  # a run ends with a collection, which need not look at what has been imported
     stop()
     leave(0)
 
