@@ -304,6 +304,7 @@ def test_auto_takes_what_is_chosen(num_tokens: int, expected: str, monkeypatch: 
     assert [expected] == called
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("backend", [reference, grouped_loop, padded, einsum])
 @every_router
 def test_gradients_are_those_of_finite_differences(router: str, backend: Backend) -> None:

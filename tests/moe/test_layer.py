@@ -76,6 +76,7 @@ def test_the_layer_equals_the_formula(
         assert torch.allclose(gradient, actual[name], atol=1e-10), name
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("dispatch", ["reference", "grouped"])
 @every_kind
 def test_gradcheck(kind: str, dispatch: str) -> None:

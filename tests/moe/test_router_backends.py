@@ -83,6 +83,7 @@ def test_every_router_is_served_by_every_back_end(
         assert torch.allclose(value, actual[name], rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("dispatch", BACKENDS)
 @every_router
 def test_gradcheck(router: str, dispatch: str) -> None:
