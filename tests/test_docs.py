@@ -40,7 +40,9 @@ def shortened(command: str) -> list[str]:
     """The command's words, with settings that make it take an instant; what the README shows stays as it is."""
     words = shlex.split(command)[1:]
     own = {word.split("=")[0] for word in words}
-    tiny = [word for word in (*TINY, "train.steps=2", "train.eval_every=1") if word.split("=")[0] not in own]
+    tiny = [
+        word.replace("steps=6", "steps=2") for word in (*TINY, "train.eval_every=1") if word.split("=")[0] not in own
+    ]
     if any(word.startswith(("train.tokens=", "train.minutes=", "train.flops=")) for word in words):
         tiny = [word for word in tiny if not word.startswith("train.steps")]
     words = ["train.minutes=0.005" if word.startswith("train.minutes=") else word for word in words]
@@ -50,7 +52,8 @@ def shortened(command: str) -> list[str]:
     if words[:2] == ["sweep", "router"]:
         words.append("k=2")  # half the points
     words = ["--trials=2" if word.startswith("--trials=") else word for word in words]
-    words = ["--seeds=2" if word.startswith("--seeds=") else word for word in words]
+    if "--seeds" in words:
+        words[words.index("--seeds") + 1] = "2"
     if words[0] == "bench":
         sizes = [word for word in tiny if word.startswith("model.")] if "step" in words else BENCH
         return [*words, *sizes, "--seconds=0"]

@@ -43,7 +43,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def parents(pid: int) -> Iterator[int]:
     """The processes above a process."""
     while pid > 1:
-        shown = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+        shown = subprocess.run(
+            ["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ).stdout
         pid = int(shown or 0)
         yield pid
 
