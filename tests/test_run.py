@@ -18,7 +18,7 @@ import torch
 
 import moe_cli
 from moe_cli.config.schema import MuonConfig
-from moe_cli.errors import CheckpointError, ConfigError, DataError, MoeError, RunBusy, TrainingError
+from moe_cli.errors import CheckpointError, ConfigError, DataError, DiskFull, MoeError, RunBusy, TrainingError
 from moe_cli.machine import crowding, pick_device, pick_threads
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
@@ -234,6 +234,27 @@ def test_a_failure_leaves_its_reason_and_traceback(
     assert 6 * [None] == reasons
     assert ("completed", None) == (run.status()["status"], run.status()["reason"])
     assert not (run.path / "traceback.txt").exists()
+
+
+def test_a_disk_too_full_for_a_record_is_told(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is interrupted, says what it still has, and goes on."""
+    run = create_run(tmp_path, "runs", tiny_config(text_file, train={"checkpoint_every": 2}))
+
+    def full(self: Recorder, *record: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(view: Any) -> None:
+        if view.state.step == 3:
+            monkeypatch.setattr(Recorder, "metrics", full)
+
+    with pytest.raises(
+        DiskFull, match=r"No space left on device. The checkpoint before it is whole.\nFree space, then"
+    ):
+        run_one(run, tmp_path, fill)
+    assert "interrupted" == run.status()["status"]
+    monkeypatch.undo()
+    run_one(run, tmp_path)
+    assert "completed" == run.status()["status"]
 
 
 def test_a_disk_too_full_for_the_reason_does_not_hide_the_error(

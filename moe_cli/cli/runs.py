@@ -32,6 +32,7 @@ def ls(
 ) -> None:
     """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
     from moe_cli.glance import find_runs, glances
+    from moe_cli.numbers import plural
     from moe_cli.store import outputs_folder
 
     wanted = _statuses(status)
@@ -42,7 +43,7 @@ def ls(
     elif shown:
         _print_list(shown)
     else:
-        typer.echo(f"none of {len(found)} runs is as asked for.", err=True)
+        typer.echo(f"of {plural(len(found), 'run')} none is as asked for.", err=True)
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, TextsData, TokenData
 from moe_cli.errors import DataError
-from moe_cli.numbers import count
+from moe_cli.numbers import count, plural
 from moe_cli.tasks.build import build
 from moe_cli.tasks.files import Texts, list_texts, source
 from moe_cli.tasks.hub import list_hub
@@ -207,7 +207,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
     if meta["unheeded"]:
         lines.append(meta["unheeded"])
     if meta["num_left_out"] and meta["name"] in ("text", "hf"):
-        lines.append(f"{meta['num_left_out']} files or records are empty or not UTF-8 text: left out")
+        lines.append(f"left out as empty or not UTF-8 text: {plural(meta['num_left_out'], 'document')}")
     if meta["name"] == "mix":
         parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
         lines.append(", ".join(f"{name} {_size(size)}" for name, size in parts))

@@ -61,7 +61,7 @@ def test_ls_chooses(moe: Moe, outputs: Path) -> None:
     assert shown("--status", "failed,interrupted") == [failed.id, stopped_run.id]
     assert shown("--tag", "good") == [done.id]
     assert shown("--tag", "bad") == []
-    assert moe("runs", "ls", "--tag", "bad").stderr == "none of 3 runs is as asked for.\n"
+    assert moe("runs", "ls", "--tag", "bad").stderr == "of 3 runs none is as asked for.\n"
 
 
 def test_tags_are_shown_everywhere(moe: Moe, outputs: Path) -> None:
