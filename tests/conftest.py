@@ -40,7 +40,7 @@ def unchecked_shapes(checked_shapes: None) -> None:
     jaxtyping.config.update("jaxtyping_disable", True)
 
 
-LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_")
+LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_", "test_four_processes_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

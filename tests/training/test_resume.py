@@ -273,7 +273,7 @@ def test_killed_fifty_times_a_run_ends_as_if_undisturbed(text_file: Path, tmp_pa
     A worker lives until its run has gone on for a random part of a second: kills hit steps, evaluations and saves.
     """
     draw, kills = random.Random(0), 0
-    train = {"steps": 6000, "checkpoint_every": 3, "eval_every": 5, "log_every": 1, "keep_best": True}
+    train = {"steps": 4000, "checkpoint_every": 3, "eval_every": 5, "log_every": 1, "keep_best": True}
     config = tiny_config(
         text_file, model={"dropout": 0.1}, optim=MuonConfig(lr=0.03, adam_lr=0.01, ema=0.9), train=train
     )
