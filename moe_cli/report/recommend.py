@@ -128,7 +128,7 @@ def recommend(
     complete = [run for run in runs if run["status"] == COMPLETED and score(run) is not None and _countable(run)]
     if not complete:
         raise MoeError(
-            f"no complete one among {plural(len(frame), 'run')}: nothing can be recommended. See: moe report --runs"
+            f"{plural(len(frame), 'run')}, none complete: nothing can be recommended. See: moe report --runs"
         )
     sorted_out = sort_out(complete, free)
     own = frame[frame["path"].isin([run["path"] for run in sorted_out.rows])]
