@@ -9,7 +9,7 @@ import pandas as pd
 
 from moe_cli.errors import MoeError
 from moe_cli.measures import target_of
-from moe_cli.numbers import count, plural, printable
+from moe_cli.numbers import count, printable
 from moe_cli.report.alike import check_across, same_kind, sort_out
 from moe_cli.report.fold import DENSE, Row, applies, fold, is_baseline, rows_of, score, settings_of, varying
 from moe_cli.report.longframes import load_curves
@@ -127,9 +127,7 @@ def recommend(
     runs = [run for run in rows_of(frame) if run["expert"] is None or _countable(run)]
     complete = [run for run in runs if run["status"] == COMPLETED and score(run) is not None and _countable(run)]
     if not complete:
-        raise MoeError(
-            f"{plural(len(frame), 'run')}, none complete: nothing can be recommended. See: moe report --runs"
-        )
+        raise MoeError(f"no run of {len(frame)} is complete: nothing can be recommended. See: moe report --runs")
     sorted_out = sort_out(complete, free)
     own = frame[frame["path"].isin([run["path"] for run in sorted_out.rows])]
     dense_runs = _alike(elsewhere, sorted_out.rows[0], free)

@@ -151,7 +151,7 @@ def test_a_single_configuration(tmp_path: Path) -> None:
 def test_nothing_complete_is_an_error(tmp_path: Path) -> None:
     """Failed runs alone recommend nothing."""
     stopped(tmp_path, FAILED, "boom", **EIGHT)
-    with pytest.raises(MoeError, match="1 run, none complete: nothing"):
+    with pytest.raises(MoeError, match="no run of 1 is complete: nothing"):
         recommend(load_runs(tmp_path))
 
 
