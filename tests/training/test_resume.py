@@ -290,7 +290,7 @@ def test_killed_fifty_times_a_run_ends_as_if_undisturbed(text_file: Path, tmp_pa
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        deadline = time.monotonic() + 5  # what it was just starting may hold its folder for a moment
+        deadline = time.monotonic() + 5  # a program that it was just starting may hold its folder for a moment
         while "interrupted" != run.status()["status"]:
             assert time.monotonic() < deadline
             time.sleep(0.002)
