@@ -1,12 +1,15 @@
 """The loop: what a step does, when it ends, what it writes, and how it stops."""
 
 import copy
+import itertools
 import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ from moe_cli.moe.layer import moe_layers
 from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run
 from moe_cli.tasks.text import TextTask
+from moe_cli.training import loop as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.loop import Training
@@ -219,6 +223,26 @@ def test_minutes_end_on_time(text_file: Path, tmp_path: Path) -> None:
     assert len(views) > 1
 
 
+@pytest.mark.parametrize("budget", [{"steps": 20}, {"tokens": 20 * 64}, {"minutes": 40 / 60}])
+def test_warm_up_is_a_share_of_any_budget(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, Any]
+) -> None:
+    """Linear from the first step on, for steps and tokens by the end of a step, for minutes by the time of the update."""
+    ticks = itertools.count()  # one a look: a step begins, updates a second later, and ends a second after that
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)), monotonic=time.monotonic)
+    monkeypatch.setattr(loop_module, "time", clock)
+    train = {"steps": None, "eval_every": 99, **budget}
+    factors: list[float] = []
+    finish(
+        tiny_config(text_file, optim={"warmup": 0.5, "decay": 0.1}, train=train),
+        tmp_path,
+        lambda view: factors.append(view.lr_factor),
+    )
+    shares = [(2 * step + 1) / 40 if "minutes" in budget else (step + 1) / 20 for step in range(20)]
+    assert 20 == len(factors)
+    assert [share / 0.5 for share in shares[:10]] + 8 * [1.0] == pytest.approx(factors[:18])
+
+
 def test_records_are_means_since_the_last(text_file: Path, tmp_path: Path) -> None:
     """Every log_every steps and at the end: mean losses, norms and MaxVio of the steps between, tokens, rate, time."""
     views: list[StepView] = []
@@ -232,7 +256,8 @@ def test_records_are_means_since_the_last(text_file: Path, tmp_path: Path) -> No
         violation = sum((load.max() / load.double().mean() - 1).item() for view in steps for load in view.load)
         assert violation / (2 * len(steps)) == pytest.approx(record["moe/max_violation"])
         assert 64 * record["step"] == record["tokens"]
-        assert config.optim.lr * schedule(config.optim, (record["step"] - 1) / 5) == pytest.approx(record["lr"])
+        factor = schedule(config.optim, (record["step"] - 1) / 5, record["step"] / 5)
+        assert config.optim.lr * factor == pytest.approx(record["lr"])
         assert record["tokens_per_second"] > 0 < record["train/grad_norm"]
     assert run.summary()["train_loss"] == records[-1]["train/loss"]
 
