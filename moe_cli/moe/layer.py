@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.ranges import above, share
+from moe_cli.config.ranges import above, between, share
 from moe_cli.config.routers import HashConfig, RouterConfig, check_router
 from moe_cli.errors import ConfigError
 from moe_cli.moe.assignment import ExpertChoiceRouter
@@ -119,16 +119,20 @@ class MoELayer(nn.Module):
         """The layer's output and who went where.
 
         Args:
-            x: tokens of any leading shape; all of them are routed together (router=soft mixes within a sequence).
+            x: tokens of any leading shape; all of them are routed together (router=soft mixes within a sequence, the
+                last dimension but one).
             token_ids: what each token is; read by router=hash.
             mask: False for padding, which never reaches the router: it takes no room, is not counted, and gets zero.
         """
-        if mask is not None:
+        soft = isinstance(self.router, SoftRouter)
+        if mask is not None and not soft:
             y, routing = self(x[mask], None if token_ids is None else token_ids[mask])
             return x.new_zeros(x.shape, dtype=y.dtype).index_put((mask,), y), routing
+        if mask is not None:  # sequences must stay apart; a padding token of zeros gets zero from the shared experts
+            x = x.masked_fill(~mask.unsqueeze(-1), 0)
         tokens = x.reshape(-1, x.shape[-1])
-        if isinstance(self.router, SoftRouter):
-            y, routing = self._mix(x.reshape(-1, *x.shape[-2:]))
+        if soft:
+            y, routing = self._mix(x, mask)
         else:
             routing = self.route(tokens, None if token_ids is None else token_ids.flatten())
             y = self._compute(tokens, routing)
@@ -166,13 +170,20 @@ class MoELayer(nn.Module):
         self.expert_group = group
         self.experts.keep(group.own)
 
-    def _mix(self, x: Float[Tensor, "G L D"]) -> tuple[Float[Tensor, "T D"], Routing]:
-        """Soft MoE: the experts work on the slots, and every token mixes the slots' answers."""
+    def _mix(
+        self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None
+    ) -> tuple[Float[Tensor, "T D"], Routing]:
+        """Soft MoE: the experts work on the slots, and every token mixes the slots' answers; padding gets zero."""
+        x = x[(None,) * (3 - x.ndim)].flatten(0, -3)  # sequences [G, L, D]; fewer dimensions are one sequence
+        mask = None if mask is None else mask.reshape(x.shape[:-1])
         logits = self.router.logits(x)
-        slots = self.router.slot_tokens(x, logits)
+        slots = self.router.slot_tokens(x, logits, mask)
         answers = self._compute(slots, self.router.slot_routing(len(x), x.device))
-        y = logits.softmax(-1).to(answers.dtype) @ answers.view(len(x), -1, answers.shape[-1])
-        return y.flatten(0, 1), self.router.token_routing(logits)
+        y = logits.softmax(-1).to(answers.dtype) @ answers.view(len(x), logits.shape[-1], answers.shape[-1])
+        if mask is None:
+            return y.flatten(0, 1), self.router.token_routing(logits.flatten(0, 1))
+        y = y.masked_fill(~mask.unsqueeze(-1), 0)
+        return y.flatten(0, 1), self.router.token_routing(logits[mask])
 
 
 def _router_config(
@@ -206,8 +217,14 @@ def evaluation_policy(
     """Within it, evaluation chooses `top_k` experts and drops by `capacity_factor` (None: never) those that `drop` says.
 
     None is as trained for the others.
+
+    Raises:
+        ConfigError: the capacity is not above 0, or a layer has not so many experts.
     """
+    above("capacity_factor", capacity_factor, 0)
     layers = moe_layers(model)
+    for layer in layers:
+        between("top_k", layer.top_k if top_k is None else top_k, 1, layer.num_experts)
     for layer in layers:
         layer.router.top_k = top_k or layer.top_k
         layer.eval_capacity_factor, layer.eval_drop = capacity_factor, drop

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moe_cli.config.ranges import above, at_least
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -96,7 +98,14 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
     """C = ceil(capacity_factor * T * K / E), at least 1: the most assignments one expert takes in one forward pass.
 
     GShard, arXiv:2006.16668, section 2.2; libraries differ in the rounding, this is the definition here.
+
+    Raises:
+        ConfigError: the factor is not above 0 or not finite, or a count is too small (T may be 0).
     """
+    at_least("num_tokens", num_tokens, 0)
+    at_least("num_experts", num_experts, 1)
+    at_least("top_k", top_k, 1)
+    above("capacity_factor", capacity_factor, 0)
     # Rounded first, so that 1.1 * 100 / 10 asks for 11 places and not, by a float's last bit, for 12.
     return max(1, math.ceil(round(capacity_factor * num_tokens * top_k / num_experts, 9)))
 
@@ -106,7 +115,8 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
 
     Args:
         drop: who stays. `position`: the first in the order of the record (first choices of all tokens, then second
-            choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974).
+            choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974), of
+            equals the first in the record.
             `random`: anyone, drawn with torch's generator.
     """
     if drop in ("probability", "random"):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.gates import GATE_STD
+from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.registry import CONFIGS, ROUTERS, make_router
 from moe_cli.moe.routers import top_indices
 from tests.moe.formulas import ROUTERS as CASES
@@ -199,6 +200,40 @@ def test_top_indices_sorts_and_prefers_the_earlier_expert(top_k: int) -> None:
     before = scores.clone()
     assert expected == top_indices(scores, top_k).tolist()
     assert torch.equal(before, scores)
+
+
+FIRST = {name: (config(), name) for name, config in CONFIGS.items() if name != "soft"} | {
+    f"{name}-{score}": (CONFIGS[name](score=score), name)
+    for name in ("topk", "switch", "noisy_topk", "sigmoid", "sinkhorn")
+    for score in ("cosine", "mlp", "activation")
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", FIRST)
+def test_a_fresh_gate_sends_tokens_to_all_experts(name: str, training: bool) -> None:
+    """Before the first step no expert is asked for more than three fair shares of random tokens, and every one for some.
+
+    If all scores were equal, the K experts of the lowest index would get everything, 8 or 16 fair shares each.
+    """
+    config, router_name = FIRST[name]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        layer = MoELayer(32, 16, 1 if router_name == "switch" else 2, 24, router=config, vocab_size=1024)
+        routing = layer.train(training).route(torch.randn(1024, 32), torch.arange(1024))
+        load = torch.bincount(routing.expert_ids, minlength=16).double()
+        assert load.min() > 0
+        assert load.max() < 3 * load.mean()
+        if router_name != "random":
+            assert (routing.logits.amax(-1) > routing.logits.amin(-1)).all()
+
+
+@pytest.mark.parametrize("name", ["topk", "switch", "sigmoid"])
+def test_equal_scores_go_to_the_lowest_index(name: str) -> None:
+    """A token of zeros has the same score for every expert: it is sent to the first K."""
+    top_k = 1 if name == "switch" else 3
+    routing = MoELayer(D, E, top_k, 4, router=name).eval().route(torch.zeros(5, D))
+    assert [expert for expert in range(top_k) for _ in range(5)] == routing.expert_ids.tolist()
 
 
 def test_the_gate_starts_small_and_from_its_generator() -> None:
