@@ -249,8 +249,9 @@ def test_a_capacity_without_meaning_is_refused(router: str, factor: float) -> No
 def test_a_policy_chooses_some_of_the_experts(top_k: int) -> None:
     """0 must not mean "as trained"."""
     layer = make_layer(2)
-    with pytest.raises(ConfigError, match=rf"^top_k={top_k} must be between 1 and {E}\.$"), evaluation_policy(
-        layer, top_k, None
+    with (
+        pytest.raises(ConfigError, match=rf"^top_k={top_k} must be between 1 and {E}\.$"),
+        evaluation_policy(layer, top_k, None),
     ):
         pass
     assert 2 == layer.router.top_k
