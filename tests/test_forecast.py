@@ -9,6 +9,7 @@ import pytest
 from moe_cli import forecast as module
 from moe_cli.config.data import TextData
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig
 from moe_cli.errors import ConfigError, RunNotFound
 from moe_cli.forecast import (
@@ -29,6 +30,7 @@ from moe_cli.forecast import (
 )
 from moe_cli.models.cost import cost
 from moe_cli.store import create_run
+from moe_cli.tasks.subwords import train_bpe
 from moe_cli.training.loop import EVALUATIONS_PER_RUN
 from tests.tiny import TINY, finish, tiny_config, words
 
@@ -209,6 +211,37 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
         check_upcycle(tiny_config(text_file, train={"upcycle": "gpt-nothing"}), tmp_path)
     with pytest.raises(ConfigError, match=r"train\.upcycle=latest means another run"):
         tiny_config(text_file, train={"upcycle": "latest"})
+
+
+def test_one_tokenizer_reads_many_texts(text_file: Path, tmp_path: Path) -> None:
+    """Tokens of one tokenizer.json mean the same in any text, wherever the file lies; those of another do not."""
+    pytest.importorskip("tokenizers")
+    text = Path(text_file).read_text()
+    files = [tmp_path / f"{name}.json" for name in ("one", "copy", "other")]
+    for file, size in zip(files, (300, 300, 310), strict=True):
+        file.write_text(train_bpe(iter([text]), size).json)
+    other = tmp_path / "other.txt"
+    other.write_text(words(6000, seed=3))
+    first, second = (TextData(path=str(path), tokenizer=str(files[0])) for path in (text_file, other))
+    dense = finish(tiny_config(text_file, expert=1, k=1, data=first), tmp_path)
+    fits = {"model": {"d_expert": 32}, "train": {"upcycle": dense.id}}
+    check_upcycle(tiny_config(text_file, **fits, data=second), tmp_path)
+    check_upcycle(tiny_config(text_file, **fits, data=replace(second, tokenizer=str(files[1]))), tmp_path)
+    with pytest.raises(ConfigError, match="reads other tokens"):
+        check_upcycle(tiny_config(text_file, **fits, data=replace(second, tokenizer=str(files[2]))), tmp_path)
+    files[0].write_text(files[2].read_text())  # the run's own file has changed since: what it was counts
+    with pytest.raises(ConfigError, match="reads other tokens"):
+        check_upcycle(tiny_config(text_file, **fits, data=second), tmp_path)
+
+
+def test_experts_that_score_themselves_cannot_be_copies(text_file: Path, tmp_path: Path) -> None:
+    """Equal experts have equal activations: every token would go to those of the lowest index."""
+    dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
+    config = tiny_config(
+        text_file, model={"d_expert": 32}, router=TopKConfig(score="activation"), train={"upcycle": dense.id}
+    )
+    with pytest.raises(ConfigError, match=r"makes all experts equal, and router\.score=activation"):
+        check_upcycle(config, tmp_path)
 
 
 def test_the_source_is_pinned(text_file: Path, tmp_path: Path) -> None:

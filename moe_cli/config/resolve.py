@@ -43,6 +43,7 @@ from moe_cli.config.routers import (
     TopKConfig,
     gate_flops,
     gate_params,
+    sums_to_one,
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
 from moe_cli.config.tasks import RatingTask, SpanCorruption
@@ -104,6 +105,8 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         if config.capacity is None:
             config = replace(config, drop=None, renormalise_after_drop=False)
             notes += _set_aside(given, "nothing is dropped without a capacity", "drop", "renormalise_after_drop")
+        if config.train.upcycle is not None:
+            config = _with_copies(config, given, notes)
     return Resolved(_with_training(config, given, notes), tuple(notes))
 
 
@@ -203,6 +206,18 @@ def _with_experts(config: RunConfig) -> RunConfig:
     drop = config.drop or "position"
     model = replace(config.model, d_expert=_d_expert(replace(config, router=router)))
     return replace(config, router=router, balance=config.balance or NoBalance(), drop=drop, model=model)
+
+
+def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """For a model whose experts start as copies of a dense network."""
+    notes += _set_aside(given, "train.upcycle copies the experts' first weights", "model.expert_init_scale")
+    if not sums_to_one(config.router, config.k or 1):
+        name = config.router.name if config.router else ""
+        notes.append(
+            f"train.upcycle with router={name} k={config.k}: the weights of a token's experts do not sum to 1, so the "
+            "model does not start as the dense run's function."
+        )
+    return replace(config, model=replace(config.model, expert_init_scale=1.0))
 
 
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:

@@ -188,6 +188,18 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
         _check_groups(router, num_experts, top_k)
 
 
+def sums_to_one(router: RouterConfig | None, top_k: int) -> bool:
+    """Whether the weights of every token's experts sum to 1, so that equal experts answer as one of them would."""
+    if null_experts(router):
+        return False
+    if isinstance(router, TopKConfig | SigmoidConfig):
+        renormalised = top_k > 1 if router.renormalise is None else router.renormalise
+        return renormalised and (isinstance(router, TopKConfig) or router.scale == 1)
+    if isinstance(router, HashConfig):
+        return top_k > 1 or not router.learned
+    return isinstance(router, RandomConfig | NoisyTopKConfig) or (isinstance(router, SinkhornConfig) and top_k > 1)
+
+
 def check_task_router(router: RouterConfig | None) -> None:
     """Raises ConfigError when the router has no gate that each task could have one of its own of."""
     if isinstance(router, HashConfig):

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from moe_cli.config import balances, routers, schema
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config
-from moe_cli.config.model import GPTConfig
+from moe_cli.config.model import BERTConfig, GPTConfig
 from moe_cli.config.resolve import matched_d_expert, resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, is_execution
+from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
 from moe_cli.models.cost import cost
 from tests.config.strategies import configs
@@ -43,6 +44,33 @@ def test_nothing_that_can_be_derived_is_left_open(config: RunConfig) -> None:
     for of_experts in (resolved.router, resolved.balance, resolved.model.d_expert):
         assert resolved.dense == (of_experts is None)
     assert (resolved.drop is None) == (resolved.capacity is None)
+
+
+@pytest.mark.parametrize(
+    ("router", "k", "given", "notes"),
+    [
+        (TOPK, 2, [], []),
+        (
+            TOPK,
+            2,
+            ["model.expert_init_scale"],
+            ["copies the experts' first weights: model.expert_init_scale set aside."],
+        ),
+        (SWITCH, 1, [], ["router=switch k=1: the weights of a token's experts do not sum to 1"]),
+        (TOPK, 1, [], ["router=topk k=1: the weights of a token's experts do not sum to 1"]),
+        (routers.SoftConfig(), 2, [], ["router=soft k=2: the weights of a token's experts do not sum to 1"]),
+    ],
+)
+def test_upcycling_says_what_it_changes(router: Any, k: int, given: list[str], notes: list[str]) -> None:
+    """The scale of first weights that are copied has no effect; a model that starts as another function says so."""
+    model = BERTConfig(expert_init_scale=0.1 if given else 1.0)
+    train = schema.TrainConfig(upcycle="bert-dense")
+    config = RunConfig(router=router, k=k, match="none", model=model, task=MaskedLM(), train=train)
+    resolved = resolve(config, given)
+    found = [note for note in resolved.notes if "upcycle" in note]
+    assert len(notes) == len(found)
+    assert all(expected in note for expected, note in zip(notes, found, strict=True))
+    assert 1.0 == resolved.config.model.expert_init_scale
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import (
+    HashConfig,
+    RandomConfig,
+    RouterConfig,
+    SigmoidConfig,
+    SwitchConfig,
+    TopKConfig,
+    sums_to_one,
+)
 from moe_cli.moe.gates import GATE_STD
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.registry import CONFIGS, ROUTERS, make_router
@@ -234,6 +242,30 @@ def test_equal_scores_go_to_the_lowest_index(name: str) -> None:
     top_k = 1 if name == "switch" else 3
     routing = MoELayer(D, E, top_k, 4, router=name).eval().route(torch.zeros(5, D))
     assert [expert for expert in range(top_k) for _ in range(5)] == routing.expert_ids.tolist()
+
+
+SUMS: list[tuple[RouterConfig, int]] = [
+    *((config(), top_k) for config in CONFIGS.values() for top_k in (1, 2)),
+    *((config(renormalise=value), 2) for config in (TopKConfig, SigmoidConfig) for value in (True, False)),
+    (TopKConfig(null_experts=2), 2),
+    (SigmoidConfig(scale=2.5), 2),
+    (HashConfig(weights="constant"), 1),
+]
+
+
+@pytest.mark.parametrize(("config", "top_k"), SUMS)
+def test_whose_weights_sum_to_one(config: RouterConfig, top_k: int) -> None:
+    """sums_to_one, from the configuration alone, says whether equal experts answer as one of them."""
+    torch.manual_seed(0)
+    layer = MoELayer(D, E, 1, 4, vocab_size=50).double().eval()
+    for weight in layer.experts.parameters():
+        weight.data.copy_(torch.randn(weight.shape[1:]))
+    layer.router = make_router(config, D, E, top_k, layer.experts, 50).double().eval()
+    for weight in layer.router.parameters():
+        torch.nn.init.normal_(weight, std=2.0)
+    x = torch.randn(2, 20, D, dtype=torch.float64)
+    y, _ = layer(x, torch.arange(40).view(2, 20))
+    assert sums_to_one(config, top_k) == torch.allclose(layer.experts.one(0, x.view(-1, D)), y.view(-1, D))
 
 
 def test_the_gate_starts_small_and_from_its_generator() -> None:
