@@ -23,7 +23,6 @@ from moe_cli.config.balances import (
     setting_key,
 )
 from moe_cli.config.data import (
-    DEFAULT_BPE_VOCAB,
     TOKENIZERS,
     CorpusConfig,
     DataConfig,
@@ -310,10 +309,8 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
 
 
 def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) -> DataConfig:
-    if not isinstance(data, CorpusConfig):
+    if not isinstance(data, CorpusConfig) or data.tokenizer == "bpe":
         return data
-    if data.tokenizer == "bpe":
-        return replace(data, bpe_vocab=data.bpe_vocab or DEFAULT_BPE_VOCAB)
     notes += _set_aside(given, f"data.tokenizer={data.tokenizer} has its own vocabulary", "data.bpe_vocab")
     return replace(data, bpe_vocab=None)
 

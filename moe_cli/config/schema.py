@@ -68,8 +68,6 @@ class OptimConfig:
 
     lr: float = 0.01
     weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
     warmup: float = 0.02
     decay: float | None = None
@@ -81,8 +79,6 @@ class OptimConfig:
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
         at_least("optim.weight_decay", self.weight_decay, 0)
-        share("optim.beta1", self.beta1)
-        share("optim.beta2", self.beta2)
         for key in ("warmup", "decay", "final_lr"):
             between(f"optim.{key}", getattr(self, key) or 0, 0, 1)
         if self.warmup + (self.decay or 0) > 1:
@@ -96,8 +92,23 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class AdamWConfig(OptimConfig):
+class AdamConfig(OptimConfig):
+    """Optimizers that train all or some parameters with AdamW."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("optim.beta1", self.beta1)
+        share("optim.beta2", self.beta2)
+
+
+@dataclass(frozen=True)
+class AdamWConfig(AdamConfig):
     name: Literal["adamw"] = "adamw"
+    lr: float = 0.008
+    warmup: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,7 @@ class SGDConfig(OptimConfig):
 
     name: Literal["sgd"] = "sgd"
     lr: float = 0.3
+    warmup: float = 0.05
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
@@ -114,7 +126,7 @@ class SGDConfig(OptimConfig):
 
 
 @dataclass(frozen=True)
-class MuonConfig(OptimConfig):
+class MuonConfig(AdamConfig):
     """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`)."""
 
     name: Literal["muon"] = "muon"
