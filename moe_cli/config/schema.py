@@ -237,12 +237,14 @@ class RunConfig:
         self._check_packing()
 
     def _check_choice(self) -> None:
+        if self.dense:
+            return
         for key, k in (("k", self.k), ("eval.k", self.eval.k)):
             if k is not None and k > self.expert:
                 raise ConfigError(
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
                 )
-        if self.expert > 1 and self.k is not None:
+        if self.k is not None:
             if isinstance(self.router, HashConfig) and self.task.name == "images":
                 raise ConfigError(
                     "router=hash knows tokens by their number, and patches of images have none. Use router=topk"
@@ -255,11 +257,11 @@ class RunConfig:
     def _check_shards(self) -> None:
         if self.train.compile == "on" and self.launch.procs > 1:
             raise ConfigError("train.compile=on is for one process. Use train.compile=off, or launch.procs=1")
-        if self.launch.shard == "fsdp" and self.optim.sparse_experts:
+        if self.launch.shard == "fsdp" and self.optim.sparse_experts and not self.dense:
             raise ConfigError(
                 "optim.sparse_experts=true updates single experts, which launch.shard=fsdp cuts up. Use launch.shard=dp"
             )
-        if self.launch.expert_parallel > 1 and getattr(self.router, "score", None) == "activation":
+        if self.launch.expert_parallel > 1 and getattr(self.router, "score", None) == "activation" and not self.dense:
             raise ConfigError(
                 "router.score=activation asks every expert, and launch.expert_parallel has some elsewhere. "
                 "Use launch.expert_parallel=1"
@@ -308,6 +310,11 @@ class RunConfig:
         values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
         for key in ("launch", *LOG_KEYS):  # results do not depend on them
             del values[key]
+        # What acts through other settings alone: the width of the experts, and which layers have them.
+        del values["match"]
+        model = values["model"] | {"sparse_layers": self.sparse_layers}
+        through = ("moe_every", "first_dense", *(["d_ff"] if len(self.sparse_layers) == self.model.num_layers else []))
+        values["model"] = {key: value for key, value in model.items() if key not in through}
         # A setting that came later names no other configuration where it changes nothing.
         values["data"] = {key: value for key, value in values["data"].items() if value != LATER.get(key, ...)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
