@@ -61,8 +61,8 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
         return config.model.vocab_size
     if config.data.tokenizer == "bytes":
         return 256 + config.task.special_tokens
-    if isinstance(config.data, CorpusConfig) and config.data.bpe_vocab is not None:
-        return config.data.bpe_vocab + config.task.special_tokens
+    if isinstance(config.data, CorpusConfig) and config.data.num_bpe_tokens is not None:
+        return config.data.num_bpe_tokens + config.task.special_tokens
     if isinstance(config.data, TokenData):
         return (config.data.vocab_size or 0) + config.task.special_tokens
     return vocab_of(config, corpus_of(config, outputs))

@@ -21,9 +21,9 @@ from moe_cli.config.balances import (
     own_convention,
     replace_method,
     setting_key,
+    without_method,
 )
 from moe_cli.config.data import (
-    DEFAULT_BPE_VOCAB,
     TOKENIZERS,
     CorpusConfig,
     DataConfig,
@@ -35,10 +35,13 @@ from moe_cli.config.data import (
 from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
+    ExpertChoiceConfig,
     HashConfig,
     RandomConfig,
+    ReluConfig,
     RouterConfig,
     SigmoidConfig,
+    SoftConfig,
     SwitchConfig,
     TopKConfig,
     gate_flops,
@@ -57,7 +60,7 @@ BIASED: dict[type, tuple[str, ...]] = {
     QuantileBalance: ("topk", "switch"),
 }
 # Settings and groups that mean nothing without experts.
-SPARSE_ONLY = ("match", "router", "balance", "capacity", "drop", "eval", "renormalise_after_drop", "model.d_expert",
+SPARSE_ONLY = ("k", "match", "router", "balance", "capacity", "drop", "eval", "renormalise_after_drop", "model.d_expert",
                "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
                "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.sparse_experts",
                "launch.expert_parallel")  # fmt: skip
@@ -80,31 +83,31 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         ConfigError: the settings cannot hold together.
     """
     notes: list[str] = []
+    asked = config.k
     config = replace(config, k=_top_k(config))
     config = _with_shape(config, given, notes)
     if config.dense:
         config = _without_experts(config)
-        notes += _set_aside(given, "expert=1 is dense", *SPARSE_ONLY)
+        typed = [name for name in given if name != "k" or asked not in (None, 1)]
+        notes += _set_aside(typed, "expert=1 is dense", *SPARSE_ONLY)
     else:
         if not config.model.shared_experts and config.model.shared_gate:
             config = replace(config, model=replace(config.model, shared_gate=False))
             notes += _set_aside(given, "there are no model.shared_experts", "model.shared_gate")
-        config = _with_experts(config)
-        d_ff_idle = (
+        if (
             config.match == "none"
+            and config.model.d_expert is not None
             and len(config.sparse_layers) == config.model.num_layers
             and config.train.upcycle is None
-        )
-        if d_ff_idle and "model.d_expert" in given:
+        ):
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
+        config = _with_experts(config, given, notes)
         if isinstance(config.router, RandomConfig | HashConfig):
             if not isinstance(config.balance, NoBalance):
                 notes += _set_aside(given, f"router={config.router.name} learns no choice", "balance")
             config = replace(config, balance=NoBalance())
         config = _with_balance(config, given, notes)
-        if config.capacity is None:
-            config = replace(config, drop=None, renormalise_after_drop=False)
-            notes += _set_aside(given, "nothing is dropped without a capacity", "drop", "renormalise_after_drop")
+        config = _with_choice(config, given, notes, asked)
         if config.train.upcycle is not None:
             config = _with_copies(config, given, notes)
     return Resolved(_with_training(config, given, notes), tuple(notes))
@@ -184,7 +187,9 @@ def _num_heads(model: TransformerConfig | T5Config) -> int:
 
 
 def _top_k(config: RunConfig) -> int:
-    if config.k is not None:
+    if config.dense:
+        return 1
+    if config.k is not None and not isinstance(config.router, SoftConfig):
         return config.k
     return 1 if isinstance(config.router, SwitchConfig) else min(DEFAULT_TOP_K, config.expert)
 
@@ -199,10 +204,13 @@ def _without_experts(config: RunConfig) -> RunConfig:
     )  # fmt: skip
 
 
-def _with_experts(config: RunConfig) -> RunConfig:
+def _with_experts(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     router = config.router or TopKConfig()
     if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise is None:
         router = replace(router, renormalise=config.k != 1)
+    if isinstance(router, SigmoidConfig) and router.groups == router.top_groups > 1:
+        notes += _set_aside(given, "router.top_groups=router.groups is no limit", "router.groups", "router.top_groups")
+        router = replace(router, groups=1, top_groups=1)
     drop = config.drop or "position"
     model = replace(config.model, d_expert=_d_expert(replace(config, router=router)))
     return replace(config, router=router, balance=config.balance or NoBalance(), drop=drop, model=model)
@@ -218,6 +226,48 @@ def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) ->
             "model does not start as the dense run's function."
         )
     return replace(config, model=replace(config.model, expert_init_scale=1.0))
+
+
+def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], asked: int | None) -> RunConfig:
+    """Without settings of a choice that the router does not make, and without those that say what holds anyway."""
+    router = config.router
+    if isinstance(router, SoftConfig | ExpertChoiceConfig):
+        notes += _set_aside(given, f"router={router.name} gives every expert tokens", "optim.sparse_experts")
+        config = replace(config, optim=replace(config.optim, sparse_experts=False))
+    if isinstance(router, SoftConfig):
+        typed = [name for name in given if name != "k" or asked is not None]
+        idle = ("k", "capacity", "drop", "renormalise_after_drop", "eval")
+        notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *idle)
+        return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=EvalConfig())
+    if isinstance(router, ExpertChoiceConfig):
+        idle = ("drop", "renormalise_after_drop", "eval.drop")
+        notes += _set_aside(given, "router=expert_choice fills experts to their capacity and drops no tokens", *idle)
+        config = replace(config, drop=None, renormalise_after_drop=False, eval=replace(config.eval, drop=None))
+    elif config.capacity is None:
+        notes += _set_aside(given, "training drops nothing without a capacity", "drop")
+        config = replace(config, drop=None)
+        if config.eval.capacity is None:
+            notes += _set_aside(given, "nothing is dropped without a capacity", "renormalise_after_drop")
+            config = replace(config, renormalise_after_drop=False)
+    if isinstance(router, ReluConfig) and config.capacity is None and config.eval.capacity is None:
+        notes += _set_aside(given, "router=relu uses every expert that fires", "eval.k")
+        config = replace(config, eval=replace(config.eval, k=None))
+    if isinstance(router, RandomConfig) or (isinstance(router, HashConfig) and not router.learned):
+        config = _with_equal_weights(config, given, notes)
+    policy = config.eval
+    k = None if policy.k == config.k else policy.k
+    drop = None if policy.drop == (config.drop or "position") else policy.drop
+    return replace(config, eval=replace(policy, k=k, drop=drop))
+
+
+def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """Where all weights are equal, the most probable assignments are the first ones."""
+    idle = [key for key, drop in (("drop", config.drop), ("eval.drop", config.eval.drop)) if drop == "probability"]
+    notes += _set_aside(given, "all weights are equal, so that drop=probability is drop=position", *idle)
+    drop, policy = config.drop, config.eval
+    if "eval.drop" in idle:
+        policy = replace(policy, drop="position")
+    return replace(config, drop="position" if "drop" in idle else drop, eval=policy)
 
 
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
@@ -251,6 +301,11 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
             own = replace(own, scope="batch")
             notes += _set_aside(given, "train.batch_size=1 makes a batch of one sequence", f"{key}scope")
         balance = replace_method(balance, own)
+        if router == "soft" or (router == "expert_choice" and own.scope != "sequence"):
+            name = key.strip(".")
+            typed = [name if each == "balance" else each for each in given]
+            notes += _set_aside(typed, f"router={router} loads all experts alike, so that this loss is constant", name)
+            balance = without_method(balance, own)
     return replace(config, balance=balance)
 
 
@@ -309,6 +364,8 @@ def matched_d_expert(
 
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     optim, train, data = config.optim, config.train, config.data
+    if optim.schedule == "wsd" and optim.decay == 0:
+        optim = replace(optim, schedule="constant", decay=None)
     if optim.schedule == "wsd":
         optim = replace(optim, decay=0.6 if optim.decay is None else optim.decay)
     elif optim.decay is not None:
@@ -317,6 +374,9 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
     if optim.schedule == "constant":
         optim = replace(optim, final_lr=None)
         notes += _set_aside(given, "optim.schedule=constant never falls", "optim.final_lr")
+    elif optim.warmup == 1:
+        optim = replace(optim, schedule="constant", final_lr=None)
+        notes += _set_aside(given, "optim.warmup=1 leaves no time to fall", "optim.schedule", "optim.final_lr")
     elif optim.final_lr is None:
         optim = replace(optim, final_lr=0.02)
     if all(getattr(train, budget) is None for budget in BUDGETS):
@@ -325,10 +385,8 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
 
 
 def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) -> DataConfig:
-    if not isinstance(data, CorpusConfig):
+    if not isinstance(data, CorpusConfig) or data.tokenizer == "bpe":
         return data
-    if data.tokenizer == "bpe":
-        return replace(data, bpe_vocab=data.bpe_vocab or DEFAULT_BPE_VOCAB)
     notes += _set_aside(given, f"data.tokenizer={data.tokenizer} has its own vocabulary", "data.bpe_vocab")
     return replace(data, bpe_vocab=None)
 

@@ -175,6 +175,7 @@ class _Found:
     """What became of the configurations of a sweep, at its first seed."""
 
     configs: dict[RunConfig, str] = field(default_factory=dict)
+    run_ids: set[str] = field(default_factory=set)
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     repeats: int = 0
     excluded: int = 0
@@ -211,8 +212,11 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
             found.excluded += 1
             continue
         found.notes |= dict.fromkeys(resolved.notes)
-        found.repeats += resolved.config in found.configs
-        found.configs.setdefault(resolved.config, label)
+        if resolved.config.run_id in found.run_ids:
+            found.repeats += 1
+        else:
+            found.run_ids.add(resolved.config.run_id)
+            found.configs[resolved.config] = label
         if baseline is not None:
             base = _with_baseline(values, baseline)
             bases.setdefault(repr(sorted(base.items())), base)
@@ -223,7 +227,8 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
             first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
-    found.configs = {config: label for config, label in first.items() if config not in found.configs} | found.configs
+    new = {config: label for config, label in first.items() if config.run_id not in found.run_ids}
+    found.configs = new | found.configs
     return found
 
 
@@ -282,7 +287,7 @@ def _with_baseline(values: Partial, baseline: Partial) -> dict[str, Any]:
     """What a configuration is compared with: its settings under those of the baseline, without what those make idle."""
     idle = [key for key in baseline if key in GROUPS]
     if baseline.get("expert") == 1:
-        idle += ["k", *SPARSE_ONLY]
+        idle += SPARSE_ONLY
     return {**{key: value for key, value in values.items() if not concerns(key, idle)}, **baseline}
 
 

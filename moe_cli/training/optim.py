@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from moe_cli.config.schema import MuonConfig, OptimConfig, SGDConfig
+from moe_cli.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
 from moe_cli.models.cost import NEWTON_SCHULZ_STEPS
 from moe_cli.moe.layer import moe_layers
 
@@ -301,13 +301,14 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
         if stacked:
             parts.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
         return Optimizers(config, parts, experts)
+    assert isinstance(config, AdamWConfig)
     parts = [_adamw(config, config.lr, rest)]
     if stacked:
         parts.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
     return Optimizers(config, parts, experts)
 
 
-def _adamw(config: OptimConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
+def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
     return torch.optim.AdamW(_decayed(config, params), lr=lr, betas=(config.beta1, config.beta2), **_engine(params))
 
 

@@ -170,7 +170,6 @@ RANGES = [
 
 TOGETHER = [
     (["expert=8", "k=9"], "k=9 is more than expert=8: a token cannot choose more experts than there are."),
-    (["expert=1", "k=2"], "k=2 is more than expert=1: a token cannot choose more experts than there are."),
     (["expert=8", "eval.k=9"], "eval.k=9 is more than expert=8: a token cannot choose more experts than there are."),
     (["router=switch", "k=2"], "k=2: router=switch sends each token to one expert. Use k=1, or router=topk."),
     (

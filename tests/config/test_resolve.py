@@ -43,7 +43,8 @@ def test_nothing_that_can_be_derived_is_left_open(config: RunConfig) -> None:
     assert 1 == sum(getattr(resolved.train, budget) is not None for budget in schema.BUDGETS)
     for of_experts in (resolved.router, resolved.balance, resolved.model.d_expert):
         assert resolved.dense == (of_experts is None)
-    assert (resolved.drop is None) == (resolved.capacity is None)
+    never = isinstance(resolved.router, routers.SoftConfig | routers.ExpertChoiceConfig)
+    assert (resolved.capacity is None or never) == (resolved.drop is None)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
             "match=none leaves the width of experts to model.d_expert: model.d_ff set aside.",
         ),
         (RunConfig(router=RANDOM), ["balance"], "router=random learns no choice: balance set aside."),
-        (RunConfig(drop="position"), ["drop"], "nothing is dropped without a capacity: drop set aside."),
+        (RunConfig(drop="position"), ["drop"], "training drops nothing without a capacity: drop set aside."),
         (
             RunConfig(optim=schema.MuonConfig(schedule="cosine", decay=0.1)),
             ["optim.decay"],
@@ -181,8 +182,8 @@ def test_shares_that_a_schedule_ignores_are_no_difference() -> None:
 
 def test_given_shares_of_the_schedule_stay() -> None:
     """A zero is a value, not an open setting."""
-    optim = resolve(RunConfig(optim=schema.MuonConfig(decay=0.0, final_lr=0.0))).config.optim
-    assert (0.0, 0.0) == (optim.decay, optim.final_lr)
+    optim = resolve(RunConfig(optim=schema.MuonConfig(decay=0.5, final_lr=0.0))).config.optim
+    assert (0.5, 0.0) == (optim.decay, optim.final_lr)
 
 
 def test_a_budget_is_a_number_of_steps_unless_given() -> None:
@@ -337,7 +338,7 @@ def leaves(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 
 def test_the_digest_ignores_execution_and_nothing_else() -> None:
-    """Changing any one value changes the digest, except those that only say how a run is carried out."""
+    """Changing any one value changes the digest, except those of execution and those that act through model.d_expert."""
     config = resolve(RunConfig(capacity=1.0)).config
     ignored = set()
     for path in leaves(config):
@@ -345,12 +346,23 @@ def test_the_digest_ignores_execution_and_nothing_else() -> None:
         owner = changed
         for part in path[:-1]:
             owner = getattr(owner, part)
-        object.__setattr__(owner, path[-1], "something else")
+        object.__setattr__(owner, path[-1], 12345)
         if changed.digest == config.digest:
             ignored.add(path)
     launch = {path for path in leaves(config) if path[0] == "launch"}
-    assert launch | {("train", key) for key in EXECUTION_KEYS} | {("log",), ("log_project",)} == ignored
-    assert {path for path in leaves(config) if is_execution(".".join(path))} == ignored
+    through_d_expert = {("match",), ("model", "d_ff")}
+    execution = launch | {("train", key) for key in EXECUTION_KEYS} | {("log",), ("log_project",)}
+    assert execution | through_d_expert == ignored
+    assert {path for path in leaves(config) if is_execution(".".join(path))} == execution
+
+
+def test_equal_networks_have_an_equal_digest() -> None:
+    """A width that match finds is the same network as that width typed; a dense layer's width is part of the digest."""
+    matched = load_config([]).config
+    typed = load_config(["match=none", f"model.d_expert={matched.model.d_expert}"]).config
+    assert matched.digest == typed.digest
+    words = ["match=none", "model.d_expert=64", "model.first_dense=1"]
+    assert load_config([*words, "model.d_ff=128"]).config.digest != load_config([*words, "model.d_ff=256"]).config.digest
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,27 @@ def test_points_equal_single_configurations() -> None:
 
 def test_impossible_points_are_left_out_with_the_reason() -> None:
     """k > expert leaves its point out, once and not once a seed, and says why."""
-    plan = plan_sweep(["expert=1,4", "k=1,2"], seeds=3)
+    plan = plan_sweep(["expert=2,4", "k=1,3"], seeds=3)
     assert [(point.label, point.reason) for point in plan.left_out] == [
-        ("expert=1 k=2", "k=2 is more than expert=1: a token cannot choose more experts than there are.")
+        ("expert=2 k=3", "k=3 is more than expert=2: a token cannot choose more experts than there are.")
     ]
     assert (plan.num_configurations, len(plan.points)) == (3, 9)
+
+
+@pytest.mark.parametrize("ks", ["k=2", "k=1,2", "k=2,4 eval.k=2 capacity=1.25"])
+def test_the_dense_point_of_a_sweep_stays(ks: str) -> None:
+    """expert=1 sets k aside, as it does the router, so that there is one dense run; a note names k."""
+    plan = plan_sweep(["expert=1,4", *ks.split()])
+    assert 1 == sum(point.config.dense for point in plan.points)
+    assert () == plan.left_out
+    assert any("expert=1 is dense" in note and "k" in note for note in plan.notes)
+
+
+def test_points_that_are_one_network_run_once() -> None:
+    """A width that match finds and the same width typed are one run."""
+    width = load_config(["expert=4"]).config.model.d_expert
+    plan = plan_sweep(["expert=4", f"model.d_expert={width}", "match=active,none"])
+    assert (1, 1) == (len(plan.points), plan.num_repeats)
 
 
 def test_equal_configurations_run_once() -> None:
