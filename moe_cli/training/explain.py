@@ -108,7 +108,7 @@ def _routings(
 
 def _on_cpu(routing: Routing) -> Routing:
     parts = (routing.logits, routing.probs, routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
-    return Routing(*(part.cpu() for part in parts))
+    return Routing(*(part.cpu() for part in parts), num_null=routing.num_null)
 
 
 def token_choices(routing: Routing) -> list[tuple[Choice, ...]]:
