@@ -144,7 +144,13 @@ class Training:
             self.average.update(state.step)
         self._record(learned, lr_factor)
         return StepView(
-            state, self.total_steps, self.progress, learned.loss, learned.aux_losses, lr_factor, self._real(learned.load)
+            state,
+            self.total_steps,
+            self.progress,
+            learned.loss,
+            learned.aux_losses,
+            lr_factor,
+            self._real(learned.load),
         )
 
     def _learn(self) -> Learned:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from moe_cli.config import balances, routers, schema
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config
-from moe_cli.config.model import GPTConfig
 from moe_cli.config.matching import matched_d_expert
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, is_execution
@@ -223,7 +223,12 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
         "own": resolve(RunConfig(expert=64, model=replace(model, d_expert=100), match="none")),
         "dense": resolve(RunConfig(expert=64, model=model, match="none")),
     }
-    expected = {"topk": matched_d_expert(RunConfig(expert=64, k=2, model=model)), "random": 128, "own": 100, "dense": 256}
+    expected = {
+        "topk": matched_d_expert(RunConfig(expert=64, k=2, model=model)),
+        "random": 128,
+        "own": 100,
+        "dense": 256,
+    }
     assert expected["topk"] < 128
     assert expected == {name: each.config.model.d_expert for name, each in resolved.items()}
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.layer_costs import TRAINING_PASSES, sparse_forward_flops
 from moe_cli.config.model import BERTConfig, GPTConfig
-from moe_cli.config.routers import NOT_CAUSAL, HashConfig, RandomConfig, RouterConfig, SigmoidConfig
+from moe_cli.config.routers import NOT_CAUSAL, RouterConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
@@ -70,7 +70,9 @@ def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:
     corpus = corpus_of(config, outputs)
     model, recorder = make_model(config, vocab_of(config, corpus)), Recorder(create_run(outputs, "runs", config))
     optimizers = make_optimizers(config.optim, model)
-    training = Training(config, Parallel(config.launch, model), make_task(config, corpus), optimizers, recorder, 1, lambda view: None)
+    training = Training(
+        config, Parallel(config.launch, model), make_task(config, corpus), optimizers, recorder, 1, lambda view: None
+    )
     for layer in moe_layers(training.model):
         layer.dispatch = "grouped"
     own = 0
@@ -151,7 +153,9 @@ def options_of(router: type[RouterConfig]) -> dict[str, tuple[Any, ...]]:
     found = {}
     for name, kind in get_type_hints(router).items():
         if name != "name":
-            choices = [each for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)]
+            choices = [
+                each for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)
+            ]
             choices += [None, False, True] if bool in get_args(kind) and NoneType in get_args(kind) else []
             choices += [False, True] if kind is bool else []
             found[name] = tuple(choices) or NUMBERS[name]
@@ -199,7 +203,13 @@ def test_every_router_and_option_is_priced_as_torch_counts_it(router: type[Route
         with FlopCounterMode(display=False) as counter:
             y.sum().backward()
         price = 384 * sparse_forward_flops(config, layer.experts.w_out.shape[2])
-        assert forward == pytest.approx(price, rel=0.02), (config.router, config.model, config.expert, config.k, config.capacity)
+        assert forward == pytest.approx(price, rel=0.02), (
+            config.router,
+            config.model,
+            config.expert,
+            config.k,
+            config.capacity,
+        )
         assert forward + counter.get_total_flops() == pytest.approx(TRAINING_PASSES * price, rel=0.02), config
         for name in options_of(router):
             seen[name].add(getattr(config.router, name))

@@ -22,6 +22,7 @@ from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.stats import max_violation
 from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run
 from moe_cli.tasks.text import TextTask
@@ -385,14 +386,16 @@ def test_a_running_run_shows_that_it_lives(text_file: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize("optim", [MuonConfig(sparse_experts=True), AdamWConfig(sparse_experts=True)])
 def test_null_experts_have_nothing_to_update(text_file: Path, tmp_path: Path, optim: MuonConfig | AdamWConfig) -> None:
-    """Sparse updates look at experts that compute; with null experts among the choices training goes on."""
+    """Sparse updates look at experts that compute, and so does MaxVio; with null experts among the choices training goes on."""
     config = tiny_config(text_file, router=TopKConfig(null_experts=3), optim=optim)
     training = make_training(config, tmp_path)
     view = training.step()
-    assert [7, 7] == [len(counts) for counts in view.load]
+    assert [4, 4] == [len(counts) for counts in view.load]
     for layer, counts in zip(training.layers, view.load, strict=True):
-        assert counts[4:].sum() > 0
+        assert 0 < counts.sum() < 2 * config.tokens_per_step
         assert layer.experts.num_experts == 4
+    record = next(record for record in training.recorder.run.metrics() if "moe/max_violation" in record)
+    assert record["moe/max_violation"] == pytest.approx(sum(max_violation(counts) for counts in view.load) / 2)
 
 
 def test_compile_is_for_training_alone(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
