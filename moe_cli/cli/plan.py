@@ -109,11 +109,12 @@ def _print(content: dict[str, Any]) -> None:
     if content["tokens"] is not None:
         parts = f"{count(content['model_flops'])} model + {count(content['optimizer_flops'])} optimizer"
         budget = f"{count(content['tokens'])} tokens   {count(content['training_flops'])}FLOP: {parts}"
+    optimizer = count(content["optimizer_flops_per_step"] / content["tokens_per_step"])
     rows = [
         ("model", f"{shape}   vocabulary {content['vocab_size']:,}   context {content['context_length']:,}"),
         ("parameters", f"{count(content['params'])} total   {count(content['active_params'])} active ({active})"),
         ("compute", f"{count(content['forward_flops_per_token'])}FLOP/token forward   "
-                    f"{count(content['flops_per_token'])}FLOP/token in training, {count(content['model_flops_per_token'])} of them the model's"),
+                    f"{count(content['flops_per_token'])}FLOP/token in training: {count(content['model_flops_per_token'])} model + {optimizer} optimizer"),
         ("training", f"{budget}   {count(content['tokens_per_step'])} tokens a step"),
         ("time", _time(content)),
     ]  # fmt: skip

@@ -76,7 +76,7 @@ def expert_params(config: RunConfig, width: int) -> int:
 
 
 def sparse_params(config: RunConfig, d_expert: int, experts: float) -> float:
-    """Numbers in a layer of so many routed experts: they, the shared experts and the gates."""
+    """Numbers in a sparse layer with this number of routed experts: they, the shared experts and the gates."""
     model = config.model
     gate = model.num_tasks * gate_params(config.router, model.d_model, config.expert) + model.shared_gate_params
     return gate + (experts + model.shared_experts) * expert_params(config, d_expert)
@@ -102,7 +102,7 @@ def dense_matrices(config: RunConfig) -> Counter[tuple[int, int]]:
 
 
 def sparse_matrices(config: RunConfig, d_expert: int, experts: int) -> Counter[tuple[int, int]]:
-    """How many matrices of each shape Muon orthogonalises in a layer of so many routed experts."""
+    """How many matrices of each shape Muon orthogonalises in a layer with this number of routed experts."""
     matrices = Counter(expert_shapes(config, d_expert) * experts)
     if config.model.shared_experts:
         matrices.update(expert_shapes(config, config.model.shared_experts * d_expert))
@@ -131,7 +131,7 @@ def newton_schulz_flops(rows: int, columns: int) -> int:
 
 
 def dense_step_flops(config: RunConfig, with_optimizer: bool) -> float:
-    """Training FLOPs of a dense layer in a step, those of the model and on demand of the optimizer."""
+    """Training FLOPs of a dense layer in a step, those of the model and, if asked for, of the optimizer."""
     tokens = config.tokens_per_step * read_share(config)
     optimizer = optimizer_flops(config, dense_matrices(config)) if with_optimizer else 0
     return TRAINING_PASSES * 2 * expert_params(config, config.model.d_ff) * tokens + optimizer

@@ -113,7 +113,7 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
 
 
 def _matrices(config: RunConfig, sparse: int, rest: Backbone, experts: int) -> Counter[tuple[int, int]]:
-    """How many matrices of each shape Muon orthogonalises, of so many experts in each of the sparse layers."""
+    """How many matrices of each shape Muon orthogonalises, with `experts` in each of the `sparse` layers."""
     matrices = Counter(rest.matrices)
     for number, layer in (
         (config.model.num_layers - sparse, dense_matrices(config)),
