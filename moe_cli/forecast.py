@@ -239,7 +239,7 @@ class Work:
 
 def step_work(config: RunConfig, costs: Cost) -> Work:
     """Of one optimizer step."""
-    products = costs.flops_per_token * config.tokens_per_step / PRODUCT_EFFICIENCY
+    products = costs.model_flops_per_token * config.tokens_per_step / PRODUCT_EFFICIENCY
     return Work(products + costs.optimizer_flops_per_step, config.train.grad_accumulation * _batch_flops(config, costs))
 
 
@@ -288,7 +288,7 @@ def compiles(config: RunConfig, vocab_size: int, device: str) -> bool:
     steps = training_steps(config, vocab_size)
     if steps is None:
         return 60 * (config.train.minutes or 0) >= COMPILE_SECONDS
-    flops = steps * config.tokens_per_step * cost(config, vocab_size).flops_per_token
+    flops = steps * cost(config, vocab_size).flops_per_step
     return flops / (FLOPS_PER_CORE * pick_threads(config, vocab_size)) >= COMPILE_SECONDS
 
 

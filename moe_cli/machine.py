@@ -41,7 +41,7 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
-    flops = cost(config, vocab_size).flops_per_token * config.train.batch_size * config.model.context_length
+    flops = cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
     cores = count_cores() // (local_processes() if launched() else 1)
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
 

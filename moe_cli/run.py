@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
 from moe_cli.forecast import check_upcycle, compiles, corpus_of, pin_upcycle, vocab_of
@@ -245,6 +246,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
         "balance": config.balance.name if config.balance else None,
         "seed": config.seed, "params": costs.num_params, "active_params": costs.num_active_params,
         "flops_per_token": costs.flops_per_token, "forward_flops_per_token": costs.forward_flops_per_token,
+        "model_flops_per_token": costs.model_flops_per_token, "optimizer_flops_per_step": costs.optimizer_flops_per_step,
         "val_loss": result.loss, "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity,
         **{f"val_{key}": value for key, value in result.measures.items()},
         **({"val_pseudo_perplexity": pseudo} if pseudo else {}),
@@ -270,7 +272,7 @@ def _backend(config: RunConfig, layers: Any) -> str | None:
         return config.model.dispatch if layers else None
     experts = layers[0].experts
     precision = pick_precision(config.train.precision, experts.w_in.device)
-    rows = config.train.batch_size * config.model.context_length * (config.k or 1) / config.expert
+    rows = config.train.batch_size * config.model.context_length * assignments_per_token(config) / config.expert
     return choose_backend(make_regime(experts, getattr(torch, precision), rows))
 
 

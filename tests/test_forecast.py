@@ -59,7 +59,7 @@ def test_what_a_step_takes(text_file: Path) -> None:
     """Products once for each token, the optimizer's once; beside them each batch its layers, sparse ones and experts."""
     config = tiny_config(text_file, expert=4, optim=MuonConfig())
     costs = cost(config, 256)
-    products = costs.flops_per_token * 4 * 16 / PRODUCT_EFFICIENCY
+    products = costs.model_flops_per_token * 4 * 16 / PRODUCT_EFFICIENCY
     beside = 3 * LAYER_FLOPS + 2 * (SPARSE_FLOPS + 4 * EXPERT_FLOPS)
     assert costs.optimizer_flops_per_step > 0
     assert Work(products + costs.optimizer_flops_per_step, beside) == step_work(config, costs)

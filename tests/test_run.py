@@ -51,7 +51,8 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
     expected = {
         "run": finished.id, "status": "completed", "expert": 4, "k": 2, "capacity": None, "router": "topk",
         "balance": "switch", "seed": 0, "params": costs.num_params, "active_params": costs.num_active_params,
-        "flops_per_token": costs.flops_per_token, "steps": 6, "tokens": 6 * 64, "dropped_fraction": 0.0,
+        "flops_per_token": costs.flops_per_token, "model_flops_per_token": costs.model_flops_per_token,
+        "optimizer_flops_per_step": costs.optimizer_flops_per_step, "steps": 6, "tokens": 6 * 64, "dropped_fraction": 0.0,
         "capacity_val_loss": None, "corpus": "text",
     }  # fmt: skip
     assert expected == {key: content[key] for key in expected}
@@ -349,7 +350,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr("moe_cli.machine._busy_cores", lambda: 7.0)
     assert 1 == pick_threads(free)
-    per_sequence = cost(free, 256).flops_per_token * free.model.context_length
+    per_sequence = cost(free, 256).model_flops_per_token * free.model.context_length
     for gflops, threads in ((2.5, 3), (7.5, 8), (100, 8)):
         sequences = round(gflops * 1e9 / per_sequence)
         assert threads == pick_threads(tiny_config(text_file, train={"threads": None, "batch_size": sequences}))

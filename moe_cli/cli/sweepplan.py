@@ -75,6 +75,7 @@ def print_head(console: "Console", ahead: Ahead) -> None:
 
 def head(ahead: Ahead) -> list[tuple[str, str]]:
     """Lines, each with its style."""
+    from moe_cli.measures import unequal_flops
     from moe_cli.numbers import plural
     from moe_cli.store import COMPLETED, FAILED, PRUNED
 
@@ -91,6 +92,9 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
     if planned.num_excluded:
         lines.append(("dim", f"  where     leaves out {planned.num_excluded} more"))
     lines += [("dim", f"  note      {note}") for note in planned.notes]
+    costs = [(plan.cost.num_active_params, plan.tokens, plan.cost.flops_per_token) for plan in ahead.plans]
+    if note := unequal_flops(costs):
+        lines.append(("dim", f"  FLOPs     {note}"))
     if planned.num_repeats:
         lines.append(
             ("dim", f"  once      {plural(planned.num_repeats, 'point')} left out: the same configuration as another")

@@ -32,23 +32,21 @@ from moe_cli.config.data import (
     MovieLensData,
     is_local,
 )
-from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, T5Config, TransformerConfig, ViTConfig
+from moe_cli.config.matching import matched_d_expert
+from moe_cli.config.model import DEFAULT_ROPE_BASE, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,
     RandomConfig,
     ReluConfig,
-    RouterConfig,
     SigmoidConfig,
     SoftConfig,
     SwitchConfig,
     TopKConfig,
-    gate_flops,
-    gate_params,
     sums_to_one,
 )
-from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
+from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, RunConfig
 from moe_cli.config.tasks import RatingTask, SpanCorruption
 from moe_cli.errors import ConfigError
 
@@ -66,8 +64,6 @@ SPARSE_ONLY = ("k", "match", "router", "balance", "capacity", "drop", "eval", "r
                "launch.expert_parallel")  # fmt: skip
 # What holds embeddings of users and items down: people's ratings are noisier than planted ones.
 L2_PLANTED, L2_STARS = 0.1, 0.5
-# How far a matched width may miss: below the first it is rounded, above the second there is none.
-ROUNDING, TOLERANCE = 0.01, 0.05
 
 
 @dataclass(frozen=True)
@@ -314,52 +310,12 @@ def _d_expert(config: RunConfig) -> int:
     model = config.model
     if config.match == "none":
         return model.d_expert or model.d_ff
-    matched = matched_d_expert(model, config.expert, config.k or 1, config.router, config.match)
+    matched = matched_d_expert(config)
     if model.d_expert not in (None, matched):
         raise ConfigError(
             f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: match=none"
         )
     return matched
-
-
-def matched_d_expert(
-    model: ModelConfig, num_experts: int, top_k: int, router: RouterConfig | None, match: Match = "active"
-) -> int:
-    """The width of an expert at which a layer of E experts, S shared ones and the gate equals the dense network d_ff.
-
-    With M matrices of D x width in an expert, as `moe_cli.models.cost` counts them:
-
-    - active, the parameters that a token meets: gate + (K + S) M D width = M D d_ff.
-    - total, the parameters that there are: gate + (E + S) M D width = M D d_ff.
-    - flops, of a token, forward; training takes three times both sides: gate + 2 (K + S) M D width = 2 M D d_ff.
-
-    Rounded to the largest power of two up to 16 that moves the sum by less than 1 %: such widths are faster. Else to the
-    nearest whole width, which for total and flops must be within 5 %.
-    """
-    experts = (num_experts if match == "total" else top_k) + model.shared_experts
-    gate = model.num_tasks * gate_params(router, model.d_model, num_experts) + model.shared_gate_params
-    if match == "flops":
-        gate = gate_flops(router, model.d_model, num_experts) // 2 + model.shared_gate_params
-    exact = (model.d_ff - gate / model.d_model / model.matrices_per_expert) / experts
-    quantity = "training FLOPs" if match == "flops" else f"{match} parameters"
-    given, lower = (f"expert={num_experts}", "expert") if match == "total" else (f"expert={num_experts} k={top_k}", "k")
-    if exact < 1:
-        raise ConfigError(
-            f"{given} leave{'s' if match == 'total' else ''} no width for an expert at equal {quantity} "
-            f"(model.d_ff={model.d_ff}). Raise model.d_ff, lower {lower}, or use match=none."
-        )
-    for multiple in (16, 8, 4, 2):
-        rounded = round(exact / multiple) * multiple
-        if rounded and abs(rounded - exact) * experts < ROUNDING * model.d_ff:
-            return rounded
-    nearest = max(1, round(exact))
-    missed = abs(nearest - exact) * experts / model.d_ff
-    if match != "active" and missed > TOLERANCE:
-        raise ConfigError(
-            f"{given}: no whole width of an expert brings equal {quantity}: {nearest} misses those of "
-            f"model.d_ff={model.d_ff} by {missed:.0%}. Raise model.d_ff, lower {lower}, or use match=none."
-        )
-    return nearest
 
 
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:

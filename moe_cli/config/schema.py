@@ -33,7 +33,7 @@ from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
-Match = Literal["active", "total", "flops", "none"]
+Match = Literal["active", "total", "flops", "model_flops", "none"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings of the data that came later, as all was before.
 LATER = {"test_fraction": 0.0, "test_fold": None}

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -148,19 +149,21 @@ class MoELayer(nn.Module):
             self.router.capacity_factor = factor or self.capacity_factor or 1.0
             factor = None
         routing: Routing = self.router(tokens, token_ids) if self.router.reads_token_ids else self.router(tokens)
+        if null := self.router.num_experts - self.num_experts:
+            routing = replace(routing, num_null=null)
         if factor is None:
             return routing
         if self.training:  # over the batch of all processes
-            capacity = expert_capacity(size() * len(tokens), routing.num_experts, self.router.top_k, factor)
+            capacity = expert_capacity(size() * len(tokens), self.num_experts, self.router.top_k, factor)
             rounds = 1 if isinstance(self.router, ReluRouter) else self.router.top_k
             routing = drop_overflow_everywhere(routing, capacity, self.drop, rounds)
         else:
-            capacity = expert_capacity(len(tokens), routing.num_experts, self.router.top_k, factor)
+            capacity = expert_capacity(len(tokens), self.num_experts, self.router.top_k, factor)
             routing = drop_overflow(routing, capacity, self.eval_drop or self.drop)
         return renormalised(routing) if self.renormalise_after_drop else routing
 
     def _compute(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
-        routing = computed(routing, self.num_experts)
+        routing = computed(routing)
         if self.expert_group is not None:
             return compute_divided(self.experts, tokens, routing, self.expert_group, BACKENDS[self.dispatch])
         return BACKENDS[self.dispatch](self.experts, tokens, routing, self.experts.draw_mask(len(routing.expert_ids)))

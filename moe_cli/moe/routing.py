@@ -27,6 +27,7 @@ class Routing:
         clean_logits: the scores before a router's noise; None where there is none.
         noise_std: the standard deviation of that noise.
         penalty: a loss of the router's own, already weighted; None where there is none.
+        num_null: how many of the E experts, the last ones, compute nothing (null experts).
     """
 
     logits: Float[Tensor, "T E"]
@@ -38,6 +39,7 @@ class Routing:
     clean_logits: Float[Tensor, "T E"] | None = None
     noise_std: Float[Tensor, "T E"] | None = None
     penalty: Float[Tensor, ""] | None = None
+    num_null: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -65,10 +67,11 @@ def from_choices(
     return Routing(logits, probs, token_ids, expert_ids, weights, kept, clean_logits, noise_std)
 
 
-def computed(routing: Routing, num_experts: int) -> Routing:
-    """The record without the assignments to null experts, those past the first `num_experts`: what is to be computed."""
-    if routing.num_experts == num_experts:
+def computed(routing: Routing) -> Routing:
+    """The record without null experts and the assignments to them: what is to be computed, dropped and measured."""
+    if not routing.num_null:
         return routing
+    num_experts = routing.num_experts - routing.num_null
     real = routing.expert_ids < num_experts
     return replace(
         routing,
@@ -80,6 +83,7 @@ def computed(routing: Routing, num_experts: int) -> Routing:
         kept=routing.kept[real],
         clean_logits=None,
         noise_std=None,
+        num_null=0,
     )
 
 
@@ -111,7 +115,7 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
 
 
 def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Routing:
-    """The routing in which no expert keeps more than `capacity` assignments.
+    """The routing in which no expert keeps more than `capacity` assignments; null experts, which compute nothing, keep all.
 
     Args:
         drop: who stays. `position`: the first in the order of the record (first choices of all tokens, then second
@@ -134,7 +138,8 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
         )
     else:
         assert drop == "position", drop
-    return replace(routing, kept=routing.kept & (_place_in_queue(routing) < capacity))
+    to_null = routing.expert_ids >= routing.num_experts - routing.num_null
+    return replace(routing, kept=routing.kept & ((_place_in_queue(routing) < capacity) | to_null))
 
 
 def _place_in_queue(routing: Routing) -> Int[Tensor, " A"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.text import Text
 
 from moe_cli.config.parse import show
-from moe_cli.measures import references, target_of
+from moe_cli.measures import references, target_of, unequal_flops
 from moe_cli.numbers import count, plural, printable
 from moe_cli.report.alike import code_versions
 from moe_cli.report.baseline import baseline_command
@@ -86,6 +86,8 @@ def below(view: View, width: int) -> list[Text]:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
     if len({(row["corpus_sha256"], row.get("task.name")) for row in rows}) == 1 and (known := references(rows[0])):
         lines += _pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ", "dim")
+    if note := unequal_flops((row["active_params"], row["tokens"], row["flops_per_token"]) for row in rows):
+        lines += _prose(note, width, "dim")
     shared = _constants(view, rows)
     if shared:
         lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")

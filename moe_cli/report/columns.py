@@ -196,6 +196,8 @@ _RESULTS = {
         Column("params", "params", _counted("params")),
         Column("active_params", "active", _counted("active_params")),
         Column("flops_per_token", "FLOP/token", _counted("flops_per_token")),
+        Column("model_flops_per_token", "model FLOP/token", _counted("model_flops_per_token")),
+        Column("optimizer_flops_per_step", "optimizer FLOP/step", _counted("optimizer_flops_per_step")),
         Column("val_loss", "val loss", _loss),
         Column("val_bpb", "bits/byte", _bits),
         *(Column(f"val_{name}", measure.label, _measure(f"val_{name}", measure)) for name, measure in MEASURES.items()),

@@ -61,7 +61,7 @@ def settings_of(columns: Iterable[str]) -> list[str]:
 
 def applies(setting: str, row: Row) -> bool:
     """Whether a setting means anything in this configuration."""
-    if setting == "model.d_expert" and row.get("match") in ("active", "total", "flops"):
+    if setting == "model.d_expert" and row.get("match") in ("active", "total", "flops", "model_flops"):
         return False
     if row.get("expert") != 1:
         return True

@@ -20,7 +20,7 @@ AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
 # Which way is better.
 LOWER = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_loss", "params", "active_params",
-         "flops_per_token", "forward_flops_per_token", "seconds", "tokens", "peak_memory_bytes", "max_violation", "load_cv",
+         "flops_per_token", "model_flops_per_token", "forward_flops_per_token", "seconds", "tokens", "peak_memory_bytes", "max_violation", "load_cv",
          "dropped_fraction", "dead_experts")  # fmt: skip
 HIGHER = ("tokens_per_second",)
 # Results that not every configuration has, and what gives it one.

@@ -139,14 +139,20 @@ class Training:
         state.seconds += parallel.most(time.perf_counter() - started)
         if learned is None:
             self._record_skipped()
-            load = [torch.zeros(layer.router.num_experts, dtype=torch.int64) for layer in self.layers]
+            load = [torch.zeros(layer.num_experts, dtype=torch.int64) for layer in self.layers]
             return StepView(state, self.total_steps, self.progress, math.nan, {}, lr_factor, load)
         state.skipped_in_a_row = 0
         if self.average is not None:
             self.average.update(state.step)
         self._record(learned, lr_factor)
         return StepView(
-            state, self.total_steps, self.progress, learned.loss, learned.aux_losses, lr_factor, learned.load
+            state,
+            self.total_steps,
+            self.progress,
+            learned.loss,
+            learned.aux_losses,
+            lr_factor,
+            self._real(learned.load),
         )
 
     def _learn(self) -> Learned:
@@ -273,7 +279,8 @@ class Training:
         if learned.dropped_fraction is not None:
             values["moe/dropped_fraction"] = learned.dropped_fraction
         if learned.load:
-            values["moe/max_violation"] = sum(max_violation(counts) for counts in learned.load) / len(learned.load)
+            load = self._real(learned.load)
+            values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
         for key, value in values.items():
             self._add(key, value)
         self._add("steps", 1)
@@ -283,6 +290,10 @@ class Training:
                 {"step": self.state.step, "train/loss_spike": learned.loss, "train/loss_before": before}
             )
         self._write_record(lr_factor)
+
+    def _real(self, load: list[Tensor]) -> list[Tensor]:
+        """Per layer, the counts of the experts that compute: null experts come last."""
+        return [counts[: layer.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
 
     def _record_skipped(self) -> None:
         self.recorder.metrics({"step": self.state.step, "train/skipped": self.state.skipped})

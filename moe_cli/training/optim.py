@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
+from moe_cli.config.layer_costs import NEWTON_SCHULZ_STEPS
 from moe_cli.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
-from moe_cli.models.cost import NEWTON_SCHULZ_STEPS
 from moe_cli.moe.layer import moe_layers
 
 # Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.

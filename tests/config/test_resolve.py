@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from moe_cli.config import balances, routers, schema
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config
+from moe_cli.config.matching import matched_d_expert
 from moe_cli.config.model import BERTConfig, GPTConfig
-from moe_cli.config.resolve import matched_d_expert, resolve
+from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, is_execution
 from moe_cli.config.tasks import MaskedLM
@@ -216,7 +217,7 @@ def test_matched_experts_cost_what_the_dense_network_costs(
     """Active feed-forward parameters, gate included, are within 1 % of dense, or as near as a whole width can be."""
     top_k, shared = data.draw(st.integers(1, min(experts, 16))), data.draw(st.integers(0, 2))
     model = GPTConfig(d_ff=d_ff, expert_kind=kind, shared_experts=shared)
-    d_expert = matched_d_expert(model, experts, top_k, TOPK if gate else RANDOM)
+    d_expert = matched_d_expert(RunConfig(expert=experts, k=top_k, model=model, router=TOPK if gate else RANDOM))
 
     def error(width: int) -> float:
         return abs(active_parameters(model, experts, top_k, width, gate) / dense_parameters(model) - 1)
@@ -238,7 +239,8 @@ def test_matched_experts_cost_what_the_dense_network_costs(
 )
 def test_matched_widths_are_round(d_ff: int, experts: int, top_k: int, expected: int) -> None:
     """The largest power of two up to 16 that 1 % allows divides the width, worked out by hand."""
-    assert expected == matched_d_expert(GPTConfig(d_ff=d_ff, expert_kind="mlp"), experts, top_k, TOPK)
+    model = GPTConfig(d_ff=d_ff, expert_kind="mlp")
+    assert expected == matched_d_expert(RunConfig(expert=experts, k=top_k, model=model, router=TOPK))
 
 
 def test_the_matched_width_is_what_resolve_uses() -> None:
@@ -250,7 +252,12 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
         "own": resolve(RunConfig(expert=64, model=replace(model, d_expert=100), match="none")),
         "dense": resolve(RunConfig(expert=64, model=model, match="none")),
     }
-    expected = {"topk": matched_d_expert(model, 64, 2, TOPK), "random": 128, "own": 100, "dense": 256}
+    expected = {
+        "topk": matched_d_expert(RunConfig(expert=64, k=2, model=model)),
+        "random": 128,
+        "own": 100,
+        "dense": 256,
+    }
     assert expected["topk"] < 128
     assert expected == {name: each.config.model.d_expert for name, each in resolved.items()}
 
@@ -258,11 +265,14 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
 def quantity(match: str, config: RunConfig) -> int:
     """What `match` makes equal, as the costs of a whole model count it."""
     counted = cost(config, 256)
-    return {"active": counted.num_active_params, "total": counted.num_params, "flops": counted.flops_per_token}[match]
+    return {
+        "active": counted.num_active_params, "total": counted.num_params, "flops": counted.flops_per_step,
+        "model_flops": counted.model_flops_per_token,
+    }[match]  # fmt: skip
 
 
 @given(
-    st.data(), st.sampled_from(["active", "total", "flops"]), st.integers(256, 4096), st.integers(2, 64),
+    st.data(), st.sampled_from(["active", "total", "flops", "model_flops"]), st.integers(256, 4096), st.integers(2, 64),
     st.sampled_from(["glu", "mlp"]), st.sampled_from(["linear", "cosine", "activation"]), st.integers(1, 3),
 )  # fmt: skip
 def test_match_makes_equal_what_it_says(
@@ -278,8 +288,9 @@ def test_match_makes_equal_what_it_says(
         matched = resolve(config).config
     except ConfigError:
         assume(False)
-    layer = quantity(match, dense) - quantity(match, replace(dense, model=replace(dense.model, d_ff=d_ff - 1)))
-    network = layer * d_ff * len(matched.sparse_layers) / dense.model.num_layers
+    without = quantity(match, replace(dense, model=replace(dense.model, d_ff=1)))
+    networks = (quantity(match, dense) - without) * d_ff / (d_ff - 1)
+    network = networks * len(matched.sparse_layers) / dense.model.num_layers
 
     def error(width: int) -> float:
         there = replace(matched, model=replace(matched.model, d_expert=width))

@@ -233,13 +233,13 @@ def test_every_preset_of_every_sweep_can_be_planned(name: str, preset: str) -> N
 
 
 def test_isoflop_pays_for_every_point_alike() -> None:
-    """Steps times FLOPs of a step are the budget to half a step, for every size and number of experts."""
+    """Steps times FLOPs of a step, optimizer included, are the budget to half a step, for every size and number of experts."""
     plan = plan_sweep(["isoflop"])
     seen = set()
     for point in plan.points:
         config, budget = point.config, point.config.train.flops
         assert budget is not None
-        step = cost(config, 256).flops_per_token * config.tokens_per_step
+        step = cost(config, 256).flops_per_step
         assert abs((training_steps(config, 256) or 0) * step - budget) <= step / 2
         seen.add((budget, config.model.d_model, config.expert))
     assert len(seen) == len(plan.points) == 3 * 4 * 3

@@ -25,6 +25,7 @@ from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.stats import max_violation
 from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run
 from moe_cli.tasks.text import TextTask
@@ -197,7 +198,7 @@ def test_gradients_are_clipped_to_the_limit(text_file: Path, tmp_path: Path) -> 
 def test_steps_and_tokens_end_on_the_step(text_file: Path, tmp_path: Path) -> None:
     """A budget of steps is met exactly, one of tokens by the step that reaches it, one of FLOPs to half a step."""
     config = tiny_config(text_file)
-    per_step = cost(config, 256).flops_per_token * config.tokens_per_step
+    per_step = cost(config, 256).flops_per_step
     for budget, steps in (({"steps": 3}, 3), ({"tokens": 65}, 2), ({"tokens": 64}, 1), ({"flops": 2.4 * per_step}, 2)):
         run = finish(tiny_config(text_file, train={"steps": None, **budget}), tmp_path)
         assert (steps, 64 * steps) == (run.summary()["steps"], run.summary()["tokens"])
@@ -410,14 +411,16 @@ def test_a_running_run_shows_that_it_lives(text_file: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize("optim", [MuonConfig(sparse_experts=True), AdamWConfig(sparse_experts=True)])
 def test_null_experts_have_nothing_to_update(text_file: Path, tmp_path: Path, optim: MuonConfig | AdamWConfig) -> None:
-    """Sparse updates look at experts that compute; with null experts among the choices training goes on."""
+    """Sparse updates look at experts that compute, and so does MaxVio; with null experts among the choices training goes on."""
     config = tiny_config(text_file, router=TopKConfig(null_experts=3), optim=optim)
     training = make_training(config, tmp_path)
     view = training.step()
-    assert [7, 7] == [len(counts) for counts in view.load]
+    assert [4, 4] == [len(counts) for counts in view.load]
     for layer, counts in zip(training.layers, view.load, strict=True):
-        assert counts[4:].sum() > 0
+        assert 0 < counts.sum() < 2 * config.tokens_per_step
         assert layer.experts.num_experts == 4
+    record = next(record for record in training.recorder.run.metrics() if "moe/max_violation" in record)
+    assert record["moe/max_violation"] == pytest.approx(sum(max_violation(counts) for counts in view.load) / 2)
 
 
 def test_compile_is_for_training_alone(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

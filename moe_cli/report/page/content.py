@@ -26,8 +26,9 @@ LONGEST_TEXT = 300
 # What can be drawn against what: the name, its heading, whether its axis is logarithmic, which way is better.
 QUANTITIES = (
     ("sparsity", "sparsity, 1 - k / experts", False, 0),
-    ("flops_per_token", "training FLOP per token", True, -1),
-    ("train_flops", "training FLOP", True, -1),
+    ("flops_per_token", "training FLOP per token, model and optimizer", True, -1),
+    ("train_flops", "training FLOP, model and optimizer", True, -1),
+    ("model_flops", "training FLOP of the model", True, -1),
     ("active_params", "active parameters", True, -1),
     ("params", "parameters", True, -1),
     ("tokens_per_second", "tokens per second", False, 1),

@@ -61,7 +61,7 @@ class DenseEquivalent:
     """A sparse configuration beside the dense model that reaches its loss on the same tokens.
 
     Attributes:
-        times: the training FLOPs that model takes over those of a dense one with the active parameters of this one, with
+        times: the model FLOPs that model takes in training over those of a dense one with the active parameters of this one, with
             its 95 % interval; infinite where no dense model of up to 10,000 times the size gets there.
         throughput: tokens per second over those of the dense run of equal active parameters and tokens; None without one.
     """
@@ -151,7 +151,7 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
 def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquivalent, ...]:
     """For each sparse configuration, the dense model that equals it; none for a law that has no dense model.
 
-    At equal tokens training FLOPs go with active parameters, so the ratio is that of sizes: for L = L_inf + a / N^alpha it is
+    At equal tokens model FLOPs go with active parameters, so the ratio is that of sizes: for L = L_inf + a / N^alpha it is
     ((L_base - L_inf) / (L_sparse - L_inf))^(1 / alpha).
     """
     if "expansion" in found.law.constant:

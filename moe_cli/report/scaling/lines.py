@@ -115,7 +115,7 @@ def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Tex
     known = any(each.throughput is not None for each in equivalents)
     shown = len(headings) if known and width >= WITH_SPEED else 3
     lines = table(headings[:shown], [row[:shown] for row in rows], width)
-    note = "x compute: training FLOPs of the dense model with the same loss on the same tokens."
+    note = "x compute: model FLOPs, without the optimizer's, of the dense model with the same loss on the same tokens."
     note += " speed-up: how much sooner it gets there on this machine." if shown > 3 else ""
     return [*lines, *prose(note, width, "dim")]
 

@@ -31,7 +31,7 @@ class Points:
         density: 1 - S = K / E; 1 when dense.
         granularity: G = d_ff / d_expert (arXiv:2402.07871, eq. 6); 1 when dense.
         tokens: D, seen in training.
-        flops: of the whole training.
+        flops: of the whole training, model and optimizer.
         loss: nats per token over the validation split; NaN where it is to be predicted.
         cluster: the configuration, 0 to C - 1: runs that differ in the seed alone share one.
         speed: tokens per second in training; NaN where unknown.
