@@ -44,7 +44,7 @@ from moe_cli.config.routers import (
     gate_flops,
     gate_params,
 )
-from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
+from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, Match, RunConfig
 from moe_cli.config.tasks import RatingTask, SpanCorruption
 from moe_cli.errors import ConfigError
 
@@ -56,7 +56,7 @@ BIASED: dict[type, tuple[str, ...]] = {
     QuantileBalance: ("topk", "switch"),
 }
 # Settings and groups that mean nothing without experts.
-SPARSE_ONLY = ("match", "router", "balance", "capacity", "drop", "eval", "renormalise_after_drop", "model.d_expert",
+SPARSE_ONLY = ("match", "router", "balance", "capacity", "drop", "eval.k", "eval.capacity", "eval.drop", "renormalise_after_drop", "model.d_expert",
                "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
                "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.sparse_experts",
                "launch.expert_parallel")  # fmt: skip
@@ -132,7 +132,16 @@ def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> 
         config = replace(config, task=replace(config.task, l2_embedding=fitting))
     if isinstance(config.task, SpanCorruption):
         config.task.check(config.model.context_length)
-    return config
+    # What says the same as null is null.
+    length, stride = config.eval.context_length, config.eval.stride
+    return replace(
+        config,
+        eval=replace(
+            config.eval,
+            context_length=None if length == config.model.context_length else length,
+            stride=None if stride == config.eval_length else stride,
+        ),
+    )
 
 
 def _with_attention(model: Transformer, given: Collection[str], notes: list[str]) -> Transformer:
@@ -192,7 +201,7 @@ def _without_experts(config: RunConfig) -> RunConfig:
     optim = replace(config.optim, sparse_experts=False)
     return replace(
         config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",
-        model=model, optim=optim, eval=EvalConfig(), launch=replace(config.launch, expert_parallel=1),
+        model=model, optim=optim, eval=replace(config.eval, k=None, capacity=None, drop=None), launch=replace(config.launch, expert_parallel=1),
     )  # fmt: skip
 
 

@@ -128,6 +128,8 @@ DATA_OF = {
 }  # fmt: skip
 
 
+TEXT_TASKS = tuple(task for task, data in DATA_OF.items() if data is TEXTS)
+
 # What a model brings along where nobody chooses otherwise.
 WITH_MODEL = {
     "lstm": {"router": "noisy_topk", "balance": "importance+load"},
