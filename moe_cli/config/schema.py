@@ -301,6 +301,16 @@ class RunConfig:
             )
 
     @property
+    def eval_drop(self) -> str:
+        """Which assignments a capacity drops at evaluation; of an encoder and decoder, in the decoder."""
+        return self.eval.drop or ("causal" if self.model.causal else self.drop or "position")
+
+    @property
+    def sees_later_tokens(self) -> bool:
+        """Whether with a capacity at evaluation a causal model's guess depends on later tokens."""
+        return self.model.causal and self.eval_drop != "causal"
+
+    @property
     def eval_length(self) -> int:
         """Tokens of a validation window."""
         return self.eval.context_length or self.model.context_length

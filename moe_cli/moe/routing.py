@@ -107,7 +107,8 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
     Args:
         drop: who stays. `position`: the first in the order of the record (first choices of all tokens, then second
             choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974).
-            `random`: anyone, drawn with torch's generator.
+            `random`: anyone, drawn with torch's generator. With each of them an earlier token may lose its place to a
+            later one; with `drop_overflow_in_order` none does.
     """
     if drop in ("probability", "random"):
         if drop == "random":
@@ -124,16 +125,49 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
         )
     else:
         assert drop == "position", drop
-    return replace(routing, kept=routing.kept & (_place_in_queue(routing) < capacity))
+    return replace(routing, kept=routing.kept & (_place_in_queue(routing.expert_ids, routing.num_experts) < capacity))
 
 
-def _place_in_queue(routing: Routing) -> Int[Tensor, " A"]:
-    """How many earlier assignments ask for the same expert."""
-    by_expert = torch.argsort(routing.expert_ids, stable=True)
+@dataclass(frozen=True)
+class Sequences:
+    """Where the routed tokens stand.
+
+    Attributes:
+        number: of sequences.
+        length: positions of each, padding among them.
+        mask: False for padding, which is not routed; None: there is none.
+    """
+
+    number: int
+    length: int
+    mask: Bool[Tensor, "*batch L"] | None = None
+
+    def ids(self, device: torch.device) -> Int[Tensor, " T"]:
+        """The number of the sequence of each token."""
+        ids = torch.arange(self.number * self.length, device=device) // self.length
+        return ids if self.mask is None else ids[self.mask.flatten()]
+
+
+def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences) -> Routing:
+    """The routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
+
+    All choices of a token come before those of the next token, so that no later token pushes an earlier one out. Neither
+    does another sequence.
+    """
+    order = torch.argsort(routing.token_ids, stable=True)  # the record has first choices before second ones
+    queues = sequences.ids(order.device)[routing.token_ids] * routing.num_experts + routing.expert_ids
+    kept = torch.empty_like(routing.kept)
+    kept[order] = _place_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
+    return replace(routing, kept=routing.kept & kept)
+
+
+def _place_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
+    """How many earlier assignments are in the same one of `number` queues."""
+    by_queue = torch.argsort(queues, stable=True)
     # Not bincount, whose length a compiler cannot know.
-    counts = torch.zeros(routing.num_experts, dtype=torch.int64, device=by_expert.device)
-    counts.index_add_(0, routing.expert_ids, torch.ones_like(by_expert))
+    counts = torch.zeros(number, dtype=torch.int64, device=by_queue.device)
+    counts.index_add_(0, queues, torch.ones_like(by_queue))
     starts = counts.cumsum(0) - counts
-    place = torch.empty_like(by_expert)
-    place[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
-    return place - starts[routing.expert_ids]
+    place = torch.empty_like(by_queue)
+    place[by_queue] = torch.arange(len(by_queue), device=by_queue.device)
+    return place - starts[queues]

@@ -110,7 +110,7 @@ def test_the_loss_is_the_mean_over_all_targets_of_the_split() -> None:
     guess = int(targets[1])
     model.logits.data[guess] = 2.0
     result = evaluate(model, task, 2)
-    assert 3 * (6 + 2 + 1) + (1 + 1 + 1) == len(targets) == result.num_tokens  # three windows, and 10 tokens
+    assert 3 * (6 + 2 + 1) + (2 + 1 + 1) == len(targets) == result.num_tokens  # three windows, and 10 tokens
     assert -model.logits.log_softmax(0)[targets].mean().item() == pytest.approx(result.loss, rel=1e-5)
     text = targets[targets < V]
     assert 0 < (text == guess).double().mean().item() == pytest.approx(result.measures["accuracy"])
