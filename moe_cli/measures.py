@@ -81,6 +81,24 @@ def target_of(task: Any) -> str:
     return TARGETS.get(task or "causal_lm", "target") if isinstance(task, str | None) else "target"
 
 
+def eval_windows(settings: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What decides from how much text a validation token is predicted, of settings by their dotted names: the tokens of a
+    window, those to the next one, and how documents are packed. None: the data are no text.
+    """
+    if settings.get("task.name") in ("images", "ratings"):
+        return None
+    length = settings.get("eval.context_length") or settings.get("model.context_length")
+    return (length, settings.get("eval.stride") or length, settings.get("data.packing") or "concat")
+
+
+def sees_later_tokens(drop: str) -> str:
+    """What to say of a capacity-limited loss of a causal model where `drop` is not `causal`."""
+    return (
+        f"drop={drop} sees later tokens: experts have room for the whole batch, so a token may lose its place to one after "
+        "it. drop=causal does not"
+    )
+
+
 def written(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Those of a task's measures that are among the values: accuracy 31 %."""
     known = {name: values.get(prefix + name) for name in MEASURES}

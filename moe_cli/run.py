@@ -230,7 +230,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
     chosen = partial(look, capacity_factor=config.eval.capacity, drop=config.eval.drop)
     result = chosen(task, size)
     routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
-    limited = look(task, size, capacity_factor=config.capacity) if config.capacity else None
+    limited = look(task, size, capacity_factor=config.capacity, drop=config.eval.drop) if config.capacity else None
     hardest = task.hardest()
     pseudo = chosen(hardest, size).perplexity if hardest else None
     if not math.isfinite(result.loss):
@@ -252,7 +252,9 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
         **({"val_pseudo_perplexity": pseudo} if pseudo else {}),
         "val_tokens": result.num_tokens, "val_bytes": result.num_bytes,
         "dispatch": _backend(config, training.layers),
-        "capacity_val_loss": limited.loss if limited else None, "train_loss": losses[-1] if losses else None, **routing,
+        "capacity_val_loss": limited.loss if limited else None,
+        "capacity_val_drop": config.eval_drop if limited else None,
+        "eval_context": result.mean_context, "train_loss": losses[-1] if losses else None, **routing,
         "skipped_steps": state.skipped, "rewinds": state.rewinds, "loss_spikes": state.spikes,
         "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": int(parallel.most(peak_memory_bytes())),

@@ -16,6 +16,7 @@ from moe_cli.cli.show import Load, curve_of, load_of, violation
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import show
 from moe_cli.glance import Glance, glance, number
+from moe_cli.measures import eval_windows
 from moe_cli.numbers import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.store import Run
 
@@ -127,6 +128,12 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
     if "data.tokenizer" in settings or "data.bpe_vocab" in settings:
         caveats.append("their tokens differ: losses per token cannot be compared, bits per byte can")
         meaningless |= set(PER_TOKEN)
+    windows = [eval_windows(flat(each.run.config_dict())) for each in (a, b)]
+    if windows[0] != windows[1]:
+        caveats.append(
+            "their validation tokens have unlike contexts: give both the same eval.context_length and eval.stride"
+        )
+        meaningless |= set(LEARNED) - {"train_loss"}
     tokens = [number(each.results.get("tokens")) for each in (a, b)]
     if None not in tokens and tokens[0] != tokens[1]:
         caveats.append(

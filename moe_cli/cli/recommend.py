@@ -18,7 +18,8 @@ Recommend = Annotated[
 Across = Annotated[
     str | None,
     typer.Option(
-        metavar="A,B", help="With --recommend: rank runs that differ in data, tokenizer, validation, budget or code."
+        metavar="A,B",
+        help="With --recommend: rank runs that differ in data, tokenizer, validation, eval_context, budget or code.",
     ),
 ]
 

@@ -58,8 +58,9 @@ BIASED: dict[type, tuple[str, ...]] = {
     QuantileBalance: ("topk", "switch"),
 }
 # Settings and groups that mean nothing without experts.
-SPARSE_ONLY = ("k", "match", "router", "balance", "capacity", "drop", "eval", "renormalise_after_drop", "model.d_expert",
-               "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
+ROUTING_AT_EVALUATION = ("eval.k", "eval.capacity", "eval.drop")
+SPARSE_ONLY = ("k", "match", "router", "balance", "capacity", "drop", *ROUTING_AT_EVALUATION, "renormalise_after_drop",
+               "model.d_expert", "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
                "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.sparse_experts",
                "launch.expert_parallel")  # fmt: skip
 # What holds embeddings of users and items down: people's ratings are noisier than planted ones.
@@ -134,7 +135,16 @@ def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> 
         config = replace(config, task=replace(config.task, l2_embedding=fitting))
     if isinstance(config.task, SpanCorruption):
         config.task.check(config.model.context_length)
-    return config
+    # What says the same as null is null.
+    length, stride = config.eval.context_length, config.eval.stride
+    return replace(
+        config,
+        eval=replace(
+            config.eval,
+            context_length=None if length == config.model.context_length else length,
+            stride=None if stride == config.eval_length else stride,
+        ),
+    )
 
 
 def _with_attention(model: Transformer, given: Collection[str], notes: list[str]) -> Transformer:
@@ -196,7 +206,7 @@ def _without_experts(config: RunConfig) -> RunConfig:
     optim = replace(config.optim, sparse_experts=False)
     return replace(
         config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",
-        model=model, optim=optim, eval=EvalConfig(), launch=replace(config.launch, expert_parallel=1),
+        model=model, optim=optim, eval=_as_trained(config.eval), launch=replace(config.launch, expert_parallel=1),
     )  # fmt: skip
 
 
@@ -232,9 +242,9 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
         config = replace(config, optim=replace(config.optim, sparse_experts=False))
     if isinstance(router, SoftConfig):
         typed = [name for name in given if name != "k" or asked is not None]
-        idle = ("k", "capacity", "drop", "renormalise_after_drop", "eval")
+        idle = ("k", "capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION)
         notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *idle)
-        return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=EvalConfig())
+        return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=_as_trained(config.eval))
     if isinstance(router, ExpertChoiceConfig):
         idle = ("drop", "renormalise_after_drop", "eval.drop")
         notes += _set_aside(given, "router=expert_choice fills experts to their capacity and drops no tokens", *idle)
@@ -252,8 +262,19 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
         config = _with_equal_weights(config, given, notes)
     policy = config.eval
     k = None if policy.k == config.k else policy.k
-    drop = None if policy.drop == (config.drop or "position") else policy.drop
+    drop = policy.drop
+    if config.capacity is None and policy.capacity is None and not isinstance(router, ExpertChoiceConfig):
+        notes += _set_aside(given, "evaluation drops nothing without a capacity", "eval.drop")
+        drop = None
+    # Of an encoder and decoder, null is another rule in each.
+    elif drop == replace(config, eval=replace(policy, drop=None)).eval_drop and not isinstance(config.model, T5Config):
+        drop = None
     return replace(config, eval=replace(policy, k=k, drop=drop))
+
+
+def _as_trained(policy: EvalConfig) -> EvalConfig:
+    """Without the settings of routing at evaluation."""
+    return replace(policy, k=None, capacity=None, drop=None)
 
 
 def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:

@@ -28,12 +28,14 @@ from moe_cli.config.routers import (
     check_router,
     check_task_router,
 )
-from moe_cli.config.tasks import CausalLM, TaskConfig, check_task
+from moe_cli.config.tasks import TEXT_TASKS, CausalLM, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "model_flops", "none"]
+# Which assignments are dropped where an expert has no room; see `moe_cli.moe.routing.drop_overflow`.
+Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings of the data that came later, as all was before.
 LATER = {"test_fraction": 0.0, "test_fold": None}
@@ -185,14 +187,24 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How a trained model is routed at evaluation; null: as many experts as in training, and nothing dropped."""
+    """How a trained model is routed and read at evaluation; null: as many experts as in training, and nothing dropped.
+
+    Attributes:
+        drop: null: `causal` where a model must not see later tokens, else as in training.
+        context_length: tokens of a validation window; null: those of the model.
+        stride: tokens from one validation window to the next, of which the last `stride` are scored; null: windows lie
+            side by side.
+    """
 
     k: int | None = None
     capacity: float | None = None
-    drop: Literal["position", "probability", "random"] | None = None
+    drop: Drop | None = None
+    context_length: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
-        at_least("eval.k", self.k, 1)
+        for key in ("k", "context_length", "stride"):
+            at_least(f"eval.{key}", getattr(self, key), 1)
         above("eval.capacity", self.capacity, 0)
         if self.drop is not None and self.capacity is None:
             raise ConfigError(f"eval.drop={self.drop} has no effect: nothing is dropped without eval.capacity.")
@@ -205,7 +217,7 @@ class RunConfig:
     expert: int = 8
     k: int | None = None
     capacity: float | None = None
-    drop: Literal["position", "probability", "random"] | None = None
+    drop: Drop | None = None
     renormalise_after_drop: bool = False
     match: Match = "active"
     seed: int = 0
@@ -235,6 +247,7 @@ class RunConfig:
         check_log(self.log, self.log_project)
         self._check_shards()
         self._check_packing()
+        self._check_windows()
 
     def _check_choice(self) -> None:
         if self.dense:
@@ -283,6 +296,43 @@ class RunConfig:
         for wrong, why, instead in refused:
             if wrong:
                 raise ConfigError(f"data.packing={packing}: {why}. Use data.packing={instead}")
+
+    def _check_windows(self) -> None:
+        for key, tasks in (("context_length", TEXT_TASKS), ("stride", ("causal_lm",))):
+            if getattr(self.eval, key) is not None and self.task.name not in tasks:
+                raise ConfigError(
+                    f"eval.{key}={getattr(self.eval, key)} has no effect on task={self.task.name}. It is for task={', '.join(tasks)}."
+                )
+        if self.eval_length > self.model.context_length:
+            raise ConfigError(
+                f"eval.context_length={self.eval_length} is more than model.context_length={self.model.context_length}, "
+                "the most that the model can read."
+            )
+        if self.eval_stride > self.eval_length:
+            raise ConfigError(
+                f"eval.stride={self.eval_stride} is more than the {self.eval_length} tokens of a validation window: "
+                "some tokens would not be scored."
+            )
+
+    @property
+    def eval_drop(self) -> str:
+        """Which assignments a capacity drops at evaluation; of an encoder and decoder, in the decoder."""
+        return self.eval.drop or ("causal" if self.model.causal else self.drop or "position")
+
+    @property
+    def sees_later_tokens(self) -> bool:
+        """Whether with a capacity at evaluation a causal model's guess depends on later tokens."""
+        return self.model.causal and self.eval_drop != "causal"
+
+    @property
+    def eval_length(self) -> int:
+        """Tokens of a validation window."""
+        return self.eval.context_length or self.model.context_length
+
+    @property
+    def eval_stride(self) -> int:
+        """Tokens from one validation window to the next."""
+        return self.eval.stride or self.eval_length
 
     @property
     def dense(self) -> bool:

@@ -120,8 +120,8 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
     Args:
         drop: who stays. `position`: the first in the order of the record (first choices of all tokens, then second
             choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974), of
-            equals the first in the record.
-            `random`: anyone, drawn with torch's generator.
+            equals the first in the record. `random`: anyone, drawn with torch's generator. With each of them an earlier
+            token may lose its place to a later one; with `drop_overflow_in_order` none does.
     """
     if drop in ("probability", "random"):
         if drop == "random":
@@ -138,17 +138,55 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
         )
     else:
         assert drop == "position", drop
-    to_null = routing.expert_ids >= routing.num_experts - routing.num_null
-    return replace(routing, kept=routing.kept & ((_place_in_queue(routing) < capacity) | to_null))
+    has_room = _place_in_queue(routing.expert_ids, routing.num_experts) < capacity
+    return replace(routing, kept=routing.kept & (has_room | _to_null(routing)))
 
 
-def _place_in_queue(routing: Routing) -> Int[Tensor, " A"]:
-    """How many earlier assignments ask for the same expert."""
-    by_expert = torch.argsort(routing.expert_ids, stable=True)
+def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
+    """Which assignments are to null experts."""
+    return routing.expert_ids >= routing.num_experts - routing.num_null
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the routed tokens stand.
+
+    Attributes:
+        number: of sequences.
+        length: positions of each, padding among them.
+        mask: False for padding, which is not routed; None: there is none.
+    """
+
+    number: int
+    length: int
+    mask: Bool[Tensor, "*batch L"] | None = None
+
+    def ids(self, device: torch.device) -> Int[Tensor, " T"]:
+        """The number of the sequence of each token."""
+        ids = torch.arange(self.number * self.length, device=device) // self.length
+        return ids if self.mask is None else ids[self.mask.flatten()]
+
+
+def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences) -> Routing:
+    """The routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
+
+    Null experts keep all. All choices of a token come before those of the next token, so that no later token pushes an earlier one out. Neither
+    does another sequence.
+    """
+    order = torch.argsort(routing.token_ids, stable=True)  # the record has first choices before second ones
+    queues = sequences.ids(order.device)[routing.token_ids] * routing.num_experts + routing.expert_ids
+    has_room = torch.empty_like(routing.kept)
+    has_room[order] = _place_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
+    return replace(routing, kept=routing.kept & (has_room | _to_null(routing)))
+
+
+def _place_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
+    """How many earlier assignments are in the same one of `number` queues."""
+    by_queue = torch.argsort(queues, stable=True)
     # Not bincount, whose length a compiler cannot know.
-    counts = torch.zeros(routing.num_experts, dtype=torch.int64, device=by_expert.device)
-    counts.index_add_(0, routing.expert_ids, torch.ones_like(by_expert))
+    counts = torch.zeros(number, dtype=torch.int64, device=by_queue.device)
+    counts.index_add_(0, queues, torch.ones_like(by_queue))
     starts = counts.cumsum(0) - counts
-    place = torch.empty_like(by_expert)
-    place[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
-    return place - starts[routing.expert_ids]
+    place = torch.empty_like(by_queue)
+    place[by_queue] = torch.arange(len(by_queue), device=by_queue.device)
+    return place - starts[queues]

@@ -1,4 +1,4 @@
-"""Which runs may be held against each other: the same text, validation, budget and code. The others are named, not mixed in."""
+"""Which runs may be held against each other: the same text, validation, evaluation context, budget and code. The others are named, not mixed in."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -9,11 +9,13 @@ from typing import Any
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
+from moe_cli.measures import eval_windows
 from moe_cli.report.fold import Row
 from moe_cli.store import Run
 
 DATA, TOKENIZER, VALIDATION, BUDGET, CODE = "data", "tokenizer", "validation", "budget", "code"
-ASPECTS = (DATA, TOKENIZER, VALIDATION, BUDGET, CODE)
+EVAL_CONTEXT = "eval_context"
+ASPECTS = (DATA, TOKENIZER, VALIDATION, EVAL_CONTEXT, BUDGET, CODE)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def _kind(aspect: str, row: Row) -> Any:
         return (row.get("data.tokenizer"), row.get("data.bpe_vocab"))
     if aspect == VALIDATION:
         return tuple(row.get(name) for name in HELD_OUT)
+    if aspect == EVAL_CONTEXT:
+        return eval_windows(row)
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
             return (budget, row[budget])

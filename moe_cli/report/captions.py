@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.text import Text
 
 from moe_cli.config.parse import show
-from moe_cli.measures import references, target_of, unequal_flops
+from moe_cli.config.tasks import CAUSAL_MODELS
+from moe_cli.measures import eval_windows, references, sees_later_tokens, target_of, unequal_flops
 from moe_cli.numbers import count, plural, printable
 from moe_cli.report.alike import code_versions
 from moe_cli.report.baseline import baseline_command
@@ -33,6 +34,8 @@ def above(view: View, title: str, width: int) -> list[Text]:
         pieces.append(f"{shorten(printable(rows[0]['corpus']))} corpus")
     if any(row["tokens"] for row in rows):
         pieces.append(_span((row["tokens"] for row in rows), count) + " tokens")
+    if any(row["eval_context"] for row in rows):
+        pieces.append("validation context " + _span((row["eval_context"] for row in rows), "{:.1f}".format) + " tokens")
     if any(row["active_params"] for row in rows):
         pieces.append("active parameters " + _span((row["active_params"] for row in rows), count))
     lines = _pack([shorten(printable(title)), *pieces], width, "   ", " " * 2)
@@ -88,6 +91,7 @@ def below(view: View, width: int) -> list[Text]:
         lines += _pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ", "dim")
     if note := unequal_flops((row["active_params"], row["tokens"], row["flops_per_token"]) for row in rows):
         lines += _prose(note, width, "dim")
+    lines += _limited(rows, width)
     shared = _constants(view, rows)
     if shared:
         lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")
@@ -140,8 +144,8 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         names = sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data.items())
         named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
-    elif len({comparable(row) for row in rows if score(row) is not None}) > 1:
-        lines += _prose("different budgets: 'best' is said among equal ones only", width, "yellow")
+    else:
+        lines += _unlike(view, [row for row in rows if score(row) is not None], width)
     paths = [path for row in rows for path in row["paths"]]
     versions = code_versions([{"path": path} for path in paths]) if 1 < len(paths) <= MOST_LOOKED_AT else 1
     if versions > 1:
@@ -170,6 +174,43 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))
         seen = "" if view.by_run or not rows else "; to see them: moe report --runs"
         lines += _prose(f"without results yet: {counted}{seen}", width, "yellow")
+    return lines
+
+
+def _unlike(view: View, rows: Sequence[Row], width: int) -> list[Text]:
+    """Why rows of the same data are not ranked together: their budgets, and how much context a validation token has."""
+    lines = []
+    if len({comparable(row)[1:] for row in rows}) > 1:
+        steps = ""
+        if "model.context_length" in view.varying:
+            steps = ". A step of another model.context_length has other tokens: give train.tokens, not train.steps"
+        lines += _prose(f"different budgets: 'best' is said among equal ones only{steps}", width, "yellow")
+    if len({eval_windows(row) for row in rows}) > 1:
+        lines += _prose(
+            "different evaluation contexts: ranked within one only. To compare, give all the same eval.context_length "
+            "and eval.stride",
+            width,
+            "yellow",
+        )
+    return lines
+
+
+def _limited(rows: Sequence[Row], width: int) -> list[Text]:
+    """How a capacity dropped assignments at evaluation, where it did."""
+    rules = {rule for row in rows if row["capacity_val_loss"] is not None and (rule := row.get("capacity_val_drop"))}
+    lines = []
+    if rules == {"causal"}:
+        lines += _prose(
+            "limited loss: at the capacity of training, counted over each sequence; no later token takes the place of an "
+            "earlier one (drop=causal)",
+            width,
+            "dim",
+        )
+    elif rules:
+        lines += _prose(f"limited loss: at the capacity of training, drop={', '.join(sorted(rules))}", width, "dim")
+    seen = {row["eval.drop"] for row in rows if row.get("model.name") in CAUSAL_MODELS and row.get("eval.drop")}
+    for drop in sorted(seen - {"causal"}):
+        lines += _prose(f"val loss: {sees_later_tokens(drop)}", width, "yellow")
     return lines
 
 

@@ -11,6 +11,7 @@ from moe_cli.config.data import HELD_OUT
 from moe_cli.config.expressions import Expression, all_hold
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import EXECUTION_KEYS
+from moe_cli.measures import eval_windows
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
 from moe_cli.report.stats import mean_and_interval, paired_difference
 from moe_cli.report.verdicts import CANNOT_TELL, Offer, Paired, more_seeds, paired, pareto, verdicts
@@ -31,8 +32,9 @@ OF_RUNS = EXECUTION | {*IDENTITY, "seed"}
 # Settings that say nothing about a dense model.
 SPARSE_ONLY = ("k", "capacity", "drop", "renormalise_after_drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
                "model.shared_gate", "model.expert_dropout", "model.expert_init_scale",
-               "model.moe_every", "model.first_dense", "model.dispatch", "optim.sparse_experts")  # fmt: skip
-SPARSE_GROUPS = ("router.", "balance.", "eval.")
+               "model.moe_every", "model.first_dense", "model.dispatch", "optim.sparse_experts",
+               "eval.k", "eval.capacity", "eval.drop")  # fmt: skip
+SPARSE_GROUPS = ("router.", "balance.")
 # Settings that others bring along: they tell configurations apart only where those others are equal.
 FOLLOWS: dict[str, tuple[str, ...]] = {
     "drop": ("capacity",),
@@ -40,6 +42,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     **{f"{group}.name": () for group in ("model", "task", "data")},
     **{f"{group}.": (f"{group}.name",) for group in ("model", "task", "data")},
     "model.d_expert": ("model.name", "model.d_ff", "match"),
+    "eval.context_length": ("model.context_length",),
+    "eval.stride": ("model.context_length", "eval.context_length"),
     "router.": ("router", "k"),
     "balance.": ("balance",),
     "optim.name": (),
@@ -310,9 +314,12 @@ def _parents(name: str) -> tuple[str, ...]:
 
 
 def comparable(row: Row) -> tuple[Any, ...]:
-    """What rows share when their losses may be ranked: the data, what was asked, and how much training was paid for."""
+    """What rows share when their losses may be ranked: the data, what was asked, from which context, and how much training
+    was paid for.
+    """
     corpus = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
-    data = (corpus, row.get("task.name") or "causal_lm", *(row.get(name) for name in HELD_OUT))
+    asked = (row.get("task.name") or "causal_lm", eval_windows(row))
+    data = (corpus, *asked, *(row.get(name) for name in HELD_OUT))
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
             return (data, budget, row[budget])

@@ -45,6 +45,7 @@ UNITS = {
     "val_tokens": "tokens",
     "val_bytes": "bytes",
     "capacity_val_loss": "nats per token, or what the task answers for",
+    "eval_context": "tokens",
     "train_loss": "nats per token, or what the task answers for",
     "routing_entropy": "share of the most possible",
     "mean_routing_entropy": "share of the most possible",

@@ -1,6 +1,7 @@
 """A recommendation in a few lines that can be pasted into a memo."""
 
 from moe_cli.numbers import duration, percent, plural, printable
+from moe_cli.report.alike import EVAL_CONTEXT
 from moe_cli.report.recommend import Comparison, Recommendation
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 
@@ -27,7 +28,8 @@ def memo(found: Recommendation) -> list[str]:
             + "."
         )
     for aspect, number in found.left_out.items():
-        lines.append(f"Left out: {plural(number, 'run')} of other {aspect}; to rank them too: --across {aspect}")
+        alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == EVAL_CONTEXT else ""
+        lines.append(f"Left out: {plural(number, 'run')} of other {aspect}{alike}; to rank them too: --across {aspect}")
     about = f"   (about {duration(found.next_seconds)}, one at a time)" if found.next_seconds else ""
     if found.next is None:
         return [*lines, "No command is given for a next sweep: this version of moe cannot make these settings."]

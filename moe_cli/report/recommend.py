@@ -116,7 +116,7 @@ def recommend(
     """What a frame of `load_runs` says to use.
 
     Args:
-        across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, budget, code.
+        across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, eval_context, budget, code.
         elsewhere: dense runs that may serve as baselines.
 
     Raises:

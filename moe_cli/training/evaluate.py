@@ -29,7 +29,7 @@ from moe_cli.moe.stats import (
     specialisation,
     tokens_per_expert,
 )
-from moe_cli.tasks.task import BY_DOMAIN, Batch, Task
+from moe_cli.tasks.task import BY_DOMAIN, CONTEXT, Batch, Task
 from moe_cli.training.precision import autocast
 
 # Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
@@ -140,6 +140,7 @@ class Evaluation:
         measures: the task's own, such as accuracy.
         domain_losses: nats per target, of every domain that has some.
         layers: per sparse layer, first to last; empty for a dense model.
+        mean_context: of a causal model, from how many earlier tokens a token is predicted, on average; else None.
     """
 
     loss: float
@@ -150,6 +151,7 @@ class Evaluation:
     measures: dict[str, float] = field(default_factory=dict)
     layers: list[LayerUse] = field(default_factory=list)
     domain_losses: dict[str, float] = field(default_factory=dict)
+    mean_context: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -195,11 +197,12 @@ def evaluate(
     """The model on the validation split, in evaluation mode; leaves mode and random state as they were.
 
     Args:
-        batch_size: windows per forward pass; a capacity counts over one pass, as in training.
-        max_tokens: look at about so many tokens, spread over the split; None: the whole split.
+        batch_size: windows per forward pass; a capacity counts over one pass, as in training, with drop=causal over one
+            sequence.
+        max_tokens: read about so many tokens, spread over the split; None: the whole split.
         top_k: experts per token; None: as trained.
         capacity_factor: None drops nothing.
-        drop: which assignments go where there is no room; None: as trained.
+        drop: which assignments go where there is no room; None: `causal` in layers of a causal model, else as trained.
         precision: of the forward pass, as `train.precision`.
     """
     nats = 0.0
@@ -230,6 +233,7 @@ def evaluate(
     return Evaluation(
         nats / num_targets, bits_per_byte, num_targets, num_bytes or None, task.domains,
         task.metrics(measured, num_targets), layers, _domain_losses(task, measured),
+        float(measured[CONTEXT]) / num_targets if CONTEXT in measured else None,
     )  # fmt: skip
 
 

@@ -229,7 +229,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pairs = draw.permutation(200)[:150]
     lines = [f"{pair // 10 + 1}\t{pair % 10 + 1}\t{draw.integers(1, 6)}\t1\n" for pair in pairs]
     (folder / "MOVIELENS" / "u.data").write_text("".join(lines))
-    return {name: str(next(folder.glob(f"{name}*"))) for name in ("TEXT", "OTHER", "JSONL", "TOKENS", "IMAGES", "MOVIELENS")}
+    return {
+        name: str(next(folder.glob(f"{name}*"))) for name in ("TEXT", "OTHER", "JSONL", "TOKENS", "IMAGES", "MOVIELENS")
+    }
 
 
 class Results:
@@ -269,7 +271,9 @@ class Results:
         chosen = {**policy, "capacity_factor": config.eval.capacity, "drop": config.eval.drop}
         looks = [evaluate(training.model, training.task, 8, max_tokens=64, **chosen)]
         if config.capacity is not None:
-            looks.append(evaluate(training.model, training.task, 8, max_tokens=64, **policy, capacity_factor=config.capacity))
+            looks.append(
+                evaluate(training.model, training.task, 8, max_tokens=64, **policy, capacity_factor=config.capacity)
+            )
         if hardest := training.task.hardest():
             looks.append(evaluate(training.model, hardest, 8, **chosen))
         weights = {name: tensor.numpy().tobytes() for name, tensor in training.model.state_dict().items()}

@@ -95,7 +95,7 @@ CHOICES = [
     (["balance=switch+none"], "balance=none is the control without balancing: it cannot be combined."),
     (["balance.scope=word"], "balance.scope=word is not one of: batch, sequence, global."),
     (["balance.convention=their"], "balance.convention=their is not one of: ours, hf."),
-    (["drop=positon"], "drop=positon is not one of: position, probability, random. Did you mean 'position'?"),
+    (["drop=positon"], "drop=positon is not one of: position, probability, random, causal. Did you mean 'position'?"),
     (["match=all"], "match=all is not one of: active, total, flops, model_flops, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
     (["model.expert_kind=gul"], "model.expert_kind=gul is not one of: glu, mlp. Did you mean 'glu'?"),

@@ -356,7 +356,7 @@ def test_moe_layers_come_first_to_last() -> None:
             "k=1 with router.renormalise=true makes every weight 1 and leaves the gate without a gradient. "
             "Use router.renormalise=false.",
         ),
-        ({"drop": "chance"}, "drop='chance' is not one of: position, probability, random."),
+        ({"drop": "chance"}, "drop='chance' is not one of: position, probability, random, causal."),
         ({"expert_kind": "conv"}, "expert_kind='conv' is not one of: glu, mlp."),
         ({"activation": "tanh"}, "activation='tanh' is not one of: silu, gelu, relu, relu2."),
         ({"dispatch": "fast"}, "dispatch='fast' is not one of: reference, grouped, padded, einsum, auto."),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import HELD_OUT
 from moe_cli.errors import ConfigError
+from moe_cli.measures import eval_windows
 from moe_cli.report.frame import plain
 from moe_cli.store import COMPLETED
 
@@ -95,9 +96,9 @@ def make_points(frame: pd.DataFrame) -> Named:
             "Give the runs of one corpus: moe report SWEEP --fit, or --filter 'corpus == \"NAME\"'"
         )
     kinds = ("data.tokenizer", "data.bpe_vocab", *HELD_OUT)
-    if len({tuple(run.get(name) for name in kinds) for run in usable}) > 1:
+    if len({(*(run.get(name) for name in kinds), eval_windows(run)) for run in usable}) > 1:
         raise ConfigError(
-            "the runs differ in tokenizer or validation split, and a law is of nats per token: no one law holds for them.\n"
+            "the runs differ in tokenizer, validation split or evaluation context, and a law is of nats per token: no one law holds for them.\n"
             "Give runs of one kind, such as: --filter 'data.tokenizer == \"bytes\"'"
         )
     settings = settings_of(frame.columns)
