@@ -110,7 +110,8 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "optim.lr": [0.1], "optim.adam_lr": [0.1], "optim.momentum": [0.3], "optim.weight_decay": [0.5], "optim.beta1": [0.5],
     "optim.beta2": [0.5], "optim.warmup": [0.4], "optim.decay": [0.9], "optim.final_lr": [0.5], "optim.grad_clip": [0.01],
     "optim.ema": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e7], "train.batch_size": [6],
-    "train.grad_accumulation": [2, 1], "eval.k": [1, 2], "eval.capacity": [0.5, 0.75],
+    "train.grad_accumulation": [2, 1], "eval.k": [1, 2], "eval.capacity": [0.5, 0.75], "eval.context_length": [8, 4],
+    "eval.stride": [4, 2],
 }  # fmt: skip
 # Why a setting cannot be held to the rule here.
 EXEMPT = {
