@@ -29,7 +29,7 @@ from moe_cli.config.layer_costs import (
     sparse_params,
     updated_experts,
 )
-from moe_cli.config.routers import HashConfig, RandomConfig, SwitchConfig
+from moe_cli.config.routers import HashConfig, RandomConfig, SoftConfig, SwitchConfig, null_experts
 from moe_cli.config.schema import MuonConfig, RunConfig, SGDConfig
 from moe_cli.models.backbone import INTEGER, Backbone, backbone
 
@@ -147,8 +147,9 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
 
     Kept per token beside the backbone's, with D width, F hidden width, K' kept choices, V logits: a dense network 4 F if
     gated, else 2 F, of relu F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and
-    what it made of the input (2 D) and who went where (about 7 K'). The peak is at the loss, 3 V, or in the last sparse
-    layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one expert at even load 7 F if gated, else
+    what it made of the input (2 D) and who went where (about 7 K'). Of router=soft in place of the probabilities four
+    mixtures (E S each), the record (7 E), the input normalised (2 D) and the slots' answers (K' D). The peak is at the
+    loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one expert at even load 7 F if gated, else
     4 F. In float32, without dropout, by the loop of `grouped`; other back ends hold more.
     """
     model, tokens = config.model, _tokens_per_pass(config)
@@ -162,8 +163,10 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     rows = kept * (width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * INTEGER)
     shared = copies * model.shared_experts * d_expert + model.shared_gate_params
     router = config.router
-    scores = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert
+    scores = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert + null_experts(router)
     scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0
+    if isinstance(router, SoftConfig):
+        scores = config.expert * (4 * router.slots + 7) + 2 * width + kept * width
     ffn = (model.num_layers - sparse) * dense + sparse * (rows + shared + scores)
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
     gradients = config.expert * model.matrices_per_expert * width * d_expert
