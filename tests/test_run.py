@@ -99,6 +99,7 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
     limited = evaluate(trained.model, trained.task, 4, capacity_factor=0.5)
     assert limited.loss == content["capacity_val_loss"]
     assert content["val_loss"] != content["capacity_val_loss"]
+    assert "causal" == content["capacity_val_drop"]
     assert (limited.routing_metrics() or {})["dropped_fraction"] == content["dropped_fraction"] >= 0.5
 
 

@@ -60,14 +60,12 @@ def evaluate(
     unit = target(found.config_dict())
     console = Console(emoji=False)
     contexts = {row["eval_context"] for row in rows}
-    context = (
-        f"   context {rows[0]['eval_context']:.1f} tokens on average"
-        if len(contexts) == 1 and None not in contexts
-        else ""
-    )
+    context = f", mean context {rows[0]['eval_context']:.1f}" if len(contexts) == 1 and None not in contexts else ""
+    size = f"{rows[0]['val_tokens']:,} {split} {unit}s"
     console.print(
-        f"[bold]{found.id}[/]   step {trained.step:,}   {rows[0]['val_tokens']:,} {split} {unit}s, the whole split{context}",
+        f"[bold]{found.id}[/]   step {trained.step:,}   {size}, the whole split{context}",
         highlight=False,
+        soft_wrap=True,
     )
     tables = [_table(rows, unit), *([_domain_table(rows)] if domains else [])]
     for table in tables:

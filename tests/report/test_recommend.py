@@ -163,19 +163,21 @@ def test_failures_are_named(tmp_path: Path) -> None:
     assert found(tmp_path)[0].failed == ("expert=64 k=8: out of memory",)
 
 
-@pytest.mark.parametrize("aspect", ["data", "validation", "budget", "code"])
+@pytest.mark.parametrize("aspect", ["data", "validation", "eval_context", "budget", "code"])
 def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None:
-    """Of another text, split, budget or code: not ranked, said, and included when asked for."""
+    """Of another text, split, evaluation context, budget or code: not ranked, said, and included when asked for."""
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.70, EIGHT)
-    settings = {"validation": {"data__val_fraction": 0.2}, "budget": {"train__steps": 900}}.get(aspect, {})
+    settings = {"validation": {"data__val_fraction": 0.2}, "budget": {"train__steps": 900},
+                "eval_context": {"eval__stride": 64}}.get(aspect, {})  # fmt: skip
     results = {"corpus_sha256": "cd" * 32} if aspect == "data" else {}
     for run in make(tmp_path, 1.5, {**SIXTEEN, **settings}, **results):
         if aspect == "code":
             write_json(run.path / "meta.json", {"git": {"commit": "b" * 40, "diff": ""}})
     answer, text = found(tmp_path)
     assert (answer.settings["expert"], dict(answer.left_out)) == (8, {aspect: 3})
-    assert f"Left out: 3 runs of other {aspect}; to rank them too: --across {aspect}" in text
+    alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == "eval_context" else ""
+    assert f"Left out: 3 runs of other {aspect}{alike}; to rank them too: --across {aspect}" in text
     across, _ = found(tmp_path, aspect)
     assert across.left_out == {}
     assert across.runner_up is not None or across.settings["expert"] == 16
