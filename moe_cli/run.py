@@ -3,9 +3,11 @@
 python -m moe_cli.run RUN_FOLDER OUTPUTS
 """
 
+import errno
 import gc
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -42,6 +44,12 @@ from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 DONE, WRONG, BUSY, FULL, STOPPED = 0, 1, 4, 5, 130
+# How messages of torch begin that have no type of their own: those of its allocators, and those of gloo.
+_NO_MEMORY = re.compile(
+    r"\[enforce fail at alloc_cpu\.cpp:\d+\] .*DefaultCPUAllocator: can't allocate memory: "
+    r"|CUDA error: (out of memory|CUBLAS_STATUS_ALLOC_FAILED)|MPS backend out of memory"
+)
+_GLOO = re.compile(r"\[\S*gloo/\S+:\d+\] |Gloo connectFullMesh failed|Application timeout caused pair closure$")
 # The process id of a worker's parent, without which it should not go on.
 PARENT = "MOE_PARENT"
 
@@ -294,11 +302,14 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
 
 
 def _in_our_words(run: Run, error: BaseException) -> TrainingError | None:
+    """What Python, torch and its libraries raise; a MoeError has words of its own."""
+    if isinstance(error, MoeError):
+        return None
     return _disk_full(run, error) or _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error)
 
 
 def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
-    if isinstance(error, DiskFull) or not is_full(error):
+    if not is_full(error):
         return None
     from moe_cli.training.checkpoint import way_on
 
@@ -307,11 +318,19 @@ def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:
-    """The error in words a user can act on, if that is what happened; torch says it differently on CPU and GPU."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    """The error in words a user can act on, if memory ran out: known by its type, or by how torch's allocators begin."""
+    import torch
+
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    typed |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if typed or (_is_of_torch(error) and _NO_MEMORY.match(str(error))):
         return TrainingError("out of memory. Lower train.batch_size, model.context_length or the model's size.")
     return None
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    """Whether torch may have raised it: its C++ code has no types of its own for most of what can go wrong."""
+    return type(error) is RuntimeError or type(error).__module__ == "torch"
 
 
 def _not_compiled(error: BaseException) -> TrainingError | None:
@@ -323,12 +342,14 @@ def _not_compiled(error: BaseException) -> TrainingError | None:
 
 
 def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
-    """What the engines under torch.distributed say, each in its own words, when a peer is gone."""
-    text = str(error)
-    gone = any(word in text for word in ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out"))
-    if not launched() or not isinstance(error, RuntimeError) or not gone:
+    """What torch.distributed raises when another process is gone; gloo's errors are plain RuntimeErrors."""
+    if not launched():
         return None
-    return LostProcess(f"another process of this training is gone; the last checkpoint is kept.\n{_go_on(run)}")
+    from torch.distributed import DistError
+
+    if isinstance(error, DistError) or (type(error) is RuntimeError and _GLOO.match(str(error))):
+        return LostProcess(f"another process of this training is gone; the last checkpoint is kept.\n{_go_on(run)}")
+    return None
 
 
 def _go_on(run: Run) -> str:
