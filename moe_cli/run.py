@@ -20,7 +20,7 @@ from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, compiles, corpus_of, pin_upcycle, vocab_of
+from moe_cli.forecast import check_upcycle, compiles, corpus_of, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
@@ -33,10 +33,8 @@ from moe_cli.store import (
     Onlooker,
     Recorder,
     Run,
-    create_run,
     is_full,
     lock,
-    outputs_folder,
     write_text,
 )
 from moe_cli.tasks.data import Data, judged_by_test, other_reading
@@ -368,24 +366,6 @@ def _record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
             write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
     except OSError:
         pass
-
-
-def train(overrides: Sequence[str] = (), *, outputs: Path | None = None) -> Run:
-    """Trains one configuration, as `moe train` does, and gives its run.
-
-    Args:
-        overrides: settings such as "expert=8", "k=2".
-        outputs: where runs are kept; None: $MOE_OUTPUTS or ./outputs.
-
-    Raises:
-        MoeError: a setting or the data are wrong, or training failed.
-    """
-    from moe_cli.config.load import load_config
-
-    folder = outputs_folder(outputs)
-    config = pin_upcycle(load_config(overrides).config, folder)
-    check_loggers(config.log)
-    return run_one(create_run(folder, "runs", config), folder)
 
 
 def main(run_folder: str, outputs: str) -> int:
