@@ -17,7 +17,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, SpanCorruption
 from moe_cli.errors import ConfigError
 from moe_cli.loggers.recorder import check_loggers
-from moe_cli.machine import available_memory_bytes, pick_threads, visible_gpus
+from moe_cli.machine import available_memory_bytes, crowding, pick_threads, visible_gpus
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.numbers import count
 from moe_cli.store import Run, find_run
@@ -205,6 +205,13 @@ def shortage(plan: Plan) -> str | None:
         f"about {count(need)}B of memory are needed, {count(free)}B are free. "
         "Lower train.batch_size, model.context_length or the model's size."
     )
+
+
+def cautions(plan: Plan, device: str) -> tuple[str, ...]:
+    """Notes on a run before it starts on a `cpu` or `cuda` device: too little memory, busy cores, a slow start."""
+    compiled = compiles(plan.config, vocab_of(plan.config, plan.corpus), device)
+    slow = "torch.compile takes half a minute at the start. Without it: train.compile=off" if compiled else None
+    return tuple(filter(None, (shortage(plan), crowding(plan.threads), slow)))
 
 
 def memory_of(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:

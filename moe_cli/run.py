@@ -3,9 +3,11 @@
 python -m moe_cli.run RUN_FOLDER OUTPUTS
 """
 
+import errno
 import gc
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -19,7 +21,7 @@ from typing import Any
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, compiles, corpus_of, pin_upcycle, vocab_of
+from moe_cli.forecast import check_upcycle, compiles, corpus_of, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
@@ -32,10 +34,8 @@ from moe_cli.store import (
     Onlooker,
     Recorder,
     Run,
-    create_run,
     is_full,
     lock,
-    outputs_folder,
     write_text,
 )
 from moe_cli.tasks.data import Data, judged_by_test, other_reading
@@ -43,6 +43,12 @@ from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 DONE, WRONG, BUSY, FULL, STOPPED = 0, 1, 4, 5, 130
+# How messages of torch begin that have no type of their own: those of its allocators, and those of gloo.
+_NO_MEMORY = re.compile(
+    r"\[enforce fail at alloc_cpu\.cpp:\d+\] .*DefaultCPUAllocator: can't allocate memory: "
+    r"|CUDA error: (out of memory|CUBLAS_STATUS_ALLOC_FAILED)|MPS backend out of memory"
+)
+_GLOO = re.compile(r"\[\S*gloo/\S+:\d+\] |Gloo connectFullMesh failed|Application timeout caused pair closure$")
 # The process id of a worker's parent, without which it should not go on.
 PARENT = "MOE_PARENT"
 
@@ -298,11 +304,14 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
 
 
 def _in_our_words(run: Run, error: BaseException) -> TrainingError | None:
+    """What Python, torch and its libraries raise; a MoeError has words of its own."""
+    if isinstance(error, MoeError):
+        return None
     return _disk_full(run, error) or _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error)
 
 
 def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
-    if isinstance(error, DiskFull) or not is_full(error):
+    if not is_full(error):
         return None
     from moe_cli.training.checkpoint import way_on
 
@@ -311,11 +320,19 @@ def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:
-    """The error in words a user can act on, if that is what happened; torch says it differently on CPU and GPU."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    """The error in words a user can act on, if memory ran out: known by its type, or by how torch's allocators begin."""
+    import torch
+
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    typed |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if typed or (_is_of_torch(error) and _NO_MEMORY.match(str(error))):
         return TrainingError("out of memory. Lower train.batch_size, model.context_length or the model's size.")
     return None
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    """Whether torch may have raised it: its C++ code has no types of its own for most of what can go wrong."""
+    return type(error) is RuntimeError or type(error).__module__ == "torch"
 
 
 def _not_compiled(error: BaseException) -> TrainingError | None:
@@ -327,12 +344,14 @@ def _not_compiled(error: BaseException) -> TrainingError | None:
 
 
 def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
-    """What the engines under torch.distributed say, each in its own words, when a peer is gone."""
-    text = str(error)
-    gone = any(word in text for word in ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out"))
-    if not launched() or not isinstance(error, RuntimeError) or not gone:
+    """What torch.distributed raises when another process is gone; gloo's errors are plain RuntimeErrors."""
+    if not launched():
         return None
-    return LostProcess(f"another process of this training is gone; the last checkpoint is kept.\n{_go_on(run)}")
+    from torch.distributed import DistError
+
+    if isinstance(error, DistError) or (type(error) is RuntimeError and _GLOO.match(str(error))):
+        return LostProcess(f"another process of this training is gone; the last checkpoint is kept.\n{_go_on(run)}")
+    return None
 
 
 def _go_on(run: Run) -> str:
@@ -351,24 +370,6 @@ def _record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
             write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
     except OSError:
         pass
-
-
-def train(overrides: Sequence[str] = (), *, outputs: Path | None = None) -> Run:
-    """Trains one configuration, as `moe train` does, and gives its run.
-
-    Args:
-        overrides: settings such as "expert=8", "k=2".
-        outputs: where runs are kept; None: $MOE_OUTPUTS or ./outputs.
-
-    Raises:
-        MoeError: a setting or the data are wrong, or training failed.
-    """
-    from moe_cli.config.load import load_config
-
-    folder = outputs_folder(outputs)
-    config = pin_upcycle(load_config(overrides).config, folder)
-    check_loggers(config.log)
-    return run_one(create_run(folder, "runs", config), folder)
 
 
 def main(run_folder: str, outputs: str) -> int:

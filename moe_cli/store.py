@@ -72,7 +72,8 @@ def is_full(error: BaseException) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in numbers
-    return any(f"(os error {number})" in str(error) for number in numbers)  # what safetensors says
+    ends = tuple(f"(os error {number})" for number in numbers)
+    return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:

@@ -18,11 +18,20 @@ import torch
 
 import moe_cli
 from moe_cli.config.schema import MuonConfig
-from moe_cli.errors import CheckpointError, ConfigError, DataError, DiskFull, MoeError, RunBusy, TrainingError
+from moe_cli.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiskFull,
+    LostProcess,
+    MoeError,
+    RunBusy,
+    TrainingError,
+)
 from moe_cli.machine import crowding, pick_device, pick_threads
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
-from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, restore, run_one
+from moe_cli.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
 from moe_cli.store import Recorder, Run, create_run, lock, write_json
 from moe_cli.tasks.data import SIZES
 from moe_cli.tasks.text import TextTask
@@ -33,6 +42,7 @@ PROMISED = {
     "run", "status", "expert", "k", "capacity", "router", "balance", "seed", "params", "active_params",
     "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation", "dropped_fraction", "dead_experts",
 }  # fmt: skip
+MOE_ERRORS = [MoeError, *MoeError.__subclasses__(), *TrainingError.__subclasses__()]
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -436,7 +446,11 @@ def test_a_validation_loss_that_is_not_finite_fails(
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes."
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
     ],
     ids=lambda error: type(error).__name__,
@@ -451,6 +465,46 @@ def test_a_lack_of_memory_is_said_with_what_helps(text_file: Path, tmp_path: Pat
     with pytest.raises(TrainingError, match=r"out of memory\. Lower train\.batch_size"):
         run_one(run, tmp_path, exhaust)
     assert ("failed", True) == (run.status()["status"], run.status()["reason"].startswith("out of memory."))
+
+
+def test_torch_says_a_lack_of_memory_in_the_known_form(text_file: Path, tmp_path: Path) -> None:
+    """What torch raises when it cannot allocate is taken for a lack of memory."""
+
+    def exhaust(view: Any) -> None:
+        torch.empty(10**15)
+
+    with pytest.raises(TrainingError, match=r"^out of memory\."):
+        run_one(create_run(tmp_path, "runs", tiny_config(text_file)), tmp_path, exhaust)
+
+
+def test_gloo_says_a_lost_process_in_a_known_form(text_file: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The errors of torch.distributed are taken for a lost process, where there are several."""
+    monkeypatch.setattr("moe_cli.run.launched", lambda: True)
+    run = Run(tmp_path / "run")
+    source = "/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
+    for error in (
+        RuntimeError(f"[{source}/pair.cc:553] Connection closed by peer [127.0.0.1]:17793. GLHF!"),
+        RuntimeError(f"[{source}/unbound_buffer.cc:78] Timed out waiting 5000ms for recv operation to complete"),
+        RuntimeError("Application timeout caused pair closure"),
+        torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0."),
+        torch.distributed.DistNetworkError("Connection reset by peer"),
+    ):
+        assert isinstance(_in_our_words(run, error), LostProcess)
+
+
+TRIGGERS = ("Timed out", "out of memory", "can't allocate memory", "gloo", "NCCL", "Connection closed", "(os error 28)")
+
+
+def test_a_message_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error keeps its own words, whatever a path or a value in its message happens to be called."""
+    monkeypatch.setattr("moe_cli.run.launched", lambda: True)
+    kinds = [*MOE_ERRORS, ValueError, KeyError, FileNotFoundError, RuntimeError, Exception]
+    messages = [
+        form.format(words) for words in TRIGGERS for form in ("{}", "/data/{}/a.txt is empty.", "x={0}: no {0}")
+    ]
+    taken = [(kind, message) for kind in kinds for message in messages
+             if _in_our_words(Run(tmp_path / "run"), kind(message)) is not None]  # fmt: skip
+    assert [] == taken
 
 
 def test_a_run_whose_reader_went_away_has_not_failed(text_file: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, check_devices, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,8 +41,8 @@ def train(
     from rich.console import Console
 
     from moe_cli.cli.trainplan import print_plan
-    from moe_cli.forecast import compiles, make_plans, measure_flops, pin_upcycle, shortage, vocab_of
-    from moe_cli.machine import crowding, pick_device
+    from moe_cli.forecast import cautions, make_plans, measure_flops, pin_upcycle, shortage
+    from moe_cli.machine import check_devices, pick_device
     from moe_cli.run import for_this_job
 
     console = Console(stderr=as_json)
@@ -62,9 +62,7 @@ def train(
     else:
         with _read(run):
             print_plan(console, plan, str(run.path))
-        print_notes(tuple(filter(None, [shortage(plan), crowding(plan.threads)])))
-        if compiles(config, vocab_of(config, plan.corpus), device.type):
-            print_notes(("torch.compile takes half a minute at the start. Without it: train.compile=off",))
+        print_notes(cautions(plan, device.type))
         _train(console, run, folder, as_json)
 
 

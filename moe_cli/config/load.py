@@ -35,6 +35,11 @@ from moe_cli.errors import ConfigError
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
+# Hydra's hint on its own command line, which is not ours; where in its tree OmegaConf was, and what it found there.
+_ADDED = re.compile(
+    r"\nTo append to your (config|default list) use \+[^\n]*\Z"
+    r"|\n    full_key: [^\n]*(\n    reference_type=[^\n]*)?\n    object_type=[^\n]*\Z"
+)
 GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "experiment")
 
 
@@ -303,10 +308,10 @@ def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def three_lines(error: BaseException) -> str:
-    """What Hydra or OmegaConf says, in at most three lines and without its hints on '+'."""
+    """What Hydra or OmegaConf says, in at most three lines and without what they add at the end."""
     cause = error.__cause__ or error
-    text = str(error) or str(cause)
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "+" not in line and "full_key" not in line]
+    text = _ADDED.sub("", str(error) or str(cause))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines[:3]) or type(cause).__name__
 
 

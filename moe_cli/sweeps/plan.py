@@ -111,15 +111,16 @@ def plan_sweep(
     assert sweep.search is None, "planned by plan_search"
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
+    conditions = parse_conditions(where)
     if not named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
+        composer.point({key: axis.values[0] for key, axis in axes.items()})  # an unknown name is the greater fault
         raise ConfigError(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
         )
-    conditions = tuple(parse_expression(condition) for condition in where)
     blocks = [_typed(block, axes.values(), conditions) for block in sweep.blocks]
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
-        raise ConfigError("no point of this sweep can be run." + _reasons(found))
+        raise ConfigError(_reasons(found))
     folder = check_folder(name or sweep.name.replace("/", "-"))
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
@@ -183,10 +184,22 @@ class _Found:
 
 
 def _reasons(found: _Found) -> str:
+    """Why no point can be run: the reason that all have in common, or the first ones."""
+    reasons = {point.reason for point in found.left_out.values()}
+    if len(reasons) == 1 and not found.excluded:
+        return reasons.pop()
     lines = [f"{point.label}: {point.reason}" for point in found.left_out.values()][:2]
     if found.excluded:
         lines.append(f"'where' holds for none of {found.excluded}.")
-    return "".join("\n" + line for line in lines[:2])
+    return "\n".join(["no point of this sweep can be run.", *lines[:2]])
+
+
+def parse_conditions(texts: Sequence[str]) -> tuple[Expression, ...]:
+    """The conditions of `--where`. Raises ConfigError for one that cannot be read or is about no setting."""
+    conditions = tuple(map(parse_expression, texts))
+    for condition in conditions:
+        check_condition(condition)
+    return conditions
 
 
 def check_condition(condition: Expression) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
-from moe_cli.config.expressions import Expression, parse_expression
+from moe_cli.config.expressions import Expression
 from moe_cli.config.load import GROUPS, Composer, parse_overrides
 from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
 from moe_cli.config.resolve import Resolved
@@ -14,7 +14,7 @@ from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.plan import check_condition, check_folder, compose, named, seeds_of, source_of
+from moe_cli.sweeps.plan import check_condition, check_folder, compose, named, parse_conditions, seeds_of, source_of
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
@@ -158,12 +158,13 @@ def plan_search(
     chosen = seeds_of(seed, seeds, sweep)
     domains = _domains(composer, sweep, block, axes.values())
     space = {key: domain for key, domain in domains.items() if isinstance(domain, Interval) or len(domain) > 1}
+    conditions = (*sweep.blocks[0].where, *parse_conditions(where))
     if not space:
+        composer.point({key: domain[0] for key, domain in domains.items()})  # type: ignore[index]
         raise ConfigError(
             "nothing to search: every setting has one value. Give an interval or several: optim.lr='interval(0.001,0.1)'"
         )
-    conditions = (*sweep.blocks[0].where, *map(parse_expression, where))
-    for condition in conditions:
+    for condition in sweep.blocks[0].where:
         check_condition(condition)
     objectives = parse_objectives(options.objective or block.objective or "val_bpb")
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune

@@ -285,6 +285,11 @@ WRONG = [
     (["k=1,2"], {"where": ["k > 2"]}, "no point of this sweep can be run.\n'where' holds for none of 2."),
     (["k=1,9"], {"where": ["k > 2"]}, "no point of this sweep can be run.\nk=9: k=9 is more than expert=8: a token cannot choose more experts than there are.\n'where' holds for none of 1."),
     (["k=1,2"], {"where": ["seed < 2"]}, "'seed < 2': every configuration has all seeds. Choose them: seed=0,1"),
+    (["exprt=8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),
+    (["exprt=1,8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),
+    (["sparsity", "exprt=8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),
+    (["expert=8", "router.jitter=0.1"], {}, "no setting 'router.jitter' with router=topk. It belongs to router=switch."),
+    (["expert=8"], {"where": ["exprt > 2"]}, "no setting 'exprt' in 'exprt > 2'. Did you mean 'expert'?"),
     (["k=1,2", "seed=one"], {}, "seed=one is not a whole number."),
     (["k=1,2", "seed=0,-1"], {}, "seed=-1 is too small: the least is 0."),
 ]  # fmt: skip
