@@ -106,14 +106,6 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
     return runs_frame(chosen, outputs, keep=not names)
 
 
-def dense_runs_elsewhere(outputs: Path, frame: pd.DataFrame, beside: Collection[str] = ()) -> pd.DataFrame:
-    """The dense runs of the outputs folder, or of those `beside`, that are not in the frame: they may serve as its baselines."""
-    seen = {Path(path).resolve() for path in frame["path"]}
-    runs = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in beside)]
-    found = {run.path.resolve(): run for run in runs if "-dense-" in run.id}
-    return runs_frame([run for path, run in found.items() if path not in seen], outputs)
-
-
 def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
     found = [run for run in runs if run.group in spellings(name)] or [run for run in runs if run.id == name]
     if name == "latest":
