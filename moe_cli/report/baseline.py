@@ -63,8 +63,9 @@ def baseline_runs_elsewhere(
     found = {path: run for run in runs if (path := run.path.resolve()) not in seen}
     others = runs_frame(list(found.values()), outputs)
     wanted = [*([] if baseline is None else [baseline]), *declared_baselines(frame), DENSE]
-    fitting = [row["status"] == COMPLETED and any(is_baseline(row, each) for each in wanted) for row in rows_of(others)]
-    return others[fitting].reset_index(drop=True)
+    fitting = [row["path"] for row in rows_of(others)
+               if row["status"] == COMPLETED and any(is_baseline(row, each) for each in wanted)]  # fmt: skip
+    return others[others["path"].isin(fitting)].reset_index(drop=True)
 
 
 def chosen_baseline(text: str, frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None" = None) -> Mapping[str, Any]:
@@ -74,12 +75,11 @@ def chosen_baseline(text: str, frame: "pd.DataFrame", elsewhere: "pd.DataFrame |
         ConfigError: it cannot be read, no complete run has these settings, or several configurations fit.
     """
     baseline = parse_baseline(text)
-    known = [str(name) for name in frame.columns]
+    settings, rows = settings_of(map(str, frame.columns)), rows_of(frame)
+    known = [name.removesuffix(".name") for name in settings]
     for name in baseline:
-        if name not in known and f"{name}.name" not in known:
+        if name not in (*known, *settings):
             raise ConfigError(f"--baseline {text}: no setting '{name}'.{did_you_mean(name, known)}")
-    rows = rows_of(frame)
-    settings = settings_of(known)
     bases, ambiguous = baselines_of(rows, [] if elsewhere is None else rows_of(elsewhere), baseline, settings)
     if ambiguous:
         raise ConfigError(f"--baseline {text} {ambiguity(ambiguous)}")

@@ -98,12 +98,9 @@ def make_view(
     folded = fold(frame, question.by_run, elsewhere, baseline, on_runs)
     known = [str(name) for name in folded.columns]
     unmeasured = {*OF_RUNS, *SETTINGS, *CORPUS, *settings_of(known)}
-    for part in parts:
-        part.check(known)
+    _check_names(question, parts, known)
     for part in on_runs:
         _check_of_runs(part, unmeasured)
-    for name in question.columns:
-        check_name(name, known)
     rows = rows_of(folded)
     chosen = _sorted([index for index, row in enumerate(rows) if all_hold(on_rows, row)], rows, question.sort, known)
     on_settings = [part for part in on_rows if part.names <= unmeasured]
@@ -129,6 +126,13 @@ def make_view(
         look_at(shown, baseline if pairs is None else None),
         [] if question.by_run else _recommended(rows, frame, elsewhere, baseline, pairs),
     )
+
+
+def _check_names(question: Question, parts: Sequence[Expression], known: Sequence[str]) -> None:
+    for part in parts:
+        part.check(known)
+    for name in question.columns:
+        check_name(name, known)
 
 
 def _recommended(

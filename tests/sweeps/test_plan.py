@@ -245,7 +245,12 @@ def test_the_sweep_is_written_beside_its_runs_and_left_alone(tmp_path: Path) -> 
     assert before <= written.pop("created") <= time.time()
     assert before <= written["commands"][0].pop("time") <= time.time()
     declared = {"question": plan.question, "baseline": {"balance": "switch", "balance.weight": 0.001}}
-    command = {"words": ["paper/loss_free_table2", "train.steps=2"], "seeds": [0, 1, 2], "where": [], "version": __version__}
+    command = {
+        "words": ["paper/loss_free_table2", "train.steps=2"],
+        "seeds": [0, 1, 2],
+        "where": [],
+        "version": __version__,
+    }
     assert {"name": "paper-loss_free_table2", **declared, "commands": [{**command, **declared}]} == written
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     stamps = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
@@ -286,7 +291,11 @@ def test_a_baseline_that_is_declared_later_wins(tmp_path: Path) -> None:
 def test_commands_at_the_same_time_are_all_recorded(tmp_path: Path) -> None:
     """Each writer adds its command to what the others wrote."""
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda index: record_command(tmp_path, [f"k={index}"], {}, seeds=[0], where=[], version="1"), range(40)))
+        list(
+            pool.map(
+                lambda index: record_command(tmp_path, [f"k={index}"], {}, seeds=[0], where=[], version="1"), range(40)
+            )
+        )
     assert [f"k={index}" for index in range(40)] == sorted(
         (each["words"][0] for each in recorded(tmp_path)["commands"]), key=lambda word: int(word[2:])
     )
