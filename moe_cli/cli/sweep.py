@@ -30,6 +30,12 @@ Where = Annotated[
 Name = Annotated[
     str | None, typer.Option(help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].", show_default=False)
 ]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SETTINGS", help="What the report takes differences to, such as balance=none.", show_default=False
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
 ]
@@ -66,6 +72,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     search_seed: SearchSeed = None,
     executor: ExecutorName = None,
     name: Name = None,
+    baseline: Baseline = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
@@ -76,7 +83,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.driver import Rules
     from moe_cli.sweeps.plan import plan_sweep
-    from moe_cli.sweeps.space import SearchOptions, plan_if_search
+    from moe_cli.sweeps.space import SearchOptions, check_no_baseline, plan_if_search
 
     _check_again(force, rerun_on, retry_failed)
     folder, console = outputs_folder(outputs), Console()
@@ -87,8 +94,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     with _interruptible(console):
         if asked := plan_if_search(words, options, **given):
             _check_search(force, rerun_on)
+            check_no_baseline(baseline)
             return search(console, asked, folder, how, dry_run=dry_run)
-        planned = plan_sweep(words, **given).pinned(folder)
+        planned = plan_sweep(words, baseline=baseline, **given).pinned(folder)
         _carry_out(console, planned, folder, how, Again(force, rerun_on is not None), dry_run)
 
 

@@ -13,7 +13,7 @@ from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Listed, Rules, drive, to_do
 from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.pools import make_pool
-from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_if_search
+from moe_cli.sweeps.space import SearchOptions, SearchPlan, check_no_baseline, plan_if_search
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     seeds: int | None = None,
     where: Sequence[str] = (),
     name: str | None = None,
+    baseline: str | None = None,
     workers: int | None = None,
     outputs: Path | None = None,
     retry_failed: bool = False,
@@ -44,6 +45,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     Args:
         workers: runs at a time; None: what this machine bears, or the cluster that the word `executor=ray` names.
         where: conditions that hold of every point, such as "k <= expert".
+        baseline: settings of what the report's differences are taken to, such as "balance=none".
         force, rerun_on_code: run points again, all or those of other code; what there is goes to outputs/.trash.
         timeout, retries, fail_fast: see `Rules`.
         search: "tpe" or "random" searches the settings; the options after it are for that.
@@ -57,11 +59,12 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     executor, words = split_executor(words)
     options, rules = SearchOptions(search, trials, objective, prune, search_seed), Rules(timeout, retries, fail_fast)
     if asked := plan_if_search(words, options, seeds=seeds, name=name, where=where):
+        check_no_baseline(baseline)
         if force or rerun_on_code:
             raise ConfigError("force and rerun_on_code are for sweeps; a search keeps what it has found: name another.")
         _search(asked, folder, executor, workers, rules, retry_failed)
         return load_runs(folder / asked.name)
-    plan = plan_sweep(words, seeds=seeds, name=name, where=where).pinned(folder)
+    plan = plan_sweep(words, seeds=seeds, name=name, where=where, baseline=baseline).pinned(folder)
     discard(outdated(plan.existing(folder), force=force, code=rerun_on_code), folder)
     runs = to_do(plan.open(folder), retry_failed)
     if runs:

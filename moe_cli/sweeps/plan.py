@@ -7,6 +7,7 @@ from typing import Any
 
 from moe_cli import __version__
 from moe_cli.config.axes import Axis
+from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.load import GROUPS, Composer, parse_overrides
 from moe_cli.config.parse import build, names_of, show
@@ -91,6 +92,7 @@ def plan_sweep(
     seeds: int | None = None,
     name: str | None = None,
     where: Sequence[str] = (),
+    baseline: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
     """The runs of `moe sweep WORDS`: the first word may name a file of conf/sweep, the others are settings.
@@ -99,6 +101,7 @@ def plan_sweep(
         seeds: seeds 0 to seeds - 1 for every configuration; None: what the file says, else 1.
         name: the folder under outputs/; None: the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
+        baseline: settings of what the report's differences are taken to, such as "balance=none"; None: what the file says.
 
     Raises:
         ConfigError: a word is wrong, or no point is left.
@@ -107,6 +110,8 @@ def plan_sweep(
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
     sweep = source_of(composer, words, axes.pop("preset", None))
     assert sweep.search is None, "planned by plan_search"
+    if baseline is not None:
+        sweep = replace(sweep, baseline=parse_baseline(baseline))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
     if not named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):

@@ -139,6 +139,14 @@ def plan_if_search(
     return None
 
 
+def check_no_baseline(baseline: str | None) -> None:
+    """Raises ConfigError: a search draws its points, so it cannot run a baseline beside each."""
+    if baseline is not None:
+        raise ConfigError(
+            f"--baseline {baseline} is for sweeps; a search draws its points. Give it to the report: moe report --baseline"
+        )
+
+
 def plan_search(
     words: Sequence[str],
     options: SearchOptions,

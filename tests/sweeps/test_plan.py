@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli import __version__
+from moe_cli import __version__, sweep
 from moe_cli.config.load import Composer, load_config, packaged_conf
 from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError
@@ -286,6 +286,21 @@ def test_a_baseline_that_is_declared_later_wins(tmp_path: Path) -> None:
     after = recorded(tmp_path / "mine")
     assert (second.question, {"balance": "none"}) == (after["question"], after["baseline"])
     assert [first.baseline, second.baseline] == [command["baseline"] for command in after["commands"]]
+
+
+def test_a_baseline_can_be_declared_on_the_command_line(tmp_path: Path) -> None:
+    """It is among the points and in sweep.json, and a later command without one leaves it; also over a named sweep's."""
+    plan = plan_sweep(["balance=switch,z", "train.steps=2"], baseline="balance=none")
+    assert ["balance=none seed=0", "balance=switch seed=0", "balance=z seed=0"] == [
+        point.label for point in plan.points
+    ]
+    plan.open(tmp_path)
+    plan_sweep(["balance=switch,z", "train.steps=2"], seeds=2).open(tmp_path)
+    assert {"balance": "none"} == recorded(tmp_path / "sweep")["baseline"]
+    named = plan_sweep(["paper/loss_free_table2", "train.steps=2"], baseline='balance == "none"')
+    assert {"balance": "none"} == named.baseline
+    with pytest.raises(ConfigError, match="--baseline balance=none is for sweeps; a search draws"):
+        sweep(["optim.lr=interval(0.01,0.1)"], search="random", baseline="balance=none", outputs=tmp_path)
 
 
 def test_commands_at_the_same_time_are_all_recorded(tmp_path: Path) -> None:
