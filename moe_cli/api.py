@@ -26,7 +26,7 @@ from moe_cli.store import FAILED, Run, create_run, outputs_folder
 from moe_cli.sweeps.driver import Rules, explain
 from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
-from moe_cli.sweeps.space import SearchOptions, plan_if_search
+from moe_cli.sweeps.space import SearchOptions, check_no_baseline, plan_if_search
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +112,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     seeds: int | None = None,
     where: Sequence[str] = (),
     name: str | None = None,
+    baseline: str | None = None,
     workers: int | None = None,
     executor: str | None = None,
     outputs: Path | None = None,
@@ -134,6 +135,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         workers: runs at a time; None: what this machine bears, or what the executor's cluster gives.
         executor: "local", "ray" or "slurm"; None: what the word `executor=...` names, else this machine.
         where: conditions that hold of every point, such as "k <= expert".
+        baseline: settings of what the report's differences are taken to, such as "balance=none".
         force, rerun_on_code: run points again, all or those of other code; what there is goes to outputs/.trash.
         timeout, retries, fail_fast: see `Rules`.
         search: "tpe" or "random" searches the settings; the options after it are for that.
@@ -156,7 +158,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     searched = plan_if_search(words, options, **given)
     if searched and (force or rerun_on_code):
         raise ConfigError("force and rerun_on_code are for sweeps; a search keeps what it has found: name another.")
-    plan = searched or plan_sweep(words, **given)
+    if searched:
+        check_no_baseline(baseline)
+    plan = searched or plan_sweep(words, baseline=baseline, **given)
     rules = Rules(timeout, retries, fail_fast)
     execution = Execution(chosen, workers, rules, retry_failed, force, rerun_on_code)
     shown: View = SearchView(Console()) if searched else SweepView(Console())

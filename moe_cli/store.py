@@ -374,13 +374,24 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def sweep_folder(name: str) -> str:
+    """The folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
+    return name.replace("/", "-")
+
+
+def spellings(name: str) -> list[str]:
+    """The name as it is typed, as the folder of a sweep, and as a run in such a folder: paper/x, paper-x, paper-x/RUN."""
+    sweep, slash, last = name.rpartition("/")
+    return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
+
+
 def find_run(outputs: Path, name: str) -> Run:
     """The run a user means: a folder, `latest`, a run id or the beginning of just one.
 
     Raises:
         RunNotFound: none, or more than one.
     """
-    for folder in (Path(os.path.expanduser(name)), outputs / name):
+    for folder in (Path(os.path.expanduser(name)), *(outputs / each for each in spellings(name))):
         if (folder / "config.json").is_file():
             return Run(folder.absolute())
     runs = open_runs(outputs) if outputs.is_dir() else []

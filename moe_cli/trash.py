@@ -25,6 +25,7 @@ from moe_cli.store import (
     make_folder,
     read_json,
     run_folders,
+    spellings,
     write_json,
 )
 
@@ -161,10 +162,11 @@ def find_removed(name: str, trash: Sequence[Removed]) -> list[Removed]:
         raise RunNotFound(f"no run '{name}' in the trash: it is empty.")
     if name == "latest":
         return [trash[-1]]
-    found = [each for each in trash if name in (each.path.name, each.id, each.origin)]
-    if not found and any(each.group == name for each in trash):
+    known = spellings(name)
+    found = [each for each in trash if {each.path.name, each.id, each.origin}.intersection(known)]
+    if not found and (group := [each for each in trash if each.group in known]):
         # Of a run that was removed, made again and removed again, the newer one.
-        return list({each.origin: each for each in trash if each.group == name}.values())
+        return list({each.origin: each for each in group}.values())
     found = found or [each for each in trash if each.id.startswith(name) or each.path.name.startswith(name)]
     if len(found) > 1:
         listed = ", ".join(each.path.name for each in found[:4]) + (", ..." if len(found) > 4 else "")

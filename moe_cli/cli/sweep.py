@@ -25,6 +25,12 @@ Where = Annotated[
 Name = Annotated[
     str | None, typer.Option(help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].", show_default=False)
 ]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SETTINGS", help="What the report takes differences to, such as balance=none.", show_default=False
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
 ]
@@ -61,6 +67,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     search_seed: SearchSeed = None,
     executor: ExecutorName = None,
     name: Name = None,
+    baseline: Baseline = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
@@ -73,7 +80,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.sweeps.driver import Rules
     from moe_cli.sweeps.plan import plan_sweep
     from moe_cli.sweeps.run_sweep import Execution, prepare, run_sweep
-    from moe_cli.sweeps.space import SearchOptions, plan_if_search
+    from moe_cli.sweeps.space import SearchOptions, check_no_baseline, plan_if_search
 
     _check_again(force, rerun_on, retry_failed)
     folder, console = outputs_folder(outputs), Console()
@@ -85,7 +92,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     with _interruptible(console):
         if search := plan_if_search(words, options, **given):
             _check_search(force, rerun_on)
-        plan = search or plan_sweep(words, **given)
+            check_no_baseline(baseline)
+        plan = search or plan_sweep(words, baseline=baseline, **given)
         view = SearchView(console) if search else SweepView(console)
         prepared = prepare(plan, folder, execution, build=not dry_run)
         if dry_run:

@@ -75,7 +75,6 @@ def print_head(console: "Console", ahead: Ahead) -> None:
 
 def head(ahead: Ahead) -> list[tuple[str, str]]:
     """Lines, each with its style."""
-    from moe_cli.measures import unequal_flops
     from moe_cli.numbers import plural
     from moe_cli.store import COMPLETED, FAILED, PRUNED
 
@@ -96,6 +95,7 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
 
 def remarks(ahead: Ahead) -> list[tuple[str, str]]:
     """What was left out or set aside, and what asks for a look: lines, each with its style."""
+    from moe_cli.measures import unequal_flops
     from moe_cli.numbers import plural
 
     planned, to_go = ahead.planned, ahead.to_go

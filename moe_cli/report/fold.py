@@ -13,6 +13,7 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.measures import eval_windows
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
+from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.stats import mean_and_interval, paired_difference
 from moe_cli.report.verdicts import CANNOT_TELL, Offer, Paired, more_seeds, paired, pareto, verdicts
 from moe_cli.store import COMPLETED
@@ -87,27 +88,36 @@ def fold(
     """One row per configuration: means over seeds, 95 % intervals, and the difference to the baseline.
 
     Runs are one configuration when every setting but the seed is equal, and the data too; of two runs with one seed
-    the newer counts. Runs without results are rows of their own. With `by_run`, every run is a row. Dense runs
+    the newer counts. Runs without results are rows of their own. With `by_run`, every run is a row. Runs
     `elsewhere`, and runs for which not all `conditions` hold, may serve as baselines, but are in no row. The baseline of a row has the
-    settings of `baseline`, and for the rest those of the row.
+    settings of `baseline`, and for the rest those of the row. Where
+    no row is its baseline or all are, each is compared with the lowest.
+
+    `attrs` of the result: `comparisons`, how many rows have a verdict; `pairs`, how many pairs of configurations the
+    verdicts allow for, None with a baseline; `ambiguous`, the configurations among which a baseline cannot be chosen;
+    `replaced`, see `_replaced`.
     """
     runs = rows_of(frame)
     settings = settings_of(frame.columns)
-    known = runs if elsewhere is None else [*rows_of(elsewhere), *runs]
-    runs = [run for run in runs if all_hold(conditions, run)]
+    others = [] if elsewhere is None else rows_of(elsewhere)
     shared = shared_with(baseline, settings)
-    bases = _group([_as_far_as_it_applies(run) for run in known if is_baseline(run, baseline)], shared)
+    bases, ambiguous = baselines_of(runs, others, baseline, settings)
+    runs = [run for run in runs if all_hold(conditions, run)]
     groups = _group(runs, settings)
     if by_run:
         rows = [_folded([run], settings, shared, bases) for run in runs]
     else:
         rows = [_folded(_by_seed(seeds), settings, shared, bases) for seeds in groups.values()]
         rows += [_folded([run], settings, shared, bases) for run in runs if run["status"] != COMPLETED]
+    pairs = None
     if not by_run:
         _judge(rows)
+        one_kind = len({is_baseline(row, baseline) for row in rows if score(row) is not None}) == 1
+        pairs = _judge_pairs(rows) if one_kind and all(row["_paired"] is None for row in rows) else None
     for row in rows:
-        del row["_paired"]
+        del row["_paired"], row["_scores"]
     folded = _frame(rows, frame)
+    folded.attrs.update(pairs=pairs, ambiguous=ambiguous)
     folded.attrs["comparisons"] = sum(row["verdict"] is not None for row in rows)
     folded.attrs["replaced"] = {} if by_run else _replaced(runs, groups, settings)
     return folded
@@ -130,6 +140,32 @@ def _judge(rows: list[Row]) -> None:
             row["pareto"] = index in front if len(group) > 1 else None
 
 
+def _judge_pairs(rows: list[Row]) -> int | None:
+    """Compares every row with the lowest of those it is comparable with.
+
+    Returns the number of pairs tested, None where nothing can be compared.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in sorted((row for row in rows if score(row) is not None), key=lambda row: score(row) or 0.0):
+        groups.setdefault(comparable(row), []).append(row)
+    ranked = [group for group in groups.values() if len(group) > 1]
+    found, pairs = compare_with_first([[row["_scores"] for row in group] for group in ranked])
+    for group, differences in zip(ranked, found, strict=True):
+        first = group[0]
+        if not any(differences):
+            continue
+        first.update(baseline=first["run"], baseline_path=first["path"], vs_dense=0.0, vs_dense_interval=None,
+                     vs_dense_seeds=len(first["_scores"]))  # fmt: skip
+        for row, each in zip(group, differences, strict=True):
+            if each is not None:
+                row.update(
+                    baseline=first["run"], baseline_path=first["path"], vs_dense=each.estimate.mean,
+                    vs_dense_interval=each.estimate.half_width, vs_dense_seeds=each.sample.seeds,
+                    verdict=each.verdict, more_seeds=each.more_seeds,
+                )  # fmt: skip
+    return pairs if any(each is not None for differences in found for each in differences) else None
+
+
 def _offer(row: Row) -> Offer:
     return Offer(score(row) or 0.0, row["flops_per_token"], row["tokens_per_second"], row.get("peak_memory_bytes"))
 
@@ -140,6 +176,32 @@ def _group(runs: Iterable[Row], settings: Collection[str]) -> dict[tuple[Any, ..
     for run in sorted((run for run in runs if run["status"] == COMPLETED), key=lambda run: run["created"] or 0):
         groups.setdefault(_key(run, settings), {})[run["seed"]] = run
     return groups
+
+
+def baselines_of(
+    runs: Iterable[Row], elsewhere: Iterable[Row], baseline: Mapping[str, Any], settings: list[str]
+) -> tuple[dict[tuple[Any, ...], dict[int, Row]], list[Row]]:
+    """The runs of the baseline, by what a configuration shares with it, and by seed.
+
+    Where configurations of `runs` and of `elsewhere` fit, those of `runs` count. Where several fit, none is chosen: they
+    are the second result.
+    """
+    own, others = (
+        [_as_far_as_it_applies(run) for run in each if is_baseline(run, baseline)] for each in (runs, elsewhere)
+    )
+    preferred = _group(own, settings)
+    shared = shared_with(baseline, settings)
+    fitting: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, Row]]] = {}
+    for configuration, seeds in _group([*others, *own], settings).items():
+        fitting.setdefault(_key(next(iter(seeds.values())), shared), {})[configuration] = seeds
+    bases, ambiguous = {}, []
+    for key, found in fitting.items():
+        chosen = [each for each in found if each in preferred] or list(found)
+        if len(chosen) == 1:
+            bases[key] = found[chosen[0]]
+        elif chosen[0] in preferred:
+            ambiguous += [next(iter(found[each].values())) for each in chosen]
+    return bases, ambiguous
 
 
 def _replaced(
@@ -211,9 +273,11 @@ def _folded(
                 "more_seeds",
                 "pareto",
                 "_paired",
+                "_scores",
             )
         )
     )
+    row["_scores"] = _scores({run["seed"]: run for run in done})
     baseline = bases.get(_key(_as_far_as_it_applies(first), shared)) if done else None
     if baseline:
         _compare(row, done, baseline)
@@ -232,6 +296,11 @@ def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
     # A baseline is its own, and that it differs from itself by 0 is no measurement.
     row["vs_dense_interval"] = None if measures_itself(row) else difference.half_width
     row["_paired"] = None if measures_itself(row) else sample
+
+
+def is_countable(run: Row) -> bool:
+    """Whether a run says how many experts it has; files that were not made here may not."""
+    return isinstance(run["expert"], int) and run["expert"] >= 1
 
 
 def measures_itself(row: Row) -> bool:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
+from moe_cli.glance import find_folder
 from moe_cli.marks import tags_in
 from moe_cli.report.index import (
     FEWEST,
@@ -26,7 +27,7 @@ from moe_cli.report.index import (
     stamps_of,
     write_index,
 )
-from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, open_runs, read_json, run_folders
+from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, open_runs, read_json, run_folders, spellings
 
 UNITS = {
     "params": "parameters",
@@ -109,25 +110,15 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
     return runs_frame(chosen, outputs, keep=not names)
 
 
-def dense_runs_elsewhere(outputs: Path, frame: pd.DataFrame, beside: Collection[str] = ()) -> pd.DataFrame:
-    """The dense runs of the outputs folder, or of those `beside`, that are not in the frame: they may serve as its baselines."""
-    seen = {Path(path).resolve() for path in frame["path"]}
-    runs = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in beside)]
-    found = {run.path.resolve(): run for run in runs if "-dense-" in run.id}
-    return runs_frame([run for path, run in found.items() if path not in seen], outputs)
-
-
 def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
-    found = [run for run in runs if run.group in (name, name.replace("/", "-"))] or [
-        run for run in runs if run.id == name
-    ]
+    found = [run for run in runs if run.group in spellings(name)] or [run for run in runs if run.id == name]
     if name == "latest":
         found = found or runs[-1:]
-    found = found or [run for run in runs if run.id.startswith(name) or f"{run.group}/{run.id}".startswith(name)]
-    found = found or [run for run in runs if fnmatchcase(run.id, name) or fnmatchcase(f"{run.group}/{run.id}", name)]
-    folder = Path(name).expanduser()
-    if not found and folder.is_dir():
-        found = open_runs(folder.absolute())
+    for fits in (str.startswith, fnmatchcase):
+        found = found or [run for run in runs
+                          if any(fits(each, text) for each in (run.id, f"{run.group}/{run.id}") for text in spellings(name))]  # fmt: skip
+    if not found and (folder := find_folder(outputs, name)):
+        found = open_runs(folder)
     if found:
         return found
     if not runs:

@@ -17,13 +17,14 @@ from operator import le
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_cli import marks
+from moe_cli import __version__, marks
 from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.searchblock import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.forecast import pin_upcycle
 from moe_cli.report.searched import STUDY, exclusive, import_optuna, open_journal
+from moe_cli.report.sweeprecord import record_command
 from moe_cli.store import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock, make_folder, open_or_create_run
 from moe_cli.sweeps.pruning import Watch, make_pruner
 from moe_cli.sweeps.space import HIGHER, SearchPlan, is_whole
@@ -83,6 +84,8 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
         if "asked" not in study.user_attrs:
             study.set_user_attr("asked", json.loads(json.dumps(plan.asked)))
     check_asked(plan, study, folder)
+    where = [each.text for each in plan.where]
+    record_command(folder, plan.typed, plan.declared, seeds=plan.seeds, where=where, version=__version__)
     return study
 
 

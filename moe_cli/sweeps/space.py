@@ -1,7 +1,7 @@
 """What a search is asked: which settings are drawn from where, what is fixed, what is wanted. Knows no Optuna."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,17 @@ from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.plan import check_condition, check_folder, compose, named, parse_conditions, seeds_of, source_of
+from moe_cli.store import sweep_folder
+from moe_cli.sweeps.plan import (
+    check_condition,
+    check_folder,
+    compose,
+    declared_by,
+    named,
+    parse_conditions,
+    seeds_of,
+    source_of,
+)
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
@@ -58,6 +68,7 @@ class SearchPlan:
     seeds: of every configuration; a trial's result is the mean over them.
     trials: how many configurations are tried, those of earlier calls included.
     objectives: names of results; the first ones of LOWER are to be small, those of HIGHER large.
+    typed: the words of the command; declared: the question and the baseline, where it declares them.
     """
 
     name: str
@@ -72,6 +83,8 @@ class SearchPlan:
     prune: str | None
     search_seed: int
     composer: Composer
+    typed: tuple[str, ...] = ()
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -135,6 +148,14 @@ def plan_if_search(
     return None
 
 
+def check_no_baseline(baseline: str | None) -> None:
+    """Raises ConfigError: a search draws its points, so it cannot run a baseline beside each."""
+    if baseline is not None:
+        raise ConfigError(
+            f"--baseline {baseline} is for sweeps; a search draws its points. Give it to the report: moe report --baseline"
+        )
+
+
 def plan_search(
     words: Sequence[str],
     options: SearchOptions,
@@ -170,11 +191,11 @@ def plan_search(
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name or (sweep.name.replace("/", "-") if named(words) else AD_HOC_SEARCH)), sweep.question, space,
+        check_folder(name or (sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH)), sweep.question, space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
         conditions, tuple(chosen), one_of("--search", options.sampler, SAMPLERS) or block.sampler or "tpe",
         check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
-        _search_seed(options.seed), composer,
+        _search_seed(options.seed), composer, tuple(words), declared_by(words, sweep.question, sweep.baseline),
     )  # fmt: skip
 
 

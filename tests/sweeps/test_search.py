@@ -14,7 +14,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.report.searched import JOURNAL, STUDY, open_journal
-from moe_cli.store import Run, lock
+from moe_cli.store import Run, lock, make_folder, read_json, write_json
 from moe_cli.sweeps import driver
 from moe_cli.sweeps.driver import Progress, drive
 from moe_cli.sweeps.preview import preview
@@ -384,3 +384,14 @@ def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
     assert STUDY == open_journal(tmp_path / "mine").get_all_studies()[0].study_name
     assert 2 == len(counted(open_study(plan_search([*words], SearchOptions("random", 2), name="mine", composer=Composer()),
                                        tmp_path, 9).trials))  # fmt: skip
+
+
+def test_a_search_is_recorded_beside_its_runs(tmp_path: Path) -> None:
+    """Its command stands in sweep.json, once for the same command; the question stays."""
+    folder = make_folder(tmp_path / "search")
+    write_json(folder / "sweep.json", {"question": "Which rate?", "baseline": {"k": 1}})
+    for trials in (1, 2):
+        open_study(plan(LR, trials=trials), tmp_path, 9)
+    record = read_json(tmp_path / "search" / "sweep.json") or {}
+    assert ("Which rate?", {"k": 1}) == (record["question"], record["baseline"])
+    assert [[LR, "train.steps=5"]] == [command["words"] for command in record["commands"]]

@@ -15,6 +15,7 @@ from moe_cli.report.page.details import curve_content, expert_content
 from moe_cli.report.page.sections import Section
 from moe_cli.report.page.thin import rounded
 from moe_cli.report.plot import DERIVED
+from moe_cli.report.tables import BEST, PARETO, RECOMMENDED, mark_of
 from moe_cli.report.view import View
 
 if TYPE_CHECKING:
@@ -108,11 +109,12 @@ def _rows(view: View, runs: Sequence[Sequence[Row]], settings: Mapping[str, Any]
     for index, (row, members) in enumerate(zip(view.rows, runs, strict=True)):
         cells = [printable(column.write(row)) for column in view.columns]
         label = label_of(row, view)
+        mark = mark_of(row, view)
         words = [label, *cells, *(f"{run['run']} {' '.join(run['tags'])}" for run in members), str(row["status"])]
         content.append({
             "index": index, "label": label, "cells": cells,
             "values": [_sortable(row, column) for column in view.columns],
-            "best": any(row is best for best in view.best), "front": bool(row.get("pareto")),
+            "best": mark in (BEST, RECOMMENDED), "mark": mark if mark != PARETO else "", "front": bool(row.get("pareto")),
             "league": leagues.setdefault(comparable(row), len(leagues)),
             "text": printable(" ".join(words)).lower(), "flops": _value(row["flops_per_token"]),
             "at": {name: _value(_quantity(row, name)) for name, *_ in QUANTITIES},
