@@ -10,6 +10,8 @@ import typer
 from moe_cli.cli.options import check_devices
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna.trial import FrozenTrial
     from rich.console import Console
 
@@ -280,7 +282,7 @@ def _front(feed: "SearchFeed") -> list[str]:
     commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
     return (
         [
-            f"Pareto front: {len(trials)} trials of which none is better in everything",
+            f"Pareto front: {len(trials)} trials that no other trial beats" + _equal(plan.objectives),
             *lines,
             "the first of them:",
             *commands,
@@ -288,6 +290,14 @@ def _front(feed: "SearchFeed") -> list[str]:
         if trials
         else []
     )
+
+
+def _equal(objectives: "Sequence[str]") -> str:
+    """The differences that do not count: (equal: tokens_per_second within 10 %)."""
+    from moe_cli.report.pareto import tolerance
+
+    close = [f"{name} within {100 * (tolerance(name) - 1):.0f} %" for name in objectives if tolerance(name) > 1]
+    return f" (equal: {', '.join(close)})" if close else ""
 
 
 def _command(plan: "SearchPlan", trial: "FrozenTrial") -> str:
