@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna.trial import FrozenTrial
     from rich.console import Console
 
@@ -233,7 +235,7 @@ def _front(feed: "SearchFeed") -> list[str]:
     commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
     return (
         [
-            f"Pareto front: {len(trials)} trials of which none is better in everything",
+            f"Pareto front: {len(trials)} trials that no other trial beats" + _equal(plan.objectives),
             *lines,
             "the first of them:",
             *commands,
@@ -241,6 +243,14 @@ def _front(feed: "SearchFeed") -> list[str]:
         if trials
         else []
     )
+
+
+def _equal(objectives: "Sequence[str]") -> str:
+    """The differences that do not count: (equal: tokens_per_second within 10 %)."""
+    from moe_cli.report.pareto import tolerance
+
+    close = [f"{name} within {100 * (tolerance(name) - 1):.0f} %" for name in objectives if tolerance(name) > 1]
+    return f" (equal: {', '.join(close)})" if close else ""
 
 
 def _command(plan: "SearchPlan", trial: "FrozenTrial") -> str:

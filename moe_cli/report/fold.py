@@ -1,7 +1,7 @@
 """Which runs are one configuration, what tells configurations apart, and which one each is measured against."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,8 +14,9 @@ from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.measures import eval_windows
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
 from moe_cli.report.pairs import compare_with_first
+from moe_cli.report.pareto import as_cost, on_front, tolerance
 from moe_cli.report.stats import mean_and_interval, paired_difference
-from moe_cli.report.verdicts import CANNOT_TELL, Offer, Paired, more_seeds, paired, pareto, verdicts
+from moe_cli.report.verdicts import CANNOT_TELL, Paired, more_seeds, paired, verdicts
 from moe_cli.store import COMPLETED
 
 RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second",
@@ -53,6 +54,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
 }
 
 Row = dict[str, Any]
+# The respects of the Pareto front beside the score; 1: the larger value is better.
+COSTS = {"flops_per_token": -1, "tokens_per_second": 1, "peak_memory_bytes": -1}
 # What differences are taken to, unless a sweep says otherwise.
 DENSE: Mapping[str, Any] = {"expert": 1}
 
@@ -124,20 +127,16 @@ def fold(
 
 
 def _judge(rows: list[Row]) -> None:
-    """Says of every row what its difference to the baseline allows to say, and whether nothing compared is better in all."""
+    """Adds the verdict on each row's difference to the baseline, and whether the row is on the Pareto front."""
     compared = [row for row in rows if row["_paired"] is not None]
     differences: list[Paired] = [row["_paired"] for row in compared]
     for row, difference, verdict in zip(compared, differences, verdicts(differences), strict=True):
         row["verdict"] = verdict
         row["more_seeds"] = more_seeds(difference, len(compared)) if verdict == CANNOT_TELL else None
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if score(row) is not None:
-            groups.setdefault(comparable(row), []).append(row)
-    for group in groups.values():
-        front = pareto([_offer(row) for row in group])
-        for index, row in enumerate(group):
-            row["pareto"] = index in front if len(group) > 1 else None
+    scored = [row for row in rows if score(row) is not None]
+    sizes = Counter(comparable(row) for row in scored)
+    for row, mark in zip(scored, front_of(scored, COSTS), strict=True):
+        row["pareto"] = mark if sizes[comparable(row)] > 1 else None
 
 
 def _judge_pairs(rows: list[Row]) -> int | None:
@@ -166,8 +165,23 @@ def _judge_pairs(rows: list[Row]) -> int | None:
     return pairs if any(each is not None for differences in found for each in differences) else None
 
 
-def _offer(row: Row) -> Offer:
-    return Offer(score(row) or 0.0, row["flops_per_token"], row["tokens_per_second"], row.get("peak_memory_bytes"))
+def front_of(rows: Sequence[Row], costs: Mapping[str, int]) -> list[bool]:
+    """Whether each row, of those that have a score, is on the Pareto front of its comparable rows in score and costs.
+
+    Args:
+        costs: columns, and whether the larger (1) or the smaller value (-1) is better.
+    """
+    marks = [False] * len(rows)
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(comparable(row), []).append(place)
+    for places in groups.values():
+        points = [
+            (score(rows[place]), *(as_cost(rows[place].get(name), costs[name]) for name in costs)) for place in places
+        ]
+        for place, mark in zip(places, on_front(points, [1.0, *map(tolerance, costs)]), strict=True):
+            marks[place] = mark
+    return marks
 
 
 def _group(runs: Iterable[Row], settings: Collection[str]) -> dict[tuple[Any, ...], dict[int, Row]]:

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from operator import le
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,9 +165,8 @@ class SearchFeed:
         Trials that came to the same settings are one.
         """
         completed = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
-        signs = [-1 if name in HIGHER else 1 for name in self.plan.objectives]
         unique = {self.plan.label(trial.params): trial for trial in reversed(completed)}
-        return pareto_front(list(unique.values()), signs)
+        return pareto_front(list(unique.values()), self.plan.objectives)
 
     def take(self) -> Run | None:
         if len(self._taken) >= self.at_a_time():
@@ -371,11 +369,17 @@ class SearchFeed:
                 self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
 
 
-def pareto_front(trials: "Sequence[FrozenTrial]", signs: Sequence[int]) -> "list[FrozenTrial]":
-    """The trials than which no other is at least as good in everything and better in something; -1: large is good."""
-    points = [tuple(sign * value for sign, value in zip(signs, trial.values, strict=True)) for trial in trials]
-    kept = [(point, trial) for point, trial in zip(points, trials, strict=True)
-            if not any(other != point and all(map(le, other, point)) for other in points)]  # fmt: skip
+def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> "list[FrozenTrial]":
+    """The trials on the Pareto front of the objectives, best in the first one first; with one objective the best alone."""
+    from moe_cli.report.pareto import as_cost, on_front, tolerance
+
+    sides = [1 if name in HIGHER else -1 for name in objectives]
+    points = [tuple(map(as_cost, trial.values, sides)) for trial in trials]
+    # A single objective has one best value, not all values within the tolerance of it.
+    factors = [tolerance(name) if len(objectives) > 1 else 1.0 for name in objectives]
+    kept = [
+        (point, trial) for point, trial, mark in zip(points, trials, on_front(points, factors), strict=True) if mark
+    ]
     return [trial for _, trial in sorted(kept, key=lambda pair: (pair[0], pair[1].number))]
 
 

@@ -27,6 +27,7 @@ def study_lines(result: Study, title: str, width: int) -> list[Text]:
     ]
     lines += prose(found.law.equation, width)
     lines += prose(_size(result), width, "dim")
+    lines += prose(_seeds(found), width, "yellow" if found.seeds.deviation is None else "dim")
     lines += [Text(), *_constants(found, width)]
     lines += _others(found, width)
     if result.equivalents:
@@ -76,6 +77,20 @@ def _size(result: Study) -> str:
     return (
         f"{len(points)} runs of {points.num_configurations} configurations{tried}. Runs lie {percent(result.fit.scale)} from the "
         f"law (robust), configurations held out {percent(result.fit.held_out)}. Intervals: 95 %, wild bootstrap by configuration."
+    )
+
+
+def _seeds(found: Fit) -> str:
+    """Whether the intervals allow for a seed shifting all configurations together."""
+    seeds = found.seeds
+    if seeds.deviation is None:
+        return (
+            "One seed was run. How far another seed shifts all losses together is not known, and the intervals leave it out: "
+            "fewer than 95 % of runs with other seeds lie inside. Run more: --seeds 3"
+        )
+    return (
+        f"A seed shifts all losses together by {percent(seeds.deviation)} (standard deviation over {len(seeds.seeds)} seeds); "
+        "the intervals allow for it."
     )
 
 
