@@ -231,7 +231,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
 
 def _on_tokens(meta: dict[str, Any]) -> list[str]:
     train, val, test = (len(meta[f"{name}_shards"]) for name in SPLITS)
-    header = f", llm.c header in {meta['num_with_header']}" if meta["num_with_header"] else ", no header"
+    header = "".join(f", {name} in {number}" for name, number in meta["headers"].items()) or ", no header"
     lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
              f"{count(meta['val_tokens'])} in {val}"
              + (f", test {count(meta['test_tokens'])} in {test}" if test else "") + header]  # fmt: skip

@@ -83,7 +83,8 @@ def find_files(
     Raises:
         DataError: there are none, or the path is no regular file and no folder, or lies in the outputs.
     """
-    root, pattern = Path(given), ()
+    root = Path(given)
+    pattern: tuple[str, ...] = ()
     if not os.path.lexists(given) and glob.has_magic(given):
         fixed = tuple(takewhile(lambda part: not glob.has_magic(part), root.parts))
         root, pattern = Path(*fixed), root.parts[len(fixed) :]
@@ -232,7 +233,9 @@ class _Walk:
         try:
             entries = [(entry, _status(entry)) for entry in os.scandir(path)]
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}. Mend that, or leave it out: data.exclude") from None
+            raise DataError(
+                f"{path} cannot be read: {error.strerror}. Mend that, or leave it out: data.exclude"
+            ) from None
         for entry, status in entries:
             name = folder / entry.name
             is_folder = status is not None and stat.S_ISDIR(status.st_mode)
@@ -317,7 +320,6 @@ def _kind(mode: int) -> str | None:
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     return _KINDS.get(stat.S_IFMT(mode), "special file")
-
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -215,7 +215,9 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
         raise DataError(f"{path}: Parquet is read with pyarrow, which is not installed. pip install pyarrow") from None
     if path.suffix.lower() in _OPENERS:
         raise DataError(f"{path} is packed Parquet, which is not read. Unpack it: Parquet is packed within.")
-    text_types = {getattr(pyarrow, name)() for name in ("string", "large_string", "string_view") if hasattr(pyarrow, name)}
+    text_types = {
+        getattr(pyarrow, name)() for name in ("string", "large_string", "string_view") if hasattr(pyarrow, name)
+    }
     try:
         with open_file(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             names, kinds = file.schema_arrow.names, file.schema_arrow.types
