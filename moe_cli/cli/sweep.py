@@ -116,8 +116,9 @@ def _carry_out(
         print_head(console, ahead)
         return print_points(console, ahead)
     discard(old, folder)
-    data = [(plan.config.data, plan.corpus.meta) for plan in plans]
-    fix_corpora(make_group(folder, planned.name), data, replace=again.force)
+    if to_do(before, how.retry_failed):
+        data = [(plan.config.data, plan.corpus.meta) for plan in plans]
+        fix_corpora(make_group(folder, planned.name), data, replace=again.force)
     runs = planned.open(folder)
     todo = to_do(runs, how.retry_failed)
     pool = make_pool(how.executor, folder, ahead.at_once if local else how.jobs, plans) if todo else None

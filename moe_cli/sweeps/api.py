@@ -62,12 +62,13 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         _search(asked, folder, executor, workers, rules, retry_failed)
         return load_runs(folder / asked.name)
     plan = plan_sweep(words, seeds=seeds, name=name, where=where).pinned(folder)
-    plans = make_plans([point.config for point in plan.points], folder, 1.0)
-    discard(outdated(plan.existing(folder), force=force, code=rerun_on_code), folder)
-    data = [(each.config.data, each.corpus.meta) for each in plans]
-    fix_corpora(make_group(folder, plan.name), data, replace=force)
-    runs = to_do(plan.open(folder), retry_failed)
-    if runs:
+    before = plan.existing(folder)
+    discard(outdated(before, force=force, code=rerun_on_code), folder)
+    if to_do(before, retry_failed):
+        plans = make_plans([point.config for point in plan.points], folder, 1.0)
+        data = [(each.config.data, each.corpus.meta) for each in plans]
+        fix_corpora(make_group(folder, plan.name), data, replace=force)
+        runs = to_do(plan.open(folder), retry_failed)
         with at_work(folder / plan.name):
             drive(Listed(runs), make_pool(executor, folder, workers, plans), rules=rules)
     return load_runs(folder / plan.name)

@@ -29,10 +29,12 @@ _ENCODINGS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+# As many of them are enough to tell.
+HEAD_BYTES = 16
 _PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"PK\x03\x04": ".zip",
            b"PAR1": ".parquet"}  # fmt: skip
-# The longest word of JSON that may be cut in two: \\ud83d\\ude00, a surrogate pair.
-LONGEST_WORD = 16
+# The longest word of JSON that may be cut in two: two \uXXXX of one character.
+LONGEST_WORD = 12
 _BETWEEN = re.compile(r"[\s,]*")
 _NO_RECORDS = (
     "{} is neither a list of records nor a record a line; other JSON is not learned.\n"
@@ -102,10 +104,16 @@ def _plain(path: Path) -> Iterator[str]:
         raise NotText("is empty. Give a file or folder of text.")
 
 
+def other_encoding(head: bytes) -> str | None:
+    """Which text a file that begins so is instead of UTF-8, and what to do; None: none that is known."""
+    name = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
+    return f"is {name} text, not UTF-8. Convert it: iconv -f {name} -t UTF-8" if name else None
+
+
 def other_format(path: Path, head: bytes) -> str | None:
     """What a file that is no UTF-8 text is instead, by its first bytes, and what to do; None: it is not known."""
-    if name := next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None):
-        return f"is {name} text, not UTF-8. Convert it: iconv -f {name} -t UTF-8"
+    if encoding := other_encoding(head):
+        return encoding
     packed = next((ending for mark, ending in _PACKED.items() if head.startswith(mark)), None)
     if packed is None:
         return None

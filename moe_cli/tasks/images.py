@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
 from moe_cli.errors import DataError
 from moe_cli.tasks.data_files import DataFiles, find_files, find_named, open_file, stamps
+from moe_cli.tasks.documents import HEAD_BYTES, other_format
 from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, splits_by_name, unheeded
 
@@ -201,6 +202,8 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
         raw = file.read()
     try:
         content = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        if problem := other_format(path, content[:HEAD_BYTES]):
+            raise DataError(f"{path} {problem}")
         dimensions = magic % 256
         found, *sizes = struct.unpack(f">{1 + dimensions}I", content[: 4 + 4 * dimensions])
         array = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)

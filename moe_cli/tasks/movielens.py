@@ -16,6 +16,7 @@ import numpy as np
 from moe_cli.config.data import MovieLensData
 from moe_cli.errors import DataError
 from moe_cli.tasks.data_files import check_readable, find_named, open_file
+from moe_cli.tasks.documents import HEAD_BYTES, other_encoding
 from moe_cli.tasks.planted import Interactions
 
 # How the fields of a line are told apart, by the name of the file, in the order they are looked for.
@@ -70,6 +71,9 @@ def _lines(path: Path) -> Iterator[tuple[str, str, float]]:
     """User, item and rating of every line that is not empty. Raises DataError: a line is none such."""
     between = BETWEEN[path.name]
     try:
+        with open_file(path) as head:
+            if problem := other_encoding(head.read(HEAD_BYTES)):
+                raise DataError(f"{path} {problem}")
         with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 fields = line.rstrip("\n").split(between)

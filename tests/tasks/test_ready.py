@@ -230,11 +230,11 @@ def test_a_token_beyond_the_vocabulary_is_found_in_its_window(tmp_path: Path, mo
         (lambda path: path.write_bytes(b""), "a.bin holds no tokens."),
         (lambda path: with_header(path, []), "a.bin holds no tokens."),
         (lambda path: with_header(path, ids(50), version=2), "a.bin has a header of version 2; known is version 1."),
-        (lambda path: with_header(path, ids(50), magic=20240801), "by its header (20240801). Use data.dtype=uint32"),
+        (lambda path: with_header(path, ids(50), magic=20240801), "a.bin is 1,124 bytes long; 50 tokens, as its header says"),
         (lambda path: with_header(path, ids(50), claimed=51), "a.bin is 1,124 bytes long; 51 tokens, as its header says"),
         (lambda path: with_header(path, ids(50), claimed=-1), "a.bin is 1,124 bytes long; -1 tokens, as its header says"),
         (lambda path: raw(path, ids(10)), "leaves 9 tokens for training and 1 for validation; one context takes 17."),
-        (lambda path: path.mkdir(), "has no .bin files. For text: data=text"),
+        (lambda path: path.mkdir(), "is a folder without .bin, .npy files. For text: data=text"),
         (lambda path: None, "does not exist."),
     ],
 )  # fmt: skip
