@@ -141,7 +141,7 @@ def _npy_content(data: TokenData, path: Path, file: IO[bytes], size: int) -> _Co
     )
     if name is None or dtype.str[0] == ">":
         fitting = "uint16 or uint32, little-endian"
-        raise DataError(f"{path} holds {dtype.str[0].replace('|', '')}{dtype.name}, not {fitting}: array.astype('<u4')")
+        raise DataError(f"{path} holds {dtype.str[0].strip('<|')}{dtype.name}, not {fitting}: array.astype('<u4')")
     _check_dtype(data, path, name, dtype.name)
     return _Content(_shard(path, file.tell(), size, shape[0], name), name, NPY)
 
