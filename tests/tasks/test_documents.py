@@ -213,7 +213,7 @@ def test_a_long_json_list_is_read_in_little_memory(tmp_path: Path, monkeypatch: 
     path.write_text(json.dumps([{"text": words(50_000)}, *({"text": "x" * 30} for _ in range(2000))]))
     assert 2001 == len(texts(path))
     assert len([size for size in failed if size > 400]) <= 8
-    assert max(failed) <= 2 * 50_100
+    assert max(failed) <= 3 * 50_100
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "u.data"])
