@@ -69,7 +69,7 @@ class Plan:
 
 def corpus_of(config: RunConfig, outputs: Path) -> Data:
     """The data of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
-    return load_data(config.data, config.model.context_length, outputs / ".cache")
+    return load_data(config.data, config.model.context_length, outputs)
 
 
 def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: float, build: bool = True) -> list[Plan]:
@@ -86,7 +86,7 @@ def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: fl
     """
     for log in {config.log for config in configs}:
         check_loggers(log)
-    load = cache(lambda data, context_length: load_data(data, context_length, outputs / ".cache", build))
+    load = cache(lambda data, context_length: load_data(data, context_length, outputs, build))
     return [_make_plan(config, load(config.data, config.model.context_length), flops_per_second) for config in configs]
 
 

@@ -25,6 +25,7 @@ from moe_cli.forecast import check_upcycle, compiles, corpus_of, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
+from moe_cli.marks import check_corpus
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.store import (
@@ -119,6 +120,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     device = pick_device(config.train.device)
     parallel.start()
     corpus = _corpus_of_all(config, outputs)
+    check_corpus(run, config.data, corpus.meta)
     task = make_task(config, corpus)
     vocab_size = vocab_of(config, corpus)
     torch.set_num_threads(pick_threads(config, vocab_size))

@@ -34,6 +34,7 @@ import yaml
 
 from moe_cli.config.schema import RunConfig, from_dict
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
+from moe_cli.outputs import mark_outputs
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped for good, because others do better
@@ -191,7 +192,7 @@ def read_lines(path: Path, last_bytes: int | None = None) -> Iterator[dict[str, 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
     """A new folder with the configuration in it, claimed by an atomic mkdir; a taken name gets -2, -3, ..."""
-    folder = make_folder(outputs / group)
+    folder = make_group(outputs, group)
     number = 1
     while True:
         path = folder / (config.run_id if number == 1 else f"{config.run_id}-{number}")
@@ -208,7 +209,7 @@ def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
 
     A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
     """
-    path = make_folder(outputs / group / config.run_id)
+    path = make_folder(make_group(outputs, group) / config.run_id)
     run = Run(path)
     if not (read_json(path / "config.json") and read_json(path / "status.json")):
         return _fill(path, config)
@@ -221,6 +222,14 @@ def rewrite_config(run: Run, config: RunConfig) -> None:
     """Gives a run another way to be carried out. Raises RunBusy while it is at work."""
     with lock(run.path):
         _write_config(run.path, config)
+
+
+def make_group(outputs: Path, group: str) -> Path:
+    """The folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
+    folder = make_folder(outputs / group)
+    for marked in (outputs, folder):
+        mark_outputs(marked)
+    return folder
 
 
 def make_folder(path: Path) -> Path:

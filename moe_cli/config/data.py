@@ -151,11 +151,17 @@ def is_local(path: str) -> bool:
 
 @dataclass(frozen=True)
 class TextData(CorpusConfig):
-    """The user's own texts. `field` is where .jsonl and .parquet hold them; null: "text"."""
+    """The user's own texts.
+
+    Attributes:
+        field: where .json, .jsonl and .parquet hold them; null: "text".
+        exclude: patterns of files and folders below `path` that are left out.
+    """
 
     name: Literal["text"] = "text"
     path: str | None = None
     field: str | None = None
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,12 +171,18 @@ class TextData(CorpusConfig):
 
 @dataclass(frozen=True)
 class TokenData:
-    """Ready-made token files: little-endian integers of `dtype`, with or without a header."""
+    """Ready-made token files: little-endian integers of `dtype`, with or without a header, or .npy.
+
+    Attributes:
+        dtype: null: what headers say, uint16 where there are none.
+        exclude: patterns of files and folders below `path` that are left out.
+    """
 
     tokenizer: ClassVar[str] = "ids"  # whose text nobody knows here
     name: Literal["tokens"] = "tokens"
     path: str | None = None
-    dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
+    exclude: tuple[str, ...] = ()
+    dtype: Literal["uint8", "uint16", "uint32"] | None = None
     vocab_size: int | None = None
     val_fraction: float = 0.01
     test_fraction: float = 0.0
@@ -238,11 +250,15 @@ class FashionData:
 
 @dataclass(frozen=True)
 class FolderData:
-    """The user's own images, a sub-folder for each class, brought to `image_size` pixels to a side."""
+    """The user's own images, a sub-folder for each class, brought to `image_size` pixels to a side.
+
+    `exclude` holds patterns of files and folders below `path` that are left out.
+    """
 
     tokenizer: ClassVar[str] = "pixels"
     name: Literal["image_folder"] = "image_folder"
     path: str | None = None
+    exclude: tuple[str, ...] = ()
     image_size: int = 32
     channels: int = 3
     val_fraction: float = 0.2

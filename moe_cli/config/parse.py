@@ -125,6 +125,8 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
 
 
 def _convert_lines(value: Any, key: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
     if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
         return tuple(value)
     raise ConfigError(f'{key}={show(value)} is not a list of text. Write: \'{key}=["first","second"]\'')

@@ -379,4 +379,9 @@ def _with_paths(data: DataConfig) -> DataConfig:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(os.path.expanduser(path)).resolve())
+    """The path from the root. A link keeps its name, which says of what kind the file is."""
+    given = Path(os.path.expanduser(path))
+    if ".." not in given.parts:
+        return os.path.abspath(given)
+    # What .. leads to behind a link only the file system knows.
+    return str(given.resolve() if given.name == ".." else given.parent.resolve() / given.name)

@@ -378,7 +378,13 @@ class RunConfig:
 
 def _values(config: Any) -> dict[str, Any]:
     """As dataclasses.asdict, of which it takes a third of the time: settings are plain values, which none may change."""
-    return {key: _values(value) if dataclasses.is_dataclass(value) else value for key, value in vars(config).items()}
+    return {key: _value(value) for key, value in vars(config).items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)  # as JSON has it
+    return _values(value) if dataclasses.is_dataclass(value) else value
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:

@@ -24,7 +24,17 @@ from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.forecast import pin_upcycle
 from moe_cli.report.searched import STUDY, exclusive, import_optuna, open_journal
 from moe_cli.report.sweeprecord import record_command
-from moe_cli.store import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock, make_folder, open_or_create_run
+from moe_cli.store import (
+    COMPLETED,
+    FAILED,
+    PRUNED,
+    Recorder,
+    Run,
+    is_locked,
+    lock,
+    make_group,
+    open_or_create_run,
+)
 from moe_cli.sweeps.pruning import Watch, make_pruner
 from moe_cli.sweeps.space import HIGHER, SearchPlan, is_whole
 
@@ -73,7 +83,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
         MoeError: its journal cannot be read.
     """
     optuna = import_optuna()
-    folder = make_folder(outputs / plan.name)
+    folder = make_group(outputs, plan.name)
     with exclusive(folder / ".search.lock"):
         study: Study = optuna.create_study(
             study_name=STUDY, storage=open_journal(folder), load_if_exists=True,
