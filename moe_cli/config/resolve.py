@@ -242,8 +242,8 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
         config = replace(config, optim=replace(config.optim, sparse_experts=False))
     if isinstance(router, SoftConfig):
         typed = [name for name in given if name != "k" or asked is not None]
-        idle = ("k", "capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION)
-        notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *idle)
+        unused = ("k", "capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION)
+        notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *unused)
         return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=_as_trained(config.eval))
     if isinstance(router, ExpertChoiceConfig):
         idle = ("drop", "renormalise_after_drop", "eval.drop")

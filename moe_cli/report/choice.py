@@ -7,7 +7,8 @@ from typing import Any
 from moe_cli.numbers import percent, printable
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score
 from moe_cli.report.stats import CONFIDENCE, t_quantile
-from moe_cli.report.verdicts import BETTER, CANNOT_TELL, SAME_FLOPS, WORSE, Paired, more_seeds, paired
+from moe_cli.report.pareto import tolerance
+from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE, Paired, more_seeds, paired
 
 # Routing has collapsed when more than this share of the experts is dead: weights are paid for that no token uses. One
 # dead expert in one layer of one seed is below it in all but the smallest models.
@@ -187,10 +188,11 @@ def _cheapest(best: Row, others: Sequence[Row], runs: Runs) -> Row:
 
 
 def _is_cheaper(one: Row, other: Row) -> bool:
+    same = tolerance("flops_per_token")
     for name in ("flops_per_token", "params"):
         if not one.get(name) or not other.get(name):
             return False
-        if one[name] * SAME_FLOPS < other[name] or other[name] * SAME_FLOPS < one[name]:
+        if one[name] * same < other[name] or other[name] * same < one[name]:
             return bool(one[name] < other[name])
     return False
 

@@ -32,6 +32,7 @@ from moe_cli.store import (
     Run,
     is_locked,
     lock,
+    make_folder,
     make_group,
     open_or_create_run,
 )
