@@ -6,8 +6,8 @@ from typing import Any
 
 from moe_cli.numbers import percent, printable
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score
-from moe_cli.report.stats import CONFIDENCE, t_quantile
 from moe_cli.report.pareto import tolerance
+from moe_cli.report.stats import CONFIDENCE, t_quantile
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE, Paired, more_seeds, paired
 
 # Routing has collapsed when more than this share of the experts is dead: weights are paid for that no token uses. One
