@@ -85,14 +85,15 @@ def _logged(words: Sequence[str], log: Path) -> int:
 
 def _finished(process: "subprocess.Popen[Any]") -> int:
     """Its exit code. On KeyboardInterrupt the process is asked to save, and waited for."""
-    try:
-        for line in process.stdout or ():
-            sys.stdout.write(line)
-        return process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
+    with process:
+        try:
+            for line in process.stdout or ():
+                sys.stdout.write(line)
+            return process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
 
 
 def _failure(run: Run, code: int) -> MoeError:

@@ -30,6 +30,8 @@ from moe_cli.store import (
 )
 
 TRASH = ".trash"
+# What a run folder holds before its run begins.
+MADE = {"config.json", "config.yaml", "status.json", "log.txt", ".lock"}
 DAY = 86_400.0
 # A temporary folder of the cache in which nothing was written for so long has no maker any more.
 STALE_SECONDS = DAY
@@ -118,7 +120,7 @@ def _read_removed(path: Path) -> Removed:
 
 
 def restore(removed: Removed, outputs: Path) -> Run:
-    """Puts a run of the trash back to where it lay. A run there that was never begun goes to the trash.
+    """Puts a run of the trash back to where it lay; a run there that was never begun is deleted.
 
     Raises:
         RunBusy: the sweep that it belonged to is running.
@@ -131,9 +133,11 @@ def restore(removed: Removed, outputs: Path) -> Run:
     if target.exists() or target.is_symlink():
         if not _never_begun(Run(target)):
             raise MoeError(f"{removed.origin} is taken by another run. Remove that first: moe runs rm {removed.origin}")
-        remove(Run(target), outputs)
+        check_idle(Run(target))
     make_folder(target.parent)
     try:
+        if target.exists():
+            shutil.rmtree(target)
         os.rename(removed.path, target)
     except OSError as error:
         raise MoeError(f"cannot move {removed.path} to {target}: {error.strerror}. Move it by hand.") from None
@@ -143,13 +147,9 @@ def restore(removed: Removed, outputs: Path) -> Run:
 
 
 def _never_begun(run: Run) -> bool:
-    """Whether it is a run of which there is nothing but its settings, such as a sweep that was stopped leaves."""
-    return (
-        (run.path / "config.json").is_file()
-        and run.status()["status"] == PENDING
-        and not (run.path / "metrics.jsonl").exists()
-        and not run.checkpoints()
-    )
+    """Whether it is a run with nothing but its settings, such as a sweep leaves that was stopped at once."""
+    names = {path.name for path in run.path.iterdir()} if run.path.is_dir() else set()
+    return "config.json" in names and names <= MADE and run.status()["status"] == PENDING
 
 
 def find_removed(name: str, trash: Sequence[Removed]) -> list[Removed]:

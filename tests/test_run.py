@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from moe_cli.machine import crowding, pick_device, pick_threads
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
-from moe_cli.store import Recorder, Run, create_run, lock, write_json
+from moe_cli.store import Recorder, Run, create_run, lock, open_runs, write_json
 from moe_cli.tasks.data import SIZES
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
@@ -567,3 +568,64 @@ def test_a_run_does_not_go_on_with_other_settings(text_file: Path, tmp_path: Pat
         run_one(run, tmp_path)
     write_json(run.path / "config.json", {**values, "train": {**values["train"], "log_every": 3}})
     assert run_one(run, tmp_path).summary()
+
+
+TRAINED = ["expert=4", "k=1", "model.d_model=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16",
+           "train.steps=2", "train.batch_size=2", "train.threads=1", "train.device=cpu"]  # fmt: skip
+
+
+def test_train_gives_the_same_run_whatever_is_shown(
+    tmp_path: Path, text_file: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With progress it prints what the command prints; without it nothing; the results and the notes are the same."""
+    words = ["data=text", f"data.path={text_file}", *TRAINED, "seed=1", "seed=0"]
+    quiet = moe_cli.train(words, outputs=tmp_path)
+    assert ("", "") == tuple(capfd.readouterr())
+    shown = moe_cli.train(words, outputs=tmp_path, progress=True)
+    printed = capfd.readouterr().out
+    assert all(part in printed for part in ("parameters", "step 2/2", "done in", "validation"))
+    assert ["seed is given more than once: the last one holds."] * 2 == [each.getMessage() for each in caplog.records]
+    results = [{name: summary(run)[name] for name in ("val_loss", "val_bpb", "train_loss")} for run in (quiet, shown)]
+    assert results[0] == results[1]
+
+
+def test_a_training_has_a_process_whose_threads_sleep(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torch is loaded already: the training's own process sets how long threads spin before it loads torch."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        "atexit.register(lambda: open(os.environ['SAID'], 'a').write(os.environ.get('GOMP_SPINCOUNT', '-')))\n"
+    )
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', Path.cwd())}")
+    assert "torch" in sys.modules
+    words = ["data=text", f"data.path={text_file}", *TRAINED]
+    for progress in (False, True):
+        moe_cli.train(words, outputs=tmp_path / "outputs", progress=progress)
+    assert "10001000" == (tmp_path / "said").read_text()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_a_training_from_python_that_fails_says_why(tmp_path: Path, text_file: Path) -> None:
+    """What the training's process wrote is the error's text, with and without progress."""
+    words = ["data=text", f"data.path={text_file}", *TRAINED, "optim=sgd", "optim.lr=1e30"]
+    for progress in (False, True):
+        with pytest.raises(TrainingError, match=r"is (nan|inf).*\nSee: moe runs show"):
+            moe_cli.train(words, outputs=tmp_path, progress=progress)
+
+
+def test_an_interrupted_training_from_python_is_saved(tmp_path: Path, text_file: Path) -> None:
+    """Ctrl-C raises KeyboardInterrupt once the training's process has saved; the run goes on with --resume."""
+    words = ["data=text", f"data.path={text_file}", *TRAINED, "train.steps=1000000", "train.checkpoint_every=5"]
+    code = f"import moe_cli; moe_cli.train({words!r}, outputs={str(tmp_path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (runs := open_runs(tmp_path)) or not runs[0].checkpoints():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate()[1]
+    assert ("interrupted", "stopped; its checkpoint is saved") == (
+        runs[0].status()["status"], runs[0].status()["reason"],
+    )  # fmt: skip
