@@ -34,9 +34,9 @@ LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
 COUNTING_FLOPS = 0.1e6
 # With train.eval_every=null, the evaluations before the last one.
 EVALUATIONS = 9
-# From so many seconds of training on, torch.compile's half minute is won back: it gives about 1.09 times the steps a
-# second. At this speed of a core, so that the decision is the same on every machine and at every load.
-COMPILE_SECONDS, FLOPS_PER_CORE = 600.0, 4e10
+# From this budget on, torch.compile's half minute is won back: it gives about 1.09 times the steps a second. In FLOPs about
+# ten minutes of one core; never a measured time or a number of cores, so that every machine decides alike.
+COMPILE_FLOPS, COMPILE_MINUTES = 2.4e13, 10.0
 # What a model must share with the dense run whose weights it starts from.
 UPCYCLED = ("name", "num_layers", "num_heads", "d_model", "d_ff", "expert_kind", "activation", "tie_embeddings", "qk_norm",
             "rope_base", "norm", "positions", "logit_cap", "num_kv_heads", "d_head", "kv_rank", "q_rank", "d_rope",
@@ -245,20 +245,19 @@ def _val_tokens(config: RunConfig, corpus: Data) -> int:
 def compiles(config: RunConfig, vocab_size: int, device: str) -> bool:
     """Whether training on a `cpu` or `cuda` device goes through torch.compile; `auto` is for long trainings on a CPU.
 
-    Decided by the configuration, never by a measured time: compiled code has other last digits.
+    Decided by the configuration alone: compiled code has other last digits.
     """
     if config.train.compile != "auto":
         return config.train.compile == "on"
-    if config.launch.procs > 1 or device != "cpu" or not _has_compiler():
+    if config.launch.procs > 1 or device != "cpu":
         return False
     steps = training_steps(config, vocab_size)
     if steps is None:
-        return 60 * (config.train.minutes or 0) >= COMPILE_SECONDS
-    flops = steps * config.tokens_per_step * cost(config, vocab_size).flops_per_token
-    return flops / (FLOPS_PER_CORE * pick_threads(config, vocab_size)) >= COMPILE_SECONDS
+        return (config.train.minutes or 0) >= COMPILE_MINUTES
+    return steps * config.tokens_per_step * cost(config, vocab_size).flops_per_token >= COMPILE_FLOPS
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
     """Whether there is a C++ compiler, without which torch.compile cannot do on a CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 

@@ -132,7 +132,9 @@ def test_the_optimizer_is_that_of_moe_train(monkeypatch: pytest.MonkeyPatch) -> 
     """Our model trains with optim=adamw as conf/ has it, whatever optimizer was typed."""
     used = []
     original = bench_step.make_optimizers
-    monkeypatch.setattr(bench_step, "make_optimizers", lambda config, model: used.append(config) or original(config, model))
+    monkeypatch.setattr(
+        bench_step, "make_optimizers", lambda config, model: used.append(config) or original(config, model)
+    )
     result = CliRunner().invoke(app, ["bench", "step", *SIZES, "optim=sgd", "optim.momentum=0.5", "--seconds", "0"])
     assert 0 == result.exit_code, result.output
     assert [load_config(["optim=adamw"]).config.optim] == used

@@ -67,7 +67,9 @@ def test_comments_name_the_derived_defaults(file: str, composer: Composer) -> No
     config = composer.point({group: choice} if choice else {}).config
     found = getattr(config, group) if choice else config
     assert named
-    assert {name: yaml.safe_load(text) for name, text in named.items()} == {name: getattr(found, name) for name in named}
+    assert {name: yaml.safe_load(text) for name, text in named.items()} == {
+        name: getattr(found, name) for name in named
+    }
 
 
 def test_the_comment_on_the_budget_names_the_default_steps(composer: Composer) -> None:

@@ -334,7 +334,9 @@ def test_equal_networks_have_an_equal_digest() -> None:
     typed = load_config(["match=none", f"model.d_expert={matched.model.d_expert}"]).config
     assert matched.digest == typed.digest
     words = ["match=none", "model.d_expert=64", "model.first_dense=1"]
-    assert load_config([*words, "model.d_ff=128"]).config.digest != load_config([*words, "model.d_ff=256"]).config.digest
+    assert (
+        load_config([*words, "model.d_ff=128"]).config.digest != load_config([*words, "model.d_ff=256"]).config.digest
+    )
 
 
 @pytest.mark.parametrize(
