@@ -22,7 +22,8 @@ from moe_cli.errors import ConfigError, DiskFull, MoeError, RunBusy, TrainingErr
 from moe_cli.forecast import cautions, make_plans, measure_flops, pin_upcycle
 from moe_cli.machine import check_devices, visible_gpus
 from moe_cli.run import BUSY, FULL, PARENT, STOPPED
-from moe_cli.store import FAILED, Run, create_run, outputs_folder
+from moe_cli.store import FAILED, Run, open_or_create_run, outputs_folder
+from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Rules, explain
 from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
@@ -34,12 +35,16 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("moe_cli")
 
 
-def train(overrides: Sequence[str] = (), *, outputs: Path | None = None, progress: bool = False) -> Run:
+def train(
+    overrides: Sequence[str] = (), *, outputs: Path | None = None, force: bool = False, progress: bool = False
+) -> Run:
     """Trains one configuration, as `moe train` does, and gives its run.
 
     Args:
         overrides: settings such as "expert=8", "k=2".
         outputs: where runs are kept; None: $MOE_OUTPUTS or ./outputs.
+        force: train from the start; what there is goes to the trash. Otherwise a complete run of this configuration is
+            given as it is, and an interrupted one goes on.
         progress: print what `moe train` prints; otherwise the output goes to log.txt in the run's folder.
 
     Raises:
@@ -49,12 +54,17 @@ def train(overrides: Sequence[str] = (), *, outputs: Path | None = None, progres
     folder = outputs_folder(outputs)
     resolved = load_config(overrides)
     config = pin_upcycle(resolved.config, folder)
+    run = Run(folder / "runs" / config.run_id)
+    if run.summary() is not None and not force:
+        LOGGER.warning("%s is complete, and is not trained again. To do that: force=True", run.id)
+        return run
     check_devices([config])
     plan = make_plans([config], folder, measure_flops())[0]
     device = "cuda" if config.train.device != "cpu" and visible_gpus() else "cpu"
     for note in resolved.notes if progress else (*resolved.notes, *cautions(plan, device)):
         LOGGER.warning(note)
-    run = create_run(folder, "runs", config)
+    discard(outdated([run], force=force, code=False), folder)
+    run = open_or_create_run(folder, "runs", config)
     if progress:
         code = _shown(["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)])
     else:

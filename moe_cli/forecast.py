@@ -36,9 +36,9 @@ LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
 COUNTING_FLOPS = 0.1e6
 # With train.eval_every=null, the evaluations before the last one.
 EVALUATIONS = 9
-# From so many seconds of training on, torch.compile's half minute is won back: it gives about 1.09 times the steps a
-# second. At this speed of a core, so that the decision is the same on every machine and at every load.
-COMPILE_SECONDS, FLOPS_PER_CORE = 600.0, 4e10
+# From this budget on, torch.compile's half minute is won back: it gives about 1.09 times the steps a second. In FLOPs about
+# ten minutes of one core; never a measured time or a number of cores, so that every machine decides alike.
+COMPILE_FLOPS, COMPILE_MINUTES = 2.4e13, 10.0
 # Settings of a model that may differ from those of the dense run whose weights it starts from, beside those that only
 # models with experts have: none is part of the function.
 NOT_UPCYCLED = ("model.dropout", "model.attention_dropout")
@@ -210,8 +210,14 @@ def shortage(plan: Plan) -> str | None:
 def cautions(plan: Plan, device: str) -> tuple[str, ...]:
     """Notes on a run before it starts on a `cpu` or `cuda` device: too little memory, busy cores, a slow start."""
     compiled = compiles(plan.config, vocab_of(plan.config, plan.corpus), device)
-    slow = "torch.compile takes half a minute at the start. Without it: train.compile=off" if compiled else None
+    slow = _about_compiling(plan.config) if compiled else None
     return tuple(filter(None, (shortage(plan), crowding(plan.threads), slow)))
+
+
+def _about_compiling(config: RunConfig) -> str:
+    if config.train.compile == "auto" and not has_compiler():
+        return "there is no C++ compiler here: training goes without torch.compile."
+    return "torch.compile takes half a minute at the start. Without it: train.compile=off"
 
 
 def memory_of(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
@@ -286,20 +292,19 @@ def _val_tokens(config: RunConfig, corpus: Data) -> int:
 def compiles(config: RunConfig, vocab_size: int, device: str) -> bool:
     """Whether training on a `cpu` or `cuda` device goes through torch.compile; `auto` is for long trainings on a CPU.
 
-    Decided by the configuration, never by a measured time: compiled code has other last digits.
+    Decided by the configuration alone: compiled code has other last digits.
     """
     if config.train.compile != "auto":
         return config.train.compile == "on"
-    if config.launch.procs > 1 or device != "cpu" or not _has_compiler():
+    if config.launch.procs > 1 or device != "cpu":
         return False
     steps = training_steps(config, vocab_size)
     if steps is None:
-        return 60 * (config.train.minutes or 0) >= COMPILE_SECONDS
-    flops = steps * cost(config, vocab_size).flops_per_step
-    return flops / (FLOPS_PER_CORE * pick_threads(config, vocab_size)) >= COMPILE_SECONDS
+        return (config.train.minutes or 0) >= COMPILE_MINUTES
+    return steps * cost(config, vocab_size).flops_per_step >= COMPILE_FLOPS
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
     """Whether there is a C++ compiler, without which torch.compile cannot do on a CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 

@@ -21,7 +21,7 @@ from typing import Any
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, compiles, corpus_of, vocab_of
+from moe_cli.forecast import check_upcycle, compiles, corpus_of, has_compiler, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
@@ -129,9 +129,11 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     checkpoints = run.checkpoints()
     if not checkpoints and (source := check_upcycle(config, outputs)):
         upcycle(model, source)
-    compiled = compiles(config, vocab_size, device.type)
-    if compiled and config.train.compile == "auto":  # nobody asked for it: what cannot be compiled runs as it is
-        torch._dynamo.config.suppress_errors = True
+    config = as_decided(run, config, device)
+    compiled = config.train.compile == "on"
+    if config.train.compile == "auto" and compiles(config, vocab_size, device.type):
+        compiled = has_compiler() if not checkpoints else bool(run.meta().get("compile", True))
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
     parts = Parallel(config.launch, model, compiled)
     training = Training(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
     if checkpoints:
@@ -142,12 +144,26 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     else:
         torch.manual_seed(config.seed + parallel.rank())
         recorder.rewind(-1)
-        recorder.meta(describe_environment(corpus))
+        decided = {"precision": config.train.precision, "compile": compiled, "device": device.type}
+        recorder.meta(describe_environment(corpus) | decided)
     if training.run():
         with training.averaged():
             recorder.complete(_summarise(run, config, corpus, training))
     else:
         recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason="stopped; its checkpoint is saved")
+
+
+def as_decided(run: Run, config: RunConfig, device: Any) -> RunConfig:
+    """The configuration with its precision decided: where the run first started, and kept from then on.
+
+    The configuration of the run folder keeps `auto`: a sweep names its runs before the device of each is known.
+    """
+    from moe_cli.training.precision import pick_precision
+
+    begun = run.meta().get("precision") if run.checkpoints() else None
+    asked = config.train.precision
+    precision = begun if asked == "auto" and begun in ("float32", "bfloat16") else pick_precision(asked, device)
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def _part_ways() -> None:
@@ -196,14 +212,15 @@ def restore(run: Run, outputs: Path, which: str = "latest", split: str = "val") 
     from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import find_checkpoint
 
-    config = run.config()
     checkpoint = find_checkpoint(run, which)
+    device = pick_device(run.config().train.device)
+    config = as_decided(run, run.config(), device)
     corpus = corpus_of(config, outputs)
     _check_same_corpus(run, checkpoint.state, corpus)
     task = make_task(config, judged_by_test(corpus) if split == "test" else corpus)
     model = make_model(config, vocab_of(config, corpus))
     checkpoint.load_model(model)
-    return Trained(config, model.to(pick_device(config.train.device)).eval(), task, checkpoint.state["step"])
+    return Trained(config, model.to(device).eval(), task, checkpoint.state["step"])
 
 
 def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Data) -> None:

@@ -131,7 +131,7 @@ def plan_sweep(
     ]  # fmt: skip
     return SweepPlan(
         folder, sweep.question, tuple(points), tuple(found.left_out.values()), found.repeats * len(chosen), len(chosen),
-        tuple(found.notes), found.excluded, tuple(words), sweep.baseline, tuple(where),
+        (*composer.notes, *found.notes), found.excluded, tuple(words), sweep.baseline, tuple(where),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from moe_cli.config import load
+from moe_cli.config import folders
 from moe_cli.config.axes import Axis, repeated_keys, single_values
 from moe_cli.config.executors import load_executor
 from moe_cli.config.load import (
@@ -331,7 +331,7 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
 
 def test_a_damaged_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its own conf/ the program asks to be installed again; beside the package it finds conf/ in a checkout."""
-    monkeypatch.setattr(load, "__file__", str(tmp_path / "moe_cli" / "config" / "load.py"))
+    monkeypatch.setattr(folders, "__file__", str(tmp_path / "moe_cli" / "config" / "folders.py"))
     with pytest.raises(ConfigError) as error:
         packaged_conf()
     package = (tmp_path / "moe_cli").resolve()
