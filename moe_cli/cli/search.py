@@ -56,7 +56,7 @@ class How:
 
 def search(console: "Console", plan: "SearchPlan", folder: Path, how: How, *, dry_run: bool) -> None:
     """Carries a search out, or with `dry_run` says what it would be."""
-    from moe_cli.marks import fix_corpora
+    from moe_cli.forecast import fix_data
     from moe_cli.sweeps.driver import drive
     from moe_cli.sweeps.pools import at_once, make_pool
     from moe_cli.sweeps.preview import preview
@@ -70,7 +70,7 @@ def search(console: "Console", plan: "SearchPlan", folder: Path, how: How, *, dr
         jobs = at_once(how.executor, how.jobs, ahead.plans)
         return _print_head(console, plan, ahead, folder, min(jobs, most) if jobs else None)
     study = open_study(plan, folder, ahead.evaluations)
-    fix_corpora(folder / plan.name, [(each.config.data, each.corpus.meta) for each in ahead.plans])
+    fix_data(folder / plan.name, ahead.plans)
     pool: Any = None
     feed = SearchFeed(plan, study, folder, lambda: min(pool.workers, most) if pool else 1, how.retry_failed)
     with feed.at_work():

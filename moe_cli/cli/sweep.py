@@ -97,8 +97,7 @@ def _carry_out(
 ) -> None:  # fmt: skip
     from moe_cli.cli.board import SweepDisplay
     from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
-    from moe_cli.forecast import make_plans, measure_flops
-    from moe_cli.marks import fix_corpora
+    from moe_cli.forecast import fix_data, make_plans, measure_flops
     from moe_cli.store import make_group
     from moe_cli.sweeps.again import discard, outdated
     from moe_cli.sweeps.driver import Listed, drive, to_do
@@ -117,8 +116,7 @@ def _carry_out(
         return print_points(console, ahead)
     discard(old, folder)
     if to_do(before, how.retry_failed):
-        data = [(plan.config.data, plan.corpus.meta) for plan in plans]
-        fix_corpora(make_group(folder, planned.name), data, replace=again.force)
+        fix_data(make_group(folder, planned.name), plans, replace=again.force)
     runs = planned.open(folder)
     todo = to_do(runs, how.retry_failed)
     pool = make_pool(how.executor, folder, ahead.at_once if local else how.jobs, plans) if todo else None

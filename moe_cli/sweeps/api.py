@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from moe_cli.config.executors import Executor, split_executor
 from moe_cli.errors import ConfigError
-from moe_cli.forecast import make_plans
-from moe_cli.marks import at_work, fix_corpora
-from moe_cli.store import make_group, outputs_folder
+from moe_cli.forecast import fix_data, make_plans
+from moe_cli.marks import at_work
+from moe_cli.store import Run, make_group, outputs_folder
 from moe_cli.sweeps.again import discard, outdated
-from moe_cli.sweeps.driver import Listed, Rules, drive, to_do
+from moe_cli.sweeps.driver import Listed, Pool, Rules, drive, to_do
 from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.pools import make_pool
 from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_if_search
@@ -62,16 +62,17 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         _search(asked, folder, executor, workers, rules, retry_failed)
         return load_runs(folder / asked.name)
     plan = plan_sweep(words, seeds=seeds, name=name, where=where).pinned(folder)
-    before = plan.existing(folder)
-    discard(outdated(before, force=force, code=rerun_on_code), folder)
-    if to_do(before, retry_failed):
+    discard(outdated(plan.existing(folder), force=force, code=rerun_on_code), folder)
+    if to_do(plan.existing(folder), retry_failed):
         plans = make_plans([point.config for point in plan.points], folder, 1.0)
-        data = [(each.config.data, each.corpus.meta) for each in plans]
-        fix_corpora(make_group(folder, plan.name), data, replace=force)
-        runs = to_do(plan.open(folder), retry_failed)
-        with at_work(folder / plan.name):
-            drive(Listed(runs), make_pool(executor, folder, workers, plans), rules=rules)
+        fix_data(make_group(folder, plan.name), plans, replace=force)
+        _sweep(to_do(plan.open(folder), retry_failed), make_pool(executor, folder, workers, plans), rules)
     return load_runs(folder / plan.name)
+
+
+def _sweep(runs: Sequence[Run], pool: Pool, rules: Rules) -> None:
+    with at_work(runs[0].path.parent):
+        drive(Listed(runs), pool, rules=rules)
 
 
 def _search(
@@ -82,7 +83,7 @@ def _search(
 
     ahead = preview(plan, folder)
     study = open_study(plan, folder, ahead.evaluations)
-    fix_corpora(folder / plan.name, [(each.config.data, each.corpus.meta) for each in ahead.plans])
+    fix_data(folder / plan.name, ahead.plans)
     pool = make_pool(executor, folder, workers, ahead.plans)
     with SearchFeed(plan, study, folder, lambda: pool.workers, retry_failed).at_work() as feed:
         drive(feed, pool, rules=rules)
