@@ -71,6 +71,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
 
 def _sweep(runs: Sequence[Run], pool: Pool, rules: Rules) -> None:
+    if not runs:  # another process has done them meanwhile
+        return
     with at_work(runs[0].path.parent):
         drive(Listed(runs), pool, rules=rules)
 
