@@ -18,6 +18,7 @@ from moe_cli.config.tasks import MaskedLM, SpanCorruption
 from moe_cli.errors import ConfigError
 from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import available_memory_bytes, crowding, pick_threads, visible_gpus
+from moe_cli.marks import fix_corpora
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.numbers import count
 from moe_cli.store import Run, find_run
@@ -88,6 +89,11 @@ def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: fl
         check_loggers(log)
     load = cache(lambda data, context_length: load_data(data, context_length, outputs, build))
     return [_make_plan(config, load(config.data, config.model.context_length), flops_per_second) for config in configs]
+
+
+def fix_data(folder: Path, plans: Sequence[Plan], replace: bool = False) -> None:
+    """Notes in a sweep's folder which data these plans learn from; see `fix_corpora`. Raises DataError: other data."""
+    fix_corpora(folder, [(plan.config.data, plan.corpus.meta) for plan in plans], replace)
 
 
 def vocab_of(config: RunConfig, corpus: Data) -> int:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_cli.config.data import DataConfig
 from moe_cli.config.executors import Executor
-from moe_cli.forecast import Plan, make_plans, measure_flops
+from moe_cli.forecast import Plan, fix_data, make_plans, measure_flops
 from moe_cli.machine import check_devices
-from moe_cli.marks import at_work, fix_corpora
+from moe_cli.marks import at_work
 from moe_cli.store import Run, make_group
 from moe_cli.sweeps.again import discard, outdated, put_back
 from moe_cli.sweeps.driver import Feed, Listed, Observer, Rules, drive, to_do
@@ -79,7 +78,7 @@ class PreparedSweep:
         removed = discard(self.outdated, self.outputs)
         try:
             if pool:
-                fix_corpora(make_group(self.outputs, self.plan.name), data_of(self.plans), replace=self.execution.force)
+                fix_data(make_group(self.outputs, self.plan.name), self.plans, replace=self.execution.force)
             runs = self.plan.open(self.outputs)
         except BaseException:
             put_back(removed, self.outputs)
@@ -128,7 +127,7 @@ class PreparedSearch:
         from moe_cli.sweeps.search import SearchFeed, open_study
 
         study = open_study(self.plan, self.outputs, self.preview.evaluations)
-        fix_corpora(self.outputs / self.plan.name, data_of(self.plans))
+        fix_data(self.outputs / self.plan.name, self.plans)
 
         def at_a_time() -> int:
             return min(pool.workers, self.most) if pool else 1
@@ -138,11 +137,6 @@ class PreparedSearch:
 
 
 Prepared = PreparedSweep | PreparedSearch
-
-
-def data_of(plans: Sequence[Plan]) -> list[tuple[DataConfig, dict[str, Any]]]:
-    """The data of each configuration, with what is known of them."""
-    return [(plan.config.data, plan.corpus.meta) for plan in plans]
 
 
 class View:
