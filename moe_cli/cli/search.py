@@ -175,11 +175,14 @@ class SearchDisplay:
 
 
 def _step(run: "Run") -> str:
+    from moe_cli.glance import validation_curve
+
     records = run.latest_metrics()
     if not records:
         return "starting"
-    losses = [record["val/bpb_estimate"] for record in records if record.get("val/bpb_estimate") is not None]
-    return f"step {records[-1].get('step')}" + (f"   bpb {losses[-1]:.3f}" if losses else "")
+    curve = validation_curve(run, newest=True)
+    name = "bpb" if curve.result == "val_bpb" else "loss"
+    return f"step {records[-1].get('step')}" + (f"   {name} {curve.values[-1]:.3f}" if curve.points else "")
 
 
 def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:

@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.parse import show
+from moe_cli.config.parse import did_you_mean, show
+from moe_cli.errors import ConfigError
+from moe_cli.glance import validation_curve
 from moe_cli.measures import MEASURES, Measure
 from moe_cli.numbers import count, percent, plural, printable, sparkline
-from moe_cli.report.fold import DENSE, Row, applies, measures_itself
+from moe_cli.report.fold import DENSE, PLAIN_KEYS, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
 from moe_cli.store import Run
 
 LONGEST_CELL = 36
-CURVE_WIDTH, MOST_CURVES = 16, 60
+CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
@@ -55,29 +57,28 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, t
         names.append("capacity_val_loss")
     if any(row["dead_experts"] is not None for row in rows):
         names.append("dead_experts")
-    columns = [_RESULTS[name] for name in names]
-    if baseline != DENSE or to_lowest:
-        heading = "vs lowest" if to_lowest else "vs baseline"
-        columns = [replace(each, heading=heading) if each.name == "vs_dense" else each for each in columns]
-    return columns
+    return [_result(name, baseline, to_lowest) for name in names]
+
+
+def _result(name: str, baseline: Mapping[str, Any], to_lowest: bool) -> Column:
+    column = _RESULTS[name]
+    if name != "vs_dense" or (baseline == DENSE and not to_lowest):
+        return column
+    return replace(column, heading="vs lowest" if to_lowest else "vs baseline")
 
 
 def curve_column(rows: Collection[Row]) -> Column | None:
-    """Bits per byte over training as a sparkline, of a row's first run; None without curves, and for long reports."""
+    """The validation curve as a sparkline, of a row's first run; None without curves, and for long reports."""
     if len(rows) > MOST_CURVES:
         return None
-    drawn = {row["path"]: sparkline(_curve(row["path"]), CURVE_WIDTH) for row in rows}
-    return (
-        Column("curve", "curve", lambda row: drawn.get(row["path"]) or "-", left=True) if any(drawn.values()) else None
-    )
+    drawn = {row["path"]: _sparkline(row) for row in rows}
+    return Column(CURVE, CURVE, lambda row: drawn[row["path"]], left=True) if set(drawn.values()) - {"-"} else None
 
 
-def _curve(path: str) -> list[float]:
-    """Bits per byte at the evaluations; fewer than two are no curve. On a logarithmic scale, where late gains are seen."""
-    found = [record.get("val/bpb_estimate") for record in Run(Path(path)).metrics()]
-    values = [math.log(value) for value in found
-              if isinstance(value, int | float) and math.isfinite(value) and value > 0]  # fmt: skip
-    return values if len(values) > 1 else []
+def _sparkline(row: Row) -> str:
+    """On a logarithmic scale, where late gains are seen; fewer than two evaluations are no curve."""
+    values = [math.log(value) for value in validation_curve(Run(Path(row["path"]))).values if value > 0]
+    return sparkline(values, CURVE_WIDTH) if len(values) > 1 else "-"
 
 
 def never_leave(rows: Collection[Row]) -> tuple[str, str]:
@@ -86,17 +87,43 @@ def never_leave(rows: Collection[Row]) -> tuple[str, str]:
     return ("run", "val_bpb" if all(row["val_bpb"] is not None for row in judged) else "val_loss")
 
 
-def make_columns(names: Sequence[str]) -> list[Column]:
+def make_columns(names: Sequence[str], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
     """Columns by name: results as they are usually written, everything else by its value."""
-    short = [_heading(name) for name in names]
+    short = [heading_of(name) for name in names]
     headings = [heading if short.count(heading) == 1 else name for heading, name in zip(short, names, strict=True)]
     return [
-        _RESULTS.get(name) or Column(name, printable(heading), _writer(name), left=name in _TEXT)
+        _result(name, baseline, to_lowest) if name in _RESULTS
+        else Column(name, name, _sparkline, left=True) if name == CURVE
+        else Column(name, printable(heading), _writer(name), left=name in _TEXT)
         for name, heading in zip(names, headings, strict=True)
-    ]
+    ]  # fmt: skip
 
 
-def _heading(name: str) -> str:
+def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) -> str:
+    """The column of this name or, where there is none, under this heading; those `shown` come before others.
+
+    Raises:
+        ConfigError: there is no such column, or several have the heading.
+    """
+    if text in known:
+        return text
+    if above := [column.name for column in shown if column.heading == text]:
+        return above[0]
+    under = [name for name in known if heading_of(name) == text]
+    if len(under) > 1:
+        raise ConfigError(f"several columns have the heading '{text}'. Give one by its name: {', '.join(under)}")
+    if under:
+        return under[0]
+    by_heading = {heading_of(name): name for name in known}
+    hint = (
+        did_you_mean(text, [*known, *by_heading])
+        or f" There are: {', '.join(PLAIN_KEYS)}, and settings such as train.steps."
+    )
+    raise ConfigError(f"no column '{text}'.{hint}")
+
+
+def heading_of(name: str) -> str:
+    """What stands above a column where no other has the same heading."""
     if name in _RESULTS:
         return _RESULTS[name].heading
     group, _, last = name.rpartition(".")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError
+from moe_cli.glance import ESTIMATES
 from moe_cli.numbers import printable
 from moe_cli.report.columns import never_leave, shorten
 from moe_cli.report.fold import Row, comparable, front_of
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 MOST_NAMES = 16
 MARKERS = "os^Dv<>ph*X8"
 SCORES = {"val_bpb": "validation, bits per byte", "val_loss": "validation, nats"}
-CURVES = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
 
 
 def figure_bytes(view: View, ending: str, title: str) -> bytes:
@@ -101,7 +101,7 @@ def _curves(axes: "Axes", view: View, rows: Sequence[Row], score: str) -> None:
     from moe_cli.report.longframes import load_curves
 
     frame = load_curves([Run(Path(row["path"])) for row in rows])
-    frame = frame[(frame["metric"] == CURVES[score]) & frame["tokens"].notna() & frame["value"].notna()]
+    frame = frame[(frame["metric"] == ESTIMATES[score]) & frame["tokens"].notna() & frame["value"].notna()]
     for index, row in enumerate(rows):
         part = frame[(frame["run"] == row["run"]) & (frame["group"] == row["group"])]
         look = {**_look(index), "marker": ""}

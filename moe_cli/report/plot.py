@@ -13,8 +13,9 @@ from rich.text import Text
 from moe_cli.config.parse import show
 from moe_cli.errors import ConfigError
 from moe_cli.numbers import count, printable
+from moe_cli.report.columns import column_named
 from moe_cli.report.fold import TOP_LEVEL, Row, applies
-from moe_cli.report.view import View, check_name
+from moe_cli.report.view import View
 
 MARKS = "ox+*#@%&"
 # Beyond so many times the least, an axis is logarithmic.
@@ -71,8 +72,7 @@ def make_chart(view: View, request: str) -> Chart:
             f"--plot {request}: give two columns as Y:X, such as val_bpb:expert, or a third for the marks, as Y:X:k"
         )
     known = [*map(str, view.frame.columns), *DERIVED]
-    for name in parts:
-        check_name(name, known)
+    parts = [column_named(name, known, view.columns) for name in parts]
     y, x = parts[:2]
     by = parts[2] if len(parts) == 3 else _series_setting(view, x)
     groups: dict[Any, list[Point]] = {}

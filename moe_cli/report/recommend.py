@@ -3,11 +3,13 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from moe_cli.errors import MoeError
+from moe_cli.glance import validation_curve
 from moe_cli.measures import target_of
 from moe_cli.numbers import count, printable
 from moe_cli.report.alike import check_across, same_kind, sort_out
@@ -28,7 +30,7 @@ from moe_cli.report.looks import Look, look_at
 from moe_cli.report.nextsweep import next_sweep
 from moe_cli.report.scaling.sentence import scaling_sentence
 from moe_cli.report.stats import mean_and_interval
-from moe_cli.store import COMPLETED, FAILED
+from moe_cli.store import COMPLETED, FAILED, Run
 
 SHOWN = ("expert", "k", "capacity", "router", "balance")
 
@@ -261,8 +263,7 @@ def _curve(path: str) -> list[tuple[float, float]]:
     """(seconds of training, estimate) at every evaluation whose time is between two records."""
     frame = load_curves([path]).dropna(subset=["value"])
     times = _points(frame, "seconds")
-    values = _points(frame, "val/bpb_estimate") or _points(frame, "val/loss_estimate")
-    placed = [(_at(times, step), value) for step, value in values]
+    placed = [(_at(times, step), value) for step, value in validation_curve(Run(Path(path))).points]
     return [(second, value) for second, value in placed if second is not None]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
+from moe_cli.numbers import BARS, DIGITS
 from moe_cli.report.captions import above, below, left_out
-from moe_cli.report.columns import CURVE_WIDTH, FIRST_TO_LEAVE, PLUS_MINUS, Column, curve_column, never_leave
+from moe_cli.report.columns import CURVE, CURVE_WIDTH, FIRST_TO_LEAVE, PLUS_MINUS, Column, curve_column, never_leave
 from moe_cli.report.fold import PLAIN_KEYS, Row, rows_of
 from moe_cli.report.frame import plain
 from moe_cli.report.view import View
@@ -22,11 +23,13 @@ BEST, LOWEST, RECOMMENDED, PARETO = "best", "lowest", "recommended", "pareto"
 def table_lines(view: View, title: str, width: int, curves: bool = True) -> list[Text]:
     """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room.
 
-    With `curves`, those of training as sparklines where everything else has room.
+    With `curves`, those of training as sparklines where everything else has room; without, one that was asked for is in digits.
     """
     if not view.rows:
         return [*above(view, title, width), Text(), Text("no row matches the filter", "yellow"), *below(view, width)]
     cells = {column.name: _aligned([column.write(row) for row in view.rows]) for column in view.columns}
+    if CURVE in cells and not curves:
+        cells[CURVE] = [text.translate(str.maketrans(BARS, DIGITS)) for text in cells[CURVE]]
     widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in view.columns}
     marks = [mark_of(row, view) for row in view.rows]
     room = width - (len(GAP) + max(map(len, marks)) if any(marks) else 0)
@@ -134,7 +137,9 @@ def markdown_text(view: View) -> str:
     ]
     for row in view.rows:
         mark = "**" if any(row is best for best in view.best) else ""
-        lines.append("| " + " | ".join(mark + _escaped(column.write(row)) + mark for column in view.columns) + " |")
+        cells = [_escaped(column.write(row)) for column in view.columns]
+        # Two marks around nothing would be printed as they are.
+        lines.append("| " + " | ".join(f"{mark}{cell}{mark}" if cell else "" for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

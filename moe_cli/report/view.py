@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from moe_cli.config.expressions import Expression, all_hold, parse_expression
-from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
+from moe_cli.glance import validation_curve
 from moe_cli.report.baseline import sweep_baseline
 from moe_cli.report.choice import choose
-from moe_cli.report.columns import Column, make_columns, result_columns
+from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
 from moe_cli.report.fold import (
     OF_RUNS,
     PLAIN_KEYS,
@@ -27,7 +28,7 @@ from moe_cli.report.fold import (
 )
 from moe_cli.report.frame import CORPUS, SETTINGS
 from moe_cli.report.looks import Look, look_at
-from moe_cli.store import COMPLETED
+from moe_cli.store import COMPLETED, Run
 
 
 @dataclass(frozen=True)
@@ -98,26 +99,31 @@ def make_view(
     folded = fold(frame, question.by_run, elsewhere, baseline, on_runs)
     known = [str(name) for name in folded.columns]
     unmeasured = {*OF_RUNS, *SETTINGS, *CORPUS, *settings_of(known)}
-    _check_names(question, parts, known)
+    for part in parts:
+        check_names(part, known)
     for part in on_runs:
         _check_of_runs(part, unmeasured)
     rows = rows_of(folded)
-    chosen = _sorted([index for index, row in enumerate(rows) if all_hold(on_rows, row)], rows, question.sort, known)
-    on_settings = [part for part in on_rows if part.names <= unmeasured]
-    ordered = [rows[index] for index in chosen]
-    shown = [row for row in ordered if row["status"] == COMPLETED or question.by_run] or ordered
+    chosen = [index for index, row in enumerate(rows) if all_hold(on_rows, row)]
+    shown = _shown([rows[index] for index in chosen], question.by_run)
     settings, pairs = settings_of(known), folded.attrs["pairs"]
     names = varying([row for row in shown if row["expert"] is not None], settings)
+    usual = _columns(shown, names, question.by_run, baseline, pairs)
+    asked = tuple(dict.fromkeys(column_named(name, [*known, CURVE], usual) for name in question.columns))
+    if CURVE in asked:
+        folded[CURVE] = pd.Series([validation_curve(Run(Path(row["path"]))).values for row in rows], dtype="object")
+    chosen = _sorted(chosen, rows, _sort_key(question.sort, known, usual))
+    on_settings = [part for part in on_rows if part.names <= unmeasured]
+    ordered = [rows[index] for index in chosen]
+    shown = _shown(ordered, question.by_run)
     return View(
         folded.iloc[chosen],
         shown,
         [row for row in rows if row["status"] != COMPLETED and all_hold(on_settings, row)],
-        question.columns,
+        asked,
         names,
         varying([row for row in ordered if row["expert"] is not None], settings),
-        make_columns(question.columns)
-        if question.columns
-        else _columns(shown, names, question.by_run, baseline, pairs),
+        make_columns(asked, baseline, pairs is not None) if asked else usual,
         best_rows(shown),
         [] if question.by_run else [row for row in shown if row["pareto"]],
         question.by_run,
@@ -126,13 +132,6 @@ def make_view(
         look_at(shown, baseline if pairs is None else None),
         [] if question.by_run else _recommended(rows, frame, elsewhere, baseline, pairs),
     )
-
-
-def _check_names(question: Question, parts: Sequence[Expression], known: Sequence[str]) -> None:
-    for part in parts:
-        part.check(known)
-    for name in question.columns:
-        check_name(name, known)
 
 
 def _recommended(
@@ -145,6 +144,11 @@ def _recommended(
             groups.setdefault(comparable(row), []).append(row)
     runs = {run["path"]: run for known in (frame, elsewhere) if known is not None for run in rows_of(known)}
     return [choose(group, runs, baseline, pairs is not None).row for group in groups.values() if len(group) > 1]
+
+
+def _shown(rows: list[Row], by_run: bool) -> list[Row]:
+    """The rows with results, or all where none has, or where every run is a row."""
+    return [row for row in rows if row["status"] == COMPLETED or by_run] or rows
 
 
 def _columns(
@@ -167,7 +171,7 @@ def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
     known = [str(name) for name in frame.columns]
     if together := sorted(expression.names.intersection(PLAIN_KEYS).difference(known)):
         raise ConfigError(f"--filter chooses runs here, and {together[0]} is of a row of several: {condition}")
-    expression.check(known)
+    check_names(expression, known)
     chosen = frame[[expression.holds(row) for row in rows_of(frame)]]
     if chosen.empty:
         raise ConfigError(f"no run matches --filter '{condition}'.")
@@ -184,7 +188,14 @@ def _check_of_runs(condition: Expression, unmeasured: Set[str]) -> None:
         )
 
 
-def _sorted(indices: list[int], rows: list[Row], sort: str | None, known: list[str]) -> list[int]:
+def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -> str | None:
+    """`--sort` with the name of its column; a leading minus stays."""
+    if sort is None:
+        return None
+    return "-" * sort.startswith("-") + column_named(sort.removeprefix("-"), known, shown)
+
+
+def _sorted(indices: list[int], rows: list[Row], sort: str | None) -> list[int]:
     """In order of a column, rows without a value last whichever way.
 
     By default the lowest loss first, rows of the same data and task together, without results at the very end.
@@ -196,7 +207,6 @@ def _sorted(indices: list[int], rows: list[Row], sort: str | None, known: list[s
         by_score.sort(key=lambda index: kinds.index(comparable(rows[index])[0]))
         return by_score + [index for index in indices if score(rows[index]) is None]
     name = sort.removeprefix("-")
-    check_name(name, known)
     there = [index for index in indices if rows[index][name] is not None]
     there.sort(key=lambda index: _order(rows[index][name]), reverse=sort.startswith("-"))
     return there + [index for index in indices if rows[index][name] is None]
@@ -209,8 +219,11 @@ def _order(value: object) -> tuple[bool, object]:
     return (isinstance(value, str), value)
 
 
-def check_name(name: str, known: Sequence[str]) -> None:
-    """Raises ConfigError when there is no such column."""
-    if name not in known:
-        hint = did_you_mean(name, known) or f" There are: {', '.join(PLAIN_KEYS)}, and settings such as train.steps."
-        raise ConfigError(f"no column '{name}'.{hint}")
+def check_names(condition: Expression, known: Sequence[str]) -> None:
+    """Raises ConfigError when a condition names no column; of a heading it says whose it is."""
+    for name in sorted(condition.names - set(known)):
+        if under := [column for column in known if heading_of(column) == name]:
+            raise ConfigError(
+                f"no column '{name}' in '{condition.text}'. '{name}' is a heading: write {' or '.join(under)}"
+            )
+    condition.check(known)

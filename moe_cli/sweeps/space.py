@@ -14,6 +14,7 @@ from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
+from moe_cli.glance import ESTIMATES
 from moe_cli.store import sweep_folder
 from moe_cli.sweeps.plan import (
     check_condition,
@@ -35,8 +36,6 @@ LOWER = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_lo
 HIGHER = ("tokens_per_second",)
 # Results that not every configuration has, and what gives it one.
 ROUTED = ("max_violation", "load_cv", "dropped_fraction", "dead_experts")
-# What a run at work tells of itself now and then, and under which name.
-ESTIMATED = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
 DIGITS = 4
 
 
@@ -296,9 +295,9 @@ def _check_prune(prune: str | None, objectives: tuple[str, ...]) -> None:
         raise ConfigError(
             f"--prune {prune} compares runs by one result, not by {' and '.join(objectives)}. Leave out --prune, or give one."
         )
-    if objectives[0] not in ESTIMATED:
+    if objectives[0] not in ESTIMATES:
         raise ConfigError(
-            f"--prune {prune}: {objectives[0]} is known at the end of a run only. What can be pruned by: {', '.join(ESTIMATED)}."
+            f"--prune {prune}: {objectives[0]} is known at the end of a run only. What can be pruned by: {', '.join(ESTIMATES)}."
         )
 
 

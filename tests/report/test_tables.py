@@ -490,6 +490,17 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
     assert (single["seed"], single["seeds"], single["val_bpb_interval"]) == (0, [0], None)
 
 
+def test_markdown_of_an_empty_best_cell_is_empty(tmp_path: Path) -> None:
+    """The best row, being its own baseline, has no verdict: no marks around nothing."""
+    for seed in range(2):
+        complete(tmp_path, 1.7 + seed / 100, expert=1, seed=seed)
+        complete(tmp_path, 1.8 + seed / 100, expert=8, seed=seed)
+    text = markdown_text(view(tmp_path))
+    assert "**1.705" in text
+    assert "****" not in text
+    assert {text.splitlines()[0].count("|")} == {line.count("|") for line in text.splitlines()}
+
+
 def test_json_holds_the_columns_asked_for(tmp_path: Path) -> None:
     """Named columns take the place of the plain keys, whatever they are."""
     complete(tmp_path, 1.7, expert=8)
