@@ -44,10 +44,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
     Args:
         workers: runs at a time; None: what this machine bears, or the cluster that the word `executor=ray` names.
-        where: conditions that hold of every point, such as "k <= expert".
-        baseline: settings of what the report's differences are taken to, such as "balance=none".
         force, rerun_on_code: run points again, all or those of other code; what there is goes to outputs/.trash.
-        timeout, retries, fail_fast: see `Rules`.
+        where, baseline: see `plan_sweep`; timeout, retries, fail_fast: see `Rules`.
         search: "tpe" or "random" searches the settings; the options after it are for that.
 
     Raises:
@@ -59,9 +57,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     executor, words = split_executor(words)
     options, rules = SearchOptions(search, trials, objective, prune, search_seed), Rules(timeout, retries, fail_fast)
     if asked := plan_if_search(words, options, seeds=seeds, name=name, where=where):
-        check_no_baseline(baseline)
-        if force or rerun_on_code:
-            raise ConfigError("force and rerun_on_code are for sweeps; a search keeps what it has found: name another.")
+        _check_search(force or rerun_on_code, baseline)
         _search(asked, folder, executor, workers, rules, retry_failed)
         return load_runs(folder / asked.name)
     plan = plan_sweep(words, seeds=seeds, name=name, where=where, baseline=baseline).pinned(folder)
@@ -72,6 +68,13 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         with at_work(folder / plan.name):
             drive(Listed(runs), make_pool(executor, folder, workers, plans), rules=rules)
     return load_runs(folder / plan.name)
+
+
+def _check_search(again: bool, baseline: str | None) -> None:
+    """Raises ConfigError: an argument that is for sweeps alone."""
+    if again:
+        raise ConfigError("force and rerun_on_code are for sweeps; a search keeps what it has found: name another.")
+    check_no_baseline(baseline)
 
 
 def _search(
