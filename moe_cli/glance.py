@@ -9,7 +9,7 @@ from typing import Any
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.marks import tags_of
-from moe_cli.store import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders
+from moe_cli.store import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders, spellings
 
 # Of metrics.jsonl: room for the newest evaluation of a model with many layers.
 NEWEST_BYTES = 65_536
@@ -122,6 +122,12 @@ def _modified(path: str) -> int:
         return 0
 
 
+def find_folder(outputs: Path, name: str) -> Path | None:
+    """The folder with runs that a user means: that of a sweep, by its name (paper/x or paper-x), or any other."""
+    places = [*(outputs / each for each in spellings(name)), Path(name).expanduser().absolute()]
+    return next((folder for folder in places if folder.is_dir() and run_folders(folder)), None)
+
+
 def find_runs(outputs: Path, name: str | None) -> list[Run]:
     """The runs of a sweep or in a folder, in no order; without a name, all of them.
 
@@ -133,9 +139,8 @@ def find_runs(outputs: Path, name: str | None) -> list[Run]:
         if not runs:
             raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
         return runs
-    for folder in (outputs / name, Path(name).expanduser().absolute()):
-        if folder.is_dir() and (runs := run_folders(folder)):
-            return runs
+    if folder := find_folder(outputs, name):
+        return run_folders(folder)
     groups = sorted({run.group for run in run_folders(outputs)})
     hint = did_you_mean(name, groups) or (f" There are: {', '.join(groups[:8])}." if groups else "")
     raise RunNotFound(f"no runs in a sweep or folder '{name}' of {outputs}.{hint}")

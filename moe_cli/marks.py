@@ -1,15 +1,22 @@
-"""What is noted beside runs: the tags people gave one, and that a sweep's folder is being worked on."""
+"""What is noted beside runs: the tags people gave one, that a sweep is being worked on, and which data it learns from."""
 
+import dataclasses
 import fcntl
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moe_cli.errors import ConfigError
+from moe_cli.config.data import CorpusConfig, DataConfig
+from moe_cli.errors import ConfigError, DataError
 from moe_cli.store import Run, read_json, write_json
 
 LONGEST_TAG = 40
+# Lies in a sweep's folder: the hash of the data by the settings that choose them.
+CORPORA = "corpora.json"
+# Settings of texts that change how they are cut into tokens and splits, but not their hash.
+_READING = ("tokenizer", "bpe_vocab", "packing", "val_fraction", "test_fraction")
 
 
 def tags_of(run: Run) -> tuple[str, ...]:
@@ -61,3 +68,60 @@ def is_at_work(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def fix_corpora(folder: Path, found: Iterable[tuple[DataConfig, Mapping[str, Any]]], replace: bool = False) -> None:
+    """Notes which data the runs of a sweep learn from: its first command fixes it, every run is checked against it.
+
+    Args:
+        found: the data of configurations, with what is known of them.
+        replace: forget what was noted before.
+
+    Raises:
+        DataError: data have changed since the sweep began.
+    """
+    path, asked = folder / CORPORA, {_key(data): meta for data, meta in found}
+    known = {} if replace else read_json(path) or {}
+    if asked.keys() <= known.keys():
+        return _check(folder, asked, known)
+    with _alone(folder):
+        known = {} if replace else read_json(path) or {}
+        _check(folder, asked, known)
+        write_json(path, {**{key: meta["sha256"] for key, meta in asked.items()}, **known})
+    return None
+
+
+def check_corpus(run: Run, data: DataConfig, meta: Mapping[str, Any]) -> None:
+    """Raises DataError when a run belongs to a sweep that began with other data."""
+    if (run.path.parent / CORPORA).is_file():
+        fix_corpora(run.path.parent, [(data, meta)])
+
+
+def _check(folder: Path, asked: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> None:
+    for key, meta in asked.items():
+        if known.get(key, meta["sha256"]) != meta["sha256"]:
+            raise DataError(
+                f"{meta['source']} has changed since the sweep '{folder.name}' began, and its runs learn from the same data.\n"
+                "Put the data back, run every point again with --force, or start another sweep: --name NAME"
+            )
+
+
+def _key(data: DataConfig) -> str:
+    """The settings that choose the data."""
+    values = dataclasses.asdict(data)
+    if isinstance(data, CorpusConfig):
+        values = {key: value for key, value in values.items() if key not in _READING}
+    return json.dumps(values, sort_keys=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within it no other process notes data; where there are no locks, one might."""
+    try:
+        file = open(folder / f".{CORPORA}.lock", "a+", encoding="utf-8")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        yield
+        return
+    with file:
+        yield

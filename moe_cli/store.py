@@ -34,6 +34,7 @@ import yaml
 
 from moe_cli.config.schema import RunConfig, from_dict
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
+from moe_cli.outputs import mark_outputs
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped for good, because others do better
@@ -72,7 +73,8 @@ def is_full(error: BaseException) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in numbers
-    return any(f"(os error {number})" in str(error) for number in numbers)  # what safetensors says
+    ends = tuple(f"(os error {number})" for number in numbers)
+    return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:
@@ -190,7 +192,7 @@ def read_lines(path: Path, last_bytes: int | None = None) -> Iterator[dict[str, 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
     """A new folder with the configuration in it, claimed by an atomic mkdir; a taken name gets -2, -3, ..."""
-    folder = make_folder(outputs / group)
+    folder = make_group(outputs, group)
     number = 1
     while True:
         path = folder / (config.run_id if number == 1 else f"{config.run_id}-{number}")
@@ -207,7 +209,7 @@ def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
 
     A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
     """
-    path = make_folder(outputs / group / config.run_id)
+    path = make_folder(make_group(outputs, group) / config.run_id)
     run = Run(path)
     if not (read_json(path / "config.json") and read_json(path / "status.json")):
         return _fill(path, config)
@@ -220,6 +222,14 @@ def rewrite_config(run: Run, config: RunConfig) -> None:
     """Gives a run another way to be carried out. Raises RunBusy while it is at work."""
     with lock(run.path):
         _write_config(run.path, config)
+
+
+def make_group(outputs: Path, group: str) -> Path:
+    """The folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
+    folder = make_folder(outputs / group)
+    for marked in (outputs, folder):
+        mark_outputs(marked)
+    return folder
 
 
 def make_folder(path: Path) -> Path:
@@ -373,13 +383,24 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def sweep_folder(name: str) -> str:
+    """The folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
+    return name.replace("/", "-")
+
+
+def spellings(name: str) -> list[str]:
+    """The name as it is typed, as the folder of a sweep, and as a run in such a folder: paper/x, paper-x, paper-x/RUN."""
+    sweep, slash, last = name.rpartition("/")
+    return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
+
+
 def find_run(outputs: Path, name: str) -> Run:
     """The run a user means: a folder, `latest`, a run id or the beginning of just one.
 
     Raises:
         RunNotFound: none, or more than one.
     """
-    for folder in (Path(os.path.expanduser(name)), outputs / name):
+    for folder in (Path(os.path.expanduser(name)), *(outputs / each for each in spellings(name))):
         if (folder / "config.json").is_file():
             return Run(folder.absolute())
     runs = open_runs(outputs) if outputs.is_dir() else []

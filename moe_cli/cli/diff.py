@@ -25,6 +25,7 @@ PLOT_HEIGHT = 12
 MEASURES: dict[str, tuple[str, int]] = {
     "val_bpb": (".4f", -1), "val_loss": (".4f", -1), "val_perplexity": (".2f", -1), "capacity_val_loss": (".4f", -1),
     "train_loss": (".4f", -1), "params": ("count", 0), "active_params": ("count", 0), "flops_per_token": ("count", 0),
+    "model_flops_per_token": ("count", 0), "optimizer_flops_per_step": ("count", 0), "null_fraction": (".4f", 0),
     "tokens": ("count", 0), "steps": (",.0f", 0), "seconds": (".1f", -1), "tokens_per_second": ("count", 1),
     "peak_memory_bytes": ("count", -1), "max_violation": (".3f", -1), "dropped_fraction": (".4f", -1),
     "dead_experts": (".4f", -1), "load_cv": (".3f", -1), "routing_entropy": (".3f", 0),

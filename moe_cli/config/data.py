@@ -10,7 +10,6 @@ from moe_cli.errors import ConfigError
 
 # Tokenizers that are made here; any other is the path of a tokenizer.json.
 TOKENIZERS = ("bytes", "chars", "bpe")
-DEFAULT_BPE_VOCAB = 4096
 # The settings that say what is not learned from, as reports know them.
 HELD_OUT = ("data.val_fraction", "data.val_tokens", "data.test_fraction", "data.fold", "data.test_fold")
 # The share of the data that may be held out in all.
@@ -35,13 +34,13 @@ class CorpusConfig:
 
     Attributes:
         tokenizer: one of TOKENIZERS, or the path of a tokenizer.json.
-        bpe_vocab: how many tokens `bpe` has.
+        bpe_vocab: how many tokens `bpe` has; None with any other tokenizer.
         packing: how windows are cut from documents. concat: from all of them one after another; isolate: likewise, but
             attention stays within a document; pad: a window holds one document, or a part of one, and padding.
     """
 
     tokenizer: str = "bytes"
-    bpe_vocab: int | None = None
+    bpe_vocab: int | None = 4096
     packing: Literal["concat", "isolate", "pad"] = "concat"
     val_fraction: float = 0.1
     test_fraction: float = 0.0
@@ -50,16 +49,24 @@ class CorpusConfig:
         check_shares(self.val_fraction, self.test_fraction)
         if self.bpe_vocab is not None:  # 256 are the bytes
             between("data.bpe_vocab", self.bpe_vocab, 257, 2**20)
+        elif self.tokenizer == "bpe":
+            raise ConfigError("data.tokenizer=bpe needs a number of tokens. Add, for example: data.bpe_vocab=4096")
         if self.tokenizer not in TOKENIZERS and not ("/" in self.tokenizer or self.tokenizer.endswith(".json")):
             raise ConfigError(
                 f"data.tokenizer={self.tokenizer} is not one of: {', '.join(TOKENIZERS)}, nor the path of a tokenizer.json."
                 f"{did_you_mean(self.tokenizer, TOKENIZERS)}"
             )
 
+    @property
+    def num_bpe_tokens(self) -> int | None:
+        """The size of the vocabulary that is learned from the text; None: none is learned."""
+        return self.bpe_vocab if self.tokenizer == "bpe" else None
+
 
 @dataclass(frozen=True)
 class PythonData(CorpusConfig):
     name: Literal["python"] = "python"
+    val_fraction: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class TorchData(CorpusConfig):
     """C++ headers and Python files of the installed torch."""
 
     name: Literal["torch_sources"] = "torch_sources"
+    val_fraction: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class MixData(CorpusConfig):
     """Code, prose and what of the other corpora is installed, each a domain."""
 
     name: Literal["mix"] = "mix"
+    val_fraction: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,7 @@ class HubData(CorpusConfig):
     streaming: bool = False
     max_bytes: int | None = None
     max_documents: int | None = None
+    val_fraction: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,11 +151,17 @@ def is_local(path: str) -> bool:
 
 @dataclass(frozen=True)
 class TextData(CorpusConfig):
-    """The user's own texts. `field` is where .jsonl and .parquet hold them; null: "text"."""
+    """The user's own texts.
+
+    Attributes:
+        field: where .json, .jsonl and .parquet hold them; null: "text".
+        exclude: patterns of files and folders below `path` that are left out.
+    """
 
     name: Literal["text"] = "text"
     path: str | None = None
     field: str | None = None
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,12 +171,18 @@ class TextData(CorpusConfig):
 
 @dataclass(frozen=True)
 class TokenData:
-    """Ready-made token files: little-endian integers of `dtype`, with or without a header."""
+    """Ready-made token files: little-endian integers of `dtype`, with or without a header, or .npy.
+
+    Attributes:
+        dtype: null: what headers say, uint16 where there are none.
+        exclude: patterns of files and folders below `path` that are left out.
+    """
 
     tokenizer: ClassVar[str] = "ids"  # whose text nobody knows here
     name: Literal["tokens"] = "tokens"
     path: str | None = None
-    dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
+    exclude: tuple[str, ...] = ()
+    dtype: Literal["uint8", "uint16", "uint32"] | None = None
     vocab_size: int | None = None
     val_fraction: float = 0.01
     test_fraction: float = 0.0
@@ -228,11 +250,15 @@ class FashionData:
 
 @dataclass(frozen=True)
 class FolderData:
-    """The user's own images, a sub-folder for each class, brought to `image_size` pixels to a side."""
+    """The user's own images, a sub-folder for each class, brought to `image_size` pixels to a side.
+
+    `exclude` holds patterns of files and folders below `path` that are left out.
+    """
 
     tokenizer: ClassVar[str] = "pixels"
     name: Literal["image_folder"] = "image_folder"
     path: str | None = None
+    exclude: tuple[str, ...] = ()
     image_size: int = 32
     channels: int = 3
     val_fraction: float = 0.2

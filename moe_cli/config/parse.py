@@ -76,6 +76,11 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
     return list(names)
 
 
+def names_of_variants(cls: type, group: str) -> set[str]:
+    """What the variants of a group are called."""
+    return {variant.name for variant in _options(_type_hints(cls)[group])[0] if hasattr(variant, "name")}
+
+
 def kinds_of(cls: type, name: str) -> set[type]:
     """The types a setting has in the groups, and variants of groups, that have it; none: there is no such setting."""
     group, _, rest = name.partition(".")
@@ -125,6 +130,8 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
 
 
 def _convert_lines(value: Any, key: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
     if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
         return tuple(value)
     raise ConfigError(f'{key}={show(value)} is not a list of text. Write: \'{key}=["first","second"]\'')

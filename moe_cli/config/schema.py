@@ -34,7 +34,7 @@ from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
-Match = Literal["active", "total", "flops", "none"]
+Match = Literal["active", "total", "flops", "model_flops", "none"]
 # Which assignments are dropped where an expert has no room; see `moe_cli.moe.routing.drop_overflow`.
 Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
@@ -71,8 +71,6 @@ class OptimConfig:
 
     lr: float = 0.01
     weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
     warmup: float = 0.02
     decay: float | None = None
@@ -84,8 +82,6 @@ class OptimConfig:
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
         at_least("optim.weight_decay", self.weight_decay, 0)
-        share("optim.beta1", self.beta1)
-        share("optim.beta2", self.beta2)
         for key in ("warmup", "decay", "final_lr"):
             between(f"optim.{key}", getattr(self, key) or 0, 0, 1)
         if self.warmup + (self.decay or 0) > 1:
@@ -99,8 +95,23 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class AdamWConfig(OptimConfig):
+class AdamConfig(OptimConfig):
+    """Optimizers that train all or some parameters with AdamW."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("optim.beta1", self.beta1)
+        share("optim.beta2", self.beta2)
+
+
+@dataclass(frozen=True)
+class AdamWConfig(AdamConfig):
     name: Literal["adamw"] = "adamw"
+    lr: float = 0.008
+    warmup: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,7 @@ class SGDConfig(OptimConfig):
 
     name: Literal["sgd"] = "sgd"
     lr: float = 0.3
+    warmup: float = 0.05
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
@@ -117,7 +129,7 @@ class SGDConfig(OptimConfig):
 
 
 @dataclass(frozen=True)
-class MuonConfig(OptimConfig):
+class MuonConfig(AdamConfig):
     """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`)."""
 
     name: Literal["muon"] = "muon"
@@ -239,12 +251,14 @@ class RunConfig:
         self._check_windows()
 
     def _check_choice(self) -> None:
+        if self.dense:
+            return
         for key, k in (("k", self.k), ("eval.k", self.eval.k)):
             if k is not None and k > self.expert:
                 raise ConfigError(
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
                 )
-        if self.expert > 1 and self.k is not None:
+        if self.k is not None:
             if isinstance(self.router, HashConfig) and self.task.name == "images":
                 raise ConfigError(
                     "router=hash knows tokens by their number, and patches of images have none. Use router=topk"
@@ -257,11 +271,11 @@ class RunConfig:
     def _check_shards(self) -> None:
         if self.train.compile == "on" and self.launch.procs > 1:
             raise ConfigError("train.compile=on is for one process. Use train.compile=off, or launch.procs=1")
-        if self.launch.shard == "fsdp" and self.optim.sparse_experts:
+        if self.launch.shard == "fsdp" and self.optim.sparse_experts and not self.dense:
             raise ConfigError(
                 "optim.sparse_experts=true updates single experts, which launch.shard=fsdp cuts up. Use launch.shard=dp"
             )
-        if self.launch.expert_parallel > 1 and getattr(self.router, "score", None) == "activation":
+        if self.launch.expert_parallel > 1 and getattr(self.router, "score", None) == "activation" and not self.dense:
             raise ConfigError(
                 "router.score=activation asks every expert, and launch.expert_parallel has some elsewhere. "
                 "Use launch.expert_parallel=1"
@@ -353,6 +367,11 @@ class RunConfig:
         values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
         for key in ("launch", *LOG_KEYS):  # results do not depend on them
             del values[key]
+        # What acts through other settings alone: the width of the experts, and which layers have them.
+        del values["match"]
+        model = values["model"] | {"sparse_layers": self.sparse_layers}
+        through = ("moe_every", "first_dense", *(["d_ff"] if len(self.sparse_layers) == self.model.num_layers else []))
+        values["model"] = {key: value for key, value in model.items() if key not in through}
         # A setting that came later names no other configuration where it changes nothing.
         values["data"] = {key: value for key, value in values["data"].items() if value != LATER.get(key, ...)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -366,7 +385,13 @@ class RunConfig:
 
 def _values(config: Any) -> dict[str, Any]:
     """As dataclasses.asdict, of which it takes a third of the time: settings are plain values, which none may change."""
-    return {key: _values(value) if dataclasses.is_dataclass(value) else value for key, value in vars(config).items()}
+    return {key: _value(value) for key, value in vars(config).items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)  # as JSON has it
+    return _values(value) if dataclasses.is_dataclass(value) else value
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:

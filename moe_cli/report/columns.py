@@ -34,14 +34,14 @@ class Column:
     left: bool = False
 
 
-def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -> list[Column]:
-    """The measured columns worth showing for these rows, of which differences are taken to the baseline."""
+def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
+    """The measured columns worth showing for these rows, of which differences are taken to the baseline, or to the lowest."""
     measured = [f"val_{name}" for name in MEASURES if any(row.get(f"val_{name}") is not None for row in rows)]
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_dense",
              "tokens_per_second"]  # fmt: skip
     if measured and all(row["val_bpb"] is None for row in rows):  # no text
         names.remove("val_bpb")
-    if baseline == DENSE and all(row["expert"] == 1 for row in rows):
+    if baseline == DENSE and not to_lowest and all(row["expert"] == 1 for row in rows):
         names.remove("vs_dense")
     if any(row["vs_dense_interval"] is not None for row in rows):
         names.insert(names.index("vs_dense") + 1, "verdict")
@@ -56,8 +56,9 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -
     if any(row["dead_experts"] is not None for row in rows):
         names.append("dead_experts")
     columns = [_RESULTS[name] for name in names]
-    if baseline != DENSE:
-        columns = [replace(each, heading="vs baseline") if each.name == "vs_dense" else each for each in columns]
+    if baseline != DENSE or to_lowest:
+        heading = "vs lowest" if to_lowest else "vs baseline"
+        columns = [replace(each, heading=heading) if each.name == "vs_dense" else each for each in columns]
     return columns
 
 
@@ -196,6 +197,8 @@ _RESULTS = {
         Column("params", "params", _counted("params")),
         Column("active_params", "active", _counted("active_params")),
         Column("flops_per_token", "FLOP/token", _counted("flops_per_token")),
+        Column("model_flops_per_token", "model FLOP/token", _counted("model_flops_per_token")),
+        Column("optimizer_flops_per_step", "optimizer FLOP/step", _counted("optimizer_flops_per_step")),
         Column("val_loss", "val loss", _loss),
         Column("val_bpb", "bits/byte", _bits),
         *(Column(f"val_{name}", measure.label, _measure(f"val_{name}", measure)) for name, measure in MEASURES.items()),

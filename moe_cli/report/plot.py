@@ -21,10 +21,12 @@ MARKS = "ox+*#@%&"
 WIDE = 8.0
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "red", "cyan", "magenta")
 SEVERAL = "="
-# What can be drawn though it is no column: from the columns of a row.
+# What can be drawn though it is no column: from the columns of a row. train_flops is the sum of model and optimizer.
 DERIVED: dict[str, Callable[[Row], float | None]] = {
     "sparsity": lambda row: 1 - row["k"] / row["expert"] if row["expert"] and row["expert"] > 1 and row["k"] else 0.0 if row["expert"] == 1 else None,
     "active_flops": lambda row: row.get("forward_flops_per_token"),
+    "model_flops": lambda row: row["tokens"] * row["model_flops_per_token"] if row["tokens"] and row.get("model_flops_per_token") else None,
+    "optimizer_flops": lambda row: row["steps"] * row["optimizer_flops_per_step"] if row.get("steps") and row.get("optimizer_flops_per_step") is not None else None,
     "train_flops": lambda row: row["flops_per_token"] * row["tokens"] if row["flops_per_token"] and row["tokens"] else None,
 }  # fmt: skip
 INTERVALS = {"val_loss": "val_loss_interval", "val_bpb": "val_bpb_interval", "vs_dense": "vs_dense_interval"}
@@ -58,7 +60,7 @@ class Chart:
 
 
 def make_chart(view: View, request: str) -> Chart:
-    """`Y:X` or `Y:X:SERIES` of a view: columns of the report, sparsity, active_flops or train_flops.
+    """`Y:X` or `Y:X:SERIES` of a view: columns of the report, or a name of DERIVED.
 
     Raises:
         ConfigError: a name that is no column or holds no numbers, or nothing to draw.

@@ -10,6 +10,7 @@ from moe_cli.config.expressions import Expression, all_hold, parse_expression
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
 from moe_cli.report.baseline import sweep_baseline
+from moe_cli.report.choice import choose
 from moe_cli.report.columns import Column, make_columns, result_columns
 from moe_cli.report.fold import (
     OF_RUNS,
@@ -18,12 +19,14 @@ from moe_cli.report.fold import (
     best_rows,
     comparable,
     fold,
+    is_countable,
     rows_of,
     score,
     settings_of,
     varying,
 )
 from moe_cli.report.frame import CORPUS, SETTINGS
+from moe_cli.report.looks import Look, look_at
 from moe_cli.store import COMPLETED
 
 
@@ -49,9 +52,12 @@ class View:
         varying: the settings that tell the rows of the table apart.
         json_varying: the same for all rows of the frame.
         columns: of the table.
-        best: the rows to be marked.
+        best: the rows of the lowest loss.
+        recommended: the rows that are recommended, see choice.py; of each data and budget one.
         pareto: others that no row is better than in everything: loss, FLOPs, speed and memory.
         baseline: the settings of what differences are taken to.
+        pairs: how many pairs the verdicts allow for where differences are taken to the lowest; None: to the baseline.
+        look: which look at these verdicts this is.
     """
 
     frame: pd.DataFrame
@@ -65,15 +71,26 @@ class View:
     pareto: list[Row]
     by_run: bool
     baseline: Mapping[str, Any]
+    pairs: int | None
+    look: Look
+    recommended: list[Row]
 
 
-def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame | None = None) -> View:
+def make_view(
+    frame: pd.DataFrame,
+    question: Question,
+    elsewhere: pd.DataFrame | None = None,
+    baseline: Mapping[str, Any] | None = None,
+) -> View:
     """Folds a frame of runs and answers the question.
+
+    Args:
+        baseline: the settings of what differences are taken to; None: what the sweep declares, else the dense model.
 
     Raises:
         ConfigError: the question names a column that is not there, or cannot be read.
     """
-    baseline = sweep_baseline(frame)
+    baseline = sweep_baseline(frame) if baseline is None else baseline
     parts = parse_expression(question.condition).parts if question.condition is not None else ()
     # Means are over the runs asked for. Verdicts allow for all comparisons, also those of rows that are not asked for.
     on_runs = [part for part in parts if part.names & OF_RUNS and not question.by_run]
@@ -81,18 +98,15 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
     folded = fold(frame, question.by_run, elsewhere, baseline, on_runs)
     known = [str(name) for name in folded.columns]
     unmeasured = {*OF_RUNS, *SETTINGS, *CORPUS, *settings_of(known)}
-    for part in parts:
-        part.check(known)
+    _check_names(question, parts, known)
     for part in on_runs:
         _check_of_runs(part, unmeasured)
-    for name in question.columns:
-        check_name(name, known)
     rows = rows_of(folded)
     chosen = _sorted([index for index, row in enumerate(rows) if all_hold(on_rows, row)], rows, question.sort, known)
     on_settings = [part for part in on_rows if part.names <= unmeasured]
     ordered = [rows[index] for index in chosen]
     shown = [row for row in ordered if row["status"] == COMPLETED or question.by_run] or ordered
-    settings = settings_of(known)
+    settings, pairs = settings_of(known), folded.attrs["pairs"]
     names = varying([row for row in shown if row["expert"] is not None], settings)
     return View(
         folded.iloc[chosen],
@@ -101,22 +115,48 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
         question.columns,
         names,
         varying([row for row in ordered if row["expert"] is not None], settings),
-        make_columns(question.columns) if question.columns else _columns(shown, names, question.by_run, baseline),
+        make_columns(question.columns)
+        if question.columns
+        else _columns(shown, names, question.by_run, baseline, pairs),
         best_rows(shown),
         [] if question.by_run else [row for row in shown if row["pareto"]],
         question.by_run,
         baseline,
+        pairs,
+        look_at(shown, baseline if pairs is None else None),
+        [] if question.by_run else _recommended(rows, frame, elsewhere, baseline, pairs),
     )
 
 
-def _columns(rows: list[Row], names: list[str], by_run: bool, baseline: Mapping[str, Any]) -> list[Column]:
+def _check_names(question: Question, parts: Sequence[Expression], known: Sequence[str]) -> None:
+    for part in parts:
+        part.check(known)
+    for name in question.columns:
+        check_name(name, known)
+
+
+def _recommended(
+    rows: list[Row], frame: pd.DataFrame, elsewhere: pd.DataFrame | None, baseline: Mapping[str, Any], pairs: int | None
+) -> list[Row]:
+    """What `choose` says of the rows of equal data and budget, where there are several."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if score(row) is not None and row["status"] == COMPLETED and is_countable(row):
+            groups.setdefault(comparable(row), []).append(row)
+    runs = {run["path"]: run for known in (frame, elsewhere) if known is not None for run in rows_of(known)}
+    return [choose(group, runs, baseline, pairs is not None).row for group in groups.values() if len(group) > 1]
+
+
+def _columns(
+    rows: list[Row], names: list[str], by_run: bool, baseline: Mapping[str, Any], pairs: int | None
+) -> list[Column]:
     folded = any(len(row["runs"]) > 1 for row in rows)
     identity = ["run"] if by_run or not (names or folded) else [] if names else ["expert", "k"]
     seeds = ["seed"] if by_run and len({row["seed"] for row in rows}) > 1 else []
     status = ["status"] if any(row["status"] != COMPLETED for row in rows) else []
     if status and not any(row["status"] == COMPLETED for row in rows):
         return make_columns(["run", "status", *names, *seeds, "reason"])
-    return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows, baseline)
+    return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows, baseline, pairs is not None)
 
 
 def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:

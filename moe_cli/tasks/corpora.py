@@ -23,7 +23,7 @@ from moe_cli.tasks.splits import MOST_DOMAINS, SPLITS
 from moe_cli.tasks.subwords import hash_of, read_tokenizer, tokenizers_library
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
-FORMAT = 8
+FORMAT = 9
 # Stands for the hash of a tokenizer that is not there yet.
 FORESEEN = "?"
 
@@ -93,16 +93,22 @@ class Corpus:
         return Tokens(shards, self.meta["dtype"], scattered and large)
 
 
-def load_corpus(data: CorpusData, context_length: int, cache: Path, build: bool = True) -> Corpus:
+def load_corpus(
+    data: CorpusData, context_length: int, cache: Path, build: bool = True, outputs: Path | None = None
+) -> Corpus:
     """The corpus of a configuration, from the cache if its files are unchanged.
 
     Args:
         build: False: of subwords that are not there yet, what is known beforehand; its tokens are counted as bytes.
+        outputs: the folder of this run's outputs, which are no data.
 
     Raises:
         DataError: a path that is missing, empty, not text, or too short for one context.
     """
-    corpus = Corpus(cache, describe_ready(data)) if isinstance(data, TokenData) else _built(data, cache, build)
+    if isinstance(data, TokenData):
+        corpus = Corpus(cache, describe_ready(data, outputs))
+    else:
+        corpus = _built(data, cache, outputs, build)
     _check_length(corpus, data, context_length)
     packing = getattr(data, "packing", "concat")
     if packing != "concat" and corpus.meta["num_documents"] == 1:
@@ -112,30 +118,31 @@ def load_corpus(data: CorpusData, context_length: int, cache: Path, build: bool 
     return corpus
 
 
-def texts_of(data: TextsData) -> Texts:
+def texts_of(data: TextsData, outputs: Path | None = None) -> Texts:
     """What the corpus is made of. Raises DataError: there is nothing."""
     if isinstance(data, TextData):
-        return list_texts(data)
-    return list_hub(data) if isinstance(data, HubData) else list_installed(data)
+        return list_texts(data, outputs)
+    return list_hub(data, outputs) if isinstance(data, HubData) else list_installed(data)
 
 
-def _built(data: TextsData, cache: Path, now: bool = True) -> Corpus:
+def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True) -> Corpus:
     subwords = data.tokenizer not in ("bytes", "chars")
     if subwords:
         tokenizers_library()  # before anything that takes long
-    texts = texts_of(data)
+    texts = texts_of(data, outputs)
     folder = cache / f"{data.name}-{_key(data, texts)}"
     if not (folder / "meta.json").is_file():
         if not now and subwords:
-            return _foreseen(data, cache)
+            return _foreseen(data, cache, outputs)
         build(data, texts, folder)
-    return Corpus(folder, json.loads((folder / "meta.json").read_text(encoding="utf-8")))
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return Corpus(folder, {**meta, "notes": texts.notes})  # the same text may have other things beside it now
 
 
-def _foreseen(data: TextsData, cache: Path) -> Corpus:
+def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:
     """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
-    plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache)
-    size = data.bpe_vocab or read_tokenizer(data.tokenizer).vocab_size
+    plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache, outputs)
+    size = data.num_bpe_tokens or read_tokenizer(data.tokenizer).vocab_size
     foreseen = {
         "tokenizer": {"name": data.tokenizer},
         "tokenizer_sha256": FORESEEN,
@@ -148,7 +155,7 @@ def _foreseen(data: TextsData, cache: Path) -> Corpus:
 def _key(data: TextsData, texts: Texts) -> str:
     tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_of(data.tokenizer)
     shares = [data.val_fraction, data.test_fraction]
-    content = [FORMAT, tokenizer, data.bpe_vocab, shares, getattr(data, "field", None), texts.state]
+    content = [FORMAT, tokenizer, data.num_bpe_tokens, shares, getattr(data, "field", None), texts.state]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -224,7 +231,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
 
 def _on_tokens(meta: dict[str, Any]) -> list[str]:
     train, val, test = (len(meta[f"{name}_shards"]) for name in SPLITS)
-    header = f", llm.c header in {meta['num_with_header']}" if meta["num_with_header"] else ", no header"
+    header = "".join(f", {name} in {number}" for name, number in meta["headers"].items()) or ", no header"
     lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
              f"{count(meta['val_tokens'])} in {val}"
              + (f", test {count(meta['test_tokens'])} in {test}" if test else "") + header]  # fmt: skip

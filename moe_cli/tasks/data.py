@@ -19,13 +19,14 @@ Data = Corpus | Images | Ratings
 SIZES = tuple(f"{split}_{unit}" for split in SPLITS for unit in ("tokens", "images", "pairs"))
 
 
-def load_data(data: DataConfig, context_length: int, cache: Path, build: bool = True) -> Data:
-    """The data of a configuration, built under a folder if they are not there; see `load_corpus`. Raises DataError."""
+def load_data(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
+    """The data of a configuration, built in outputs/.cache if they are not there; see `load_corpus`. Raises DataError."""
+    cache = outputs / ".cache"
     if isinstance(data, ImageData):
-        return load_images(data, cache / "images")
+        return load_images(data, cache / "images", outputs)
     if isinstance(data, RatingData):
         return load_ratings(data, cache / "ratings")
-    return load_corpus(data, context_length, cache / "corpora", build)
+    return load_corpus(data, context_length, cache / "corpora", build, outputs)
 
 
 def judged_by_test(data: Data) -> Data:
@@ -60,9 +61,10 @@ def describe(data: Data) -> str:
 
 def remarks(data: Data, config: RunConfig) -> list[str]:
     """What a user should know of the data beside their size."""
+    lines = list(data.meta.get("notes", ()))
     if not isinstance(data, Corpus):
-        return [data.meta["unheeded"]] if data.meta.get("unheeded") else []
-    lines = remarks_on_corpus(data)
+        return [*lines, data.meta["unheeded"]] if data.meta.get("unheeded") else lines
+    lines += remarks_on_corpus(data)
     padded = isinstance(config.data, CorpusConfig) and config.data.packing == "pad"
     if padded and data.meta["tokenizer_sha256"] != FORESEEN:
         length = config.model.context_length

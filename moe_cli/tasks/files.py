@@ -1,17 +1,16 @@
-"""Which files a user's corpus is made of, in which order, and the domain of each."""
+"""The files of a user's corpus, in which order they are read, and the domain of each."""
 
-import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 
 from moe_cli.config.data import CorpusData, HubData, TextData, TokenData
 from moe_cli.errors import DataError
-from moe_cli.tasks.documents import Document, has_records, read_documents
+from moe_cli.tasks.data_files import find_files, stamps
+from moe_cli.tasks.documents import RECORDS, Document, has_records, read_documents
 from moe_cli.tasks.splits import splits_by_name, unheeded
 
 
@@ -38,6 +37,7 @@ class Texts:
         version: of the packages it comes from; None: from none.
         missing: corpora that a mix would have too, were they installed.
         unheeded: what is to be told of names that say a split which is none.
+        notes: what of the data path is left out.
     """
 
     files: Sequence[File]
@@ -45,6 +45,7 @@ class Texts:
     version: str | None = None
     missing: Sequence[str] = ()
     unheeded: str | None = None
+    notes: Sequence[str] = ()
 
 
 def source(data: CorpusData) -> str:
@@ -52,17 +53,19 @@ def source(data: CorpusData) -> str:
     return f"data.path={data.path}" if isinstance(data, TextData | TokenData | HubData) else f"data={data.name}"
 
 
-def list_texts(data: TextData) -> Texts:
-    """The user's files.
+def list_texts(data: TextData, outputs: Path | None = None) -> Texts:
+    """The user's files; what lies in the outputs folder is none.
 
     Raises:
         DataError: there are none; data.field has no effect.
     """
-    root, paths = find_files(data.path or "")
+    found = find_files(data.path or "", data.exclude, outputs)
+    root, paths = found.root, found.paths
     if data.field and not any(map(has_records, paths)):
-        raise DataError(f"data.field={data.field} has no effect: there is no .jsonl or .parquet in {source(data)}.")
+        raise DataError(f"data.field={data.field} has no effect: {source(data)} has no {', '.join(RECORDS)}.")
     if paths == [root]:
-        return Texts([File(root, root.name, partial(read_documents, root, data.field))], stamps(paths))
+        file = File(root, root.name, partial(read_documents, root, data.field))
+        return Texts([file], stamps(paths), notes=found.notes)
     names = mixed(path.relative_to(root) for path in paths)
     splits = splits_by_name(names)
     if splits and data.test_fraction:
@@ -76,7 +79,7 @@ def list_texts(data: TextData) -> Texts:
              partial(read_documents, root / name, data.field), split)
         for name, split in zip(names, given, strict=True)
     ]  # fmt: skip
-    return Texts(files, stamps([file.path for file in files]), unheeded=unheeded(names))
+    return Texts(files, stamps([file.path for file in files]), unheeded=unheeded(names), notes=found.notes)
 
 
 def _inside(name: Path) -> Path:
@@ -92,44 +95,3 @@ def mixed(names: Iterable[Path]) -> list[Path]:
 def domain_of(name: Path, top: str) -> str:
     """The first folder a file lies in; `top` if in none."""
     return name.parts[0] if len(name.parts) > 1 else top
-
-
-def find_files(given: str) -> tuple[Path, list[Path]]:
-    """A folder and the files in it that a path stands for; of one file, that file twice.
-
-    The path is a file, a folder, or a pattern such as logs/*.txt, in which ** stands for any folders. Files and
-    folders whose names begin with a dot are passed over.
-
-    Raises:
-        DataError: there are none.
-    """
-    root = Path(given)
-    if not root.exists():
-        if not glob.has_magic(given):
-            raise DataError(f"data.path={given} does not exist.")
-        parts = root.parts
-        root = Path(*takewhile(lambda part: not glob.has_magic(part), parts))
-        pattern = os.path.join(*parts[len(root.parts) :])
-        files = [root / name for name in glob.glob(pattern, root_dir=root, recursive=True)]
-        files = [path for path in files if path.is_file()]
-        if not files:
-            raise DataError(f"data.path={given} matches no file.")
-    elif root.is_dir():
-        files = [path for path in root.rglob("*") if path.is_file() and not _hidden(path.relative_to(root))]
-        if not files:
-            raise DataError(f"data.path={given} is a folder without files.")
-    else:
-        files = [root]
-    return root, files
-
-
-def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """By what a changed file is known: its size and the time of its last change. Raises DataError: one is gone."""
-    try:
-        return [(str(path), stat.st_size, stat.st_mtime_ns) for path in paths for stat in (path.stat(),)]
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from None
-
-
-def _hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)

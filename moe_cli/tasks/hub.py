@@ -7,33 +7,40 @@ from typing import Any
 
 from moe_cli.config.data import HubData, is_local
 from moe_cli.errors import DataError
+from moe_cli.tasks.data_files import DataFiles, find_files, stamps
 from moe_cli.tasks.documents import Document, document
-from moe_cli.tasks.files import File, Texts, find_files, source, stamps
+from moe_cli.tasks.files import File, Texts, source
 
 # What the library reads files of a folder with, by how their names end.
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
 
 
-def list_hub(data: HubData) -> Texts:
+def list_hub(data: HubData, outputs: Path | None = None) -> Texts:
     """The data set as one source of documents, read anew each time; streamed, what is needed comes again each time.
 
     Raises:
         DataError: there is nothing, or the library is not installed.
     """
     path = data.path or ""
-    local = stamps(sorted(find_files(path)[1])) if is_local(path) else [path, data.revision]
+    found = find_files(path, outputs=outputs) if is_local(path) else None
+    local = [path, data.revision] if found is None else stamps(found.paths)
     state = [local, data.subset, data.split, data.max_bytes, data.max_documents]
     _library()
-    if is_local(path):
-        _check_local(data)
+    if found is not None:
+        _check_local(data, found)
     return Texts([File(Path(path), Path(path).name, partial(_documents, data))], state)
 
 
-def _check_local(data: HubData) -> None:
-    """Raises DataError: something is chosen that a folder or file here does not have."""
+def _check_local(data: HubData, found: DataFiles) -> None:
+    """Raises DataError: something is chosen that a folder or file here does not have, or the library would read more."""
     path = Path(data.path or "")
     whole = path.is_file() or (path / "state.json").is_file()
     saved = whole or (path / "dataset_dict.json").is_file()
+    if found.left_out and not saved:
+        raise DataError(
+            f"{source(data)} holds what is no data, and the library datasets would read it.\n{found.notes[0]}. "
+            "Give a folder of its own, or use data=text."
+        )
     given = {"revision": data.revision, "subset": data.subset if saved else None,
              "split": data.split if whole and data.split != "train" else None}  # fmt: skip
     for name, value in given.items():

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
 from moe_cli.errors import DataError
-from moe_cli.tasks.files import find_files, stamps
+from moe_cli.tasks.data_files import DataFiles, find_files, find_named, open_file, stamps
+from moe_cli.tasks.documents import HEAD_BYTES, other_format
 from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, splits_by_name, unheeded
 
-FORMAT = 3
+FORMAT = 4
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 # Of MNIST and its like: a number that says bytes, and how many dimensions.
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
@@ -68,29 +69,31 @@ class Images:
         return Labelled(pixels, np.load(self.folder / f"{name}_labels.npy"))
 
 
-def load_images(data: ImageData, cache: Path) -> Images:
+def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Images:
     """The images of a configuration, from the cache if their source is unchanged.
+
+    Args:
+        outputs: the folder of this run's outputs, which are no data.
 
     Raises:
         DataError: a library or a file is missing, or is not what it should be; or there are too few images.
     """
-    folder = cache / f"{data.name}-{_key(data)}"
+    found = _files(data, outputs) if isinstance(data, FolderData | FashionData) else None
+    folder = cache / f"{data.name}-{_key(data, found)}"
     if not (folder / META).is_file():
-        _build(data, folder)
-    return Images(folder, json.loads((folder / META).read_text(encoding="utf-8")))
+        _build(data, found, folder)
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    return Images(folder, {**meta, "notes": found.notes if found else []})
 
 
-def _key(data: ImageData) -> str:
+def _key(data: ImageData, found: DataFiles | None) -> str:
     content: list[Any] = [FORMAT, data.val_fraction, data.test_fraction, data.image_size, data.channels]
-    if isinstance(data, FolderData | FashionData):
-        content.append(stamps(_files(data)))
-    else:
-        content.append(_library(data).__version__)
+    content.append(stamps(found.paths) if found else _library(data).__version__)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _build(data: ImageData, folder: Path) -> None:
-    splits, names = _read(data)
+def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
+    splits, names = _read(data, found)
     for split, images in splits.items():
         if len(images.labels) < (0 if split == "test" and not data.test_fraction else 2):
             raise DataError(
@@ -104,7 +107,7 @@ def _build(data: ImageData, folder: Path) -> None:
         "name": data.name, "source": _source(data), "sha256": sha256.hexdigest(), "num_bytes": None,
         "num_documents": sum(len(images.labels) for images in splits.values()), "vocab_size": len(names), "domains": names,
         **{f"{split}_images": len(images.labels) for split, images in splits.items()}, "image_size": data.image_size,
-        "channels": data.channels, "unheeded": unheeded_names(data), "bigram_bpb": None, "gzip_bpb": None,
+        "channels": data.channels, "unheeded": _unheeded_names(data, found), "bigram_bpb": None, "gzip_bpb": None,
         "references": {"majority_accuracy": float((splits["val"].labels == commonest).mean())},
     }  # fmt: skip
     with building(folder, "images") as temporary:
@@ -114,15 +117,16 @@ def _build(data: ImageData, folder: Path) -> None:
         (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _read(data: ImageData) -> tuple[dict[str, Labelled], list[str]]:
+def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, Labelled], list[str]]:
     """The splits, and the names of the classes."""
     if isinstance(data, FashionData):
         return {**split_images(_idx(data, "train"), data.val_fraction), "test": _idx(data, "t10k")}, list(FASHION)
     if isinstance(data, FolderData):
-        return _folder(data)
+        assert found is not None
+        return _folder(data, found)
     if isinstance(data, DigitsData):
-        found = _library(data).datasets.load_digits()
-        images = _labelled(found.images * (255 / 16), found.target, 8)
+        digits = _library(data).datasets.load_digits()
+        images = _labelled(digits.images * (255 / 16), digits.target, 8)
     else:
         pixels, labels = _library(data).data.mnist_data()
         images = _labelled(pixels, labels, 28)
@@ -160,25 +164,25 @@ def _source(data: ImageData) -> str:
     return f"data.path={data.path}" if isinstance(data, FolderData | FashionData) else f"data={data.name}"
 
 
-def _files(data: "FolderData | FashionData") -> list[Path]:
+def _files(data: "FolderData | FashionData", outputs: Path | None) -> DataFiles:
     """Those that the data are read from. Raises DataError: there are none."""
     root = Path(data.path or "")
     if isinstance(data, FashionData):
-        return [_idx_file(root, f"{split}-{kind}") for split in ("train", "t10k")
-                for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]  # fmt: skip
+        return DataFiles(root, [_idx_file(root, f"{split}-{kind}") for split in ("train", "t10k")
+                                for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")])  # fmt: skip
+    found = find_files(str(root), data.exclude, outputs, ENDINGS, hint="Images lie in a sub-folder for each class.")
     if not root.is_dir():
         raise DataError(f"data.path={data.path} is no folder: give one with a sub-folder of images for each class.")
-    found = sorted(path for path in find_files(str(root))[1] if path.suffix.lower() in ENDINGS)
-    if not found:
-        raise DataError(f"data.path={data.path} holds no images: {', '.join(ENDINGS)}.")
     return found
 
 
 def _idx_file(root: Path, name: str) -> Path:
-    for path in (root / f"{name}.gz", root / name):
-        if path.is_file():
-            return path
-    raise DataError(f"data.path={root} has no {name}.gz. It should hold the four files of Fashion-MNIST (or MNIST).")
+    path = find_named(str(root), [f"{name}.gz", name])
+    if path is None:
+        raise DataError(
+            f"data.path={root} has no {name}.gz. It should hold the four files of Fashion-MNIST (or MNIST)."
+        )
+    return path
 
 
 def _idx(data: FashionData, split: str) -> Labelled:
@@ -194,8 +198,12 @@ def _idx(data: FashionData, split: str) -> Labelled:
 
 def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
     """The array of an idx file: magic, sizes, bytes. Raises DataError: it is none."""
+    with open_file(path) as file:
+        raw = file.read()
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        if problem := other_format(path, content[:HEAD_BYTES]):
+            raise DataError(f"{path} {problem}")
         dimensions = magic % 256
         found, *sizes = struct.unpack(f">{1 + dimensions}I", content[: 4 + 4 * dimensions])
         array = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
@@ -206,7 +214,7 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
     return array
 
 
-def _folder(data: FolderData) -> tuple[dict[str, Labelled], list[str]]:
+def _folder(data: FolderData, found: DataFiles) -> tuple[dict[str, Labelled], list[str]]:
     """A class for each sub-folder, by name; or folders train, val, test of such.
 
     Raises:
@@ -216,8 +224,8 @@ def _folder(data: FolderData) -> tuple[dict[str, Labelled], list[str]]:
         from PIL import Image
     except ImportError:
         raise DataError("data=image_folder needs Pillow. Install it: pip install 'moe-cli[vision]'") from None
-    root, files = Path(data.path or ""), _files(data)
-    names = [path.relative_to(root) for path in files]
+    files = found.paths
+    names = [path.relative_to(found.root) for path in files]
     parts = splits_by_name(names)
     if parts and data.test_fraction:
         raise DataError(
@@ -234,7 +242,7 @@ def _folder(data: FolderData) -> tuple[dict[str, Labelled], list[str]]:
     pixels = np.empty((len(files), size, size, data.channels), np.uint8)
     for place, path in enumerate(files):
         try:
-            with Image.open(path) as image:
+            with open_file(path) as file, Image.open(file) as image:
                 small = _eight_bits(image).convert(mode).resize((size, size), Image.Resampling.BILINEAR)
                 pixels[place] = np.asarray(small, np.uint8).reshape(size, size, data.channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -248,11 +256,11 @@ def _folder(data: FolderData) -> tuple[dict[str, Labelled], list[str]]:
     ), classes
 
 
-def unheeded_names(data: ImageData) -> str | None:
+def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
     """What is to be told of folders that are named as splits and are none."""
-    if not isinstance(data, FolderData):
+    if not isinstance(data, FolderData) or found is None:
         return None
-    return unheeded([path.relative_to(data.path or "") for path in _files(data)])
+    return unheeded([path.relative_to(found.root) for path in found.paths])
 
 
 def _eight_bits(image: Any) -> Any:

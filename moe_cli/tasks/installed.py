@@ -25,8 +25,9 @@ from moe_cli.config.data import (
     TorchData,
 )
 from moe_cli.errors import DataError
+from moe_cli.tasks.data_files import stamps
 from moe_cli.tasks.documents import Document, document, read_documents
-from moe_cli.tasks.files import File, Texts, domain_of, mixed, stamps
+from moe_cli.tasks.files import File, Texts, domain_of, mixed
 
 # Beside tests and what others installed: encodings, whose generated tables repeat each other from file to file, so that
 # having learned one would pass for having understood the next.

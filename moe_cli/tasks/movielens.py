@@ -4,7 +4,9 @@ u.data (user, item, rating and time between tabs), ratings.dat (the same between
 rating, timestamp).
 """
 
+import io
 import math
+import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 
 from moe_cli.config.data import MovieLensData
 from moe_cli.errors import DataError
+from moe_cli.tasks.data_files import check_readable, find_named, open_file
+from moe_cli.tasks.documents import HEAD_BYTES, other_encoding
 from moe_cli.tasks.planted import Interactions
 
 # How the fields of a line are told apart, by the name of the file, in the order they are looked for.
@@ -26,15 +30,14 @@ MOST = 1e6
 
 def find_ratings(data: MovieLensData) -> Path:
     """The file of ratings. Raises DataError: there is none."""
-    root = Path(data.path or "")
-    if not root.exists():
-        raise DataError(f"data.path={data.path} does not exist.")
-    found = [root] if root.is_file() else [root / name for name in BETWEEN if (root / name).is_file()]
-    if not found:
-        raise DataError(f"data.path={data.path} has no {', '.join(BETWEEN)}. Unpack MovieLens there.")
-    if found[0].name not in BETWEEN:
-        raise DataError(f"data.path={data.path} is not called {', '.join(BETWEEN)}, by which its shape is known.")
-    return found[0]
+    given = data.path or ""
+    check_readable(Path(given), f"data.path={given}")
+    path = find_named(given, list(BETWEEN)) if os.path.isdir(given) else Path(given)
+    if path is None:
+        raise DataError(f"data.path={given} has no {', '.join(BETWEEN)}. Unpack MovieLens there.")
+    if path.name not in BETWEEN:
+        raise DataError(f"data.path={given} is not called {', '.join(BETWEEN)}, by which its shape is known.")
+    return path
 
 
 def read_movielens(data: MovieLensData) -> Interactions:
@@ -68,7 +71,10 @@ def _lines(path: Path) -> Iterator[tuple[str, str, float]]:
     """User, item and rating of every line that is not empty. Raises DataError: a line is none such."""
     between = BETWEEN[path.name]
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
+        with open_file(path) as head:
+            if problem := other_encoding(head.read(HEAD_BYTES)):
+                raise DataError(f"{path} {problem}")
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 fields = line.rstrip("\n").split(between)
                 if number == 1 and path.suffix == ".csv" and line.lower().replace('"', "").startswith(HEADER):
@@ -95,9 +101,10 @@ def _shown(between: str) -> str:
 
 def _titles(folder: Path) -> dict[str, str]:
     """Names of items, where the file that MovieLens has them in lies beside the ratings."""
-    for name, between in TITLES.items():
-        if (folder / name).is_file():
-            lines = (folder / name).read_text(encoding="latin-1").splitlines()
-            fields = (line.split(between) for line in lines if between in line)
-            return {each[0]: each[1] for each in fields}
-    return {}
+    path = find_named(str(folder), list(TITLES))
+    if path is None:
+        return {}
+    between = TITLES[path.name]
+    with io.TextIOWrapper(open_file(path), encoding="latin-1") as file:
+        fields = (line.split(between) for line in file.read().splitlines() if between in line)
+        return {each[0]: each[1] for each in fields}

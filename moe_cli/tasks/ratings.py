@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import MovieLensData, RatingData
 from moe_cli.errors import DataError
-from moe_cli.tasks.files import stamps
+from moe_cli.tasks.data_files import stamps
 from moe_cli.tasks.folders import META, building
 from moe_cli.tasks.movielens import find_ratings, read_movielens
 from moe_cli.tasks.planted import Interactions, plant

@@ -1,15 +1,19 @@
-"""Ready-made token files: little-endian integers, as nanoGPT writes them, or with the header of llm.c and modded-nanogpt."""
+"""Ready-made token files: little-endian integers, as nanoGPT writes them, with the header of llm.c, or of numpy.save."""
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from moe_cli.config.data import TokenData
 from moe_cli.errors import DataError
-from moe_cli.tasks.files import find_files, source
+from moe_cli.tasks.data_files import find_files, open_file
+from moe_cli.tasks.files import source
 from moe_cli.tasks.shards import Shard, Tokens, cut
 from moe_cli.tasks.splits import SPLITS, TEST, TRAIN, VAL, cut_with_gap, split_of, unheeded
 
@@ -18,11 +22,18 @@ HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 MAGIC = {20240520: "uint16", 20240801: "uint32"}
 VERSION = 1
+NPY_MAGIC = b"\x93NUMPY"
+# How headers are called in what is said of a corpus.
+LLM_C, NPY = "llm.c header", "numpy header"
+DEFAULT_DTYPE = "uint16"
+# What a folder is searched for, and files that hold tokens, but not in place.
+ENDINGS = (".bin", ".npy")
+PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".npz")
 # The hash is of at most so many blocks of each split.
 BLOCKS, BLOCK_BYTES = 1024, 2**16
 
 
-def describe_ready(data: TokenData) -> dict[str, Any]:
+def describe_ready(data: TokenData, outputs: Path | None = None) -> dict[str, Any]:
     """What is known of token files without reading them all; as the meta.json of corpora that are built.
 
     The hash is of the length of each split and of blocks spread evenly over it, wherever one file ends and the next
@@ -31,33 +42,35 @@ def describe_ready(data: TokenData) -> dict[str, Any]:
     Raises:
         DataError: there are none; one is no such file; a token in those blocks is beyond the vocabulary.
     """
-    root, files = find_files(data.path or "")
-    if root.is_dir() and root == Path(data.path or ""):
-        files = [path for path in files if path.suffix == ".bin"]
-        if not files:
-            raise DataError(f"{source(data)} has no .bin files. For text: data=text")
-    names = [path.relative_to(root) if path != root else Path(path.name) for path in sorted(files)]
-    found = _parts(sorted(files), names)
-    splits = dict(zip(SPLITS, _split(data, *([_shard(data, path) for path in part] for part in found)), strict=True))
-    num_with_header = sum(shard.first_byte == HEADER_BYTES for part in splits.values() for shard in part)
-    digest = hashlib.sha256(data.dtype.encode())
+    listed = find_files(data.path or "", data.exclude, outputs, ENDINGS, hint="For text: data=text")
+    files = listed.paths
+    names = [path.relative_to(listed.root) if path != listed.root else Path(path.name) for path in files]
+    found = _parts(files, names)
+    contents = {path: _content(data, path) for part in found for path in part}
+    dtype = _common_dtype(contents)
+    parts = ([contents[path].shard for path in part] for part in found)
+    splits = dict(zip(SPLITS, _split(data, np.dtype(dtype).itemsize, *parts), strict=True))
+    used = {shard.path for part in splits.values() for shard in part}
+    headers = Counter(content.header for path, content in contents.items() if path in used)
+    digest = hashlib.sha256(dtype.encode())
     for part in filter(None, splits.values()):
-        _sample(data, part, digest)
+        _sample(data, dtype, part, digest)
     return {
         "name": data.name,
         "source": source(data),
         "sha256": digest.hexdigest(),
         "num_documents": None,
         "unheeded": None if any(found[VAL:]) else unheeded([Path(name.name) for name in names]),
+        "notes": listed.notes,
         "num_left_out": len(files) - sum(map(len, found)),
         "num_bytes": None,
         "tokenizer": None,
         "vocab_size": data.vocab_size,
-        "dtype": data.dtype,
+        "dtype": dtype,
         **{f"{name}_tokens": sum(shard.num_tokens for shard in part) for name, part in splits.items()},
         **{f"{name}_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in part]
            for name, part in splits.items()},
-        "num_with_header": num_with_header,
+        "headers": {name: headers[name] for name in (LLM_C, NPY) if headers[name]},
         "domains": ["."],
         "bigram_bpb": None,
         "gzip_bpb": None,
@@ -76,37 +89,98 @@ def _parts(files: Sequence[Path], names: Sequence[Path]) -> tuple[list[Path], li
     return (train, val, test) if train and (val or test) else (list(files), [], [])
 
 
-def _shard(data: TokenData, path: Path) -> Shard:
-    """The tokens of a file, by its header if it has one."""
-    size, width = path.stat().st_size, np.dtype(data.dtype).itemsize
+@dataclass(frozen=True)
+class _Content:
+    """The tokens of a file.
+
+    Attributes:
+        dtype: of its tokens.
+        header: LLM_C, NPY, or None: the file has none.
+    """
+
+    shard: Shard
+    dtype: str
+    header: str | None
+
+
+def _content(data: TokenData, path: Path) -> _Content:
+    """The tokens of a file, by its header if it has one. Raises DataError."""
+    if path.suffix.lower() in PACKED:
+        raise DataError(f"{path} is packed, and token files are read in place. Unpack it.")
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        header = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4")
+        if header.tobytes().startswith(NPY_MAGIC):
+            return _npy_content(data, path, file, size)
+    if path.suffix.lower() == ".npy":
+        raise DataError(f"{path} does not begin as a .npy file does. Was it copied whole?")
+    if int(header[0]) not in MAGIC or size < HEADER_BYTES:
+        dtype = data.dtype or DEFAULT_DTYPE
+        return _Content(_shard(path, 0, size, None, dtype), dtype, None)
+    magic, version, num_tokens = map(int, header[:3])
+    if version != VERSION:
+        raise DataError(f"{path} has a header of version {version}; known is version {VERSION}.")
+    _check_dtype(data, path, MAGIC[magic], str(magic))
+    return _Content(_shard(path, HEADER_BYTES, size, num_tokens, MAGIC[magic]), MAGIC[magic], LLM_C)
+
+
+def _npy_content(data: TokenData, path: Path, file: IO[bytes], size: int) -> _Content:
+    """The tokens of a file that numpy.save wrote."""
+    file.seek(0)
     try:
-        with open(path, "rb") as file:
-            header = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    first_byte = 0
-    if int(header[0]) in MAGIC and size >= HEADER_BYTES:
-        magic, version, num_tokens = map(int, header[:3])
-        if version != VERSION:
-            raise DataError(f"{path} has a header of version {version}; known is version {VERSION}.")
-        if MAGIC[magic] != data.dtype:
-            raise DataError(f"{path} holds {MAGIC[magic]}, by its header ({magic}). Use data.dtype={MAGIC[magic]}")
-        first_byte = HEADER_BYTES
-        if size != HEADER_BYTES + num_tokens * width:
-            raise DataError(
-                f"{path} is {size:,} bytes long; {num_tokens:,} tokens, as its header says, would make it "
-                f"{HEADER_BYTES + num_tokens * width:,}. Was it copied whole?"
-            )
-    elif size % width:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as .npy: {str(error).splitlines()[0][:200]}") from None
+    if len(shape) != 1:
+        raise DataError(f"{path} is an array of shape {shape}. Give its tokens in one row: array.reshape(-1)")
+    # A whole number below 0 is read as one far beyond every vocabulary, and so refused where it is found.
+    name = {"i4": "uint32", "u4": "uint32", "i8": "uint64", "u8": "uint64", "u2": "uint16", "u1": "uint8"}.get(
+        dtype.str[1:]
+    )
+    if name is None or dtype.str[0] == ">":
+        fitting = "uint16 or uint32, little-endian"
+        raise DataError(f"{path} holds {dtype.str[0].strip('<|')}{dtype.name}, not {fitting}: array.astype('<u4')")
+    _check_dtype(data, path, name, dtype.name)
+    return _Content(_shard(path, file.tell(), size, shape[0], name), name, NPY)
+
+
+def _check_dtype(data: TokenData, path: Path, dtype: str, header: str) -> None:
+    """Raises DataError when a header says another type than data.dtype."""
+    if data.dtype not in (None, dtype):
+        raise DataError(f"{path} holds {dtype}, by its header ({header}), not data.dtype={data.dtype}. Leave that out.")
+
+
+def _common_dtype(contents: Mapping[Path, _Content]) -> str:
+    """The type of all files. Raises DataError: there are several."""
+    first: dict[str, Path] = {}
+    for path, content in contents.items():
+        first.setdefault(content.dtype, path)
+    if len(first) > 1:
+        held = ", ".join(f"{path} {dtype}" for dtype, path in first.items())
+        raise DataError(f"token files of one corpus have one type, and here are several: {held}. Make them alike.")
+    return next(iter(first))
+
+
+def _shard(path: Path, first_byte: int, size: int, num_tokens: int | None, dtype: str) -> Shard:
+    """The tokens behind a header that says how many there are; None: there is no header."""
+    width = np.dtype(dtype).itemsize
+    if num_tokens is None and size % width:
+        raise DataError(f"{path} is {size:,} bytes long, which is no multiple of the {width} of data.dtype={dtype}.")
+    if num_tokens is not None and size != first_byte + num_tokens * width:
         raise DataError(
-            f"{path} is {size:,} bytes long, which is no multiple of the {width} of data.dtype={data.dtype}."
+            f"{path} is {size:,} bytes long; {num_tokens:,} tokens, as its header says, would make it "
+            f"{first_byte + num_tokens * width:,}. Was it copied whole?"
         )
     if size == first_byte:
         raise DataError(f"{path} holds no tokens.")
     return Shard(path, first_byte, (size - first_byte) // width)
 
 
-def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Shard]) -> tuple[list[Shard], ...]:
+def _split(
+    data: TokenData, width: int, train: list[Shard], val: list[Shard], test: list[Shard]
+) -> tuple[list[Shard], ...]:
     """The splits: what files hold out, at most data.val_tokens of each, else the share at the end of what is for training.
 
     Raises:
@@ -114,7 +188,6 @@ def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Sha
     """
     if test and data.test_fraction:
         raise DataError(f"data.test_fraction={data.test_fraction} has no effect: {source(data)} has files for a test.")
-    width = np.dtype(data.dtype).itemsize
     held_out = {"test": test, "val": val}
     for name, fraction in (("test", data.test_fraction), ("val", data.val_fraction / (1 - data.test_fraction))):
         if files := held_out[name]:
@@ -127,9 +200,9 @@ def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Sha
     return train, held_out["val"], held_out["test"]
 
 
-def _sample(data: TokenData, shards: Sequence[Shard], digest: Any) -> None:
+def _sample(data: TokenData, dtype: str, shards: Sequence[Shard], digest: Any) -> None:
     """Hashes blocks of a split, and looks whether the vocabulary has their tokens."""
-    tokens = Tokens(shards, data.dtype)
+    tokens = Tokens(shards, dtype)
     length = BLOCK_BYTES // tokens.dtype.itemsize
     digest.update(f"|{len(tokens)}".encode())
     number = min(BLOCKS, -(-len(tokens) // length))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from moe_cli.errors import DataError
+from moe_cli.tasks.data_files import open_file
 
 # Of a split, so many files are open at a time: a process may have a thousand, and published corpora have more shards.
 MOST_OPEN = 128
@@ -120,7 +121,7 @@ class Tokens:
         shard = self.shards[number]
         wanted = shard.first_byte + shard.num_tokens * self.dtype.itemsize
         try:
-            with open(shard.path, "rb") as file:
+            with open_file(shard.path) as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: the file is empty
             raise DataError(f"{shard.path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None

@@ -5,6 +5,7 @@ Read with the library `tokenizers` (pip install 'moe-cli[bpe]').
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.errors import DataError
+from moe_cli.tasks.data_files import open_file
 
 # Stands between documents. No text holds it: a file with this byte counts as binary.
 SEPARATOR = "\0"
@@ -153,16 +155,16 @@ def hash_of(path: str) -> str:
 def _content(path: str) -> str:
     given = f"data.tokenizer={path}"
     file = Path(path)
+    if os.path.isdir(file):
+        raise DataError(f"{given} is a folder. Give the tokenizer.json in it.")
+    if not os.path.lexists(file):
+        raise DataError(f"{given} does not exist. Use bytes, chars, bpe, or the path of a tokenizer.json.")
+    with open_file(file, given) as content:
+        raw = content.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise DataError(f"{given} is more than {MOST_BYTES:,} bytes long: no tokenizer.json is.")
     try:
-        if file.is_dir():
-            raise DataError(f"{given} is a folder. Give the tokenizer.json in it.")
-        if file.stat().st_size > MOST_BYTES:
-            raise DataError(f"{given} is {file.stat().st_size:,} bytes long: no tokenizer.json is.")
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{given} does not exist. Use bytes, chars, bpe, or the path of a tokenizer.json.") from None
-    except OSError as error:
-        raise DataError(f"{given} cannot be read: {error.strerror}.") from None
+        return raw.decode()
     except UnicodeDecodeError:
         raise DataError(f"{given} is not JSON. Give a tokenizer.json of the library tokenizers.") from None
 

@@ -70,7 +70,7 @@ def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.825, EIGHT, noise=0.04)
     answer, text = found(tmp_path)
-    assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "dense", None, None)
+    assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "baseline", None, None)
     assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is better beyond doubt")
     assert "cannot tell with 3 seeds; about " in text
 
@@ -83,7 +83,7 @@ def test_seeds_that_would_decide_are_those_of_the_table(tmp_path: Path) -> None:
         make(tmp_path, 1.9, {"expert": 8, "k": k}, noise=0.1)
     more = next(row["more_seeds"] for row in rows_of(fold(load_runs(tmp_path))) if row["k"] == 2)
     answer, text = found(tmp_path)
-    assert ("dense", 3) == (answer.reason, answer.comparisons)
+    assert ("baseline", 3) == (answer.reason, answer.comparisons)
     assert f"cannot tell with 3 seeds; about {more} more would decide." in text
     assert f"--seeds {3 + more}" in answer.next
 

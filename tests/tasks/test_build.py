@@ -186,7 +186,7 @@ def test_a_file_that_changes_while_it_is_read(
         return write(*arguments)
 
     monkeypatch.setattr(build, "_write", changing)
-    message = "cannot be read" if change == "gone" else "has changed while it was read"
+    message = "does not exist" if change == "gone" else "has changed while it was read"
     with pytest.raises(DataError, match=rf"d02.txt {message}"):
         load(folder, tmp_path / "cache", tokenizer=tokenizer)
     assert [] == list((tmp_path / "cache").iterdir())
@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
             raise OSError(errno.EIO, "Input/output error")
 
     path = write(tmp_path, {"a.txt": words(3000)}) / "a.txt"
-    monkeypatch.setattr(documents, "open", lambda *arguments: Failing(), raising=False)
+    monkeypatch.setattr(documents, "open_file", lambda *arguments: Failing())
     with pytest.raises(DataError, match=r"a.txt cannot be read: Input/output error"):
         load(path, tmp_path / "cache")
 

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_cli.config.data import MovieLensData, TextData
 from moe_cli.errors import DataError
 from moe_cli.tasks import documents as module
 from moe_cli.tasks.corpora import Corpus
+from moe_cli.tasks.data import load_data
 from moe_cli.tasks.documents import NotText, read_documents
 from tests.tasks.test_corpora import load, write
 from tests.tiny import words
@@ -121,8 +123,131 @@ def test_the_field_is_chosen(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", *({"text": "no", "body": words(300, number)} for number in range(9)))
     assert text_of(load(path, tmp_path / "cache", field="body")).startswith(words(300, 0))
     write(tmp_path, {"b.txt": words(3000)})
-    with pytest.raises(DataError, match=r"data.field=body has no effect: there is no .jsonl or .parquet in data.path="):
+    with pytest.raises(
+        DataError, match=r"data.field=body has no effect: data.path=.*b.txt has no .json, .jsonl, .ndjson, .parquet"
+    ):
         load(tmp_path / "b.txt", tmp_path / "cache", field="body")
+
+
+@given(
+    records=st.lists(st.fixed_dictionaries({"text": st.text(min_size=1), "id": st.integers()}), max_size=6),
+    size=st.integers(1, 40),
+    indent=st.none() | st.integers(0, 2),
+    escaped=st.booleans(),
+)
+def test_a_json_list_is_its_records(
+    tmp_path_factory: pytest.TempPathFactory,
+    records: list[dict[str, Any]],
+    size: int,
+    indent: int | None,
+    escaped: bool,
+) -> None:
+    """However it is written and in whatever pieces it is read, a list is the same documents as a record a line."""
+    path = tmp_path_factory.getbasetemp() / "list.json"
+    path.write_text(json.dumps(records, indent=indent, ensure_ascii=escaped), encoding="utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK_BYTES", size)
+        found = texts(path)
+    assert texts(lines(path.with_suffix(".jsonl"), *records)) == found
+    assert not records or found == texts(lines(path, *records))
+
+
+@pytest.mark.parametrize("suffix", ["", *PACKERS])
+def test_a_json_list_is_a_corpus(tmp_path: Path, suffix: str) -> None:
+    """Packed or not it is the corpus of its records, and data.field chooses where the text is."""
+    records = [{"body": words(300, number), "id": number} for number in range(9)]
+    (tmp_path / f"a.json{suffix}").write_bytes(PACKERS.get(suffix, bytes)(json.dumps(records).encode()))
+    lines(tmp_path / "b.jsonl", *records)
+    found, expected = (load(tmp_path / name, tmp_path / "c", field="body") for name in (f"a.json{suffix}", "b.jsonl"))
+    assert expected.meta["sha256"] == found.meta["sha256"]
+    assert 9 == found.meta["num_documents"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{\n "name": "x",\n "on": true\n}',
+            "is neither a list of records nor a record a line; other JSON is not learned.",
+        ),
+        ('"text"', ", line 1 has no field 'text': it is no record. Choose one: data.field=NAME"),
+        ('["a", "b"]', ", record 1 has no field 'text': it is no record. Choose one: data.field=NAME"),
+        ('[{"text": "a"}, {"id": 1}]', ", record 2 has no field 'text': it has 'id'. Choose one: data.field=NAME"),
+        ('[{"text": "a"}, {"text": nul}]', ", record 2 of the list is not JSON: Expecting value, column 26."),
+        ('[{"text": "a"}, {"text": "b', ", record 2 of the list is not JSON: Unterminated string"),
+        ('[{"text": "a"}', " is no whole JSON list: it goes on or breaks off after record 1."),
+        ('[{"text": "a"}]\n[{"text": "b"}]', " is no whole JSON list: it goes on or breaks off after record 1."),
+        ("[" * 100_000, ", record 1 of the list is not JSON"),
+    ],
+)
+@pytest.mark.parametrize("size", [7, 2**20])
+def test_json_that_is_no_list_of_records_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str, size: int
+) -> None:
+    """Nothing of its syntax is learned as text: a DataError that names the file, of at most three lines."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", size)
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError) as error:
+        load(path, tmp_path / "cache")
+    assert message.partition(", column")[0] in str(error.value)
+    assert str(path) in str(error.value)
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_a_long_json_list_is_read_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that is longer than many pieces is not tried again at each of them."""
+    failed: list[int] = []
+    decode = json.JSONDecoder.raw_decode
+
+    def counted(self: json.JSONDecoder, text: str, place: int = 0) -> Any:
+        try:
+            return decode(self, text, place)
+        except ValueError:
+            failed.append(len(text))
+            raise
+
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counted)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 100)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": words(50_000)}, *({"text": "x" * 30} for _ in range(2000))]))
+    assert 2001 == len(texts(path))
+    assert len([size for size in failed if size > 400]) <= 8
+    assert max(failed) <= 3 * 50_100
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "u.data"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str) -> None:
+    """By the mark that they begin with, with the command that converts them."""
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / name).write_bytes((mark + '[{"text": "' + words(300) + '"}]\n').encode(encoding))
+    data = MovieLensData(path=str(tmp_path)) if name == "u.data" else TextData(path=str(tmp_path / name))
+    with pytest.raises(DataError) as error:
+        load_data(data, 16, tmp_path / "outputs")
+    known = encoding.upper().removesuffix("-BE")
+    assert f"is {known} text, not UTF-8. Convert it: iconv -f {known} -t UTF-8" in str(error.value)
+
+
+@pytest.mark.parametrize("outer", PACKERS)
+@pytest.mark.parametrize("inner", PACKERS)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_what_is_packed_twice_is_named(tmp_path: Path, name: str, inner: str, outer: str) -> None:
+    """It is no text after it was unpacked once, and the error says what it is then."""
+    path = tmp_path / f"{name}{outer}"
+    path.write_bytes(PACKERS[outer](PACKERS[inner](b'[{"text": "a"}]\n')))
+    with pytest.raises(DataError, match=f"holds a {inner} file within {outer}: it is packed twice. Unpack it once."):
+        load(path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_packed_file_without_its_ending_is_named(tmp_path: Path, suffix: str) -> None:
+    """By its first bytes, with the ending that it should have."""
+    (tmp_path / "a.txt").write_bytes(PACKERS[suffix](words(300).encode()))
+    with pytest.raises(
+        DataError, match=f"is a {suffix} file by its first bytes, not text. Give it a name that ends in"
+    ):
+        load(tmp_path / "a.txt", tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +306,27 @@ def test_parquet(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"a.parquet cannot be read as Parquet"):
         load(path, tmp_path / "cache", field="body")
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_every_type_of_text_in_parquet(tmp_path: Path, kind: str) -> None:
+    """As pandas, polars and pyarrow write it."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    if not hasattr(pyarrow, kind):
+        pytest.skip(f"this pyarrow has no {kind}")
+    content = [words(300, number) for number in range(3)]
+    column = pyarrow.array(content)
+    column = column.dictionary_encode() if kind == "dictionary" else column.cast(getattr(pyarrow, kind)())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert content == texts(tmp_path / "a.parquet")
+
+
+def test_packed_parquet_is_named(tmp_path: Path) -> None:
+    """It is packed within, and not read when it is packed around."""
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(DataError, match=r"a.parquet.gz is packed Parquet, which is not read. Unpack it"):
+        load(tmp_path / "a.parquet.gz", tmp_path / "cache")
 
 
 def test_zstd(tmp_path: Path) -> None:

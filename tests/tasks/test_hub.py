@@ -9,6 +9,7 @@ import pytest
 from moe_cli.config.data import HubData
 from moe_cli.config.load import load_config
 from moe_cli.errors import DataError
+from moe_cli.store import create_run
 from moe_cli.tasks.corpora import Corpus, load_corpus
 from moe_cli.tasks.text import TextTask
 from tests.tasks.test_corpora import load as load_text
@@ -139,3 +140,15 @@ def test_a_run_learns_from_a_stream(tmp_path: Path) -> None:
     data = HubData(path=str(saved(tmp_path / "set", "jsonl")), streaming=True, val_fraction=0.1)
     summary = finish(tiny_config(tmp_path, data=data, train={"steps": 2}), tmp_path).summary()
     assert (summary or {})["corpus"] == "hf"
+
+
+def test_a_folder_with_outputs_is_refused(tmp_path: Path) -> None:
+    """The library would read what runs have written as data; without it the same folder is read."""
+    (tmp_path / "mine").mkdir()
+    lines = "".join(json.dumps({"text": words(300, number)}) + "\n" for number in range(9))
+    (tmp_path / "mine" / "a.jsonl").write_text(lines)
+    assert 9 == load(tmp_path / "mine", tmp_path / "cache").meta["num_documents"]
+    run = create_run(tmp_path / "mine" / "results", "runs", tiny_config(tmp_path / "a.txt"))
+    (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(DataError, match=r"holds what is no data.*\nleft out as outputs of moe: results"):
+        load(tmp_path / "mine", tmp_path / "cache")

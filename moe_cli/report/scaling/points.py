@@ -32,10 +32,11 @@ class Points:
         density: 1 - S = K / E; 1 when dense.
         granularity: G = d_ff / d_expert (arXiv:2402.07871, eq. 6); 1 when dense.
         tokens: D, seen in training.
-        flops: of the whole training.
+        flops: of the whole training, model and optimizer.
         loss: nats per token over the validation split; NaN where it is to be predicted.
         cluster: the configuration, 0 to C - 1: runs that differ in the seed alone share one.
         speed: tokens per second in training; NaN where unknown.
+        seed: of the run; a seed shifts the losses of all configurations together. -1 where unknown.
     """
 
     params: Array
@@ -48,6 +49,7 @@ class Points:
     loss: Array
     cluster: Array
     speed: Array
+    seed: Array
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -149,6 +151,7 @@ def _arrays(runs: list[dict[str, Any]], clusters: list[int]) -> Points:
         column(lambda run: run["val_loss"]),
         np.array(clusters),
         column(lambda run: run.get("tokens_per_second") or math.nan),
+        column(lambda run: -1 if run["seed"] is None else run["seed"]),
     )
 
 

@@ -1,0 +1,327 @@
+"""The files of a data path: which there are, and how one is opened. All data of users are listed and opened here.
+
+The rule, for text, images, tokens, ratings and tokenizers alike:
+
+- A data path is a file, a folder with all that lies below it, or a pattern such as logs/*.txt, in which ** stands for any
+  folders. Names that begin with a dot are left out, unless the path itself or a part of the pattern begins with one.
+- A link is followed. Its own name decides of what kind the file is, and the bytes are those of its target.
+- A folder is entered once and a file counted once, whatever links and hard links lead to it (by device and inode). Of
+  several names of a folder one without links counts; of several names of a file the first in order, one with an ending
+  before one without. A link to a folder around the data path is not entered.
+- Outputs of moe are no data: the outputs folder of this run, and every folder that `moe_cli.outputs` recognises.
+- `data.exclude` leaves out what its patterns match: a name at any depth, or with a slash a path below the data path.
+- Only regular files are read, of any size. A pipe, socket or device is refused before it is opened.
+
+What a folder has and is left out is noted, but for hidden names; what a user names and cannot be read is an error.
+"""
+
+import errno
+import glob
+import os
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import takewhile
+from pathlib import Path
+from typing import IO
+
+from moe_cli.errors import DataError
+from moe_cli.numbers import printable
+from moe_cli.outputs import MARKER, is_outputs, is_run_folder
+
+# Why something is left out.
+EXCLUDED = "by data.exclude"
+OUTPUTS = "as outputs of moe"
+TWICE = "as there under another name"
+NOWHERE = "as a link that leads nowhere"
+AROUND = "as a link to a folder around the data"
+SHOWN = 3
+_KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+# Device and inode.
+_Identity = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The files of a data path.
+
+    Attributes:
+        root: the folder they lie in; of a single file, that file.
+        paths: in order of their names; below `root`, links not resolved.
+        left_out: names below `root`, by the reason why they are no data.
+        idle: patterns of data.exclude that match nothing.
+    """
+
+    root: Path
+    paths: Sequence[Path]
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    idle: Sequence[str] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each reason why something is left out."""
+        lines = [f"left out {reason}: {_listed(names)}" for reason, names in self.left_out.items()]
+        return lines + [f"data.exclude={pattern} leaves nothing out" for pattern in self.idle]
+
+
+def find_files(
+    given: str,
+    exclude: Sequence[str] = (),
+    outputs: Path | None = None,
+    endings: Collection[str] | None = None,
+    hint: str = "",
+) -> DataFiles:
+    """The files of a data path, by the rule of this module.
+
+    Args:
+        exclude: patterns of what is left out of a folder.
+        outputs: the outputs folder of this run, which may not be there yet.
+        endings: of names, in lower case, that count in a folder; None: all. A file or pattern says itself what it wants.
+        hint: what to do where a folder has no such files.
+
+    Raises:
+        DataError: there are none, or the path is no regular file and no folder, or lies in the outputs.
+    """
+    root = Path(given)
+    pattern: tuple[str, ...] = ()
+    if not os.path.lexists(given) and glob.has_magic(given):
+        fixed = tuple(takewhile(lambda part: not glob.has_magic(part), root.parts))
+        root, pattern = Path(*fixed), root.parts[len(fixed) :]
+        if not os.path.isdir(root):
+            raise DataError(f"data.path={given} matches no file.")
+    mode = check_readable(root, f"data.path={given}").st_mode
+    _check_no_outputs(root, given, outputs)
+    if not stat.S_ISDIR(mode):
+        return DataFiles(root, [root], {}, exclude)
+    walk = _Walk(root, pattern, exclude, outputs, None if pattern else endings)
+    found = walk.files()
+    if not found.paths:
+        kinds = f"{', '.join(endings)} " if endings else ""
+        missing = "matches no file." if pattern else f"is a folder without {kinds}files.{hint and ' ' + hint}"
+        raise DataError("\n".join([f"data.path={given} {missing}", *found.notes[:2]]))
+    return found
+
+
+def find_named(given: str, names: Sequence[str]) -> Path | None:
+    """The first of `names` that a folder has; None: it has none. Raises DataError: the folder or file cannot be read."""
+    check_readable(Path(given), f"data.path={given}")
+    for name in names:
+        path = Path(given, name)
+        if os.path.lexists(path):
+            check_readable(path, str(path))
+            return path
+    return None
+
+
+def check_readable(path: Path, label: str) -> os.stat_result:
+    """Size and kind of a regular file or folder, without opening it.
+
+    Raises:
+        DataError: it does not exist, is a link that leads nowhere, or a pipe, socket or device.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise DataError(f"{label} is a link to {os.readlink(path)}, which does not exist.") from None
+        raise DataError(f"{label} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if kind := _kind(status.st_mode):
+        raise DataError(f"{label} is a {kind}, and only files are read. Write what it gives to a file first.")
+    return status
+
+
+def open_file(path: Path, label: str | None = None) -> IO[bytes]:
+    """A regular file, opened for reading. It never waits, whatever has taken the place of the file.
+
+    Raises:
+        DataError: it cannot be read, or is no regular file.
+    """
+    label = label or str(path)
+    if stat.S_ISDIR(check_readable(path, label).st_mode):
+        raise DataError(f"{label} is a folder, not a file.")
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"{label} cannot be read: {error.strerror}.") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(f"{label} is no regular file.")
+    return file
+
+
+def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """By what a changed file is known: its size and the time of its last change. Raises DataError: one is gone."""
+    try:
+        return [(str(path), status.st_size, status.st_mtime_ns) for path in paths for status in (path.stat(),)]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from None
+
+
+def matches(parts: Sequence[str], pattern: Sequence[str], begins: bool = False) -> bool:
+    """Whether a path matches a pattern, both in parts; with `begins`, whether a path that begins so can.
+
+    ** is any number of folders. A name that begins with a dot is matched only by a part that begins with one.
+    """
+    if not parts:
+        return begins or all(part == "**" for part in pattern)
+    if not pattern:
+        return False
+    name, part = parts[0], pattern[0]
+    if name.startswith(".") and not part.startswith("."):
+        return part == "**" and matches(parts, pattern[1:], begins)
+    if part == "**":
+        return matches(parts, pattern[1:], begins) or matches(parts[1:], pattern, begins)
+    return fnmatchcase(name, part) and matches(parts[1:], pattern[1:], begins)
+
+
+class _Walk:
+    """One pass over a folder. Links to folders wait until all folders without links are known."""
+
+    def __init__(
+        self,
+        root: Path,
+        pattern: Sequence[str],
+        exclude: Sequence[str],
+        outputs: Path | None,
+        endings: Collection[str] | None,
+    ) -> None:
+        self.root = root
+        self.pattern = pattern
+        self.exclude = {text: tuple(part for part in text.split("/") if part) for text in exclude}
+        self.outputs = _identity(outputs) if outputs else None
+        self.endings = endings
+        real = root.resolve()
+        self.around = {_identity(folder) for folder in (real, *real.parents)}
+        self.entered: set[_Identity] = set()
+        self.found: list[tuple[Path, _Identity]] = []
+        self.left_out: dict[str, list[str]] = {}
+        self.used: set[str] = set()
+
+    def files(self) -> DataFiles:
+        folders: list[tuple[Path, _Identity]] = [(Path(), (0, 0))]
+        links: list[tuple[Path, _Identity]] = []
+        while folders or links:
+            if not folders:
+                links.sort(reverse=True)
+                folders.append(links.pop())
+            name, identity = folders.pop()
+            if identity in self.entered:
+                self._leave_out(TWICE, name)
+                continue
+            self.entered.add(identity)
+            for inner, which, linked in sorted(self._folders_in(name), reverse=True):
+                (links if linked else folders).append((inner, which))
+        return self._counted_once()
+
+    def _counted_once(self) -> DataFiles:
+        kept: dict[_Identity, Path] = {}
+        for name, identity in sorted(self.found, key=lambda each: (not each[0].suffix, each[0].as_posix())):
+            if identity in kept:
+                self._leave_out(TWICE, name)
+            else:
+                kept[identity] = name
+        idle = [pattern for pattern in self.exclude if pattern not in self.used]
+        left_out = {reason: sorted(names) for reason, names in self.left_out.items()}
+        return DataFiles(self.root, [self.root / name for name in sorted(kept.values())], left_out, idle)
+
+    def _folders_in(self, folder: Path) -> Iterator[tuple[Path, _Identity, bool]]:
+        """Notes the files of a folder, and gives the folders in it: name, identity, whether it is a link."""
+        path = self.root / folder
+        try:
+            entries = [(entry, _status(entry)) for entry in os.scandir(path)]
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read: {error.strerror}. Mend that, or leave it out: data.exclude"
+            ) from None
+        for entry, status in entries:
+            name = folder / entry.name
+            is_folder = status is not None and stat.S_ISDIR(status.st_mode)
+            if not (matches(name.parts, self.pattern or ("**",), begins=True) if is_folder else self._wants(name)):
+                continue
+            if reason := self._reason(name, entry.path, status):
+                self._leave_out(reason, name)
+            elif status is not None:
+                identity = status.st_dev, status.st_ino
+                if is_folder:
+                    yield name, identity, entry.is_symlink()
+                else:
+                    self.found.append((name, identity))
+
+    def _reason(self, name: Path, path: str, status: os.stat_result | None) -> str | None:
+        """Why a file or folder is no data; None: it is."""
+        if self._excluded(name):
+            return EXCLUDED
+        if status is None:
+            return NOWHERE
+        if kind := _kind(status.st_mode):
+            return f"as a {kind}"
+        if not stat.S_ISDIR(status.st_mode):
+            return None
+        identity = status.st_dev, status.st_ino
+        if identity == self.outputs or is_outputs(path):
+            return OUTPUTS
+        return AROUND if identity in self.around else None
+
+    def _wants(self, name: Path) -> bool:
+        """Whether a file of this name counts."""
+        if not matches(name.parts, self.pattern or ("**",)):
+            return False
+        return self.endings is None or name.suffix.lower() in self.endings
+
+    def _excluded(self, name: Path) -> bool:
+        """Whether data.exclude has a pattern for this file or folder."""
+        for text, pattern in self.exclude.items():
+            below_root = "/" in text.rstrip("/")
+            if matches(name.parts, pattern) if below_root else fnmatchcase(name.name, text.rstrip("/")):
+                self.used.add(text)
+                return True
+        return False
+
+    def _leave_out(self, reason: str, name: object) -> None:
+        self.left_out.setdefault(reason, []).append(str(name))
+
+
+def _check_no_outputs(root: Path, given: str, outputs: Path | None) -> None:
+    """Raises DataError when a path lies in a run folder, or is an outputs folder."""
+    real = root.resolve()
+    run = next((folder for folder in (real, *real.parents) if is_run_folder(folder)), None)
+    if run is not None:
+        raise DataError(f"data.path={given} lies in the run folder {run}, and outputs are no data. Copy it elsewhere.")
+    if root.is_dir() and (is_outputs(root) or (outputs is not None and _identity(root) == _identity(outputs))):
+        raise DataError(
+            f"data.path={given} is looked for in the outputs folder {real}, and outputs are no data.\n"
+            f"Give another folder, or keep runs elsewhere: --outputs DIR (where no runs are, remove {real / MARKER})"
+        )
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Of what an entry of a folder is or links to; None: the link leads nowhere, or in a circle."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _kind(mode: int) -> str | None:
+    """What a file is that is neither a regular file nor a folder; None for those."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "special file")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return printable(", ".join(names[:SHOWN])) + more
