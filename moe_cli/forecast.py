@@ -287,12 +287,12 @@ def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[
 
 
 def _val_tokens(config: RunConfig, corpus: Data) -> int:
-    """Tokens of the validation split: of images, their patches; of pairs, one for each task."""
+    """Tokens read of the validation split, so often as windows overlap: of images, patches; of pairs, one for each task."""
     if isinstance(corpus, Images):
         return int(corpus.meta["val_images"]) * config.model.context_length
     if isinstance(corpus, Ratings):
         return int(corpus.meta["val_pairs"]) * config.model.context_length
-    return int(corpus.meta["val_tokens"])
+    return int(corpus.meta["val_tokens"]) * config.eval_length // config.eval_stride
 
 
 def compiles(config: RunConfig, vocab_size: int, device: str) -> bool:

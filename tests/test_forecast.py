@@ -123,6 +123,8 @@ def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
     assert [val_tokens] * 6 == evaluations(tiny_config(text_file, train={"eval_tokens": 10**6}), tmp_path)
     limited = tiny_config(text_file, capacity=1.0, train={"eval_tokens": 100})
     assert [val_tokens] * 2 == evaluations(limited, tmp_path)[5:]
+    sliding = tiny_config(text_file, eval={"stride": 4}, train={"eval_tokens": 100})
+    assert [100] * 5 + [4 * val_tokens] == evaluations(sliding, tmp_path)
     bert = tiny_config(text_file, train={"eval_tokens": 100}, **TINY["bert"])
     assert [val_tokens, 32 * 16] == evaluations(bert, tmp_path)[5:]
     timed = tiny_config(text_file, train={"steps": None, "minutes": 1.0, "eval_tokens": 100, "eval_every": 7})

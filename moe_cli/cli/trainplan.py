@@ -58,7 +58,10 @@ def _routing_line(plan: Plan) -> str:
     if config.capacity is not None:
         from moe_cli.moe.routing import expert_capacity
 
-        room = expert_capacity(tokens, config.expert, config.k or 1, config.capacity)
-        dropping = f"capacity {config.capacity:g} = {room:,} of {tokens:,} tokens per expert, drop by {config.drop}"
+        within = config.model.context_length if config.drop == "causal" else tokens
+        room = expert_capacity(within, config.expert, config.k or 1, config.capacity)
+        dropping = f"capacity {config.capacity:g} = {room:,} of {within:,} tokens per expert, drop by {config.drop}"
+    if config.trains_on_later_tokens:
+        dropping += " (training sees later tokens, evaluation does not)"
     name = config.router.name if config.router else "none"
     return f"{name}, balance {balance}, {dropping}, d_expert {config.model.d_expert}"

@@ -23,6 +23,7 @@ from moe_cli.config.routers import (
     HashConfig,
     ReluConfig,
     RouterConfig,
+    SinkhornConfig,
     SoftConfig,
     TopKConfig,
     check_router,
@@ -323,6 +324,12 @@ class RunConfig:
     def sees_later_tokens(self) -> bool:
         """Whether with a capacity at evaluation a causal model's guess depends on later tokens."""
         return self.model.causal and self.eval_drop != "causal"
+
+    @property
+    def trains_on_later_tokens(self) -> bool:
+        """Whether where a token of a causal model goes in training depends on later ones."""
+        by_drop = self.capacity is not None and self.drop != "causal"
+        return self.model.causal and not self.dense and (by_drop or isinstance(self.router, SinkhornConfig))
 
     @property
     def eval_length(self) -> int:

@@ -34,8 +34,6 @@ def above(view: View, title: str, width: int) -> list[Text]:
         pieces.append(f"{shorten(printable(rows[0]['corpus']))} corpus")
     if any(row["tokens"] for row in rows):
         pieces.append(_span((row["tokens"] for row in rows), count) + " tokens")
-    if any(row["eval_context"] for row in rows):
-        pieces.append("validation context " + _span((row["eval_context"] for row in rows), "{:.1f}".format) + " tokens")
     if any(row["active_params"] for row in rows):
         pieces.append("active parameters " + _span((row["active_params"] for row in rows), count))
     lines = _pack([shorten(printable(title)), *pieces], width, "   ", " " * 2)
@@ -137,7 +135,8 @@ def _constants(view: View, rows: Sequence[Row]) -> list[str]:
         if name in hidden or len(values) != 1 or (values == {None} and name != "capacity"):
             continue
         shared.append(_constant(name, subjects, hidden))
-    return shared
+    contexts = [row["eval_context"] for row in rows if row["eval_context"]]
+    return [*shared, f"validation context {_span(contexts, '{:.1f}'.format)}"] if contexts else shared
 
 
 def _constant(name: str, rows: Sequence[Row], hidden: set[str]) -> str:

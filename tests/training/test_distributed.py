@@ -62,6 +62,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sparse-updates": (EXPERTS, {"optim": AdamWConfig(lr=0.01, sparse_experts=True), "k": 1, "expert": 8}),
     "capacity": ({}, {"capacity": 0.6, "optim": ADAMW}),
     "capacity-probability": (EXPERTS, {"capacity": 0.6, "drop": "probability", "renormalise_after_drop": True}),
+    "capacity-causal": ({}, {"capacity": 0.6, "drop": "causal", "eval": {"stride": 5}}),
     "global": (BOTH, {"balance": SwitchBalance(weight=0.5, scope="global"), "train": {"grad_accumulation": 2}}),
     "importance": ({}, {"balance": ImportanceBalance(weight=0.5)}),
     "entropy": (FSDP, {"balance": EntropyBalance(weight=0.5)}),
@@ -100,7 +101,7 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 CASES |= STOPPED | RESUMED
 # One of each kind of thing that processes share; the others are of the slow tests, by four processes.
 QUICK = {name: CASES[name] for name in (
-    "dp", "fsdp", "experts", "both", "ema-both", "sparse-updates", "capacity", "global", "loss-free", "quantile",
+    "dp", "fsdp", "experts", "both", "ema-both", "sparse-updates", "capacity", "capacity-causal", "global", "loss-free", "quantile",
     "sinkhorn", "expert-choice", "expert-choice-capacity", "shared", "nan-skip", "bert", "t5", "mmoe", "stopped-both", "resumed-both",
 )}  # fmt: skip
 # Random numbers are drawn anew in each process: such runs are other runs, that must end as well.

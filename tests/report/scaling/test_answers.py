@@ -246,6 +246,9 @@ def test_unlike_data_are_refused(tmp_path: Path) -> None:
         make_points(load_runs(tmp_path))
     with pytest.raises(ConfigError, match="no complete run among 0 to fit a law to"):
         make_points(load_runs(tmp_path).query("expert == 99"))
+    complete(tmp_path, 2.0, expert=4, eval__stride=8)
+    with pytest.raises(ConfigError, match="differ in tokenizer, validation split or evaluation context"):
+        make_points(load_runs(tmp_path).query("expert == 4"))
 
 
 @pytest.mark.parametrize("wrong", [{"val_loss": "low"}, {"val_loss": -1.0}, {"tokens": 0}, {"params": None}])
