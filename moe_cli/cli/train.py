@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moe_cli.config.schema import RunConfig
+    from moe_cli.forecast import Plan
     from moe_cli.store import Run
 
 Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", show_default=False)]
@@ -30,23 +31,20 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it. Example: moe train expert=8 k=2"""
-    from moe_cli.errors import ConfigError
     from moe_cli.launch import launched, rank
-    from moe_cli.store import open_or_create_run, outputs_folder
+    from moe_cli.store import outputs_folder
 
     folder = outputs_folder(outputs)
     if rank():
         _follow(folder)
         return
-    if resume is not None and force:
-        raise ConfigError("--resume goes on with a run, and --force starts from the beginning: give one.")
-    run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder)
+    run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir)
 
     from rich.console import Console
 
     from moe_cli.cli.trainplan import print_plan
-    from moe_cli.forecast import compiles, make_plans, measure_flops, pin_upcycle, shortage, vocab_of
+    from moe_cli.forecast import make_plans, measure_flops, pin_upcycle, shortage
     from moe_cli.machine import crowding, pick_device
     from moe_cli.run import for_this_job
 
@@ -59,23 +57,19 @@ def train(
             return
     check_devices([config])
     plan = make_plans([config], folder, measure_flops(), build=not dry_run)[0]
+    memory = tuple(filter(None, [shortage(plan)]))
     if dry_run:
         print_plan(console, plan, None)
-        print_notes(tuple(filter(None, [shortage(plan)])))
-        return
+        return print_notes(memory)
     device = pick_device(config.train.device)  # before a folder is made
-    if new:
-        _clear(config, folder, force)
-    run = run or open_or_create_run(folder, "runs", config)
+    run = run or _open(config, folder, force)
     print_notes(_begun_before(run, repeated=new))
     if config.launch.procs > 1 and not launched():
         _launch(console, run, config, folder, as_json)
     else:
         with _read(run):
             print_plan(console, plan, str(run.path))
-        print_notes(tuple(filter(None, [shortage(plan), crowding(plan.threads)])))
-        if compiles(config, vocab_of(config, plan.corpus), device.type):
-            print_notes((_about_compiling(config),))
+        print_notes((*memory, *filter(None, [crowding(plan.threads)]), *_about_compiling(plan, device)))
         _train(console, run, folder, as_json)
 
 
@@ -95,12 +89,13 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
     return True
 
 
-def _clear(config: "RunConfig", folder: Path, force: bool) -> None:
-    """With `force`, moves a run of this configuration to the trash. Raises RunBusy while it is at work."""
-    from moe_cli.store import Run
+def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
+    """The run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
+    from moe_cli.store import Run, open_or_create_run
     from moe_cli.sweeps.again import discard, outdated
 
     discard(outdated([Run(folder / "runs" / config.run_id)], force=force, code=False), folder)
+    return open_or_create_run(folder, "runs", config)
 
 
 def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
@@ -124,12 +119,14 @@ def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _about_compiling(config: "RunConfig") -> str:
-    from moe_cli.forecast import has_compiler
+def _about_compiling(plan: "Plan", device: Any) -> tuple[str, ...]:
+    from moe_cli.forecast import compiles, has_compiler, vocab_of
 
-    if config.train.compile == "auto" and not has_compiler():
-        return "there is no C++ compiler here: training goes without torch.compile."
-    return "torch.compile takes half a minute at the start. Without it: train.compile=off"
+    if not compiles(plan.config, vocab_of(plan.config, plan.corpus), device.type):
+        return ()
+    if plan.config.train.compile == "auto" and not has_compiler():
+        return ("there is no C++ compiler here: training goes without torch.compile.",)
+    return ("torch.compile takes half a minute at the start. Without it: train.compile=off",)
 
 
 @contextmanager
@@ -216,12 +213,14 @@ def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
     return resolved.config
 
 
-def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path) -> "Run":
+def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path, force: bool) -> "Run":
     from moe_cli.config.load import carried_out, execution_settings
     from moe_cli.errors import ConfigError
     from moe_cli.loggers.recorder import check_loggers
     from moe_cli.store import COMPLETED, PENDING, find_run, rewrite_config
 
+    if force:
+        raise ConfigError("--resume goes on with a run, and --force starts from the beginning: give one.")
     if config_dir is not None:
         raise ConfigError("--resume takes the settings from the run itself. Leave --config-dir out.")
     settings = execution_settings(changes)

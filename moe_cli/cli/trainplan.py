@@ -55,6 +55,7 @@ def _routing_line(plan: Plan) -> str:
         from moe_cli.moe.routing import expert_capacity
 
         room = expert_capacity(tokens, config.expert, config.k or 1, config.capacity)
-        dropping = f"capacity {config.capacity:g} = {room:,} of {tokens:,} tokens per expert, drop by {config.drop}"
+        dropping = f"capacity {config.capacity:g} = {room:,} of {tokens:,} tokens per expert"
+        dropping += f", drop by {config.drop}" if config.drop else ""
     name = config.router.name if config.router else "none"
     return f"{name}, balance {balance}, {dropping}, d_expert {config.model.d_expert}"

@@ -17,8 +17,8 @@ from moe_cli.models.registry import make_model
 from moe_cli.run import restore, run_one
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.precision import autocast, pick_precision
-from tests.training.test_resume import assert_equal_runs, stop_at
 from tests.tiny import finish, tiny_config, tiny_task
+from tests.training.test_resume import assert_equal_runs, stop_at
 
 
 @pytest.mark.parametrize(
