@@ -130,10 +130,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     if not checkpoints and (source := check_upcycle(config, outputs)):
         upcycle(model, source)
     config = as_decided(run, config, device)
-    compiled = config.train.compile == "on"
-    if config.train.compile == "auto" and compiles(config, vocab_size, device.type):
-        compiled = has_compiler() if not checkpoints else bool(run.meta().get("compile", True))
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+    compiled = _is_compiled(run, config, vocab_size, device)
     parts = Parallel(config.launch, model, compiled)
     training = Training(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
     if checkpoints:
@@ -160,10 +157,21 @@ def as_decided(run: Run, config: RunConfig, device: Any) -> RunConfig:
     """
     from moe_cli.training.precision import pick_precision
 
-    begun = run.meta().get("precision") if run.checkpoints() else None
-    asked = config.train.precision
-    precision = begun if asked == "auto" and begun in ("float32", "bfloat16") else pick_precision(asked, device)
-    return replace(config, train=replace(config.train, precision=precision))
+    precision: Any = config.train.precision
+    if precision == "auto" and run.checkpoints():
+        precision = run.meta().get("precision", "auto")
+    return replace(config, train=replace(config.train, precision=pick_precision(precision, device)))
+
+
+def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> bool:
+    """Whether to compile; with `auto` as the run began, and not without a compiler."""
+    import torch
+
+    compiled = compiles(config, vocab_size, device.type)
+    if compiled and config.train.compile == "auto":
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+        return bool(run.meta().get("compile", True)) if run.checkpoints() else has_compiler()
+    return compiled
 
 
 def _part_ways() -> None:

@@ -23,7 +23,11 @@ Outputs = Annotated[
 ]
 ConfigDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Your own conf/ folder, looked up before the packaged one.", show_default=False),
+    typer.Option(
+        metavar="DIR",
+        help="Your own conf/ folder, looked up before the packaged one; none: not even ./conf.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

@@ -30,17 +30,14 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it. Example: moe train expert=8 k=2"""
-    from moe_cli.errors import ConfigError
     from moe_cli.launch import launched, rank
-    from moe_cli.store import open_or_create_run, outputs_folder
+    from moe_cli.store import outputs_folder
 
     folder = outputs_folder(outputs)
     if rank():
         _follow(folder)
         return
-    if resume is not None and force:
-        raise ConfigError("--resume goes on with a run, and --force starts from the beginning: give one.")
-    run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder)
+    run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir)
 
     from rich.console import Console
@@ -61,12 +58,9 @@ def train(
     plan = make_plans([config], folder, measure_flops(), build=not dry_run)[0]
     if dry_run:
         print_plan(console, plan, None)
-        print_notes(tuple(filter(None, [shortage(plan)])))
-        return
+        return print_notes(tuple(filter(None, [shortage(plan)])))
     device = pick_device(config.train.device)  # before a folder is made
-    if new:
-        _clear(config, folder, force)
-    run = run or open_or_create_run(folder, "runs", config)
+    run = run or _open(config, folder, force)
     print_notes(_begun_before(run, repeated=new))
     if config.launch.procs > 1 and not launched():
         _launch(console, run, config, folder, as_json)
@@ -93,12 +87,13 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
     return True
 
 
-def _clear(config: "RunConfig", folder: Path, force: bool) -> None:
-    """With `force`, moves a run of this configuration to the trash. Raises RunBusy while it is at work."""
-    from moe_cli.store import Run
+def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
+    """The run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
+    from moe_cli.store import Run, open_or_create_run
     from moe_cli.sweeps.again import discard, outdated
 
     discard(outdated([Run(folder / "runs" / config.run_id)], force=force, code=False), folder)
+    return open_or_create_run(folder, "runs", config)
 
 
 def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
@@ -206,12 +201,14 @@ def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
     return resolved.config
 
 
-def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path) -> "Run":
+def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path, force: bool) -> "Run":
     from moe_cli.config.load import carried_out, execution_settings
     from moe_cli.errors import ConfigError
     from moe_cli.loggers.recorder import check_loggers
     from moe_cli.store import COMPLETED, PENDING, find_run, rewrite_config
 
+    if force:
+        raise ConfigError("--resume goes on with a run, and --force starts from the beginning: give one.")
     if config_dir is not None:
         raise ConfigError("--resume takes the settings from the run itself. Leave --config-dir out.")
     settings = execution_settings(changes)

@@ -60,7 +60,8 @@ def _routing_line(plan: Plan) -> str:
 
         within = config.model.context_length if config.drop == "causal" else tokens
         room = expert_capacity(within, config.expert, config.k or 1, config.capacity)
-        dropping = f"capacity {config.capacity:g} = {room:,} of {within:,} tokens per expert, drop by {config.drop}"
+        dropping = f"capacity {config.capacity:g} = {room:,} of {within:,} tokens per expert"
+        dropping += f", drop by {config.drop}" if config.drop else ""
     if config.trains_on_later_tokens:
         dropping += " (training sees later tokens, evaluation does not)"
     name = config.router.name if config.router else "none"

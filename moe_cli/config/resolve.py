@@ -246,8 +246,8 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
         notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *unused)
         return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=_as_trained(config.eval))
     if isinstance(router, ExpertChoiceConfig):
-        idle = ("drop", "renormalise_after_drop", "eval.drop")
-        notes += _set_aside(given, "router=expert_choice fills experts to their capacity and drops no tokens", *idle)
+        reason = "router=expert_choice fills experts to their capacity and drops no tokens"
+        notes += _set_aside(given, reason, "drop", "renormalise_after_drop", "eval.drop")
         config = replace(config, drop=None, renormalise_after_drop=False, eval=replace(config.eval, drop=None))
     elif config.capacity is None:
         notes += _set_aside(given, "training drops nothing without a capacity", "drop")

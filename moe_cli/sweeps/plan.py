@@ -9,7 +9,8 @@ from moe_cli import __version__
 from moe_cli.config.axes import Axis
 from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.expressions import Expression, parse_expression
-from moe_cli.config.load import GROUPS, Composer, parse_overrides
+from moe_cli.config.folders import GROUPS
+from moe_cli.config.load import Composer, parse_overrides
 from moe_cli.config.parse import build, names_of, show
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig

@@ -7,7 +7,8 @@ from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.expressions import Expression
-from moe_cli.config.load import GROUPS, Composer, parse_overrides
+from moe_cli.config.folders import GROUPS
+from moe_cli.config.load import Composer, parse_overrides
 from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
