@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from moe_cli.cli import search as search_lines
 from moe_cli.cli.sweepplan import remarks
 from moe_cli.cli.views import SearchView, SweepView, describe
@@ -155,28 +157,30 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     Raises:
         MoeError: a word is wrong, or no point can be run. A run that fails is a row with status `failed`.
     """
-    from rich.console import Console
-
     from moe_cli.report.frame import load_runs
 
-    if force and (rerun_on_code or retry_failed):
-        other = "rerun_on_code" if rerun_on_code else "retry_failed"
-        raise ConfigError(f"force runs every point again: {other} has no effect. Leave it out.")
     folder = outputs_folder(outputs)
     chosen, words = split_executor(words, executor)
+    execution = Execution(chosen, workers, Rules(timeout, retries, fail_fast), retry_failed, force, rerun_on_code)
     given: Any = {"seeds": seeds, "name": name, "where": where}
     options = SearchOptions(search, trials, objective, prune, search_seed)
     searched = plan_if_search(words, options, **given)
-    if searched and (force or rerun_on_code):
-        raise ConfigError("force and rerun_on_code are for sweeps; a search keeps what it has found: name another.")
+    _check_again(execution, searched is not None)
     if searched:
         check_no_baseline(baseline)
     plan = searched or plan_sweep(words, baseline=baseline, **given)
-    rules = Rules(timeout, retries, fail_fast)
-    execution = Execution(chosen, workers, rules, retry_failed, force, rerun_on_code)
     shown: View = SearchView(Console()) if searched else SweepView(Console())
     run_sweep(prepare(plan, folder, execution), shown if progress else Notes())
     return load_runs(folder / plan.name)
+
+
+def _check_again(execution: Execution, is_search: bool) -> None:
+    """Raises ConfigError for an argument that has no effect."""
+    if is_search and (execution.force or execution.rerun_on_code):
+        raise ConfigError("force and rerun_on_code are for sweeps; a search keeps what it has found: name another.")
+    if execution.force and (execution.rerun_on_code or execution.retry_failed):
+        other = "rerun_on_code" if execution.rerun_on_code else "retry_failed"
+        raise ConfigError(f"force runs every point again: {other} has no effect. Leave it out.")
 
 
 class Notes(View):

@@ -583,7 +583,7 @@ def test_train_gives_the_same_run_whatever_is_shown(
     assert ("", "") == tuple(capfd.readouterr())
     shown = moe_cli.train(words, outputs=tmp_path, progress=True)
     printed = capfd.readouterr().out
-    assert all(part in printed for part in ("parameters", "step 2/2", "done in", "validation"))
+    assert all(part in printed for part in ("parameters", "step 1/2", "done in", "validation"))
     assert ["seed is given more than once: the last one holds."] * 2 == [each.getMessage() for each in caplog.records]
     results = [{name: summary(run)[name] for name in ("val_loss", "val_bpb", "train_loss")} for run in (quiet, shown)]
     assert results[0] == results[1]

@@ -88,9 +88,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     rules = Rules(_seconds(timeout), retries, fail_fast)
     execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_on is not None)
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir}
-    options = SearchOptions(sampler, trials, objective, prune, search_seed)
     with _interruptible(console):
-        if search := plan_if_search(words, options, **given):
+        if search := plan_if_search(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given):
             _check_search(force, rerun_on)
             check_no_baseline(baseline)
         plan = search or plan_sweep(words, baseline=baseline, **given)
