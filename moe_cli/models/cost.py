@@ -163,7 +163,7 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     rows = kept * (width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * INTEGER)
     shared = copies * model.shared_experts * d_expert + model.shared_gate_params
     router = config.router
-    scores = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert + null_experts(router)
+    scores: float = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert + null_experts(router)
     scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0
     if isinstance(router, SoftConfig):
         scores = config.expert * (4 * router.slots + 7) + 2 * width + kept * width
