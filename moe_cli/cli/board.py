@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.plan import SweepPlan
 
 REDRAW_SECONDS = 0.5
-FEWEST_FAILED = 3
+# Of failed runs and of budgets so many have a line, however low the terminal is.
+FEWEST_SHOWN = 3
 # Below this share of a run its speed says nothing yet: the first steps are slow.
 ENOUGH = 0.05
 # What stands beside a label at the least.
@@ -52,11 +53,11 @@ class Standing:
 
 @dataclass(frozen=True)
 class Best:
-    """The configuration of the lowest loss so far, over its seeds.
+    """The configuration of the lowest loss so far, over its seeds, among those of equal data and budget.
 
     Attributes:
         loss: bits per byte, or nats per token or image where nobody knows the bytes, as `unit` says.
-        dense: that of the best dense model that learned from as many tokens, if there is one.
+        dense: that of the best dense model of the same data and budget, if there is one.
     """
 
     label: str
@@ -69,23 +70,36 @@ class Best:
     is_dense: bool
 
 
-def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> Best | None:
-    """None before the first result, and where runs learned from different texts, so that no one of them is best."""
-    scored = [each for each in done if _loss(each) is not None]
-    if not scored or len({each.results.get("corpus_sha256") for each in scored}) > 1:
-        return None
-    groups: dict[str, list[Glance]] = {}
-    for each in scored:
-        groups.setdefault(_configuration(each.run), []).append(each)
-    means = {key: mean_and_interval([_loss(each) or 0.0 for each in group]) for key, group in groups.items()}
-    best = min(means, key=lambda key: means[key].mean)
-    first = groups[best][0]
-    dense = [means[key].mean for key, group in groups.items()
-             if group[0].results.get("expert") == 1 and group[0].results.get("tokens") == first.results.get("tokens")]  # fmt: skip
+def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> list[Best]:
+    """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
+    from moe_cli.report.fold import comparable
+
+    groups: dict[Any, dict[str, list[Glance]]] = {}
+    for each in done:
+        if _loss(each) is not None:
+            group = groups.setdefault(comparable(_row(each)), {})
+            group.setdefault(_configuration(each.run), []).append(each)
+    return [_best(list(group.values()), labels) for group in groups.values()]
+
+
+def _row(each: Glance) -> dict[str, Any]:
+    """Settings and results of a run, as the report has them."""
+    from moe_cli.report.frame import flatten
+
+    return {"corpus_sha256": None, "tokens": None, **flatten(each.run.config_dict()), **each.results}
+
+
+def _best(configurations: Sequence[Sequence[Glance]], labels: Mapping[Path, str]) -> Best:
+    means = [mean_and_interval([_loss(each) or 0.0 for each in group]) for group in configurations]
+    place = min(range(len(means)), key=lambda place: means[place].mean)
+    best, first = configurations[place], configurations[place][0]
+    dense = [
+        mean.mean for mean, group in zip(means, configurations, strict=True) if group[0].results.get("expert") == 1
+    ]
     return Best(
-        _without_seed(labels.get(first.run.path, first.run.id)), means[best],
-        f"nats/{_target(first.run)}" if first.val_bpb is None else "bits/byte", len(groups[best]),
-        _mean([each.max_violation for each in groups[best]]), _mean([each.dead_experts for each in groups[best]]),
+        _without_seed(labels.get(first.run.path, first.run.id)), means[place],
+        f"nats/{_target(first.run)}" if first.val_bpb is None else "bits/byte", len(best),
+        _mean([each.max_violation for each in best]), _mean([each.dead_experts for each in best]),
         min(dense, default=None), first.results.get("expert") == 1,
     )  # fmt: skip
 
@@ -130,18 +144,21 @@ def seconds_left(standing: Standing, now: float) -> float | None:
 
 def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
     """Counts and bar, what is running, the best so far, what failed: at most `height` lines of `width`."""
-    best = best_so_far(standing.done, labels)
-    failed = list(standing.failed)[-max(FEWEST_FAILED, height // 8) :]
-    room = max(1, height - len(failed) - 6)
+    found = best_so_far(standing.done, labels)
+    best = found[: max(FEWEST_SHOWN, height // 8)]
+    failed = list(standing.failed)[-max(FEWEST_SHOWN, height // 8) :]
+    room = max(1, height - len(failed) - max(1, len(best)) - (len(found) > len(best)) - 5)
     running = list(standing.running)[:room]
-    names = [labels.get(each.run.path, each.run.id) for each in (*running, *failed)] + ([best.label] if best else [])
+    names = [labels.get(each.run.path, each.run.id) for each in (*running, *failed)] + [each.label for each in best]
     size = min(max(map(len, names), default=0), max(16, width - STEP_AND_LOSS))
     lines: list[Any] = [_head(standing, width, now)]
     lines += _running_lines(running, labels, size, width, now)
     if len(standing.running) > room:
         lines.append(Text(f"           and {len(standing.running) - room} more running", "dim"))
-    if best:
-        lines += _best_lines(best, size, width)
+    lines += _best_lines(best, size, width)
+    if len(found) > len(best):
+        lines.append(Text(f"           and {len(found) - len(best)} more budgets or data sets: moe report "
+                          f"{printable(standing.done[0].run.group)}", "dim", no_wrap=True, overflow="ellipsis"))  # fmt: skip
     lines += _failed_lines(failed, labels, size, width)
     if len(standing.failed) > len(failed):
         lines.append(Text(f"           and {len(standing.failed) - len(failed)} more failed: moe runs ls "
@@ -240,20 +257,27 @@ def _dead(share: float | None) -> str:
     return "" if share is None else f"dead {percent(share)}"
 
 
-def _best_lines(best: Best, size: int, width: int) -> list[Text]:
-    spread = "" if best.loss.half_width is None else f" +- {best.loss.half_width:.3f}"
-    dense = "is dense" if best.is_dense else "" if best.dense is None else f"dense {best.dense:.3f}"
+def _best_lines(best: Sequence[Best], size: int, width: int) -> list[Text]:
+    """A line for each budget and data set."""
+    if not best:
+        return []
+    losses = [f"{each.loss.mean:.3f}{_spread(each.loss)} {each.unit}" for each in best]
+    dense = ["is dense" if each.is_dense else "" if each.dense is None else f"dense {each.dense:.3f}" for each in best]
     return table_lines(
         [
-            _kind("best", 1), _labels([best.label], size),
-            Column("", [f"{best.loss.mean:.3f}{spread} {best.unit}"], styles=["green"]),
-            Column("", [dense], left=True, leaves=1),
-            Column("", [_load(best.load)], leaves=2, styles=[_alarm(best.load)]),
-            Column("", [_dead(best.dead)], leaves=3, styles=["yellow" if best.dead else ""]),
-            Column("", [f"{best.seeds} seeds" if best.seeds > 1 else ""], leaves=4),
+            _kind("best", len(best)), _labels([each.label for each in best], size),
+            Column("", losses, styles=["green"] * len(best)),
+            Column("", dense, left=True, leaves=1),
+            Column("", [_load(each.load) for each in best], leaves=2, styles=[_alarm(each.load) for each in best]),
+            Column("", [_dead(each.dead) for each in best], leaves=3, styles=["yellow" if each.dead else "" for each in best]),
+            Column("", [f"{each.seeds} seeds" if each.seeds > 1 else "" for each in best], leaves=4),
         ],
         width, header=False,
     )  # fmt: skip
+
+
+def _spread(loss: Estimate) -> str:
+    return "" if loss.half_width is None else f" +- {loss.half_width:.3f}"
 
 
 def _failed_lines(failed: Sequence[Glance], labels: Mapping[Path, str], size: int, width: int) -> list[Text]:

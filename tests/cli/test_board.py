@@ -13,6 +13,7 @@ from moe_cli.cli.board import Standing, SweepDisplay, best_so_far, ended_line, p
 from moe_cli.cli.watch import SweepFolder, run_panel, watch_run, watch_sweep
 from moe_cli.glance import glance, glances
 from moe_cli.marks import at_work
+from moe_cli.report.fold import best_rows, fold, rows_of
 from moe_cli.store import COMPLETED, FAILED, PENDING, RUNNING, Run, open_runs, write_json
 from moe_cli.sweeps.driver import Progress
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
@@ -94,18 +95,39 @@ def test_the_best_is_a_configuration(tmp_path: Path) -> None:
     complete(tmp_path, 1.75, expert=1, train__steps=900)  # which learned longer
     runs = open_runs(tmp_path)
     labels = {run.path: f"expert={run.config().expert} seed={run.config().seed}" for run in runs}
-    best = best_so_far(glances(runs), labels)
-    assert best
+    best, longer = best_so_far(glances(runs), labels)
+    assert (longer.is_dense, longer.loss.mean) == (True, 1.75)
     assert (best.label, best.seeds, best.is_dense, best.dense) == ("expert=16", 2, False, 1.80)
     assert best.loss.mean == pytest.approx(1.71)
 
 
-def test_different_texts_have_no_best(tmp_path: Path) -> None:
-    """Bits per byte of one text say nothing about those of another."""
-    complete(tmp_path, 1.6, expert=8)
-    assert best_so_far(glances(open_runs(tmp_path)), {})
-    complete(tmp_path, 1.7, expert=16, results={"corpus_sha256": "cd" * 32})
-    assert best_so_far(glances(open_runs(tmp_path)), {}) is None
+def test_runs_that_are_not_ranked_together_have_a_best_each(tmp_path: Path) -> None:
+    """Data sets and budgets in tokens, FLOPs or time: the rows that the report marks as best, and no best across budgets."""
+    for expert, bits in ((8, 1.6), (16, 1.5)):
+        complete(tmp_path, bits, expert=expert)
+        complete(tmp_path, bits - 0.3, expert=expert, results={"corpus_sha256": "cd" * 32})
+        for flops in (1e12, 3e12):
+            complete(tmp_path, bits - flops / 1e14, expert=expert, train__flops=flops)
+    found = best_so_far(glances(open_runs(tmp_path)), {})
+    rows = best_rows(rows_of(fold(load_runs(tmp_path))))
+    assert 4 == len(rows)
+    assert sorted(row["val_bpb"] for row in rows) == sorted(best.loss.mean for best in found)
+
+
+def test_a_sweep_over_budgets_shows_each(tmp_path: Path) -> None:
+    """A line for each of two budgets beside each other; of nine, some are shown and the others counted, in no more lines than there are."""
+    labels = {}
+    for place, flops in enumerate(1e12 * 2**power for power in range(9)):
+        for expert in (4, 8):
+            run = complete(tmp_path, 2.0 - place / 10 - expert / 100, "isoflop", expert=expert, train__flops=flops)
+            labels[run.path] = f"expert={expert} train.flops={flops:g} seed=0"
+    runs = sorted(open_runs(tmp_path), key=lambda run: run.config().train.flops or 0)
+    text = render(panel(standing_of(runs[:4]), labels, 120, 24, NOW), 120)
+    lines = [line for line in text if "bits/byte" in line]
+    assert ["train.flops=1e+12", "train.flops=2e+12"] == [line.split("expert=8 ")[1].split()[0] for line in lines]
+    text = render(panel(standing_of(runs), labels, 120, 10, NOW), 120)
+    assert len(text) <= 10
+    assert "and 6 more budgets or data sets: moe report isoflop" in "\n".join(text)
 
 
 @pytest.mark.parametrize(("model", "unit"), [("vit", "nats/image"), ("bert", "nats/masked token")])
@@ -115,8 +137,7 @@ def test_losses_are_given_for_what_the_task_answers(tmp_path: Path, model: str, 
     write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
     found = glances(open_runs(tmp_path))
     assert unit in ended_line(found[0], "expert=8").plain
-    assert (best := best_so_far(found, {})) is not None
-    assert unit == best.unit
+    assert [unit] == [best.unit for best in best_so_far(found, {})]
     assert unit == recommend(load_runs(tmp_path)).unit
 
 

@@ -1,0 +1,87 @@
+"""Validation curves in every display that draws one, for every task: in bits per byte, or in nats where there are no bytes."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moe_cli.cli.diff import compare, print_comparison
+from moe_cli.cli.search import _step
+from moe_cli.cli.show import print_run, run_record
+from moe_cli.cli.watch import run_panel
+from moe_cli.config.data import TokenData
+from moe_cli.glance import Curve, glance, validation_curve, validation_curves
+from moe_cli.measures import TARGETS, target
+from moe_cli.report.columns import curve_column
+from moe_cli.report.fold import fold, rows_of
+from moe_cli.report.frame import load_runs
+from moe_cli.report.recommend import _curve
+from moe_cli.store import Run
+from tests.report.folders import complete
+from tests.tasks.token_files import raw
+from tests.tiny import TINY, finish, tiny_config, words
+
+KINDS = {"gpt": "bits/byte", "tokens": "nats/token", "bert": "nats/masked token", "t5": "nats/target token",
+         "vit": "nats/image", "mmoe": "nats/pair"}  # fmt: skip
+
+
+def trained(kind: str, folder: Path) -> Run:
+    """A tiny run of this family, or of one on ready-made tokens."""
+    (folder / "words.txt").write_text(words(4000))
+    changes: dict[str, Any] = {**TINY.get(kind, {})}
+    if kind == "tokens":
+        raw(folder / "tokens" / "train.bin", np.arange(3000) % 50)
+        raw(folder / "tokens" / "val.bin", np.arange(300) % 50)
+        changes = {"data": TokenData(path=str(folder / "tokens"), vocab_size=50)}
+    return finish(tiny_config(folder / "words.txt", **changes), folder / "outputs")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_task_has_a_curve_everywhere(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """runs show, diff, watch, the search's panel, the report's sparkline and the recommendation draw the same estimates."""
+    run = trained(kind, tmp_path)
+    curve = validation_curve(run)
+    assert (KINDS[kind], True) == (curve.unit, len(curve.points) > 1)
+    assert [{"step": step, curve.result: value} for step, value in curve.points] == run_record(run)["curve"]
+    print_run(run)
+    assert f"{curve.unit} at {len(curve.points)} evaluations" in capsys.readouterr().out
+    comparison = compare(run, run)
+    assert [value for _, value in curve.points] == [point[curve.result] for point in comparison.record()["curves"]["a"]]
+    print_comparison(comparison)
+    assert f"validation, {curve.unit}   over tokens" in capsys.readouterr().out
+    console = Console(file=io.StringIO(), width=100)
+    console.print(run_panel(glance(run), curve.values, 100, 0.0))
+    assert isinstance(console.file, io.StringIO)
+    assert f"curve {curve.values[0]:.3f}" in console.file.getvalue()
+    assert _step(run).endswith(f"{'bpb' if kind == 'gpt' else 'loss'} {curve.values[-1]:.3f}")
+    column = curve_column(rows_of(fold(load_runs(tmp_path / "outputs"))))
+    assert column is not None
+    assert set() < {value for _, value in _curve(str(run.path))} <= set(curve.values)
+
+
+def test_the_kinds_are_all_there_are() -> None:
+    """Every task is among those whose curves are drawn."""
+    configs = [tiny_config(Path("words.txt"), **TINY.get(kind, {})) for kind in KINDS]
+    assert set(TARGETS.values()) == {target(config.to_dict()) for config in configs}
+
+
+def test_two_runs_are_drawn_in_one_unit(tmp_path: Path) -> None:
+    """A run with bits per byte beside one that has nats alone: both in nats; one without an evaluation decides nothing."""
+    runs = [complete(tmp_path, 1.7, expert=expert) for expert in (2, 4, 8)]
+    texts = [{"val/bpb_estimate": 2.0, "val/loss_estimate": 1.4}, {"val/bpb_estimate": None, "val/loss_estimate": 1.5}]
+    for run, record in zip(runs, texts, strict=False):
+        (run.path / "metrics.jsonl").write_text(json.dumps({"step": 10, **record}))
+    bits, nats, none = runs
+    assert [
+        Curve("val_loss", "nats/token", ((10, 1.4),)),
+        Curve("val_loss", "nats/token", ((10, 1.5),)),
+    ] == validation_curves([bits, nats])
+    assert [((10, 2.0),), ()] == [curve.points for curve in validation_curves([bits, none])]
+    assert "bits/byte" == validation_curve(bits).unit
+    assert [[{"tokens": 10 * bits.config().tokens_per_step, "val_loss": 1.4}]] == [
+        compare(bits, nats).record()["curves"]["a"]
+    ]
