@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from moe_cli import train
 from moe_cli.config.loggers import LOGGERS
 from moe_cli.errors import ConfigError
 from moe_cli.loggers import recorder as recorders
 from moe_cli.loggers.logger import Past
 from moe_cli.loggers.recorder import check_loggers, make_recorder
-from moe_cli.run import run_one, train
+from moe_cli.run import run_one
 from moe_cli.store import FAILED, Recorder, create_run
 from tests.loggers.runs import begin, logged_config, points, tell
 from tests.tiny import finish
