@@ -95,7 +95,9 @@ def _best(configurations: Sequence[Sequence[Glance]], labels: Mapping[Path, str]
     means = [mean_and_interval([_loss(each) or 0.0 for each in group]) for group in configurations]
     place = min(range(len(means)), key=lambda place: means[place].mean)
     best, first = configurations[place], configurations[place][0]
-    dense = [mean.mean for mean, group in zip(means, configurations, strict=True) if group[0].results.get("expert") == 1]
+    dense = [
+        mean.mean for mean, group in zip(means, configurations, strict=True) if group[0].results.get("expert") == 1
+    ]
     return Best(
         _without_seed(labels.get(first.run.path, first.run.id)), means[place],
         f"nats/{_target(first.run)}" if first.val_bpb is None else "bits/byte", len(best),

@@ -1,5 +1,6 @@
 """The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -97,7 +98,11 @@ def _judged(rows: Sequence[Row], comparisons: int) -> str:
     said = [row["verdict"] for row in rows if row["verdict"]]
     counted = ", ".join(f"{said.count(word)} {word}" for word in (BETTER, WORSE, CANNOT_TELL) if word in said)
     allowing = f"; verdicts allow for {comparisons} comparisons (Holm)" if comparisons > 1 else ""
-    return f"{plural(len(said), 'configuration')} compared: {counted}{allowing}"
+    clear = any(
+        row["verdict"] == CANNOT_TELL and abs(row["vs_dense"]) > (row["vs_dense_interval"] or math.inf) for row in rows
+    )
+    apart = ", an interval for its own alone: it can leave out 0 where the verdict is 'cannot tell'" if clear else ""
+    return f"{plural(len(said), 'configuration')} compared: {counted}{allowing}{apart}"
 
 
 def _constants(view: View, rows: Sequence[Row]) -> list[str]:

@@ -113,7 +113,10 @@ def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) 
     if under:
         return under[0]
     by_heading = {heading_of(name): name for name in known}
-    hint = did_you_mean(text, [*known, *by_heading]) or f" There are: {', '.join(PLAIN_KEYS)}, and settings such as train.steps."
+    hint = (
+        did_you_mean(text, [*known, *by_heading])
+        or f" There are: {', '.join(PLAIN_KEYS)}, and settings such as train.steps."
+    )
     raise ConfigError(f"no column '{text}'.{hint}")
 
 

@@ -136,7 +136,9 @@ def front_of(rows: Sequence[Row], costs: Mapping[str, int]) -> list[bool]:
     for place, row in enumerate(rows):
         groups.setdefault(comparable(row), []).append(place)
     for places in groups.values():
-        points = [(score(rows[place]), *(as_cost(rows[place].get(name), costs[name]) for name in costs)) for place in places]
+        points = [
+            (score(rows[place]), *(as_cost(rows[place].get(name), costs[name]) for name in costs)) for place in places
+        ]
         for place, mark in zip(places, on_front(points, [1.0, *map(tolerance, costs)]), strict=True):
             marks[place] = mark
     return marks

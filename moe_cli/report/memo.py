@@ -19,7 +19,7 @@ def memo(found: Recommendation) -> list[str]:
     lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
     if found.comparisons > 1 and found.reason != "one seed":
         lines.append(f"{found.comparisons} configurations were compared with dense; verdicts allow for that (Holm, 5 % for all together), "
-                     "intervals are 95 % each. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
+                     "an interval is 95 % for its own comparison. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
     if found.failed:
         lines.append(
             f"Failed: {'; '.join(found.failed[:3])}"

@@ -53,7 +53,9 @@ def on_front(points: Sequence[Sequence[float | None]], tolerances: Sequence[floa
     return [not _dominate(values, point, factors).any() for point in values]
 
 
-def _dominate(values: NDArray[np.float64], point: NDArray[np.float64], factors: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _dominate(
+    values: NDArray[np.float64], point: NDArray[np.float64], factors: NDArray[np.float64]
+) -> NDArray[np.bool_]:
     """Which of the values [N, R] dominate the point [R]. NaN is unknown, and no comparison holds for it."""
     exact, unknown = factors == 1, np.isnan(values) | np.isnan(point)
     as_good = (unknown | (values <= point * factors)).all(axis=1)

@@ -189,5 +189,7 @@ def check_names(condition: Expression, known: Sequence[str]) -> None:
     """Raises ConfigError when a condition names no column; of a heading it says whose it is."""
     for name in sorted(condition.names - set(known)):
         if under := [column for column in known if heading_of(column) == name]:
-            raise ConfigError(f"no column '{name}' in '{condition.text}'. '{name}' is a heading: write {' or '.join(under)}")
+            raise ConfigError(
+                f"no column '{name}' in '{condition.text}'. '{name}' is a heading: write {' or '.join(under)}"
+            )
     condition.check(known)

@@ -374,7 +374,9 @@ def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> 
     points = [tuple(map(as_cost, trial.values, sides)) for trial in trials]
     # A single objective has one best value, not all values within the tolerance of it.
     factors = [tolerance(name) if len(objectives) > 1 else 1.0 for name in objectives]
-    kept = [(point, trial) for point, trial, mark in zip(points, trials, on_front(points, factors), strict=True) if mark]
+    kept = [
+        (point, trial) for point, trial, mark in zip(points, trials, on_front(points, factors), strict=True) if mark
+    ]
     return [trial for _, trial in sorted(kept, key=lambda pair: (pair[0], pair[1].number))]
 
 

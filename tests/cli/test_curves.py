@@ -76,9 +76,12 @@ def test_two_runs_are_drawn_in_one_unit(tmp_path: Path) -> None:
     for run, record in zip(runs, texts, strict=False):
         (run.path / "metrics.jsonl").write_text(json.dumps({"step": 10, **record}))
     bits, nats, none = runs
-    assert [Curve("val_loss", "nats/token", ((10, 1.4),)), Curve("val_loss", "nats/token", ((10, 1.5),))] == validation_curves(
-        [bits, nats]
-    )
+    assert [
+        Curve("val_loss", "nats/token", ((10, 1.4),)),
+        Curve("val_loss", "nats/token", ((10, 1.5),)),
+    ] == validation_curves([bits, nats])
     assert [((10, 2.0),), ()] == [curve.points for curve in validation_curves([bits, none])]
     assert "bits/byte" == validation_curve(bits).unit
-    assert [[{"tokens": 10 * bits.config().tokens_per_step, "val_loss": 1.4}]] == [compare(bits, nats).record()["curves"]["a"]]
+    assert [[{"tokens": 10 * bits.config().tokens_per_step, "val_loss": 1.4}]] == [
+        compare(bits, nats).record()["curves"]["a"]
+    ]

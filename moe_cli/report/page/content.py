@@ -174,7 +174,9 @@ def _quantity(row: Row, name: str) -> Any:
 def _quantities(view: View) -> list[dict[str, Any]]:
     """Those that some row has, and the settings that vary in number."""
     known = [each for each in QUANTITIES if any(_quantity(row, each[0]) is not None for row in view.rows)]
-    known += [(name, printable(name), make_axis(values).log, 0) for name in view.varying if (values := _numbers(view, name))]
+    known += [
+        (name, printable(name), make_axis(values).log, 0) for name in view.varying if (values := _numbers(view, name))
+    ]
     return [{"name": name, "heading": text, "log": log, "better": way, "same": tolerance(name)}
             for name, text, log, way in known]  # fmt: skip
 
@@ -182,7 +184,9 @@ def _quantities(view: View) -> list[dict[str, Any]]:
 def _numbers(view: View, name: str) -> list[float]:
     """The values of a setting where all that are there are numbers; empty for other settings."""
     values = [value for row in view.rows if (value := _quantity(row, name)) is not None]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values)
+    numbers = all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    )
     return values if numbers else []
 
 

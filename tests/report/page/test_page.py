@@ -66,7 +66,9 @@ def test_any_setting_that_varies_in_number_can_be_drawn(tmp_path: Path) -> None:
     names = [each["name"] for each in content["quantities"]]
     assert {"expert", "k", "capacity", "optim.lr"} < {*names}
     assert "router" not in names
-    by_expert = {row["at"]["expert"]: row["at"] for row in content["rows"] if row["settings"].get("router") != "sigmoid"}
+    by_expert = {
+        row["at"]["expert"]: row["at"] for row in content["rows"] if row["settings"].get("router") != "sigmoid"
+    }
     assert (None, 2, 1) == tuple(by_expert[expert]["k"] for expert in (1, 4, 8))
     assert (None, None, 1.25) == tuple(by_expert[expert]["capacity"] for expert in (1, 4, 8))
     assert 0.5 == by_expert[8]["optim.lr"] != by_expert[4]["optim.lr"]

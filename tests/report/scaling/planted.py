@@ -69,7 +69,17 @@ def grid(
     size = len(n)
     clusters, ones = np.repeat(np.arange(size // seeds), seeds), np.ones(size)
     points = Points(
-        n * (0.4 + 0.6 * e), n * ones, e * ones, 1 / e, g * ones, d * ones, 6 * n * d, ones, clusters, 1e4 / e**0.1, seed
+        n * (0.4 + 0.6 * e),
+        n * ones,
+        e * ones,
+        1 / e,
+        g * ones,
+        d * ones,
+        6 * n * d,
+        ones,
+        clusters,
+        1e4 / e**0.1,
+        seed,
     )
     rng = np.random.default_rng(draw)
     own, shared = rng.normal(0, noise, size), rng.normal(0, seed_effect, seeds)

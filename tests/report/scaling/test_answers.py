@@ -96,7 +96,10 @@ def test_one_seed_tells_nothing_of_others() -> None:
     new = grid(lambda at: clark(at, **CLARK), tokens=(4e6,), sizes=(6e6,), experts=(4,))
     assert log_width(*(getattr(predict(one, new, [""])[0], end) for end in ("low", "high"))) < 0.001
     assert (None, np.zeros(20).tolist()) == (one.seeds.deviation, one.level_shifts.tolist())
-    texts = [" ".join(line.plain for line in study_lines(Study(found, 0, (), (), (), None), "t", 400)) for found in (one, three)]
+    texts = [
+        " ".join(line.plain for line in study_lines(Study(found, 0, (), (), (), None), "t", 400))
+        for found in (one, three)
+    ]
     assert "One seed was run. How far another seed shifts all losses together is not known" in texts[0]
     assert "A seed shifts all losses together by 1.0 % (standard deviation over 3 seeds)" in texts[1]
 
