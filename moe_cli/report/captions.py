@@ -1,5 +1,6 @@
 """The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -119,6 +120,10 @@ def _judged(rows: Sequence[Row], view: View) -> str:
         )
     elif comparisons > 1:
         allowing = f"; verdicts allow for {comparisons} comparisons (Holm)"
+    if any(
+        row["verdict"] == CANNOT_TELL and abs(row["vs_dense"]) > (row["vs_dense_interval"] or math.inf) for row in rows
+    ):
+        allowing += ", an interval for its own alone: it can leave out 0 where the verdict is 'cannot tell'"
     text = f"{plural(len(found), 'configuration')} compared: {counted}{allowing}"
     if any(row["more_seeds"] for row in rows) or view.look.number > 1:
         text += f". {looks_sentence(view.look)}"

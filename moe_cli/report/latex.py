@@ -48,7 +48,7 @@ def latex_text(view: View) -> str:
 
 
 def _chosen(view: View) -> list[Column]:
-    """What fits; a verdict in words is for a screen, where differences with their intervals say the same."""
+    """What fits, without the verdict in words: the caption says that an interval is for one comparison."""
     said = [column for column in view.columns if column.name != "verdict"]
     return columns_within(said, view.rows, PAPER_WIDTH)
 
@@ -57,7 +57,11 @@ def _caption(view: View) -> str:
     shared = [line.plain for line in below(view, NEVER_BROKEN) if line.plain.startswith("the same for all")]
     intervals = any(row["val_loss_interval"] is not None for row in view.rows)
     to = "the dense model" if view.baseline == DENSE else "the baseline"
-    what = f"Means over seeds with 95 % intervals; differences to {to} are paired by seed." if intervals else ""
+    what = (
+        f"Means over seeds with 95 % intervals, each for one comparison; differences to {to} are paired by seed."
+        if intervals
+        else ""
+    )
     best = "The lowest loss in bold." if view.best else ""
     also = f"{shared[0][0].upper()}{shared[0][1:]}." if shared else ""
     return " ".join(escaped(part) for part in (what, best, also) if part)

@@ -45,12 +45,12 @@ def _statistics(found: Recommendation) -> list[str]:
     lines = []
     if (found.pairs or 0) > 1:
         lines.append(f"Verdicts are on differences to the lowest, which was chosen by its result, and allow for all {found.pairs} pairs "
-                     "(Holm, 5 % for all together); intervals are 95 % each. The lowest of several looks better than it is: run it again "
+                     "(Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest of several looks better than it is: run it again "
                      "with other seeds.")  # fmt: skip
     elif found.comparisons > 1 and found.reason != "one seed":
         base = "dense" if found.baseline == DENSE else baseline_name(found.baseline)
         lines.append(f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for all together), "
-                     "intervals are 95 % each. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
+                     "an interval is 95 % for its own comparison. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
     if found.look.number:
         lines.append(looks_sentence(found.look))
     return lines

@@ -35,6 +35,28 @@ def test_a_filter_on_settings_changes_no_verdict(tmp_path: Path) -> None:
     assert "1 configuration compared: 1 better; verdicts allow for 3 comparisons (Holm)" in text
 
 
+def test_an_interval_without_zero_can_be_inconclusive(tmp_path: Path) -> None:
+    """It is for one comparison, the verdict for all: where the two part the caption says so, and nowhere else."""
+    for expert, bits in (
+        (1, (2.0, 2.0, 2.0)),
+        (2, (1.90, 1.95, 1.98)),
+        (4, (2.0, 2.1, 1.9)),
+        (8, (2.1, 2.0, 1.9)),
+        (16, (1.9, 2.0, 2.1)),
+    ):
+        for seed, value in enumerate(bits):
+            complete(tmp_path, value, expert=expert, seed=seed)
+    rows = {row["expert"]: row for row in view(tmp_path).rows}
+    assert ("cannot tell", False) == (rows[2]["verdict"], abs(rows[2]["vs_dense"]) > rows[2]["vs_dense_interval"])
+    for seed, value in enumerate((1.90, 1.92, 1.94)):
+        complete(tmp_path, value, expert=32, seed=seed)
+    row = next(row for row in view(tmp_path).rows if row["expert"] == 32)
+    assert ("cannot tell", True) == (row["verdict"], abs(row["vs_dense"]) > row["vs_dense_interval"])
+    sentence = "it can leave out 0 where the verdict is 'cannot tell'"
+    assert sentence in " ".join(lines(tmp_path, 400))
+    assert sentence not in " ".join(lines(tmp_path, 400, condition="expert < 32"))
+
+
 def test_captions_speak_of_the_rows_asked_for(tmp_path: Path) -> None:
     """Runs that were run again, and runs without results, count only where their settings are asked for."""
     complete(tmp_path, 1.9, expert=8)

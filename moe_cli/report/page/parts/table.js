@@ -104,7 +104,7 @@ function table_section() {
     const rows = ordered(), at = [host.scrollLeft, host.scrollTop];
     const what = page.by_run ? "run" : "configuration";
     const head = el("tr", {}, el("th", { scope: "col", class: "left" }, "drawn"), el("th", { scope: "col", class: "left" }, el("span", { class: "unseen" }, "mark")), ...page.columns.map(heading));
-    host.replaceChildren(el("table", {}, el("caption", { class: "unseen" }, `A row per ${what}; intervals are 95 %`), el("thead", {}, head),
+    host.replaceChildren(el("table", {}, el("caption", { class: "unseen" }, `A row per ${what}; intervals are 95 %, each for one comparison`), el("thead", {}, head),
       el("tbody", {}, rows.map(row_of))));
     [host.scrollLeft, host.scrollTop] = at;
     count.textContent = `${rows.length} of ${page.rows.length} ${what}s` + (rows.length ? "" : ": none has all these words");
