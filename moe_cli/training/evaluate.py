@@ -197,8 +197,7 @@ def evaluate(
     """The model on the validation split, in evaluation mode; leaves mode and random state as they were.
 
     Args:
-        batch_size: windows per forward pass; a capacity counts over one pass, as in training, with drop=causal over one
-            sequence.
+        batch_size: windows per forward pass, over which a capacity counts unless drop=causal.
         max_tokens: read about so many tokens, spread over the split; None: the whole split.
         top_k: experts per token; None: as trained.
         capacity_factor: None drops nothing.
@@ -221,17 +220,16 @@ def evaluate(
             num_bytes += batch.num_bytes or 0
             for name, value in scored.sums.items():
                 measured[name] += value.double().cpu()
-            stacks = [(token_ids.to(device), domain_ids.to(device)) for token_ids, domain_ids in task.groups(batch)]
+            stacks = [tuple(ids.to(device) for ids in stack) for stack in task.groups(batch)]
             for number, (layer, routing) in enumerate(zip(layers, scored.routings, strict=True)):
                 layer.add(routing, *stacks[number * len(stacks) // len(layers)])
-    sums = parallel.total(torch.tensor([nats, num_targets, num_bytes], dtype=torch.float64)).tolist()
-    nats, num_targets, num_bytes = sums[0], round(sums[1]), round(sums[2])
+    nats, *counts = parallel.total(torch.tensor([nats, num_targets, num_bytes], dtype=torch.float64)).tolist()
+    num_targets, num_bytes = map(round, counts)
     measured = {name: parallel.total(value) for name, value in measured.items()}
     for layer in layers:
         layer.put_together()
-    bits_per_byte = nats / math.log(2) / num_bytes if num_bytes else None
     return Evaluation(
-        nats / num_targets, bits_per_byte, num_targets, num_bytes or None, task.domains,
+        nats / num_targets, nats / math.log(2) / num_bytes if num_bytes else None, num_targets, num_bytes or None, task.domains,
         task.metrics(measured, num_targets), layers, _domain_losses(task, measured),
         float(measured[CONTEXT]) / num_targets if CONTEXT in measured else None,
     )  # fmt: skip
