@@ -70,9 +70,10 @@ def evaluate(
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
     """Every combination of the values given, each k dropless too."""
+    from moe_cli.config.routers import SoftConfig
     from moe_cli.config.schema import EvalConfig
 
-    if config.dense and not overrides:
+    if (config.dense or isinstance(config.router, SoftConfig)) and not overrides:
         return [EvalConfig()]
     values = policy_values(config, overrides)
     limits = values.get("capacity", [config.eval.capacity or config.capacity or DEFAULT_CAPACITY])
@@ -88,6 +89,7 @@ def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[A
     """The values given for eval.k, eval.capacity and eval.drop; anything else belongs to training and cannot change now."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.load import parse_overrides
+    from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.errors import ConfigError
 
     values: dict[str, list[Any]] = {}
@@ -100,6 +102,8 @@ def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[A
             )
         if config.dense:
             raise ConfigError(f"'{axis.key}' has no effect on a dense model (expert=1).")
+        if config.router is not None and axis.key in IDLE_AT_EVALUATION.get(config.router.name, ()):
+            raise ConfigError(f"'{axis.key}' has no effect with router={config.router.name}. Leave it out.")
         if any(isinstance(value, Interval) for value in axis.values):
             raise ConfigError(f"'{axis}' is an interval, and eval takes values: {axis.key}=1,2,4")
         values[name] = list(axis.values)
