@@ -78,14 +78,17 @@ def evaluate(
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
     """Every combination of the values given, each k dropless too."""
+    from moe_cli.config.routers import SoftConfig
+
     values = policy_values(config, overrides, (*POLICY, *WINDOWS))
+    one_way = config.dense or isinstance(config.router, SoftConfig)
     limits = values.get("capacity", [config.eval.capacity or config.capacity or DEFAULT_CAPACITY])
     return [
         make_policy(config, k, capacity, None if capacity is None else drop, length, stride)
         for length in values.get("context_length", [config.eval.context_length])
         for stride in values.get("stride", [config.eval.stride])
         for k in values.get("k", [config.eval.k])
-        for capacity in ([None] if config.dense else dict.fromkeys([None, *limits]))
+        for capacity in ([None] if one_way else dict.fromkeys([None, *limits]))
         for drop in (values.get("drop", [config.eval.drop]) if capacity is not None else [None])
     ]
 
@@ -94,6 +97,7 @@ def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str
     """The values given for eval.NAME; anything else belongs to training and cannot change now."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.load import parse_overrides
+    from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.errors import ConfigError
 
     values: dict[str, list[Any]] = {}
@@ -107,6 +111,8 @@ def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str
             )
         if config.dense and name in POLICY:
             raise ConfigError(f"'{axis.key}' has no effect on a dense model (expert=1).")
+        if config.router is not None and axis.key in IDLE_AT_EVALUATION.get(config.router.name, ()):
+            raise ConfigError(f"'{axis.key}' has no effect with router={config.router.name}. Leave it out.")
         if any(isinstance(value, Interval) for value in axis.values):
             raise ConfigError(f"'{axis}' is an interval, and eval takes values: {axis.key}=1,2,4")
         values[name] = list(axis.values)

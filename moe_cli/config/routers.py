@@ -127,6 +127,10 @@ RouterConfig = (
 NOT_CAUSAL = (ExpertChoiceConfig, SoftConfig)
 
 
+# Settings of an evaluation that mean nothing to a router.
+IDLE_AT_EVALUATION = {"soft": ("eval.k", "eval.capacity", "eval.drop"), "expert_choice": ("eval.drop",)}
+
+
 def null_experts(router: RouterConfig | None) -> int:
     """Experts that compute nothing, beside the `expert` ones."""
     return router.null_experts if isinstance(router, TokenChoice) else 0

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from moe_cli.cli.evaluate import policy_values
 from moe_cli.config.load import Composer, load_config
 from moe_cli.config.parse import build
 from moe_cli.config.resolve import Resolved, resolve
@@ -375,3 +376,20 @@ def test_the_exceptions_are_settings_that_there_are() -> None:
     """What is exempt, or acts through others, or in some steps only, occurs in a base."""
     keys = {key for base in BASES for key in leaves(composer().tree(BASES[base]))}
     assert set() == {*EXEMPT, *THROUGH, *SOMETIMES} - keys
+
+
+@pytest.mark.parametrize(
+    ("router", "words"),
+    [
+        ("soft", "eval.k=1"),
+        ("soft", "eval.capacity=1.0"),
+        ("soft", "eval.drop=random"),
+        ("expert_choice", "eval.drop=random"),
+    ],
+)
+def test_an_evaluation_refuses_what_has_no_effect(router: str, words: str) -> None:
+    """`moe eval RUN` says that the router of the run does not know the setting."""
+    config = load_config(["model=bert", f"router={router}"]).config
+    with pytest.raises(ConfigError) as error:
+        policy_values(config, [words])
+    assert f"'{words.partition('=')[0]}' has no effect with router={router}. Leave it out." == str(error.value)
