@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moe_cli.api import sweep, train
     from moe_cli.moe.layer import MoELayer, SparseExpertModel
     from moe_cli.report.frame import load_runs
     from moe_cli.report.longframes import load_curves, load_routing
     from moe_cli.report.recommend import recommend
-    from moe_cli.run import train
-    from moe_cli.sweeps.api import sweep
 
 __version__ = "0.1.0"
 __all__ = ["MoELayer", "SparseExpertModel", "load_curves", "load_routing", "load_runs", "recommend", "sweep", "train"]
@@ -20,8 +19,8 @@ _HOMES = {
     "load_curves": "moe_cli.report.longframes",
     "load_routing": "moe_cli.report.longframes",
     "recommend": "moe_cli.report.recommend",
-    "train": "moe_cli.run",
-    "sweep": "moe_cli.sweeps.api",
+    "train": "moe_cli.api",
+    "sweep": "moe_cli.api",
 }
 
 

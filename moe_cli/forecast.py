@@ -4,19 +4,20 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.data import HELD_OUT
+from moe_cli.config.data import HELD_OUT, TOKENIZERS, CorpusConfig, DataConfig
 from moe_cli.config.parse import show
+from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.tasks import MaskedLM
+from moe_cli.config.tasks import MaskedLM, SpanCorruption
 from moe_cli.errors import ConfigError
 from moe_cli.loggers.recorder import check_loggers
-from moe_cli.machine import available_memory_bytes, pick_threads, visible_gpus
+from moe_cli.machine import available_memory_bytes, crowding, pick_threads, visible_gpus
 from moe_cli.marks import fix_corpora
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.numbers import count
@@ -24,6 +25,7 @@ from moe_cli.store import Run, find_run
 from moe_cli.tasks.data import Data, load_data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.ratings import Ratings
+from moe_cli.tasks.subwords import hash_of
 
 # What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
 # of its speed; Muon's, of which many are done at once and in bfloat16, all of it.
@@ -35,15 +37,12 @@ LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
 COUNTING_FLOPS = 0.1e6
 # With train.eval_every=null, the evaluations before the last one.
 EVALUATIONS = 9
-# From so many seconds of training on, torch.compile's half minute is won back: it gives about 1.09 times the steps a
-# second. At this speed of a core, so that the decision is the same on every machine and at every load.
-COMPILE_SECONDS, FLOPS_PER_CORE = 600.0, 4e10
-# What a model must share with the dense run whose weights it starts from.
-UPCYCLED = ("name", "num_layers", "num_heads", "d_model", "d_ff", "expert_kind", "activation", "tie_embeddings", "qk_norm",
-            "rope_base", "norm", "positions", "logit_cap", "num_kv_heads", "d_head", "kv_rank", "q_rank", "d_rope",
-            "vocab_size")  # fmt: skip
-
-
+# From this budget on, torch.compile's half minute is won back: it gives about 1.09 times the steps a second. In FLOPs about
+# ten minutes of one core; never a measured time or a number of cores, so that every machine decides alike.
+COMPILE_FLOPS, COMPILE_MINUTES = 2.4e13, 10.0
+# Settings of a model that may differ from those of the dense run whose weights it starts from, beside those that only
+# models with experts have: none is part of the function.
+NOT_UPCYCLED = ("model.dropout", "model.attention_dropout")
 # What a process holds before there is a model: torch, and what it reads.
 PROCESS_BYTES = 350e6
 
@@ -116,20 +115,24 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
         return None
     given, source = f"train.upcycle={config.train.upcycle}", find_run(outputs, config.train.upcycle)
     dense, model = source.config(), config.model
+    if getattr(config.router, "score", None) == "activation":
+        raise ConfigError(
+            f"{given} makes all experts equal, and router.score=activation tells them apart by their own activations. "
+            "Use router.score=linear"
+        )
     if not dense.dense:
         raise ConfigError(f"{given} is itself sparse ({dense.expert}x{dense.k}). Make a dense run: moe train expert=1")
     if not source.checkpoints():
         raise ConfigError(f"{given} has no checkpoint. Finish it: moe train --resume {source.id}")
-    for key in UPCYCLED:
-        ours, theirs = getattr(model, key, None), getattr(dense.model, key, None)
-        if ours != theirs:
-            raise ConfigError(f"{given} has model.{key}={theirs}, and this model {ours}. Add: model.{key}={theirs}")
-    if _tokens(config) != _tokens(dense):
-        raise ConfigError(f"{given} reads other tokens: its data are {dense.data.name}, {dense.data.tokenizer}.")
     ours, theirs = _held_out(config), _held_out(dense)
     if all(ours[name] == theirs[name] for name in ("data.name", "data.path")) and ours != theirs:
         add = " ".join(f"{name}={show(value)}" for name, value in theirs.items() if ours[name] != value)
         raise ConfigError(f"{given} may have learned from what this run holds out of the same data. Add: {add}")
+    recorded = source.meta().get("corpus") or {}
+    if _tokens(config.data) != _tokens(dense.data, recorded.get("tokenizer_sha256")):
+        raise ConfigError(f"{given} reads other tokens: its data are {dense.data.name}, {dense.data.tokenizer}.")
+    for key, ours, theirs in _unlike(config, dense):
+        raise ConfigError(f"{given} has {key}={show(theirs)}, and this model {show(ours)}. Add: {key}={show(theirs)}")
     if not config.dense and model.d_expert != model.d_ff:
         raise ConfigError(
             f"{given}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}. "
@@ -152,9 +155,40 @@ def pin_upcycle(config: RunConfig, outputs: Path) -> RunConfig:
     return replace(config, train=replace(config.train, upcycle=place))
 
 
-def _tokens(config: RunConfig) -> object:
-    """What token ids mean: characters are numbered by the text they come from, and of ready-made ones nobody knows."""
-    return "bytes" if config.data.tokenizer == "bytes" else config.data
+def _tokens(data: DataConfig, tokenizer_sha256: str | None = None) -> object:
+    """What token ids mean, in a form that is equal where they mean the same.
+
+    Bytes are the same everywhere, and so are the tokens of one tokenizer.json. Characters and `bpe` are numbered by the
+    text they come from, classes, users and items by their data; the meaning of ready-made tokens is not known.
+
+    Args:
+        tokenizer_sha256: of the tokenizer.json, as it was; None: as it is now.
+    """
+    if not isinstance(data, CorpusConfig):
+        return data
+    if data.tokenizer not in TOKENIZERS:
+        return tokenizer_sha256 or hash_of(data.tokenizer)
+    return "bytes" if data.tokenizer == "bytes" else replace(data, packing="concat")
+
+
+def _unlike(config: RunConfig, dense: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that decide the dense function and differ: each with its value here and there.
+
+    All settings of a model count unless they are known not to, so that a new one does.
+    """
+    if config.model.name != dense.model.name:
+        yield "model", config.model.name, dense.model.name
+        return
+    names = [each.name for each in fields(dense.model) if f"model.{each.name}" not in (*SPARSE_ONLY, *NOT_UPCYCLED)]
+    names.sort(key=lambda name: name == "context_length")  # last: others decide it
+    for name in names:
+        ours, theirs = getattr(config.model, name), getattr(dense.model, name)
+        if ours != theirs:
+            yield f"model.{name}", ours, theirs
+    if isinstance(config.task, SpanCorruption) and isinstance(dense.task, SpanCorruption):
+        ours, theirs = config.task.sentinels, dense.task.sentinels
+        if ours != theirs:  # each is a row of the embedding
+            yield "task.sentinels", ours, theirs
 
 
 def _held_out(config: RunConfig) -> dict[str, Any]:
@@ -177,6 +211,19 @@ def shortage(plan: Plan) -> str | None:
         f"about {count(need)}B of memory are needed, {count(free)}B are free. "
         "Lower train.batch_size, model.context_length or the model's size."
     )
+
+
+def cautions(plan: Plan, device: str) -> tuple[str, ...]:
+    """Notes on a run before it starts on a `cpu` or `cuda` device: too little memory, busy cores, a slow start."""
+    compiled = compiles(plan.config, vocab_of(plan.config, plan.corpus), device)
+    slow = _about_compiling(plan.config) if compiled else None
+    return tuple(filter(None, (shortage(plan), crowding(plan.threads), slow)))
+
+
+def _about_compiling(config: RunConfig) -> str:
+    if config.train.compile == "auto" and not has_compiler():
+        return "there is no C++ compiler here: training goes without torch.compile."
+    return "torch.compile takes half a minute at the start. Without it: train.compile=off"
 
 
 def memory_of(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
@@ -211,7 +258,7 @@ class Work:
 
 def step_work(config: RunConfig, costs: Cost) -> Work:
     """Of one optimizer step."""
-    products = costs.flops_per_token * config.tokens_per_step / PRODUCT_EFFICIENCY
+    products = costs.model_flops_per_token * config.tokens_per_step / PRODUCT_EFFICIENCY
     return Work(products + costs.optimizer_flops_per_step, config.train.grad_accumulation * _batch_flops(config, costs))
 
 
@@ -240,31 +287,30 @@ def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[
 
 
 def _val_tokens(config: RunConfig, corpus: Data) -> int:
-    """Tokens of the validation split: of images, their patches; of pairs, one for each task."""
+    """Tokens read of the validation split, so often as windows overlap: of images, patches; of pairs, one for each task."""
     if isinstance(corpus, Images):
         return int(corpus.meta["val_images"]) * config.model.context_length
     if isinstance(corpus, Ratings):
         return int(corpus.meta["val_pairs"]) * config.model.context_length
-    return int(corpus.meta["val_tokens"])
+    return int(corpus.meta["val_tokens"]) * config.eval_length // config.eval_stride
 
 
 def compiles(config: RunConfig, vocab_size: int, device: str) -> bool:
     """Whether training on a `cpu` or `cuda` device goes through torch.compile; `auto` is for long trainings on a CPU.
 
-    Decided by the configuration, never by a measured time: compiled code has other last digits.
+    Decided by the configuration alone: compiled code has other last digits.
     """
     if config.train.compile != "auto":
         return config.train.compile == "on"
-    if config.launch.procs > 1 or device != "cpu" or not _has_compiler():
+    if config.launch.procs > 1 or device != "cpu":
         return False
     steps = training_steps(config, vocab_size)
     if steps is None:
-        return 60 * (config.train.minutes or 0) >= COMPILE_SECONDS
-    flops = steps * config.tokens_per_step * cost(config, vocab_size).flops_per_token
-    return flops / (FLOPS_PER_CORE * pick_threads(config, vocab_size)) >= COMPILE_SECONDS
+        return (config.train.minutes or 0) >= COMPILE_MINUTES
+    return steps * cost(config, vocab_size).flops_per_step >= COMPILE_FLOPS
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
     """Whether there is a C++ compiler, without which torch.compile cannot do on a CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 

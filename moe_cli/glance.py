@@ -1,7 +1,8 @@
 """A run folder at a glance: what lists and live tables show, from as few and as small files as can be."""
 
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.marks import tags_of
-from moe_cli.store import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders
+from moe_cli.measures import target
+from moe_cli.store import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders, spellings
 
 # Of metrics.jsonl: room for the newest evaluation of a model with many layers.
 NEWEST_BYTES = 65_536
 FILES = ("status.json", "summary.json", "metrics.jsonl")
+# The estimates of a result that metrics.jsonl holds. Runs without bytes (images, ratings, tokens) have no bits per byte.
+ESTIMATES = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ def glance(run: Run) -> Glance:
         written=number(status.get("heartbeat")) or 0.0,
         step=_whole(found.get("steps")) or max(_whole(newest.get("step")), _whole(status.get("step"))),
         steps=steps or _whole(found.get("steps")),
-        val_loss=number(found.get("val_loss", newest.get("val/loss_estimate"))),
-        val_bpb=number(found.get("val_bpb", newest.get("val/bpb_estimate"))),
+        val_loss=number(found.get("val_loss", newest.get(ESTIMATES["val_loss"]))),
+        val_bpb=number(found.get("val_bpb", newest.get(ESTIMATES["val_bpb"]))),
         train_loss=number(found.get("train_loss", newest.get("train/loss"))),
         tokens_per_second=number(found.get("tokens_per_second", newest.get("tokens_per_second"))),
         max_violation=number(found.get("max_violation", newest.get("val/max_violation"))),
@@ -88,6 +92,51 @@ def _newest(run: Run) -> dict[str, Any]:
     for record in read_lines(run.path / "metrics.jsonl", last_bytes=NEWEST_BYTES):
         newest.update({key: value for key, value in record.items() if value is not None})
     return newest
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Estimates on part of the validation split over steps.
+
+    Attributes:
+        result: what they are estimates of: val_bpb, or val_loss where a run has no bits per byte.
+        unit: bits/byte, or nats per token, image and so on.
+        points: (step, estimate) of every evaluation, by step.
+    """
+
+    result: str
+    unit: str
+    points: tuple[tuple[float, float], ...]
+
+    @property
+    def values(self) -> list[float]:
+        return [value for _, value in self.points]
+
+
+def validation_curve(run: Run, newest: bool = False) -> Curve:
+    """The curve of a run; `newest`: its end alone, from the end of the file."""
+    return validation_curves([run], newest)[0]
+
+
+def validation_curves(runs: Sequence[Run], newest: bool = False) -> list[Curve]:
+    """The curves of runs in one unit: bits per byte where all that were evaluated have them, else nats."""
+    found = [_estimates(run.latest_metrics() if newest else run.metrics()) for run in runs]
+    evaluated = [each for each in found if any(each.values())]
+    result = next((name for name in ESTIMATES if all(each[name] for each in evaluated)), "val_loss")
+    units = ["bits/byte" if result == "val_bpb" else f"nats/{target(run.config_dict())}" for run in runs]
+    return [Curve(result, unit, tuple(sorted(each[result].items()))) for each, unit in zip(found, units, strict=True)]
+
+
+def _estimates(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[float, float]]:
+    """For each result its finite estimates by step; of two of one step the later."""
+    found: dict[str, dict[float, float]] = {name: {} for name in ESTIMATES}
+    for record in records:
+        step = number(record.get("step"))
+        for name, key in ESTIMATES.items():
+            value = number(record.get(key))
+            if step is not None and value is not None and math.isfinite(value):
+                found[name][step] = value
+    return found
 
 
 def number(value: Any) -> float | None:
@@ -122,6 +171,12 @@ def _modified(path: str) -> int:
         return 0
 
 
+def find_folder(outputs: Path, name: str) -> Path | None:
+    """The folder with runs that a user means: that of a sweep, by its name (paper/x or paper-x), or any other."""
+    places = [*(outputs / each for each in spellings(name)), Path(name).expanduser().absolute()]
+    return next((folder for folder in places if folder.is_dir() and run_folders(folder)), None)
+
+
 def find_runs(outputs: Path, name: str | None) -> list[Run]:
     """The runs of a sweep or in a folder, in no order; without a name, all of them.
 
@@ -133,9 +188,8 @@ def find_runs(outputs: Path, name: str | None) -> list[Run]:
         if not runs:
             raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
         return runs
-    for folder in (outputs / name, Path(name).expanduser().absolute()):
-        if folder.is_dir() and (runs := run_folders(folder)):
-            return runs
+    if folder := find_folder(outputs, name):
+        return run_folders(folder)
     groups = sorted({run.group for run in run_folders(outputs)})
     hint = did_you_mean(name, groups) or (f" There are: {', '.join(groups[:8])}." if groups else "")
     raise RunNotFound(f"no runs in a sweep or folder '{name}' of {outputs}.{hint}")

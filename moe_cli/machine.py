@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
-    flops = cost(config, vocab_size).flops_per_token * config.train.batch_size * config.model.context_length
+    flops = cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
     cores = count_cores() // (local_processes() if launched() else 1)
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
 
@@ -92,6 +92,12 @@ def pick_device(name: str) -> Any:
     if (device.index or 0) >= torch.cuda.device_count() > 0:
         raise MoeError(f"train.device={name}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0.")
     return device
+
+
+def check_devices(configs: Iterable[RunConfig]) -> None:
+    """Raises MoeError when one of them asks for a device that is not there; without asking torch where none does."""
+    for device in {config.train.device for config in configs} - {"auto", "cpu"}:
+        pick_device(device)
 
 
 def count_cores() -> int:

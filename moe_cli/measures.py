@@ -1,10 +1,10 @@
 """What the tasks measure beside the loss: how each is called, written, and which way is better."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_cli.numbers import percent
+from moe_cli.numbers import count, percent
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,24 @@ def target_of(task: Any) -> str:
     return TARGETS.get(task or "causal_lm", "target") if isinstance(task, str | None) else "target"
 
 
+def eval_windows(settings: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What decides from how much text a validation token is predicted, of settings by their dotted names: the tokens of a
+    window, those to the next one, and how documents are packed. None: the data are no text.
+    """
+    if settings.get("task.name") in ("images", "ratings"):
+        return None
+    length = settings.get("eval.context_length") or settings.get("model.context_length")
+    return (length, settings.get("eval.stride") or length, settings.get("data.packing") or "concat")
+
+
+def sees_later_tokens(drop: str) -> str:
+    """What to say of a capacity-limited loss of a causal model where `drop` is not `causal`."""
+    return (
+        f"drop={drop} sees later tokens: experts have room for the whole batch, so a token may lose its place to one after "
+        "it. drop=causal does not"
+    )
+
+
 def written(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Those of a task's measures that are among the values: accuracy 31 %."""
     known = {name: values.get(prefix + name) for name in MEASURES}
@@ -92,3 +110,31 @@ def references(values: Mapping[str, Any]) -> list[str]:
     """Those that are among the values: RMSE of the mean 0.931."""
     return [f"{measure.label} {measure.write(values[name])}" for name, measure in REFERENCES.items()
             if isinstance(values.get(name), int | float)]  # fmt: skip
+
+
+# Sizes and FLOPs that differ by less count as equal: widths of experts are rounded.
+EQUAL = 1.02
+
+
+def unequal_flops(trainings: Iterable[tuple[float | None, float | None, float | None]]) -> str | None:
+    """A note that trainings of equal active parameters and tokens differ in FLOPs; None where they do not.
+
+    Args:
+        trainings: of each its active parameters, its tokens (None: a time) and its FLOPs per token, model and optimizer.
+    """
+    known = sorted((tokens or 0, size, flops) for size, tokens, flops in trainings if size and flops)
+    alike: list[list[tuple[float, float, float]]] = []
+    for each in known:
+        first = alike[-1][0] if alike else None
+        if first and first[0] == each[0] and each[1] <= EQUAL * first[1]:
+            alike[-1].append(each)
+        else:
+            alike.append([each])
+    spans = [(min(flops), max(flops)) for group in alike if (flops := [each[2] for each in group])]
+    least, most = max(spans, key=lambda span: span[1] / span[0], default=(1.0, 1.0))
+    if most <= EQUAL * least:
+        return None
+    return (
+        f"equal active parameters are not equal FLOPs: a training token costs {count(least)} to {count(most)} "
+        f"({most / least:.2g}x), optimizer included. For equal FLOPs: match=flops"
+    )

@@ -3,9 +3,11 @@
 python -m moe_cli.run RUN_FOLDER OUTPUTS
 """
 
+import errno
 import gc
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -16,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, compiles, corpus_of, pin_upcycle, vocab_of
+from moe_cli.forecast import check_upcycle, compiles, corpus_of, has_compiler, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
@@ -32,10 +35,8 @@ from moe_cli.store import (
     Onlooker,
     Recorder,
     Run,
-    create_run,
     is_full,
     lock,
-    outputs_folder,
     write_text,
 )
 from moe_cli.tasks.data import Data, judged_by_test, other_reading
@@ -43,6 +44,12 @@ from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 DONE, WRONG, BUSY, FULL, STOPPED = 0, 1, 4, 5, 130
+# How messages of torch begin that have no type of their own: those of its allocators, and those of gloo.
+_NO_MEMORY = re.compile(
+    r"\[enforce fail at alloc_cpu\.cpp:\d+\] .*DefaultCPUAllocator: can't allocate memory: "
+    r"|CUDA error: (out of memory|CUBLAS_STATUS_ALLOC_FAILED)|MPS backend out of memory"
+)
+_GLOO = re.compile(r"\[\S*gloo/\S+:\d+\] |Gloo connectFullMesh failed|Application timeout caused pair closure$")
 # The process id of a worker's parent, without which it should not go on.
 PARENT = "MOE_PARENT"
 
@@ -122,9 +129,8 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     checkpoints = run.checkpoints()
     if not checkpoints and (source := check_upcycle(config, outputs)):
         upcycle(model, source)
-    compiled = compiles(config, vocab_size, device.type)
-    if compiled and config.train.compile == "auto":  # nobody asked for it: what cannot be compiled runs as it is
-        torch._dynamo.config.suppress_errors = True
+    config = as_decided(run, config, device)
+    compiled = _is_compiled(run, config, vocab_size, device)
     parts = Parallel(config.launch, model, compiled)
     training = Training(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
     if checkpoints:
@@ -135,12 +141,37 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     else:
         torch.manual_seed(config.seed + parallel.rank())
         recorder.rewind(-1)
-        recorder.meta(describe_environment(corpus))
+        decided = {"precision": config.train.precision, "compile": compiled, "device": device.type}
+        recorder.meta(describe_environment(corpus) | decided)
     if training.run():
         with training.averaged():
             recorder.complete(_summarise(run, config, corpus, training))
     else:
         recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason="stopped; its checkpoint is saved")
+
+
+def as_decided(run: Run, config: RunConfig, device: Any) -> RunConfig:
+    """The configuration with its precision decided: where the run first started, and kept from then on.
+
+    The configuration of the run folder keeps `auto`: a sweep names its runs before the device of each is known.
+    """
+    from moe_cli.training.precision import pick_precision
+
+    precision: Any = config.train.precision
+    if precision == "auto" and run.checkpoints():
+        precision = run.meta().get("precision", "auto")
+    return replace(config, train=replace(config.train, precision=pick_precision(precision, device)))
+
+
+def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> bool:
+    """Whether to compile; with `auto` as the run began, and not without a compiler."""
+    import torch
+
+    compiled = compiles(config, vocab_size, device.type)
+    if compiled and config.train.compile == "auto":
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+        return bool(run.meta().get("compile", True)) if run.checkpoints() else has_compiler()
+    return compiled
 
 
 def _part_ways() -> None:
@@ -189,14 +220,15 @@ def restore(run: Run, outputs: Path, which: str = "latest", split: str = "val") 
     from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import find_checkpoint
 
-    config = run.config()
     checkpoint = find_checkpoint(run, which)
+    device = pick_device(run.config().train.device)
+    config = as_decided(run, run.config(), device)
     corpus = corpus_of(config, outputs)
     _check_same_corpus(run, checkpoint.state, corpus)
     task = make_task(config, judged_by_test(corpus) if split == "test" else corpus)
     model = make_model(config, vocab_of(config, corpus))
     checkpoint.load_model(model)
-    return Trained(config, model.to(pick_device(config.train.device)).eval(), task, checkpoint.state["step"])
+    return Trained(config, model.to(device).eval(), task, checkpoint.state["step"])
 
 
 def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Data) -> None:
@@ -231,7 +263,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
     chosen = partial(look, capacity_factor=config.eval.capacity, drop=config.eval.drop)
     result = chosen(task, size)
     routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
-    limited = look(task, size, capacity_factor=config.capacity) if config.capacity else None
+    limited = look(task, size, capacity_factor=config.capacity, drop=config.eval.drop) if config.capacity else None
     hardest = task.hardest()
     pseudo = chosen(hardest, size).perplexity if hardest else None
     if not math.isfinite(result.loss):
@@ -247,12 +279,15 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
         "balance": config.balance.name if config.balance else None,
         "seed": config.seed, "params": costs.num_params, "active_params": costs.num_active_params,
         "flops_per_token": costs.flops_per_token, "forward_flops_per_token": costs.forward_flops_per_token,
+        "model_flops_per_token": costs.model_flops_per_token, "optimizer_flops_per_step": costs.optimizer_flops_per_step,
         "val_loss": result.loss, "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity,
         **{f"val_{key}": value for key, value in result.measures.items()},
         **({"val_pseudo_perplexity": pseudo} if pseudo else {}),
         "val_tokens": result.num_tokens, "val_bytes": result.num_bytes,
         "dispatch": _backend(config, training.layers),
-        "capacity_val_loss": limited.loss if limited else None, "train_loss": losses[-1] if losses else None, **routing,
+        "capacity_val_loss": limited.loss if limited else None,
+        "capacity_val_drop": config.eval_drop if limited else None,
+        "eval_context": result.mean_context, "train_loss": losses[-1] if losses else None, **routing,
         "skipped_steps": state.skipped, "rewinds": state.rewinds, "loss_spikes": state.spikes,
         "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": int(parallel.most(peak_memory_bytes())),
@@ -272,7 +307,7 @@ def _backend(config: RunConfig, layers: Any) -> str | None:
         return config.model.dispatch if layers else None
     experts = layers[0].experts
     precision = pick_precision(config.train.precision, experts.w_in.device)
-    rows = config.train.batch_size * config.model.context_length * (config.k or 1) / config.expert
+    rows = config.train.batch_size * config.model.context_length * assignments_per_token(config) / config.expert
     return choose_backend(make_regime(experts, getattr(torch, precision), rows))
 
 
@@ -296,11 +331,14 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
 
 
 def _in_our_words(run: Run, error: BaseException) -> TrainingError | None:
+    """What Python, torch and its libraries raise; a MoeError has words of its own."""
+    if isinstance(error, MoeError):
+        return None
     return _disk_full(run, error) or _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error)
 
 
 def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
-    if isinstance(error, DiskFull) or not is_full(error):
+    if not is_full(error):
         return None
     from moe_cli.training.checkpoint import way_on
 
@@ -309,11 +347,19 @@ def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:
-    """The error in words a user can act on, if that is what happened; torch says it differently on CPU and GPU."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    """The error in words a user can act on, if memory ran out: known by its type, or by how torch's allocators begin."""
+    import torch
+
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    typed |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if typed or (_is_of_torch(error) and _NO_MEMORY.match(str(error))):
         return TrainingError("out of memory. Lower train.batch_size, model.context_length or the model's size.")
     return None
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    """Whether torch may have raised it: its C++ code has no types of its own for most of what can go wrong."""
+    return type(error) is RuntimeError or type(error).__module__ == "torch"
 
 
 def _not_compiled(error: BaseException) -> TrainingError | None:
@@ -325,12 +371,14 @@ def _not_compiled(error: BaseException) -> TrainingError | None:
 
 
 def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
-    """What the engines under torch.distributed say, each in its own words, when a peer is gone."""
-    text = str(error)
-    gone = any(word in text for word in ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out"))
-    if not launched() or not isinstance(error, RuntimeError) or not gone:
+    """What torch.distributed raises when another process is gone; gloo's errors are plain RuntimeErrors."""
+    if not launched():
         return None
-    return LostProcess(f"another process of this training is gone; the last checkpoint is kept.\n{_go_on(run)}")
+    from torch.distributed import DistError
+
+    if isinstance(error, DistError) or (type(error) is RuntimeError and _GLOO.match(str(error))):
+        return LostProcess(f"another process of this training is gone; the last checkpoint is kept.\n{_go_on(run)}")
+    return None
 
 
 def _go_on(run: Run) -> str:
@@ -349,24 +397,6 @@ def _record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
             write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
     except OSError:
         pass
-
-
-def train(overrides: Sequence[str] = (), *, outputs: Path | None = None) -> Run:
-    """Trains one configuration, as `moe train` does, and gives its run.
-
-    Args:
-        overrides: settings such as "expert=8", "k=2".
-        outputs: where runs are kept; None: $MOE_OUTPUTS or ./outputs.
-
-    Raises:
-        MoeError: a setting or the data are wrong, or training failed.
-    """
-    from moe_cli.config.load import load_config
-
-    folder = outputs_folder(outputs)
-    config = pin_upcycle(load_config(overrides).config, folder)
-    check_loggers(config.log)
-    return run_one(create_run(folder, "runs", config), folder)
 
 
 def main(run_folder: str, outputs: str) -> int:

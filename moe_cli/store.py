@@ -73,7 +73,8 @@ def is_full(error: BaseException) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in numbers
-    return any(f"(os error {number})" in str(error) for number in numbers)  # what safetensors says
+    ends = tuple(f"(os error {number})" for number in numbers)
+    return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:
@@ -382,13 +383,24 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def sweep_folder(name: str) -> str:
+    """The folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
+    return name.replace("/", "-")
+
+
+def spellings(name: str) -> list[str]:
+    """The name as it is typed, as the folder of a sweep, and as a run in such a folder: paper/x, paper-x, paper-x/RUN."""
+    sweep, slash, last = name.rpartition("/")
+    return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
+
+
 def find_run(outputs: Path, name: str) -> Run:
     """The run a user means: a folder, `latest`, a run id or the beginning of just one.
 
     Raises:
         RunNotFound: none, or more than one.
     """
-    for folder in (Path(os.path.expanduser(name)), outputs / name):
+    for folder in (Path(os.path.expanduser(name)), *(outputs / each for each in spellings(name))):
         if (folder / "config.json").is_file():
             return Run(folder.absolute())
     runs = open_runs(outputs) if outputs.is_dir() else []

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from moe_cli.glance import number
 from moe_cli.marks import is_at_work
 from moe_cli.store import (
     COMPLETED,
+    PENDING,
     RUNNING,
     Run,
     is_locked,
@@ -23,12 +25,15 @@ from moe_cli.store import (
     make_folder,
     read_json,
     run_folders,
+    spellings,
     write_json,
 )
 
 TRASH = ".trash"
+# What a run folder holds before its run begins.
+MADE = {"config.json", "config.yaml", "status.json", "log.txt", ".lock"}
 DAY = 86_400.0
-# A temporary folder of token files in which nothing was written for so long has no maker any more.
+# A temporary folder of the cache in which nothing was written for so long has no maker any more.
 STALE_SECONDS = DAY
 
 
@@ -69,17 +74,18 @@ def remove(run: Run, outputs: Path) -> Removed:
     if origin.parts[0] == TRASH:
         raise MoeError(f"{run.id} is in the trash already. Free it: moe runs gc --older-than 0d --yes")
     check_idle(run)
-    with lock(source):
-        moment = time.time()
-        write_json(source / "trashed.json", {"from": origin.as_posix(), "time": moment})
-        target = _free_name(make_folder(outputs / TRASH), f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(origin.parts)}")
-        try:
+    folder, moment = make_folder(outputs / TRASH), time.time()
+    try:
+        with lock(source):
+            write_json(source / "trashed.json", {"from": origin.as_posix(), "time": moment})
+            target = _free_name(folder, f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(origin.parts)}")
             os.rename(source, target)
-        except OSError as error:
-            (source / "trashed.json").unlink(missing_ok=True)
-            raise MoeError(
-                f"cannot move {source} to {target.parent}: {error.strerror}. Remove it by hand, for good: rm -r"
-            ) from None
+    except OSError as error:
+        with suppress(OSError):
+            (source / "trashed.json").unlink()
+        raise MoeError(
+            f"cannot move {source} to {folder}: {error.strerror}. Remove it by hand, for good: rm -r"
+        ) from None
     return Removed(target, origin.as_posix(), moment)
 
 
@@ -114,21 +120,36 @@ def _read_removed(path: Path) -> Removed:
 
 
 def restore(removed: Removed, outputs: Path) -> Run:
-    """Puts a run of the trash back to where it lay.
+    """Puts a run of the trash back to where it lay; a run there that was never begun is deleted.
 
     Raises:
-        MoeError: another run has taken its place, or nobody knows where it lay.
+        RunBusy: the sweep that it belonged to is running.
+        MoeError: another run has taken its place, its place is not known, or it cannot be moved.
     """
     target = Path(os.path.normpath(outputs / removed.origin))
     inside = target.is_relative_to(outputs) and 1 <= len(target.relative_to(outputs).parts) <= 2
     if not inside or target.relative_to(outputs).parts[0] == TRASH:
         raise MoeError(f"{removed.path / 'trashed.json'} does not say where in {outputs} the run lay. Move it by hand.")
     if target.exists() or target.is_symlink():
-        raise MoeError(f"{removed.origin} is taken by another run. Remove that first: moe runs rm {removed.origin}")
+        if not _never_begun(Run(target)):
+            raise MoeError(f"{removed.origin} is taken by another run. Remove that first: moe runs rm {removed.origin}")
+        check_idle(Run(target))
     make_folder(target.parent)
-    os.rename(removed.path, target)
-    (target / "trashed.json").unlink(missing_ok=True)
+    try:
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(removed.path, target)
+    except OSError as error:
+        raise MoeError(f"cannot move {removed.path} to {target}: {error.strerror}. Move it by hand.") from None
+    with suppress(OSError):  # says only where the run lay
+        (target / "trashed.json").unlink()
     return Run(target)
+
+
+def _never_begun(run: Run) -> bool:
+    """Whether it is a run with nothing but its settings, such as a sweep leaves that was stopped at once."""
+    names = {path.name for path in run.path.iterdir()} if run.path.is_dir() else set()
+    return "config.json" in names and names <= MADE and run.status()["status"] == PENDING
 
 
 def find_removed(name: str, trash: Sequence[Removed]) -> list[Removed]:
@@ -141,10 +162,11 @@ def find_removed(name: str, trash: Sequence[Removed]) -> list[Removed]:
         raise RunNotFound(f"no run '{name}' in the trash: it is empty.")
     if name == "latest":
         return [trash[-1]]
-    found = [each for each in trash if name in (each.path.name, each.id, each.origin)]
-    if not found and any(each.group == name for each in trash):
+    known = spellings(name)
+    found = [each for each in trash if {each.path.name, each.id, each.origin}.intersection(known)]
+    if not found and (group := [each for each in trash if each.group in known]):
         # Of a run that was removed, made again and removed again, the newer one.
-        return list({each.origin: each for each in trash if each.group == name}.values())
+        return list({each.origin: each for each in group}.values())
     found = found or [each for each in trash if each.id.startswith(name) or each.path.name.startswith(name)]
     if len(found) > 1:
         listed = ", ".join(each.path.name for each in found[:4]) + (", ..." if len(found) > 4 else "")
@@ -182,7 +204,7 @@ def find_waste(outputs: Path, older_than: float) -> Iterator[Waste]:
     runs = run_folders(outputs)
     for run in runs:
         yield from _waste_of_run(run)
-    yield from _waste_of_cache(outputs / ".cache" / "corpora", runs)
+    yield from _waste_of_cache(outputs / ".cache", runs)
 
 
 def _waste_of_run(run: Run) -> Iterator[Waste]:
@@ -212,20 +234,21 @@ def _best(newest: Path) -> str | None:
 
 
 def _waste_of_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Waste]:
+    """Of every kind of data: each has a folder in the cache, and each set of data a folder with meta.json in that."""
     now = time.time()
-    for folder in cache.glob(".building-*"):
+    for folder in sorted(cache.glob("*/.building-*")):
         if now - _last_written(folder) > STALE_SECONDS:
-            yield Waste("unfinished", folder, size_of(folder), "half a set of token files")
-    found = {folder: read_json(folder / "meta.json") for folder in sorted(cache.glob("[!.]*"))}
+            yield Waste("unfinished", folder, size_of(folder), "half-made data")
+    found = {folder: read_json(folder / "meta.json") for folder in sorted(cache.glob("[!.]*/[!.]*"))}
     corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None}
     used = _corpora_in_use(runs) if corpora else None
     for folder, corpus in corpora.items():
         if used is not None and corpus.get("sha256") not in used:
-            yield Waste("cache", folder, size_of(folder), f"token files that no run uses: {corpus.get('source')}")
+            yield Waste("cache", folder, size_of(folder), f"data that no run uses: {corpus.get('source')}")
 
 
 def _corpora_in_use(runs: Sequence[Run]) -> set[Any] | None:
-    """The hashes of the texts that runs have read; None, all, while a run at work has not yet said which."""
+    """The hashes of the data that runs have read; None, all, while a run at work has not yet said which."""
     used: set[Any] = set()
     for run in runs:
         corpus = run.meta().get("corpus")

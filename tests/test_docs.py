@@ -138,7 +138,7 @@ def test_every_choice_is_documented() -> None:
 
 @pytest.mark.parametrize("metric", ["max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction",
                                     "dead_experts", "load_cv", "token_specialisation", "router_saturation", "domain_specialisation", "val_loss",
-                                    "val_bpb", "flops_per_token", "active_params"])  # fmt: skip
+                                    "val_bpb", "flops_per_token", "model_flops_per_token", "optimizer_flops_per_step", "null_fraction", "active_params"])  # fmt: skip
 def test_metrics_table_is_complete(metric: str) -> None:
     """Every measure of a summary stands in the README's table."""
     assert f"| `{metric}` |" in README

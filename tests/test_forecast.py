@@ -1,5 +1,6 @@
 """What is known before a run starts: what it will do, and whether the dense run it is to start from fits."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import pytest
 from moe_cli import forecast as module
 from moe_cli.config.data import TextData
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig
 from moe_cli.errors import ConfigError, RunNotFound
 from moe_cli.forecast import (
+    COMPILE_FLOPS,
     COUNTING_FLOPS,
     EVALUATIONS,
     EXPERT_FLOPS,
@@ -23,12 +26,14 @@ from moe_cli.forecast import (
     compiles,
     corpus_of,
     evaluation_work,
+    has_compiler,
     make_plans,
     pin_upcycle,
     step_work,
 )
 from moe_cli.models.cost import cost
 from moe_cli.store import create_run
+from moe_cli.tasks.subwords import train_bpe
 from moe_cli.training.loop import EVALUATIONS_PER_RUN
 from tests.tiny import TINY, finish, tiny_config, words
 
@@ -57,7 +62,7 @@ def test_what_a_step_takes(text_file: Path) -> None:
     """Products once for each token, the optimizer's once; beside them each batch its layers, sparse ones and experts."""
     config = tiny_config(text_file, expert=4, optim=MuonConfig())
     costs = cost(config, 256)
-    products = costs.flops_per_token * 4 * 16 / PRODUCT_EFFICIENCY
+    products = costs.model_flops_per_token * 4 * 16 / PRODUCT_EFFICIENCY
     beside = 3 * LAYER_FLOPS + 2 * (SPARSE_FLOPS + 4 * EXPERT_FLOPS)
     assert costs.optimizer_flops_per_step > 0
     assert Work(products + costs.optimizer_flops_per_step, beside) == step_work(config, costs)
@@ -118,6 +123,8 @@ def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
     assert [val_tokens] * 6 == evaluations(tiny_config(text_file, train={"eval_tokens": 10**6}), tmp_path)
     limited = tiny_config(text_file, capacity=1.0, train={"eval_tokens": 100})
     assert [val_tokens] * 2 == evaluations(limited, tmp_path)[5:]
+    sliding = tiny_config(text_file, eval={"stride": 4}, train={"eval_tokens": 100})
+    assert [100] * 5 + [4 * val_tokens] == evaluations(sliding, tmp_path)
     bert = tiny_config(text_file, train={"eval_tokens": 100}, **TINY["bert"])
     assert [val_tokens, 32 * 16] == evaluations(bert, tmp_path)[5:]
     timed = tiny_config(text_file, train={"steps": None, "minutes": 1.0, "eval_tokens": 100, "eval_every": 7})
@@ -199,7 +206,7 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
         check_upcycle(tiny_config(text_file, **fits, train={"upcycle": begun.id}), tmp_path)
     other = tmp_path / "other.txt"
     other.write_text(words(4000, seed=3))
-    of_chars = {"data": TextData(path=str(other), tokenizer="chars")}
+    of_chars = {"data": TextData(path=str(other), tokenizer="chars", bpe_vocab=None)}
     dense = finish(tiny_config(text_file, expert=1, k=1, **of_chars), tmp_path)
     reader = tiny_config(text_file, **fits, train={"upcycle": dense.id})
     with pytest.raises(ConfigError, match="reads other tokens: its data are text, chars"):
@@ -209,6 +216,37 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
         check_upcycle(tiny_config(text_file, train={"upcycle": "gpt-nothing"}), tmp_path)
     with pytest.raises(ConfigError, match=r"train\.upcycle=latest means another run"):
         tiny_config(text_file, train={"upcycle": "latest"})
+
+
+def test_one_tokenizer_reads_many_texts(text_file: Path, tmp_path: Path) -> None:
+    """Tokens of one tokenizer.json mean the same in any text, wherever the file lies; those of another do not."""
+    pytest.importorskip("tokenizers")
+    text = Path(text_file).read_text()
+    files = [tmp_path / f"{name}.json" for name in ("one", "copy", "other")]
+    for file, size in zip(files, (300, 300, 310), strict=True):
+        file.write_text(train_bpe(iter([text]), size).json)
+    other = tmp_path / "other.txt"
+    other.write_text(words(6000, seed=3))
+    first, second = (TextData(path=str(path), tokenizer=str(files[0])) for path in (text_file, other))
+    dense = finish(tiny_config(text_file, expert=1, k=1, data=first), tmp_path)
+    fits = {"model": {"d_expert": 32}, "train": {"upcycle": dense.id}}
+    check_upcycle(tiny_config(text_file, **fits, data=second), tmp_path)
+    check_upcycle(tiny_config(text_file, **fits, data=replace(second, tokenizer=str(files[1]))), tmp_path)
+    with pytest.raises(ConfigError, match="reads other tokens"):
+        check_upcycle(tiny_config(text_file, **fits, data=replace(second, tokenizer=str(files[2]))), tmp_path)
+    files[0].write_text(files[2].read_text())  # the run's own file has changed since: what it was counts
+    with pytest.raises(ConfigError, match="reads other tokens"):
+        check_upcycle(tiny_config(text_file, **fits, data=second), tmp_path)
+
+
+def test_experts_that_score_themselves_cannot_be_copies(text_file: Path, tmp_path: Path) -> None:
+    """Equal experts have equal activations: every token would go to those of the lowest index."""
+    dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
+    config = tiny_config(
+        text_file, model={"d_expert": 32}, router=TopKConfig(score="activation"), train={"upcycle": dense.id}
+    )
+    with pytest.raises(ConfigError, match=r"makes all experts equal, and router\.score=activation"):
+        check_upcycle(config, tmp_path)
 
 
 def test_the_source_is_pinned(text_file: Path, tmp_path: Path) -> None:
@@ -230,20 +268,38 @@ def test_the_source_is_pinned(text_file: Path, tmp_path: Path) -> None:
         ({"minutes": 10.0}, "cpu", True),
         ({"minutes": 9.0}, "cpu", False),
         ({"minutes": 10.0}, "cuda", False),
-        ({"flops": 1.01 * 600 * 4e10}, "cpu", True),
-        ({"flops": 0.99 * 600 * 4e10}, "cpu", False),
-        ({"flops": 1.01 * 600 * 4e10, "threads": 2}, "cpu", False),
+        ({"flops": 1.01 * COMPILE_FLOPS}, "cpu", True),
+        ({"flops": 0.99 * COMPILE_FLOPS}, "cpu", False),
+        ({"flops": 1.01 * COMPILE_FLOPS, "threads": 2}, "cpu", True),
     ],
 )
 def test_what_is_compiled(text_file: Path, train: dict[str, Any], device: str, expected: bool) -> None:
-    """train.compile=auto: trainings of ten minutes and more on a CPU, judged by the budget and the threads alone."""
+    """train.compile=auto: trainings of ten minutes and more on a CPU, judged by the budget alone."""
     assert expected == compiles(tiny_config(text_file, train={"steps": None, **train}), 256, device)
 
 
 def test_nothing_is_compiled_where_it_cannot_be(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """auto leaves it out without a C++ compiler and in several processes."""
+    """auto leaves it out in several processes; and a run without a C++ compiler goes without, and records that."""
     long = {"steps": None, "minutes": 60.0}
     together = tiny_config(text_file, train=long, launch=LaunchConfig(procs=2))
     assert not compiles(together, 256, "cpu")
     monkeypatch.setenv("PATH", "")
-    assert not compiles(tiny_config(text_file, train=long), 256, "cpu")
+    monkeypatch.delenv("CXX", raising=False)
+    assert not has_compiler()
+
+
+@pytest.mark.parametrize(
+    "budget", [{"flops": 1.01 * COMPILE_FLOPS}, {"flops": 0.99 * COMPILE_FLOPS}, {"minutes": 10.0}]
+)
+def test_the_machine_has_no_say_in_what_is_compiled(
+    text_file: Path, budget: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither cores nor the environment change the decision: it is the same on every machine."""
+    config = tiny_config(text_file, train={"steps": None, "threads": None, **budget})
+    found = set()
+    for cores, threads, path in itertools.product((1, 64), ("", "1", "16"), ("", "/usr/bin")):
+        monkeypatch.setattr("moe_cli.machine.count_cores", lambda cores=cores: cores)
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        monkeypatch.setenv("PATH", path)
+        found.add(compiles(config, 256, "cpu"))
+    assert 1 == len(found)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,21 @@ import torch
 
 import moe_cli
 from moe_cli.config.schema import MuonConfig
-from moe_cli.errors import CheckpointError, ConfigError, DataError, DiskFull, MoeError, RunBusy, TrainingError
+from moe_cli.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiskFull,
+    LostProcess,
+    MoeError,
+    RunBusy,
+    TrainingError,
+)
 from moe_cli.machine import crowding, pick_device, pick_threads
 from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
-from moe_cli.run import BUSY, DONE, STOPPED, WRONG, main, restore, run_one
-from moe_cli.store import Recorder, Run, create_run, lock, write_json
+from moe_cli.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
+from moe_cli.store import Recorder, Run, create_run, lock, open_runs, write_json
 from moe_cli.tasks.data import SIZES
 from moe_cli.tasks.text import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
@@ -33,6 +43,7 @@ PROMISED = {
     "run", "status", "expert", "k", "capacity", "router", "balance", "seed", "params", "active_params",
     "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation", "dropped_fraction", "dead_experts",
 }  # fmt: skip
+MOE_ERRORS = [MoeError, *MoeError.__subclasses__(), *TrainingError.__subclasses__()]
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -51,7 +62,8 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
     expected = {
         "run": finished.id, "status": "completed", "expert": 4, "k": 2, "capacity": None, "router": "topk",
         "balance": "switch", "seed": 0, "params": costs.num_params, "active_params": costs.num_active_params,
-        "flops_per_token": costs.flops_per_token, "steps": 6, "tokens": 6 * 64, "dropped_fraction": 0.0,
+        "flops_per_token": costs.flops_per_token, "model_flops_per_token": costs.model_flops_per_token,
+        "optimizer_flops_per_step": costs.optimizer_flops_per_step, "steps": 6, "tokens": 6 * 64, "dropped_fraction": 0.0,
         "capacity_val_loss": None, "corpus": "text",
     }  # fmt: skip
     assert expected == {key: content[key] for key in expected}
@@ -98,6 +110,7 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
     limited = evaluate(trained.model, trained.task, 4, capacity_factor=0.5)
     assert limited.loss == content["capacity_val_loss"]
     assert content["val_loss"] != content["capacity_val_loss"]
+    assert "causal" == content["capacity_val_drop"]
     assert (limited.routing_metrics() or {})["dropped_fraction"] == content["dropped_fraction"] >= 0.5
 
 
@@ -349,7 +362,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr("moe_cli.machine._busy_cores", lambda: 7.0)
     assert 1 == pick_threads(free)
-    per_sequence = cost(free, 256).flops_per_token * free.model.context_length
+    per_sequence = cost(free, 256).model_flops_per_token * free.model.context_length
     for gflops, threads in ((2.5, 3), (7.5, 8), (100, 8)):
         sequences = round(gflops * 1e9 / per_sequence)
         assert threads == pick_threads(tiny_config(text_file, train={"threads": None, "batch_size": sequences}))
@@ -434,7 +447,11 @@ def test_a_validation_loss_that_is_not_finite_fails(
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes."
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
     ],
     ids=lambda error: type(error).__name__,
@@ -449,6 +466,46 @@ def test_a_lack_of_memory_is_said_with_what_helps(text_file: Path, tmp_path: Pat
     with pytest.raises(TrainingError, match=r"out of memory\. Lower train\.batch_size"):
         run_one(run, tmp_path, exhaust)
     assert ("failed", True) == (run.status()["status"], run.status()["reason"].startswith("out of memory."))
+
+
+def test_torch_says_a_lack_of_memory_in_the_known_form(text_file: Path, tmp_path: Path) -> None:
+    """What torch raises when it cannot allocate is taken for a lack of memory."""
+
+    def exhaust(view: Any) -> None:
+        torch.empty(10**15)
+
+    with pytest.raises(TrainingError, match=r"^out of memory\."):
+        run_one(create_run(tmp_path, "runs", tiny_config(text_file)), tmp_path, exhaust)
+
+
+def test_gloo_says_a_lost_process_in_a_known_form(text_file: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The errors of torch.distributed are taken for a lost process, where there are several."""
+    monkeypatch.setattr("moe_cli.run.launched", lambda: True)
+    run = Run(tmp_path / "run")
+    source = "/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
+    for error in (
+        RuntimeError(f"[{source}/pair.cc:553] Connection closed by peer [127.0.0.1]:17793. GLHF!"),
+        RuntimeError(f"[{source}/unbound_buffer.cc:78] Timed out waiting 5000ms for recv operation to complete"),
+        RuntimeError("Application timeout caused pair closure"),
+        torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0."),
+        torch.distributed.DistNetworkError("Connection reset by peer"),
+    ):
+        assert isinstance(_in_our_words(run, error), LostProcess)
+
+
+TRIGGERS = ("Timed out", "out of memory", "can't allocate memory", "gloo", "NCCL", "Connection closed", "(os error 28)")
+
+
+def test_a_message_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error keeps its own words, whatever a path or a value in its message happens to be called."""
+    monkeypatch.setattr("moe_cli.run.launched", lambda: True)
+    kinds = [*MOE_ERRORS, ValueError, KeyError, FileNotFoundError, RuntimeError, Exception]
+    messages = [
+        form.format(words) for words in TRIGGERS for form in ("{}", "/data/{}/a.txt is empty.", "x={0}: no {0}")
+    ]
+    taken = [(kind, message) for kind in kinds for message in messages
+             if _in_our_words(Run(tmp_path / "run"), kind(message)) is not None]  # fmt: skip
+    assert [] == taken
 
 
 def test_a_run_whose_reader_went_away_has_not_failed(text_file: Path, tmp_path: Path) -> None:
@@ -511,3 +568,64 @@ def test_a_run_does_not_go_on_with_other_settings(text_file: Path, tmp_path: Pat
         run_one(run, tmp_path)
     write_json(run.path / "config.json", {**values, "train": {**values["train"], "log_every": 3}})
     assert run_one(run, tmp_path).summary()
+
+
+TRAINED = ["expert=4", "k=1", "model.d_model=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16",
+           "train.steps=2", "train.batch_size=2", "train.threads=1", "train.device=cpu"]  # fmt: skip
+
+
+def test_train_gives_the_same_run_whatever_is_shown(
+    tmp_path: Path, text_file: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With progress it prints what the command prints; without it nothing; the results and the notes are the same."""
+    words = ["data=text", f"data.path={text_file}", *TRAINED, "seed=1", "seed=0"]
+    quiet = moe_cli.train(words, outputs=tmp_path)
+    assert ("", "") == tuple(capfd.readouterr())
+    shown = moe_cli.train(words, outputs=tmp_path, progress=True)
+    printed = capfd.readouterr().out
+    assert all(part in printed for part in ("parameters", "step 1/2", "done in", "validation"))
+    assert ["seed is given more than once: the last one holds."] * 2 == [each.getMessage() for each in caplog.records]
+    results = [{name: summary(run)[name] for name in ("val_loss", "val_bpb", "train_loss")} for run in (quiet, shown)]
+    assert results[0] == results[1]
+
+
+def test_a_training_has_a_process_whose_threads_sleep(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torch is loaded already: the training's own process sets how long threads spin before it loads torch."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        "atexit.register(lambda: open(os.environ['SAID'], 'a').write(os.environ.get('GOMP_SPINCOUNT', '-')))\n"
+    )
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', Path.cwd())}")
+    assert "torch" in sys.modules
+    words = ["data=text", f"data.path={text_file}", *TRAINED]
+    for progress in (False, True):
+        moe_cli.train(words, outputs=tmp_path / "outputs", progress=progress)
+    assert "10001000" == (tmp_path / "said").read_text()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_a_training_from_python_that_fails_says_why(tmp_path: Path, text_file: Path) -> None:
+    """What the training's process wrote is the error's text, with and without progress."""
+    words = ["data=text", f"data.path={text_file}", *TRAINED, "optim=sgd", "optim.lr=1e30"]
+    for progress in (False, True):
+        with pytest.raises(TrainingError, match=r"is (nan|inf).*\nSee: moe runs show"):
+            moe_cli.train(words, outputs=tmp_path, progress=progress)
+
+
+def test_an_interrupted_training_from_python_is_saved(tmp_path: Path, text_file: Path) -> None:
+    """Ctrl-C raises KeyboardInterrupt once the training's process has saved; the run goes on with --resume."""
+    words = ["data=text", f"data.path={text_file}", *TRAINED, "train.steps=1000000", "train.checkpoint_every=5"]
+    code = f"import moe_cli; moe_cli.train({words!r}, outputs={str(tmp_path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (runs := open_runs(tmp_path)) or not runs[0].checkpoints():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate()[1]
+    assert ("interrupted", "stopped; its checkpoint is saved") == (
+        runs[0].status()["status"], runs[0].status()["reason"],
+    )  # fmt: skip

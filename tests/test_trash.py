@@ -1,17 +1,22 @@
 """The trash: nothing is lost, nothing at work is touched, and only what nobody needs is freed."""
 
+import errno
 import json
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from moe_cli.config.data import DataConfig, DigitsData, PlantedData, TextData
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
 from moe_cli.marks import at_work
-from moe_cli.store import FAILED, PENDING, RUNNING, Run, lock, open_runs, write_json
+from moe_cli.store import FAILED, PENDING, RUNNING, Run, lock, open_or_create_run, open_runs, write_json
+from moe_cli.tasks.data import Data, load_data
 from moe_cli.trash import DAY, Waste, find_removed, find_waste, free, remove, removed_runs, restore, size_of
-from tests.report.folders import complete, set_status, stopped
+from tests.report.folders import complete, configure, set_status, stopped
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -171,6 +176,52 @@ def test_token_files_that_a_run_uses_stay(tmp_path: Path) -> None:
     assert [each.path for each in find_waste(tmp_path, 0)] == [half, cache / "idle"]
     set_status(stopped(tmp_path, RUNNING, seed=1), RUNNING, host="elsewhere", heartbeat=time.time())
     assert [each.path for each in find_waste(tmp_path, 0)] == [half]
+
+
+def test_cached_data_of_every_kind_are_waste_once_no_run_uses_them(tmp_path: Path, text_file: Path) -> None:
+    """Whatever load_data leaves in the cache is found when no run uses it, and is kept while a run does."""
+    data: list[DataConfig] = [TextData(path=str(text_file)), DigitsData(), PlantedData()]
+    loaded = [load_data(each, 16, tmp_path / ".cache") for each in data]
+    assert set(get_args(Data)) == set(map(type, loaded))
+    folders = sorted(path.parent for path in (tmp_path / ".cache").rglob("meta.json"))
+    assert len(data) <= len(folders)
+    assert [("cache", path) for path in folders] == [(each.kind, each.path) for each in find_waste(tmp_path, 0)]
+    for seed, each in enumerate(loaded):
+        run = complete(tmp_path, 1.7, seed=seed)
+        write_json(run.path / "meta.json", {"corpus": {"sha256": each.meta["sha256"]}})
+    assert [] == list(find_waste(tmp_path, 0))
+
+
+def test_a_run_that_was_never_begun_makes_way(tmp_path: Path) -> None:
+    """A sweep that is stopped right after it began again leaves such runs; those before come back all the same."""
+    run = complete(tmp_path, 1.7, "sparsity")
+    before = content(run.path)
+    remove(run, tmp_path)
+    assert run == open_or_create_run(tmp_path, "sparsity", run_config := configure())
+    with at_work(run.path.parent), pytest.raises(RunBusy):
+        bring_back(run.id, tmp_path)
+    (removed,) = find_removed("sparsity", removed_runs(tmp_path))
+    assert {**before, ".lock": b""} == content(restore(removed, tmp_path).path)
+    assert run_config == run.config()
+
+
+@pytest.mark.parametrize("call", ["rename", "mkdir"])
+def test_what_cannot_be_moved_is_an_error(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that cannot be moved to the trash, or out of it, stays where it is and whole, and the error says so."""
+
+    def fail(*paths: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    run, removed = complete(tmp_path, 1.7, "sparsity"), remove(complete(tmp_path, 1.8, "router"), tmp_path)
+    before = content(tmp_path)
+    monkeypatch.setattr(os, call, fail)
+    shutil.rmtree(tmp_path / "router")
+    with pytest.raises(MoeError, match=r"cannot .*: Read-only file system"):
+        restore(removed, tmp_path)
+    if call == "rename":
+        with pytest.raises(MoeError, match=r"cannot move .*: Read-only file system"):
+            remove(run, tmp_path)
+    assert {**before, f"sparsity/{run.id}/.lock": b""} == {f"sparsity/{run.id}/.lock": b"", **content(tmp_path)}
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

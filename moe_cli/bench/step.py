@@ -72,6 +72,7 @@ def check_comparable(config: RunConfig) -> None:
     if not isinstance(model, GPTConfig):
         raise ConfigError(f"model={model.name} has no counterpart in transformers' Mixtral: leave it out.")
     for wrong, setting in (
+        (not isinstance(config.optim, AdamWConfig), f"optim={config.optim.name}"),
         (config.dense, "expert=1"),
         (model.expert_kind != "glu", f"model.expert_kind={model.expert_kind}"),
         (model.activation != "silu", f"model.activation={model.activation}"),
@@ -113,7 +114,7 @@ def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) ->
 def make_ours(config: RunConfig, device: str, precision: str = "float32", compiled: bool = False) -> Trainee:
     """Our GPT with the optimizer and the balancing loss that training gives it."""
     model = make_model(config, VOCAB_SIZE).to(device)
-    optimizers = make_optimizers(AdamWConfig(), model)
+    optimizers = make_optimizers(config.optim, model)
     network = torch.compile(model) if compiled else model
 
     def loss(tokens: Tensor) -> Tensor:

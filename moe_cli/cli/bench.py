@@ -83,8 +83,10 @@ def step(
 
     keep_freed_memory()  # as in training
     words = overrides or []
-    resolved = load_config(words, "bench step", config_dir)
-    print_notes(resolved.notes + idle_settings([axis.key for axis in parse_overrides(words)]))
+    keys = [axis.key for axis in parse_overrides(words)]
+    kept = [word for word in words if word.partition("=")[0].split(".")[0] != "optim"]
+    resolved = load_config([*kept, "optim=adamw"], "bench step", config_dir)
+    print_notes(resolved.notes + idle_settings(keys))
 
     config = resolved.config
     device = str(pick_device(config.train.device))

@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from rich.text import Text
 
 from moe_cli.cli.columns import Column, table_lines
 from moe_cli.glance import Glance, Watcher, glance
-from moe_cli.marks import at_work
 from moe_cli.measures import target
 from moe_cli.numbers import count, duration, percent, printable, score
 from moe_cli.report.stats import Estimate, mean_and_interval
@@ -325,8 +323,6 @@ class Board:
 class SweepDisplay:
     """The board of a sweep at work, told by its executor, and a line for each run that ends.
 
-    While it is shown the sweep's folder is marked as being worked on, for those who look from elsewhere.
-
     Args:
         runs: those of the plan, of which `todo` are to be carried out.
     """
@@ -339,17 +335,14 @@ class SweepDisplay:
         self._before: dict[Path, Glance] = {}
         self._ended: dict[Path, Glance] = {}
         self._watcher = Watcher()
-        self._open = ExitStack()
 
     def __enter__(self) -> "SweepDisplay":
-        for folder in {run.path.parent for run in self.runs}:
-            self._open.enter_context(at_work(folder))
-        self._open.enter_context(self.board)
+        self.board.__enter__()
         self._before = {run.path: glance(run) for run in self.runs if run.path not in self._todo}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._open.close()
+        self.board.__exit__(*exception)
 
     def __call__(self, progress: "Progress") -> None:
         changed = False

@@ -16,7 +16,8 @@ def config(
     as_json: AsJson = False,
 ) -> None:
     """Print the resolved configuration, and which run it would be. Example: moe config expert=8"""
-    from moe_cli.config.load import GROUPS, Composer, load_config
+    from moe_cli.config.folders import GROUPS
+    from moe_cli.config.load import Composer, load_config
     from moe_cli.config.sweepfile import list_sweeps
     from moe_cli.errors import ConfigError
     from moe_cli.store import outputs_folder

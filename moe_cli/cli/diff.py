@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -12,10 +12,11 @@ from moe_cli.cli.columns import PIPED_WIDTH, Column, print_lines, table_lines
 from moe_cli.cli.config import flat
 from moe_cli.cli.curves import plot
 from moe_cli.cli.plot import ascii_only
-from moe_cli.cli.show import Load, curve_of, load_of, violation
+from moe_cli.cli.show import Load, load_of, violation
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import show
-from moe_cli.glance import Glance, glance, number
+from moe_cli.glance import Curve, Glance, glance, number, validation_curves
+from moe_cli.measures import eval_windows
 from moe_cli.numbers import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.store import Run
 
@@ -24,6 +25,7 @@ PLOT_HEIGHT = 12
 MEASURES: dict[str, tuple[str, int]] = {
     "val_bpb": (".4f", -1), "val_loss": (".4f", -1), "val_perplexity": (".2f", -1), "capacity_val_loss": (".4f", -1),
     "train_loss": (".4f", -1), "params": ("count", 0), "active_params": ("count", 0), "flops_per_token": ("count", 0),
+    "model_flops_per_token": ("count", 0), "optimizer_flops_per_step": ("count", 0), "null_fraction": (".4f", 0),
     "tokens": ("count", 0), "steps": (",.0f", 0), "seconds": (".1f", -1), "tokens_per_second": ("count", 1),
     "peak_memory_bytes": ("count", -1), "max_violation": (".3f", -1), "dropped_fraction": (".4f", -1),
     "dead_experts": (".4f", -1), "load_cv": (".3f", -1), "routing_entropy": (".3f", 0),
@@ -78,8 +80,8 @@ class Comparison:
             "settings": {key: {"a": a, "b": b} for key, (a, b) in self.settings.items()},
             "metrics": {each.name: {"a": each.a, "b": each.b, "difference": each.difference, "relative": each.relative,
                                     "b_is": each.verdict or None} for each in self.measures},
-            "curves": {name: [{"tokens": int(x), "val_bpb": y} for x, y in _curve(run)]
-                       for name, run in (("a", self.a.run), ("b", self.b.run))},
+            "curves": {name.lower(): [{"tokens": int(x), curve.result: y} for x, y in curve.points]
+                       for name, curve in _curves_of(self).items()},
             "tokens_per_expert": {name: {str(layer): load for layer, load in load_of(run).items()}
                                   for name, run in (("a", self.a.run), ("b", self.b.run))},
         }  # fmt: skip
@@ -126,6 +128,12 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
     if "data.tokenizer" in settings or "data.bpe_vocab" in settings:
         caveats.append("their tokens differ: losses per token cannot be compared, bits per byte can")
         meaningless |= set(PER_TOKEN)
+    windows = [eval_windows(flat(each.run.config_dict())) for each in (a, b)]
+    if windows[0] != windows[1]:
+        caveats.append(
+            "their validation tokens have unlike contexts: give both the same eval.context_length and eval.stride"
+        )
+        meaningless |= set(LEARNED) - {"train_loss"}
     tokens = [number(each.results.get("tokens")) for each in (a, b)]
     if None not in tokens and tokens[0] != tokens[1]:
         caveats.append(
@@ -145,11 +153,15 @@ def _text(each: Glance) -> Any:
     return each.results.get("corpus_sha256") or (corpus.get("sha256") if isinstance(corpus, dict) else None)
 
 
-def _curve(run: Run) -> list[tuple[float, float]]:
-    """Bits per byte over tokens, so that batches of different sizes can be held against each other."""
-    settings = flat(run.config_dict())
-    sizes = [number(settings.get(key)) or 1.0 for key in PER_STEP]
-    return [(step * math.prod(sizes), bits) for step, bits in curve_of(run)]
+def _curves_of(comparison: Comparison) -> dict[str, Curve]:
+    """The curves of A and B in one unit and over tokens, so that batches of different sizes compare."""
+    runs = {"A": comparison.a.run, "B": comparison.b.run}
+    found = {}
+    for (name, run), curve in zip(runs.items(), validation_curves(list(runs.values())), strict=True):
+        settings = flat(run.config_dict())
+        per_step = math.prod(number(settings.get(key)) or 1.0 for key in PER_STEP)
+        found[name] = replace(curve, points=tuple((step * per_step, value) for step, value in curve.points))
+    return found
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -208,18 +220,19 @@ def _written(name: str, value: float | None, signed: bool = False) -> str:
 
 
 def _curves(comparison: Comparison, width: int) -> list[Text]:
-    curves = {"A": _curve(comparison.a.run), "B": _curve(comparison.b.run)}
+    curves = {name: curve for name, curve in _curves_of(comparison).items() if curve.points}
     drawn = plot(
-        {name: curve for name, curve in curves.items() if curve},
+        {name: curve.points for name, curve in curves.items()},
         min(width, 100),
         PLOT_HEIGHT,
         "|" if ascii_only() else "┤",
     )
     if not drawn:
         return []
-    end = max(x for curve in curves.values() for x, _ in curve)
+    end = max(x for curve in curves.values() for x, _ in curve.points)
+    units = ", ".join(dict.fromkeys(curve.unit for curve in curves.values()))
     title = Text.assemble(
-        ("validation, bits/byte", "dim"), ("   over tokens, to ", "dim"), (count(end), "dim"), ("   * both", "dim")
+        (f"validation, {units}", "dim"), ("   over tokens, to ", "dim"), (count(end), "dim"), ("   * both", "dim")
     )
     return [Text(), title, *map(Text, drawn)]
 

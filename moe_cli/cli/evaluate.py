@@ -1,6 +1,7 @@
 """moe eval."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from moe_cli.training.evaluate import Evaluation
 
 DEFAULT_CAPACITY = 1.25
-# What of a policy may still be chosen once a model is trained: eval.NAME.
+# What may still be chosen once a model is trained, eval.NAME: how tokens are routed, and the windows they are read in.
 POLICY = ("k", "capacity", "drop")
+WINDOWS = ("context_length", "stride")
 # What to judge by, and how its figures begin in JSON.
 SPLITS = {"validation": "val", "test": "test"}
 Split = Annotated[str, typer.Option("--split", metavar="validation|test", help="What to judge by.")]
@@ -45,7 +47,7 @@ def evaluate(
     from rich.console import Console
 
     from moe_cli.cli.columns import print_lines, table_lines
-    from moe_cli.measures import target
+    from moe_cli.measures import sees_later_tokens, target
     from moe_cli.run import restore
 
     trained = restore(found, folder, checkpoint, SPLITS[split])
@@ -57,35 +59,39 @@ def evaluate(
         return
     unit = target(found.config_dict())
     console = Console(emoji=False)
+    contexts = {row["eval_context"] for row in rows}
+    context = f", mean context {rows[0]['eval_context']:.1f}" if len(contexts) == 1 and None not in contexts else ""
+    size = f"{rows[0]['val_tokens']:,} {split} {unit}s"
     console.print(
-        f"[bold]{found.id}[/]   step {trained.step:,}   {rows[0]['val_tokens']:,} {split} {unit}s, the whole split",
+        f"[bold]{found.id}[/]   step {trained.step:,}   {size}, the whole split{context}",
         highlight=False,
+        soft_wrap=True,
     )
     tables = [_table(rows, unit), *([_domain_table(rows)] if domains else [])]
     for table in tables:
         print_lines(console, table_lines(table, console.width if console.is_terminal else None))
         if table is not tables[-1]:
             console.print()
+    for drop in dict.fromkeys(row["drop"] for row in rows if row["sees_later_tokens"]):
+        console.print(f"[yellow]{sees_later_tokens(drop)}[/]", highlight=False, soft_wrap=True)
 
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
     """Every combination of the values given, each k dropless too."""
-    from moe_cli.config.schema import EvalConfig
-
-    if config.dense and not overrides:
-        return [EvalConfig()]
-    values = policy_values(config, overrides)
+    values = policy_values(config, overrides, (*POLICY, *WINDOWS))
     limits = values.get("capacity", [config.eval.capacity or config.capacity or DEFAULT_CAPACITY])
     return [
-        make_policy(config, k, capacity, None if capacity is None else drop)
+        make_policy(config, k, capacity, None if capacity is None else drop, length, stride)
+        for length in values.get("context_length", [config.eval.context_length])
+        for stride in values.get("stride", [config.eval.stride])
         for k in values.get("k", [config.eval.k])
-        for capacity in dict.fromkeys([None, *limits])
+        for capacity in ([None] if config.dense else dict.fromkeys([None, *limits]))
         for drop in (values.get("drop", [config.eval.drop]) if capacity is not None else [None])
     ]
 
 
-def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[Any]]:
-    """The values given for eval.k, eval.capacity and eval.drop; anything else belongs to training and cannot change now."""
+def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str] = POLICY) -> dict[str, list[Any]]:
+    """The values given for eval.NAME; anything else belongs to training and cannot change now."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.load import parse_overrides
     from moe_cli.errors import ConfigError
@@ -93,12 +99,13 @@ def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[A
     values: dict[str, list[Any]] = {}
     for axis in parse_overrides(overrides):
         group, _, name = axis.key.partition(".")
-        if group != "eval" or name not in POLICY:
+        if group != "eval" or name not in names:
             hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in POLICY else ""
+            *others, last = (f"eval.{each}" for each in names)
             raise ConfigError(
-                f"'{axis.key}' is fixed once a model is trained.{hint} eval takes eval.k, eval.capacity and eval.drop."
+                f"'{axis.key}' is fixed once a model is trained.{hint} This command takes {', '.join(others)} and {last}."
             )
-        if config.dense:
+        if config.dense and name in POLICY:
             raise ConfigError(f"'{axis.key}' has no effect on a dense model (expert=1).")
         if any(isinstance(value, Interval) for value in axis.values):
             raise ConfigError(f"'{axis}' is an interval, and eval takes values: {axis.key}=1,2,4")
@@ -106,35 +113,48 @@ def policy_values(config: "RunConfig", overrides: list[str]) -> dict[str, list[A
     return values
 
 
-def make_policy(config: "RunConfig", k: Any, capacity: Any, drop: Any) -> "EvalConfig":
+def make_policy(
+    config: "RunConfig", k: Any, capacity: Any, drop: Any, context_length: Any = None, stride: Any = None
+) -> "EvalConfig":
     """Raises ConfigError: it cannot be, of itself or with so many experts."""
     from dataclasses import replace
 
     from moe_cli.config.parse import build
     from moe_cli.config.schema import EvalConfig
 
-    policy: EvalConfig = build(EvalConfig, {"k": k, "capacity": capacity, "drop": drop}, "eval.")
+    values = {"k": k, "capacity": capacity, "drop": drop, "context_length": context_length, "stride": stride}
+    policy: EvalConfig = build(EvalConfig, values, "eval.")
     return replace(config, eval=policy).eval
 
 
 def _evaluate(trained: "Trained", policy: "EvalConfig") -> "Evaluation":
+    from dataclasses import replace
+
+    from moe_cli.tasks.registry import make_task
     from moe_cli.training.evaluate import evaluate as evaluate_model
 
     config = trained.config
+    task = make_task(replace(config, eval=policy), trained.task.corpus)
     return evaluate_model(
-        trained.model, trained.task, config.train.batch_size, top_k=policy.k, capacity_factor=policy.capacity,
+        trained.model, task, config.train.batch_size, top_k=policy.k, capacity_factor=policy.capacity,
         drop=policy.drop, precision=config.train.precision,
     )  # fmt: skip
 
 
 def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domains: bool) -> dict[str, Any]:
+    from dataclasses import replace
+
     from moe_cli.training.evaluate import MEASURES
 
+    config = replace(config, eval=policy)
+    limited = policy.capacity is not None
     use = result.routing_metrics() or {}
     routing = "dense" if config.dense else "dropless" if policy.capacity is None else "limited"
     return {
         "routing": routing, "k": policy.k or config.k, "capacity": policy.capacity,
-        "drop": None if policy.capacity is None else policy.drop or config.drop or "position", "val_loss": result.loss,
+        "drop": config.eval_drop if limited else None, "sees_later_tokens": limited and config.sees_later_tokens,
+        "context_length": config.eval_length, "stride": config.eval_stride, "eval_context": result.mean_context,
+        "val_loss": result.loss,
         **{f"val_{key}": value for key, value in result.measures.items()},
         "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity, "val_tokens": result.num_tokens,
         **{key: use.get(key) for key in MEASURES},
@@ -160,6 +180,7 @@ def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
         Column("k", [str(row["k"]) for row in rows]),
         Column("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
         *([Column("drop", [row["drop"] or "-" for row in rows], left=True)] if len(_drops(rows)) > 1 else []),
+        *([Column("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
         Column(f"nats/{unit}", [f"{row['val_loss']:.4f}" for row in rows]),
         *([Column("bits/byte", bits)] if bits else []), *measures,
         Column("dropped", share("dropped_fraction"), leaves=2),
@@ -171,6 +192,10 @@ def _drops(rows: list[dict[str, Any]]) -> set[str]:
     return {row["drop"] for row in rows if row["drop"]}
 
 
+def _windows(rows: list[dict[str, Any]]) -> set[tuple[int, int]]:
+    return {(row["context_length"], row["stride"]) for row in rows}
+
+
 def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
     """A row for each domain, the hardest first, a column for each evaluation."""
     from moe_cli.cli.columns import Column
@@ -178,10 +203,12 @@ def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
     names = sorted(rows[0]["domains"], key=lambda name: -rows[0]["domains"][name])
 
     def heading(row: dict[str, Any]) -> str:
-        if row["routing"] == "dense":
+        if row["routing"] == "dense" and len(_windows(rows)) == 1:
             return "dense"
         limit = "" if row["capacity"] is None else f" C={row['capacity']:g}"
-        return f"k={row['k']}{limit}" + (f" {row['drop']}" if row["drop"] and len(_drops(rows)) > 1 else "")
+        drop = f" {row['drop']}" if row["drop"] and len(_drops(rows)) > 1 else ""
+        window = f" {row['context_length']}/{row['stride']}" if len(_windows(rows)) > 1 else ""
+        return f"k={row['k']}{limit}{drop}{window}"
 
     return [
         Column("domain", names, left=True, shrinks=12),

@@ -63,7 +63,7 @@ def explain(
     trained = restore(found, folder, checkpoint)
     tokens = _tokens(found.id, trained.task, text)
     explanation = explain_text(
-        trained.model, tokens, config.sparse_layers, config.model.context_length, policy, config.train.precision
+        trained.model, tokens, config.sparse_layers, config.model.context_length, policy, trained.config.train.precision
     )
     name, shown = trained.task.corpus.tokenizer.name, None if layer is None else layer - 1
     _tell(Explained(found.id, trained.step, config, policy, name, explanation, shown), html, as_json)

@@ -150,7 +150,7 @@ def _layers(said: Explained) -> list[str]:
     nulls = null_experts(said.config.router)
     if nulls:
         last = len(found.layers[0].load)
-        lines.append(f"E{last - nulls + 1} to E{last} compute nothing (null experts).")
+        lines.append(f"E{last + 1} to E{last + nulls} compute nothing (null experts).")
     return lines
 
 

@@ -102,7 +102,7 @@ def _page(view: "View", source: "Source", request: "FitRequest | None") -> str:
     from moe_cli.report.page.answers import answer_section, fit_sections
 
     shown = [path for paths in view.frame["paths"] for path in paths]
-    sections = answer_section(source.frame[source.frame["path"].isin(shown)], source.elsewhere)
+    sections = answer_section(source.frame[source.frame["path"].isin(shown)], source.elsewhere, view.baseline)
     if request is not None:
         sections += fit_sections(make_study(source.frame, request), source.title)
     return page_text(view, source, sections)

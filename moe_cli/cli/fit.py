@@ -102,7 +102,7 @@ def make_point(frame: "pd.DataFrame", text: str) -> "Points":
     tokens = float(steps * config.tokens_per_step)
     ratio = expansion(run)
     values = (costs.num_params, costs.num_active_params, ratio, 1 / ratio, granularity(run), tokens,
-              tokens * costs.flops_per_token, np.nan, 0, np.nan)  # fmt: skip
+              tokens * costs.flops_per_token, np.nan, 0, np.nan, -1)  # fmt: skip
     return Points(*(np.array([value]) for value in values))
 
 

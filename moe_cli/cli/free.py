@@ -17,7 +17,7 @@ KINDS = {
     "trash": ("the trash", ""),
     "unfinished": ("half-made folders", ""),
     "checkpoints": ("older checkpoints of complete runs", "--checkpoints"),
-    "cache": ("token files that no run uses", "--cache"),
+    "cache": ("cached data that no run uses", "--cache"),
 }
 UNITS = {"d": DAY, "h": DAY / 24, "m": DAY / 1440}
 

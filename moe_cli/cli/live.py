@@ -141,7 +141,8 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(
             (
                 "capacity",
-                f"validation with capacity {summary['capacity']:g}: {summary['capacity_val_loss']:.3f} nats/{unit}",
+                f"validation with capacity {summary['capacity']:g}, drop={summary['capacity_val_drop']}: "
+                f"{summary['capacity_val_loss']:.3f} nats/{unit}",
             )
         )
     events = [(summary.get("skipped_steps"), "steps skipped"), (summary.get("rewinds"), "rewinds"),

@@ -1,7 +1,6 @@
 """Options and arguments that several commands share, and how they print."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +10,6 @@ from moe_cli.numbers import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from moe_cli.config.schema import RunConfig
 
 Overrides = Annotated[
     list[str] | None,
@@ -26,17 +23,13 @@ Outputs = Annotated[
 ]
 ConfigDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Your own conf/ folder, looked up before the packaged one.", show_default=False),
+    typer.Option(
+        metavar="DIR",
+        help="Your own conf/ folder, looked up before the packaged one; none: not even ./conf.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-
-def check_devices(configs: "Iterable[RunConfig]") -> None:
-    """Raises ConfigError when one of them asks for a device that is not there; without asking torch where none does."""
-    for device in {config.train.device for config in configs} - {"auto", "cpu"}:
-        from moe_cli.machine import pick_device
-
-        pick_device(device)
 
 
 def text_width(console: "Console | None" = None) -> int:

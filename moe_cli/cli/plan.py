@@ -61,8 +61,8 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
         return config.model.vocab_size
     if config.data.tokenizer == "bytes":
         return 256 + config.task.special_tokens
-    if isinstance(config.data, CorpusConfig) and config.data.bpe_vocab is not None:
-        return config.data.bpe_vocab + config.task.special_tokens
+    if isinstance(config.data, CorpusConfig) and config.data.num_bpe_tokens is not None:
+        return config.data.num_bpe_tokens + config.task.special_tokens
     if isinstance(config.data, TokenData):
         return (config.data.vocab_size or 0) + config.task.special_tokens
     return vocab_of(config, corpus_of(config, outputs))
@@ -77,15 +77,16 @@ def _priced(
     from moe_cli.models.scale import seconds_on, shares
 
     steps = training_steps(config, vocab_size)
-    flops = None
-    if steps is not None:
-        flops = steps * (config.tokens_per_step * costs.flops_per_token + costs.optimizer_flops_per_step)
+    flops = None if steps is None else steps * costs.flops_per_step
     return {
         "expert": config.expert, "k": config.k, "vocab_size": vocab_size, "context_length": config.model.context_length,
         "params": costs.num_params, "active_params": costs.num_active_params, "expert_params": costs.num_expert_params,
         "forward_flops_per_token": costs.forward_flops_per_token, "flops_per_token": costs.flops_per_token,
+        "model_flops_per_token": costs.model_flops_per_token, "optimizer_flops_per_step": costs.optimizer_flops_per_step,
         "steps": steps, "tokens_per_step": config.tokens_per_step,
         "tokens": None if steps is None else steps * config.tokens_per_step, "training_flops": flops,
+        "model_flops": None if steps is None else steps * costs.tokens_per_step * costs.model_flops_per_token,
+        "optimizer_flops": None if steps is None else steps * costs.optimizer_flops_per_step,
         "gpus": gpus, "device": asdict(device), "efficiency": efficiency,
         "seconds": None if flops is None else seconds_on(device, flops, gpus, efficiency),
         "tokens_per_second": gpus * device.flops * efficiency / costs.flops_per_token,
@@ -106,12 +107,14 @@ def _print(content: dict[str, Any]) -> None:
     active = percent(content["active_params"] / content["params"])
     budget = "a time"
     if content["tokens"] is not None:
-        budget = f"{count(content['tokens'])} tokens   {count(content['training_flops'])}FLOP"
+        parts = f"{count(content['model_flops'])} model + {count(content['optimizer_flops'])} optimizer"
+        budget = f"{count(content['tokens'])} tokens   {count(content['training_flops'])}FLOP: {parts}"
+    optimizer = count(content["optimizer_flops_per_step"] / content["tokens_per_step"])
     rows = [
         ("model", f"{shape}   vocabulary {content['vocab_size']:,}   context {content['context_length']:,}"),
         ("parameters", f"{count(content['params'])} total   {count(content['active_params'])} active ({active})"),
         ("compute", f"{count(content['forward_flops_per_token'])}FLOP/token forward   "
-                    f"{count(content['flops_per_token'])}FLOP/token in training"),
+                    f"{count(content['flops_per_token'])}FLOP/token in training: {count(content['model_flops_per_token'])} model + {optimizer} optimizer"),
         ("training", f"{budget}   {count(content['tokens_per_step'])} tokens a step"),
         ("time", _time(content)),
     ]  # fmt: skip

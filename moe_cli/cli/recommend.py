@@ -1,8 +1,8 @@
 """moe report --recommend: what to use, in a few lines for a memo, or as JSON."""
 
 import textwrap
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,13 +12,16 @@ from moe_cli.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moe_cli.report.recommend import Recommendation
+
 Recommend = Annotated[
     bool, typer.Option("--recommend", help="What to use, how sure that is, its cost, what to run next.")
 ]
 Across = Annotated[
     str | None,
     typer.Option(
-        metavar="A,B", help="With --recommend: rank runs that differ in data, tokenizer, validation, budget or code."
+        metavar="A,B",
+        help="With --recommend: rank runs that differ in data, tokenizer, validation, eval_context, budget or code.",
     ),
 ]
 
@@ -40,31 +43,45 @@ def check_alone(option: str, others: Mapping[str, object]) -> None:
 
 
 def print_recommendation(
-    frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None", across: str | None, as_json: bool, width: int
+    frame: "pd.DataFrame",
+    condition: str | None,
+    across: str | None,
+    baselines: "Callable[[pd.DataFrame, Collection[str]], tuple[Mapping[str, Any] | None, pd.DataFrame | None]]",
+    as_json: bool,
+    width: int,
 ) -> None:
-    """Raises MoeError: no run is complete."""
-    from moe_cli.report.memo import memo
+    """Prints the recommendation as JSON, or as lines, and remembers the look at it.
+
+    Args:
+        baselines: gives, for the chosen runs and all that were selected, the baseline and runs elsewhere that may serve as it.
+
+    Raises:
+        MoeError: no run is complete.
+    """
+    from moe_cli.report.looks import remember
     from moe_cli.report.recommend import recommend
+    from moe_cli.report.view import select
 
     names = tuple(name.strip() for name in (across or "").split(",") if name.strip())
-    found = recommend(frame, names, elsewhere)
+    chosen = select(frame, condition)
+    baseline, elsewhere = baselines(chosen, frame["path"])
+    found = recommend(chosen, names, elsewhere, baseline)
     if as_json:
         print_json(found.to_dict())
-        return
+    else:
+        _print_memo(found, width)
+    remember(found.look)
+
+
+def _print_memo(found: "Recommendation", width: int) -> None:
+    """The lines, wrapped; a command is a line of its own that can be pasted."""
+    from moe_cli.report.memo import memo
+
     for number, line in enumerate(memo(found)):
-        if "moe sweep " in line:  # a command is one line, to be copied
-            typer.echo("  " + line)
+        indent = "  " if number else ""
+        if line.startswith("moe "):
+            typer.echo(indent + line)
             continue
-        indent = "" if number == 0 else "  "
-        typer.echo(
-            "\n".join(
-                textwrap.wrap(
-                    line,
-                    width,
-                    initial_indent=indent,
-                    subsequent_indent="  ",
-                    break_on_hyphens=False,
-                    break_long_words=False,
-                )
-            )
-        )
+        wrapped = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False,
+                                break_long_words=False)  # fmt: skip
+        typer.echo("\n".join(wrapped))

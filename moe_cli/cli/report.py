@@ -1,9 +1,10 @@
 """moe report."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,8 @@ from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
 from moe_cli.cli.recommend import Across, Recommend, check_alone, check_options, print_recommendation
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from moe_cli.report.view import View
 
 
@@ -41,6 +44,14 @@ Filter = Annotated[
 ]
 Sort = Annotated[str | None, typer.Option(metavar="COLUMN", help="Order of the rows; -COLUMN: the largest first.")]
 Columns = Annotated[str | None, typer.Option(metavar="A,B,C", help="Columns to show, such as k,val_bpb,train.steps.")]
+BaselineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline",
+        metavar="SETTINGS",
+        help="Take differences to the configurations with these settings, such as balance=none.",
+    ),
+]
 ByRun = Annotated[bool, typer.Option("--runs", help="A row per run: seeds are not folded, unfinished runs are shown.")]
 
 
@@ -51,6 +62,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
     sort: Sort = None,
     columns: Columns = None,
     by_run: ByRun = False,
+    baseline: BaselineOption = None,
     html: Html = None,
     to: To = None,
     recommend: Recommend = False,
@@ -62,38 +74,52 @@ def report(  # noqa: PLR0913  (an argument for each option)
     outputs: Outputs = None,
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
-    from moe_cli.report.frame import dense_runs_elsewhere, load_selection
+    from moe_cli.report.frame import load_selection
+    from moe_cli.report.looks import remember
     from moe_cli.report.page.content import Source
-    from moe_cli.report.view import Question, make_view, select
+    from moe_cli.report.view import Question, make_view
     from moe_cli.store import outputs_folder
 
     check_fit(fit, predict, validate)
     request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
     files = export_files(html, to)
-    shaping = {"--sort": sort, "--columns": columns, "--runs": by_run}
-    answers = {"--plot": plot, "--recommend": recommend, "--fit": fit}
-    _check(files, form, across, answers, shaping)
+    shaping = {"--sort": sort, "--columns": columns, "--runs": by_run, "--baseline": baseline}
+    _check(files, form, across, {"--plot": plot, "--recommend": recommend, "--fit": fit}, shaping)
     folder = outputs_folder(outputs)
     frame = load_selection(folder, selection or [])
     title = _title(selection or [], list(dict.fromkeys(frame["group"])))
     if request is not None and not files:
-        print_fit(frame, title, request, form.value)
-        return
+        return print_fit(frame, title, request, form.value)
     if recommend or across is not None:
-        chosen = select(frame, condition)
-        beside = dense_runs_elsewhere(folder, chosen, frame["path"]) if selection or condition else None
-        print_recommendation(chosen, beside, across, form is Format.JSON, text_width())
-        return
-    elsewhere = dense_runs_elsewhere(folder, frame) if selection else None
+        bases = partial(_baselines, baseline, folder, whole=not selection and condition is None)
+        return print_recommendation(frame, condition, across, bases, form is Format.JSON, text_width())
+    base, elsewhere = _baselines(baseline, folder, frame, whole=not selection)
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-    view = make_view(frame, Question(condition, sort, names, by_run), elsewhere)
+    view = make_view(frame, Question(condition, sort, names, by_run), elsewhere, base)
     if files:
         source = Source(frame, elsewhere, title, f"moe {moe_cli.__version__}")
         print_written(write_files(files, view, source, request))
     elif plot is not None:
-        print_plot(view, title, plot, form.value)
+        return print_plot(view, title, plot, form.value)
     else:
         _print(view, title, form, list(frame["path"]))
+    remember(view.look)
+
+
+def _baselines(
+    text: str | None, outputs: Path, frame: "pd.DataFrame", beside: Collection[str] = (), *, whole: bool
+) -> "tuple[Mapping[str, Any] | None, pd.DataFrame | None]":
+    """What differences are taken to, None if it is not given, and the runs outside the frame that may serve as it.
+
+    Raises:
+        ConfigError: what is given fits no configuration, or several.
+    """
+    from moe_cli.config.baselines import parse_baseline
+    from moe_cli.report.baseline import baseline_runs_elsewhere, chosen_baseline
+
+    given = None if text is None else parse_baseline(text)
+    elsewhere = None if whole else baseline_runs_elsewhere(outputs, frame, given, beside)
+    return None if text is None else chosen_baseline(text, frame, elsewhere), elsewhere
 
 
 def _check(
@@ -108,7 +134,8 @@ def _check(
     if files:
         check_export(files, {"--format": form is not Format.TABLE, "--across": across is not None, **answers})
     elif recommend or across is not None:
-        check_options(bool(recommend), form, {"--fit": fit, **shaping, "--plot": plot})
+        without_effect = {name: value for name, value in shaping.items() if name != "--baseline"}
+        check_options(bool(recommend), form, {"--fit": fit, **without_effect, "--plot": plot})
     elif fit is not None:
         check_alone("--fit", {**shaping, "--plot": plot})
 

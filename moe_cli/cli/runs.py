@@ -292,7 +292,7 @@ def gc(
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Of complete runs, all checkpoints but the newest and the best.")
     ] = False,
-    cache: Annotated[bool, typer.Option("--cache", help="Token files that no run uses.")] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Cached data that no run uses.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Free it, for good.")] = False,
     outputs: Outputs = None,
     as_json: AsJson = False,

@@ -40,6 +40,7 @@ def sample(  # noqa: PLR0913  (an option each)
     import torch
 
     from moe_cli.run import restore
+    from moe_cli.training.precision import autocast
     from moe_cli.training.sample import Drawing, whole_characters
     from moe_cli.training.sample import sample as draw
 
@@ -55,8 +56,9 @@ def sample(  # noqa: PLR0913  (an option each)
     ids = draw(trained.model, read, tokens, length, drawing, seed, tokenizer.vocab_size)
     typer.echo(prompt, nl=False)
     started = time.perf_counter()
-    for text in whole_characters(ids, tokenizer.decode):
-        typer.echo(_shown(text), nl=False)
+    with autocast(trained.config.train.precision, next(trained.model.parameters()).device):
+        for text in whole_characters(ids, tokenizer.decode):
+            typer.echo(_shown(text), nl=False)
     seconds = time.perf_counter() - started
     typer.echo()
     typer.secho(f"{tokens:,} tokens, {tokens / seconds:,.0f} tokens/s", dim=True, err=True)

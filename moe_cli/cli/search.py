@@ -1,21 +1,19 @@
 """What moe sweep --search prints: what is searched, how it goes, what was found."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import check_devices
-
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna.trial import FrozenTrial
     from rich.console import Console
 
-    from moe_cli.config.executors import Executor
     from moe_cli.store import Run
-    from moe_cli.sweeps.driver import Progress, Rules
+    from moe_cli.sweeps.driver import Progress
     from moe_cli.sweeps.preview import Preview
     from moe_cli.sweeps.search import SearchFeed
     from moe_cli.sweeps.space import SearchPlan
@@ -37,52 +35,7 @@ Prune = Annotated[
 SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Another one draws otherwise.  [default: 0]")]
 
 
-STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
-
-
-@dataclass(frozen=True)
-class How:
-    """How the runs of a search are carried out.
-
-    Attributes:
-        jobs: runs at a time; None: as many as there is room for.
-    """
-
-    executor: "Executor"
-    jobs: int | None
-    rules: "Rules"
-    retry_failed: bool
-
-
-def search(console: "Console", plan: "SearchPlan", folder: Path, how: How, *, dry_run: bool) -> None:
-    """Carries a search out, or with `dry_run` says what it would be."""
-    from moe_cli.forecast import fix_data
-    from moe_cli.sweeps.driver import drive
-    from moe_cli.sweeps.pools import at_once, make_pool
-    from moe_cli.sweeps.preview import preview
-    from moe_cli.sweeps.search import SearchFeed, open_study
-
-    ahead = preview(plan, folder)
-    most = plan.trials * len(plan.seeds)
-    if how.executor.name == "local":
-        check_devices(each.config for each in ahead.plans)
-    if dry_run:
-        jobs = at_once(how.executor, how.jobs, ahead.plans)
-        return _print_head(console, plan, ahead, folder, min(jobs, most) if jobs else None)
-    study = open_study(plan, folder, ahead.evaluations)
-    fix_data(folder / plan.name, ahead.plans)
-    pool: Any = None
-    feed = SearchFeed(plan, study, folder, lambda: min(pool.workers, most) if pool else 1, how.retry_failed)
-    with feed.at_work():
-        pool = make_pool(how.executor, folder, how.jobs, ahead.plans) if feed.waiting() else None
-        _print_head(console, plan, ahead, folder, feed.at_a_time())
-        if pool:
-            with SearchDisplay(console, feed) as display:
-                drive(feed, pool, display, how.rules, lambda: console.print(STOPPING))
-    _print_end(console, feed)
-
-
-def _print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> None:
+def print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> None:
     from rich.markup import escape
 
     for style, line in head(plan, ahead, folder, jobs):
@@ -120,7 +73,7 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
         lines.append(
             ("", f"  {'pruning':<10} {plan.prune}, looking at {plural(ahead.evaluations, 'evaluation')} of a run")
         )
-    lines += [("dim", f"  {'note':<10} {note}") for note in _notes(plan, ahead)]
+    lines += [("dim", f"  {'note':<10} {note}") for note in notes(plan, ahead)]
     if to_go:
         seconds = duration(ahead.seconds * to_go * len(plan.seeds) / (jobs or 1))
         on = f"on {plural(jobs, 'worker')}" if jobs else "of work at this machine's speed"
@@ -129,7 +82,8 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
     return lines
 
 
-def _notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
+def notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
+    """What should be known before it starts."""
     notes = list(ahead.notes)
     if plan.size is not None and plan.size <= plan.trials:
         notes.append(
@@ -221,11 +175,14 @@ class SearchDisplay:
 
 
 def _step(run: "Run") -> str:
+    from moe_cli.glance import validation_curve
+
     records = run.latest_metrics()
     if not records:
         return "starting"
-    losses = [record["val/bpb_estimate"] for record in records if record.get("val/bpb_estimate") is not None]
-    return f"step {records[-1].get('step')}" + (f"   bpb {losses[-1]:.3f}" if losses else "")
+    curve = validation_curve(run, newest=True)
+    name = "bpb" if curve.result == "val_bpb" else "loss"
+    return f"step {records[-1].get('step')}" + (f"   {name} {curve.values[-1]:.3f}" if curve.points else "")
 
 
 def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
@@ -234,7 +191,8 @@ def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
     )
 
 
-def _print_end(console: "Console", feed: "SearchFeed") -> None:
+def print_end(console: "Console", feed: "SearchFeed") -> bool:
+    """What was found; gives whether all trials are done and one of them has a result. Single trials may fail."""
     from rich.markup import escape
 
     from moe_cli.report.searched import FEWEST, importance_lines, importances
@@ -253,13 +211,11 @@ def _print_end(console: "Console", feed: "SearchFeed") -> None:
     for line in lines or [f"importance: to be told from {FEWEST} completed trials that differ"]:
         say(f"[dim]{escape(line)}[/]")
     say(f"See: moe report {escape(feed.plan.name)}")
-    if feed.given_up and not failed:
-        raise typer.Exit(3)
     if failed:
         first = next(trial for trial in feed.trials() if trial.state.name == "FAIL")
         say(f"[red]{failed} failed[/], the first because: {escape(str(first.user_attrs.get('reason')))}")
         say("Try them again with --retry-failed.")
-        raise typer.Exit(3)
+    return completed > 0 and completed + pruned + failed >= feed.plan.trials
 
 
 def _best(feed: "SearchFeed") -> list[str]:
@@ -282,7 +238,7 @@ def _front(feed: "SearchFeed") -> list[str]:
     commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
     return (
         [
-            f"Pareto front: {len(trials)} trials of which none is better in everything",
+            f"Pareto front: {len(trials)} trials that no other trial beats" + _equal(plan.objectives),
             *lines,
             "the first of them:",
             *commands,
@@ -290,6 +246,14 @@ def _front(feed: "SearchFeed") -> list[str]:
         if trials
         else []
     )
+
+
+def _equal(objectives: "Sequence[str]") -> str:
+    """The differences that do not count: (equal: tokens_per_second within 10 %)."""
+    from moe_cli.report.pareto import tolerance
+
+    close = [f"{name} within {100 * (tolerance(name) - 1):.0f} %" for name in objectives if tolerance(name) > 1]
+    return f" (equal: {', '.join(close)})" if close else ""
 
 
 def _command(plan: "SearchPlan", trial: "FrozenTrial") -> str:

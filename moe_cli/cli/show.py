@@ -10,7 +10,7 @@ from rich.text import Text
 from moe_cli.cli.columns import PIPED_WIDTH, print_lines
 from moe_cli.cli.config import flat
 from moe_cli.config.parse import show
-from moe_cli.glance import Glance, glance, number
+from moe_cli.glance import Glance, glance, number, validation_curve
 from moe_cli.measures import references, target, written
 from moe_cli.numbers import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.store import COMPLETED, Run
@@ -20,16 +20,6 @@ LABEL_WIDTH = 15
 CURVE_WIDTH = 40
 BARS_WIDTH = 32
 Load = list[float]
-
-
-def curve_of(run: Run, key: str = "val/bpb_estimate") -> list[tuple[float, float]]:
-    """A measure at each evaluation, over steps."""
-    points = {}
-    for record in run.metrics():
-        step, value = number(record.get("step")), number(record.get(key))
-        if step is not None and value is not None:
-            points[step] = value
-    return sorted(points.items())
 
 
 def load_of(run: Run) -> dict[int, Load]:
@@ -60,12 +50,12 @@ def changed_settings(run: Run) -> dict[str, Any]:
 
 def run_record(run: Run) -> dict[str, Any]:
     """Everything `moe runs show` knows, for programs."""
-    each = glance(run)
+    each, curve = glance(run), validation_curve(run)
     return {
         "run": run.id, "group": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
         "created": each.created or None, "step": each.step, "steps": each.steps or None, "tags": list(each.tags),
         "settings": changed_settings(run), "results": each.results or None,
-        "curve": [{"step": int(x), "val_bpb": y} for x, y in curve_of(run)],
+        "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
         "tokens_per_expert": {str(layer): load for layer, load in load_of(run).items()},
         "meta": run.meta() or None, "checkpoints": [str(path) for path in run.checkpoints()],
         "bytes": size_of(run.path),
@@ -150,11 +140,12 @@ def _results(each: Glance) -> list[tuple[str, list[str]]]:
 
 
 def _curve(run: Run) -> list[tuple[str, list[str]]]:
-    values = [y for _, y in curve_of(run)]
+    curve = validation_curve(run)
+    values = curve.values
     if len(values) < 2:
         return []
     line = f"{values[0]:.3f} {sparkline(values, CURVE_WIDTH)} {values[-1]:.3f}"
-    return [("curve", [line, f"bits/byte at {len(values)} evaluations"])]
+    return [("curve", [line, f"{curve.unit} at {len(values)} evaluations"])]
 
 
 def _load(run: Run) -> list[tuple[str, list[str]]]:

@@ -2,20 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import ConfigDir, Outputs, check_devices
-from moe_cli.cli.search import STOPPING, How, Objective, Prune, Sampler, SearchSeed, Trials, search
+from moe_cli.cli.options import ConfigDir, Outputs
+from moe_cli.cli.search import Objective, Prune, Sampler, SearchSeed, Trials
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from moe_cli.store import Run
-    from moe_cli.sweeps.plan import SweepPlan
 
 Words = Annotated[
     list[str] | None,
@@ -29,6 +24,12 @@ Where = Annotated[
 ]
 Name = Annotated[
     str | None, typer.Option(help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].", show_default=False)
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SETTINGS", help="What the report takes differences to, such as balance=none.", show_default=False
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
@@ -66,74 +67,39 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     search_seed: SearchSeed = None,
     executor: ExecutorName = None,
     name: Name = None,
+    baseline: Baseline = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
     """Train every combination of settings, or search them. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
     from rich.console import Console
 
+    from moe_cli.cli.views import SearchView, SweepView
     from moe_cli.config.executors import split_executor
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.driver import Rules
     from moe_cli.sweeps.plan import plan_sweep
-    from moe_cli.sweeps.space import SearchOptions, plan_if_search
+    from moe_cli.sweeps.run_sweep import Execution, prepare, run_sweep
+    from moe_cli.sweeps.space import SearchOptions, check_no_baseline, plan_if_search
 
     _check_again(force, rerun_on, retry_failed)
     folder, console = outputs_folder(outputs), Console()
-    carrier, words = split_executor(words or [], executor, config_dir)
-    how = How(carrier, jobs, Rules(_seconds(timeout), retries, fail_fast), retry_failed)
+    chosen, words = split_executor(words or [], executor, config_dir)
+    rules = Rules(_seconds(timeout), retries, fail_fast)
+    execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_on is not None)
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir}
-    options = SearchOptions(sampler, trials, objective, prune, search_seed)
     with _interruptible(console):
-        if asked := plan_if_search(words, options, **given):
+        if search := plan_if_search(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given):
             _check_search(force, rerun_on)
-            return search(console, asked, folder, how, dry_run=dry_run)
-        planned = plan_sweep(words, **given).pinned(folder)
-        _carry_out(console, planned, folder, how, Again(force, rerun_on is not None), dry_run)
-
-
-def _carry_out(
-    console: "Console", planned: "SweepPlan", folder: Path, how: How, again: "Again", dry_run: bool
-) -> None:  # fmt: skip
-    from moe_cli.cli.board import SweepDisplay
-    from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
-    from moe_cli.forecast import fix_data, make_plans, measure_flops
-    from moe_cli.store import make_group
-    from moe_cli.sweeps.again import discard, outdated
-    from moe_cli.sweeps.driver import Listed, drive, to_do
-    from moe_cli.sweeps.pools import make_pool
-
-    configs = [point.config for point in planned.points]
-    local = how.executor.name == "local"
-    if local:
-        check_devices(configs)
-    plans = make_plans(configs, folder, measure_flops(), build=not dry_run)
-    before = planned.existing(folder)
-    old = outdated(before, force=again.force, code=again.code)
-    ahead = Ahead(planned, plans, statuses(before, old), how.jobs, how.retry_failed, how.executor, len(old))
-    if dry_run:
-        print_head(console, ahead)
-        return print_points(console, ahead)
-    discard(old, folder)
-    if to_do(before, how.retry_failed):
-        fix_data(make_group(folder, planned.name), plans, replace=again.force)
-    runs = planned.open(folder)
-    todo = to_do(runs, how.retry_failed)
-    pool = make_pool(how.executor, folder, ahead.at_once if local else how.jobs, plans) if todo else None
-    known = pool is not None and how.executor.name == "ray"  # how many nodes there are
-    print_head(console, replace(ahead, jobs=pool.workers) if pool and known else ahead)
-    if pool:
-        with SweepDisplay(console, planned, runs, todo) as display:
-            drive(Listed(todo), pool, display, how.rules, lambda: console.print(STOPPING))
-    _print_end(console, planned, runs)
-
-
-@dataclass(frozen=True)
-class Again:
-    """Which points are run once more from the start: all, or those of other code."""
-
-    force: bool
-    code: bool
+            check_no_baseline(baseline)
+        plan = search or plan_sweep(words, baseline=baseline, **given)
+        view = SearchView(console) if search else SweepView(console)
+        prepared = prepare(plan, folder, execution, build=not dry_run)
+        if dry_run:
+            return view.preview(prepared)
+        run_sweep(prepared, view)
+    if not view.complete:
+        raise typer.Exit(3)
 
 
 @contextmanager
@@ -176,27 +142,3 @@ def _seconds(text: str | None) -> float | None:
     if text is not None and seconds is None:
         raise ConfigError(f"--timeout {text} is not a time. Give a number with a unit: 30s, 10m, 2h or 1h30m.")
     return seconds
-
-
-def _print_end(console: "Console", planned: "SweepPlan", runs: "list[Run]") -> None:
-    from rich.markup import escape
-
-    from moe_cli.cli.board import reason_of
-    from moe_cli.glance import glance
-    from moe_cli.store import COMPLETED, FAILED, PRUNED
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    statuses = [run.status()["status"] for run in runs]
-    done, failed, pruned = (statuses.count(status) for status in (COMPLETED, FAILED, PRUNED))
-    also = f", {pruned} pruned" if pruned else ""
-    say(f"{done} of {len(runs)} runs complete{also}. See: moe report {escape(planned.name)}")
-    if failed:
-        first = runs[statuses.index(FAILED)]
-        say(f"[red]{failed} failed[/], the first because: {escape(reason_of(glance(first)))}")
-        say(f"See: moe runs ls {escape(planned.name)} --status failed   Run them again with --retry-failed.")
-    if left := len(runs) - done - failed - pruned:
-        say(f"{left} not done; the same command continues.")
-    if failed or left:
-        raise typer.Exit(3)

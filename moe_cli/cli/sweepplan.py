@@ -87,10 +87,25 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
     pruned = f"{counted[PRUNED]} pruned before, " if counted[PRUNED] else ""
     done = f"{counted[COMPLETED]} done before, {pruned}{len(to_go)} to go{lost}"
     lines.append(("yellow" if failed else "", f"{plural(planned.num_configurations, 'configuration')}{seeds}: {done}"))
-    lines += [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in planned.left_out]
+    lines += remarks(ahead)
+    if to_go:
+        lines.append(("", f"about {_expected(ahead)}; stop any time, the same command continues"))
+    return lines
+
+
+def remarks(ahead: Ahead) -> list[tuple[str, str]]:
+    """What was left out or set aside, and what asks for a look: lines, each with its style."""
+    from moe_cli.measures import unequal_flops
+    from moe_cli.numbers import plural
+
+    planned, to_go = ahead.planned, ahead.to_go
+    lines = [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in planned.left_out]
     if planned.num_excluded:
         lines.append(("dim", f"  where     leaves out {planned.num_excluded} more"))
     lines += [("dim", f"  note      {note}") for note in planned.notes]
+    costs = [(plan.cost.num_active_params, plan.tokens, plan.cost.flops_per_token) for plan in ahead.plans]
+    if note := unequal_flops(costs):
+        lines.append(("dim", f"  FLOPs     {note}"))
     if planned.num_repeats:
         lines.append(
             ("dim", f"  once      {plural(planned.num_repeats, 'point')} left out: the same configuration as another")
@@ -101,8 +116,6 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
         lines.append(("yellow", f"  crowded   {crowd}"))
     if ahead.executor.name == "local" and to_go and (large := _too_large(to_go)):
         lines.append(("yellow", f"  memory    {large}"))
-    if to_go:
-        lines.append(("", f"about {_expected(ahead)}; stop any time, the same command continues"))
     return lines
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, check_devices, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,55 +17,104 @@ if TYPE_CHECKING:
 
 Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Force = Annotated[bool, typer.Option("--force", help="Train from the start; what there is goes to the trash.")]
 
 
 def train(
     overrides: Overrides = None,
     resume: Resume = None,
     dry_run: DryRun = False,
+    force: Force = False,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it. Example: moe train expert=8 k=2"""
     from moe_cli.launch import launched, rank
-    from moe_cli.store import create_run, outputs_folder
+    from moe_cli.store import outputs_folder
 
     folder = outputs_folder(outputs)
     if rank():
         _follow(folder)
         return
-    run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder)
+    run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir)
 
     from rich.console import Console
 
     from moe_cli.cli.trainplan import print_plan
-    from moe_cli.forecast import compiles, make_plans, measure_flops, pin_upcycle, shortage, vocab_of
-    from moe_cli.machine import crowding, pick_device
+    from moe_cli.forecast import cautions, make_plans, measure_flops, pin_upcycle, shortage
+    from moe_cli.machine import check_devices, pick_device
     from moe_cli.run import for_this_job
 
     console = Console(stderr=as_json)
     config = for_this_job(config)
+    new = run is None
     if run is None:
         config = pin_upcycle(config, folder)
+        if not (dry_run or force or launched()) and _is_complete(console, config, folder, as_json):
+            return
     check_devices([config])
     plan = make_plans([config], folder, measure_flops(), build=not dry_run)[0]
     if dry_run:
         print_plan(console, plan, None)
-        print_notes(tuple(filter(None, [shortage(plan)])))
-        return
+        return print_notes(tuple(filter(None, [shortage(plan)])))
     device = pick_device(config.train.device)  # before a folder is made
-    run = run or create_run(folder, "runs", config)
+    run = run or _open(config, folder, force)
+    print_notes(_begun_before(run, repeated=new))
     if config.launch.procs > 1 and not launched():
         _launch(console, run, config, folder, as_json)
     else:
         with _read(run):
             print_plan(console, plan, str(run.path))
-        print_notes(tuple(filter(None, [shortage(plan), crowding(plan.threads)])))
-        if compiles(config, vocab_of(config, plan.corpus), device.type):
-            print_notes(("torch.compile takes half a minute at the start. Without it: train.compile=off",))
+        print_notes(cautions(plan, device.type))
         _train(console, run, folder, as_json)
+
+
+def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json: bool) -> bool:
+    """Whether there is a complete run of this configuration; its results are printed."""
+    from moe_cli.cli.live import print_summary
+    from moe_cli.store import Run
+
+    run = Run(folder / "runs" / config.run_id)
+    if run.summary() is None:
+        return False
+    print_notes((f"{run.id} is complete, and is not trained again. To do that: --force. Another seed: seed=1",))
+    if as_json:
+        print_json(run.summary())
+    else:
+        print_summary(console, run)
+    return True
+
+
+def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
+    """The run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
+    from moe_cli.store import Run, open_or_create_run
+    from moe_cli.sweeps.again import discard, outdated
+
+    discard(outdated([Run(folder / "runs" / config.run_id)], force=force, code=False), folder)
+    return open_or_create_run(folder, "runs", config)
+
+
+def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
+    """Notes on a run that goes on: from where, if its command was repeated, and in the precision that it began in."""
+    from moe_cli.machine import pick_device
+    from moe_cli.run import as_decided
+    from moe_cli.training.precision import pick_precision
+
+    if not (checkpoints := run.checkpoints()):
+        return ()
+    step = int(checkpoints[0].name.removeprefix("step_"))
+    notes = [
+        f"{run.id} was stopped and goes on after step {step:,}, as with --resume. To start from the beginning: --force"
+    ]
+    notes = notes if repeated else []
+    config = run.config()
+    device = pick_device(config.train.device)
+    precision, here = as_decided(run, config, device).train.precision, pick_precision(config.train.precision, device)
+    if precision != here:
+        notes.append(f"it goes on in {precision}, as it began; a new run would compute in {here} here.")
+    return tuple(notes)
 
 
 @contextmanager
@@ -152,12 +201,14 @@ def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
     return resolved.config
 
 
-def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path) -> "Run":
+def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path, force: bool) -> "Run":
     from moe_cli.config.load import carried_out, execution_settings
     from moe_cli.errors import ConfigError
     from moe_cli.loggers.recorder import check_loggers
     from moe_cli.store import COMPLETED, PENDING, find_run, rewrite_config
 
+    if force:
+        raise ConfigError("--resume goes on with a run, and --force starts from the beginning: give one.")
     if config_dir is not None:
         raise ConfigError("--resume takes the settings from the run itself. Leave --config-dir out.")
     settings = execution_settings(changes)

@@ -30,7 +30,11 @@ def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
     if not config.dense:
         rows.append(("routing", _routing_line(plan)))
     length = plural(plan.steps, "step") if plan.steps is not None else f"{config.train.minutes:g} minutes"
-    rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {count(costs.flops_per_token)}FLOP/token"
+    optimizer = percent(costs.optimizer_flops_per_step / costs.flops_per_step)
+    flops = f"{count(costs.flops_per_token)}FLOP/token" + (
+        f", optimizer {optimizer}" if costs.optimizer_flops_per_step else ""
+    )
+    rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {flops}"
                  f"   about {duration(plan.seconds)} on {plural(plan.threads, 'thread')}"))  # fmt: skip
     rows.append(("memory", f"about {count(memory_bytes(costs))}B: {count(costs.state_bytes)}B weights, gradients and optimizer   "
                  f"{count(costs.activation_bytes)}B activations   {count(PROCESS_BYTES)}B torch"))  # fmt: skip
@@ -54,7 +58,11 @@ def _routing_line(plan: Plan) -> str:
     if config.capacity is not None:
         from moe_cli.moe.routing import expert_capacity
 
-        room = expert_capacity(tokens, config.expert, config.k or 1, config.capacity)
-        dropping = f"capacity {config.capacity:g} = {room:,} of {tokens:,} tokens per expert, drop by {config.drop}"
+        within = config.model.context_length if config.drop == "causal" else tokens
+        room = expert_capacity(within, config.expert, config.k or 1, config.capacity)
+        dropping = f"capacity {config.capacity:g} = {room:,} of {within:,} tokens per expert"
+        dropping += f", drop by {config.drop}" if config.drop else ""
+    if config.trains_on_later_tokens:
+        dropping += " (training sees later tokens, evaluation does not)"
     name = config.router.name if config.router else "none"
     return f"{name}, balance {balance}, {dropping}, d_expert {config.model.d_expert}"

@@ -10,8 +10,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from moe_cli.cli.board import Board, Standing, bar_line, ended_line, reason_of
-from moe_cli.cli.show import curve_of
-from moe_cli.glance import Glance, Watcher, find_runs, newest_group
+from moe_cli.glance import Glance, Watcher, find_folder, newest_group, validation_curve
 from moe_cli.marks import is_at_work
 from moe_cli.numbers import count, duration, percent, printable, sparkline
 from moe_cli.store import (
@@ -44,10 +43,8 @@ def pick(outputs: Path, name: str | None) -> Path | Run:
     if name is None:
         group = newest_group(outputs)
         return open_runs(outputs)[-1] if group == "runs" else outputs / group
-    for folder in (outputs / name, Path(name).expanduser().absolute()):
-        if folder.is_dir() and not (folder / "config.json").is_file() and find_runs(outputs, name):
-            return folder
-    return find_run(outputs, name)
+    folder = find_folder(outputs, name)
+    return folder if folder and not (folder / "config.json").is_file() else find_run(outputs, name)
 
 
 class SweepFolder:
@@ -151,7 +148,7 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
         while True:
             each = watcher.look(run)
             if each is not last:
-                last, curve = each, [bits for _, bits in curve_of(run)]
+                last, curve = each, validation_curve(run).values
             news = each.val_loss if each.status == RUNNING else None
             if not console.is_terminal and news is not None and news != told:
                 told = news

@@ -145,6 +145,15 @@ def replace_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
     return replace(balance, **held) if isinstance(balance, CombinedBalance) else method
 
 
+def without_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
+    """The balance without one of its methods."""
+    rest = [each for each in methods_of(balance) if each != method]
+    if len(rest) < 2:
+        return rest[0] if rest else NoBalance()
+    kept: dict[str, Any] = {each.name: each for each in rest}
+    return CombinedBalance("+".join(kept), **kept)
+
+
 def check_ranges(balance: BalanceConfig | None) -> None:
     """Every number of a balance is above 0.
 

@@ -10,7 +10,6 @@ from moe_cli.errors import ConfigError
 
 # Tokenizers that are made here; any other is the path of a tokenizer.json.
 TOKENIZERS = ("bytes", "chars", "bpe")
-DEFAULT_BPE_VOCAB = 4096
 # The settings that say what is not learned from, as reports know them.
 HELD_OUT = ("data.val_fraction", "data.val_tokens", "data.test_fraction", "data.fold", "data.test_fold")
 # The share of the data that may be held out in all.
@@ -35,13 +34,13 @@ class CorpusConfig:
 
     Attributes:
         tokenizer: one of TOKENIZERS, or the path of a tokenizer.json.
-        bpe_vocab: how many tokens `bpe` has.
+        bpe_vocab: how many tokens `bpe` has; None with any other tokenizer.
         packing: how windows are cut from documents. concat: from all of them one after another; isolate: likewise, but
             attention stays within a document; pad: a window holds one document, or a part of one, and padding.
     """
 
     tokenizer: str = "bytes"
-    bpe_vocab: int | None = None
+    bpe_vocab: int | None = 4096
     packing: Literal["concat", "isolate", "pad"] = "concat"
     val_fraction: float = 0.1
     test_fraction: float = 0.0
@@ -50,16 +49,24 @@ class CorpusConfig:
         check_shares(self.val_fraction, self.test_fraction)
         if self.bpe_vocab is not None:  # 256 are the bytes
             between("data.bpe_vocab", self.bpe_vocab, 257, 2**20)
+        elif self.tokenizer == "bpe":
+            raise ConfigError("data.tokenizer=bpe needs a number of tokens. Add, for example: data.bpe_vocab=4096")
         if self.tokenizer not in TOKENIZERS and not ("/" in self.tokenizer or self.tokenizer.endswith(".json")):
             raise ConfigError(
                 f"data.tokenizer={self.tokenizer} is not one of: {', '.join(TOKENIZERS)}, nor the path of a tokenizer.json."
                 f"{did_you_mean(self.tokenizer, TOKENIZERS)}"
             )
 
+    @property
+    def num_bpe_tokens(self) -> int | None:
+        """The size of the vocabulary that is learned from the text; None: none is learned."""
+        return self.bpe_vocab if self.tokenizer == "bpe" else None
+
 
 @dataclass(frozen=True)
 class PythonData(CorpusConfig):
     name: Literal["python"] = "python"
+    val_fraction: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class TorchData(CorpusConfig):
     """C++ headers and Python files of the installed torch."""
 
     name: Literal["torch_sources"] = "torch_sources"
+    val_fraction: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class MixData(CorpusConfig):
     """Code, prose and what of the other corpora is installed, each a domain."""
 
     name: Literal["mix"] = "mix"
+    val_fraction: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,7 @@ class HubData(CorpusConfig):
     streaming: bool = False
     max_bytes: int | None = None
     max_documents: int | None = None
+    val_fraction: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()

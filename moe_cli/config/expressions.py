@@ -126,6 +126,22 @@ class Expression:
         raise ConfigError(f"'{self.text}' cannot calculate with {show(value)}.")
 
 
+def equalities(condition: Expression) -> dict[str, Any] | None:
+    """The values that a condition demands, by name, if it is `name == value` or several of these joined by `and`."""
+    found = {}
+    for part in condition.parts:
+        match part.tree:
+            case ast.Compare(
+                left=ast.Name() | ast.Attribute() as name, ops=[ast.Eq()], comparators=[ast.expr() as value]
+            ):
+                if _names(value):
+                    return None
+                found[_dotted(name)] = condition._value(value, {})
+            case _:
+                return None
+    return found
+
+
 def all_hold(conditions: Collection[Expression], values: Mapping[str, Any]) -> bool:
     """Whether every condition is true of the values."""
     return all(each.holds(values) for each in conditions)

@@ -8,7 +8,7 @@ Hydra does too and takes a hundredth of the time.
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, Interval, repeated_keys, single_values
 from moe_cli.config.balances import combine
+from moe_cli.config.folders import GROUPS, find_user_conf, packaged_conf
 from moe_cli.config.loggers import LOG_KEYS
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.resolve import Resolved, resolve
@@ -35,7 +36,12 @@ from moe_cli.errors import ConfigError
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "experiment")
+# Hydra's hint on its own command line, which is not ours; where in its tree OmegaConf was, and what it found there.
+_ADDED = re.compile(
+    r"\nTo append to your (config|default list) use \+[^\n]*\Z"
+    r"|\n    full_key: [^\n]*(\n    reference_type=[^\n]*)?\n    object_type=[^\n]*\Z"
+)
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeError)
 
 
 @dataclass
@@ -52,26 +58,6 @@ class _Base:
     known: frozenset[str]
     plain: bool
     built: dict[str, Any]
-
-
-def packaged_conf() -> Path:
-    """The conf/ folder that came with the program: inside the wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise ConfigError(f"the program's own conf/ folder is missing beside {package}. Install it again.")
-
-
-def find_user_conf(config_dir: Path | None) -> Path | None:
-    """A folder of the user's own choices: `config_dir`, or ./conf when it holds groups of ours and no config.yaml."""
-    if config_dir is not None:
-        if not config_dir.is_dir():
-            raise ConfigError(f"--config-dir {config_dir} is not a folder.")
-        return config_dir.resolve()
-    here = Path.cwd() / "conf"
-    ours = any((here / group).is_dir() for group in (*GROUPS, "sweep", "executor"))
-    return here if ours and not (here / "config.yaml").exists() else None
 
 
 def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
@@ -102,7 +88,10 @@ class Composer:
     """Composes conf/, with the user's own folder before the packaged one."""
 
     def __init__(self, config_dir: Path | None = None) -> None:
-        self.folders = [folder for folder in (find_user_conf(config_dir), packaged_conf()) if folder]
+        self.user = find_user_conf(config_dir)
+        self.folders = [folder for folder in (self.user.folder, packaged_conf()) if folder]
+        # Files of the user's folder that were composed, relative to it.
+        self.used: dict[str, None] = {}
         self.compose = cache(self._compose)
         self.base = cache(self._base)
         self.choices = cache(self._choices)
@@ -110,6 +99,20 @@ class Composer:
     @cached_property
     def loader(self) -> "ConfigLoaderImpl":
         return _hydra_loader(self.folders)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of ./conf: that it is not used, or which of its files were."""
+        if self.user.note:
+            return (self.user.note,)
+        if self.user.asked or not self.used:
+            return ()
+        return (f"./conf is used: {', '.join(self.used)}. To leave it out: --config-dir none",)
+
+    def remember(self, path: str) -> None:
+        """Takes note of a file, by its path within conf/, if it is the user's."""
+        if self.user.folder is not None and (self.user.folder / path).is_file():
+            self.used[path] = None
 
     def _choices(self, group: str) -> list[str]:
         options: list[str] = self.loader.get_group_options(group)
@@ -131,8 +134,13 @@ class Composer:
         """The tree of these choices, interpolations as they are written. Shared: to be copied before it is changed."""
         try:
             tree = self.loader.load_configuration("config", list(choices), RunMode.RUN, from_shell=False)
-        except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:
-            raise ConfigError(three_lines(error)) from None
+        except Exception as error:
+            # Of files of the user's own Hydra may raise anything.
+            if self.user.folder is None and not isinstance(error, COMPOSITION_ERRORS):
+                raise
+            text, folder = three_lines(error), self.user.folder
+            raise ConfigError(f"{folder}: {text}" if folder and str(folder) not in text else text) from None
+        self._check_whole(tree)
         OmegaConf.set_struct(tree, False)
         tree.pop("hydra")
         if "experiment" in tree:
@@ -140,6 +148,18 @@ class Composer:
                 "an experiment's file must begin with the line '# @package _global_': without it, it sets nothing."
             )
         return OmegaConf.to_container(tree)  # type: ignore[return-value]
+
+    def _check_whole(self, tree: Any) -> None:
+        """Raises ConfigError where a config.yaml of the user's, which stands in place of ours, lacks a part."""
+        groups = (*GROUPS[:-1], "eval", "launch")
+        names = [field.name for field in fields(RunConfig)]
+        missing = [name for name in names if name not in tree or (name in groups and not OmegaConf.is_dict(tree[name]))]
+        if missing:
+            raise ConfigError(
+                f"{self.folders[0] / 'config.yaml'} lacks {', '.join(missing[:4])}{', ...' if missing[4:] else ''}: it stands "
+                f"in place of {packaged_conf() / 'config.yaml'}.\nBegin with a copy of that, or rename it to "
+                "experiment/NAME.yaml, with '# @package _global_' as its first line, and add experiment=NAME."
+            )
 
     def expanded(self, axis: Axis) -> Axis:
         """With the choices of a glob as its values.
@@ -164,6 +184,18 @@ class Composer:
         Raises:
             ConfigError: an unknown key or choice, or values that cannot hold.
         """
+        try:
+            return self._point(values)
+        except ConfigError as error:
+            if self.used and len(values) > len(choices := {key: values[key] for key in values if key in GROUPS}):
+                self.point(choices)  # raises if the files are at fault, not the values
+                raise
+            if not self.used:
+                raise
+            folder = self.folders[0] if self.user.asked else "./conf"
+            raise ConfigError(f"{error}\nUsed from {folder}: {', '.join(self.used)}") from None
+
+    def _point(self, values: Mapping[str, Any]) -> Resolved:
         base, tree = self._laid(values)
         if not base.plain or any(isinstance(value, str) and _refers(value) for value in values.values()):
             return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
@@ -216,7 +248,9 @@ class Composer:
         trees = []
         for part in parts:
             chosen = {**groups, "balance": part} if "balance" in groups else groups
-            trees.append(deepcopy(self.compose(*sorted(f"{group}={choice}" for group, choice in chosen.items()))))
+            choices = sorted(f"{group}={choice}" for group, choice in chosen.items())
+            trees.append(deepcopy(self.compose(*choices)))
+            self._remember_files(choices)
         tree = trees[0]
         if len(parts) > 1:
             methods = {str(each["balance"].get("name")): each["balance"] for each in trees}
@@ -224,6 +258,11 @@ class Composer:
                 raise ConfigError(f"balance={groups['balance']} names a method twice.")
             tree["balance"] = combine(methods)
         return tree
+
+    def _remember_files(self, choices: list[str]) -> None:
+        if self.user.folder is not None:
+            for default in self.loader.compute_defaults_list("config", choices, RunMode.RUN).defaults:
+                self.remember(f"{default.config_path}.yaml")
 
     def _check_choice(self, group: str, choice: Any) -> None:
         choices = self.choices(group)
@@ -303,10 +342,10 @@ def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def three_lines(error: BaseException) -> str:
-    """What Hydra or OmegaConf says, in at most three lines and without its hints on '+'."""
+    """What Hydra or OmegaConf says, in at most three lines and without what they add at the end."""
     cause = error.__cause__ or error
-    text = str(error) or str(cause)
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "+" not in line and "full_key" not in line]
+    text = _ADDED.sub("", str(error) or str(cause))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines[:3]) or type(cause).__name__
 
 
@@ -369,9 +408,10 @@ def load_config(words: Sequence[str], command: str = "train", config_dir: Path |
     Raises:
         ConfigError: anything wrong with the words or with what they add up to.
     """
-    resolved = Composer(config_dir).point(single_values(parse_overrides(words), command))
+    composer = Composer(config_dir)
+    resolved = composer.point(single_values(parse_overrides(words), command))
     notes = tuple(f"{key} is given more than once: the last one holds." for key in repeated_keys(words))
-    return Resolved(resolved.config, notes + resolved.notes)
+    return Resolved(resolved.config, composer.notes + notes + resolved.notes)
 
 
 def execution_settings(words: Sequence[str]) -> dict[str, Any]:

@@ -76,6 +76,11 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
     return list(names)
 
 
+def names_of_variants(cls: type, group: str) -> set[str]:
+    """What the variants of a group are called."""
+    return {variant.name for variant in _options(_type_hints(cls)[group])[0] if hasattr(variant, "name")}
+
+
 def kinds_of(cls: type, name: str) -> set[type]:
     """The types a setting has in the groups, and variants of groups, that have it; none: there is no such setting."""
     group, _, rest = name.partition(".")

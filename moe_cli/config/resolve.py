@@ -21,9 +21,9 @@ from moe_cli.config.balances import (
     own_convention,
     replace_method,
     setting_key,
+    without_method,
 )
 from moe_cli.config.data import (
-    DEFAULT_BPE_VOCAB,
     TOKENIZERS,
     CorpusConfig,
     DataConfig,
@@ -32,19 +32,21 @@ from moe_cli.config.data import (
     MovieLensData,
     is_local,
 )
-from moe_cli.config.model import DEFAULT_ROPE_BASE, ModelConfig, T5Config, TransformerConfig, ViTConfig
+from moe_cli.config.matching import matched_d_expert
+from moe_cli.config.model import DEFAULT_ROPE_BASE, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.parse import show
 from moe_cli.config.routers import (
+    ExpertChoiceConfig,
     HashConfig,
     RandomConfig,
-    RouterConfig,
+    ReluConfig,
     SigmoidConfig,
+    SoftConfig,
     SwitchConfig,
     TopKConfig,
-    gate_flops,
-    gate_params,
+    sums_to_one,
 )
-from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, Match, RunConfig
+from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, RunConfig
 from moe_cli.config.tasks import RatingTask, SpanCorruption
 from moe_cli.errors import ConfigError
 
@@ -56,14 +58,13 @@ BIASED: dict[type, tuple[str, ...]] = {
     QuantileBalance: ("topk", "switch"),
 }
 # Settings and groups that mean nothing without experts.
-SPARSE_ONLY = ("match", "router", "balance", "capacity", "drop", "eval", "renormalise_after_drop", "model.d_expert",
-               "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
+ROUTING_AT_EVALUATION = ("eval.k", "eval.capacity", "eval.drop")
+SPARSE_ONLY = ("k", "match", "router", "balance", "capacity", "drop", *ROUTING_AT_EVALUATION, "renormalise_after_drop",
+               "model.d_expert", "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
                "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.sparse_experts",
                "launch.expert_parallel")  # fmt: skip
 # What holds embeddings of users and items down: people's ratings are noisier than planted ones.
 L2_PLANTED, L2_STARS = 0.1, 0.5
-# How far a matched width may miss: below the first it is rounded, above the second there is none.
-ROUNDING, TOLERANCE = 0.01, 0.05
 
 
 @dataclass(frozen=True)
@@ -79,31 +80,33 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         ConfigError: the settings cannot hold together.
     """
     notes: list[str] = []
+    asked = config.k
     config = replace(config, k=_top_k(config))
     config = _with_shape(config, given, notes)
     if config.dense:
         config = _without_experts(config)
-        notes += _set_aside(given, "expert=1 is dense", *SPARSE_ONLY)
+        typed = [name for name in given if name != "k" or asked not in (None, 1)]
+        notes += _set_aside(typed, "expert=1 is dense", *SPARSE_ONLY)
     else:
         if not config.model.shared_experts and config.model.shared_gate:
             config = replace(config, model=replace(config.model, shared_gate=False))
             notes += _set_aside(given, "there are no model.shared_experts", "model.shared_gate")
-        config = _with_experts(config)
-        d_ff_idle = (
+        if (
             config.match == "none"
+            and config.model.d_expert is not None
             and len(config.sparse_layers) == config.model.num_layers
             and config.train.upcycle is None
-        )
-        if d_ff_idle and "model.d_expert" in given:
+        ):
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
+        config = _with_experts(config, given, notes)
         if isinstance(config.router, RandomConfig | HashConfig):
             if not isinstance(config.balance, NoBalance):
                 notes += _set_aside(given, f"router={config.router.name} learns no choice", "balance")
             config = replace(config, balance=NoBalance())
         config = _with_balance(config, given, notes)
-        if config.capacity is None:
-            config = replace(config, drop=None, renormalise_after_drop=False)
-            notes += _set_aside(given, "nothing is dropped without a capacity", "drop", "renormalise_after_drop")
+        config = _with_choice(config, given, notes, asked)
+        if config.train.upcycle is not None:
+            config = _with_copies(config, given, notes)
     return Resolved(_with_training(config, given, notes), tuple(notes))
 
 
@@ -132,7 +135,16 @@ def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> 
         config = replace(config, task=replace(config.task, l2_embedding=fitting))
     if isinstance(config.task, SpanCorruption):
         config.task.check(config.model.context_length)
-    return config
+    # What says the same as null is null.
+    length, stride = config.eval.context_length, config.eval.stride
+    return replace(
+        config,
+        eval=replace(
+            config.eval,
+            context_length=None if length == config.model.context_length else length,
+            stride=None if stride == config.eval_length else stride,
+        ),
+    )
 
 
 def _with_attention(model: Transformer, given: Collection[str], notes: list[str]) -> Transformer:
@@ -181,7 +193,9 @@ def _num_heads(model: TransformerConfig | T5Config) -> int:
 
 
 def _top_k(config: RunConfig) -> int:
-    if config.k is not None:
+    if config.dense:
+        return 1
+    if config.k is not None and not isinstance(config.router, SoftConfig):
         return config.k
     return 1 if isinstance(config.router, SwitchConfig) else min(DEFAULT_TOP_K, config.expert)
 
@@ -192,17 +206,85 @@ def _without_experts(config: RunConfig) -> RunConfig:
     optim = replace(config.optim, sparse_experts=False)
     return replace(
         config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",
-        model=model, optim=optim, eval=EvalConfig(), launch=replace(config.launch, expert_parallel=1),
+        model=model, optim=optim, eval=_as_trained(config.eval), launch=replace(config.launch, expert_parallel=1),
     )  # fmt: skip
 
 
-def _with_experts(config: RunConfig) -> RunConfig:
+def _with_experts(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     router = config.router or TopKConfig()
     if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise is None:
         router = replace(router, renormalise=config.k != 1)
+    if isinstance(router, SigmoidConfig) and router.groups == router.top_groups > 1:
+        notes += _set_aside(given, "router.top_groups=router.groups is no limit", "router.groups", "router.top_groups")
+        router = replace(router, groups=1, top_groups=1)
     drop = config.drop or "position"
     model = replace(config.model, d_expert=_d_expert(replace(config, router=router)))
     return replace(config, router=router, balance=config.balance or NoBalance(), drop=drop, model=model)
+
+
+def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """For a model whose experts start as copies of a dense network."""
+    notes += _set_aside(given, "train.upcycle copies the experts' first weights", "model.expert_init_scale")
+    if not sums_to_one(config.router, config.k or 1):
+        name = config.router.name if config.router else ""
+        notes.append(
+            f"train.upcycle with router={name} k={config.k}: the weights of a token's experts do not sum to 1, so the "
+            "model does not start as the dense run's function."
+        )
+    return replace(config, model=replace(config.model, expert_init_scale=1.0))
+
+
+def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], asked: int | None) -> RunConfig:
+    """Without settings of a choice that the router does not make, and without those that say what holds anyway."""
+    router = config.router
+    if isinstance(router, SoftConfig | ExpertChoiceConfig):
+        notes += _set_aside(given, f"router={router.name} gives every expert tokens", "optim.sparse_experts")
+        config = replace(config, optim=replace(config.optim, sparse_experts=False))
+    if isinstance(router, SoftConfig):
+        typed = [name for name in given if name != "k" or asked is not None]
+        unused = ("k", "capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION)
+        notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *unused)
+        return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=_as_trained(config.eval))
+    if isinstance(router, ExpertChoiceConfig):
+        reason = "router=expert_choice fills experts to their capacity and drops no tokens"
+        notes += _set_aside(given, reason, "drop", "renormalise_after_drop", "eval.drop")
+        config = replace(config, drop=None, renormalise_after_drop=False, eval=replace(config.eval, drop=None))
+    elif config.capacity is None:
+        notes += _set_aside(given, "training drops nothing without a capacity", "drop")
+        config = replace(config, drop=None)
+        if config.eval.capacity is None:
+            notes += _set_aside(given, "nothing is dropped without a capacity", "renormalise_after_drop")
+            config = replace(config, renormalise_after_drop=False)
+    if isinstance(router, ReluConfig) and config.capacity is None and config.eval.capacity is None:
+        notes += _set_aside(given, "router=relu uses every expert that fires", "eval.k")
+        config = replace(config, eval=replace(config.eval, k=None))
+    if isinstance(router, RandomConfig) or (isinstance(router, HashConfig) and not router.learned):
+        config = _with_equal_weights(config, given, notes)
+    policy = config.eval
+    k = None if policy.k == config.k else policy.k
+    drop = policy.drop
+    if config.capacity is None and policy.capacity is None and not isinstance(router, ExpertChoiceConfig):
+        notes += _set_aside(given, "evaluation drops nothing without a capacity", "eval.drop")
+        drop = None
+    # Of an encoder and decoder, null is another rule in each.
+    elif drop == replace(config, eval=replace(policy, drop=None)).eval_drop and not isinstance(config.model, T5Config):
+        drop = None
+    return replace(config, eval=replace(policy, k=k, drop=drop))
+
+
+def _as_trained(policy: EvalConfig) -> EvalConfig:
+    """Without the settings of routing at evaluation."""
+    return replace(policy, k=None, capacity=None, drop=None)
+
+
+def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """Where all weights are equal, the most probable assignments are the first ones."""
+    idle = [key for key, drop in (("drop", config.drop), ("eval.drop", config.eval.drop)) if drop == "probability"]
+    notes += _set_aside(given, "all weights are equal, so that drop=probability is drop=position", *idle)
+    drop, policy = config.drop, config.eval
+    if "eval.drop" in idle:
+        policy = replace(policy, drop="position")
+    return replace(config, drop="position" if "drop" in idle else drop, eval=policy)
 
 
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
@@ -236,6 +318,11 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
             own = replace(own, scope="batch")
             notes += _set_aside(given, "train.batch_size=1 makes a batch of one sequence", f"{key}scope")
         balance = replace_method(balance, own)
+        if router == "soft" or (router == "expert_choice" and own.scope != "sequence"):
+            name = key.strip(".")
+            typed = [name if each == "balance" else each for each in given]
+            notes += _set_aside(typed, f"router={router} loads all experts alike, so that this loss is constant", name)
+            balance = without_method(balance, own)
     return replace(config, balance=balance)
 
 
@@ -244,7 +331,7 @@ def _d_expert(config: RunConfig) -> int:
     model = config.model
     if config.match == "none":
         return model.d_expert or model.d_ff
-    matched = matched_d_expert(model, config.expert, config.k or 1, config.router, config.match)
+    matched = matched_d_expert(config)
     if model.d_expert not in (None, matched):
         raise ConfigError(
             f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: match=none"
@@ -252,48 +339,10 @@ def _d_expert(config: RunConfig) -> int:
     return matched
 
 
-def matched_d_expert(
-    model: ModelConfig, num_experts: int, top_k: int, router: RouterConfig | None, match: Match = "active"
-) -> int:
-    """The width of an expert at which a layer of E experts, S shared ones and the gate equals the dense network d_ff.
-
-    With M matrices of D x width in an expert, as `moe_cli.models.cost` counts them:
-
-    - active, the parameters that a token meets: gate + (K + S) M D width = M D d_ff.
-    - total, the parameters that there are: gate + (E + S) M D width = M D d_ff.
-    - flops, of a token, forward; training takes three times both sides: gate + 2 (K + S) M D width = 2 M D d_ff.
-
-    Rounded to the largest power of two up to 16 that moves the sum by less than 1 %: such widths are faster. Else to the
-    nearest whole width, which for total and flops must be within 5 %.
-    """
-    experts = (num_experts if match == "total" else top_k) + model.shared_experts
-    gate = model.num_tasks * gate_params(router, model.d_model, num_experts) + model.shared_gate_params
-    if match == "flops":
-        gate = gate_flops(router, model.d_model, num_experts) // 2 + model.shared_gate_params
-    exact = (model.d_ff - gate / model.d_model / model.matrices_per_expert) / experts
-    quantity = "training FLOPs" if match == "flops" else f"{match} parameters"
-    given, lower = (f"expert={num_experts}", "expert") if match == "total" else (f"expert={num_experts} k={top_k}", "k")
-    if exact < 1:
-        raise ConfigError(
-            f"{given} leave{'s' if match == 'total' else ''} no width for an expert at equal {quantity} "
-            f"(model.d_ff={model.d_ff}). Raise model.d_ff, lower {lower}, or use match=none."
-        )
-    for multiple in (16, 8, 4, 2):
-        rounded = round(exact / multiple) * multiple
-        if rounded and abs(rounded - exact) * experts < ROUNDING * model.d_ff:
-            return rounded
-    nearest = max(1, round(exact))
-    missed = abs(nearest - exact) * experts / model.d_ff
-    if match != "active" and missed > TOLERANCE:
-        raise ConfigError(
-            f"{given}: no whole width of an expert brings equal {quantity}: {nearest} misses those of "
-            f"model.d_ff={model.d_ff} by {missed:.0%}. Raise model.d_ff, lower {lower}, or use match=none."
-        )
-    return nearest
-
-
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     optim, train, data = config.optim, config.train, config.data
+    if optim.schedule == "wsd" and optim.decay == 0:
+        optim = replace(optim, schedule="constant", decay=None)
     if optim.schedule == "wsd":
         optim = replace(optim, decay=0.6 if optim.decay is None else optim.decay)
     elif optim.decay is not None:
@@ -302,6 +351,9 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
     if optim.schedule == "constant":
         optim = replace(optim, final_lr=None)
         notes += _set_aside(given, "optim.schedule=constant never falls", "optim.final_lr")
+    elif optim.warmup == 1:
+        optim = replace(optim, schedule="constant", final_lr=None)
+        notes += _set_aside(given, "optim.warmup=1 leaves no time to fall", "optim.schedule", "optim.final_lr")
     elif optim.final_lr is None:
         optim = replace(optim, final_lr=0.02)
     if all(getattr(train, budget) is None for budget in BUDGETS):
@@ -310,10 +362,8 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
 
 
 def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) -> DataConfig:
-    if not isinstance(data, CorpusConfig):
+    if not isinstance(data, CorpusConfig) or data.tokenizer == "bpe":
         return data
-    if data.tokenizer == "bpe":
-        return replace(data, bpe_vocab=data.bpe_vocab or DEFAULT_BPE_VOCAB)
     notes += _set_aside(given, f"data.tokenizer={data.tokenizer} has its own vocabulary", "data.bpe_vocab")
     return replace(data, bpe_vocab=None)
 

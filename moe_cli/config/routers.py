@@ -151,13 +151,22 @@ def gate_params(router: RouterConfig | None, d_model: int, num_experts: int) -> 
     return scores[router.score] + (linear if isinstance(router, NoisyTopKConfig) else 0)
 
 
-def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int) -> int:
-    """FLOPs of the matrix products that score one token; a multiply-add is 2."""
-    score = router.score if isinstance(router, TokenChoice) else None
-    if score == "activation":
-        return 2 * ACTIVATION_WIDTH * num_experts * d_model
-    temperatures = int(isinstance(router, SoftConfig) or score == "cosine")
-    return 2 * (gate_params(router, d_model, num_experts) - temperatures)
+def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int, expert_rows: int = ACTIVATION_WIDTH) -> int:
+    """FLOPs of the matrix products by which a router scores one token; a multiply-add is 2.
+
+    Of router=soft also those that mix the token into the slots and the slots' answers into the token's.
+
+    Args:
+        expert_rows: rows of an expert's first matrix, all that score=activation reads where they are few.
+    """
+    if isinstance(router, SoftConfig):
+        return 3 * 2 * num_experts * router.slots * d_model
+    products = gate_params(router, d_model, num_experts)
+    if isinstance(router, TokenChoice) and router.score == "cosine":
+        products -= 1  # the temperature
+    if isinstance(router, TokenChoice) and router.score == "activation":
+        products += min(ACTIVATION_WIDTH, expert_rows) * num_experts * d_model
+    return 2 * products
 
 
 def cosine_width(num_experts: int) -> int:
@@ -186,6 +195,18 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
         )
     if isinstance(router, SigmoidConfig) and router.groups > 1:
         _check_groups(router, num_experts, top_k)
+
+
+def sums_to_one(router: RouterConfig | None, top_k: int) -> bool:
+    """Whether the weights of every token's experts sum to 1, so that equal experts answer as one of them would."""
+    if null_experts(router):
+        return False
+    if isinstance(router, TopKConfig | SigmoidConfig):
+        renormalised = top_k > 1 if router.renormalise is None else router.renormalise
+        return renormalised and (isinstance(router, TopKConfig) or router.scale == 1)
+    if isinstance(router, HashConfig):
+        return top_k > 1 or not router.learned
+    return isinstance(router, RandomConfig | NoisyTopKConfig) or (isinstance(router, SinkhornConfig) and top_k > 1)
 
 
 def check_task_router(router: RouterConfig | None) -> None:

@@ -23,17 +23,20 @@ from moe_cli.config.routers import (
     HashConfig,
     ReluConfig,
     RouterConfig,
+    SinkhornConfig,
     SoftConfig,
     TopKConfig,
     check_router,
     check_task_router,
 )
-from moe_cli.config.tasks import CausalLM, TaskConfig, check_task
+from moe_cli.config.tasks import TEXT_TASKS, CausalLM, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
-Match = Literal["active", "total", "flops", "none"]
+Match = Literal["active", "total", "flops", "model_flops", "none"]
+# Which assignments are dropped where an expert has no room; see `moe_cli.moe.routing.drop_overflow`.
+Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # Settings of the data that came later, as all was before.
 LATER = {"test_fraction": 0.0, "test_fold": None}
@@ -68,8 +71,6 @@ class OptimConfig:
 
     lr: float = 0.01
     weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
     warmup: float = 0.02
     decay: float | None = None
@@ -81,8 +82,6 @@ class OptimConfig:
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
         at_least("optim.weight_decay", self.weight_decay, 0)
-        share("optim.beta1", self.beta1)
-        share("optim.beta2", self.beta2)
         for key in ("warmup", "decay", "final_lr"):
             between(f"optim.{key}", getattr(self, key) or 0, 0, 1)
         if self.warmup + (self.decay or 0) > 1:
@@ -96,8 +95,23 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class AdamWConfig(OptimConfig):
+class AdamConfig(OptimConfig):
+    """Optimizers that train all or some parameters with AdamW."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("optim.beta1", self.beta1)
+        share("optim.beta2", self.beta2)
+
+
+@dataclass(frozen=True)
+class AdamWConfig(AdamConfig):
     name: Literal["adamw"] = "adamw"
+    lr: float = 0.008
+    warmup: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,7 @@ class SGDConfig(OptimConfig):
 
     name: Literal["sgd"] = "sgd"
     lr: float = 0.3
+    warmup: float = 0.05
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
@@ -114,7 +129,7 @@ class SGDConfig(OptimConfig):
 
 
 @dataclass(frozen=True)
-class MuonConfig(OptimConfig):
+class MuonConfig(AdamConfig):
     """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`)."""
 
     name: Literal["muon"] = "muon"
@@ -173,14 +188,24 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How a trained model is routed at evaluation; null: as many experts as in training, and nothing dropped."""
+    """How a trained model is routed and read at evaluation; null: as many experts as in training, and nothing dropped.
+
+    Attributes:
+        drop: null: `causal` where a model must not see later tokens, else as in training.
+        context_length: tokens of a validation window; null: those of the model.
+        stride: tokens from one validation window to the next, of which the last `stride` are scored; null: windows lie
+            side by side.
+    """
 
     k: int | None = None
     capacity: float | None = None
-    drop: Literal["position", "probability", "random"] | None = None
+    drop: Drop | None = None
+    context_length: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
-        at_least("eval.k", self.k, 1)
+        for key in ("k", "context_length", "stride"):
+            at_least(f"eval.{key}", getattr(self, key), 1)
         above("eval.capacity", self.capacity, 0)
         if self.drop is not None and self.capacity is None:
             raise ConfigError(f"eval.drop={self.drop} has no effect: nothing is dropped without eval.capacity.")
@@ -193,7 +218,7 @@ class RunConfig:
     expert: int = 8
     k: int | None = None
     capacity: float | None = None
-    drop: Literal["position", "probability", "random"] | None = None
+    drop: Drop | None = None
     renormalise_after_drop: bool = False
     match: Match = "active"
     seed: int = 0
@@ -223,14 +248,17 @@ class RunConfig:
         check_log(self.log, self.log_project)
         self._check_shards()
         self._check_packing()
+        self._check_windows()
 
     def _check_choice(self) -> None:
+        if self.dense:
+            return
         for key, k in (("k", self.k), ("eval.k", self.eval.k)):
             if k is not None and k > self.expert:
                 raise ConfigError(
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
                 )
-        if self.expert > 1 and self.k is not None:
+        if self.k is not None:
             if isinstance(self.router, HashConfig) and self.task.name == "images":
                 raise ConfigError(
                     "router=hash knows tokens by their number, and patches of images have none. Use router=topk"
@@ -243,11 +271,11 @@ class RunConfig:
     def _check_shards(self) -> None:
         if self.train.compile == "on" and self.launch.procs > 1:
             raise ConfigError("train.compile=on is for one process. Use train.compile=off, or launch.procs=1")
-        if self.launch.shard == "fsdp" and self.optim.sparse_experts:
+        if self.launch.shard == "fsdp" and self.optim.sparse_experts and not self.dense:
             raise ConfigError(
                 "optim.sparse_experts=true updates single experts, which launch.shard=fsdp cuts up. Use launch.shard=dp"
             )
-        if self.launch.expert_parallel > 1 and getattr(self.router, "score", None) == "activation":
+        if self.launch.expert_parallel > 1 and getattr(self.router, "score", None) == "activation" and not self.dense:
             raise ConfigError(
                 "router.score=activation asks every expert, and launch.expert_parallel has some elsewhere. "
                 "Use launch.expert_parallel=1"
@@ -269,6 +297,49 @@ class RunConfig:
         for wrong, why, instead in refused:
             if wrong:
                 raise ConfigError(f"data.packing={packing}: {why}. Use data.packing={instead}")
+
+    def _check_windows(self) -> None:
+        for key, tasks in (("context_length", TEXT_TASKS), ("stride", ("causal_lm",))):
+            if getattr(self.eval, key) is not None and self.task.name not in tasks:
+                raise ConfigError(
+                    f"eval.{key}={getattr(self.eval, key)} has no effect on task={self.task.name}. It is for task={', '.join(tasks)}."
+                )
+        if self.eval_length > self.model.context_length:
+            raise ConfigError(
+                f"eval.context_length={self.eval_length} is more than model.context_length={self.model.context_length}, "
+                "the most that the model can read."
+            )
+        if self.eval_stride > self.eval_length:
+            raise ConfigError(
+                f"eval.stride={self.eval_stride} is more than the {self.eval_length} tokens of a validation window: "
+                "some tokens would not be scored."
+            )
+
+    @property
+    def eval_drop(self) -> str:
+        """Which assignments a capacity drops at evaluation; of an encoder and decoder, in the decoder."""
+        return self.eval.drop or ("causal" if self.model.causal else self.drop or "position")
+
+    @property
+    def sees_later_tokens(self) -> bool:
+        """Whether with a capacity at evaluation a causal model's guess depends on later tokens."""
+        return self.model.causal and self.eval_drop != "causal"
+
+    @property
+    def trains_on_later_tokens(self) -> bool:
+        """Whether where a token of a causal model goes in training depends on later ones."""
+        by_drop = self.capacity is not None and self.drop != "causal"
+        return self.model.causal and not self.dense and (by_drop or isinstance(self.router, SinkhornConfig))
+
+    @property
+    def eval_length(self) -> int:
+        """Tokens of a validation window."""
+        return self.eval.context_length or self.model.context_length
+
+    @property
+    def eval_stride(self) -> int:
+        """Tokens from one validation window to the next."""
+        return self.eval.stride or self.eval_length
 
     @property
     def dense(self) -> bool:
@@ -296,6 +367,11 @@ class RunConfig:
         values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
         for key in ("launch", *LOG_KEYS):  # results do not depend on them
             del values[key]
+        # What acts through other settings alone: the width of the experts, and which layers have them.
+        del values["match"]
+        model = values["model"] | {"sparse_layers": self.sparse_layers}
+        through = ("moe_every", "first_dense", *(["d_ff"] if len(self.sparse_layers) == self.model.num_layers else []))
+        values["model"] = {key: value for key, value in model.items() if key not in through}
         # A setting that came later names no other configuration where it changes nothing.
         values["data"] = {key: value for key, value in values["data"].items() if value != LATER.get(key, ...)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

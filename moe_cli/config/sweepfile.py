@@ -114,6 +114,7 @@ def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> Sw
             "Or give values: moe sweep k=1,2"
         )
     file = next(path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file())
+    composer.remember(f"sweep/{name}.yaml")
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:

@@ -128,6 +128,10 @@ DATA_OF = {
 }  # fmt: skip
 
 
+# Those whose guesses must not depend on later tokens (of t5, in the decoder).
+CAUSAL_MODELS = (*MODELS_OF["causal_lm"], *MODELS_OF["span_corruption"])
+TEXT_TASKS = tuple(task for task, data in DATA_OF.items() if data is TEXTS)
+
 # What a model brings along where nobody chooses otherwise.
 WITH_MODEL = {
     "lstm": {"router": "noisy_topk", "balance": "importance+load"},

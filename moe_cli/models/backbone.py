@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from moe_cli.config.data import ImageData
+from moe_cli.config.layer_costs import read_lengths
 from moe_cli.config.model import LSTMConfig, MMoEConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.tasks import SpanCorruption
 
 # Values in which 8-byte integers are counted, such as token ids.
 INTEGER = 2
@@ -23,6 +23,7 @@ class Backbone:
         num_params: trained numbers.
         num_multiplied: those of them that every token is multiplied with; the others are looked up or added.
         flops_per_token: forward, of products without parameters, such as attention scores.
+        constant_input_flops: forward, per token, of products whose input needs no gradient: data, or a first state of zeros.
         matrices: how many of each shape Muon orthogonalises.
         kept_per_token: values that a forward pass keeps for backward, logits apart.
         logits_per_token: numbers that the head gives.
@@ -34,6 +35,7 @@ class Backbone:
     kept_per_token: float
     logits_per_token: float
     matrices: Counter[tuple[int, int]] = field(default_factory=Counter)
+    constant_input_flops: float = 0
 
 
 def backbone(config: RunConfig, vocab_size: int) -> Backbone:
@@ -51,18 +53,6 @@ def backbone(config: RunConfig, vocab_size: int) -> Backbone:
     return _transformer(model, vocab_size)
 
 
-def read_lengths(config: RunConfig) -> tuple[int, ...]:
-    """Positions that each stack of layers reads of an example of L tokens."""
-    length = config.model.context_length
-    return config.task.lengths(length) if isinstance(config.task, SpanCorruption) else (length,)
-
-
-def read_share(config: RunConfig) -> float:
-    """Of an example's tokens, how many a layer reads, on average over layers: there are equally many in each stack."""
-    lengths = read_lengths(config)
-    return sum(lengths) / len(lengths) / config.model.context_length
-
-
 def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
     """The blocks of a transformer between a matrix for patches and, once for all patches of an image, a head."""
     blocks = _transformer(model, 0)
@@ -74,6 +64,7 @@ def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
         kept_per_token=blocks.kept_per_token - INTEGER + model.patch_size**2 * channels,
         logits_per_token=num_classes / model.context_length,
         matrices=blocks.matrices,
+        constant_input_flops=2 * patches,
     )
 
 
@@ -118,6 +109,7 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
         flops_per_token=0,
         kept_per_token=INTEGER + number * 18 * width + (model.num_layers * width if model.sigmoid else 0),
         logits_per_token=vocab_size,
+        constant_input_flops=number * 8 * width * width / model.context_length,
     )
 
 

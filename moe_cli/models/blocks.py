@@ -228,8 +228,8 @@ def make_dense_layer(model: ModelConfig) -> FeedForward:
     return FeedForward(model.d_model, model.d_ff, kind=model.expert_kind, activation=model.activation)
 
 
-def make_moe_layer(config: RunConfig, vocab_size: int) -> MoELayer:
-    """The layer that a resolved configuration describes."""
+def make_moe_layer(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer:
+    """The layer that a resolved configuration describes; `causal` as the model is, unless given."""
     model = config.model
     assert config.router is not None
     assert config.k is not None
@@ -251,4 +251,5 @@ def make_moe_layer(config: RunConfig, vocab_size: int) -> MoELayer:
         expert_init_scale=model.expert_init_scale,
         dispatch=model.dispatch,
         vocab_size=vocab_size,
+        causal=model.causal if causal is None else causal,
     )

@@ -104,7 +104,7 @@ class T5Block(nn.Module):
         self.cross_norm = nn.RMSNorm(model.d_model) if decoder else None
         self.cross_attention = T5Attention(model) if decoder else None
         self.ffn_norm = nn.RMSNorm(model.d_model)
-        self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
+        self.ffn = make_moe_layer(config, vocab_size, causal=decoder) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)
 
     def reset_parameters(self, generator: torch.Generator | None) -> None:

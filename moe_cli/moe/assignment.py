@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_cli.config.routers import ExpertChoiceConfig, HashConfig, SinkhornConfig
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.parallel import own_rows, rows
+from moe_cli.moe.parallel import own_rows, rank, rows, size
 from moe_cli.moe.routers import Router, top_indices
 from moe_cli.moe.routing import Routing, expert_capacity, from_choices
 
@@ -49,7 +49,7 @@ class ExpertChoiceRouter(Router):
     """Softmax over E; each expert takes its C best tokens, C = ceil(capacity * T * K / E) (2202.09368, section 3.2).
 
     Every expert is used alike by construction; a token gets none to E of them. Not for causal models: who is taken
-    depends on later tokens.
+    depends on later tokens. In training T counts, and an expert chooses from, the tokens of all processes.
     """
 
     def __init__(
@@ -60,12 +60,17 @@ class ExpertChoiceRouter(Router):
 
     def forward(self, x: Float[Tensor, "T D"]) -> Routing:
         logits, probs = self.scores(x)
-        capacity = min(len(x), expert_capacity(len(x), self.num_experts, self.top_k, self.capacity_factor))
-        taken = top_indices((probs.detach() + self.expert_bias).T.contiguous(), capacity)
-        weights = probs.T.gather(1, taken)
+        together = self.training and size() > 1  # an evaluation batch is looked at whole by one process
+        scores = probs.detach() + self.expert_bias
+        scores = rows(scores) if together else scores
+        capacity = min(len(scores), expert_capacity(len(scores), self.num_experts, self.top_k, self.capacity_factor))
+        token_ids = top_indices(scores.T.contiguous(), capacity).flatten()
         expert_ids = torch.arange(self.num_experts, device=x.device).repeat_interleave(capacity)
-        kept = torch.ones(taken.numel(), dtype=torch.bool, device=x.device)
-        return Routing(logits, probs, taken.flatten(), expert_ids, weights.flatten(), kept)
+        if together:
+            own = token_ids // len(x) == rank()
+            token_ids, expert_ids = token_ids[own] % len(x), expert_ids[own]
+        kept = torch.ones(len(token_ids), dtype=torch.bool, device=x.device)
+        return Routing(logits, probs, token_ids, expert_ids, probs[token_ids, expert_ids], kept)
 
 
 class HashRouter(Router):

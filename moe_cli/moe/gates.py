@@ -61,9 +61,15 @@ class MlpGate(nn.Module):
         self.hidden = nn.Parameter(torch.empty(d_model, d_model))
         self.out = nn.Parameter(torch.empty(num_experts, d_model))
 
+    @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Each row of the second matrix starts at mean 0.
+
+        Hidden values are not negative; what they have in common would favour the same experts for every token.
+        """
         nn.init.normal_(self.hidden, std=self.hidden.shape[1] ** -0.5, generator=generator)
         nn.init.normal_(self.out, std=GATE_STD, generator=generator)
+        self.out.sub_(self.out.mean(1, keepdim=True))
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         return F.linear(F.linear(x, self.hidden.to(x.dtype)).relu(), self.out.to(x.dtype))

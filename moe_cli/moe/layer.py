@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.ranges import above, share
+from moe_cli.config.ranges import above, between, share
 from moe_cli.config.routers import HashConfig, RouterConfig, check_router
 from moe_cli.errors import ConfigError
 from moe_cli.moe.assignment import ExpertChoiceRouter
@@ -17,10 +18,18 @@ from moe_cli.moe.gates import LinearGate
 from moe_cli.moe.parallel import ExpertGroup, compute_divided, drop_overflow_everywhere, size
 from moe_cli.moe.registry import CONFIGS, make_router
 from moe_cli.moe.routers import ReluRouter
-from moe_cli.moe.routing import Routing, computed, drop_overflow, expert_capacity, renormalised
+from moe_cli.moe.routing import (
+    Routing,
+    Sequences,
+    computed,
+    drop_overflow,
+    drop_overflow_in_order,
+    expert_capacity,
+    renormalised,
+)
 from moe_cli.moe.soft import SoftRouter
 
-DROPS = ("position", "probability", "random")
+DROPS = ("position", "probability", "random", "causal")
 
 
 class MoELayer(nn.Module):
@@ -34,7 +43,9 @@ class MoELayer(nn.Module):
         router: a name of `moe_cli.moe.registry.CONFIGS` (topk, switch, sigmoid, ...), or its config with options.
         capacity_factor: None drops nothing; else an expert takes at most ceil(factor * T * K / E) assignments of one
             forward pass in training. At evaluation nothing is dropped unless `eval_capacity_factor` is set.
-        drop: who is dropped, `position`, `probability` or `random` (see `drop_overflow`).
+        drop: who is dropped, `position`, `probability` or `random` (see `drop_overflow`), or `causal`
+            (`drop_overflow_in_order`): an expert then takes at most ceil(factor * L * K / E) assignments of each sequence
+            of L positions, the first ones.
         renormalise_after_drop: give the weights of what was dropped to what a token kept.
         expert_kind: `glu` (gated) or `mlp`.
         activation: silu, gelu, relu or relu2; by default silu for glu and gelu for mlp.
@@ -44,6 +55,8 @@ class MoELayer(nn.Module):
         expert_init_scale: variance of the routed experts' first weights times fan-in; Switch takes 0.1 (section 2.4).
         dispatch: back end, a name of `moe_cli.moe.dispatch.BACKENDS`.
         vocab_size: how many token ids there are; only for router=hash.
+        causal: tokens must not depend on later ones of their sequence. Routers that look at them are refused, and an
+            `eval_capacity_factor` drops by `causal` unless `eval_drop` says otherwise.
 
     Raises:
         ConfigError: K is more than E, the capacity is not above 0, a name is unknown, or settings exclude each other.
@@ -68,9 +81,10 @@ class MoELayer(nn.Module):
         dispatch: str = "auto",
         renormalise_after_drop: bool = False,
         vocab_size: int | None = None,
+        causal: bool = False,
     ) -> None:
         super().__init__()
-        router = _router_config(router, num_experts, top_k, vocab_size)
+        router = _router_config(router, num_experts, top_k, vocab_size, causal)
         _one_of("drop", drop, DROPS)
         _one_of("expert_kind", expert_kind, ("glu", "mlp"))
         _one_of("dispatch", dispatch, BACKENDS)
@@ -84,6 +98,7 @@ class MoELayer(nn.Module):
         self.eval_capacity_factor: float | None = None
         self.eval_drop: str | None = None
         self.drop = drop
+        self.causal = causal
         self.renormalise_after_drop = renormalise_after_drop
         self.dispatch = dispatch
         self.expert_init_scale = expert_init_scale
@@ -119,44 +134,67 @@ class MoELayer(nn.Module):
         """The layer's output and who went where.
 
         Args:
-            x: tokens of any leading shape; all of them are routed together (router=soft mixes within a sequence).
+            x: tokens of any leading shape; all of them are routed together (router=soft mixes within a sequence, the
+                last dimension but one).
             token_ids: what each token is; read by router=hash.
             mask: False for padding, which never reaches the router: it takes no room, is not counted, and gets zero.
         """
-        if mask is not None:
-            y, routing = self(x[mask], None if token_ids is None else token_ids[mask])
-            return x.new_zeros(x.shape, dtype=y.dtype).index_put((mask,), y), routing
+        length = x.shape[-2] if x.ndim > 1 else 1
+        sequences = Sequences(x.shape[:-1].numel() // max(1, length), length, mask)
+        if mask is None:
+            return self._answer(x, token_ids, sequences)
+        if isinstance(self.router, SoftRouter):  # sequences must stay whole; from shared experts a zero gets zero
+            return self._answer(x.masked_fill(~mask.unsqueeze(-1), 0), None, sequences)
+        y, routing = self._answer(x[mask], None if token_ids is None else token_ids[mask], sequences)
+        return x.new_zeros(x.shape, dtype=y.dtype).index_put((mask,), y), routing
+
+    def _answer(
+        self, x: Float[Tensor, "*batch D"], token_ids: Int[Tensor, "*batch"] | None, sequences: Sequences
+    ) -> tuple[Float[Tensor, "*batch D"], Routing]:
+        """The same of tokens that are routed; with soft, padding among them."""
         tokens = x.reshape(-1, x.shape[-1])
         if isinstance(self.router, SoftRouter):
-            y, routing = self._mix(x.reshape(-1, *x.shape[-2:]))
+            y, routing = self._mix(x, sequences.mask)
         else:
-            routing = self.route(tokens, None if token_ids is None else token_ids.flatten())
+            routing = self.route(tokens, None if token_ids is None else token_ids.flatten(), sequences)
             y = self._compute(tokens, routing)
         if self.shared_experts is not None:
             shared = self.shared_experts(tokens)
             y = y + (shared if self.shared_gate is None else self.shared_gate(tokens).sigmoid() * shared)
         return y.view(x.shape), routing
 
-    def route(self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None = None) -> Routing:
-        """Who goes where, overflow dropped."""
+    def route(
+        self,
+        tokens: Float[Tensor, "T D"],
+        token_ids: Int[Tensor, " T"] | None = None,
+        sequences: Sequences | None = None,
+    ) -> Routing:
+        """Who goes where, overflow dropped; without `sequences` the tokens are one."""
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         if isinstance(self.router, ExpertChoiceRouter):  # the experts take as many as they have room for
             self.router.capacity_factor = factor or self.capacity_factor or 1.0
             factor = None
         routing: Routing = self.router(tokens, token_ids) if self.router.reads_token_ids else self.router(tokens)
+        if null := self.router.num_experts - self.num_experts:
+            routing = replace(routing, num_null=null)
         if factor is None:
             return routing
-        if self.training:  # over the batch of all processes
-            capacity = expert_capacity(size() * len(tokens), routing.num_experts, self.router.top_k, factor)
+        drop = self.drop if self.training else self.eval_drop or ("causal" if self.causal else self.drop)
+        if drop == "causal":
+            sequences = sequences or Sequences(1, len(tokens))
+            capacity = expert_capacity(sequences.length, self.num_experts, self.router.top_k, factor)
+            routing = drop_overflow_in_order(routing, capacity, sequences)
+        elif self.training:  # over the batch of all processes
+            capacity = expert_capacity(size() * len(tokens), self.num_experts, self.router.top_k, factor)
             rounds = 1 if isinstance(self.router, ReluRouter) else self.router.top_k
-            routing = drop_overflow_everywhere(routing, capacity, self.drop, rounds)
+            routing = drop_overflow_everywhere(routing, capacity, drop, rounds)
         else:
-            capacity = expert_capacity(len(tokens), routing.num_experts, self.router.top_k, factor)
-            routing = drop_overflow(routing, capacity, self.eval_drop or self.drop)
+            capacity = expert_capacity(len(tokens), self.num_experts, self.router.top_k, factor)
+            routing = drop_overflow(routing, capacity, drop)
         return renormalised(routing) if self.renormalise_after_drop else routing
 
     def _compute(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
-        routing = computed(routing, self.num_experts)
+        routing = computed(routing)
         if self.expert_group is not None:
             return compute_divided(self.experts, tokens, routing, self.expert_group, BACKENDS[self.dispatch])
         return BACKENDS[self.dispatch](self.experts, tokens, routing, self.experts.draw_mask(len(routing.expert_ids)))
@@ -166,24 +204,31 @@ class MoELayer(nn.Module):
         self.expert_group = group
         self.experts.keep(group.own)
 
-    def _mix(self, x: Float[Tensor, "G L D"]) -> tuple[Float[Tensor, "T D"], Routing]:
-        """Soft MoE: the experts work on the slots, and every token mixes the slots' answers."""
+    def _mix(
+        self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None
+    ) -> tuple[Float[Tensor, "T D"], Routing]:
+        """Soft MoE: the experts work on the slots, and every token mixes the slots' answers; padding gets zero."""
+        x = x[(None,) * (3 - x.ndim)].flatten(0, -3)  # sequences [G, L, D]; fewer dimensions are one sequence
+        mask = None if mask is None else mask.reshape(x.shape[:-1])
         logits = self.router.logits(x)
-        slots = self.router.slot_tokens(x, logits)
+        slots = self.router.slot_tokens(x, logits, mask)
         answers = self._compute(slots, self.router.slot_routing(len(x), x.device))
-        y = logits.softmax(-1).to(answers.dtype) @ answers.view(len(x), -1, answers.shape[-1])
-        return y.flatten(0, 1), self.router.token_routing(logits)
+        y = logits.softmax(-1).to(answers.dtype) @ answers.view(len(x), logits.shape[-1], answers.shape[-1])
+        if mask is None:
+            return y.flatten(0, 1), self.router.token_routing(logits.flatten(0, 1))
+        y = y.masked_fill(~mask.unsqueeze(-1), 0)
+        return y.flatten(0, 1), self.router.token_routing(logits[mask])
 
 
 def _router_config(
-    router: str | RouterConfig, num_experts: int, top_k: int, vocab_size: int | None = None
+    router: str | RouterConfig, num_experts: int, top_k: int, vocab_size: int | None = None, causal: bool = False
 ) -> RouterConfig:
     if not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
     if isinstance(router, str):
         _one_of("router", router, CONFIGS)
         router = CONFIGS[router]()
-    check_router(router, num_experts, top_k, causal=False)
+    check_router(router, num_experts, top_k, causal)
     if isinstance(router, HashConfig) and vocab_size is None:
         raise ConfigError("router=hash needs vocab_size: it has a place for every token id.")
     return router
@@ -205,9 +250,15 @@ def evaluation_policy(
 ) -> Iterator[None]:
     """Within it, evaluation chooses `top_k` experts and drops by `capacity_factor` (None: never) those that `drop` says.
 
-    None is as trained for the others.
+    None is as trained for the others; for `drop`, `causal` in layers of causal models.
+
+    Raises:
+        ConfigError: the capacity is not above 0, or a layer has not so many experts.
     """
+    above("capacity_factor", capacity_factor, 0)
     layers = moe_layers(model)
+    for layer in layers:
+        between("top_k", layer.top_k if top_k is None else top_k, 1, layer.num_experts)
     for layer in layers:
         layer.router.top_k = top_k or layer.top_k
         layer.eval_capacity_factor, layer.eval_drop = capacity_factor, drop

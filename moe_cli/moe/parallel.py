@@ -144,7 +144,7 @@ def drop_overflow_everywhere(routing: Routing, capacity: int, drop: str, rounds:
     everyone = Routing(
         logits=routing.logits, probs=scores[:, None].expand(-1, routing.num_experts),
         token_ids=torch.arange(len(order), device=mine.device), expert_ids=experts.long(), weights=scores,
-        kept=torch.ones_like(scores, dtype=torch.bool),
+        kept=torch.ones_like(scores, dtype=torch.bool), num_null=routing.num_null,
     )  # fmt: skip
     dropped = drop_overflow(everyone, capacity, "position" if drop == "position" else "probability")
     kept = torch.empty_like(everyone.kept)

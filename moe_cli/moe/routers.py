@@ -1,5 +1,8 @@
 """Which experts a token goes to, and with what weight: routers in which each token chooses for itself.
 
+Of equal scores the expert of the lowest index is chosen (on a GPU, the one that torch.topk takes): a token of zeros, or
+a gate of zeros, goes to experts 0 to K - 1. Gates therefore start at small random weights, never at zero.
+
 To add one: a config class in config/routers.py, a module here whose forward gives a Routing, one line in ROUTERS (moe/
 registry.py), and conf/router/NAME.yaml. T tokens, E experts (null ones included), K chosen per token, D width.
 """
@@ -185,8 +188,8 @@ class ReluRouter(Router):
         token_ids, expert_ids = fires.nonzero().unbind(1)
         penalty = None
         if self.training:
-            load = mean(fires.to(weights.dtype).mean(0)) * self.num_experts / self.top_k
-            penalty = self.l1 * (weights * load).mean()
+            load = mean(fires.to(weights.dtype).sum(0) / max(1, len(x))) * self.num_experts / self.top_k
+            penalty = self.l1 * (weights * load).sum() / max(1, weights.numel())
         kept = torch.ones(len(token_ids), dtype=torch.bool, device=x.device)
         return Routing(logits, probs, token_ids, expert_ids, weights[token_ids, expert_ids], kept, penalty=penalty)
 
@@ -228,7 +231,7 @@ def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
     """
     if scores.device.type != "cpu":
         return scores.topk(top_k, dim=-1).indices
-    if top_k > 8:
+    if not 0 < top_k <= 8:
         return scores.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
     scores = scores.clone()
     chosen = []

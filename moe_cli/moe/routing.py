@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moe_cli.config.ranges import above, at_least
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -25,6 +27,7 @@ class Routing:
         clean_logits: the scores before a router's noise; None where there is none.
         noise_std: the standard deviation of that noise.
         penalty: a loss of the router's own, already weighted; None where there is none.
+        num_null: how many of the E experts, the last ones, compute nothing (null experts).
     """
 
     logits: Float[Tensor, "T E"]
@@ -36,6 +39,7 @@ class Routing:
     clean_logits: Float[Tensor, "T E"] | None = None
     noise_std: Float[Tensor, "T E"] | None = None
     penalty: Float[Tensor, ""] | None = None
+    num_null: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -63,10 +67,11 @@ def from_choices(
     return Routing(logits, probs, token_ids, expert_ids, weights, kept, clean_logits, noise_std)
 
 
-def computed(routing: Routing, num_experts: int) -> Routing:
-    """The record without the assignments to null experts, those past the first `num_experts`: what is to be computed."""
-    if routing.num_experts == num_experts:
+def computed(routing: Routing) -> Routing:
+    """The record without null experts and the assignments to them: what is to be computed, dropped and measured."""
+    if not routing.num_null:
         return routing
+    num_experts = routing.num_experts - routing.num_null
     real = routing.expert_ids < num_experts
     return replace(
         routing,
@@ -78,6 +83,7 @@ def computed(routing: Routing, num_experts: int) -> Routing:
         kept=routing.kept[real],
         clean_logits=None,
         noise_std=None,
+        num_null=0,
     )
 
 
@@ -96,18 +102,26 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
     """C = ceil(capacity_factor * T * K / E), at least 1: the most assignments one expert takes in one forward pass.
 
     GShard, arXiv:2006.16668, section 2.2; libraries differ in the rounding, this is the definition here.
+
+    Raises:
+        ConfigError: the factor is not above 0 or not finite, or a count is too small (T may be 0).
     """
+    at_least("num_tokens", num_tokens, 0)
+    at_least("num_experts", num_experts, 1)
+    at_least("top_k", top_k, 1)
+    above("capacity_factor", capacity_factor, 0)
     # Rounded first, so that 1.1 * 100 / 10 asks for 11 places and not, by a float's last bit, for 12.
     return max(1, math.ceil(round(capacity_factor * num_tokens * top_k / num_experts, 9)))
 
 
 def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Routing:
-    """The routing in which no expert keeps more than `capacity` assignments.
+    """The routing in which no expert keeps more than `capacity` assignments; null experts, which compute nothing, keep all.
 
     Args:
         drop: who stays. `position`: the first in the order of the record (first choices of all tokens, then second
-            choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974).
-            `random`: anyone, drawn with torch's generator.
+            choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974), of
+            equals the first in the record. `random`: anyone, drawn with torch's generator. With each of them an earlier
+            token may lose its place to a later one; with `drop_overflow_in_order` none does.
     """
     if drop in ("probability", "random"):
         if drop == "random":
@@ -124,16 +138,55 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
         )
     else:
         assert drop == "position", drop
-    return replace(routing, kept=routing.kept & (_place_in_queue(routing) < capacity))
+    has_room = _place_in_queue(routing.expert_ids, routing.num_experts) < capacity
+    return replace(routing, kept=routing.kept & (has_room | _to_null(routing)))
 
 
-def _place_in_queue(routing: Routing) -> Int[Tensor, " A"]:
-    """How many earlier assignments ask for the same expert."""
-    by_expert = torch.argsort(routing.expert_ids, stable=True)
+def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
+    """Which assignments are to null experts."""
+    return routing.expert_ids >= routing.num_experts - routing.num_null
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the routed tokens stand.
+
+    Attributes:
+        number: of sequences.
+        length: positions of each, padding among them.
+        mask: False for padding, which is not routed; None: there is none.
+    """
+
+    number: int
+    length: int
+    mask: Bool[Tensor, "*batch L"] | None = None
+
+    def ids(self, device: torch.device) -> Int[Tensor, " T"]:
+        """The number of the sequence of each token."""
+        ids = torch.arange(self.number * self.length, device=device) // self.length
+        return ids if self.mask is None else ids[self.mask.flatten()]
+
+
+def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences) -> Routing:
+    """The routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
+
+    Null experts keep all. All choices of a token come before those of the next token, so that no later token pushes an earlier one out. Neither
+    does another sequence.
+    """
+    order = torch.argsort(routing.token_ids, stable=True)  # the record has first choices before second ones
+    queues = sequences.ids(order.device)[routing.token_ids] * routing.num_experts + routing.expert_ids
+    has_room = torch.empty_like(routing.kept)
+    has_room[order] = _place_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
+    return replace(routing, kept=routing.kept & (has_room | _to_null(routing)))
+
+
+def _place_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
+    """How many earlier assignments are in the same one of `number` queues."""
+    by_queue = torch.argsort(queues, stable=True)
     # Not bincount, whose length a compiler cannot know.
-    counts = torch.zeros(routing.num_experts, dtype=torch.int64, device=by_expert.device)
-    counts.index_add_(0, routing.expert_ids, torch.ones_like(by_expert))
+    counts = torch.zeros(number, dtype=torch.int64, device=by_queue.device)
+    counts.index_add_(0, queues, torch.ones_like(by_queue))
     starts = counts.cumsum(0) - counts
-    place = torch.empty_like(by_expert)
-    place[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
-    return place - starts[routing.expert_ids]
+    place = torch.empty_like(by_queue)
+    place[by_queue] = torch.arange(len(by_queue), device=by_queue.device)
+    return place - starts[queues]

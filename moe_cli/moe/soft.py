@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from moe_cli.config.routers import SoftConfig
@@ -38,9 +38,16 @@ class SoftRouter(nn.Module):
             phi = self.scale.to(dtype) * F.normalize(self.phi.to(dtype), dim=-1)
             return F.linear(F.normalize(x.to(dtype), dim=-1), phi)
 
-    def slot_tokens(self, x: Float[Tensor, "G L D"], logits: Float[Tensor, "G L S_E"]) -> Float[Tensor, "N D"]:
-        """What the slots hold, G * E * S of them."""
-        return (logits.softmax(1).to(x.dtype).mT @ x).flatten(0, 1)
+    def slot_tokens(
+        self, x: Float[Tensor, "G L D"], logits: Float[Tensor, "G L S_E"], mask: Bool[Tensor, "G L"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """What the slots hold, G * E * S of them: nothing of padding (False in `mask`), zeros where all is padding."""
+        if mask is not None:
+            logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
+        weights = logits.softmax(1)
+        if mask is not None:
+            weights = weights.masked_fill(~mask.unsqueeze(-1), 0)
+        return (weights.to(x.dtype).mT @ x).flatten(0, 1)
 
     def slot_routing(self, num_sequences: int, device: torch.device) -> Routing:
         """Every slot goes to its one expert with weight 1."""
@@ -50,9 +57,8 @@ class SoftRouter(nn.Module):
         slots = torch.arange(len(expert_ids), device=device)
         return Routing(torch.zeros_like(even), even / self.num_experts, slots, expert_ids, ones, ones.bool())
 
-    def token_routing(self, logits: Float[Tensor, "G L S_E"]) -> Routing:
+    def token_routing(self, flat: Float[Tensor, "T S_E"]) -> Routing:
         """The record seen from the tokens: each uses every expert, with the sum of its slots' combine weights."""
-        flat = logits.flatten(0, 1)
         by_expert = flat.unflatten(-1, (self.num_experts, self.slots))
         probs = flat.softmax(-1).unflatten(-1, (self.num_experts, self.slots)).sum(-1)
         tokens = torch.arange(len(flat), device=flat.device)

@@ -1,5 +1,6 @@
 """How experts are used: measures of a Routing, each with its unit and range.
 
+What is measured of experts is measured of those that compute: callers leave null experts out (`moe_cli.moe.routing.computed`).
 T tokens, E experts, K chosen, G groups of tokens (domains, or the tokens of the vocabulary).
 """
 
@@ -9,14 +10,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.routing import Routing, computed
 
 # An expert with less than this share of a fair load over an evaluation counts as dead.
 DEAD_BELOW = 0.01
 
 
 def tokens_per_expert(routing: Routing, *, kept: bool = False) -> Int[Tensor, " E"]:
-    """Assignments asked of each expert, before drops; with `kept`, those it kept. Sums to T * K when nothing drops."""
+    """Assignments asked of each expert, null ones too, before drops; with `kept`, those it kept. Sums to T * K when nothing drops."""
     chosen = routing.expert_ids[routing.kept] if kept else routing.expert_ids
     return torch.bincount(chosen, minlength=routing.num_experts)
 
@@ -79,8 +80,9 @@ def specialisation(counts: Int[Tensor, "G E"]) -> float:
 
 
 def dropped_fraction(routing: Routing) -> float:
-    """Share of assignments that found no room, 0 to 1."""
-    return 1 - routing.kept.double().mean().item() if len(routing.kept) else 0.0
+    """Share of the assignments to experts that compute that found no room, 0 to 1."""
+    kept = computed(routing).kept
+    return 1 - kept.double().mean().item() if len(kept) else 0.0
 
 
 def routing_entropy(probs: Float[Tensor, "T E"]) -> float:

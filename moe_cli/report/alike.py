@@ -1,4 +1,4 @@
-"""Which runs may be held against each other: the same text, validation, budget and code. The others are named, not mixed in."""
+"""Which runs may be held against each other: the same text, validation, evaluation context, budget and code. The others are named, not mixed in."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -9,11 +9,13 @@ from typing import Any
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
+from moe_cli.measures import eval_windows
 from moe_cli.report.fold import Row
 from moe_cli.store import Run
 
 DATA, TOKENIZER, VALIDATION, BUDGET, CODE = "data", "tokenizer", "validation", "budget", "code"
-ASPECTS = (DATA, TOKENIZER, VALIDATION, BUDGET, CODE)
+EVAL_CONTEXT = "eval_context"
+ASPECTS = (DATA, TOKENIZER, VALIDATION, EVAL_CONTEXT, BUDGET, CODE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def check_across(names: Collection[str]) -> frozenset[str]:
 
 
 def sort_out(rows: Collection[Row], across: Collection[str] = ()) -> Sorted:
-    """The complete runs of the kind of which there are most configurations, unless an aspect may differ.
+    """The complete runs of the kind that shows most, see `_most`, unless an aspect may differ.
 
     Bits per byte are comparable between tokenizers of the same text and validation bytes (README, concept 9): where all
     runs have them, the tokenizer is no aspect. Nats per token are not.
@@ -70,13 +72,22 @@ def code_versions(rows: Collection[Row]) -> int:
 
 
 def _most(rows: Collection[Row], kinds: Collection[Any]) -> Any:
-    """The kind of most configurations (experts, k and the rest of what a run's name says), then of most runs, then the newest."""
-    shapes: dict[Any, set[Any]] = {}
+    """The kind that shows most: of most configurations with several seeds, then of most configurations, then of most runs.
+
+    A configuration is here what a run's name says: experts, k, capacity, router and balance. Of equal kinds the newest.
+    """
+    seeds: dict[Any, dict[Any, set[Any]]] = {}
     for row, kind in zip(rows, kinds, strict=True):
-        shapes.setdefault(kind, set()).add((row["expert"], row["k"], row["capacity"], row["router"], row["balance"]))
+        shape = (row["expert"], row["k"], row["capacity"], row["router"], row["balance"])
+        seeds.setdefault(kind, {}).setdefault(shape, set()).add(row["seed"])
     runs = Counter(kinds)
     newest = dict(zip(kinds, rows, strict=True))
-    return max(shapes, key=lambda kind: (len(shapes[kind]), runs[kind], newest[kind]["created"] or 0.0))
+
+    def richness(kind: Any) -> tuple[int, int, int, float]:
+        repeated = sum(len(each) > 1 for each in seeds[kind].values())
+        return (repeated, len(seeds[kind]), runs[kind], newest[kind]["created"] or 0.0)
+
+    return max(seeds, key=richness)
 
 
 def _kind(aspect: str, row: Row) -> Any:
@@ -87,6 +98,8 @@ def _kind(aspect: str, row: Row) -> Any:
         return (row.get("data.tokenizer"), row.get("data.bpe_vocab"))
     if aspect == VALIDATION:
         return tuple(row.get(name) for name in HELD_OUT)
+    if aspect == EVAL_CONTEXT:
+        return eval_windows(row)
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
             return (budget, row[budget])

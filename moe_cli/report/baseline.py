@@ -5,12 +5,25 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_cli.config.parse import show
+from moe_cli.config.baselines import parse_baseline
+from moe_cli.config.parse import did_you_mean, show
 from moe_cli.config.schema import RunConfig
-from moe_cli.errors import MoeError
-from moe_cli.report.fold import DENSE, Row, applies, shared_with_dense
-from moe_cli.report.frame import flatten
-from moe_cli.store import read_json
+from moe_cli.errors import ConfigError, MoeError
+from moe_cli.numbers import printable
+from moe_cli.report.fold import (
+    DENSE,
+    Row,
+    applies,
+    baselines_of,
+    is_baseline,
+    rows_of,
+    settings_of,
+    shared_with_dense,
+    varying,
+)
+from moe_cli.report.frame import flatten, runs_frame
+from moe_cli.report.sweeprecord import read_record
+from moe_cli.store import COMPLETED, Run, run_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,12 +31,79 @@ if TYPE_CHECKING:
     from moe_cli.config.load import Composer
 
 
-def sweep_baseline(frame: "pd.DataFrame") -> Mapping[str, Any]:
-    """The baseline that the sweep of all these runs names in its sweep.json; of several sweeps or none, the dense model."""
+def declared_baselines(frame: "pd.DataFrame") -> list[Mapping[str, Any]]:
+    """The baseline of each sweep of these runs, as its sweep.json has it; the dense model where it names none."""
     folders = dict.fromkeys(Path(path).parent for path in frame["path"])
-    named = [(read_json(folder / "sweep.json") or {}).get("baseline") or DENSE for folder in folders]
-    agreed = named and all(isinstance(each, dict) and each == named[0] for each in named)
-    return named[0] if agreed else DENSE
+    named = [read_record(folder).get("baseline") or DENSE for folder in folders]
+    return [each if isinstance(each, dict) else DENSE for each in named]
+
+
+def sweep_baseline(frame: "pd.DataFrame") -> Mapping[str, Any]:
+    """The baseline on which all sweeps of these runs agree; else the dense model."""
+    named = declared_baselines(frame)
+    return named[0] if named and all(each == named[0] for each in named) else DENSE
+
+
+def baseline_name(baseline: Mapping[str, Any]) -> str:
+    """dense, or balance=none."""
+    return (
+        "dense" if baseline == DENSE else printable(" ".join(f"{key}={show(value)}" for key, value in baseline.items()))
+    )
+
+
+def baseline_runs_elsewhere(
+    outputs: Path, frame: "pd.DataFrame", baseline: Mapping[str, Any] | None = None, beside: Collection[str] = ()
+) -> "pd.DataFrame":
+    """The complete runs of the outputs folder, or `beside`, that are not in the frame and may serve as its baselines.
+
+    They have the settings of `baseline`, of one that a sweep of the frame declares, or of the dense model.
+    """
+    seen = {Path(path).resolve() for path in frame["path"]}
+    runs = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in beside)]
+    found = {path: run for run in runs if (path := run.path.resolve()) not in seen}
+    others = runs_frame(list(found.values()), outputs)
+    wanted = [*([] if baseline is None else [baseline]), *declared_baselines(frame), DENSE]
+    fitting = [row["path"] for row in rows_of(others)
+               if row["status"] == COMPLETED and any(is_baseline(row, each) for each in wanted)]  # fmt: skip
+    return others[others["path"].isin(fitting)].reset_index(drop=True)
+
+
+def chosen_baseline(text: str, frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None" = None) -> Mapping[str, Any]:
+    """What `--baseline` says.
+
+    Raises:
+        ConfigError: it cannot be read, no complete run has these settings, or several configurations fit.
+    """
+    baseline = parse_baseline(text)
+    settings, rows = settings_of(map(str, frame.columns)), rows_of(frame)
+    known = [name.removesuffix(".name") for name in settings]
+    for name in baseline:
+        if name not in (*known, *settings):
+            raise ConfigError(f"--baseline {text}: no setting '{name}'.{did_you_mean(name, known)}")
+    bases, ambiguous = baselines_of(rows, [] if elsewhere is None else rows_of(elsewhere), baseline, settings)
+    if ambiguous:
+        raise ConfigError(f"--baseline {text} {ambiguity(ambiguous)}")
+    if not bases:
+        there = "; ".join(f"{name}={', '.join(values)}" for name in baseline if (values := _values(rows, name)))
+        raise ConfigError(
+            f"--baseline {text}: no complete run has these settings. There are: {there or 'no complete runs'}"
+        )
+    return baseline
+
+
+def ambiguity(fitting: Collection[Row]) -> str:
+    """Says among which configurations a baseline cannot be chosen."""
+    names = varying(fitting, settings_of({name: None for row in fitting for name in row}))
+    found = list(dict.fromkeys(" ".join(f"{name}={show(row.get(name))}" for name in names) for row in fitting))
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return printable(
+        f"fits several configurations where one is needed: {'; '.join(found[:4])}{more}. Add what tells them apart."
+    )
+
+
+def _values(rows: Collection[Row], name: str) -> list[str]:
+    found = [row.get(name, row.get(f"{name}.name")) for row in rows if row["status"] == COMPLETED]
+    return list(dict.fromkeys(printable(show(value)) for value in found if value is not None))[:8]
 
 
 def twin_command(config: RunConfig) -> str:

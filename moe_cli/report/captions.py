@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.text import Text
 
-from moe_cli.config.parse import show
-from moe_cli.measures import references, target_of
+from moe_cli.config.tasks import CAUSAL_MODELS
+from moe_cli.measures import eval_windows, references, sees_later_tokens, target_of, unequal_flops
 from moe_cli.numbers import count, plural, printable
 from moe_cli.report.alike import code_versions
-from moe_cli.report.baseline import baseline_command
+from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import shorten
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score, shared_with
+from moe_cli.report.looks import looks_sentence
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 from moe_cli.report.view import View
 from moe_cli.store import COMPLETED, FAILED, PRUNED
@@ -52,15 +53,27 @@ def _size(view: View, rows: Sequence[Row]) -> str:
 
 def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     dense = view.baseline == DENSE
-    name = "expert=1 (dense)" if dense else " ".join(f"{key}={show(value)}" for key, value in view.baseline.items())
+    name = "expert=1 (dense)" if dense else baseline_name(view.baseline)
     others = [row for row in rows if not is_baseline(row, view.baseline)]
     without = [row for row in others if row["vs_dense"] is None]
+    if view.pairs is not None:
+        also = ", or with a dense model:" if dense and others else ""
+        lines = _prose(
+            f"baseline   none: differences are to the lowest. Compare with another: --baseline SETTING=VALUE{also}",
+            width,
+            "",
+        )
+        return lines + ([Text("  " + printable(baseline_command(rows[0])))] if also else [])
     lines = []
     if len(without) < len(others):
         equal = [name for name in shared_with(view.baseline, view.varying) if name in view.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
         lines += _prose(f"baseline   {printable(name)}{at}", width, "")
-    if without:
+    if view.frame.attrs["ambiguous"]:
+        lines += _prose(
+            f"baseline   {name} {ambiguity(view.frame.attrs['ambiguous'])} --baseline SETTING=VALUE", width, "yellow"
+        )
+    elif without:
         which = "" if len(without) == len(others) else f" for {len(without)} of {len(others)}"
         if not dense:
             missing = f"baseline   none{which}: {printable(name)} was not run with the same settings and seeds"
@@ -75,10 +88,10 @@ def below(view: View, width: int) -> list[Text]:
     rows = [row for row in view.rows if row["status"] == COMPLETED]
     lines = []
     if any(row["val_loss_interval"] is not None for row in rows):
-        to = "dense" if view.baseline == DENSE else "the baseline"
+        to = "the lowest" if view.pairs is not None else "dense" if view.baseline == DENSE else "the baseline"
         lines += _prose(f"intervals: 95 % over seeds; differences to {to} are paired by seed", width, "dim")
         lines += (
-            _prose(_judged(rows, view.frame.attrs["comparisons"]), width, "dim")
+            _prose(_judged(rows, view), width, "dim")
             if any(row["vs_dense_interval"] is not None for row in rows)
             else []
         )
@@ -86,18 +99,30 @@ def below(view: View, width: int) -> list[Text]:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
     if len({(row["corpus_sha256"], row.get("task.name")) for row in rows}) == 1 and (known := references(rows[0])):
         lines += _pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ", "dim")
+    if note := unequal_flops((row["active_params"], row["tokens"], row["flops_per_token"]) for row in rows):
+        lines += _prose(note, width, "dim")
+    lines += _limited(rows, width)
     shared = _constants(view, rows)
     if shared:
         lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")
     return lines + _cautions(view, rows, width)
 
 
-def _judged(rows: Sequence[Row], comparisons: int) -> str:
-    """How many comparisons there were, and what came of them."""
-    said = [row["verdict"] for row in rows if row["verdict"]]
-    counted = ", ".join(f"{said.count(word)} {word}" for word in (BETTER, WORSE, CANNOT_TELL) if word in said)
-    allowing = f"; verdicts allow for {comparisons} comparisons (Holm)" if comparisons > 1 else ""
-    return f"{plural(len(said), 'configuration')} compared: {counted}{allowing}"
+def _judged(rows: Sequence[Row], view: View) -> str:
+    """How many comparisons there were, what came of them, and what looking again does to them."""
+    found = [row["verdict"] for row in rows if row["verdict"]]
+    counted = ", ".join(f"{found.count(word)} {word}" for word in (BETTER, WORSE, CANNOT_TELL) if word in found)
+    comparisons, allowing = view.frame.attrs["comparisons"], ""
+    if view.pairs:
+        allowing = (
+            f"; verdicts allow for all {plural(view.pairs, 'pair')} (Holm), for the lowest was chosen by its result"
+        )
+    elif comparisons > 1:
+        allowing = f"; verdicts allow for {comparisons} comparisons (Holm)"
+    text = f"{plural(len(found), 'configuration')} compared: {counted}{allowing}"
+    if any(row["more_seeds"] for row in rows) or view.look.number > 1:
+        text += f". {looks_sentence(view.look)}"
+    return text
 
 
 def _constants(view: View, rows: Sequence[Row]) -> list[str]:
@@ -110,7 +135,8 @@ def _constants(view: View, rows: Sequence[Row]) -> list[str]:
         if name in hidden or len(values) != 1 or (values == {None} and name != "capacity"):
             continue
         shared.append(_constant(name, subjects, hidden))
-    return shared
+    contexts = [row["eval_context"] for row in rows if row["eval_context"]]
+    return [*shared, f"validation context {_span(contexts, '{:.1f}'.format)}"] if contexts else shared
 
 
 def _constant(name: str, rows: Sequence[Row], hidden: set[str]) -> str:
@@ -138,8 +164,8 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         names = sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data.items())
         named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
-    elif len({comparable(row) for row in rows if score(row) is not None}) > 1:
-        lines += _prose("different budgets: 'best' is said among equal ones only", width, "yellow")
+    else:
+        lines += _unlike(view, [row for row in rows if score(row) is not None], width)
     paths = [path for row in rows for path in row["paths"]]
     versions = code_versions([{"path": path} for path in paths]) if 1 < len(paths) <= MOST_LOOKED_AT else 1
     if versions > 1:
@@ -168,6 +194,45 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))
         seen = "" if view.by_run or not rows else "; to see them: moe report --runs"
         lines += _prose(f"without results yet: {counted}{seen}", width, "yellow")
+    return lines
+
+
+def _unlike(view: View, rows: Sequence[Row], width: int) -> list[Text]:
+    """Why rows of the same data are not ranked together: their budgets, and how much context a validation token has."""
+    lines = []
+    if len({comparable(row)[1:] for row in rows}) > 1:
+        steps = ""
+        if "model.context_length" in view.varying:
+            steps = ". A step of another model.context_length has other tokens: give train.tokens, not train.steps"
+        lines += _prose(
+            f"different budgets: best and recommended are said among equal ones only{steps}", width, "yellow"
+        )
+    if len({eval_windows(row) for row in rows}) > 1:
+        lines += _prose(
+            "different evaluation contexts: ranked within one only. To compare, give all the same eval.context_length "
+            "and eval.stride",
+            width,
+            "yellow",
+        )
+    return lines
+
+
+def _limited(rows: Sequence[Row], width: int) -> list[Text]:
+    """How a capacity dropped assignments at evaluation, where it did."""
+    rules = {rule for row in rows if row["capacity_val_loss"] is not None and (rule := row.get("capacity_val_drop"))}
+    lines = []
+    if rules == {"causal"}:
+        lines += _prose(
+            "limited loss: at the capacity of training, counted over each sequence; no later token takes the place of an "
+            "earlier one (drop=causal)",
+            width,
+            "dim",
+        )
+    elif rules:
+        lines += _prose(f"limited loss: at the capacity of training, drop={', '.join(sorted(rules))}", width, "dim")
+    seen = {row["eval.drop"] for row in rows if row.get("model.name") in CAUSAL_MODELS and row.get("eval.drop")}
+    for drop in sorted(seen - {"causal"}):
+        lines += _prose(f"val loss: {sees_later_tokens(drop)}", width, "yellow")
     return lines
 
 

@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.parse import show
+from moe_cli.config.parse import did_you_mean, show
+from moe_cli.errors import ConfigError
+from moe_cli.glance import validation_curve
 from moe_cli.measures import MEASURES, Measure
 from moe_cli.numbers import count, percent, plural, printable, sparkline
-from moe_cli.report.fold import DENSE, Row, applies, measures_itself
+from moe_cli.report.fold import DENSE, PLAIN_KEYS, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
 from moe_cli.store import Run
 
 LONGEST_CELL = 36
-CURVE_WIDTH, MOST_CURVES = 16, 60
+CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
@@ -34,14 +36,14 @@ class Column:
     left: bool = False
 
 
-def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -> list[Column]:
-    """The measured columns worth showing for these rows, of which differences are taken to the baseline."""
+def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
+    """The measured columns worth showing for these rows, of which differences are taken to the baseline, or to the lowest."""
     measured = [f"val_{name}" for name in MEASURES if any(row.get(f"val_{name}") is not None for row in rows)]
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_dense",
              "tokens_per_second"]  # fmt: skip
     if measured and all(row["val_bpb"] is None for row in rows):  # no text
         names.remove("val_bpb")
-    if baseline == DENSE and all(row["expert"] == 1 for row in rows):
+    if baseline == DENSE and not to_lowest and all(row["expert"] == 1 for row in rows):
         names.remove("vs_dense")
     if any(row["vs_dense_interval"] is not None for row in rows):
         names.insert(names.index("vs_dense") + 1, "verdict")
@@ -55,28 +57,28 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE) -
         names.append("capacity_val_loss")
     if any(row["dead_experts"] is not None for row in rows):
         names.append("dead_experts")
-    columns = [_RESULTS[name] for name in names]
-    if baseline != DENSE:
-        columns = [replace(each, heading="vs baseline") if each.name == "vs_dense" else each for each in columns]
-    return columns
+    return [_result(name, baseline, to_lowest) for name in names]
+
+
+def _result(name: str, baseline: Mapping[str, Any], to_lowest: bool) -> Column:
+    column = _RESULTS[name]
+    if name != "vs_dense" or (baseline == DENSE and not to_lowest):
+        return column
+    return replace(column, heading="vs lowest" if to_lowest else "vs baseline")
 
 
 def curve_column(rows: Collection[Row]) -> Column | None:
-    """Bits per byte over training as a sparkline, of a row's first run; None without curves, and for long reports."""
+    """The validation curve as a sparkline, of a row's first run; None without curves, and for long reports."""
     if len(rows) > MOST_CURVES:
         return None
-    drawn = {row["path"]: sparkline(_curve(row["path"]), CURVE_WIDTH) for row in rows}
-    return (
-        Column("curve", "curve", lambda row: drawn.get(row["path"]) or "-", left=True) if any(drawn.values()) else None
-    )
+    drawn = {row["path"]: _sparkline(row) for row in rows}
+    return Column(CURVE, CURVE, lambda row: drawn[row["path"]], left=True) if set(drawn.values()) - {"-"} else None
 
 
-def _curve(path: str) -> list[float]:
-    """Bits per byte at the evaluations; fewer than two are no curve. On a logarithmic scale, where late gains are seen."""
-    found = [record.get("val/bpb_estimate") for record in Run(Path(path)).metrics()]
-    values = [math.log(value) for value in found
-              if isinstance(value, int | float) and math.isfinite(value) and value > 0]  # fmt: skip
-    return values if len(values) > 1 else []
+def _sparkline(row: Row) -> str:
+    """On a logarithmic scale, where late gains are seen; fewer than two evaluations are no curve."""
+    values = [math.log(value) for value in validation_curve(Run(Path(row["path"]))).values if value > 0]
+    return sparkline(values, CURVE_WIDTH) if len(values) > 1 else "-"
 
 
 def never_leave(rows: Collection[Row]) -> tuple[str, str]:
@@ -85,17 +87,43 @@ def never_leave(rows: Collection[Row]) -> tuple[str, str]:
     return ("run", "val_bpb" if all(row["val_bpb"] is not None for row in judged) else "val_loss")
 
 
-def make_columns(names: Sequence[str]) -> list[Column]:
+def make_columns(names: Sequence[str], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
     """Columns by name: results as they are usually written, everything else by its value."""
-    short = [_heading(name) for name in names]
+    short = [heading_of(name) for name in names]
     headings = [heading if short.count(heading) == 1 else name for heading, name in zip(short, names, strict=True)]
     return [
-        _RESULTS.get(name) or Column(name, printable(heading), _writer(name), left=name in _TEXT)
+        _result(name, baseline, to_lowest) if name in _RESULTS
+        else Column(name, name, _sparkline, left=True) if name == CURVE
+        else Column(name, printable(heading), _writer(name), left=name in _TEXT)
         for name, heading in zip(names, headings, strict=True)
-    ]
+    ]  # fmt: skip
 
 
-def _heading(name: str) -> str:
+def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) -> str:
+    """The column of this name or, where there is none, under this heading; those `shown` come before others.
+
+    Raises:
+        ConfigError: there is no such column, or several have the heading.
+    """
+    if text in known:
+        return text
+    if above := [column.name for column in shown if column.heading == text]:
+        return above[0]
+    under = [name for name in known if heading_of(name) == text]
+    if len(under) > 1:
+        raise ConfigError(f"several columns have the heading '{text}'. Give one by its name: {', '.join(under)}")
+    if under:
+        return under[0]
+    by_heading = {heading_of(name): name for name in known}
+    hint = (
+        did_you_mean(text, [*known, *by_heading])
+        or f" There are: {', '.join(PLAIN_KEYS)}, and settings such as train.steps."
+    )
+    raise ConfigError(f"no column '{text}'.{hint}")
+
+
+def heading_of(name: str) -> str:
+    """What stands above a column where no other has the same heading."""
     if name in _RESULTS:
         return _RESULTS[name].heading
     group, _, last = name.rpartition(".")
@@ -196,6 +224,8 @@ _RESULTS = {
         Column("params", "params", _counted("params")),
         Column("active_params", "active", _counted("active_params")),
         Column("flops_per_token", "FLOP/token", _counted("flops_per_token")),
+        Column("model_flops_per_token", "model FLOP/token", _counted("model_flops_per_token")),
+        Column("optimizer_flops_per_step", "optimizer FLOP/step", _counted("optimizer_flops_per_step")),
         Column("val_loss", "val loss", _loss),
         Column("val_bpb", "bits/byte", _bits),
         *(Column(f"val_{name}", measure.label, _measure(f"val_{name}", measure)) for name, measure in MEASURES.items()),

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError
+from moe_cli.glance import ESTIMATES
 from moe_cli.numbers import printable
 from moe_cli.report.columns import never_leave, shorten
-from moe_cli.report.fold import Row
+from moe_cli.report.fold import Row, comparable, front_of
 from moe_cli.report.page.content import label_of
 from moe_cli.report.plot import DERIVED
 from moe_cli.report.view import View
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 MOST_NAMES = 16
 MARKERS = "os^Dv<>ph*X8"
 SCORES = {"val_bpb": "validation, bits per byte", "val_loss": "validation, nats"}
-CURVES = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
 
 
 def figure_bytes(view: View, ending: str, title: str) -> bytes:
@@ -75,8 +75,7 @@ def _points(axes: "Axes", view: View, rows: Sequence[Row], score: str, name: str
     there = [place for place in places if place]
     if there and max(there) > 1.5 * min(there):
         axes.set_xscale("log")
-    front = sorted((place, row[score]) for place, row in zip(places, rows, strict=True) if place and _on_front(place, row, places, rows, score))  # fmt: skip
-    if len(set(front)) > 1:
+    for front in _fronts([row for row in rows if row[name]], name, score):
         axes.plot([x for x, _ in front], [y for _, y in front], "--", color="0.3", linewidth=1, zorder=0)
         axes.set_xlabel("training FLOP per token; dashed: Pareto front")
 
@@ -88,12 +87,13 @@ def _count_in_thousands(axes: "Axes") -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _on_front(place: float, row: Row, places: Sequence[float | None], rows: Sequence[Row], score: str) -> bool:
-    """Whether no other row has as few FLOPs and as low a loss, and less of one."""
-    return not any(
-        other and (other, each[score]) != (place, row[score]) and other <= place and each[score] <= row[score]
-        for other, each in zip(places, rows, strict=True)
-    )
+def _fronts(rows: Sequence[Row], name: str, score: str) -> list[list[tuple[float, float]]]:
+    """The Pareto front of the score and a cost, of at least two points, for each data set and budget."""
+    fronts: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row, mark in zip(rows, front_of(rows, {name: -1}), strict=True):
+        if mark:
+            fronts.setdefault(comparable(row), []).append((row[name], row[score]))
+    return [sorted(front) for front in fronts.values() if len(set(front)) > 1]
 
 
 def _curves(axes: "Axes", view: View, rows: Sequence[Row], score: str) -> None:
@@ -101,7 +101,7 @@ def _curves(axes: "Axes", view: View, rows: Sequence[Row], score: str) -> None:
     from moe_cli.report.longframes import load_curves
 
     frame = load_curves([Run(Path(row["path"])) for row in rows])
-    frame = frame[(frame["metric"] == CURVES[score]) & frame["tokens"].notna() & frame["value"].notna()]
+    frame = frame[(frame["metric"] == ESTIMATES[score]) & frame["tokens"].notna() & frame["value"].notna()]
     for index, row in enumerate(rows):
         part = frame[(frame["run"] == row["run"]) & (frame["group"] == row["group"])]
         look = {**_look(index), "marker": ""}

@@ -1,7 +1,7 @@
 """Which runs are one configuration, what tells configurations apart, and which one each is measured against."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,9 +11,12 @@ from moe_cli.config.data import HELD_OUT
 from moe_cli.config.expressions import Expression, all_hold
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import EXECUTION_KEYS
+from moe_cli.measures import eval_windows
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
+from moe_cli.report.pairs import compare_with_first
+from moe_cli.report.pareto import as_cost, on_front, tolerance
 from moe_cli.report.stats import mean_and_interval, paired_difference
-from moe_cli.report.verdicts import CANNOT_TELL, Offer, Paired, more_seeds, paired, pareto, verdicts
+from moe_cli.report.verdicts import CANNOT_TELL, Paired, more_seeds, paired, verdicts
 from moe_cli.store import COMPLETED
 
 RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second",
@@ -31,8 +34,9 @@ OF_RUNS = EXECUTION | {*IDENTITY, "seed"}
 # Settings that say nothing about a dense model.
 SPARSE_ONLY = ("k", "capacity", "drop", "renormalise_after_drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
                "model.shared_gate", "model.expert_dropout", "model.expert_init_scale",
-               "model.moe_every", "model.first_dense", "model.dispatch", "optim.sparse_experts")  # fmt: skip
-SPARSE_GROUPS = ("router.", "balance.", "eval.")
+               "model.moe_every", "model.first_dense", "model.dispatch", "optim.sparse_experts",
+               "eval.k", "eval.capacity", "eval.drop")  # fmt: skip
+SPARSE_GROUPS = ("router.", "balance.")
 # Settings that others bring along: they tell configurations apart only where those others are equal.
 FOLLOWS: dict[str, tuple[str, ...]] = {
     "drop": ("capacity",),
@@ -40,6 +44,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     **{f"{group}.name": () for group in ("model", "task", "data")},
     **{f"{group}.": (f"{group}.name",) for group in ("model", "task", "data")},
     "model.d_expert": ("model.name", "model.d_ff", "match"),
+    "eval.context_length": ("model.context_length",),
+    "eval.stride": ("model.context_length", "eval.context_length"),
     "router.": ("router", "k"),
     "balance.": ("balance",),
     "optim.name": (),
@@ -48,6 +54,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
 }
 
 Row = dict[str, Any]
+# The respects of the Pareto front beside the score; 1: the larger value is better.
+COSTS = {"flops_per_token": -1, "tokens_per_second": 1, "peak_memory_bytes": -1}
 # What differences are taken to, unless a sweep says otherwise.
 DENSE: Mapping[str, Any] = {"expert": 1}
 
@@ -61,7 +69,7 @@ def settings_of(columns: Iterable[str]) -> list[str]:
 
 def applies(setting: str, row: Row) -> bool:
     """Whether a setting means anything in this configuration."""
-    if setting == "model.d_expert" and row.get("match") in ("active", "total", "flops"):
+    if setting == "model.d_expert" and row.get("match") in ("active", "total", "flops", "model_flops"):
         return False
     if row.get("expert") != 1:
         return True
@@ -83,51 +91,97 @@ def fold(
     """One row per configuration: means over seeds, 95 % intervals, and the difference to the baseline.
 
     Runs are one configuration when every setting but the seed is equal, and the data too; of two runs with one seed
-    the newer counts. Runs without results are rows of their own. With `by_run`, every run is a row. Dense runs
+    the newer counts. Runs without results are rows of their own. With `by_run`, every run is a row. Runs
     `elsewhere`, and runs for which not all `conditions` hold, may serve as baselines, but are in no row. The baseline of a row has the
-    settings of `baseline`, and for the rest those of the row.
+    settings of `baseline`, and for the rest those of the row. Where
+    no row is its baseline or all are, each is compared with the lowest.
+
+    `attrs` of the result: `comparisons`, how many rows have a verdict; `pairs`, how many pairs of configurations the
+    verdicts allow for, None with a baseline; `ambiguous`, the configurations among which a baseline cannot be chosen;
+    `replaced`, see `_replaced`.
     """
     runs = rows_of(frame)
     settings = settings_of(frame.columns)
-    known = runs if elsewhere is None else [*rows_of(elsewhere), *runs]
-    runs = [run for run in runs if all_hold(conditions, run)]
+    others = [] if elsewhere is None else rows_of(elsewhere)
     shared = shared_with(baseline, settings)
-    bases = _group([_as_far_as_it_applies(run) for run in known if is_baseline(run, baseline)], shared)
+    bases, ambiguous = baselines_of(runs, others, baseline, settings)
+    runs = [run for run in runs if all_hold(conditions, run)]
     groups = _group(runs, settings)
     if by_run:
         rows = [_folded([run], settings, shared, bases) for run in runs]
     else:
         rows = [_folded(_by_seed(seeds), settings, shared, bases) for seeds in groups.values()]
         rows += [_folded([run], settings, shared, bases) for run in runs if run["status"] != COMPLETED]
+    pairs = None
     if not by_run:
         _judge(rows)
+        one_kind = len({is_baseline(row, baseline) for row in rows if score(row) is not None}) == 1
+        pairs = _judge_pairs(rows) if one_kind and all(row["_paired"] is None for row in rows) else None
     for row in rows:
-        del row["_paired"]
+        del row["_paired"], row["_scores"]
     folded = _frame(rows, frame)
+    folded.attrs.update(pairs=pairs, ambiguous=ambiguous)
     folded.attrs["comparisons"] = sum(row["verdict"] is not None for row in rows)
     folded.attrs["replaced"] = {} if by_run else _replaced(runs, groups, settings)
     return folded
 
 
 def _judge(rows: list[Row]) -> None:
-    """Says of every row what its difference to the baseline allows to say, and whether nothing compared is better in all."""
+    """Adds the verdict on each row's difference to the baseline, and whether the row is on the Pareto front."""
     compared = [row for row in rows if row["_paired"] is not None]
     differences: list[Paired] = [row["_paired"] for row in compared]
     for row, difference, verdict in zip(compared, differences, verdicts(differences), strict=True):
         row["verdict"] = verdict
         row["more_seeds"] = more_seeds(difference, len(compared)) if verdict == CANNOT_TELL else None
+    scored = [row for row in rows if score(row) is not None]
+    sizes = Counter(comparable(row) for row in scored)
+    for row, mark in zip(scored, front_of(scored, COSTS), strict=True):
+        row["pareto"] = mark if sizes[comparable(row)] > 1 else None
+
+
+def _judge_pairs(rows: list[Row]) -> int | None:
+    """Compares every row with the lowest of those it is comparable with.
+
+    Returns the number of pairs tested, None where nothing can be compared.
+    """
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if score(row) is not None:
-            groups.setdefault(comparable(row), []).append(row)
-    for group in groups.values():
-        front = pareto([_offer(row) for row in group])
-        for index, row in enumerate(group):
-            row["pareto"] = index in front if len(group) > 1 else None
+    for row in sorted((row for row in rows if score(row) is not None), key=lambda row: score(row) or 0.0):
+        groups.setdefault(comparable(row), []).append(row)
+    ranked = [group for group in groups.values() if len(group) > 1]
+    found, pairs = compare_with_first([[row["_scores"] for row in group] for group in ranked])
+    for group, differences in zip(ranked, found, strict=True):
+        first = group[0]
+        if not any(differences):
+            continue
+        first.update(baseline=first["run"], baseline_path=first["path"], vs_dense=0.0, vs_dense_interval=None,
+                     vs_dense_seeds=len(first["_scores"]))  # fmt: skip
+        for row, each in zip(group, differences, strict=True):
+            if each is not None:
+                row.update(
+                    baseline=first["run"], baseline_path=first["path"], vs_dense=each.estimate.mean,
+                    vs_dense_interval=each.estimate.half_width, vs_dense_seeds=each.sample.seeds,
+                    verdict=each.verdict, more_seeds=each.more_seeds,
+                )  # fmt: skip
+    return pairs if any(each is not None for differences in found for each in differences) else None
 
 
-def _offer(row: Row) -> Offer:
-    return Offer(score(row) or 0.0, row["flops_per_token"], row["tokens_per_second"], row.get("peak_memory_bytes"))
+def front_of(rows: Sequence[Row], costs: Mapping[str, int]) -> list[bool]:
+    """Whether each row, of those that have a score, is on the Pareto front of its comparable rows in score and costs.
+
+    Args:
+        costs: columns, and whether the larger (1) or the smaller value (-1) is better.
+    """
+    marks = [False] * len(rows)
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(comparable(row), []).append(place)
+    for places in groups.values():
+        points = [
+            (score(rows[place]), *(as_cost(rows[place].get(name), costs[name]) for name in costs)) for place in places
+        ]
+        for place, mark in zip(places, on_front(points, [1.0, *map(tolerance, costs)]), strict=True):
+            marks[place] = mark
+    return marks
 
 
 def _group(runs: Iterable[Row], settings: Collection[str]) -> dict[tuple[Any, ...], dict[int, Row]]:
@@ -136,6 +190,32 @@ def _group(runs: Iterable[Row], settings: Collection[str]) -> dict[tuple[Any, ..
     for run in sorted((run for run in runs if run["status"] == COMPLETED), key=lambda run: run["created"] or 0):
         groups.setdefault(_key(run, settings), {})[run["seed"]] = run
     return groups
+
+
+def baselines_of(
+    runs: Iterable[Row], elsewhere: Iterable[Row], baseline: Mapping[str, Any], settings: list[str]
+) -> tuple[dict[tuple[Any, ...], dict[int, Row]], list[Row]]:
+    """The runs of the baseline, by what a configuration shares with it, and by seed.
+
+    Where configurations of `runs` and of `elsewhere` fit, those of `runs` count. Where several fit, none is chosen: they
+    are the second result.
+    """
+    own, others = (
+        [_as_far_as_it_applies(run) for run in each if is_baseline(run, baseline)] for each in (runs, elsewhere)
+    )
+    preferred = _group(own, settings)
+    shared = shared_with(baseline, settings)
+    fitting: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, Row]]] = {}
+    for configuration, seeds in _group([*others, *own], settings).items():
+        fitting.setdefault(_key(next(iter(seeds.values())), shared), {})[configuration] = seeds
+    bases, ambiguous = {}, []
+    for key, found in fitting.items():
+        chosen = [each for each in found if each in preferred] or list(found)
+        if len(chosen) == 1:
+            bases[key] = found[chosen[0]]
+        elif chosen[0] in preferred:
+            ambiguous += [next(iter(found[each].values())) for each in chosen]
+    return bases, ambiguous
 
 
 def _replaced(
@@ -207,9 +287,11 @@ def _folded(
                 "more_seeds",
                 "pareto",
                 "_paired",
+                "_scores",
             )
         )
     )
+    row["_scores"] = _scores({run["seed"]: run for run in done})
     baseline = bases.get(_key(_as_far_as_it_applies(first), shared)) if done else None
     if baseline:
         _compare(row, done, baseline)
@@ -228,6 +310,11 @@ def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
     # A baseline is its own, and that it differs from itself by 0 is no measurement.
     row["vs_dense_interval"] = None if measures_itself(row) else difference.half_width
     row["_paired"] = None if measures_itself(row) else sample
+
+
+def is_countable(run: Row) -> bool:
+    """Whether a run says how many experts it has; files that were not made here may not."""
+    return isinstance(run["expert"], int) and run["expert"] >= 1
 
 
 def measures_itself(row: Row) -> bool:
@@ -310,9 +397,12 @@ def _parents(name: str) -> tuple[str, ...]:
 
 
 def comparable(row: Row) -> tuple[Any, ...]:
-    """What rows share when their losses may be ranked: the data, what was asked, and how much training was paid for."""
+    """What rows share when their losses may be ranked: the data, what was asked, from which context, and how much training
+    was paid for.
+    """
     corpus = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
-    data = (corpus, row.get("task.name") or "causal_lm", *(row.get(name) for name in HELD_OUT))
+    asked = (row.get("task.name") or "causal_lm", eval_windows(row))
+    data = (corpus, *asked, *(row.get(name) for name in HELD_OUT))
     for budget in ("train.flops", "train.minutes"):
         if row.get(budget) is not None:
             return (data, budget, row[budget])

@@ -12,6 +12,7 @@ import pandas as pd
 
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
+from moe_cli.glance import find_folder
 from moe_cli.marks import tags_in
 from moe_cli.report.index import (
     FEWEST,
@@ -26,12 +27,12 @@ from moe_cli.report.index import (
     stamps_of,
     write_index,
 )
-from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, open_runs, read_json, run_folders
+from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, open_runs, read_json, run_folders, spellings
 
 UNITS = {
     "params": "parameters",
     "active_params": "parameters",
-    "flops_per_token": "FLOP per training token, forward and backward",
+    "flops_per_token": "FLOP per training token, of model and optimizer",
     "val_loss": "nats per token, or what the task answers for",
     "val_bpb": "bits per byte",
     "tokens_per_second": "tokens per second",
@@ -39,16 +40,20 @@ UNITS = {
     "dropped_fraction": "share of assignments",
     "dead_experts": "share of experts",
     "forward_flops_per_token": "FLOP per token",
+    "model_flops_per_token": "FLOP per training token, forward and backward",
+    "optimizer_flops_per_step": "FLOP per step",
     "val_perplexity": "perplexity per token",
     "val_tokens": "tokens",
     "val_bytes": "bytes",
     "capacity_val_loss": "nats per token, or what the task answers for",
+    "eval_context": "tokens",
     "train_loss": "nats per token, or what the task answers for",
     "routing_entropy": "share of the most possible",
     "mean_routing_entropy": "share of the most possible",
     "load_cv": "standard deviation over mean load",
     "token_specialisation": "share of the most possible",
     "domain_specialisation": "share of the most possible",
+    "null_fraction": "share of assignments",
     "router_saturation": "share of the final choices",
     "steps": "steps",
     "tokens": "tokens",
@@ -105,25 +110,15 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
     return runs_frame(chosen, outputs, keep=not names)
 
 
-def dense_runs_elsewhere(outputs: Path, frame: pd.DataFrame, beside: Collection[str] = ()) -> pd.DataFrame:
-    """The dense runs of the outputs folder, or of those `beside`, that are not in the frame: they may serve as its baselines."""
-    seen = {Path(path).resolve() for path in frame["path"]}
-    runs = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in beside)]
-    found = {run.path.resolve(): run for run in runs if "-dense-" in run.id}
-    return runs_frame([run for path, run in found.items() if path not in seen], outputs)
-
-
 def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
-    found = [run for run in runs if run.group in (name, name.replace("/", "-"))] or [
-        run for run in runs if run.id == name
-    ]
+    found = [run for run in runs if run.group in spellings(name)] or [run for run in runs if run.id == name]
     if name == "latest":
         found = found or runs[-1:]
-    found = found or [run for run in runs if run.id.startswith(name) or f"{run.group}/{run.id}".startswith(name)]
-    found = found or [run for run in runs if fnmatchcase(run.id, name) or fnmatchcase(f"{run.group}/{run.id}", name)]
-    folder = Path(name).expanduser()
-    if not found and folder.is_dir():
-        found = open_runs(folder.absolute())
+    for fits in (str.startswith, fnmatchcase):
+        found = found or [run for run in runs
+                          if any(fits(each, text) for each in (run.id, f"{run.group}/{run.id}") for text in spellings(name))]  # fmt: skip
+    if not found and (folder := find_folder(outputs, name)):
+        found = open_runs(folder)
     if found:
         return found
     if not runs:

@@ -24,6 +24,7 @@ LAYER_UNITS = {
     "dead_experts": "share of experts",
     "token_specialisation": "share of the most possible",
     "domain_specialisation": "share of the most possible",
+    "null_fraction": "share of assignments",
     "saturation": "share of the final choices",
 }
 ROUTING_DTYPES = {
@@ -67,7 +68,7 @@ def load_routing(source: Source) -> pd.DataFrame:
     split), layer and expert (from 0); load (the expert's share of the layer's assignments; even is 1 / E), asked and kept
     (assignments, before and after drops); and what was measured of the layer as a whole, the same in the rows of all its
     experts: max_violation, load_cv, routing_entropy, mean_routing_entropy, dropped_fraction, dead_experts,
-    token_specialisation, domain_specialisation, and saturation, known when the run is complete.
+    token_specialisation, domain_specialisation, null_fraction, and saturation, known when the run is complete.
 
     Args:
         source: see `load_curves`.

@@ -13,18 +13,21 @@ from rich.text import Text
 from moe_cli.config.parse import show
 from moe_cli.errors import ConfigError
 from moe_cli.numbers import count, printable
+from moe_cli.report.columns import column_named
 from moe_cli.report.fold import TOP_LEVEL, Row, applies
-from moe_cli.report.view import View, check_name
+from moe_cli.report.view import View
 
 MARKS = "ox+*#@%&"
 # Beyond so many times the least, an axis is logarithmic.
 WIDE = 8.0
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "red", "cyan", "magenta")
 SEVERAL = "="
-# What can be drawn though it is no column: from the columns of a row.
+# What can be drawn though it is no column: from the columns of a row. train_flops is the sum of model and optimizer.
 DERIVED: dict[str, Callable[[Row], float | None]] = {
     "sparsity": lambda row: 1 - row["k"] / row["expert"] if row["expert"] and row["expert"] > 1 and row["k"] else 0.0 if row["expert"] == 1 else None,
     "active_flops": lambda row: row.get("forward_flops_per_token"),
+    "model_flops": lambda row: row["tokens"] * row["model_flops_per_token"] if row["tokens"] and row.get("model_flops_per_token") else None,
+    "optimizer_flops": lambda row: row["steps"] * row["optimizer_flops_per_step"] if row.get("steps") and row.get("optimizer_flops_per_step") is not None else None,
     "train_flops": lambda row: row["flops_per_token"] * row["tokens"] if row["flops_per_token"] and row["tokens"] else None,
 }  # fmt: skip
 INTERVALS = {"val_loss": "val_loss_interval", "val_bpb": "val_bpb_interval", "vs_dense": "vs_dense_interval"}
@@ -58,7 +61,7 @@ class Chart:
 
 
 def make_chart(view: View, request: str) -> Chart:
-    """`Y:X` or `Y:X:SERIES` of a view: columns of the report, sparsity, active_flops or train_flops.
+    """`Y:X` or `Y:X:SERIES` of a view: columns of the report, or a name of DERIVED.
 
     Raises:
         ConfigError: a name that is no column or holds no numbers, or nothing to draw.
@@ -69,8 +72,7 @@ def make_chart(view: View, request: str) -> Chart:
             f"--plot {request}: give two columns as Y:X, such as val_bpb:expert, or a third for the marks, as Y:X:k"
         )
     known = [*map(str, view.frame.columns), *DERIVED]
-    for name in parts:
-        check_name(name, known)
+    parts = [column_named(name, known, view.columns) for name in parts]
     y, x = parts[:2]
     by = parts[2] if len(parts) == 3 else _series_setting(view, x)
     groups: dict[Any, list[Point]] = {}

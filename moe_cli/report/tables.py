@@ -9,26 +9,29 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
+from moe_cli.numbers import BARS, DIGITS
 from moe_cli.report.captions import above, below, left_out
-from moe_cli.report.columns import CURVE_WIDTH, FIRST_TO_LEAVE, PLUS_MINUS, Column, curve_column, never_leave
+from moe_cli.report.columns import CURVE, CURVE_WIDTH, FIRST_TO_LEAVE, PLUS_MINUS, Column, curve_column, never_leave
 from moe_cli.report.fold import PLAIN_KEYS, Row, rows_of
 from moe_cli.report.frame import plain
 from moe_cli.report.view import View
 
 GAP = "  "
-BEST, PARETO = "best", "pareto"
+BEST, LOWEST, RECOMMENDED, PARETO = "best", "lowest", "recommended", "pareto"
 
 
 def table_lines(view: View, title: str, width: int, curves: bool = True) -> list[Text]:
     """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room.
 
-    With `curves`, those of training as sparklines where everything else has room.
+    With `curves`, those of training as sparklines where everything else has room; without, one that was asked for is in digits.
     """
     if not view.rows:
         return [*above(view, title, width), Text(), Text("no row matches the filter", "yellow"), *below(view, width)]
     cells = {column.name: _aligned([column.write(row) for row in view.rows]) for column in view.columns}
+    if CURVE in cells and not curves:
+        cells[CURVE] = [text.translate(str.maketrans(BARS, DIGITS)) for text in cells[CURVE]]
     widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in view.columns}
-    marks = [_mark(row, view) for row in view.rows]
+    marks = [mark_of(row, view) for row in view.rows]
     room = width - (len(GAP) + max(map(len, marks)) if any(marks) else 0)
     kept = _fitting(view.columns, widths, room, never_leave(view.rows))
     used = sum(widths[column.name] + len(GAP) for column in kept)
@@ -45,8 +48,8 @@ def table_lines(view: View, title: str, width: int, curves: bool = True) -> list
     lines = [Text(header.rstrip(), "dim")]
     for index, mark in enumerate(marks):
         line = _line([_pad(cells[column.name][index], widths[column.name], column.left) for column in kept])
-        best = mark == BEST
-        marked = Text.assemble((line, "bold" if best else ""), GAP, (mark, "bold green" if best else "dim"))
+        chosen = mark in (BEST, RECOMMENDED)
+        marked = Text.assemble((line, "bold" if chosen else ""), GAP, (mark, "bold green" if chosen else "dim"))
         lines.append(marked if mark else Text(line.rstrip()))
     missing = left_out([column.heading for column in view.columns if column not in kept], width)
     return [*above(view, title, width), Text(), *lines, Text(), *below(view, width), *missing]
@@ -61,11 +64,14 @@ def columns_within(columns: Sequence[Column], rows: Sequence[Row], width: int) -
     return _fitting(columns, widths, width, never_leave(rows))
 
 
-def _mark(row: Row, view: View) -> str:
-    """Of the front only what is not best in loss is called so: the best is on it by itself."""
-    if any(row is best for best in view.best):
+def mark_of(row: Row, view: View) -> str:
+    """best: the lowest loss, and recommended. Where these are two rows, each has its own mark. Others may be on the front."""
+    lowest, recommended, front = (
+        any(row is each for each in rows) for rows in (view.best, view.recommended, view.pareto)
+    )
+    if lowest and (recommended or view.by_run):
         return BEST
-    return PARETO if any(row is each for each in view.pareto) else ""
+    return LOWEST if lowest else RECOMMENDED if recommended else PARETO if front else ""
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -131,7 +137,9 @@ def markdown_text(view: View) -> str:
     ]
     for row in view.rows:
         mark = "**" if any(row is best for best in view.best) else ""
-        lines.append("| " + " | ".join(mark + _escaped(column.write(row)) + mark for column in view.columns) + " |")
+        cells = [_escaped(column.write(row)) for column in view.columns]
+        # Two marks around nothing would be printed as they are.
+        lines.append("| " + " | ".join(f"{mark}{cell}{mark}" if cell else "" for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

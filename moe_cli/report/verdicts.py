@@ -1,4 +1,4 @@
-"""What a difference measured on a few seeds allows to be said: better, worse, cannot tell; and what is best in no respect."""
+"""Verdicts on differences measured on a few seeds: better, worse or cannot tell, by paired t-tests with Holm's correction."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,6 @@ ERROR_RATE = 1 - CONFIDENCE
 POWER = 0.8
 # So many seeds nobody runs: the difference is nothing that matters.
 MOST_SEEDS = 1000
-# What is measured with a clock or depends on the allocator differs by so much between equal runs; FLOPs are matched to 2 %.
-SAME_SPEED, SAME_MEMORY, SAME_FLOPS = 1.10, 1.10, 1.02
 
 
 @dataclass(frozen=True)
@@ -103,46 +101,3 @@ def _least(seeds: int, comparisons: int) -> float:
     """How many standard errors a difference must be for a test of that many seeds to find it with probability POWER."""
     df = seeds - 1
     return t_quantile(1 - ERROR_RATE / comparisons / 2, df) + t_quantile(POWER, df)
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a configuration gives and takes: loss, FLOPs per token, tokens per second, bytes of memory; None: not known."""
-
-    score: float
-    flops: float | None
-    speed: float | None
-    memory: float | None
-
-
-def dominates(one: Offer, other: Offer) -> bool:
-    """Whether nothing speaks for the other: `one` is as good in all that is known of both, and better in something.
-
-    Speed and memory within 10 % and FLOPs within 2 % count as equal.
-    """
-    pairs = (
-        (one.flops, other.flops, SAME_FLOPS),
-        (_slowness(one), _slowness(other), SAME_SPEED),
-        (one.memory, other.memory, SAME_MEMORY),
-    )
-    known = [(a, b, same) for a, b, same in pairs if a is not None and b is not None]
-    if one.score > other.score or any(a > b * same for a, b, same in known):
-        return False
-    return one.score < other.score or any(a * same < b for a, b, same in known)
-
-
-def _slowness(offer: Offer) -> float | None:
-    return 1 / offer.speed if offer.speed else None
-
-
-def pareto(offers: Sequence[Offer]) -> list[int]:
-    """The offers that no other one dominates, by their places, the lowest loss first."""
-    order = sorted(range(len(offers)), key=lambda index: offers[index].score)
-    front: list[int] = []
-    for index in order:
-        if not any(dominates(offers[other], offers[index]) for other in front):
-            front.append(index)
-    return sorted(
-        (index for index in front if not any(dominates(offers[other], offers[index]) for other in front)),
-        key=lambda index: offers[index].score,
-    )

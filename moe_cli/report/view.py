@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from moe_cli.config.expressions import Expression, all_hold, parse_expression
-from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
+from moe_cli.glance import validation_curve
 from moe_cli.report.baseline import sweep_baseline
-from moe_cli.report.columns import Column, make_columns, result_columns
+from moe_cli.report.choice import choose
+from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
 from moe_cli.report.fold import (
     OF_RUNS,
     PLAIN_KEYS,
@@ -18,13 +20,15 @@ from moe_cli.report.fold import (
     best_rows,
     comparable,
     fold,
+    is_countable,
     rows_of,
     score,
     settings_of,
     varying,
 )
 from moe_cli.report.frame import CORPUS, SETTINGS
-from moe_cli.store import COMPLETED
+from moe_cli.report.looks import Look, look_at
+from moe_cli.store import COMPLETED, Run
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,12 @@ class View:
         varying: the settings that tell the rows of the table apart.
         json_varying: the same for all rows of the frame.
         columns: of the table.
-        best: the rows to be marked.
+        best: the rows of the lowest loss.
+        recommended: the rows that are recommended, see choice.py; of each data and budget one.
         pareto: others that no row is better than in everything: loss, FLOPs, speed and memory.
         baseline: the settings of what differences are taken to.
+        pairs: how many pairs the verdicts allow for where differences are taken to the lowest; None: to the baseline.
+        look: which look at these verdicts this is.
     """
 
     frame: pd.DataFrame
@@ -65,15 +72,26 @@ class View:
     pareto: list[Row]
     by_run: bool
     baseline: Mapping[str, Any]
+    pairs: int | None
+    look: Look
+    recommended: list[Row]
 
 
-def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame | None = None) -> View:
+def make_view(
+    frame: pd.DataFrame,
+    question: Question,
+    elsewhere: pd.DataFrame | None = None,
+    baseline: Mapping[str, Any] | None = None,
+) -> View:
     """Folds a frame of runs and answers the question.
+
+    Args:
+        baseline: the settings of what differences are taken to; None: what the sweep declares, else the dense model.
 
     Raises:
         ConfigError: the question names a column that is not there, or cannot be read.
     """
-    baseline = sweep_baseline(frame)
+    baseline = sweep_baseline(frame) if baseline is None else baseline
     parts = parse_expression(question.condition).parts if question.condition is not None else ()
     # Means are over the runs asked for. Verdicts allow for all comparisons, also those of rows that are not asked for.
     on_runs = [part for part in parts if part.names & OF_RUNS and not question.by_run]
@@ -82,41 +100,67 @@ def make_view(frame: pd.DataFrame, question: Question, elsewhere: pd.DataFrame |
     known = [str(name) for name in folded.columns]
     unmeasured = {*OF_RUNS, *SETTINGS, *CORPUS, *settings_of(known)}
     for part in parts:
-        part.check(known)
+        check_names(part, known)
     for part in on_runs:
         _check_of_runs(part, unmeasured)
-    for name in question.columns:
-        check_name(name, known)
     rows = rows_of(folded)
-    chosen = _sorted([index for index, row in enumerate(rows) if all_hold(on_rows, row)], rows, question.sort, known)
+    chosen = [index for index, row in enumerate(rows) if all_hold(on_rows, row)]
+    shown = _shown([rows[index] for index in chosen], question.by_run)
+    settings, pairs = settings_of(known), folded.attrs["pairs"]
+    names = varying([row for row in shown if row["expert"] is not None], settings)
+    usual = _columns(shown, names, question.by_run, baseline, pairs)
+    asked = tuple(dict.fromkeys(column_named(name, [*known, CURVE], usual) for name in question.columns))
+    if CURVE in asked:
+        folded[CURVE] = pd.Series([validation_curve(Run(Path(row["path"]))).values for row in rows], dtype="object")
+    chosen = _sorted(chosen, rows, _sort_key(question.sort, known, usual))
     on_settings = [part for part in on_rows if part.names <= unmeasured]
     ordered = [rows[index] for index in chosen]
-    shown = [row for row in ordered if row["status"] == COMPLETED or question.by_run] or ordered
-    settings = settings_of(known)
-    names = varying([row for row in shown if row["expert"] is not None], settings)
+    shown = _shown(ordered, question.by_run)
     return View(
         folded.iloc[chosen],
         shown,
         [row for row in rows if row["status"] != COMPLETED and all_hold(on_settings, row)],
-        question.columns,
+        asked,
         names,
         varying([row for row in ordered if row["expert"] is not None], settings),
-        make_columns(question.columns) if question.columns else _columns(shown, names, question.by_run, baseline),
+        make_columns(asked, baseline, pairs is not None) if asked else usual,
         best_rows(shown),
         [] if question.by_run else [row for row in shown if row["pareto"]],
         question.by_run,
         baseline,
+        pairs,
+        look_at(shown, baseline if pairs is None else None),
+        [] if question.by_run else _recommended(rows, frame, elsewhere, baseline, pairs),
     )
 
 
-def _columns(rows: list[Row], names: list[str], by_run: bool, baseline: Mapping[str, Any]) -> list[Column]:
+def _recommended(
+    rows: list[Row], frame: pd.DataFrame, elsewhere: pd.DataFrame | None, baseline: Mapping[str, Any], pairs: int | None
+) -> list[Row]:
+    """What `choose` says of the rows of equal data and budget, where there are several."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if score(row) is not None and row["status"] == COMPLETED and is_countable(row):
+            groups.setdefault(comparable(row), []).append(row)
+    runs = {run["path"]: run for known in (frame, elsewhere) if known is not None for run in rows_of(known)}
+    return [choose(group, runs, baseline, pairs is not None).row for group in groups.values() if len(group) > 1]
+
+
+def _shown(rows: list[Row], by_run: bool) -> list[Row]:
+    """The rows with results, or all where none has, or where every run is a row."""
+    return [row for row in rows if row["status"] == COMPLETED or by_run] or rows
+
+
+def _columns(
+    rows: list[Row], names: list[str], by_run: bool, baseline: Mapping[str, Any], pairs: int | None
+) -> list[Column]:
     folded = any(len(row["runs"]) > 1 for row in rows)
     identity = ["run"] if by_run or not (names or folded) else [] if names else ["expert", "k"]
     seeds = ["seed"] if by_run and len({row["seed"] for row in rows}) > 1 else []
     status = ["status"] if any(row["status"] != COMPLETED for row in rows) else []
     if status and not any(row["status"] == COMPLETED for row in rows):
         return make_columns(["run", "status", *names, *seeds, "reason"])
-    return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows, baseline)
+    return make_columns([*identity, *status, *names, *seeds]) + result_columns(rows, baseline, pairs is not None)
 
 
 def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
@@ -127,7 +171,7 @@ def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
     known = [str(name) for name in frame.columns]
     if together := sorted(expression.names.intersection(PLAIN_KEYS).difference(known)):
         raise ConfigError(f"--filter chooses runs here, and {together[0]} is of a row of several: {condition}")
-    expression.check(known)
+    check_names(expression, known)
     chosen = frame[[expression.holds(row) for row in rows_of(frame)]]
     if chosen.empty:
         raise ConfigError(f"no run matches --filter '{condition}'.")
@@ -144,7 +188,14 @@ def _check_of_runs(condition: Expression, unmeasured: Set[str]) -> None:
         )
 
 
-def _sorted(indices: list[int], rows: list[Row], sort: str | None, known: list[str]) -> list[int]:
+def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -> str | None:
+    """`--sort` with the name of its column; a leading minus stays."""
+    if sort is None:
+        return None
+    return "-" * sort.startswith("-") + column_named(sort.removeprefix("-"), known, shown)
+
+
+def _sorted(indices: list[int], rows: list[Row], sort: str | None) -> list[int]:
     """In order of a column, rows without a value last whichever way.
 
     By default the lowest loss first, rows of the same data and task together, without results at the very end.
@@ -156,7 +207,6 @@ def _sorted(indices: list[int], rows: list[Row], sort: str | None, known: list[s
         by_score.sort(key=lambda index: kinds.index(comparable(rows[index])[0]))
         return by_score + [index for index in indices if score(rows[index]) is None]
     name = sort.removeprefix("-")
-    check_name(name, known)
     there = [index for index in indices if rows[index][name] is not None]
     there.sort(key=lambda index: _order(rows[index][name]), reverse=sort.startswith("-"))
     return there + [index for index in indices if rows[index][name] is None]
@@ -169,8 +219,11 @@ def _order(value: object) -> tuple[bool, object]:
     return (isinstance(value, str), value)
 
 
-def check_name(name: str, known: Sequence[str]) -> None:
-    """Raises ConfigError when there is no such column."""
-    if name not in known:
-        hint = did_you_mean(name, known) or f" There are: {', '.join(PLAIN_KEYS)}, and settings such as train.steps."
-        raise ConfigError(f"no column '{name}'.{hint}")
+def check_names(condition: Expression, known: Sequence[str]) -> None:
+    """Raises ConfigError when a condition names no column; of a heading it says whose it is."""
+    for name in sorted(condition.names - set(known)):
+        if under := [column for column in known if heading_of(column) == name]:
+            raise ConfigError(
+                f"no column '{name}' in '{condition.text}'. '{name}' is a heading: write {' or '.join(under)}"
+            )
+    condition.check(known)

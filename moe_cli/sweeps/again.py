@@ -1,11 +1,13 @@
 """Which runs of a sweep are done once more from the start: all of them, or those that other code has made."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from moe_cli.errors import MoeError
 from moe_cli.machine import code_version
 from moe_cli.store import PENDING, Run
-from moe_cli.trash import check_idle, remove
+from moe_cli.trash import Removed, check_idle, remove, restore
 
 
 def outdated(runs: Sequence[Run], *, force: bool, code: bool) -> list[Run]:
@@ -20,9 +22,27 @@ def outdated(runs: Sequence[Run], *, force: bool, code: bool) -> list[Run]:
     return [run for run in begun if code and run.meta() and code_version(run.meta()) != now]
 
 
-def discard(runs: Sequence[Run], outputs: Path) -> None:
-    """Moves runs to the trash. Raises RunBusy, with all where they were, when one of them is at work."""
+def discard(runs: Sequence[Run], outputs: Path) -> list[Removed]:
+    """Moves runs to the trash.
+
+    Raises:
+        RunBusy: one of them is at work; all are where they were.
+        MoeError: one cannot be moved; all are where they were.
+    """
+    removed: list[Removed] = []
     for run in runs:
         check_idle(run)
-    for run in runs:
-        remove(run, outputs)
+    try:
+        for run in runs:
+            removed.append(remove(run, outputs))  # noqa: PERF401  (what was moved must be known when one fails)
+    except BaseException:
+        put_back(removed, outputs)
+        raise
+    return removed
+
+
+def put_back(removed: Sequence[Removed], outputs: Path) -> None:
+    """Undoes `discard`, as far as that can be done: what cannot be put back stays in the trash."""
+    for each in removed:
+        with suppress(MoeError):
+            restore(each, outputs)

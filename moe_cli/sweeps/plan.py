@@ -1,24 +1,26 @@
 """Which runs a sweep consists of: every point composed and validated before the first one starts. Knows no torch."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moe_cli import __version__
 from moe_cli.config.axes import Axis
+from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.expressions import Expression, parse_expression
-from moe_cli.config.load import GROUPS, Composer, parse_overrides
+from moe_cli.config.folders import GROUPS
+from moe_cli.config.load import Composer, parse_overrides
 from moe_cli.config.parse import build, names_of, show
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
 from moe_cli.errors import ConfigError
 from moe_cli.forecast import pin_upcycle
-from moe_cli.store import Run, make_folder, open_or_create_run, read_json, write_json
+from moe_cli.report.sweeprecord import record_command
+from moe_cli.store import Run, make_folder, open_or_create_run, sweep_folder
 
 AD_HOC = "sweep"
-SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class SweepPlan:
     num_repeats: points that came to the same configuration as another, such as dense with each router.
     num_excluded: configurations for which a condition of `where` does not hold.
     words: what was typed.
+    where: the conditions that were typed.
     baseline: the partial configuration that the report's differences are taken to; None: the report's own choice.
     """
 
@@ -59,6 +62,7 @@ class SweepPlan:
     num_excluded: int = 0
     words: tuple[str, ...] = ()
     baseline: Partial | None = None
+    where: tuple[str, ...] = ()
 
     @property
     def num_configurations(self) -> int:
@@ -72,15 +76,11 @@ class SweepPlan:
     def open(self, outputs: Path) -> list[Run]:
         """The run folders of the points, made where they are missing, and beside them what the sweep is."""
         runs = [open_or_create_run(outputs, self.name, point.config) for point in self.points]
-        self._write(make_folder(outputs / self.name) / SWEEP_FILE)
+        seeds = dict.fromkeys(point.config.seed for point in self.points)
+        declared = declared_by(self.words, self.question, self.baseline)
+        record_command(make_folder(outputs / self.name), self.words, declared, seeds=tuple(seeds), where=self.where,
+                       version=__version__)  # fmt: skip
         return runs
-
-    def _write(self, path: Path) -> None:
-        """Leaves a file alone that says the same."""
-        old = read_json(path) or {}
-        new = {"name": self.name, "question": self.question, "words": list(self.words), "baseline": self.baseline}
-        if {key: old.get(key) for key in new} != new or "created" not in old:
-            write_json(path, {**new, "created": old.get("created", time.time())})
 
     def existing(self, outputs: Path) -> list[Run]:
         """The run folders the points have or would have; nothing is made."""
@@ -93,6 +93,7 @@ def plan_sweep(
     seeds: int | None = None,
     name: str | None = None,
     where: Sequence[str] = (),
+    baseline: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
     """The runs of `moe sweep WORDS`: the first word may name a file of conf/sweep, the others are settings.
@@ -101,6 +102,7 @@ def plan_sweep(
         seeds: seeds 0 to seeds - 1 for every configuration; None: what the file says, else 1.
         name: the folder under outputs/; None: the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
+        baseline: settings of what the report's differences are taken to, such as "balance=none"; None: what the file says.
 
     Raises:
         ConfigError: a word is wrong, or no point is left.
@@ -109,25 +111,28 @@ def plan_sweep(
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
     sweep = source_of(composer, words, axes.pop("preset", None))
     assert sweep.search is None, "planned by plan_search"
+    if baseline is not None:
+        sweep = replace(sweep, baseline=parse_baseline(baseline))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
+    conditions = parse_conditions(where)
     if not named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
+        composer.point({key: axis.values[0] for key, axis in axes.items()})  # an unknown name is the greater fault
         raise ConfigError(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
         )
-    conditions = tuple(parse_expression(condition) for condition in where)
     blocks = [_typed(block, axes.values(), conditions) for block in sweep.blocks]
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
-        raise ConfigError("no point of this sweep can be run." + _reasons(found))
-    folder = check_folder(name or sweep.name.replace("/", "-"))
+        raise ConfigError(_reasons(found))
+    folder = check_folder(name or sweep_folder(sweep.name))
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
         for seed in chosen for config, label in found.configs.items()
     ]  # fmt: skip
     return SweepPlan(
         folder, sweep.question, tuple(points), tuple(found.left_out.values()), found.repeats * len(chosen), len(chosen),
-        tuple(found.notes), found.excluded, tuple(words), sweep.baseline,
+        (*composer.notes, *found.notes), found.excluded, tuple(words), sweep.baseline, tuple(where),
     )  # fmt: skip
 
 
@@ -141,6 +146,13 @@ def check_folder(folder: str) -> str:
 def named(words: Sequence[str]) -> bool:
     """Whether the first word is the name of a sweep."""
     return bool(words) and "=" not in words[0]
+
+
+def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -> dict[str, Any]:
+    """What a command declares of its sweep: a named sweep both, one typed by hand the baseline it gives, if any."""
+    if named(words):
+        return {"question": question, "baseline": baseline}
+    return {} if baseline is None else {"baseline": baseline}
 
 
 def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
@@ -175,6 +187,7 @@ class _Found:
     """What became of the configurations of a sweep, at its first seed."""
 
     configs: dict[RunConfig, str] = field(default_factory=dict)
+    run_ids: set[str] = field(default_factory=set)
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     repeats: int = 0
     excluded: int = 0
@@ -182,10 +195,22 @@ class _Found:
 
 
 def _reasons(found: _Found) -> str:
+    """Why no point can be run: the reason that all have in common, or the first ones."""
+    reasons = {point.reason for point in found.left_out.values()}
+    if len(reasons) == 1 and not found.excluded:
+        return reasons.pop()
     lines = [f"{point.label}: {point.reason}" for point in found.left_out.values()][:2]
     if found.excluded:
         lines.append(f"'where' holds for none of {found.excluded}.")
-    return "".join("\n" + line for line in lines[:2])
+    return "\n".join(["no point of this sweep can be run.", *lines[:2]])
+
+
+def parse_conditions(texts: Sequence[str]) -> tuple[Expression, ...]:
+    """The conditions of `--where`. Raises ConfigError for one that cannot be read or is about no setting."""
+    conditions = tuple(map(parse_expression, texts))
+    for condition in conditions:
+        check_condition(condition)
+    return conditions
 
 
 def check_condition(condition: Expression) -> None:
@@ -211,8 +236,11 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
             found.excluded += 1
             continue
         found.notes |= dict.fromkeys(resolved.notes)
-        found.repeats += resolved.config in found.configs
-        found.configs.setdefault(resolved.config, label)
+        if resolved.config.run_id in found.run_ids:
+            found.repeats += 1
+        else:
+            found.run_ids.add(resolved.config.run_id)
+            found.configs[resolved.config] = label
         if baseline is not None:
             base = _with_baseline(values, baseline)
             bases.setdefault(repr(sorted(base.items())), base)
@@ -223,7 +251,8 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
             first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
-    found.configs = {config: label for config, label in first.items() if config not in found.configs} | found.configs
+    new = {config: label for config, label in first.items() if config.run_id not in found.run_ids}
+    found.configs = new | found.configs
     return found
 
 
@@ -282,7 +311,7 @@ def _with_baseline(values: Partial, baseline: Partial) -> dict[str, Any]:
     """What a configuration is compared with: its settings under those of the baseline, without what those make idle."""
     idle = [key for key in baseline if key in GROUPS]
     if baseline.get("expert") == 1:
-        idle += ["k", *SPARSE_ONLY]
+        idle += SPARSE_ONLY
     return {**{key: value for key, value in values.items() if not concerns(key, idle)}, **baseline}
 
 

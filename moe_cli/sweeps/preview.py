@@ -65,7 +65,7 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
     return Preview(
         tuple(plans), sum(each.seconds for each in plans) / len(plans),
         min(count_evaluations(each.config, each.steps) for each in plans) if plan.prune else 0,
-        len(configs) / (len(configs) + len(reasons)), tuple(notes),
+        len(configs) / (len(configs) + len(reasons)), (*plan.composer.notes, *notes),
     )  # fmt: skip
 
 

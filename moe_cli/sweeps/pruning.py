@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.space import ESTIMATED
+from moe_cli.glance import ESTIMATES
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -86,7 +86,7 @@ class Watch:
     def _new(self, records: Sequence[Mapping[str, Any]]) -> Iterator[float]:
         """Evaluations not seen before. A run that goes on from a checkpoint makes some again, with equal values."""
         for record in records:
-            step, value = record.get("step"), record.get(ESTIMATED[self.objective])
+            step, value = record.get("step"), record.get(ESTIMATES[self.objective])
             if isinstance(step, int) and isinstance(value, float) and step > (self._steps or [0])[-1]:
                 self._steps.append(step)
                 yield value

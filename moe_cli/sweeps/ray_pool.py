@@ -208,7 +208,8 @@ class RayPool:
 
     def __init__(self, executor: RayExecutor, outputs: Path, workers: int | None) -> None:
         self.outputs = outputs
-        self.ours = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+        ray = sys.modules.get("ray")
+        self.ours = ray is None or not ray.is_initialized()
         self.ray = connect(executor.address)
         self.cpus = executor.cpus
         has_gpus = any(node["Resources"].get("GPU") for node in self._nodes())

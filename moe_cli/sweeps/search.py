@@ -13,17 +13,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from operator import le
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_cli import marks
+from moe_cli import __version__, marks
 from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.searchblock import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.forecast import pin_upcycle
 from moe_cli.report.searched import STUDY, exclusive, import_optuna, open_journal
+from moe_cli.report.sweeprecord import record_command
 from moe_cli.store import (
     COMPLETED,
     FAILED,
@@ -94,6 +94,8 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
         if "asked" not in study.user_attrs:
             study.set_user_attr("asked", json.loads(json.dumps(plan.asked)))
     check_asked(plan, study, folder)
+    where = [each.text for each in plan.where]
+    record_command(folder, plan.typed, plan.declared, seeds=plan.seeds, where=where, version=__version__)
     return study
 
 
@@ -174,9 +176,8 @@ class SearchFeed:
         Trials that came to the same settings are one.
         """
         completed = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
-        signs = [-1 if name in HIGHER else 1 for name in self.plan.objectives]
         unique = {self.plan.label(trial.params): trial for trial in reversed(completed)}
-        return pareto_front(list(unique.values()), signs)
+        return pareto_front(list(unique.values()), self.plan.objectives)
 
     def take(self) -> Run | None:
         if len(self._taken) >= self.at_a_time():
@@ -379,11 +380,17 @@ class SearchFeed:
                 self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
 
 
-def pareto_front(trials: "Sequence[FrozenTrial]", signs: Sequence[int]) -> "list[FrozenTrial]":
-    """The trials than which no other is at least as good in everything and better in something; -1: large is good."""
-    points = [tuple(sign * value for sign, value in zip(signs, trial.values, strict=True)) for trial in trials]
-    kept = [(point, trial) for point, trial in zip(points, trials, strict=True)
-            if not any(other != point and all(map(le, other, point)) for other in points)]  # fmt: skip
+def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> "list[FrozenTrial]":
+    """The trials on the Pareto front of the objectives, best in the first one first; with one objective the best alone."""
+    from moe_cli.report.pareto import as_cost, on_front, tolerance
+
+    sides = [1 if name in HIGHER else -1 for name in objectives]
+    points = [tuple(map(as_cost, trial.values, sides)) for trial in trials]
+    # A single objective has one best value, not all values within the tolerance of it.
+    factors = [tolerance(name) if len(objectives) > 1 else 1.0 for name in objectives]
+    kept = [
+        (point, trial) for point, trial, mark in zip(points, trials, on_front(points, factors), strict=True) if mark
+    ]
     return [trial for _, trial in sorted(kept, key=lambda pair: (pair[0], pair[1].number))]
 
 

@@ -1,32 +1,42 @@
 """What a search is asked: which settings are drawn from where, what is fixed, what is wanted. Knows no Optuna."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
-from moe_cli.config.expressions import Expression, parse_expression
-from moe_cli.config.load import GROUPS, Composer, parse_overrides
+from moe_cli.config.expressions import Expression
+from moe_cli.config.folders import GROUPS
+from moe_cli.config.load import Composer, parse_overrides
 from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.plan import check_condition, check_folder, compose, named, seeds_of, source_of
+from moe_cli.glance import ESTIMATES
+from moe_cli.store import sweep_folder
+from moe_cli.sweeps.plan import (
+    check_condition,
+    check_folder,
+    compose,
+    declared_by,
+    named,
+    parse_conditions,
+    seeds_of,
+    source_of,
+)
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
 # Which way is better.
 LOWER = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_loss", "params", "active_params",
-         "flops_per_token", "forward_flops_per_token", "seconds", "tokens", "peak_memory_bytes", "max_violation", "load_cv",
+         "flops_per_token", "model_flops_per_token", "forward_flops_per_token", "seconds", "tokens", "peak_memory_bytes", "max_violation", "load_cv",
          "dropped_fraction", "dead_experts")  # fmt: skip
 HIGHER = ("tokens_per_second",)
 # Results that not every configuration has, and what gives it one.
 ROUTED = ("max_violation", "load_cv", "dropped_fraction", "dead_experts")
-# What a run at work tells of itself now and then, and under which name.
-ESTIMATED = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
 DIGITS = 4
 
 
@@ -58,6 +68,7 @@ class SearchPlan:
     seeds: of every configuration; a trial's result is the mean over them.
     trials: how many configurations are tried, those of earlier calls included.
     objectives: names of results; the first ones of LOWER are to be small, those of HIGHER large.
+    typed: the words of the command; declared: the question and the baseline, where it declares them.
     """
 
     name: str
@@ -72,6 +83,8 @@ class SearchPlan:
     prune: str | None
     search_seed: int
     composer: Composer
+    typed: tuple[str, ...] = ()
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -135,6 +148,14 @@ def plan_if_search(
     return None
 
 
+def check_no_baseline(baseline: str | None) -> None:
+    """Raises ConfigError: a search draws its points, so it cannot run a baseline beside each."""
+    if baseline is not None:
+        raise ConfigError(
+            f"--baseline {baseline} is for sweeps; a search draws its points. Give it to the report: moe report --baseline"
+        )
+
+
 def plan_search(
     words: Sequence[str],
     options: SearchOptions,
@@ -158,22 +179,23 @@ def plan_search(
     chosen = seeds_of(seed, seeds, sweep)
     domains = _domains(composer, sweep, block, axes.values())
     space = {key: domain for key, domain in domains.items() if isinstance(domain, Interval) or len(domain) > 1}
+    conditions = (*sweep.blocks[0].where, *parse_conditions(where))
     if not space:
+        composer.point({key: domain[0] for key, domain in domains.items()})  # type: ignore[index]
         raise ConfigError(
             "nothing to search: every setting has one value. Give an interval or several: optim.lr='interval(0.001,0.1)'"
         )
-    conditions = (*sweep.blocks[0].where, *map(parse_expression, where))
-    for condition in conditions:
+    for condition in sweep.blocks[0].where:
         check_condition(condition)
     objectives = parse_objectives(options.objective or block.objective or "val_bpb")
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name or (sweep.name.replace("/", "-") if named(words) else AD_HOC_SEARCH)), sweep.question, space,
+        check_folder(name or (sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH)), sweep.question, space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
         conditions, tuple(chosen), one_of("--search", options.sampler, SAMPLERS) or block.sampler or "tpe",
         check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
-        _search_seed(options.seed), composer,
+        _search_seed(options.seed), composer, tuple(words), declared_by(words, sweep.question, sweep.baseline),
     )  # fmt: skip
 
 
@@ -274,9 +296,9 @@ def _check_prune(prune: str | None, objectives: tuple[str, ...]) -> None:
         raise ConfigError(
             f"--prune {prune} compares runs by one result, not by {' and '.join(objectives)}. Leave out --prune, or give one."
         )
-    if objectives[0] not in ESTIMATED:
+    if objectives[0] not in ESTIMATES:
         raise ConfigError(
-            f"--prune {prune}: {objectives[0]} is known at the end of a run only. What can be pruned by: {', '.join(ESTIMATED)}."
+            f"--prune {prune}: {objectives[0]} is known at the end of a run only. What can be pruned by: {', '.join(ESTIMATES)}."
         )
 
 

@@ -94,8 +94,8 @@ def build(data: TextsData, texts: Texts, folder: Path) -> None:
         sizes_of = (f"{size} for {PURPOSES[name]}" for name, size in zip(SPLITS, split.lengths, strict=True) if size)
         raise DataError(f"{source(data)} holds only {', '.join(sizes_of)}, in {unit}. Give more text.")
     tokenizer: Tokenizer
-    if data.bpe_vocab is not None:
-        tokenizer = train_bpe(_training_texts(texts.files, survey, split), data.bpe_vocab)
+    if data.num_bpe_tokens is not None:
+        tokenizer = train_bpe(_training_texts(texts.files, survey, split), data.num_bpe_tokens)
     else:
         tokenizer = given or make_tokenizer(data.tokenizer, [*survey.alphabet, *([SEPARATOR] if several else [])])
     with building(folder, "token files") as temporary:

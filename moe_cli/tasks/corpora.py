@@ -142,7 +142,7 @@ def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True)
 def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:
     """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
     plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache, outputs)
-    size = data.bpe_vocab or read_tokenizer(data.tokenizer).vocab_size
+    size = data.num_bpe_tokens or read_tokenizer(data.tokenizer).vocab_size
     foreseen = {
         "tokenizer": {"name": data.tokenizer},
         "tokenizer_sha256": FORESEEN,
@@ -155,7 +155,7 @@ def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:
 def _key(data: TextsData, texts: Texts) -> str:
     tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_of(data.tokenizer)
     shares = [data.val_fraction, data.test_fraction]
-    content = [FORMAT, tokenizer, data.bpe_vocab, shares, getattr(data, "field", None), texts.state]
+    content = [FORMAT, tokenizer, data.num_bpe_tokens, shares, getattr(data, "field", None), texts.state]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,24 +16,26 @@ from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 from moe_cli.tasks.text import NOT_ASKED, Batch, TextTask
 
 
-class MaskedBatch(Batch):
-    """`targets` holds NOT_ASKED where nothing was hidden."""
-
-    @property
-    def num_targets(self) -> int:
-        return int((self.targets != NOT_ASKED).sum())
-
-
 class MaskedTask(TextTask):
     """BERT's task (arXiv:1810.04805, section 3.1) on windows of a corpus.
 
     Of each window exactly the nearest whole number to `masked` * L positions is asked for, at least one; which, and what
-    stands there instead, the seed and the window decide, so that any step can be done again. The mask token is the one
-    after the corpus's own.
+    stands there instead, the seed and the window decide, so that any step can be done again; in validation the window
+    alone. The mask token is the one after the corpus's own.
     """
 
-    def __init__(self, corpus: Corpus, context_length: int, seed: int, task: MaskedLM, packing: str = "concat") -> None:
-        super().__init__(corpus, context_length, seed, packing)
+    ahead: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        context_length: int,
+        seed: int,
+        task: MaskedLM,
+        packing: str = "concat",
+        eval_length: int | None = None,
+    ) -> None:
+        super().__init__(corpus, context_length, seed, packing, eval_length)
         self.task = task
         self.mask_token = self.vocab_size
         self.vocab_size += 1
@@ -65,26 +67,23 @@ class MaskedTask(TextTask):
     def hardest(self) -> "OneByOne | None":
         """Tokens hidden one at a time, for the pseudo-perplexity; None where the settings ask for none."""
         return (
-            OneByOne(self.corpus, self.context_length, self.seed, self.task, self.packing)
+            OneByOne(self.corpus, self.context_length, self.seed, self.task, self.packing, self.eval_length)
             if self.task.pseudo_tokens
             else None
         )
 
-    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
-        # One token more is read than is used, as for the next token.
-        plain = super()._batch(tokens, starts, length)
-        inputs, targets = plain.inputs.numpy().copy(), np.full(plain.inputs.shape, NOT_ASKED, np.int64)
-        sizes = [inputs.shape[1]] * len(inputs) if plain.mask is None else plain.mask.sum(1).tolist()
-        for row, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-            inputs[row, :size], targets[row, :size] = self._hide(inputs[row, :size], start)
-        return MaskedBatch(
-            torch.from_numpy(inputs), torch.from_numpy(targets), None, plain.starts, plain.mask, plain.documents
-        )
+    def _ask(self, tokens: Tokens, batch: Batch) -> Batch:
+        """Some tokens hidden, which are the targets."""
+        inputs, targets = batch.inputs.numpy(), np.full(batch.inputs.shape, NOT_ASKED, np.int64)
+        sizes = [inputs.shape[1]] * len(inputs) if batch.mask is None else batch.mask.sum(1).tolist()
+        for row, (start, size) in enumerate(zip(batch.starts.tolist(), sizes, strict=True)):
+            draw = self._draw(tokens, start)
+            inputs[row, :size], targets[row, :size] = self._hide(inputs[row, :size], draw)
+        return replace(batch, inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets), num_bytes=None)
 
-    def _hide(self, row: "np.ndarray", start: int) -> tuple["np.ndarray", "np.ndarray"]:
+    def _hide(self, row: "np.ndarray", draw: np.random.Generator) -> tuple["np.ndarray", "np.ndarray"]:
         """A window as it is shown, and what is to be guessed there."""
         task = self.task
-        draw = np.random.default_rng((self.seed, start + (self.packing == "pad")))  # which may begin at -1
         places = draw.permutation(len(row))[: max(1, round(task.masked * len(row)))]
         targets = np.full_like(row, NOT_ASKED)
         targets[places] = row[places]
@@ -104,7 +103,7 @@ class OneByOne(MaskedTask):
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """A batch for each window: its L copies, in each of which another token is hidden; `max_tokens` are hidden in all."""
-        for batch in TextTask.val_batches(self, 1, max_tokens or self.task.pseudo_tokens):
+        for batch in super().val_batches(1, max_tokens or self.task.pseudo_tokens):
             row = batch.inputs[0]
             shown = len(row) if batch.mask is None else int(batch.mask.sum())
             copies = row.repeat(shown, 1)
@@ -114,10 +113,10 @@ class OneByOne(MaskedTask):
             for first in range(0, shown, size):
                 here = slice(first, first + size)
                 number = len(inputs[here])
-                yield MaskedBatch(
+                yield Batch(
                     inputs[here], targets[here], None, batch.starts.expand(number),
                     *(each if each is None else each.expand(number, -1) for each in (batch.mask, batch.documents)),
                 )  # fmt: skip
 
-    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
-        return replace(TextTask._batch(self, tokens, starts, length), num_bytes=None)
+    def _ask(self, tokens: Tokens, batch: Batch) -> Batch:
+        return batch

@@ -16,14 +16,15 @@ from moe_cli.tasks.vision import ImagesTask
 
 def make_task(config: RunConfig, data: Data) -> Task:
     """The task that a resolved configuration asks for."""
+    length = config.model.context_length
     if isinstance(data, Images):
-        return ImagesTask(data, config.model.context_length, config.seed)
+        return ImagesTask(data, length, config.seed)
     if isinstance(data, Ratings):
         assert isinstance(config.task, RatingTask)
         return RatingsTask(data, config.seed, config.task)
     packing = config.data.packing if isinstance(config.data, CorpusConfig) else "concat"
     if isinstance(config.task, MaskedLM):
-        return MaskedTask(data, config.model.context_length, config.seed, config.task, packing)
+        return MaskedTask(data, length, config.seed, config.task, packing, config.eval.context_length)
     if isinstance(config.task, SpanCorruption):
-        return SpanTask(data, config.model.context_length, config.seed, config.task)
-    return TextTask(data, config.model.context_length, config.seed, packing)
+        return SpanTask(data, length, config.seed, config.task, config.eval.context_length)
+    return TextTask(data, length, config.seed, packing, config.eval.context_length, config.eval.stride)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,12 +39,16 @@ class SpanTask(TextTask):
 
     The encoder reads a window in which each span is one sentinel; the decoder writes every sentinel with its span after
     it, and one more sentinel at the end. How many tokens are taken out, and in how many spans, depends on the window's
-    length alone, so that nothing is padded; which, the seed and the window decide, so that any step can be done again.
-    After the corpus's own tokens come the sentinels, and the one before the decoder's first.
+    length alone, so that nothing is padded; which, the seed and the window decide, so that any step can be done again; in
+    validation the window alone. After the corpus's own tokens come the sentinels, and the one before the decoder's first.
     """
 
-    def __init__(self, corpus: Corpus, context_length: int, seed: int, task: SpanCorruption) -> None:
-        super().__init__(corpus, context_length, seed)
+    ahead: ClassVar[int] = 0
+
+    def __init__(
+        self, corpus: Corpus, context_length: int, seed: int, task: SpanCorruption, eval_length: int | None = None
+    ) -> None:
+        super().__init__(corpus, context_length, seed, eval_length=eval_length)
         self.task = task
         self.vocab_size = self.num_known + task.special_tokens
         self.start_token = self.vocab_size - 1
@@ -96,20 +100,19 @@ class SpanTask(TextTask):
     def _domains_at(self, places: Int[Tensor, "B N"]) -> Int[Tensor, " T"]:
         return torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
 
-    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
-        # One token more is read than is used, as for the next token.
-        plain = super()._batch(tokens, starts, length)
-        parts = [self._take_out(row, start) for row, start in zip(plain.inputs.numpy(), starts, strict=True)]
+    def _ask(self, tokens: Tokens, batch: Batch) -> Batch:
+        """Spans taken out, which are the targets."""
+        parts = [self._take_out(row, start, self._draw(tokens, start))
+                 for row, start in zip(batch.inputs.numpy(), batch.starts.tolist(), strict=True)]  # fmt: skip
         inputs, targets, input_places, target_places = (
             torch.from_numpy(np.stack([getattr(part, name) for part in parts]))
             for name in ("inputs", "targets", "input_places", "target_places")
         )
-        return SpanBatch(inputs, targets, None, plain.starts, input_places=input_places, target_places=target_places)
+        return SpanBatch(inputs, targets, None, batch.starts, input_places=input_places, target_places=target_places)
 
-    def _take_out(self, row: NDArray[np.int64], start: int) -> "Parts":
+    def _take_out(self, row: NDArray[np.int64], start: int, draw: np.random.Generator) -> "Parts":
         """A window as the encoder reads it, and what the decoder writes."""
         taken, number = self.task.spans(len(row))
-        draw = np.random.default_rng((self.seed, start))
         stay, gone = _cut(len(row) - taken, number, draw), _cut(taken, number, draw)
         # By turns: what stays, and what goes; a window begins with the one and ends with the other.
         ends = np.stack([stay, gone], 1).flatten().cumsum()

@@ -51,6 +51,8 @@ class Scored:
 
 # Of `Scored.sums`: for each domain the sum of its losses and how many targets it has, [2, G].
 BY_DOMAIN = "by_domain"
+# Of `Scored.sums`: over the targets of a causal model, how many earlier tokens each one is predicted from.
+CONTEXT = "context"
 
 
 def by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_domains: int) -> Float[Tensor, "2 G"]:
@@ -84,7 +86,7 @@ class Task(Protocol):
         """The `part`-th of `parts` equal parts of the `index`-th batch of `size` examples."""
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The validation split in batches; or about so many tokens spread evenly over it."""
+        """The validation split in batches, the same for every seed; or about so many tokens spread evenly over it."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Float[Tensor, ""], list[Routing]]:
         """What is minimised, and the routings of the model's sparse layers."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,13 +17,15 @@ from moe_cli.tasks.corpora import Corpus
 from moe_cli.tasks.order import EpochOrder, epoch_order
 from moe_cli.tasks.ready import check_tokens
 from moe_cli.tasks.shards import LARGE, Tokens
-from moe_cli.tasks.task import BY_DOMAIN, Scored, Task, by_domain
+from moe_cli.tasks.task import BY_DOMAIN, CONTEXT, Scored, Task, by_domain
 from moe_cli.tasks.windows import DocumentWindows, document_windows
 
 # After so many batches of a large text the memory through which it was read is let go.
 BATCHES_HELD = 16
 # A target that is not asked for.
 NOT_ASKED = -100
+# Takes the place of a run's seed in validation: which questions are asked follows from the data alone.
+VALIDATION_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Batch:
     """Inputs and the tokens that follow them.
 
     Attributes:
-        targets: NOT_ASKED for padding.
+        targets: NOT_ASKED for padding, and for what another window of a validation split scores.
         num_bytes: the bytes that the targets stand for; None: nobody knows.
         starts: where in its split each window of inputs begins; -1: with a separator before the first.
         mask: False for padding; None: there is none.
@@ -51,7 +53,7 @@ class Batch:
 
     @property
     def num_targets(self) -> int:
-        return self.targets.numel() if self.mask is None else int(self.mask.sum())
+        return int((self.targets != NOT_ASKED).sum())
 
     def to(self, device: torch.device) -> "Batch":
         moved: dict[str, Any] = {
@@ -72,11 +74,29 @@ class TextTask:
     the same data in the same order. Each epoch sees every window once, from a new offset.
 
     With packing `isolate` or `pad`, a separator belongs to the document after it, as its beginning.
+
+    Args:
+        eval_length: tokens of a validation window; None: context_length.
+        stride: tokens from one validation window to the next, of which only the last `stride` are scored, all of the
+            first; None: windows lie side by side.
     """
 
-    def __init__(self, corpus: Corpus, context_length: int, seed: int, packing: str = "concat") -> None:
+    # How many places after its input a target stands.
+    ahead: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        context_length: int,
+        seed: int,
+        packing: str = "concat",
+        eval_length: int | None = None,
+        stride: int | None = None,
+    ) -> None:
         self.corpus = corpus
         self.context_length = context_length
+        self.eval_length = eval_length or context_length
+        self.stride = stride or self.eval_length
         self.seed = seed
         self.vocab_size = self.num_known = int(corpus.meta["vocab_size"])
         self.packing = packing
@@ -104,31 +124,47 @@ class TextTask:
         return batch
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The validation split in windows side by side, each token predicted once; or windows spread evenly over it."""
-        val, length = self.corpus.val, self.context_length
+        """The validation split in windows, each token scored once; or windows spread evenly over it.
+
+        The first token of the split is predicted after a separator where documents are kept apart. With packing `concat`
+        nothing comes before it: it is not scored, and its bytes are not counted.
+
+        Args:
+            max_tokens: read about so many tokens.
+        """
         if self.packing == "pad":
             yield from self._val_documents(size, max_tokens)
             return
-        num_targets = len(val) - 1
-        starts: Sequence[int] = range(0, num_targets - length + 1, length)
-        partial = max_tokens is not None and max_tokens < num_targets and len(starts) > 1
+        first, end = self._val_inputs()
+        length, stride = self.eval_length, self.stride
+        starts: Sequence[int] = range(first, end - length + 1, stride)
+        follows = first + len(starts) * stride  # where the next window, which is cut short by the end, begins
+        read = len(starts) * length + end - follows
+        partial = max_tokens is not None and max_tokens < read and len(starts) > 1
         if partial:
             keep = max(1, max_tokens // length)  # type: ignore[operator]
             starts = [starts[int(i)] for i in np.linspace(0, len(starts) - 1, min(keep, len(starts)))]
-        for first in range(0, len(starts), size):
-            yield self._batch(val, starts[first : first + size], length)
-        rest = num_targets % length
-        if rest and not partial:
-            yield self._batch(val, [num_targets - rest], rest)
+        for place in range(0, len(starts), size):
+            own = starts[place : place + size]
+            yield self._batch(self.corpus.val, own, length, [0 if start == first else length - stride for start in own])
+        skipped = length - stride if len(starts) else 0
+        if end - follows > skipped and not partial:
+            yield self._batch(self.corpus.val, [follows], end - follows, [skipped])
+
+    def _val_inputs(self) -> tuple[int, int]:
+        """The first place of the validation split that is read, and the end; -1: a separator before the split."""
+        return (0 if self.packing == "concat" else -self.ahead), len(self.corpus.val) - self.ahead
 
     def _val_documents(self, size: int, max_tokens: int | None) -> Iterator[Batch]:
-        windows = self._windows(self.corpus.val)
+        val, length = self.corpus.val, self.eval_length
+        windows = document_windows(self._begins(val), len(val), length, self.stride)
         keep = len(windows.starts)
         if max_tokens is not None:
             keep = min(keep, max(1, int(max_tokens / windows.sizes.mean())))
-        starts = windows.starts[np.linspace(0, len(windows.starts) - 1, keep).astype(np.int64)] - 1
+        chosen = np.linspace(0, len(windows.starts) - 1, keep).astype(np.int64)
         for first in range(0, keep, size):
-            yield self._batch(self.corpus.val, starts[first : first + size].tolist(), self.context_length)
+            own = chosen[first : first + size]
+            yield self._padded(val, windows.starts[own] - 1, windows.sizes[own], length, windows.skipped[own])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], list[Routing]]:
         """Mean cross-entropy in nats per token, padding apart, and the routings of the model's sparse layers."""
@@ -141,11 +177,13 @@ class TextTask:
         asked = batch.targets != NOT_ASKED
         losses = F.cross_entropy(logits[asked].float(), batch.targets[asked], reduction="none")
         domains = self._domains(batch.starts + 1, batch.targets.shape[1])[asked.flatten().cpu()]
-        return Scored(losses.mean(), routings, {BY_DOMAIN: by_domain(losses, domains, len(self.domains))})
+        context = context_of(batch.inputs, batch.documents)[asked].sum()
+        sums = {BY_DOMAIN: by_domain(losses, domains, len(self.domains)), CONTEXT: context}
+        return Scored(losses.mean(), routings, sums)
 
     def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
         """The domain of each validation token of some windows."""
-        places = starts.cpu()[:, None] + torch.arange(length)
+        places = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.corpus.val) - 1)
         return torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
@@ -214,48 +252,96 @@ class TextTask:
     def _windows_of(self, tokens: Tokens) -> DocumentWindows:
         return document_windows(self._begins(tokens), len(tokens), self.context_length)
 
-    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int) -> Batch:
-        if self.packing == "pad":
-            return self._padded(tokens, starts)
-        windows = np.stack([tokens[start : start + length + 1] for start in starts])
-        self._check(tokens, windows, starts)
-        windows = windows.astype(np.int64)
-        targets = windows[:, 1:]
-        widths = self._bytes_per_token
-        documents = None
-        if self.packing == "isolate":
-            places = np.array(starts)[:, None] + np.arange(1, length + 1)
-            documents = torch.from_numpy(np.searchsorted(self._begins(tokens), places, side="right"))
-        return Batch(
-            torch.from_numpy(windows[:, :-1].copy()),
-            torch.from_numpy(targets.copy()),
-            None if widths is None else int(widths[targets].sum()),
-            torch.tensor(starts),
-            documents=documents,
-        )
+    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int, skipped: Sequence[int] = ()) -> Batch:
+        """Windows that begin at `starts`.
 
-    def _padded(self, tokens: Tokens, starts: Sequence[int]) -> Batch:
-        """Windows of one document each, behind which padding stands."""
-        assert self.corpus.tokenizer is not None
-        separator = self.corpus.tokenizer.separator
-        sizes = self._windows(tokens).sizes_at(np.array(starts) + 1)
-        shown, targets = np.full((2, len(starts), self.context_length), separator, np.int64)
-        for row, (start, size) in enumerate(zip(starts, sizes.tolist(), strict=True)):
-            window = tokens[max(0, start) : start + size + 1]
-            shown[row, size - len(window[:-1]) : size] = window[:-1]
-            targets[row, :size] = window[len(window) - size :]
-        mask = np.arange(self.context_length) < sizes[:, None]
-        widths = self._bytes_per_token
-        return Batch(
-            torch.from_numpy(shown),
-            torch.from_numpy(np.where(mask, targets, NOT_ASKED)),
-            None if widths is None else int(widths[targets[mask]].sum()),
+        Args:
+            skipped: how many targets at the beginning of each window are not scored; none by default.
+        """
+        if self.packing == "pad":
+            places = np.array(starts)
+            return self._padded(tokens, places, self._windows(tokens).sizes_at(places + 1), length)
+        windows = self._read_windows(tokens, starts, length + self.ahead)
+        targets = windows[:, self.ahead :].copy()
+        if any(skipped):
+            targets[np.arange(length) < np.array(skipped)[:, None]] = NOT_ASKED
+        batch = Batch(
+            torch.from_numpy(windows[:, :length].copy()),
+            torch.from_numpy(targets),
+            self._bytes_of(targets),
             torch.tensor(starts),
+            documents=self._documents(tokens, starts, length),
+        )
+        return self._ask(tokens, batch)
+
+    def _ask(self, tokens: Tokens, batch: Batch) -> Batch:
+        """What is asked of windows that were read from a split: here, the token after each."""
+        return batch
+
+    def _read_windows(self, tokens: Tokens, starts: Sequence[int], length: int) -> NDArray[np.int64]:
+        """The tokens of windows; before the first of the split, at place -1, stands a separator."""
+        windows = np.stack([self._window(tokens, start, start + length) for start in starts])
+        self._check(tokens, windows, starts)
+        return windows.astype(np.int64)
+
+    def _window(self, tokens: Tokens, start: int, end: int) -> NDArray[Any]:
+        return tokens[start:end] if start >= 0 else np.append(self.beginning, tokens[0:end])
+
+    def _documents(self, tokens: Tokens, starts: Sequence[int], length: int) -> Int[Tensor, "B L"] | None:
+        """The number of the document of each input where documents are kept apart: that of the token after it."""
+        if self.packing != "isolate":
+            return None
+        places = np.array(starts)[:, None] + np.arange(1, length + 1)
+        return torch.from_numpy(np.searchsorted(self._begins(tokens), places, side="right"))
+
+    def _bytes_of(self, targets: NDArray[np.int64]) -> int | None:
+        """The bytes of text of what is asked for; None where nobody knows."""
+        widths = self._bytes_per_token
+        return None if widths is None else int(widths[targets[targets != NOT_ASKED]].sum())
+
+    def _padded(
+        self,
+        tokens: Tokens,
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        length: int,
+        skipped: NDArray[np.int64] | int = 0,
+    ) -> Batch:
+        """Windows of one document each, behind which padding stands."""
+        shown, targets = np.full((2, len(starts), length), self.beginning[0], np.int64)
+        for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+            window = self._window(tokens, start, start + size + 1)
+            shown[row, :size], targets[row, :size] = window[:-1], window[1:]
+        places, mask = np.arange(length), np.arange(length) < sizes[:, None]
+        targets = np.where(mask & (places >= np.reshape(skipped, (-1, 1))), targets, NOT_ASKED)
+        batch = Batch(
+            torch.from_numpy(shown),
+            torch.from_numpy(targets),
+            self._bytes_of(targets),
+            torch.from_numpy(starts),
             torch.from_numpy(mask),
         )
+        return self._ask(tokens, batch)
+
+    def _draw(self, tokens: Tokens, start: int) -> np.random.Generator:
+        """Random numbers for a window: of training by the seed, of validation the same for every seed."""
+        seed = self.seed if tokens is self.corpus.train else VALIDATION_SEED
+        return np.random.default_rng((seed, start + (self.packing == "pad")))  # which may begin at -1
 
     def _check(self, tokens: Tokens, windows: NDArray[Any], starts: Sequence[int]) -> None:
         """Raises DataError for a token beyond the vocabulary."""
         if windows.max() >= self.num_known:
             for start, window in zip(starts, windows, strict=True):
                 check_tokens(tokens, window, start, self.num_known)
+
+
+def context_of(inputs: Int[Tensor, "B L"], documents: Int[Tensor, "B L"] | None) -> Int[Tensor, "B L"]:
+    """How many inputs each position of a causal model sees, its own among them: all before it, or those of its document.
+
+    With model.window, what one layer of attention sees may be fewer.
+    """
+    places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+    if documents is None:
+        return places + 1
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
+    return places + 1 - torch.where(begins, places, 0).cummax(1).values

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moe_cli.moe import parallel
 from moe_cli.moe.layer import evaluation_policy
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.routing import Routing, computed
 from moe_cli.moe.stats import (
     choices,
     co_activation,
@@ -29,13 +29,13 @@ from moe_cli.moe.stats import (
     specialisation,
     tokens_per_expert,
 )
-from moe_cli.tasks.task import BY_DOMAIN, Batch, Task
+from moe_cli.tasks.task import BY_DOMAIN, CONTEXT, Batch, Task
 from moe_cli.training.precision import autocast
 
 # Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
 LARGEST_TABLE = 64 * 64
 MEASURES = ("max_violation", "load_cv", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts",
-            "token_specialisation", "domain_specialisation")  # fmt: skip
+            "token_specialisation", "domain_specialisation", "null_fraction")  # fmt: skip
 # Of each expert, the tokens that are recorded as its own.
 TOP_TOKENS = 8
 # Tokens whose choices are remembered at each evaluation.
@@ -44,54 +44,62 @@ PROBE_TOKENS = 256
 
 @dataclass
 class LayerUse:
-    """One sparse layer's routing, summed over an evaluation.
+    """One sparse layer's routing, summed over an evaluation: how E experts were used, null experts apart.
 
     Attributes:
+        probs: of all that the router chooses from, null experts too.
         pairs: tokens that asked for both experts, before drops; None where that would be a large table.
         by_token, by_domain: assignments asked by the id of the token that was read, and by its domain.
+        to_null: assignments to null experts.
     """
 
     asked: Int[Tensor, " E"]
     kept: Int[Tensor, " E"]
-    probs: Float[Tensor, " E"]
+    probs: Float[Tensor, " choices"]
     pairs: Int[Tensor, "E E"] | None
     by_token: Int[Tensor, "V E"]
     by_domain: Int[Tensor, "G E"]
     entropy: float = 0.0
     num_tokens: int = 0
+    to_null: int = 0
 
     def add(self, routing: Routing, token_ids: Int[Tensor, " T"], domain_ids: Int[Tensor, " T"]) -> None:
+        self.probs += routing.probs.double().sum(0).cpu()
+        self.entropy += routing_entropy(routing.probs) * routing.num_tokens
+        self.num_tokens += routing.num_tokens
+        self.to_null += len(routing.expert_ids)
+        routing = computed(routing)
+        self.to_null -= len(routing.expert_ids)
         self.by_token += group_counts(routing, token_ids, len(self.by_token)).cpu()
         self.by_domain += group_counts(routing, domain_ids, len(self.by_domain)).cpu()
         if self.pairs is not None:
             self.pairs += co_activation(choices(routing)).cpu()
         self.asked += tokens_per_expert(routing).cpu()
         self.kept += tokens_per_expert(routing, kept=True).cpu()
-        self.probs += routing.probs.double().sum(0).cpu()
-        self.entropy += routing_entropy(routing.probs) * routing.num_tokens
-        self.num_tokens += routing.num_tokens
 
     def put_together(self) -> None:
         """The sums over what all processes have looked at."""
         for name in ("asked", "kept", "probs", "pairs", "by_token", "by_domain"):
             if getattr(self, name) is not None:
                 setattr(self, name, parallel.total(getattr(self, name)))
-        sums = parallel.total(torch.tensor([self.entropy, self.num_tokens], dtype=torch.float64)).tolist()
-        self.entropy, self.num_tokens = sums[0], round(sums[1])
+        sums = parallel.total(torch.tensor([self.entropy, self.num_tokens, self.to_null], dtype=torch.float64)).tolist()
+        self.entropy, self.num_tokens, self.to_null = sums[0], round(sums[1]), round(sums[2])
 
     def metrics(self) -> dict[str, float]:
-        """MEASURES; without specialisation by domain where all of the text is one domain."""
+        """MEASURES; without specialisation by domain where all of the text is one domain, and null_fraction without null experts."""
         mean_probs = self.probs / self.num_tokens
         several = int(self.by_domain.any(1).sum()) > 1
+        asked = self.asked.sum().item()
         return {
             "max_violation": max_violation(self.asked),
             "load_cv": load_cv(self.asked),
             "routing_entropy": self.entropy / self.num_tokens,
             "mean_routing_entropy": routing_entropy(mean_probs.unsqueeze(0)),
-            "dropped_fraction": (self.asked - self.kept).sum().item() / max(1, self.asked.sum().item()),
+            "dropped_fraction": (self.asked - self.kept).sum().item() / max(1, asked),
             "dead_experts": dead_experts(self.asked),
             "token_specialisation": specialisation(self.by_token),
             **({"domain_specialisation": specialisation(self.by_domain)} if several else {}),
+            **({"null_fraction": self.to_null / (asked + self.to_null)} if len(self.probs) > len(self.asked) else {}),
         }
 
     def tables(self, domains: Sequence[str]) -> dict[str, Any]:
@@ -132,6 +140,7 @@ class Evaluation:
         measures: the task's own, such as accuracy.
         domain_losses: nats per target, of every domain that has some.
         layers: per sparse layer, first to last; empty for a dense model.
+        mean_context: of a causal model, from how many earlier tokens a token is predicted, on average; else None.
     """
 
     loss: float
@@ -142,6 +151,7 @@ class Evaluation:
     measures: dict[str, float] = field(default_factory=dict)
     layers: list[LayerUse] = field(default_factory=list)
     domain_losses: dict[str, float] = field(default_factory=dict)
+    mean_context: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -187,11 +197,12 @@ def evaluate(
     """The model on the validation split, in evaluation mode; leaves mode and random state as they were.
 
     Args:
-        batch_size: windows per forward pass; a capacity counts over one pass, as in training.
-        max_tokens: look at about so many tokens, spread over the split; None: the whole split.
+        batch_size: windows per forward pass; a capacity counts over one pass, as in training, with drop=causal over one
+            sequence.
+        max_tokens: read about so many tokens, spread over the split; None: the whole split.
         top_k: experts per token; None: as trained.
         capacity_factor: None drops nothing.
-        drop: which assignments go where there is no room; None: as trained.
+        drop: which assignments go where there is no room; None: `causal` in layers of a causal model, else as trained.
         precision: of the forward pass, as `train.precision`.
     """
     nats = 0.0
@@ -222,6 +233,7 @@ def evaluate(
     return Evaluation(
         nats / num_targets, bits_per_byte, num_targets, num_bytes or None, task.domains,
         task.metrics(measured, num_targets), layers, _domain_losses(task, measured),
+        float(measured[CONTEXT]) / num_targets if CONTEXT in measured else None,
     )  # fmt: skip
 
 
@@ -290,9 +302,10 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T 
 
 
 def empty_use(routing: Routing, vocab_size: int, num_domains: int) -> LayerUse:
-    size = routing.num_experts
+    size = routing.num_experts - routing.num_null
     asked, kept, by_token, by_domain = (
         torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (vocab_size,), (num_domains,))
     )
     pairs = torch.zeros(size, size, dtype=torch.int64) if size**2 <= LARGEST_TABLE else None
-    return LayerUse(asked, kept, torch.zeros(size, dtype=torch.float64), pairs, by_token, by_domain)
+    probs = torch.zeros(routing.num_experts, dtype=torch.float64)
+    return LayerUse(asked, kept, probs, pairs, by_token, by_domain)

@@ -5,7 +5,7 @@ T tokens, E experts, V tokens in the vocabulary.
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -107,8 +107,15 @@ def _routings(
 
 
 def _on_cpu(routing: Routing) -> Routing:
-    parts = (routing.logits, routing.probs, routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
-    return Routing(*(part.cpu() for part in parts))
+    return replace(
+        routing,
+        logits=routing.logits.cpu(),
+        probs=routing.probs.cpu(),
+        token_ids=routing.token_ids.cpu(),
+        expert_ids=routing.expert_ids.cpu(),
+        weights=routing.weights.cpu(),
+        kept=routing.kept.cpu(),
+    )
 
 
 def token_choices(routing: Routing) -> list[tuple[Choice, ...]]:

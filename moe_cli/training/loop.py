@@ -53,6 +53,8 @@ class Training:
         self.total_steps = total_steps
         self.observer = observer
         self.state = State()
+        # The progress at which the last step began: after a rewind, that of the checkpoint.
+        self.progress_before = 0.0
         self.layers = moe_layers(model)
         self.bias_method = bias_method(config.balance)
         self.average = None if config.optim.ema is None else WeightAverage(model, config.optim.ema)
@@ -71,9 +73,13 @@ class Training:
     @property
     def progress(self) -> float:
         """Share of the budget that is spent, 0 to 1."""
+        return self._share_spent(self.state.step, self.state.seconds)
+
+    def _share_spent(self, step: int, seconds: float) -> float:
+        """Share of the budget that so many steps take or, where the budget is a time, so many seconds."""
         if self.total_steps is not None:
-            return min(1.0, self.state.step / self.total_steps)
-        return min(1.0, self.state.seconds / (60 * (self.config.train.minutes or math.inf)))
+            return min(1.0, step / self.total_steps)
+        return min(1.0, seconds / (60 * (self.config.train.minutes or math.inf)))
 
     def run(self) -> bool:
         """Trains to the end of the budget; False if it was asked to stop before. A checkpoint is saved either way.
@@ -91,20 +97,15 @@ class Training:
         val: Evaluation | None = None
         with stop_signals() as stopped:
             while self.progress < 1:
-                before = self.progress
                 view = self.step()
                 best = False
-                if self._due(self.config.train.eval_every, before):
+                if self._due(self.config.train.eval_every):
                     val = self._evaluate()
                     best = self._is_best(val)
                 self.observer(replace(view, val=val))
                 # Asked once: a signal between two looks would end the run without a checkpoint.
                 stop = bool(parallel.most(stopped()))
-                if (
-                    best
-                    or stop
-                    or self._due(self.config.train.checkpoint_every or self.config.train.eval_every, before)
-                ):
+                if best or stop or self._due(self.config.train.checkpoint_every or self.config.train.eval_every):
                     self.save()
                 if stop and self.progress < 1:
                     self.saver.wait()
@@ -121,12 +122,13 @@ class Training:
     def step(self) -> StepView:
         """One optimizer step: forward, losses, backward, clip, update, bias update, record."""
         started = time.perf_counter()
+        self.progress_before = self.progress
         self.model.train()
         learned: Learned | None = None
         lr_factor = 0.0
         try:
             learned = self._learn()
-            lr_factor = self._update(learned)
+            lr_factor = self._update(learned, started)
         except NotFiniteError as error:
             self._survive(error)
             if self.config.train.on_nan == "rewind":
@@ -137,14 +139,20 @@ class Training:
         state.seconds += parallel.most(time.perf_counter() - started)
         if learned is None:
             self._record_skipped()
-            load = [torch.zeros(layer.router.num_experts, dtype=torch.int64) for layer in self.layers]
+            load = [torch.zeros(layer.num_experts, dtype=torch.int64) for layer in self.layers]
             return StepView(state, self.total_steps, self.progress, math.nan, {}, lr_factor, load)
         state.skipped_in_a_row = 0
         if self.average is not None:
             self.average.update(state.step)
         self._record(learned, lr_factor)
         return StepView(
-            state, self.total_steps, self.progress, learned.loss, learned.aux_losses, lr_factor, learned.load
+            state,
+            self.total_steps,
+            self.progress,
+            learned.loss,
+            learned.aux_losses,
+            lr_factor,
+            self._real(learned.load),
         )
 
     def _learn(self) -> Learned:
@@ -208,9 +216,15 @@ class Training:
                 param.grad.mul_(min(1.0, limit / (norm + 1e-6)))
         return norm
 
-    def _update(self, learned: Learned) -> float:
-        """Moves the weights, and what balances without a gradient; returns the schedule's factor."""
-        lr_factor = self.optimizers.step(self.progress, self.parts.asked(learned.load))
+    def _update(self, learned: Learned, started: float) -> float:
+        """Moves the weights, and what balances without a gradient; returns the schedule's factor.
+
+        Args:
+            started: the performance counter at the beginning of the step; read where the budget is a time.
+        """
+        elapsed = 0.0 if self.total_steps is not None else parallel.most(time.perf_counter() - started)
+        after = self._share_spent(self.state.step + 1, self.state.seconds + elapsed)
+        lr_factor = self.optimizers.step(self.progress, self.parts.asked(learned.load), after)
         self.optimizers.zero_grad()
         self._update_bias(learned.load, learned.probs)
         for layer, counts, num_tokens in zip(self.layers, learned.load, learned.routed, strict=True):
@@ -265,7 +279,8 @@ class Training:
         if learned.dropped_fraction is not None:
             values["moe/dropped_fraction"] = learned.dropped_fraction
         if learned.load:
-            values["moe/max_violation"] = sum(max_violation(counts) for counts in learned.load) / len(learned.load)
+            load = self._real(learned.load)
+            values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
         for key, value in values.items():
             self._add(key, value)
         self._add("steps", 1)
@@ -275,6 +290,10 @@ class Training:
                 {"step": self.state.step, "train/loss_spike": learned.loss, "train/loss_before": before}
             )
         self._write_record(lr_factor)
+
+    def _real(self, load: list[Tensor]) -> list[Tensor]:
+        """Per layer, the counts of the experts that compute: null experts come last."""
+        return [counts[: layer.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
 
     def _record_skipped(self) -> None:
         self.recorder.metrics({"step": self.state.step, "train/skipped": self.state.skipped})
@@ -296,11 +315,12 @@ class Training:
         """To the sums that the next record gives the means of."""
         self.state.interval[key] = self.state.interval.get(key, 0.0) + value
 
-    def _due(self, every: int | None, before: float) -> bool:
-        """Whether something that happens every so many steps (None: ten times a run) happens now."""
+    def _due(self, every: int | None) -> bool:
+        """Whether something that happens every so many steps (None: ten times a run) happens after the last step."""
         if every is not None:
             return self.state.step % every == 0 and self.progress < 1
-        return int(before * EVALUATIONS_PER_RUN) != int(self.progress * EVALUATIONS_PER_RUN) and self.progress < 1
+        before, now = (int(share * EVALUATIONS_PER_RUN) for share in (self.progress_before, self.progress))
+        return before < now and self.progress < 1
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the model has the average of its weights, where optim.ema asks for one."""

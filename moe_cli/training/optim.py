@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from moe_cli.config.schema import MuonConfig, OptimConfig, SGDConfig
-from moe_cli.models.cost import NEWTON_SCHULZ_STEPS
+from moe_cli.config.layer_costs import NEWTON_SCHULZ_STEPS
+from moe_cli.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
 from moe_cli.moe.layer import moe_layers
 
 # Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.
@@ -225,10 +225,11 @@ class Optimizers:
         self.experts = experts
         self._peak = [[group["lr"] for group in part.param_groups] for part in parts]
 
-    def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = ()) -> float:
+    def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = (), after: float | None = None) -> float:
         """One update at the learning rate that the schedule gives at `progress` in [0, 1); returns that factor.
 
         Args:
+            after: share of the budget spent when this step is done; see `schedule`.
             load: for each sparse layer, the assignments asked of each expert in this step, all of its batches together;
                 needed where only chosen experts learn. An expert that is asked keeps at least one: no capacity is below
                 1. Not read off the gradients: that of an expert that answered may be exactly zero too, as in the first
@@ -239,7 +240,7 @@ class Optimizers:
             for params, counts in zip(self.experts, load if self.experts else (), strict=True)
             for param in params
         }
-        factor = schedule(self.config, progress)
+        factor = schedule(self.config, progress, after)
         for part, peaks in zip(self.parts, self._peak, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
@@ -300,13 +301,14 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
         if stacked:
             parts.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
         return Optimizers(config, parts, experts)
+    assert isinstance(config, AdamWConfig)
     parts = [_adamw(config, config.lr, rest)]
     if stacked:
         parts.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
     return Optimizers(config, parts, experts)
 
 
-def _adamw(config: OptimConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
+def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
     return torch.optim.AdamW(_decayed(config, params), lr=lr, betas=(config.beta1, config.beta2), **_engine(params))
 
 
@@ -362,14 +364,21 @@ class WeightAverage:
             param.copy_(tensors[name])
 
 
-def schedule(config: OptimConfig, progress: float) -> float:
-    """The learning rate as a share of its peak, at `progress` in [0, 1] of the budget.
+def schedule(config: OptimConfig, progress: float, after: float | None = None) -> float:
+    """The learning rate of a step as a share of its peak.
 
-    Linear warm-up over the first `warmup` share; then constant, linear or cosine to `final_lr`, or `wsd`: constant, and
-    linear to `final_lr` over the last `decay` share (warm-up, stable, decay: arXiv:2404.06395).
+    Linear warm-up over the first `warmup` share of the budget; then constant, linear or cosine to `final_lr`, or `wsd`:
+    constant, and linear to `final_lr` over the last `decay` share (warm-up, stable, decay: arXiv:2404.06395).
+
+    The warm-up is read at the end of the step and the rest at its beginning, so that neither the first step nor the last
+    has a rate of 0: of W warm-up steps, step s = 1, 2, ... has s / W of the peak.
+
+    Args:
+        progress: share of the budget spent before the step, in [0, 1].
+        after: share of the budget spent when the step is done; None: the same (a step without length).
     """
     if progress < config.warmup:
-        return min(1.0, max(progress, 1e-3) / config.warmup)
+        return min(1.0, (progress if after is None else after) / config.warmup)
     final = 1.0 if config.final_lr is None else config.final_lr
     length = config.decay if config.schedule == "wsd" and config.decay is not None else 1 - config.warmup
     done = min(1.0, max(0.0, 1 - (1 - progress) / length)) if length else 0.0

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-def pick_precision(precision: str, device: torch.device) -> str:
+def pick_precision(precision: str, device: torch.device) -> Any:
     """`auto` decided: bfloat16 on a GPU that multiplies it (capability 8.0 or more), else float32."""
     if precision != "auto":
         return precision

@@ -3,24 +3,53 @@
 import torch
 from torch import nn
 
+from moe_cli.errors import ConfigError
+from moe_cli.moe.layer import MoELayer
 from moe_cli.store import Run
 from moe_cli.training.checkpoint import latest_checkpoint
+
+# What a sparse layer has that a dense one has not. All else must have a counterpart.
+_NEW = ("router.", "shared_experts.", "shared_gate.")
 
 
 @torch.no_grad()
 def upcycle(model: nn.Module, source: Run) -> None:
     """Every expert becomes a copy of the dense network in its place, and all else is taken over; routers stay new.
 
-    Where the weights of a token's experts sum to 1, the model starts as the dense one's function.
+    Shared experts start silent, their second matrix at zero. Where the weights of a token's experts sum to 1, the model
+    then starts as the dense one's function.
 
     Args:
-        model: of the source's shape, `d_expert` equal to its `d_ff`; see `moe_cli.run.check_upcycle`.
+        model: of the source's shape, `d_expert` equal to its `d_ff`; see `moe_cli.forecast.check_upcycle`.
 
     Raises:
         CheckpointError: the source's checkpoint is damaged.
+        ConfigError: a tensor of either model has no counterpart of its shape in the other.
     """
     dense = latest_checkpoint(source).model_tensors()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MoELayer)}
+    copied = set()
     for name, param in model.named_parameters():
-        weight = dense.get(name.replace(".ffn.experts.", ".ffn."))
-        if weight is not None:  # a router, and experts that are shared, have no counterpart
-            param.copy_(weight)  # one network to all experts, by broadcasting over E
+        layer = next((prefix for prefix in layers if name.startswith(f"{prefix}.")), None)
+        part = name if layer is None else name.removeprefix(f"{layer}.")
+        if layer is not None and part.startswith(_NEW):
+            continue
+        expert = layer is not None and part.startswith("experts.")
+        counterpart = f"{layer}.{part.removeprefix('experts.')}" if expert else name
+        weight = dense.get(counterpart)
+        if weight is None or weight.shape != (param.shape[1:] if expert else param.shape):
+            raise _misfit(source, f"{name} {list(param.shape)} of this model")
+        param.copy_(weight)  # one network to all experts, by broadcasting over E
+        copied.add(counterpart)
+    if left := sorted(dense.keys() - copied):
+        raise _misfit(source, f"{left[0]} {list(dense[left[0]].shape)} of the run")
+    for module in layers.values():
+        if module.shared_experts is not None:
+            module.shared_experts.w_out.zero_()
+
+
+def _misfit(source: Run, tensor: str) -> ConfigError:
+    return ConfigError(
+        f"train.upcycle={source.id} does not fit: {tensor} has no counterpart of its shape.\n"
+        "Give the run of a dense model that has the same settings: moe runs diff"
+    )

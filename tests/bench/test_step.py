@@ -35,7 +35,7 @@ SIZES += ["match=none", "model.d_expert=8"]
 
 
 def tiny(*words: str) -> RunConfig:
-    return load_config([*SIZES, *words]).config
+    return load_config([*SIZES, "optim=adamw", *words]).config
 
 
 @pytest.mark.parametrize("words", [(), ("expert=4", "k=1"), ("model.tie_embeddings=true", "model.num_layers=3")])
@@ -120,12 +120,24 @@ def test_without_transformers_ours_is_the_yardstick() -> None:
     "word",
     ["expert=1", "model.expert_kind=mlp", "model.activation=gelu", "model.shared_experts=1", "model.moe_every=2",
      "model.first_dense=1", "model.norm=layer", "model.positions=learned", "model.logit_cap=15.0",
-     "capacity=1.0", "model.dropout=0.1"],
+     "capacity=1.0", "model.dropout=0.1", "optim=muon"],
 )  # fmt: skip
 def test_what_mixtral_cannot_be_is_refused(word: str) -> None:
     """A setting without counterpart would compare different models."""
     with pytest.raises(ConfigError, match=f"^{word}: Mixtral has no counterpart"):
         run_step_match(tiny(word), {}, 0.0, 1)
+
+
+def test_the_optimizer_is_that_of_moe_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our model trains with optim=adamw as conf/ has it, whatever optimizer was typed."""
+    used = []
+    original = bench_step.make_optimizers
+    monkeypatch.setattr(
+        bench_step, "make_optimizers", lambda config, model: used.append(config) or original(config, model)
+    )
+    result = CliRunner().invoke(app, ["bench", "step", *SIZES, "optim=sgd", "optim.momentum=0.5", "--seconds", "0"])
+    assert 0 == result.exit_code, result.output
+    assert [load_config(["optim=adamw"]).config.optim] == used
 
 
 def test_settings_without_effect_are_named() -> None:

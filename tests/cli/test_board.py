@@ -12,7 +12,7 @@ from moe_cli import load_runs, recommend
 from moe_cli.cli.board import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
 from moe_cli.cli.watch import SweepFolder, run_panel, watch_run, watch_sweep
 from moe_cli.glance import glance, glances
-from moe_cli.marks import at_work, is_at_work
+from moe_cli.marks import at_work
 from moe_cli.store import COMPLETED, FAILED, PENDING, RUNNING, Run, open_runs, write_json
 from moe_cli.sweeps.driver import Progress
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
@@ -166,14 +166,6 @@ def test_a_sweep_prints_a_line_for_each_end(tmp_path: Path) -> None:
         "failed  expert=4 seed=0   out of [memory]",
         "done    expert=4 seed=0   1.900 bits/byte   24.0k tok/s",
     ]
-
-
-def test_a_sweep_is_marked_while_it_is_shown(tmp_path: Path) -> None:
-    """Others see by its folder that somebody is at work."""
-    plan, runs = sweep_at_hand(tmp_path)
-    with SweepDisplay(Console(file=io.StringIO()), plan, runs, runs):
-        assert is_at_work(tmp_path / "mine")
-    assert not is_at_work(tmp_path / "mine")
 
 
 def test_a_sweep_counts_what_was_done_before(tmp_path: Path) -> None:

@@ -133,7 +133,9 @@ def test_eval_refuses_a_split(moe: Moe, settings: list[str], split: str, message
 
 
 def test_eval_of_several_ways_to_drop(moe: Moe, settings: list[str]) -> None:
-    """Each limited row says who stays (V-MoE, arXiv:2106.05974, section 4), as many are dropped, and dropless stands once."""
+    """Each limited row says who stays (V-MoE, arXiv:2106.05974, section 4), as many are dropped, dropless stands once, and
+    of a causal model it is said which rules see later tokens.
+    """
     moe("train", "expert=4", *settings)
     words = ("eval", "latest", "eval.capacity=0.5", "eval.drop=position,probability")
     rows = json.loads(moe(*words, "--json").stdout)["evaluations"]
@@ -145,7 +147,42 @@ def test_eval_of_several_ways_to_drop(moe: Moe, settings: list[str]) -> None:
         == pytest.approx(rows[2]["dropped_fraction"], rel=0.05)
     )
     assert rows[1]["val_loss"] != rows[2]["val_loss"]
-    assert ["-", "position", "probability"] == [line.split()[3] for line in moe(*words).stdout.splitlines()[2:]]
+    lines = moe(*words).stdout.splitlines()[2:]
+    assert ["-", "position", "probability"] == [line.split()[3] for line in lines[:3]]
+    assert ["drop=position sees later tokens", "drop=probability sees later tokens"] == [
+        line.partition(":")[0] for line in lines[3:]
+    ]
+    assert [False, True, True] == [row["sees_later_tokens"] for row in rows]
+    default = json.loads(moe("eval", "latest", "eval.capacity=0.5", "--json").stdout)["evaluations"]
+    assert [(None, False), ("causal", False)] == [(row["drop"], row["sees_later_tokens"]) for row in default]
+    assert default[1]["val_loss"] not in (rows[1]["val_loss"], rows[2]["val_loss"])
+
+
+def test_eval_by_other_windows(moe: Moe, settings: list[str]) -> None:
+    """Each stride and window scores every token; a stride of 1 gives each the whole window; a dense model takes both."""
+    moe("train", "expert=1", *settings, "model.context_length=16")
+    words = ("eval", "latest", "eval.context_length=16,8", "eval.stride=8,4")
+    rows = json.loads(moe(*words, "--json").stdout)["evaluations"]
+    assert [(16, 8), (16, 4), (8, 8), (8, 4)] == [(row["context_length"], row["stride"]) for row in rows]
+    assert 1 == len({row["val_tokens"] for row in rows})
+    tokens = rows[0]["val_tokens"]
+    # The first window has 1 to L tokens of context, every further one L - stride + 1 to L.
+    for row in rows:
+        length, stride = row["context_length"], row["stride"]
+        expected = [
+            place + 1 if place < length else length - stride + 1 + (place - length) % stride for place in range(tokens)
+        ]
+        assert sum(expected) / tokens == pytest.approx(row["eval_context"])
+    screen = moe(*words).stdout
+    assert [f"{row['eval_context']:.1f}" for row in rows] == [line.split()[3] for line in screen.splitlines()[2:]]
+    result = moe("eval", "latest", "eval.stride=17")
+    assert (
+        2,
+        "error: eval.stride=17 is more than the 16 tokens of a validation window: some tokens would not be scored.\n",
+    ) == (
+        result.exit_code,
+        result.stderr,
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +191,7 @@ def test_eval_of_several_ways_to_drop(moe: Moe, settings: list[str]) -> None:
         (["eval.k=9"], "error: eval.k=9 is more than expert=8: a token cannot choose more experts than there are."),
         (
             ["k=1"],
-            "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k, eval.capacity and eval.drop.",
+            "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? This command takes eval.k, eval.capacity, eval.drop, eval.context_length and eval.stride.",
         ),
         (
             ["eval.capacity=interval(1,2)"],
@@ -215,17 +252,17 @@ def test_sample_refuses(moe: Moe, words: list[str], message: str) -> None:
 
 def test_sweep_reports_and_resumes(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """A grid leaves out the impossible, runs the rest once, and the same command again has nothing to do."""
-    words = ["sweep", "expert=1,4", "k=1,2", *settings, "--seeds", 2, "-j", 2]
+    words = ["sweep", "expert=1,2", "k=2,3", *settings, "--seeds", 2, "-j", 2]
     result = moe(*words)
     assert result.exit_code == 0, result.output
-    assert "left out  expert=1 k=2: k=2 is more than expert=1" in result.stdout
-    assert "6 of 6 runs complete" in result.stdout
+    assert "left out  expert=2 k=3: k=3 is more than expert=2" in result.stdout
+    assert "4 of 4 runs complete" in result.stdout
     before = {run.id: (run.path / "summary.json").stat().st_mtime_ns for run in open_runs(tmp_path / "outputs")}
     again = moe(*words)
-    assert "6 done before, 0 to go" in again.stdout
+    assert "4 done before, 0 to go" in again.stdout
     assert before == {run.id: (run.path / "summary.json").stat().st_mtime_ns for run in open_runs(tmp_path / "outputs")}
     rows = json.loads(moe("report", "--format", "json").stdout)
-    assert sorted((row["expert"], row["k"], len(row["seeds"])) for row in rows) == [(1, 1, 2), (4, 1, 2), (4, 2, 2)]
+    assert sorted((row["expert"], row["k"], len(row["seeds"])) for row in rows) == [(1, 1, 2), (2, 2, 2)]
 
 
 def test_sweep_survives_a_failure(moe: Moe, settings: list[str], tmp_path: Path) -> None:

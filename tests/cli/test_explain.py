@@ -160,7 +160,7 @@ WRONG = {
     ("latest", ""): "TEXT is empty: give at least one character.",
     ("latest", "\udcff"): "TEXT is not UTF-8 text.",
     ("latest", "some", "text"): "'text' is no setting. A text of several words stands in quotes: moe explain RUN \"...\"",
-    ("latest", "a", "k=1"): "'k' is fixed once a model is trained. Did you mean 'eval.k'? eval takes eval.k, eval.capacity and eval.drop.",
+    ("latest", "a", "k=1"): "'k' is fixed once a model is trained. Did you mean 'eval.k'? This command takes eval.k, eval.capacity and eval.drop.",
     ("latest", "a", "eval.k=1,2"): "eval.k has 2 values: moe explain takes one.",
     ("latest", "a", "eval.k=9"): "eval.k=9 is more than expert=4: a token cannot choose more experts than there are.",
     ("latest", "a", "eval.capacity=0"): "eval.capacity=0.0 must be greater than 0.",
@@ -249,8 +249,7 @@ def test_many_and_missing_choices(text_file: Path) -> None:
 def test_what_stands_beside_the_experts_is_said(text_file: Path, changes: dict[str, Any], piece: str) -> None:
     """Dense layers, shared and null experts, routers that do not choose k, what a token saw, the policy."""
     config = tiny_config(text_file, balance=None, **changes)
-    size = 4 + (2 if "null" in piece else 0)
-    said = " ".join(sentences(explained(config, "a", [[choice(0)]], size)))
+    said = " ".join(sentences(explained(config, "a", [[choice(0)]], 4)))
     assert piece in said
     assert "The text is longer" not in said
     assert isinstance(config.model, BERTConfig) == ("whole text" in said)

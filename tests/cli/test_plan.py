@@ -6,6 +6,7 @@ import pytest
 
 from moe_cli.config.load import load_config
 from moe_cli.models.cost import cost, training_steps
+from moe_cli.numbers import count
 from tests.cli.conftest import Moe
 
 
@@ -16,12 +17,23 @@ def test_the_numbers_are_those_of_the_configuration(moe: Moe) -> None:
     config = load_config(words).config
     costs, steps = cost(config, 256), training_steps(config, 256)
     assert (costs.num_params, costs.num_active_params) == (content["params"], content["active_params"])
-    work = 100 * (config.tokens_per_step * costs.flops_per_token + costs.optimizer_flops_per_step)
+    work = 100 * (config.tokens_per_step * costs.model_flops_per_token + costs.optimizer_flops_per_step)
     assert (100, work) == (steps, content["training_flops"])
+    assert work == content["model_flops"] + content["optimizer_flops"]
     assert content["seconds"] == pytest.approx(work / (4 * 312e12 * 0.5))
     ways = [(share["shard"], share["members"]) for share in content["shares"]]
     assert [("dp", 1), ("fsdp", 1), ("dp", 4), ("fsdp", 4)] == ways
     assert all(share["fits"] for share in content["shares"])
+
+
+@pytest.mark.parametrize("words", [("expert=16", "k=1"), ("expert=1",), ("expert=16", "k=1", "optim=adamw")])
+def test_a_budget_of_flops_pays_for_model_and_optimizer(moe: Moe, words: tuple[str, ...]) -> None:
+    """It is spent to half a step, and both parts are printed."""
+    words = (*words, "train.flops=1e12")
+    content = json.loads(moe("plan", *words, "--json").stdout)
+    assert content["training_flops"] == pytest.approx(1e12, abs=content["training_flops"] / content["steps"] / 2)
+    parts = f"{count(content['model_flops'])} model + {count(content['optimizer_flops'])} optimizer"
+    assert f"{count(content['training_flops'])}FLOP: {parts}" in moe("plan", *words).output
 
 
 def test_a_giant_is_priced_at_once(moe: Moe) -> None:

@@ -239,6 +239,19 @@ def test_watch_of_a_complete_sweep(moe: Moe, tmp_path: Path) -> None:
     assert "done    expert=1 seed=0   1.830 bits/byte   24.0k tok/s" in result.stdout
 
 
+@pytest.mark.parametrize("name", ["paper/mine", "paper-mine"])
+def test_a_named_sweep_in_a_folder_is_found_by_every_command(moe: Moe, tmp_path: Path, name: str) -> None:
+    """paper/mine and paper-mine mean the same runs in lists, reports, watch, rm and restore, also for a single run."""
+    run = complete(tmp_path / "outputs", 1.7, "paper-mine", expert=8)
+    complete(tmp_path / "outputs", 1.8, "other", expert=4)
+    for words in (["runs", "ls", name], ["report", name, "--runs"], ["runs", "watch", name], ["runs", "show", f"{name}/{run.id}"],
+                  ["report", f"{name}/{run.id[:8]}"], ["runs", "watch", f"{name}/{run.id}"],
+                  ["runs", "rm", "--group", name, "--yes"], ["runs", "restore", name]):  # fmt: skip
+        result = moe(*words)
+        assert (0, "other" in result.stdout) == (result.exit_code, False), (words, result.output)
+    assert [run.path] == [each.path for each in open_runs(tmp_path / "outputs" / "paper-mine")]
+
+
 @pytest.mark.parametrize(
     "words", [["ls"], ["show", "latest"], ["diff", "latest", "gpt-8x2"], ["watch", "sparsity"], ["gc"]]
 )

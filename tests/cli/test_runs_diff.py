@@ -47,6 +47,7 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     [
         ({"corpus_sha256": "cd" * 32}, {}, "different texts", ["val_bpb", "val_loss"], "tokens_per_second"),
         ({}, {"data__tokenizer": "chars"}, "their tokens differ", ["val_loss", "val_perplexity"], "val_bpb"),
+        ({}, {"eval__stride": 64}, "unlike contexts", ["val_bpb", "val_loss"], "tokens_per_second"),
         ({}, {"train__steps": 900}, "different budgets", ["val_bpb", "val_loss"], "tokens_per_second"),
         ({}, {"data__val_fraction": 0.2}, "different texts", ["val_bpb"], "tokens_per_second"),
     ],

@@ -70,6 +70,7 @@ WRONG = [
     ([LR, "--search", "tpe", "--objective", "val_bpp"], "--objective val_bpp: no such result. Did you mean 'val_bpb'?"),
     ([LR, "--search", "tpe", "--objective", "val_bpb,val_bpb"], "names a result twice"),
     (["k=2", "--search", "tpe"], "nothing to search: every setting has one value."),
+    (["exprt=2", "--search", "tpe"], "no setting 'exprt'. Did you mean 'expert'?"),
     (["optim.lrr=interval(0.1,1)", "--search", "tpe"], "no setting 'optim.lrr'. Did you mean 'optim.lr'?"),
     (["optim.lrr=0.1,1", "--search", "tpe"], "no setting 'optim.lrr'. Did you mean 'optim.lr'?"),
     (["router=interval(1,2)", "--search", "tpe"], "router takes none. Write: router=A,B"),

@@ -7,7 +7,7 @@ import pytest
 
 from moe_cli.errors import DiskFull
 from moe_cli.store import Recorder, Run, open_runs, write_json
-from moe_cli.sweeps import driver, local
+from moe_cli.sweeps import local, run_sweep
 from moe_cli.sweeps.driver import Feed, Progress, Rules
 from tests.cli.conftest import Moe
 
@@ -38,7 +38,7 @@ class Pretended:
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     pretended = Pretended()
-    monkeypatch.setattr(driver, "drive", pretended)
+    monkeypatch.setattr(run_sweep, "drive", pretended)
     return pretended
 
 
@@ -140,6 +140,6 @@ def test_a_full_disk_is_an_error_in_two_lines(moe: Moe, settings: list[str], mon
     def fail(*arguments: object) -> None:
         raise DiskFull("the disk is full\nMake room; the same command goes on.")
 
-    monkeypatch.setattr(driver, "drive", fail)
+    monkeypatch.setattr(run_sweep, "drive", fail)
     result = moe(*GRID, *settings)
     assert (1, "error: the disk is full\nMake room; the same command goes on.\n") == (result.exit_code, result.stderr)

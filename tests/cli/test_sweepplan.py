@@ -9,9 +9,14 @@ import pytest
 
 from moe_cli.cli.sweepplan import Ahead, head, point_lines, statuses
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
+from moe_cli.config.load import load_config
 from moe_cli.forecast import make_plans
+from moe_cli.models.cost import cost
 from moe_cli.store import Recorder, Run
 from moe_cli.sweeps.plan import plan_sweep
+from tests.cli.conftest import Moe
+
+UNEQUAL = "equal active parameters are not equal FLOPs: a training token costs "
 
 
 @pytest.fixture
@@ -129,3 +134,17 @@ def test_a_budget_of_time_has_no_tokens(settings: list[str], tmp_path: Path) -> 
     lines = point_lines(Ahead(planned, plans, ["new", "new"], 1, retry_failed=False, executor=LocalExecutor()), None)
     assert [line.split()[4:6] for line in lines[1:3]] == [["-", "-"]] * 2
     assert "4m" in lines[-1]
+
+
+def test_sweeps_say_how_much_equal_sizes_differ(moe: Moe, text_file: Path) -> None:
+    """The sparsity sweep is equal in active parameters; its table has the FLOPs of each run, and match=flops makes them equal."""
+    data = ("data=text", f"data.path={text_file}", "--dry-run")
+    listed = moe("sweep", "sparsity", *data).stdout
+    assert UNEQUAL in listed
+    assert "optimizer included" in listed
+    assert UNEQUAL not in moe("sweep", "sparsity", "match=flops", *data).stdout
+    assert UNEQUAL not in moe("sweep", "isoflop", *data).stdout
+    for words in (("expert=16", "k=1"), ("expert=1",)):
+        config = load_config(words).config
+        flops = 600 * cost(config, 256).flops_per_step
+        assert f"{flops / 1e12:.3g}T" in next(line for line in listed.splitlines() if line.startswith(words[0] + " "))

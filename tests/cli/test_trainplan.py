@@ -4,11 +4,13 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from moe_cli.cli.trainplan import print_plan
+from moe_cli.config.routers import SinkhornConfig
 from moe_cli.forecast import make_plans
 from tests.cli.conftest import Moe
 from tests.tiny import tiny_config
@@ -62,6 +64,23 @@ def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Pat
     memory = next(line for line in pipe.getvalue().splitlines() if line.startswith("  memory"))
     assert memory.startswith("  memory       about 35")
     assert memory.endswith("B activations   350MB torch")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"capacity": 1.0}, "capacity 1 = 32 of 64 tokens per expert, drop by position (training sees later tokens, evaluation does not)"),
+        ({"capacity": 1.0, "drop": "causal"}, "capacity 1 = 8 of 16 tokens per expert, drop by causal"),
+        ({"router": SinkhornConfig()}, "dropless (training sees later tokens, evaluation does not)"),
+        ({}, "dropless"),
+    ],
+)  # fmt: skip
+def test_what_training_sees_is_said(text_file: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """The plan's routing line says where a causal model's routing depends on later tokens, and the room of an expert."""
+    pipe = io.StringIO()
+    print_plan(Console(file=pipe), make_plans([tiny_config(text_file, **changes)], tmp_path, 1e9)[0], None)
+    line = next(line for line in pipe.getvalue().splitlines() if line.startswith("  routing"))
+    assert f"balance switch, {said}, d_expert 12" in line
 
 
 def test_a_dry_run_imports_no_torch(settings: list[str], tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def configs(draw: st.DrawFn) -> schema.RunConfig:
             k=draw(st.sampled_from([None, 1, 2, 6])),
             capacity=draw(st.sampled_from([None, 0.5, 1.25])),
             drop=draw(st.sampled_from([None, "position", "probability"])),
-            match=draw(st.sampled_from(["active", "total", "flops", "none"])),
+            match=draw(st.sampled_from(["active", "total", "flops", "model_flops", "none"])),
             seed=draw(st.integers(0, 5)),
             model=model,
             router=draw(st.sampled_from(ROUTERS)),

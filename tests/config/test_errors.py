@@ -95,8 +95,8 @@ CHOICES = [
     (["balance=switch+none"], "balance=none is the control without balancing: it cannot be combined."),
     (["balance.scope=word"], "balance.scope=word is not one of: batch, sequence, global."),
     (["balance.convention=their"], "balance.convention=their is not one of: ours, hf."),
-    (["drop=positon"], "drop=positon is not one of: position, probability, random. Did you mean 'position'?"),
-    (["match=all"], "match=all is not one of: active, total, flops, none."),
+    (["drop=positon"], "drop=positon is not one of: position, probability, random, causal. Did you mean 'position'?"),
+    (["match=all"], "match=all is not one of: active, total, flops, model_flops, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
     (["model.expert_kind=gul"], "model.expert_kind=gul is not one of: glu, mlp. Did you mean 'glu'?"),
     (["model.dispatch=fast"], "model.dispatch=fast is not one of: auto, grouped, padded, einsum, reference."),
@@ -170,7 +170,6 @@ RANGES = [
 
 TOGETHER = [
     (["expert=8", "k=9"], "k=9 is more than expert=8: a token cannot choose more experts than there are."),
-    (["expert=1", "k=2"], "k=2 is more than expert=1: a token cannot choose more experts than there are."),
     (["expert=8", "eval.k=9"], "eval.k=9 is more than expert=8: a token cannot choose more experts than there are."),
     (["router=switch", "k=2"], "k=2: router=switch sends each token to one expert. Use k=1, or router=topk."),
     (

@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from hydra.types import RunMode
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from moe_cli.config import load
+from moe_cli.config import folders
 from moe_cli.config.axes import Axis, repeated_keys, single_values
 from moe_cli.config.executors import load_executor
 from moe_cli.config.load import (
@@ -16,6 +19,7 @@ from moe_cli.config.load import (
     load_config,
     packaged_conf,
     parse_overrides,
+    three_lines,
 )
 from moe_cli.config.parse import build
 from moe_cli.config.resolve import resolve
@@ -277,6 +281,35 @@ def test_a_file_that_is_no_yaml_is_said_in_three_lines(text: str, tmp_path: Path
     assert 1 <= len(str(error.value).splitlines()) <= 3
 
 
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1))
+def test_a_users_words_survive_in_what_hydra_says(words: str) -> None:
+    """Whatever is in them, such as a + or full_key; only the hints go that Hydra and OmegaConf add at the end."""
+    said = f"Could not override '{words}'."
+    for added in (
+        f"\nTo append to your config use +{words}=1",
+        f"\nTo append to your default list use +{words}=1",
+        f"\n    full_key: {words}\n    object_type=dict",
+        f"\n    full_key: {words}\n    reference_type=Any\n    object_type=dict",
+        "",
+    ):
+        assert said == three_lines(HydraException(said + added))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [balance=a+b\n", "c++/model/mine.yaml"),
+        ("name: gpt\nd_model: ${full_key+x}\n", "'full_key+x'"),
+        ("defaults: [/balance: a+b]\nname: gpt\n", "balance/a+b"),
+    ],
+)
+def test_a_plus_in_a_users_words_is_kept(text: str, message: str, tmp_path: Path) -> None:
+    """A folder such as c++ and a value such as a+b stand in the error that is about them."""
+    with pytest.raises(ConfigError) as error:
+        load_config(["model=mine"], config_dir=write(tmp_path / "c++", model__mine=text))
+    assert message in str(error.value)
+
+
 def test_a_file_in_another_encoding_is_a_config_error(tmp_path: Path) -> None:
     """Bytes that are no UTF-8 are refused like any unreadable file, and do not stop the listing of choices."""
     write(tmp_path, router__mine="", sweep__mine="")
@@ -298,7 +331,7 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
 
 def test_a_damaged_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its own conf/ the program asks to be installed again; beside the package it finds conf/ in a checkout."""
-    monkeypatch.setattr(load, "__file__", str(tmp_path / "moe_cli" / "config" / "load.py"))
+    monkeypatch.setattr(folders, "__file__", str(tmp_path / "moe_cli" / "config" / "folders.py"))
     with pytest.raises(ConfigError) as error:
         packaged_conf()
     package = (tmp_path / "moe_cli").resolve()

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from moe_cli.config import balances, routers, schema
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config
-from moe_cli.config.model import GPTConfig
-from moe_cli.config.resolve import matched_d_expert, resolve
+from moe_cli.config.matching import matched_d_expert
+from moe_cli.config.model import BERTConfig, GPTConfig
+from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, is_execution
+from moe_cli.config.tasks import MaskedLM
 from moe_cli.errors import ConfigError
 from moe_cli.models.cost import cost
 from tests.config.strategies import configs
@@ -42,7 +44,35 @@ def test_nothing_that_can_be_derived_is_left_open(config: RunConfig) -> None:
     assert 1 == sum(getattr(resolved.train, budget) is not None for budget in schema.BUDGETS)
     for of_experts in (resolved.router, resolved.balance, resolved.model.d_expert):
         assert resolved.dense == (of_experts is None)
-    assert (resolved.drop is None) == (resolved.capacity is None)
+    never = isinstance(resolved.router, routers.SoftConfig | routers.ExpertChoiceConfig)
+    assert (resolved.capacity is None or never) == (resolved.drop is None)
+
+
+@pytest.mark.parametrize(
+    ("router", "k", "given", "notes"),
+    [
+        (TOPK, 2, [], []),
+        (
+            TOPK,
+            2,
+            ["model.expert_init_scale"],
+            ["copies the experts' first weights: model.expert_init_scale set aside."],
+        ),
+        (SWITCH, 1, [], ["router=switch k=1: the weights of a token's experts do not sum to 1"]),
+        (TOPK, 1, [], ["router=topk k=1: the weights of a token's experts do not sum to 1"]),
+        (routers.SoftConfig(), 2, [], ["router=soft k=2: the weights of a token's experts do not sum to 1"]),
+    ],
+)
+def test_upcycling_says_what_it_changes(router: Any, k: int, given: list[str], notes: list[str]) -> None:
+    """The scale of first weights that are copied has no effect; a model that starts as another function says so."""
+    model = BERTConfig(expert_init_scale=0.1 if given else 1.0)
+    train = schema.TrainConfig(upcycle="bert-dense")
+    config = RunConfig(router=router, k=k, match="none", model=model, task=MaskedLM(), train=train)
+    resolved = resolve(config, given)
+    found = [note for note in resolved.notes if "upcycle" in note]
+    assert len(notes) == len(found)
+    assert all(expected in note for expected, note in zip(notes, found, strict=True))
+    assert 1.0 == resolved.config.model.expert_init_scale
 
 
 @pytest.mark.parametrize(
@@ -109,7 +139,7 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
             "match=none leaves the width of experts to model.d_expert: model.d_ff set aside.",
         ),
         (RunConfig(router=RANDOM), ["balance"], "router=random learns no choice: balance set aside."),
-        (RunConfig(drop="position"), ["drop"], "nothing is dropped without a capacity: drop set aside."),
+        (RunConfig(drop="position"), ["drop"], "training drops nothing without a capacity: drop set aside."),
         (
             RunConfig(optim=schema.MuonConfig(schedule="cosine", decay=0.1)),
             ["optim.decay"],
@@ -153,8 +183,8 @@ def test_shares_that_a_schedule_ignores_are_no_difference() -> None:
 
 def test_given_shares_of_the_schedule_stay() -> None:
     """A zero is a value, not an open setting."""
-    optim = resolve(RunConfig(optim=schema.MuonConfig(decay=0.0, final_lr=0.0))).config.optim
-    assert (0.0, 0.0) == (optim.decay, optim.final_lr)
+    optim = resolve(RunConfig(optim=schema.MuonConfig(decay=0.5, final_lr=0.0))).config.optim
+    assert (0.5, 0.0) == (optim.decay, optim.final_lr)
 
 
 def test_a_budget_is_a_number_of_steps_unless_given() -> None:
@@ -187,7 +217,7 @@ def test_matched_experts_cost_what_the_dense_network_costs(
     """Active feed-forward parameters, gate included, are within 1 % of dense, or as near as a whole width can be."""
     top_k, shared = data.draw(st.integers(1, min(experts, 16))), data.draw(st.integers(0, 2))
     model = GPTConfig(d_ff=d_ff, expert_kind=kind, shared_experts=shared)
-    d_expert = matched_d_expert(model, experts, top_k, TOPK if gate else RANDOM)
+    d_expert = matched_d_expert(RunConfig(expert=experts, k=top_k, model=model, router=TOPK if gate else RANDOM))
 
     def error(width: int) -> float:
         return abs(active_parameters(model, experts, top_k, width, gate) / dense_parameters(model) - 1)
@@ -209,7 +239,8 @@ def test_matched_experts_cost_what_the_dense_network_costs(
 )
 def test_matched_widths_are_round(d_ff: int, experts: int, top_k: int, expected: int) -> None:
     """The largest power of two up to 16 that 1 % allows divides the width, worked out by hand."""
-    assert expected == matched_d_expert(GPTConfig(d_ff=d_ff, expert_kind="mlp"), experts, top_k, TOPK)
+    model = GPTConfig(d_ff=d_ff, expert_kind="mlp")
+    assert expected == matched_d_expert(RunConfig(expert=experts, k=top_k, model=model, router=TOPK))
 
 
 def test_the_matched_width_is_what_resolve_uses() -> None:
@@ -221,7 +252,12 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
         "own": resolve(RunConfig(expert=64, model=replace(model, d_expert=100), match="none")),
         "dense": resolve(RunConfig(expert=64, model=model, match="none")),
     }
-    expected = {"topk": matched_d_expert(model, 64, 2, TOPK), "random": 128, "own": 100, "dense": 256}
+    expected = {
+        "topk": matched_d_expert(RunConfig(expert=64, k=2, model=model)),
+        "random": 128,
+        "own": 100,
+        "dense": 256,
+    }
     assert expected["topk"] < 128
     assert expected == {name: each.config.model.d_expert for name, each in resolved.items()}
 
@@ -229,11 +265,14 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
 def quantity(match: str, config: RunConfig) -> int:
     """What `match` makes equal, as the costs of a whole model count it."""
     counted = cost(config, 256)
-    return {"active": counted.num_active_params, "total": counted.num_params, "flops": counted.flops_per_token}[match]
+    return {
+        "active": counted.num_active_params, "total": counted.num_params, "flops": counted.flops_per_step,
+        "model_flops": counted.model_flops_per_token,
+    }[match]  # fmt: skip
 
 
 @given(
-    st.data(), st.sampled_from(["active", "total", "flops"]), st.integers(256, 4096), st.integers(2, 64),
+    st.data(), st.sampled_from(["active", "total", "flops", "model_flops"]), st.integers(256, 4096), st.integers(2, 64),
     st.sampled_from(["glu", "mlp"]), st.sampled_from(["linear", "cosine", "activation"]), st.integers(1, 3),
 )  # fmt: skip
 def test_match_makes_equal_what_it_says(
@@ -249,8 +288,9 @@ def test_match_makes_equal_what_it_says(
         matched = resolve(config).config
     except ConfigError:
         assume(False)
-    layer = quantity(match, dense) - quantity(match, replace(dense, model=replace(dense.model, d_ff=d_ff - 1)))
-    network = layer * d_ff * len(matched.sparse_layers) / dense.model.num_layers
+    without = quantity(match, replace(dense, model=replace(dense.model, d_ff=1)))
+    networks = (quantity(match, dense) - without) * d_ff / (d_ff - 1)
+    network = networks * len(matched.sparse_layers) / dense.model.num_layers
 
     def error(width: int) -> float:
         there = replace(matched, model=replace(matched.model, d_expert=width))
@@ -309,7 +349,7 @@ def leaves(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 
 def test_the_digest_ignores_execution_and_nothing_else() -> None:
-    """Changing any one value changes the digest, except those that only say how a run is carried out."""
+    """Changing any one value changes the digest, except those of execution and those that act through model.d_expert."""
     config = resolve(RunConfig(capacity=1.0)).config
     ignored = set()
     for path in leaves(config):
@@ -317,12 +357,25 @@ def test_the_digest_ignores_execution_and_nothing_else() -> None:
         owner = changed
         for part in path[:-1]:
             owner = getattr(owner, part)
-        object.__setattr__(owner, path[-1], "something else")
+        object.__setattr__(owner, path[-1], 12345)
         if changed.digest == config.digest:
             ignored.add(path)
     launch = {path for path in leaves(config) if path[0] == "launch"}
-    assert launch | {("train", key) for key in EXECUTION_KEYS} | {("log",), ("log_project",)} == ignored
-    assert {path for path in leaves(config) if is_execution(".".join(path))} == ignored
+    through_d_expert = {("match",), ("model", "d_ff")}
+    execution = launch | {("train", key) for key in EXECUTION_KEYS} | {("log",), ("log_project",)}
+    assert execution | through_d_expert == ignored
+    assert {path for path in leaves(config) if is_execution(".".join(path))} == execution
+
+
+def test_equal_networks_have_an_equal_digest() -> None:
+    """A width that match finds is the same network as that width typed; a dense layer's width is part of the digest."""
+    matched = load_config([]).config
+    typed = load_config(["match=none", f"model.d_expert={matched.model.d_expert}"]).config
+    assert matched.digest == typed.digest
+    words = ["match=none", "model.d_expert=64", "model.first_dense=1"]
+    assert (
+        load_config([*words, "model.d_ff=128"]).config.digest != load_config([*words, "model.d_ff=256"]).config.digest
+    )
 
 
 @pytest.mark.parametrize(

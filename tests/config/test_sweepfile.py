@@ -210,7 +210,7 @@ WRONG = [
     ),
     (
         "grid: {k: [1]}\nmatch: activ\n",
-        "match: activ is not one of: active, total, flops, none. Did you mean 'active'?",
+        "match: activ is not one of: active, total, flops, model_flops, none. Did you mean 'active'?",
     ),
     ("grid: {k: [1]}\nbudget: {tokens: 5, flops: 1}\n", f"{BUDGET} tokens, flops."),
     ("grid: {k: [1]}\nbudget: {hours: 5}\n", f"{BUDGET} hours."),

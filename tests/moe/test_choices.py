@@ -29,6 +29,7 @@ from moe_cli.moe.gates import CosineGate, MlpGate
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.registry import make_router
 from moe_cli.moe.routing import Routing
+from moe_cli.moe.stats import dropped_fraction, tokens_per_expert
 from tests.moe.formulas import dense, network
 
 E, D = 8, 6
@@ -317,6 +318,19 @@ def test_null_experts_compute_nothing() -> None:
     answers = [network(x, layer.experts.w_in[e], layer.experts.w_out[e], "glu", "silu") for e in range(4)]
     expected = sum(weights[:, e, None] * answers[e] for e in range(4))
     assert torch.allclose(expected, y)
+
+
+@pytest.mark.parametrize("drop", ["position", "probability", "random"])
+@pytest.mark.parametrize("training", [True, False])
+def test_null_experts_take_no_room_and_need_none(drop: str, training: bool) -> None:
+    """C = ceil(1.0 * 64 * 2 / 8) = 16 with four null experts too, which keep all that asks for them."""
+    layer = MoELayer(D, 8, 2, 5, router=TopKConfig(null_experts=4), capacity_factor=1.0, drop=drop).train(training)
+    layer.eval_capacity_factor = 1.0
+    layer.router.expert_bias[torch.tensor([3, 10])] = 5.0
+    _, routing = layer(torch.randn(64, D))
+    kept = tokens_per_expert(routing, kept=True)
+    assert [16 if expert == 3 else 64 if expert == 10 else 0 for expert in range(12)] == kept.tolist()
+    assert dropped_fraction(routing) == pytest.approx(48 / 64)
 
 
 def test_padding_takes_its_token_ids_along() -> None:

@@ -21,9 +21,9 @@ from tests.tiny import randomise
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
-def tiny_gpt(capacity: float | None = None, dispatch: str = "auto") -> nn.Module:
+def tiny_gpt(capacity: float | None = None, dispatch: str = "auto", drop: str = "position") -> nn.Module:
     shape = GPTConfig(num_layers=2, num_heads=2, d_model=16, d_expert=12, context_length=16, dispatch=dispatch)
-    config = RunConfig(expert=4, k=2, match="none", capacity=capacity, model=shape)
+    config = RunConfig(expert=4, k=2, match="none", capacity=capacity, drop=drop, model=shape)  # type: ignore[arg-type]
     return randomise(make_model(resolve(config).config, 32))
 
 
@@ -52,20 +52,20 @@ def test_a_compiled_model_is_the_model(capacity: float | None, dispatch: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capacity", [None, 1.0])
-def test_the_model_is_one_graph(capacity: float | None) -> None:
+@pytest.mark.parametrize(("capacity", "drop"), [(None, "position"), (1.0, "position"), (1.0, "causal")])
+def test_the_model_is_one_graph(capacity: float | None, drop: str) -> None:
     """With the loop nothing breaks the graph, drops included: `fullgraph` compiles, backward too.
 
     In a process of its own, for the checks of shapes, even at rest, would break it.
     """
-    code = f"from tests.moe.test_compile import compile_whole; compile_whole({capacity})"
+    code = f"from tests.moe.test_compile import compile_whole; compile_whole({capacity}, {drop!r})"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert 0 == ended.returncode, ended.stderr[-2000:]
 
 
-def compile_whole(capacity: float | None) -> None:
+def compile_whole(capacity: float | None, drop: str) -> None:
     """Raises what torch.compile does where the graph breaks."""
-    model = tiny_gpt(capacity)
+    model = tiny_gpt(capacity, drop=drop)
     tokens = torch.randint(32, (4, 16))
     assert_same(outcome(model, model, tokens), outcome(model, torch.compile(model, fullgraph=True), tokens), 1e-4)
 

@@ -1,5 +1,6 @@
 """The whole layer against formulas that use neither Routing nor a back end. T tokens, E experts, K chosen, D width."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -234,6 +235,28 @@ def test_evaluation_policy_without_k_keeps_each_layers_own() -> None:
         assert all(layer(tokens())[1].kept.all() for layer in model)
 
 
+@pytest.mark.parametrize("router", ["topk", "expert_choice"])
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
+def test_a_capacity_without_meaning_is_refused(router: str, factor: float) -> None:
+    """In training and at evaluation, also where the experts choose: 0 must not mean "as trained"."""
+    with pytest.raises(ConfigError, match=r"^capacity_factor="):
+        MoELayer(D, E, 2, F, router=router, capacity_factor=factor)
+    with pytest.raises(ConfigError, match=r"^capacity_factor="), evaluation_policy(make_layer(), None, factor):
+        pass
+
+
+@pytest.mark.parametrize("top_k", [0, -1, E + 1])
+def test_a_policy_chooses_some_of_the_experts(top_k: int) -> None:
+    """0 must not mean "as trained"."""
+    layer = make_layer(2)
+    with (
+        pytest.raises(ConfigError, match=rf"^top_k={top_k} must be between 1 and {E}\.$"),
+        evaluation_policy(layer, top_k, None),
+    ):
+        pass
+    assert 2 == layer.router.top_k
+
+
 def test_the_trained_capacity_does_not_bind_the_policy() -> None:
     """The policy's capacity is for evaluation; training inside it keeps its own."""
     layer = make_layer(2, capacity_factor=0.25).train()
@@ -333,7 +356,7 @@ def test_moe_layers_come_first_to_last() -> None:
             "k=1 with router.renormalise=true makes every weight 1 and leaves the gate without a gradient. "
             "Use router.renormalise=false.",
         ),
-        ({"drop": "chance"}, "drop='chance' is not one of: position, probability, random."),
+        ({"drop": "chance"}, "drop='chance' is not one of: position, probability, random, causal."),
         ({"expert_kind": "conv"}, "expert_kind='conv' is not one of: glu, mlp."),
         ({"activation": "tanh"}, "activation='tanh' is not one of: silu, gelu, relu, relu2."),
         ({"dispatch": "fast"}, "dispatch='fast' is not one of: reference, grouped, padded, einsum, auto."),

@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import (
+    HashConfig,
+    RandomConfig,
+    RouterConfig,
+    SigmoidConfig,
+    SwitchConfig,
+    TopKConfig,
+    sums_to_one,
+)
 from moe_cli.moe.gates import GATE_STD
+from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.registry import CONFIGS, ROUTERS, make_router
 from moe_cli.moe.routers import top_indices
 from tests.moe.formulas import ROUTERS as CASES
@@ -199,6 +208,64 @@ def test_top_indices_sorts_and_prefers_the_earlier_expert(top_k: int) -> None:
     before = scores.clone()
     assert expected == top_indices(scores, top_k).tolist()
     assert torch.equal(before, scores)
+
+
+FIRST = {name: (config(), name) for name, config in CONFIGS.items() if name != "soft"} | {
+    f"{name}-{score}": (CONFIGS[name](score=score), name)
+    for name in ("topk", "switch", "noisy_topk", "sigmoid", "sinkhorn")
+    for score in ("cosine", "mlp", "activation")
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", FIRST)
+def test_a_fresh_gate_sends_tokens_to_all_experts(name: str, training: bool) -> None:
+    """Before the first step no expert is asked for more than three fair shares of random tokens, and every one for some.
+
+    If all scores were equal, the K experts of the lowest index would get everything, 8 or 16 fair shares each.
+    """
+    config, router_name = FIRST[name]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        layer = MoELayer(32, 16, 1 if router_name == "switch" else 2, 24, router=config, vocab_size=1024)
+        routing = layer.train(training).route(torch.randn(1024, 32), torch.arange(1024))
+        load = torch.bincount(routing.expert_ids, minlength=16).double()
+        assert load.min() > 0
+        assert load.max() < 3 * load.mean()
+        if router_name != "random":
+            assert (routing.logits.amax(-1) > routing.logits.amin(-1)).all()
+
+
+@pytest.mark.parametrize("name", ["topk", "switch", "sigmoid"])
+def test_equal_scores_go_to_the_lowest_index(name: str) -> None:
+    """A token of zeros has the same score for every expert: it is sent to the first K."""
+    top_k = 1 if name == "switch" else 3
+    routing = MoELayer(D, E, top_k, 4, router=name).eval().route(torch.zeros(5, D))
+    assert [expert for expert in range(top_k) for _ in range(5)] == routing.expert_ids.tolist()
+
+
+SUMS: list[tuple[RouterConfig, int]] = [
+    *((config(), top_k) for config in CONFIGS.values() for top_k in (1, 2)),
+    *((config(renormalise=value), 2) for config in (TopKConfig, SigmoidConfig) for value in (True, False)),
+    (TopKConfig(null_experts=2), 2),
+    (SigmoidConfig(scale=2.5), 2),
+    (HashConfig(weights="constant"), 1),
+]
+
+
+@pytest.mark.parametrize(("config", "top_k"), SUMS)
+def test_whose_weights_sum_to_one(config: RouterConfig, top_k: int) -> None:
+    """sums_to_one, from the configuration alone, says whether equal experts answer as one of them."""
+    torch.manual_seed(0)
+    layer = MoELayer(D, E, 1, 4, vocab_size=50).double().eval()
+    for weight in layer.experts.parameters():
+        weight.data.copy_(torch.randn(weight.shape[1:]))
+    layer.router = make_router(config, D, E, top_k, layer.experts, 50).double().eval()
+    for weight in layer.router.parameters():
+        torch.nn.init.normal_(weight, std=2.0)
+    x = torch.randn(2, 20, D, dtype=torch.float64)
+    y, _ = layer(x, torch.arange(40).view(2, 20))
+    assert sums_to_one(config, top_k) == torch.allclose(layer.experts.one(0, x.view(-1, D)), y.view(-1, D))
 
 
 def test_the_gate_starts_small_and_from_its_generator() -> None:

@@ -1,5 +1,6 @@
 """Capacity and drops. T tokens, E experts, K chosen per token, A assignments, C capacity."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_cli.errors import ConfigError
 from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, from_choices, renormalised
 from tests.moe.formulas import dense, routings
 
@@ -52,6 +54,25 @@ def test_first_choices_of_all_tokens_stand_before_second_choices() -> None:
 def test_capacity_table(tokens: int, experts: int, top_k: int, factor: float, expected: int) -> None:
     """Capacity is ceil(factor * T * K / E), at least 1, as worked out by hand."""
     assert expected == expert_capacity(tokens, experts, top_k, factor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((100, 8, 2, 0.0), "capacity_factor=0.0 must be greater than 0."),
+        ((100, 8, 2, -1.0), "capacity_factor=-1.0 must be greater than 0."),
+        ((100, 8, 2, math.nan), "capacity_factor=nan is not a number."),
+        ((100, 8, 2, math.inf), "capacity_factor=inf is not a number."),
+        ((-1, 8, 2, 1.0), "num_tokens=-1 is too small: the least is 0."),
+        ((100, 0, 2, 1.0), "num_experts=0 is too small: the least is 1."),
+        ((100, 8, 0, 1.0), "top_k=0 is too small: the least is 1."),
+    ],
+)
+def test_no_capacity_without_meaning(arguments: tuple[int, int, int, float], message: str) -> None:
+    """A factor that leaves no room, or is no number, is refused and not rounded up to 1; so are impossible counts."""
+    with pytest.raises(ConfigError) as error:
+        expert_capacity(*arguments)
+    assert message == str(error.value)
 
 
 @given(st.integers(1, 5000), st.integers(1, 256), st.data())

@@ -30,6 +30,7 @@ def summary(run: Run, config: RunConfig, val_bpb: float, **changes: Any) -> dict
         "val_loss": val_bpb * 0.7, "val_bpb": val_bpb, "tokens_per_second": 24_000.0,
         "max_violation": 0.21 if sparse else None, "dropped_fraction": 0.0 if sparse else None,
         "dead_experts": 0.0 if sparse else None, "forward_flops_per_token": 2_000_000.0, "val_perplexity": 3.4,
+        "model_flops_per_token": 5_000_000, "optimizer_flops_per_step": 1_000_000 * config.tokens_per_step,
         "val_tokens": 250_000, "val_bytes": 250_000, "capacity_val_loss": None, "train_loss": 1.2,
         "load_cv": 0.3 if sparse else None, "token_specialisation": 0.4 if sparse else None,
         "domain_specialisation": 0.1 if sparse else None, "router_saturation": 0.8 if sparse else None,

@@ -1,16 +1,23 @@
 """What differences are taken to: the dense model, or what the runs' sweep says in its sweep.json."""
 
+import json
+import random
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from moe_cli.cli.app import app
+from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.load import load_config
 from moe_cli.report.baseline import sweep_baseline, twin_command
 from moe_cli.report.fold import DENSE, rows_of
 from moe_cli.report.frame import load_runs
+from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.tables import table_lines
+from moe_cli.report.verdicts import CANNOT_TELL
 from moe_cli.report.view import Question, View, make_view
 from moe_cli.store import write_json
 from tests.report.folders import complete
@@ -115,6 +122,153 @@ def test_several_sweeps_have_no_baseline_but_the_dense_model(tmp_path: Path) -> 
     assert sweep_baseline(load_runs(tmp_path / "mine")) == DENSE
     (tmp_path / "mine" / "sweep.json").write_text("{")
     assert sweep_baseline(load_runs(tmp_path / "mine")) == DENSE
+
+
+def report(outputs: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["report", *words, "--outputs", str(outputs)])
+
+
+def test_baselines_elsewhere_are_found_by_their_settings(tmp_path: Path) -> None:
+    """A dense run whose folder has another name serves as baseline, one that is only named so does not; the same for a
+    declared baseline and its weight.
+    """
+    complete(tmp_path, 2.0, "other", expert=1).path.rename(tmp_path / "other" / "renamed")
+    complete(tmp_path, 9.0, "other", expert=4).path.rename(tmp_path / "other" / "gpt-dense-s0")
+    complete(tmp_path, 1.8, "mine", expert=8)
+    assert "-10.0 %" in report(tmp_path, "mine").stdout
+    assert "-10.0 % against dense" in " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
+    with_baseline(tmp_path, {"balance": "z"})
+    for weight, loss in ((None, 1.6), (0.5, 5.0)):
+        complete(
+            tmp_path, loss, "third", balance="z", **({} if weight is None else {"k": 1, "balance__weight": weight})
+        )
+    assert "+12.5 %" in report(tmp_path, "mine").stdout
+    assert "against balance=z" in " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "baseline"),
+    [
+        ("balance=none", {"balance": "none"}),
+        ("balance=none router=topk", {"balance": "none", "router": "topk"}),
+        ('balance == "none" and router == "topk"', {"balance": "none", "router": "topk"}),
+        ("expert == 8", {"expert": 8}),
+        ("optim.lr=0.01", {"optim.lr": 0.01}),
+        ("capacity=null", {"capacity": None}),
+        ("capacity == null", {"capacity": None}),
+        ("data.path='my notes.txt'", {"data.path": "my notes.txt"}),
+        ("optim.lr == -1", {"optim.lr": -1}),
+    ],
+)
+def test_a_baseline_is_given_as_settings_or_as_a_condition(text: str, baseline: dict[str, Any]) -> None:
+    """Both grammars of the command line name the same settings."""
+    assert baseline == parse_baseline(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("balance=z", "--baseline balance=z: no complete run has these settings. There are: balance=none, switch"),
+        ("blance=none", "--baseline blance=none: no setting 'blance'. Did you mean 'balance'?"),
+        ("router=a,b", "--baseline 'router=a,b': router has several values, and a baseline has one of each."),
+        ("k < 2", "--baseline 'k < 2' must give settings by equality, as in: --baseline balance=none"),
+        ('k == 1 or balance == "none"', "must give settings by equality, as in: --baseline balance=none"),
+        ("k == expert", "must give settings by equality, as in: --baseline balance=none"),
+        ("", "--baseline '' must give settings by equality, as in: --baseline balance=none"),
+        ("seed=1", "--baseline 'seed=1': configurations are compared seed by seed. Leave out the seed."),
+        ("balance='none", "--baseline 'balance='none': a quote is not closed."),
+        ("balance=switch", "--baseline balance=switch fits several configurations where one is needed: "
+                           "balance.weight=0.01; balance.weight=0.5. Add what tells them apart."),
+    ],
+)  # fmt: skip
+def test_a_baseline_that_fits_no_or_several_configurations_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    """In one line that names what there is; for a table, a recommendation and a file alike."""
+    complete(tmp_path, 2.0, "mine", balance="none")
+    complete(tmp_path, 1.9, "mine", balance="switch")
+    complete(tmp_path, 1.8, "mine", balance="switch", balance__weight=0.5)
+    for words in ((), ("--recommend",), ("--to", str(tmp_path / "x.csv"))):
+        result = report(tmp_path, "mine", "--baseline", text, *words)
+        assert (2, 1) == (result.exit_code, len(result.stderr.splitlines())), result.output
+        assert message in result.stderr
+
+
+def test_any_configuration_can_be_the_baseline(tmp_path: Path) -> None:
+    """Table, JSON, files, page and recommendation take the differences to it, at equal other settings, also over a declared one."""
+    with_baseline(tmp_path, {"balance": "z"})
+    for seed in range(3):
+        for router, base in (("topk", 2.0), ("sigmoid", 3.0)):
+            for balance, factor in (("none", 1.0), ("switch", 0.9), ("z", 0.95)):
+                complete(
+                    tmp_path, factor * base + 0.01 * seed * factor, "mine", router=router, balance=balance, seed=seed
+                )
+    words = ("mine", "--baseline", "balance=none")
+    assert "baseline   balance=none, compared at equal router" in report(tmp_path, *words).stdout
+    rows = json.loads(report(tmp_path, *words, "--format", "json").stdout)
+    assert [-0.1, -0.1, -0.05, -0.05, 0, 0] == pytest.approx(sorted(row["vs_dense"] for row in rows), abs=1e-6)
+    assert "It beats balance=none by 10.0 %" in report(tmp_path, *words, "--recommend").stdout
+    assert (
+        "use expert=8 k=2 router=topk balance=switch"
+        in report(tmp_path, *words, "--filter", 'balance != "none"', "--recommend").stdout
+    )
+    page = tmp_path / "page.html"
+    assert 0 == report(tmp_path, *words, "--html", str(page)).exit_code
+    assert "It beats balance=none by 10.0 %" in page.read_text()
+
+
+def test_an_ambiguous_declared_baseline_is_said(tmp_path: Path) -> None:
+    """Runs of two configurations are not mixed into one baseline; the report names both and goes on."""
+    with_baseline(tmp_path, {"balance": "switch"})
+    complete(tmp_path, 2.0, "mine", balance="switch")
+    complete(tmp_path, 1.0, "mine", balance="switch", balance__weight=0.5, seed=1)
+    for seed in (0, 1):
+        complete(tmp_path, 1.8, "mine", balance="none", seed=seed)
+    result = report(tmp_path, "mine")
+    text = " ".join(result.stdout.split())
+    assert "baseline balance=switch fits several configurations where one is needed" in text
+    assert 0 == report(tmp_path, "mine", "--recommend").exit_code
+    assert "-10.0 %" in report(tmp_path, "mine", "--baseline", "balance=switch balance.weight=0.01").stdout
+
+
+def test_without_a_baseline_each_is_compared_with_the_lowest(tmp_path: Path) -> None:
+    """Verdicts allow for all pairs, as the lowest was chosen by its result, and the table says so."""
+    for seed in range(4):
+        for balance, mean in (("none", 1.7), ("switch", 1.9), ("z", 1.705)):
+            complete(
+                tmp_path, mean + 0.01 * random.Random(f"{balance}{seed}").random(), "mine", balance=balance, seed=seed
+            )
+    result = report(tmp_path, "mine").stdout
+    text = " ".join(result.split())
+    assert "differences are to the lowest" in text
+    assert "vs lowest" in text
+    assert (
+        "2 configurations compared: 1 worse, 1 cannot tell; verdicts allow for all 3 pairs (Holm), for the lowest was chosen by its result"
+        in text
+    )
+    memo = " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
+    assert "Whether experts pay is not known" in memo
+    assert "allow for all 3 pairs" in memo
+
+
+def test_a_sweep_of_dense_models_is_compared_with_the_lowest(tmp_path: Path) -> None:
+    """Each would be its own baseline, which compares nothing; next to experts they stay baselines."""
+    for lr, loss in ((0.01, 2.0), (0.02, 1.9)):
+        complete(tmp_path, loss, "mine", expert=1, optim__lr=lr)
+    assert "vs lowest" in report(tmp_path, "mine").stdout
+    complete(tmp_path, 1.8, "mine", expert=8, optim__lr=0.03)
+    assert "vs lowest" not in report(tmp_path, "mine").stdout
+
+
+def test_false_verdicts_on_the_lowest_stay_below_five_percent() -> None:
+    """Of five equal configurations the lowest is called different from any other in fewer than 5 % of sweeps."""
+    wrong, repetitions = 0, 1500
+    draw = random.Random(4)
+    for _ in range(repetitions):
+        group = [{seed: 1.0 + draw.gauss(0, 0.01) for seed in range(4)} for _ in range(5)]
+        group.sort(key=lambda scores: sum(scores.values()))
+        found, pairs = compare_with_first([group])
+        assert 10 == pairs
+        wrong += any(each is not None and each.verdict != CANNOT_TELL for each in found[0])
+    assert wrong / repetitions < 0.05 + 3 * (0.05 * 0.95 / repetitions) ** 0.5
 
 
 def test_a_sweep_in_a_folder_is_found_by_its_name(tmp_path: Path) -> None:

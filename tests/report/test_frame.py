@@ -8,7 +8,8 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
-from moe_cli.report.frame import UNITS, dense_runs_elsewhere, load_selection, plain
+from moe_cli.report.baseline import baseline_runs_elsewhere
+from moe_cli.report.frame import UNITS, load_selection, plain
 from moe_cli.store import (
     COMPLETED,
     FAILED,
@@ -169,13 +170,14 @@ def test_selection_of_nothing(tmp_path: Path) -> None:
         load_selection(tmp_path, ["sparsty"])
 
 
-def test_dense_runs_elsewhere(tmp_path: Path) -> None:
-    """The dense runs that were not selected, and only those."""
+def test_baseline_runs_elsewhere(tmp_path: Path) -> None:
+    """The complete dense runs that were not selected, and only those."""
     sweep_of_three_seeds(tmp_path)
     dense = complete(tmp_path, 1.8, "runs", expert=1, seed=9)
     complete(tmp_path, 1.8, "runs", expert=4, seed=9)
-    assert dense_runs_elsewhere(tmp_path, load_selection(tmp_path, ["sparsity"]))["run"].tolist() == [dense.id]
-    assert len(dense_runs_elsewhere(tmp_path, load_selection(tmp_path))) == 0
+    stopped(tmp_path, FAILED, "boom", expert=1, seed=10)
+    assert baseline_runs_elsewhere(tmp_path, load_selection(tmp_path, ["sparsity"]))["run"].tolist() == [dense.id]
+    assert len(baseline_runs_elsewhere(tmp_path, load_selection(tmp_path))) == 0
 
 
 def test_runs_are_in_order_of_creation(tmp_path: Path) -> None:

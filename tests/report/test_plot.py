@@ -35,11 +35,14 @@ def test_points_are_the_means_of_rows(view: View) -> None:
 
 
 def test_derived_columns(view: View) -> None:
-    """Sparsity is 1 - k/E, 0 for a dense model; FLOPs are those of the forward pass and of the whole training."""
+    """Sparsity is 1 - k/E, 0 for a dense model; FLOPs are those of the forward pass, of the whole training, and of its parts."""
     chart = make_chart(view, "val_bpb:sparsity")
     assert {0.0, 1 - 1 / 8, 1 - 2 / 8, 1 - 2 / 16} == {point.x for each in chart.series for point in each.points}
     tokens = view.rows[0]["tokens"]
-    for name, expected in (("active_flops", 2e6), ("train_flops", 6e6 * tokens)):
+    expected_flops = {
+        "active_flops": 2e6, "train_flops": 6e6 * tokens, "model_flops": 5e6 * tokens, "optimizer_flops": 1e6 * tokens,
+    }  # fmt: skip
+    for name, expected in expected_flops.items():
         chart = make_chart(view, f"val_bpb:{name}")
         assert {expected} == {point.x for each in chart.series for point in each.points}
 

@@ -70,7 +70,7 @@ def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.825, EIGHT, noise=0.04)
     answer, text = found(tmp_path)
-    assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "dense", None, None)
+    assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "baseline", None, None)
     assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is better beyond doubt")
     assert "cannot tell with 3 seeds; about " in text
 
@@ -83,7 +83,7 @@ def test_seeds_that_would_decide_are_those_of_the_table(tmp_path: Path) -> None:
         make(tmp_path, 1.9, {"expert": 8, "k": k}, noise=0.1)
     more = next(row["more_seeds"] for row in rows_of(fold(load_runs(tmp_path))) if row["k"] == 2)
     answer, text = found(tmp_path)
-    assert ("dense", 3) == (answer.reason, answer.comparisons)
+    assert ("baseline", 3) == (answer.reason, answer.comparisons)
     assert f"cannot tell with 3 seeds; about {more} more would decide." in text
     assert f"--seeds {3 + more}" in answer.next
 
@@ -163,19 +163,21 @@ def test_failures_are_named(tmp_path: Path) -> None:
     assert found(tmp_path)[0].failed == ("expert=64 k=8: out of memory",)
 
 
-@pytest.mark.parametrize("aspect", ["data", "validation", "budget", "code"])
+@pytest.mark.parametrize("aspect", ["data", "validation", "eval_context", "budget", "code"])
 def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None:
-    """Of another text, split, budget or code: not ranked, said, and included when asked for."""
+    """Of another text, split, evaluation context, budget or code: not ranked, said, and included when asked for."""
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.70, EIGHT)
-    settings = {"validation": {"data__val_fraction": 0.2}, "budget": {"train__steps": 900}}.get(aspect, {})
+    settings = {"validation": {"data__val_fraction": 0.2}, "budget": {"train__steps": 900},
+                "eval_context": {"eval__stride": 64}}.get(aspect, {})  # fmt: skip
     results = {"corpus_sha256": "cd" * 32} if aspect == "data" else {}
     for run in make(tmp_path, 1.5, {**SIXTEEN, **settings}, **results):
         if aspect == "code":
             write_json(run.path / "meta.json", {"git": {"commit": "b" * 40, "diff": ""}})
     answer, text = found(tmp_path)
     assert (answer.settings["expert"], dict(answer.left_out)) == (8, {aspect: 3})
-    assert f"Left out: 3 runs of other {aspect}; to rank them too: --across {aspect}" in text
+    alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == "eval_context" else ""
+    assert f"Left out: 3 runs of other {aspect}{alike}; to rank them too: --across {aspect}" in text
     across, _ = found(tmp_path, aspect)
     assert across.left_out == {}
     assert across.runner_up is not None or across.settings["expert"] == 16

@@ -230,6 +230,81 @@ def test_mixed_budgets_are_said_and_ranked_apart(tmp_path: Path) -> None:
     assert "1.02M to 1.84M tokens" in text
 
 
+@pytest.mark.parametrize(
+    "settings", [{"model__context_length": 64}, {"eval__stride": 32}, {"data__packing": "isolate"}]
+)
+def test_unlike_evaluation_contexts_are_ranked_apart(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Each context has its own best, and what would make all alike is said; the same window for all is one ranking."""
+    for given, contexts in (({}, 64.5), (settings, 32.5)):
+        for expert in (4, 8):
+            complete(
+                tmp_path, 1.8 + 0.1 * bool(given) - expert / 100, expert=expert, train__tokens=1_024_000, **given,
+                results={"eval_context": contexts, "tokens": 1_024_000},
+            )  # fmt: skip
+    text = "\n".join(lines(tmp_path, 200))
+    assert 2 == sum(row.endswith("best") for row in table(tmp_path))
+    assert "validation context 32.5 to 64.5" in text
+    assert (
+        "different evaluation contexts: ranked within one only. To compare, give all the same eval.context_length"
+        in text
+    )
+    assert "different budgets" not in text
+
+
+def test_one_window_for_all_is_one_ranking(tmp_path: Path) -> None:
+    """Models of unlike context lengths that are evaluated in windows of one length are compared."""
+    for length, val_bpb in ((64, 1.8), (128, 1.7)):
+        window = {"eval__context_length": 64, "model__context_length": length}
+        complete(
+            tmp_path,
+            val_bpb,
+            expert=8,
+            train__tokens=1_024_000,
+            **window,
+            results={"tokens": 1_024_000, "eval_context": 32.5},
+        )
+    assert ["128", "64"] == [row.split()[0] for row in table(tmp_path)[1:]]
+    assert 1 == sum(row.endswith("best") for row in table(tmp_path))
+    assert "different" not in "\n".join(lines(tmp_path, 200))
+    assert "validation context 32.5" in "\n".join(lines(tmp_path, 200))
+
+
+def test_steps_of_unlike_contexts_are_unlike_budgets(tmp_path: Path) -> None:
+    """Equal steps of another context length are other tokens, and it is said which budget would be one."""
+    for length in (64, 128):
+        complete(tmp_path, 1.8, expert=8, eval__context_length=64, model__context_length=length)
+    text = "\n".join(lines(tmp_path, 200))
+    assert (
+        "different budgets: 'best' is said among equal ones only. A step of another model.context_length has other tokens: give train.tokens"
+        in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("drop", "said"),
+    [
+        (
+            "causal",
+            "limited loss: at the capacity of training, counted over each sequence; no later token takes the place",
+        ),
+        ("position", "limited loss: at the capacity of training, drop=position"),
+    ],
+)
+def test_how_a_limited_loss_dropped_is_said(tmp_path: Path, drop: str, said: str) -> None:
+    """Below the table that shows it."""
+    complete(tmp_path, 1.8, capacity=1.25, results={"capacity_val_loss": 1.2345, "capacity_val_drop": drop})
+    assert said in "\n".join(lines(tmp_path, 200))
+
+
+def test_a_loss_that_sees_later_tokens_is_said(tmp_path: Path) -> None:
+    """Where eval.drop asks for it in a causal model; not by default, nor in a model that sees all."""
+    complete(tmp_path, 1.8, expert=8, eval__capacity=1.0)
+    complete(tmp_path, 1.8, expert=16, model="bert", eval__capacity=1.0, eval__drop="random")
+    assert "sees later tokens" not in "\n".join(lines(tmp_path, 200))
+    complete(tmp_path, 1.8, expert=32, eval__capacity=1.0, eval__drop="probability")
+    assert "val loss: drop=probability sees later tokens" in "\n".join(lines(tmp_path, 200))
+
+
 def test_mixed_corpora_are_said(tmp_path: Path) -> None:
     """Rows on different data get one line that names them."""
     complete(tmp_path, 1.7, expert=4)
@@ -413,6 +488,17 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
     assert (failed["status"], failed["expert"], failed["seed"], failed["val_bpb"]) == ("failed", 64, 0, None)
     single = content[0]
     assert (single["seed"], single["seeds"], single["val_bpb_interval"]) == (0, [0], None)
+
+
+def test_markdown_of_an_empty_best_cell_is_empty(tmp_path: Path) -> None:
+    """The best row, being its own baseline, has no verdict: no marks around nothing."""
+    for seed in range(2):
+        complete(tmp_path, 1.7 + seed / 100, expert=1, seed=seed)
+        complete(tmp_path, 1.8 + seed / 100, expert=8, seed=seed)
+    text = markdown_text(view(tmp_path))
+    assert "**1.705" in text
+    assert "****" not in text
+    assert {text.splitlines()[0].count("|")} == {line.count("|") for line in text.splitlines()}
 
 
 def test_json_holds_the_columns_asked_for(tmp_path: Path) -> None:

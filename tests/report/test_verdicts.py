@@ -12,13 +12,10 @@ from moe_cli.report.verdicts import (
     BETTER,
     CANNOT_TELL,
     WORSE,
-    Offer,
     Paired,
-    dominates,
     holm,
     more_seeds,
     paired,
-    pareto,
     verdicts,
 )
 
@@ -125,28 +122,3 @@ def test_false_verdicts_are_rare_however_many_are_compared() -> None:
         samples = [paired({seed: 2.0 + draw.gauss(0, 0.02) for seed in base}, base) for _ in range(8)]
         false += any(said != CANNOT_TELL for said in verdicts([each for each in samples if each]))
     assert false / reports <= 0.05 + 4 * (0.05 * 0.95 / reports) ** 0.5
-
-
-def test_dominance() -> None:
-    """Better in one thing and as good in all that is known of both; noise of speed and memory is no difference."""
-    base = Offer(1.8, 6e6, 20_000.0, 5e8)
-    assert dominates(Offer(1.7, 6e6, 19_000.0, 5.2e8), base)
-    assert not dominates(Offer(1.7, 6e6, 17_000.0, 5e8), base)
-    assert not dominates(Offer(1.7, 6e6, 20_000.0, 6e8), base)
-    assert not dominates(Offer(1.7, 7e6, 20_000.0, 5e8), base)
-    assert dominates(Offer(1.8, 6e6, 30_000.0, 5e8), base)
-    assert not dominates(base, base)
-    assert dominates(Offer(1.7, None, None, None), base)
-
-
-offers = st.builds(Offer, st.floats(1, 2), st.floats(1, 9), st.floats(1, 9), st.none() | st.floats(1, 9))
-
-
-@given(st.lists(offers, min_size=1, max_size=8))
-def test_front_is_what_is_not_dominated_by_it(given_offers: list[Offer]) -> None:
-    """The lowest loss is on the front; nothing on it dominates another; what is off it is dominated."""
-    front = pareto(given_offers)
-    assert min(given_offers, key=lambda each: each.score).score == given_offers[front[0]].score
-    assert not any(dominates(given_offers[a], given_offers[b]) for a in front for b in front)
-    for index in set(range(len(given_offers))) - set(front):
-        assert any(dominates(other, given_offers[index]) for other in given_offers)

@@ -1,16 +1,19 @@
 """The points of a sweep: which, in which order, and which are left out."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe_cli import __version__, sweep
 from moe_cli.config.load import Composer, load_config, packaged_conf
 from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError
 from moe_cli.models.cost import cost, training_steps
-from moe_cli.store import read_json
+from moe_cli.report.sweeprecord import record_command
+from moe_cli.store import read_json, write_json
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
 
 # The named sweeps that are no searches.
@@ -37,11 +40,27 @@ def test_points_equal_single_configurations() -> None:
 
 def test_impossible_points_are_left_out_with_the_reason() -> None:
     """k > expert leaves its point out, once and not once a seed, and says why."""
-    plan = plan_sweep(["expert=1,4", "k=1,2"], seeds=3)
+    plan = plan_sweep(["expert=2,4", "k=1,3"], seeds=3)
     assert [(point.label, point.reason) for point in plan.left_out] == [
-        ("expert=1 k=2", "k=2 is more than expert=1: a token cannot choose more experts than there are.")
+        ("expert=2 k=3", "k=3 is more than expert=2: a token cannot choose more experts than there are.")
     ]
     assert (plan.num_configurations, len(plan.points)) == (3, 9)
+
+
+@pytest.mark.parametrize("ks", ["k=2", "k=1,2", "k=2,4 eval.k=2 capacity=1.25"])
+def test_the_dense_point_of_a_sweep_stays(ks: str) -> None:
+    """expert=1 sets k aside, as it does the router, so that there is one dense run; a note names k."""
+    plan = plan_sweep(["expert=1,4", *ks.split()])
+    assert 1 == sum(point.config.dense for point in plan.points)
+    assert () == plan.left_out
+    assert any("expert=1 is dense" in note and "k" in note for note in plan.notes)
+
+
+def test_points_that_are_one_network_run_once() -> None:
+    """A width that match finds and the same width typed are one run."""
+    width = load_config(["expert=4"]).config.model.d_expert
+    plan = plan_sweep(["expert=4", f"model.d_expert={width}", "match=active,none"])
+    assert (1, 1) == (len(plan.points), plan.num_repeats)
 
 
 def test_equal_configurations_run_once() -> None:
@@ -217,40 +236,108 @@ def test_every_preset_of_every_sweep_can_be_planned(name: str, preset: str) -> N
 
 
 def test_isoflop_pays_for_every_point_alike() -> None:
-    """Steps times FLOPs of a step are the budget to half a step, for every size and number of experts."""
+    """Steps times FLOPs of a step, optimizer included, are the budget to half a step, for every size and number of experts."""
     plan = plan_sweep(["isoflop"])
     seen = set()
     for point in plan.points:
         config, budget = point.config, point.config.train.flops
         assert budget is not None
-        step = cost(config, 256).flops_per_token * config.tokens_per_step
+        step = cost(config, 256).flops_per_step
         assert abs((training_steps(config, 256) or 0) * step - budget) <= step / 2
         seen.add((budget, config.model.d_model, config.expert))
     assert len(seen) == len(plan.points) == 3 * 4 * 3
 
 
+def recorded(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "sweep.json") or {}
+
+
 def test_the_sweep_is_written_beside_its_runs_and_left_alone(tmp_path: Path) -> None:
-    """What it is, what was typed, the baseline, when it was first made; the same command changes no file."""
+    """What it is, its baseline, its commands, when it was first made; the same command changes no file."""
     plan = plan_sweep(["paper/loss_free_table2", "train.steps=2"])
     before = time.time()
     runs = plan.open(tmp_path)
-    written = read_json(tmp_path / plan.name / "sweep.json")
-    assert written is not None
+    written = recorded(tmp_path / plan.name)
     assert before <= written.pop("created") <= time.time()
-    assert written == {
-        "name": "paper-loss_free_table2", "question": plan.question, "words": ["paper/loss_free_table2", "train.steps=2"],
-        "baseline": {"balance": "switch", "balance.weight": 0.001},
-    }  # fmt: skip
+    assert before <= written["commands"][0].pop("time") <= time.time()
+    declared = {"question": plan.question, "baseline": {"balance": "switch", "balance.weight": 0.001}}
+    command = {
+        "words": ["paper/loss_free_table2", "train.steps=2"],
+        "seeds": [0, 1, 2],
+        "where": [],
+        "version": __version__,
+    }
+    assert {"name": "paper-loss_free_table2", **declared, "commands": [{**command, **declared}]} == written
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     stamps = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
     assert runs == plan.open(tmp_path) == plan.existing(tmp_path)
     assert stamps == {
         path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()
     }
-    created = (read_json(tmp_path / plan.name / "sweep.json") or {})["created"]
+    created = recorded(tmp_path / plan.name)["created"]
     plan_sweep(["paper/loss_free_table2", "train.steps=3"]).open(tmp_path)
-    changed = read_json(tmp_path / plan.name / "sweep.json") or {}
-    assert (changed["created"], changed["words"][1]) == (created, "train.steps=3")
+    changed = recorded(tmp_path / plan.name)
+    assert (created, "train.steps=3") == (changed["created"], changed["commands"][1]["words"][1])
+
+
+def test_a_second_command_keeps_what_the_first_declared(tmp_path: Path) -> None:
+    """A sweep typed by hand under the name of a named one leaves question, baseline and looks, and adds its command."""
+    first = plan_sweep(["paper/loss_free_table2", "train.steps=2"])
+    first.open(tmp_path)
+    folder = tmp_path / first.name
+    write_json(folder / "sweep.json", {**recorded(folder), "looks": [{"runs": 4}]})
+    plan_sweep(["k=1,2", "train.steps=2"], name=first.name, seeds=2, where=["k < 9"]).open(tmp_path)
+    after = recorded(folder)
+    assert (first.question, first.baseline, [{"runs": 4}]) == (after["question"], after["baseline"], after["looks"])
+    last = after["commands"][-1]
+    assert (["k=1,2", "train.steps=2"], [0, 1], ["k < 9"]) == (last["words"], last["seeds"], last["where"])
+
+
+def test_a_baseline_that_is_declared_later_wins(tmp_path: Path) -> None:
+    """Another named sweep in the same folder replaces question and baseline; the old ones stay with their command."""
+    first = plan_sweep(["paper/loss_free_table2", "train.steps=2"], name="mine")
+    first.open(tmp_path)
+    second = plan_sweep(["paper/shazeer_table6", "train.steps=2"], name="mine")
+    second.open(tmp_path)
+    after = recorded(tmp_path / "mine")
+    assert (second.question, {"balance": "none"}) == (after["question"], after["baseline"])
+    assert [first.baseline, second.baseline] == [command["baseline"] for command in after["commands"]]
+
+
+def test_a_baseline_can_be_declared_on_the_command_line(tmp_path: Path) -> None:
+    """It is among the points and in sweep.json, and a later command without one leaves it; also over a named sweep's."""
+    plan = plan_sweep(["balance=switch,z", "train.steps=2"], baseline="balance=none")
+    assert ["balance=none seed=0", "balance=switch seed=0", "balance=z seed=0"] == [
+        point.label for point in plan.points
+    ]
+    plan.open(tmp_path)
+    plan_sweep(["balance=switch,z", "train.steps=2"], seeds=2).open(tmp_path)
+    assert {"balance": "none"} == recorded(tmp_path / "sweep")["baseline"]
+    named = plan_sweep(["paper/loss_free_table2", "train.steps=2"], baseline='balance == "none"')
+    assert {"balance": "none"} == named.baseline
+    with pytest.raises(ConfigError, match="--baseline balance=none is for sweeps; a search draws"):
+        sweep(["optim.lr=interval(0.01,0.1)"], search="random", baseline="balance=none", outputs=tmp_path)
+
+
+def test_commands_at_the_same_time_are_all_recorded(tmp_path: Path) -> None:
+    """Each writer adds its command to what the others wrote."""
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(
+                lambda index: record_command(tmp_path, [f"k={index}"], {}, seeds=[0], where=[], version="1"), range(40)
+            )
+        )
+    assert [f"k={index}" for index in range(40)] == sorted(
+        (each["words"][0] for each in recorded(tmp_path)["commands"]), key=lambda word: int(word[2:])
+    )
+
+
+def test_a_damaged_record_is_begun_again(tmp_path: Path) -> None:
+    """What is no list of commands is set aside; the sweep goes on."""
+    for text in ("{", '{"commands": 3}', '{"commands": [1]}'):
+        (tmp_path / "sweep.json").write_text(text)
+        record_command(tmp_path, ["k=1"], {}, seeds=[0], where=[], version="1")
+        assert [["k=1"]] == [each["words"] for each in recorded(tmp_path)["commands"]]
 
 
 WRONG = [
@@ -269,6 +356,11 @@ WRONG = [
     (["k=1,2"], {"where": ["k > 2"]}, "no point of this sweep can be run.\n'where' holds for none of 2."),
     (["k=1,9"], {"where": ["k > 2"]}, "no point of this sweep can be run.\nk=9: k=9 is more than expert=8: a token cannot choose more experts than there are.\n'where' holds for none of 1."),
     (["k=1,2"], {"where": ["seed < 2"]}, "'seed < 2': every configuration has all seeds. Choose them: seed=0,1"),
+    (["exprt=8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),
+    (["exprt=1,8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),
+    (["sparsity", "exprt=8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),
+    (["expert=8", "router.jitter=0.1"], {}, "no setting 'router.jitter' with router=topk. It belongs to router=switch."),
+    (["expert=8"], {"where": ["exprt > 2"]}, "no setting 'exprt' in 'exprt > 2'. Did you mean 'expert'?"),
     (["k=1,2", "seed=one"], {}, "seed=one is not a whole number."),
     (["k=1,2", "seed=0,-1"], {}, "seed=-1 is too small: the least is 0."),
 ]  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.report.searched import JOURNAL, STUDY, open_journal
-from moe_cli.store import Run, lock
+from moe_cli.store import Run, lock, make_folder, read_json, write_json
 from moe_cli.sweeps import driver
 from moe_cli.sweeps.driver import Progress, drive
 from moe_cli.sweeps.preview import preview
@@ -297,24 +298,36 @@ def test_a_result_without_a_value_fails_the_trial(tmp_path: Path) -> None:
 
 
 def test_the_front_is_what_no_trial_beats(tmp_path: Path) -> None:
-    """With several objectives, one of them to be large, the front is the one by definition, and Optuna's."""
+    """With several objectives, one of them to be large, the front is the one by definition: speeds within 10 % are equal."""
     asked = plan(LR, objective="val_bpb,tokens_per_second", trials=25)
 
     def results(config: RunConfig) -> dict[str, Any]:
         lr = math.log10(config.optim.lr)
-        return {"val_bpb": 2 + math.sin(9 * lr), "tokens_per_second": 100 + lr + math.cos(23 * lr)}
+        return {"val_bpb": 2 + math.sin(9 * lr), "tokens_per_second": 100 + 60 * math.cos(23 * lr)}
 
     feed, _ = search(asked, tmp_path, results)
-    points = {trial.number: (trial.values[0], -trial.values[1]) for trial in feed.trials()}
+    points = {trial.number: trial.values for trial in feed.trials()}
+    assert 25 == len({tuple(values) for values in points.values()})
     by_definition = {
-        number for number, point in points.items()
-        if not any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in points.values())
+        number for number, (loss, speed) in points.items()
+        if not any(other < loss and speed <= 1.10 * fast for other, fast in points.values())
     }  # fmt: skip
     assert by_definition == {trial.number for trial in feed.best()}
-    assert by_definition == {trial.number for trial in feed.study.best_trials}
+    assert by_definition <= {trial.number for trial in feed.study.best_trials}
     assert 1 < len(by_definition) < 25
     assert sorted(trial.values[0] for trial in feed.best()) == [trial.values[0] for trial in feed.best()]
-    assert [] == pareto_front([], [1, -1])
+    assert [] == pareto_front([], ["val_bpb", "tokens_per_second"])
+
+
+def test_the_front_of_a_search_is_that_of_the_report() -> None:
+    """A lower loss at 5 % less speed beats, at 15 % it does not; of one objective only the best value is left."""
+    values = [(2.0, 100.0), (1.9, 95.0), (1.8, 85.0)]
+    trials: list[Any] = [SimpleNamespace(number=place, values=pair) for place, pair in enumerate(values)]
+    front = pareto_front(trials, ["val_bpb", "tokens_per_second"])
+    assert [2, 1] == [trial.number for trial in front]
+    for trial in trials:
+        trial.values = trial.values[1:]
+    assert [0] == [trial.number for trial in pareto_front(trials, ["tokens_per_second"])]
 
 
 def test_other_questions_have_other_folders(tmp_path: Path) -> None:
@@ -384,3 +397,14 @@ def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
     assert STUDY == open_journal(tmp_path / "mine").get_all_studies()[0].study_name
     assert 2 == len(counted(open_study(plan_search([*words], SearchOptions("random", 2), name="mine", composer=Composer()),
                                        tmp_path, 9).trials))  # fmt: skip
+
+
+def test_a_search_is_recorded_beside_its_runs(tmp_path: Path) -> None:
+    """Its command stands in sweep.json, once for the same command; the question stays."""
+    folder = make_folder(tmp_path / "search")
+    write_json(folder / "sweep.json", {"question": "Which rate?", "baseline": {"k": 1}})
+    for trials in (1, 2):
+        open_study(plan(LR, trials=trials), tmp_path, 9)
+    record = read_json(tmp_path / "search" / "sweep.json") or {}
+    assert ("Which rate?", {"k": 1}) == (record["question"], record["baseline"])
+    assert [[LR, "train.steps=5"]] == [command["words"] for command in record["commands"]]

@@ -26,12 +26,14 @@ from moe_cli.config.balances import (
 )
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import (
+    ExpertChoiceConfig,
     HashConfig,
     NoisyTopKConfig,
     RandomConfig,
     ReluConfig,
     SigmoidConfig,
     SinkhornConfig,
+    SoftConfig,
     SwitchConfig,
     TopKConfig,
 )
@@ -60,6 +62,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sparse-updates": (EXPERTS, {"optim": AdamWConfig(lr=0.01, sparse_experts=True), "k": 1, "expert": 8}),
     "capacity": ({}, {"capacity": 0.6, "optim": ADAMW}),
     "capacity-probability": (EXPERTS, {"capacity": 0.6, "drop": "probability", "renormalise_after_drop": True}),
+    "capacity-causal": ({}, {"capacity": 0.6, "drop": "causal", "eval": {"stride": 5}}),
     "global": (BOTH, {"balance": SwitchBalance(weight=0.5, scope="global"), "train": {"grad_accumulation": 2}}),
     "importance": ({}, {"balance": ImportanceBalance(weight=0.5)}),
     "entropy": (FSDP, {"balance": EntropyBalance(weight=0.5)}),
@@ -67,6 +70,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loss-free": (EXPERTS, {"balance": LossFreeBalance(bias_update_rate=0.05)}),
     "quantile": ({}, {"balance": QuantileBalance()}),
     "sinkhorn": ({}, {"router": SinkhornConfig()}),
+    "expert-choice": ({}, {**TINY["bert"], "router": ExpertChoiceConfig(), "balance": None}),
+    "expert-choice-capacity": (
+        BOTH,
+        {**TINY["bert"], "router": ExpertChoiceConfig(), "capacity": 0.6, "balance": ImportanceBalance(weight=0.5)},
+    ),
+    "soft": (EXPERTS, {**TINY["bert"], "router": SoftConfig(slots=2), "balance": None}),
     "relu": (EXPERTS, {"router": ReluConfig(), "balance": None}),
     "shared": (BOTH, {"model": {"shared_experts": 1, "shared_gate": True}}),
     "dense-fsdp": (FSDP, {"expert": 1, "k": 1}),
@@ -92,8 +101,8 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 CASES |= STOPPED | RESUMED
 # One of each kind of thing that processes share; the others are of the slow tests, by four processes.
 QUICK = {name: CASES[name] for name in (
-    "dp", "fsdp", "experts", "both", "ema-both", "sparse-updates", "capacity", "global", "loss-free", "quantile",
-    "sinkhorn", "shared", "nan-skip", "bert", "t5", "mmoe", "stopped-both", "resumed-both",
+    "dp", "fsdp", "experts", "both", "ema-both", "sparse-updates", "capacity", "capacity-causal", "global", "loss-free", "quantile",
+    "sinkhorn", "expert-choice", "expert-choice-capacity", "shared", "nan-skip", "bert", "t5", "mmoe", "stopped-both", "resumed-both",
 )}  # fmt: skip
 # Random numbers are drawn anew in each process: such runs are other runs, that must end as well.
 NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

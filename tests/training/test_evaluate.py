@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_cli.config.routers import RandomConfig, SwitchConfig
+from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers
@@ -220,13 +220,32 @@ def test_large_tables_and_a_single_domain_are_left_out(make: Any) -> None:
     assert not {"co_activation", "experts_by_domain"} & set(evaluate(make()[0], task, 8).layer_records()[0])
 
 
+def test_null_experts_are_in_no_measure_of_experts(make: Any) -> None:
+    """Load, MaxVio, dead experts and drops are those of the experts that compute; what null experts take stands apart."""
+    model, task = make(router=TopKConfig(null_experts=3), capacity=0.5)
+    for layer in moe_layers(model):  # a third of all assignments are second choices of null experts
+        torch.nn.init.zeros_(layer.router.gate.weight)
+        layer.router.expert_bias.copy_(torch.tensor([3.0, 0, 0, 0, 2.0, 0, 0]))
+    result = evaluate(model, task, 8, max_tokens=64, capacity_factor=0.5)
+    for record in result.layer_records(tables=True):
+        asked, kept = record["tokens_per_expert"], record["kept_per_expert"]
+        assert (4, 4) == (len(asked), len(record["co_activation"]))
+        assert [0, 0, 0] == asked[1:]
+        assert 3.0 == record["max_violation"]
+        assert 0.75 == record["dead_experts"]
+        assert 0.5 == record["null_fraction"]
+        # Half of a fair share of all assignments is 2 T K / 4 / 2, of T that ask: three quarters go.
+        assert record["dropped_fraction"] == pytest.approx(1 - kept[0] / asked[0])
+        assert record["dropped_fraction"] == pytest.approx(0.75, abs=0.02)
+
+
 def test_layers_are_named_one_by_one(make: Any) -> None:
     """moe/layer_NN/measure for every sparse layer and measure; their means are the routing metrics."""
     model, task = make()
     result = evaluate(model, task, 8)
     named = result.layer_metrics()
     means = result.routing_metrics()
-    assert set(MEASURES) - {"domain_specialisation"} == set(means)
+    assert set(MEASURES) - {"domain_specialisation", "null_fraction"} == set(means)
     assert {f"moe/layer_{layer}/{key}" for layer in ("00", "01") for key in means} == set(named)
     for key, value in means.items():
         assert value == pytest.approx((named[f"moe/layer_00/{key}"] + named[f"moe/layer_01/{key}"]) / 2)

@@ -1,12 +1,15 @@
 """The loop: what a step does, when it ends, what it writes, and how it stops."""
 
 import copy
+import itertools
 import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +25,11 @@ from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.stats import max_violation
 from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run
 from moe_cli.tasks.text import TextTask
+from moe_cli.training import loop as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.loop import Training
@@ -193,7 +198,7 @@ def test_gradients_are_clipped_to_the_limit(text_file: Path, tmp_path: Path) -> 
 def test_steps_and_tokens_end_on_the_step(text_file: Path, tmp_path: Path) -> None:
     """A budget of steps is met exactly, one of tokens by the step that reaches it, one of FLOPs to half a step."""
     config = tiny_config(text_file)
-    per_step = cost(config, 256).flops_per_token * config.tokens_per_step
+    per_step = cost(config, 256).flops_per_step
     for budget, steps in (({"steps": 3}, 3), ({"tokens": 65}, 2), ({"tokens": 64}, 1), ({"flops": 2.4 * per_step}, 2)):
         run = finish(tiny_config(text_file, train={"steps": None, **budget}), tmp_path)
         assert (steps, 64 * steps) == (run.summary()["steps"], run.summary()["tokens"])
@@ -219,6 +224,26 @@ def test_minutes_end_on_time(text_file: Path, tmp_path: Path) -> None:
     assert len(views) > 1
 
 
+@pytest.mark.parametrize("budget", [{"steps": 20}, {"tokens": 20 * 64}, {"minutes": 40 / 60}])
+def test_warm_up_is_a_share_of_any_budget(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, Any]
+) -> None:
+    """Linear from the first step on, for steps and tokens by the end of a step, for minutes by the time of the update."""
+    ticks = itertools.count()  # one a look: a step begins, updates a second later, and ends a second after that
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)), monotonic=time.monotonic)
+    monkeypatch.setattr(loop_module, "time", clock)
+    train = {"steps": None, "eval_every": 99, **budget}
+    factors: list[float] = []
+    finish(
+        tiny_config(text_file, optim={"warmup": 0.5, "decay": 0.1}, train=train),
+        tmp_path,
+        lambda view: factors.append(view.lr_factor),
+    )
+    shares = [(2 * step + 1) / 40 if "minutes" in budget else (step + 1) / 20 for step in range(20)]
+    assert 20 == len(factors)
+    assert [share / 0.5 for share in shares[:10]] + 8 * [1.0] == pytest.approx(factors[:18])
+
+
 def test_records_are_means_since_the_last(text_file: Path, tmp_path: Path) -> None:
     """Every log_every steps and at the end: mean losses, norms and MaxVio of the steps between, tokens, rate, time."""
     views: list[StepView] = []
@@ -232,7 +257,8 @@ def test_records_are_means_since_the_last(text_file: Path, tmp_path: Path) -> No
         violation = sum((load.max() / load.double().mean() - 1).item() for view in steps for load in view.load)
         assert violation / (2 * len(steps)) == pytest.approx(record["moe/max_violation"])
         assert 64 * record["step"] == record["tokens"]
-        assert config.optim.lr * schedule(config.optim, (record["step"] - 1) / 5) == pytest.approx(record["lr"])
+        factor = schedule(config.optim, (record["step"] - 1) / 5, record["step"] / 5)
+        assert config.optim.lr * factor == pytest.approx(record["lr"])
         assert record["tokens_per_second"] > 0 < record["train/grad_norm"]
     assert run.summary()["train_loss"] == records[-1]["train/loss"]
 
@@ -385,14 +411,16 @@ def test_a_running_run_shows_that_it_lives(text_file: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize("optim", [MuonConfig(sparse_experts=True), AdamWConfig(sparse_experts=True)])
 def test_null_experts_have_nothing_to_update(text_file: Path, tmp_path: Path, optim: MuonConfig | AdamWConfig) -> None:
-    """Sparse updates look at experts that compute; with null experts among the choices training goes on."""
+    """Sparse updates look at experts that compute, and so does MaxVio; with null experts among the choices training goes on."""
     config = tiny_config(text_file, router=TopKConfig(null_experts=3), optim=optim)
     training = make_training(config, tmp_path)
     view = training.step()
-    assert [7, 7] == [len(counts) for counts in view.load]
+    assert [4, 4] == [len(counts) for counts in view.load]
     for layer, counts in zip(training.layers, view.load, strict=True):
-        assert counts[4:].sum() > 0
+        assert 0 < counts.sum() < 2 * config.tokens_per_step
         assert layer.experts.num_experts == 4
+    record = next(record for record in training.recorder.run.metrics() if "moe/max_violation" in record)
+    assert record["moe/max_violation"] == pytest.approx(sum(max_violation(counts) for counts in view.load) / 2)
 
 
 def test_compile_is_for_training_alone(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,12 +297,13 @@ def test_schedules_are_closed_forms(progress: float, final: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "wsd"])
-def test_warm_up_rises_from_almost_zero(name: Any) -> None:
-    """The rate rises in a line to its peak at the end of the warm-up, and the first step is not idle."""
+def test_warm_up_rises_in_a_line(name: Any) -> None:
+    """Of W warm-up steps, step s = 1, 2, ... has s / W of the peak, and the step after them the peak."""
     config = optim(schedule=name, decay=0.5 if name == "wsd" else None)
-    assert [0.25, 0.5, 1.0] == pytest.approx([schedule(config, 0.1 * part) for part in (0.25, 0.5, 1.0)])
-    assert 0 < schedule(config, 0.0) < 0.02
-    assert 1.0 == schedule(optim(schedule=name, warmup=0.0, decay=config.decay), 0.0)
+    for steps in (10, 50, 10_000):
+        found = [schedule(config, step / steps, (step + 1) / steps) for step in range(steps // 10 + 1)]
+        assert [*(10 * (step + 1) / steps for step in range(steps // 10)), 1.0] == pytest.approx(found)
+    assert 1.0 == schedule(optim(schedule=name, warmup=0.0, decay=config.decay), 0.0, 0.01)
 
 
 def test_both_parts_follow_one_schedule() -> None:
@@ -342,7 +343,7 @@ def test_state_comes_back_from_tensors(config: Any) -> None:
 def test_no_step_is_above_the_peak(warmup: float) -> None:
     """However short the warm-up, the learning rate never exceeds its peak."""
     config = MuonConfig(warmup=warmup, decay=0.4, final_lr=0.1)
-    assert all(0 < schedule(config, step / 5000) <= 1 for step in range(5000))
+    assert all(0 < schedule(config, step / 5000, (step + 1) / 5000) <= 1 for step in range(5000))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

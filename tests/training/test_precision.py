@@ -1,6 +1,7 @@
 """train.precision: what it means on each device, and that the forward pass alone obeys it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import nn
 from moe_cli.cli.evaluate import _evaluate
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import EvalConfig, RunConfig, TrainConfig
+from moe_cli.errors import CheckpointError
 from moe_cli.models.registry import make_model
-from moe_cli.run import restore
+from moe_cli.run import restore, run_one
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.precision import autocast, pick_precision
 from tests.tiny import finish, tiny_config, tiny_task
+from tests.training.test_resume import assert_equal_runs, stop_at
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,31 @@ def test_evaluation_obeys_the_precision(text_file: Path, tmp_path: Path) -> None
         precision: evaluate(model, task, 4, precision=precision).loss for precision in ("auto", "float32", "bfloat16")
     }
     assert losses["auto"] == losses["float32"] != losses["bfloat16"]
+
+
+def test_a_run_goes_on_in_the_precision_it_began_in(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun where auto is float32, it is resumed and evaluated in float32 where a new run would take bfloat16."""
+    config = tiny_config(text_file)
+    whole = finish(config, tmp_path)
+    stopped = finish(config, tmp_path, stop_at(3))
+    gpu = lambda precision, device: "bfloat16" if precision == "auto" else precision  # noqa: E731
+    monkeypatch.setattr("moe_cli.training.precision.pick_precision", gpu)
+    resumed = run_one(stopped, tmp_path)
+    assert_equal_runs(whole, resumed)
+    assert ("float32", False, "cpu") == tuple(resumed.meta()[key] for key in ("precision", "compile", "device"))
+    assert "float32" == restore(resumed, tmp_path).config.train.precision
+    assert "bfloat16" == finish(replace(config, seed=1), tmp_path).meta()["precision"]
+
+
+def test_a_checkpoint_is_not_continued_in_another_precision(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the record of the decision, a machine that decides otherwise refuses."""
+    stopped = finish(tiny_config(text_file), tmp_path, stop_at(3))
+    (stopped.path / "meta.json").unlink()
+    gpu = lambda precision, device: "bfloat16" if precision == "auto" else precision  # noqa: E731
+    monkeypatch.setattr("moe_cli.training.precision.pick_precision", gpu)
+    with pytest.raises(CheckpointError, match="begun with other settings"):
+        run_one(stopped, tmp_path)

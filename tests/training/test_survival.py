@@ -144,6 +144,37 @@ def test_a_rewind_goes_around_the_data(text_file: Path, tmp_path: Path, bad_batc
         assert (plain.checkpoints()[0] / name).read_bytes() == (run.checkpoints()[0] / name).read_bytes()
 
 
+@pytest.mark.parametrize(("checkpoint_every", "bad"), [(20, 29), (24, 27), (None, 29)])
+def test_a_rewind_repeats_what_it_undid_and_nothing_else(
+    text_file: Path,
+    tmp_path: Path,
+    bad_batches: set[int],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_every: int | None,
+    bad: int,
+) -> None:
+    """Evaluations and checkpoints, ten a run, happen at each due step, and again where a rewind went back before it."""
+    bad_batches.add(bad)
+    calls: dict[str, list[int]] = {"_evaluate": [], "save": []}
+    for name, steps in calls.items():
+        original = getattr(Training, name)
+
+        def noted(self: Training, original: Any = original, steps: list[int] = steps) -> Any:
+            steps.append(self.state.step)
+            return original(self)
+
+        monkeypatch.setattr(Training, name, noted)
+    train = {"steps": 50, "on_nan": "rewind", "checkpoint_every": checkpoint_every}
+    run = finish(tiny_config(text_file, train=train), tmp_path)
+    due = list(range(5, 50, 5))
+    assert due == [record["step"] for record in run.metrics() if "val/loss_estimate" in record]
+    saves = due if checkpoint_every is None else list(range(checkpoint_every, 50, checkpoint_every))
+    kept = max(step for step in saves if step < bad)
+    repeated = [[step for step in steps if kept < step < bad] for steps in (due, saves)]
+    assert sorted(due + repeated[0]) == sorted(calls["_evaluate"])
+    assert sorted([*saves, 50, *repeated[1]]) == sorted(calls["save"])
+
+
 def test_a_rewind_survives_a_stop(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
     """Stopped after a rewind and resumed, the run equals the undisturbed one."""
     bad_batches.update({5, 6, 9})

@@ -1,7 +1,7 @@
 """Sections of a page that say what the runs mean: the recommendation, and a scaling law through them."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from moe_cli.report.recommend import recommend
 from moe_cli.report.scaling.lines import study_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from moe_cli.report.scaling.answers import IsoFlop
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
 LINE_WIDTH = 110
 
 
-def answer_section(frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None") -> list[Section]:
+def answer_section(
+    frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None", baseline: "Mapping[str, Any] | None" = None
+) -> list[Section]:
     """What `moe report --recommend` says of these runs; nothing where there is nothing to recommend."""
     try:
-        lines = memo(recommend(frame, (), elsewhere))
+        lines = memo(recommend(frame, (), elsewhere, baseline))
     except MoeError:
         return []
     return [Section("answer", "In short", tuple(lines), first=True)]

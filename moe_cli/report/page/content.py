@@ -10,11 +10,14 @@ from moe_cli.config.parse import show
 from moe_cli.numbers import printable
 from moe_cli.report.captions import above, below
 from moe_cli.report.columns import Column, never_leave, shorten
-from moe_cli.report.fold import TOP_LEVEL, Row, applies, comparable, fold, rows_of, settings_of
+from moe_cli.report.fold import TOP_LEVEL, Row, applies, comparable, fold, front_of, rows_of, settings_of
+from moe_cli.report.fold import score as score_of
 from moe_cli.report.page.details import curve_content, expert_content
 from moe_cli.report.page.sections import Section
 from moe_cli.report.page.thin import rounded
-from moe_cli.report.plot import DERIVED
+from moe_cli.report.pareto import tolerance
+from moe_cli.report.plot import DERIVED, make_axis
+from moe_cli.report.tables import BEST, PARETO, RECOMMENDED, mark_of
 from moe_cli.report.view import View
 
 if TYPE_CHECKING:
@@ -23,19 +26,20 @@ if TYPE_CHECKING:
 LINE_WIDTH = 10_000  # lines are the page's to wrap
 MOST_UNFINISHED = 100
 LONGEST_TEXT = 300
-# What can be drawn against what: the name, its heading, whether its axis is logarithmic, which way is better.
+# What can be drawn against what: the name, its heading, whether its axis is logarithmic, which way is better (0: neither).
 QUANTITIES = (
     ("sparsity", "sparsity, 1 - k / experts", False, 0),
-    ("flops_per_token", "training FLOP per token", True, -1),
-    ("train_flops", "training FLOP", True, -1),
+    ("flops_per_token", "training FLOP per token, model and optimizer", True, -1),
+    ("train_flops", "training FLOP, model and optimizer", True, -1),
+    ("model_flops", "training FLOP of the model", True, -1),
     ("active_params", "active parameters", True, -1),
     ("params", "parameters", True, -1),
     ("tokens_per_second", "tokens per second", False, 1),
     ("peak_memory_bytes", "peak memory, bytes", True, -1),
     ("seconds", "seconds of training", False, -1),
     ("tokens", "training tokens", True, -1),
-    ("val_bpb", "validation, bits per byte", False, 0),
-    ("val_loss", "validation, nats per token", False, 0),
+    ("val_bpb", "validation, bits per byte", False, -1),
+    ("val_loss", "validation, nats", False, -1),
     ("max_violation", "worst load above the mean (MaxVio)", False, 0),
     ("dead_experts", "dead experts, share", False, 0),
     ("dropped_fraction", "dropped, share", False, 0),
@@ -104,17 +108,20 @@ def _runs_of(view: View, source: Source) -> list[list[Row]]:
 def _rows(view: View, runs: Sequence[Sequence[Row]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     leagues: dict[Any, int] = {}
     content = []
+    quantities, by_flops = _quantities(view), _front_by_flops(view)
     for index, (row, members) in enumerate(zip(view.rows, runs, strict=True)):
         cells = [printable(column.write(row)) for column in view.columns]
         label = label_of(row, view)
+        mark = mark_of(row, view)
         words = [label, *cells, *(f"{run['run']} {' '.join(run['tags'])}" for run in members), str(row["status"])]
         content.append({
             "index": index, "label": label, "cells": cells,
             "values": [_sortable(row, column) for column in view.columns],
-            "best": any(row is best for best in view.best), "front": bool(row.get("pareto")),
+            "best": mark in (BEST, RECOMMENDED), "mark": mark if mark != PARETO else "", "front": bool(row.get("pareto")),
+            "front_by_flops": index in by_flops,
             "league": leagues.setdefault(comparable(row), len(leagues)),
             "text": printable(" ".join(words)).lower(), "flops": _value(row["flops_per_token"]),
-            "at": {name: _value(_quantity(row, name)) for name, *_ in QUANTITIES},
+            "at": {each["name"]: _value(_quantity(row, each["name"])) for each in quantities},
             "half": {name: _value(row[f"{name}_interval"]) for name in ("val_bpb", "val_loss")},
             "along": {name: _value(row.get(name)) if applies(name, row) else None for name in _axis_names(view)},
             "settings": settings["of"][index],
@@ -162,13 +169,35 @@ def _value(value: Any) -> float | int | str | bool | None:
 
 
 def _quantity(row: Row, name: str) -> Any:
-    return DERIVED[name](row) if name in DERIVED else row.get(name)
+    if name in DERIVED:
+        return DERIVED[name](row)
+    return row.get(name) if applies(name, row) else None
 
 
 def _quantities(view: View) -> list[dict[str, Any]]:
     """Those that some row has, and the settings that vary in number."""
     known = [each for each in QUANTITIES if any(_quantity(row, each[0]) is not None for row in view.rows)]
-    return [{"name": name, "heading": text, "log": log, "better": way} for name, text, log, way in known]
+    known += [
+        (name, printable(name), make_axis(values).log, 0) for name in view.varying if (values := _numbers(view, name))
+    ]
+    return [{"name": name, "heading": text, "log": log, "better": way, "same": tolerance(name)}
+            for name, text, log, way in known]  # fmt: skip
+
+
+def _numbers(view: View, name: str) -> list[float]:
+    """The values of a setting where all that are there are numbers; empty for other settings."""
+    values = [value for row in view.rows if (value := _quantity(row, name)) is not None]
+    numbers = all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    )
+    return values if numbers else []
+
+
+def _front_by_flops(view: View) -> set[int]:
+    """The rows on the Pareto front of score and training FLOPs per token, by their places."""
+    places = [place for place, row in enumerate(view.rows) if score_of(row) is not None and row["flops_per_token"]]
+    marks = front_of([view.rows[place] for place in places], {"flops_per_token": -1})
+    return {place for place, mark in zip(places, marks, strict=True) if mark}
 
 
 def _axis_names(view: View) -> list[str]:

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from moe_cli.errors import ConfigError
-from moe_cli.report.scaling.fit import SEED, Fit, Unsupported, fit, quantiles
+from moe_cli.report.scaling.fit import SEED, Fit, Noise, Unsupported, fit, quantiles
 from moe_cli.report.scaling.points import Array, Points, make_points
 from moe_cli.store import COMPLETED
 
 # The search for a dense model of equal loss ends at this many times the compute.
 MOST = 1e4
+# Draws of noise for each bootstrap sample of a prediction.
+DRAWS = 20
 # Of the configurations, those of the most training FLOPs, which --validate predicts from the rest.
 HELD_OUT = 0.2
 
@@ -27,7 +29,9 @@ class Prediction:
     """The loss of one configuration.
 
     Attributes:
-        loss: nats per token, with `low` and `high`, the 95 % interval of one run: of the constants and of its own noise.
+        loss: nats per token, with `low` and `high`, the 95 % interval of one run of a new seed: of the constants, its own
+            noise, and the shift that its seed has in common with all configurations (left out where one seed was run). Where
+            `measured` is known, that of the mean over its seeds.
         beyond: the most that a size, tokens or expansion exceeds what was run, as a factor; 1 within.
         measured: the loss it had, the mean over seeds; None where it was not run.
     """
@@ -61,7 +65,7 @@ class DenseEquivalent:
     """A sparse configuration beside the dense model that reaches its loss on the same tokens.
 
     Attributes:
-        times: the training FLOPs that model takes over those of a dense one with the active parameters of this one, with
+        times: the model FLOPs that model takes in training over those of a dense one with the active parameters of this one, with
             its 95 % interval; infinite where no dense model of up to 10,000 times the size gets there.
         throughput: tokens per second over those of the dense run of equal active parameters and tokens; None without one.
     """
@@ -98,16 +102,22 @@ class IsoFlop:
 
 
 def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Prediction, ...]:
-    """The loss of each point, with the interval of one run."""
-    logs = found.log_loss(points)
-    drawn = found.sampled(points)
-    noise = np.random.default_rng(SEED).normal(0.0, found.scale, drawn.shape)
-    low, high = np.exp(quantiles(drawn + noise))
-    beyond = _beyond(found.points, points)
+    """The loss of each point, with the interval of one run of a seed that was not run."""
+    new = np.array([np.inf])
     return tuple(
-        Prediction(label, math.exp(logs[index]), float(low[index]), float(high[index]), float(beyond[index]))
+        _prediction(found, points.take(np.array([index])), label, found.run_noise, found.seeds.distance(new))
         for index, label in enumerate(labels)
     )
+
+
+def _prediction(found: Fit, point: Points, label: str, noise: Noise, distance: float) -> Prediction:
+    """Of one point: the bootstrap samples, each with several draws of noise and, at a distance, of the seeds' shift."""
+    rng = np.random.default_rng(SEED)
+    drawn = np.repeat(found.sampled(point)[:, 0] - found.level_shifts, DRAWS)
+    drawn = drawn + noise.draw(rng, len(drawn)) + found.seeds.draw(rng, len(drawn), distance)
+    low, high = np.exp(quantiles(drawn))
+    loss, beyond = math.exp(found.log_loss(point)[0]), _beyond(found.points, point)[0]
+    return Prediction(label, loss, float(low), float(high), float(beyond))
 
 
 def _beyond(known: Points, points: Points) -> Array:
@@ -134,13 +144,15 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
         found = fit(points.take(~out), law)
     except Unsupported as error:
         raise Unsupported(f"without its largest configurations: {error}") from None
-    held = points.take(out)
     named = dict(zip(points.cluster, labels, strict=True))
-    held = held.firsts()
+    held = points.take(out).firsts()
     if "expansion" in found.law.constant:
         held = held.take(held.expansion > 1)
-    predicted = predict(found, held, [named[cluster] for cluster in held.cluster])
-    pairs = [replace(each, measured=float(loss)) for each, loss in zip(predicted, held.loss, strict=True)]
+    pairs = []
+    for index, cluster in enumerate(held.cluster):
+        distance = found.seeds.distance(points.seed[points.cluster == cluster])
+        predicted = _prediction(found, held.take(np.array([index])), named[cluster], found.mean_noise, distance)
+        pairs.append(replace(predicted, measured=float(held.loss[index])))
     errors = found.log_loss(held) - np.log(held.loss)
     inside = sum(each.low <= (each.measured or 0.0) <= each.high for each in pairs)
     return Validation(
@@ -151,7 +163,7 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
 def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquivalent, ...]:
     """For each sparse configuration, the dense model that equals it; none for a law that has no dense model.
 
-    At equal tokens training FLOPs go with active parameters, so the ratio is that of sizes: for L = L_inf + a / N^alpha it is
+    At equal tokens model FLOPs go with active parameters, so the ratio is that of sizes: for L = L_inf + a / N^alpha it is
     ((L_base - L_inf) / (L_sparse - L_inf))^(1 / alpha).
     """
     if "expansion" in found.law.constant:

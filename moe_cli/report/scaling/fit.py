@@ -4,7 +4,7 @@ M runs, C configurations, P free numbers, B bootstrap samples.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from moe_cli.errors import ConfigError
 from moe_cli.report.scaling.laws import LAWS, Centre, Law, make_centre
 from moe_cli.report.scaling.points import Array, Points
+from moe_cli.report.scaling.seeds import SeedEffect, seed_effect
 from moe_cli.report.scaling.solve import jacobian, minimise
 
 AUTO = "auto"
@@ -19,6 +20,8 @@ STARTS, FINALISTS, SAMPLES, FOLDS, ROUNDS = 96, 8, 200, 5, 100
 FIRST_DELTA = 1e-2
 # Huber's constant: 95 % of the efficiency of least squares where the noise is normal.
 HUBER = 1.345
+# Efficiency of the median absolute deviation where the noise is normal.
+MEDIAN = 0.37
 # Values nearer than this are one level: equal active parameters differ by a gate.
 LEVEL = 1.1
 # A standard error of 5 on a logarithm or an exponent: nothing is known of that constant.
@@ -65,6 +68,18 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Noise of log loss: a robust standard deviation, and how many degrees of freedom it was estimated with."""
+
+    deviation: float
+    degrees: float
+
+    def draw(self, rng: np.random.Generator, size: int) -> Array:
+        """Draws [size] that allow for the error of the deviation: Student's t."""
+        return self.deviation * rng.standard_t(self.degrees, size)
+
+
+@dataclass(frozen=True)
 class Fit:
     """A law fitted to points.
 
@@ -74,6 +89,7 @@ class Fit:
         scale: robust standard deviation of log loss around the law: about the relative error of one run.
         held_out: root mean square error of log loss on configurations left out of the fit.
         rejected: the other laws that were tried.
+        level_shifts: [B], how much of the log loss of each bootstrap sample is a draw of the seeds' common shift.
     """
 
     law: Law
@@ -85,6 +101,29 @@ class Fit:
     constants: tuple[Constant, ...]
     held_out: float
     rejected: tuple[Rejected, ...] = ()
+    level_shifts: Array = field(default_factory=lambda: np.zeros(1))
+
+    @property
+    def residuals(self) -> Array:
+        """Log loss less what the law says, of each run [M]."""
+        result: Array = np.log(self.points.loss) - self.log_loss(self.points)
+        return result
+
+    @property
+    def seeds(self) -> SeedEffect:
+        """How far a seed shifts all log losses together."""
+        return seed_effect(self.residuals, self.points.seed)
+
+    @property
+    def run_noise(self) -> Noise:
+        """Of one run around the law, without the common shift of its seed."""
+        return make_noise(self.seeds.without(self.residuals, self.points.seed), len(self.theta))
+
+    @property
+    def mean_noise(self) -> Noise:
+        """Of the mean over the seeds of a configuration."""
+        _, places = np.unique(self.points.cluster, return_inverse=True)
+        return make_noise(np.bincount(places, self.residuals) / np.bincount(places), len(self.theta))
 
     def log_loss(self, points: Points) -> Array:
         """What the law says of other points [M]."""
@@ -201,23 +240,28 @@ def _fitted(law: Law, points: Points) -> Fit:
     best = first.theta[np.argsort(first.cost)[:FINALISTS]]
     second = minimise(model, target, best, FIRST_DELTA, 100)
     theta = second.theta[np.argmin(second.cost)]
-    scale = _scale(model(theta[None])[0] - target[0], len(theta))
+    scale = robust_scale(model(theta[None])[0] - target[0], len(theta))
     last = minimise(model, target, np.vstack([theta[None], second.theta]), HUBER * scale, 200)
     theta = last.theta[np.argmin(last.cost)]
     if not np.isfinite(theta).all() or not math.isfinite(last.cost.min()):
         raise Unsupported(f"no constants of {law.name} describe these runs.\nTry another law: --fit ludziejewski")
     residuals = model(theta[None])[0] - target[0]
-    scale = _scale(residuals, len(theta))
+    scale = robust_scale(residuals, len(theta))
     _check_identified(law, jacobian(model, theta[None])[0], scale)
     constants = tuple(Constant(name, value, value, value) for name, value in law.public(theta, centre).items())
     found = Fit(law, points, centre, theta, theta[None], scale, constants, math.nan)
     return replace(found, held_out=_held_out(found))
 
 
-def _scale(residuals: Array, num_free: int) -> float:
+def robust_scale(residuals: Array, num_free: int) -> float:
     """Standard deviation from the median size of residuals, with degrees of freedom taken off."""
     spread = 1.4826 * float(np.median(np.abs(residuals)))
     return max(1e-9, spread * math.sqrt(len(residuals) / max(1, len(residuals) - num_free)))
+
+
+def make_noise(residuals: Array, num_free: int) -> Noise:
+    """The noise that residuals of a fit with this many free numbers show."""
+    return Noise(robust_scale(residuals, num_free), max(1.0, MEDIAN * (len(residuals) - num_free)))
 
 
 def _check_identified(law: Law, slopes: Array, scale: float) -> None:
@@ -242,7 +286,8 @@ def _with_samples(found: Fit, samples: int) -> Fit:
     """Intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
 
     The residuals of all seeds of a configuration change sign together, enlarged to what they were had the fit not adapted
-    to them. The design stays whole, so that no sample lacks the largest size.
+    to them. The design stays whole, so that no sample lacks the largest size. A shift that the seeds share is in no
+    difference between configurations: it is drawn for each sample, and moves the constants that log loss is added to.
     """
     if not samples:
         return found
@@ -259,10 +304,14 @@ def _with_samples(found: Fit, samples: int) -> Fit:
     signs = rng.choice([-1.0, 1.0], (samples, len(clusters)))[:, places]
     start = np.repeat(theta[None], samples, 0)
     drawn = minimise(model, fitted + residuals * signs, start, HUBER * found.scale, ROUNDS).theta
-    drawn = drawn[np.isfinite(drawn).all(1)]
+    seeds = found.seeds
+    shifts = seeds.draw(rng, samples, math.sqrt(float((seeds.shares**2).sum())))
+    drawn = drawn + shifts[:, None] * np.isin(found.law.names, found.law.level)
+    finite = np.isfinite(drawn).all(1)
+    drawn, shifts = drawn[finite], shifts[finite]
     values = [found.law.public(each, found.centre) for each in drawn]
     constants = tuple(_interval(each, [value[each.name] for value in values]) for each in found.constants)
-    return replace(found, samples=drawn, constants=constants)
+    return replace(found, samples=drawn, constants=constants, level_shifts=shifts)
 
 
 def _enlarged(residuals: Array, slopes: Array, clusters: Array) -> Array:

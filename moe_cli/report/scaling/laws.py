@@ -43,6 +43,7 @@ class Law:
         public: (theta [P], centre) -> the paper's constants.
         distinct: how many distinct values of each of Points' columns it takes to tell the constants apart.
         constant: columns that must not vary, since the form has no term for them.
+        level: the free numbers that log loss is added to: log L(theta + x level) = log L(theta) + x.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Law:
     log_loss: Callable[[Array, Points, Centre], Array]
     public: Callable[[Array, Centre], Constants]
     distinct: Mapping[str, int]
+    level: tuple[str, ...]
     constant: tuple[str, ...] = ()
 
 
@@ -182,26 +184,27 @@ _LEVELS = {"active": 3, "expansion": 3}
 LAWS: dict[str, tuple[Law, ...]] = {
     "clark": (
         Law("clark", CLARK, CLARK_SOURCE, (*_CLARK_NAMES, "E_start", "E_max"), (*_CLARK_LOW, 0.0, 2.0), (*_CLARK_HIGH, 1.0, 6.0),
-            _clark_saturating, _clark_public, {"active": 3, "expansion": TO_SATURATE}, ("tokens",)),
+            _clark_saturating, _clark_public, {"active": 3, "expansion": TO_SATURATE}, ("d",), ("tokens",)),
         Law("clark", CLARK.replace(", E^ saturating in E/k", ", E^ = E/k"), CLARK_SOURCE, _CLARK_NAMES, _CLARK_LOW, _CLARK_HIGH,
-            _clark, _clark_public, _LEVELS, ("tokens",)),
+            _clark, _clark_public, _LEVELS, ("d",), ("tokens",)),
     ),
     "krajewski": (
         Law("krajewski", "L = c + (g / G^gamma + a) / N^alpha + b / D^beta,  N all parameters, G = d_ff / d_expert",
             "Krajewski et al. 2024, arXiv:2402.07871", ("c", "g", "gamma", "a", "alpha", "b", "beta"),
             (-3.0, -4.0, 0.2, -4.0, 0.05, -4.0, 0.05), (1.0, 1.0, 1.5, 1.0, 0.8, 1.0, 0.8), _krajewski, _krajewski_public,
-            {"params": 3, "granularity": 3, "tokens": 3}, ("expansion",)),
+            {"params": 3, "granularity": 3, "tokens": 3}, ("c", "g", "a", "b"), ("expansion",)),
     ),
     "abnar": (
         Law("abnar", "L = a/N^alpha + b/D^beta + c/(1-S)^lambda + d/((1-S)^delta N^gamma) + e,  N all parameters, S = (E-k)/E",
             "Abnar et al. 2025, arXiv:2501.12370", ("a", "alpha", "b", "beta", "c", "lambda", "d", "delta", "gamma", "e"),
             (-4.0, 0.05, -4.0, 0.05, -4.0, -0.6, -4.0, -0.3, 0.05, -3.0), (1.0, 0.8, 1.0, 0.8, 0.0, 0.2, 1.0, 0.6, 0.8, 1.0), _abnar,
-            _abnar_public, {"params": 4, "expansion": 4, "tokens": 3}),
+            _abnar_public, {"params": 4, "expansion": 4, "tokens": 3}, ("a", "b", "c", "d", "e")),
     ),
     "ludziejewski": (
         Law("ludziejewski", JOINT, JOINT_SOURCE, (*_JOINT_NAMES, "E_start", "E_max"), (*_JOINT_LOW, 0.0, 2.0),
-            (*_JOINT_HIGH, 1.0, 6.0), _joint_saturating, _joint_public, {"active": 3, "expansion": TO_SATURATE, "tokens": 3}),
+            (*_JOINT_HIGH, 1.0, 6.0), _joint_saturating, _joint_public, {"active": 3, "expansion": TO_SATURATE, "tokens": 3},
+            ("a", "b", "c")),
         Law("ludziejewski", JOINT + ", E^ = E/k", JOINT_SOURCE, _JOINT_NAMES, _JOINT_LOW, _JOINT_HIGH, _joint, _joint_public,
-            {**_LEVELS, "tokens": 3}),
+            {**_LEVELS, "tokens": 3}, ("a", "b", "c")),
     ),
 }  # fmt: skip

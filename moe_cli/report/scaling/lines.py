@@ -27,6 +27,7 @@ def study_lines(result: Study, title: str, width: int) -> list[Text]:
     ]
     lines += prose(found.law.equation, width)
     lines += prose(_size(result), width, "dim")
+    lines += prose(_seeds(found), width, "yellow" if found.seeds.deviation is None else "dim")
     lines += [Text(), *_constants(found, width)]
     lines += _others(found, width)
     if result.equivalents:
@@ -79,6 +80,20 @@ def _size(result: Study) -> str:
     )
 
 
+def _seeds(found: Fit) -> str:
+    """Whether the intervals allow for a seed shifting all configurations together."""
+    seeds = found.seeds
+    if seeds.deviation is None:
+        return (
+            "One seed was run. How far another seed shifts all losses together is not known, and the intervals leave it out: "
+            "fewer than 95 % of runs with other seeds lie inside. Run more: --seeds 3"
+        )
+    return (
+        f"A seed shifts all losses together by {percent(seeds.deviation)} (standard deviation over {len(seeds.seeds)} seeds); "
+        "the intervals allow for it."
+    )
+
+
 def _constants(found: Fit, width: int) -> list[Text]:
     rows = [
         (each.name, _number(each.value), f"{_number(each.low)} to {_number(each.high)}") for each in found.constants
@@ -115,7 +130,7 @@ def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Tex
     known = any(each.throughput is not None for each in equivalents)
     shown = len(headings) if known and width >= WITH_SPEED else 3
     lines = table(headings[:shown], [row[:shown] for row in rows], width)
-    note = "x compute: training FLOPs of the dense model with the same loss on the same tokens."
+    note = "x compute: model FLOPs, without the optimizer's, of the dense model with the same loss on the same tokens."
     note += " speed-up: how much sooner it gets there on this machine." if shown > 3 else ""
     return [*lines, *prose(note, width, "dim")]
 

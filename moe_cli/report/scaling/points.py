@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import HELD_OUT
 from moe_cli.errors import ConfigError
+from moe_cli.measures import eval_windows
 from moe_cli.report.frame import plain
 from moe_cli.store import COMPLETED
 
@@ -31,10 +32,11 @@ class Points:
         density: 1 - S = K / E; 1 when dense.
         granularity: G = d_ff / d_expert (arXiv:2402.07871, eq. 6); 1 when dense.
         tokens: D, seen in training.
-        flops: of the whole training.
+        flops: of the whole training, model and optimizer.
         loss: nats per token over the validation split; NaN where it is to be predicted.
         cluster: the configuration, 0 to C - 1: runs that differ in the seed alone share one.
         speed: tokens per second in training; NaN where unknown.
+        seed: of the run; a seed shifts the losses of all configurations together. -1 where unknown.
     """
 
     params: Array
@@ -47,6 +49,7 @@ class Points:
     loss: Array
     cluster: Array
     speed: Array
+    seed: Array
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -95,9 +98,9 @@ def make_points(frame: pd.DataFrame) -> Named:
             "Give the runs of one corpus: moe report SWEEP --fit, or --filter 'corpus == \"NAME\"'"
         )
     kinds = ("data.tokenizer", "data.bpe_vocab", *HELD_OUT)
-    if len({tuple(run.get(name) for name in kinds) for run in usable}) > 1:
+    if len({(*(run.get(name) for name in kinds), eval_windows(run)) for run in usable}) > 1:
         raise ConfigError(
-            "the runs differ in tokenizer or validation split, and a law is of nats per token: no one law holds for them.\n"
+            "the runs differ in tokenizer, validation split or evaluation context, and a law is of nats per token: no one law holds for them.\n"
             "Give runs of one kind, such as: --filter 'data.tokenizer == \"bytes\"'"
         )
     settings = settings_of(frame.columns)
@@ -148,6 +151,7 @@ def _arrays(runs: list[dict[str, Any]], clusters: list[int]) -> Points:
         column(lambda run: run["val_loss"]),
         np.array(clusters),
         column(lambda run: run.get("tokens_per_second") or math.nan),
+        column(lambda run: -1 if run["seed"] is None else run["seed"]),
     )
 
 

@@ -30,5 +30,5 @@ def scaling_sentence(frame: pd.DataFrame, paths: Collection[str]) -> str | None:
         return None
     return (
         f"By the scaling law {found.law.name} ({points.num_configurations} configurations, {percent(found.held_out)} off on those "
-        f"held out) it equals a dense model of {equal.times:.2f}x the training FLOPs ({equal.low:.2f} to {equal.high:.2f})."
+        f"held out) it equals a dense model of {equal.times:.2f}x the model FLOPs ({equal.low:.2f} to {equal.high:.2f})."
     )

@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
+from moe_cli.report.pareto import as_cost, on_front
 from tests.report.folders import complete
 from tests.report.page.pages import HOSTILE, page_of, sweep
 from tests.report.scaling.test_command import planted
@@ -92,8 +95,32 @@ def test_every_section_is_there(opened: Any) -> None:
     for chart in ("#curves-chart", "#by-sparsity", "#by-flops", "#by-any", "#parallel-chart"):
         assert page.locator(f"{chart} svg path, {chart} svg circle").count() > 3, chart
     assert page.locator("#by-sparsity .bar").count() > 1
-    assert page.locator("#by-flops .front").count() >= 1
+    assert page.locator("#by-any .front").count() >= 1
     assert page.locator("#experts .cell").count() > 16
+
+
+def test_the_front_drawn_is_that_of_the_report(opened: Any) -> None:
+    """For random tables the page's rule marks the same points as Python's, with and without tolerances, whichever side is better."""
+    page, draw = opened(), random.Random(0)
+    rule = files("moe_cli.report.page").joinpath("parts", "scatter.js").read_text()
+    for trial in range(200):
+        pair = [{"better": draw.choice((-1, 1)), "same": draw.choice((1, 1.02, 1.10))} for _ in range(2)]
+        points = [[1.01 ** draw.randint(0, 30) for _ in pair] for _ in range(draw.randint(1, 12))]
+        marks = page.evaluate(f"([points, pair]) => {{ {rule}\n return points.map(p => !points.some(q => beats(q, p, pair))); }}",
+                              [points, pair])  # fmt: skip
+        costs = [[as_cost(value, each["better"]) for value, each in zip(point, pair, strict=True)] for point in points]
+        assert on_front(costs, [each["same"] for each in pair]) == marks, trial
+
+
+def test_any_result_and_setting_can_be_drawn(opened: Any) -> None:
+    """Loss over the number of experts: one point a row and no front; over FLOPs the marks are those of the chart of FLOPs."""
+    page = opened()
+    page.locator("#any-x").select_option("expert")
+    assert len(json.loads(page.locator("#content").text_content())["rows"]) == page.locator("#by-any .point").count()
+    assert 0 == page.locator("#by-any path.front").count()
+    page.locator("#any-x").select_option("flops_per_token")
+    rings = [page.locator(f"{chart} .ring").count() for chart in ("#by-any", "#by-flops")]
+    assert rings[0] == rings[1] == 1
 
 
 def test_results_stand_to_scale_in_parallel_coordinates(opened: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 from moe_cli.report.page import as_script_data
 from moe_cli.report.page.thin import rounded, thinned
 from moe_cli.report.page.write import write_file
+from moe_cli.report.pareto import tolerance
 from tests.report.folders import complete
 from tests.report.page.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
 
@@ -54,6 +55,35 @@ def test_sparsity_intervals_and_front_are_there_to_be_drawn(swept: Path) -> None
     assert [6e6 + 1e4 * expert for expert in (16, 8, 4, 1)] == [row["at"]["flops_per_token"] for row in rows]
     assert all(row["half"]["val_bpb"] > 0 for row in rows)
     assert [True] * 4 == [row["front"] for row in rows]  # sparser is better, and slower
+
+
+def test_any_setting_that_varies_in_number_can_be_drawn(tmp_path: Path) -> None:
+    """expert, k, capacity and optim.lr are quantities with the values of the rows that have them; a router's name is none."""
+    sweep(tmp_path / "o", seeds=1, experts=(1, 4))
+    complete(tmp_path / "o", 1.9, "sparsity", expert=8, k=1, optim__lr=0.5, capacity=1.25)
+    complete(tmp_path / "o", 1.9, "sparsity", expert=8, k=2, router="sigmoid")
+    content = content_of(page_of(tmp_path / "o", tmp_path / "page.html"))
+    names = [each["name"] for each in content["quantities"]]
+    assert {"expert", "k", "capacity", "optim.lr"} < {*names}
+    assert "router" not in names
+    by_expert = {
+        row["at"]["expert"]: row["at"] for row in content["rows"] if row["settings"].get("router") != "sigmoid"
+    }
+    assert (None, 2, 1) == tuple(by_expert[expert]["k"] for expert in (1, 4, 8))
+    assert (None, None, 1.25) == tuple(by_expert[expert]["capacity"] for expert in (1, 4, 8))
+    assert 0.5 == by_expert[8]["optim.lr"] != by_expert[4]["optim.lr"]
+    assert {True} == {set(names) == set(row["at"]) for row in content["rows"]}
+
+
+def test_tolerances_of_the_front_are_in_the_page(swept: Path) -> None:
+    """Each quantity has the factor within which its values count as equal, the same as in the table's front."""
+    content = content_of((swept / "page.html").read_text())
+    assert {each["name"]: tolerance(each["name"]) for each in content["quantities"]} == {
+        each["name"]: each["same"] for each in content["quantities"]
+    }
+    assert {1.0, 1.02, 1.10} == {each["same"] for each in content["quantities"]}
+    # FLOPs within 1 % are equal, so of the front by FLOPs only the lowest loss is left.
+    assert [True, False, False, False] == [row["front_by_flops"] for row in content["rows"]]
 
 
 def test_the_heading_is_not_said_twice(swept: Path) -> None:

@@ -58,13 +58,29 @@ def grid(
     fine: Sequence[float] = (1,),
     seeds: int = 1,
     noise: float = 0.0,
+    seed_effect: float = 0.0,
     draw: int = 0,
 ) -> Points:
-    """Every combination; dense models have four tenths of their parameters outside the experts."""
-    n, e, d, g, _ = (axis.ravel() for axis in np.meshgrid(sizes, experts, tokens, fine, range(seeds), indexing="ij"))
+    """Every combination; dense models have four tenths of their parameters outside the experts.
+
+    `noise` and `seed_effect` are standard deviations of log loss: of each run, and of the shift that all runs of a seed share.
+    """
+    n, e, d, g, seed = (axis.ravel() for axis in np.meshgrid(sizes, experts, tokens, fine, range(seeds), indexing="ij"))
     size = len(n)
     clusters, ones = np.repeat(np.arange(size // seeds), seeds), np.ones(size)
     points = Points(
-        n * (0.4 + 0.6 * e), n * ones, e * ones, 1 / e, g * ones, d * ones, 6 * n * d, ones, clusters, 1e4 / e**0.1
+        n * (0.4 + 0.6 * e),
+        n * ones,
+        e * ones,
+        1 / e,
+        g * ones,
+        d * ones,
+        6 * n * d,
+        ones,
+        clusters,
+        1e4 / e**0.1,
+        seed,
     )
-    return replace(points, loss=loss(points) * np.exp(np.random.default_rng(draw).normal(0, noise, size)))
+    rng = np.random.default_rng(draw)
+    own, shared = rng.normal(0, noise, size), rng.normal(0, seed_effect, seeds)
+    return replace(points, loss=loss(points) * np.exp(own + shared[seed]))

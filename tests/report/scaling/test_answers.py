@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from moe_cli.errors import ConfigError
 from moe_cli.report.frame import load_runs
 from moe_cli.report.scaling.answers import dense_equivalents, iso_flop, make_iso_flop, predict, validate
 from moe_cli.report.scaling.fit import Fit, Unsupported, fit_law
 from moe_cli.report.scaling.laws import LAWS, Centre
+from moe_cli.report.scaling.lines import study_lines
 from moe_cli.report.scaling.points import Points, granularity, make_points
+from moe_cli.report.scaling.study import Study
 from moe_cli.store import FAILED
 from tests.report.folders import complete, stopped
-from tests.report.scaling.planted import JOINT, KRAJEWSKI, grid, joint, krajewski
+from tests.report.scaling.planted import CLARK, JOINT, KRAJEWSKI, clark, grid, joint, krajewski
 
 
 def law_of_sizes(points: Points, *, a: float, delta: float, alpha: float, c: float) -> Fit:
@@ -62,6 +65,71 @@ def test_predictions_are_the_planted_losses() -> None:
     assert prediction.high / prediction.low > math.exp(2 * 1.9 * found.scale)
     assert 8.0 == pytest.approx(prediction.beyond)
     assert 1.0 == predict(found, found.points.take(np.array([7])), ["old"])[0].beyond
+
+
+def shifted(shifts: tuple[float, ...], noise: float = 1e-4) -> Points:
+    """Runs of Clark's law, of which each seed shifts all log losses by its own amount."""
+    points = grid(lambda at: clark(at, **CLARK), tokens=(4e6,), seeds=len(shifts), noise=noise)
+    return replace(points, loss=points.loss * np.exp(np.array(shifts)[points.seed]))
+
+
+def log_width(low: float, high: float) -> float:
+    return math.log(high / low) / 2
+
+
+def test_a_new_seed_is_part_of_a_prediction() -> None:
+    """Seeds that shift all runs by -1, 0 and 1 %: half the interval is t(2) x 1 % x sqrt(1 + 1/3), the noise being nothing beside it."""
+    new = grid(lambda at: clark(at, **CLARK), tokens=(4e6,), sizes=(6e6,), experts=(4,))
+    found = fit_law(shifted((-0.01, 0.0, 0.01)), "clark", 100)
+    [prediction] = predict(found, new, ["new"])
+    assert 0.01 == pytest.approx(found.seeds.deviation, rel=0.02)
+    expected = stats.t.ppf(0.975, 2) * 0.01 * math.sqrt(4 / 3)
+    assert expected == pytest.approx(log_width(prediction.low, prediction.high), rel=0.15)
+    level = next(each for each in found.constants if each.name == "d")
+    expected = stats.t.ppf(0.975, 2) * 0.01 / math.sqrt(3) / math.log(10)
+    assert expected == pytest.approx((level.high - level.low) / 2, rel=0.35)
+
+
+def test_one_seed_tells_nothing_of_others() -> None:
+    """The shift of a single seed is in no interval, and the lines say so; of several seeds they give the deviation."""
+    one, three = (fit_law(shifted(shifts), "clark", 20) for shifts in ((0.01,), (-0.01, 0.0, 0.01)))
+    new = grid(lambda at: clark(at, **CLARK), tokens=(4e6,), sizes=(6e6,), experts=(4,))
+    assert log_width(*(getattr(predict(one, new, [""])[0], end) for end in ("low", "high"))) < 0.001
+    assert (None, np.zeros(20).tolist()) == (one.seeds.deviation, one.level_shifts.tolist())
+    texts = [
+        " ".join(line.plain for line in study_lines(Study(found, 0, (), (), (), None), "t", 400))
+        for found in (one, three)
+    ]
+    assert "One seed was run. How far another seed shifts all losses together is not known" in texts[0]
+    assert "A seed shifts all losses together by 1.0 % (standard deviation over 3 seeds)" in texts[1]
+
+
+def test_what_compares_configurations_leaves_the_seeds_out() -> None:
+    """The seeds held out are those of the fit, and a dense equivalent compares losses of equal seeds: neither widens by their shift."""
+    still, moved = shifted((0.0, 0.0, 0.0)), shifted((-0.01, 0.0, 0.01))
+    [before, after] = (validate(points, [""] * len(points), "clark").predictions for points in (still, moved))
+    for one, other in zip(before, after, strict=True):
+        assert log_width(one.low, one.high) == pytest.approx(log_width(other.low, other.high), rel=0.5)
+        assert log_width(other.low, other.high) < 0.002
+    labels = dict.fromkeys(range(99), "")
+    equal = [dense_equivalents(fit_law(points, "clark", 50), labels) for points in (still, moved)]
+    for one, other in zip(*equal, strict=True):
+        assert one.times == pytest.approx(other.times, rel=0.01)
+        assert other.high / other.low < 1.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (2, 0.004), (3, 0.0), (3, 0.004), (3, 0.008), (5, 0.004)])
+def test_predictions_hold_fresh_runs_of_new_seeds(seeds: int, effect: float) -> None:
+    """Over simulated experiments at least 95 % of fresh runs, each of a new seed, lie in their intervals, less 4 standard errors."""
+    draws, inside = 300, 0
+    design: dict[str, Any] = {"tokens": (4e6,), "noise": 0.004, "seed_effect": effect}
+    for draw in range(draws):
+        found = fit_law(grid(lambda at: clark(at, **CLARK), seeds=seeds, draw=draw, **design), "clark", 200)
+        new = grid(lambda at: clark(at, **CLARK), sizes=(6e6,), experts=(4,), draw=10_000 + draw, **design)
+        [prediction] = predict(found, new, [""])
+        inside += prediction.low < new.loss[0] < prediction.high
+    assert inside / draws >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / draws)
 
 
 @pytest.mark.slow
@@ -178,6 +246,9 @@ def test_unlike_data_are_refused(tmp_path: Path) -> None:
         make_points(load_runs(tmp_path))
     with pytest.raises(ConfigError, match="no complete run among 0 to fit a law to"):
         make_points(load_runs(tmp_path).query("expert == 99"))
+    complete(tmp_path, 2.0, expert=4, eval__stride=8)
+    with pytest.raises(ConfigError, match="differ in tokenizer, validation split or evaluation context"):
+        make_points(load_runs(tmp_path).query("expert == 4"))
 
 
 @pytest.mark.parametrize("wrong", [{"val_loss": "low"}, {"val_loss": -1.0}, {"tokens": 0}, {"params": None}])

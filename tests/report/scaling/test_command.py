@@ -24,7 +24,7 @@ def planted(outputs: Path, experts: tuple[int, ...] = EXPERTS, widths: tuple[int
             for expert in experts:
                 active, tokens = 60.0 * width**2, steps * 2048.0
                 at = Points(*(np.array([value]) for value in (active * expert, active, float(expert), 1 / expert, 1.0, tokens,
-                                                              6 * active * tokens, math.nan, 0, 1e4)))  # fmt: skip
+                                                              6 * active * tokens, math.nan, 0, 1e4, 0)))  # fmt: skip
                 loss = float(joint(at, **JOINT)[0] * math.exp(draw.normal(0, 0.002)))
                 results = {
                     "active_params": int(active), "params": int(active * expert), "val_loss": loss,

@@ -45,3 +45,13 @@ def test_saturation_has_its_limits() -> None:
     assert 2.0 == pytest.approx(saturated(1.0, 2.0, 50.0))
     assert 50.0 == pytest.approx(saturated(1e12, 2.0, 50.0))
     assert [1.0, 7.0, 64.0] == pytest.approx(saturated(np.array([1.0, 7.0, 64.0]), 1.0, np.inf))
+
+
+@pytest.mark.parametrize("law", VARIANTS, ids=lambda law: f"{law.name}-{len(law.names)}")
+def test_level_moves_log_loss_alone(law: Law) -> None:
+    """A shift of log loss that all configurations share is the same shift of the numbers that `level` names."""
+    points = grid(lambda at: at.active**-0.1)
+    theta = np.random.default_rng(0).uniform(law.low, law.high)
+    centre, level = make_centre(points), np.isin(law.names, law.level)
+    before, after = (law.log_loss((theta + x * level)[None], points, centre) for x in (0.0, 0.3))
+    assert before + 0.3 == pytest.approx(after, abs=1e-9)

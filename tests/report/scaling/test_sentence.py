@@ -36,7 +36,7 @@ def test_the_dense_equal_of_what_is_recommended(tmp_path: Path) -> None:
     assert 8 == found.settings["expert"]
     assert found.scaling is not None
     assert found.scaling.startswith("By the scaling law clark (12 configurations, ")
-    words = found.scaling.split("dense model of ")[1].replace("x the training FLOPs (", " ").rstrip(").").split(" to ")
+    words = found.scaling.split("dense model of ")[1].replace("x the model FLOPs (", " ").rstrip(").").split(" to ")
     times, low = map(float, words[0].split())
     assert abs(times / 8 - 1) < 0.05
     assert low <= times <= float(words[1])

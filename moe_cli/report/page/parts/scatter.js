@@ -1,13 +1,25 @@
-// Loss against sparsity, against FLOPs, against anything: points with intervals, and what nothing beats in both.
-const LESS_IS_BETTER = -1, NEARLY_EQUAL = 1.05;
+// Loss against sparsity, against FLOPs, against anything: points with intervals, and the Pareto front.
+const NEARLY_EQUAL = 1.05;
 
 function quantity(name) { return page.quantities.find(each => each.name === name); }
 
-// The rows of which no other of the same data and budget has both as little or less of x and of the loss, and less of one.
-function front_of(points, better) {
-  if (!better) return [];
-  return points.filter(p => !points.some(q => q.row.league === p.row.league
-    && (q.x - p.x) * better >= 0 && q.y <= p.y && (q.x !== p.x || q.y !== p.y)));
+// The rule of report/pareto.py for two quantities that have a better side; their tolerances are in the page's data.
+function beats(one, other, pair) {
+  const cost = (value, each) => each.better > 0 ? (value > 0 ? 1 / value : Infinity) : value;
+  const sides = pair.map((each, index) => ({ a: cost(one[index], each), b: cost(other[index], each), same: each.same }));
+  const exact = sides.filter(each => each.same === 1), close = sides.filter(each => each.same > 1);
+  const asGood = sides.every(each => each.a <= each.b * each.same);
+  if (asGood && exact.some(each => each.a < each.b)) return true;
+  return exact.every(each => each.a === each.b) && close.every(each => each.a <= each.b) && close.some(each => each.a * each.same < each.b);
+}
+
+// The rows that no other row of the same data and budget beats in both. All rows of the page count, also those not drawn.
+function front_of(along, up) {
+  if (up.name === page.score && along.name === "flops_per_token") return page.rows.filter(row => row.front_by_flops);
+  if (!along.better || !up.better) return page.rows.filter(row => row.front);
+  const at = row => [row.at[along.name], row.at[up.name]];
+  const rows = page.rows.filter(row => at(row).every(isNumber));
+  return rows.filter(row => !rows.some(other => other.league === row.league && beats(at(other), at(row), [along, up])));
 }
 
 // Costs that lie within a few per cent of each other are as good as equal: the axis goes beyond them, so that they stand close.
@@ -24,12 +36,12 @@ function scatter(host, nameX, nameY, label) {
   const ends = points.flatMap(each => [each.y - (each.half || 0), each.y + (each.half || 0)]);
   const { root, x, y, width } = axes(host, { xs: along.log ? with_room(points.map(each => each.x)) : points.map(each => each.x), ys: ends, logX: along.log, logY: false, height: 340, x: along.heading, y: up.heading,
     label: `${label}: ${points.length} configurations. Arrow keys move between them.` });
-  const front = front_of(points, along.better).sort((a, b) => a.x - b.x || b.y - a.y);
+  const marked = new Set(front_of(along, up).map(row => row.index));
+  const front = along.better && up.better ? points.filter(each => marked.has(each.row.index)).sort((a, b) => a.x - b.x || b.y - a.y) : [];
   for (const league of new Set(front.map(each => each.row.league))) {
     const steps = front.filter(each => each.row.league === league);
     if (steps.length > 1) root.append(draw("path", { class: "front", d: path(steps.map(each => [x(each.x), y(each.y)])) }));
   }
-  const marked = along.better ? new Set(front.map(each => each.row.index)) : new Set(points.filter(each => each.row.front).map(each => each.row.index));
   for (const each of points) {
     const at = [x(each.x), y(each.y)], group = draw("g", { class: look(each.row.index), "data-row": each.row.index });
     if (isNumber(each.half) && each.half > 0) {
@@ -73,6 +85,12 @@ function scatter(host, nameX, nameY, label) {
   });
 }
 
+// "2 %: training FLOP per token; 10 %: tokens per second"
+function tolerances() {
+  const factors = [...new Set(page.quantities.map(each => each.same))].filter(same => same > 1).sort();
+  return factors.map(same => `${Math.round(100 * (same - 1))} %: ${page.quantities.filter(each => each.same === same).map(each => each.heading).join(", ")}`).join("; ");
+}
+
 function scatter_section() {
   if (!page.score || !page.rows.some(row => isNumber(row.at[page.score]))) return null;
   const first = el("div", { class: "chart", id: "by-sparsity" }), second = el("div", { class: "chart", id: "by-flops" }), third = el("div", { class: "chart", id: "by-any" });
@@ -91,5 +109,5 @@ function scatter_section() {
   return section("tradeoffs", "What it costs", names, el("div", { class: "pair" },
     el("div", {}, el("h3", {}, "Loss against sparsity"), first), el("div", {}, el("h3", {}, "Loss against FLOPs"), second)),
     el("h3", {}, "Any against any"), el("div", { class: "controls" }, labelled("across", across), labelled("up", up)), third,
-    el("p", { class: "note" }, "Bars are 95 % intervals over seeds. A ring marks the Pareto front (dashed): what nothing of the same data and budget beats in both. Sparsity is no cost: there the ring is that of the table, what nothing beats in loss, FLOPs, speed and memory at once."));
+    el("p", { class: "note" }, `Bars are 95 % intervals over seeds. A ring marks the Pareto front (dashed): no other configuration of the same data and budget beats it in both quantities. Where a quantity has no better side, such as sparsity, the ring is that of the table: loss, FLOPs, speed and memory. Differences within a tolerance count as equal (${tolerances()}).`));
 }

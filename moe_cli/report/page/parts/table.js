@@ -57,7 +57,7 @@ function cell(column, text) {
 }
 
 function mark(row) {
-  const marks = [row.best ? "best" : null, row.front ? "Pareto" : null].filter(Boolean);
+  const marks = [row.mark || null, row.front ? "Pareto" : null].filter(Boolean);
   return el("td", { class: "left mark" }, marks.join(", "));
 }
 

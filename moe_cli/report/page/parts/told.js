@@ -1,7 +1,9 @@
 // Sections that were written beforehand: lines, a table, a chart of points and lines.
 function told_section(given) {
   const parts = [], lines = given.lines.map(line => line.replaceAll(" +- ", " ± "));
-  if (!given.aligned) parts.push(...lines.map((line, index) => el("p", { class: given.id === "answer" ? (index ? "answer" : "answer lead") : null }, line)));
+  if (!given.aligned) parts.push(...lines.map((line, index) => line.startsWith("moe ")
+    ? el("pre", { class: "command", tabindex: 0, role: "region", "aria-label": "command" }, line)
+    : el("p", { class: given.id === "answer" ? (index ? "answer" : "answer lead") : null }, line)));
   if (given.chart) {
     const host = el("div", { class: "chart", id: `${given.id}-chart` }), names = el("div", { class: "legend", role: "group", "aria-label": "Drawn lines" });
     const hidden = new Set();

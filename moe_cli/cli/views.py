@@ -1,0 +1,100 @@
+"""Views of a sweep and of a search in a terminal: what is printed before they start, while runs are at work and at the end."""
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from moe_cli.cli import search
+from moe_cli.cli.board import SweepDisplay, reason_of
+from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
+from moe_cli.glance import glance
+from moe_cli.store import COMPLETED, FAILED, PRUNED
+from moe_cli.sweeps.driver import Listed, Observer, to_do
+from moe_cli.sweeps.pools import at_once
+from moe_cli.sweeps.run_sweep import PreparedSearch, PreparedSweep, View
+
+if TYPE_CHECKING:
+    from moe_cli.sweeps.search import SearchFeed
+
+STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
+
+
+class TerminalView(View):
+    """Attributes:
+    complete: whether the sweep ended with all that was asked for.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.complete = False
+
+    def stop(self) -> None:
+        self.console.print(STOPPING)
+
+
+class SweepView(TerminalView):
+    """The board of a sweep, and a line for each run that ends."""
+
+    def preview(self, prepared: Any) -> None:
+        """Every point with its cost, for --dry-run."""
+        ahead = describe(prepared)
+        print_head(self.console, ahead)
+        print_points(self.console, ahead)
+
+    def begin(self, prepared: PreparedSweep, feed: Listed, pool: Any) -> None:
+        # How many runs a Ray cluster has room for is known once it is connected.
+        connected = pool is not None and prepared.execution.executor.name == "ray"
+        print_head(self.console, describe(prepared, pool.workers if connected else None))
+
+    def watch(self, prepared: PreparedSweep, feed: Listed) -> AbstractContextManager[Observer]:
+        todo = to_do(prepared.runs, prepared.execution.retry_failed)
+        return SweepDisplay(self.console, prepared.plan, list(prepared.runs), todo)
+
+    def end(self, prepared: PreparedSweep, feed: Listed) -> None:
+        def say(text: str) -> None:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+        runs, name = prepared.runs, escape(prepared.plan.name)
+        states = [run.status()["status"] for run in runs]
+        done, failed, pruned = (states.count(status) for status in (COMPLETED, FAILED, PRUNED))
+        also = f", {pruned} pruned" if pruned else ""
+        say(f"{done} of {len(runs)} runs complete{also}. See: moe report {name}")
+        if failed:
+            first = runs[states.index(FAILED)]
+            say(f"[red]{failed} failed[/], the first because: {escape(reason_of(glance(first)))}")
+            say(f"See: moe runs ls {name} --status failed   Run them again with --retry-failed.")
+        if left := len(runs) - done - failed - pruned:
+            say(f"{left} not done; the same command continues.")
+        self.complete = not failed and not left
+
+
+class SearchView(TerminalView):
+    """The trials of a search, and a line for each run that ends."""
+
+    def preview(self, prepared: Any) -> None:
+        """What would be searched, for --dry-run."""
+        jobs = at_once(prepared.execution.executor, prepared.execution.jobs, prepared.plans)
+        self._head(prepared, min(jobs, prepared.most) if jobs else None)
+
+    def begin(self, prepared: PreparedSearch, feed: "SearchFeed", pool: Any) -> None:
+        self._head(prepared, feed.at_a_time())
+
+    def _head(self, prepared: PreparedSearch, jobs: int | None) -> None:
+        search.print_head(self.console, prepared.plan, prepared.preview, prepared.outputs, jobs)
+
+    def watch(self, prepared: PreparedSearch, feed: "SearchFeed") -> AbstractContextManager[Observer]:
+        return search.SearchDisplay(self.console, feed)
+
+    def end(self, prepared: PreparedSearch, feed: "SearchFeed") -> None:
+        self.complete = search.print_end(self.console, feed)
+
+
+def describe(prepared: PreparedSweep, workers: int | None = None) -> Ahead:
+    """The sweep before it starts, with `workers` runs at a time where that is known."""
+    execution = prepared.execution
+    return Ahead(
+        prepared.plan, prepared.plans, statuses(prepared.runs, prepared.outdated), workers or execution.jobs,
+        execution.retry_failed, execution.executor, len(prepared.outdated),
+    )  # fmt: skip

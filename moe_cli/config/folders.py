@@ -1,0 +1,86 @@
+"""Which folders the settings come from: conf/ of the program, and before it one of the user's own."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moe_cli.config.parse import names_of_variants
+from moe_cli.config.schema import RunConfig, TrainConfig
+from moe_cli.errors import ConfigError
+
+GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "experiment")
+# What --config-dir is given to leave ./conf out.
+NO_FOLDER = Path("none")
+_HOW_TO_USE = "To use it: --config-dir conf"
+
+
+@dataclass(frozen=True)
+class UserConf:
+    """The user's own folder of conf/ files.
+
+    Attributes:
+        folder: None: there is none, or it is not used.
+        asked: whether --config-dir named it; else it is ./conf.
+        note: why ./conf is not used.
+    """
+
+    folder: Path | None = None
+    asked: bool = False
+    note: str | None = None
+
+
+def packaged_conf() -> Path:
+    """The conf/ folder that came with the program: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"the program's own conf/ folder is missing beside {package}. Install it again.")
+
+
+def find_user_conf(config_dir: Path | None) -> UserConf:
+    """`config_dir`; without one ./conf, if it holds groups of this program and files that fit them.
+
+    Raises:
+        ConfigError: `config_dir` is not a folder.
+    """
+    if config_dir == NO_FOLDER:
+        return UserConf()
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"--config-dir {config_dir} is not a folder.")
+        return UserConf(config_dir.resolve(), asked=True)
+    here = Path.cwd() / "conf"
+    if here.resolve() == packaged_conf() or not any(
+        (here / group).is_dir() for group in (*GROUPS, "sweep", "executor")
+    ):
+        return UserConf()
+    if (here / "config.yaml").exists():
+        return UserConf(
+            note=f"./conf is not used: it has a config.yaml, as folders of other programs have. {_HOW_TO_USE}"
+        )
+    if foreign := _foreign_file(here):
+        return UserConf(note=f"./conf is not used: {foreign} is no file of this program. {_HOW_TO_USE}")
+    return UserConf(here)
+
+
+def _foreign_file(folder: Path) -> str | None:
+    """A file in one of the groups that is not a choice of that group."""
+    settings = {field.name for field in dataclasses.fields(TrainConfig)} | {"defaults"}
+    for group in GROUPS[:-1]:
+        names = names_of_variants(RunConfig, group)
+        for file in sorted((folder / group).rglob("*.yaml")):
+            try:
+                content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, OSError, UnicodeError):
+                continue  # composing it says what is wrong
+            known = isinstance(content, Mapping) and (
+                set(content) <= settings if group == "train" else "defaults" in content or content.get("name") in names
+            )
+            if not known:
+                return f"{group}/{file.relative_to(folder / group).as_posix()}"
+    return None

@@ -1,0 +1,145 @@
+"""What feed-forward layers cost, dense or with experts: the formulas that `match=` and `moe_cli.models.cost` share.
+
+A multiply-add counts as 2 FLOPs. T tokens of a forward pass, L of an example, E experts, N null experts, K chosen per token,
+C capacity, S slots, D width.
+"""
+
+import math
+from collections import Counter
+
+from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, gate_flops, gate_params, null_experts
+from moe_cli.config.schema import MuonConfig, RunConfig
+from moe_cli.config.tasks import SpanCorruption
+
+NEWTON_SCHULZ_STEPS = 5
+# Model FLOPs of training over those of a forward pass: each product's gradient is two products of its size.
+TRAINING_PASSES = 3
+
+
+def read_lengths(config: RunConfig) -> tuple[int, ...]:
+    """Positions that each stack of layers reads of an example of L tokens."""
+    length = config.model.context_length
+    return config.task.lengths(length) if isinstance(config.task, SpanCorruption) else (length,)
+
+
+def read_share(config: RunConfig) -> float:
+    """Of an example's tokens, how many a layer reads, on average over layers: there are equally many in each stack."""
+    lengths = read_lengths(config)
+    return sum(lengths) / len(lengths) / config.model.context_length
+
+
+def chosen_experts(config: RunConfig) -> float:
+    """Experts that a token chooses, null experts apart, on average at even load: K E / (E + N)."""
+    return (config.k or 1) * config.expert / (config.expert + null_experts(config.router))
+
+
+def assignments_per_token(config: RunConfig) -> float:
+    """Rows that the experts are asked to compute, per token that a layer reads, at even load.
+
+    `chosen_experts`; E C / T with expert_choice, where C is at most T; E S / L with soft, whose experts compute S slots
+    of every example.
+    """
+    if isinstance(config.router, SoftConfig):
+        return config.expert * config.router.slots / config.model.context_length
+    if isinstance(config.router, ExpertChoiceConfig):
+        return _room_per_token(config, config.capacity or 1.0, limited=True)
+    return chosen_experts(config)
+
+
+def places_per_token(config: RunConfig) -> float:
+    """E C / T: rows that a back end with C rows for every expert computes; `assignments_per_token` where there is no capacity."""
+    if config.capacity is None or isinstance(config.router, ExpertChoiceConfig | SoftConfig):
+        return assignments_per_token(config)
+    return _room_per_token(config, config.capacity)
+
+
+def computed_per_token(config: RunConfig) -> float:
+    """Rows that the experts compute in training: what is asked of them, and no more than they have places for."""
+    return min(assignments_per_token(config), places_per_token(config))
+
+
+def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> float:
+    """E C / T, on average over stacks; `limited`: C is at most T."""
+    room = tokens = 0
+    for length in read_lengths(config):
+        in_pass = config.train.batch_size * length
+        # As `moe_cli.moe.routing.expert_capacity`, which lives above torch.
+        capacity = max(1, math.ceil(round(factor * in_pass * (config.k or 1) / config.expert, 9)))
+        room += config.expert * (min(capacity, in_pass) if limited else capacity)
+        tokens += in_pass
+    return room / tokens
+
+
+def expert_params(config: RunConfig, width: int) -> int:
+    """Numbers in one feed-forward network of this hidden width."""
+    return config.model.matrices_per_expert * config.model.d_model * width
+
+
+def sparse_params(config: RunConfig, d_expert: int, experts: float) -> float:
+    """Numbers in a sparse layer with this number of routed experts: they, the shared experts and the gates."""
+    model = config.model
+    gate = model.num_tasks * gate_params(config.router, model.d_model, config.expert) + model.shared_gate_params
+    return gate + (experts + model.shared_experts) * expert_params(config, d_expert)
+
+
+def sparse_forward_flops(config: RunConfig, d_expert: int) -> float:
+    """FLOPs of a sparse layer in a forward pass of training, per token that it reads, at even load."""
+    model = config.model
+    rows = expert_shapes(config, d_expert)[0][0]
+    gate = gate_flops(config.router, model.d_model, config.expert, rows) + 2 * model.shared_gate_params
+    return gate + 2 * (computed_per_token(config) + model.shared_experts) * expert_params(config, d_expert)
+
+
+def expert_shapes(config: RunConfig, width: int) -> list[tuple[int, int]]:
+    """Rows and columns of the matrices of one feed-forward network of this hidden width."""
+    rows = 2 * width if config.model.expert_kind == "glu" else width
+    return [(rows, config.model.d_model), (config.model.d_model, width)]
+
+
+def dense_matrices(config: RunConfig) -> Counter[tuple[int, int]]:
+    """How many matrices of each shape Muon orthogonalises in a dense layer."""
+    return Counter(expert_shapes(config, config.model.d_ff))
+
+
+def sparse_matrices(config: RunConfig, d_expert: int, experts: int) -> Counter[tuple[int, int]]:
+    """How many matrices of each shape Muon orthogonalises in a layer with this number of routed experts."""
+    matrices = Counter(expert_shapes(config, d_expert) * experts)
+    if config.model.shared_experts:
+        matrices.update(expert_shapes(config, config.model.shared_experts * d_expert))
+    return matrices
+
+
+def updated_experts(config: RunConfig) -> int:
+    """Experts of a layer that an optimizer step changes: all; with optim.sparse_experts those asked, at even load."""
+    if not config.optim.sparse_experts:
+        return config.expert
+    asked = config.tokens_per_step * read_share(config) * assignments_per_token(config)
+    return min(config.expert, math.ceil(asked))
+
+
+def optimizer_flops(config: RunConfig, matrices: Counter[tuple[int, int]]) -> int:
+    """FLOPs of a step's matrix products: Muon's Newton-Schulz iterations; AdamW and SGD have none."""
+    if not isinstance(config.optim, MuonConfig):
+        return 0
+    return sum(number * newton_schulz_flops(*shape) for shape, number in matrices.items())
+
+
+def newton_schulz_flops(rows: int, columns: int) -> int:
+    """Of one matrix: X X^T, its square, and the product of their sum with X, on the side that makes them small."""
+    small, large = sorted((rows, columns))
+    return NEWTON_SCHULZ_STEPS * (4 * small * small * large + 2 * small**3)
+
+
+def dense_step_flops(config: RunConfig, with_optimizer: bool) -> float:
+    """Training FLOPs of a dense layer in a step, those of the model and, if asked for, of the optimizer."""
+    tokens = config.tokens_per_step * read_share(config)
+    optimizer = optimizer_flops(config, dense_matrices(config)) if with_optimizer else 0
+    return TRAINING_PASSES * 2 * expert_params(config, config.model.d_ff) * tokens + optimizer
+
+
+def sparse_step_flops(config: RunConfig, d_expert: int, with_optimizer: bool) -> float:
+    """The same of a sparse layer."""
+    tokens = config.tokens_per_step * read_share(config)
+    matrices = sparse_matrices(config, d_expert, updated_experts(config))
+    optimizer = optimizer_flops(config, matrices) if with_optimizer else 0
+    return TRAINING_PASSES * sparse_forward_flops(config, d_expert) * tokens + optimizer

@@ -1,0 +1,86 @@
+"""The width of an expert at which a layer with experts equals a dense one: `match=`."""
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+from moe_cli.config.layer_costs import (
+    chosen_experts,
+    dense_step_flops,
+    expert_params,
+    sparse_params,
+    sparse_step_flops,
+)
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
+
+# How far a matched width may miss: below the first it is rounded, above the second there is none.
+ROUNDING, TOLERANCE = 0.01, 0.05
+QUANTITIES = {
+    "active": "active parameters",
+    "total": "total parameters",
+    "flops": "training FLOPs",
+    "model_flops": "model FLOPs",
+}
+
+
+def matched_d_expert(config: RunConfig) -> int:
+    """The width of an expert at which a layer with experts equals the dense network of width d_ff in what `match` names.
+
+    As `moe_cli.config.layer_costs` counts a layer of E experts, S shared ones and the gates:
+
+    - active: the parameters that a token meets, gate + (K + S) experts; with null experts, K less what they take.
+    - total: the parameters that there are, gate + (E + S) experts.
+    - flops: FLOPs of an optimizer step, of model and optimizer; they depend on optim and on tokens per step.
+    - model_flops: of these, the model's.
+
+    Rounded to the largest of 16, 8, 4 and 2 whose nearest multiple moves the sum by less than 1 %: such widths are faster.
+    Else to the nearest whole width, which must be within 5 %, but for active.
+
+    Raises:
+        ConfigError: there is no such width.
+    """
+    target, amount = _dense_amount(config), _sparse_amount(config)
+    d_ff, quantity = config.model.d_ff, QUANTITIES[config.match]
+    who, lower, s = f"expert={config.expert} k={config.k or 1}", "k", ""
+    if config.match == "total":
+        who, lower, s = f"expert={config.expert}", "expert", "s"
+    advice = f"Raise model.d_ff, lower {lower}, or use match=none."
+    if amount(1) > target:
+        raise ConfigError(f"{who} leave{s} no width for an expert at equal {quantity} (model.d_ff={d_ff}). {advice}")
+    width = _nearest_width(target, amount)
+    missed = abs(amount(width) - target) / target
+    if config.match != "active" and missed > TOLERANCE:
+        raise ConfigError(
+            f"{who}: no whole width of an expert brings equal {quantity}: {width} misses those of "
+            f"model.d_ff={d_ff} by {missed:.0%}. {advice}"
+        )
+    return width
+
+
+def _nearest_width(target: float, amount: Callable[[int], float]) -> int:
+    """The width whose amount, which rises with it, is nearest to the target, rounded where that costs little."""
+    wide = 2
+    while amount(wide) <= target:
+        wide *= 2
+    below = bisect_right(range(1, wide), target, key=amount)
+    for multiple in (16, 8, 4, 2, 1):
+        low = below // multiple * multiple
+        width = min(low, low + multiple, key=lambda each: abs(amount(each) - target))
+        if multiple == 1 or (width and abs(amount(width) - target) < ROUNDING * target):
+            break
+    return width
+
+
+def _dense_amount(config: RunConfig) -> float:
+    """What a dense layer has of the quantity that `match` names."""
+    if config.match in ("flops", "model_flops"):
+        return dense_step_flops(config, with_optimizer=config.match == "flops")
+    return expert_params(config, config.model.d_ff)
+
+
+def _sparse_amount(config: RunConfig) -> Callable[[int], float]:
+    """What a layer with experts of a width has of it; rises with the width."""
+    if config.match in ("flops", "model_flops"):
+        return lambda width: sparse_step_flops(config, width, with_optimizer=config.match == "flops")
+    experts = config.expert if config.match == "total" else chosen_experts(config)
+    return lambda width: sparse_params(config, width, experts)

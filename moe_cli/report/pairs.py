@@ -1,0 +1,52 @@
+"""Verdicts without a baseline: every configuration against the one of the lowest loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from moe_cli.report.stats import Estimate, paired_difference
+from moe_cli.report.verdicts import BETTER, CANNOT_TELL, ERROR_RATE, WORSE, Paired, holm, more_seeds, paired
+
+# All pairs of more configurations are not compared.
+MAX_CONFIGURATIONS = 100
+
+Scores = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One configuration against another: relative difference with its interval, what it is based on, and what it shows."""
+
+    estimate: Estimate
+    sample: Paired
+    verdict: str
+    more_seeds: int | None
+
+
+def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Difference | None]], int]:
+    """Compares the members of each group, the lowest first, with the first one, by the scores of their seeds.
+
+    The first was chosen because it is the lowest, so the comparisons with it are not the only ones that were made: Holm's
+    procedure is applied to all pairs within the groups. The probability of one false verdict among all pairs is then at
+    most 5 %, and so is that among the pairs with whichever member is the lowest.
+
+    Returns:
+        A difference for each member (None for the first, and where no seed is shared), and the number of pairs tested.
+    """
+    pairs = {
+        (index, one, other): sample
+        for index, group in enumerate(groups) if len(group) <= MAX_CONFIGURATIONS
+        for one, other in combinations(range(len(group)), 2)
+        if (sample := paired(group[other], group[one])) is not None
+    }  # fmt: skip
+    tested = {place: p for place, sample in pairs.items() if (p := sample.p_value) is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    found: list[list[Difference | None]] = [[None] * len(group) for group in groups]
+    for (index, one, other), sample in pairs.items():
+        estimate = paired_difference(groups[index][other], groups[index][one])
+        if one == 0 and estimate is not None:
+            decided = adjusted.get((index, one, other), 1.0) < ERROR_RATE
+            verdict = (BETTER if sample.mean < 0 else WORSE) if decided else CANNOT_TELL
+            more = None if decided else more_seeds(sample, max(1, len(tested)))
+            found[index][other] = Difference(estimate, sample, verdict, more)
+    return found, len(tested)

@@ -1,0 +1,68 @@
+"""Pareto front: the configurations that no other one beats. The table, the figures, the page and searches use this one.
+
+N points, R respects; in every respect a smaller value is better.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Clock and allocator differ by 10 % between equal runs, and FLOPs are matched to 2 %: within these factors values count
+# as equal. Everything else is compared exactly.
+TOLERANCES = {
+    "flops_per_token": 1.02,
+    "forward_flops_per_token": 1.02,
+    "train_flops": 1.02,
+    "tokens_per_second": 1.10,
+    "seconds": 1.10,
+    "peak_memory_bytes": 1.10,
+}
+
+
+def tolerance(name: str) -> float:
+    """The factor within which two values of a column count as equal; 1: only equal values do."""
+    return TOLERANCES.get(name, 1.0)
+
+
+def as_cost(value: float | None, better: int) -> float | None:
+    """The value where the smaller is better (-1), its inverse where the larger is better (1): seconds per token for speed."""
+    if value is None or better < 0:
+        return value
+    return 1 / value if value > 0 else math.inf
+
+
+def on_front(points: Sequence[Sequence[float | None]], tolerances: Sequence[float]) -> list[bool]:
+    """Whether each point is on the Pareto front: no other point dominates it. The order of the points does not matter.
+
+    A point dominates another if it is at least as good in every exact respect (tolerance 1), better in one of them, and as
+    good within the tolerance in every other respect that is known of both. Of points that are equal in the exact respects,
+    and know the same others, one dominates if it is at least as good in all and better beyond the tolerance in one.
+
+    Chains of values within the tolerance cannot close a cycle: the first rule lowers an exact respect, the second compares
+    exactly. So the front is never empty, and every point is tested against all others.
+
+    Args:
+        points: [N, R]; None: unknown, in a respect with a tolerance only.
+        tolerances: [R], factors of at least 1; above 1 for positive values only.
+    """
+    values = np.array(points, dtype=float).reshape(len(points), len(tolerances))
+    factors = np.array(tolerances, dtype=float)
+    assert not np.isnan(values[:, factors == 1]).any(), "an exact respect has no value"
+    return [not _dominate(values, point, factors).any() for point in values]
+
+
+def _dominate(
+    values: NDArray[np.float64], point: NDArray[np.float64], factors: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Which of the values [N, R] dominate the point [R]. NaN is unknown, and no comparison holds for it."""
+    exact, unknown = factors == 1, np.isnan(values) | np.isnan(point)
+    as_good = (unknown | (values <= point * factors)).all(axis=1)
+    lower = (values[:, exact] < point[exact]).any(axis=1)
+    level = (values[:, exact] == point[exact]).all(axis=1)
+    comparable = (np.isnan(values) == np.isnan(point)).all(axis=1)
+    no_worse = (unknown | (values <= point)).all(axis=1)
+    beyond = (values[:, ~exact] * factors[~exact] < point[~exact]).any(axis=1)
+    result: NDArray[np.bool_] = as_good & lower | level & comparable & no_worse & beyond
+    return result

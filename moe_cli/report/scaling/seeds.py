@@ -1,0 +1,64 @@
+"""The seed effect: how far a seed shifts the log losses of all configurations together.
+
+M runs, S seeds.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_cli.report.scaling.points import Array
+
+
+@dataclass(frozen=True)
+class SeedEffect:
+    """Common shifts u_s of log loss, one a seed, independent and normal.
+
+    Attributes:
+        seeds: [S], in order.
+        shares: [S], of all runs of the fit: their sum over u is what the fit has taken for the level of the loss.
+        shifts: [S], estimates of u around the fit: the mean residual of each seed.
+    """
+
+    seeds: Array
+    shares: Array
+    shifts: Array
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of u, estimated with S - 1 degrees of freedom; None with one seed."""
+        return float(np.std(self.shifts, ddof=1)) if len(self.seeds) > 1 else None
+
+    def without(self, residuals: Array, seed: Array) -> Array:
+        """The residuals [M] of runs with these seeds [M], each less the shift of its seed; unchanged with one seed."""
+        return residuals - self.shifts[np.searchsorted(self.seeds, seed)] if len(self.seeds) > 1 else residuals
+
+    def distance(self, seed: Array) -> float:
+        """Standard deviation, in that of u, between the mean shift of runs with these seeds and that in the fit.
+
+        sqrt(sum of (h_s - w_s)^2) over all seeds, h and w the shares of a seed in the runs and in the fit: 0 for runs with the
+        seeds of a balanced fit, sqrt(1 + 1 / S) for a run of another seed.
+        """
+        every = np.union1d(self.seeds, seed)
+        own = np.array([np.mean(seed == each) for each in every])
+        fitted = np.zeros(len(every))
+        fitted[np.searchsorted(every, self.seeds)] = self.shares
+        return math.sqrt(float(((own - fitted) ** 2).sum()))
+
+    def draw(self, rng: np.random.Generator, size: int, distance: float) -> Array:
+        """Shifts [size] of log loss at this distance from the fit: Student's t with S - 1 degrees of freedom.
+
+        A bootstrap over two or three seeds has too few samples for an interval; the t distribution is exact for a normal u,
+        and allows for how little few seeds tell of their deviation. Zero with one seed.
+        """
+        if self.deviation is None:
+            return np.zeros(size)
+        return self.deviation * distance * rng.standard_t(len(self.seeds) - 1, size)
+
+
+def seed_effect(residuals: Array, seed: Array) -> SeedEffect:
+    """From the residuals of log loss, measured less law [M], and the seeds of the runs [M]."""
+    seeds, places, counts = np.unique(seed, return_inverse=True, return_counts=True)
+    shifts = np.bincount(places, residuals) / counts
+    return SeedEffect(seeds, counts / len(seed), shifts)

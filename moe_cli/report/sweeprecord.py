@@ -1,0 +1,75 @@
+"""sweep.json in the folder of a sweep: its question, its baseline, its commands, and when its verdicts were read.
+
+    name, created   of the folder
+    question        of the named sweep that was run last in this folder
+    baseline        the settings that differences are taken to; null: the dense model
+    commands        a record for each command: time, words, seeds, where, version, and what it declared
+    looks           a record for each time that verdicts were shown on more seeds than before, see looks.py
+
+A command that declares no question and no baseline, such as one typed by hand, leaves those that are there.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from moe_cli.report.searched import exclusive
+from moe_cli.store import read_json, write_json
+
+SWEEP_FILE = "sweep.json"
+DECLARED = ("question", "baseline")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What sweep.json says; empty where there is none or it cannot be read."""
+    return read_json(folder / SWEEP_FILE) or {}
+
+
+def change_record(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Writes what `change` makes of the record, unless it is the same. Of several writers each sees the other's change.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):  # file systems without locks
+            held.enter_context(exclusive(folder / ".sweep.lock"))
+        old = read_record(folder)
+        new = change(old)
+        if new != old:
+            write_json(folder / SWEEP_FILE, new)
+
+
+def entries(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The records in the list `name`; without what is no record."""
+    found = record.get(name)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def record_command(
+    folder: Path,
+    words: Sequence[str],
+    declared: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    where: Sequence[str],
+    version: str | None,
+) -> None:
+    """Adds a command to the record of a sweep; one that is equal to the last is not added again.
+
+    Args:
+        declared: the question and the baseline, where the command declares them. They replace those of the sweep, which
+            stay in the command that declared them.
+    """
+    command = {"words": list(words), "seeds": list(seeds), "where": list(where), "version": version, **declared}
+
+    def change(old: dict[str, Any]) -> dict[str, Any]:
+        commands = entries(old, "commands")
+        known = {"name": folder.name, "created": time.time(), "question": "", "baseline": None, **old}
+        same = commands and {key: value for key, value in commands[-1].items() if key != "time"} == command
+        added = commands if same else [*commands, {"time": time.time(), **command}]
+        return {**known, **declared, "commands": added}
+
+    change_record(folder, change)

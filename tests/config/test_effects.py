@@ -1,0 +1,369 @@
+"""Every setting has an effect, or it is refused, or it is noted and no part of the run's identity.
+
+Each setting of each model, router and kind of data is changed to another legal value. Either the digest stays the same,
+and a note names the setting, or training and evaluation give other results. Settings are read off the composed
+configuration: a new one without a value in OTHER_VALUES fails.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moe_cli.config.load import Composer, load_config
+from moe_cli.config.parse import build
+from moe_cli.config.resolve import Resolved, resolve
+from moe_cli.config.schema import BUDGETS, RunConfig, is_execution
+from moe_cli.errors import ConfigError, MoeError
+from moe_cli.forecast import corpus_of, vocab_of
+from moe_cli.models.cost import training_steps
+from moe_cli.models.registry import make_model
+from moe_cli.store import Onlooker, Run
+from moe_cli.tasks.registry import make_task
+from moe_cli.training.distributed import Parallel
+from moe_cli.training.evaluate import evaluate
+from moe_cli.training.loop import Training
+from moe_cli.training.optim import make_optimizers
+from tests.tiny import words
+
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
+TINY = {"expert": 4, "train.steps": 4, "train.batch_size": 2, "train.threads": 1, "train.device": "cpu"}
+WIDTHS = {"model.num_layers": 2, "model.d_model": 16, "model.d_ff": 64, "model.context_length": 16}
+GPT = {**TINY, **WIDTHS, "model.num_heads": 2, "optim.lr": 0.05, "data": "text", "data.path": "TEXT"}
+BERT = {**GPT, "model": "bert", "optim": "adamw", "task.pseudo_tokens": 0}
+OTHER_DATA = {name: value for name, value in GPT.items() if not name.startswith("data")}
+VIT = {**OTHER_DATA, "model": "vit", "model.context_length": 16, "optim": "adamw", "data": "digits"}
+MMOE = {**TINY, "model": "mmoe", "model.d_model": 16, "model.d_ff": 64, "model.d_tower": 8, "model.factors": 4}
+SMALL_RATINGS = {"data.users": 30, "data.items": 20, "data.clusters": 2, "data.pairs": 400}
+# Model, router, data and optimizer, and the settings that others need to have an effect.
+BASES: dict[str, dict[str, Any]] = {
+    "gpt": GPT,
+    "gpt dense": {**GPT, "expert": 1},
+    "gpt capacity": {**GPT, "capacity": 0.5, "eval.capacity": 0.5},
+    "gpt own widths": {**GPT, "match": "none", "model.d_expert": 12},
+    "gpt own widths, dense layers": {**GPT, "match": "none", "model.d_expert": 12, "model.first_dense": 1},
+    "gpt latent": {**GPT, "model.kv_rank": 8, "model.shared_experts": 1},
+    "gpt learned positions": {**GPT, "model.positions": "learned"},
+    "gpt window": {**GPT, "model.window": 4, "train.grad_accumulation": 2, "balance.scope": "global"},
+    "gpt adamw": {**GPT, "optim": "adamw", "optim.schedule": "cosine"},
+    "gpt sgd": {**GPT, "optim": "sgd", "optim.schedule": "constant"},
+    "gpt no decay": {**GPT, "optim.decay": 0.0},
+    "gpt many experts": {**GPT, "expert": 32, "k": 1, "model.context_length": 8, "train.batch_size": 4},
+    "gpt bpe": {**GPT, "data.tokenizer": "bpe", "data.bpe_vocab": 280},
+    "gpt jsonl": {**GPT, "data.path": "JSONL"},
+    "gpt tokens": {**OTHER_DATA, "data": "tokens", "data.path": "TOKENS", "data.vocab_size": 60,
+                   "data.val_fraction": 0.2},
+    "gpt hub": {**GPT, "data": "hf", "data.path": "JSONL"},
+    "bert": BERT,
+    "lstm": {**TINY, **WIDTHS, "model": "lstm", "data": "text", "data.path": "TEXT"},
+    "t5": {**TINY, **WIDTHS, "model": "t5", "model.num_layers": 4, "model.context_length": 32, "model.distance_buckets": 8,
+           "data": "text", "data.path": "TEXT"},
+    "vit": VIT,
+    "vit folder": {**VIT, "data": "image_folder", "data.path": "IMAGES", "data.image_size": 8},
+    "mmoe": {**MMOE, "data": "ratings", **SMALL_RATINGS},
+    "mmoe movielens": {**MMOE, "data": "movielens", "data.path": "MOVIELENS"},
+    **{name: {**GPT, "router": name} for name in ("sigmoid", "noisy_topk", "sinkhorn", "relu", "hash", "random")},
+    **{f"{name} capacity": {**GPT, "router": name, "capacity": 0.5, "eval.capacity": 0.5}
+       for name in ("noisy_topk", "sinkhorn", "relu", "hash", "random", "switch")},
+    "sinkhorn sharp": {**GPT, "router": "sinkhorn", "router.temperature": 0.02, "model.init_std": 1.0},
+    "switch": {**GPT, "router": "switch"},
+    "sigmoid groups": {**GPT, "router": "sigmoid", "expert": 8, "router.groups": 4},
+    "sigmoid all groups": {**GPT, "router": "sigmoid", "expert": 8, "router.groups": 2, "router.top_groups": 2},
+    "expert_choice": {**BERT, "router": "expert_choice"},
+    "expert_choice capacity": {**BERT, "router": "expert_choice", "capacity": 0.5, "eval.capacity": 0.5},
+    "expert_choice sequence": {**BERT, "router": "expert_choice", "balance.scope": "sequence"},
+    "soft": {**BERT, "router": "soft"},
+    "soft own widths": {**BERT, "router": "soft", "match": "none", "model.d_expert": 12},
+    **{f"balance {name}": {**GPT, "balance": name} for name in ("importance", "loss_free", "quantile", "entropy", "z")},
+    "balance mutual_information": {**GPT, "balance": "mutual_information"},
+    "balance of two": {**GPT, "balance": "switch+z"},
+    "balance load": {**GPT, "router": "noisy_topk", "balance": "load"},
+}  # fmt: skip
+# Other values of settings that are no choice among names; the first that is not the base's own is taken.
+OTHER_VALUES: dict[str, list[Any]] = {
+    "expert": [8], "k": [1, 3], "capacity": [0.5, 0.75], "seed": [1],
+    "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7],
+    "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2],
+    "model.moe_every": [2, 1], "model.first_dense": [1, 0], "model.context_length": [8], "model.vocab_size": [2000],
+    "model.dropout": [0.5], "model.num_heads": [1], "model.num_kv_heads": [1], "model.d_head": [4], "model.window": [3],
+    "model.attention_dropout": [0.5], "model.kv_rank": [6], "model.q_rank": [4], "model.d_rope": [2],
+    "model.rope_base": [10.0], "model.logit_cap": [1.0], "model.init_std": [0.5], "model.patch_size": [4],
+    "model.d_tower": [16], "model.factors": [3], "model.distance_buckets": [12], "model.max_distance": [12],
+    "router.temperature": [4.0], "router.null_experts": [1], "router.jitter": [0.5], "router.scale": [2.0],
+    "router.groups": [2, 4], "router.top_groups": [2, 1], "router.iterations": [1], "router.l1": [1.0],
+    "router.l1_rate": [4.0], "router.slots": [2], "weight": [1.0], "bias_update_rate": [0.1], "balance.iterations": [1],
+    "task.masked": [0.5], "task.as_mask": [0.4], "task.as_random": [0.2], "task.pseudo_tokens": [16],
+    "task.corrupted": [0.4], "task.mean_span": [1.5], "task.sentinels": [50], "task.l2": [0.5], "task.l2_embedding": [0.5],
+    "data.tokenizer": ["chars"], "data.bpe_vocab": [270], "data.val_fraction": [0.3], "data.test_fraction": [0.2],
+    "data.path": ["OTHER"], "data.field": ["body"], "data.val_tokens": [20], "data.vocab_size": [100],
+    "data.subset": ["default"], "data.split": ["train[:50%]"], "data.revision": ["main"],
+    "data.max_bytes": [1500], "data.max_documents": [15], "data.image_size": [16], "data.channels": [1],
+    "data.users": [40], "data.items": [30], "data.clusters": [3], "data.pairs": [300], "data.noise": [1.0],
+    "data.relatedness": [-0.5], "data.seed": [1], "data.fold": [1], "data.test_fold": [2], "data.liked": [3.0],
+    "optim.lr": [0.1], "optim.adam_lr": [0.1], "optim.momentum": [0.3], "optim.weight_decay": [0.5], "optim.beta1": [0.5],
+    "optim.beta2": [0.5], "optim.warmup": [0.4], "optim.decay": [0.9], "optim.final_lr": [0.5], "optim.grad_clip": [0.01],
+    "optim.ema": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [3e7], "train.batch_size": [6],
+    "train.grad_accumulation": [2, 1], "eval.k": [1, 2], "eval.capacity": [0.5, 0.75], "eval.context_length": [8, 4],
+    "eval.stride": [4, 2],
+}  # fmt: skip
+# Why a setting cannot be held to the rule here.
+EXEMPT = {
+    "train.minutes": "a budget of time: how many steps it holds is not fixed",
+    "train.on_nan": "acts on a loss that is not finite",
+    "train.upcycle": "needs a dense run",
+    "train.precision": "auto is decided by the device where a run first starts, and kept from then on",
+    "balance.convention": "says whose the weight is; it is converted, with a note",
+    "balance.switch.convention": "the same",
+    "model.dispatch": "back ends give the same results to rounding",
+    "data.streaming": "how the same texts are read",
+    "data.revision": "of a data set on the hub",
+    "data.subset": "of a data set on the hub",
+}  # fmt: skip
+# Settings that act through others alone: where those come to the same, so does the digest.
+THROUGH = ("match", "model.d_ff", "model.moe_every", "model.first_dense")
+# Settings that act in some steps only, and the base in which they do.
+SOMETIMES = {
+    "optim.sparse_experts": "gpt many experts",  # a step in which an expert gets no token
+    "router.iterations": "sinkhorn sharp",  # a batch for which one iteration is not enough
+}
+GROUP_CHOICES = ("router", "balance", "optim")
+
+
+@dataclass(frozen=True)
+class Change:
+    base: str
+    key: str
+    value: Any
+
+    def values(self) -> dict[str, Any]:
+        """The settings of the base with this one changed; a budget is the only one."""
+        values = dict(BASES[self.base])
+        if self.key in GROUP_CHOICES:
+            values = {name: value for name, value in values.items() if not name.startswith(f"{self.key}.")}
+        budget = self.key.removeprefix("train.")
+        others = [f"train.{name}" for name in BUDGETS if name != budget] if budget in BUDGETS else []
+        return {**values, **dict.fromkeys(others), self.key: self.value}
+
+
+@cache
+def composer() -> Composer:
+    return Composer()
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
+def names_of_choice(hint: Any) -> list[Any]:
+    """The values of a type that lists them; of a bool both; else nothing."""
+    options = get_args(hint) if get_origin(hint) is not Literal and get_args(hint) else (hint,)
+    literals = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
+    return literals or ([True, False] if bool in options else [])
+
+
+def value_of(config: Any, key: str) -> Any:
+    """A setting by its dotted name; None where its group is none."""
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def other_values(key: str, config: RunConfig, resolved: RunConfig) -> list[Any]:
+    """Legal values that the setting does not have, neither as it was given nor as it was derived."""
+    group, _, name = key.rpartition(".")
+    taken = [value_of(config, key), value_of(resolved, key)]
+    if group == "eval":  # null is as in training
+        taken.append(value_of(resolved, name))
+    choices = names_of_choice(get_type_hints(type(value_of(config, group) if group else config))[name])
+    if choices:
+        return [value for value in choices if value not in taken]
+    values = OTHER_VALUES.get(key) or OTHER_VALUES[name]
+    return [value for value in values if value not in taken][:1]
+
+
+def changes_of(base: str) -> list[Change]:
+    """Every setting of a base with the other values it is given, those of execution apart."""
+    tree = composer().tree(BASES[base])
+    config: RunConfig = build(RunConfig, tree)
+    resolved = resolve(config).config
+    found = [
+        Change(base, key, value)
+        for key in leaves(tree)
+        if not key.endswith(".name") and not is_execution(key) and key not in EXEMPT
+        for value in other_values(key, config, resolved)
+    ]
+    for group in GROUP_CHOICES:
+        chosen = (tree[group]["name"], value_of(resolved, f"{group}.name"))
+        found += [Change(base, group, choice) for choice in composer().choices(group) if choice not in chosen]
+    return found
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Small data of each kind, by the name that BASES and OTHER_VALUES have for them."""
+    folder = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    for name, seed in (("TEXT", 0), ("OTHER", 100)):
+        (folder / name).mkdir()
+        for number in range(30):
+            (folder / name / f"{number:02d}.txt").write_text(words(40 + 3 * number, seed + number))
+    rows = [{"text": words(60, number), "body": words(60, 50 + number)} for number in range(30)]
+    (folder / "JSONL.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "TOKENS.bin").write_bytes(struct.pack("<1000H", *draw.integers(50, size=1000)))
+    for label in ("a", "b"):
+        (folder / "IMAGES" / label).mkdir(parents=True)
+        for number in range(10):
+            pixels = draw.integers(256, size=(12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "IMAGES" / label / f"{number}.png")
+    (folder / "MOVIELENS").mkdir()
+    pairs = draw.permutation(200)[:150]
+    lines = [f"{pair // 10 + 1}\t{pair % 10 + 1}\t{draw.integers(1, 6)}\t1\n" for pair in pairs]
+    (folder / "MOVIELENS" / "u.data").write_text("".join(lines))
+    return {
+        name: str(next(folder.glob(f"{name}*"))) for name in ("TEXT", "OTHER", "JSONL", "TOKENS", "IMAGES", "MOVIELENS")
+    }
+
+
+class Results:
+    """What configurations come to: every weight after training, and what evaluations give."""
+
+    def __init__(self, files: dict[str, str], folder: Path) -> None:
+        self.files = files
+        self.folder = folder
+        self.known: dict[str, object] = {}
+
+    def resolve(self, values: dict[str, Any], given: set[str]) -> Resolved:
+        """The configuration, with the paths of the files; only `given` counts as typed."""
+        values = {key: self.files.get(value, value) if key == "data.path" else value for key, value in values.items()}
+        return resolve(build(RunConfig, composer().tree(values)), given=given)
+
+    def of(self, config: RunConfig) -> object:
+        if config.digest not in self.known:
+            self.known[config.digest] = self._train(config)
+        return self.known[config.digest]
+
+    def _train(self, config: RunConfig) -> object:
+        corpus = corpus_of(config, self.folder)
+        task, size = make_task(config, corpus), vocab_of(config, corpus)
+        model = make_model(config, size)
+        training = Training(
+            config, Parallel(config.launch, model), task, make_optimizers(config.optim, model), Onlooker(Run(self.folder)),
+            training_steps(config, size), lambda view: None,
+        )  # fmt: skip
+        torch.manual_seed(config.seed)
+        while training.progress < 1:
+            training.step()
+        with training.averaged():
+            return self._looks(config, training)
+
+    def _looks(self, config: RunConfig, training: Training) -> object:
+        policy = {"top_k": config.eval.k, "precision": config.train.precision}
+        chosen = {**policy, "capacity_factor": config.eval.capacity, "drop": config.eval.drop}
+        looks = [evaluate(training.model, training.task, 8, max_tokens=64, **chosen)]
+        if config.capacity is not None:
+            looks.append(
+                evaluate(training.model, training.task, 8, max_tokens=64, **policy, capacity_factor=config.capacity)
+            )
+        if hardest := training.task.hardest():
+            looks.append(evaluate(training.model, hardest, 8, **chosen))
+        weights = {name: tensor.numpy().tobytes() for name, tensor in training.model.state_dict().items()}
+        losses = [(look.loss, look.num_tokens, sorted(look.measures.items())) for look in looks]
+        return weights, losses, training.task.meta["sha256"], int(training.task.meta["vocab_size"])
+
+
+@pytest.fixture(scope="module")
+def results(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return Results(files, tmp_path_factory.mktemp("outputs"))
+
+
+def fault(change: Change, results: Results) -> str | None:
+    """What is wrong with the effect of a change; None: it has one, or it is refused, or it is noted and not identity."""
+    base = results.resolve(BASES[change.base], set()).config
+    try:
+        changed = results.resolve(change.values(), {change.key})
+    except ConfigError:
+        return None
+    noted = any(change.key in note for note in changed.notes)
+    if changed.config.digest == base.digest:
+        return None if noted or change.key in THROUGH else "changes nothing, and no note says so"
+    expected = results.of(base)
+    try:
+        found = results.of(changed.config)
+    except MoeError:
+        return None
+    if expected == found:
+        return None if SOMETIMES.get(change.key, change.base) != change.base else "changes the digest and nothing else"
+    set_aside = noted and "set aside" in str(changed.notes) and not change.key.startswith("balance")
+    return f"has an effect, and is said to have none: {changed.notes}" if set_aside else None
+
+
+def faults(base: str, results: Results, first: int = 0, step: int = 1) -> dict[str, str]:
+    """What is wrong with the changes of a base, of which every `step`-th is looked at."""
+    if base == "gpt hub":
+        pytest.importorskip("datasets")
+    found = {f"{change.key}={change.value}": fault(change, results) for change in changes_of(base)[first::step]}
+    return {words: wrong for words, wrong in found.items() if wrong}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_settings_have_an_effect_or_are_noted(base: str, results: Results) -> None:
+    """Of each base every sixteenth change, each base from another one on, so that all settings are among them."""
+    assert {} == faults(base, results, list(BASES).index(base) % 16, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", BASES)
+def test_every_setting_has_an_effect_or_is_noted(base: str, results: Results) -> None:
+    """Another value gives other weights or another evaluation; or it is refused; or a note says that it does nothing."""
+    assert {} == faults(base, results)
+
+
+# A default without effect, and the settings that would be silent about it.
+IDLE = [
+    (["model=bert", "router=expert_choice"], "balance", "none"),
+    (["model=bert", "router=soft"], "balance", "none"),
+    (["model=bert", "router=expert_choice", "balance=switch+z"], "balance", "z"),
+]
+
+
+@pytest.mark.parametrize(("words", "group", "expected"), IDLE)
+def test_a_default_without_effect_is_set_aside_silently(words: list[str], group: str, expected: str) -> None:
+    """What conf/ says and the router makes constant is no part of the run; only what was typed is noted."""
+    resolved = load_config(words)
+    assert expected == value_of(resolved.config, f"{group}.name")
+    assert any(word.startswith("balance=") for word in words) == bool(resolved.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["router=sigmoid", "router.groups=2", "router.top_groups=2"], ["router=sigmoid"]),
+        (["eval.k=2"], []),
+        (["capacity=1.0", "eval.capacity=1.0", "eval.drop=position"], ["capacity=1.0", "eval.capacity=1.0"]),
+        (["optim.decay=0"], ["optim.schedule=constant"]),
+        (["router=random", "capacity=1.0", "drop=probability"], ["router=random", "capacity=1.0"]),
+        (["model.moe_every=2", "model.first_dense=1"], ["model.moe_every=2"]),
+        (["model=bert", "router=soft", "k=1"], ["model=bert", "router=soft", "k=4"]),
+    ],
+)
+def test_two_ways_to_say_one_thing_are_one_run(words: list[str], same: list[str]) -> None:
+    """Equal training has an equal digest."""
+    assert load_config(same).config.digest == load_config(words).config.digest
+
+
+def test_the_exceptions_are_settings_that_there_are() -> None:
+    """What is exempt, or acts through others, or in some steps only, occurs in a base."""
+    keys = {key for base in BASES for key in leaves(composer().tree(BASES[base]))}
+    assert set() == {*EXEMPT, *THROUGH, *SOMETIMES} - keys

@@ -1,0 +1,93 @@
+"""Columns by name and by heading: whatever a table shows can be asked for."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_cli import load_runs
+from moe_cli.errors import ConfigError
+from moe_cli.report.columns import curve_column
+from moe_cli.report.tables import csv_text, json_text, table_lines
+from moe_cli.report.view import Question, make_view
+from tests.report.folders import complete, sweep_of_three_seeds
+from tests.report.test_tables import headings, view
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                {"expert": 8, "k": 2},
+                {"expert": 8, "k": 1, "capacity": 1.25},
+                {"expert": 4, "optim__lr": 0.5},
+                {"expert": 4, "balance__weight": 0.1},
+                {"expert": 1},
+                {"expert": 1, "optim__lr": 0.5},
+                {"expert": 8, "model": "bert"},
+                {"expert": 4, "model__d_ff": 64, "model__num_layers": 1, "train__batch_size": 3},
+            ]
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=5, deadline=None)
+def test_every_heading_is_a_name_for_columns(runs: list[dict[str, Any]], seeds: bool, by_run: bool) -> None:
+    """Each heading that a table shows can be given to --columns and --sort, alone and with all others, and means that column."""
+    with TemporaryDirectory() as folder:
+        for words in runs:
+            for seed in range(1 + seeds):
+                run = complete(
+                    Path(folder), 1.7 + seed, seed=seed, results={"capacity_val_loss": 1.2, "val_rmse": 1.0}, **words
+                )
+                records = [json.dumps({"step": step, "val/bpb_estimate": 8 / step}) for step in (1, 2, 4)]
+                (run.path / "metrics.jsonl").write_text("\n".join(records))
+        frame = load_runs(folder)
+        shown = make_view(frame, Question(by_run=by_run))
+        columns = [*shown.columns, *filter(None, [curve_column(shown.rows)])]
+        for column in columns:
+            sort = None if column.name == "curve" else column.heading
+            asked = make_view(frame, Question(columns=(column.heading,), by_run=by_run, sort=sort))
+            assert [(column.name, column.heading)] == [(each.name, each.heading) for each in asked.columns]
+            assert sorted(map(column.write, shown.rows)) == sorted(map(asked.columns[0].write, asked.rows))
+            assert column.name in json.loads(json_text(asked))[0]
+        together = make_view(frame, Question(columns=tuple(column.heading for column in columns), by_run=by_run))
+        assert [column.name for column in columns] == [each.name for each in together.columns]
+
+
+def test_a_heading_of_the_table_is_a_column(tmp_path: Path) -> None:
+    """load is the table's heading of max_violation; a condition, which cannot hold every heading, says which name to write."""
+    sweep_of_three_seeds(tmp_path)
+    assert ["load", "bits/byte", "lr"] == headings(tmp_path, columns=("load", "bits/byte", "lr"))
+    assert ("max_violation", "optim.lr") == view(tmp_path, columns=("load", "lr", "max_violation")).names
+    with pytest.raises(ConfigError, match=r"'load' is a heading: write max_violation"):
+        view(tmp_path, condition="load > 1")
+
+
+def test_differences_to_a_declared_baseline_keep_their_heading(tmp_path: Path) -> None:
+    """vs baseline, as the table of that sweep has it, is a name and the heading of what it names."""
+    for balance in ("none", "switch"):
+        complete(tmp_path, 1.7, "sweep", expert=8, balance=balance)
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"baseline": {"balance": "none"}}))
+    assert "vs baseline" in headings(tmp_path)
+    assert ["vs baseline"] == headings(tmp_path, columns=("vs baseline",)) == headings(tmp_path, columns=("vs_dense",))
+
+
+def test_a_curve_can_be_asked_for(tmp_path: Path) -> None:
+    """As a sparkline in a table, as numbers in csv; where only ASCII is written, in digits."""
+    run = complete(tmp_path, 1.7, expert=8)
+    (run.path / "metrics.jsonl").write_text(
+        '{"step": 1, "val/loss_estimate": 3.0}\n{"step": 2, "val/loss_estimate": 2.0}\n'
+    )
+    asked = view(tmp_path, columns=("expert", "curve"))
+    assert "█▁" in "\n".join(map(str, table_lines(asked, "t", 80, True)))
+    text = "\n".join(map(str, table_lines(asked, "t", 80, False)))
+    assert (True, False) == ("81" in text, "█" in text)
+    assert "expert,curve\n8,3.0 2.0\n" == csv_text(asked)

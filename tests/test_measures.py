@@ -1,0 +1,45 @@
+"""The note that trainings of equal size differ in FLOPs."""
+
+from pathlib import Path
+
+import pytest
+
+from moe_cli.measures import unequal_flops
+from moe_cli.report.captions import below
+from moe_cli.report.frame import load_runs
+from moe_cli.report.view import Question, make_view
+from tests.report.folders import complete
+
+NOTE = "equal active parameters are not equal FLOPs: a training token costs "
+
+
+@pytest.mark.parametrize(
+    ("trainings", "said"),
+    [
+        ([], None),
+        ([(1e6, 1e9, 4e6)], None),
+        ([(1e6, 1e9, 4e6), (1.01e6, 1e9, 4.05e6)], None),
+        ([(1e6, 1e9, 4e6), (1.01e6, 1e9, 8.8e6)], "4.00M to 8.80M (2.2x)"),
+        ([(1e6, 1e9, 8.8e6), (1.01e6, None, 4e6)], None),  # one has a budget of time
+        ([(1e6, None, 8.8e6), (1e6, None, 4e6)], "4.00M to 8.80M (2.2x)"),
+        ([(1e6, 1e9, 4e6), (2e6, 1e9, 8e6)], None),  # of unequal size, as in a sweep over sizes
+        ([(1e6, 1e9, 4e6), (1e6, 1e9, 5e6), (2e6, 1e9, 8e6), (2e6, 1e9, 16e6)], "8.00M to 16.0M (2x)"),
+        ([(1e6, 1e9, 4e6), (1e6, 5e8, 8e6)], None),  # fewer tokens for more FLOPs each, as at equal FLOPs
+        ([(None, 1e9, 4e6), (1e6, None, None)], None),
+    ],
+)
+def test_equal_sizes_of_unequal_flops_are_said(
+    trainings: list[tuple[float | None, float | None, float | None]], said: str | None
+) -> None:
+    """The widest range among trainings of equal active parameters and tokens."""
+    note = unequal_flops(trainings)
+    assert (note is None) == (said is None)
+    assert said is None or f"{NOTE}{said}, optimizer included. For equal FLOPs: match=flops" == note
+
+
+def test_reports_say_how_much_equal_sizes_differ(tmp_path: Path) -> None:
+    """Below the table of runs with their own FLOPs."""
+    complete(tmp_path, 1.8, expert=1)
+    complete(tmp_path, 1.7, expert=8, results={"flops_per_token": 9e6})
+    text = " ".join(line.plain.strip() for line in below(make_view(load_runs(tmp_path), Question()), 100))
+    assert f"{NOTE}6.00M to 9.00M (1.5x)" in text

@@ -1,0 +1,174 @@
+"""Every family of models starts from a dense run of its own, and from no other."""
+
+from dataclasses import fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_cli.config.resolve import SPARSE_ONLY
+from moe_cli.config.routers import HashConfig, NoisyTopKConfig, RandomConfig, SigmoidConfig, SinkhornConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.tasks import SpanCorruption
+from moe_cli.errors import ConfigError, MoeError
+from moe_cli.forecast import NOT_UPCYCLED, check_upcycle, corpus_of, vocab_of
+from moe_cli.models.registry import MODELS, make_model
+from moe_cli.moe.layer import moe_layers
+from moe_cli.run import restore
+from moe_cli.store import Run
+from moe_cli.training.evaluate import evaluate
+from moe_cli.training.upcycle import upcycle
+from tests.tiny import TINY, finish, tiny_config, tiny_task
+
+FAMILIES: dict[str, dict[str, Any]] = {"gpt": {}, **TINY}
+# What a sparse model may have that its dense run has not; the dense function is the same.
+GROWTHS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "shared": {"model": {"shared_experts": 1}},
+    "shared, gated": {"model": {"shared_experts": 2, "shared_gate": True}, "k": 3},
+    "some layers": {"model": {"first_dense": 1}},
+    "noise": {"router": NoisyTopKConfig()},
+    "sigmoid": {"router": SigmoidConfig(score="mlp")},
+    "sinkhorn, dropout": {"router": SinkhornConfig(), "model": {"expert_dropout": 0.1, "dropout": 0.1}},
+    "random": {"router": RandomConfig()},
+    "hash": {"router": HashConfig()},
+    "capacity": {"capacity": 1.0},
+}
+IMPOSSIBLE = (("vit", "hash"), ("mmoe", "hash"), ("mmoe", "some layers"))
+# Another value for every setting of a model.
+OTHERS: dict[str, Any] = {
+    "num_layers": 6, "d_model": 24, "d_ff": 40, "d_expert": 16, "expert_kind": "glu", "activation": "relu2",
+    "expert_dropout": 0.1, "expert_init_scale": 0.1, "shared_experts": 1, "shared_gate": True, "moe_every": 2,
+    "first_dense": 1, "context_length": 12, "vocab_size": 300, "tie_embeddings": True, "dropout": 0.3,
+    "dispatch": "padded", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "window": 5, "attention_dropout": 0.3,
+    "kv_rank": 6, "q_rank": 8, "d_rope": 2, "norm": "layer", "qk_norm": False, "positions": {"rope": "learned", "learned": "rope"},
+    "rope_base": 500.0, "logit_cap": 30.0, "init_std": 0.05, "patch_size": 4, "sigmoid": False, "d_tower": 12, "factors": 4,
+    "distance_buckets": 16, "max_distance": 64,
+}  # fmt: skip
+# Some that decide the function of a family, with or without a tensor of another shape.
+DECISIVE = {
+    "gpt": ("context_length", "window", "rope_base", "logit_cap", "kv_rank"),
+    "bert": ("context_length", "window", "norm"),
+    "vit": ("patch_size", "positions"),
+    "t5": ("context_length", "distance_buckets", "max_distance"),
+    "lstm": ("context_length", "sigmoid"),
+    "mmoe": ("d_tower", "factors"),
+}
+
+
+@pytest.fixture(scope="module")
+def dense_runs(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """A dense run of every family, trained until its answers are no longer those of a fresh model."""
+    folder = tmp_path_factory.mktemp("dense")
+    return {name: finish(family_config(text_file, name, expert=1, k=1), folder) for name in FAMILIES}
+
+
+def family_config(text_file: Path, name: str, **changes: Any) -> RunConfig:
+    """A configuration of the family; what is not said of a sparse one makes it fit its dense run."""
+    base = {**FAMILIES[name], "balance": None, "router": None, "train": {"steps": 12}}
+    model = {"d_expert": 32, "dropout": 0.0, **changes.pop("model", {})}
+    base["model"] = replace(FAMILIES[name]["model"], **model) if "model" in FAMILIES[name] else model
+    return tiny_config(text_file, **{**base, **changes})
+
+
+def evaluated(model: torch.nn.Module, config: RunConfig, outputs: Path) -> float:
+    return evaluate(model, tiny_task(config, outputs), 4, max_tokens=256).loss
+
+
+def make_fresh(config: RunConfig, outputs: Path) -> torch.nn.Module:
+    return make_model(config, vocab_of(config, corpus_of(config, outputs))).eval()
+
+
+def upcycled(config: RunConfig, dense: Run, outputs: Path) -> torch.nn.Module:
+    model = make_fresh(config, outputs)
+    upcycle(model, dense)
+    return model.eval()
+
+
+def outputs_of(run: Run) -> Path:
+    return run.path.parents[1]
+
+
+def test_every_family_is_here() -> None:
+    """One that is added later cannot be left out."""
+    assert MODELS.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize(("name", "growth"), [case for case in product(FAMILIES, GROWTHS) if case not in IMPOSSIBLE])
+def test_every_family_starts_as_its_dense_run(
+    text_file: Path, dense_runs: dict[str, Run], name: str, growth: str
+) -> None:
+    """Before the first step the validation loss is the dense model's, and not that of a model from scratch."""
+    dense = dense_runs[name]
+    outputs = outputs_of(dense)
+    config = family_config(text_file, name, **GROWTHS[growth], train={"upcycle": dense.id})
+    assert check_upcycle(config, outputs) is not None
+    model = upcycled(config, dense, outputs)
+    assert moe_layers(model)
+    found = evaluated(model, config, outputs)
+    trained = restore(dense, outputs)
+    assert evaluated(trained.model, trained.config, outputs) == pytest.approx(found, rel=1e-5)
+    fresh = make_fresh(config, outputs)
+    assert found < evaluated(fresh, config, outputs) - 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_settings_known_to_be_free_may_differ(text_file: Path, dense_runs: dict[str, Run], name: str) -> None:
+    """Any other setting of the model is named in one line, a new one too; with a free one the loss is the same."""
+    dense = dense_runs[name]
+    outputs = outputs_of(dense)
+    plain = family_config(text_file, name, train={"upcycle": dense.id})
+    expected = evaluated(upcycled(plain, dense, outputs), plain, outputs)
+    refused = set()
+    for field in fields(plain.model):
+        if field.name == "name":
+            continue
+        other = OTHERS[field.name]
+        own = getattr(plain.model, field.name)
+        other = other[own] if isinstance(other, dict) else other
+        other = "mlp" if other == own == "glu" else other
+        try:
+            config = family_config(text_file, name, model={field.name: other}, train={"upcycle": dense.id})
+        except MoeError:
+            continue  # of itself impossible in this family
+        if config.model == plain.model:
+            continue  # it has no effect here
+        if f"model.{field.name}" in (*SPARSE_ONLY, *NOT_UPCYCLED) and field.name != "d_expert":
+            check_upcycle(config, outputs)
+            assert expected == pytest.approx(evaluated(upcycled(config, dense, outputs), config, outputs), rel=1e-5)
+        else:
+            refused.add(field.name)
+            with pytest.raises(ConfigError, match=r"Add: .*model\."):
+                check_upcycle(config, outputs)
+    assert {"d_ff", "d_expert", "activation", *DECISIVE[name]} <= refused
+
+
+def test_another_family_is_refused(text_file: Path, dense_runs: dict[str, Run]) -> None:
+    """By its name, before any setting that only one of the two has."""
+    dense = dense_runs["bert"]
+    config = family_config(text_file, "gpt", train={"upcycle": dense.id})
+    with pytest.raises(ConfigError, match=r"has model=bert, and this model gpt\. Add: model=bert$"):
+        check_upcycle(config, outputs_of(dense))
+
+
+def test_the_rows_for_sentinels_are_part_of_the_model(text_file: Path, dense_runs: dict[str, Run]) -> None:
+    """Another number of sentinels is another embedding."""
+    dense = dense_runs["t5"]
+    config = family_config(text_file, "t5", task=SpanCorruption(sentinels=6), train={"upcycle": dense.id})
+    with pytest.raises(ConfigError, match=r"has task\.sentinels=4, and this model 6\. Add: task\.sentinels=4$"):
+        check_upcycle(config, outputs_of(dense))
+
+
+def test_a_tensor_without_a_counterpart_is_an_error(text_file: Path, dense_runs: dict[str, Run]) -> None:
+    """Whatever the settings said: of another shape, missing in the run, or left over from it."""
+    dense = dense_runs["gpt"]
+    outputs = outputs_of(dense)
+    for changes, tensor in (
+        ({"d_expert": 12}, r"blocks.0.ffn.experts.w_in \[4, 12, 16\] of this model"),
+        ({"norm": "layer", "num_layers": 3}, r"blocks.2.attention_norm.weight \[16\] of this model"),
+        ({"num_layers": 1}, r"blocks.1.attention.out.weight \[16, 16\] of the run"),
+    ):
+        with pytest.raises(ConfigError, match=tensor):
+            upcycled(family_config(text_file, "gpt", model=changes), dense, outputs)
