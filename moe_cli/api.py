@@ -27,9 +27,8 @@ from moe_cli.run import BUSY, FULL, PARENT, STOPPED
 from moe_cli.store import FAILED, Run, open_or_create_run, outputs_folder
 from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Rules, explain
-from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
-from moe_cli.sweeps.space import SearchOptions, check_no_baseline, plan_if_search
+from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,13 +161,10 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     folder = outputs_folder(outputs)
     chosen, words = split_executor(words, executor)
     execution = Execution(chosen, workers, Rules(timeout, retries, fail_fast), retry_failed, force, rerun_on_code)
-    given: Any = {"seeds": seeds, "name": name, "where": where}
     options = SearchOptions(search, trials, objective, prune, search_seed)
-    searched = plan_if_search(words, options, **given)
-    _check_again(execution, searched is not None)
-    if searched:
-        check_no_baseline(baseline)
-    plan = searched or plan_sweep(words, baseline=baseline, **given)
+    plan = plan_words(words, options, baseline=baseline, seeds=seeds, name=name, where=where)
+    searched = isinstance(plan, SearchPlan)
+    _check_again(execution, searched)
     shown: View = SearchView(Console()) if searched else SweepView(Console())
     run_sweep(prepare(plan, folder, execution), shown if progress else Notes())
     return load_runs(folder / plan.name)

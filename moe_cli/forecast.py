@@ -193,7 +193,7 @@ def _unlike(config: RunConfig, dense: RunConfig) -> Iterator[tuple[str, Any, Any
 
 def _held_out(config: RunConfig) -> dict[str, Any]:
     """Where the data are from, and the settings that say what is not learned from."""
-    names = ("data.name", "data.path", *HELD_OUT)
+    names = ("data.name", "data.path", "data.exclude", *HELD_OUT)
     return {name: getattr(config.data, name.removeprefix("data."), None) for name in names}
 
 
@@ -264,7 +264,7 @@ def step_work(config: RunConfig, costs: Cost) -> Work:
 
 def evaluation_work(config: RunConfig, costs: Cost, tokens: int) -> Work:
     """Of an evaluation on so many tokens."""
-    batches = math.ceil(tokens / (config.train.batch_size * config.model.context_length))
+    batches = math.ceil(tokens / (config.train.batch_size * config.eval_length))
     counting = tokens * costs.num_sparse_layers * COUNTING_FLOPS
     return Work(tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
                 batches * _batch_flops(config, costs) / 3 + counting)  # fmt: skip
@@ -282,7 +282,7 @@ def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[
     looks = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
     found = [(min(val_tokens, config.train.eval_tokens), max(0, looks)), (val_tokens, 2 if config.capacity else 1)]
     if isinstance(config.task, MaskedLM) and config.task.pseudo_tokens:
-        found.append((min(val_tokens, config.task.pseudo_tokens) * config.model.context_length, 1))
+        found.append((min(val_tokens, config.task.pseudo_tokens) * config.eval_length, 1))
     return found
 
 

@@ -263,7 +263,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
     chosen = partial(look, capacity_factor=config.eval.capacity, drop=config.eval.drop)
     result = chosen(task, size)
     routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
-    limited = look(task, size, capacity_factor=config.capacity, drop=config.eval.drop) if config.capacity else None
+    limited = look(task, size, capacity_factor=config.capacity, drop=config.eval.drop) if config.drops else None
     hardest = task.hardest()
     pseudo = chosen(hardest, size).perplexity if hardest else None
     if not math.isfinite(result.loss):

@@ -579,9 +579,9 @@ def test_train_gives_the_same_run_whatever_is_shown(
 ) -> None:
     """With progress it prints what the command prints; without it nothing; the results and the notes are the same."""
     words = ["data=text", f"data.path={text_file}", *TRAINED, "seed=1", "seed=0"]
-    quiet = moe_cli.train(words, outputs=tmp_path)
+    quiet = moe_cli.train(words, outputs=tmp_path / "quiet")
     assert ("", "") == tuple(capfd.readouterr())
-    shown = moe_cli.train(words, outputs=tmp_path, progress=True)
+    shown = moe_cli.train(words, outputs=tmp_path / "shown", progress=True)
     printed = capfd.readouterr().out
     assert all(part in printed for part in ("parameters", "step 1/2", "done in", "validation"))
     assert ["seed is given more than once: the last one holds."] * 2 == [each.getMessage() for each in caplog.records]
@@ -603,7 +603,7 @@ def test_a_training_has_a_process_whose_threads_sleep(
     assert "torch" in sys.modules
     words = ["data=text", f"data.path={text_file}", *TRAINED]
     for progress in (False, True):
-        moe_cli.train(words, outputs=tmp_path / "outputs", progress=progress)
+        moe_cli.train(words, outputs=tmp_path / f"outputs-{progress}", progress=progress)
     assert "10001000" == (tmp_path / "said").read_text()
     assert "GOMP_SPINCOUNT" not in os.environ
 

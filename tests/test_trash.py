@@ -181,7 +181,7 @@ def test_token_files_that_a_run_uses_stay(tmp_path: Path) -> None:
 def test_cached_data_of_every_kind_are_waste_once_no_run_uses_them(tmp_path: Path, text_file: Path) -> None:
     """Whatever load_data leaves in the cache is found when no run uses it, and is kept while a run does."""
     data: list[DataConfig] = [TextData(path=str(text_file)), DigitsData(), PlantedData()]
-    loaded = [load_data(each, 16, tmp_path / ".cache") for each in data]
+    loaded = [load_data(each, 16, tmp_path) for each in data]
     assert set(get_args(Data)) == set(map(type, loaded))
     folders = sorted(path.parent for path in (tmp_path / ".cache").rglob("meta.json"))
     assert len(data) <= len(folders)
@@ -213,9 +213,9 @@ def test_what_cannot_be_moved_is_an_error(call: str, tmp_path: Path, monkeypatch
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     run, removed = complete(tmp_path, 1.7, "sparsity"), remove(complete(tmp_path, 1.8, "router"), tmp_path)
+    shutil.rmtree(tmp_path / "router")
     before = content(tmp_path)
     monkeypatch.setattr(os, call, fail)
-    shutil.rmtree(tmp_path / "router")
     with pytest.raises(MoeError, match=r"cannot .*: Read-only file system"):
         restore(removed, tmp_path)
     if call == "rename":

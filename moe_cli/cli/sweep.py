@@ -78,22 +78,20 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.config.executors import split_executor
     from moe_cli.store import outputs_folder
     from moe_cli.sweeps.driver import Rules
-    from moe_cli.sweeps.plan import plan_sweep
     from moe_cli.sweeps.run_sweep import Execution, prepare, run_sweep
-    from moe_cli.sweeps.space import SearchOptions, check_no_baseline, plan_if_search
+    from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_words
 
     _check_again(force, rerun_on, retry_failed)
     folder, console = outputs_folder(outputs), Console()
     chosen, words = split_executor(words or [], executor, config_dir)
     rules = Rules(_seconds(timeout), retries, fail_fast)
     execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_on is not None)
-    given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir}
+    given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir, "baseline": baseline}
     with _interruptible(console):
-        if search := plan_if_search(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given):
+        plan = plan_words(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given)
+        if is_search := isinstance(plan, SearchPlan):
             _check_search(force, rerun_on)
-            check_no_baseline(baseline)
-        plan = search or plan_sweep(words, baseline=baseline, **given)
-        view = SearchView(console) if search else SweepView(console)
+        view = SearchView(console) if is_search else SweepView(console)
         prepared = prepare(plan, folder, execution, build=not dry_run)
         if dry_run:
             return view.preview(prepared)

@@ -53,12 +53,12 @@ def print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
 def _routing_line(plan: Plan) -> str:
     config = plan.config
     balance = config.balance.name if config.balance else "none"
-    tokens = config.train.batch_size * config.model.context_length
     dropping = "dropless"
     if config.capacity is not None:
+        from moe_cli.config.layer_costs import capacity_tokens
         from moe_cli.moe.routing import expert_capacity
 
-        within = config.model.context_length if config.drop == "causal" else tokens
+        within = capacity_tokens(config, config.model.context_length)
         room = expert_capacity(within, config.expert, config.k or 1, config.capacity)
         dropping = f"capacity {config.capacity:g} = {room:,} of {within:,} tokens per expert"
         dropping += f", drop by {config.drop}" if config.drop else ""

@@ -79,7 +79,9 @@ def _foreign_file(folder: Path) -> str | None:
             except (yaml.YAMLError, OSError, UnicodeError):
                 continue  # composing it says what is wrong
             known = isinstance(content, Mapping) and (
-                set(content) <= settings if group == "train" else "defaults" in content or content.get("name") in names
+                set(content) <= settings
+                if group == "train"
+                else "defaults" in content or str(content.get("name")) in names
             )
             if not known:
                 return f"{group}/{file.relative_to(folder / group).as_posix()}"

@@ -60,14 +60,19 @@ def computed_per_token(config: RunConfig) -> float:
 
 def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> float:
     """E C / T, on average over stacks; `limited`: C is at most T."""
-    room = tokens = 0
+    room, tokens = 0.0, 0
     for length in read_lengths(config):
-        in_pass = config.train.batch_size * length
+        counted = capacity_tokens(config, length)
         # As `moe_cli.moe.routing.expert_capacity`, which lives above torch.
-        capacity = max(1, math.ceil(round(factor * in_pass * (config.k or 1) / config.expert, 9)))
-        room += config.expert * (min(capacity, in_pass) if limited else capacity)
-        tokens += in_pass
+        capacity = max(1, math.ceil(round(factor * counted * (config.k or 1) / config.expert, 9)))
+        room += config.expert * (min(capacity, counted) if limited else capacity) * length / counted
+        tokens += length
     return room / tokens
+
+
+def capacity_tokens(config: RunConfig, length: int) -> int:
+    """Tokens over which an expert's capacity is counted in training: a forward pass, or one sequence with drop=causal."""
+    return length if config.drop == "causal" else config.train.batch_size * length
 
 
 def expert_params(config: RunConfig, width: int) -> int:

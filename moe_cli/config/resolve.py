@@ -38,12 +38,15 @@ from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,
+    NoisyTopKConfig,
     RandomConfig,
     ReluConfig,
     SigmoidConfig,
+    SinkhornConfig,
     SoftConfig,
     SwitchConfig,
     TopKConfig,
+    null_experts,
     sums_to_one,
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, RunConfig
@@ -246,7 +249,7 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
         notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *unused)
         return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=_as_trained(config.eval))
     if isinstance(router, ExpertChoiceConfig):
-        reason = "router=expert_choice fills experts to their capacity and drops no tokens"
+        reason = "router=expert_choice fills each expert to its capacity and has no overflow to drop"
         notes += _set_aside(given, reason, "drop", "renormalise_after_drop", "eval.drop")
         config = replace(config, drop=None, renormalise_after_drop=False, eval=replace(config.eval, drop=None))
     elif config.capacity is None:
@@ -255,15 +258,23 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
         if config.eval.capacity is None:
             notes += _set_aside(given, "nothing is dropped without a capacity", "renormalise_after_drop")
             config = replace(config, renormalise_after_drop=False)
+    if config.k == 1 and config.eval.k is None and not isinstance(router, ReluConfig | ExpertChoiceConfig):
+        notes += _set_aside(given, "k=1 leaves a token no weight after a drop", "renormalise_after_drop")
+        config = replace(config, renormalise_after_drop=False)
     if isinstance(router, ReluConfig) and config.capacity is None and config.eval.capacity is None:
         notes += _set_aside(given, "router=relu uses every expert that fires", "eval.k")
         config = replace(config, eval=replace(config.eval, k=None))
     if isinstance(router, RandomConfig) or (isinstance(router, HashConfig) and not router.learned):
         config = _with_equal_weights(config, given, notes)
+    return _with_evaluation(config, given, notes)
+
+
+def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """Without settings of routing at evaluation that say what holds anyway."""
     policy = config.eval
     k = None if policy.k == config.k else policy.k
     drop = policy.drop
-    if config.capacity is None and policy.capacity is None and not isinstance(router, ExpertChoiceConfig):
+    if config.capacity is None and policy.capacity is None and not isinstance(config.router, ExpertChoiceConfig):
         notes += _set_aside(given, "evaluation drops nothing without a capacity", "eval.drop")
         drop = None
     # Of an encoder and decoder, null is another rule in each.
@@ -287,6 +298,12 @@ def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[s
     return replace(config, drop="position" if "drop" in idle else drop, eval=policy)
 
 
+def _takes_all_experts(config: RunConfig) -> bool:
+    """Whether every token goes to every expert, so that nothing can be balanced."""
+    chooses = isinstance(config.router, TopKConfig | SwitchConfig | NoisyTopKConfig | SigmoidConfig | SinkhornConfig)
+    return chooses and config.k == config.expert and not null_experts(config.router) and config.eval.k is None
+
+
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     """With the coefficient of the balancing loss in our convention, and the plainest of equal scopes."""
     balance = config.balance or NoBalance()
@@ -302,9 +319,17 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
                 f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not heed. "
                 f"Use one of router={','.join(BIASED[type(method)])}."
             )
+        key = setting_key(balance, method)
+        if _takes_all_experts(config) and isinstance(
+            method, SwitchBalance | LoadBalance | LossFreeBalance | QuantileBalance
+        ):
+            name = key.strip(".")
+            typed = [name if each == "balance" else each for each in given]
+            notes += _set_aside(typed, f"k={config.k} is all experts, which are loaded alike", name)
+            balance = without_method(balance, method)
+            continue
         if not isinstance(method, SwitchBalance):
             continue
-        key = setting_key(balance, method)
         own = own_convention(method, config.k or 1)
         if own != method:
             notes.append(
@@ -358,7 +383,11 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
         optim = replace(optim, final_lr=0.02)
     if all(getattr(train, budget) is None for budget in BUDGETS):
         train = replace(train, steps=DEFAULT_STEPS)
-    return replace(config, optim=optim, train=train, data=_with_paths(_with_tokenizer(data, given, notes)))
+    data = _with_paths(_with_tokenizer(data, given, notes))
+    if getattr(data, "exclude", ()) and Path(getattr(data, "path", None) or "").is_file():
+        notes += _set_aside(given, "data.path is one file", "data.exclude")
+        data = replace(data, exclude=())  # type: ignore[call-arg]
+    return replace(config, optim=optim, train=train, data=data)
 
 
 def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) -> DataConfig:

@@ -20,6 +20,7 @@ from moe_cli.config.model import AnyModel, GPTConfig
 from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
 from moe_cli.config.routers import (
+    ExpertChoiceConfig,
     HashConfig,
     ReluConfig,
     RouterConfig,
@@ -207,8 +208,6 @@ class EvalConfig:
         for key in ("k", "context_length", "stride"):
             at_least(f"eval.{key}", getattr(self, key), 1)
         above("eval.capacity", self.capacity, 0)
-        if self.drop is not None and self.capacity is None:
-            raise ConfigError(f"eval.drop={self.drop} has no effect: nothing is dropped without eval.capacity.")
 
 
 @dataclass(frozen=True)
@@ -314,6 +313,11 @@ class RunConfig:
                 f"eval.stride={self.eval_stride} is more than the {self.eval_length} tokens of a validation window: "
                 "some tokens would not be scored."
             )
+
+    @property
+    def drops(self) -> bool:
+        """Whether training drops assignments: experts have a capacity, and do not choose up to it themselves."""
+        return self.capacity is not None and not isinstance(self.router, ExpertChoiceConfig)
 
     @property
     def eval_drop(self) -> str:

@@ -99,30 +99,25 @@ def make_view(
     folded = fold(frame, question.by_run, elsewhere, baseline, on_runs)
     known = [str(name) for name in folded.columns]
     unmeasured = {*OF_RUNS, *SETTINGS, *CORPUS, *settings_of(known)}
-    for part in parts:
-        check_names(part, known)
-    for part in on_runs:
-        _check_of_runs(part, unmeasured)
+    _check_conditions(parts, on_runs, known, unmeasured)
     rows = rows_of(folded)
-    chosen = [index for index, row in enumerate(rows) if all_hold(on_rows, row)]
+    chosen, pairs = [index for index, row in enumerate(rows) if all_hold(on_rows, row)], folded.attrs["pairs"]
     shown = _shown([rows[index] for index in chosen], question.by_run)
-    settings, pairs = settings_of(known), folded.attrs["pairs"]
-    names = varying([row for row in shown if row["expert"] is not None], settings)
+    names = varying([row for row in shown if row["expert"] is not None], settings_of(known))
     usual = _columns(shown, names, question.by_run, baseline, pairs)
     asked = tuple(dict.fromkeys(column_named(name, [*known, CURVE], usual) for name in question.columns))
     if CURVE in asked:
         folded[CURVE] = pd.Series([validation_curve(Run(Path(row["path"]))).values for row in rows], dtype="object")
     chosen = _sorted(chosen, rows, _sort_key(question.sort, known, usual))
-    on_settings = [part for part in on_rows if part.names <= unmeasured]
     ordered = [rows[index] for index in chosen]
     shown = _shown(ordered, question.by_run)
     return View(
         folded.iloc[chosen],
         shown,
-        [row for row in rows if row["status"] != COMPLETED and all_hold(on_settings, row)],
+        _unfinished(rows, [part for part in on_rows if part.names <= unmeasured]),
         asked,
         names,
-        varying([row for row in ordered if row["expert"] is not None], settings),
+        varying([row for row in ordered if row["expert"] is not None], settings_of(known)),
         make_columns(asked, baseline, pairs is not None) if asked else usual,
         best_rows(shown),
         [] if question.by_run else [row for row in shown if row["pareto"]],
@@ -144,6 +139,11 @@ def _recommended(
             groups.setdefault(comparable(row), []).append(row)
     runs = {run["path"]: run for known in (frame, elsewhere) if known is not None for run in rows_of(known)}
     return [choose(group, runs, baseline, pairs is not None).row for group in groups.values() if len(group) > 1]
+
+
+def _unfinished(rows: list[Row], on_settings: Sequence[Expression]) -> list[Row]:
+    """The rows without results for whose settings the conditions hold."""
+    return [row for row in rows if row["status"] != COMPLETED and all_hold(on_settings, row)]
 
 
 def _shown(rows: list[Row], by_run: bool) -> list[Row]:
@@ -176,6 +176,16 @@ def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
     if chosen.empty:
         raise ConfigError(f"no run matches --filter '{condition}'.")
     return chosen
+
+
+def _check_conditions(
+    parts: Sequence[Expression], on_runs: Sequence[Expression], known: Sequence[str], unmeasured: Set[str]
+) -> None:
+    """Raises ConfigError: a condition names no column, or joins what cannot be asked together."""
+    for part in parts:
+        check_names(part, known)
+    for part in on_runs:
+        _check_of_runs(part, unmeasured)
 
 
 def _check_of_runs(condition: Expression, unmeasured: Set[str]) -> None:

@@ -18,12 +18,14 @@ from moe_cli.errors import ConfigError
 from moe_cli.glance import ESTIMATES
 from moe_cli.store import sweep_folder
 from moe_cli.sweeps.plan import (
+    SweepPlan,
     check_condition,
     check_folder,
     compose,
     declared_by,
     named,
     parse_conditions,
+    plan_sweep,
     seeds_of,
     source_of,
 )
@@ -146,6 +148,24 @@ def plan_if_search(
     if typed := options.given():
         raise ConfigError(f"{typed} is for a search. Add: --search tpe")
     return None
+
+
+def plan_words(
+    words: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **given: Any
+) -> SweepPlan | SearchPlan:
+    """The search or the sweep that the words ask for.
+
+    Args:
+        given: seeds, name, where and config_dir, as `plan_sweep` takes them.
+
+    Raises:
+        ConfigError: a word is wrong, no point can be run, or a search is given a baseline.
+    """
+    search = plan_if_search(words, options, **given)
+    if search is None:
+        return plan_sweep(words, baseline=baseline, **given)
+    check_no_baseline(baseline)
+    return search
 
 
 def check_no_baseline(baseline: str | None) -> None:

@@ -142,7 +142,7 @@ def test_products_with_pixels_have_no_gradient_for_the_pixels(text_file: Path, t
 
 # How a number that a router's configuration has may be set. Choices and switches are read off the type.
 NUMBERS: dict[str, tuple[Any, ...]] = {
-    "temperature": (0.5, 1.0, 2.0), "null_experts": (0, 0, 1, 3), "jitter": (0.0, 0.1), "scale": (1.0, 2.5), "groups": (1, 2),
+    "temperature": (0.5, 1.0, 2.0), "null_experts": (0, 0, 1, 3), "jitter": (0.0, 0.1), "scale": (1.0, 2.5), "groups": (1, 2, 4),
     "top_groups": (1, 2), "iterations": (1, 10), "l1": (1e-8,), "l1_rate": (1.2,), "slots": (1, 4, 32),
 }  # fmt: skip
 DRAWS = 40

@@ -590,9 +590,9 @@ def test_one_configuration_of_several_runs_is_not_called_by_one_of_them(tmp_path
 def test_curves_stand_where_there_is_room(tmp_path: Path) -> None:
     """At 200 columns a falling curve as blocks, highest first; at 80 and 120 none, and never in ASCII."""
     sweep_of_three_seeds(tmp_path)
-    for path in tmp_path.glob("sparsity/*"):
+    for path in tmp_path.glob("sparsity/*/config.json"):
         records = [json.dumps({"step": step, "val/bpb_estimate": 8 / step}) for step in (1, 2, 4)]
-        (path / "metrics.jsonl").write_text("\n".join(records))
+        (path.parent / "metrics.jsonl").write_text("\n".join(records))
     shown = {width: "\n".join(map(str, table_lines(view(tmp_path), "t", width, True))) for width in (80, 120, 200)}
     assert [False, False, True] == ["█▅▁" in text or "█▄▁" in text for text in shown.values()]
     assert "█" not in "\n".join(map(str, table_lines(view(tmp_path), "t", 200, False)))

@@ -97,7 +97,7 @@ FAILURES: dict[str, tuple[Break, list[str]]] = {
     "no such executor": (nothing, ["executor=slrum"]),
     "no such setting of the executor": (nothing, ["executor=slurm", "executor.adress=x"]),
     "no such setting": (nothing, ["exprt=8"]),
-    "no point can be": (nothing, ["k=9"]),
+    "no point can be": (nothing, ["expert=4,8", "k=9"]),
     "no device": (nothing, ["train.device=cuda:7"]),
     "no library of a logger": (nothing, ["log=wandb"]),
     "no data": (no_data, []),
