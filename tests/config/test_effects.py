@@ -104,7 +104,7 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "task.masked": [0.5], "task.as_mask": [0.4], "task.as_random": [0.2], "task.pseudo_tokens": [16],
     "task.corrupted": [0.4], "task.mean_span": [1.5], "task.sentinels": [50], "task.l2": [0.5], "task.l2_embedding": [0.5],
     "data.tokenizer": ["chars"], "data.bpe_vocab": [270], "data.val_fraction": [0.3], "data.test_fraction": [0.2],
-    "data.path": ["OTHER"], "data.field": ["body"], "data.val_tokens": [20], "data.vocab_size": [100],
+    "data.path": ["OTHER"], "data.field": ["body"], "data.exclude": ["*1.*"], "data.val_tokens": [20], "data.vocab_size": [100],
     "data.subset": ["default"], "data.split": ["train[:50%]"], "data.revision": ["main"],
     "data.max_bytes": [1500], "data.max_documents": [15], "data.image_size": [16], "data.channels": [1],
     "data.users": [40], "data.items": [30], "data.clusters": [3], "data.pairs": [300], "data.noise": [1.0],
