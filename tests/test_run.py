@@ -619,7 +619,9 @@ def test_a_training_from_python_that_fails_says_why(tmp_path: Path, text_file: P
 def test_an_interrupted_training_from_python_is_saved(tmp_path: Path, text_file: Path) -> None:
     """Ctrl-C raises KeyboardInterrupt once the training's process has saved; the run goes on with --resume."""
     words = ["data=text", f"data.path={text_file}", *TRAINED, "train.steps=1000000", "train.checkpoint_every=5"]
-    code = f"import moe_cli; moe_cli.train({words!r}, outputs={str(tmp_path)!r})"
+    # A shell starts what it runs in the background with this signal ignored.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import moe_cli; "
+    code += f"moe_cli.train({words!r}, outputs={str(tmp_path)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (runs := open_runs(tmp_path)) or not runs[0].checkpoints():
         assert process.poll() is None

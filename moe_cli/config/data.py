@@ -174,7 +174,6 @@ class TokenData:
     """Ready-made token files: little-endian integers of `dtype`, with or without a header, or .npy.
 
     Attributes:
-        dtype: null: what headers say, uint16 where there are none.
         exclude: patterns of files and folders below `path` that are left out.
     """
 
@@ -182,7 +181,7 @@ class TokenData:
     name: Literal["tokens"] = "tokens"
     path: str | None = None
     exclude: tuple[str, ...] = ()
-    dtype: Literal["uint8", "uint16", "uint32"] | None = None
+    dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16"
     vocab_size: int | None = None
     val_fraction: float = 0.01
     test_fraction: float = 0.0

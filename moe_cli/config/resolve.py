@@ -383,11 +383,7 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
         optim = replace(optim, final_lr=0.02)
     if all(getattr(train, budget) is None for budget in BUDGETS):
         train = replace(train, steps=DEFAULT_STEPS)
-    data = _with_paths(_with_tokenizer(data, given, notes))
-    if getattr(data, "exclude", ()) and Path(getattr(data, "path", None) or "").is_file():
-        notes += _set_aside(given, "data.path is one file", "data.exclude")
-        data = replace(data, exclude=())  # type: ignore[call-arg]
-    return replace(config, optim=optim, train=train, data=data)
+    return replace(config, optim=optim, train=train, data=_with_paths(_with_tokenizer(data, given, notes)))
 
 
 def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) -> DataConfig:

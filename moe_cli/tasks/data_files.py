@@ -81,7 +81,8 @@ def find_files(
         hint: what to do where a folder has no such files.
 
     Raises:
-        DataError: there are none, or the path is no regular file and no folder, or lies in the outputs.
+        DataError: there are none; the path is no regular file and no folder, or lies in the outputs; or it is a single
+            file, of which nothing can be excluded.
     """
     root = Path(given)
     pattern: tuple[str, ...] = ()
@@ -93,7 +94,11 @@ def find_files(
     mode = check_readable(root, f"data.path={given}").st_mode
     _check_no_outputs(root, given, outputs)
     if not stat.S_ISDIR(mode):
-        return DataFiles(root, [root], {}, exclude)
+        if exclude:
+            raise DataError(
+                f"data.exclude={','.join(exclude)} has no effect: data.path={given} is a file. Leave it out."
+            )
+        return DataFiles(root, [root])
     walk = _Walk(root, pattern, exclude, outputs, None if pattern else endings)
     found = walk.files()
     if not found.paths:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +25,6 @@ VERSION = 1
 NPY_MAGIC = b"\x93NUMPY"
 # How headers are called in what is said of a corpus.
 LLM_C, NPY = "llm.c header", "numpy header"
-DEFAULT_DTYPE = "uint16"
 # What a folder is searched for, and files that hold tokens, but not in place.
 ENDINGS = (".bin", ".npy")
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".npz")
@@ -47,14 +46,13 @@ def describe_ready(data: TokenData, outputs: Path | None = None) -> dict[str, An
     names = [path.relative_to(listed.root) if path != listed.root else Path(path.name) for path in files]
     found = _parts(files, names)
     contents = {path: _content(data, path) for part in found for path in part}
-    dtype = _common_dtype(contents)
     parts = ([contents[path].shard for path in part] for part in found)
-    splits = dict(zip(SPLITS, _split(data, np.dtype(dtype).itemsize, *parts), strict=True))
+    splits = dict(zip(SPLITS, _split(data, *parts), strict=True))
     used = {shard.path for part in splits.values() for shard in part}
     headers = Counter(content.header for path, content in contents.items() if path in used)
-    digest = hashlib.sha256(dtype.encode())
+    digest = hashlib.sha256(data.dtype.encode())
     for part in filter(None, splits.values()):
-        _sample(data, dtype, part, digest)
+        _sample(data, part, digest)
     return {
         "name": data.name,
         "source": source(data),
@@ -66,7 +64,7 @@ def describe_ready(data: TokenData, outputs: Path | None = None) -> dict[str, An
         "num_bytes": None,
         "tokenizer": None,
         "vocab_size": data.vocab_size,
-        "dtype": dtype,
+        "dtype": data.dtype,
         **{f"{name}_tokens": sum(shard.num_tokens for shard in part) for name, part in splits.items()},
         **{f"{name}_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in part]
            for name, part in splits.items()},
@@ -94,12 +92,10 @@ class _Content:
     """The tokens of a file.
 
     Attributes:
-        dtype: of its tokens.
         header: LLM_C, NPY, or None: the file has none.
     """
 
     shard: Shard
-    dtype: str
     header: str | None
 
 
@@ -115,13 +111,12 @@ def _content(data: TokenData, path: Path) -> _Content:
     if path.suffix.lower() == ".npy":
         raise DataError(f"{path} does not begin as a .npy file does. Was it copied whole?")
     if int(header[0]) not in MAGIC or size < HEADER_BYTES:
-        dtype = data.dtype or DEFAULT_DTYPE
-        return _Content(_shard(path, 0, size, None, dtype), dtype, None)
+        return _Content(_shard(data, path, 0, size, None), None)
     magic, version, num_tokens = map(int, header[:3])
     if version != VERSION:
         raise DataError(f"{path} has a header of version {version}; known is version {VERSION}.")
     _check_dtype(data, path, MAGIC[magic], str(magic))
-    return _Content(_shard(path, HEADER_BYTES, size, num_tokens, MAGIC[magic]), MAGIC[magic], LLM_C)
+    return _Content(_shard(data, path, HEADER_BYTES, size, num_tokens), LLM_C)
 
 
 def _npy_content(data: TokenData, path: Path, file: IO[bytes], size: int) -> _Content:
@@ -143,31 +138,22 @@ def _npy_content(data: TokenData, path: Path, file: IO[bytes], size: int) -> _Co
         fitting = "uint16 or uint32, little-endian"
         raise DataError(f"{path} holds {dtype.str[0].strip('<|')}{dtype.name}, not {fitting}: array.astype('<u4')")
     _check_dtype(data, path, name, dtype.name)
-    return _Content(_shard(path, file.tell(), size, shape[0], name), name, NPY)
+    return _Content(_shard(data, path, file.tell(), size, shape[0]), NPY)
 
 
 def _check_dtype(data: TokenData, path: Path, dtype: str, header: str) -> None:
     """Raises DataError when a header says another type than data.dtype."""
-    if data.dtype not in (None, dtype):
-        raise DataError(f"{path} holds {dtype}, by its header ({header}), not data.dtype={data.dtype}. Leave that out.")
+    if data.dtype != dtype:
+        raise DataError(f"{path} holds {dtype}, by its header ({header}). Use data.dtype={dtype}")
 
 
-def _common_dtype(contents: Mapping[Path, _Content]) -> str:
-    """The type of all files. Raises DataError: there are several."""
-    first: dict[str, Path] = {}
-    for path, content in contents.items():
-        first.setdefault(content.dtype, path)
-    if len(first) > 1:
-        held = ", ".join(f"{path} {dtype}" for dtype, path in first.items())
-        raise DataError(f"token files of one corpus have one type, and here are several: {held}. Make them alike.")
-    return next(iter(first))
-
-
-def _shard(path: Path, first_byte: int, size: int, num_tokens: int | None, dtype: str) -> Shard:
+def _shard(data: TokenData, path: Path, first_byte: int, size: int, num_tokens: int | None) -> Shard:
     """The tokens behind a header that says how many there are; None: there is no header."""
-    width = np.dtype(dtype).itemsize
+    width = np.dtype(data.dtype).itemsize
     if num_tokens is None and size % width:
-        raise DataError(f"{path} is {size:,} bytes long, which is no multiple of the {width} of data.dtype={dtype}.")
+        raise DataError(
+            f"{path} is {size:,} bytes long, which is no multiple of the {width} of data.dtype={data.dtype}."
+        )
     if num_tokens is not None and size != first_byte + num_tokens * width:
         raise DataError(
             f"{path} is {size:,} bytes long; {num_tokens:,} tokens, as its header says, would make it "
@@ -178,9 +164,7 @@ def _shard(path: Path, first_byte: int, size: int, num_tokens: int | None, dtype
     return Shard(path, first_byte, (size - first_byte) // width)
 
 
-def _split(
-    data: TokenData, width: int, train: list[Shard], val: list[Shard], test: list[Shard]
-) -> tuple[list[Shard], ...]:
+def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Shard]) -> tuple[list[Shard], ...]:
     """The splits: what files hold out, at most data.val_tokens of each, else the share at the end of what is for training.
 
     Raises:
@@ -188,6 +172,7 @@ def _split(
     """
     if test and data.test_fraction:
         raise DataError(f"data.test_fraction={data.test_fraction} has no effect: {source(data)} has files for a test.")
+    width = np.dtype(data.dtype).itemsize
     held_out = {"test": test, "val": val}
     for name, fraction in (("test", data.test_fraction), ("val", data.val_fraction / (1 - data.test_fraction))):
         if files := held_out[name]:
@@ -200,9 +185,9 @@ def _split(
     return train, held_out["val"], held_out["test"]
 
 
-def _sample(data: TokenData, dtype: str, shards: Sequence[Shard], digest: Any) -> None:
+def _sample(data: TokenData, shards: Sequence[Shard], digest: Any) -> None:
     """Hashes blocks of a split, and looks whether the vocabulary has their tokens."""
-    tokens = Tokens(shards, dtype)
+    tokens = Tokens(shards, data.dtype)
     length = BLOCK_BYTES // tokens.dtype.itemsize
     digest.update(f"|{len(tokens)}".encode())
     number = min(BLOCKS, -(-len(tokens) // length))

@@ -32,8 +32,9 @@ def composer() -> Composer:
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """The fields of a dataclass with their defaults."""
-    return {field.name: field.default for field in dataclasses.fields(cls)}
+    """The fields of a dataclass with their defaults, as YAML has them."""
+    values = {field.name: field.default for field in dataclasses.fields(cls)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @pytest.mark.parametrize(("group", "cls"), CHOICES, ids=lambda each: getattr(each, "name", each))

@@ -221,7 +221,7 @@ TOGETHER = [
     ),
     (
         ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.dtype=int16"],
-        "data.dtype=int16 is not one of: uint8, uint16, uint32. Did you mean 'uint16'?",
+        "data.dtype=int16 is not one of: uint8, uint16, uint32, uint64. Did you mean 'uint16'?",
     ),
     (
         ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.tokenizer=bytes"],

@@ -149,6 +149,8 @@ def test_what_is_excluded_is_left_out(tmp_path: Path, kind: Kind) -> None:
         assert any(note.startswith("left out by data.exclude: ") for note in notes(found))
     found = read(kind.data(path=str(root), exclude=("*.log",)), tmp_path / "outputs")
     assert "data.exclude=*.log leaves nothing out" in notes(found)
+    with pytest.raises(DataError, match=r"data.exclude=\*.log has no effect: data.path=.* is a file"):
+        read(kind.data(path=str(root / "a" / f"0{kind.ending}"), exclude=("*.log",)), tmp_path / "outputs")
 
 
 @every_kind
