@@ -89,8 +89,7 @@ def below(view: View, width: int) -> list[Text]:
     rows = [row for row in view.rows if row["status"] == COMPLETED]
     lines = []
     if any(row["val_loss_interval"] is not None for row in rows):
-        to = "the lowest" if view.pairs is not None else "dense" if view.baseline == DENSE else "the baseline"
-        lines += _prose(f"intervals: 95 % over seeds; differences to {to} are paired by seed", width, "dim")
+        lines += _prose(f"intervals: 95 % over seeds; {differences(view)}", width, "dim")
         lines += (
             _prose(_judged(rows, view), width, "dim")
             if any(row["vs_dense_interval"] is not None for row in rows)
@@ -107,6 +106,12 @@ def below(view: View, width: int) -> list[Text]:
     if shared:
         lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")
     return lines + _cautions(view, rows, width)
+
+
+def differences(view: View) -> str:
+    """What the differences are taken to, and how they are paired."""
+    to = "the lowest" if view.pairs is not None else "the dense model" if view.baseline == DENSE else "the baseline"
+    return f"differences to {to} are paired by seed"
 
 
 def _judged(rows: Sequence[Row], view: View) -> str:

@@ -47,7 +47,7 @@ class Choice:
 
     Attributes:
         reason: better: it is told from the baseline; baseline: nothing is; tie: it is not, but routing has collapsed in what
-            it ties with; one seed: too few to tell; untested: no baseline was run; single: nothing to compare it with.
+            it ties with; worse: all are worse than a baseline that is not among them; one seed: too few to tell; untested: no baseline was run; single: nothing to compare it with.
         runner_up: the next best that is no baseline.
         ties: those of equal data and budget that are not told from the recommended one, the lowest first.
         passed_over: the lowest, where another that ties with it is recommended.
@@ -116,9 +116,9 @@ def health_text(row: Row) -> str:
 
 
 def has_one_seed(rows: Sequence[Row]) -> bool:
-    """Whether no comparison has a second seed."""
-    seeds = [row["vs_dense_seeds"] for row in rows if row["verdict"] is not None]
-    return bool(seeds) and max(seeds) == 1
+    """Whether no comparison has a second seed; without comparisons, whether no configuration has one."""
+    compared = [row["vs_dense_seeds"] for row in rows if row["verdict"] is not None]
+    return max(compared or [len(row["seeds"]) for row in rows], default=0) <= 1
 
 
 def baseline_path(row: Row, baseline: Mapping[str, Any]) -> str | None:
@@ -157,8 +157,8 @@ def _reason(rows: Sequence[Row], best: Row, baseline: Mapping[str, Any], one_see
         return "one seed"
     if pairs:
         return "untested"
-    if best["verdict"] == BETTER:
-        return "better"
+    if best["verdict"] in (BETTER, WORSE):
+        return "better" if best["verdict"] == BETTER else "worse"
     return "baseline" if is_baseline(best, baseline) and _was_compared_with(best, rows) else "untested"
 
 

@@ -16,7 +16,8 @@ MAX_TIES = 4
 
 def memo(found: Recommendation) -> list[str]:
     """The lines of `moe report --recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
-    lines = [*_headline(found), *_health(found), *_ties(found), *_cost(found)]
+    lines = [*_headline(found), *_health(found)]
+    lines += [*_ties(found), *_cost(found)] if found.reason != "worse" else []
     base = "no dense model" if found.baseline == DENSE else f"no run with {baseline_name(found.baseline)}"
     if found.alone and found.comparisons:
         lines.append(
@@ -96,7 +97,12 @@ def _headline(found: Recommendation) -> list[str]:
     if found.reason == "one seed":
         against = f", {_amount(found.gain, signed=True)} against {base}" if found.gain else ""
         lowest = "Lowest of what was run" if found.passed_over is None else "Lowest but one that has collapsed"
-        return [f"{on}one seed tells nothing for sure. {lowest}: {name} ({at}{against})."]
+        unknown = "" if found.comparisons else _unknown(found)
+        return [f"{on}one seed tells nothing for sure. {lowest}: {name} ({at}{against}).{unknown}"]
+    if found.reason == "worse" and found.gain:
+        use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
+        return [f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.gain)} of the "
+                f"baseline's {found.unit} ({plural(found.gain.seeds, 'seed')}, paired)."]  # fmt: skip
     if found.reason == "baseline":
         what = name if dense else f"{name}, the baseline"
         return [f"{on}use {what}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
@@ -104,13 +110,16 @@ def _headline(found: Recommendation) -> list[str]:
         return [f"{on}use {name}: it is not told from {base} ({at})."]
     lead = f"{on}use {name} ({at})" if found.passed_over else f"{on}lowest of what was run is {name} ({at})"
     if found.pairs is not None:
-        return [f"{lead}." + _nearest(found.runner_up) + _unknown(found)]
+        named = found.passed_over and found.runner_up and found.passed_over.name == found.runner_up.name
+        return [f"{lead}." + ("" if named else _nearest(found.runner_up)) + _unknown(found)]
     if found.gain is None:
         return [f"{lead}." + _unknown(found)]
-    return [f"{lead}, {'worse than' if found.gain.verdict == WORSE else 'not told from'} {base}."]
+    return [f"{lead}, not distinguishable from {base}."]
 
 
 def _unknown(found: Recommendation) -> str:
+    if found.is_baseline:
+        return "" if found.pairs is not None else " No other configuration was run with its settings and seeds."
     if found.baseline != DENSE:
         return f" How it compares with {baseline_name(found.baseline)} is not known: that was not run with its settings and seeds."
     return " Whether experts pay is not known: no dense model was run with its settings and seeds."

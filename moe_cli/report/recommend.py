@@ -60,6 +60,7 @@ class Recommendation:
         settings: expert, k, capacity, router and balance of the recommended configuration.
         reason: see `Choice`.
         score: its mean bits per byte (nats per token, image and so on where there are no bytes).
+        is_baseline: whether it has the settings of the baseline.
         gain: against its baseline; None without one, and for the baseline itself.
         runner_up: against it, the next best; None if there is none.
         ties: the configurations that are not told from it.
@@ -88,6 +89,7 @@ class Recommendation:
     score: float
     unit: str
     seeds: int
+    is_baseline: bool
     gain: Comparison | None
     runner_up: Comparison | None
     ties: tuple[str, ...]
@@ -148,6 +150,7 @@ def recommend(
         context=_context(best), baseline=found.baseline, settings={name: best[name] for name in SHOWN},
         label=label(best, found.names), reason=choice.reason, score=score(best) or 0.0,
         unit=f"nats/{target_of(best.get('task.name'))}" if best["val_bpb"] is None else "bits/byte", seeds=len(best["seeds"]),
+        is_baseline=is_baseline(best, found.baseline),
         gain=gain, runner_up=second, ties=tuple(label(row, found.names) for row in choice.ties),
         passed_over=against(best, passed, found.runs, found.names) if passed else None,
         passed_over_health=health_text(passed) if passed and is_collapsed(passed) else "", because=choice.because,

@@ -130,7 +130,7 @@ def make_view(
         baseline,
         pairs,
         look_at(shown, baseline if pairs is None else None),
-        [] if question.by_run else _recommended(rows, frame, elsewhere, baseline, pairs),
+        [] if question.by_run else _recommended(ordered, frame, elsewhere, baseline, pairs),
     )
 
 
@@ -143,7 +143,8 @@ def _recommended(
         if score(row) is not None and row["status"] == COMPLETED and is_countable(row):
             groups.setdefault(comparable(row), []).append(row)
     runs = {run["path"]: run for known in (frame, elsewhere) if known is not None for run in rows_of(known)}
-    return [choose(group, runs, baseline, pairs is not None).row for group in groups.values() if len(group) > 1]
+    choices = [choose(group, runs, baseline, pairs is not None) for group in groups.values() if len(group) > 1]
+    return [choice.row for choice in choices if choice.reason != "worse"]
 
 
 def _shown(rows: list[Row], by_run: bool) -> list[Row]:

@@ -103,8 +103,8 @@ def test_a_single_configuration_beside_a_dense_model_of_another_sweep(tmp_path: 
         complete(tmp_path, 2.0 + 0.001 * seed, "other", seed=seed, **DENSE)
         complete(tmp_path, 2.2 + 0.002 * seed, "mine", seed=seed, **EIGHT)
     said = " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
-    assert f"{ON}lowest of what was run is expert=8 k=2" in said
-    assert "worse than dense." in said
+    assert f"{ON}use the dense model (expert=1). The best of the others is expert=8 k=2" in said
+    assert "it is worse by 10.0 %" in said
 
 
 def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
