@@ -16,7 +16,7 @@ MAX_DEAD_EXPERTS = 0.05
 # Or when the most loaded expert is this far on the way from an even load (0) to every token (1): with 8 experts and k=2
 # it then gets 81 % of the tokens. MaxVio alone does not say so, because its largest value is experts / k - 1.
 MAX_IMBALANCE = 0.75
-# Configurations that tie and whose losses differ by less than this are told apart by their cost.
+# Configurations that tie and whose losses differ by less than this are ranked by their cost.
 SAME_LOSS = 0.005
 # With one seed nothing is tested: configurations that differ by less than this count as a tie.
 ONE_SEED_TIE = 0.01
@@ -29,7 +29,7 @@ class Comparison:
     """One configuration against another: share of its score, negative is better; interval of 95 %, over paired seeds.
 
     Attributes:
-        told: whether the configuration itself is told better than the baseline.
+        better_than_baseline: whether the verdict on the configuration itself, against its baseline, is better.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Comparison:
     seeds: int
     verdict: str
     more_seeds: int | None
-    told: bool = False
+    better_than_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Choice:
     """The recommended configuration.
 
     Attributes:
-        reason: better: it is told from the baseline; baseline: nothing is; tie: it is not, but routing has collapsed in what
+        reason: better: it is better than its baseline; baseline: nothing is; tie: it is not, but routing has collapsed in what
             it ties with; worse: all are worse than a baseline that is not among them; one seed: too few to tell; untested: no baseline was run; single: nothing to compare it with.
         runner_up: the next best that is no baseline.
-        ties: those of equal data and budget that are not told from the recommended one, the lowest first.
+        ties: those of equal data and budget that are not distinguishable from the recommended one, the lowest first.
         passed_over: the lowest, where another that ties with it is recommended.
         because: why it was passed over: "health" or "cost".
     """
@@ -65,7 +65,7 @@ class Choice:
 def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE, pairs: bool = False) -> Choice:
     """The decision for complete configurations with a score.
 
-    First comes the lowest that is told better than its baseline; else the baseline; else the lowest. If routing has collapsed in
+    First comes the lowest whose verdict against its baseline is better; else the baseline; else the lowest. If routing has collapsed in
     it and another ties with it in which it has not, that one is recommended; then the cheapest of those that tie with it
     and are within SAME_LOSS of it.
 
@@ -163,7 +163,7 @@ def _reason(rows: Sequence[Row], best: Row, baseline: Mapping[str, Any], one_see
 
 
 def _ties(best: Row, ranked: Sequence[Row], runs: Runs) -> list[Row]:
-    """The configurations of equal data and budget that are not told from the best."""
+    """The configurations of equal data and budget that are not distinguishable from the best."""
     return [
         row for row in ranked if row is not best and comparable(row) == comparable(best) and _is_tie(best, row, runs)
     ]
@@ -223,9 +223,9 @@ def against(best: Row, other: Row, runs: Runs, names: Collection[str] = ()) -> C
     if sample is None:
         return None
     half = _half_width(sample)
-    told = half is not None and abs(sample.mean) > half
-    verdict = (BETTER if sample.mean < 0 else WORSE) if told else CANNOT_TELL
-    more = None if told else more_seeds(sample)
+    decided = half is not None and abs(sample.mean) > half
+    verdict = (BETTER if sample.mean < 0 else WORSE) if decided else CANNOT_TELL
+    more = None if decided else more_seeds(sample)
     return Comparison(label(other, names), sample.mean, half, sample.seeds, verdict, more, other["verdict"] == BETTER)
 
 

@@ -9,7 +9,7 @@ from moe_cli.report.looks import looks_sentence
 from moe_cli.report.recommend import Recommendation
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 
-# So many times the FLOPs of the cheapest are said.
+# From this many times the FLOPs of the cheapest configuration on, the memo names the ratio.
 DEARER = 1.1
 MAX_TIES = 4
 
@@ -75,8 +75,8 @@ def _ties(found: Recommendation) -> list[str]:
     if not found.ties:
         return []
     more = f" and {len(found.ties) - MAX_TIES} more" if len(found.ties) > MAX_TIES else ""
-    told = "Within 1 % of it, with one seed" if found.reason == "one seed" else "Not told from it"
-    return [f"{told}: {'; '.join(found.ties[:MAX_TIES])}{more}."]
+    ties = "Within 1 % of it, with one seed" if found.reason == "one seed" else "Not distinguishable from it"
+    return [f"{ties}: {'; '.join(found.ties[:MAX_TIES])}{more}."]
 
 
 def _headline(found: Recommendation) -> list[str]:
@@ -107,7 +107,7 @@ def _headline(found: Recommendation) -> list[str]:
         what = name if dense else f"{name}, the baseline"
         return [f"{on}use {what}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
     if found.reason == "tie":
-        return [f"{on}use {name}: it is not told from {base} ({at})."]
+        return [f"{on}use {name}: it is not distinguishable from {base} ({at})."]
     lead = f"{on}use {name} ({at})" if found.passed_over else f"{on}lowest of what was run is {name} ({at})"
     if found.pairs is not None:
         named = found.passed_over and found.runner_up and found.passed_over.name == found.runner_up.name
@@ -130,8 +130,8 @@ def _second(found: Recommendation) -> str:
     if other is None or found.passed_over is not None:
         return "."
     text = f"; the runner-up, {other.name}, is {_amount(other)} {'behind' if other.difference > 0 else 'ahead'} on the seeds both have"
-    if other.verdict == BETTER and not other.told:
-        return text + f", but is not told better than {_its_baseline(found)}."
+    if other.verdict == BETTER and not other.better_than_baseline:
+        return text + f", but is not shown to be better than {_its_baseline(found)}."
     if other.verdict != CANNOT_TELL:
         return text + "."
     return (
@@ -155,7 +155,7 @@ def _nearest(other: Comparison | None) -> str:
         return (
             f"{text}: {other.verdict}."
             if other.verdict == WORSE
-            else f"{text}, not beyond doubt among so many comparisons."
+            else f"{text}, not beyond doubt, as the verdict allows for all comparisons."
         )
     return f"{text}: cannot tell with {plural(other.seeds, 'seed')}{_decide(other)}."
 

@@ -193,6 +193,8 @@ def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -
     """`--sort` with the name of its column; a leading minus stays."""
     if sort is None:
         return None
+    if sort.removeprefix("-") == CURVE:
+        raise ConfigError(f"'{CURVE}' cannot be sorted by: it is a line of values. Sort by val_loss, say.")
     return "-" * sort.startswith("-") + column_named(sort.removeprefix("-"), known, shown)
 
 

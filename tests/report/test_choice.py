@@ -15,7 +15,7 @@ from moe_cli.report.choice import is_collapsed
 from moe_cli.report.fold import fold, rows_of
 from moe_cli.report.memo import memo
 from moe_cli.report.page.content import Source, page_content
-from moe_cli.report.tables import mark_of, table_lines
+from moe_cli.report.tables import mark_of, markdown_text, table_lines
 from moe_cli.report.view import Question, make_view
 from moe_cli.store import write_json
 from tests.report.folders import complete
@@ -53,6 +53,8 @@ def test_health_decides_between_ties(tmp_path: Path) -> None:
     assert ("expert=8 k=2 balance=none", "expert=8 k=2 balance=z") == answer.ties
     assert {"none": "lowest", "switch": "recommended", "z": "pareto"} == marks(tmp_path) | {"z": "pareto"}
     view = make_view(frame, Question())
+    bold = [line for line in markdown_text(view).splitlines() if "**" in line]
+    assert ["switch"] == [balance for line in bold for balance in ("none", "switch", "z") if f"**{balance}**" in line]
     rows = page_content(view, Source(frame, None, "mine", "moe"), ())["rows"]
     assert {"none": "lowest", "switch": "recommended"} == {
         str(row["balance"]): shown["mark"] for row, shown in zip(view.rows, rows, strict=True) if shown["mark"]
@@ -83,7 +85,7 @@ def test_a_collapsed_baseline_gives_way_to_what_ties_with_it(tmp_path: Path) -> 
     make(tmp_path, "switch", 1.702)
     answer = recommend(load_runs(tmp_path))
     assert ("tie", "switch") == (answer.reason, answer.settings["balance"])
-    assert "it is not told from balance=none" in memo(answer)[0]
+    assert "it is not distinguishable from balance=none" in memo(answer)[0]
 
 
 def test_cost_decides_between_close_ties(tmp_path: Path) -> None:
