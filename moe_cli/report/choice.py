@@ -1,11 +1,12 @@
 """Which configuration is recommended. The memo, the marks of the table and the page all follow this one decision."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from moe_cli.numbers import percent, printable
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score
+from moe_cli.report.pairs import decided_pairs
 from moe_cli.report.pareto import tolerance
 from moe_cli.report.stats import CONFIDENCE, t_quantile
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE, Paired, more_seeds, paired
@@ -22,6 +23,21 @@ SAME_LOSS = 0.005
 ONE_SEED_TIE = 0.01
 
 Runs = Mapping[str, Row]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What configurations are compared by.
+
+    Attributes:
+        runs: the runs of the configurations, by path.
+        differing: the pairs of configurations that differ, by the paths of their first runs, where verdicts allow for all pairs.
+        pairs: how many pairs that is; None: verdicts are on differences to a baseline, and a pair is tested on its own.
+    """
+
+    runs: Runs
+    differing: frozenset[frozenset[str]] = frozenset()
+    pairs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,7 @@ class Choice:
         ties: those of equal data and budget that are not distinguishable from the recommended one, the lowest first.
         passed_over: the lowest, where another that ties with it is recommended.
         because: why it was passed over: "health" or "cost".
+        known: what `against` compares by.
     """
 
     row: Row
@@ -60,6 +77,7 @@ class Choice:
     ties: tuple[Row, ...] = ()
     passed_over: Row | None = None
     because: str = ""
+    known: Known = field(default_factory=lambda: Known({}))
 
 
 def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE, pairs: bool = False) -> Choice:
@@ -73,26 +91,27 @@ def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE,
         runs: the runs of the rows, by path.
         pairs: the verdicts are on differences to the lowest, not to a baseline.
     """
+    known = _all_pairs(rows, runs) if pairs else Known(runs)
     ranked = sorted(rows, key=_rank(rows, baseline))
     standing = [] if pairs else [row for row in ranked if row["verdict"] == BETTER or _was_compared_with(row, rows)]
     one_seed = has_one_seed(rows)
     pool = ranked if one_seed or not standing else standing
     first = pool[0]
-    if len(pool) > 1 and first["verdict"] == BETTER == pool[1]["verdict"] and _verdict(first, pool[1], runs) == BETTER:
+    if len(pool) > 1 and first["verdict"] == BETTER == pool[1]["verdict"] and _verdict(first, pool[1], known) == BETTER:
         first = pool[1]
     reason = _reason(rows, first, baseline, one_seed, pairs)
     row, because = first, ""
     if is_collapsed(first):
-        healthy = [each for each in _ties(first, ranked, runs) if not is_collapsed(each)]
+        healthy = [each for each in _ties(first, ranked, known) if not is_collapsed(each)]
         if healthy:
             row, because = next((each for each in healthy if each["verdict"] == BETTER), healthy[0]), "health"
             reason = "tie" if reason in ("better", "baseline") and row["verdict"] != BETTER else reason
     if reason in ("better", "untested"):
-        cheapest = _cheapest(row, [each for each in pool if each is not row], runs)
+        cheapest = _cheapest(row, [each for each in pool if each is not row], known)
         row, because = (row, because) if cheapest is row else (cheapest, because or "cost")
     others = [each for each in ranked if each is not row and (pairs or not is_baseline(each, baseline))]
-    return Choice(row, reason, others[0] if others else None, tuple(_ties(row, ranked, runs)),
-                  first if row is not first else None, because)  # fmt: skip
+    return Choice(row, reason, others[0] if others else None, tuple(_ties(row, ranked, known)),
+                  first if row is not first else None, because, known)  # fmt: skip
 
 
 def is_collapsed(row: Row) -> bool:
@@ -162,25 +181,25 @@ def _reason(rows: Sequence[Row], best: Row, baseline: Mapping[str, Any], one_see
     return "baseline" if is_baseline(best, baseline) and _was_compared_with(best, rows) else "untested"
 
 
-def _ties(best: Row, ranked: Sequence[Row], runs: Runs) -> list[Row]:
+def _ties(best: Row, ranked: Sequence[Row], known: Known) -> list[Row]:
     """The configurations of equal data and budget that are not distinguishable from the best."""
     return [
-        row for row in ranked if row is not best and comparable(row) == comparable(best) and _is_tie(best, row, runs)
+        row for row in ranked if row is not best and comparable(row) == comparable(best) and _is_tie(best, row, known)
     ]
 
 
-def _is_tie(best: Row, row: Row, runs: Runs) -> bool:
-    found = against(best, row, runs)
+def _is_tie(best: Row, row: Row, known: Known) -> bool:
+    found = against(best, row, known)
     if found is None:
         return False
     return abs(found.difference) < ONE_SEED_TIE if found.seeds == 1 else found.verdict == CANNOT_TELL
 
 
-def _cheapest(best: Row, others: Sequence[Row], runs: Runs) -> Row:
+def _cheapest(best: Row, others: Sequence[Row], known: Known) -> Row:
     """The cheapest of those that tie with the best and are within SAME_LOSS of it: fewer FLOPs, else fewer parameters."""
     chosen = best
     for row in others:
-        found = against(best, row, runs)
+        found = against(best, row, known)
         close = found is not None and found.verdict == CANNOT_TELL and abs(found.difference) < SAME_LOSS
         if close and comparable(row) == comparable(best) and not is_collapsed(row) and _is_cheaper(row, chosen):
             chosen = row
@@ -197,8 +216,8 @@ def _is_cheaper(one: Row, other: Row) -> bool:
     return False
 
 
-def _verdict(best: Row, other: Row, runs: Runs) -> str | None:
-    found = against(best, other, runs)
+def _verdict(best: Row, other: Row, known: Known) -> str | None:
+    found = against(best, other, known)
     return found.verdict if found else None
 
 
@@ -212,21 +231,36 @@ def to_baseline(row: Row, name: str) -> Comparison | None:
     )  # fmt: skip
 
 
-def against(best: Row, other: Row, runs: Runs, names: Collection[str] = ()) -> Comparison | None:
+def against(best: Row, other: Row, known: Known, names: Collection[str] = ()) -> Comparison | None:
     """The other configuration against the best, paired by seed.
 
-    Where the best is the other's baseline, the comparison of the table, which allows for all of them; else one on its own.
+    Where the best is the other's baseline, the comparison of the table, which allows for all of them. Without a baseline
+    the verdict allows for all pairs; else it is on this pair alone.
     """
     if other["baseline_path"] in best["paths"]:
         return to_baseline(other, label(other, names))
-    sample = paired(_scores(other, runs), _scores(best, runs))
+    sample = paired(_scores(other, known.runs), _scores(best, known.runs))
     if sample is None:
         return None
     half = _half_width(sample)
-    decided = half is not None and abs(sample.mean) > half
+    if known.pairs is not None and comparable(best) == comparable(other):
+        decided = frozenset((best["path"], other["path"])) in known.differing
+    else:
+        decided = half is not None and abs(sample.mean) > half
     verdict = (BETTER if sample.mean < 0 else WORSE) if decided else CANNOT_TELL
-    more = None if decided else more_seeds(sample)
+    more = None if decided else more_seeds(sample, max(1, known.pairs or 1))
     return Comparison(label(other, names), sample.mean, half, sample.seeds, verdict, more, other["verdict"] == BETTER)
+
+
+def _all_pairs(rows: Sequence[Row], runs: Runs) -> Known:
+    """Tests every pair of configurations that may be ranked together, as the table does without a baseline."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: score(row) or 0.0):
+        groups.setdefault(comparable(row), []).append(row)
+    kinds = list(groups.values())
+    decided, tested = decided_pairs([[_scores(row, runs) for row in group] for group in kinds])
+    differing = (frozenset((kinds[kind][one]["path"], kinds[kind][other]["path"])) for kind, one, other in decided)
+    return Known(runs, frozenset(differing), tested)
 
 
 def _half_width(sample: Paired) -> float | None:

@@ -143,7 +143,7 @@ def recommend(
     choice = choose(found.rows, found.runs, found.baseline, found.pairs is not None)
     best, base = choice.row, _base_row(found, choice.row)
     gain = to_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
-    second = against(best, choice.runner_up, found.runs, found.names) if choice.runner_up else None
+    second = against(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
     wanted = [each.more_seeds for each in (gain, second) if each and each.more_seeds]
     following = next_sweep(choice, found.rows, found.names, found.baseline, min(wanted, default=None),
                            _options(found, baseline))  # fmt: skip
@@ -155,7 +155,7 @@ def recommend(
         unit=f"nats/{target_of(best.get('task.name'))}" if best["val_bpb"] is None else "bits/byte", seeds=len(best["seeds"]),
         is_baseline=is_baseline(best, found.baseline),
         gain=gain, runner_up=second, ties=tuple(label(row, found.names) for row in choice.ties),
-        passed_over=against(best, passed, found.runs, found.names) if passed else None,
+        passed_over=against(best, passed, choice.known, found.names) if passed else None,
         passed_over_health=health_text(passed) if passed and is_collapsed(passed) else "", because=choice.because,
         health=health_text(best) if is_collapsed(best) else "",
         comparisons=len(found.rows) - len(alone), pairs=found.pairs,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
-from moe_cli.report.choice import is_collapsed
+from moe_cli.report.choice import Known, against, choose, is_collapsed
 from moe_cli.report.fold import fold, rows_of
 from moe_cli.report.memo import memo
 from moe_cli.report.page.content import Source, page_content
@@ -262,3 +262,25 @@ def test_page_table_and_memo_agree_under_a_filter(tmp_path: Path) -> None:
         assert "use expert=8 k=2" in text
         assert "It beats the dense model" in text
     assert [8] == [row["expert"] for row in make_view(load_runs(tmp_path / "mine"), Question(condition)).recommended]
+
+
+def test_verdicts_on_a_row_that_is_not_the_lowest_allow_for_all_pairs(tmp_path: Path) -> None:
+    """Without a baseline, what is recommended instead of a collapsed lowest is compared as strictly as the table compares."""
+    losses = {
+        "none": (1.70, 1.72, 1.71),
+        "switch": (1.71, 1.71, 1.71),
+        "z": (1.74, 1.76, 1.756),
+        "loss_free": (1.75, 1.73, 1.76),
+    }
+    for balance, values in losses.items():
+        for seed, loss in enumerate(values):
+            complete(tmp_path, loss, "mine", COLLAPSED if balance == "none" else None, balance=balance, seed=seed)
+    frame = load_runs(tmp_path)
+    rows = {row["balance"]: row for row in rows_of(fold(frame))}
+    runs = {run["path"]: run for run in rows_of(frame)}
+    chosen = choose(list(rows.values()), runs, pairs=True)
+    assert (6, "switch") == (chosen.known.pairs, chosen.row["balance"])
+    alone, strict = (against(chosen.row, rows["z"], known) for known in (Known(runs), chosen.known))
+    assert alone is not None
+    assert strict is not None
+    assert ("worse", "cannot tell") == (alone.verdict, strict.verdict)
