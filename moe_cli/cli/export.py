@@ -10,6 +10,8 @@ from moe_cli.errors import ConfigError
 from moe_cli.numbers import printable
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from moe_cli.cli.fit import FitRequest
     from moe_cli.report.page import Source
     from moe_cli.report.view import View
@@ -101,11 +103,21 @@ def _page(view: "View", source: "Source", request: "FitRequest | None") -> str:
     from moe_cli.report.page import page_text
     from moe_cli.report.page.answers import answer_section, fit_sections
 
-    shown = [path for paths in view.frame["paths"] for path in paths]
-    sections = answer_section(source.frame[source.frame["path"].isin(shown)], source.elsewhere, view.baseline)
+    sections = answer_section(*_chosen(view, source), view.baseline)
     if request is not None:
         sections += fit_sections(make_study(source.frame, request), source.title)
     return page_text(view, source, sections)
+
+
+def _chosen(view: "View", source: "Source") -> "tuple[pd.DataFrame, pd.DataFrame | None]":
+    """The runs of the rows shown, and all others, which may serve as their baselines."""
+    import pandas as pd
+
+    shown = source.frame["path"].isin([path for paths in view.frame["paths"] for path in paths])
+    hidden = source.frame[~shown]
+    if source.elsewhere is None or hidden.empty:
+        return source.frame[shown], source.elsewhere if hidden.empty else hidden
+    return source.frame[shown], pd.concat([hidden, source.elsewhere])
 
 
 def print_written(paths: Collection[Path]) -> None:

@@ -36,7 +36,7 @@ def check_options(recommend: bool, form: str, others: Mapping[str, object]) -> N
 
 
 def check_alone(option: str, others: Mapping[str, object]) -> None:
-    """Raises ConfigError: another option that has no effect beside this one."""
+    """Raises ConfigError: another option that has no effect with this one."""
     for name, value in others.items():
         if value:
             raise ConfigError(f"{name} has no effect with {option}: leave one of them out.")

@@ -107,7 +107,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
 
 
 def _baselines(
-    text: str | None, outputs: Path, frame: "pd.DataFrame", beside: Collection[str] = (), *, whole: bool
+    text: str | None, outputs: Path, frame: "pd.DataFrame", also: Collection[str] = (), *, whole: bool
 ) -> "tuple[Mapping[str, Any] | None, pd.DataFrame | None]":
     """What differences are taken to, None if it is not given, and the runs outside the frame that may serve as it.
 
@@ -118,7 +118,7 @@ def _baselines(
     from moe_cli.report.baseline import baseline_runs_elsewhere, chosen_baseline
 
     given = None if text is None else parse_baseline(text)
-    elsewhere = None if whole else baseline_runs_elsewhere(outputs, frame, given, beside)
+    elsewhere = None if whole else baseline_runs_elsewhere(outputs, frame, given, also)
     return None if text is None else chosen_baseline(text, frame, elsewhere), elsewhere
 
 

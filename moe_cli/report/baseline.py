@@ -14,10 +14,12 @@ from moe_cli.report.fold import (
     DENSE,
     Row,
     applies,
+    base_of,
     baselines_of,
     is_baseline,
     rows_of,
     settings_of,
+    shared_with,
     shared_with_dense,
     varying,
 )
@@ -52,14 +54,14 @@ def baseline_name(baseline: Mapping[str, Any]) -> str:
 
 
 def baseline_runs_elsewhere(
-    outputs: Path, frame: "pd.DataFrame", baseline: Mapping[str, Any] | None = None, beside: Collection[str] = ()
+    outputs: Path, frame: "pd.DataFrame", baseline: Mapping[str, Any] | None = None, also: Collection[str] = ()
 ) -> "pd.DataFrame":
-    """The complete runs of the outputs folder, or `beside`, that are not in the frame and may serve as its baselines.
+    """The complete runs of the outputs folder, or of `also`, that are not in the frame and may serve as its baselines.
 
     They have the settings of `baseline`, of one that a sweep of the frame declares, or of the dense model.
     """
     seen = {Path(path).resolve() for path in frame["path"]}
-    runs = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in beside)]
+    runs = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
     found = {path: run for run in runs if (path := run.path.resolve()) not in seen}
     others = runs_frame(list(found.values()), outputs)
     wanted = [*([] if baseline is None else [baseline]), *declared_baselines(frame), DENSE]
@@ -72,7 +74,8 @@ def chosen_baseline(text: str, frame: "pd.DataFrame", elsewhere: "pd.DataFrame |
     """What `--baseline` says.
 
     Raises:
-        ConfigError: it cannot be read, no complete run has these settings, or several configurations fit.
+        ConfigError: it cannot be read, no complete run has these settings, or several or all configurations fit, or it
+            compares with none.
     """
     baseline = parse_baseline(text)
     settings, rows = settings_of(map(str, frame.columns)), rows_of(frame)
@@ -85,9 +88,23 @@ def chosen_baseline(text: str, frame: "pd.DataFrame", elsewhere: "pd.DataFrame |
         raise ConfigError(f"--baseline {text} {ambiguity(ambiguous)}")
     if not bases:
         there = "; ".join(f"{name}={', '.join(values)}" for name in baseline if (values := _values(rows, name)))
-        raise ConfigError(
-            f"--baseline {text}: no complete run has these settings. There are: {there or 'no complete runs'}"
+        null = [name for name, value in baseline.items() if value is None]
+        read = (
+            f" ({null[0]} was read as null, which is no name; for a name write {null[0]}=none)"
+            if null and there
+            else ""
         )
+        raise ConfigError(
+            f"--baseline {text}: no complete run has these settings{read}. There are: {there or 'no complete runs'}"
+        )
+    done = [row for row in rows if row["status"] == COMPLETED]
+    others = [row for row in done if not is_baseline(row, baseline)]
+    if done and not others:
+        raise ConfigError(f"--baseline {text} fits every configuration: name a setting that varies, or leave it out.")
+    shared = shared_with(baseline, settings)
+    if others and not any(base_of(row, bases, shared) for row in others):
+        raise ConfigError(f"--baseline {text}: no configuration differs from it in these settings alone, at equal data, "
+                          "budget and evaluation context. Add what else it brings along, or name another.")  # fmt: skip
     return baseline
 
 
@@ -114,7 +131,9 @@ def twin_command(config: RunConfig) -> str:
 
 def baseline_command(row: Row, choice: Mapping[str, Any] = DENSE) -> str:
     """`moe train expert=1`, or another choice, with every setting in which the configuration differs from the defaults."""
-    wanted = {name: row[name] for name in shared_with_dense([name for name in row if "." in name])}
+    shared = shared_with_dense([name for name in row if "." in name])
+    # A dense model starts from its initial weights: there are no experts to make of another's.
+    wanted = {name: row[name] for name in shared if name != "train.upcycle"}
     try:
         words = _words({**choice}, wanted)
     except MoeError:

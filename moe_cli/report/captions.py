@@ -20,6 +20,7 @@ from moe_cli.store import COMPLETED, FAILED, PRUNED
 
 # Of more runs nobody looks up the code.
 MOST_LOOKED_AT = 1000
+NOT_RUN = "was not run with the same settings, seeds, budget and evaluation context"
 OF_EXPERTS = ("expert", "k", "router", "balance", "capacity")
 CONSTANTS = (*OF_EXPERTS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
 
@@ -59,8 +60,9 @@ def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     without = [row for row in others if row["vs_dense"] is None]
     if view.pairs is not None:
         also = ", or with a dense model:" if dense and others else ""
+        missing = _pairs_for(rows, view, name)
         lines = _prose(
-            f"baseline   none: differences are to the lowest. Compare with another: --baseline SETTING=VALUE{also}",
+            f"baseline   none: {missing}differences are to the lowest. Compare with another: --baseline SETTING=VALUE{also}",
             width,
             "",
         )
@@ -77,11 +79,19 @@ def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     elif without:
         which = "" if len(without) == len(others) else f" for {len(without)} of {len(others)}"
         if not dense:
-            missing = f"baseline   none{which}: {printable(name)} was not run with the same settings and seeds"
+            missing = f"baseline   none{which}: {printable(name)} {NOT_RUN}"
             return lines + _prose(missing, width, "yellow")
         lines += _prose(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
         lines.append(Text("  " + printable(baseline_command(without[0])), "yellow"))
     return lines
+
+
+def _pairs_for(rows: Sequence[Row], view: View, name: str) -> str:
+    """Why a declared baseline does not serve, so that the lowest does."""
+    if view.baseline == DENSE:
+        return ""
+    all_fit = all(is_baseline(row, view.baseline) for row in rows)
+    return f"{printable(name)} {'fits every configuration' if all_fit else NOT_RUN}, so "
 
 
 def below(view: View, width: int) -> list[Text]:
@@ -89,8 +99,7 @@ def below(view: View, width: int) -> list[Text]:
     rows = [row for row in view.rows if row["status"] == COMPLETED]
     lines = []
     if any(row["val_loss_interval"] is not None for row in rows):
-        to = "the lowest" if view.pairs is not None else "dense" if view.baseline == DENSE else "the baseline"
-        lines += _prose(f"intervals: 95 % over seeds; differences to {to} are paired by seed", width, "dim")
+        lines += _prose(f"intervals: 95 % over seeds; {differences(view)}", width, "dim")
         lines += (
             _prose(_judged(rows, view), width, "dim")
             if any(row["vs_dense_interval"] is not None for row in rows)
@@ -107,6 +116,12 @@ def below(view: View, width: int) -> list[Text]:
     if shared:
         lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")
     return lines + _cautions(view, rows, width)
+
+
+def differences(view: View) -> str:
+    """What the differences are taken to, and how they are paired."""
+    to = "the lowest" if view.pairs is not None else "the dense model" if view.baseline == DENSE else "the baseline"
+    return f"differences to {to} are paired by seed"
 
 
 def _judged(rows: Sequence[Row], view: View) -> str:

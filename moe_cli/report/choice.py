@@ -1,11 +1,12 @@
 """Which configuration is recommended. The memo, the marks of the table and the page all follow this one decision."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from moe_cli.numbers import percent, printable
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score
+from moe_cli.report.pairs import decided_pairs
 from moe_cli.report.pareto import tolerance
 from moe_cli.report.stats import CONFIDENCE, t_quantile
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE, Paired, more_seeds, paired
@@ -16,7 +17,7 @@ MAX_DEAD_EXPERTS = 0.05
 # Or when the most loaded expert is this far on the way from an even load (0) to every token (1): with 8 experts and k=2
 # it then gets 81 % of the tokens. MaxVio alone does not say so, because its largest value is experts / k - 1.
 MAX_IMBALANCE = 0.75
-# Configurations that tie and whose losses differ by less than this are told apart by their cost.
+# Configurations that tie and whose losses differ by less than this are ranked by their cost.
 SAME_LOSS = 0.005
 # With one seed nothing is tested: configurations that differ by less than this count as a tie.
 ONE_SEED_TIE = 0.01
@@ -25,11 +26,26 @@ Runs = Mapping[str, Row]
 
 
 @dataclass(frozen=True)
+class Known:
+    """What configurations are compared by.
+
+    Attributes:
+        runs: the runs of the configurations, by path.
+        differing: the pairs of configurations that differ, by the paths of their first runs, where verdicts allow for all pairs.
+        pairs: how many pairs that is; None: verdicts are on differences to a baseline, and a pair is tested on its own.
+    """
+
+    runs: Runs
+    differing: frozenset[frozenset[str]] = frozenset()
+    pairs: int | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One configuration against another: share of its score, negative is better; interval of 95 %, over paired seeds.
 
     Attributes:
-        told: whether the configuration itself is told better than the baseline.
+        better_than_baseline: whether the verdict on the configuration itself, against its baseline, is better.
     """
 
     name: str
@@ -38,7 +54,7 @@ class Comparison:
     seeds: int
     verdict: str
     more_seeds: int | None
-    told: bool = False
+    better_than_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,12 +62,13 @@ class Choice:
     """The recommended configuration.
 
     Attributes:
-        reason: better: it is told from the baseline; baseline: nothing is; tie: it is not, but routing has collapsed in what
-            it ties with; one seed: too few to tell; untested: no baseline was run; single: nothing to compare it with.
+        reason: better: it is better than its baseline; baseline: nothing is; tie: it is not, but routing has collapsed in what
+            it ties with; worse: all are worse than a baseline that is not among them; one seed: too few to tell; untested: no baseline was run; single: nothing to compare it with.
         runner_up: the next best that is no baseline.
-        ties: those of equal data and budget that are not told from the recommended one, the lowest first.
+        ties: those of equal data and budget that are not distinguishable from the recommended one, the lowest first.
         passed_over: the lowest, where another that ties with it is recommended.
         because: why it was passed over: "health" or "cost".
+        known: what `against` compares by.
     """
 
     row: Row
@@ -60,12 +77,13 @@ class Choice:
     ties: tuple[Row, ...] = ()
     passed_over: Row | None = None
     because: str = ""
+    known: Known = field(default_factory=lambda: Known({}))
 
 
 def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE, pairs: bool = False) -> Choice:
     """The decision for complete configurations with a score.
 
-    First comes the lowest that is told better than its baseline; else the baseline; else the lowest. If routing has collapsed in
+    First comes the lowest whose verdict against its baseline is better; else the baseline; else the lowest. If routing has collapsed in
     it and another ties with it in which it has not, that one is recommended; then the cheapest of those that tie with it
     and are within SAME_LOSS of it.
 
@@ -73,26 +91,27 @@ def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE,
         runs: the runs of the rows, by path.
         pairs: the verdicts are on differences to the lowest, not to a baseline.
     """
+    known = _all_pairs(rows, runs) if pairs else Known(runs)
     ranked = sorted(rows, key=_rank(rows, baseline))
     standing = [] if pairs else [row for row in ranked if row["verdict"] == BETTER or _was_compared_with(row, rows)]
     one_seed = has_one_seed(rows)
     pool = ranked if one_seed or not standing else standing
     first = pool[0]
-    if len(pool) > 1 and first["verdict"] == BETTER == pool[1]["verdict"] and _verdict(first, pool[1], runs) == BETTER:
+    if len(pool) > 1 and first["verdict"] == BETTER == pool[1]["verdict"] and _verdict(first, pool[1], known) == BETTER:
         first = pool[1]
     reason = _reason(rows, first, baseline, one_seed, pairs)
     row, because = first, ""
     if is_collapsed(first):
-        healthy = [each for each in _ties(first, ranked, runs) if not is_collapsed(each)]
+        healthy = [each for each in _ties(first, ranked, known) if not is_collapsed(each)]
         if healthy:
             row, because = next((each for each in healthy if each["verdict"] == BETTER), healthy[0]), "health"
             reason = "tie" if reason in ("better", "baseline") and row["verdict"] != BETTER else reason
     if reason in ("better", "untested"):
-        cheapest = _cheapest(row, [each for each in pool if each is not row], runs)
+        cheapest = _cheapest(row, [each for each in pool if each is not row], known)
         row, because = (row, because) if cheapest is row else (cheapest, because or "cost")
     others = [each for each in ranked if each is not row and (pairs or not is_baseline(each, baseline))]
-    return Choice(row, reason, others[0] if others else None, tuple(_ties(row, ranked, runs)),
-                  first if row is not first else None, because)  # fmt: skip
+    return Choice(row, reason, others[0] if others else None, tuple(_ties(row, ranked, known)),
+                  first if row is not first else None, because, known)  # fmt: skip
 
 
 def is_collapsed(row: Row) -> bool:
@@ -116,9 +135,9 @@ def health_text(row: Row) -> str:
 
 
 def has_one_seed(rows: Sequence[Row]) -> bool:
-    """Whether no comparison has a second seed."""
-    seeds = [row["vs_dense_seeds"] for row in rows if row["verdict"] is not None]
-    return bool(seeds) and max(seeds) == 1
+    """Whether no comparison has a second seed; without comparisons, whether no configuration has one."""
+    compared = [row["vs_dense_seeds"] for row in rows if row["verdict"] is not None]
+    return max(compared or [len(row["seeds"]) for row in rows], default=0) <= 1
 
 
 def baseline_path(row: Row, baseline: Mapping[str, Any]) -> str | None:
@@ -157,30 +176,30 @@ def _reason(rows: Sequence[Row], best: Row, baseline: Mapping[str, Any], one_see
         return "one seed"
     if pairs:
         return "untested"
-    if best["verdict"] == BETTER:
-        return "better"
+    if best["verdict"] in (BETTER, WORSE):
+        return "better" if best["verdict"] == BETTER else "worse"
     return "baseline" if is_baseline(best, baseline) and _was_compared_with(best, rows) else "untested"
 
 
-def _ties(best: Row, ranked: Sequence[Row], runs: Runs) -> list[Row]:
-    """The configurations of equal data and budget that are not told from the best."""
+def _ties(best: Row, ranked: Sequence[Row], known: Known) -> list[Row]:
+    """The configurations of equal data and budget that are not distinguishable from the best."""
     return [
-        row for row in ranked if row is not best and comparable(row) == comparable(best) and _is_tie(best, row, runs)
+        row for row in ranked if row is not best and comparable(row) == comparable(best) and _is_tie(best, row, known)
     ]
 
 
-def _is_tie(best: Row, row: Row, runs: Runs) -> bool:
-    found = against(best, row, runs)
+def _is_tie(best: Row, row: Row, known: Known) -> bool:
+    found = against(best, row, known)
     if found is None:
         return False
     return abs(found.difference) < ONE_SEED_TIE if found.seeds == 1 else found.verdict == CANNOT_TELL
 
 
-def _cheapest(best: Row, others: Sequence[Row], runs: Runs) -> Row:
+def _cheapest(best: Row, others: Sequence[Row], known: Known) -> Row:
     """The cheapest of those that tie with the best and are within SAME_LOSS of it: fewer FLOPs, else fewer parameters."""
     chosen = best
     for row in others:
-        found = against(best, row, runs)
+        found = against(best, row, known)
         close = found is not None and found.verdict == CANNOT_TELL and abs(found.difference) < SAME_LOSS
         if close and comparable(row) == comparable(best) and not is_collapsed(row) and _is_cheaper(row, chosen):
             chosen = row
@@ -197,8 +216,8 @@ def _is_cheaper(one: Row, other: Row) -> bool:
     return False
 
 
-def _verdict(best: Row, other: Row, runs: Runs) -> str | None:
-    found = against(best, other, runs)
+def _verdict(best: Row, other: Row, known: Known) -> str | None:
+    found = against(best, other, known)
     return found.verdict if found else None
 
 
@@ -212,21 +231,36 @@ def to_baseline(row: Row, name: str) -> Comparison | None:
     )  # fmt: skip
 
 
-def against(best: Row, other: Row, runs: Runs, names: Collection[str] = ()) -> Comparison | None:
+def against(best: Row, other: Row, known: Known, names: Collection[str] = ()) -> Comparison | None:
     """The other configuration against the best, paired by seed.
 
-    Where the best is the other's baseline, the comparison of the table, which allows for all of them; else one on its own.
+    Where the best is the other's baseline, the comparison of the table, which allows for all of them. Without a baseline
+    the verdict allows for all pairs; else it is on this pair alone.
     """
     if other["baseline_path"] in best["paths"]:
         return to_baseline(other, label(other, names))
-    sample = paired(_scores(other, runs), _scores(best, runs))
+    sample = paired(_scores(other, known.runs), _scores(best, known.runs))
     if sample is None:
         return None
     half = _half_width(sample)
-    told = half is not None and abs(sample.mean) > half
-    verdict = (BETTER if sample.mean < 0 else WORSE) if told else CANNOT_TELL
-    more = None if told else more_seeds(sample)
+    if known.pairs is not None and comparable(best) == comparable(other):
+        decided = frozenset((best["path"], other["path"])) in known.differing
+    else:
+        decided = half is not None and abs(sample.mean) > half
+    verdict = (BETTER if sample.mean < 0 else WORSE) if decided else CANNOT_TELL
+    more = None if decided else more_seeds(sample, max(1, known.pairs or 1))
     return Comparison(label(other, names), sample.mean, half, sample.seeds, verdict, more, other["verdict"] == BETTER)
+
+
+def _all_pairs(rows: Sequence[Row], runs: Runs) -> Known:
+    """Tests every pair of configurations that may be ranked together, as the table does without a baseline."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: score(row) or 0.0):
+        groups.setdefault(comparable(row), []).append(row)
+    kinds = list(groups.values())
+    decided, tested = decided_pairs([[_scores(row, runs) for row in group] for group in kinds])
+    differing = (frozenset((kinds[kind][one]["path"], kinds[kind][other]["path"])) for kind, one, other in decided)
+    return Known(runs, frozenset(differing), tested)
 
 
 def _half_width(sample: Paired) -> float | None:

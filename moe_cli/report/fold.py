@@ -218,6 +218,14 @@ def baselines_of(
     return bases, ambiguous
 
 
+def base_of(
+    run: Row, bases: Mapping[tuple[Any, ...], dict[int, Row]], shared: Collection[str]
+) -> dict[int, Row] | None:
+    """The runs of the baseline of a run's configuration, by seed; None where losses may not be ranked together."""
+    found = bases.get(_key(_as_far_as_it_applies(run), shared))
+    return found if found and comparable(next(iter(found.values()))) == comparable(run) else None
+
+
 def _replaced(
     runs: Iterable[Row], groups: Mapping[tuple[Any, ...], dict[int, Row]], settings: Collection[str]
 ) -> dict[str, int]:
@@ -292,7 +300,7 @@ def _folded(
         )
     )
     row["_scores"] = _scores({run["seed"]: run for run in done})
-    baseline = bases.get(_key(_as_far_as_it_applies(first), shared)) if done else None
+    baseline = base_of(first, bases, shared) if done else None
     if baseline:
         _compare(row, done, baseline)
     return row

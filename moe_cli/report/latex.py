@@ -3,9 +3,8 @@
 import re
 
 from moe_cli.numbers import printable
-from moe_cli.report.captions import below
+from moe_cli.report.captions import below, differences
 from moe_cli.report.columns import PLUS_MINUS, Column
-from moe_cli.report.fold import DENSE
 from moe_cli.report.tables import columns_within
 from moe_cli.report.view import View
 
@@ -56,12 +55,7 @@ def _chosen(view: View) -> list[Column]:
 def _caption(view: View) -> str:
     shared = [line.plain for line in below(view, NEVER_BROKEN) if line.plain.startswith("the same for all")]
     intervals = any(row["val_loss_interval"] is not None for row in view.rows)
-    to = "the dense model" if view.baseline == DENSE else "the baseline"
-    what = (
-        f"Means over seeds with 95 % intervals, each for one comparison; differences to {to} are paired by seed."
-        if intervals
-        else ""
-    )
+    what = f"Means over seeds with 95 % intervals, each for one comparison; {differences(view)}." if intervals else ""
     best = "The lowest loss in bold." if view.best else ""
     also = f"{shared[0][0].upper()}{shared[0][1:]}." if shared else ""
     return " ".join(escaped(part) for part in (what, best, also) if part)

@@ -9,14 +9,15 @@ from moe_cli.report.looks import looks_sentence
 from moe_cli.report.recommend import Recommendation
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 
-# So many times the FLOPs of the cheapest are said.
+# From this many times the FLOPs of the cheapest configuration on, the memo names the ratio.
 DEARER = 1.1
 MAX_TIES = 4
 
 
 def memo(found: Recommendation) -> list[str]:
     """The lines of `moe report --recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
-    lines = [*_headline(found), *_health(found), *_ties(found), *_cost(found)]
+    lines = [*_headline(found), *_health(found)]
+    lines += [*_ties(found), *_cost(found)] if found.reason != "worse" else []
     base = "no dense model" if found.baseline == DENSE else f"no run with {baseline_name(found.baseline)}"
     if found.alone and found.comparisons:
         lines.append(
@@ -74,8 +75,8 @@ def _ties(found: Recommendation) -> list[str]:
     if not found.ties:
         return []
     more = f" and {len(found.ties) - MAX_TIES} more" if len(found.ties) > MAX_TIES else ""
-    told = "Within 1 % of it, with one seed" if found.reason == "one seed" else "Not told from it"
-    return [f"{told}: {'; '.join(found.ties[:MAX_TIES])}{more}."]
+    ties = "Within 1 % of it, with one seed" if found.reason == "one seed" else "Not distinguishable from it"
+    return [f"{ties}: {'; '.join(found.ties[:MAX_TIES])}{more}."]
 
 
 def _headline(found: Recommendation) -> list[str]:
@@ -96,21 +97,29 @@ def _headline(found: Recommendation) -> list[str]:
     if found.reason == "one seed":
         against = f", {_amount(found.gain, signed=True)} against {base}" if found.gain else ""
         lowest = "Lowest of what was run" if found.passed_over is None else "Lowest but one that has collapsed"
-        return [f"{on}one seed tells nothing for sure. {lowest}: {name} ({at}{against})."]
+        unknown = "" if found.comparisons else _unknown(found)
+        return [f"{on}one seed tells nothing for sure. {lowest}: {name} ({at}{against}).{unknown}"]
+    if found.reason == "worse" and found.gain:
+        use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
+        return [f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.gain)} of the "
+                f"baseline's {found.unit} ({plural(found.gain.seeds, 'seed')}, paired)."]  # fmt: skip
     if found.reason == "baseline":
         what = name if dense else f"{name}, the baseline"
         return [f"{on}use {what}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
     if found.reason == "tie":
-        return [f"{on}use {name}: it is not told from {base} ({at})."]
+        return [f"{on}use {name}: it is not distinguishable from {base} ({at})."]
     lead = f"{on}use {name} ({at})" if found.passed_over else f"{on}lowest of what was run is {name} ({at})"
     if found.pairs is not None:
-        return [f"{lead}." + _nearest(found.runner_up) + _unknown(found)]
+        named = found.passed_over and found.runner_up and found.passed_over.name == found.runner_up.name
+        return [f"{lead}." + ("" if named else _nearest(found.runner_up)) + _unknown(found)]
     if found.gain is None:
         return [f"{lead}." + _unknown(found)]
-    return [f"{lead}, {'worse than' if found.gain.verdict == WORSE else 'not told from'} {base}."]
+    return [f"{lead}, not distinguishable from {base}."]
 
 
 def _unknown(found: Recommendation) -> str:
+    if found.is_baseline:
+        return "" if found.pairs is not None else " No other configuration was run with its settings and seeds."
     if found.baseline != DENSE:
         return f" How it compares with {baseline_name(found.baseline)} is not known: that was not run with its settings and seeds."
     return " Whether experts pay is not known: no dense model was run with its settings and seeds."
@@ -121,8 +130,8 @@ def _second(found: Recommendation) -> str:
     if other is None or found.passed_over is not None:
         return "."
     text = f"; the runner-up, {other.name}, is {_amount(other)} {'behind' if other.difference > 0 else 'ahead'} on the seeds both have"
-    if other.verdict == BETTER and not other.told:
-        return text + f", but is not told better than {_its_baseline(found)}."
+    if other.verdict == BETTER and not other.better_than_baseline:
+        return text + f", but is not shown to be better than {_its_baseline(found)}."
     if other.verdict != CANNOT_TELL:
         return text + "."
     return (
@@ -146,7 +155,7 @@ def _nearest(other: Comparison | None) -> str:
         return (
             f"{text}: {other.verdict}."
             if other.verdict == WORSE
-            else f"{text}, not beyond doubt among so many comparisons."
+            else f"{text}, not beyond doubt, as the verdict allows for all comparisons."
         )
     return f"{text}: cannot tell with {plural(other.seeds, 'seed')}{_decide(other)}."
 

@@ -24,7 +24,12 @@ class NextSweep:
 
 
 def next_sweep(
-    choice: Choice, rows: Sequence[Row], names: Collection[str], baseline: Mapping[str, Any], more: int | None
+    choice: Choice,
+    rows: Sequence[Row],
+    names: Collection[str],
+    baseline: Mapping[str, Any],
+    more: int | None,
+    options: Sequence[str] = (),
 ) -> NextSweep | None:
     """`moe sweep` over what varied, with the values of the configurations that may still be the best, and enough seeds.
 
@@ -33,6 +38,7 @@ def next_sweep(
 
     Args:
         names: the settings that vary.
+        options: further options of the command, as words.
     """
     best = choice.row
     settings = _settings(best)
@@ -54,9 +60,8 @@ def next_sweep(
     written = {name.removesuffix(".name"): ",".join(map(show, values)) for name, values in {**axes, "k": ks}.items()}
     words = {**settings, **written}
     name = best["group"] if best["group"] not in (None, "runs", "sweep") and best["group"].isprintable() else ""
-    command = f"moe sweep {_written(words, written)} --seeds {seeds}{condition}" + (
-        f" --name {shlex.quote(name)}" if name else ""
-    )
+    options = [*(["--name", name] if name else []), *options]
+    command = f"moe sweep {_written(words, written)} --seeds {seeds}{condition} {shlex.join(options)}".rstrip()
     return NextSweep(command, _seconds(axes, rows, seeds))
 
 

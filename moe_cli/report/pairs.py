@@ -33,6 +33,28 @@ def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Di
     Returns:
         A difference for each member (None for the first, and where no seed is shared), and the number of pairs tested.
     """
+    pairs, adjusted = _all_pairs(groups)
+    found: list[list[Difference | None]] = [[None] * len(group) for group in groups]
+    for (index, one, other), sample in pairs.items():
+        estimate = paired_difference(groups[index][other], groups[index][one])
+        if one == 0 and estimate is not None:
+            decided = adjusted.get((index, one, other), 1.0) < ERROR_RATE
+            verdict = (BETTER if sample.mean < 0 else WORSE) if decided else CANNOT_TELL
+            more = None if decided else more_seeds(sample, max(1, len(adjusted)))
+            found[index][other] = Difference(estimate, sample, verdict, more)
+    return found, len(adjusted)
+
+
+def decided_pairs(groups: Sequence[Sequence[Scores]]) -> tuple[set[tuple[int, int, int]], int]:
+    """The pairs (group, one member, a later one) that differ, allowing for all pairs, and how many pairs were tested."""
+    _, adjusted = _all_pairs(groups)
+    return {place for place, p_value in adjusted.items() if p_value < ERROR_RATE}, len(adjusted)
+
+
+def _all_pairs(
+    groups: Sequence[Sequence[Scores]],
+) -> tuple[dict[tuple[int, int, int], Paired], dict[tuple[int, int, int], float]]:
+    """The paired differences of all pairs within the groups, and their adjusted p-values where there are several seeds."""
     pairs = {
         (index, one, other): sample
         for index, group in enumerate(groups) if len(group) <= MAX_CONFIGURATIONS
@@ -40,13 +62,4 @@ def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Di
         if (sample := paired(group[other], group[one])) is not None
     }  # fmt: skip
     tested = {place: p for place, sample in pairs.items() if (p := sample.p_value) is not None}
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    found: list[list[Difference | None]] = [[None] * len(group) for group in groups]
-    for (index, one, other), sample in pairs.items():
-        estimate = paired_difference(groups[index][other], groups[index][one])
-        if one == 0 and estimate is not None:
-            decided = adjusted.get((index, one, other), 1.0) < ERROR_RATE
-            verdict = (BETTER if sample.mean < 0 else WORSE) if decided else CANNOT_TELL
-            more = None if decided else more_seeds(sample, max(1, len(tested)))
-            found[index][other] = Difference(estimate, sample, verdict, more)
-    return found, len(tested)
+    return pairs, dict(zip(tested, holm(list(tested.values())), strict=True))

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Clock and allocator differ by 10 % between equal runs, and FLOPs are matched to 2 %: within these factors values count
+from moe_cli.measures import EQUAL
+
+# Clock and allocator differ by 10 % between equal runs, and FLOPs are matched to EQUAL: within these factors values count
 # as equal. Everything else is compared exactly.
 TOLERANCES = {
-    "flops_per_token": 1.02,
-    "forward_flops_per_token": 1.02,
-    "train_flops": 1.02,
+    "flops_per_token": EQUAL,
+    "forward_flops_per_token": EQUAL,
+    "train_flops": EQUAL,
     "tokens_per_second": 1.10,
     "seconds": 1.10,
     "peak_memory_bytes": 1.10,

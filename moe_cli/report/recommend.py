@@ -1,5 +1,6 @@
 """The answer: which configuration to use for these data and this budget, how sure that is, what it costs, what to run next."""
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -8,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from moe_cli.config.parse import show
 from moe_cli.errors import MoeError
 from moe_cli.glance import validation_curve
-from moe_cli.measures import target_of
+from moe_cli.measures import EQUAL, target_of
 from moe_cli.numbers import count, printable
-from moe_cli.report.alike import check_across, same_kind, sort_out
+from moe_cli.report.alike import CODE, check_across, same_kind, sort_out
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.choice import (
     Comparison,
@@ -60,9 +62,10 @@ class Recommendation:
         settings: expert, k, capacity, router and balance of the recommended configuration.
         reason: see `Choice`.
         score: its mean bits per byte (nats per token, image and so on where there are no bytes).
+        is_baseline: whether it has the settings of the baseline.
         gain: against its baseline; None without one, and for the baseline itself.
         runner_up: against it, the next best; None if there is none.
-        ties: the configurations that are not told from it.
+        ties: the configurations that are not distinguishable from it.
         passed_over: the lowest, against it, where it is not recommended: for its health or its cost, as `because` says.
         health: what its routing is like, where it has collapsed; else "". Of what is passed over: `passed_over_health`.
         comparisons: configurations that were compared; the verdicts allow for their number.
@@ -70,7 +73,7 @@ class Recommendation:
         weights, speed, memory: times those of the baseline; None where not known.
         equal_time: how it stands when both are stopped at the baseline's last estimate; None if not known.
         flops: training FLOPs per token, times those of the cheapest configuration compared.
-        alone: configurations that no baseline with their settings and seeds stands beside.
+        alone: configurations without a baseline of their settings and seeds.
         not_tried: what was the same in all runs, and so not compared.
         failed: configurations that failed, with the reason.
         left_out: runs that were not compared, for each aspect in which they differ.
@@ -88,6 +91,7 @@ class Recommendation:
     score: float
     unit: str
     seeds: int
+    is_baseline: bool
     gain: Comparison | None
     runner_up: Comparison | None
     ties: tuple[str, ...]
@@ -139,23 +143,25 @@ def recommend(
     choice = choose(found.rows, found.runs, found.baseline, found.pairs is not None)
     best, base = choice.row, _base_row(found, choice.row)
     gain = to_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
-    second = against(best, choice.runner_up, found.runs, found.names) if choice.runner_up else None
+    second = against(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
     wanted = [each.more_seeds for each in (gain, second) if each and each.more_seeds]
-    following = next_sweep(choice, found.rows, found.names, found.baseline, min(wanted, default=None))
+    following = next_sweep(choice, found.rows, found.names, found.baseline, min(wanted, default=None),
+                           _options(found, baseline))  # fmt: skip
     flops = [row["flops_per_token"] for row in found.rows if row["flops_per_token"]]
     passed, alone = choice.passed_over, [row for row in found.rows if row["verdict"] is None]
     return Recommendation(
         context=_context(best), baseline=found.baseline, settings={name: best[name] for name in SHOWN},
         label=label(best, found.names), reason=choice.reason, score=score(best) or 0.0,
         unit=f"nats/{target_of(best.get('task.name'))}" if best["val_bpb"] is None else "bits/byte", seeds=len(best["seeds"]),
+        is_baseline=is_baseline(best, found.baseline),
         gain=gain, runner_up=second, ties=tuple(label(row, found.names) for row in choice.ties),
-        passed_over=against(best, passed, found.runs, found.names) if passed else None,
+        passed_over=against(best, passed, choice.known, found.names) if passed else None,
         passed_over_health=health_text(passed) if passed and is_collapsed(passed) else "", because=choice.because,
         health=health_text(best) if is_collapsed(best) else "",
         comparisons=len(found.rows) - len(alone), pairs=found.pairs,
         weights=_ratio(best, base, "params"), speed=_ratio(best, base, "tokens_per_second"),
         memory=_ratio(best, base, "peak_memory_bytes"), equal_time=_equal_time(best, base, found.runs),
-        equal_params=base is not None and abs((_ratio(best, base, "active_params") or 1) - 1) < 0.02,
+        equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
         flops=best["flops_per_token"] / min(flops) if flops and best["flops_per_token"] else 1.0,
         alone=sum(not is_baseline(row, found.baseline) for row in alone) if found.pairs is None else 0,
         not_tried=_not_tried(found.rows, found.names, best), failed=_failed(rows_of(frame), found.names),
@@ -165,12 +171,18 @@ def recommend(
     )  # fmt: skip
 
 
+def _options(found: "_Compared", typed: Mapping[str, Any] | None) -> list[str]:
+    """What the next sweep needs besides its settings: the baseline that was typed, and all runs made by one code."""
+    settings = shlex.join(f"{name}={show(value)}" for name, value in (typed or {}).items())
+    return [*(["--baseline", settings] if typed else []), *(["--rerun-on", CODE] if CODE in found.left_out else [])]
+
+
 @dataclass(frozen=True)
 class _Compared:
     """Attributes:
     frame: the runs that are alike; left_out: how many are not, for each aspect.
     rows: their configurations; names: the settings that vary; pairs: see `fold`.
-    beside: the baselines from elsewhere, as rows.
+    outside: the baselines from elsewhere, as rows.
     runs: all of these runs, by path.
     """
 
@@ -179,7 +191,7 @@ class _Compared:
     rows: list[Row]
     names: list[str]
     pairs: int | None
-    beside: list[Row]
+    outside: list[Row]
     runs: dict[str, Row]
     baseline: Mapping[str, Any]
 
@@ -201,16 +213,17 @@ def _compare(
     folded = fold(own, elsewhere=others, baseline=base)
     rows = [row for row in rows_of(folded) if score(row) is not None]
     runs = {run["path"]: run for run in (*alike.rows, *([] if others is None else rows_of(others)))}
-    beside = [] if others is None else rows_of(fold(others, baseline=base))
+    outside = [] if others is None else rows_of(fold(others, baseline=base))
     names = varying(rows, settings_of([str(name) for name in frame.columns]))
-    return _Compared(own, alike.left_out, rows, names, folded.attrs["pairs"], beside, runs, base)
+    return _Compared(own, alike.left_out, rows, names, folded.attrs["pairs"], outside, runs, base)
 
 
 def _base_row(found: _Compared, best: Row) -> Row | None:
     """The row of the baseline of the best, or the best itself where it is one; None without one."""
     path = baseline_path(best, found.baseline)
     return next(
-        (row for row in (*found.rows, *found.beside) if is_baseline(row, found.baseline) and path in row["paths"]), None
+        (row for row in (*found.rows, *found.outside) if is_baseline(row, found.baseline) and path in row["paths"]),
+        None,
     )
 
 

@@ -19,7 +19,6 @@ from moe_cli.report.searched import exclusive
 from moe_cli.store import read_json, write_json
 
 SWEEP_FILE = "sweep.json"
-DECLARED = ("question", "baseline")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

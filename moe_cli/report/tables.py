@@ -18,6 +18,7 @@ from moe_cli.report.view import View
 
 GAP = "  "
 BEST, LOWEST, RECOMMENDED, PARETO = "best", "lowest", "recommended", "pareto"
+IN_BOLD = (BEST, RECOMMENDED)
 
 
 def table_lines(view: View, title: str, width: int, curves: bool = True) -> list[Text]:
@@ -48,7 +49,7 @@ def table_lines(view: View, title: str, width: int, curves: bool = True) -> list
     lines = [Text(header.rstrip(), "dim")]
     for index, mark in enumerate(marks):
         line = _line([_pad(cells[column.name][index], widths[column.name], column.left) for column in kept])
-        chosen = mark in (BEST, RECOMMENDED)
+        chosen = mark in IN_BOLD
         marked = Text.assemble((line, "bold" if chosen else ""), GAP, (mark, "bold green" if chosen else "dim"))
         lines.append(marked if mark else Text(line.rstrip()))
     missing = left_out([column.heading for column in view.columns if column not in kept], width)
@@ -130,13 +131,13 @@ def csv_text(view: View) -> str:
 
 
 def markdown_text(view: View) -> str:
-    """The table of the terminal with all its columns, whatever their width."""
+    """The table of the terminal with all its columns, whatever their width; in bold the same rows."""
     lines = [
         "| " + " | ".join(_escaped(column.heading) for column in view.columns) + " |",
         "|" + "|".join(":--" if column.left else "--:" for column in view.columns) + "|",
     ]
     for row in view.rows:
-        mark = "**" if any(row is best for best in view.best) else ""
+        mark = "**" if mark_of(row, view) in IN_BOLD else ""
         cells = [_escaped(column.write(row)) for column in view.columns]
         # Two marks around nothing would be printed as they are.
         lines.append("| " + " | ".join(f"{mark}{cell}{mark}" if cell else "" for cell in cells) + " |")

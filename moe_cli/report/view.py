@@ -125,7 +125,7 @@ def make_view(
         baseline,
         pairs,
         look_at(shown, baseline if pairs is None else None),
-        [] if question.by_run else _recommended(rows, frame, elsewhere, baseline, pairs),
+        [] if question.by_run else _recommended(ordered, frame, elsewhere, baseline, pairs),
     )
 
 
@@ -138,7 +138,8 @@ def _recommended(
         if score(row) is not None and row["status"] == COMPLETED and is_countable(row):
             groups.setdefault(comparable(row), []).append(row)
     runs = {run["path"]: run for known in (frame, elsewhere) if known is not None for run in rows_of(known)}
-    return [choose(group, runs, baseline, pairs is not None).row for group in groups.values() if len(group) > 1]
+    choices = [choose(group, runs, baseline, pairs is not None) for group in groups.values() if len(group) > 1]
+    return [choice.row for choice in choices if choice.reason != "worse"]
 
 
 def _unfinished(rows: list[Row], on_settings: Sequence[Expression]) -> list[Row]:
@@ -202,6 +203,8 @@ def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -
     """`--sort` with the name of its column; a leading minus stays."""
     if sort is None:
         return None
+    if sort.removeprefix("-") == CURVE:
+        raise ConfigError(f"'{CURVE}' cannot be sorted by: it is a line of values. Sort by val_loss, say.")
     return "-" * sort.startswith("-") + column_named(sort.removeprefix("-"), known, shown)
 
 

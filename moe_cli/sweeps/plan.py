@@ -125,6 +125,8 @@ def plan_sweep(
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
         raise ConfigError(_reasons(found))
+    if baseline is not None and found.no_baseline:
+        raise ConfigError(f"--baseline {baseline}: {found.no_baseline}")
     folder = check_folder(name or sweep_folder(sweep.name))
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
@@ -184,7 +186,7 @@ def _typed(block: Block, axes: Iterable[Axis], conditions: tuple[Expression, ...
 
 @dataclass
 class _Found:
-    """What became of the configurations of a sweep, at its first seed."""
+    """What became of the configurations of a sweep, at its first seed; `no_baseline`: why none of its baselines can be run."""
 
     configs: dict[RunConfig, str] = field(default_factory=dict)
     run_ids: set[str] = field(default_factory=set)
@@ -192,6 +194,7 @@ class _Found:
     repeats: int = 0
     excluded: int = 0
     notes: dict[str, None] = field(default_factory=dict)
+    no_baseline: str = ""
 
 
 def _reasons(found: _Found) -> str:
@@ -251,6 +254,10 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
             first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
+    if bases and not first:
+        found.no_baseline = "\n".join(
+            [*dict.fromkeys(found.left_out[write(base)].reason for base in bases.values())][:2]
+        )
     new = {config: label for config, label in first.items() if config.run_id not in found.run_ids}
     found.configs = new | found.configs
     return found

@@ -76,7 +76,10 @@ def test_a_baseline_that_is_missing_is_said(tmp_path: Path) -> None:
     complete(tmp_path, 2.0, group="mine", router="random", seed=1)
     complete(tmp_path, 1.8, group="mine", router="topk", seed=0)
     text = "\n".join(line.plain for line in table_lines(view_of(tmp_path), "mine", 120))
-    assert "baseline   none: router=random was not run with the same settings and seeds" in text
+    assert (
+        "baseline   none: router=random was not run with the same settings, seeds, budget and evaluation context"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,6 +178,7 @@ def test_a_baseline_is_given_as_settings_or_as_a_condition(text: str, baseline: 
         ('k == 1 or balance == "none"', "must give settings by equality, as in: --baseline balance=none"),
         ("k == expert", "must give settings by equality, as in: --baseline balance=none"),
         ("", "--baseline '' must give settings by equality, as in: --baseline balance=none"),
+        ("balance==none", "(balance was read as null, which is no name; for a name write balance=none)"),
         ("seed=1", "--baseline 'seed=1': configurations are compared seed by seed. Leave out the seed."),
         ("balance='none", "--baseline 'balance='none': a quote is not closed."),
         ("balance=switch", "--baseline balance=switch fits several configurations where one is needed: "
@@ -300,3 +304,72 @@ def test_the_twin_of_a_run_is_that_of_its_own_settings(words: str, monkeypatch: 
     assert ("moe", "train", dense) == (moe, train, load_config(twin).config)
     back = shlex.split(twin_command(dense))[2:]
     assert load_config([*shared, "expert=8", "k=2"]).config == load_config(back).config
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ("model=gpt", "--baseline model=gpt fits every configuration"),
+        ("balance=none", "no configuration differs from it in these settings alone"),
+        ("train.steps=9", "no configuration differs from it in these settings alone"),
+    ],
+)
+def test_a_baseline_that_compares_nothing_is_refused(tmp_path: Path, baseline: str, message: str) -> None:
+    """In one line: every configuration has its settings, none differs in these alone, or the budgets are unequal."""
+    complete(tmp_path, 2.0, "mine", balance="none", k=1)
+    complete(tmp_path, 1.9, "mine", balance="switch", k=2)
+    complete(tmp_path, 1.9, "mine", balance="switch", k=2, train__steps=9)
+    for words in ((), ("--recommend",)):
+        result = report(tmp_path, "mine", "--baseline", baseline, *words)
+        assert (2, 1) == (result.exit_code, len(result.stderr.splitlines())), result.output
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize("other", [{"train__steps": 9}, {"eval__context_length": 64}])
+def test_no_difference_is_taken_across_what_is_ranked_apart(tmp_path: Path, other: dict[str, Any]) -> None:
+    """A declared baseline of another budget or evaluation context is none, and the caption says why."""
+    name, value = next(iter(other.items()))
+    with_baseline(tmp_path, {"balance": "none", name.replace("__", "."): value})
+    for seed in range(3):
+        complete(tmp_path, 2.0 + 0.01 * seed, "mine", balance="none", seed=seed, **other)
+        complete(tmp_path, 1.8 + 0.02 * seed, "mine", balance="switch", seed=seed)
+    view = view_of(tmp_path)
+    assert [None] * 2 == [row["verdict"] for row in rows_of(view.frame)]
+    text = " ".join(" ".join(line.plain for line in table_lines(view, "mine", 120)).split())
+    assert "was not run with the same settings, seeds, budget and evaluation context" in text
+
+
+def test_a_declared_baseline_that_was_not_run_is_named(tmp_path: Path) -> None:
+    """Above a table of differences to the lowest."""
+    with_baseline(tmp_path, {"balance": "z"})
+    for balance, loss in (("none", 1.7), ("switch", 1.9)):
+        complete(tmp_path, loss, "mine", balance=balance)
+    text = " ".join(report(tmp_path, "mine").stdout.split())
+    assert "baseline none: balance=z was not run" in text
+    assert "so differences are to the lowest" in text
+
+
+def test_the_next_sweep_keeps_the_baseline_that_was_typed(tmp_path: Path) -> None:
+    """Its command resolves to the same baseline."""
+    for seed in range(2):
+        for balance, loss in (("none", 2.0), ("switch", 1.9)):
+            complete(tmp_path, loss + 0.01 * seed * len(balance), "mine", balance=balance, seed=seed)
+    command = report(tmp_path, "mine", "--recommend", "--baseline", 'balance == "none"').stdout.splitlines()[-1]
+    words = shlex.split(command)
+    assert {"balance": "none"} == parse_baseline(words[words.index("--baseline") + 1])
+    assert "--baseline" not in report(tmp_path, "mine", "--recommend").stdout.splitlines()[-1]
+
+
+def test_the_dense_baseline_of_an_upcycled_configuration_is_trained_from_the_start(tmp_path: Path) -> None:
+    """A dense model cannot start from another's weights: its command says nothing of them."""
+    for balance, loss in (("none", 1.7), ("switch", 1.9)):
+        complete(tmp_path, loss, "mine", balance=balance, train__upcycle="some-run")
+    (command,) = (line for line in report(tmp_path, "mine").stdout.splitlines() if "expert=1 " in line + " ")
+    assert "moe train expert=1" in command
+    assert "upcycle" not in command
+
+
+def test_a_curve_is_no_order(tmp_path: Path) -> None:
+    """It is a column, but of several values."""
+    complete(tmp_path, 1.7, "mine")
+    assert "'curve' cannot be sorted by" in report(tmp_path, "mine", "--sort=-curve").stderr

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
-from moe_cli.report.choice import is_collapsed
+from moe_cli.report.choice import Known, against, choose, is_collapsed
 from moe_cli.report.fold import fold, rows_of
 from moe_cli.report.memo import memo
 from moe_cli.report.page.content import Source, page_content
-from moe_cli.report.tables import mark_of, table_lines
+from moe_cli.report.tables import mark_of, markdown_text, table_lines
 from moe_cli.report.view import Question, make_view
 from moe_cli.store import write_json
 from tests.report.folders import complete
@@ -53,6 +53,8 @@ def test_health_decides_between_ties(tmp_path: Path) -> None:
     assert ("expert=8 k=2 balance=none", "expert=8 k=2 balance=z") == answer.ties
     assert {"none": "lowest", "switch": "recommended", "z": "pareto"} == marks(tmp_path) | {"z": "pareto"}
     view = make_view(frame, Question())
+    bold = [line for line in markdown_text(view).splitlines() if "**" in line]
+    assert ["switch"] == [balance for line in bold for balance in ("none", "switch", "z") if f"**{balance}**" in line]
     rows = page_content(view, Source(frame, None, "mine", "moe"), ())["rows"]
     assert {"none": "lowest", "switch": "recommended"} == {
         str(row["balance"]): shown["mark"] for row, shown in zip(view.rows, rows, strict=True) if shown["mark"]
@@ -83,7 +85,7 @@ def test_a_collapsed_baseline_gives_way_to_what_ties_with_it(tmp_path: Path) -> 
     make(tmp_path, "switch", 1.702)
     answer = recommend(load_runs(tmp_path))
     assert ("tie", "switch") == (answer.reason, answer.settings["balance"])
-    assert "it is not told from balance=none" in memo(answer)[0]
+    assert "it is not distinguishable from balance=none" in memo(answer)[0]
 
 
 def test_cost_decides_between_close_ties(tmp_path: Path) -> None:
@@ -195,3 +197,90 @@ def test_json_of_a_recommendation_names_baseline_ties_and_look(tmp_path: Path) -
     assert ({"expert": 1}, ["expert=8 k=2 balance=none"], "health", 1, 1) == tuple(
         content[name] for name in ("baseline", "ties", "because", "look", "pairs")
     )
+
+
+def test_dense_models_do_not_lack_a_dense_model(tmp_path: Path) -> None:
+    """The memo does not say that no dense model was run where one is recommended."""
+    for seed in range(3):
+        for lr, loss in ((0.01, 2.0), (0.02, 1.9)):
+            complete(tmp_path, loss + 0.01 * seed + lr * seed**2, "mine", expert=1, optim__lr=lr, seed=seed)
+    assert "no dense model" not in " ".join(memo(recommend(load_runs(tmp_path))))
+
+
+def test_one_seed_is_said_where_nothing_could_be_compared(tmp_path: Path) -> None:
+    """Configurations with one seed each, which are different seeds."""
+    complete(tmp_path, 1.7, "mine", balance="none", seed=0)
+    complete(tmp_path, 1.9, "mine", balance="switch", seed=1)
+    answer = recommend(load_runs(tmp_path))
+    assert "one seed" == answer.reason
+    assert "one seed tells nothing for sure" in memo(answer)[0]
+
+
+def test_the_baseline_is_recommended_where_the_others_are_worse(tmp_path: Path) -> None:
+    """Also when a filter leaves it out."""
+    for seed in range(3):
+        complete(tmp_path, 1.7 + 0.01 * seed, "mine", expert=1, seed=seed)
+        for expert in (4, 8):
+            complete(tmp_path, 1.9 + 0.01 * seed + expert * 1e-4 * seed, "mine", expert=expert, k=2, seed=seed)
+    outcome = CliRunner().invoke(
+        app, ["report", "mine", "--recommend", "--filter", "expert >= 4", "--outputs", str(tmp_path)]
+    )
+    text = " ".join(outcome.stdout.split())
+    assert "use the dense model (expert=1). The best of the others is expert=4 k=2" in text
+    assert "it is worse by 1" in text
+    view = make_view(load_runs(tmp_path), Question("expert >= 4"))
+    assert [] == view.recommended
+
+
+def test_what_is_passed_over_is_not_named_as_the_nearest_too(tmp_path: Path) -> None:
+    """One difference is given once."""
+    make(tmp_path, "none", 1.700, COLLAPSED)
+    make(tmp_path, "switch", 1.702)
+    text = " ".join(memo(recommend(load_runs(tmp_path))))
+    assert "The lowest, expert=8 k=2 balance=none" in text
+    assert "The nearest" not in text
+
+
+def test_page_table_and_memo_agree_under_a_filter(tmp_path: Path) -> None:
+    """A baseline that a filter hides serves all three, and what it hides is not recommended."""
+    for seed in range(3):
+        for expert, mean in ((1, 1.9), (4, 1.8), (8, 1.7), (16, 1.6)):
+            complete(
+                tmp_path,
+                mean + 0.01 * seed + expert * 1e-4 * seed**2,
+                "mine",
+                expert=expert,
+                k=2 if expert > 1 else 1,
+                seed=seed,
+            )
+        complete(tmp_path, 1.85 + 0.01 * seed, "other", expert=1, seed=seed + 3)
+    condition = "expert == 4 or expert == 8"
+    page = tmp_path / "page.html"
+    for words in (("--recommend",), ("--html", str(page))):
+        outcome = CliRunner().invoke(app, ["report", "mine", "--filter", condition, *words, "--outputs", str(tmp_path)])
+        text = " ".join((outcome.stdout if "--recommend" in words else page.read_text()).split())
+        assert "use expert=8 k=2" in text
+        assert "It beats the dense model" in text
+    assert [8] == [row["expert"] for row in make_view(load_runs(tmp_path / "mine"), Question(condition)).recommended]
+
+
+def test_verdicts_on_a_row_that_is_not_the_lowest_allow_for_all_pairs(tmp_path: Path) -> None:
+    """Without a baseline, what is recommended instead of a collapsed lowest is compared as strictly as the table compares."""
+    losses = {
+        "none": (1.70, 1.72, 1.71),
+        "switch": (1.71, 1.71, 1.71),
+        "z": (1.74, 1.76, 1.756),
+        "loss_free": (1.75, 1.73, 1.76),
+    }
+    for balance, values in losses.items():
+        for seed, loss in enumerate(values):
+            complete(tmp_path, loss, "mine", COLLAPSED if balance == "none" else None, balance=balance, seed=seed)
+    frame = load_runs(tmp_path)
+    rows = {row["balance"]: row for row in rows_of(fold(frame))}
+    runs = {run["path"]: run for run in rows_of(frame)}
+    chosen = choose(list(rows.values()), runs, pairs=True)
+    assert (6, "switch") == (chosen.known.pairs, chosen.row["balance"])
+    alone, strict = (against(chosen.row, rows["z"], known) for known in (Known(runs), chosen.known))
+    assert alone is not None
+    assert strict is not None
+    assert ("worse", "cannot tell") == (alone.verdict, strict.verdict)

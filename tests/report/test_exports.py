@@ -57,6 +57,15 @@ def test_latex_is_a_booktabs_table(outputs: Path) -> None:
     assert re.findall(r"\\begin\{(\w+)\}", text) == re.findall(r"\\end\{(\w+)\}", text)[::-1]
 
 
+def test_latex_names_what_differences_are_taken_to(tmp_path: Path) -> None:
+    """Without a baseline that is the lowest, as in the table of the terminal."""
+    for seed in range(2):
+        for balance, loss in (("none", 1.7), ("switch", 1.9)):
+            complete(tmp_path, loss + 0.01 * seed * len(balance), "mine", balance=balance, seed=seed)
+    for words in ((), ("--format", "latex")):
+        assert "differences to the lowest are paired by seed" in report(tmp_path, *words).stdout
+
+
 def test_latex_obeys_no_stranger() -> None:
     """Everything that TeX would act on is written out; numbers are numbers."""
     assert r"\textbackslash{}input\{a\}\_\$\&\#\%\textasciitilde{}\textasciicircum{}" == escaped("\\input{a}_$&#%~^")

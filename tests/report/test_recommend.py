@@ -103,8 +103,8 @@ def test_a_single_configuration_beside_a_dense_model_of_another_sweep(tmp_path: 
         complete(tmp_path, 2.0 + 0.001 * seed, "other", seed=seed, **DENSE)
         complete(tmp_path, 2.2 + 0.002 * seed, "mine", seed=seed, **EIGHT)
     said = " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
-    assert f"{ON}lowest of what was run is expert=8 k=2" in said
-    assert "worse than dense." in said
+    assert f"{ON}use the dense model (expert=1). The best of the others is expert=8 k=2" in said
+    assert "it is worse by 10.0 %" in said
 
 
 def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
@@ -178,6 +178,7 @@ def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None
     assert (answer.settings["expert"], dict(answer.left_out)) == (8, {aspect: 3})
     alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == "eval_context" else ""
     assert f"Left out: 3 runs of other {aspect}{alike}; to rank them too: --across {aspect}" in text
+    assert (aspect == "code") == ("--rerun-on code" in (answer.next or ""))  # else the runs asked for may be there
     across, _ = found(tmp_path, aspect)
     assert across.left_out == {}
     assert across.runner_up is not None or across.settings["expert"] == 16

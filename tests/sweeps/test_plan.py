@@ -319,6 +319,13 @@ def test_a_baseline_can_be_declared_on_the_command_line(tmp_path: Path) -> None:
         sweep(["optim.lr=interval(0.01,0.1)"], search="random", baseline="balance=none", outputs=tmp_path)
 
 
+def test_a_baseline_that_cannot_be_run_is_refused() -> None:
+    """A typing error is no point left out."""
+    for baseline in ("balance=nono", "foo=1"):
+        with pytest.raises(ConfigError, match=f"--baseline {baseline}: "):
+            plan_sweep(["balance=switch,z", "train.steps=2"], baseline=baseline)
+
+
 def test_commands_at_the_same_time_are_all_recorded(tmp_path: Path) -> None:
     """Each writer adds its command to what the others wrote."""
     with ThreadPoolExecutor(8) as pool:

@@ -54,7 +54,7 @@ class Source:
 
     Attributes:
         frame: the runs.
-        elsewhere: dense runs outside the frame that serve as baselines.
+        elsewhere: runs outside the frame that may serve as baselines.
         title: of the report.
         program: that made it, with its version.
     """
