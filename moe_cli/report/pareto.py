@@ -16,7 +16,9 @@ from moe_cli.measures import EQUAL
 TOLERANCES = {
     "flops_per_token": EQUAL,
     "forward_flops_per_token": EQUAL,
+    "model_flops_per_token": EQUAL,
     "train_flops": EQUAL,
+    "model_flops": EQUAL,
     "tokens_per_second": 1.10,
     "seconds": 1.10,
     "peak_memory_bytes": 1.10,
