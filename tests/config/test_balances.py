@@ -94,7 +94,9 @@ def test_a_users_file_may_combine_too(tmp_path: Path) -> None:
     expected = CombinedBalance("switch+z", switch=SwitchBalance(weight=0.5), z=ZBalance())
     assert expected == load_config(["balance=both"], config_dir=tmp_path).config.balance
     assert expected == load_config(["balance=z+mine"], config_dir=tmp_path).config.balance
-    with pytest.raises(ConfigError, match=r"^balance=switch\+mine names a method twice\.\nUsed from .*: balance/mine.yaml$"):
+    with pytest.raises(
+        ConfigError, match=r"^balance=switch\+mine names a method twice\.\nUsed from .*: balance/mine.yaml$"
+    ):
         load_config(["balance=switch+mine"], config_dir=tmp_path)
 
 
