@@ -186,8 +186,8 @@ def other_values(key: str, config: RunConfig, resolved: RunConfig) -> list[Any]:
     """Legal values that the setting does not have, neither as it was given nor as it was derived."""
     group, _, name = key.rpartition(".")
     taken = [value_of(config, key), value_of(resolved, key)]
-    if group == "eval":  # null is as in training
-        taken.append(value_of(resolved, name))
+    if group == "eval":  # null is as in training, but for what is dropped of a causal model
+        taken.append(resolved.eval_drop if name == "drop" else value_of(resolved, name))
     choices = names_of_choice(get_type_hints(type(value_of(config, group) if group else config))[name])
     if choices:
         return [value for value in choices if value not in taken]
