@@ -290,12 +290,12 @@ def _as_trained(policy: EvalConfig) -> EvalConfig:
 
 def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     """Where all weights are equal, the most probable assignments are the first ones."""
-    idle = [key for key, drop in (("drop", config.drop), ("eval.drop", config.eval.drop)) if drop == "probability"]
-    notes += _set_aside(given, "all weights are equal, so that drop=probability is drop=position", *idle)
-    drop, policy = config.drop, config.eval
-    if "eval.drop" in idle:
-        policy = replace(policy, drop="position")
-    return replace(config, drop="position" if "drop" in idle else drop, eval=policy)
+    if config.drop == "probability":
+        notes += _set_aside(given, "all weights are equal, so that drop=probability is drop=position", "drop")
+        config = replace(config, drop="position")
+    if config.eval.drop == "probability":
+        config = replace(config, eval=replace(config.eval, drop="position"))
+    return config
 
 
 def _takes_all_experts(config: RunConfig) -> bool:

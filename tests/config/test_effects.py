@@ -111,7 +111,7 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "data.relatedness": [-0.5], "data.seed": [1], "data.fold": [1], "data.test_fold": [2], "data.liked": [3.0],
     "optim.lr": [0.1], "optim.adam_lr": [0.1], "optim.momentum": [0.3], "optim.weight_decay": [0.5], "optim.beta1": [0.5],
     "optim.beta2": [0.5], "optim.warmup": [0.4], "optim.decay": [0.9], "optim.final_lr": [0.5], "optim.grad_clip": [0.01],
-    "optim.ema": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [3e7], "train.batch_size": [6],
+    "optim.ema": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e8], "train.batch_size": [6],
     "train.grad_accumulation": [2, 1], "eval.k": [1, 2], "eval.capacity": [0.5, 0.75], "eval.context_length": [8, 4],
     "eval.stride": [4, 2],
 }  # fmt: skip
@@ -186,8 +186,9 @@ def other_values(key: str, config: RunConfig, resolved: RunConfig) -> list[Any]:
     """Legal values that the setting does not have, neither as it was given nor as it was derived."""
     group, _, name = key.rpartition(".")
     taken = [value_of(config, key), value_of(resolved, key)]
-    if group == "eval":  # null is as in training, but for what is dropped of a causal model
-        taken.append(resolved.eval_drop if name == "drop" else value_of(resolved, name))
+    if group == "eval":  # null is as in training, with defaults of its own
+        own = {"drop": resolved.eval_drop, "context_length": resolved.eval_length, "stride": resolved.eval_stride}
+        taken.append(own.get(name, value_of(resolved, name)))
     choices = names_of_choice(get_type_hints(type(value_of(config, group) if group else config))[name])
     if choices:
         return [value for value in choices if value not in taken]
