@@ -113,4 +113,5 @@ class Nest:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.gone = True  # first: a closed channel must not be listened to, whenever Ctrl-C comes
         self.channel.close()

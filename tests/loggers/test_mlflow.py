@@ -9,7 +9,7 @@ import pytest
 
 from moe_cli.config.parse import show
 from moe_cli.loggers.logger import About
-from moe_cli.store import FAILED, INTERRUPTED, Run, read_json, write_json
+from moe_cli.store import FAILED, INTERRUPTED, Run, open_runs, read_json, write_json
 from tests.loggers.runs import Points, begin, go_on, logged_config, points, tell
 from tests.tiny import finish
 
@@ -163,6 +163,7 @@ def test_runs_that_start_at_once_share_a_new_store(text_file: Path, tmp_path: Pa
     words = [[sys.executable, "-c", code, str(text_file), str(tmp_path), str(seed)] for seed in range(4)]
     started = [subprocess.Popen(each, stderr=subprocess.PIPE, text=True) for each in words]
     assert ["", "", "", ""] == [process.communicate(timeout=60)[1] for process in started]
-    for path in (tmp_path / "runs").iterdir():
-        assert points(Run(path)) == curves(Run(path), tmp_path)
-    assert 4 == len(list((tmp_path / "runs").iterdir()))
+    runs = open_runs(tmp_path)
+    assert 4 == len(runs)
+    for run in runs:
+        assert points(run) == curves(run, tmp_path)
