@@ -90,7 +90,7 @@ def _print_list(shown: "list[Glance]") -> None:
         Column("run", [each.run.id for each in shown], left=True, shrinks=16),
         Column("group", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
         Column("status", [each.status for each in shown], left=True, styles=[styles.get(each.status, "") for each in shown]),
-        Column("done", [f"{100 * each.share:.0f} %" if each.share else "-" for each in shown]),
+        Column("done", [f"{100 * each.share:.0f} %" if each.steps else "-" for each in shown]),
         Column("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
         Column("age", [age(now - each.created) if each.created else "-" for each in shown]),
         Column("tags", [",".join(each.tags) for each in shown], left=True, shrinks=12),
@@ -98,7 +98,7 @@ def _print_list(shown: "list[Glance]") -> None:
         Column("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], leaves=7),
         Column("load", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
         Column("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], leaves=9),
-        Column("steps", [f"{each.step:,}" if each.step else "-" for each in shown], leaves=10),
+        Column("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], leaves=10),
         Column("reason", [(each.reason or "").split("\n")[0] for each in shown], left=True, leaves=5, shrinks=16),
     ]  # fmt: skip
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
