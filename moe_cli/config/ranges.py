@@ -5,7 +5,6 @@ import math
 from moe_cli.config.parse import show
 from moe_cli.errors import ConfigError
 
-
 # The most a count may be: beyond it a tensor's sizes overflow, whatever the machine.
 MAX_COUNT = 2**31 - 1
 
