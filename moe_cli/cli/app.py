@@ -3,9 +3,9 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep failed or a search has no result, 130 interrupted.
 """
 
-import io
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -21,35 +21,46 @@ from moe_cli.cli.report import report
 from moe_cli.cli.runs import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.sweep import sweep
+from moe_cli.cli.terminal import echo, end_unread, flush_streams, prepare_streams, shown
 from moe_cli.cli.train import train
 from moe_cli.errors import LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
-from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
 
 
 class Group(TyperGroup):
     """Prints what went wrong in the user's words. Here and not in main(), so that tests of the app see it too."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _in_the_users_words():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _in_the_users_words():
             return super().invoke(ctx)
-        except MoeError as error:
-            if not _told_elsewhere(error):
-                typer.secho(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
-                typer.echo("\n".join(map(printable, str(error).split("\n"))), err=True)
-            raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted.", err=True)
-            raise typer.Exit(130) from None
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
-                sys.stderr.close()
-                raise typer.Exit(0) from None
-            typer.echo(
-                f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True
-            )
-            raise typer.Exit(1) from None
+
+
+@contextmanager
+def _in_the_users_words() -> Iterator[None]:
+    try:
+        yield
+    except MoeError as error:
+        if not _told_elsewhere(error):
+            echo(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
+            echo(str(error), err=True)
+        raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
+    except KeyboardInterrupt:
+        echo("interrupted.", err=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        end_unread(0)
+    except OSError as error:
+        echo(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str) and hasattr(error, "format_message"):
+            error.message = shown(message)  # type: ignore[attr-defined]  # a usage error, with a word as it was typed
+        raise
 
 
 def _told_elsewhere(error: MoeError) -> bool:
@@ -71,7 +82,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"moe {__version__}")
+        echo(f"moe {__version__}")
         raise typer.Exit
 
 
@@ -92,12 +103,12 @@ app.add_typer(bench, name="bench")
 
 def main() -> None:
     spin_briefly()
-    # A terminal that cannot write a character gets '?' in its place, not a traceback.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")
+    prepare_streams()
     try:
         app()
     except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        code = code or flush_streams()
         if launched():
-            leave(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
-        raise
+            leave(code)
+        raise SystemExit(code) from None
