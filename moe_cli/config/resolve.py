@@ -394,8 +394,10 @@ def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) 
 
 
 def _with_paths(data: DataConfig) -> DataConfig:
-    """With absolute paths, so that the run finds its data from anywhere. A data set of the hub has none."""
+    """With absolute paths, so that the run finds its data from anywhere, and patterns in one order."""
     path: str | None = getattr(data, "path", None)
+    if exclude := getattr(data, "exclude", ()):
+        data = replace(data, exclude=tuple(sorted(set(exclude))))  # type: ignore[arg-type]
     if path is not None and not (isinstance(data, HubData) and not is_local(path)):
         data = replace(data, path=_absolute(path))  # type: ignore[arg-type]
     if isinstance(data, CorpusConfig) and data.tokenizer not in TOKENIZERS:
