@@ -77,7 +77,8 @@ def step(
     """
     from moe_cli.bench.step import idle_settings, run_step_match, step_builders, step_records
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
-    from moe_cli.config.load import load_config, parse_overrides
+    from moe_cli.config.load import load_config
+    from moe_cli.config.words import parse_overrides
     from moe_cli.machine import pick_device, pick_threads
     from moe_cli.process import keep_freed_memory
 
