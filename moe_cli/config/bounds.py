@@ -55,7 +55,7 @@ MOST: dict[str, float] = {
 VALUES, CONFIGURATIONS, RUNS = 10_000, 20_000, 100_000
 # Options of commands.
 SEEDS, JOBS, RETRIES, TRIALS, SEARCH_SEED = 10_000, 10_000, 10_000, 100_000, 2**32 - 1
-SAMPLE_TOKENS, TOP_K, TEMPERATURE, GPUS, LAYERS = 1_000_000, 2**32, 1000.0, 2**20, 10_000
+SAMPLE_TOKENS, TOP_K, GPUS = 1_000_000, 2**32, 2**20
 SECONDS = 1e6
 BENCH = {"tokens": 2**24, "experts": 2**16, "k": 2**16, "d_model": 2**16, "d_expert": 2**18, "threads": THREADS}
 

@@ -28,11 +28,22 @@ def is_text(key: str, settings: type = RunConfig) -> bool:
 
 
 class _TextVisitor(HydraOverrideVisitor):
-    """Reads numbers, true and false as the text that they are."""
+    """Reads numbers, true and false as the text that they are, but for the bounds of a range or an interval."""
+
+    reads_numbers = False
 
     def visitPrimitive(self, ctx: Any) -> Any:
         value = super().visitPrimitive(ctx)
-        return ctx.getText().strip() if isinstance(value, bool | int | float) else value
+        is_text = isinstance(value, bool | int | float) and not self.reads_numbers
+        return ctx.getText().strip() if is_text else value
+
+    def visitFunction(self, ctx: Any) -> Any:
+        outer, own = self.reads_numbers, ctx.getChild(0).getText().strip() in ("range", "interval")
+        self.reads_numbers = outer or own
+        try:
+            return super().visitFunction(ctx)
+        finally:
+            self.reads_numbers = outer
 
 
 class _TextParser(overrides_parser.OverridesParser):

@@ -132,8 +132,8 @@ def plan_sweep(
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
         raise ConfigError(_reasons(found))
-    if baseline is not None and found.no_baseline:
-        raise ConfigError(f"--baseline {baseline}: {found.no_baseline}")
+    if found.no_baseline and (baseline is not None or found.wrong_baseline):
+        raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     folder = check_folder(name or sweep_folder(sweep.name))
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
@@ -209,7 +209,12 @@ def _typed(block: Block, axes: Iterable[Axis], conditions: tuple[Expression, ...
 
 @dataclass
 class _Found:
-    """What became of the configurations of a sweep, at its first seed; `no_baseline`: why none of its baselines can be run."""
+    """What became of the configurations of a sweep, at its first seed.
+
+    Attributes:
+        no_baseline: why none of its baselines can be run.
+        wrong_baseline: whether one of them has a value that no configuration takes.
+    """
 
     configs: dict[RunConfig, str] = field(default_factory=dict)
     run_ids: set[str] = field(default_factory=set)
@@ -218,6 +223,7 @@ class _Found:
     excluded: int = 0
     notes: dict[str, None] = field(default_factory=dict)
     no_baseline: str = ""
+    wrong_baseline: bool = False
 
 
 def _reasons(found: _Found) -> str:
@@ -284,9 +290,8 @@ def _add_baselines(
         label = write(base)
         try:
             first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
-        except BadValue as error:
-            raise BadValue(f"baseline: {error}") from None
         except ConfigError as error:
+            found.wrong_baseline |= isinstance(error, BadValue)
             found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
             reasons[str(error)] = None
     if reasons and not first:
