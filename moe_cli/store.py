@@ -35,6 +35,9 @@ import yaml
 from moe_cli.config.schema import RunConfig, from_dict
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 from moe_cli.outputs import mark_outputs
+from moe_cli.reading import note_unreadable, time_in
+from moe_cli.reading import read_json as read_json
+from moe_cli.reading import read_lines as read_lines
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped for good, because others do better
@@ -75,16 +78,6 @@ def is_full(error: BaseException) -> bool:
         return error.errno in numbers
     ends = tuple(f"(os error {number})" for number in numbers)
     return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
-
-
-def read_json(path: Path | str) -> dict[str, Any] | None:
-    """The object in a file, or None when it is absent or not whole."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def finite(value: Any) -> Any:
@@ -155,7 +148,7 @@ class Run:
         if status.get("host") == socket.gethostname():
             return is_locked(self.path)
         # Either way: a clock that was wrong may have left a heartbeat in the future.
-        return abs(time.time() - _number(status.get("heartbeat"))) < SILENCE_SECONDS
+        return abs(time.time() - (time_in(status.get("heartbeat")) or 0.0)) < SILENCE_SECONDS
 
     def checkpoints(self) -> list[Path]:
         """Folders of whole checkpoints, newest first."""
@@ -170,24 +163,6 @@ class Run:
 
     def routing(self) -> list[dict[str, Any]]:
         return list(read_lines(self.path / "routing.jsonl"))
-
-
-def read_lines(path: Path, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl file, or of its last bytes; a line that is not whole is left out."""
-    try:
-        with open(path, "rb") as file:
-            if last_bytes is not None:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
@@ -352,35 +327,51 @@ def open_runs(path: Path) -> list[Run]:
 
 def run_folders(path: Path) -> list[Run]:
     """The same in no order, without opening a file. What lies in folders whose names begin with a dot is left out."""
-    if (path / "config.json").is_file():
+    if is_run(path):
         return [Run(path)]
     runs, groups = _runs_in(path)
     return runs + [run for group in groups for run in _runs_in(group)[0]]
 
 
 def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
-    """The run folders of a folder, and its other folders."""
+    """The run folders of a folder, and its other folders; what cannot be looked into is noted."""
     runs, others = [], []
     try:
-        names = [entry.name for entry in os.scandir(path) if not entry.name.startswith(".") and entry.is_dir()]
-    except OSError:
+        entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
         return [], []
-    for name in names:
-        if os.path.isfile(os.path.join(path, name, "config.json")):
-            runs.append(Run(path / name))
+    except OSError as error:
+        note_unreadable(path, f"cannot be listed: {error.strerror}")
+        return [], []
+    for entry in entries:
+        try:
+            if not entry.is_dir():
+                continue
+        except OSError as error:
+            note_unreadable(entry.path, f"cannot be looked into: {error.strerror}")
+            continue
+        if is_run(entry.path):
+            runs.append(Run(path / entry.name))
         else:
-            others.append(path / name)
+            others.append(path / entry.name)
     return runs, others
+
+
+def is_run(folder: Path | str) -> bool:
+    """Whether it is the folder of a run: it has a config.json, of whatever kind and state."""
+    try:
+        os.lstat(os.path.join(folder, "config.json"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        note_unreadable(folder, f"cannot be looked into: {error.strerror}")
+        return False
+    return True
 
 
 def _created(run: Run) -> float:
     status = read_json(run.path / "status.json") or {}
-    return _number(status.get("created"))
-
-
-def _number(value: Any) -> float:
-    """A time in status.json, which people may edit; 0 for what is none."""
-    return float(value) if isinstance(value, int | float) else 0.0
+    return time_in(status.get("created")) or 0.0
 
 
 def sweep_folder(name: str) -> str:
@@ -401,7 +392,7 @@ def find_run(outputs: Path, name: str) -> Run:
         RunNotFound: none, or more than one.
     """
     for folder in (Path(os.path.expanduser(name)), *(outputs / each for each in spellings(name))):
-        if (folder / "config.json").is_file():
+        if is_run(folder):
             return Run(folder.absolute())
     runs = open_runs(outputs) if outputs.is_dir() else []
     if not runs:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
-from moe_cli.glance import number
 from moe_cli.marks import is_at_work
+from moe_cli.reading import time_in
 from moe_cli.store import (
     COMPLETED,
     PENDING,
@@ -115,7 +115,7 @@ def removed_runs(outputs: Path) -> list[Removed]:
 
 def _read_removed(path: Path) -> Removed:
     note = read_json(path / "trashed.json") or {}
-    origin, moment = note.get("from"), number(note.get("time"))
+    origin, moment = note.get("from"), time_in(note.get("time"))
     return Removed(path, origin if isinstance(origin, str) else "", path.lstat().st_mtime if moment is None else moment)
 
 

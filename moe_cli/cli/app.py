@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep f
 import io
 import sys
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -26,12 +27,23 @@ from moe_cli.errors import LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
 from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
+from moe_cli.reading import forget_unreadable, unreadable
+
+# Files that a command could not use are named up to so many.
+SHOWN_UNREADABLE = 12
 
 
 class Group(TyperGroup):
     """Prints what went wrong in the user's words. Here and not in main(), so that tests of the app see it too."""
 
     def invoke(self, ctx: Any) -> Any:
+        forget_unreadable()
+        try:
+            return self._invoke(ctx)
+        finally:
+            _name_unreadable()
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except MoeError as error:
@@ -50,6 +62,16 @@ class Group(TyperGroup):
                 f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True
             )
             raise typer.Exit(1) from None
+
+
+def _name_unreadable() -> None:
+    """Names each file that the command met and could not use, on standard error."""
+    found = unreadable()
+    lines = [f"{path} {why}" for path, why in found.items()]
+    more = [f"and {len(lines) - SHOWN_UNREADABLE:,} more files"] if len(lines) > SHOWN_UNREADABLE else []
+    with suppress(BrokenPipeError, ValueError):  # nobody reads, or standard error is closed
+        for line in lines[:SHOWN_UNREADABLE] + more:
+            typer.secho(f"unreadable: {printable(line)}", fg="yellow", err=True)
 
 
 def _told_elsewhere(error: MoeError) -> bool:

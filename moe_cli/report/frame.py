@@ -27,7 +27,7 @@ from moe_cli.report.index import (
     stamps_of,
     write_index,
 )
-from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, open_runs, read_json, run_folders, spellings
+from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, is_run, open_runs, read_json, run_folders, spellings
 
 UNITS = {
     "params": "parameters",
@@ -89,7 +89,7 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
     runs = run_folders(folder)
-    nested = any(run.path.parent != folder for run in runs) and not (folder / "config.json").is_file()
+    nested = any(run.path.parent != folder for run in runs) and not is_run(folder)
     return runs_frame(runs, folder if nested else folder.parent, keep=nested)
 
 
