@@ -8,14 +8,15 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 # The largest JSON file and the longest line of a .jsonl file that are read.
 MAX_BYTES = 2**24
-# JSON that is nested deeper, or has a larger number, is not ours.
-MAX_DEPTH, MAX_NUMBER = 64, 1e300
+# JSON that is nested deeper, or has a number that is no finite float, is not ours.
+MAX_DEPTH, MAX_NUMBER = 64, sys.float_info.max
 # The year 10000, in seconds since 1970.
 MAX_TIME = 253_402_300_800
 # Of files with problems so many are remembered.
@@ -118,7 +119,7 @@ def _refuse(text: str) -> Any:
 def _check_value(value: Any, depth: int) -> None:
     kind = type(value)
     if kind is float or kind is int:
-        if not -MAX_NUMBER < value < MAX_NUMBER:
+        if not -MAX_NUMBER <= value <= MAX_NUMBER:
             raise Unreadable(f"holds a number out of range, of {math.log10(abs(value)):.0f} digits" if kind is int else
                              f"holds the number {value}")  # fmt: skip
     elif kind is dict or kind is list:
