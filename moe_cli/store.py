@@ -22,6 +22,7 @@ import json
 import math
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,7 @@ from moe_cli.outputs import mark_outputs
 from moe_cli.reading import note_unreadable, time_in
 from moe_cli.reading import read_json as read_json
 from moe_cli.reading import read_lines as read_lines
+from moe_cli.records import Mark, damage, mark, read_sealed, sealed
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped for good, because others do better
@@ -45,6 +47,8 @@ STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
 # A running run on another machine that has been silent for this long is taken for dead.
 SILENCE_SECONDS = 120.0
 LATEST_BYTES = 16_384
+# What a run adds to as it goes.
+RECORDS = ("metrics.jsonl", "routing.jsonl")
 
 
 def outputs_folder(option: Path | None = None) -> Path:
@@ -124,7 +128,7 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """The results, or None while the run is not complete."""
-        return read_json(self.path / "summary.json")
+        return read_sealed(self.path / "summary.json")
 
     def status(self) -> dict[str, Any]:
         """status.json, with `status` as it really is: completed with a summary, and running while its process lives."""
@@ -153,6 +157,13 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Folders of whole checkpoints, newest first."""
         return sorted((self.path / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
+
+    def kept(self) -> str:
+        """What a run that stopped can go on from, as part of a sentence."""
+        folders = self.checkpoints()
+        if not folders:
+            return "no checkpoint was written yet: it will start again"
+        return f"the checkpoint of step {int(folders[0].name.removeprefix('step_')):,} is kept"
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_lines(self.path / "metrics.jsonl"))
@@ -271,6 +282,7 @@ class Recorder:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self._marks: dict[str, Mark] = {}
         self._status = {**(read_json(run.path / "status.json") or {}), "pid": os.getpid(), "host": socket.gethostname()}
 
     def status(self, status: str, **fields: Any) -> None:
@@ -288,9 +300,22 @@ class Recorder:
         with open(self.run.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record)) + "\n")
 
+    def mark(self) -> dict[str, Mark]:
+        """How far the records have come, once they are on the disk: for the checkpoint that counts on them."""
+        self._marks = {name: mark(self.run.path / name, self._marks.get(name, Mark())) for name in RECORDS}
+        return self._marks
+
+    def check(self, marks: Any) -> None:
+        """Holds the records against the marks of a checkpoint. What is gone is said, here and with the results."""
+        found = [damage(self.run.path / name, marks.get(name)) for name in RECORDS] if isinstance(marks, dict) else []
+        if any(found):
+            self._status["damage"] = "; ".join(filter(None, found))
+            print(f"note: {self.run.id} goes on, but {self._status['damage']}.", file=sys.stderr, flush=True)  # noqa: T201
+
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""
-        for name in ("metrics.jsonl", "routing.jsonl"):
+        self._marks = {}
+        for name in RECORDS:
             path = self.run.path / name
             if path.exists():
                 records = [record for record in read_lines(path) if not record.get("whole_split")]
@@ -302,8 +327,8 @@ class Recorder:
 
     def complete(self, summary: Mapping[str, Any]) -> None:
         """Writes the results last of all: their presence means that the run is complete."""
-        self.status(COMPLETED, reason=None)
-        write_json(self.run.path / "summary.json", summary)
+        self.status(COMPLETED, reason=self._status.get("damage"))
+        write_json(self.run.path / "summary.json", sealed(finite(summary)))
 
 
 class Onlooker(Recorder):
@@ -312,6 +337,11 @@ class Onlooker(Recorder):
     def status(self, status: str, **fields: Any) -> None: ...
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None: ...
+
+    def mark(self) -> dict[str, Mark]:
+        return {}
+
+    def check(self, marks: Any) -> None: ...
 
     def rewind(self, step: int) -> None: ...
 

@@ -214,9 +214,10 @@ def _waste_of_run(run: Run) -> Iterator[Waste]:
     def idle() -> bool:
         return not is_locked(run.path) and run.status()["status"] != RUNNING
 
-    for folder in (run.path / "checkpoints").glob(".saving-*"):
-        if idle():
-            yield Waste("unfinished", folder, size_of(folder), f"half a checkpoint of {run.id}", idle)
+    for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
+        for folder in (run.path / "checkpoints").glob(pattern):
+            if idle():
+                yield Waste("unfinished", folder, size_of(folder), f"{what} of {run.id}", idle)
     checkpoints = run.checkpoints()
     if len(checkpoints) < 2 or run.status()["status"] != COMPLETED:
         return

@@ -27,6 +27,7 @@ from moe_cli.report.index import (
     stamps_of,
     write_index,
 )
+from moe_cli.records import read_sealed
 from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, is_run, open_runs, read_json, run_folders, spellings
 
 UNITS = {
@@ -220,7 +221,7 @@ def _frame(columns: dict[str, Column], runs: Sequence[Run], order: "np.ndarray")
 def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
     """What a folder says, but for where it lies; and which of FILES were read whole."""
     folder = str(run.path)  # of ten thousand runs, path objects would take a tenth of the time
-    files = [read_json(f"{folder}/{name}") for name in FILES]
+    files = [(read_sealed if name == "summary.json" else read_json)(f"{folder}/{name}") for name in FILES]
     config, results, said, tags = files
     status = run.really(said or {}, results is not None)
     state, reason = str(status.get("status")), status.get("reason")
