@@ -28,6 +28,7 @@ from moe_cli.store import (
     spellings,
     write_json,
 )
+from moe_cli.tasks.built import MAX_META_BYTES
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.
@@ -240,7 +241,7 @@ def _waste_of_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Waste]:
     for folder in sorted(cache.glob("*/.building-*")):
         if now - _last_written(folder) > STALE_SECONDS:
             yield Waste("unfinished", folder, size_of(folder), "half-made data")
-    found = {folder: read_json(folder / "meta.json") for folder in sorted(cache.glob("[!.]*/[!.]*"))}
+    found = {folder: read_json(folder / "meta.json", MAX_META_BYTES) for folder in sorted(cache.glob("[!.]*/[!.]*"))}
     corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None}
     used = _corpora_in_use(runs) if corpora else None
     for folder, corpus in corpora.items():

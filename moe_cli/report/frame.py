@@ -14,6 +14,7 @@ from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.glance import find_folder
 from moe_cli.marks import tags_in
+from moe_cli.records import read_sealed
 from moe_cli.report.index import (
     FEWEST,
     FILES,
@@ -27,7 +28,6 @@ from moe_cli.report.index import (
     stamps_of,
     write_index,
 )
-from moe_cli.records import read_sealed
 from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, is_run, open_runs, read_json, run_folders, spellings
 
 UNITS = {

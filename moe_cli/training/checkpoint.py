@@ -353,7 +353,11 @@ def _open(folder: Path) -> Checkpoint:
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{folder} has format {content.get('format')}; this version of moe reads {FORMAT}.")
     state, checksums = content.get("state"), content.get("checksums")
-    if not isinstance(state, dict) or not isinstance(checksums, dict) or _sha256_of_state(state) != checksums.get("state"):
+    if (
+        not isinstance(state, dict)
+        or not isinstance(checksums, dict)
+        or _sha256_of_state(state) != checksums.get("state")
+    ):
         raise _damaged(folder, "state.json does not have its checksum")
     if problem := _problem(state, int(folder.name.removeprefix("step_"))):
         raise _damaged(folder, f"state.json has {problem}")
@@ -390,7 +394,9 @@ def _problem(state: dict[str, Any], step: int) -> str | None:
 
 
 def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
-    others = [int(each.name.removeprefix("step_")) for each in Run(folder.parent.parent).checkpoints() if each != folder]
+    others = [
+        int(each.name.removeprefix("step_")) for each in Run(folder.parent.parent).checkpoints() if each != folder
+    ]
     steps = f"Use another: --checkpoint {others[0]}" if others else "There is no other"
     return DamagedCheckpoint(
         f"checkpoint {folder} is damaged: {what}.\n{steps}; moe train --resume goes on from the newest whole one."

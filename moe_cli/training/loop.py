@@ -358,8 +358,7 @@ class Training:
         self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):
             raise TrainingError(
-                f"the validation loss is {result.loss} at step {self.state.step}; {self._kept()}. "
-                "Try a lower optim.lr."
+                f"the validation loss is {result.loss} at step {self.state.step}; {self._kept()}. Try a lower optim.lr."
             )
         chosen = probe(self.model, self.task, self.config.eval.k, self.config.train.precision)
         for record, layer in zip(result.layer_records(), chosen, strict=True):

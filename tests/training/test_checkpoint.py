@@ -108,7 +108,9 @@ def test_a_damaged_file_is_named(run: Run, name: str, damage: str) -> None:
         place = raw.index(b'"tokens": ') + 10 if name == "state.json" else len(raw) // 2
         raw[place] ^= 1
         path.write_bytes({"cut": bytes(raw[:-9]), "flip": bytes(raw), "empty": b""}[damage])
-    with pytest.raises(CheckpointError, match=rf"is damaged: {name} (is missing|is empty|is not whole|does not have its checksum)") as caught:
+    with pytest.raises(
+        CheckpointError, match=rf"is damaged: {name} (is missing|is empty|is not whole|does not have its checksum)"
+    ) as caught:
         latest_checkpoint(run)
     assert "Use another: --checkpoint 4; moe train --resume goes on" in str(caught.value)
 
