@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 # The largest JSON file and the longest line of a .jsonl file that are read.
 MAX_BYTES = 2**24
@@ -28,7 +28,8 @@ _KINDS = {
     stat.S_IFBLK: "device",
 }
 Name = str | os.PathLike[str]
-_notes: dict[str, str] = {}
+# By path: why a file or folder is not what it should be, and in one word.
+_notes: dict[str, tuple[str, str]] = {}
 
 
 class Unreadable(Exception):
@@ -204,16 +205,24 @@ def time_in(value: Any) -> float | None:
     return float(value) if known else None
 
 
-def note_unreadable(path: Name, why: str) -> None:
-    """Remembers a file or folder that could not be used, for the end of the command."""
+def is_path(value: Any) -> TypeGuard[str]:
+    """Whether the operating system takes it as a path."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def note_unreadable(path: Name, why: str, label: str = "unreadable") -> None:
+    """Remembers a file or folder that is not what it should be, for the end of the command."""
     if len(_notes) < MAX_NOTES:
-        _notes[os.fspath(path)] = why
+        _notes[os.fspath(path)] = label, why
 
 
-def unreadable() -> dict[Path, str]:
-    """What was noted since the last `forget_unreadable`: paths and why they cannot be used."""
-    return {Path(path): why for path, why in _notes.items()}
+def noted() -> list[str]:
+    """A line for each that was noted since the last `forget_notes`, such as unreadable: FILE is empty."""
+    return [f"{label}: {path} {why}" for path, (label, why) in _notes.items()]
 
 
-def forget_unreadable() -> None:
+def forget_notes() -> None:
     _notes.clear()

@@ -21,6 +21,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from moe_cli.config.schema import RunConfig, from_dict
+from moe_cli.config.schema import RunConfig, digest_of, from_dict
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 from moe_cli.outputs import mark_outputs
 from moe_cli.reading import note_unreadable, time_in
@@ -49,6 +50,8 @@ SILENCE_SECONDS = 120.0
 LATEST_BYTES = 16_384
 # What a run adds to as it goes.
 RECORDS = ("metrics.jsonl", "routing.jsonl")
+# The digest of its configuration in the id of a run.
+_DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 
 def outputs_folder(option: Path | None = None) -> Path:
@@ -112,8 +115,8 @@ class Run:
 
     def config(self) -> RunConfig:
         """Raises ConfigError when config.json is damaged or of another version."""
-        values = read_json(self.path / "config.json")
-        if values is None:
+        values = self.config_dict()
+        if not values:
             raise ConfigError(f"{self.path / 'config.json'} cannot be read: the run folder is damaged.")
         try:
             return from_dict(values)
@@ -121,7 +124,26 @@ class Run:
             raise ConfigError(f"{self.path / 'config.json'}: {error}") from None
 
     def config_dict(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json") or {}
+        """config.json; empty where it cannot be read. That it does not fit the run's id is noted."""
+        values = read_json(self.path / "config.json") or {}
+        self.fits(values)
+        return values
+
+    def fits(self, values: dict[str, Any]) -> bool:
+        """Whether a configuration is the one that the run's id names; that it is another one is noted."""
+        named = _DIGEST.search(self.id)
+        if not named or not values or digest_of(values) == named[1]:
+            return True
+        try:
+            digest = from_dict(values).digest
+        except (ConfigError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
+            note_unreadable(self.path, f"has a config.json that is no configuration: {str(error)[:120]}", "changed")
+            return False
+        if digest == named[1]:  # a setting that came later is not in the file
+            return True
+        why = f"has a config.json that was changed: its id says {named[1]}, its configuration is {digest}"
+        note_unreadable(self.path, why, "changed")
+        return False
 
     def meta(self) -> dict[str, Any]:
         return read_json(self.path / "meta.json") or {}

@@ -14,7 +14,7 @@ from typing import Any
 
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
 from moe_cli.marks import is_at_work
-from moe_cli.reading import time_in
+from moe_cli.reading import is_path, time_in
 from moe_cli.store import (
     COMPLETED,
     PENDING,
@@ -117,7 +117,7 @@ def removed_runs(outputs: Path) -> list[Removed]:
 def _read_removed(path: Path) -> Removed:
     note = read_json(path / "trashed.json") or {}
     origin, moment = note.get("from"), time_in(note.get("time"))
-    return Removed(path, origin if isinstance(origin, str) else "", path.lstat().st_mtime if moment is None else moment)
+    return Removed(path, origin if is_path(origin) else "", path.lstat().st_mtime if moment is None else moment)
 
 
 def restore(removed: Removed, outputs: Path) -> Run:

@@ -27,7 +27,7 @@ from moe_cli.errors import LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
 from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
-from moe_cli.reading import forget_unreadable, unreadable
+from moe_cli.reading import forget_notes, noted
 
 # Files that a command could not use are named up to so many.
 SHOWN_UNREADABLE = 12
@@ -37,7 +37,7 @@ class Group(TyperGroup):
     """Prints what went wrong in the user's words. Here and not in main(), so that tests of the app see it too."""
 
     def invoke(self, ctx: Any) -> Any:
-        forget_unreadable()
+        forget_notes()
         try:
             return self._invoke(ctx)
         finally:
@@ -66,12 +66,11 @@ class Group(TyperGroup):
 
 def _name_unreadable() -> None:
     """Names each file that the command met and could not use, on standard error."""
-    found = unreadable()
-    lines = [f"{path} {why}" for path, why in found.items()]
-    more = [f"and {len(lines) - SHOWN_UNREADABLE:,} more files"] if len(lines) > SHOWN_UNREADABLE else []
+    lines = noted()
+    more = [f"unreadable: {len(lines) - SHOWN_UNREADABLE:,} more files"] if len(lines) > SHOWN_UNREADABLE else []
     with suppress(BrokenPipeError, ValueError):  # nobody reads, or standard error is closed
         for line in lines[:SHOWN_UNREADABLE] + more:
-            typer.secho(f"unreadable: {printable(line)}", fg="yellow", err=True)
+            typer.secho(printable(line), fg="yellow", err=True)
 
 
 def _told_elsewhere(error: MoeError) -> bool:

@@ -238,7 +238,8 @@ def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
     measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
     identity.update(created=_number(status.get("created")), tags=list(tags_in(tags)))
-    return {**settings, **measured, **identity}, tuple(content is not None for content in files)
+    fits = not config or run.fits(config)
+    return {**settings, **measured, **identity}, tuple(content is not None and fits for content in files)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
