@@ -92,6 +92,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     if request is not None and not files:
         return print_fit(frame, title, request, form.value)
     if recommend or across is not None:
+        from moe_cli.cli.console import text_width
+
         bases = partial(_baselines, baseline, folder, whole=not selection and condition is None)
         return print_recommendation(frame, condition, across, bases, form is Format.JSON, text_width())
     base, elsewhere = _baselines(baseline, folder, frame, whole=not selection)
@@ -163,7 +165,7 @@ def _print(view: "View", title: str, form: Format, paths: list[str]) -> None:
 
 
 def _print_table(view: "View", title: str, paths: list[str]) -> None:
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import Terminal, text_width
     from moe_cli.report.captions import importance
     from moe_cli.report.searched import searched
     from moe_cli.report.tables import table_lines
