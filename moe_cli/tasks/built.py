@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shutil
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.errors import DataError
+from moe_cli.numbers import print_line
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.records import read_sealed, sealed
 
@@ -130,7 +130,7 @@ def _set_aside(folder: Path, what: str, reason: str, before: os.stat_result) -> 
     try:
         if os.stat(folder, follow_symlinks=False).st_ino != before.st_ino:
             return
-        print(f"note: the {what} in {folder} are damaged ({reason}): they are made again.", file=sys.stderr, flush=True)  # noqa: T201
+        print_line(f"note: the {what} in {folder} are damaged ({reason}): they are made again.")
         aside = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
         os.rename(folder, aside / folder.name)
         shutil.rmtree(aside, ignore_errors=True)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError
 from moe_cli.moe import parallel
+from moe_cli.numbers import print_line
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.store import Run, is_full, write_json
 from moe_cli.training.distributed import Parallel
@@ -312,7 +312,7 @@ def newest_whole(run: Run) -> Checkpoint:
             continue
         if parallel.rank() == 0:
             reason = str(problem).split("\n")[0]
-            print(f"note: {reason} Going on from step {found.state['step']:,}.", file=sys.stderr, flush=True)  # noqa: T201
+            print_line(f"note: {reason} Going on from step {found.state['step']:,}.")
             for each in damaged:
                 with suppress(OSError):  # it stays where it is, and the next of its step takes its place
                     each.rename(each.with_name(DAMAGED + each.name))
