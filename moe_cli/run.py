@@ -27,7 +27,8 @@ from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.marks import check_corpus
 from moe_cli.models.cost import cost, training_steps
-from moe_cli.process import keep_freed_memory, print_line, spin_briefly
+from moe_cli.numbers import print_line
+from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.store import (
     FAILED,
     INTERRUPTED,
