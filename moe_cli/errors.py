@@ -25,6 +25,10 @@ class CheckpointError(MoeError):
     """A checkpoint that is absent, damaged or made for another configuration."""
 
 
+class UnsafePath(MoeError):
+    """A link or a special file where the program writes or deletes, so that something elsewhere would change."""
+
+
 class TrainingError(MoeError):
     """Training cannot go on, for example because the loss is not finite."""
 

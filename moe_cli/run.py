@@ -37,10 +37,10 @@ from moe_cli.store import (
     Run,
     is_full,
     lock,
-    write_text,
 )
 from moe_cli.tasks.data import Data, judged_by_test, other_reading
 from moe_cli.training.signals import follow
+from moe_cli.writing import delete, guard, write_text
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 DONE, WRONG, BUSY, FULL, STOPPED = 0, 1, 4, 5, 130
@@ -63,6 +63,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     Raises:
         MoeError: anything the user can mend; it also stands in status.json.
     """
+    guard(outputs)
     if run.summary() is not None:
         return run
     config = for_this_job(run.config())
@@ -115,7 +116,8 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
         RUNNING, started=time.time(), starts=1 + starts if isinstance(starts, int) else 1, reason=None, job=job()
     )
     if rank() == 0:
-        (run.path / "traceback.txt").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            delete(run.path / "traceback.txt")
     check_loggers(config.log)
     device = pick_device(config.train.device)
     parallel.start()

@@ -3,16 +3,15 @@
 The journal is search.journal in the sweep's folder: a line of JSON for each thing that happened, written by Optuna.
 """
 
-import fcntl
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError, MoeError
+from moe_cli.writing import append, edit, hold
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -37,14 +36,6 @@ def import_optuna() -> ModuleType:
     return optuna
 
 
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Holds a lock file, waiting for it; the operating system releases it however the process ends."""
-    with open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 class JournalLock:
     """Held by Optuna while it appends to the journal, in place of its own lock, which outlives a killed process.
 
@@ -56,9 +47,9 @@ class JournalLock:
         self._held: Any = None
 
     def acquire(self) -> bool:
-        self._held = exclusive(self.journal.with_name(".journal.lock"))
+        self._held = hold(self.journal.with_name(".journal.lock"))
         self._held.__enter__()
-        with open(self.journal, "rb+") as file:
+        with edit(self.journal) as file:
             file.truncate(_end_of_lines(file))
         return True
 
@@ -87,6 +78,7 @@ def open_journal(folder: Path) -> "JournalStorage":
     path = folder / JOURNAL
     lock: Any = JournalLock(path)
     try:
+        append(path).close()  # Optuna opens it by its name
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
         raise MoeError(f"{path} cannot be used: {error.strerror}.") from None

@@ -7,11 +7,9 @@ checkpoints/step_00000120/model.safetensors, optimizer.safetensors, ema.safetens
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,10 @@ from moe_cli.moe import parallel
 from moe_cli.store import Run, is_full, read_json, write_json
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, WeightAverage
+from moe_cli.writing import adopt, delete, ensure_folder, flush_folder, new_folder, rename
 
+# A checkpoint has such a name until it is whole.
+SAVING = ".saving-"
 FORMAT = 1
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _EMA = "ema.safetensors"
@@ -170,26 +171,24 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
     state = snapshot.state
     root = run.path / "checkpoints"
     final = _folder(run, state["step"])
-    temporary = None
     try:
-        root.mkdir(exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=root))
-        _write(temporary, snapshot)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync(root)
+        ensure_folder(root)
+        with new_folder(root, SAVING) as temporary:
+            _write(temporary, snapshot)
+            if final.exists():
+                delete(final)
+            rename(temporary, final)
+        flush_folder(root)
     except (OSError, SafetensorError) as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         kind = DiskFull if is_full(error) else TrainingError
         raise kind(f"cannot write the checkpoint {final}: {reason}. {way_on(run, is_full(error))}") from None
     # A process that was killed while it saved has left its half-made folder.
     best = state.get("best_step")
     stays = [_folder(run, best)] if best is not None else []
-    for old in [*root.glob(".saving-*"), *(each for each in run.checkpoints()[keep:] if each not in stays)]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in [*root.glob(f"{SAVING}*"), *(each for each in run.checkpoints()[keep:] if each not in stays)]:
+        with suppress(OSError):
+            delete(old)
     return final
 
 
@@ -233,18 +232,9 @@ class Saver:
 def _write(folder: Path, snapshot: Snapshot) -> None:
     for name, content in snapshot.files.items():
         save_file(content, folder / name)
-        _sync(folder / name)
+        adopt(folder / name)
     checksums = {"state": _sha256_of_state(snapshot.state), **{name: _sha256(folder / name) for name in snapshot.files}}
     write_json(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": snapshot.state})
-    os.chmod(folder, 0o755)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:
