@@ -13,6 +13,10 @@ class DataError(MoeError):
     """Data that is missing, empty, unreadable or too short."""
 
 
+class Unwritable(DataError):
+    """Data that cannot be kept in the outputs folder."""
+
+
 class RunNotFound(MoeError):
     """No run, or more than one, answers to the name given."""
 

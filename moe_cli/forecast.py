@@ -15,7 +15,7 @@ from moe_cli.config.parse import show
 from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, SpanCorruption
-from moe_cli.errors import ConfigError
+from moe_cli.errors import ConfigError, Unwritable
 from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import available_memory_bytes, crowding, pick_threads, visible_gpus
 from moe_cli.marks import fix_corpora
@@ -26,6 +26,7 @@ from moe_cli.tasks.data import Data, load_data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.ratings import Ratings
 from moe_cli.tasks.subwords import hash_of
+from moe_cli.writing import scratch_folder
 
 # What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
 # of its speed; Muon's, of which many are done at once and in bfloat16, all of it.
@@ -73,6 +74,14 @@ def corpus_of(config: RunConfig, outputs: Path) -> Data:
     return load_data(config.data, config.model.context_length, outputs)
 
 
+def corpus_to_read(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
+    """The same for what makes no run: a folder that goes with this process serves where outputs cannot be written."""
+    try:
+        return load_data(data, context_length, outputs, build)
+    except Unwritable:
+        return load_data(data, context_length, scratch_folder(), build)
+
+
 def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: float, build: bool = True) -> list[Plan]:
     """Counts what configurations take, each on its own number of threads, at `flops_per_second` a core.
 
@@ -87,7 +96,8 @@ def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: fl
     """
     for log in {config.log for config in configs}:
         check_loggers(log)
-    load = cache(lambda data, context_length: load_data(data, context_length, outputs, build))
+    reader = load_data if build else corpus_to_read
+    load = cache(lambda data, context_length: reader(data, context_length, outputs, build))
     return [_make_plan(config, load(config.data, config.model.context_length), flops_per_second) for config in configs]
 
 

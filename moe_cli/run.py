@@ -21,7 +21,7 @@ from typing import Any
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, compiles, corpus_of, has_compiler, vocab_of
+from moe_cli.forecast import check_upcycle, compiles, corpus_of, corpus_to_read, has_compiler, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
@@ -116,8 +116,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
         RUNNING, started=time.time(), starts=1 + starts if isinstance(starts, int) else 1, reason=None, job=job()
     )
     if rank() == 0:
-        with suppress(FileNotFoundError):
-            delete(run.path / "traceback.txt")
+        delete(run.path / "traceback.txt", missing_ok=True)
     check_loggers(config.log)
     device = pick_device(config.train.device)
     parallel.start()
@@ -225,7 +224,7 @@ def restore(run: Run, outputs: Path, which: str = "latest", split: str = "val") 
     checkpoint = find_checkpoint(run, which)
     device = pick_device(run.config().train.device)
     config = as_decided(run, run.config(), device)
-    corpus = corpus_of(config, outputs)
+    corpus = corpus_to_read(config.data, config.model.context_length, outputs)
     _check_same_corpus(run, checkpoint.state, corpus)
     task = make_task(config, judged_by_test(corpus) if split == "test" else corpus)
     model = make_model(config, vocab_of(config, corpus))

@@ -7,15 +7,18 @@ renamed or deleted by the handle of its folder. So what a run folder from elsewh
 New files and folders have the permissions that the umask leaves them.
 """
 
+import atexit
 import errno
 import fcntl
 import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -164,6 +167,14 @@ def new_folder(parent: Path, prefix: str) -> Iterator[Path]:
         os.close(handle)
 
 
+@cache
+def scratch_folder() -> Path:
+    """Makes a folder, the same at every call, that goes when this process ends."""
+    folder, owner = Path(tempfile.mkdtemp(prefix="moe-")), os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
 def adopt(path: Path) -> None:
     """Flushes a file to disk that a library wrote in a new folder; its permissions become those that the umask leaves."""
     with _at(path) as folder:
@@ -190,9 +201,9 @@ def rename(source: Path, target: Path) -> None:
         os.rename(source.name, target.name, src_dir_fd=here, dst_dir_fd=there)
 
 
-def delete(path: Path) -> None:
+def delete(path: Path, missing_ok: bool = False) -> None:
     """Deletes a file, a link itself, or a folder with all that is in it. Raises UnsafePath, OSError."""
-    with _at(path) as folder:
+    with _at(path) as folder, suppress(*[FileNotFoundError] if missing_ok else []):
         if stat.S_ISDIR(os.lstat(path.name, dir_fd=folder).st_mode):
             shutil.rmtree(path.name, dir_fd=folder)
         else:

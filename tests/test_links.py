@@ -134,6 +134,8 @@ def plant(place: Path, kind: str, outside: Path) -> None:
         shutil.copytree(place, target, symlinks=True)
     elif kind == "file" and not is_folder:
         shutil.copy2(place, target)
+        if not place.stat().st_size:  # a lock
+            target.write_text("precious")
     elif kind == "folder":
         target.mkdir()
         (target / "precious.txt").write_text("precious")

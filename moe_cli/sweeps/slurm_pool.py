@@ -264,8 +264,7 @@ class SlurmPool:
                     "Change what executor. asks for; the same command goes on from there."
                 )
             return None
-        with suppress(FileNotFoundError):
-            delete(job.run.path / JOB_FILE)
+        delete(job.run.path / JOB_FILE, missing_ok=True)
         if job.run.summary() is not None:
             return DONE
         if job.ending or (state is not None and state.name == "CANCELLED"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from moe_cli.errors import DataError
+from moe_cli.errors import Unwritable
 from moe_cli.writing import delete_abandoned, ensure_folder, new_folder, rename
 
 BUILDING = ".building-"
@@ -16,7 +16,7 @@ def building(folder: Path, what: str) -> Iterator[Path]:
     """A folder to write in, META last, which is then renamed to `folder`; gone if something goes wrong.
 
     Raises:
-        DataError: `what` cannot be written there.
+        Unwritable: `what` cannot be written there.
     """
     try:
         ensure_folder(folder.parent)
@@ -26,4 +26,4 @@ def building(folder: Path, what: str) -> Iterator[Path]:
             rename(temporary, folder)
     except OSError as error:
         if not (folder / META).is_file():  # not that another job was first
-            raise DataError(f"cannot write the {what} to {folder}: {error.strerror}.") from None
+            raise Unwritable(f"cannot write the {what} to {folder}: {error.strerror}.") from None
