@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from io import BufferedReader
 from typing import IO, Any, TypeGuard
 
 # The largest JSON file and the longest line of a .jsonl file that are read.
@@ -43,7 +43,7 @@ def kind_of(mode: int) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
-def open_regular(path: Name, max_bytes: int | None = None) -> IO[bytes]:
+def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
     """A regular file, opened for reading. It never waits, whatever has taken the place of the file.
 
     Raises:

@@ -4,7 +4,6 @@ outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.js
 """
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,18 +16,19 @@ from moe_cli.marks import is_at_work
 from moe_cli.reading import is_path, time_in
 from moe_cli.store import (
     COMPLETED,
+    MAKING,
     PENDING,
     RUNNING,
     Run,
     is_locked,
     lock,
-    make_folder,
     read_json,
     run_folders,
     spellings,
     write_json,
 )
 from moe_cli.tasks.built import MAX_META_BYTES
+from moe_cli.writing import TEMPORARY, abandoned, delete, is_safe, make_folder, rename
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.
@@ -80,10 +80,10 @@ def remove(run: Run, outputs: Path) -> Removed:
         with lock(source):
             write_json(source / "trashed.json", {"from": origin.as_posix(), "time": moment})
             target = _free_name(folder, f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(origin.parts)}")
-            os.rename(source, target)
+            rename(source, target)
     except OSError as error:
         with suppress(OSError):
-            (source / "trashed.json").unlink()
+            delete(source / "trashed.json")
         raise MoeError(
             f"cannot move {source} to {folder}: {error.strerror}. Remove it by hand, for good: rm -r"
         ) from None
@@ -138,12 +138,12 @@ def restore(removed: Removed, outputs: Path) -> Run:
     make_folder(target.parent)
     try:
         if target.exists():
-            shutil.rmtree(target)
-        os.rename(removed.path, target)
+            delete(target)
+        rename(removed.path, target)
     except OSError as error:
         raise MoeError(f"cannot move {removed.path} to {target}: {error.strerror}. Move it by hand.") from None
     with suppress(OSError):  # says only where the run lay
-        (target / "trashed.json").unlink()
+        delete(target / "trashed.json")
     return Run(target)
 
 
@@ -197,28 +197,36 @@ class Waste:
 def find_waste(outputs: Path, older_than: float) -> Iterator[Waste]:
     """Everything that may be freed: removed runs older than so many seconds, and what no run needs."""
     now = time.time()
-    for removed in removed_runs(outputs):
+    for removed in removed_runs(outputs) if is_safe(outputs / TRASH) else ():
         if now - removed.removed >= older_than:
             yield Waste(
                 "trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'nobody knows'}"
             )
     runs = run_folders(outputs)
+    for folder in (outputs, *sorted(path for path in outputs.glob("[!.]*") if path.is_dir()), outputs / ".cache"):
+        for path in _half_made(folder, f".*{TEMPORARY}", f"{MAKING}*"):
+            yield Waste("unfinished", path, size_of(path), "left by a process that was killed")
     for run in runs:
         yield from _waste_of_run(run)
     yield from _waste_of_cache(outputs / ".cache", runs)
 
 
 def _waste_of_run(run: Run) -> Iterator[Waste]:
-    if is_locked(run.path):
+    if is_locked(run.path) or not is_safe(run.path):
         return
 
     def idle() -> bool:
         return not is_locked(run.path) and run.status()["status"] != RUNNING
 
-    for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
-        for folder in (run.path / "checkpoints").glob(pattern):
-            if idle():
-                yield Waste("unfinished", folder, size_of(folder), f"{what} of {run.id}", idle)
+    for path in _half_made(run.path, f".*{TEMPORARY}"):
+        yield Waste("unfinished", path, size_of(path), f"left by a process of {run.id} that was killed", idle)
+    if not is_safe(run.path / "checkpoints"):
+        return
+    halves = ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint"))
+    found = [(folder, what) for pattern, what in halves for folder in (run.path / "checkpoints").glob(pattern)]
+    for folder, what in found:
+        if idle():
+            yield Waste("unfinished", folder, size_of(folder), f"{what} of {run.id}", idle)
     checkpoints = run.checkpoints()
     if len(checkpoints) < 2 or run.status()["status"] != COMPLETED:
         return
@@ -226,6 +234,11 @@ def _waste_of_run(run: Run) -> Iterator[Waste]:
     for folder in checkpoints[1:]:
         if folder.name != best:
             yield Waste("checkpoints", folder, size_of(folder), f"{run.id} is complete", idle)
+
+
+def _half_made(folder: Path, *patterns: str) -> list[Path]:
+    """What a killed process has left in a folder; nothing where a link leads to it."""
+    return [path for pattern in patterns for path in abandoned(folder, pattern)] if is_safe(folder) else []
 
 
 def _best(newest: Path) -> str | None:
@@ -239,10 +252,10 @@ def _waste_of_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Waste]:
     """Of every kind of data: each has a folder in the cache, and each set of data a folder with meta.json in that."""
     now = time.time()
     for folder in sorted(cache.glob("*/.building-*")):
-        if now - _last_written(folder) > STALE_SECONDS:
+        if is_safe(folder.parent) and now - _last_written(folder) > STALE_SECONDS:
             yield Waste("unfinished", folder, size_of(folder), "half-made data")
     found = {folder: read_json(folder / "meta.json", MAX_META_BYTES) for folder in sorted(cache.glob("[!.]*/[!.]*"))}
-    corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None}
+    corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None and is_safe(folder.parent)}
     used = _corpora_in_use(runs) if corpora else None
     for folder, corpus in corpora.items():
         if used is not None and corpus.get("sha256") not in used:
@@ -270,10 +283,7 @@ def free(waste: Waste) -> int:
     if not waste.idle():
         return 0
     try:
-        if waste.path.is_symlink():
-            waste.path.unlink()
-        else:
-            shutil.rmtree(waste.path)
+        delete(waste.path)
     except OSError as error:
         raise MoeError(f"cannot delete {waste.path}: {error.strerror}.") from None
     return waste.num_bytes
