@@ -69,15 +69,6 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(finite(content), indent=1) + "\n")
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether a write has failed for want of space on the disk, in the quota or in the largest size of a file."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in numbers
-    ends = tuple(f"(os error {number})" for number in numbers)
-    return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
-
-
 def read_json(path: Path | str) -> dict[str, Any] | None:
     """The object in a file, or None when it is absent or not whole."""
     try:

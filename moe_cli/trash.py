@@ -5,6 +5,7 @@ outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.js
 
 import os
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,12 +28,13 @@ from moe_cli.store import (
     spellings,
     write_json,
 )
-from moe_cli.writing import TEMPORARY, abandoned, delete, is_safe, make_folder, rename
+from moe_cli.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.
 MADE = {"config.json", "config.yaml", "status.json", "log.txt", ".lock"}
 DAY = 86_400.0
+LONGEST_NAME = 255
 # A temporary folder of the cache in which nothing was written for so long has no maker any more.
 STALE_SECONDS = DAY
 
@@ -83,9 +85,8 @@ def remove(run: Run, outputs: Path) -> Removed:
     except OSError as error:
         with suppress(OSError):
             delete(source / "trashed.json")
-        raise MoeError(
-            f"cannot move {source} to {folder}: {error.strerror}. Remove it by hand, for good: rm -r"
-        ) from None
+        way = way_on(error) if is_full(error) else "Remove it by hand, for good: rm -r"
+        raise MoeError(f"cannot move {source} to {folder}: {error.strerror}. {way}") from None
     return Removed(target, origin.as_posix(), moment)
 
 
@@ -127,8 +128,8 @@ def restore(removed: Removed, outputs: Path) -> Run:
         MoeError: another run has taken its place, its place is not known, or it cannot be moved.
     """
     target = Path(os.path.normpath(outputs / removed.origin))
-    inside = target.is_relative_to(outputs) and 1 <= len(target.relative_to(outputs).parts) <= 2
-    if not inside or target.relative_to(outputs).parts[0] == TRASH:
+    parts = target.relative_to(outputs).parts if target.is_relative_to(outputs) else ()
+    if not 1 <= len(parts) <= 2 or not all(map(_is_name, parts)):
         raise MoeError(f"{removed.path / 'trashed.json'} does not say where in {outputs} the run lay. Move it by hand.")
     if target.exists() or target.is_symlink():
         if not _never_begun(Run(target)):
@@ -144,6 +145,12 @@ def restore(removed: Removed, outputs: Path) -> Run:
     with suppress(OSError):  # says only where the run lay
         delete(target / "trashed.json")
     return Run(target)
+
+
+def _is_name(part: str) -> bool:
+    """Whether a folder of this name is seen by every command, and shown as it is."""
+    unseen = any(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") for character in part)
+    return not part.startswith(".") and not unseen and len(os.fsencode(part)) <= LONGEST_NAME
 
 
 def _never_begun(run: Run) -> bool:

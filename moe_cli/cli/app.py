@@ -26,6 +26,7 @@ from moe_cli.errors import LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
 from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
+from moe_cli.writing import is_full, way_on
 
 
 class Group(TyperGroup):
@@ -46,9 +47,10 @@ class Group(TyperGroup):
             if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
                 sys.stderr.close()
                 raise typer.Exit(0) from None
-            typer.echo(
-                f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True
-            )
+            where = f": {printable(str(error.filename))}" if error.filename else ""
+            typer.echo(f"error: {error.strerror or error}{where}", err=True)
+            if is_full(error):
+                typer.echo(f"{way_on(error)}, then the same command.", err=True)
             raise typer.Exit(1) from None
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moe_cli.errors import Unwritable
-from moe_cli.writing import delete_abandoned, ensure_folder, new_folder, rename
+from moe_cli.writing import delete_abandoned, ensure_folder, new_folder, rename, way_on
 
 BUILDING = ".building-"
 META = "meta.json"
@@ -26,4 +26,4 @@ def building(folder: Path, what: str) -> Iterator[Path]:
             rename(temporary, folder)
     except OSError as error:
         if not (folder / META).is_file():  # not that another job was first
-            raise Unwritable(f"cannot write the {what} to {folder}: {error.strerror}.") from None
+            raise Unwritable(f"cannot write the {what} to {folder}: {error.strerror}. {way_on(error)}") from None

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError
 from moe_cli.moe import parallel
-from moe_cli.store import Run, is_full, read_json, write_json
+from moe_cli.store import Run, read_json, write_json
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, WeightAverage
-from moe_cli.writing import adopt, delete, ensure_folder, flush_folder, new_folder, rename
+from moe_cli.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
 
 # A checkpoint has such a name until it is whole.
 SAVING = ".saving-"
