@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
-from moe_cli.glance import number
 from moe_cli.marks import is_at_work
+from moe_cli.reading import is_path, time_in
 from moe_cli.store import (
     COMPLETED,
     MAKING,
@@ -28,6 +28,7 @@ from moe_cli.store import (
     spellings,
     write_json,
 )
+from moe_cli.tasks.built import MAX_META_BYTES
 from moe_cli.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
 
 TRASH = ".trash"
@@ -116,8 +117,8 @@ def removed_runs(outputs: Path) -> list[Removed]:
 
 def _read_removed(path: Path) -> Removed:
     note = read_json(path / "trashed.json") or {}
-    origin, moment = note.get("from"), number(note.get("time"))
-    return Removed(path, origin if isinstance(origin, str) else "", path.lstat().st_mtime if moment is None else moment)
+    origin, moment = note.get("from"), time_in(note.get("time"))
+    return Removed(path, origin if is_path(origin) else "", path.lstat().st_mtime if moment is None else moment)
 
 
 def restore(removed: Removed, outputs: Path) -> Run:
@@ -224,20 +225,25 @@ def _waste_of_run(run: Run) -> Iterator[Waste]:
     def idle() -> bool:
         return not is_locked(run.path) and run.status()["status"] != RUNNING
 
-    for path in _half_made(run.path, f".*{TEMPORARY}"):
-        yield Waste("unfinished", path, size_of(path), f"left by a process of {run.id} that was killed", idle)
-    if not is_safe(run.path / "checkpoints"):
-        return
-    for folder in (run.path / "checkpoints").glob(".saving-*"):
+    for path, what in _scrap_of(run):
         if idle():
-            yield Waste("unfinished", folder, size_of(folder), f"half a checkpoint of {run.id}", idle)
-    checkpoints = run.checkpoints()
+            yield Waste("unfinished", path, size_of(path), f"{what} of {run.id}", idle)
+    checkpoints = run.checkpoints() if is_safe(run.path / "checkpoints") else []
     if len(checkpoints) < 2 or run.status()["status"] != COMPLETED:
         return
     best = _best(checkpoints[0])
     for folder in checkpoints[1:]:
         if folder.name != best:
             yield Waste("checkpoints", folder, size_of(folder), f"{run.id} is complete", idle)
+
+
+def _scrap_of(run: Run) -> Iterator[tuple[Path, str]]:
+    for path in _half_made(run.path, f".*{TEMPORARY}"):
+        yield path, "left by a killed process"
+    if is_safe(run.path / "checkpoints"):
+        for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
+            for folder in (run.path / "checkpoints").glob(pattern):
+                yield folder, what
 
 
 def _half_made(folder: Path, *patterns: str) -> list[Path]:
@@ -258,7 +264,7 @@ def _waste_of_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Waste]:
     for folder in sorted(cache.glob("*/.building-*")):
         if is_safe(folder.parent) and now - _last_written(folder) > STALE_SECONDS:
             yield Waste("unfinished", folder, size_of(folder), "half-made data")
-    found = {folder: read_json(folder / "meta.json") for folder in sorted(cache.glob("[!.]*/[!.]*"))}
+    found = {folder: read_json(folder / "meta.json", MAX_META_BYTES) for folder in sorted(cache.glob("[!.]*/[!.]*"))}
     corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None and is_safe(folder.parent)}
     used = _corpora_in_use(runs) if corpora else None
     for folder, corpus in corpora.items():

@@ -5,10 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moe_cli.errors import Unwritable
+from moe_cli.tasks.built import BUILDING, META, write_checksums
 from moe_cli.writing import delete_abandoned, ensure_folder, new_folder, rename, way_on
-
-BUILDING = ".building-"
-META = "meta.json"
 
 
 @contextmanager
@@ -23,6 +21,7 @@ def building(folder: Path, what: str) -> Iterator[Path]:
         delete_abandoned(folder.parent, f"{BUILDING}*")
         with new_folder(folder.parent, BUILDING) as temporary:
             yield temporary
+            write_checksums(temporary)
             rename(temporary, folder)
     except OSError as error:
         if not (folder / META).is_file():  # not that another job was first

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
 from moe_cli.errors import DataError
+from moe_cli.tasks.built import META, built, just_built
 from moe_cli.tasks.data_files import DataFiles, find_files, find_named, open_file, stamps
 from moe_cli.tasks.documents import HEAD_BYTES, other_format
-from moe_cli.tasks.folders import META, building
-from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, splits_by_name, unheeded
+from moe_cli.tasks.folders import building
+from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, check_shares, splits_by_name, unheeded
 
 FORMAT = 4
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
@@ -80,9 +81,10 @@ def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Im
     """
     found = _files(data, outputs) if isinstance(data, FolderData | FashionData) else None
     folder = cache / f"{data.name}-{_key(data, found)}"
-    if not (folder / META).is_file():
+    meta = built(folder, "images")
+    if meta is None:
         _build(data, found, folder)
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta = just_built(folder, "images")
     return Images(folder, {**meta, "notes": found.notes if found else []})
 
 
@@ -218,7 +220,7 @@ def _folder(data: FolderData, found: DataFiles) -> tuple[dict[str, Labelled], li
     """A class for each sub-folder, by name; or folders train, val, test of such.
 
     Raises:
-        DataError: a file is no image, or lies in no sub-folder; or data.test_fraction has no effect.
+        DataError: a file is no image, or lies in no sub-folder; or a share to hold out has no effect.
     """
     try:
         from PIL import Image
@@ -227,10 +229,8 @@ def _folder(data: FolderData, found: DataFiles) -> tuple[dict[str, Labelled], li
     files = found.paths
     names = [path.relative_to(found.root) for path in files]
     parts = splits_by_name(names)
-    if parts and data.test_fraction:
-        raise DataError(
-            f"data.test_fraction={data.test_fraction} has no effect: data.path={data.path} has its own splits."
-        )
+    if parts:
+        check_shares(data, {TEST, *parts}, f"data.path={data.path}")
     within = [name.parts[1:] if parts else name.parts for name in names]
     for path, below in zip(files, within, strict=True):
         if len(below) < 2:
