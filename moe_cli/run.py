@@ -35,12 +35,11 @@ from moe_cli.store import (
     Onlooker,
     Recorder,
     Run,
-    is_full,
     lock,
 )
 from moe_cli.tasks.data import Data, judged_by_test, other_reading
 from moe_cli.training.signals import follow
-from moe_cli.writing import delete, guard, write_text
+from moe_cli.writing import delete, guard, is_full, write_text
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 DONE, WRONG, BUSY, FULL, STOPPED = 0, 1, 4, 5, 130

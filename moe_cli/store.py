@@ -59,14 +59,14 @@ STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
 # A running run on another machine that has been silent for this long is taken for dead.
 SILENCE_SECONDS = 120.0
 LATEST_BYTES = 16_384
-# What a run adds to as it goes.
-RECORDS = ("metrics.jsonl", "routing.jsonl")
-# The digest of its configuration in the id of a run.
-_DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 # A run folder has such a name until its first files are in it.
 MAKING = ".making-"
 # What a rename to a name that is taken ends with.
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+# What a run adds to as it goes.
+RECORDS = ("metrics.jsonl", "routing.jsonl")
+# The digest of its configuration in the id of a run.
+_DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 
 def outputs_folder(option: Path | None = None) -> Path:
@@ -77,15 +77,6 @@ def outputs_folder(option: Path | None = None) -> Path:
 def write_json(path: Path, content: Any) -> None:
     """Writes the whole file or leaves the old one."""
     write_text(path, json.dumps(finite(content), indent=1) + "\n")
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a write has failed for want of space on the disk, in the quota or in the largest size of a file."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in numbers
-    ends = tuple(f"(os error {number})" for number in numbers)
-    return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
 
 
 def finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.js
 
 import os
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,12 +29,13 @@ from moe_cli.store import (
     write_json,
 )
 from moe_cli.tasks.built import MAX_META_BYTES
-from moe_cli.writing import TEMPORARY, abandoned, delete, is_safe, make_folder, rename
+from moe_cli.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.
 MADE = {"config.json", "config.yaml", "status.json", "log.txt", ".lock"}
 DAY = 86_400.0
+LONGEST_NAME = 255
 # A temporary folder of the cache in which nothing was written for so long has no maker any more.
 STALE_SECONDS = DAY
 
@@ -84,9 +86,8 @@ def remove(run: Run, outputs: Path) -> Removed:
     except OSError as error:
         with suppress(OSError):
             delete(source / "trashed.json")
-        raise MoeError(
-            f"cannot move {source} to {folder}: {error.strerror}. Remove it by hand, for good: rm -r"
-        ) from None
+        way = way_on(error) if is_full(error) else "Remove it by hand, for good: rm -r"
+        raise MoeError(f"cannot move {source} to {folder}: {error.strerror}. {way}") from None
     return Removed(target, origin.as_posix(), moment)
 
 
@@ -128,8 +129,8 @@ def restore(removed: Removed, outputs: Path) -> Run:
         MoeError: another run has taken its place, its place is not known, or it cannot be moved.
     """
     target = Path(os.path.normpath(outputs / removed.origin))
-    inside = target.is_relative_to(outputs) and 1 <= len(target.relative_to(outputs).parts) <= 2
-    if not inside or target.relative_to(outputs).parts[0] == TRASH:
+    parts = target.relative_to(outputs).parts if target.is_relative_to(outputs) else ()
+    if not 1 <= len(parts) <= 2 or not all(map(_is_name, parts)):
         raise MoeError(f"{removed.path / 'trashed.json'} does not say where in {outputs} the run lay. Move it by hand.")
     if target.exists() or target.is_symlink():
         if not _never_begun(Run(target)):
@@ -145,6 +146,12 @@ def restore(removed: Removed, outputs: Path) -> Run:
     with suppress(OSError):  # says only where the run lay
         delete(target / "trashed.json")
     return Run(target)
+
+
+def _is_name(part: str) -> bool:
+    """Whether a folder of this name is seen by every command, and shown as it is."""
+    unseen = any(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") for character in part)
+    return not part.startswith(".") and not unseen and len(os.fsencode(part)) <= LONGEST_NAME
 
 
 def _never_begun(run: Run) -> bool:
@@ -218,22 +225,25 @@ def _waste_of_run(run: Run) -> Iterator[Waste]:
     def idle() -> bool:
         return not is_locked(run.path) and run.status()["status"] != RUNNING
 
-    for path in _half_made(run.path, f".*{TEMPORARY}"):
-        yield Waste("unfinished", path, size_of(path), f"left by a process of {run.id} that was killed", idle)
-    if not is_safe(run.path / "checkpoints"):
-        return
-    halves = ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint"))
-    found = [(folder, what) for pattern, what in halves for folder in (run.path / "checkpoints").glob(pattern)]
-    for folder, what in found:
+    for path, what in _scrap_of(run):
         if idle():
-            yield Waste("unfinished", folder, size_of(folder), f"{what} of {run.id}", idle)
-    checkpoints = run.checkpoints()
+            yield Waste("unfinished", path, size_of(path), f"{what} of {run.id}", idle)
+    checkpoints = run.checkpoints() if is_safe(run.path / "checkpoints") else []
     if len(checkpoints) < 2 or run.status()["status"] != COMPLETED:
         return
     best = _best(checkpoints[0])
     for folder in checkpoints[1:]:
         if folder.name != best:
             yield Waste("checkpoints", folder, size_of(folder), f"{run.id} is complete", idle)
+
+
+def _scrap_of(run: Run) -> Iterator[tuple[Path, str]]:
+    for path in _half_made(run.path, f".*{TEMPORARY}"):
+        yield path, "left by a killed process"
+    if is_safe(run.path / "checkpoints"):
+        for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
+            for folder in (run.path / "checkpoints").glob(pattern):
+                yield folder, what
 
 
 def _half_made(folder: Path, *patterns: str) -> list[Path]:

@@ -140,14 +140,29 @@ def make_folder(path: Path) -> Path:
     try:
         ensure_folder(path)
     except OSError as error:
-        way = "Free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose another: --outputs DIR"
-        raise MoeError(f"cannot make the folder {path}: {error.strerror}. {way}") from None
+        raise MoeError(f"cannot make the folder {path}: {error.strerror}. {way_on(error)}") from None
     return path
 
 
 def ensure_folder(path: Path) -> None:
     """The same for callers that have their own words for an OSError."""
     os.close(_open_folder(path, make=True))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write has failed for want of space on the disk, in the quota or in the largest size of a file."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    ends = tuple(f"(os error {number})" for number in numbers)
+    return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
+
+
+def way_on(error: BaseException) -> str:
+    """What a user can do when something cannot be written below an outputs folder."""
+    if is_full(error):
+        return "Free space, for example what the trash holds: moe runs gc --older-than 0d --yes"
+    return "Choose another outputs folder: --outputs DIR"
 
 
 @contextmanager

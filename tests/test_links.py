@@ -120,7 +120,9 @@ def names_in(outputs: Path) -> Iterator[str]:
     for path in (path for top in tops for path in (top, *sorted(top.rglob("*")))):
         name = path.relative_to(outputs).as_posix()
         kind = re.sub(
-            r"^(s|q|runs|\.trash)/[^/]*-s0-[0-9a-f]{8}(?=/)|step_\d+|tfevents\..*|(?<=-)[0-9a-f]{16}", "*", name
+            r"^(s|q|runs|\.trash)/[^/]*-s0-[0-9a-f]{8}(?=/)|step_\d+|tfevents\..*|(?<=-)[0-9a-f]{16}|(train|val|test)_.*",
+            "*",
+            name,
         )
         if kind not in seen:
             seen.add(kind)

@@ -94,7 +94,7 @@ def _check(folder: Path) -> None:
     for name, known in files.items():
         _check_file(folder / name, known, sample=seen)
     if not seen:
-        with suppress(OSError, UnsafePath):  # without it the next use reads everything again
+        with suppress(OSError, UnsafePath):  # the next use then reads everything again
             write_text(folder / CHECKED, json.dumps(stamps))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moe_cli.errors import Unwritable
 from moe_cli.tasks.built import BUILDING, META, write_checksums
-from moe_cli.writing import delete_abandoned, ensure_folder, new_folder, rename
+from moe_cli.writing import delete_abandoned, ensure_folder, new_folder, rename, way_on
 
 
 @contextmanager
@@ -25,4 +25,4 @@ def building(folder: Path, what: str) -> Iterator[Path]:
             rename(temporary, folder)
     except OSError as error:
         if not (folder / META).is_file():  # not that another job was first
-            raise Unwritable(f"cannot write the {what} to {folder}: {error.strerror}.") from None
+            raise Unwritable(f"cannot write the {what} to {folder}: {error.strerror}. {way_on(error)}") from None
