@@ -21,7 +21,7 @@ from moe_cli.cli.views import SearchView, SweepView, describe
 from moe_cli.config.executors import split_executor
 from moe_cli.config.load import load_config
 from moe_cli.errors import ConfigError, DiskFull, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import cautions, make_plans, measure_flops, pin_upcycle
+from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle
 from moe_cli.machine import check_devices, visible_gpus
 from moe_cli.run import BUSY, FULL, PARENT, STOPPED
 from moe_cli.store import FAILED, Run, open_or_create_run, outputs_folder
@@ -37,7 +37,12 @@ LOGGER = logging.getLogger("moe_cli")
 
 
 def train(
-    overrides: Sequence[str] = (), *, outputs: Path | None = None, force: bool = False, progress: bool = False
+    overrides: Sequence[str] = (),
+    *,
+    outputs: Path | None = None,
+    force: bool = False,
+    force_memory: bool = False,
+    progress: bool = False,
 ) -> Run:
     """Trains one configuration, as `moe train` does, and gives its run.
 
@@ -46,6 +51,7 @@ def train(
         outputs: where runs are kept; None: $MOE_OUTPUTS or ./outputs.
         force: train from the start; what there is goes to the trash. Otherwise a complete run of this configuration is
             given as it is, and an interrupted one goes on.
+        force_memory: train even what needs far more memory than there is.
         progress: print what `moe train` prints; otherwise the output goes to log.txt in the run's folder.
 
     Raises:
@@ -61,13 +67,15 @@ def train(
         return run
     check_devices([config])
     plan = make_plans([config], folder, measure_flops())[0]
+    check_memory([plan], force_memory)
     device = "cuda" if config.train.device != "cpu" and visible_gpus() else "cpu"
     for note in resolved.notes if progress else (*resolved.notes, *cautions(plan, device)):
         LOGGER.warning(note)
     discard(outdated([run], force=force, code=False), folder)
     run = open_or_create_run(folder, "runs", config)
     if progress:
-        code = _shown(["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)])
+        words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)]
+        code = _shown([*words, *(["--force-memory"] if force_memory else [])])
     else:
         code = _logged(["-m", "moe_cli.run", str(run.path), str(folder)], run.path / "log.txt")
     if run.summary() is None:
@@ -131,6 +139,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     retry_failed: bool = False,
     force: bool = False,
     rerun_on_code: bool = False,
+    force_memory: bool = False,
     timeout: float | None = None,
     retries: int = 0,
     fail_fast: bool = False,
@@ -149,6 +158,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         where: conditions that hold of every point, such as "k <= expert".
         baseline: settings of what the report's differences are taken to, such as "balance=none".
         force, rerun_on_code: run points again, all or those of other code; what there is goes to outputs/.trash.
+        force_memory: begin even runs that need far more memory than there is.
         timeout, retries, fail_fast: see `Rules`.
         search: "tpe" or "random" searches the settings; the options after it are for that.
         progress: print what `moe sweep` prints.
@@ -160,7 +170,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
     folder = outputs_folder(outputs)
     chosen, words = split_executor(words, executor)
-    execution = Execution(chosen, workers, Rules(timeout, retries, fail_fast), retry_failed, force, rerun_on_code)
+    execution = Execution(
+        chosen, workers, Rules(timeout, retries, fail_fast), retry_failed, force, rerun_on_code, force_memory
+    )
     options = SearchOptions(search, trials, objective, prune, search_seed)
     plan = plan_words(words, options, baseline=baseline, seeds=seeds, name=name, where=where)
     searched = isinstance(plan, SearchPlan)

@@ -9,6 +9,10 @@ class ConfigError(MoeError):
     """A setting that is unknown, of the wrong type, out of range or at odds with another."""
 
 
+class BadValue(ConfigError):
+    """A value that its setting takes in no configuration, whatever the others are: of a wrong type, or out of range."""
+
+
 class DataError(MoeError):
     """Data that is missing, empty, unreadable or too short."""
 

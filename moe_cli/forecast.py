@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, SpanCorruption
 from moe_cli.errors import ConfigError
 from moe_cli.loggers.recorder import check_loggers
-from moe_cli.machine import available_memory_bytes, crowding, pick_threads, visible_gpus
+from moe_cli.machine import available_memory_bytes, crowding, pick_threads, total_memory_bytes, visible_gpus
 from moe_cli.marks import fix_corpora
 from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.numbers import count
@@ -45,6 +45,9 @@ COMPILE_FLOPS, COMPILE_MINUTES = 2.4e13, 10.0
 NOT_UPCYCLED = ("model.dropout", "model.attention_dropout")
 # What a process holds before there is a model: torch, and what it reads.
 PROCESS_BYTES = 350e6
+# A run is refused that is expected to take so many times the memory there is; one that takes more than is free is noted.
+FAR_TOO_MUCH = 2
+_LESS_MEMORY = "Lower train.batch_size, model.context_length or the model's size."
 
 
 @dataclass(frozen=True)
@@ -207,10 +210,22 @@ def shortage(plan: Plan) -> str | None:
     need, free = memory_bytes(plan.cost), available_memory_bytes()
     if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
         return None
-    return (
-        f"about {count(need)}B of memory are needed, {count(free)}B are free. "
-        "Lower train.batch_size, model.context_length or the model's size."
-    )
+    return f"about {count(need)}B of memory are needed, {count(free)}B are free. {_LESS_MEMORY}"
+
+
+def check_memory(plans: Iterable[Plan], force: bool = False) -> None:
+    """Raises ConfigError for a run that needs far more memory than this machine has, unless it is forced.
+
+    The system may grant what is not there, page by page, and the process then hears no signal until it is killed.
+    """
+    total = total_memory_bytes()
+    for plan in () if force or total is None else plans:
+        need = memory_bytes(plan.cost)
+        if need > FAR_TOO_MUCH * total and not (plan.config.train.device != "cpu" and visible_gpus()):
+            raise ConfigError(
+                f"{plan.config.run_id}: about {count(need)}B of memory are needed, and this machine has {count(total)}B. "
+                f"{_LESS_MEMORY}\nTo try it all the same: --force-memory"
+            )
 
 
 def cautions(plan: Plan, device: str) -> tuple[str, ...]:

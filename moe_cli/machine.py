@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_cli.config.bounds import THREADS, shortened
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import MoeError
 from moe_cli.launch import launched, local_processes, local_rank
 from moe_cli.models.cost import cost
-from moe_cli.numbers import plural
+from moe_cli.numbers import plural, printable
 from moe_cli.tasks.data import SIZES, Data
 
 # Of a batch, forward and backward: about 20 ms of one core.
@@ -39,8 +41,8 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     if config.train.threads is not None:
         return config.train.threads
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
+    if re.fullmatch(r"[1-9]\d{0,3}", given, re.ASCII):
+        return min(int(given), THREADS)
     flops = cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
     cores = count_cores() // (local_processes() if launched() else 1)
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
@@ -74,8 +76,8 @@ def _cpu_ticks() -> tuple[int, int]:
     return ticks[3] + ticks[4], sum(ticks[:8])
 
 
-def pick_device(name: str) -> Any:
-    """The torch device of train.device. Raises MoeError when it is not there."""
+def pick_device(name: str, key: str = "train.device=") -> Any:
+    """The torch device of train.device, or of the option `key`. Raises MoeError when it is unknown or not there."""
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available() and launched():
@@ -84,13 +86,15 @@ def pick_device(name: str) -> Any:
                            "process needs one. Lower launch.procs, or use train.device=cpu")  # fmt: skip
         torch.cuda.set_device(local_rank())
         return torch.device("cuda", local_rank())
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):
+        raise MoeError(f"{key}{printable(shortened(name))} is not one of: auto, cpu, cuda, cuda:N.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise MoeError(f"train.device={name}: torch sees no GPU here. Use train.device=cpu")
+        raise MoeError(f"{key}{name}: torch sees no GPU here. Use {key}cpu")
     device = torch.device(name)
     if (device.index or 0) >= torch.cuda.device_count() > 0:
-        raise MoeError(f"train.device={name}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0.")
+        raise MoeError(f"{key}{name}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0.")
     return device
 
 
@@ -129,6 +133,12 @@ def available_memory_bytes() -> int | None:
         files = sum(_number_after(f"{_GROUP}/memory.stat", f"{kind}_file ") or 0 for kind in ("active", "inactive"))
         free.append(max(0, limit - used + files))
     return min(free, default=None)
+
+
+def total_memory_bytes() -> int | None:
+    """The main memory of this machine, or the limit of this group; None: the system does not tell."""
+    total, limit = _number_after("/proc/meminfo", "MemTotal:"), _number_after(f"{_GROUP}/memory.max")
+    return min((each for each in (1024 * total if total else None, limit) if each is not None), default=None)
 
 
 def resident_bytes(pid: int) -> int:

@@ -56,7 +56,9 @@ def age(seconds: float) -> str:
 
 def parse_duration(text: str) -> float | None:
     """The seconds in 30s, 10m, 2h, 1d or 1h30m; None for anything else, and for nothing at all."""
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.replace(" ", ""), re.ASCII)
+    found = re.fullmatch(
+        r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text.replace(" ", ""), re.ASCII
+    )
     if not found:
         return None
     parts = zip(found.groups(), (86_400, 3600, 60, 1), strict=True)

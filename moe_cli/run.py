@@ -301,14 +301,12 @@ def _backend(config: RunConfig, layers: Any) -> str | None:
     import torch
 
     from moe_cli.moe.dispatch import choose_backend, make_regime
-    from moe_cli.training.precision import pick_precision
 
     if not layers or config.model.dispatch != "auto":
         return config.model.dispatch if layers else None
     experts = layers[0].experts
-    precision = pick_precision(config.train.precision, experts.w_in.device)
     rows = config.train.batch_size * config.model.context_length * assignments_per_token(config) / config.expert
-    return choose_backend(make_regime(experts, getattr(torch, precision), rows))
+    return choose_backend(make_regime(experts, getattr(torch, config.train.precision), rows))
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:

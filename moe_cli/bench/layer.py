@@ -4,6 +4,7 @@ efficiency = time of a SwiGLU network over T K tokens / time of the whole layer:
 combine. 1 means that sparsity is free.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from moe_cli.bench.contestants import DTYPES, Builder, Contestant, LeftOut, Shap
 from moe_cli.bench.measure import Spread, interleave, ratios, reason, saved_bytes, spread, synchronise
 from moe_cli.bench.peers import peer_builders
 from moe_cli.errors import ConfigError
+from moe_cli.machine import total_memory_bytes
 from moe_cli.moe.stats import tokens_per_expert
+from moe_cli.numbers import count
 
 # A contestant whose single pass takes more than this share of the time would leave too few rounds to the others.
 MOST_OF_THE_TIME = 0.15
+MOST_SHAPES = 1000
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,10 @@ def make_grid(axes: Mapping[str, Sequence[int | str]]) -> list[Shape]:
     """Every combination of the axes (fields of Shape).
 
     Raises:
-        ConfigError: no combination can be built.
+        ConfigError: no combination can be built, or there are too many.
     """
+    if (number := math.prod(map(len, axes.values()))) > MOST_SHAPES:
+        raise ConfigError(f"{number:,} shapes are too many: the most are {MOST_SHAPES:,}. Give fewer values.")
     shapes = [Shape(**dict(zip(axes, point, strict=True))) for point in product(*axes.values())]  # type: ignore[arg-type]
     possible = [shape for shape in shapes if shape.k <= shape.experts and not (shape.k == 1 == shape.experts)]
     if not possible:
@@ -82,6 +88,7 @@ def run_match(
     Args:
         builders: who takes part; None: our layer by back end, the loop, and every peer.
     """
+    _check_memory(shape, device)
     if builders is None:
         builders = {**our_builders(shape, dispatches, device), **peer_builders(shape, device)}
     with _threads(shape.threads):
@@ -99,6 +106,18 @@ def run_match(
     ]
     rounds = len(times["dense"])
     return Match(shape, device, rounds, largest, scores[0], scores[1:], left_out)
+
+
+def _check_memory(shape: Shape, device: str) -> None:
+    """Raises ConfigError where weights, gradients and tokens alone take more main memory than there is."""
+    total, rows = total_memory_bytes(), shape.tokens * shape.k
+    numbers = 2 * (shape.experts + 1) * shape.expert_params + rows * (2 * shape.d_model + 3 * shape.d_expert)
+    need = numbers * DTYPES[shape.dtype].itemsize
+    if device == "cpu" and total is not None and need > total:
+        raise ConfigError(
+            f"tokens={shape.tokens} experts={shape.experts} k={shape.k} d_model={shape.d_model} d_expert={shape.d_expert} "
+            f"take at least {count(need)}B of memory, and this machine has {count(total)}B. Measure smaller shapes."
+        )
 
 
 @dataclass(frozen=True)

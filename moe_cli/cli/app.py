@@ -3,7 +3,9 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep failed or a search has no result, 130 interrupted.
 """
 
+import errno
 import io
+import os
 import sys
 import time
 from contextlib import suppress
@@ -23,7 +25,8 @@ from moe_cli.cli.runs import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.sweep import sweep
 from moe_cli.cli.train import train
-from moe_cli.errors import LostProcess, MoeError, TrainingError
+from moe_cli.config.bounds import shortened
+from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
 from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
@@ -32,9 +35,22 @@ from moe_cli.reading import forget_notes, noted
 # Files that a command could not use are named up to so many.
 SHOWN_UNREADABLE = 12
 
+# Of typer, which names it nowhere: what is wrong with the options of a command.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+# Errors of the system that another path mends: it is none that can be read or written.
+ASKED_FOR = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT,
+             errno.EEXIST, errno.ELOOP)  # fmt: skip
+
 
 class Group(TyperGroup):
     """Prints what went wrong in the user's words. Here and not in main(), so that tests of the app see it too."""
+
+    def make_context(self, *words: Any, **options: Any) -> Any:
+        try:
+            return super().make_context(*words, **options)
+        except UsageError as error:
+            _print_usage(error)
+            raise typer.Exit(2) from None
 
     def invoke(self, ctx: Any) -> Any:
         forget_notes()
@@ -45,7 +61,11 @@ class Group(TyperGroup):
 
     def _invoke(self, ctx: Any) -> Any:
         try:
+            _check_folder()
             return super().invoke(ctx)
+        except UsageError as error:
+            _print_usage(error)
+            raise typer.Exit(2) from None
         except MoeError as error:
             if not _told_elsewhere(error):
                 typer.secho(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
@@ -58,10 +78,28 @@ class Group(TyperGroup):
             if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
                 sys.stderr.close()
                 raise typer.Exit(0) from None
-            typer.echo(
-                f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True
-            )
-            raise typer.Exit(1) from None
+            where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
+            typer.echo(f"error: {error.strerror or error}{where}", err=True)
+            raise typer.Exit(2 if error.errno in ASKED_FOR else 1) from None
+
+
+def _print_usage(error: Any) -> None:
+    """What is wrong with an option or an argument, and where the others stand; of a command without any, its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    message = " ".join(error.format_message().split())
+    typer.echo(f"error: {printable(shortened(message, 400))}", err=True)
+    if error.ctx is not None:
+        typer.echo(f"See: {error.ctx.command_path.replace('python -m moe_cli', 'moe')} -h", err=True)
+
+
+def _check_folder() -> None:
+    """Raises ConfigError where the working directory is gone."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory was deleted. Go to one that exists: cd ~") from None
 
 
 def _name_unreadable() -> None:

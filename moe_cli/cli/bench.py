@@ -1,15 +1,19 @@
 """moe bench, moe bench step."""
 
+import re
 from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
+from moe_cli.config.bounds import BENCH, SECONDS, shortened
 
 bench = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
-Seconds = Annotated[float, typer.Option("--seconds", metavar="S", help="Time to measure each shape.", min=0.0)]
+Seconds = Annotated[
+    float, typer.Option("--seconds", metavar="S", help="Time to measure each shape.", min=0.0, max=SECONDS)
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")]
 
 
@@ -49,11 +53,10 @@ def layer(  # noqa: PLR0913  (an option each)
     from moe_cli.process import keep_freed_memory
 
     keep_freed_memory()  # as in training
-
     dispatches = _words("dispatch", dispatch, BACKENDS)
     found: list[dict[str, object]] = []
     for shape in make_grid(axes):
-        match = run_match(shape, dispatches, seconds, str(pick_device(device)))
+        match = run_match(shape, dispatches, seconds, str(pick_device(device, "--device ")))
         if as_json:
             found += records(match)
             print_notes(tuple(left_out_lines(match.left_out)))
@@ -77,7 +80,8 @@ def step(
     """
     from moe_cli.bench.step import idle_settings, run_step_match, step_builders, step_records
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
-    from moe_cli.config.load import load_config, parse_overrides
+    from moe_cli.config.load import load_config
+    from moe_cli.config.words import parse_overrides
     from moe_cli.machine import pick_device, pick_threads
     from moe_cli.process import keep_freed_memory
 
@@ -119,11 +123,14 @@ def _parts(text: str) -> list[str]:
 def _whole_numbers(name: str, text: str) -> list[int]:
     from moe_cli.errors import ConfigError
 
-    parts = _parts(text)
-    if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
+    parts, most = _parts(text), BENCH[name]
+    numbers = [int(part) if re.fullmatch(r"\d{1,9}", part, re.ASCII) else 0 for part in parts]
+    if not numbers or not all(0 < number <= most for number in numbers):
         option = name.replace("_", "-")
-        raise ConfigError(f"--{option} {text}: give whole numbers above 0, such as --{option} 8 or --{option} 8,64")
-    return [int(part) for part in parts]
+        raise ConfigError(
+            f"--{option} {shortened(text)}: give whole numbers from 1 to {most}, such as --{option} 8 or --{option} 8,64"
+        )
+    return numbers
 
 
 def _words(name: str, text: str, options: Iterable[str]) -> list[str]:
@@ -131,5 +138,5 @@ def _words(name: str, text: str, options: Iterable[str]) -> list[str]:
 
     parts, options = _parts(text), list(options)
     if not parts or not set(parts) <= set(options):
-        raise ConfigError(f"--{name} {text}: give some of: {', '.join(options)}.")
+        raise ConfigError(f"--{name} {shortened(text)}: give some of: {', '.join(options)}.")
     return parts

@@ -96,8 +96,8 @@ def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
 def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str] = POLICY) -> dict[str, list[Any]]:
     """The values given for eval.NAME; anything else belongs to training and cannot change now."""
     from moe_cli.config.axes import Interval
-    from moe_cli.config.load import parse_overrides
     from moe_cli.config.routers import IDLE_AT_EVALUATION
+    from moe_cli.config.words import parse_overrides
     from moe_cli.errors import ConfigError
 
     values: dict[str, list[Any]] = {}

@@ -29,6 +29,9 @@ ConfigDir = Annotated[
         show_default=False,
     ),
 ]
+ForceMemory = Annotated[
+    bool, typer.Option("--force-memory", help="Start even what needs far more memory than there is.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

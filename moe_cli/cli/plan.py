@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+from moe_cli.config.bounds import GPUS, shortened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,8 +36,8 @@ def plan(
     from moe_cli.models.scale import DEVICES
     from moe_cli.store import outputs_folder
 
-    if gpus < 1:
-        raise ConfigError(f"--gpus={gpus} must be at least 1.")
+    if not 1 <= gpus <= GPUS:
+        raise ConfigError(f"--gpus={shortened(gpus)} must be at least 1{f' and at most {GPUS}' if gpus > 1 else ''}.")
     if not 0 < efficiency <= 1:
         raise ConfigError(f"--efficiency={efficiency:g} must be above 0 and at most 1.")
     if device not in DEVICES:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_cli.cli.options import Checkpoint, Outputs, RunName
+from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 
 if TYPE_CHECKING:
     from moe_cli.store import Run
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 def sample(  # noqa: PLR0913  (an option each)
     run: RunName,
     prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "\n",
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 400,
+    tokens: Annotated[int, typer.Option(min=1, max=SAMPLE_TOKENS, help="How many tokens to write.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; 1 draws as trained.")] = 0.7,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Draw from so many likeliest tokens alone.", show_default="all")
+        int | None, typer.Option(min=1, max=TOP_K, help="Draw from so many likeliest tokens alone.", show_default="all")
     ] = None,
     top_p: Annotated[
         float | None,

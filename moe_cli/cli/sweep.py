@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import ConfigDir, Outputs
+from moe_cli.cli.options import ConfigDir, ForceMemory, Outputs
 from moe_cli.cli.search import Objective, Prune, Sampler, SearchSeed, Trials
+from moe_cli.config.bounds import JOBS, RETRIES, SEEDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,8 +17,10 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1 for every configuration.", show_default=False)]
-Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.", show_default=False)]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, max=SEEDS, help="Seeds 0 to N-1 for every configuration.", show_default=False)
+]
+Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, max=JOBS, help="Runs at a time.", show_default=False)]
 Where = Annotated[
     list[str] | None,
     typer.Option(metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."),
@@ -40,7 +43,9 @@ RerunOn = Annotated[
 Timeout = Annotated[
     str | None, typer.Option(metavar="DURATION", help="A run may take no longer: 30s, 10m, 2h.", show_default=False)
 ]
-Retries = Annotated[int, typer.Option(min=0, help="Start a run that failed so many times more.", show_default=False)]
+Retries = Annotated[
+    int, typer.Option(min=0, max=RETRIES, help="Start a run that failed so many times more.", show_default=False)
+]
 ExecutorName = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Who runs it: local, ray, slurm [default: local].", show_default=False),
@@ -57,6 +62,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
     force: Force = False,
     rerun_on: RerunOn = None,
+    force_memory: ForceMemory = False,
     timeout: Timeout = None,
     retries: Retries = 0,
     fail_fast: FailFast = False,
@@ -85,7 +91,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     folder, console = outputs_folder(outputs), Console()
     chosen, words = split_executor(words or [], executor, config_dir)
     rules = Rules(_seconds(timeout), retries, fail_fast)
-    execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_on is not None)
+    execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_on is not None, force_memory)
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir, "baseline": baseline}
     with _interruptible(console):
         plan = plan_words(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, ForceMemory, Outputs, Overrides, print_json, print_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,7 @@ def train(
     resume: Resume = None,
     dry_run: DryRun = False,
     force: Force = False,
+    force_memory: ForceMemory = False,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
@@ -43,7 +44,7 @@ def train(
     from rich.console import Console
 
     from moe_cli.cli.trainplan import print_plan
-    from moe_cli.forecast import cautions, make_plans, measure_flops, pin_upcycle, shortage
+    from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle, shortage
     from moe_cli.machine import check_devices, pick_device
     from moe_cli.run import for_this_job
 
@@ -59,6 +60,7 @@ def train(
     if dry_run:
         print_plan(console, plan, None)
         return print_notes(tuple(filter(None, [shortage(plan)])))
+    check_memory([plan], force_memory)
     device = pick_device(config.train.device)  # before a folder is made
     run = run or _open(config, folder, force)
     print_notes(_begun_before(run, repeated=new))
@@ -161,7 +163,7 @@ def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, a
     """In several processes, of which the first does what `_train` does."""
     from moe_cli.run import run_launched
 
-    words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)]
+    words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder), "--force-memory"]
     with suppress(KeyboardInterrupt):
         run_launched(run, [*words, *(["--json"] if as_json else [])], config)
     if run.summary() is None:

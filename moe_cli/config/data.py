@@ -323,8 +323,11 @@ class PlantedData(RatingsConfig):
         super().__post_init__()
         for key in ("users", "items"):
             between(f"data.{key}", getattr(self, key), 2, 2**20)
-        between("data.clusters", self.clusters, 1, min(self.users, self.items))
-        between("data.pairs", self.pairs, 10, min(self.users * self.items, 2**26))
+        between("data.clusters", self.clusters, 1, 2**20)
+        between("data.pairs", self.pairs, 10, 2**26)
+        for key, least, most in (("clusters", 1, min(self.users, self.items)), ("pairs", 10, self.users * self.items)):
+            if getattr(self, key) > most:
+                raise ConfigError(f"data.{key}={getattr(self, key)} must be between {least} and {most}.")
         between("data.noise", self.noise, 0.001, 1000)
         between("data.relatedness", self.relatedness, -1, 1)
         between("data.seed", self.seed, 0, 2**32)

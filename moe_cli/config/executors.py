@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import yaml
 
-from moe_cli.config.load import Composer, parse_overrides
+from moe_cli.config.load import Composer
 from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.ranges import above, at_least
+from moe_cli.config.words import is_text, parse_overrides
+from moe_cli.config.yamlfile import read_yaml_text
 from moe_cli.errors import ConfigError
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
@@ -122,7 +124,7 @@ def load_executor(words: Sequence[str], name: str | None = None, config_dir: Pat
     Raises:
         ConfigError: no such executor or setting, or a value out of range.
     """
-    axes = parse_overrides(words)
+    axes = parse_overrides(words, _Held)
     for axis in axes:
         if len(axis.values) > 1:
             raise ConfigError(f"{axis.key} has several values here; a sweep has one executor.")
@@ -145,11 +147,14 @@ def _file(composer: Composer, name: str) -> dict[str, Any]:
     """conf/executor/NAME.yaml: `name` and settings of that kind of executor."""
     choices = composer.choices("executor")
     if name not in choices:
-        raise ConfigError(f"no executor '{name}'.{did_you_mean(name, choices)} There are: {', '.join(choices)}.")
+        raise ConfigError(
+            f"no executor '{name}'.{did_you_mean(name, choices)} There are: {', '.join(choices)}."
+            f"{composer.misnamed('executor', name)}"
+        )
     file = next(path for folder in composer.folders if (path := folder / "executor" / f"{name}.yaml").is_file())
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeError) as error:
+        content = yaml.safe_load(read_yaml_text(file, lambda key: is_text(key, _Held), "executor"))
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict) or content.get("name") not in _SETTINGS:
         raise ConfigError(

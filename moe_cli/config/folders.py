@@ -10,6 +10,7 @@ import yaml
 
 from moe_cli.config.parse import names_of_variants
 from moe_cli.config.schema import RunConfig, TrainConfig
+from moe_cli.config.yamlfile import read_yaml_text
 from moe_cli.errors import ConfigError
 
 GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "experiment")
@@ -75,8 +76,8 @@ def _foreign_file(folder: Path) -> str | None:
         names = names_of_variants(RunConfig, group)
         for file in sorted((folder / group).rglob("*.yaml")):
             try:
-                content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, OSError, UnicodeError):
+                content: Any = yaml.safe_load(read_yaml_text(file, lambda key: False))
+            except (ConfigError, yaml.YAMLError, ValueError):
                 continue  # composing it says what is wrong
             known = isinstance(content, Mapping) and (
                 set(content) <= settings

@@ -1,10 +1,11 @@
-"""conf/ and overrides -> RunConfig; overrides with several values -> axes of a sweep. The only file that knows Hydra.
+"""conf/ and overrides -> RunConfig. This file and words.py are the only ones that know Hydra.
 
 Hydra gives the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
 composed, once per choice of groups; overrides of values (`expert=8`) are then laid on the composed tree, which is what
 Hydra does too and takes a hundredth of the time.
 """
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -14,24 +15,22 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob as HydraGlob
-from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from moe_cli.config.axes import Axis, Glob, Interval, repeated_keys, single_values
+from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import combine
 from moe_cli.config.folders import GROUPS, find_user_conf, packaged_conf
-from moe_cli.config.loggers import LOG_KEYS
-from moe_cli.config.parse import build, did_you_mean, show
+from moe_cli.config.parse import build, did_you_mean, names_of, show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
 from moe_cli.config.tasks import WITH_MODEL, what_follows
-from moe_cli.errors import ConfigError
+from moe_cli.config.words import is_text, parse_overrides
+from moe_cli.config.yamlfile import read_yaml_text
+from moe_cli.errors import BadValue, ConfigError
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -73,8 +72,22 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
     from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
     from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.plugins.config_source import ConfigResult
 
-    for source in (FileConfigSource, ImportlibResourcesConfigSource, StructuredConfigSource):
+    class Files(FileConfigSource):
+        """The files of a folder; the user's are read with bounds, and text in them is kept as it is written."""
+
+        def load_config(self, config_path: str) -> Any:
+            file = Path(self.path) / self._normalize_file_name(config_path)
+            if file.is_relative_to(packaged_conf()) or not file.exists():
+                return super().load_config(config_path)
+            group = config_path.split("/")[0] if "/" in config_path else ""
+            header = self._get_header_dict(file.read_text(encoding="utf-8-sig", errors="replace")[:512])
+            text = read_yaml_text(file, is_text, "" if header["package"] == "_global_" else group)
+            tree = OmegaConf.load(io.StringIO(text))
+            return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", tree, header)
+
+    for source in (Files, ImportlibResourcesConfigSource, StructuredConfigSource):
         SourcesRegistry.instance().register(source)
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
@@ -125,7 +138,7 @@ class Composer:
         for folder in self.folders:
             file = folder / group / f"{choice}.yaml"
             if file.is_file():
-                lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+                lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
                 comments = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
                 return comments[0] if comments else ""
         return ""
@@ -193,7 +206,7 @@ class Composer:
             if not self.used:
                 raise
             folder = self.folders[0] if self.user.asked else "./conf"
-            raise ConfigError(f"{error}\nUsed from {folder}: {', '.join(self.used)}") from None
+            raise type(error)(f"{error}\nUsed from {folder}: {', '.join(self.used)}") from None
 
     def _point(self, values: Mapping[str, Any]) -> Resolved:
         base, tree = self._laid(values)
@@ -270,9 +283,15 @@ class Composer:
             return
         if choice not in choices:
             listed = ", ".join(choices) if choices else "none"
-            raise ConfigError(
+            raise BadValue(
                 f"{group}={show(choice)}: no such choice.{did_you_mean(show(choice), choices)} There are: {listed}."
+                f"{self.misnamed(group, show(choice))}"
             )
+
+    def misnamed(self, group: str, name: str) -> str:
+        """What to do where a file of this name is there, and ends in .yml; "" where it is not."""
+        file = next((path for folder in self.folders if (path := folder / group / f"{name}.yml").is_file()), None)
+        return f"\nFiles of conf/ end in .yaml: rename {file}" if file else ""
 
     def _set(self, base: _Base, tree: dict[str, Any], key: str, value: Any) -> None:
         """Gives a setting its value; the groups on the way are copied, for `tree` shares them with the base."""
@@ -307,7 +326,8 @@ class Composer:
         if group == "executor":
             raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
         hint = did_you_mean(key, [*known, *GROUPS])
-        raise ConfigError(f"no setting '{key}'.{hint or ' All settings: moe config'}")
+        kind = ConfigError if key in names_of(RunConfig) else BadValue  # another choice of its group has it
+        raise kind(f"no setting '{key}'.{hint or ' All settings: moe config'}")
 
 
 def _like(name: str, patterns: Sequence[str]) -> bool:
@@ -347,59 +367,6 @@ def three_lines(error: BaseException) -> str:
     text = _ADDED.sub("", str(error) or str(cause))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines[:3]) or type(cause).__name__
-
-
-def parse_overrides(words: Sequence[str]) -> list[Axis]:
-    """Hydra's grammar: `key=value`, `key=a,b,c`, `key=range(1,5)`, `key=choice(a,b)`, `key=glob(a*)`, and intervals.
-
-    The last word on a key holds.
-
-    Raises:
-        ConfigError: a word that is no override.
-    """
-    axes: dict[str, Axis] = {}
-    for word in words:
-        axis = parse_word(word)
-        axes[axis.key] = axis
-    return list(axes.values())
-
-
-def parse_word(word: str) -> Axis:
-    """One word of `parse_overrides`."""
-    key, equals, value = word.partition("=")
-    if not equals or not key or key[0] in "+~" or "@" in key:
-        raise ConfigError(f"'{word}' is not a setting. Write: key=value, such as expert=8")
-    if not value.lstrip().startswith(("'", '"')) and re.search(r"\s[\w.]+=", value):
-        raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
-    try:
-        override: Override = OverridesParser.create().parse_overrides([word])[0]
-        given: Any = override.value()
-        if isinstance(given, IntervalSweep):
-            return Axis(override.key_or_group, (_interval(word, given),))
-        if isinstance(given, HydraGlob):
-            return Axis(override.key_or_group, (Glob(tuple(given.include), tuple(given.exclude)),))
-        if not override.is_sweep_override():
-            return Axis(override.key_or_group, (given,))
-        values = tuple(Override._convert_value(item) for item in override.sweep_iterator())
-    except HydraException:
-        hint = f"Put quotes around a value with spaces or signs: '{key}=\"...\"'"
-        raise ConfigError(f"'{word}' cannot be read. {hint}") from None
-    if not values:
-        raise ConfigError(f"'{word}' names no value.")
-    if key in LOG_KEYS and len(values) > 1:
-        raise ConfigError(f"'{word}' would log one run twice over. Several loggers are: log=tensorboard+mlflow")
-    return Axis(override.key_or_group, values)
-
-
-def _interval(word: str, given: IntervalSweep) -> Interval:
-    low, high = given.start, given.end
-    if given.tags - {"log"}:
-        raise ConfigError(f"'{word}': a tag of an interval can be: log.")
-    if low is None or high is None or not low < high or (given.tags and low <= 0):
-        raise ConfigError(
-            f"'{word}' is empty: write interval(low,high), low below high, and above 0 with tag(log,...)."
-        )
-    return Interval(low, high, bool(given.tags))
 
 
 def load_config(words: Sequence[str], command: str = "train", config_dir: Path | None = None) -> Resolved:

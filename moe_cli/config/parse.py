@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from moe_cli.errors import ConfigError
+from moe_cli.config.bounds import check_most, most_of, shortened
+from moe_cli.errors import BadValue, ConfigError
 
 # Excludes infinities, NaN, and whole numbers that no float can hold.
 LARGEST = sys.float_info.max
@@ -65,6 +66,18 @@ def _required(cls: type) -> list[str]:
     return [
         each.name for each in dataclasses.fields(cls) if each.default is missing and each.default_factory is missing
     ]
+
+
+@cache
+def takes_text(cls: type, name: str) -> bool:
+    """Whether a setting takes text, or a list of it, wherever it occurs: what is typed is then no number."""
+    group, _, rest = name.partition(".")
+    variants, plain = _options(_type_hints(cls).get(group))
+    if not rest:
+        return not variants and set(plain) - {type(None)} in ({str}, {tuple[str, ...]})
+    own = rest.partition(".")[0]
+    found = [variant for variant in variants if own in {each.name for each in dataclasses.fields(variant)}]
+    return bool(found) and all(takes_text(variant, rest) for variant in found)
 
 
 def names_of(cls: type, prefix: str = "") -> list[str]:
@@ -134,7 +147,7 @@ def _convert_lines(value: Any, key: str) -> tuple[str, ...]:
         return (value,)
     if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
         return tuple(value)
-    raise ConfigError(f'{key}={show(value)} is not a list of text. Write: \'{key}=["first","second"]\'')
+    raise BadValue(f'{key}={show(value)} is not a list of text. Write: \'{key}=["first","second"]\'')
 
 
 def _choice(value: Any, choices: list[str], key: str) -> str:
@@ -142,14 +155,14 @@ def _choice(value: Any, choices: list[str], key: str) -> str:
         value = "on" if value else "off"
     if isinstance(value, str) and value in choices:
         return value
-    raise ConfigError(f"{key}={show(value)} is not one of: {', '.join(choices)}.{did_you_mean(show(value), choices)}")
+    raise BadValue(f"{key}={show(value)} is not one of: {', '.join(choices)}.{did_you_mean(show(value), choices)}")
 
 
 def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
     or_null = " or null" if optional else ""
     if isinstance(value, list):
         listed = ",".join(show(item) for item in value)
-        raise ConfigError(f"{key}={show(value)} is a list; one run takes one value. Use: moe sweep {key}={listed}")
+        raise BadValue(f"{key}={show(value)} is a list; one run takes one value. Use: moe sweep {key}={listed}")
     if get_origin(hint) is Literal:
         return _choice(value, [str(choice) for choice in get_args(hint)], key)
     if hint is bool and isinstance(value, bool):
@@ -157,12 +170,10 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
     if hint is str and isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     if hint is str and isinstance(value, float):  # 2024.10 has become 2024.1
-        raise ConfigError(f"{key}={show(value)} was read as a number. Put quotes around it: '{key}=\"...\"'")
+        raise BadValue(f"{key}={show(value)} was read as a number. Put quotes around it: '{key}=\"...\"'")
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
-    if hint in (int, float) and is_number:
-        if hint is float:
-            return float(value)
-        if value == int(value):
-            return int(value)
+    if hint in (int, float) and is_number and (hint is float or value == int(value)):
+        check_most(key, value, most_of(key, hint is int))
+        return hint(value)
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-    raise ConfigError(f"{key}={show(value)} is not {kind}{or_null}.")
+    raise BadValue(f"{key}={shortened(show(value))} is not {kind}{or_null}.")

@@ -248,6 +248,7 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
         unused = ("k", "capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION)
         notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *unused)
         return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=_as_trained(config.eval))
+    config = _with_capacity(config, given, notes)
     if isinstance(router, ExpertChoiceConfig):
         reason = "router=expert_choice fills each expert to its capacity and has no overflow to drop"
         notes += _set_aside(given, reason, "drop", "renormalise_after_drop", "eval.drop")
@@ -267,6 +268,35 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
     if isinstance(router, RandomConfig) or (isinstance(router, HashConfig) and not router.learned):
         config = _with_equal_weights(config, given, notes)
     return _with_evaluation(config, given, notes)
+
+
+def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
+    """Without a capacity that holds every token: from E / K on, each expert has a place for all of them."""
+    assert config.k is not None
+    chooses = isinstance(config.router, ExpertChoiceConfig)
+    policy = config.eval
+    capacity = _useful(config.capacity, config.expert / config.k, chooses, "capacity", given, notes)
+    evaluated = _useful(policy.capacity, config.expert / (policy.k or config.k), chooses, "eval.capacity", given, notes)
+    if chooses:  # null is 1 in training, and at evaluation what holds in training
+        capacity = None if capacity == 1 else capacity
+        own = min(capacity or 1.0, config.expert / (policy.k or config.k))
+        evaluated = None if evaluated == own else evaluated
+    return replace(config, capacity=capacity, eval=replace(policy, capacity=evaluated))
+
+
+def _useful(
+    factor: float | None, most: float, chooses: bool, key: str, given: Collection[str], notes: list[str]
+) -> float | None:
+    """The capacity factor that has the same effect: none where nothing can be dropped; where experts choose, at most E / K."""
+    if factor is None or round(factor / most, 9) < 1:
+        return factor
+    if not chooses:
+        if key in given:
+            notes.append(f"{key}={factor:g} is null here: from {most:g} (expert / k) on, nothing is dropped.")
+        return None
+    if factor != most and key in given:
+        notes.append(f"{key}={factor:g} is {most:g} (expert / k) here: every expert takes all tokens.")
+    return most
 
 
 def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
@@ -366,11 +396,11 @@ def _d_expert(config: RunConfig) -> int:
 
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     optim, train, data = config.optim, config.train, config.data
+    if optim.schedule == "wsd" and optim.decay is None:
+        optim = replace(optim, decay=round(min(0.6, 1 - optim.warmup), 12))
     if optim.schedule == "wsd" and optim.decay == 0:
         optim = replace(optim, schedule="constant", decay=None)
-    if optim.schedule == "wsd":
-        optim = replace(optim, decay=0.6 if optim.decay is None else optim.decay)
-    elif optim.decay is not None:
+    if optim.schedule != "wsd" and optim.decay is not None:
         optim = replace(optim, decay=None)
         notes += _set_aside(given, f"optim.schedule={optim.schedule} has no plateau", "optim.decay")
     if optim.schedule == "constant":
@@ -394,8 +424,10 @@ def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) 
 
 
 def _with_paths(data: DataConfig) -> DataConfig:
-    """With absolute paths, so that the run finds its data from anywhere. A data set of the hub has none."""
+    """With absolute paths, so that the run finds its data from anywhere, and patterns in one order."""
     path: str | None = getattr(data, "path", None)
+    if exclude := getattr(data, "exclude", ()):
+        data = replace(data, exclude=tuple(sorted(set(exclude))))  # type: ignore[arg-type]
     if path is not None and not (isinstance(data, HubData) and not is_local(path)):
         data = replace(data, path=_absolute(path))  # type: ignore[arg-type]
     if isinstance(data, CorpusConfig) and data.tokenizer not in TOKENIZERS:

@@ -238,8 +238,6 @@ class RunConfig:
         at_least("expert", self.expert, 1)
         at_least("k", self.k, 1)
         at_least("seed", self.seed, 0)
-        if self.seed >= 2**63:
-            raise ConfigError(f"seed={self.seed} is too large: the most is {2**63 - 1}.")
         above("capacity", self.capacity, 0)
         check_ranges(self.balance)
         check_task(self.task, self.model.name, self.data.name)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_cli.config.axes import Interval
+from moe_cli.config.bounds import TRIALS, shortened
 from moe_cli.config.parse import LARGEST, did_you_mean, show
 from moe_cli.errors import ConfigError
 
@@ -77,8 +78,8 @@ def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
 
 def check_trials(name: str, given: Any) -> int | None:
     """The number of trials, or None if it is left open. Raises ConfigError when it is none of at least 1."""
-    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-        raise ConfigError(f"{name} {show(given)} is not a whole number of at least 1.")
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= TRIALS):
+        raise ConfigError(f"{name} {shortened(show(given))} is not a whole number of at least 1 and at most {TRIALS}.")
     return given
 
 

@@ -5,6 +5,8 @@ A block is a product: of the values of each key of `grid`, of the rows of `zip` 
 of several; what stands beside `union` holds for each of them.
 """
 
+import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Interval
+from moe_cli.config.bounds import SEEDS
 from moe_cli.config.expressions import Expression, parse_expression
-from moe_cli.config.load import Composer, parse_word, three_lines
-from moe_cli.config.parse import did_you_mean, show
-from moe_cli.config.schema import BUDGETS, Match
+from moe_cli.config.load import Composer, three_lines
+from moe_cli.config.parse import did_you_mean, show, takes_text
+from moe_cli.config.schema import BUDGETS, Match, RunConfig
 from moe_cli.config.searchblock import SearchBlock, parse_search
+from moe_cli.config.words import is_text, parse_word
+from moe_cli.config.yamlfile import read_yaml_text
 from moe_cli.errors import ConfigError
 
 BLOCK_PARTS = ("grid", "zip", "points", "set", "match", "budget", "where")
@@ -72,6 +77,11 @@ class Block:
                 kept.append(old.without(keys))
         return replace(self, dimensions=tuple(kept if new in kept else [*kept, new]))
 
+    @property
+    def num_points(self) -> int:
+        """How many points there are, before conditions: counted, for there may be too many to make."""
+        return math.prod(len(dimension.options) for dimension in self.dimensions)
+
     def settings(self) -> Iterator[dict[str, Any]]:
         """The values of each point."""
         for options in product(*(dimension.options for dimension in self.dimensions)):
@@ -98,7 +108,7 @@ def list_sweeps(composer: Composer) -> list[str]:
     """Names of the files of conf/sweep, folders among them: paper/switch_table1."""
     folders = [folder / "sweep" for folder in composer.folders]
     return sorted({file.relative_to(folder).with_suffix("").as_posix()
-                   for folder in folders for file in folder.rglob("*.yaml")}, key=lambda name: ("/" in name, name))  # fmt: skip
+                   for folder in folders for file in folder.rglob("*.yaml") if file.is_file()}, key=lambda name: ("/" in name, name))  # fmt: skip
 
 
 def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> SweepFile:
@@ -111,13 +121,13 @@ def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> Sw
     if name not in names:
         raise ConfigError(
             f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
-            "Or give values: moe sweep k=1,2"
+            f"Or give values: moe sweep k=1,2{composer.misnamed('sweep', name)}"
         )
     file = next(path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file())
     composer.remember(f"sweep/{name}.yaml")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeError) as error:
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file, is_text))), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"{file}: {three_lines(error)}") from None
     try:
         parts = _with_preset(_known_parts(content, PARTS, "a sweep"), name, preset)
@@ -254,12 +264,12 @@ def _grid(composer: Composer, parts: Mapping[str, Any]) -> list[Dimension]:
 
 
 def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
-    """A list, one value, or text in Hydra's grammar: range(1,9,2), glob(s*)."""
+    """A list, one value, or text in Hydra's grammar: range(1,9,2), glob(s*), and where no text is wanted 1,2,4."""
     if isinstance(given, dict):
         raise ConfigError(f"grid.{key} must be a list of values.")
     if isinstance(given, list):
         return tuple(given)
-    if isinstance(given, str) and _FUNCTION.fullmatch(given):
+    if isinstance(given, str) and (_FUNCTION.fullmatch(given) or ("," in given and not takes_text(RunConfig, key))):
         return discrete(composer, parse_word(f"{key}={given}")).values
     return (given,)
 
@@ -307,8 +317,8 @@ def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
 
 def _seeds(parts: Mapping[str, Any]) -> int:
     seeds = parts.get("seeds", 1)
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise ConfigError(f"seeds={show(seeds)} is not a whole number of at least 1.")
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or not 1 <= seeds <= SEEDS:
+        raise ConfigError(f"seeds={show(seeds)} is not a whole number of at least 1 and at most {SEEDS}.")
     return seeds
 
 

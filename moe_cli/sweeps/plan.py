@@ -1,5 +1,6 @@
 """Which runs a sweep consists of: every point composed and validated before the first one starts. Knows no torch."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,19 +9,24 @@ from typing import Any
 from moe_cli import __version__
 from moe_cli.config.axes import Axis
 from moe_cli.config.baselines import parse_baseline
+from moe_cli.config.bounds import CONFIGURATIONS, RUNS, SEEDS, shortened
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
-from moe_cli.config.load import Composer, parse_overrides
+from moe_cli.config.load import Composer
 from moe_cli.config.parse import build, names_of, show
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
-from moe_cli.errors import ConfigError
+from moe_cli.config.words import parse_overrides
+from moe_cli.errors import BadValue, ConfigError
 from moe_cli.forecast import pin_upcycle
+from moe_cli.numbers import printable
 from moe_cli.report.sweeprecord import record_command
 from moe_cli.store import Run, make_folder, open_or_create_run, sweep_folder
 
 AD_HOC = "sweep"
+# Of the name of a sweep's folder: file systems take 255, and files beside it are named after it.
+MOST_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,12 @@ def plan_sweep(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
         )
     blocks = [_typed(block, axes.values(), conditions) for block in sweep.blocks]
+    _check_size(blocks, len(chosen))
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
         raise ConfigError(_reasons(found))
-    if baseline is not None and found.no_baseline:
-        raise ConfigError(f"--baseline {baseline}: {found.no_baseline}")
+    if found.no_baseline and (baseline is not None or found.wrong_baseline):
+        raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     folder = check_folder(name or sweep_folder(sweep.name))
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
@@ -138,10 +145,24 @@ def plan_sweep(
     )  # fmt: skip
 
 
+def _check_size(blocks: Sequence[Block], seeds: int) -> None:
+    """Raises ConfigError for more points than can be planned, before one is made."""
+    number = sum(block.num_points for block in blocks)
+    if number > CONFIGURATIONS or number * seeds > RUNS:
+        raise ConfigError(
+            f"{shortened(number)} configurations x {seeds} seeds are too many: the most are {CONFIGURATIONS:,} and "
+            f"{RUNS:,} runs.\nGive fewer values or seeds, or draw some of them: --search random --trials 100"
+        )
+
+
 def check_folder(folder: str) -> str:
     """The folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
-    if Path(folder).name != folder or folder.startswith("."):
-        raise ConfigError(f"--name {folder} must be a plain folder name.")
+    if Path(folder).name != folder or folder.startswith(".") or not folder.isprintable() or not folder.strip():
+        raise ConfigError(f"--name {printable(shortened(folder))} must be a plain folder name.")
+    if len(os.fsencode(folder)) > MOST_BYTES:
+        raise ConfigError(f"--name {shortened(folder)} is too long: the most is {MOST_BYTES} bytes.")
+    if folder == "latest":
+        raise ConfigError("--name latest means the newest run to other commands. Choose another name.")
     return folder
 
 
@@ -170,6 +191,8 @@ def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> 
 
 def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
     """The seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
+    if count is not None and not 1 <= count <= SEEDS:
+        raise ConfigError(f"--seeds {shortened(count)} is not a whole number of at least 1 and at most {SEEDS}.")
     if axis is None:
         return list(range(count or sweep.seeds))
     if count is not None:
@@ -186,7 +209,12 @@ def _typed(block: Block, axes: Iterable[Axis], conditions: tuple[Expression, ...
 
 @dataclass
 class _Found:
-    """What became of the configurations of a sweep, at its first seed; `no_baseline`: why none of its baselines can be run."""
+    """What became of the configurations of a sweep, at its first seed.
+
+    Attributes:
+        no_baseline: why none of its baselines can be run.
+        wrong_baseline: whether one of them has a value that no configuration takes.
+    """
 
     configs: dict[RunConfig, str] = field(default_factory=dict)
     run_ids: set[str] = field(default_factory=set)
@@ -195,6 +223,7 @@ class _Found:
     excluded: int = 0
     notes: dict[str, None] = field(default_factory=dict)
     no_baseline: str = ""
+    wrong_baseline: bool = False
 
 
 def _reasons(found: _Found) -> str:
@@ -247,24 +276,34 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
         if baseline is not None:
             base = _with_baseline(values, baseline)
             bases.setdefault(repr(sorted(base.items())), base)
+    _add_baselines(composer, found, bases.values(), write, seed)
+    return found
+
+
+def _add_baselines(
+    composer: Composer, found: _Found, bases: Iterable[Partial], write: Callable[[Partial], str], seed: int
+) -> None:
+    """Puts the baselines first, but for those that are among the configurations; says why none can be run."""
     first: dict[RunConfig, str] = {}
-    for base in bases.values():
+    reasons: dict[str, None] = {}
+    for base in bases:
         label = write(base)
         try:
             first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
+            found.wrong_baseline |= isinstance(error, BadValue)
             found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
-    if bases and not first:
-        found.no_baseline = "\n".join(
-            [*dict.fromkeys(found.left_out[write(base)].reason for base in bases.values())][:2]
-        )
+            reasons[str(error)] = None
+    if reasons and not first:
+        found.no_baseline = "\n".join([*reasons][:2])
     new = {config: label for config, label in first.items() if config.run_id not in found.run_ids}
     found.configs = new | found.configs
-    return found
 
 
 def compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
     """The configuration; or why it cannot be; or None when a condition does not hold of it.
+
+    A value that no configuration takes raises BadValue: what cannot be is left out, what is wrong is not.
 
     A condition is about settings as they are given, so that `k <= expert` may leave out what cannot be; about one that
     is left open (null), as it is derived.
@@ -272,6 +311,8 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     asked = {name for condition in where for name in condition.names}
     try:
         tree = composer.tree(values) if asked else {}
+    except BadValue:
+        raise
     except ConfigError as error:
         return str(error)
     given = {name: _given(tree, values, name) for name in asked}
@@ -280,6 +321,8 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
         return None
     try:
         resolved = _run(composer, values)
+    except BadValue:
+        raise
     except ConfigError as error:
         return str(error)
     derived = {name: _derived(resolved.config, name) if value is None else value for name, value in given.items()}

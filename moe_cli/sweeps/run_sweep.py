@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.executors import Executor
-from moe_cli.forecast import Plan, fix_data, make_plans, measure_flops
+from moe_cli.forecast import Plan, check_memory, fix_data, make_plans, measure_flops
 from moe_cli.machine import check_devices
 from moe_cli.marks import at_work
 from moe_cli.store import Run, make_group
@@ -35,6 +35,7 @@ class Execution:
         jobs: runs at a time; None: what this machine bears, or what the cluster gives.
         retry_failed: runs that failed are run again, from their last checkpoint.
         force, rerun_on_code: all runs start again, or those of other code; what there is goes to the trash.
+        force_memory: runs that need far more memory than this machine has are begun all the same.
     """
 
     executor: Executor
@@ -43,6 +44,7 @@ class Execution:
     retry_failed: bool = False
     force: bool = False
     rerun_on_code: bool = False
+    force_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,15 +176,23 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
 
         search = PreparedSearch(plan, outputs, execution, preview(plan, outputs))
         check([each.config for each in search.plans])
+        _check_memory(search.plans, execution, build)
         return search
     plan = plan.pinned(outputs)
     configs = [point.config for point in plan.points]
     check(configs)
     plans, runs = make_plans(configs, outputs, measure_flops(), build=build), plan.existing(outputs)
+    _check_memory(plans, execution, build)
     again = outdated(runs, force=execution.force, code=execution.rerun_on_code)
     for run in again if build else ():
         check_idle(run)
     return PreparedSweep(plan, outputs, execution, plans, runs, again)
+
+
+def _check_memory(plans: Sequence[Plan], execution: Execution, build: bool) -> None:
+    """Raises ConfigError for a run that needs far more memory than this machine has, if it is this one that runs it."""
+    if build and execution.executor.name == "local":
+        check_memory(plans, execution.force_memory)
 
 
 def _check_nothing(configs: object) -> None:

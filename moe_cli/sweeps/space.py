@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
+from moe_cli.config.bounds import SEARCH_SEED, shortened
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
-from moe_cli.config.load import Composer, parse_overrides
+from moe_cli.config.load import Composer
 from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
-from moe_cli.errors import ConfigError
+from moe_cli.config.words import parse_overrides
+from moe_cli.errors import BadValue, ConfigError
 from moe_cli.glance import ESTIMATES
 from moe_cli.store import sweep_folder
 from moe_cli.sweeps.plan import (
@@ -207,6 +209,7 @@ def plan_search(
         )
     for condition in sweep.blocks[0].where:
         check_condition(condition)
+    _check_values(composer, domains)
     objectives = parse_objectives(options.objective or block.objective or "val_bpb")
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
@@ -219,9 +222,24 @@ def plan_search(
     )  # fmt: skip
 
 
+def _check_values(composer: Composer, domains: Mapping[str, Domain]) -> None:
+    """Raises BadValue for a value that no configuration takes; what two of them cannot be together is left to the draw."""
+    first = {key: domain.high if isinstance(domain, Interval) else domain[0] for key, domain in domains.items()}
+    for key, domain in domains.items():
+        for value in (domain.high,) if isinstance(domain, Interval) else domain:
+            try:
+                composer.point({**first, key: value})
+            except BadValue:
+                raise
+            except ConfigError:
+                continue
+
+
 def _search_seed(given: int | None) -> int:
-    if given is not None and given < 0:
-        raise ConfigError(f"--search-seed {given} is not a whole number of at least 0.")
+    if given is not None and not 0 <= given <= SEARCH_SEED:
+        raise ConfigError(
+            f"--search-seed {shortened(given)} is not a whole number of at least 0 and at most {SEARCH_SEED}."
+        )
     return given or 0
 
 

@@ -50,19 +50,16 @@ class DataFiles:
         root: the folder they lie in; of a single file, that file.
         paths: in order of their names; below `root`, links not resolved.
         left_out: names below `root`, by the reason why they are no data.
-        idle: patterns of data.exclude that match nothing.
     """
 
     root: Path
     paths: Sequence[Path]
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    idle: Sequence[str] = ()
 
     @property
     def notes(self) -> list[str]:
         """A line for each reason why something is left out."""
-        lines = [f"left out {reason}: {_listed(names)}" for reason, names in self.left_out.items()]
-        return lines + [f"data.exclude={pattern} leaves nothing out" for pattern in self.idle]
+        return [f"left out {reason}: {_listed(names)}" for reason, names in self.left_out.items()]
 
 
 def find_files(
@@ -81,8 +78,8 @@ def find_files(
         hint: what to do where a folder has no such files.
 
     Raises:
-        DataError: there are none; the path is no regular file and no folder, or lies in the outputs; or it is a single
-            file, of which nothing can be excluded.
+        DataError: there are none; the path is no regular file and no folder, or lies in the outputs; or a
+            pattern of `exclude` matches nothing.
     """
     root = Path(given)
     pattern: tuple[str, ...] = ()
@@ -105,6 +102,7 @@ def find_files(
         kinds = f"{', '.join(endings)} " if endings else ""
         missing = "matches no file." if pattern else f"is a folder without {kinds}files.{hint and ' ' + hint}"
         raise DataError("\n".join([f"data.path={given} {missing}", *found.notes[:2]]))
+    walk.check_patterns(given)
     return found
 
 
@@ -201,7 +199,7 @@ class _Walk:
         self.entered: set[_Identity] = set()
         self.found: list[tuple[Path, _Identity]] = []
         self.left_out: dict[str, list[str]] = {}
-        self.used: set[str] = set()
+        self.excluded: list[set[str]] = []  # for each name left out, the patterns that match it
 
     def files(self) -> DataFiles:
         folders: list[tuple[Path, _Identity]] = [(Path(), (0, 0))]
@@ -226,9 +224,17 @@ class _Walk:
                 self._leave_out(TWICE, name)
             else:
                 kept[identity] = name
-        idle = [pattern for pattern in self.exclude if pattern not in self.used]
         left_out = {reason: sorted(names) for reason, names in self.left_out.items()}
-        return DataFiles(self.root, [self.root / name for name in sorted(kept.values())], left_out, idle)
+        return DataFiles(self.root, [self.root / name for name in sorted(kept.values())], left_out)
+
+    def check_patterns(self, given: str) -> None:
+        """Raises DataError where a pattern leaves nothing out that no other pattern does."""
+        idle = next((pattern for pattern in self.exclude if {pattern} not in self.excluded), None)
+        if idle is None:
+            return
+        others = any(idle in patterns for patterns in self.excluded)
+        reason = "the other patterns leave out all that it matches" if others else f"it matches nothing in data.path={given}"
+        raise DataError(f"data.exclude={idle} has no effect: {reason}. Leave it out.")
 
     def _folders_in(self, folder: Path) -> Iterator[tuple[Path, _Identity, bool]]:
         """Notes the files of a folder, and gives the folders in it: name, identity, whether it is a link."""
@@ -276,12 +282,14 @@ class _Walk:
 
     def _excluded(self, name: Path) -> bool:
         """Whether data.exclude has a pattern for this file or folder."""
+        found = set()
         for text, pattern in self.exclude.items():
             below_root = "/" in text.rstrip("/")
             if matches(name.parts, pattern) if below_root else fnmatchcase(name.name, text.rstrip("/")):
-                self.used.add(text)
-                return True
-        return False
+                found.add(text)
+        if found:
+            self.excluded.append(found)
+        return bool(found)
 
     def _leave_out(self, reason: str, name: object) -> None:
         self.left_out.setdefault(reason, []).append(str(name))

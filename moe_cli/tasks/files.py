@@ -11,7 +11,7 @@ from moe_cli.config.data import CorpusData, HubData, TextData, TokenData
 from moe_cli.errors import DataError
 from moe_cli.tasks.data_files import find_files, stamps
 from moe_cli.tasks.documents import RECORDS, Document, has_records, read_documents
-from moe_cli.tasks.splits import splits_by_name, unheeded
+from moe_cli.tasks.splits import TEST, check_shares, splits_by_name, unheeded
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def list_texts(data: TextData, outputs: Path | None = None) -> Texts:
     """The user's files; what lies in the outputs folder is none.
 
     Raises:
-        DataError: there are none; data.field has no effect.
+        DataError: there are none; data.field, or a share to hold out, has no effect.
     """
     found = find_files(data.path or "", data.exclude, outputs)
     root, paths = found.root, found.paths
@@ -68,11 +68,8 @@ def list_texts(data: TextData, outputs: Path | None = None) -> Texts:
         return Texts([file], stamps(paths), notes=found.notes)
     names = mixed(path.relative_to(root) for path in paths)
     splits = splits_by_name(names)
-    if splits and data.test_fraction:
-        raise DataError(
-            f"data.test_fraction={data.test_fraction} has no effect: the names in {source(data)} say what is for training "
-            "and what is held out. Leave it out."
-        )
+    if splits:
+        check_shares(data, {TEST, *splits}, source(data))
     given: Sequence[int | None] = splits or [None] * len(names)
     files = [
         File(root / name, domain_of(_inside(name) if splits else name, "."),

@@ -24,7 +24,7 @@ from moe_cli.tasks.built import META, built, just_built
 from moe_cli.tasks.data_files import DataFiles, find_files, find_named, open_file, stamps
 from moe_cli.tasks.documents import HEAD_BYTES, other_format
 from moe_cli.tasks.folders import building
-from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, splits_by_name, unheeded
+from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, check_shares, splits_by_name, unheeded
 
 FORMAT = 4
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
@@ -220,7 +220,7 @@ def _folder(data: FolderData, found: DataFiles) -> tuple[dict[str, Labelled], li
     """A class for each sub-folder, by name; or folders train, val, test of such.
 
     Raises:
-        DataError: a file is no image, or lies in no sub-folder; or data.test_fraction has no effect.
+        DataError: a file is no image, or lies in no sub-folder; or a share to hold out has no effect.
     """
     try:
         from PIL import Image
@@ -229,10 +229,8 @@ def _folder(data: FolderData, found: DataFiles) -> tuple[dict[str, Labelled], li
     files = found.paths
     names = [path.relative_to(found.root) for path in files]
     parts = splits_by_name(names)
-    if parts and data.test_fraction:
-        raise DataError(
-            f"data.test_fraction={data.test_fraction} has no effect: data.path={data.path} has its own splits."
-        )
+    if parts:
+        check_shares(data, {TEST, *parts}, f"data.path={data.path}")
     within = [name.parts[1:] if parts else name.parts for name in names]
     for path, below in zip(files, within, strict=True):
         if len(below) < 2:

@@ -15,7 +15,7 @@ from moe_cli.errors import DataError
 from moe_cli.tasks.data_files import find_files, open_file
 from moe_cli.tasks.files import source
 from moe_cli.tasks.shards import Shard, Tokens, cut
-from moe_cli.tasks.splits import SPLITS, TEST, TRAIN, VAL, cut_with_gap, split_of, unheeded
+from moe_cli.tasks.splits import SPLITS, TEST, TRAIN, VAL, check_shares, cut_with_gap, split_of, unheeded
 
 # 256 int32: a number that says which tokens follow, the version, how many tokens. Of GPT-2's, uint16; of Llama 3's, uint32.
 HEADER_INTS = 256
@@ -168,10 +168,9 @@ def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Sha
     """The splits: what files hold out, at most data.val_tokens of each, else the share at the end of what is for training.
 
     Raises:
-        DataError: data.test_fraction has no effect.
+        DataError: a share to hold out has no effect.
     """
-    if test and data.test_fraction:
-        raise DataError(f"data.test_fraction={data.test_fraction} has no effect: {source(data)} has files for a test.")
+    check_shares(data, {part for part, files in ((VAL, val), (TEST, test)) if files}, source(data))
     width = np.dtype(data.dtype).itemsize
     held_out = {"test": test, "val": val}
     for name, fraction in (("test", data.test_fraction), ("val", data.val_fraction / (1 - data.test_fraction))):

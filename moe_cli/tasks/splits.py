@@ -2,12 +2,15 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from moe_cli.config.data import DataConfig
+from moe_cli.errors import DataError
 
 # The splits, and what each is for.
 PURPOSES = {"train": "training", "val": "validation", "test": "a test"}
@@ -65,6 +68,25 @@ def unheeded(names: Sequence[Path]) -> str | None:
     others = sorted(name for name, part in said.items() if part is None)
     reason = f"{others[0]} is named as none" if TRAIN in said.values() else "nothing is named train"
     return f"{', '.join(held_out[:3])}{', ...' if len(held_out) > 3 else ''} may be learned from: no splits by name, for {reason}"
+
+
+def check_shares(data: DataConfig, parts: Collection[int], where: str) -> None:
+    """Refuses a share to hold out that has no effect, because the names of files say what is held out.
+
+    Args:
+        parts: VAL, TEST: what the names say.
+        where: the data as the user gave them.
+
+    Raises:
+        DataError: the share of one of these parts is not the default.
+    """
+    for part, key in ((VAL, "val_fraction"), (TEST, "test_fraction")):
+        share = getattr(data, key)
+        if part in parts and share != getattr(type(data), key):
+            raise DataError(
+                f"data.{key}={share} has no effect: the names in {where} say what is for training and what is held out. "
+                "Leave it out."
+            )
 
 
 def split_documents(

@@ -8,7 +8,7 @@ configuration: a new one without a value in OTHER_VALUES fails.
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from moe_cli.cli.evaluate import policy_values
+from moe_cli.config.balances import LoadBalance, LossFreeBalance, QuantileBalance, SwitchBalance
 from moe_cli.config.load import Composer, load_config
 from moe_cli.config.parse import build
 from moe_cli.config.resolve import Resolved, resolve
@@ -49,6 +50,9 @@ BASES: dict[str, dict[str, Any]] = {
     "gpt": GPT,
     "gpt dense": {**GPT, "expert": 1},
     "gpt capacity": {**GPT, "capacity": 0.5, "eval.capacity": 0.5},
+    "gpt capacity for all": {**GPT, "capacity": 4, "eval.capacity": 3.5},
+    "gpt one expert a token": {**GPT, "k": 1, "capacity": 0.5, "eval.capacity": 0.5},
+    "gpt all experts": {**GPT, "k": 4},
     "gpt own widths": {**GPT, "match": "none", "model.d_expert": 12},
     "gpt own widths, dense layers": {**GPT, "match": "none", "model.d_expert": 12, "model.first_dense": 1},
     "gpt latent": {**GPT, "model.kv_rank": 8, "model.shared_experts": 1},
@@ -90,7 +94,7 @@ BASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Other values of settings that are no choice among names; the first that is not the base's own is taken.
 OTHER_VALUES: dict[str, list[Any]] = {
-    "expert": [8], "k": [1, 3], "capacity": [0.5, 0.75], "seed": [1],
+    "expert": [8], "k": [1, 3], "capacity": [0.5, 0.75, 32, 1000], "seed": [1],
     "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7],
     "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2],
     "model.moe_every": [2, 1], "model.first_dense": [1, 0], "model.context_length": [8], "model.vocab_size": [2000],
@@ -112,7 +116,7 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "optim.lr": [0.1], "optim.adam_lr": [0.1], "optim.momentum": [0.3], "optim.weight_decay": [0.5], "optim.beta1": [0.5],
     "optim.beta2": [0.5], "optim.warmup": [0.4], "optim.decay": [0.9], "optim.final_lr": [0.5], "optim.grad_clip": [0.01],
     "optim.ema": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e8], "train.batch_size": [6],
-    "train.grad_accumulation": [2, 1], "eval.k": [1, 2], "eval.capacity": [0.5, 0.75], "eval.context_length": [8, 4],
+    "train.grad_accumulation": [2, 1], "eval.k": [1, 2], "eval.capacity": [0.5, 0.75, 32, 1000], "eval.context_length": [8, 4],
     "eval.stride": [4, 2],
 }  # fmt: skip
 # Why a setting cannot be held to the rule here.
@@ -193,7 +197,8 @@ def other_values(key: str, config: RunConfig, resolved: RunConfig) -> list[Any]:
     if choices:
         return [value for value in choices if value not in taken]
     values = OTHER_VALUES.get(key) or OTHER_VALUES[name]
-    return [value for value in values if value not in taken][:1]
+    number = 3 if name == "capacity" else 1  # with two that hold every token
+    return [value for value in values if value not in taken][:number]
 
 
 def changes_of(base: str) -> list[Change]:
@@ -252,7 +257,7 @@ class Results:
         values = {key: self.files.get(value, value) if key == "data.path" else value for key, value in values.items()}
         return resolve(build(RunConfig, composer().tree(values)), given=given)
 
-    def of(self, config: RunConfig) -> object:
+    def of(self, config: RunConfig) -> Any:
         if config.digest not in self.known:
             self.known[config.digest] = self._train(config)
         return self.known[config.digest]
@@ -341,6 +346,36 @@ def test_every_setting_has_an_effect_or_is_noted(base: str, results: Results) ->
     assert {} == faults(changes_of(base), results)
 
 
+# Settings of a base that are set aside, and where they are in the configuration.
+DO_NOTHING: list[tuple[dict[str, Any], str, Any]] = [
+    (BASES["gpt all experts"], "balance", SwitchBalance(weight=1.0)),
+    (BASES["gpt all experts"], "balance", LossFreeBalance(bias_update_rate=0.1)),
+    (BASES["gpt all experts"], "balance", QuantileBalance()),
+    ({**BASES["gpt all experts"], "router": "noisy_topk"}, "balance", LoadBalance(weight=1.0)),
+    (BASES["gpt one expert a token"], "renormalise_after_drop", True),
+    (GPT, "capacity", 2.0),
+    (BASES["expert_choice"], "balance", SwitchBalance(weight=1.0)),
+    (BASES["expert_choice"], "capacity", 1.0),
+    ({**BASES["expert_choice"], "capacity": 2}, "capacity", 9.0),
+    (BASES["soft"], "balance", SwitchBalance(weight=1.0)),
+]
+
+
+@pytest.mark.parametrize(("values", "name", "value"), DO_NOTHING)
+def test_what_is_set_aside_does_nothing(values: dict[str, Any], name: str, value: Any, results: Results) -> None:
+    """Training with the setting, had it been left in, ends with the same weights to rounding.
+
+    By SGD: AdamW and Muon make whole steps of gradients that are zero but for rounding.
+    """
+    config = results.resolve({**values, "optim": "sgd"}, set()).config
+    kept = replace(config, **{name: value})
+    assert config.digest == resolve(kept).config.digest != kept.digest
+    (weights, *_), (others, *_) = results.of(config), results.of(kept)
+    for key, expected in weights.items():
+        found = np.frombuffer(others[key], np.float32)
+        np.testing.assert_allclose(found, np.frombuffer(expected, np.float32), rtol=0, atol=1e-5, err_msg=key)
+
+
 # A default without effect, and the settings that would be silent about it.
 IDLE = [
     (["model=bert", "router=expert_choice"], "balance", "none"),
@@ -362,6 +397,11 @@ def test_a_default_without_effect_is_set_aside_silently(words: list[str], group:
     [
         (["router=sigmoid", "router.groups=2", "router.top_groups=2"], ["router=sigmoid"]),
         (["eval.k=2"], []),
+        (["capacity=4", "drop=random"], []),
+        (["eval.capacity=9", "eval.drop=random"], []),
+        (["capacity=4", "eval.k=1", "eval.capacity=4"], ["eval.k=1", "eval.capacity=4"]),
+        (["model=bert", "router=expert_choice", "capacity=9"], ["model=bert", "router=expert_choice", "capacity=4"]),
+        (["model=bert", "router=expert_choice", "capacity=1"], ["model=bert", "router=expert_choice"]),
         (["capacity=1.0", "eval.capacity=1.0", "eval.drop=causal"], ["capacity=1.0", "eval.capacity=1.0"]),
         (["optim.decay=0"], ["optim.schedule=constant"]),
         (["router=random", "capacity=1.0", "drop=probability"], ["router=random", "capacity=1.0"]),

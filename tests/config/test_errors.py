@@ -28,10 +28,6 @@ WORDS = [
     (["k=range(1,1)"], "'k=range(1,1)' names no value."),
     (["k=1,2"], "'k=1,2' names several values; train takes one. Use: moe sweep k=1,2"),
     (
-        ["data=text", "data.path=2024.10"],
-        "data.path=2024.1 was read as a number. Put quotes around it: 'data.path=\"...\"'",
-    ),
-    (
         ["capacity=null,1.5"],
         "'capacity=null,1.5' names several values; train takes one. Use: moe sweep capacity=null,1.5",
     ),

@@ -65,7 +65,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (["executor.mem=lots"], "slurm", "executor.mem=lots is not an amount of memory, such as 16G."),
         (["executor.array_parallelism=0"], "slurm", "executor.array_parallelism=0 is too small: the least is 1."),
         (["executor.save_seconds=0"], "slurm", "executor.save_seconds=0 must be greater than 0."),
-        (["executor.setup=3"], "slurm", "executor.setup=3 is not a list of text. Write: 'executor.setup=[\"first\",\"second\"]'"),
+        (["executor.setup={a:1}"], "slurm", "executor.setup={'a': '1'} is not a list of text. Write: 'executor.setup=[\"first\",\"second\"]'"),
         (["executor.requeue=often"], "slurm", "executor.requeue=often is not true or false."),
     ],
 )  # fmt: skip

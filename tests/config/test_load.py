@@ -18,7 +18,6 @@ from moe_cli.config.load import (
     Composer,
     load_config,
     packaged_conf,
-    parse_overrides,
     three_lines,
 )
 from moe_cli.config.parse import build
@@ -26,6 +25,7 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import Block, load_sweep_file
+from moe_cli.config.words import parse_overrides
 from moe_cli.errors import ConfigError
 
 CONF = packaged_conf()

@@ -241,9 +241,9 @@ WRONG = [
         "grid: {k: [1]}\npresets: {laptop: {seeds: 2}}\n",
         "presets must hold names and what they change; 'laptop' is what the file itself says.",
     ),
-    ("grid: {k: [1]}\nseeds: 0\n", "seeds=0 is not a whole number of at least 1."),
-    ("grid: {k: [1]}\nseeds: true\n", "seeds=true is not a whole number of at least 1."),
-    ("grid: {k: [1]}\nseeds: many\n", "seeds=many is not a whole number of at least 1."),
+    ("grid: {k: [1]}\nseeds: 0\n", "seeds=0 is not a whole number of at least 1 and at most 10000."),
+    ("grid: {k: [1]}\nseeds: true\n", "seeds=true is not a whole number of at least 1 and at most 10000."),
+    ("grid: {k: [1]}\nseeds: many\n", "seeds=many is not a whole number of at least 1 and at most 10000."),
 ]
 
 

@@ -19,7 +19,7 @@ from moe_cli.store import Run, create_run
 from moe_cli.sweeps import local, warm
 from moe_cli.sweeps.driver import Listed, Progress, drive
 from moe_cli.sweeps.local import LocalPool, Place, default_workers
-from moe_cli.sweeps.warm import Nest
+from moe_cli.sweeps.warm import Fork, Nest
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 
@@ -276,3 +276,13 @@ def test_a_pool_at_its_end_waits_without_spinning(
     pool.wait(1.0)
     assert [[]] == waits
     pool.close()
+
+
+def test_a_pool_with_a_run_at_work_can_be_closed_twice(text_file: Path, tmp_path: Path) -> None:
+    """A second Ctrl-C kills what runs and closes the pool; the sweep closes it again at its end."""
+    pool = LocalPool(tmp_path, 1)
+    job = pool.start(create_run(tmp_path, "sweep", tiny_config(text_file)))
+    assert isinstance(job, Fork)
+    pool.close()
+    pool.close()
+    assert job.nest.process.returncode is not None

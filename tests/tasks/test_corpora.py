@@ -153,11 +153,12 @@ def test_a_test_of_one_character_is_refused(tmp_path: Path) -> None:
         load(cut, tmp_path / "cache", test_fraction=0.1)
 
 
-def test_a_share_for_a_test_that_names_give(tmp_path: Path) -> None:
-    """It is refused beside folders that say what is held out."""
+@pytest.mark.parametrize("key", ["test_fraction", "val_fraction"])
+def test_a_share_to_hold_out_that_names_hold_out(tmp_path: Path, key: str) -> None:
+    """A share is refused where folders say what is held out."""
     folder = write(tmp_path, {"train/a.txt": words(500), "val/b.txt": words(500)})
-    with pytest.raises(DataError, match=r"data.test_fraction=0.1 has no effect: the names in data.path"):
-        load(folder, tmp_path / "cache", test_fraction=0.1)
+    with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect: the names in data.path"):
+        load(folder, tmp_path / "cache", **{key: 0.3})
 
 
 def test_without_a_test_split_there_is_nothing_to_be_judged_by(tmp_path: Path) -> None:

@@ -115,15 +115,16 @@ def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
     """Folders train, val and test are no classes: each holds the classes, and is what it says."""
     for number, name in enumerate(given):
         folder_of(tmp_path / "mine" / name, {"cat": 8 + number, "dog": 4 + number})
-    images = load_images(FolderData(path=str(tmp_path / "mine"), image_size=8, val_fraction=0.25), tmp_path / "cache")
+    images = load_images(FolderData(path=str(tmp_path / "mine"), image_size=8), tmp_path / "cache")
     assert ["cat", "dog"] == images.meta["domains"]
     splits = (images.train, images.val, judged_by_test(images).val)
     sizes = [[6, 3], [2, 1], [9, 5]] if len(given) == 2 else [[8, 4], [9, 5], [10, 6]]
     assert sizes == [np.bincount(split.labels).tolist() for split in splits]
     for split in splits:
         assert np.array_equal(40 * split.labels, split.pixels[:, 3, 3, 0])
-    with pytest.raises(DataError, match=r"data.test_fraction=0.1 has no effect: .* has its own splits"):
-        load_images(FolderData(path=str(tmp_path / "mine"), test_fraction=0.1), tmp_path / "cache")
+    for key in ("test_fraction", *(["val_fraction"] if "val" in given else [])):
+        with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect: the names in data.path"):
+            load_images(FolderData(path=str(tmp_path / "mine"), **{key: 0.3}), tmp_path / "cache")
 
 
 def test_splits_among_classes_are_told(tmp_path: Path) -> None:

@@ -140,12 +140,13 @@ def test_a_test_of_one_token_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "tokens")
 
 
-def test_a_share_for_a_test_beside_files_for_it(tmp_path: Path) -> None:
-    """It is refused."""
-    for name in ("train", "test"):
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_share_to_hold_out_that_files_hold_out(tmp_path: Path, part: str) -> None:
+    """A share for validation, or for a test, is refused where a file is named for it."""
+    for name in ("train", part):
         raw(tmp_path / "tokens" / f"{name}.bin", ids(1000))
-    with pytest.raises(DataError, match=r"data.test_fraction=0.1 has no effect: data.path=.* has files for a test"):
-        load(tmp_path / "tokens", test_fraction=0.1)
+    with pytest.raises(DataError, match=rf"data.{part}_fraction=0.2 has no effect: the names in data.path=.* say"):
+        load(tmp_path / "tokens", **{f"{part}_fraction": 0.2})
 
 
 def test_headers_are_known_and_said(tmp_path: Path) -> None:

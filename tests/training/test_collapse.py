@@ -1,7 +1,7 @@
 """From a collapsed start, which methods of balancing bring every expert back to work? The README's table is this test.
 
 Eight experts, two chosen, a gate that favours the first for every token; 1000 steps of 512 tokens on one file of source
-text. What is judged is MaxVio in the last 50 steps, mean over steps and layers: 3 is the most, below 0.5 is recovered.
+text. What is judged is MaxVio in the last 50 steps, mean over steps and layers: 3 is the most, below 0.6 is recovered.
 """
 
 import random
@@ -33,7 +33,7 @@ from tests.training.test_loop import make_training
 
 STEPS = 1000
 JUDGED = 50
-RECOVERED = 0.5
+RECOVERED = 0.6
 TEXT = Path(random.__file__)
 README = Path(__file__).parents[2] / "README.md"
 CASES: list[tuple[BalanceConfig, bool]] = [
@@ -80,7 +80,7 @@ def violation(view: StepView) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(("balance", "recovers"), CASES, ids=str)
 def test_who_recovers_from_collapse(balance: BalanceConfig, recovers: bool, tmp_path: Path) -> None:
-    """MaxVio falls from 3 to below 0.5 in 1000 steps, or does not, as the README's table says."""
+    """MaxVio falls from 3 to below 0.6 in 1000 steps, or does not, as the README's table says."""
     torch.manual_seed(0)
     training = collapsed_training(balance, tmp_path)
     course = [violation(training.step()) for _ in range(STEPS)]
@@ -91,7 +91,7 @@ def test_who_recovers_from_collapse(balance: BalanceConfig, recovers: bool, tmp_
 
 
 def test_the_table_shows_what_is_tested() -> None:
-    """The README has a figure for every case, below 0.5 just where the method recovers."""
+    """The README has a figure for every case, below 0.6 just where the method recovers."""
     figures = {}
     for line in README.read_text(encoding="utf-8").splitlines():
         if row := re.match(r"\| `(\w+)` \| ([\d.]+) \| ([\d.]+|-) \|$", line):

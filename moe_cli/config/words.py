@@ -1,0 +1,140 @@
+"""Words of the command line -> axes: Hydra's grammar, bounded, in which a setting that takes text gets it as typed."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser import overrides_parser
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
+from hydra.core.override_parser.types import Glob as HydraGlob
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+
+from moe_cli.config.axes import Axis, Glob, Interval
+from moe_cli.config.bounds import VALUES, shortened
+from moe_cli.config.folders import GROUPS
+from moe_cli.config.loggers import LOG_KEYS
+from moe_cli.config.parse import takes_text
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
+
+MOST_CHARACTERS = 200_000
+
+
+def is_text(key: str, settings: type = RunConfig) -> bool:
+    """Whether what is typed for a key is text, not a number: a setting of that type, or the choice of a file."""
+    return key in (*GROUPS, "preset", "executor") or takes_text(settings, key)
+
+
+class _TextVisitor(HydraOverrideVisitor):
+    """Reads numbers, true and false as the text that they are, but for the bounds of a range or an interval."""
+
+    reads_numbers = False
+
+    def visitPrimitive(self, ctx: Any) -> Any:
+        value = super().visitPrimitive(ctx)
+        is_text = isinstance(value, bool | int | float) and not self.reads_numbers
+        return ctx.getText().strip() if is_text else value
+
+    def visitFunction(self, ctx: Any) -> Any:
+        outer, own = self.reads_numbers, ctx.getChild(0).getText().strip() in ("range", "interval")
+        self.reads_numbers = outer or own
+        try:
+            return super().visitFunction(ctx)
+        finally:
+            self.reads_numbers = outer
+
+
+class _TextParser(overrides_parser.OverridesParser):
+    def parse_rule(self, s: str, rule_name: str) -> Any:
+        lexer = overrides_parser.OverrideLexer(overrides_parser.InputStream(s))
+        parser = overrides_parser.OverrideParser(overrides_parser.CommonTokenStream(lexer))
+        for part in (lexer, parser):
+            part.removeErrorListeners()
+            part.addErrorListener(overrides_parser.HydraErrorListener())
+        override: Override = _TextVisitor(self.functions).visit(getattr(parser, rule_name)())
+        override.input_line = s
+        override.validate()
+        return override
+
+
+def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Axis]:
+    """Hydra's grammar: `key=value`, `key=a,b,c`, `key=range(1,5)`, `key=choice(a,b)`, `key=glob(a*)`, and intervals.
+
+    The last word on a key holds.
+
+    Args:
+        settings: the dataclass whose settings they are: it says which take text.
+
+    Raises:
+        ConfigError: a word that is no override.
+    """
+    axes: dict[str, Axis] = {}
+    for word in words:
+        axis = parse_word(word, settings)
+        axes[axis.key] = axis
+    return list(axes.values())
+
+
+def parse_word(word: str, settings: type = RunConfig) -> Axis:
+    """One word of `parse_overrides`."""
+    key, equals, value = word.partition("=")
+    if not equals or not key or key[0] in "+~" or "@" in key:
+        raise ConfigError(f"'{shortened(word)}' is not a setting. Write: key=value, such as expert=8")
+    if not value.lstrip().startswith(("'", '"')) and re.search(r"\s[\w.]+=", value):
+        raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
+    override = _parse(word, _TextParser if is_text(key, settings) else overrides_parser.OverridesParser)
+    given: Any = override.value()
+    if isinstance(given, IntervalSweep):
+        return Axis(override.key_or_group, (_interval(word, given),))
+    if isinstance(given, HydraGlob):
+        return Axis(override.key_or_group, (Glob(tuple(given.include), tuple(given.exclude)),))
+    if not override.is_sweep_override():
+        return Axis(override.key_or_group, (given,))
+    if isinstance(given, RangeSweep):
+        _check_range(word, given)
+    values = tuple(Override._convert_value(item) for item in override.sweep_iterator())
+    if not values:
+        raise ConfigError(f"'{word}' names no value.")
+    if len(values) > VALUES:
+        raise ConfigError(f"'{shortened(word)}' names {len(values):,} values: the most is {VALUES:,}.")
+    if key in LOG_KEYS and len(values) > 1:
+        raise ConfigError(f"'{word}' would log one run twice over. Several loggers are: log=tensorboard+mlflow")
+    return Axis(override.key_or_group, values)
+
+
+def _parse(word: str, parser: type[overrides_parser.OverridesParser]) -> Override:
+    if len(word) > MOST_CHARACTERS:
+        raise ConfigError(f"'{shortened(word)}' is too long: the most is {MOST_CHARACTERS:,} characters.")
+    try:
+        override: Override = parser.create().parse_overrides([word])[0]
+        override.value()
+    except (HydraException, ValueError, RecursionError):  # a number of thousands of digits, brackets nested as deep
+        hint = f"Put quotes around a value with spaces or signs: '{word.partition('=')[0]}=\"...\"'"
+        raise ConfigError(f"'{shortened(word)}' cannot be read. {hint}") from None
+    return override
+
+
+def _check_range(word: str, given: RangeSweep) -> None:
+    """Raises ConfigError for a range without an end, or of more values than a sweep takes, before it is made."""
+    start, stop, step = (each if each is not None else 1 for each in (given.start, given.stop, given.step))
+    if not all(isinstance(each, int) or math.isfinite(each) for each in (start, stop, step)) or step == 0:
+        raise ConfigError(f"'{shortened(word)}' has no end. Write range(START,STOP,STEP), and a step that is not 0.")
+    try:
+        is_endless = abs(stop - start) > VALUES * abs(step)
+    except OverflowError:
+        is_endless = True
+    if is_endless:
+        raise ConfigError(f"'{shortened(word)}' names more than {VALUES:,} values, the most of a setting.")
+
+
+def _interval(word: str, given: IntervalSweep) -> Interval:
+    low, high = given.start, given.end
+    if given.tags - {"log"}:
+        raise ConfigError(f"'{word}': a tag of an interval can be: log.")
+    if low is None or high is None or not -math.inf < low < high < math.inf or (given.tags and low <= 0):
+        raise ConfigError(
+            f"'{word}' is empty: write interval(low,high), low below high, and above 0 with tag(log,...)."
+        )
+    return Interval(low, high, bool(given.tags))
