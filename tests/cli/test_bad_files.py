@@ -125,7 +125,9 @@ def test_a_bad_note_in_a_sweep_or_in_the_trash_stops_nothing(moe: Moe, outputs: 
     good = _make(outputs, "good", 0)
     assert 0 == moe("runs", "rm", _make(outputs, "gone", 1).path).exit_code
     (trashed,) = (outputs / ".trash").glob("*/trashed.json")
-    write_json(good.path.parent / "sweep.json", {"name": "good", "created": 1.0, "commands": [], "looks": [{"time": 1.0}]})
+    write_json(
+        good.path.parent / "sweep.json", {"name": "good", "created": 1.0, "commands": [], "looks": [{"time": 1.0}]}
+    )
     write_json(good.path.parent / "corpora.json", {"{}": 5})
     bad = [trashed, *(good.path.parent / name for name in ("sweep.json", "corpora.json"))]
     for path in bad:
@@ -140,7 +142,9 @@ def test_a_bad_note_in_a_sweep_or_in_the_trash_stops_nothing(moe: Moe, outputs: 
     assert 2 == moe("runs", "restore", "latest").exit_code
 
 
-@pytest.mark.parametrize("value", ["text", "\ud800\x1b[31m", True, None, -1, 0, 1e300, 10**200, [[1], {}], {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["text", "\ud800\x1b[31m", True, None, -1, 0, 1e300, 10**200, [[1], {}], {"a": 1}], ids=repr
+)
 def test_values_of_other_types_stop_nothing(moe: Moe, outputs: Path, value: Any) -> None:
     """A whole file whose every value is of another type, or a number that nobody meant."""
 
@@ -185,7 +189,9 @@ def test_damaged_lines_are_counted(moe: Moe, outputs: Path) -> None:
     """Of metrics.jsonl the other records are shown; the last line may be torn, as by a process that was killed."""
     run = _make(outputs, "s", 0)
     path = run.path / "metrics.jsonl"
-    path.write_text('{"step": 1, "val/bpb_estimate": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb_estimate": 2.0}\n{"step": 3, "v')
+    path.write_text(
+        '{"step": 1, "val/bpb_estimate": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb_estimate": 2.0}\n{"step": 3, "v'
+    )
     result = moe("runs", "show", run.path, "--json")
     assert [1, 2] == [point["step"] for point in json.loads(result.stdout)["curve"]]
     (line,) = result.stderr.splitlines()
