@@ -322,9 +322,10 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
             ids = sorted({entry[0] for expert in record["top_tokens"] for entry in expert})
             record["token_texts"] = {str(each): text for each, text in training.task.texts(ids).items()}
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
-    if not settled or not settled[0]:
+    known = set(settled[0]).intersection(*settled) if settled else set()
+    if not known:
         return None
-    halfway = min(settled[0], key=lambda looked: abs(looked - step / 2))
+    halfway = min(known, key=lambda looked: abs(looked - step / 2))
     return sum(layer[halfway] for layer in settled) / len(settled)
 
 
