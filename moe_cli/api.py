@@ -118,7 +118,7 @@ def _finished(process: "subprocess.Popen[Any]") -> int:
 def _failure(run: Run, code: int) -> MoeError:
     """Why a run is not complete."""
     if code == STOPPED:
-        return TrainingError(f"{run.id} was stopped; its checkpoint is saved. Go on with: moe train --resume {run.id}")
+        return TrainingError(f"{run.id} was stopped; {run.kept()}. Go on with: moe train --resume {run.id}")
     if code not in (FULL, BUSY) and run.status()["status"] != FAILED:
         explain(run, code)
     kinds: dict[int, type[MoeError]] = {FULL: DiskFull, BUSY: RunBusy}

@@ -11,6 +11,7 @@ from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.marks import tags_of
 from moe_cli.measures import target
+from moe_cli.reading import time_in
 from moe_cli.store import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders, spellings
 
 # Of metrics.jsonl: room for the newest evaluation of a model with many layers.
@@ -67,8 +68,8 @@ def glance(run: Run) -> Glance:
     steps = _whole(status.get("steps"))
     return Glance(
         run=run, status=status["status"], reason=str(reason) if reason else None,
-        created=number(status.get("created")) or 0.0, started=number(status.get("started")) or 0.0,
-        written=number(status.get("heartbeat")) or 0.0,
+        created=time_in(status.get("created")) or 0.0, started=time_in(status.get("started")) or 0.0,
+        written=time_in(status.get("heartbeat")) or 0.0,
         step=_whole(found.get("steps")) or max(_whole(newest.get("step")), _whole(status.get("step"))),
         steps=steps or _whole(found.get("steps")),
         val_loss=number(found.get("val_loss", newest.get(ESTIMATES["val_loss"]))),

@@ -89,7 +89,7 @@ def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
     try:
         launch(words, config.launch)
     except LostProcess as error:
-        raise LostProcess(f"{error} The last checkpoint is kept.\n{_go_on(run)}") from None
+        raise LostProcess(f"{error} For {run.id}, {run.kept()}.\n{_go_on(run)}") from None
     return run
 
 
@@ -104,7 +104,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     from moe_cli.models.registry import make_model
     from moe_cli.moe import parallel
     from moe_cli.tasks.registry import make_task
-    from moe_cli.training.checkpoint import latest_checkpoint
+    from moe_cli.training.checkpoint import newest_whole
     from moe_cli.training.distributed import Parallel
     from moe_cli.training.loop import Training
     from moe_cli.training.optim import make_optimizers
@@ -134,7 +134,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     parts = Parallel(config.launch, model, compiled)
     training = Training(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
     if checkpoints:
-        checkpoint = latest_checkpoint(run)
+        checkpoint = newest_whole(run)
         _check_same_corpus(run, checkpoint.state, corpus)
         _check_same_config(run, checkpoint.state, config)
         training.resume(checkpoint)
@@ -147,7 +147,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
         with training.averaged():
             recorder.complete(_summarise(run, config, corpus, training))
     else:
-        recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason="stopped; its checkpoint is saved")
+        recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason=f"stopped; {run.kept()}")
 
 
 def as_decided(run: Run, config: RunConfig, device: Any) -> RunConfig:
@@ -232,7 +232,7 @@ def restore(run: Run, outputs: Path, which: str = "latest", split: str = "val") 
 
 
 def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Data) -> None:
-    if state["corpus_sha256"] != corpus.meta["sha256"]:
+    if state.get("corpus_sha256") != corpus.meta["sha256"]:
         raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
     if (other := other_reading(run.meta().get("corpus"), corpus)) == "tokenizer":
         raise CheckpointError(
@@ -245,10 +245,10 @@ def _check_same_corpus(run: Run, state: dict[str, Any], corpus: Data) -> None:
 
 
 def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> None:
-    if state["digest"] != config.digest:
+    if state.get("digest") != config.digest:
         raise CheckpointError(
             f"{run.id} was begun with other settings (or another version of moe): {run.path / 'config.json'} has changed "
-            f"since, {state['digest']} is now {config.digest}.\nPut it back, or start anew: moe train"
+            f"since, {state.get('digest')} is now {config.digest}.\nPut it back, or start anew: moe train"
         )
 
 
@@ -301,14 +301,12 @@ def _backend(config: RunConfig, layers: Any) -> str | None:
     import torch
 
     from moe_cli.moe.dispatch import choose_backend, make_regime
-    from moe_cli.training.precision import pick_precision
 
     if not layers or config.model.dispatch != "auto":
         return config.model.dispatch if layers else None
     experts = layers[0].experts
-    precision = pick_precision(config.train.precision, experts.w_in.device)
     rows = config.train.batch_size * config.model.context_length * assignments_per_token(config) / config.expert
-    return choose_backend(make_regime(experts, getattr(torch, precision), rows))
+    return choose_backend(make_regime(experts, getattr(torch, config.train.precision), rows))
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
@@ -377,7 +375,7 @@ def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
     from torch.distributed import DistError
 
     if isinstance(error, DistError) or (type(error) is RuntimeError and _GLOO.match(str(error))):
-        return LostProcess(f"another process of this training is gone; the last checkpoint is kept.\n{_go_on(run)}")
+        return LostProcess(f"another process of this training is gone; {run.kept()}.\n{_go_on(run)}")
     return None
 
 

@@ -21,7 +21,9 @@ import fcntl
 import json
 import math
 import os
+import re
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -32,9 +34,13 @@ from typing import Any
 
 import yaml
 
-from moe_cli.config.schema import RunConfig, from_dict
+from moe_cli.config.schema import RunConfig, digest_of, from_dict
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 from moe_cli.outputs import mark_outputs
+from moe_cli.reading import note_unreadable, time_in
+from moe_cli.reading import read_json as read_json
+from moe_cli.reading import read_lines as read_lines
+from moe_cli.records import Mark, damage, mark, read_sealed, sealed
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped for good, because others do better
@@ -42,6 +48,10 @@ STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
 # A running run on another machine that has been silent for this long is taken for dead.
 SILENCE_SECONDS = 120.0
 LATEST_BYTES = 16_384
+# What a run adds to as it goes.
+RECORDS = ("metrics.jsonl", "routing.jsonl")
+# The digest of its configuration in the id of a run.
+_DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 
 def outputs_folder(option: Path | None = None) -> Path:
@@ -77,16 +87,6 @@ def is_full(error: BaseException) -> bool:
     return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
 
 
-def read_json(path: Path | str) -> dict[str, Any] | None:
-    """The object in a file, or None when it is absent or not whole."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def finite(value: Any) -> Any:
     """The value with every NaN and infinity, which JSON does not have, as null."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -115,8 +115,8 @@ class Run:
 
     def config(self) -> RunConfig:
         """Raises ConfigError when config.json is damaged or of another version."""
-        values = read_json(self.path / "config.json")
-        if values is None:
+        values = self.config_dict()
+        if not values:
             raise ConfigError(f"{self.path / 'config.json'} cannot be read: the run folder is damaged.")
         try:
             return from_dict(values)
@@ -124,14 +124,33 @@ class Run:
             raise ConfigError(f"{self.path / 'config.json'}: {error}") from None
 
     def config_dict(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json") or {}
+        """config.json; empty where it cannot be read. That it does not fit the run's id is noted."""
+        values = read_json(self.path / "config.json") or {}
+        self.fits(values)
+        return values
+
+    def fits(self, values: dict[str, Any]) -> bool:
+        """Whether a configuration is the one that the run's id names; that it is another one is noted."""
+        named = _DIGEST.search(self.id)
+        if not named or not values or digest_of(values) == named[1]:
+            return True
+        try:
+            digest = from_dict(values).digest
+        except (ConfigError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
+            note_unreadable(self.path, f"has a config.json that is no configuration: {str(error)[:120]}", "changed")
+            return False
+        if digest == named[1]:  # a setting that came later is not in the file
+            return True
+        why = f"has a config.json that was changed: its id says {named[1]}, its configuration is {digest}"
+        note_unreadable(self.path, why, "changed")
+        return False
 
     def meta(self) -> dict[str, Any]:
         return read_json(self.path / "meta.json") or {}
 
     def summary(self) -> dict[str, Any] | None:
         """The results, or None while the run is not complete."""
-        return read_json(self.path / "summary.json")
+        return read_sealed(self.path / "summary.json")
 
     def status(self) -> dict[str, Any]:
         """status.json, with `status` as it really is: completed with a summary, and running while its process lives."""
@@ -155,11 +174,18 @@ class Run:
         if status.get("host") == socket.gethostname():
             return is_locked(self.path)
         # Either way: a clock that was wrong may have left a heartbeat in the future.
-        return abs(time.time() - _number(status.get("heartbeat"))) < SILENCE_SECONDS
+        return abs(time.time() - (time_in(status.get("heartbeat")) or 0.0)) < SILENCE_SECONDS
 
     def checkpoints(self) -> list[Path]:
         """Folders of whole checkpoints, newest first."""
         return sorted((self.path / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
+
+    def kept(self) -> str:
+        """What a run that stopped can go on from, as part of a sentence."""
+        folders = self.checkpoints()
+        if not folders:
+            return "no checkpoint was written yet: it will start again"
+        return f"the checkpoint of step {int(folders[0].name.removeprefix('step_')):,} is kept"
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_lines(self.path / "metrics.jsonl"))
@@ -170,24 +196,6 @@ class Run:
 
     def routing(self) -> list[dict[str, Any]]:
         return list(read_lines(self.path / "routing.jsonl"))
-
-
-def read_lines(path: Path, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl file, or of its last bytes; a line that is not whole is left out."""
-    try:
-        with open(path, "rb") as file:
-            if last_bytes is not None:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
@@ -296,6 +304,7 @@ class Recorder:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self._marks: dict[str, Mark] = {}
         self._status = {**(read_json(run.path / "status.json") or {}), "pid": os.getpid(), "host": socket.gethostname()}
 
     def status(self, status: str, **fields: Any) -> None:
@@ -313,9 +322,22 @@ class Recorder:
         with open(self.run.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record)) + "\n")
 
+    def mark(self) -> dict[str, Mark]:
+        """How far the records have come, once they are on the disk: for the checkpoint that counts on them."""
+        self._marks = {name: mark(self.run.path / name, self._marks.get(name, Mark())) for name in RECORDS}
+        return self._marks
+
+    def check(self, marks: Any) -> None:
+        """Holds the records against the marks of a checkpoint. What is gone is said, here and with the results."""
+        found = [damage(self.run.path / name, marks.get(name)) for name in RECORDS] if isinstance(marks, dict) else []
+        if any(found):
+            self._status["damage"] = "; ".join(filter(None, found))
+            print(f"note: {self.run.id} goes on, but {self._status['damage']}.", file=sys.stderr, flush=True)  # noqa: T201
+
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""
-        for name in ("metrics.jsonl", "routing.jsonl"):
+        self._marks = {}
+        for name in RECORDS:
             path = self.run.path / name
             if path.exists():
                 records = [record for record in read_lines(path) if not record.get("whole_split")]
@@ -327,8 +349,8 @@ class Recorder:
 
     def complete(self, summary: Mapping[str, Any]) -> None:
         """Writes the results last of all: their presence means that the run is complete."""
-        self.status(COMPLETED, reason=None)
-        write_json(self.run.path / "summary.json", summary)
+        self.status(COMPLETED, reason=self._status.get("damage"))
+        write_json(self.run.path / "summary.json", sealed(finite(summary)))
 
 
 class Onlooker(Recorder):
@@ -337,6 +359,11 @@ class Onlooker(Recorder):
     def status(self, status: str, **fields: Any) -> None: ...
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None: ...
+
+    def mark(self) -> dict[str, Mark]:
+        return {}
+
+    def check(self, marks: Any) -> None: ...
 
     def rewind(self, step: int) -> None: ...
 
@@ -352,35 +379,51 @@ def open_runs(path: Path) -> list[Run]:
 
 def run_folders(path: Path) -> list[Run]:
     """The same in no order, without opening a file. What lies in folders whose names begin with a dot is left out."""
-    if (path / "config.json").is_file():
+    if is_run(path):
         return [Run(path)]
     runs, groups = _runs_in(path)
     return runs + [run for group in groups for run in _runs_in(group)[0]]
 
 
 def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
-    """The run folders of a folder, and its other folders."""
+    """The run folders of a folder, and its other folders; what cannot be looked into is noted."""
     runs, others = [], []
     try:
-        names = [entry.name for entry in os.scandir(path) if not entry.name.startswith(".") and entry.is_dir()]
-    except OSError:
+        entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
         return [], []
-    for name in names:
-        if os.path.isfile(os.path.join(path, name, "config.json")):
-            runs.append(Run(path / name))
+    except OSError as error:
+        note_unreadable(path, f"cannot be listed: {error.strerror}")
+        return [], []
+    for entry in entries:
+        try:
+            if not entry.is_dir():
+                continue
+        except OSError as error:
+            note_unreadable(entry.path, f"cannot be looked into: {error.strerror}")
+            continue
+        if is_run(entry.path):
+            runs.append(Run(path / entry.name))
         else:
-            others.append(path / name)
+            others.append(path / entry.name)
     return runs, others
+
+
+def is_run(folder: Path | str) -> bool:
+    """Whether it is the folder of a run: it has a config.json, of whatever kind and state."""
+    try:
+        os.lstat(os.path.join(folder, "config.json"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        note_unreadable(folder, f"cannot be looked into: {error.strerror}")
+        return False
+    return True
 
 
 def _created(run: Run) -> float:
     status = read_json(run.path / "status.json") or {}
-    return _number(status.get("created"))
-
-
-def _number(value: Any) -> float:
-    """A time in status.json, which people may edit; 0 for what is none."""
-    return float(value) if isinstance(value, int | float) else 0.0
+    return time_in(status.get("created")) or 0.0
 
 
 def sweep_folder(name: str) -> str:
@@ -401,7 +444,7 @@ def find_run(outputs: Path, name: str) -> Run:
         RunNotFound: none, or more than one.
     """
     for folder in (Path(os.path.expanduser(name)), *(outputs / each for each in spellings(name))):
-        if (folder / "config.json").is_file():
+        if is_run(folder):
             return Run(folder.absolute())
     runs = open_runs(outputs) if outputs.is_dir() else []
     if not runs:

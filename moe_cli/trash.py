@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
-from moe_cli.glance import number
 from moe_cli.marks import is_at_work
+from moe_cli.reading import is_path, time_in
 from moe_cli.store import (
     COMPLETED,
     PENDING,
@@ -28,6 +28,7 @@ from moe_cli.store import (
     spellings,
     write_json,
 )
+from moe_cli.tasks.built import MAX_META_BYTES
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.
@@ -115,8 +116,8 @@ def removed_runs(outputs: Path) -> list[Removed]:
 
 def _read_removed(path: Path) -> Removed:
     note = read_json(path / "trashed.json") or {}
-    origin, moment = note.get("from"), number(note.get("time"))
-    return Removed(path, origin if isinstance(origin, str) else "", path.lstat().st_mtime if moment is None else moment)
+    origin, moment = note.get("from"), time_in(note.get("time"))
+    return Removed(path, origin if is_path(origin) else "", path.lstat().st_mtime if moment is None else moment)
 
 
 def restore(removed: Removed, outputs: Path) -> Run:
@@ -214,9 +215,10 @@ def _waste_of_run(run: Run) -> Iterator[Waste]:
     def idle() -> bool:
         return not is_locked(run.path) and run.status()["status"] != RUNNING
 
-    for folder in (run.path / "checkpoints").glob(".saving-*"):
-        if idle():
-            yield Waste("unfinished", folder, size_of(folder), f"half a checkpoint of {run.id}", idle)
+    for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
+        for folder in (run.path / "checkpoints").glob(pattern):
+            if idle():
+                yield Waste("unfinished", folder, size_of(folder), f"{what} of {run.id}", idle)
     checkpoints = run.checkpoints()
     if len(checkpoints) < 2 or run.status()["status"] != COMPLETED:
         return
@@ -239,7 +241,7 @@ def _waste_of_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Waste]:
     for folder in sorted(cache.glob("*/.building-*")):
         if now - _last_written(folder) > STALE_SECONDS:
             yield Waste("unfinished", folder, size_of(folder), "half-made data")
-    found = {folder: read_json(folder / "meta.json") for folder in sorted(cache.glob("[!.]*/[!.]*"))}
+    found = {folder: read_json(folder / "meta.json", MAX_META_BYTES) for folder in sorted(cache.glob("[!.]*/[!.]*"))}
     corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None}
     used = _corpora_in_use(runs) if corpora else None
     for folder, corpus in corpora.items():

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +30,10 @@ from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
 from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
+from moe_cli.reading import forget_notes, noted
+
+# Files that a command could not use are named up to so many.
+SHOWN_UNREADABLE = 12
 
 # Of typer, which names it nowhere: what is wrong with the options of a command.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -48,6 +53,13 @@ class Group(TyperGroup):
             raise typer.Exit(2) from None
 
     def invoke(self, ctx: Any) -> Any:
+        forget_notes()
+        try:
+            return self._invoke(ctx)
+        finally:
+            _name_unreadable()
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             _check_folder()
             return super().invoke(ctx)
@@ -88,6 +100,15 @@ def _check_folder() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise ConfigError("the working directory was deleted. Go to one that exists: cd ~") from None
+
+
+def _name_unreadable() -> None:
+    """Names each file that the command met and could not use, on standard error."""
+    lines = noted()
+    more = [f"unreadable: {len(lines) - SHOWN_UNREADABLE:,} more files"] if len(lines) > SHOWN_UNREADABLE else []
+    with suppress(BrokenPipeError, ValueError):  # nobody reads, or standard error is closed
+        for line in lines[:SHOWN_UNREADABLE] + more:
+            typer.secho(printable(line), fg="yellow", err=True)
 
 
 def _told_elsewhere(error: MoeError) -> bool:

@@ -112,7 +112,7 @@ def _interruptible(console: "Console") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print("stopped; what was running is saved. The same command continues.")
+        console.print("stopped. The same command continues: runs with a checkpoint from there, others from the start.")
         raise typer.Exit(130) from None
 
 

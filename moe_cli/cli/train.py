@@ -172,7 +172,7 @@ def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, a
 
 
 def _print_stopped(console: "Console", run: "Run") -> None:
-    text = f"stopped; everything is saved. Go on with: moe train --resume {run.id}"
+    text = f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}"
     console.print(text, highlight=False, soft_wrap=True)
 
 

@@ -22,6 +22,7 @@ from moe_cli.store import (
     RUNNING,
     Run,
     find_run,
+    is_run,
     open_runs,
     run_folders,
 )
@@ -44,7 +45,7 @@ def pick(outputs: Path, name: str | None) -> Path | Run:
         group = newest_group(outputs)
         return open_runs(outputs)[-1] if group == "runs" else outputs / group
     folder = find_folder(outputs, name)
-    return folder if folder and not (folder / "config.json").is_file() else find_run(outputs, name)
+    return folder if folder and not is_run(folder) else find_run(outputs, name)
 
 
 class SweepFolder:

@@ -396,11 +396,11 @@ def _d_expert(config: RunConfig) -> int:
 
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     optim, train, data = config.optim, config.train, config.data
+    if optim.schedule == "wsd" and optim.decay is None:
+        optim = replace(optim, decay=round(min(0.6, 1 - optim.warmup), 12))
     if optim.schedule == "wsd" and optim.decay == 0:
         optim = replace(optim, schedule="constant", decay=None)
-    if optim.schedule == "wsd":
-        optim = replace(optim, decay=0.6 if optim.decay is None else optim.decay)
-    elif optim.decay is not None:
+    if optim.schedule != "wsd" and optim.decay is not None:
         optim = replace(optim, decay=None)
         notes += _set_aside(given, f"optim.schedule={optim.schedule} has no plateau", "optim.decay")
     if optim.schedule == "constant":

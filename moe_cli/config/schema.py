@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges, methods_of
@@ -365,24 +366,46 @@ class RunConfig:
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that name this configuration; equal for equal training, wherever it runs."""
-        values = self.to_dict()
-        values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
-        for key in ("launch", *LOG_KEYS):  # results do not depend on them
-            del values[key]
-        # What acts through other settings alone: the width of the experts, and which layers have them.
-        del values["match"]
-        model = values["model"] | {"sparse_layers": self.sparse_layers}
-        through = ("moe_every", "first_dense", *(["d_ff"] if len(self.sparse_layers) == self.model.num_layers else []))
-        values["model"] = {key: value for key, value in model.items() if key not in through}
-        # A setting that came later names no other configuration where it changes nothing.
-        values["data"] = {key: value for key, value in values["data"].items() if value != LATER.get(key, ...)}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+        return _digest(self.to_dict(), self.sparse_layers)
 
     @property
     def run_id(self) -> str:
         """For example gpt-8x2-s0-3fa91c: model, experts x chosen, seed, digest."""
         shape = "dense" if self.dense else f"{self.expert}x{self.k}"
         return f"{self.model.name}-{shape}-s{self.seed}-{self.digest}"
+
+
+def digest_of(values: dict[str, Any]) -> str | None:
+    """The digest of the configuration in a config.json; None where it is none. It takes a tenth of the time of `from_dict`."""
+    try:
+        return _digest(values, _sparse_layers(json.dumps(values["model"]), values["expert"] == 1))
+    except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class _OfModel:
+    model: AnyModel
+
+
+@lru_cache(maxsize=1024)
+def _sparse_layers(model: str, dense: bool) -> tuple[int, ...]:
+    config: _OfModel = build(_OfModel, {"model": json.loads(model)})
+    return () if dense else config.model.sparse_layers
+
+
+def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
+    """See RunConfig.digest; `values` stay as they are."""
+    left_out = ("launch", "match", *LOG_KEYS)  # results do not depend on them; match acts through the width of the experts
+    values = {key: value for key, value in values.items() if key not in left_out}
+    values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
+    # What acts through other settings alone: which layers have experts, and the width of the dense ones without any.
+    model = values["model"] | {"sparse_layers": sparse_layers}
+    through = ("moe_every", "first_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
+    values["model"] = {key: value for key, value in model.items() if key not in through}
+    # A setting that came later names no other configuration where it changes nothing.
+    values["data"] = {key: value for key, value in values["data"].items() if value != LATER.get(key, ...)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _values(config: Any) -> dict[str, Any]:

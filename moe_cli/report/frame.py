@@ -14,6 +14,7 @@ from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.glance import find_folder
 from moe_cli.marks import tags_in
+from moe_cli.records import read_sealed
 from moe_cli.report.index import (
     FEWEST,
     FILES,
@@ -27,7 +28,7 @@ from moe_cli.report.index import (
     stamps_of,
     write_index,
 )
-from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, open_runs, read_json, run_folders, spellings
+from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, is_run, open_runs, read_json, run_folders, spellings
 
 UNITS = {
     "params": "parameters",
@@ -89,7 +90,7 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
     runs = run_folders(folder)
-    nested = any(run.path.parent != folder for run in runs) and not (folder / "config.json").is_file()
+    nested = any(run.path.parent != folder for run in runs) and not is_run(folder)
     return runs_frame(runs, folder if nested else folder.parent, keep=nested)
 
 
@@ -220,7 +221,7 @@ def _frame(columns: dict[str, Column], runs: Sequence[Run], order: "np.ndarray")
 def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
     """What a folder says, but for where it lies; and which of FILES were read whole."""
     folder = str(run.path)  # of ten thousand runs, path objects would take a tenth of the time
-    files = [read_json(f"{folder}/{name}") for name in FILES]
+    files = [(read_sealed if name == "summary.json" else read_json)(f"{folder}/{name}") for name in FILES]
     config, results, said, tags = files
     status = run.really(said or {}, results is not None)
     state, reason = str(status.get("status")), status.get("reason")
@@ -237,7 +238,8 @@ def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
     measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
     identity.update(created=_number(status.get("created")), tags=list(tags_in(tags)))
-    return {**settings, **measured, **identity}, tuple(content is not None for content in files)
+    fits = not config or run.fits(config)
+    return {**settings, **measured, **identity}, tuple(content is not None and fits for content in files)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,12 +7,13 @@ import fcntl
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError, MoeError
+from moe_cli.reading import Unreadable, open_regular
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -25,6 +26,11 @@ STUDY = "search"
 FEWEST = 8
 # The share of trials that counts as good: of twenty a tenth would be two.
 BEST = 0.25
+# The largest journal that is read: ten thousand trials take some ten million bytes.
+MAX_JOURNAL_BYTES = 2**28
+_MOVE = "Move it away: the same command then begins a new search, and runs that are there count."
+# What Optuna raises on a journal that it did not write so.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RecursionError)
 
 
 def import_optuna() -> ModuleType:
@@ -85,20 +91,30 @@ def open_journal(folder: Path) -> "JournalStorage":
     from optuna.storages.journal import JournalFileBackend
 
     path = folder / JOURNAL
+    with suppress(FileNotFoundError):
+        _check_journal(path)
     lock: Any = JournalLock(path)
     try:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
         raise MoeError(f"{path} cannot be used: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise MoeError(
-            f"{path} is damaged. Move it away: the same command then begins a new search, and runs that are there count."
-        ) from None
+    except _DAMAGE:
+        raise MoeError(f"{path} is damaged. {_MOVE}") from None
+
+
+def _check_journal(path: Path) -> None:
+    """Raises FileNotFoundError, MoeError: it is no file that can be read."""
+    try:
+        open_regular(path, MAX_JOURNAL_BYTES).close()
+    except Unreadable as problem:
+        raise MoeError(f"{path} {problem}. {_MOVE}") from None
 
 
 def load_study(folder: Path) -> "Study | None":
     """The search of a sweep's folder, None if there is none. Raises MoeError: it cannot be read."""
-    if not (folder / JOURNAL).is_file():
+    try:
+        _check_journal(folder / JOURNAL)
+    except FileNotFoundError:
         return None
     optuna = import_optuna()
     storage = open_journal(folder)
@@ -162,9 +178,10 @@ def searched(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str, float]
     for folder in dict.fromkeys(Path(path).parent for path in paths):
         try:
             study = load_study(folder)
+            if study is not None:
+                found[folder.name] = importances(study)
         except MoeError as error:
             notes.append(f"importances of {folder.name}: {error}")
-            continue
-        if study is not None:
-            found[folder.name] = importances(study)
+        except _DAMAGE:
+            notes.append(f"importances of {folder.name}: {folder / JOURNAL} is damaged.")
     return found, tuple(notes)

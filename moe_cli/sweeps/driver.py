@@ -354,7 +354,7 @@ def explain(run: Run, code: int) -> bool:
         reason = f"killed by signal {-code} ({name})"
         reason += ": out of memory? Lower train.batch_size or -j" if -code == signal.SIGKILL else ""
     elif code == STOPPED:
-        reason = "stopped from outside; its checkpoint is saved"
+        reason = f"stopped from outside; {run.kept()}"
     else:
         reason = status.get("reason") or f"ended with exit code {code}"
     return _record(run, FAILED, f"{reason} (log: {run.path / 'log.txt'})")

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import TOKENIZERS, TextData, TextsData
 from moe_cli.errors import DataError
+from moe_cli.tasks.built import META
 from moe_cli.tasks.documents import NotText
 from moe_cli.tasks.files import File, Texts, source
-from moe_cli.tasks.folders import META, building
+from moe_cli.tasks.folders import building
 from moe_cli.tasks.references import bigram_bits_per_byte, gzip_bits_per_byte, unigram_references
 from moe_cli.tasks.shards import Shard, ShardWriter, Tokens
 from moe_cli.tasks.splits import MOST_DOMAINS, PURPOSES, SPLITS, TEST, TRAIN, Split, split_documents

@@ -14,6 +14,7 @@ from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, Texts
 from moe_cli.errors import DataError
 from moe_cli.numbers import count, plural
 from moe_cli.tasks.build import build
+from moe_cli.tasks.built import built, just_built
 from moe_cli.tasks.files import Texts, list_texts, source
 from moe_cli.tasks.hub import list_hub
 from moe_cli.tasks.installed import list_installed
@@ -131,11 +132,12 @@ def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True)
         tokenizers_library()  # before anything that takes long
     texts = texts_of(data, outputs)
     folder = cache / f"{data.name}-{_key(data, texts)}"
-    if not (folder / "meta.json").is_file():
+    meta = built(folder, "token files")
+    if meta is None:
         if not now and subwords:
             return _foreseen(data, cache, outputs)
         build(data, texts, folder)
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = just_built(folder, "token files")
     return Corpus(folder, {**meta, "notes": texts.notes})  # the same text may have other things beside it now
 
 

@@ -29,6 +29,7 @@ from typing import IO
 from moe_cli.errors import DataError
 from moe_cli.numbers import printable
 from moe_cli.outputs import MARKER, is_outputs, is_run_folder
+from moe_cli.reading import Unreadable, kind_of, open_regular
 
 # Why something is left out.
 EXCLUDED = "by data.exclude"
@@ -37,7 +38,6 @@ TWICE = "as there under another name"
 NOWHERE = "as a link that leads nowhere"
 AROUND = "as a link to a folder around the data"
 SHOWN = 3
-_KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 # Device and inode.
 _Identity = tuple[int, int]
 
@@ -131,7 +131,7 @@ def check_readable(path: Path, label: str) -> os.stat_result:
         raise DataError(f"{label} does not exist.") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if kind := _kind(status.st_mode):
+    if kind := kind_of(status.st_mode):
         raise DataError(f"{label} is a {kind}, and only files are read. Write what it gives to a file first.")
     return status
 
@@ -146,13 +146,11 @@ def open_file(path: Path, label: str | None = None) -> IO[bytes]:
     if stat.S_ISDIR(check_readable(path, label).st_mode):
         raise DataError(f"{label} is a folder, not a file.")
     try:
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
-    except OSError as error:
-        raise DataError(f"{label} cannot be read: {error.strerror}.") from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise DataError(f"{label} is no regular file.")
-    return file
+        return open_regular(path)
+    except FileNotFoundError:
+        raise DataError(f"{label} does not exist.") from None
+    except Unreadable as problem:
+        raise DataError(f"{label} {problem}.") from None
 
 
 def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
@@ -267,7 +265,7 @@ class _Walk:
             return EXCLUDED
         if status is None:
             return NOWHERE
-        if kind := _kind(status.st_mode):
+        if kind := kind_of(status.st_mode):
             return f"as a {kind}"
         if not stat.S_ISDIR(status.st_mode):
             return None
@@ -326,13 +324,6 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
-
-
-def _kind(mode: int) -> str | None:
-    """What a file is that is neither a regular file nor a folder; None for those."""
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return None
-    return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moe_cli.errors import DataError
+from moe_cli.tasks.built import BUILDING, META, write_checksums
 
-BUILDING = ".building-"
 # Seconds in which a new folder may not be held yet.
 JUST_MADE = 5
-META = "meta.json"
 
 
 @contextmanager
@@ -29,6 +28,7 @@ def building(folder: Path, what: str) -> Iterator[Path]:
         _remove_abandoned(folder.parent)
         with _own_folder(folder.parent) as temporary:
             yield temporary
+            write_checksums(temporary)
             os.chmod(temporary, 0o755)
             temporary.rename(folder)
     except OSError as error:

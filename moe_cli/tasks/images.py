@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
 from moe_cli.errors import DataError
+from moe_cli.tasks.built import META, built, just_built
 from moe_cli.tasks.data_files import DataFiles, find_files, find_named, open_file, stamps
 from moe_cli.tasks.documents import HEAD_BYTES, other_format
-from moe_cli.tasks.folders import META, building
+from moe_cli.tasks.folders import building
 from moe_cli.tasks.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, check_shares, splits_by_name, unheeded
 
 FORMAT = 4
@@ -80,9 +81,10 @@ def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Im
     """
     found = _files(data, outputs) if isinstance(data, FolderData | FashionData) else None
     folder = cache / f"{data.name}-{_key(data, found)}"
-    if not (folder / META).is_file():
+    meta = built(folder, "images")
+    if meta is None:
         _build(data, found, folder)
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta = just_built(folder, "images")
     return Images(folder, {**meta, "notes": found.notes if found else []})
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import MovieLensData, RatingData
 from moe_cli.errors import DataError
+from moe_cli.tasks.built import META, built, just_built
 from moe_cli.tasks.data_files import stamps
-from moe_cli.tasks.folders import META, building
+from moe_cli.tasks.folders import building
 from moe_cli.tasks.movielens import find_ratings, read_movielens
 from moe_cli.tasks.planted import Interactions, plant
 from moe_cli.tasks.splits import PURPOSES
@@ -80,9 +81,11 @@ def load_ratings(data: RatingData, cache: Path) -> Ratings:
         DataError: a file is missing, or is not what it should be; or there is nothing to be learned from it.
     """
     folder = cache / f"{data.name}-{_key(data)}"
-    if not (folder / META).is_file():
+    meta = built(folder, "ratings")
+    if meta is None:
         _build(data, folder)
-    return Ratings(folder, json.loads((folder / META).read_text(encoding="utf-8")))
+        meta = just_built(folder, "ratings")
+    return Ratings(folder, meta)
 
 
 def _key(data: RatingData) -> str:

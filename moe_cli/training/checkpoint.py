@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +26,23 @@ from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError
 from moe_cli.moe import parallel
-from moe_cli.store import Run, is_full, read_json, write_json
+from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
+from moe_cli.store import Run, is_full, write_json
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, WeightAverage
 
 FORMAT = 1
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _EMA = "ema.safetensors"
+# How the name of a folder begins whose checksums did not hold when a run went on.
+DAMAGED = "damaged-"
+# Of a state: what is counted, besides steps and tokens; and the most threads that are taken over from one.
+COUNTS = ("skipped", "skipped_in_a_row", "rewinds", "data_shift", "spikes")
+MAX_THREADS = 4096
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,14 @@ class Checkpoint:
         Of each process of a job of the same size the random state too; others start a new one.
         """
         parts, params = learner.parts, dict(learner.parts.model.named_parameters())
+        try:
+            self._load_parts(learner, parts, params)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise CheckpointError(f"{self.folder} does not fit this run: {str(error).splitlines()[0][:200]}") from error
+
+    def _load_parts(self, learner: "Learner", parts: Parallel, params: dict[str, nn.Parameter]) -> None:
         weights = _load(self.folder / _FILES[0])
         own = {name: parts.part(tensor, name, params[name]) if name in params else tensor
                for name, tensor in weights.items()}  # fmt: skip
@@ -195,10 +215,8 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
 
 def way_on(run: Run, full: bool) -> str:
     """What there is of a run that could not write, on a full disk or for another reason, and how it goes on from there."""
-    kept = (
-        "The checkpoint before it is whole" if run.checkpoints() else "No checkpoint is there yet: it will start again"
-    )
-    return f"{kept}.\n{'Free space' if full else 'Mend that'}, then: moe train --resume {run.id}"
+    kept = run.kept()
+    return f"{kept[0].upper()}{kept[1:]}.\n{'Free space' if full else 'Mend that'}, then: moe train --resume {run.id}"
 
 
 def _folder(run: Run, step: int) -> Path:
@@ -248,7 +266,7 @@ def _sync(path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -274,6 +292,39 @@ def latest_checkpoint(run: Run) -> Checkpoint:
     return _open(folders[0])
 
 
+def newest_whole(run: Run) -> Checkpoint:
+    """The newest checkpoint whose checksums hold, to go on from; damaged ones are named, and set aside by another name.
+
+    Only for who holds the run's folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        return latest_checkpoint(run)
+    except DamagedCheckpoint as error:
+        problem, damaged = error, run.checkpoints()[:1]
+    for folder in run.checkpoints()[1:]:
+        try:
+            found = _open(folder)
+        except DamagedCheckpoint:
+            damaged.append(folder)
+            continue
+        if parallel.rank() == 0:
+            reason = str(problem).split("\n")[0]
+            print(f"note: {reason} Going on from step {found.state['step']:,}.", file=sys.stderr, flush=True)  # noqa: T201
+            for each in damaged:
+                with suppress(OSError):  # it stays where it is, and the next of its step takes its place
+                    each.rename(each.with_name(DAMAGED + each.name))
+        return found
+    if len(damaged) > 1:
+        raise CheckpointError(
+            f"no checkpoint of {run.id} is whole; the newest: {problem}".split("\n")[0]
+            + f"\nTo train it again from the start, move {run.path / 'checkpoints'} away, then: moe train --resume {run.id}"
+        )
+    raise problem
+
+
 def find_checkpoint(run: Run, which: str) -> Checkpoint:
     """The checkpoint that is `latest`, `best` (see train.keep_best), or of that step.
 
@@ -293,24 +344,63 @@ def find_checkpoint(run: Run, which: str) -> Checkpoint:
 
 def _open(folder: Path) -> Checkpoint:
     """The checkpoint in a folder, once its checksums hold."""
-    content = read_json(folder / "state.json")
-    if content is None:
-        raise CheckpointError(_damaged(folder, "state.json is missing or not whole"))
+    try:
+        content = parse_object(read_bytes(folder / "state.json"))
+    except FileNotFoundError:
+        raise _damaged(folder, "state.json is missing") from None
+    except Unreadable as reason:
+        raise _damaged(folder, f"state.json {reason}") from None
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{folder} has format {content.get('format')}; this version of moe reads {FORMAT}.")
-    state, checksums = content.get("state"), content.get("checksums", {})
-    if not isinstance(state, dict) or _sha256_of_state(state) != checksums.get("state"):
-        raise CheckpointError(_damaged(folder, "state.json does not have its checksum"))
+    state, checksums = content.get("state"), content.get("checksums")
+    if (
+        not isinstance(state, dict)
+        or not isinstance(checksums, dict)
+        or _sha256_of_state(state) != checksums.get("state")
+    ):
+        raise _damaged(folder, "state.json does not have its checksum")
+    if problem := _problem(state, int(folder.name.removeprefix("step_"))):
+        raise _damaged(folder, f"state.json has {problem}")
     for name in (*_FILES, *([_EMA] if _EMA in checksums else [])):
-        if not (folder / name).is_file():
-            raise CheckpointError(_damaged(folder, f"{name} is missing"))
-        if _sha256(folder / name) != checksums.get(name):
-            raise CheckpointError(_damaged(folder, f"{name} does not have its checksum"))
+        try:
+            same = _sha256(folder / name) == checksums.get(name)
+        except FileNotFoundError:
+            raise _damaged(folder, f"{name} is missing") from None
+        except (OSError, Unreadable) as reason:
+            raise _damaged(folder, f"{name} {reason}") from None
+        if not same:
+            raise _damaged(folder, f"{name} does not have its checksum")
     return Checkpoint(folder, state)
 
 
-def _damaged(folder: Path, what: str) -> str:
-    return f"checkpoint {folder} is damaged: {what}.\nDelete that folder to go on from the checkpoint before it."
+def _problem(state: dict[str, Any], step: int) -> str | None:
+    """What is wrong with the types and ranges of a state, such as that of a folder from somewhere else."""
+    whole = {"step": step + 1, "tokens": 2**63, "threads": MAX_THREADS + 1, **dict.fromkeys(COUNTS, 2**63)}
+    for name, stop in whole.items():
+        value = state.get(name, step if name == "step" else 0)
+        if type(value) is not int or not 0 <= value < stop or (name == "step" and value != step):
+            return f"{name}={value!r:.40}"
+    for name in ("seconds", "loss_mean", "loss_deviation", "best_step", "best_loss"):
+        value = state.get(name)
+        if value is not None and (type(value) not in (int, float) or (name == "seconds" and value < 0)):
+            return f"{name}={value!r:.40}"
+    if step and not state.get("seconds", 1.0):
+        return f"seconds={state.get('seconds')!r}"
+    interval = state.get("interval", {})
+    if not isinstance(interval, dict) or any(type(value) not in (int, float) for value in interval.values()):
+        return "an interval that is no record of numbers"
+    names = ("digest", "corpus_sha256")
+    return next((f"no {name}" for name in names if not isinstance(state.get(name, ""), str)), None)
+
+
+def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
+    others = [
+        int(each.name.removeprefix("step_")) for each in Run(folder.parent.parent).checkpoints() if each != folder
+    ]
+    steps = f"Use another: --checkpoint {others[0]}" if others else "There is no other"
+    return DamagedCheckpoint(
+        f"checkpoint {folder} is damaged: {what}.\n{steps}; moe train --resume goes on from the newest whole one."
+    )
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from moe_cli.moe.routers import ReluRouter
 from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
 from moe_cli.store import RUNNING, Recorder
 from moe_cli.tasks.task import Task
-from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, latest_checkpoint, take_snapshot
+from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, newest_whole, take_snapshot
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
 from moe_cli.training.optim import Optimizers, WeightAverage
@@ -68,6 +68,7 @@ class Training:
         # The number of threads decides how sums are split, so the last digits depend on it.
         torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
         self.state = State(**{entry.name: saved[entry.name] for entry in fields(State) if entry.name in saved})
+        self.recorder.check(saved.get("records"))
         self.recorder.rewind(self.state.step)
 
     @property
@@ -242,7 +243,7 @@ class Training:
         what = f"{what} at step {state.step + 1}"
         self.optimizers.zero_grad()
         if self.config.train.on_nan == "stop":
-            raise TrainingError(f"{what}; the last checkpoint is kept. {advice}")
+            raise TrainingError(f"{what}; {self._kept()}. {advice}")
         if self.config.train.on_nan == "rewind":
             self._rewind(what, advice)
             return
@@ -250,6 +251,12 @@ class Training:
             raise TrainingError(f"{what}, and {MOST_SKIPPED} steps before it were skipped. {advice}")
         state.skipped += 1
         state.skipped_in_a_row += 1
+
+    def _kept(self) -> str:
+        """What there is on the disk, once what is being written is there."""
+        with suppress(TrainingError):
+            self.saver.wait()
+        return self.recorder.run.kept()
 
     def _rewind(self, what: str, advice: str) -> None:
         """Back to the last checkpoint, to go on with the data after those that led here (PaLM, arXiv:2204.02311, 5.1)."""
@@ -260,7 +267,7 @@ class Training:
             raise TrainingError(f"{what}, before the first checkpoint. {advice}")
         if failed.rewinds == MOST_REWINDS:
             raise TrainingError(f"{what}, after {MOST_REWINDS} rewinds. {advice}")
-        self.resume(latest_checkpoint(self.recorder.run))
+        self.resume(newest_whole(self.recorder.run))
         self.state.rewinds = failed.rewinds + 1
         self.state.data_shift = failed.data_shift + failed.step + 1 - self.state.step
 
@@ -351,8 +358,7 @@ class Training:
         self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):
             raise TrainingError(
-                f"the validation loss is {result.loss} at step {self.state.step}; the last checkpoint is kept. "
-                "Try a lower optim.lr."
+                f"the validation loss is {result.loss} at step {self.state.step}; {self._kept()}. Try a lower optim.lr."
             )
         chosen = probe(self.model, self.task, self.config.eval.k, self.config.train.precision)
         for record, layer in zip(result.layer_records(), chosen, strict=True):
@@ -360,7 +366,7 @@ class Training:
         return result
 
     def save(self) -> None:
-        state = {**asdict(self.state), **self._identity()}
+        state = {**asdict(self.state), **self._identity(), "records": self.recorder.mark()}
         self.saver.save(take_snapshot(self.learner, state))
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 

@@ -448,3 +448,16 @@ def test_settings_of_experts_are_set_aside_without_them() -> None:
     dense = resolve(RunConfig(expert=1, model=model), given=given)
     assert dense.config == resolve(RunConfig(expert=1)).config
     assert ("expert=1 is dense: model.expert_dropout, model.expert_init_scale set aside.",) == dense.notes
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(0.02, 0.6), (0.4, 0.6), (0.5, 0.5), (0.9, 0.1)])
+def test_the_fall_of_the_learning_rate_begins_after_the_warm_up(warmup: float, decay: float) -> None:
+    """Where the warm-up leaves less than the derived share of the budget, the fall takes what it leaves."""
+    resolved = resolve(RunConfig(optim=schema.AdamWConfig(warmup=warmup))).config
+    assert (decay, "wsd") == (resolved.optim.decay, resolved.optim.schedule)
+
+
+def test_a_warm_up_over_the_whole_budget_never_falls() -> None:
+    """It is the constant schedule."""
+    whole, constant = schema.AdamWConfig(warmup=1.0), schema.AdamWConfig(warmup=1.0, schedule="constant")
+    assert resolve(RunConfig(optim=constant)).config == resolve(RunConfig(optim=whole)).config

@@ -177,7 +177,7 @@ def draw_config(router: type[RouterConfig], draw: random.Random) -> RunConfig:
     capacity = None if options.get("groups", 1) > 1 else draw.choice([None, 0.25, 0.5, 2.0])
     return tiny_config(
         Path("text"), expert=draw.choice([4, 6, 8]), k=draw.choice([1, 2, 3]), router=router(**options), capacity=capacity,
-        drop=draw.choice(["position", "probability", "random"]), renormalise_after_drop=draw.choice([False, True]),
+        drop=draw.choice(["position", "probability", "random", "causal"]), renormalise_after_drop=draw.choice([False, True]),
         balance=NoBalance(), train={"batch_size": 12}, **{"model": GPTConfig(**sizes), **family},
     )  # fmt: skip
 

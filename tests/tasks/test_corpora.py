@@ -324,7 +324,7 @@ def test_a_corpus_appears_whole(tmp_path: Path, text_file: Path, monkeypatch: py
     corpus = load(text_file, tmp_path)
     assert [True] == [name.startswith(".building-") for name in seen]
     names = sorted(path.name for path in corpus.folder.iterdir())
-    assert ["domains.bin", "meta.json", "starts.bin", "train_0000.bin", "val_0000.bin"] == names
+    assert [".checked.json", "checksums.json", "domains.bin", "meta.json", "starts.bin", "train_0000.bin", "val_0000.bin"] == names
 
 
 def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> None:

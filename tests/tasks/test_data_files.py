@@ -255,7 +255,7 @@ def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path, monkeypatc
     thread = threading.Thread(target=opened, daemon=True)
     thread.start()
     thread.join(20)
-    assert [f"{path} is no regular file."] == list(map(str, caught))
+    assert [f"{path} is a pipe, not a file."] == list(map(str, caught))
 
 
 @pytest.mark.parametrize("given", ["file", "folder", "pattern"])

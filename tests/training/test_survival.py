@@ -93,7 +93,7 @@ def test_bad_steps_apart_do_not_end_the_run(text_file: Path, tmp_path: Path, bad
 
 @pytest.mark.parametrize(
     ("filled", "kept"),
-    [(5, "The checkpoint before it is whole"), (2, "No checkpoint is there yet: it will start again")],
+    [(5, "The checkpoint of step 4 is kept"), (2, "No checkpoint was written yet: it will start again")],
 )
 def test_a_full_disk_is_told(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: int, kept: str

@@ -1,0 +1,228 @@
+"""How every file of a run, sweep, outputs or cache folder is read: regular files only, bounded, and checked.
+
+Such folders are copied, edited, damaged and come from other people. A file that cannot be used is `Unreadable` with the
+reason, and is noted with it, so that a command goes on with the others and names this one at its end.
+"""
+
+import json
+import math
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, TypeGuard
+
+# The largest JSON file and the longest line of a .jsonl file that are read.
+MAX_BYTES = 2**24
+# JSON that is nested deeper, or has a number that is no finite float, is not ours.
+MAX_DEPTH, MAX_NUMBER = 64, sys.float_info.max
+# The year 10000, in seconds since 1970.
+MAX_TIME = 253_402_300_800
+# Of files with problems so many are remembered.
+MAX_NOTES = 10_000
+_KINDS = {
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+Name = str | os.PathLike[str]
+# By path: why a file or folder is not what it should be, and in one word.
+_notes: dict[str, tuple[str, str]] = {}
+
+
+class Unreadable(Exception):
+    """A file that is there and cannot be used; its text says why."""
+
+
+def kind_of(mode: int) -> str | None:
+    """What a file is that is neither a regular file nor a folder; None for those."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "special file")
+
+
+def open_regular(path: Name, max_bytes: int | None = None) -> IO[bytes]:
+    """A regular file, opened for reading. It never waits, whatever has taken the place of the file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Unreadable: it is of another kind, has more than `max_bytes`, or cannot be opened.
+    """
+    try:
+        _check_kind(os.stat(path))  # before it is opened, which a device may notice
+        file = open(path, "rb", opener=_open)  # noqa: SIM115
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise Unreadable("is a link that leads nowhere") from None
+        raise
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        status = os.fstat(file.fileno())
+        _check_kind(status)
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise Unreadable(f"has {status.st_size:,} bytes, at most {max_bytes:,} are read")
+    except Unreadable:
+        file.close()
+        raise
+    return file
+
+
+def _check_kind(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable(f"is a {kind_of(status.st_mode) or 'folder'}, not a file")
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def read_bytes(path: Name, max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of a regular file. Raises FileNotFoundError, Unreadable."""
+    with open_regular(path, max_bytes) as file:
+        try:
+            content = file.read(max_bytes + 1)
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error.strerror}") from None
+    if len(content) > max_bytes:
+        raise Unreadable(f"has more than {max_bytes:,} bytes")
+    return content
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """The JSON object in `content`, with finite numbers and bounded depth. Raises Unreadable."""
+    found = parse_json(content)
+    if not isinstance(found, dict):
+        raise Unreadable(f"is JSON, but no object: {type(found).__name__}")
+    return found
+
+
+def parse_json(content: bytes) -> Any:
+    """The JSON in `content`, with finite numbers and bounded depth. Raises Unreadable."""
+    try:
+        found = json.loads(content.decode(), parse_constant=_refuse)
+    except RecursionError:
+        raise Unreadable(f"is nested more than {MAX_DEPTH} deep") from None
+    except UnicodeDecodeError:
+        raise Unreadable("is not UTF-8 text") from None
+    except ValueError as error:
+        raise Unreadable(f"is not whole JSON: {str(error)[:80]}" if content else "is empty") from None
+    _check_value(found, MAX_DEPTH)
+    return found
+
+
+def _refuse(text: str) -> Any:
+    raise Unreadable(f"holds the number {text}")
+
+
+def _check_value(value: Any, depth: int) -> None:
+    kind = type(value)
+    if kind is float or kind is int:
+        if not -MAX_NUMBER <= value <= MAX_NUMBER:
+            raise Unreadable(f"holds a number out of range, of {math.log10(abs(value)):.0f} digits" if kind is int else
+                             f"holds the number {value}")  # fmt: skip
+    elif kind is dict or kind is list:
+        if not depth:
+            raise Unreadable(f"is nested more than {MAX_DEPTH} deep")
+        for item in value.values() if kind is dict else value:
+            if type(item) is not str:
+                _check_value(item, depth - 1)
+
+
+def read_json(path: Name, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
+    """The object in a file; None when it is absent or, which is noted, cannot be used."""
+    try:
+        content = parse_object(read_bytes(path, max_bytes))
+    except FileNotFoundError:
+        content = None
+    except Unreadable as problem:
+        note_unreadable(path, str(problem))
+        return None
+    if _notes:
+        _notes.pop(os.fspath(path), None)
+    return content
+
+
+def read_lines(path: Name, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """The records of a .jsonl file one after the other, or of its last bytes; those that cannot be used are left out.
+
+    They are noted, but for one that is cut off at either end, as by a process that was killed while it wrote.
+    """
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
+        return
+    except Unreadable as problem:
+        note_unreadable(path, str(problem))
+        return
+    with file:
+        yield from _records(path, file, last_bytes)
+
+
+def _records(path: Name, file: IO[bytes], last_bytes: int | None) -> Iterator[dict[str, Any]]:
+    left_out, first = 0, ""
+    if last_bytes is not None and (begin := file.seek(0, os.SEEK_END) - last_bytes) > 0:
+        file.seek(begin)
+        _next_line(file)
+    else:
+        file.seek(0)
+    number = 0
+    try:
+        while line := _next_line(file):
+            number += 1
+            try:
+                if len(line) > MAX_BYTES:
+                    raise Unreadable(f"has more than {MAX_BYTES:,} bytes")
+                record = parse_object(line)
+            except Unreadable as problem:
+                if line.endswith(b"\n") and line.strip():
+                    left_out += 1
+                    first = first or f"line {number}{' of its end' if last_bytes else ''} {problem}"
+                continue
+            yield record
+    except OSError as error:
+        left_out, first = left_out + 1, f"it cannot be read: {error.strerror}"
+    if left_out:
+        note_unreadable(path, f"{left_out:,} of {number:,} lines left out; {first}")
+
+
+def _next_line(file: IO[bytes]) -> bytes:
+    """The next line; of one that is too long its beginning and its end."""
+    line = file.readline(MAX_BYTES + 1)
+    if len(line) <= MAX_BYTES or line.endswith(b"\n"):
+        return line
+    rest = line
+    while rest and not rest.endswith(b"\n"):
+        rest = file.readline(MAX_BYTES + 1)
+    return line + b"\n"
+
+
+def time_in(value: Any) -> float | None:
+    """The value if it is a time that a clock may have said, in seconds since 1970."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_TIME
+    return float(value) if known else None
+
+
+def is_path(value: Any) -> TypeGuard[str]:
+    """Whether the operating system takes it as a path."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def note_unreadable(path: Name, why: str, label: str = "unreadable") -> None:
+    """Remembers a file or folder that is not what it should be, for the end of the command."""
+    if len(_notes) < MAX_NOTES:
+        _notes[os.fspath(path)] = label, why
+
+
+def noted() -> list[str]:
+    """A line for each that was noted since the last `forget_notes`, such as unreadable: FILE is empty."""
+    return [f"{label}: {path} {why}" for path, (label, why) in _notes.items()]
+
+
+def forget_notes() -> None:
+    _notes.clear()
