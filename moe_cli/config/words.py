@@ -13,18 +13,12 @@ from hydra.errors import HydraException
 
 from moe_cli.config.axes import Axis, Glob, Interval
 from moe_cli.config.bounds import VALUES, shortened
-from moe_cli.config.folders import GROUPS
+from moe_cli.config.folders import is_text
 from moe_cli.config.loggers import LOG_KEYS
-from moe_cli.config.parse import takes_text
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 
 MOST_CHARACTERS = 200_000
-
-
-def is_text(key: str, settings: type = RunConfig) -> bool:
-    """Whether what is typed for a key is text, not a number: a setting of that type, or the choice of a file."""
-    return key in (*GROUPS, "preset", "executor") or takes_text(settings, key)
 
 
 class _TextVisitor(HydraOverrideVisitor):
