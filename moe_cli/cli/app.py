@@ -29,6 +29,7 @@ from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
 from moe_cli.process import spin_briefly
 from moe_cli.reading import forget_notes, noted
+from moe_cli.writing import is_full, way_on
 
 # Files that a command could not use are named up to so many.
 SHOWN_UNREADABLE = 12
@@ -84,6 +85,8 @@ def _print_system(error: OSError) -> int:
         end_unread(0)
     where = f": {shortened(os.fsdecode(error.filename))}" if error.filename else ""
     echo(f"error: {error.strerror or error}{where}", err=True)
+    if is_full(error):
+        echo(f"{way_on(error)}, then the same command.", err=True)
     return 2 if error.errno in ASKED_FOR else 1
 
 

@@ -41,6 +41,7 @@ def sample(  # noqa: PLR0913  (an option each)
 
     import torch
 
+    from moe_cli.numbers import plural
     from moe_cli.run import restore
     from moe_cli.training.precision import autocast
     from moe_cli.training.sample import Drawing, whole_characters
@@ -63,7 +64,7 @@ def sample(  # noqa: PLR0913  (an option each)
             echo(_shown(text), nl=False)
     seconds = time.perf_counter() - started
     echo()
-    echo(f"{tokens:,} tokens, {tokens / seconds:,.0f} tokens/s", dim=True, err=True)
+    echo(f"{plural(tokens, 'token')}, {tokens / seconds:,.0f} tokens/s", dim=True, err=True)
 
 
 def _shown(text: str) -> str:

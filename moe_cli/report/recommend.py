@@ -13,7 +13,7 @@ from moe_cli.config.parse import show
 from moe_cli.errors import MoeError
 from moe_cli.glance import validation_curve
 from moe_cli.measures import EQUAL, target_of
-from moe_cli.numbers import count, printable
+from moe_cli.numbers import count, plural, printable
 from moe_cli.report.alike import CODE, check_across, same_kind, sort_out
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.choice import (
@@ -259,7 +259,8 @@ def _context(row: Row) -> str:
     data = printable(str(row["corpus"] or row.get("data.name") or "data"))
     digest = f" ({printable(str(row['corpus_sha256']))[:6]})" if row["corpus_sha256"] else ""
     tokens = [f"{count(row['tokens'])} tokens"] if row["tokens"] else []
-    shape = f" of {row.get('model.num_layers')} layers x {row.get('model.d_model')}" if row.get("model.d_model") else ""
+    layers, width = row.get("model.num_layers"), row.get("model.d_model")
+    shape = f" of {plural(int(layers), 'layer')} x {width}" if layers and width else ""
     return ", ".join([f"{data}{digest}", *tokens, f"{printable(str(row.get('model.name') or 'model'))}{shape}"])
 
 
