@@ -12,7 +12,7 @@ from moe_cli.config.expressions import Expression, all_hold
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.measures import eval_windows
-from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
+from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain, text_series
 from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.pareto import as_cost, on_front, tolerance
 from moe_cli.report.stats import mean_and_interval, paired_difference
@@ -353,11 +353,16 @@ def _frame(rows: list[Row], runs: pd.DataFrame) -> pd.DataFrame:
     last = ["reason", "group", "created", "path", "paths", "baseline", "baseline_path", "corpus", "corpus_sha256"]
     others = [str(name) for name in runs.columns if name not in settings and name not in last]
     names = dict.fromkeys([*PLAIN_KEYS, *others, *last, *settings])
-    frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=_dtype(name, runs)) for name in names})
+    frame = pd.DataFrame({name: _series(name, [row[name] for row in rows], runs) for name in names})
     frame.attrs["units"] = {**runs.attrs.get("units", {}), "val_loss_interval": UNITS["val_loss"],
                             "val_bpb_interval": UNITS["val_bpb"], "vs_dense": "share of the baseline's bits per byte",
                             "vs_dense_interval": "share of the baseline's bits per byte"}  # fmt: skip
     return frame
+
+
+def _series(name: str, values: list[Any], runs: pd.DataFrame) -> "pd.Series[Any]":
+    dtype = _dtype(name, runs)
+    return text_series(name, values) if dtype == "str" else pd.Series(values, dtype=dtype)
 
 
 _ADDED = {
