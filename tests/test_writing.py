@@ -279,16 +279,22 @@ def test_what_is_being_written_is_left_alone(tmp_path: Path, monkeypatch: pytest
     assert ([(1, [])], []) == (found, abandoned(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "origin", [".runs/x", "runs/.x", "runs/a\nb", "runs/\x1b[2Jx", "runs/\u202ex", "runs/" + 300 * "x", "runs/a\0b"]
-)
-def test_a_run_comes_back_under_a_name_that_is_seen(tmp_path: Path, origin: str) -> None:
-    """What trashed.json says is no name for a folder where it hides the run or writes on the terminal."""
+@pytest.mark.parametrize("origin", [".runs/x", "runs/.x", "runs/" + 300 * "x", "../x", ".trash/x", "a/b/c", ""])
+def test_a_run_does_not_come_back_out_of_sight(tmp_path: Path, origin: str) -> None:
+    """What trashed.json says is taken for no place where commands would not find the run."""
     removed = remove(complete(tmp_path, 1.7), tmp_path)
     write_json(removed.path / "trashed.json", {"from": origin, "time": 1.0})
     with pytest.raises(MoeError, match="does not say where"):
         restore(removed_runs(tmp_path)[0], tmp_path)
     assert [removed.path] == [each.path for each in removed_runs(tmp_path)]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb"])
+def test_a_run_comes_back_under_a_harmless_name(tmp_path: Path, name: str) -> None:
+    """Characters that move a cursor or turn writing around are no part of a folder's name any more."""
+    removed = remove(complete(tmp_path, 1.7), tmp_path)
+    write_json(removed.path / "trashed.json", {"from": f"runs/{name}", "time": 1.0})
+    assert f"a_{name[2:]}" == restore(removed_runs(tmp_path)[0], tmp_path).id
 
 
 @pytest.mark.parametrize("command", ["rm", "tag"])
