@@ -229,7 +229,9 @@ def check_memory(plans: Iterable[Plan], force: bool = False) -> None:
     The system may grant what is not there, page by page, and the process then hears no signal until it is killed.
     """
     total = total_memory_bytes()
-    for plan in () if force or total is None else plans:
+    if force or total is None:
+        return
+    for plan in plans:
         need = memory_bytes(plan.cost)
         if need > FAR_TOO_MUCH * total and not (plan.config.train.device != "cpu" and visible_gpus()):
             raise ConfigError(

@@ -27,6 +27,7 @@ from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.marks import check_corpus
 from moe_cli.models.cost import cost, training_steps
+from moe_cli.numbers import printable
 from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.store import (
     FAILED,
@@ -322,9 +323,10 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
             ids = sorted({entry[0] for expert in record["top_tokens"] for entry in expert})
             record["token_texts"] = {str(each): text for each, text in training.task.texts(ids).items()}
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
-    if not settled or not settled[0]:
+    known = set(settled[0]).intersection(*settled) if settled else set()
+    if not known:
         return None
-    halfway = min(settled[0], key=lambda looked: abs(looked - step / 2))
+    halfway = min(known, key=lambda looked: abs(looked - step / 2))
     return sum(layer[halfway] for layer in settled) / len(settled)
 
 
@@ -409,7 +411,7 @@ def main(run_folder: str, outputs: str) -> int:
             raise
         if str(error) and not (isinstance(error, LostProcess) and by_us()):
             with suppress(OSError):
-                print(f"error: {error}", file=sys.stderr)  # noqa: T201
+                print(f"error: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         if isinstance(error, RunBusy):
             return BUSY
         return FULL if is_full(error) or isinstance(error, DiskFull) else WRONG

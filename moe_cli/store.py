@@ -316,9 +316,11 @@ class Recorder:
         self._marks = {name: mark(self.run.path / name, self._marks.get(name, Mark())) for name in RECORDS}
         return self._marks
 
-    def check(self, marks: Any) -> None:
-        """Holds the records against the marks of a checkpoint. What is gone is said, here and with the results."""
-        found = [damage(self.run.path / name, marks.get(name)) for name in RECORDS] if isinstance(marks, dict) else []
+    def check(self, marks: Any, step: int) -> None:
+        """Holds the records against the marks of the checkpoint of a step. What is gone is said, here and with the results."""
+        found = (
+            [damage(self.run.path / name, marks.get(name), step) for name in RECORDS] if isinstance(marks, dict) else []
+        )
         if any(found):
             self._status["damage"] = "; ".join(filter(None, found))
             print(f"note: {self.run.id} goes on, but {self._status['damage']}.", file=sys.stderr, flush=True)  # noqa: T201
@@ -330,7 +332,7 @@ class Recorder:
             path = self.run.path / name
             if path.exists():
                 records = [record for record in read_lines(path) if not record.get("whole_split")]
-                kept = [record for record in records if record.get("step", 0) <= step]
+                kept = [record for record in records if _step(record) <= step]
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def meta(self, content: Mapping[str, Any]) -> None:
@@ -340,6 +342,12 @@ class Recorder:
         """Writes the results last of all: their presence means that the run is complete."""
         self.status(COMPLETED, reason=self._status.get("damage"))
         write_json(self.run.path / "summary.json", sealed(finite(summary)))
+
+
+def _step(record: Mapping[str, Any]) -> float:
+    """The step of a record; 0 where it has none."""
+    step = record.get("step", 0)
+    return step if isinstance(step, int | float) else 0
 
 
 class Onlooker(Recorder):
@@ -352,7 +360,7 @@ class Onlooker(Recorder):
     def mark(self) -> dict[str, Mark]:
         return {}
 
-    def check(self, marks: Any) -> None: ...
+    def check(self, marks: Any, step: int) -> None: ...
 
     def rewind(self, step: int) -> None: ...
 

@@ -186,7 +186,12 @@ def new_folder(parent: Path, prefix: str) -> Iterator[Path]:
 def scratch_folder() -> Path:
     """Makes a folder, the same at every call, that goes when this process ends."""
     folder, owner = Path(tempfile.mkdtemp(prefix="moe-")), os.getpid()
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return folder
 
 

@@ -56,14 +56,15 @@ def test_files_are_one_thing() -> None:
 
 
 def test_functions_are_short() -> None:
-    """A function fits on a screen: at most 50 lines, docstring included."""
+    """What a function does fits on a screen: at most 50 lines below its signature and docstring."""
     lengths = {
-        f"{path.relative_to(PACKAGE).as_posix()}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        f"{path.relative_to(PACKAGE).as_posix()}:{node.name}": (node.end_lineno or 0) - body[0].lineno + 1
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (body := node.body[1:] if ast.get_docstring(node) else node.body)
     }
-    assert {} == {name: length for name, length in lengths.items() if length > 50}
+    assert {} == {name: lines for name, lines in lengths.items() if lines > 50}
 
 
 def test_nothing_executes_on_load() -> None:

@@ -60,7 +60,11 @@ def built(folder: Path, what: str) -> dict[str, Any] | None:
         _check(folder)
         return parse_object(read_bytes(folder / META, MAX_META_BYTES))
     except (OSError, Unreadable) as problem:
-        reason = f"{problem.filename} is missing" if isinstance(problem, FileNotFoundError) else str(problem)
+        reason = (
+            f"{os.path.basename(problem.filename)} is missing"
+            if isinstance(problem, FileNotFoundError)
+            else str(problem)
+        )
         _set_aside(folder, what, reason, before)
     return None
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moe_cli.errors import CheckpointError, DiskFull, TrainingError
+from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
 from moe_cli.moe import parallel
 from moe_cli.numbers import is_utf8
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
@@ -304,7 +304,7 @@ def newest_whole(run: Run) -> Checkpoint:
             reason = str(problem).split("\n")[0]
             print(f"note: {reason} Going on from step {found.state['step']:,}.", file=sys.stderr, flush=True)  # noqa: T201
             for each in damaged:
-                with suppress(OSError):  # it stays where it is, and the next of its step takes its place
+                with suppress(OSError, UnsafePath):  # it stays where it is, and the next of its step takes its place
                     rename(each, each.with_name(DAMAGED + each.name))
         return found
     if len(damaged) > 1:
