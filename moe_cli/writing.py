@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -236,9 +236,9 @@ def delete_empty(path: Path) -> None:
         os.rmdir(path.name, dir_fd=folder)
 
 
-def delete_abandoned(parent: Path, pattern: str) -> None:
-    """Frees the disk of what killed processes have left half made."""
-    for path in abandoned(parent, pattern):
+def delete_abandoned(parent: Path, pattern: str, is_free: Callable[[Path], bool] = lambda path: True) -> None:
+    """Frees the disk of what killed processes have left half made. is_free: whether nothing else holds it."""
+    for path in filter(is_free, abandoned(parent, pattern)):
         with suppress(OSError, UnsafePath):
             delete(path)
 
