@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from io import BufferedReader
 from typing import IO, Any, TypeGuard
 
 # The largest JSON file and the longest line of a .jsonl file that are read.
@@ -42,7 +43,7 @@ def kind_of(mode: int) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
-def open_regular(path: Name, max_bytes: int | None = None) -> IO[bytes]:
+def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
     """A regular file, opened for reading. It never waits, whatever has taken the place of the file.
 
     Raises:
@@ -82,7 +83,10 @@ def read_bytes(path: Name, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of a regular file. Raises FileNotFoundError, Unreadable."""
     with open_regular(path, max_bytes) as file:
         try:
-            content = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size + 1)  # a buffer of `max_bytes` would take longer to get than most files to read
+            if len(content) > size:  # it has grown, or is of a file system that does not say
+                content += file.read(max_bytes + 1 - len(content))
         except OSError as error:
             raise Unreadable(f"cannot be read: {error.strerror}") from None
     if len(content) > max_bytes:
@@ -101,7 +105,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 def parse_json(content: bytes) -> Any:
     """The JSON in `content`, with finite numbers and bounded depth. Raises Unreadable."""
     try:
-        found = json.loads(content.decode(), parse_constant=_refuse)
+        found = _DECODER.decode(content.decode())
     except RecursionError:
         raise Unreadable(f"is nested more than {MAX_DEPTH} deep") from None
     except UnicodeDecodeError:
@@ -114,6 +118,9 @@ def parse_json(content: bytes) -> Any:
 
 def _refuse(text: str) -> Any:
     raise Unreadable(f"holds the number {text}")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _check_value(value: Any, depth: int) -> None:

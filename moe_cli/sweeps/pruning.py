@@ -73,7 +73,7 @@ class Watch:
             return None
         if size == self._size:
             return None
-        records = self.run.latest_metrics() if self._steps else self.run.metrics()
+        records = self.run.latest_metrics() if self._steps else self.run.read_metrics()
         self._size = size
         for value in self._new(records):
             if len(self._steps) > self._reported:
