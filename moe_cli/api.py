@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from moe_cli.cli import search as search_lines
+from moe_cli.cli.console import Terminal
 from moe_cli.cli.sweepplan import remarks
 from moe_cli.cli.views import SearchView, SweepView, describe
 from moe_cli.config.executors import split_executor
@@ -29,6 +28,7 @@ from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Rules, explain
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
 from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_words
+from moe_cli.writing import append
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def _shown(words: Sequence[str]) -> int:
 
 def _logged(words: Sequence[str], log: Path) -> int:
     """The same with the output in a file."""
-    with open(log, "ab") as file:
+    with append(log) as file:
         environment = {**os.environ, PARENT: str(os.getpid())}
         process = subprocess.Popen(
             [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
@@ -177,7 +177,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     plan = plan_words(words, options, baseline=baseline, seeds=seeds, name=name, where=where)
     searched = isinstance(plan, SearchPlan)
     _check_again(execution, searched)
-    shown: View = SearchView(Console()) if searched else SweepView(Console())
+    shown: View = SearchView(Terminal()) if searched else SweepView(Terminal())
     run_sweep(prepare(plan, folder, execution), shown if progress else Notes())
     return load_runs(folder / plan.name)
 

@@ -20,7 +20,7 @@ class Measure:
     share: bool = False
 
     def write(self, value: float) -> str:
-        return percent(value) if self.share else f"{value:.3f}"
+        return percent(value) if self.share else f"{value:z.3f}"
 
 
 # What an answer is given for, by task: the loss is so many nats each.

@@ -13,7 +13,7 @@ DIGITS = "12345678"
 def count(value: float) -> str:
     """Three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G, and on to Y, 1e24."""
     if abs(value) < 999.5:
-        return f"{value:.0f}"
+        return f"{value:z.0f}"
     for unit in "kMGTPEZY":
         value /= 1000
         if abs(value) < 999.5:
@@ -33,7 +33,7 @@ def known(value: float | None, digits: int = 3) -> str:
 
 def score(bits_per_byte: float | None, nats: float, target: str = "token") -> str:
     """The result of a run: in nats per token, image or what its task answers for, where there are no bytes."""
-    return f"{nats:.3f} nats/{target}" if bits_per_byte is None else f"{bits_per_byte:.3f} bits/byte"
+    return f"{nats:z.3f} nats/{target}" if bits_per_byte is None else f"{bits_per_byte:z.3f} bits/byte"
 
 
 def duration(seconds: float) -> str:

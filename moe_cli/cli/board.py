@@ -218,13 +218,13 @@ def _running_lines(
         [
             _kind("running", len(running)), _labels(texts, size),
             Column("", [_step(each) for each in running]),
-            Column("", ["" if each.val_loss is None else f"val {each.val_loss:.3f}" for each in running], left=True),
+            Column("", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], left=True),
             Column("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
                         for each in running], leaves=2),
             Column("", [_load(load) for load in loads], leaves=1, styles=[_alarm(load) for load in loads]),
             Column("", [_dead(each.dead_experts) for each in running], leaves=3,
                    styles=["yellow" if each.dead_experts else "" for each in running]),
-            Column("", ["" if each.train_loss is None else f"train {each.train_loss:.3f}" for each in running], leaves=5),
+            Column("", ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running], leaves=5),
             Column("", [_left_of(each, now) for each in running], leaves=4),
         ],
         width, header=False,
@@ -261,8 +261,8 @@ def _best_lines(best: Sequence[Best], size: int, width: int) -> list[Text]:
     """A line for each budget and data set."""
     if not best:
         return []
-    losses = [f"{each.loss.mean:.3f}{_spread(each.loss)} {each.unit}" for each in best]
-    dense = ["is dense" if each.is_dense else "" if each.dense is None else f"dense {each.dense:.3f}" for each in best]
+    losses = [f"{each.loss.mean:z.3f}{_spread(each.loss)} {each.unit}" for each in best]
+    dense = ["is dense" if each.is_dense else "" if each.dense is None else f"dense {each.dense:z.3f}" for each in best]
     return table_lines(
         [
             _kind("best", len(best)), _labels([each.label for each in best], size),
@@ -277,7 +277,7 @@ def _best_lines(best: Sequence[Best], size: int, width: int) -> list[Text]:
 
 
 def _spread(loss: Estimate) -> str:
-    return "" if loss.half_width is None else f" +- {loss.half_width:.3f}"
+    return "" if loss.half_width is None else f" +- {loss.half_width:z.3f}"
 
 
 def _failed_lines(failed: Sequence[Glance], labels: Mapping[Path, str], size: int, width: int) -> list[Text]:

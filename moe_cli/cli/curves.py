@@ -1,5 +1,6 @@
 """Curves over one another, drawn with characters: each with the letter it goes by."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,7 +17,9 @@ def plot(curves: dict[str, Points], width: int, height: int, tick: str = "┤") 
         return []
     left, right = min(x for x, _ in points), max(x for x, _ in points)
     low, high = min(y for _, y in points), max(y for _, y in points)
-    labels = {0: f"{high:.3f}", height - 1: f"{low:.3f}"}
+    labels = {0: _label(high, high - low), height - 1: _label(low, high - low)}
+    if labels[0] == labels[height - 1]:  # all lie at the bottom
+        del labels[0]
     margin = max(map(len, labels.values()))
     room = max(8, width - margin - 2)
     rows = [[" "] * room for _ in range(height)]
@@ -28,6 +31,12 @@ def plot(curves: dict[str, Points], width: int, height: int, tick: str = "┤") 
                 row = round((high - y) / (high - low) * (height - 1)) if high > low else height - 1
                 rows[row][column] = letter if rows[row][column] in (" ", letter) else "*"
     return [f"{labels.get(number, ''):>{margin}} {tick}{''.join(row).rstrip()}" for number, row in enumerate(rows)]
+
+
+def _label(value: float, span: float) -> str:
+    """The number of a tick: three digits after the point, or as many as tell the ends apart, six at the most."""
+    digits = 3 if span <= 0 else min(6, max(3, 1 - math.floor(math.log10(span))))
+    return f"{value:z.{digits}f}"
 
 
 def _at(curve: Points, x: float) -> float | None:

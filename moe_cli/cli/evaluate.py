@@ -44,9 +44,8 @@ def evaluate(
     config = found.config()
     policies = _policies(config, overrides or [])
 
-    from rich.console import Console
-
     from moe_cli.cli.columns import print_lines, table_lines
+    from moe_cli.cli.console import Terminal
     from moe_cli.measures import sees_later_tokens, target
     from moe_cli.run import restore
 
@@ -58,9 +57,9 @@ def evaluate(
         print_json({"run": found.id, "step": trained.step, "split": split, "evaluations": named})
         return
     unit = target(found.config_dict())
-    console = Console(emoji=False)
+    console = Terminal(emoji=False)
     contexts = {row["eval_context"] for row in rows}
-    context = f", mean context {rows[0]['eval_context']:.1f}" if len(contexts) == 1 and None not in contexts else ""
+    context = f", mean context {rows[0]['eval_context']:z.1f}" if len(contexts) == 1 and None not in contexts else ""
     size = f"{rows[0]['val_tokens']:,} {split} {unit}s"
     console.print(
         f"[bold]{found.id}[/]   step {trained.step:,}   {size}, the whole split{context}",
@@ -187,7 +186,7 @@ def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
         Column("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
         *([Column("drop", [row["drop"] or "-" for row in rows], left=True)] if len(_drops(rows)) > 1 else []),
         *([Column("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
-        Column(f"nats/{unit}", [f"{row['val_loss']:.4f}" for row in rows]),
+        Column(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
         *([Column("bits/byte", bits)] if bits else []), *measures,
         Column("dropped", share("dropped_fraction"), leaves=2),
         Column("load", share("max_violation", signed=True), leaves=3), Column("dead", share("dead_experts"), leaves=5),
@@ -218,6 +217,6 @@ def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
 
     return [
         Column("domain", names, left=True, shrinks=12),
-        *(Column(heading(row), [f"{row['domains'][name]:.4f}" for name in names], leaves=place)
+        *(Column(heading(row), [f"{row['domains'][name]:z.4f}" for name in names], leaves=place)
           for place, row in enumerate(rows)),
     ]  # fmt: skip

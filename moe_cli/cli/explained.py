@@ -13,7 +13,7 @@ from rich.text import Text
 
 from moe_cli.config.routers import null_experts
 from moe_cli.measures import ROUTING
-from moe_cli.numbers import percent, printable
+from moe_cli.numbers import percent, plural, printable
 from moe_cli.report.heat import ASCII_SHADES, SHADES, heat_map
 from moe_cli.report.scaling.lines import prose, table
 
@@ -90,7 +90,7 @@ def explained_lines(said: Explained, width: int, ascii_only: bool = False, most:
 
 def title(said: Explained) -> str:
     number, size = len(said.found.layers), len(said.found.layers[0].load)
-    layers = f"{number} sparse layer{'s' if number > 1 else ''} of {size} experts"
+    layers = f"{plural(number, 'sparse layer')} of {plural(size, 'expert')}"
     tokens = f"{len(said.found.tokens):,} token{'s' if len(said.found.tokens) > 1 else ''}"
     return f"{printable(said.run)}   step {said.step:,}   {tokens} ({said.tokenizer})   {layers}"
 

@@ -63,7 +63,7 @@ class Display:
     def _line(self, view: StepView, now: float) -> str:
         worst = max((max_violation(load) for load in view.load), default=None)
         total = f"/{view.total_steps}" if view.total_steps else ""
-        parts = [f"step {view.state.step}{total}", f"train {view.loss:.3f}", _val(view.val)]
+        parts = [f"step {view.state.step}{total}", f"train {view.loss:z.3f}", _val(view.val)]
         parts += [f"{count(view.state.tokens / view.state.seconds)} tok/s"]
         if worst is not None:
             parts.append(f"worst load {percent(worst, signed=True)}")
@@ -77,8 +77,8 @@ class Display:
             f"step {view.state.step:>4}{total}", ProgressBar(total=1, completed=view.progress, width=width),
             f"{100 * view.progress:3.0f} %", f"{count(view.state.tokens / view.state.seconds)} tok/s", self._left(view, now),
         )  # fmt: skip
-        aux = "".join(f"   {name} {loss:.3f}" for name, loss in view.aux_losses.items())
-        rows: list[Any] = [head, Text(f"  train {view.loss:.3f}   {_val(view.val)}{aux}   lr x{view.lr_factor:.2f}")]
+        aux = "".join(f"   {name} {loss:z.3f}" for name, loss in view.aux_losses.items())
+        rows: list[Any] = [head, Text(f"  train {view.loss:z.3f}   {_val(view.val)}{aux}   lr x{view.lr_factor:z.2f}")]
         if view.load:
             rows.append(self._load(view))
         return Group(*rows)
@@ -100,7 +100,7 @@ def _val(val: Evaluation | None) -> str:
     pieces = written(val.measures)
     if val.bits_per_byte is not None or not pieces:
         pieces.insert(0, f"{known(val.bits_per_byte)} bits/byte")
-    return f"val {val.loss:.3f} ({', '.join(pieces)})"
+    return f"val {val.loss:z.3f} ({', '.join(pieces)})"
 
 
 def _size(summary: dict[str, Any], unit: str) -> str:
@@ -122,27 +122,29 @@ def print_summary(console: Console, run: Run) -> None:
         highlight=False,
     )  # fmt: skip
     unit = target(run.config_dict())
-    found = [f"{summary['val_loss']:.3f} nats/{unit}", *written(summary, "val_")]
+    found = [f"{summary['val_loss']:z.3f} nats/{unit}", *written(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:
         found.insert(1, f"{known(summary['val_bpb'])} bits/byte")
         perplexity = summary["val_perplexity"] or math.inf  # too large for a float: written as null
-        found.append(f"perplexity {perplexity:.2f}")
+        found.append(f"perplexity {perplexity:z.2f}")
     rows = [("validation", "   ".join([*found, f"(whole split, {_size(summary, unit)})"]))]
     if summary["bigram_bpb"] is not None and summary["val_bpb"] is not None:
-        rows.append(("reference", f"bigram {summary['bigram_bpb']:.3f}   gzip -9 {summary['gzip_bpb']:.3f} bits/byte"))
+        rows.append(
+            ("reference", f"bigram {summary['bigram_bpb']:z.3f}   gzip -9 {summary['gzip_bpb']:z.3f} bits/byte")
+        )
     if known_results := references(summary):
         rows.append(("reference", "   ".join(known_results)))
     if summary["max_violation"] is not None:
         dead = round(summary["dead_experts"] * summary["expert"])
         rows.append(("experts", f"worst load {percent(summary['max_violation'], signed=True)} (MaxVio)   entropy "
-                     f"{summary['routing_entropy']:.2f}   dropped {percent(summary['dropped_fraction'])}   "
+                     f"{summary['routing_entropy']:z.2f}   dropped {percent(summary['dropped_fraction'])}   "
                      f"dead {dead} of {summary['expert']}"))  # fmt: skip
     if summary["capacity_val_loss"] is not None:
         rows.append(
             (
                 "capacity",
                 f"validation with capacity {summary['capacity']:g}, drop={summary['capacity_val_drop']}: "
-                f"{summary['capacity_val_loss']:.3f} nats/{unit}",
+                f"{summary['capacity_val_loss']:z.3f} nats/{unit}",
             )
         )
     events = [(summary.get("skipped_steps"), "steps skipped"), (summary.get("rewinds"), "rewinds"),

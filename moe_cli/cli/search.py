@@ -64,7 +64,7 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
     lines += [("", f"  {'space' if not index else '':<10} {key}={written(domain)}")
               for index, (key, domain) in enumerate(plan.space.items())]  # fmt: skip
     lines.append(("", f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
-                      + (f", of which about {100 * ahead.possible:.0f} % can be" if ahead.possible < 1 else "")))  # fmt: skip
+                      + (f", of which about {100 * ahead.possible:z.0f} % can be" if ahead.possible < 1 else "")))  # fmt: skip
     if plan.fixed:
         lines.append(("", f"  {'settings':<10} {' '.join(plan.words({}))}"))
     sides = [f"{name} ({'higher' if name in HIGHER else 'lower'} is better)" for name in plan.objectives]
@@ -84,10 +84,12 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
 
 def notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
     """What should be known before it starts."""
+    from moe_cli.numbers import plural
+
     notes = list(ahead.notes)
     if plan.size is not None and plan.size <= plan.trials:
         notes.append(
-            f"{plan.size:,} configurations are no more than {plan.trials} trials: without --search each is run once"
+            f"{plan.size:,} configurations are no more than {plural(plan.trials, 'trial')}: without --search each is run once"
         )
     if plan.prune and len(plan.seeds) > 1:
         notes.append("runs are pruned at their first seed; only what survives is repeated with the others")
@@ -98,7 +100,7 @@ def write_result(name: str, value: float) -> str:
     """A result as it is read."""
     from moe_cli.numbers import count
 
-    return f"{value:.3f}" if abs(value) < 100 else count(value)
+    return f"{value:z.3f}" if abs(value) < 100 else count(value)
 
 
 class SearchDisplay:
@@ -182,7 +184,7 @@ def _step(run: "Run") -> str:
         return "starting"
     curve = validation_curve(run, newest=True)
     name = "bpb" if curve.result == "val_bpb" else "loss"
-    return f"step {records[-1].get('step')}" + (f"   {name} {curve.values[-1]:.3f}" if curve.points else "")
+    return f"step {records[-1].get('step')}" + (f"   {name} {curve.values[-1]:z.3f}" if curve.points else "")
 
 
 def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
@@ -195,6 +197,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     """What was found; gives whether all trials are done and one of them has a result. Single trials may fail."""
     from rich.markup import escape
 
+    from moe_cli.numbers import plural
     from moe_cli.report.searched import FEWEST, importance_lines, importances
 
     def say(text: str) -> None:
@@ -202,7 +205,9 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
 
     states = [trial.state.name for trial in feed.trials()]
     completed, pruned, failed = (states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL"))
-    say(f"{len(states)} of {feed.plan.trials} trials: {completed} completed, {pruned} pruned, {failed} failed")
+    say(
+        f"{len(states)} of {plural(feed.plan.trials, 'trial')}: {completed} completed, {pruned} pruned, {failed} failed"
+    )
     if feed.given_up:
         say(f"[yellow]stopped asking:[/] {escape(feed.given_up)}")
     for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
@@ -228,6 +233,8 @@ def _best(feed: "SearchFeed") -> list[str]:
 
 def _front(feed: "SearchFeed") -> list[str]:
     """The trials of which none is better in everything, as an aligned table, and the words of each."""
+    from moe_cli.numbers import plural
+
     plan, trials = feed.plan, feed.best()
     rows = [list(plan.objectives), *([write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)]
                                      for trial in trials)]  # fmt: skip
@@ -238,7 +245,7 @@ def _front(feed: "SearchFeed") -> list[str]:
     commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
     return (
         [
-            f"Pareto front: {len(trials)} trials that no other trial beats" + _equal(plan.objectives),
+            f"Pareto front: {plural(len(trials), 'trial')} that no other trial beats" + _equal(plan.objectives),
             *lines,
             "the first of them:",
             *commands,
@@ -252,7 +259,7 @@ def _equal(objectives: "Sequence[str]") -> str:
     """The differences that do not count: (equal: tokens_per_second within 10 %)."""
     from moe_cli.report.pareto import tolerance
 
-    close = [f"{name} within {100 * (tolerance(name) - 1):.0f} %" for name in objectives if tolerance(name) > 1]
+    close = [f"{name} within {100 * (tolerance(name) - 1):z.0f} %" for name in objectives if tolerance(name) > 1]
     return f" (equal: {', '.join(close)})" if close else ""
 
 

@@ -4,11 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
-from moe_cli.cli.columns import PIPED_WIDTH, print_lines
+from moe_cli.cli.columns import print_lines
 from moe_cli.cli.config import flat
+from moe_cli.cli.console import PIPED_WIDTH, Terminal
 from moe_cli.config.parse import show
 from moe_cli.glance import Glance, glance, number, validation_curve
 from moe_cli.measures import references, target, written
@@ -64,7 +64,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 def print_run(run: Run) -> None:
     """A title, then a labelled line for each thing worth knowing; long lines are continued under their label."""
-    console = Console()
+    console = Terminal()
     each = glance(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
     title = Text.assemble(
@@ -118,23 +118,23 @@ def _results(each: Glance) -> list[tuple[str, list[str]]]:
 
     if not found:
         progress = f"step {each.step:,}" + (f" of {each.steps:,}" if each.steps else "")
-        estimate = [] if each.val_bpb is None else [f"validation about {each.val_bpb:.3f} bits/byte"]
+        estimate = [] if each.val_bpb is None else [f"validation about {each.val_bpb:z.3f} bits/byte"]
         return [("progress", [progress, *estimate])]
     unit = target(each.run.config_dict())
     seconds = found.get("seconds")
     time_taken = [] if seconds is None else [duration(seconds)]
     measured = written(found, "val_")
     # Of what is no text, the task's own measures say more.
-    perplexity = {"val_perplexity": "perplexity {:.2f}"} if found.get("val_bpb") is not None or not measured else {}
+    perplexity = {"val_perplexity": "perplexity {:z.2f}"} if found.get("val_bpb") is not None or not measured else {}
     rows = [
-        ("validation", pieces(val_loss=f"{{:.3f}} nats/{unit}", val_bpb="{:.3f} bits/byte", **perplexity,
-                              capacity_val_loss=f"with capacity {{:.3f}} nats/{unit}") + measured),
-        ("reference", pieces(bigram_bpb="bigram {:.3f}", gzip_bpb="gzip -9 {:.3f} bits/byte") + references(found)),
-        ("training", pieces(steps="{:,.0f} steps", train_loss=f"loss {{:.3f}} nats/{unit}") + counted(tokens=" tokens")
+        ("validation", pieces(val_loss=f"{{:z.3f}} nats/{unit}", val_bpb="{:z.3f} bits/byte", **perplexity,
+                              capacity_val_loss=f"with capacity {{:z.3f}} nats/{unit}") + measured),
+        ("reference", pieces(bigram_bpb="bigram {:z.3f}", gzip_bpb="gzip -9 {:z.3f} bits/byte") + references(found)),
+        ("training", pieces(steps="{:,.0f} steps", train_loss=f"loss {{:z.3f}} nats/{unit}") + counted(tokens=" tokens")
          + time_taken + counted(tokens_per_second=" tok/s", peak_memory_bytes="B at most")),
         ("model", counted(params=" parameters", active_params=" active", flops_per_token="FLOP/token")),
         ("experts", shares(max_violation="worst load", dead_experts="dead", dropped_fraction="dropped")
-         + pieces(routing_entropy="entropy {:.2f}")),
+         + pieces(routing_entropy="entropy {:z.2f}")),
     ]  # fmt: skip
     return [(label, texts) for label, texts in rows if texts]
 
@@ -144,7 +144,7 @@ def _curve(run: Run) -> list[tuple[str, list[str]]]:
     values = curve.values
     if len(values) < 2:
         return []
-    line = f"{values[0]:.3f} {sparkline(values, CURVE_WIDTH)} {values[-1]:.3f}"
+    line = f"{values[0]:z.3f} {sparkline(values, CURVE_WIDTH)} {values[-1]:z.3f}"
     return [("curve", [line, f"{curve.unit} at {len(values)} evaluations"])]
 
 

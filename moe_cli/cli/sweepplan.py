@@ -81,7 +81,7 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
     planned, counted, to_go = ahead.planned, Counter(ahead.status), ahead.to_go
     runs = len(ahead.status)
     lines = [("bold", f"{planned.name}: {planned.question}")] if planned.question else []
-    seeds = f" x {planned.num_seeds} seeds = {runs} runs" if planned.num_seeds > 1 else ""
+    seeds = f" x {planned.num_seeds} seeds = {plural(runs, 'run')}" if planned.num_seeds > 1 else ""
     failed = 0 if ahead.retry_failed else counted[FAILED]
     lost = f", {failed} failed before (--retry-failed runs them again)" if failed else ""
     pruned = f"{counted[PRUNED]} pruned before, " if counted[PRUNED] else ""

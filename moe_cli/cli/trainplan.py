@@ -29,12 +29,16 @@ def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
     rows = [("parameters", parameters)]
     if not config.dense:
         rows.append(("routing", _routing_line(plan)))
-    length = plural(plan.steps, "step") if plan.steps is not None else f"{config.train.minutes:g} minutes"
+    length = (
+        plural(plan.steps, "step")
+        if plan.steps is not None
+        else f"{config.train.minutes:g} minute{'' if config.train.minutes == 1 else 's'}"
+    )
     optimizer = percent(costs.optimizer_flops_per_step / costs.flops_per_step)
     flops = f"{count(costs.flops_per_token)}FLOP/token" + (
         f", optimizer {optimizer}" if costs.optimizer_flops_per_step else ""
     )
-    rows.append(("training", f"{length} x {config.tokens_per_step:,} tokens   {flops}"
+    rows.append(("training", f"{length} x {plural(config.tokens_per_step, 'token')}   {flops}"
                  f"   about {duration(plan.seconds)} on {plural(plan.threads, 'thread')}"))  # fmt: skip
     rows.append(("memory", f"about {count(memory_bytes(costs))}B: {count(costs.state_bytes)}B weights, gradients and optimizer   "
                  f"{count(costs.activation_bytes)}B activations   {count(PROCESS_BYTES)}B torch"))  # fmt: skip

@@ -10,6 +10,7 @@ from moe_cli.cli import search
 from moe_cli.cli.board import SweepDisplay, reason_of
 from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
 from moe_cli.glance import glance
+from moe_cli.numbers import plural
 from moe_cli.store import COMPLETED, FAILED, PRUNED
 from moe_cli.sweeps.driver import Listed, Observer, to_do
 from moe_cli.sweeps.pools import at_once
@@ -60,7 +61,7 @@ class SweepView(TerminalView):
         states = [run.status()["status"] for run in runs]
         done, failed, pruned = (states.count(status) for status in (COMPLETED, FAILED, PRUNED))
         also = f", {pruned} pruned" if pruned else ""
-        say(f"{done} of {len(runs)} runs complete{also}. See: moe report {name}")
+        say(f"{done} of {plural(len(runs), 'run')} complete{also}. See: moe report {name}")
         if failed:
             first = runs[states.index(FAILED)]
             say(f"[red]{failed} failed[/], the first because: {escape(reason_of(glance(first)))}")

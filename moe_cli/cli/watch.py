@@ -12,7 +12,7 @@ from rich.text import Text
 from moe_cli.cli.board import Board, Standing, bar_line, ended_line, reason_of
 from moe_cli.glance import Glance, Watcher, find_folder, newest_group, validation_curve
 from moe_cli.marks import is_at_work
-from moe_cli.numbers import count, duration, percent, printable, sparkline
+from moe_cli.numbers import count, duration, percent, plural, printable, sparkline
 from moe_cli.store import (
     COMPLETED,
     FAILED,
@@ -112,7 +112,7 @@ def _change(each: Glance, label: str) -> Text:
 
 
 def _end(console: Console, name: str, standing: Standing) -> int:
-    text = f"{len(standing.done)} of {standing.total} runs complete"
+    text = f"{len(standing.done)} of {plural(standing.total, 'run')} complete"
     text += f", {len(standing.failed)} failed" if standing.failed else ""
     text += f", {standing.pruned} pruned" if standing.pruned else ""
     text += (
@@ -178,7 +178,7 @@ def _step(each: Glance) -> str:
 
 def run_panel(each: Glance, curve: Sequence[float], width: int, now: float) -> Group:
     """The progress of one run: step and time left, losses and load, the curve so far."""
-    texts = {"share": Text(f"{100 * each.share:.0f} %")}
+    texts = {"share": Text(f"{100 * each.share:z.0f} %")}
     if each.tokens_per_second is not None:
         texts["speed"] = Text(f"{count(each.tokens_per_second)} tok/s")
     if each.started and 0 < each.share < 1:
@@ -190,17 +190,17 @@ def run_panel(each: Glance, curve: Sequence[float], width: int, now: float) -> G
     ]
     rows.append(Text("  " + "   ".join(_facts(each)), no_wrap=True, overflow="ellipsis"))
     if len(curve) > 1:
-        rows.append(Text(f"  curve {curve[0]:.3f} {sparkline(curve, CURVE_WIDTH)} {curve[-1]:.3f}", no_wrap=True))
+        rows.append(Text(f"  curve {curve[0]:z.3f} {sparkline(curve, CURVE_WIDTH)} {curve[-1]:z.3f}", no_wrap=True))
     if each.status == FAILED:
         rows.append(Text(reason_of(each), "red", no_wrap=True, overflow="ellipsis"))
     return Group(*rows)
 
 
 def _facts(each: Glance) -> list[str]:
-    facts = [] if each.train_loss is None else [f"train {each.train_loss:.3f}"]
+    facts = [] if each.train_loss is None else [f"train {each.train_loss:z.3f}"]
     if each.val_loss is not None:
-        bits = "" if each.val_bpb is None else f" ({each.val_bpb:.3f} bits/byte)"
-        facts.append(f"val {each.val_loss:.3f}{bits}")
+        bits = "" if each.val_bpb is None else f" ({each.val_bpb:z.3f} bits/byte)"
+        facts.append(f"val {each.val_loss:z.3f}{bits}")
     if each.max_violation is not None:
         facts.append(f"load {percent(each.max_violation, signed=True)}")
     if each.dead_experts is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from moe_cli.config.axes import Glob, Interval
 from moe_cli.config.expressions import equalities, parse_expression
+from moe_cli.config.folders import is_text
 from moe_cli.errors import ConfigError
 
 
@@ -15,7 +16,7 @@ def parse_baseline(text: str) -> dict[str, Any]:
         ConfigError: the text cannot be read, gives a setting several values, or names the seed.
     """
     if any(sign in text for sign in ("==", "<", ">", "!=")):
-        found = equalities(parse_expression(text))
+        found = equalities(parse_expression(text), is_text)
     else:
         found = _from_words(text)
     if not found:

@@ -5,8 +5,8 @@ A setting that is not listed has the most of its type. What is refused here neve
 
 from moe_cli.errors import BadValue
 
-# Whole numbers up to here are exact as floats; numbers up to here are far from the largest of float32.
-MOST_WHOLE, MOST_NUMBER = 2**53, 1e30
+# Whole numbers up to here are exact as floats; of numbers up to here float32 holds the square.
+MOST_WHOLE, MOST_NUMBER = 2**53, 1e15
 WIDTH, THREADS, PROCESSES = 2**20, 1024, 1024
 MOST: dict[str, float] = {
     "expert": 2**20,
@@ -37,6 +37,7 @@ MOST: dict[str, float] = {
     "balance.iterations": 10_000,
     "train.steps": 10**12,
     "train.tokens": 10**18,
+    "train.flops": 1e29,
     "train.minutes": 1e7,
     "train.batch_size": 2**24,
     "train.grad_accumulation": 2**20,

@@ -87,6 +87,10 @@ class Expression:
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr, values: Mapping[str, Any]) -> bool:
         first, second = self._value(left, values), self._value(right, values)
+        if isinstance(first, str):
+            second = _as_text(right, second)
+        elif isinstance(second, str):
+            first = _as_text(left, first)
         if first is None or second is None:
             asked = isinstance(op, ast.Eq | ast.NotEq) and (_is_null(left) or _is_null(right))
             return asked and (first is second) == isinstance(op, ast.Eq)
@@ -126,8 +130,21 @@ class Expression:
         raise ConfigError(f"'{self.text}' cannot calculate with {show(value)}.")
 
 
-def equalities(condition: Expression) -> dict[str, Any] | None:
-    """The values that a condition demands, by name, if it is `name == value` or several of these joined by `and`."""
+def _as_text(node: ast.expr, value: Any) -> Any:
+    """The value of a number, or of a list of them, that is set against text: as it is written, 2024_01 and not 202401."""
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_as_text(each, item) for each, item in zip(node.elts, value, strict=True)]
+    if isinstance(value, bool) and isinstance(node, ast.Name):
+        return node.id
+    return getattr(node, "written", value)
+
+
+def equalities(condition: Expression, is_text: Callable[[str], bool]) -> dict[str, Any] | None:
+    """The values that a condition demands, by name, if it is `name == value` or several of these joined by `and`.
+
+    Args:
+        is_text: whether a name takes text, and gets a number as it is written.
+    """
     found = {}
     for part in condition.parts:
         match part.tree:
@@ -136,7 +153,8 @@ def equalities(condition: Expression) -> dict[str, Any] | None:
             ):
                 if _names(value):
                     return None
-                found[_dotted(name)] = condition._value(value, {})
+                number = condition._value(value, {})
+                found[_dotted(name)] = _as_text(value, number) if is_text(_dotted(name)) else number
             case _:
                 return None
     return found
@@ -160,6 +178,7 @@ def parse_expression(text: str) -> Expression:
         try:
             tree = ast.parse(text.strip(), mode="eval").body
             _check(tree, text)
+            _keep_written(tree, text.strip())
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             single = re.search(r"(?<![=!<>])=(?!=)", text)
             hint = " Write == to compare." if single else ' Write it like: expert >= 8 and router == "topk"'
@@ -190,6 +209,13 @@ def _check(node: ast.expr, text: str, depth: int = 0) -> None:
             )
     for part in parts:
         _check(part, text, depth + 1)
+
+
+def _keep_written(tree: ast.expr, text: str) -> None:
+    """Notes at every number how it is written."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            node.written = ast.get_source_segment(text, node)  # type: ignore[attr-defined]
 
 
 def _dotted(node: ast.expr) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from moe_cli.config.parse import names_of_variants
+from moe_cli.config.parse import names_of_variants, takes_text
 from moe_cli.config.schema import RunConfig, TrainConfig
 from moe_cli.config.yamlfile import read_yaml_text
 from moe_cli.errors import ConfigError
@@ -17,6 +17,11 @@ GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "exper
 # What --config-dir is given to leave ./conf out.
 NO_FOLDER = Path("none")
 _HOW_TO_USE = "To use it: --config-dir conf"
+
+
+def is_text(key: str, settings: type = RunConfig) -> bool:
+    """Whether what is typed for a key is text, not a number: a setting of that type, or the choice of a file."""
+    return key in (*GROUPS, "preset", "executor") or takes_text(settings, key)
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,23 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.override_parser import overrides_parser
-from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
+from antlr4 import CommonTokenStream, InputStream
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
 from hydra.core.override_parser.types import Glob as HydraGlob
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from moe_cli.config.axes import Axis, Glob, Interval
 from moe_cli.config.bounds import VALUES, shortened
-from moe_cli.config.folders import GROUPS
+from moe_cli.config.folders import is_text
 from moe_cli.config.loggers import LOG_KEYS
-from moe_cli.config.parse import takes_text
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 
 MOST_CHARACTERS = 200_000
-
-
-def is_text(key: str, settings: type = RunConfig) -> bool:
-    """Whether what is typed for a key is text, not a number: a setting of that type, or the choice of a file."""
-    return key in (*GROUPS, "preset", "executor") or takes_text(settings, key)
 
 
 class _TextVisitor(HydraOverrideVisitor):
@@ -46,13 +43,13 @@ class _TextVisitor(HydraOverrideVisitor):
             self.reads_numbers = outer
 
 
-class _TextParser(overrides_parser.OverridesParser):
+class _TextParser(OverridesParser):
     def parse_rule(self, s: str, rule_name: str) -> Any:
-        lexer = overrides_parser.OverrideLexer(overrides_parser.InputStream(s))
-        parser = overrides_parser.OverrideParser(overrides_parser.CommonTokenStream(lexer))
+        lexer = OverrideLexer(InputStream(s))
+        parser = OverrideParser(CommonTokenStream(lexer))
         for part in (lexer, parser):
             part.removeErrorListeners()
-            part.addErrorListener(overrides_parser.HydraErrorListener())
+            part.addErrorListener(HydraErrorListener())
         override: Override = _TextVisitor(self.functions).visit(getattr(parser, rule_name)())
         override.input_line = s
         override.validate()
@@ -84,7 +81,7 @@ def parse_word(word: str, settings: type = RunConfig) -> Axis:
         raise ConfigError(f"'{shortened(word)}' is not a setting. Write: key=value, such as expert=8")
     if not value.lstrip().startswith(("'", '"')) and re.search(r"\s[\w.]+=", value):
         raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
-    override = _parse(word, _TextParser if is_text(key, settings) else overrides_parser.OverridesParser)
+    override = _parse(word, _TextParser if is_text(key, settings) else OverridesParser)
     given: Any = override.value()
     if isinstance(given, IntervalSweep):
         return Axis(override.key_or_group, (_interval(word, given),))
@@ -104,7 +101,7 @@ def parse_word(word: str, settings: type = RunConfig) -> Axis:
     return Axis(override.key_or_group, values)
 
 
-def _parse(word: str, parser: type[overrides_parser.OverridesParser]) -> Override:
+def _parse(word: str, parser: type[OverridesParser]) -> Override:
     if len(word) > MOST_CHARACTERS:
         raise ConfigError(f"'{shortened(word)}' is too long: the most is {MOST_CHARACTERS:,} characters.")
     try:

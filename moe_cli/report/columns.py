@@ -165,7 +165,7 @@ def shorten(text: str) -> str:
 def _with_interval(value: float | None, interval: float | None, digits: int, factor: float = 1, sign: str = "") -> str:
     if value is None:
         return "-"
-    text = f"{factor * value:{sign}.{digits}f}"
+    text = f"{factor * value:{sign}z.{digits}f}"
     unit = " %" if factor == 100 else ""
     if interval is None:
         return text + unit

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.numbers import percent, printable, sparkline
+from moe_cli.numbers import percent, plural, printable, sparkline
 from moe_cli.report.health import Health, LayerHealth, TopToken
 from moe_cli.report.scaling.lines import prose, table
 
@@ -23,7 +23,7 @@ def health_lines(found: Health, layer: int | None, width: int, ascii_only: bool 
     size = len(found.layers[0].load)
     shown = max(found.layers, key=lambda each: each.worst) if layer is None else found.layers[layer - 1]
     of = "whole validation split" if shown.whole_split else "estimate during training"
-    layers = f"{len(found.layers)} sparse layer{'s' if len(found.layers) > 1 else ''} of {size} experts"
+    layers = f"{plural(len(found.layers), 'sparse layer')} of {plural(size, 'expert')}"
     shades = ASCII_SHADES if ascii_only else SHADES
     return [
         *prose(f"{printable(found.run)}   {layers}   {of}, step {shown.step:,}", width, "bold"),

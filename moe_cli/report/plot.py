@@ -169,6 +169,9 @@ def chart_lines(chart: Chart, title: str, width: int, height: int = 18, ascii_on
         row: _number(up.value(1 - row / (height - 1)), up.high - up.low)
         for row in range(0, height, max(1, (height - 1) // 4))
     }
+    labels = {
+        row: text for row, text in labels.items() if text not in [labels[above] for above in labels if above < row]
+    }
     margin = max(map(len, labels.values()))
     room = max(10, width - margin - 3)
     rows = _drawn(chart, across, up, room, height)
@@ -231,19 +234,20 @@ def _number(value: float, span: float) -> str:
         # Where the axis is short beside its values, three digits would make all labels the same.
         return count(value) if span >= 0.05 * abs(value) else f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.6g}"
     digits = max(0, min(6, 2 - math.floor(math.log10(span)))) if span > 0 else 3
-    return f"{value:.{digits}f}"
+    return f"{value:z.{digits}f}"
 
 
 def _x_labels(axis: Axis, room: int) -> str:
     """Numbers under the axis, as many as have room, the first and the last at its ends."""
     number = max(2, min(6, room // 14))
     line = [" "] * room
-    end = -1
+    end, shown = -1, list[str]()
     for index in range(number):
         place = index / (number - 1)
         text = _number(axis.value(place), axis.value(place) if axis.log else axis.high - axis.low)
         first = min(room - len(text), max(0, round(place * (room - 1)) - len(text) // 2))
-        if first > end:
+        if first > end and text not in shown:
+            shown.append(text)
             line[first : first + len(text)] = text
             end = first + len(text)
         if axis.high == axis.low:

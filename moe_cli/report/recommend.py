@@ -13,7 +13,7 @@ from moe_cli.config.parse import show
 from moe_cli.errors import MoeError
 from moe_cli.glance import validation_curve
 from moe_cli.measures import EQUAL, target_of
-from moe_cli.numbers import count, printable
+from moe_cli.numbers import count, plural, printable
 from moe_cli.report.alike import CODE, check_across, same_kind, sort_out
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.choice import (
@@ -26,7 +26,18 @@ from moe_cli.report.choice import (
     label,
     to_baseline,
 )
-from moe_cli.report.fold import Row, applies, fold, is_baseline, is_countable, rows_of, score, settings_of, varying
+from moe_cli.report.fold import (
+    Row,
+    applies,
+    fold,
+    is_baseline,
+    is_countable,
+    is_undefined,
+    rows_of,
+    score,
+    settings_of,
+    varying,
+)
 from moe_cli.report.longframes import drawn_curves
 from moe_cli.report.looks import Look, look_at
 from moe_cli.report.nextsweep import next_sweep
@@ -74,6 +85,7 @@ class Recommendation:
         equal_time: how it stands when both are stopped at the baseline's last estimate; None if not known.
         flops: training FLOPs per token, times those of the cheapest configuration compared.
         alone: configurations without a baseline of their settings and seeds.
+        undefined: configurations whose baseline has a loss of 0, so that no difference is relative to it.
         not_tried: what was the same in all runs, and so not compared.
         failed: configurations that failed, with the reason.
         left_out: runs that were not compared, for each aspect in which they differ.
@@ -108,6 +120,7 @@ class Recommendation:
     equal_params: bool
     flops: float
     alone: int
+    undefined: int
     not_tried: tuple[str, ...]
     failed: tuple[str, ...]
     left_out: Mapping[str, int]
@@ -163,7 +176,9 @@ def recommend(
         memory=_ratio(best, base, "peak_memory_bytes"), equal_time=_equal_time(best, base, found.runs),
         equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
         flops=best["flops_per_token"] / min(flops) if flops and best["flops_per_token"] else 1.0,
-        alone=sum(not is_baseline(row, found.baseline) for row in alone) if found.pairs is None else 0,
+        alone=0 if found.pairs is not None
+        else sum(not is_baseline(row, found.baseline) and row["baseline_path"] is None for row in alone),
+        undefined=sum(map(is_undefined, found.rows)),
         not_tried=_not_tried(found.rows, found.names, best), failed=_failed(rows_of(frame), found.names),
         left_out=found.left_out, scaling=scaling_sentence(found.frame, best["paths"]),
         next=following.command if following else None, next_seconds=following.seconds if following else None,
@@ -244,7 +259,8 @@ def _context(row: Row) -> str:
     data = printable(str(row["corpus"] or row.get("data.name") or "data"))
     digest = f" ({printable(str(row['corpus_sha256']))[:6]})" if row["corpus_sha256"] else ""
     tokens = [f"{count(row['tokens'])} tokens"] if row["tokens"] else []
-    shape = f" of {row.get('model.num_layers')} layers x {row.get('model.d_model')}" if row.get("model.d_model") else ""
+    layers, width = row.get("model.num_layers"), row.get("model.d_model")
+    shape = f" of {plural(int(layers), 'layer')} x {width}" if layers and width else ""
     return ", ".join([f"{data}{digest}", *tokens, f"{printable(str(row.get('model.name') or 'model'))}{shape}"])
 
 

@@ -35,7 +35,8 @@ def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any
     before, after = np.divmod(asked, size)
     unigram = (single + 1) / (len(train) + size)
     bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
-    return float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
+    # A sum of zeros was negated: without what is added, a text that is all foreseen would be given -0.
+    return 0.0 + float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
 
 
 def unigram_references(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], vocab_size: int) -> dict[str, float]:

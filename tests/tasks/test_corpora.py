@@ -12,9 +12,10 @@ import pytest
 
 from moe_cli.config.data import PythonData, TextData
 from moe_cli.errors import DataError
-from moe_cli.tasks import build, corpora
+from moe_cli.tasks import build, corpora, folders
 from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.data import judged_by_test
+from moe_cli.writing import rename
 from tests.tiny import words
 
 
@@ -314,13 +315,13 @@ def test_a_build_that_comes_second_takes_the_first(
 
 def test_a_corpus_appears_whole(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the last file is written, nothing stands where another process would look."""
-    chmod, seen = os.chmod, []
+    seen = []
 
-    def look(*arguments: Any) -> None:
+    def look(source: Path, target: Path) -> None:
         seen.extend(path.name for path in tmp_path.iterdir())
-        chmod(*arguments)
+        rename(source, target)
 
-    monkeypatch.setattr(os, "chmod", look)
+    monkeypatch.setattr(folders, "rename", look)
     corpus = load(text_file, tmp_path)
     assert [True] == [name.startswith(".building-") for name in seen]
     names = sorted(path.name for path in corpus.folder.iterdir())
