@@ -5,6 +5,7 @@ reason, and is noted with it, so that a command goes on with the others and name
 """
 
 import json
+import logging
 import math
 import os
 import stat
@@ -211,8 +212,9 @@ def is_path(value: Any) -> TypeGuard[str]:
 
 def note_unreadable(path: Name, why: str, label: str = "unreadable") -> None:
     """Remembers a file or folder that is not what it should be, for the end of the command."""
-    if len(_notes) < MAX_NOTES:
+    if len(_notes) < MAX_NOTES and _notes.get(os.fspath(path)) != (label, why):
         _notes[os.fspath(path)] = label, why
+        logging.getLogger("moe_cli").info("%s: %s %s", label, path, why)
 
 
 def noted() -> list[str]:
