@@ -10,7 +10,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, TypeGuard
 
 # The largest JSON file and the longest line of a .jsonl file that are read.

@@ -396,7 +396,11 @@ def _sparse_layers(model: str, dense: bool) -> tuple[int, ...]:
 
 def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
     """See RunConfig.digest; `values` stay as they are."""
-    left_out = ("launch", "match", *LOG_KEYS)  # results do not depend on them; match acts through the width of the experts
+    left_out = (
+        "launch",
+        "match",
+        *LOG_KEYS,
+    )  # results do not depend on them; match acts through the width of the experts
     values = {key: value for key, value in values.items() if key not in left_out}
     values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
     # What acts through other settings alone: which layers have experts, and the width of the dense ones without any.

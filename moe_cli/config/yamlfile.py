@@ -12,7 +12,7 @@ import yaml
 
 from moe_cli.errors import ConfigError
 
-MOST_BYTES, MOST_VALUES, DEEPEST = 2**20, 50_000, 50
+MOST_BYTES, MOST_VALUES, MOST_DIGITS, DEEPEST = 2**20, 50_000, 400, 50
 _NUMBER = re.compile(r"[-+]?\.?[0-9][0-9a-fA-FxXoO_:.+-]*|true|false|yes|no|on|off|[-+]?\.(inf|nan)", re.IGNORECASE)
 _OCTAL, _SIXTIETHS = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
@@ -130,6 +130,8 @@ class _Reader:
         if self.is_text(whole) or (names and names[-1] != "log" and self.is_text(names[-1])):
             self.quotes.append((event.start_mark.index, event.end_mark.index))
             return
+        if len(event.value) > MOST_DIGITS:
+            raise ConfigError(f"line {event.start_mark.line + 1}: a number of {len(event.value)} characters.")
         where, text = f"line {event.start_mark.line + 1}: {event.value}", event.value
         if _SIXTIETHS.fullmatch(text):
             raise ConfigError(f"{where} would be read in sixtieths. Write a plain number, or put quotes around it.")
