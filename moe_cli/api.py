@@ -29,6 +29,7 @@ from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Rules, explain
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
 from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_words
+from moe_cli.writing import append
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +95,7 @@ def _shown(words: Sequence[str]) -> int:
 
 def _logged(words: Sequence[str], log: Path) -> int:
     """The same with the output in a file."""
-    with open(log, "ab") as file:
+    with append(log) as file:
         environment = {**os.environ, PARENT: str(os.getpid())}
         process = subprocess.Popen(
             [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment

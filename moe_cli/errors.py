@@ -17,6 +17,10 @@ class DataError(MoeError):
     """Data that is missing, empty, unreadable or too short."""
 
 
+class Unwritable(DataError):
+    """Data that cannot be kept in the outputs folder."""
+
+
 class RunNotFound(MoeError):
     """No run, or more than one, answers to the name given."""
 
@@ -27,6 +31,10 @@ class RunBusy(MoeError):
 
 class CheckpointError(MoeError):
     """A checkpoint that is absent, damaged or made for another configuration."""
+
+
+class UnsafePath(MoeError):
+    """A link or a special file where the program writes or deletes, so that something elsewhere would change."""
 
 
 class TrainingError(MoeError):

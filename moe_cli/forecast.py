@@ -15,7 +15,7 @@ from moe_cli.config.parse import show
 from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, SpanCorruption
-from moe_cli.errors import ConfigError
+from moe_cli.errors import ConfigError, Unwritable
 from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import available_memory_bytes, crowding, pick_threads, total_memory_bytes, visible_gpus
 from moe_cli.marks import fix_corpora
@@ -26,6 +26,7 @@ from moe_cli.tasks.data import Data, load_data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.ratings import Ratings
 from moe_cli.tasks.subwords import hash_of
+from moe_cli.writing import scratch_folder
 
 # What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
 # of its speed; Muon's, of which many are done at once and in bfloat16, all of it.
@@ -76,6 +77,14 @@ def corpus_of(config: RunConfig, outputs: Path) -> Data:
     return load_data(config.data, config.model.context_length, outputs)
 
 
+def corpus_to_read(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
+    """The same for what makes no run: a folder that goes with this process serves where outputs cannot be written."""
+    try:
+        return load_data(data, context_length, outputs, build)
+    except Unwritable:
+        return load_data(data, context_length, scratch_folder(), build)
+
+
 def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: float, build: bool = True) -> list[Plan]:
     """Counts what configurations take, each on its own number of threads, at `flops_per_second` a core.
 
@@ -90,7 +99,8 @@ def make_plans(configs: Sequence[RunConfig], outputs: Path, flops_per_second: fl
     """
     for log in {config.log for config in configs}:
         check_loggers(log)
-    load = cache(lambda data, context_length: load_data(data, context_length, outputs, build))
+    reader = load_data if build else corpus_to_read
+    load = cache(lambda data, context_length: reader(data, context_length, outputs, build))
     return [_make_plan(config, load(config.data, config.model.context_length), flops_per_second) for config in configs]
 
 
@@ -219,7 +229,9 @@ def check_memory(plans: Iterable[Plan], force: bool = False) -> None:
     The system may grant what is not there, page by page, and the process then hears no signal until it is killed.
     """
     total = total_memory_bytes()
-    for plan in () if force or total is None else plans:
+    if force or total is None:
+        return
+    for plan in plans:
         need = memory_bytes(plan.cost)
         if need > FAR_TOO_MUCH * total and not (plan.config.train.device != "cpu" and visible_gpus()):
             raise ConfigError(

@@ -4,13 +4,14 @@ import dataclasses
 import fcntl
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from moe_cli.config.data import CorpusConfig, DataConfig
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.store import Run, read_json, write_json
+from moe_cli.writing import TEMPORARY, delete_abandoned, hold, is_held
 
 LONGEST_TAG = 40
 # Lies in a sweep's folder: the hash of the data by the settings that choose them.
@@ -48,26 +49,16 @@ def set_tags(run: Run, tags: Sequence[str]) -> None:
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
     """Marks a sweep's folder as being worked on; several may at a time. Where there are no locks, it is not marked."""
-    try:
-        file = open(folder / ".at-work", "a+", encoding="utf-8")  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_SH)
-    except OSError:
-        yield
-        return
-    with file:
+    delete_abandoned(folder, f".*{TEMPORARY}")
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(hold(folder / ".at-work", fcntl.LOCK_SH))
         yield
 
 
 def is_at_work(folder: Path) -> bool:
     """Whether a living process has marked the folder by `at_work`."""
-    try:
-        with open(folder / ".at-work", "r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return is_held(folder / ".at-work", fcntl.LOCK_EX)
 
 
 def fix_corpora(folder: Path, found: Iterable[tuple[DataConfig, Mapping[str, Any]]], replace: bool = False) -> None:
@@ -117,11 +108,7 @@ def _key(data: DataConfig) -> str:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Within it no other process notes data; where there are no locks, one might."""
-    try:
-        file = open(folder / f".{CORPORA}.lock", "a+", encoding="utf-8")  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        yield
-        return
-    with file:
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(hold(folder / f".{CORPORA}.lock"))
         yield

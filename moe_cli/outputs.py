@@ -1,20 +1,12 @@
 """How an outputs folder is recognised, by the code that writes it and by the code that reads data."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 # Lies in an outputs folder, in `runs` and in the folder of each sweep.
 MARKER = ".moe-outputs"
 # Lie in every run folder, also where it was copied to without the folder around it.
 RUN_FILES = ("config.json", "config.yaml", "status.json")
-_TEXT = "Made by moe, which keeps runs here and never reads anything below this folder as data.\n"
-
-
-def mark_outputs(folder: Path) -> None:
-    """Marks an existing folder as outputs. A folder that cannot be written to stays as it is."""
-    with suppress(OSError), open(folder / MARKER, "x", encoding="utf-8") as file:
-        file.write(_TEXT)
 
 
 def is_run_folder(folder: str | Path) -> bool:

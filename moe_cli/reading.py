@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from io import BufferedReader
 from typing import IO, Any, TypeGuard
 
 # The largest JSON file and the longest line of a .jsonl file that are read.
@@ -42,7 +43,7 @@ def kind_of(mode: int) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
-def open_regular(path: Name, max_bytes: int | None = None) -> IO[bytes]:
+def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
     """A regular file, opened for reading. It never waits, whatever has taken the place of the file.
 
     Raises:
@@ -164,16 +165,17 @@ def _records(path: Name, file: IO[bytes], last_bytes: int | None) -> Iterator[di
     left_out, first = 0, ""
     if last_bytes is not None and (begin := file.seek(0, os.SEEK_END) - last_bytes) > 0:
         file.seek(begin)
-        _next_line(file)
+        file.readline(MAX_BYTES)
     else:
         file.seek(0)
     number = 0
     try:
-        while line := _next_line(file):
+        while line := file.readline(MAX_BYTES):
             number += 1
+            if len(line) == MAX_BYTES:  # nothing that follows is ours
+                left_out, first = left_out + 1, first or f"line {number} is longer than {MAX_BYTES:,} bytes"
+                break
             try:
-                if len(line) > MAX_BYTES:
-                    raise Unreadable(f"has more than {MAX_BYTES:,} bytes")
                 record = parse_object(line)
             except Unreadable as problem:
                 if line.endswith(b"\n") and line.strip():
@@ -185,17 +187,6 @@ def _records(path: Name, file: IO[bytes], last_bytes: int | None) -> Iterator[di
         left_out, first = left_out + 1, f"it cannot be read: {error.strerror}"
     if left_out:
         note_unreadable(path, f"{left_out:,} of {number:,} lines left out; {first}")
-
-
-def _next_line(file: IO[bytes]) -> bytes:
-    """The next line; of one that is too long its beginning and its end."""
-    line = file.readline(MAX_BYTES + 1)
-    if len(line) <= MAX_BYTES or line.endswith(b"\n"):
-        return line
-    rest = line
-    while rest and not rest.endswith(b"\n"):
-        rest = file.readline(MAX_BYTES + 1)
-    return line + b"\n"
 
 
 def time_in(value: Any) -> float | None:

@@ -47,8 +47,8 @@ def _extended(file: Any, before: Mark, stop: int | None) -> Mark:
     return Mark(place, lines, crc)
 
 
-def damage(path: Path, marked: Any) -> str | None:
-    """How a file differs from what was marked of it, None if it begins as it did; what is no mark says nothing."""
+def damage(path: Path, marked: Any, step: int) -> str | None:
+    """How a file differs from what was marked of it at a step, None if it begins as it did; what is no mark says nothing."""
     if not isinstance(marked, list | tuple) or len(marked) != 3 or any(type(each) is not int for each in marked):
         return None
     known = Mark(*marked)
@@ -59,8 +59,16 @@ def damage(path: Path, marked: Any) -> str | None:
     except (FileNotFoundError, Unreadable) as problem:
         if isinstance(problem, FileNotFoundError) and not known.num_bytes:
             return None
-    left = sum(1 for _ in read_lines(path))
-    return f"{path.name} was damaged: of the {known.num_lines:,} records of its checkpoint {min(left, known.num_lines):,} can be read"
+    left = sum(1 for record in read_lines(path) if _belongs(record, step))
+    number = known.num_lines
+    rest = f"{left:,} are left" if left < number else "some are not as they were"
+    return f"{path.name} was damaged: of {number:,} records up to step {step:,} {rest}"
+
+
+def _belongs(record: Mapping[str, Any], step: int) -> bool:
+    """Whether it was written before the checkpoint of a step."""
+    found = record.get("step")
+    return isinstance(found, int) and found <= step and not record.get("whole_split")
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

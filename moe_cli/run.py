@@ -21,7 +21,7 @@ from typing import Any
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
-from moe_cli.forecast import check_upcycle, compiles, corpus_of, has_compiler, vocab_of
+from moe_cli.forecast import check_upcycle, compiles, corpus_of, corpus_to_read, has_compiler, vocab_of
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
@@ -35,12 +35,11 @@ from moe_cli.store import (
     Onlooker,
     Recorder,
     Run,
-    is_full,
     lock,
-    write_text,
 )
 from moe_cli.tasks.data import Data, judged_by_test, other_reading
 from moe_cli.training.signals import follow
+from moe_cli.writing import delete, guard, is_full, write_text
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 DONE, WRONG, BUSY, FULL, STOPPED = 0, 1, 4, 5, 130
@@ -63,6 +62,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     Raises:
         MoeError: anything the user can mend; it also stands in status.json.
     """
+    guard(outputs)
     if run.summary() is not None:
         return run
     config = for_this_job(run.config())
@@ -115,7 +115,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
         RUNNING, started=time.time(), starts=1 + starts if isinstance(starts, int) else 1, reason=None, job=job()
     )
     if rank() == 0:
-        (run.path / "traceback.txt").unlink(missing_ok=True)
+        delete(run.path / "traceback.txt", missing_ok=True)
     check_loggers(config.log)
     device = pick_device(config.train.device)
     parallel.start()
@@ -223,7 +223,7 @@ def restore(run: Run, outputs: Path, which: str = "latest", split: str = "val") 
     checkpoint = find_checkpoint(run, which)
     device = pick_device(run.config().train.device)
     config = as_decided(run, run.config(), device)
-    corpus = corpus_of(config, outputs)
+    corpus = corpus_to_read(config.data, config.model.context_length, outputs)
     _check_same_corpus(run, checkpoint.state, corpus)
     task = make_task(config, judged_by_test(corpus) if split == "test" else corpus)
     model = make_model(config, vocab_of(config, corpus))
@@ -322,9 +322,10 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
             ids = sorted({entry[0] for expert in record["top_tokens"] for entry in expert})
             record["token_texts"] = {str(each): text for each, text in training.task.texts(ids).items()}
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
-    if not settled or not settled[0]:
+    known = set(settled[0]).intersection(*settled) if settled else set()
+    if not known:
         return None
-    halfway = min(settled[0], key=lambda looked: abs(looked - step / 2))
+    halfway = min(known, key=lambda looked: abs(looked - step / 2))
     return sum(layer[halfway] for layer in settled) / len(settled)
 
 

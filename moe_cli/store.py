@@ -24,10 +24,9 @@ import os
 import re
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,24 @@ from typing import Any
 import yaml
 
 from moe_cli.config.schema import RunConfig, digest_of, from_dict
-from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
-from moe_cli.outputs import mark_outputs
+from moe_cli.errors import ConfigError, RunBusy, RunNotFound
 from moe_cli.reading import note_unreadable, time_in
 from moe_cli.reading import read_json as read_json
 from moe_cli.reading import read_lines as read_lines
 from moe_cli.records import Mark, damage, mark, read_sealed, sealed
+from moe_cli.writing import (
+    TEMPORARY,
+    append,
+    delete_abandoned,
+    guard,
+    hold,
+    is_held,
+    make_folder,
+    mark_outputs,
+    new_folder,
+    rename,
+    write_text,
+)
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped for good, because others do better
@@ -48,6 +59,10 @@ STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
 # A running run on another machine that has been silent for this long is taken for dead.
 SILENCE_SECONDS = 120.0
 LATEST_BYTES = 16_384
+# A run folder has such a name until its first files are in it.
+MAKING = ".making-"
+# What a rename to a name that is taken ends with.
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 # What a run adds to as it goes.
 RECORDS = ("metrics.jsonl", "routing.jsonl")
 # The digest of its configuration in the id of a run.
@@ -55,36 +70,13 @@ _DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 
 def outputs_folder(option: Path | None = None) -> Path:
-    """Where runs are kept: the option, else $MOE_OUTPUTS, else ./outputs."""
-    return Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute()
+    """Where runs are kept: the option, else $MOE_OUTPUTS, else ./outputs. Links below it are not written through."""
+    return guard(Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes the whole file or leaves the old one: a temporary neighbour, flushed to disk, then renamed."""
+    """Writes the whole file or leaves the old one."""
     write_text(path, json.dumps(finite(content), indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a write has failed for want of space on the disk, in the quota or in the largest size of a file."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in numbers
-    ends = tuple(f"(os error {number})" for number in numbers)
-    return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
 
 
 def finite(value: Any) -> Any:
@@ -199,17 +191,29 @@ class Run:
 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
-    """A new folder with the configuration in it, claimed by an atomic mkdir; a taken name gets -2, -3, ..."""
+    """A new folder with the configuration in it; a taken name gets -2, -3, ..."""
     folder = make_group(outputs, group)
+    delete_abandoned(folder, f"{MAKING}*")
     number = 1
-    while True:
-        path = folder / (config.run_id if number == 1 else f"{config.run_id}-{number}")
+    while (run := _make_run(folder / (config.run_id if number == 1 else f"{config.run_id}-{number}"), config)) is None:
+        number += 1
+    return run
+
+
+def _make_run(path: Path, config: RunConfig) -> Run | None:
+    """Makes a run folder that has its files from the first moment; None when something of that name is there.
+
+    An empty folder gives way: a process that was killed between making and filling one had left it.
+    """
+    with new_folder(path.parent, MAKING) as making:
+        _fill(making, config)
         try:
-            path.mkdir()
-            break
-        except FileExistsError:
-            number += 1
-    return _fill(path, config)
+            rename(making, path)
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+            return None
+    return Run(path)
 
 
 def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
@@ -217,11 +221,13 @@ def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
 
     A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
     """
-    path = make_folder(make_group(outputs, group) / config.run_id)
-    run = Run(path)
+    path = make_group(outputs, group) / config.run_id
+    if not path.is_dir() and (made := _make_run(path, config)):
+        return made
+    run = Run(make_folder(path))
     if not (read_json(path / "config.json") and read_json(path / "status.json")):
-        return _fill(path, config)
-    if run.config_dict() != config.to_dict() and run.summary() is None and not is_locked(path):
+        _fill(path, config)
+    elif run.config_dict() != config.to_dict() and run.summary() is None and not is_locked(path):
         _write_config(path, config)
     return run
 
@@ -234,25 +240,14 @@ def rewrite_config(run: Run, config: RunConfig) -> None:
 
 def make_group(outputs: Path, group: str) -> Path:
     """The folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
-    folder = make_folder(outputs / group)
-    for marked in (outputs, folder):
-        mark_outputs(marked)
-    return folder
+    for folder in (outputs, outputs / group):
+        mark_outputs(make_folder(folder))
+    return outputs / group
 
 
-def make_folder(path: Path) -> Path:
-    """The folder, made with its parents. Raises MoeError when it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MoeError(f"cannot make the folder {path}: {error.strerror}. Choose another: --outputs DIR") from None
-    return path
-
-
-def _fill(path: Path, config: RunConfig) -> Run:
+def _fill(path: Path, config: RunConfig) -> None:
     _write_config(path, config)
     write_json(path / "status.json", {"status": PENDING, "created": time.time()})
-    return Run(path)
 
 
 def _write_config(path: Path, config: RunConfig) -> None:
@@ -267,28 +262,22 @@ def lock(path: Path) -> Iterator[None]:
     Raises:
         RunBusy: another process holds it.
     """
-    with open(path / ".lock", "w", encoding="utf-8") as file:
+    with ExitStack() as held:
         for attempt in range(20):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(hold(path / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
                 break
             except BlockingIOError:
                 if attempt == 19:
                     raise RunBusy(f"{path.name} is being written by another process: wait for it or stop it.") from None
                 time.sleep(0.05)  # a reader asking `is_locked` holds it for an instant
+        delete_abandoned(path, f".*{TEMPORARY}")
         yield
 
 
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the folder for writing."""
-    try:
-        with open(path / ".lock", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return is_held(path / ".lock", fcntl.LOCK_SH)
 
 
 def break_lock(path: Path) -> None:
@@ -319,17 +308,19 @@ class Recorder:
         self._append("routing.jsonl", record)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        with open(self.run.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(record)) + "\n")
+        with append(self.run.path / name) as file:
+            file.write(json.dumps(finite(record)).encode() + b"\n")
 
     def mark(self) -> dict[str, Mark]:
         """How far the records have come, once they are on the disk: for the checkpoint that counts on them."""
         self._marks = {name: mark(self.run.path / name, self._marks.get(name, Mark())) for name in RECORDS}
         return self._marks
 
-    def check(self, marks: Any) -> None:
-        """Holds the records against the marks of a checkpoint. What is gone is said, here and with the results."""
-        found = [damage(self.run.path / name, marks.get(name)) for name in RECORDS] if isinstance(marks, dict) else []
+    def check(self, marks: Any, step: int) -> None:
+        """Holds the records against the marks of the checkpoint of a step. What is gone is said, here and with the results."""
+        found = (
+            [damage(self.run.path / name, marks.get(name), step) for name in RECORDS] if isinstance(marks, dict) else []
+        )
         if any(found):
             self._status["damage"] = "; ".join(filter(None, found))
             print(f"note: {self.run.id} goes on, but {self._status['damage']}.", file=sys.stderr, flush=True)  # noqa: T201
@@ -341,7 +332,7 @@ class Recorder:
             path = self.run.path / name
             if path.exists():
                 records = [record for record in read_lines(path) if not record.get("whole_split")]
-                kept = [record for record in records if record.get("step", 0) <= step]
+                kept = [record for record in records if _step(record) <= step]
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def meta(self, content: Mapping[str, Any]) -> None:
@@ -351,6 +342,12 @@ class Recorder:
         """Writes the results last of all: their presence means that the run is complete."""
         self.status(COMPLETED, reason=self._status.get("damage"))
         write_json(self.run.path / "summary.json", sealed(finite(summary)))
+
+
+def _step(record: Mapping[str, Any]) -> float:
+    """The step of a record; 0 where it has none."""
+    step = record.get("step", 0)
+    return step if isinstance(step, int | float) else 0
 
 
 class Onlooker(Recorder):
@@ -363,7 +360,7 @@ class Onlooker(Recorder):
     def mark(self) -> dict[str, Mark]:
         return {}
 
-    def check(self, marks: Any) -> None: ...
+    def check(self, marks: Any, step: int) -> None: ...
 
     def rewind(self, step: int) -> None: ...
 

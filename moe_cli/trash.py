@@ -4,8 +4,8 @@ outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.js
 """
 
 import os
-import shutil
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,23 +17,25 @@ from moe_cli.marks import is_at_work
 from moe_cli.reading import is_path, time_in
 from moe_cli.store import (
     COMPLETED,
+    MAKING,
     PENDING,
     RUNNING,
     Run,
     is_locked,
     lock,
-    make_folder,
     read_json,
     run_folders,
     spellings,
     write_json,
 )
 from moe_cli.tasks.built import MAX_META_BYTES
+from moe_cli.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.
 MADE = {"config.json", "config.yaml", "status.json", "log.txt", ".lock"}
 DAY = 86_400.0
+LONGEST_NAME = 255
 # A temporary folder of the cache in which nothing was written for so long has no maker any more.
 STALE_SECONDS = DAY
 
@@ -80,13 +82,12 @@ def remove(run: Run, outputs: Path) -> Removed:
         with lock(source):
             write_json(source / "trashed.json", {"from": origin.as_posix(), "time": moment})
             target = _free_name(folder, f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(origin.parts)}")
-            os.rename(source, target)
+            rename(source, target)
     except OSError as error:
         with suppress(OSError):
-            (source / "trashed.json").unlink()
-        raise MoeError(
-            f"cannot move {source} to {folder}: {error.strerror}. Remove it by hand, for good: rm -r"
-        ) from None
+            delete(source / "trashed.json")
+        way = way_on(error) if is_full(error) else "Remove it by hand, for good: rm -r"
+        raise MoeError(f"cannot move {source} to {folder}: {error.strerror}. {way}") from None
     return Removed(target, origin.as_posix(), moment)
 
 
@@ -128,8 +129,8 @@ def restore(removed: Removed, outputs: Path) -> Run:
         MoeError: another run has taken its place, its place is not known, or it cannot be moved.
     """
     target = Path(os.path.normpath(outputs / removed.origin))
-    inside = target.is_relative_to(outputs) and 1 <= len(target.relative_to(outputs).parts) <= 2
-    if not inside or target.relative_to(outputs).parts[0] == TRASH:
+    parts = target.relative_to(outputs).parts if target.is_relative_to(outputs) else ()
+    if not 1 <= len(parts) <= 2 or not all(map(_is_name, parts)):
         raise MoeError(f"{removed.path / 'trashed.json'} does not say where in {outputs} the run lay. Move it by hand.")
     if target.exists() or target.is_symlink():
         if not _never_begun(Run(target)):
@@ -138,13 +139,19 @@ def restore(removed: Removed, outputs: Path) -> Run:
     make_folder(target.parent)
     try:
         if target.exists():
-            shutil.rmtree(target)
-        os.rename(removed.path, target)
+            delete(target)
+        rename(removed.path, target)
     except OSError as error:
         raise MoeError(f"cannot move {removed.path} to {target}: {error.strerror}. Move it by hand.") from None
     with suppress(OSError):  # says only where the run lay
-        (target / "trashed.json").unlink()
+        delete(target / "trashed.json")
     return Run(target)
+
+
+def _is_name(part: str) -> bool:
+    """Whether a folder of this name is seen by every command, and shown as it is."""
+    unseen = any(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") for character in part)
+    return not part.startswith(".") and not unseen and len(os.fsencode(part)) <= LONGEST_NAME
 
 
 def _never_begun(run: Run) -> bool:
@@ -197,35 +204,51 @@ class Waste:
 def find_waste(outputs: Path, older_than: float) -> Iterator[Waste]:
     """Everything that may be freed: removed runs older than so many seconds, and what no run needs."""
     now = time.time()
-    for removed in removed_runs(outputs):
+    for removed in removed_runs(outputs) if is_safe(outputs / TRASH) else ():
         if now - removed.removed >= older_than:
             yield Waste(
                 "trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'nobody knows'}"
             )
     runs = run_folders(outputs)
+    for folder in (outputs, *sorted(path for path in outputs.glob("[!.]*") if path.is_dir()), outputs / ".cache"):
+        for path in _half_made(folder, f".*{TEMPORARY}", f"{MAKING}*"):
+            yield Waste("unfinished", path, size_of(path), "left by a process that was killed")
     for run in runs:
         yield from _waste_of_run(run)
     yield from _waste_of_cache(outputs / ".cache", runs)
 
 
 def _waste_of_run(run: Run) -> Iterator[Waste]:
-    if is_locked(run.path):
+    if is_locked(run.path) or not is_safe(run.path):
         return
 
     def idle() -> bool:
         return not is_locked(run.path) and run.status()["status"] != RUNNING
 
-    for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
-        for folder in (run.path / "checkpoints").glob(pattern):
-            if idle():
-                yield Waste("unfinished", folder, size_of(folder), f"{what} of {run.id}", idle)
-    checkpoints = run.checkpoints()
+    for path, what in _scrap_of(run):
+        if idle():
+            yield Waste("unfinished", path, size_of(path), f"{what} of {run.id}", idle)
+    checkpoints = run.checkpoints() if is_safe(run.path / "checkpoints") else []
     if len(checkpoints) < 2 or run.status()["status"] != COMPLETED:
         return
     best = _best(checkpoints[0])
     for folder in checkpoints[1:]:
         if folder.name != best:
             yield Waste("checkpoints", folder, size_of(folder), f"{run.id} is complete", idle)
+
+
+def _scrap_of(run: Run) -> Iterator[tuple[Path, str]]:
+    for path in _half_made(run.path, f".*{TEMPORARY}"):
+        yield path, "left by a killed process"
+    if is_safe(run.path / "checkpoints"):
+        for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
+            for folder in (run.path / "checkpoints").glob(pattern):
+                yield folder, what
+
+
+def _half_made(folder: Path, *patterns: str) -> list[Path]:
+    """What a killed process has left in a folder; nothing where a link leads to it."""
+    return [path for pattern in patterns for path in abandoned(folder, pattern)] if is_safe(folder) else []
 
 
 def _best(newest: Path) -> str | None:
@@ -239,10 +262,10 @@ def _waste_of_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Waste]:
     """Of every kind of data: each has a folder in the cache, and each set of data a folder with meta.json in that."""
     now = time.time()
     for folder in sorted(cache.glob("*/.building-*")):
-        if now - _last_written(folder) > STALE_SECONDS:
+        if is_safe(folder.parent) and now - _last_written(folder) > STALE_SECONDS:
             yield Waste("unfinished", folder, size_of(folder), "half-made data")
     found = {folder: read_json(folder / "meta.json", MAX_META_BYTES) for folder in sorted(cache.glob("[!.]*/[!.]*"))}
-    corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None}
+    corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None and is_safe(folder.parent)}
     used = _corpora_in_use(runs) if corpora else None
     for folder, corpus in corpora.items():
         if used is not None and corpus.get("sha256") not in used:
@@ -270,10 +293,7 @@ def free(waste: Waste) -> int:
     if not waste.idle():
         return 0
     try:
-        if waste.path.is_symlink():
-            waste.path.unlink()
-        else:
-            shutil.rmtree(waste.path)
+        delete(waste.path)
     except OSError as error:
         raise MoeError(f"cannot delete {waste.path}: {error.strerror}.") from None
     return waste.num_bytes

@@ -277,7 +277,7 @@ def test_a_disk_too_full_for_the_reason_does_not_hide_the_error(
     run = create_run(tmp_path, "runs", tiny_config(text_file))
 
     def fill(view: Any) -> None:
-        def full(*arguments: Any) -> None:
+        def full(*arguments: Any, **options: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "replace", full)

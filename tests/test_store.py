@@ -32,13 +32,13 @@ from moe_cli.store import (
     find_run,
     is_locked,
     lock,
-    make_folder,
     open_or_create_run,
     open_runs,
     outputs_folder,
     read_json,
     write_json,
 )
+from moe_cli.writing import make_folder
 from tests.tiny import tiny_config
 
 TEXT = Path("/text.txt")
@@ -196,7 +196,7 @@ def test_rewinding_forgets_later_steps_and_torn_lines(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """On a full disk the file keeps its old content and no scrap is left beside it."""
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "status.json"

@@ -31,6 +31,7 @@ from moe_cli.launch import by_us, launched, leave, rank
 from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
 from moe_cli.reading import forget_notes, noted
+from moe_cli.writing import is_full, way_on
 
 # Files that a command could not use are named up to so many.
 SHOWN_UNREADABLE = 12
@@ -80,6 +81,8 @@ class Group(TyperGroup):
                 raise typer.Exit(0) from None
             where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
             typer.echo(f"error: {error.strerror or error}{where}", err=True)
+            if is_full(error):
+                typer.echo(f"{way_on(error)}, then the same command.", err=True)
             raise typer.Exit(2 if error.errno in ASKED_FOR else 1) from None
 
 

@@ -4,7 +4,6 @@ MLflow keeps every point it has been given. A run that goes on is the same run t
 keeps the point it had: on a CPU it is the same to the last digit, apart from times.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -24,9 +23,12 @@ from mlflow.tracking import MlflowClient
 from moe_cli.config.parse import show
 from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
 from moe_cli.store import COMPLETED, FAILED
+from moe_cli.writing import check_file, hold
 
 SECONDS = 1.0  # between two messages: each takes some milliseconds
 MOST_POINTS, MOST_PARAMS = 1000, 100  # in a message
+# What SQLite writes, by their names.
+DATABASE = tuple(f"mlflow.db{ending}" for ending in ("", "-journal", "-wal", "-shm"))
 ENDS = {COMPLETED: "FINISHED", FAILED: "FAILED"}
 
 
@@ -93,8 +95,9 @@ class MLflowLogger:
         if not self.local:
             yield
             return
-        with open(self.about.outputs / ".mlflow.lock", "w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        for name in DATABASE:
+            check_file(self.about.outputs / name)
+        with hold(self.about.outputs / ".mlflow.lock"):
             yield
 
     def _experiment(self, name: str) -> str:

@@ -16,6 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from moe_cli.loggers.logger import About, Past, numbers, results, step_of
 from moe_cli.store import COMPLETED
+from moe_cli.writing import make_folder
 
 
 class TensorBoardLogger:
@@ -32,7 +33,7 @@ class TensorBoardLogger:
             files = sorted(self.folder.glob("events.out.tfevents.*"))
             last = _last_step(files)
             _wait_for_a_later_name(files)
-            self.writer = EventFileWriter(str(self.folder))
+            self.writer = EventFileWriter(str(make_folder(self.folder)))
         if last is not None:
             self._write(Event(step=past.step + 1, session_log=SessionLog(status=SessionLog.START)))
         start = plugin_data_pb2.SessionStartInfo(group_name=self.about.run.id, start_time_secs=time.time())

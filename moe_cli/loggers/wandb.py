@@ -12,6 +12,7 @@ import wandb
 
 from moe_cli.loggers.logger import OnceLogger, results
 from moe_cli.store import COMPLETED
+from moe_cli.writing import make_folder
 
 
 class WandbLogger(OnceLogger):
@@ -22,6 +23,8 @@ class WandbLogger(OnceLogger):
     def open(self, known: str | None) -> str:
         run = self.about.run
         called = known or uuid.uuid4().hex[:12]
+        if "WANDB_DIR" not in os.environ:
+            make_folder(run.path / "wandb")
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
             project=self.about.project(os.environ.get("WANDB_PROJECT")), dir=os.environ.get("WANDB_DIR") or run.path,

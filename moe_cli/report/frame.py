@@ -239,7 +239,8 @@ def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
     identity.update(created=_number(status.get("created")), tags=list(tags_in(tags)))
     fits = not config or run.fits(config)
-    return {**settings, **measured, **identity}, tuple(content is not None and fits for content in files)
+    row = {_whole_text(key): _whole_text(value) for key, value in {**settings, **measured, **identity}.items()}
+    return row, tuple(content is not None and fits for content in files)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -256,6 +257,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         for group in ("router", "balance"):
             flat[group] = flat.pop(f"{group}.name", None)
     return flat
+
+
+def _whole_text(value: Any) -> Any:
+    """The value; of text halves of characters, which JSON may hold and pandas does not take, as '?'."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
 
 
 def _is_scalar(value: Any) -> bool:

@@ -10,10 +10,10 @@ N runs, F files of each.
 
 import json
 import os
-import tempfile
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from moe_cli import __version__
+from moe_cli.errors import MoeError
 from moe_cli.store import Run
+from moe_cli.writing import make_folder, write_bytes
 
 NAME = "runs.index"
 # Another way to read folders has another number.
@@ -160,14 +162,5 @@ def write_index(outputs: Path, index: Index) -> None:
     body = b"".join([head, index.stamps.astype(np.int64).tobytes(), *codes])
     content = MAGIC + f"{zlib.crc32(body):08x}{len(head):08x}".encode() + body
     folder = outputs / ".cache"
-    temporary = ""
-    try:
-        folder.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / NAME)
-    except OSError:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+    with suppress(OSError, MoeError):
+        write_bytes(make_folder(folder) / NAME, content)

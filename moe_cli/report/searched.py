@@ -3,17 +3,17 @@
 The journal is search.journal in the sweep's folder: a line of JSON for each thing that happened, written by Optuna.
 """
 
-import fcntl
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.reading import Unreadable, open_regular
+from moe_cli.writing import append, edit, hold
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -43,14 +43,6 @@ def import_optuna() -> ModuleType:
     return optuna
 
 
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Holds a lock file, waiting for it; the operating system releases it however the process ends."""
-    with open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 class JournalLock:
     """Held by Optuna while it appends to the journal, in place of its own lock, which outlives a killed process.
 
@@ -62,9 +54,9 @@ class JournalLock:
         self._held: Any = None
 
     def acquire(self) -> bool:
-        self._held = exclusive(self.journal.with_name(".journal.lock"))
+        self._held = hold(self.journal.with_name(".journal.lock"))
         self._held.__enter__()
-        with open(self.journal, "rb+") as file:
+        with edit(self.journal) as file:
             file.truncate(_end_of_lines(file))
         return True
 
@@ -95,6 +87,7 @@ def open_journal(folder: Path) -> "JournalStorage":
         _check_journal(path)
     lock: Any = JournalLock(path)
     try:
+        append(path).close()  # Optuna opens it by its name
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
         raise MoeError(f"{path} cannot be used: {error.strerror}.") from None

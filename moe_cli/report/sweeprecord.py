@@ -15,8 +15,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from moe_cli.report.searched import exclusive
 from moe_cli.store import read_json, write_json
+from moe_cli.writing import hold
 
 SWEEP_FILE = "sweep.json"
 
@@ -34,7 +34,7 @@ def change_record(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any
     """
     with ExitStack() as held:
         with suppress(OSError):  # file systems without locks
-            held.enter_context(exclusive(folder / ".sweep.lock"))
+            held.enter_context(hold(folder / ".sweep.lock"))
         old = read_record(folder)
         new = change(old)
         if new != old:

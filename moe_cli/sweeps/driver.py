@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from moe_cli.errors import DiskFull, RunBusy
+from moe_cli.errors import DiskFull, RunBusy, UnsafePath
 from moe_cli.numbers import duration
 from moe_cli.run import BUSY, FULL, STOPPED, WRONG
 from moe_cli.store import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock
+from moe_cli.writing import check_file
 
 POLL_SECONDS = 0.2
 # For saving: when the sweep is stopped, and when a run is.
@@ -242,9 +243,21 @@ class _Drive:
                 self.held = run
                 return
             else:
-                self.progress.running[run] = self.pool.start(run)
-                self.started[run] = time.monotonic()
-                self.starts[run] += 1
+                self._begin(run)
+
+    def _begin(self, run: Run) -> None:
+        """Starts a run; one whose folder links elsewhere fails, with the reason in it."""
+        try:
+            for name in (".lock", "log.txt"):
+                check_file(run.path / name)
+            self.progress.running[run] = self.pool.start(run)
+        except UnsafePath as error:
+            _record(run, FAILED, str(error))
+            self.progress.failed.append(run)
+            self.feed.ended(run)
+        else:
+            self.started[run] = time.monotonic()
+            self.starts[run] += 1
 
     def _settled(self, run: Run) -> bool:
         """Whether it has ended already; if it has just failed elsewhere, that is its end here too."""
@@ -367,6 +380,9 @@ def _record(run: Run, status: str, reason: str) -> bool:
             Recorder(run).status(status, reason=reason)
     except RunBusy:
         return False
+    except UnsafePath:  # of the lock: nobody holds it
+        with suppress(OSError, UnsafePath):
+            Recorder(run).status(status, reason=reason)
     except OSError:
         pass
     return True

@@ -17,6 +17,7 @@ from moe_cli.machine import available_memory_bytes, count_cores, resident_bytes,
 from moe_cli.run import PARENT
 from moe_cli.store import Run
 from moe_cli.sweeps.warm import Fork, Nest
+from moe_cli.writing import append
 
 
 def default_workers(plans: Sequence[Plan]) -> int:
@@ -43,7 +44,7 @@ class Process:
     def __init__(self, run: Run, outputs: Path, environment: dict[str, str]) -> None:
         self.end, theirs = os.pipe()
         try:
-            with open(run.path / "log.txt", "ab") as log:
+            with append(run.path / "log.txt") as log:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "moe_cli.run", str(run.path), str(outputs)],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[theirs],

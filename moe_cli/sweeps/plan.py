@@ -22,7 +22,8 @@ from moe_cli.errors import BadValue, ConfigError
 from moe_cli.forecast import pin_upcycle
 from moe_cli.numbers import printable
 from moe_cli.report.sweeprecord import record_command
-from moe_cli.store import Run, make_folder, open_or_create_run, sweep_folder
+from moe_cli.store import Run, open_or_create_run, sweep_folder
+from moe_cli.writing import make_folder
 
 AD_HOC = "sweep"
 # Of the name of a sweep's folder: file systems take 255, and files beside it are named after it.

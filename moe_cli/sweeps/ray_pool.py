@@ -118,7 +118,8 @@ def _keeper_class() -> type:
                 if not os.path.exists(path):
                     return f"{socket.gethostname()} does not see {path}"
             environment = {**os.environ, **told, parent: str(os.getpid())}
-            with open(os.path.join(folder, "log.txt"), "ab") as log:
+            added = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            with os.fdopen(os.open(os.path.join(folder, "log.txt"), added, 0o666), "ab") as log:
                 self.process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=directory,
                     env=environment, start_new_session=True,

@@ -8,7 +8,6 @@ with the settings it had. Searches that share a folder share the trials.
 import json
 import os
 import random
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.searchblock import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.forecast import pin_upcycle
-from moe_cli.report.searched import STUDY, exclusive, import_optuna, open_journal
+from moe_cli.report.searched import STUDY, import_optuna, open_journal
 from moe_cli.report.sweeprecord import record_command
 from moe_cli.store import (
     COMPLETED,
@@ -32,12 +31,12 @@ from moe_cli.store import (
     Run,
     is_locked,
     lock,
-    make_folder,
     make_group,
     open_or_create_run,
 )
 from moe_cli.sweeps.pruning import Watch, make_pruner
 from moe_cli.sweeps.space import HIGHER, SearchPlan, is_whole
+from moe_cli.writing import delete, delete_empty, hold, make_folder
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -85,7 +84,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
     """
     optuna = import_optuna()
     folder = make_group(outputs, plan.name)
-    with exclusive(folder / ".search.lock"):
+    with hold(folder / ".search.lock"):
         study: Study = optuna.create_study(
             study_name=STUDY, storage=open_journal(folder), load_if_exists=True,
             pruner=make_pruner(plan.prune, evaluations),
@@ -162,9 +161,9 @@ class SearchFeed:
                     self._ask_again()
                 yield self
         finally:
-            shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):
-                place.parent.rmdir()
+                delete(place)
+                delete_empty(place.parent)
 
     def trials(self) -> "list[FrozenTrial]":
         """Those that were asked for and begun, here or elsewhere."""
@@ -240,7 +239,7 @@ class SearchFeed:
 
     def _next_trial(self) -> bool:
         """Begins a trial, or takes one up that was left; False if there is none to be had now."""
-        with exclusive(self.outputs / self.plan.name / ".search.lock"):
+        with hold(self.outputs / self.plan.name / ".search.lock"):
             trials = self.study.get_trials(deepcopy=False)
             trial = self._left_behind(trials) or (self._ask(trials) if self._to_ask(trials) else None)
             if trial is None:

@@ -23,7 +23,8 @@ from pathlib import Path
 from moe_cli.config.executors import SlurmExecutor
 from moe_cli.errors import MoeError
 from moe_cli.run import BUSY, DONE, STOPPED
-from moe_cli.store import Run, make_folder, read_json, write_json, write_text
+from moe_cli.store import Run, read_json, write_json
+from moe_cli.writing import delete, make_folder, write_text
 
 JOB_FILE = "slurm.json"
 # Slurm is asked about all jobs at once; the longer nothing changes, the more seldom.
@@ -263,7 +264,7 @@ class SlurmPool:
                     "Change what executor. asks for; the same command goes on from there."
                 )
             return None
-        (job.run.path / JOB_FILE).unlink(missing_ok=True)
+        delete(job.run.path / JOB_FILE, missing_ok=True)
         if job.run.summary() is not None:
             return DONE
         if job.ending or (state is not None and state.name == "CANCELLED"):

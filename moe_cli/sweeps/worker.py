@@ -22,12 +22,14 @@ import socket
 import sys
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from moe_cli import run as runs
 from moe_cli.launch import leave
 from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.training.signals import follow
+from moe_cli.writing import append
 
 # What a run imports; torch's optimizers bring its compiler along at their first step.
 IMPORTED = ("torch._dynamo", "moe_cli.models.registry", "moe_cli.tasks.registry", "moe_cli.moe.dispatch",
@@ -100,10 +102,9 @@ class Parent:
             for descriptor in (self.ends, self.wakes):
                 os.close(descriptor)
             self.channel.close()
-            log = os.open(os.path.join(folder, "log.txt"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            for descriptor in (1, 2):
-                os.dup2(log, descriptor)
-            os.close(log)
+            with append(Path(folder, "log.txt")) as log:
+                for descriptor in (1, 2):
+                    os.dup2(log.fileno(), descriptor)
             follow(parent)
             sys.argv = [str(runs.__file__), folder, outputs]
             code = runs.main(folder, outputs)

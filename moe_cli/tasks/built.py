@@ -7,18 +7,17 @@ damaged is set aside, to be built again.
 import json
 import os
 import random
-import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from moe_cli.errors import DataError
+from moe_cli.errors import DataError, UnsafePath
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.records import read_sealed, sealed
+from moe_cli.writing import new_folder, rename, write_text
 
 META = "meta.json"
 CHECKSUMS, CHECKED = "checksums.json", ".checked.json"
@@ -39,7 +38,7 @@ def write_checksums(folder: Path) -> None:
         while size > block_bytes * MAX_BLOCKS:
             block_bytes *= 2
         files[path.name] = {"bytes": size, "block_bytes": block_bytes, "crc32": list(_checksums(path, block_bytes))}
-    (folder / CHECKSUMS).write_text(json.dumps(sealed({"files": files})) + "\n", encoding="utf-8")
+    write_text(folder / CHECKSUMS, json.dumps(sealed({"files": files})) + "\n")
 
 
 def _checksums(path: Path, block_bytes: int) -> Iterator[int]:
@@ -61,7 +60,11 @@ def built(folder: Path, what: str) -> dict[str, Any] | None:
         _check(folder)
         return parse_object(read_bytes(folder / META, MAX_META_BYTES))
     except (OSError, Unreadable) as problem:
-        reason = f"{problem.filename} is missing" if isinstance(problem, FileNotFoundError) else str(problem)
+        reason = (
+            f"{os.path.basename(problem.filename)} is missing"
+            if isinstance(problem, FileNotFoundError)
+            else str(problem)
+        )
         _set_aside(folder, what, reason, before)
     return None
 
@@ -95,7 +98,8 @@ def _check(folder: Path) -> None:
     for name, known in files.items():
         _check_file(folder / name, known, sample=seen)
     if not seen:
-        _write_whole(folder / CHECKED, json.dumps(stamps))
+        with suppress(OSError, UnsafePath):  # the next use then reads everything again
+            write_text(folder / CHECKED, json.dumps(stamps))
 
 
 def _check_file(path: Path, known: dict[str, Any], sample: bool) -> None:
@@ -116,24 +120,14 @@ def _check_file(path: Path, known: dict[str, Any], sample: bool) -> None:
         raise Unreadable(f"{path.name} {problem}") from None
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Leaves no file where it cannot be written: the next use then reads everything again."""
-    with suppress(OSError):
-        handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-
-
 def _set_aside(folder: Path, what: str, reason: str, before: os.stat_result) -> None:
     """Frees the folder's place, unless another process has put another one there meanwhile."""
     try:
         if os.stat(folder, follow_symlinks=False).st_ino != before.st_ino:
             return
         print(f"note: the {what} in {folder} are damaged ({reason}): they are made again.", file=sys.stderr, flush=True)  # noqa: T201
-        aside = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
-        os.rename(folder, aside / folder.name)
-        shutil.rmtree(aside, ignore_errors=True)
+        with new_folder(folder.parent, BUILDING) as aside:
+            rename(folder, aside / folder.name)
     except FileNotFoundError:
         return
     except OSError as error:

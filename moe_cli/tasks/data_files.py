@@ -233,7 +233,9 @@ class _Walk:
         if idle is None:
             return
         others = any(idle in patterns for patterns in self.excluded)
-        reason = "the other patterns leave out all that it matches" if others else f"it matches nothing in data.path={given}"
+        reason = (
+            "the other patterns leave out all that it matches" if others else f"it matches nothing in data.path={given}"
+        )
         raise DataError(f"data.exclude={idle} has no effect: {reason}. Leave it out.")
 
     def _folders_in(self, folder: Path) -> Iterator[tuple[Path, _Identity, bool]]:

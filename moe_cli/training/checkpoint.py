@@ -7,10 +7,7 @@ checkpoints/step_00000120/model.safetensors, optimizer.safetensors, ema.safetens
 
 import hashlib
 import json
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,13 +21,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moe_cli.errors import CheckpointError, DiskFull, TrainingError
+from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
 from moe_cli.moe import parallel
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
-from moe_cli.store import Run, is_full, write_json
+from moe_cli.store import Run, write_json
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, WeightAverage
+from moe_cli.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
 
+# A checkpoint has such a name until it is whole.
+SAVING = ".saving-"
 FORMAT = 1
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _EMA = "ema.safetensors"
@@ -190,26 +190,24 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
     state = snapshot.state
     root = run.path / "checkpoints"
     final = _folder(run, state["step"])
-    temporary = None
     try:
-        root.mkdir(exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=root))
-        _write(temporary, snapshot)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync(root)
+        ensure_folder(root)
+        with new_folder(root, SAVING) as temporary:
+            _write(temporary, snapshot)
+            if final.exists():
+                delete(final)
+            rename(temporary, final)
+        flush_folder(root)
     except (OSError, SafetensorError) as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         kind = DiskFull if is_full(error) else TrainingError
         raise kind(f"cannot write the checkpoint {final}: {reason}. {way_on(run, is_full(error))}") from None
     # A process that was killed while it saved has left its half-made folder.
     best = state.get("best_step")
     stays = [_folder(run, best)] if best is not None else []
-    for old in [*root.glob(".saving-*"), *(each for each in run.checkpoints()[keep:] if each not in stays)]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in [*root.glob(f"{SAVING}*"), *(each for each in run.checkpoints()[keep:] if each not in stays)]:
+        with suppress(OSError):
+            delete(old)
     return final
 
 
@@ -251,18 +249,9 @@ class Saver:
 def _write(folder: Path, snapshot: Snapshot) -> None:
     for name, content in snapshot.files.items():
         save_file(content, folder / name)
-        _sync(folder / name)
+        adopt(folder / name)
     checksums = {"state": _sha256_of_state(snapshot.state), **{name: _sha256(folder / name) for name in snapshot.files}}
     write_json(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": snapshot.state})
-    os.chmod(folder, 0o755)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:
@@ -314,8 +303,8 @@ def newest_whole(run: Run) -> Checkpoint:
             reason = str(problem).split("\n")[0]
             print(f"note: {reason} Going on from step {found.state['step']:,}.", file=sys.stderr, flush=True)  # noqa: T201
             for each in damaged:
-                with suppress(OSError):  # it stays where it is, and the next of its step takes its place
-                    each.rename(each.with_name(DAMAGED + each.name))
+                with suppress(OSError, UnsafePath):  # it stays where it is, and the next of its step takes its place
+                    rename(each, each.with_name(DAMAGED + each.name))
         return found
     if len(damaged) > 1:
         raise CheckpointError(

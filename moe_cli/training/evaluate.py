@@ -5,7 +5,7 @@ B sequences, L positions, T = B * L tokens, E experts, V tokens in the vocabular
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -291,11 +291,12 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T 
     result: list[dict[int, float]] = [{} for _ in final]
     for record in records:
         if "choices" in record:
-            last = final[record["layer"]]
-            chosen = torch.zeros_like(last)
-            for row, experts in zip(chosen, record["choices"], strict=True):
-                row[experts] = True
-            result[record["layer"]][record["step"]] = router_saturation(chosen, last)
+            with suppress(LookupError, TypeError, ValueError, RuntimeError):  # of a file that was damaged or edited
+                last = final[record["layer"]]
+                chosen = torch.zeros_like(last)
+                for row, experts in zip(chosen, record["choices"], strict=True):
+                    row[experts] = True
+                result[record["layer"]][int(record["step"])] = router_saturation(chosen, last)
     return result
 
 

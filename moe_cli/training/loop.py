@@ -68,7 +68,7 @@ class Training:
         # The number of threads decides how sums are split, so the last digits depend on it.
         torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
         self.state = State(**{entry.name: saved[entry.name] for entry in fields(State) if entry.name in saved})
-        self.recorder.check(saved.get("records"))
+        self.recorder.check(saved.get("records"), self.state.step)
         self.recorder.rewind(self.state.step)
 
     @property

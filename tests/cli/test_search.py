@@ -56,7 +56,10 @@ WRONG = [
     (["k=1,2", "--search-seed", "1"], "--search-seed 1 is for a search."),
     ([LR, "--search", "grid"], "--search grid is not one of: tpe, random."),
     ([LR, "--search", "tpe", "--trials", "0"], "--trials 0 is not a whole number of at least 1 and at most 100000."),
-    ([LR, "--search", "tpe", "--search-seed", "-1"], "--search-seed -1 is not a whole number of at least 0 and at most 4294967295."),
+    (
+        [LR, "--search", "tpe", "--search-seed", "-1"],
+        "--search-seed -1 is not a whole number of at least 0 and at most 4294967295.",
+    ),
     (
         [LR, "--search", "tpe", "--prune", "ashha"],
         "--prune ashha is not one of: asha, hyperband, median. Did you mean 'asha'?",

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from moe_cli import sweep
+from moe_cli import sweep, trash
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError, RunBusy
 from moe_cli.marks import is_at_work
 from moe_cli.store import Run, lock, open_runs
 from moe_cli.sweeps import plan, run_sweep, slurm_pool
 from moe_cli.trash import find_removed, removed_runs, restore
+from moe_cli.writing import rename
 from tests.sweeps.fake import FakePool
 
 TINY = ("expert=1,4", "k=1", "model.d_model=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16",
@@ -58,7 +59,7 @@ def silent_slurm(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
 
 
 def second_move_fails(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
-    rename, moves = os.rename, [0]
+    moves = [0]
 
     def limited(source: Any, target: Any) -> None:
         to_trash = ".trash" in str(target)
@@ -67,7 +68,7 @@ def second_move_fails(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
             raise OSError(5, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", limited)
+    monkeypatch.setattr(trash, "rename", limited)
 
 
 def folders_cannot_be_made(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:

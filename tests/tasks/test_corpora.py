@@ -12,9 +12,10 @@ import pytest
 
 from moe_cli.config.data import PythonData, TextData
 from moe_cli.errors import DataError
-from moe_cli.tasks import build, corpora
+from moe_cli.tasks import build, corpora, folders
 from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.data import judged_by_test
+from moe_cli.writing import rename
 from tests.tiny import words
 
 
@@ -314,17 +315,25 @@ def test_a_build_that_comes_second_takes_the_first(
 
 def test_a_corpus_appears_whole(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the last file is written, nothing stands where another process would look."""
-    chmod, seen = os.chmod, []
+    seen = []
 
-    def look(*arguments: Any) -> None:
+    def look(source: Path, target: Path) -> None:
         seen.extend(path.name for path in tmp_path.iterdir())
-        chmod(*arguments)
+        rename(source, target)
 
-    monkeypatch.setattr(os, "chmod", look)
+    monkeypatch.setattr(folders, "rename", look)
     corpus = load(text_file, tmp_path)
     assert [True] == [name.startswith(".building-") for name in seen]
     names = sorted(path.name for path in corpus.folder.iterdir())
-    assert [".checked.json", "checksums.json", "domains.bin", "meta.json", "starts.bin", "train_0000.bin", "val_0000.bin"] == names
+    assert [
+        ".checked.json",
+        "checksums.json",
+        "domains.bin",
+        "meta.json",
+        "starts.bin",
+        "train_0000.bin",
+        "val_0000.bin",
+    ] == names
 
 
 def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> None:

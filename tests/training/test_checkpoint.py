@@ -199,7 +199,7 @@ def test_a_save_that_fails_keeps_the_old(run: Run, parts: Any, monkeypatch: pyte
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    places = {"tensors": (module, "save_file"), "state": (module, "write_json"), "rename": (Path, "rename")}
+    places = {"tensors": (module, "save_file"), "state": (module, "write_json"), "rename": (module, "rename")}
     monkeypatch.setattr(*places[where], full)
     before = sorted(os.listdir(run.path / "checkpoints"))
     with pytest.raises(TrainingError, match="No space left on device"):

@@ -179,7 +179,10 @@ def test_a_run_of_several_processes_is_launched(
         raise LostProcess("process 1 of 2 was killed (SIGKILL).")
 
     monkeypatch.setattr("moe_cli.run.launch", lose)
-    with pytest.raises(LostProcess, match=rf"The last checkpoint is kept.\nGo on with: moe train --resume {run.id}"):
+    with pytest.raises(
+        LostProcess,
+        match=rf"no checkpoint was written yet: it will start again.\nGo on with: moe train --resume {run.id}",
+    ):
         run_one(run, tmp_path)
     assert 1 == main(str(run.path), str(tmp_path))
 
@@ -250,7 +253,7 @@ def test_a_signal_to_the_launcher_saves_and_stops(command: Any, tmp_path: Path, 
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (130, "") == (process.returncode, err)
-    assert out.endswith(f"stopped; everything is saved. Go on with: moe train --resume {run.id}\n")
+    assert out.endswith(f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}\n")
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     status = run.status()
     assert "interrupted" == status["status"]
@@ -270,5 +273,5 @@ def test_processes_do_not_outlive_their_launcher(command: Any, tmp_path: Path) -
         assert time.monotonic() < deadline
         time.sleep(0.05)
     status = run.status()
-    assert ("interrupted", "stopped; its checkpoint is saved") == (status["status"], status["reason"])
+    assert ("interrupted", f"stopped; {run.kept()}") == (status["status"], status["reason"])
     assert f"step_{status['step']:08d}" == run.checkpoints()[0].name

@@ -1,12 +1,12 @@
 """A file of a report, written whole or not at all."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.numbers import printable
 from moe_cli.report.page import GENERATOR
+from moe_cli.writing import is_inside_outputs, write_bytes
 
 # The name of the program stands near the beginning of a page.
 HEAD_BYTES = 4096
@@ -28,19 +28,13 @@ def check_ours(path: Path, command: str = GENERATOR) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a temporary neighbour and renames it. A link is followed. Raises MoeError when it cannot be."""
-    path = Path(os.path.realpath(path))
+    """Writes the whole file or leaves the old one. A link is followed, but not out of an outputs folder.
+
+    Raises:
+        MoeError: it cannot be written.
+    """
+    path = path if is_inside_outputs(path) else Path(os.path.realpath(path))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_bytes(path, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     except OSError as error:
         raise MoeError(f"cannot write {printable(str(path))}: {error.strerror}. Name another place.") from None

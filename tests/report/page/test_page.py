@@ -222,7 +222,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     write_file(tmp_path / "link.html", "new")
     assert ("new", True) == (file.read_text(), (tmp_path / "link.html").is_symlink())
 
-    def full(*paths: object) -> None:
+    def full(*paths: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)

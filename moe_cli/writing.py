@@ -1,0 +1,362 @@
+"""Writes, appends, locks and deletes below an outputs folder, and passes through no link out of it.
+
+Every path is taken apart at the outputs folder that it lies in. Links above and at that folder are the user's own and are
+followed. The folders below it are opened one after the other without following links, and the file itself is written,
+renamed or deleted by the handle of its folder. So what a run folder from elsewhere links to stays as it is.
+
+New files and folders have the permissions that the umask leaves them.
+"""
+
+import atexit
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from moe_cli.errors import MoeError, UnsafePath
+from moe_cli.outputs import MARKER
+
+# The deepest folder that is written in, counted from the outputs folder: SWEEP/RUN/checkpoints/step_00000001.
+DEPTH = 4
+# A folder of files lies so deep in a run folder.
+RUN_DEPTH = 2
+TEMPORARY = ".tmp"
+# Seconds in which a new file or folder may not be held yet.
+JUST_MADE = 5
+_GUARDED: set[Path] = set()
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def guard(outputs: Path) -> Path:
+    """Passes through no link below this folder from now on, also where no marker says that it is an outputs folder."""
+    _GUARDED.add(outputs.absolute())
+    return outputs
+
+
+def mark_outputs(folder: Path) -> None:
+    """Marks an existing folder as outputs. A folder that cannot be written to stays as it is."""
+    text = b"Made by moe, which keeps runs here and never reads anything below this folder as data.\n"
+    with suppress(OSError), open(folder / MARKER, "xb") as file:
+        file.write(text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the whole file or leaves the old one. Bytes of a name that are no UTF-8 are written as they are."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for bytes: a temporary neighbour, flushed to disk, then renamed. A link in its place is replaced."""
+    name = f".{path.name[:100]}.{secrets.token_hex(4)}{TEMPORARY}"
+    with _at(path) as folder:
+        try:
+            with os.fdopen(
+                os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o666, dir_fd=folder), "wb"
+            ) as file:
+                with suppress(OSError):  # held, so that it is seen that its writer lives
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+            raise
+
+
+def append(path: Path) -> BinaryIO:
+    """Opens a file to write at its end, made if it is not there.
+
+    Raises:
+        UnsafePath: it is a link or no regular file.
+    """
+    with _at(path) as folder:
+        _check_regular(path, folder)
+        _unshare(path, folder)
+        return os.fdopen(_open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, folder), "ab")
+
+
+def edit(path: Path) -> BinaryIO:
+    """Opens a file that is there to change it in place. Raises UnsafePath, as `append` does."""
+    with _at(path) as folder:
+        _check_regular(path, folder)
+        _unshare(path, folder)
+        return os.fdopen(_open(path, os.O_RDWR, folder), "rb+")
+
+
+def check_file(path: Path) -> None:
+    """Raises UnsafePath when a library that opens the file by its name would pass through a link."""
+    with _at(path) as folder:
+        _check_regular(path, folder)
+
+
+@contextmanager
+def hold(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Holds a lock file, waiting for it; the operating system releases it however the process ends.
+
+    Raises:
+        UnsafePath: it is a link or no regular file.
+        BlockingIOError: another process holds it, and `operation` says not to wait.
+        OSError: the file system knows no locks.
+    """
+    with _at(path) as folder:
+        _check_regular(path, folder)
+        file = os.fdopen(_open(path, os.O_RDWR | os.O_CREAT, folder), "rb+")
+    with file:
+        fcntl.flock(file, operation)
+        yield
+
+
+def is_held(path: Path, operation: int) -> bool:
+    """Whether a living process holds a lock file against `operation`. The file is not made."""
+    try:
+        handle = os.open(path, (os.O_RDONLY if operation == fcntl.LOCK_SH else os.O_RDWR) | _FILE)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def make_folder(path: Path) -> Path:
+    """Makes the folder with its parents, or finds it there. Raises MoeError when it cannot be made."""
+    try:
+        ensure_folder(path)
+    except OSError as error:
+        raise MoeError(f"cannot make the folder {path}: {error.strerror}. {way_on(error)}") from None
+    return path
+
+
+def ensure_folder(path: Path) -> None:
+    """The same for callers that have their own words for an OSError."""
+    os.close(_open_folder(path, make=True))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write has failed for want of space on the disk, in the quota or in the largest size of a file."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    ends = tuple(f"(os error {number})" for number in numbers)
+    return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
+
+
+def way_on(error: BaseException) -> str:
+    """What a user can do when something cannot be written below an outputs folder."""
+    if is_full(error):
+        return "Free space, for example what the trash holds: moe runs gc --older-than 0d --yes"
+    return "Choose another outputs folder: --outputs DIR"
+
+
+@contextmanager
+def new_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Makes a folder with a name of its own, held as long as this process lives; gone on leaving, unless renamed."""
+    path = parent / f"{prefix}{secrets.token_hex(4)}"
+    with _at(path) as folder:
+        os.mkdir(path.name, dir_fd=folder)
+        handle = os.open(path.name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        with suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield path
+    finally:
+        with suppress(OSError):
+            delete(path)
+        os.close(handle)
+
+
+@cache
+def scratch_folder() -> Path:
+    """Makes a folder, the same at every call, that goes when this process ends."""
+    folder, owner = Path(tempfile.mkdtemp(prefix="moe-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def adopt(path: Path) -> None:
+    """Flushes a file to disk that a library wrote in a new folder; its permissions become those that the umask leaves."""
+    with _at(path) as folder:
+        handle = os.open(path.name, os.O_RDONLY | _FILE, dir_fd=folder)
+        try:
+            os.fchmod(handle, os.fstat(folder).st_mode & 0o666)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def flush_folder(path: Path) -> None:
+    """Flushes to disk which names a folder holds."""
+    handle = _open_folder(path)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Moves a file or folder; an empty folder in its place gives way. Raises UnsafePath, OSError."""
+    with _at(target) as there, _at(source) as here:
+        os.rename(source.name, target.name, src_dir_fd=here, dst_dir_fd=there)
+
+
+def delete(path: Path, missing_ok: bool = False) -> None:
+    """Deletes a file, a link itself, or a folder with all that is in it. Raises UnsafePath, OSError."""
+    with _at(path) as folder, suppress(*[FileNotFoundError] if missing_ok else []):
+        if stat.S_ISDIR(os.lstat(path.name, dir_fd=folder).st_mode):
+            shutil.rmtree(path.name, dir_fd=folder)
+        else:
+            os.unlink(path.name, dir_fd=folder)
+
+
+def delete_empty(path: Path) -> None:
+    """Deletes a folder in which nothing is. Raises UnsafePath, OSError."""
+    with _at(path) as folder:
+        os.rmdir(path.name, dir_fd=folder)
+
+
+def delete_abandoned(parent: Path, pattern: str) -> None:
+    """Frees the disk of what killed processes have left half made."""
+    for path in abandoned(parent, pattern):
+        with suppress(OSError, UnsafePath):
+            delete(path)
+
+
+def abandoned(parent: Path, pattern: str = f".*{TEMPORARY}") -> list[Path]:
+    """The temporary files and folders in a folder that no living process holds."""
+    return [path for path in sorted(parent.glob(pattern)) if _is_abandoned(path)]
+
+
+def is_safe(folder: Path) -> bool:
+    """Whether a folder is there and no link leads out of the outputs folder on the way to it."""
+    try:
+        os.close(_open_folder(folder))
+    except (OSError, UnsafePath):
+        return False
+    return True
+
+
+def is_inside_outputs(path: Path) -> bool:
+    """Whether a file lies in the folder of an outputs folder, by its name."""
+    return bool(_marked(path.absolute().parent))
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        found = path.lstat()
+        if time.time() - found.st_mtime < JUST_MADE or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            return False
+        handle = os.open(path, os.O_RDONLY | _FILE)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
+    except OSError:  # gone, or held by a living process, or the file system knows no locks
+        return False
+    return True
+
+
+@contextmanager
+def _at(path: Path) -> Iterator[int]:
+    """Opens the folder of `path`. Errors name the whole path, where the system knows only the last part of it."""
+    try:
+        folder = _open_folder(path.parent)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _open_folder(folder: Path, make: bool = False) -> int:
+    folder = folder.absolute()
+    root = _root(folder)
+    if make:
+        os.makedirs(root, exist_ok=True)
+    handle, path = os.open(root, _FOLDER), root
+    for part in folder.relative_to(root).parts:
+        path = path / part
+        try:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=handle)
+            inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=handle)
+        except OSError:
+            if _is_link(part, handle):
+                raise _unsafe(path, "a link") from None
+            raise
+        finally:
+            os.close(handle)
+        handle = inner
+    return handle
+
+
+def _root(folder: Path) -> Path:
+    """The outputs folder that a folder lies in; of a run folder copied from one, that; else the folder itself."""
+    near = (folder, *folder.parents)[: RUN_DEPTH + 1]
+    found = _marked(folder) or [each for each in near if os.path.lexists(each / "config.json")]
+    return found[-1] if found else folder
+
+
+def _marked(folder: Path) -> list[Path]:
+    near = (folder, *folder.parents)[: DEPTH + 1]
+    return [each for each in near if each in _GUARDED or os.path.lexists(each / MARKER)]
+
+
+def _is_link(name: str, folder: int) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode)
+    except OSError:
+        return False
+
+
+def _check_regular(path: Path, folder: int) -> None:
+    try:
+        mode = os.lstat(path.name, dir_fd=folder).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise _unsafe(path, "a link" if stat.S_ISLNK(mode) else "no regular file")
+
+
+def _open(path: Path, flags: int, folder: int) -> int:
+    handle = os.open(path.name, flags | _FILE, 0o666, dir_fd=folder)
+    os.set_blocking(handle, True)
+    return handle
+
+
+def _unshare(path: Path, folder: int) -> None:
+    """Gives a file with other names, such as in a copy made by `cp -al`, content of its own."""
+    with suppress(FileNotFoundError):
+        if os.lstat(path.name, dir_fd=folder).st_nlink > 1:
+            with os.fdopen(os.open(path.name, os.O_RDONLY | _FILE, dir_fd=folder), "rb") as file:
+                write_bytes(path, file.read())
+
+
+def _unsafe(path: Path, what: str) -> UnsafePath:
+    return UnsafePath(
+        f"{path} is {what}, and nothing is written or deleted through it. Remove it, or choose another folder: --outputs DIR"
+    )
