@@ -42,11 +42,12 @@ class _TextVisitor(HydraOverrideVisitor):
 
 class _TextParser(overrides_parser.OverridesParser):
     def parse_rule(self, s: str, rule_name: str) -> Any:
-        lexer = overrides_parser.OverrideLexer(overrides_parser.InputStream(s))
-        parser = overrides_parser.OverrideParser(overrides_parser.CommonTokenStream(lexer))
+        grammar: Any = overrides_parser  # which exports nothing of what it imports
+        lexer = grammar.OverrideLexer(grammar.InputStream(s))
+        parser = grammar.OverrideParser(grammar.CommonTokenStream(lexer))
         for part in (lexer, parser):
             part.removeErrorListeners()
-            part.addErrorListener(overrides_parser.HydraErrorListener())
+            part.addErrorListener(grammar.HydraErrorListener())
         override: Override = _TextVisitor(self.functions).visit(getattr(parser, rule_name)())
         override.input_line = s
         override.validate()

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from moe_cli.errors import ConfigError
+from moe_cli.reading import Unreadable, read_bytes
 
 MOST_BYTES, MOST_VALUES, MOST_DIGITS, DEEPEST = 2**20, 50_000, 400, 50
 _NUMBER = re.compile(r"[-+]?\.?[0-9][0-9a-fA-FxXoO_:.+-]*|true|false|yes|no|on|off|[-+]?\.(inf|nan)", re.IGNORECASE)
@@ -28,14 +29,12 @@ def read_yaml_text(file: Path, is_text: Callable[[str], bool], group: str = "") 
         ConfigError: it cannot be read, is no YAML, too large, or holds a number that is read as another.
     """
     try:
-        if not file.is_file():
-            raise ConfigError(f"{file} is not a file.")
-        if file.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{file} is larger than {MOST_BYTES:,} bytes, the most of a file of settings.")
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_bytes(file, MOST_BYTES).decode("utf-8-sig")
         return _Reader(text, is_text, group).quoted()
     except ConfigError as error:
         raise ConfigError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
+    except Unreadable as error:
+        raise ConfigError(f"{file} {error}.") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
     except UnicodeError:

@@ -315,7 +315,10 @@ def test_records_hold_what_was_measured(dtype: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--experts", "8,x"], "--experts 8,x: give whole numbers from 1 to 65536, such as --experts 8 or --experts 8,64"),
+        (
+            ["--experts", "8,x"],
+            "--experts 8,x: give whole numbers from 1 to 65536, such as --experts 8 or --experts 8,64",
+        ),
         (["--d-model", "0"], "--d-model 0: give whole numbers from 1 to 65536, such as --d-model 8 or --d-model 8,64"),
         (["--dtype", "half"], "--dtype half: give some of: float32, bfloat16."),
         (["--dispatch", "fast"], "--dispatch fast: give some of: reference, grouped, padded, einsum, auto."),

@@ -115,7 +115,7 @@ WRONG = {
     "deep": ("a: " + "[" * 3000 + "]" * 3000, "nested deeper than 50 levels"),
     "itself": ("a: &a\n- *a\n", r"line 2: \*a holds itself"),
     "laughs": (LAUGHS, "more than 50,000 values"),
-    "large": ("# " + "x" * 2**20 + "\n", "larger than 1,048,576 bytes"),
+    "large": ("# " + "x" * 2**20 + "\n", "at most 1,048,576 are read"),
     "digits": ("grid: {expert: [" + "9" * 5000 + "]}\n", "a number of 5000 characters"),
     "latin": ("grid: {k: [1]} # é".encode("latin-1"), "is not UTF-8 text"),
 }
