@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from moe_cli.cli import search as search_lines
+from moe_cli.cli.console import Terminal
 from moe_cli.cli.sweepplan import remarks
 from moe_cli.cli.views import SearchView, SweepView, describe
 from moe_cli.config.executors import split_executor
@@ -175,7 +174,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     options = SearchOptions(search, trials, objective, prune, search_seed)
     plan = plan_words(words, options, baseline=baseline, seeds=seeds, name=name, where=where)
     _check_again(execution, searched := isinstance(plan, SearchPlan))
-    shown: View = SearchView(Console()) if searched else SweepView(Console())
+    shown: View = SearchView(Terminal()) if searched else SweepView(Terminal())
     run_sweep(prepare(plan, folder, execution), shown if progress else Notes())
     return load_runs(folder / plan.name)
 

@@ -4,9 +4,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep f
 """
 
 import errno
-import io
 import os
-import sys
 import time
 from contextlib import suppress
 from typing import Annotated, Any
@@ -24,11 +22,11 @@ from moe_cli.cli.report import report
 from moe_cli.cli.runs import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.sweep import sweep
+from moe_cli.cli.terminal import echo, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
-from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
 from moe_cli.reading import forget_notes, noted
 from moe_cli.writing import is_full, way_on
@@ -52,6 +50,8 @@ class Group(TyperGroup):
         except UsageError as error:
             _print_usage(error)
             raise typer.Exit(2) from None
+        except BrokenPipeError:  # of the help
+            end_unread(0)
 
     def invoke(self, ctx: Any) -> Any:
         forget_notes()
@@ -69,20 +69,19 @@ class Group(TyperGroup):
             raise typer.Exit(2) from None
         except MoeError as error:
             if not _told_elsewhere(error):
-                typer.secho(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
-                typer.echo("\n".join(map(printable, str(error).split("\n"))), err=True)
+                echo(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
+                echo(str(error), err=True)
             raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted.", err=True)
+            echo("interrupted.", err=True)
             raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            end_unread(0)
         except OSError as error:
-            if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
-                sys.stderr.close()
-                raise typer.Exit(0) from None
-            where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
-            typer.echo(f"error: {error.strerror or error}{where}", err=True)
+            where = f": {shortened(os.fsdecode(error.filename))}" if error.filename else ""
+            echo(f"error: {error.strerror or error}{where}", err=True)
             if is_full(error):
-                typer.echo(f"{way_on(error)}, then the same command.", err=True)
+                echo(f"{way_on(error)}, then the same command.", err=True)
             raise typer.Exit(2 if error.errno in ASKED_FOR else 1) from None
 
 
@@ -92,9 +91,9 @@ def _print_usage(error: Any) -> None:
         error.show()
         return
     message = " ".join(error.format_message().split())
-    typer.echo(f"error: {printable(shortened(message, 400))}", err=True)
+    echo(f"error: {shortened(message, 400)}", err=True)
     if error.ctx is not None:
-        typer.echo(f"See: {error.ctx.command_path.replace('python -m moe_cli', 'moe')} -h", err=True)
+        echo(f"See: {error.ctx.command_path.replace('python -m moe_cli', 'moe')} -h", err=True)
 
 
 def _check_folder() -> None:
@@ -111,7 +110,7 @@ def _name_unreadable() -> None:
     more = [f"unreadable: {len(lines) - SHOWN_UNREADABLE:,} more files"] if len(lines) > SHOWN_UNREADABLE else []
     with suppress(BrokenPipeError, ValueError):  # nobody reads, or standard error is closed
         for line in lines[:SHOWN_UNREADABLE] + more:
-            typer.secho(printable(line), fg="yellow", err=True)
+            echo(line, fg="yellow", err=True)
 
 
 def _told_elsewhere(error: MoeError) -> bool:
@@ -133,7 +132,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"moe {__version__}")
+        echo(f"moe {__version__}")
         raise typer.Exit
 
 
@@ -154,12 +153,12 @@ app.add_typer(bench, name="bench")
 
 def main() -> None:
     spin_briefly()
-    # A terminal that cannot write a character gets '?' in its place, not a traceback.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")
+    prepare_streams()
     try:
         app()
     except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        code = code or flush_streams()
         if launched():
-            leave(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
-        raise
+            leave(code)
+        raise SystemExit(code) from None

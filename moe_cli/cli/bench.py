@@ -104,9 +104,9 @@ def step(
 
 
 def _print(heading: list[str], table: object, notes: list[str]) -> None:
-    from rich.console import Console
+    from moe_cli.cli.console import Terminal
 
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Terminal(highlight=False, emoji=False, markup=False)
     for line in heading:
         console.print(line)
     console.print()

@@ -7,10 +7,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Span, Text
 
+from moe_cli.cli.terminal import shown
 from moe_cli.numbers import printable
 
 GAP = "  "
-PIPED_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _line(cells: Sequence[tuple[str, str, int]], columns: Sequence[Column], widt
 
 def print_lines(console: Console, lines: Sequence[Text]) -> None:
     """Each on a line of its own, however long."""
-    if console.is_terminal:
+    if console.is_terminal or console.color_system is not None:
         console.print(Text("\n").join(lines), soft_wrap=True, highlight=False)
     else:
-        console.file.write("".join(f"{line.plain}\n" for line in lines))
+        console.file.write("".join(f"{shown(line.plain)}\n" for line in lines))

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.terminal import echo
 
 
 def config(
@@ -37,7 +38,7 @@ def config(
         for group, choices in listed.items():
             for name, line in choices.items():
                 usage = f"moe sweep {name}" if group == "sweep" else f"{group}={name}"
-                typer.echo(f"{usage:<24} {line}")
+                echo(f"{usage:<24} {line}")
         return
     resolved = load_config(overrides or [], "config", config_dir)
     print_notes(resolved.notes)
@@ -46,15 +47,15 @@ def config(
         default = flat(load_config([], "config", config_dir).config.to_dict())
         tree = {key: value for key, value in flat(tree).items() if key not in default or default[key] != value}
         if not tree and not as_json:
-            typer.echo("nothing differs from the defaults.")
+            echo("nothing differs from the defaults.")
             return
     if as_json:
         print_json(tree)
     else:
         import yaml
 
-        typer.echo(f"# moe train would make {outputs_folder(outputs) / 'runs' / resolved.config.run_id}")
-        typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
+        echo(f"# moe train would make {outputs_folder(outputs) / 'runs' / resolved.config.run_id}")
+        echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
 
 
 def flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
-from moe_cli.cli.columns import PIPED_WIDTH, Column, print_lines, table_lines
+from moe_cli.cli.columns import Column, print_lines, table_lines
 from moe_cli.cli.config import flat
+from moe_cli.cli.console import PIPED_WIDTH, Terminal
 from moe_cli.cli.curves import plot
 from moe_cli.cli.plot import ascii_only
 from moe_cli.cli.show import Load, load_of, violation
@@ -166,7 +166,7 @@ def _curves_of(comparison: Comparison) -> dict[str, Curve]:
 
 def print_comparison(comparison: Comparison) -> None:
     """Which two, what differs, figures, curves, load."""
-    console = Console()
+    console = Terminal()
     width = console.width if console.is_terminal else PIPED_WIDTH
     lines = []
     for letter, each in (("A", comparison.a), ("B", comparison.b)):

@@ -44,9 +44,8 @@ def evaluate(
     config = found.config()
     policies = _policies(config, overrides or [])
 
-    from rich.console import Console
-
     from moe_cli.cli.columns import print_lines, table_lines
+    from moe_cli.cli.console import Terminal
     from moe_cli.measures import sees_later_tokens, target
     from moe_cli.run import restore
 
@@ -58,7 +57,7 @@ def evaluate(
         print_json({"run": found.id, "step": trained.step, "split": split, "evaluations": named})
         return
     unit = target(found.config_dict())
-    console = Console(emoji=False)
+    console = Terminal(emoji=False)
     contexts = {row["eval_context"] for row in rows}
     context = f", mean context {rows[0]['eval_context']:z.1f}" if len(contexts) == 1 and None not in contexts else ""
     size = f"{rows[0]['val_tokens']:,} {split} {unit}s"

@@ -133,11 +133,9 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
 def _tell(said: "Explained", html: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from moe_cli.cli.columns import print_lines
+    from moe_cli.cli.console import Terminal, text_width
     from moe_cli.cli.explained import explained_lines
-    from moe_cli.cli.options import text_width
     from moe_cli.cli.plot import ascii_only
 
     if as_json:
@@ -149,7 +147,7 @@ def _tell(said: "Explained", html: Path | None, as_json: bool) -> None:
     if html is not None:
         _write(said, html.expanduser())
         return
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Terminal(highlight=False, emoji=False, markup=False)
     print_lines(console, explained_lines(said, text_width(console), ascii_only()))
 
 
@@ -158,7 +156,7 @@ def _write(said: "Explained", path: Path) -> None:
     import time
 
     from moe_cli import __version__
-    from moe_cli.cli.columns import PIPED_WIDTH
+    from moe_cli.cli.console import PIPED_WIDTH
     from moe_cli.cli.explained import explained_lines, page_content, title
     from moe_cli.cli.export import print_written
     from moe_cli.report.page.explained import explained_page

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError
 from moe_cli.numbers import printable
 
@@ -124,7 +125,7 @@ def print_written(paths: Collection[Path]) -> None:
     """Where everything is, and how large."""
     for path in paths:
         size = path.stat().st_size
-        typer.echo(
+        echo(
             f"{printable(str(path))}   {size / 1e6:.2f} MB"
             if size > 99_999
             else f"{printable(str(path))}   {size / 1e3:.1f} kB"

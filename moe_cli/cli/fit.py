@@ -45,10 +45,9 @@ class FitRequest:
 
 def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str) -> None:
     """The study of the runs as lines, or as JSON."""
-    from rich.console import Console
-
     from moe_cli.cli.columns import print_lines
-    from moe_cli.cli.options import print_json, text_width
+    from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.options import print_json
     from moe_cli.errors import ConfigError
     from moe_cli.report.scaling.lines import study_lines
     from moe_cli.report.scaling.study import study_record
@@ -59,7 +58,7 @@ def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str)
     if form == "json":
         print_json(study_record(result))
         return
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Terminal(highlight=False, emoji=False, markup=False)
     print_lines(console, study_lines(result, title, text_width(console)))
 
 

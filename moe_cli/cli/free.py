@@ -5,10 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import typer
-from rich.console import Console
-
 from moe_cli.cli.columns import Column, print_lines, table_lines
+from moe_cli.cli.console import Terminal
+from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.numbers import age, count
 from moe_cli.trash import DAY, Removed, Waste, free, size_of
@@ -37,9 +36,9 @@ def trash_records(trash: Sequence[Removed]) -> list[dict[str, Any]]:
 
 def print_trash(trash: Sequence[Removed]) -> None:
     """A line for each removed run, the last one last."""
-    console = Console()
+    console = Terminal()
     if not trash:
-        typer.echo("the trash is empty.")
+        echo("the trash is empty.")
         return
     now = time.time()
     columns = [
@@ -50,7 +49,7 @@ def print_trash(trash: Sequence[Removed]) -> None:
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     if console.is_terminal:
-        typer.echo("Bring one back: moe runs restore RUN      Free all: moe runs gc --older-than 0d --yes")
+        echo("Bring one back: moe runs restore RUN      Free all: moe runs gc --older-than 0d --yes")
 
 
 def free_all(waste: Sequence[Waste]) -> list[Waste]:
@@ -69,15 +68,15 @@ def free_all(waste: Sequence[Waste]) -> list[Waste]:
 
 def print_waste(waste: Sequence[Waste], chosen: Sequence[Waste], freed: Sequence[Waste] | None) -> None:
     """What could be freed, by kind, or what was."""
-    console = Console()
+    console = Terminal()
     if freed is not None:
         total = sum(each.num_bytes for each in freed)
-        typer.echo(f"freed {count(total)}B: " + (_counted(freed) if freed else "there was nothing to free") + ".")
+        echo(f"freed {count(total)}B: " + (_counted(freed) if freed else "there was nothing to free") + ".")
         if len(freed) < len(chosen):
-            typer.echo(f"{len(chosen) - len(freed)} left alone: in use.")
+            echo(f"{len(chosen) - len(freed)} left alone: in use.")
         return
     if not waste:
-        typer.echo("nothing can be freed.")
+        echo("nothing can be freed.")
         return
     kinds = [kind for kind in KINDS if any(each.kind == kind for each in waste)]
     sums = [sum(each.num_bytes for each in waste if each.kind == kind) for kind in kinds]
@@ -90,9 +89,9 @@ def print_waste(waste: Sequence[Waste], chosen: Sequence[Waste], freed: Sequence
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     total = sum(each.num_bytes for each in chosen)
     if chosen:
-        typer.echo(f"nothing was freed. With --yes: {_counted(chosen)}, {count(total)}B, for good.")
+        echo(f"nothing was freed. With --yes: {_counted(chosen)}, {count(total)}B, for good.")
     else:
-        typer.echo("nothing was freed. Add the option of what you do not need, and --yes.")
+        echo("nothing was freed. Add the option of what you do not need, and --yes.")
 
 
 def _counted(waste: Sequence[Waste]) -> str:

@@ -9,10 +9,9 @@ if TYPE_CHECKING:
 
 def print_health(run: "Run", layer: int | None, as_json: bool) -> None:
     """The health of all layers and the tables of one, counted from 1. Raises ConfigError where there is none to show."""
-    from rich.console import Console
-
     from moe_cli.cli.columns import print_lines
-    from moe_cli.cli.options import print_json, text_width
+    from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.options import print_json
     from moe_cli.cli.plot import ascii_only
     from moe_cli.errors import ConfigError
     from moe_cli.report.health import health
@@ -30,5 +29,5 @@ def print_health(run: "Run", layer: int | None, as_json: bool) -> None:
     if as_json:
         print_json(asdict(found))
         return
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Terminal(highlight=False, emoji=False, markup=False)
     print_lines(console, health_lines(found, layer, text_width(console), ascii_only()))

@@ -1,15 +1,15 @@
 """Options and arguments that several commands share, and how they print."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_cli.cli.terminal import echo, echo_data
 from moe_cli.numbers import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 Overrides = Annotated[
     list[str] | None,
@@ -35,25 +35,16 @@ ForceMemory = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def text_width(console: "Console | None" = None) -> int:
-    """Columns to write in: those of the terminal, or 120 where the output is piped and nobody says otherwise."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
-    return console.width if console.is_terminal or os.environ.get("COLUMNS") else 120
-
-
 def print_json(content: Any) -> None:
     """One JSON document on standard output, for programs."""
     import json
 
     from moe_cli.store import finite
 
-    typer.echo(json.dumps(finite(content), indent=2))
+    echo_data(json.dumps(finite(content), indent=2))
 
 
 def print_notes(notes: tuple[str, ...]) -> None:
     """What was set aside, on standard error, so that it never mixes with results."""
     for note in notes:
-        typer.secho(f"note: {printable(note)}", fg="yellow", err=True)
+        echo(f"note: {printable(note)}", fg="yellow", err=True)

@@ -99,11 +99,10 @@ def _priced(
 
 
 def _print(content: dict[str, Any]) -> None:
-    from rich.console import Console
-
+    from moe_cli.cli.console import Terminal
     from moe_cli.numbers import count, percent
 
-    console = Console()
+    console = Terminal()
     shape = "dense" if content["expert"] == 1 else f"{content['expert']}x{content['k']}"
     active = percent(content["active_params"] / content["params"])
     budget = "a time"

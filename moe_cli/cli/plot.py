@@ -19,16 +19,14 @@ PlotOption = Annotated[
 
 def print_plot(view: "View", title: str, request: str, form: str) -> None:
     """The chart as wide as the terminal. Raises ConfigError for columns that are not there, or another format."""
-    from rich.console import Console
-
     from moe_cli.cli.columns import print_lines
-    from moe_cli.cli.options import text_width
+    from moe_cli.cli.console import Terminal, text_width
     from moe_cli.errors import ConfigError
     from moe_cli.report.plot import chart_lines, make_chart
 
     if form != "table":
         raise ConfigError(f"--plot draws in the terminal; --format {form} has no effect on it. Leave one out.")
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Terminal(highlight=False, emoji=False, markup=False)
     print_lines(console, chart_lines(make_chart(view, request), title, text_width(console), ascii_only=ascii_only()))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import print_json
+from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def _print_memo(found: "Recommendation", width: int) -> None:
     for number, line in enumerate(memo(found)):
         indent = "  " if number else ""
         if line.startswith("moe "):
-            typer.echo(indent + line)
+            echo(indent + line)
             continue
         wrapped = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False,
                                 break_long_words=False)  # fmt: skip
-        typer.echo("\n".join(wrapped))
+        echo("\n".join(wrapped))

@@ -11,9 +11,10 @@ import typer
 import moe_cli
 from moe_cli.cli.export import Html, To, check_export, export_files, print_written, write_files
 from moe_cli.cli.fit import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
-from moe_cli.cli.options import Outputs, print_notes, text_width
+from moe_cli.cli.options import Outputs, print_notes
 from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
 from moe_cli.cli.recommend import Across, Recommend, check_alone, check_options, print_recommendation
+from moe_cli.cli.terminal import echo_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +92,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     if request is not None and not files:
         return print_fit(frame, title, request, form.value)
     if recommend or across is not None:
+        from moe_cli.cli.console import text_width
+
         bases = partial(_baselines, baseline, folder, whole=not selection and condition is None)
         return print_recommendation(frame, condition, across, bases, form is Format.JSON, text_width())
     base, elsewhere = _baselines(baseline, folder, frame, whole=not selection)
@@ -154,21 +157,20 @@ def _print(view: "View", title: str, form: Format, paths: list[str]) -> None:
         return
     if form is Format.JSON:
         found, notes = searched(paths)
-        typer.echo(json_text(view, found))
+        echo_data(json_text(view, found))
         print_notes(notes)
         return
     write = {Format.CSV: csv_text, Format.MD: markdown_text, Format.LATEX: latex_text}[form]
-    typer.echo(write(view).rstrip("\n"))
+    echo_data(write(view).rstrip("\n"))
 
 
 def _print_table(view: "View", title: str, paths: list[str]) -> None:
-    from rich.console import Console
-
+    from moe_cli.cli.console import Terminal, text_width
     from moe_cli.report.captions import importance
     from moe_cli.report.searched import searched
     from moe_cli.report.tables import table_lines
 
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Terminal(highlight=False, emoji=False, markup=False)
     width = text_width(console)
     found, notes = searched(paths)
     for line in [*table_lines(view, title, width, not ascii_only()), *importance(found, width)]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import AsJson, Outputs, RunName, print_json, print_notes
+from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
     from moe_cli.glance import Glance
@@ -43,7 +44,7 @@ def ls(
     elif shown:
         _print_list(shown)
     else:
-        typer.echo(f"of {plural(len(found), 'run')} none is as asked for.", err=True)
+        echo(f"of {plural(len(found), 'run')} none is as asked for.", err=True)
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:
@@ -74,13 +75,12 @@ def _record(each: "Glance") -> dict[str, Any]:
 def _print_list(shown: "list[Glance]") -> None:
     import time
 
-    from rich.console import Console
-
     from moe_cli.cli.columns import Column, print_lines, table_lines
+    from moe_cli.cli.console import Terminal
     from moe_cli.numbers import age, count, percent
 
     styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
-    now, console = time.time(), Console()
+    now, console = time.time(), Terminal()
     several = len({each.run.group for each in shown}) > 1
 
     def written(value: float | None, form: str) -> str:
@@ -90,7 +90,7 @@ def _print_list(shown: "list[Glance]") -> None:
         Column("run", [each.run.id for each in shown], left=True, shrinks=16),
         Column("group", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
         Column("status", [each.status for each in shown], left=True, styles=[styles.get(each.status, "") for each in shown]),
-        Column("done", [f"{100 * each.share:.0f} %" if each.share else "-" for each in shown]),
+        Column("done", [f"{100 * each.share:.0f} %" if each.steps else "-" for each in shown]),
         Column("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
         Column("age", [age(now - each.created) if each.created else "-" for each in shown]),
         Column("tags", [",".join(each.tags) for each in shown], left=True, shrinks=12),
@@ -98,7 +98,7 @@ def _print_list(shown: "list[Glance]") -> None:
         Column("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], leaves=7),
         Column("load", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
         Column("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], leaves=9),
-        Column("steps", [f"{each.step:,}" if each.step else "-" for each in shown], leaves=10),
+        Column("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], leaves=10),
         Column("reason", [(each.reason or "").split("\n")[0] for each in shown], left=True, leaves=5, shrinks=16),
     ]  # fmt: skip
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
@@ -197,7 +197,7 @@ def rm(
         raise ConfigError("say which: either runs by name, or --status and --group. See: moe runs ls")
     chosen = _named(folder, names) if names else _matching(folder, status, group)
     if not chosen:
-        typer.echo("no run is as asked for: nothing is removed.", err=True)
+        echo("no run is as asked for: nothing is removed.", err=True)
         return
     for run in chosen:
         check_idle(run)  # before the first is moved
@@ -249,7 +249,7 @@ def _ask(question: str, names: list[str]) -> None:
 def _say(text: str) -> None:
     from moe_cli.numbers import printable
 
-    typer.echo(printable(text))
+    echo(printable(text))
 
 
 @runs.command()
@@ -322,12 +322,11 @@ def watch(
     outputs: Outputs = None,
 ) -> None:
     """The live table from another terminal. Exit code 3: runs are not complete. Example: moe runs watch sparsity"""
-    from rich.console import Console
-
+    from moe_cli.cli.console import Terminal
     from moe_cli.cli.watch import pick, watch_run, watch_sweep
     from moe_cli.store import Run, outputs_folder
 
-    found, console = pick(outputs_folder(outputs), name), Console()
+    found, console = pick(outputs_folder(outputs), name), Terminal()
     code = watch_run(console, found) if isinstance(found, Run) else watch_sweep(console, found)
     if code:
         raise typer.Exit(code)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_cli.cli.options import Checkpoint, Outputs, RunName
+from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 from moe_cli.numbers import plural
 
@@ -56,14 +57,14 @@ def sample(  # noqa: PLR0913  (an option each)
     drawing = Drawing(temperature, top_k, 1.0 if top_p is None else top_p)
     read, length = trained.task.prompt(prompt), trained.config.model.context_length
     ids = draw(trained.model, read, tokens, length, drawing, seed, tokenizer.vocab_size)
-    typer.echo(prompt, nl=False)
+    echo(prompt, nl=False)
     started = time.perf_counter()
     with autocast(trained.config.train.precision, next(trained.model.parameters()).device):
         for text in whole_characters(ids, tokenizer.decode):
-            typer.echo(_shown(text), nl=False)
+            echo(_shown(text), nl=False)
     seconds = time.perf_counter() - started
-    typer.echo()
-    typer.secho(f"{plural(tokens, 'token')}, {tokens / seconds:,.0f} tokens/s", dim=True, err=True)
+    echo()
+    echo(f"{plural(tokens, 'token')}, {tokens / seconds:,.0f} tokens/s", dim=True, err=True)
 
 
 def _shown(text: str) -> str:

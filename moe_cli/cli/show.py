@@ -4,11 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
-from moe_cli.cli.columns import PIPED_WIDTH, print_lines
+from moe_cli.cli.columns import print_lines
 from moe_cli.cli.config import flat
+from moe_cli.cli.console import PIPED_WIDTH, Terminal
 from moe_cli.config.parse import show
 from moe_cli.glance import Glance, glance, number, validation_curve
 from moe_cli.measures import references, target, written
@@ -64,7 +64,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 def print_run(run: Run) -> None:
     """A title, then a labelled line for each thing worth knowing; long lines are continued under their label."""
-    console = Console()
+    console = Terminal()
     each = glance(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
     title = Text.assemble(

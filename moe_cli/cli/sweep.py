@@ -78,8 +78,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     config_dir: ConfigDir = None,
 ) -> None:
     """Train every combination of settings, or search them. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
-    from rich.console import Console
-
+    from moe_cli.cli.console import Terminal
     from moe_cli.cli.views import SearchView, SweepView
     from moe_cli.config.executors import split_executor
     from moe_cli.store import outputs_folder
@@ -88,7 +87,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_words
 
     _check_again(force, rerun_on, retry_failed)
-    folder, console = outputs_folder(outputs), Console()
+    folder, console = outputs_folder(outputs), Terminal(unread=130)
     chosen, words = split_executor(words or [], executor, config_dir)
     rules = Rules(_seconds(timeout), retries, fail_fast)
     execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_on is not None, force_memory)

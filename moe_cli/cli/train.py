@@ -40,14 +40,13 @@ def train(
     run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir)
 
-    from rich.console import Console
-
+    from moe_cli.cli.console import Terminal
     from moe_cli.cli.trainplan import print_plan
     from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle, shortage
     from moe_cli.machine import check_devices, pick_device
     from moe_cli.run import for_this_job
 
-    console = Console(stderr=as_json)
+    console = Terminal(stderr=as_json, unread=130)
     config = for_this_job(config)
     new = run is None
     if run is None:

@@ -5,6 +5,15 @@ import math
 from moe_cli.config.parse import show
 from moe_cli.errors import BadValue
 
+# The most a count may be: beyond it a tensor's sizes overflow, whatever the machine.
+MAX_COUNT = 2**31 - 1
+
+
+def whole(key: str, value: int, minimum: int = 1) -> None:
+    """Refuses what is no whole number of at least `minimum`: a type checker does not see every caller."""
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= MAX_COUNT:
+        raise BadValue(f"{key}={show(value)} is not a whole number of at least {minimum} (and at most {MAX_COUNT}).")
+
 
 def at_least(key: str, value: float | None, minimum: float) -> None:
     _finite(key, value)
@@ -19,16 +28,20 @@ def above(key: str, value: float | None, minimum: float) -> None:
 
 
 def between(key: str, value: float, low: float, high: float) -> None:
+    _finite(key, value)
     if not low <= value <= high:
         raise BadValue(f"{key}={show(value)} must be between {show(low)} and {show(high)}.")
 
 
 def share(key: str, value: float) -> None:
+    _finite(key, value)
     if not 0 <= value < 1:
         raise BadValue(f"{key}={show(value)} must be at least 0 and below 1.")
 
 
 def _finite(key: str, value: float | None) -> None:
-    """Refuses NaN, which no comparison does, and infinity."""
-    if isinstance(value, float) and not math.isfinite(value):
+    """Refuses NaN, which no comparison does, infinity, and what is no number at all."""
+    if value is not None and (
+        not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value))
+    ):
         raise BadValue(f"{key}={value} is not a number.")

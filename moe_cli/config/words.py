@@ -5,11 +5,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.override_parser import overrides_parser
-from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
+from antlr4 import CommonTokenStream, InputStream
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
 from hydra.core.override_parser.types import Glob as HydraGlob
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from moe_cli.config.axes import Axis, Glob, Interval
 from moe_cli.config.bounds import VALUES, shortened
@@ -40,14 +43,13 @@ class _TextVisitor(HydraOverrideVisitor):
             self.reads_numbers = outer
 
 
-class _TextParser(overrides_parser.OverridesParser):
+class _TextParser(OverridesParser):
     def parse_rule(self, s: str, rule_name: str) -> Any:
-        grammar: Any = overrides_parser  # which exports nothing of what it imports
-        lexer = grammar.OverrideLexer(grammar.InputStream(s))
-        parser = grammar.OverrideParser(grammar.CommonTokenStream(lexer))
+        lexer = OverrideLexer(InputStream(s))
+        parser = OverrideParser(CommonTokenStream(lexer))
         for part in (lexer, parser):
             part.removeErrorListeners()
-            part.addErrorListener(grammar.HydraErrorListener())
+            part.addErrorListener(HydraErrorListener())
         override: Override = _TextVisitor(self.functions).visit(getattr(parser, rule_name)())
         override.input_line = s
         override.validate()
@@ -79,7 +81,7 @@ def parse_word(word: str, settings: type = RunConfig) -> Axis:
         raise ConfigError(f"'{shortened(word)}' is not a setting. Write: key=value, such as expert=8")
     if not value.lstrip().startswith(("'", '"')) and re.search(r"\s[\w.]+=", value):
         raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
-    override = _parse(word, _TextParser if is_text(key, settings) else overrides_parser.OverridesParser)
+    override = _parse(word, _TextParser if is_text(key, settings) else OverridesParser)
     given: Any = override.value()
     if isinstance(given, IntervalSweep):
         return Axis(override.key_or_group, (_interval(word, given),))
@@ -99,7 +101,7 @@ def parse_word(word: str, settings: type = RunConfig) -> Axis:
     return Axis(override.key_or_group, values)
 
 
-def _parse(word: str, parser: type[overrides_parser.OverridesParser]) -> Override:
+def _parse(word: str, parser: type[OverridesParser]) -> Override:
     if len(word) > MOST_CHARACTERS:
         raise ConfigError(f"'{shortened(word)}' is too long: the most is {MOST_CHARACTERS:,} characters.")
     try:

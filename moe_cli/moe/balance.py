@@ -2,7 +2,8 @@
 
 Losses look at what was asked, before drops, and a model's loss is the mean over its layers, never pooled: two layers
 that collapse onto different experts must not look balanced. Where several processes train one model, what a loss takes
-over the batch it takes over the batch of all of them.
+over the batch it takes over the batch of all of them. Without tokens (an empty batch, or all padding) and without a
+choice (E = 1) every loss is defined, and no bias moves; what processes exchange does not depend on it.
 """
 
 import math
@@ -45,24 +46,30 @@ def load_balancing_loss(
         asked: counts to take f from in place of the batch's own: with those of all micro-batches of a step so far,
             this is the global-batch loss of Qwen, arXiv:2501.11873, exact for the last micro-batch.
     """
+    num_sequences = max(1, num_sequences)
     length = routing.num_tokens // num_sequences
-    counts = _asked_per_sequence(routing, length) if asked is None else asked.unsqueeze(0)
+    counts = _asked_per_sequence(routing, num_sequences) if asked is None else asked.unsqueeze(0)
     share = counts.to(routing.probs.dtype) / counts.sum(-1, keepdim=True).clamp(min=1)
-    mean_probs = routing.probs.view(num_sequences, length, -1).mean(1)
+    mean_probs = routing.probs.view(num_sequences, length, routing.num_experts).sum(1) / max(1, length)
     return routing.num_experts * (share * mean_probs).sum(-1).mean()
 
 
-def _asked_per_sequence(routing: Routing, length: int) -> Int[Tensor, "S E"]:
-    """Assignments asked of each expert by each sequence of `length` tokens."""
-    num_sequences, num_experts = routing.num_tokens // length, routing.num_experts
+def _asked_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S E"]:
+    """Assignments asked of each expert by each of the sequences."""
+    length, num_experts = routing.num_tokens // num_sequences, routing.num_experts
     assert num_sequences * length == routing.num_tokens, "sequences of equal length"
-    place = routing.token_ids // length * num_experts + routing.expert_ids
+    place = routing.token_ids // max(1, length) * num_experts + routing.expert_ids
     return torch.bincount(place, minlength=num_sequences * num_experts).view(num_sequences, num_experts)
 
 
 def router_z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
     """Mean squared log-sum-exp of the gate's logits, eq. 5 of ST-MoE, arXiv:2202.08906; (ln E)^2 for zero logits."""
-    return logits.logsumexp(-1).square().mean()
+    return _mean_over_tokens(logits.logsumexp(-1).square())
+
+
+def _mean_over_tokens(values: Float[Tensor, "T *rest"]) -> Float[Tensor, "*rest"]:
+    """The mean over the first dimension; 0 without tokens."""
+    return values.sum(0) / max(1, len(values))
 
 
 def importance_loss(dense_weights: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
@@ -95,12 +102,13 @@ def load_loss(
 
 def _squared_variation(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
     values = mean(values)
-    return values.var(correction=0) / values.mean().square()
+    # Where nothing was asked of anyone, the load is even.
+    return values.var(correction=0) / values.mean().square().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def entropy_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
     """-H(mean over tokens of p) / ln E: -1 when all experts are wanted alike, 0 when one has all probability."""
-    return -_entropy(mean(probs.mean(0))) / math.log(probs.shape[-1])
+    return -_entropy(mean(_mean_over_tokens(probs))) / math.log(max(2, probs.shape[-1]))
 
 
 def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
@@ -108,7 +116,8 @@ def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
 
     0 when every token has the same probabilities. Mod-Squad, arXiv:2212.08066, for one task.
     """
-    return -(_entropy(mean(probs.mean(0))) - _entropy(probs).mean()) / math.log(probs.shape[-1])
+    among = _mean_over_tokens(_entropy(probs))
+    return -(_entropy(mean(_mean_over_tokens(probs))) - among) / math.log(max(2, probs.shape[-1]))
 
 
 def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
@@ -136,7 +145,7 @@ def quantile_bias(
     """
     num_tokens, num_experts = probs.shape
     share = min(max(1, round(num_tokens * top_k / num_experts)), num_tokens - 1)
-    if top_k == num_experts or not share:
+    if top_k == num_experts or share < 1:
         return bias
     for _ in range(iterations):
         best = (probs + bias).topk(top_k + 1, dim=-1).values
@@ -173,7 +182,7 @@ def _importance(routing: Routing) -> Tensor:
 def _load(routing: Routing) -> Tensor:
     assert routing.clean_logits is not None, "a router with noise, in training"
     assert routing.noise_std is not None
-    top_k = len(routing.expert_ids) // routing.num_tokens
+    top_k = max(1, len(routing.expert_ids) // max(1, routing.num_tokens))
     return load_loss(routing.clean_logits, routing.logits, routing.noise_std, top_k)
 
 

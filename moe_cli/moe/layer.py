@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.ranges import above, between, share
+from moe_cli.config.ranges import above, between, share, whole
 from moe_cli.config.routers import HashConfig, RouterConfig, check_router
 from moe_cli.errors import ConfigError
 from moe_cli.moe.assignment import ExpertChoiceRouter
@@ -58,8 +58,11 @@ class MoELayer(nn.Module):
         causal: tokens must not depend on later ones of their sequence. Routers that look at them are refused, and an
             `eval_capacity_factor` drops by `causal` unless `eval_drop` says otherwise.
 
+    Without tokens (an empty batch, or one that is all padding) the output is empty or zero, and every balancing loss 0.
+
     Raises:
-        ConfigError: K is more than E, the capacity is not above 0, a name is unknown, or settings exclude each other.
+        ConfigError: a count or width is no whole number of at least 1, K is more than E, the capacity is not above 0, a
+            name is unknown, or settings exclude each other.
     """
 
     def __init__(  # noqa: PLR0913  (every argument is a property of the layer that users choose)
@@ -85,6 +88,9 @@ class MoELayer(nn.Module):
     ) -> None:
         super().__init__()
         router = _router_config(router, num_experts, top_k, vocab_size, causal)
+        whole("d_model", d_model)
+        whole("d_expert", d_expert)
+        whole("shared_experts", shared_experts, 0)
         _one_of("drop", drop, DROPS)
         _one_of("expert_kind", expert_kind, ("glu", "mlp"))
         _one_of("dispatch", dispatch, BACKENDS)
@@ -139,7 +145,11 @@ class MoELayer(nn.Module):
             token_ids: what each token is; read by router=hash.
             mask: False for padding, which never reaches the router: it takes no room, is not counted, and gets zero.
         """
-        length = x.shape[-2] if x.ndim > 1 else 1
+        if x.ndim == 1:  # one token: a batch of one
+            ids, one = (None if each is None else each.unsqueeze(0) for each in (token_ids, mask))
+            y, routing = self(x.unsqueeze(0), ids, one)
+            return y.squeeze(0), routing
+        length = x.shape[-2]
         sequences = Sequences(x.shape[:-1].numel() // max(1, length), length, mask)
         if mask is None:
             return self._answer(x, token_ids, sequences)
@@ -223,11 +233,17 @@ class MoELayer(nn.Module):
 def _router_config(
     router: str | RouterConfig, num_experts: int, top_k: int, vocab_size: int | None = None, causal: bool = False
 ) -> RouterConfig:
-    if not 1 <= top_k <= num_experts:
+    whole("num_experts", num_experts)
+    whole("top_k", top_k)
+    if top_k > num_experts:
         raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
     if isinstance(router, str):
         _one_of("router", router, CONFIGS)
         router = CONFIGS[router]()
+    if type(router) not in CONFIGS.values():
+        raise ConfigError(f"router={router!r} is not a router's configuration. Give a name: {', '.join(CONFIGS)}.")
+    if vocab_size is not None:
+        whole("vocab_size", vocab_size)
     check_router(router, num_experts, top_k, causal)
     if isinstance(router, HashConfig) and vocab_size is None:
         raise ConfigError("router=hash needs vocab_size: it has a place for every token id.")
@@ -258,9 +274,10 @@ def evaluation_policy(
     above("capacity_factor", capacity_factor, 0)
     layers = moe_layers(model)
     for layer in layers:
+        whole("top_k", layer.top_k if top_k is None else top_k)
         between("top_k", layer.top_k if top_k is None else top_k, 1, layer.num_experts)
     for layer in layers:
-        layer.router.top_k = top_k or layer.top_k
+        layer.router.top_k = layer.top_k if top_k is None else top_k
         layer.eval_capacity_factor, layer.eval_drop = capacity_factor, drop
     try:
         yield
@@ -282,12 +299,15 @@ class SparseExpertModel(nn.Module):
         k: experts chosen per row.
 
     Raises:
-        ConfigError: k is not between 1 and num_experts.
+        ConfigError: a number is no whole one of at least 1, or k is more than num_experts.
     """
 
     def __init__(self, num_experts: int, input_dim: int, output_dim: int, k: int) -> None:
         super().__init__()
-        self.router = make_router(_router_config("topk", num_experts, k), input_dim, num_experts, k)
+        config = _router_config("topk", num_experts, k)
+        whole("input_dim", input_dim)
+        whole("output_dim", output_dim)
+        self.router = make_router(config, input_dim, num_experts, k)
         self.experts = Experts(num_experts, input_dim, input_dim, output_dim, kind="mlp", activation="gelu")
         self.router.reset_parameters()
         self.experts.reset_parameters()

@@ -195,6 +195,8 @@ class ReluRouter(Router):
 
     def after_step(self, fired: Int[Tensor, " E"], num_tokens: int) -> None:
         """Moves the L1 coefficient after an optimizer step in which expert i fired for `fired[i]` tokens."""
+        if num_tokens == 0:
+            return
         excess = fired.sum().item() / num_tokens - self.top_k
         if excess:
             self.l1.mul_(self.l1_rate if excess > 0 else 1 / self.l1_rate)

@@ -86,8 +86,11 @@ def dropped_fraction(routing: Routing) -> float:
 
 
 def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
-    """Mean over tokens of the entropy of the routing probabilities, divided by ln E: 0 is sure, 1 is undecided."""
-    if probs.shape[-1] == 1:
+    """Mean over tokens of the entropy of the routing probabilities, divided by ln E: 0 is sure, 1 is undecided.
+
+    0 without tokens.
+    """
+    if probs.shape[-1] == 1 or not len(probs):
         return 0.0
     entropy = torch.special.entr(probs.double()).sum(-1).mean().item()
     return float(entropy / math.log(probs.shape[-1]))

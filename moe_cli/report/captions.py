@@ -1,6 +1,5 @@
 """The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
 
-import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -12,7 +11,7 @@ from moe_cli.numbers import count, plural, printable
 from moe_cli.report.alike import code_versions
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import shorten
-from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score, shared_with
+from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, is_undefined, score, shared_with
 from moe_cli.report.looks import looks_sentence
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 from moe_cli.report.view import View
@@ -20,6 +19,7 @@ from moe_cli.store import COMPLETED, FAILED, PRUNED
 
 # Of more runs nobody looks up the code.
 MOST_LOOKED_AT = 1000
+UNDEFINED = "its loss is 0: differences relative to it are undefined"
 NOT_RUN = "was not run with the same settings, seeds, budget and evaluation context"
 OF_EXPERTS = ("expert", "k", "router", "balance", "capacity")
 CONSTANTS = (*OF_EXPERTS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
@@ -57,7 +57,7 @@ def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     dense = view.baseline == DENSE
     name = "expert=1 (dense)" if dense else baseline_name(view.baseline)
     others = [row for row in rows if not is_baseline(row, view.baseline)]
-    without = [row for row in others if row["vs_dense"] is None]
+    without, undefined = [row for row in others if row["baseline_path"] is None], list(filter(is_undefined, others))
     if view.pairs is not None:
         also = ", or with a dense model:" if dense and others else ""
         missing = _pairs_for(rows, view, name)
@@ -72,6 +72,9 @@ def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         equal = [name for name in shared_with(view.baseline, view.varying) if name in view.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
         lines += _prose(f"baseline   {printable(name)}{at}", width, "")
+    if undefined:
+        which = "" if len(undefined) == len(others) else f" for {len(undefined)} of {len(others)}"
+        lines += _prose(f"{UNDEFINED}{which}", width, "yellow")
     if view.frame.attrs["ambiguous"]:
         lines += _prose(
             f"baseline   {name} {ambiguity(view.frame.attrs['ambiguous'])} --baseline SETTING=VALUE", width, "yellow"
@@ -136,7 +139,10 @@ def _judged(rows: Sequence[Row], view: View) -> str:
     elif comparisons > 1:
         allowing = f"; verdicts allow for {comparisons} comparisons (Holm)"
     if any(
-        row["verdict"] == CANNOT_TELL and abs(row["vs_dense"]) > (row["vs_dense_interval"] or math.inf) for row in rows
+        row["verdict"] == CANNOT_TELL
+        and row["vs_dense_interval"] is not None
+        and abs(row["vs_dense"]) > row["vs_dense_interval"]
+        for row in rows
     ):
         allowing += ", an interval for its own alone: it can leave out 0 where the verdict is 'cannot tell'"
     text = f"{plural(len(found), 'configuration')} compared: {counted}{allowing}"

@@ -116,7 +116,8 @@ def fold(
     if not by_run:
         _judge(rows)
         one_kind = len({is_baseline(row, baseline) for row in rows if score(row) is not None}) == 1
-        pairs = _judge_pairs(rows) if one_kind and all(row["_paired"] is None for row in rows) else None
+        compared = any(row["baseline_path"] is not None and not measures_itself(row) for row in rows)
+        pairs = _judge_pairs(rows) if one_kind and not compared else None
     for row in rows:
         del row["_paired"], row["_scores"]
     folded = _frame(rows, frame)
@@ -308,12 +309,14 @@ def _folded(
 
 def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
     own, other = _scores({run["seed"]: run for run in runs}), _scores(baseline)
+    shared = own.keys() & other.keys()
+    if not shared:
+        return
+    held = next(baseline[run["seed"]] for run in runs if run["seed"] in shared)
+    row["vs_dense_seeds"], row["baseline"], row["baseline_path"] = len(shared), held["run"], held["path"]
     difference, sample = paired_difference(own, other), paired(own, other)
     if difference is None or sample is None:
         return
-    row["vs_dense_seeds"] = sample.seeds
-    held = next(baseline[run["seed"]] for run in runs if run["seed"] in baseline)
-    row["baseline"], row["baseline_path"] = held["run"], held["path"]
     row["vs_dense"] = difference.mean
     # A baseline is its own, and that it differs from itself by 0 is no measurement.
     row["vs_dense_interval"] = None if measures_itself(row) else difference.half_width
@@ -323,6 +326,11 @@ def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
 def is_countable(run: Row) -> bool:
     """Whether a run says how many experts it has; files that were not made here may not."""
     return isinstance(run["expert"], int) and run["expert"] >= 1
+
+
+def is_undefined(row: Row) -> bool:
+    """Whether the row has a baseline, and no difference to it: that of a loss to 0, relative to 0."""
+    return row["baseline_path"] is not None and row["vs_dense"] is None
 
 
 def measures_itself(row: Row) -> bool:

@@ -23,6 +23,9 @@ def memo(found: Recommendation) -> list[str]:
         lines.append(
             f"{found.alone} configuration{'s were' if found.alone > 1 else ' was'} compared with {base}: none has its settings and seeds."
         )
+    if found.undefined:
+        lines.append(f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, {baseline_name(found.baseline)}, "
+                     "is 0, and differences relative to it are undefined.")  # fmt: skip
     lines += [found.scaling] if found.scaling else []
     lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
     lines += _statistics(found)
@@ -118,6 +121,8 @@ def _headline(found: Recommendation) -> list[str]:
 
 
 def _unknown(found: Recommendation) -> str:
+    if found.undefined:
+        return ""
     if found.is_baseline:
         return "" if found.pairs is not None else " No other configuration was run with its settings and seeds."
     if found.baseline != DENSE:

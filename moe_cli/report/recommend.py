@@ -26,7 +26,18 @@ from moe_cli.report.choice import (
     label,
     to_baseline,
 )
-from moe_cli.report.fold import Row, applies, fold, is_baseline, is_countable, rows_of, score, settings_of, varying
+from moe_cli.report.fold import (
+    Row,
+    applies,
+    fold,
+    is_baseline,
+    is_countable,
+    is_undefined,
+    rows_of,
+    score,
+    settings_of,
+    varying,
+)
 from moe_cli.report.longframes import load_curves
 from moe_cli.report.looks import Look, look_at
 from moe_cli.report.nextsweep import next_sweep
@@ -74,6 +85,7 @@ class Recommendation:
         equal_time: how it stands when both are stopped at the baseline's last estimate; None if not known.
         flops: training FLOPs per token, times those of the cheapest configuration compared.
         alone: configurations without a baseline of their settings and seeds.
+        undefined: configurations whose baseline has a loss of 0, so that no difference is relative to it.
         not_tried: what was the same in all runs, and so not compared.
         failed: configurations that failed, with the reason.
         left_out: runs that were not compared, for each aspect in which they differ.
@@ -108,6 +120,7 @@ class Recommendation:
     equal_params: bool
     flops: float
     alone: int
+    undefined: int
     not_tried: tuple[str, ...]
     failed: tuple[str, ...]
     left_out: Mapping[str, int]
@@ -163,7 +176,9 @@ def recommend(
         memory=_ratio(best, base, "peak_memory_bytes"), equal_time=_equal_time(best, base, found.runs),
         equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
         flops=best["flops_per_token"] / min(flops) if flops and best["flops_per_token"] else 1.0,
-        alone=sum(not is_baseline(row, found.baseline) for row in alone) if found.pairs is None else 0,
+        alone=0 if found.pairs is not None
+        else sum(not is_baseline(row, found.baseline) and row["baseline_path"] is None for row in alone),
+        undefined=sum(map(is_undefined, found.rows)),
         not_tried=_not_tried(found.rows, found.names, best), failed=_failed(rows_of(frame), found.names),
         left_out=found.left_out, scaling=scaling_sentence(found.frame, best["paths"]),
         next=following.command if following else None, next_seconds=following.seconds if following else None,

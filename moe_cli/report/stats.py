@@ -60,7 +60,9 @@ def mean_and_interval(values: Sequence[float], confidence: float = CONFIDENCE) -
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Estimate | None:
-    """The mean over shared seeds of (value - baseline) / baseline, with its interval; None without a shared seed.
+    """The mean over shared seeds of (value - baseline) / baseline, with its interval.
+
+    None without a shared seed, and where a baseline of 0 leaves a difference undefined.
 
     Pairing takes out what a seed does to both, such as the order of the data.
     """
@@ -69,6 +71,11 @@ def paired_difference(
 
 
 def paired_differences(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
-    """(value - baseline) / baseline of every shared seed, in order of seeds."""
-    shared = sorted(seed for seed in values.keys() & baseline.keys() if baseline[seed])
-    return [(values[seed] - baseline[seed]) / baseline[seed] for seed in shared]
+    """(value - baseline) / baseline of every shared seed, in order of seeds; equal values differ by 0.
+
+    None at all where a baseline of 0 makes one of them undefined: the other seeds alone would be a selection.
+    """
+    pairs = [(values[seed], baseline[seed]) for seed in sorted(values.keys() & baseline.keys())]
+    if any(base == 0 and value != 0 for value, base in pairs):
+        return []
+    return [0.0 if value == base else (value - base) / base for value, base in pairs]

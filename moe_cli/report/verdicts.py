@@ -36,7 +36,7 @@ class Paired:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired | None:
-    """The paired differences of two configurations; None without a shared seed."""
+    """The paired differences of two configurations; None without a shared seed, or where a baseline of 0 leaves one undefined."""
     differences = paired_differences(values, baseline)
     if not differences:
         return None

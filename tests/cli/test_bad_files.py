@@ -54,6 +54,11 @@ def _instead(make: Callable[[Path], None]) -> Callable[[Path], None]:
     return damage
 
 
+def _make_sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**36)
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "400 digits": _numbers(f"1{'0' * 400}"),
     "NaN": _numbers("NaN"),
@@ -68,7 +73,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "folder": _instead(Path.mkdir),
     "loop": _instead(lambda path: path.symlink_to(path.name)),
     "nowhere": _instead(lambda path: path.symlink_to("gone")),
-    "64 GiB": _instead(lambda path: (path.touch(), os.truncate(path, 2**36)) and None),
+    "64 GiB": _instead(_make_sparse),
 }
 
 

@@ -373,3 +373,27 @@ def test_a_curve_is_no_order(tmp_path: Path) -> None:
     """It is a column, but of several values."""
     complete(tmp_path, 1.7, "mine")
     assert "'curve' cannot be sorted by" in report(tmp_path, "mine", "--sort=-curve").stderr
+
+
+def test_baseline_of_loss_0_is_there(tmp_path: Path) -> None:
+    """A loss of 0 is a result: the baseline is named, the undefined differences are, and none is computed from a part."""
+    for seed in range(3):
+        complete(tmp_path, 0.0, "mine", expert=1, seed=seed)
+        complete(tmp_path, 0.0, "mine", expert=4, seed=seed)
+        complete(tmp_path, 0.5 * seed, "mine", expert=8, seed=seed)
+    assert {1: 0.0, 4: 0.0, 8: None} == {row["expert"]: row["vs_dense"] for row in view_of(tmp_path).rows}
+    assert {3} == {row["vs_dense_seeds"] for row in view_of(tmp_path).rows}
+    table, advice = report(tmp_path, "mine").stdout, report(tmp_path, "mine", "--recommend").stdout
+    assert "baseline   expert=1 (dense)" in table
+    assert "its loss is 0: differences relative to it are undefined for 1 of 2" in table
+    assert "moe sweep expert=1" not in table
+    assert "Not compared: 1 configuration. The loss of the baseline, dense, is 0" in " ".join(advice.split())
+    assert "no dense model" not in advice
+
+
+def test_lowest_of_loss_0_is_compared_with_nothing(tmp_path: Path) -> None:
+    """Where the baseline is elsewhere with a loss of 0, the rows are not compared with the lowest of themselves."""
+    complete(tmp_path, 0.0, "other", expert=1)
+    for expert in (4, 8):
+        complete(tmp_path, 0.1 * expert, "mine", expert=expert)
+    assert "its loss is 0: differences relative to it are undefined" in report(tmp_path, "mine").stdout

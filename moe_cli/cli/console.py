@@ -1,0 +1,61 @@
+"""The console that commands print with, and how wide it is."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from moe_cli.cli.terminal import end_unread, is_harmless, is_screen, shown
+
+# Narrower than this nothing can be read; wider, lines are only padded.
+MIN_WIDTH, MAX_WIDTH = 20, 1000
+PIPED_WIDTH = 120
+
+
+class Terminal(Console):
+    """Rich's console with harmless text, cursor codes on screens alone, and an exit code for a reader that goes away.
+
+    Args:
+        unread: the exit code when nobody reads what is printed: 0 where printing is all the work there is.
+        options: those of `Console`.
+    """
+
+    def __init__(self, *, unread: int = 0, **options: Any) -> None:
+        self._unread = unread
+        if os.environ.get("FORCE_COLOR") and not is_screen(sys.stderr if options.get("stderr") else sys.stdout):
+            options.setdefault("color_system", "standard")
+        super().__init__(**{"_environ": _environment(), **options})
+
+    @property
+    def is_terminal(self) -> bool:
+        return is_screen(self.file) if self._force_terminal is None else self._force_terminal
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or is_harmless(segment.text):
+                yield segment
+            else:
+                yield Segment(shown(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        end_unread(self._unread)
+
+
+def text_width(console: Console | None = None) -> int:
+    """Columns to write in: those of the screen or of COLUMNS, or 120 where the output is piped."""
+    console = Terminal() if console is None else console
+    return console.width if console.is_terminal or "COLUMNS" in _environment() else PIPED_WIDTH
+
+
+def _environment() -> Mapping[str, str]:
+    """The environment with a COLUMNS and LINES that can be written in, or without them."""
+    found = dict(os.environ)
+    for name in ("COLUMNS", "LINES"):
+        value = found.pop(name, "")
+        if value.isascii() and value.isdigit() and int(value[:9]) > 0:
+            found[name] = str(min(MAX_WIDTH, max(MIN_WIDTH, int(value[:9]))))
+    return found

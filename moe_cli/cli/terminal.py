@@ -1,0 +1,104 @@
+"""The one place that writes to standard output and standard error: what a terminal may be sent, and what if nobody reads.
+
+Text may come from files of others, so nothing of it may move a cursor, set a title or turn writing around.
+"""
+
+import codecs
+import io
+import os
+import sys
+from typing import Any, NoReturn, TextIO
+
+import typer
+
+from moe_cli.numbers import BARS
+
+_SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─│┤┼┬┴├•", ".-||+--|*", strict=True))}
+
+
+def shown(text: str) -> str:
+    """The text with '?' for all that a terminal acts on or does not show (see `printable`), but for lines and tabs."""
+    if is_harmless(text):
+        return text
+    return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
+
+
+def is_harmless(text: str) -> bool:
+    return text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable()
+
+
+def echo(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) -> None:
+    """Prints a text, whatever it holds, in a style of `typer.style` where a terminal shows it."""
+    text = shown(text)
+    typer.echo(typer.style(text, **style) if style else text, nl=nl, err=err)
+
+
+def echo_data(text: str) -> None:
+    """Prints a table for programs: byte for byte into a pipe or a file, harmless on a screen."""
+    typer.echo(shown(text) if is_screen(sys.stdout) else text)
+
+
+def is_screen(stream: object) -> bool:
+    """Whether a stream is a terminal that moves its cursor; a file is none, whatever FORCE_COLOR says of colours."""
+    if os.environ.get("TERM", "").lower() in ("dumb", "unknown") or os.environ.get("TTY_COMPATIBLE") == "0":
+        return False
+    try:
+        return bool(stream.isatty())  # type: ignore[attr-defined]
+    except (AttributeError, ValueError):  # closed
+        return False
+
+
+def end_unread(code: int) -> NoReturn:
+    """Ends the command when its reader, such as `head`, has gone: without a word, and without a second error at the end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _drop(stream)
+    raise SystemExit(code)
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets go of what the stream still holds."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):  # no stream of the system
+        pass
+
+
+def prepare_streams() -> None:
+    """Makes standard streams that can be written to: closed ones lead nowhere, and characters that are not there are replaced."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would be taken for it
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+    codecs.register_error("moe", _substitute)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="moe")
+
+
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, each as one of its characters."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    return "".join(_SUBSTITUTES.get(each, "?") for each in lost), error.end
+
+
+def flush_streams() -> int:
+    """Writes what is still held; the exit code when that cannot be: 0 where nobody reads, 1 with an error otherwise."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop(sys.stdout)
+    except (OSError, ValueError) as error:
+        _drop(sys.stdout)
+        echo(f"error: standard output: {getattr(error, 'strerror', None) or error}", err=True)
+        return 1
+    return 0
