@@ -158,8 +158,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         where: conditions that hold of every point, such as "k <= expert".
         baseline: settings of what the report's differences are taken to, such as "balance=none".
         force, rerun_on_code: run points again, all or those of other code; what there is goes to outputs/.trash.
-        force_memory: begin even runs that need far more memory than there is.
-        timeout, retries, fail_fast: see `Rules`.
+        force_memory, timeout, retries, fail_fast: see `Execution` and `Rules`.
         search: "tpe" or "random" searches the settings; the options after it are for that.
         progress: print what `moe sweep` prints.
 
@@ -170,13 +169,11 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
     folder = outputs_folder(outputs)
     chosen, words = split_executor(words, executor)
-    execution = Execution(
-        chosen, workers, Rules(timeout, retries, fail_fast), retry_failed, force, rerun_on_code, force_memory
-    )
+    rules = Rules(timeout, retries, fail_fast)
+    execution = Execution(chosen, workers, rules, retry_failed, force, rerun_on_code, force_memory)
     options = SearchOptions(search, trials, objective, prune, search_seed)
     plan = plan_words(words, options, baseline=baseline, seeds=seeds, name=name, where=where)
-    searched = isinstance(plan, SearchPlan)
-    _check_again(execution, searched)
+    _check_again(execution, searched := isinstance(plan, SearchPlan))
     shown: View = SearchView(Terminal()) if searched else SweepView(Terminal())
     run_sweep(prepare(plan, folder, execution), shown if progress else Notes())
     return load_runs(folder / plan.name)
