@@ -98,6 +98,23 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((value - low) * scale)] for value in shown)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether it can be written as UTF-8: not so names with other bytes, and halves of characters in JSON."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_utf8(text: str) -> str:
+    """The text with what cannot be written as UTF-8 spelled out: a byte as \\xff, half a character as \\ud800."""
+    if is_utf8(text):
+        return text
+    whole = "".join(part if is_utf8(part) or "\udc80" <= part <= "\udcff" else f"\\u{ord(part):04x}" for part in text)
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def printable(text: str) -> str:
     """The text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
     if text.isprintable():

@@ -180,14 +180,22 @@ class Run:
         return f"the checkpoint of step {int(folders[0].name.removeprefix('step_')):,} is kept"
 
     def metrics(self) -> list[dict[str, Any]]:
-        return list(read_lines(self.path / "metrics.jsonl"))
+        return list(self.read_metrics())
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The records one after the other, of which there may be millions."""
+        return read_lines(self.path / "metrics.jsonl")
 
     def latest_metrics(self) -> list[dict[str, Any]]:
         """The newest records, from the end of the file alone: for displays that look often."""
         return list(read_lines(self.path / "metrics.jsonl", last_bytes=LATEST_BYTES))
 
     def routing(self) -> list[dict[str, Any]]:
-        return list(read_lines(self.path / "routing.jsonl"))
+        return list(self.read_routing())
+
+    def read_routing(self) -> Iterator[dict[str, Any]]:
+        """The records one after the other."""
+        return read_lines(self.path / "routing.jsonl")
 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
@@ -331,8 +339,7 @@ class Recorder:
         for name in RECORDS:
             path = self.run.path / name
             if path.exists():
-                records = [record for record in read_lines(path) if not record.get("whole_split")]
-                kept = [record for record in records if _step(record) <= step]
+                kept = (each for each in read_lines(path) if not each.get("whole_split") and _step(each) <= step)
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def meta(self, content: Mapping[str, Any]) -> None:

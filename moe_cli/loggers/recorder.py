@@ -65,9 +65,9 @@ class LoggedRecorder(Recorder):
 
     def rewind(self, step: int) -> None:
         """Also where a run begins: loggers start, or go back as the records do."""
-        told = last_steps(self.run.metrics())
+        told = last_steps(self.run.read_metrics())
         super().rewind(step)
-        past = Past(step, tuple(self.run.metrics()), told)
+        past = Past(step, tuple(self.run.read_metrics()), told)
         self.step = max(0, step)
         if not self.begun:
             self.begun = True

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
 from moe_cli.moe import parallel
-from moe_cli.numbers import print_line
+from moe_cli.numbers import is_utf8, print_line
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.store import Run, write_json
 from moe_cli.training.distributed import Parallel
@@ -394,6 +394,9 @@ def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        if is_utf8(str(path)):
+            return load_file(path)
+        with open(path, "rb") as file:  # the library takes names in UTF-8 only; an open file has one
+            return load_file(f"/dev/fd/{file.fileno()}")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
