@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -119,3 +120,9 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def print_line(text: str) -> None:
+    """Prints a line on standard error, harmless to a terminal whatever it quotes; a closed one is no error."""
+    if sys.stderr is not None:
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201

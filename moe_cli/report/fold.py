@@ -10,6 +10,7 @@ import pandas as pd
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.expressions import Expression, all_hold
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.resolve import SPARSE_ONLY, concerns
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.measures import eval_windows
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain, text_series
@@ -31,12 +32,6 @@ EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
                        *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
 # What may differ between the runs of one configuration before anything is measured.
 OF_RUNS = EXECUTION | {*IDENTITY, "seed"}
-# Settings that say nothing about a dense model.
-SPARSE_ONLY = ("k", "capacity", "drop", "renormalise_after_drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
-               "model.shared_gate", "model.expert_dropout", "model.expert_init_scale",
-               "model.moe_every", "model.first_dense", "model.dispatch", "optim.sparse_experts",
-               "eval.k", "eval.capacity", "eval.drop")  # fmt: skip
-SPARSE_GROUPS = ("router.", "balance.")
 # Settings that others bring along: they tell configurations apart only where those others are equal.
 FOLLOWS: dict[str, tuple[str, ...]] = {
     "drop": ("capacity",),
@@ -73,7 +68,7 @@ def applies(setting: str, row: Row) -> bool:
         return False
     if row.get("expert") != 1:
         return True
-    return setting not in SPARSE_ONLY and not setting.startswith(SPARSE_GROUPS)
+    return not concerns(setting, SPARSE_ONLY)
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:

@@ -97,19 +97,22 @@ def test_only_tensors_and_json_are_written(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty", "pipe"])
 def test_a_damaged_file_is_named(run: Run, name: str, damage: str) -> None:
     """A file that is cut, empty, missing, or has one bit changed is a CheckpointError that says which."""
     path = newest(run) / name
     raw = bytearray(path.read_bytes())
-    if damage == "gone":
+    if damage in ("gone", "pipe"):
         path.unlink()
+        if damage == "pipe":
+            os.mkfifo(path)
     else:
         place = raw.index(b'"tokens": ') + 10 if name == "state.json" else len(raw) // 2
         raw[place] ^= 1
         path.write_bytes({"cut": bytes(raw[:-9]), "flip": bytes(raw), "empty": b""}[damage])
     with pytest.raises(
-        CheckpointError, match=rf"is damaged: {name} (is missing|is empty|is not whole|does not have its checksum)"
+        CheckpointError,
+        match=rf"is damaged: {name} (is missing|is empty|is a pipe|is not whole|does not have its checksum)",
     ) as caught:
         latest_checkpoint(run)
     assert "Use another: --checkpoint 4; moe train --resume goes on" in str(caught.value)
