@@ -27,7 +27,7 @@ from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.marks import check_corpus
 from moe_cli.models.cost import cost, training_steps
-from moe_cli.numbers import printable
+from moe_cli.numbers import print_line
 from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.store import (
     FAILED,
@@ -413,7 +413,7 @@ def main(run_folder: str, outputs: str) -> int:
             raise
         if str(error) and not (isinstance(error, LostProcess) and by_us()):
             with suppress(OSError):
-                print(f"error: {printable(str(error))}", file=sys.stderr)  # noqa: T201
+                print_line(f"error: {error}")
         if isinstance(error, RunBusy):
             return BUSY
         return FULL if is_full(error) or isinstance(error, DiskFull) else WRONG

@@ -23,7 +23,6 @@ import math
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -35,6 +34,7 @@ import yaml
 
 from moe_cli.config.schema import RunConfig, digest_of, from_dict
 from moe_cli.errors import ConfigError, RunBusy, RunNotFound
+from moe_cli.numbers import print_line
 from moe_cli.reading import note_unreadable, time_in
 from moe_cli.reading import read_json as read_json
 from moe_cli.reading import read_lines as read_lines
@@ -331,7 +331,7 @@ class Recorder:
         )
         if any(found):
             self._status["damage"] = "; ".join(filter(None, found))
-            print(f"note: {self.run.id} goes on, but {self._status['damage']}.", file=sys.stderr, flush=True)  # noqa: T201
+            print_line(f"note: {self.run.id} goes on, but {self._status['damage']}.")
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""

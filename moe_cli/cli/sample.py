@@ -9,6 +9,7 @@ import typer
 from moe_cli.cli.options import Checkpoint, Outputs, RunName
 from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
+from moe_cli.numbers import plural
 
 if TYPE_CHECKING:
     from moe_cli.store import Run
@@ -41,7 +42,6 @@ def sample(  # noqa: PLR0913  (an option each)
 
     import torch
 
-    from moe_cli.numbers import plural
     from moe_cli.run import restore
     from moe_cli.training.precision import autocast
     from moe_cli.training.sample import Drawing, whole_characters

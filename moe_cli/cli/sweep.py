@@ -94,8 +94,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir, "baseline": baseline}
     with _interruptible(console):
         plan = plan_words(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given)
-        if is_search := isinstance(plan, SearchPlan):
-            _check_search(force, rerun_on)
+        _check_search(is_search := isinstance(plan, SearchPlan), force, rerun_on)
         view = SearchView(console) if is_search else SweepView(console)
         prepared = prepare(plan, folder, execution, build=not dry_run)
         if dry_run:
@@ -126,11 +125,11 @@ def _check_again(force: bool, rerun_on: str | None, retry_failed: bool) -> None:
         raise ConfigError(f"--force runs every point again: {other} has no effect beside it. Leave it out.")
 
 
-def _check_search(force: bool, rerun_on: str | None) -> None:
+def _check_search(is_search: bool, force: bool, rerun_on: str | None) -> None:
     """Raises ConfigError: a search draws points, it has none to run again."""
     from moe_cli.errors import ConfigError
 
-    if force or rerun_on:
+    if is_search and (force or rerun_on):
         raise ConfigError(
             f"{'--force' if force else '--rerun-on'} is for sweeps; a search keeps what it has found. "
             "Start another: --name NAME"

@@ -36,8 +36,7 @@ def train(
 
     folder = outputs_folder(outputs)
     if rank():
-        _follow(folder)
-        return
+        return _follow(folder)
     run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir)
 

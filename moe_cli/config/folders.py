@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from moe_cli.config.parse import names_of_variants, takes_text
+from moe_cli.config.parse import names_of, names_of_variants, takes_text
 from moe_cli.config.schema import RunConfig, TrainConfig
 from moe_cli.config.yamlfile import read_yaml_text
 from moe_cli.errors import ConfigError
@@ -89,6 +89,13 @@ def _foreign_file(folder: Path) -> str | None:
                 if group == "train"
                 else "defaults" in content or str(content.get("name")) in names
             )
-            if not known:
+            if not known or _of_others(group, content):
                 return f"{group}/{file.relative_to(folder / group).as_posix()}"
     return None
+
+
+def _of_others(group: str, content: Mapping[Any, Any]) -> bool:
+    """Whether a file names code to be run, or several settings of which most are unknown: more than a typing error."""
+    known = {name.split(".")[1] for name in names_of(RunConfig) if name.startswith(f"{group}.")} | {"defaults"}
+    unknown = [key for key in content if key not in known]
+    return "_target_" in content or 1 < len(unknown) > len(content) / 2

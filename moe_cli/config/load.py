@@ -6,7 +6,9 @@ Hydra does too and takes a hundredth of the time.
 """
 
 import io
+import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -86,6 +88,13 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
             text = read_yaml_text(file, is_text, "" if header["package"] == "_global_" else group)
             tree = OmegaConf.load(io.StringIO(text))
             return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", tree, header)
+
+        def list(self, config_path: str, results_filter: Any) -> list[str]:
+            """Names of files that end in .yaml, and of folders; Hydra also names those in .yml, and cannot load them."""
+            with warnings.catch_warnings(action="ignore"):
+                names = super().list(config_path, results_filter)
+            place = Path(self.path) / config_path
+            return [name for name in names if (place / f"{name}.yaml").is_file() or (place / name).is_dir()]
 
     for source in (Files, ImportlibResourcesConfigSource, StructuredConfigSource):
         SourcesRegistry.instance().register(source)
@@ -290,7 +299,8 @@ class Composer:
 
     def misnamed(self, group: str, name: str) -> str:
         """What to do where a file of this name is there, and ends in .yml; "" where it is not."""
-        file = next((path for folder in self.folders if (path := folder / group / f"{name}.yml").is_file()), None)
+        files = (folder / group / f"{name}.yml" for folder in self.folders)
+        file = next((file for file in files if os.path.isfile(file)), None)  # a name may be too long for a file
         return f"\nFiles of conf/ end in .yaml: rename {file}" if file else ""
 
     def _set(self, base: _Base, tree: dict[str, Any], key: str, value: Any) -> None:

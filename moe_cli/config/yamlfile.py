@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 
 from moe_cli.errors import ConfigError
+from moe_cli.reading import Unreadable, read_bytes
 
-MOST_BYTES, MOST_VALUES, DEEPEST = 2**20, 50_000, 50
+MOST_BYTES, MOST_VALUES, MOST_DIGITS, DEEPEST = 2**20, 50_000, 400, 50
 _NUMBER = re.compile(r"[-+]?\.?[0-9][0-9a-fA-FxXoO_:.+-]*|true|false|yes|no|on|off|[-+]?\.(inf|nan)", re.IGNORECASE)
 _OCTAL, _SIXTIETHS = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
@@ -28,14 +29,12 @@ def read_yaml_text(file: Path, is_text: Callable[[str], bool], group: str = "") 
         ConfigError: it cannot be read, is no YAML, too large, or holds a number that is read as another.
     """
     try:
-        if not file.is_file():
-            raise ConfigError(f"{file} is not a file.")
-        if file.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{file} is larger than {MOST_BYTES:,} bytes, the most of a file of settings.")
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_bytes(file, MOST_BYTES).decode("utf-8-sig")
         return _Reader(text, is_text, group).quoted()
     except ConfigError as error:
         raise ConfigError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
+    except Unreadable as error:
+        raise ConfigError(f"{file} {error}.") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
     except UnicodeError:
@@ -130,6 +129,8 @@ class _Reader:
         if self.is_text(whole) or (names and names[-1] != "log" and self.is_text(names[-1])):
             self.quotes.append((event.start_mark.index, event.end_mark.index))
             return
+        if len(event.value) > MOST_DIGITS:
+            raise ConfigError(f"line {event.start_mark.line + 1}: a number of {len(event.value)} characters.")
         where, text = f"line {event.start_mark.line + 1}: {event.value}", event.value
         if _SIXTIETHS.fullmatch(text):
             raise ConfigError(f"{where} would be read in sixtieths. Write a plain number, or put quotes around it.")

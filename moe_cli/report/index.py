@@ -25,7 +25,7 @@ from moe_cli import __version__
 from moe_cli.errors import MoeError
 from moe_cli.reading import Unreadable, read_bytes
 from moe_cli.store import Run
-from moe_cli.writing import make_folder, write_bytes
+from moe_cli.writing import guard, make_folder, write_bytes
 
 NAME = "runs.index"
 # Another way to read folders has another number.
@@ -174,6 +174,6 @@ def write_index(outputs: Path, index: Index) -> None:
     codes = [each.codes.astype(np.int32).tobytes() for each in index.columns.values()]
     body = b"".join([head, index.stamps.astype(np.int64).tobytes(), *codes])
     content = MAGIC + f"{zlib.crc32(body):08x}{len(head):08x}".encode() + body
-    folder = outputs / ".cache"
+    folder = guard(outputs) / ".cache"
     with suppress(OSError, MoeError):
         write_bytes(make_folder(folder) / NAME, content)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from moe_cli.errors import RunNotFound
 from moe_cli.glance import Thinning
+from moe_cli.report.frame import text_series
 from moe_cli.store import Run, open_runs
 
 Source = str | Path | Run | Iterable[str | Path | Run]
@@ -236,6 +237,11 @@ def _value(given: Any) -> float | None:
 
 
 def _frame(columns: Mapping[str, list[Any]], dtypes: Mapping[str, str], units: Mapping[str, str]) -> pd.DataFrame:
-    frame = pd.DataFrame({name: pd.Series(values, dtype=dtypes[name]) for name, values in columns.items()})
+    frame = pd.DataFrame(
+        {
+            name: text_series(name, values) if dtypes[name] == "str" else pd.Series(values, dtype=dtypes[name])
+            for name, values in columns.items()
+        }
+    )
     frame.attrs["units"] = dict(units)
     return frame

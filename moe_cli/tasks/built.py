@@ -7,7 +7,6 @@ damaged is set aside, to be built again.
 import json
 import os
 import random
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from types import UnionType
 from typing import Any
 
 from moe_cli.errors import DataError, UnsafePath
+from moe_cli.numbers import print_line
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.records import read_sealed, sealed
 from moe_cli.writing import new_folder, rename, write_text
@@ -137,7 +137,7 @@ def _set_aside(folder: Path, what: str, reason: str, before: os.stat_result) -> 
     try:
         if os.stat(folder, follow_symlinks=False).st_ino != before.st_ino:
             return
-        print(f"note: the {what} in {folder} are damaged ({reason}): they are made again.", file=sys.stderr, flush=True)  # noqa: T201
+        print_line(f"note: the {what} in {folder} are damaged ({reason}): they are made again.")
         with new_folder(folder.parent, BUILDING) as aside:
             rename(folder, aside / folder.name)
     except FileNotFoundError:

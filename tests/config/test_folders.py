@@ -51,6 +51,11 @@ def test_config_dir_none_leaves_it_out(here: Path) -> None:
         ({"optim__adam": "name: adam\nlr: 1\n"}, "optim/adam.yaml is no file of this program"),
         ({"train__default": "epochs: 3\n"}, "train/default.yaml is no file of this program"),
         ({"data__list": "[1, 2]\n"}, "data/list.yaml is no file of this program"),
+        (
+            {"optim__muon": "defaults: [base]\n_target_: torch.optim.Adam\n"},
+            "optim/muon.yaml is no file of this program",
+        ),
+        ({"model__gpt": "name: gpt\nn_layer: 2\nn_head: 2\n"}, "model/gpt.yaml is no file of this program"),
     ],
 )
 def test_the_conf_folder_of_another_program_is_left_alone(here: Path, files: dict[str, str], why: str) -> None:

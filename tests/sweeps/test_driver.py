@@ -197,6 +197,7 @@ def test_a_worker_that_could_not_say_why_it_ended_is_explained(
 ) -> None:
     """The run is failed, with what its exit code tells and where its log is; a reason of its own is kept."""
     (run,) = make_runs(tmp_path, words, "train.steps=4")
+    (run.path / "log.txt").write_text("")
     explain(run, code)
     assert ("failed", f"{reason} (log: {run.path / 'log.txt'})") == (run.status()["status"], run.status()["reason"])
     Recorder(run).status("failed", reason="its own")

@@ -30,7 +30,7 @@ from moe_cli.training.checkpoint import (
 )
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, make_optimizers
-from tests.tiny import tiny_config
+from tests.tiny import finish, tiny_config
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
 STATE = {"step": 6, "tokens": 384, "seconds": 0.1 + 0.2, "interval": {"train/loss": 1 / 3}}
@@ -299,3 +299,9 @@ def test_a_save_that_failed_is_told_at_the_next(run: Run, parts: Any, monkeypatc
     saver.wait()
     saver.close()
     assert 8 == latest_checkpoint(run).state["step"]
+
+
+def test_a_checkpoint_below_any_name_loads(tmp_path: Path, text_file: Path) -> None:
+    """Bytes in the name of a folder that are no UTF-8 are no matter."""
+    run = finish(tiny_config(text_file, train={"steps": 1}), tmp_path / os.fsdecode(b"w\xff"))
+    latest_checkpoint(run).load_model(make_model(run.config(), 256))
