@@ -22,8 +22,8 @@ from moe_cli.config.load import load_config
 from moe_cli.errors import ConfigError, DiskFull, MoeError, RunBusy, TrainingError
 from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle
 from moe_cli.machine import check_devices, visible_gpus
-from moe_cli.run import BUSY, FULL, PARENT, STOPPED
-from moe_cli.store import FAILED, Run, open_or_create_run, outputs_folder
+from moe_cli.run import FULL, PARENT, STOPPED
+from moe_cli.store import FAILED, INTERRUPTED, Run, is_locked, open_or_create_run, outputs_folder
 from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Rules, explain
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
@@ -75,31 +75,29 @@ def train(
     run = open_or_create_run(folder, "runs", config)
     if progress:
         words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)]
-        code = _shown([*words, *(["--force-memory"] if force_memory else [])])
+        code = _run([*words, *(["--force-memory"] if force_memory else [])], None)
     else:
-        code = _logged(["-m", "moe_cli.run", str(run.path), str(folder)], run.path / "log.txt")
+        code = _run(["-m", "moe_cli.run", str(run.path), str(folder)], run.path / "log.txt")
     if run.summary() is None:
         raise _failure(run, code)
     return run
 
 
-def _shown(words: Sequence[str]) -> int:
-    """Runs `python WORDS` and gives its exit code; what it prints appears where this process prints, notebooks included."""
-    if sys.stdout.isatty():
-        return _finished(subprocess.Popen([sys.executable, *words]))
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, *words], stdout=pipe, stderr=subprocess.STDOUT, text=True)
-    return _finished(process)
-
-
-def _logged(words: Sequence[str], log: Path) -> int:
-    """The same with the output in a file."""
-    with append(log) as file:
+def _run(words: Sequence[str], log: Path | None) -> int:
+    """Runs `python WORDS` and gives its exit code; what it prints goes to the log, or where this process prints."""
+    command = [sys.executable, *words]
+    if log is not None:
         environment = {**os.environ, PARENT: str(os.getpid())}
-        process = subprocess.Popen(
-            [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
-        )
-    return _finished(process)
+        with append(log) as file:
+            return _finished(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
+                )
+            )
+    if sys.stdout.isatty():
+        return _finished(subprocess.Popen(command))
+    # A notebook has a stream of its own, which a child does not write to.
+    return _finished(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
 
 
 def _finished(process: "subprocess.Popen[Any]") -> int:
@@ -116,14 +114,18 @@ def _finished(process: "subprocess.Popen[Any]") -> int:
 
 
 def _failure(run: Run, code: int) -> MoeError:
-    """Why a run is not complete."""
+    """Why a run is not complete, by its folder: `moe train` and a worker have other exit codes for the same end."""
+    if is_locked(run.path):
+        return RunBusy(f"{run.id} is being written by another process: wait for it or stop it.")
     if code == STOPPED:
         return TrainingError(f"{run.id} was stopped; {run.kept()}. Go on with: moe train --resume {run.id}")
-    if code not in (FULL, BUSY) and run.status()["status"] != FAILED:
+    status = run.status()
+    if code < 0 or status["status"] not in (FAILED, INTERRUPTED):
         explain(run, code)
-    kinds: dict[int, type[MoeError]] = {FULL: DiskFull, BUSY: RunBusy}
-    reason = run.status().get("reason") or f"its process ended with exit code {code}"
-    return kinds.get(code, TrainingError)(f"{run.id}: {reason}\nSee: moe runs show {run.id}")
+        status = run.status()
+    # The kind of an end that is no failure stands nowhere but in its exit code.
+    kind = DiskFull if code == FULL else TrainingError
+    return kind(f"{run.id}: {status.get('reason')}\nSee: moe runs show {run.id}")
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ FLOPS_PER_THREAD = 1e9
 _CORPUS = ("name", "source", "version", "sha256", "num_bytes", "num_documents", "domains", "domain_bytes",
            "tokenizer_sha256", "vocab_size", "by_name", *SIZES)  # fmt: skip
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
-_GROUP = "/sys/fs/cgroup"
+# Where control groups are, version 2 and 1, and which of them are this process's.
+_GROUPS, _OWN_GROUPS, _CPU_TIMES = "/sys/fs/cgroup", "/proc/self/cgroup", "/proc/stat"
 _HOME = Path(__file__).resolve().parents[1]
 
 
@@ -58,7 +59,10 @@ def crowding(threads: int) -> str | None:
 
 
 def _busy_cores() -> float:
-    """How many cores are at work, over a tenth of a second; 0 where the system does not tell."""
+    """How many of this process's cores are at work for others, over a tenth of a second; 0 where the system does not tell.
+
+    Cores that it may not run on do not count, nor do those that it has no time for under a quota.
+    """
     try:
         before = _cpu_ticks()
         time.sleep(0.1)
@@ -66,14 +70,20 @@ def _busy_cores() -> float:
     except (OSError, ValueError, IndexError):
         return 0.0
     idle, total = after[0] - before[0], after[1] - before[1]
-    return (1 - idle / total) * (os.cpu_count() or 1) if total > 0 else 0.0
+    cores = len(_own_cores())
+    busy = (1 - idle / total) * cores if total > 0 else 0.0
+    return max(0.0, busy - (cores - count_cores()))
 
 
 def _cpu_ticks() -> tuple[int, int]:
-    """Idle and total processor time since the start of a Linux system."""
-    with open("/proc/stat", encoding="ascii") as file:
-        ticks = [int(word) for word in file.readline().split()[1:]]
-    return ticks[3] + ticks[4], sum(ticks[:8])
+    """Idle and total time of this process's cores since the start of a Linux system."""
+    names, idle, total = {f"cpu{core}" for core in _own_cores()}, 0, 0
+    with open(_CPU_TIMES, encoding="ascii") as file:
+        for name, *words in map(str.split, file):
+            if name in names:
+                ticks = [int(word) for word in words]
+                idle, total = idle + ticks[3] + ticks[4], total + sum(ticks[:8])
+    return idle, total
 
 
 def pick_device(name: str, key: str = "train.device=") -> Any:
@@ -105,8 +115,56 @@ def check_devices(configs: Iterable[RunConfig]) -> None:
 
 
 def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use: those it may run on (`taskset`), no more than its group has the time of."""
+    quota, cores = _quota_cores(), len(_own_cores())
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _own_cores() -> Collection[int]:
+    """The numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _quota_cores() -> float | None:
+    """How many cores' time this process gets: the least quota of its groups, as containers set it; None: no limit."""
+    quotas = []
+    for folder in _group_folders("cpu"):
+        limit = _words_of(f"{folder}/cpu.max") or [
+            *_words_of(f"{folder}/cpu.cfs_quota_us"),
+            *_words_of(f"{folder}/cpu.cfs_period_us"),
+        ]
+        # Version 2 writes max, version 1 -1 where there is no limit.
+        if len(limit) == 2 and all(word.isdecimal() and int(word) > 0 for word in limit):
+            quotas.append(int(limit[0]) / int(limit[1]))
+    return min(quotas, default=None)
+
+
+def _group_folders(controller: str) -> list[str]:
+    """The folders of this process's groups under a controller, and of the groups these are in: their limits hold too.
+
+    In a container the names may be those that the machine outside knows; then there is the container's own folder.
+    """
+    folders = [_GROUPS]
+    for line in _lines_of(_OWN_GROUPS):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in (controllers, controller) if controllers else ("", "unified"):
+            parts = Path(f"{_GROUPS}/{mount}"), *Path(path.lstrip("/")).parts
+            folders += [str(Path(*parts[:count])) for count in range(1, len(parts) + 1) if ".." not in parts]
+    return list(dict.fromkeys(folders))
+
+
+def _lines_of(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+def _words_of(path: str) -> list[str]:
+    return [word for line in _lines_of(path) for word in line.split()]
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -126,19 +184,31 @@ def visible_gpus() -> tuple[str, ...]:
 def available_memory_bytes() -> int | None:
     """What new processes may take without anything being swapped out, within this group's limit; None: nobody tells."""
     available = _number_after("/proc/meminfo", "MemAvailable:")
-    limit, used = _number_after(f"{_GROUP}/memory.max"), _number_after(f"{_GROUP}/memory.current")
     free = [1024 * available] if available is not None else []
-    if limit is not None and used is not None:
-        # Files that were read are counted as used, and given up when the memory is wanted.
-        files = sum(_number_after(f"{_GROUP}/memory.stat", f"{kind}_file ") or 0 for kind in ("active", "inactive"))
-        free.append(max(0, limit - used + files))
+    for folder in _group_folders("memory"):
+        limit, used = _limit_of(folder), _first_number(f"{folder}/memory.current", f"{folder}/memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            # Files that were read are counted as used, and given up when the memory is wanted.
+            kinds = [f"{kind}_file " for kind in ("active", "inactive")]
+            files = sum(_number_after(f"{folder}/memory.stat", kind) or 0 for kind in kinds)
+            free.append(max(0, limit - used + files))
     return min(free, default=None)
+
+
+def _limit_of(folder: str) -> int | None:
+    """The memory that a group may take; None: all there is."""
+    return _first_number(f"{folder}/memory.max", f"{folder}/memory.limit_in_bytes")
+
+
+def _first_number(*paths: str) -> int | None:
+    return next((number for path in paths if (number := _number_after(path)) is not None), None)
 
 
 def total_memory_bytes() -> int | None:
     """The main memory of this machine, or the limit of this group; None: the system does not tell."""
-    total, limit = _number_after("/proc/meminfo", "MemTotal:"), _number_after(f"{_GROUP}/memory.max")
-    return min((each for each in (1024 * total if total else None, limit) if each is not None), default=None)
+    total = _number_after("/proc/meminfo", "MemTotal:")
+    limits = [_limit_of(folder) for folder in _group_folders("memory")]
+    return min((each for each in (1024 * total if total else None, *limits) if each is not None), default=None)
 
 
 def resident_bytes(pid: int) -> int:

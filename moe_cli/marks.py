@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from moe_cli.config.data import CorpusConfig, DataConfig
 from moe_cli.errors import ConfigError, DataError
+from moe_cli.reading import Unreadable, parse_object, read_bytes
 from moe_cli.store import Run, read_json, write_json
 from moe_cli.writing import TEMPORARY, delete_abandoned, hold, is_held
 
@@ -72,11 +74,11 @@ def fix_corpora(folder: Path, found: Iterable[tuple[DataConfig, Mapping[str, Any
         DataError: data have changed since the sweep began.
     """
     path, asked = folder / CORPORA, {_key(data): meta for data, meta in found}
-    known = {} if replace else read_json(path) or {}
+    known = {} if replace else _known(path)
     if asked.keys() <= known.keys():
         return _check(folder, asked, known)
     with _alone(folder):
-        known = {} if replace else read_json(path) or {}
+        known = {} if replace else _known(path)
         _check(folder, asked, known)
         write_json(path, {**{key: meta["sha256"] for key, meta in asked.items()}, **known})
     return None
@@ -84,8 +86,21 @@ def fix_corpora(folder: Path, found: Iterable[tuple[DataConfig, Mapping[str, Any
 
 def check_corpus(run: Run, data: DataConfig, meta: Mapping[str, Any]) -> None:
     """Raises DataError when a run belongs to a sweep that began with other data."""
-    if (run.path.parent / CORPORA).is_file():
+    if os.path.lexists(run.path.parent / CORPORA):
         fix_corpora(run.path.parent, [(data, meta)])
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What was noted, empty before anything was. Raises DataError: it cannot be read, and would be noted anew."""
+    try:
+        return parse_object(read_bytes(path))
+    except FileNotFoundError:
+        return {}
+    except Unreadable as problem:
+        raise DataError(
+            f"{path} {problem}, and the runs of the sweep learn from the data that it names.\n"
+            "If the data are what they were, delete it; else start another sweep: --name NAME"
+        ) from None
 
 
 def _check(folder: Path, asked: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> None:

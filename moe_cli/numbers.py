@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -97,8 +98,31 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((value - low) * scale)] for value in shown)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether it can be written as UTF-8: not so names with other bytes, and halves of characters in JSON."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_utf8(text: str) -> str:
+    """The text with what cannot be written as UTF-8 spelled out: a byte as \\xff, half a character as \\ud800."""
+    if is_utf8(text):
+        return text
+    whole = "".join(part if is_utf8(part) or "\udc80" <= part <= "\udcff" else f"\\u{ord(part):04x}" for part in text)
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def printable(text: str) -> str:
     """The text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def print_line(text: str) -> None:
+    """Prints a line on standard error, harmless to a terminal whatever it quotes; a closed one is no error."""
+    if sys.stderr is not None:
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201

@@ -5,6 +5,7 @@ reason, and is noted with it, so that a command goes on with the others and name
 """
 
 import json
+import logging
 import math
 import os
 import stat
@@ -83,7 +84,10 @@ def read_bytes(path: Name, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of a regular file. Raises FileNotFoundError, Unreadable."""
     with open_regular(path, max_bytes) as file:
         try:
-            content = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size + 1)  # a buffer of `max_bytes` would take longer to get than most files to read
+            if len(content) > size:  # it has grown, or is of a file system that does not say
+                content += file.read(max_bytes + 1 - len(content))
         except OSError as error:
             raise Unreadable(f"cannot be read: {error.strerror}") from None
     if len(content) > max_bytes:
@@ -102,7 +106,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 def parse_json(content: bytes) -> Any:
     """The JSON in `content`, with finite numbers and bounded depth. Raises Unreadable."""
     try:
-        found = json.loads(content.decode(), parse_constant=_refuse)
+        found = _DECODER.decode(content.decode())
     except RecursionError:
         raise Unreadable(f"is nested more than {MAX_DEPTH} deep") from None
     except UnicodeDecodeError:
@@ -115,6 +119,9 @@ def parse_json(content: bytes) -> Any:
 
 def _refuse(text: str) -> Any:
     raise Unreadable(f"holds the number {text}")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _check_value(value: Any, depth: int) -> None:
@@ -205,8 +212,9 @@ def is_path(value: Any) -> TypeGuard[str]:
 
 def note_unreadable(path: Name, why: str, label: str = "unreadable") -> None:
     """Remembers a file or folder that is not what it should be, for the end of the command."""
-    if len(_notes) < MAX_NOTES:
+    if len(_notes) < MAX_NOTES and _notes.get(os.fspath(path)) != (label, why):
         _notes[os.fspath(path)] = label, why
+        logging.getLogger("moe_cli").info("%s: %s %s", label, path, why)
 
 
 def noted() -> list[str]:

@@ -27,7 +27,7 @@ from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.marks import check_corpus
 from moe_cli.models.cost import cost, training_steps
-from moe_cli.numbers import printable
+from moe_cli.numbers import print_line
 from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.store import (
     FAILED,
@@ -273,7 +273,9 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     routing["router_saturation"] = _record_final_routing(run, training, result)
     costs = cost(config, vocab_of(config, corpus))
-    losses = [record["train/loss"] for record in run.metrics() if "train/loss" in record]
+    train_loss = None
+    for record in run.read_metrics():
+        train_loss = record.get("train/loss", train_loss)
     return {
         "run": run.id, "status": "completed", "expert": config.expert, "k": config.k, "capacity": config.capacity,
         "router": config.router.name if config.router else None,
@@ -288,7 +290,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
         "dispatch": _backend(config, training.layers),
         "capacity_val_loss": limited.loss if limited else None,
         "capacity_val_drop": config.eval_drop if limited else None,
-        "eval_context": result.mean_context, "train_loss": losses[-1] if losses else None, **routing,
+        "eval_context": result.mean_context, "train_loss": train_loss, **routing,
         "skipped_steps": state.skipped, "rewinds": state.rewinds, "loss_spikes": state.spikes,
         "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": int(parallel.most(peak_memory_bytes())),
@@ -317,7 +319,7 @@ def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
     step = training.state.step
     config = training.config
     final = probe(training.model, training.task, config.eval.k, config.train.precision)
-    settled = saturations(run.routing(), final)
+    settled = saturations(run.read_routing(), final)
     for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
         if "top_tokens" in record:
             ids = sorted({entry[0] for expert in record["top_tokens"] for entry in expert})
@@ -411,7 +413,7 @@ def main(run_folder: str, outputs: str) -> int:
             raise
         if str(error) and not (isinstance(error, LostProcess) and by_us()):
             with suppress(OSError):
-                print(f"error: {printable(str(error))}", file=sys.stderr)  # noqa: T201
+                print_line(f"error: {error}")
         if isinstance(error, RunBusy):
             return BUSY
         return FULL if is_full(error) or isinstance(error, DiskFull) else WRONG

@@ -23,7 +23,6 @@ import math
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -35,6 +34,7 @@ import yaml
 
 from moe_cli.config.schema import RunConfig, digest_of, from_dict
 from moe_cli.errors import ConfigError, RunBusy, RunNotFound
+from moe_cli.numbers import print_line
 from moe_cli.reading import note_unreadable, time_in
 from moe_cli.reading import read_json as read_json
 from moe_cli.reading import read_lines as read_lines
@@ -180,14 +180,22 @@ class Run:
         return f"the checkpoint of step {int(folders[0].name.removeprefix('step_')):,} is kept"
 
     def metrics(self) -> list[dict[str, Any]]:
-        return list(read_lines(self.path / "metrics.jsonl"))
+        return list(self.read_metrics())
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The records one after the other, of which there may be millions."""
+        return read_lines(self.path / "metrics.jsonl")
 
     def latest_metrics(self) -> list[dict[str, Any]]:
         """The newest records, from the end of the file alone: for displays that look often."""
         return list(read_lines(self.path / "metrics.jsonl", last_bytes=LATEST_BYTES))
 
     def routing(self) -> list[dict[str, Any]]:
-        return list(read_lines(self.path / "routing.jsonl"))
+        return list(self.read_routing())
+
+    def read_routing(self) -> Iterator[dict[str, Any]]:
+        """The records one after the other."""
+        return read_lines(self.path / "routing.jsonl")
 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
@@ -323,7 +331,7 @@ class Recorder:
         )
         if any(found):
             self._status["damage"] = "; ".join(filter(None, found))
-            print(f"note: {self.run.id} goes on, but {self._status['damage']}.", file=sys.stderr, flush=True)  # noqa: T201
+            print_line(f"note: {self.run.id} goes on, but {self._status['damage']}.")
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""
@@ -331,8 +339,7 @@ class Recorder:
         for name in RECORDS:
             path = self.run.path / name
             if path.exists():
-                records = [record for record in read_lines(path) if not record.get("whole_split")]
-                kept = [record for record in records if _step(record) <= step]
+                kept = (each for each in read_lines(path) if not each.get("whole_split") and _step(each) <= step)
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def meta(self, content: Mapping[str, Any]) -> None:

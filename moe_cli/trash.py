@@ -128,7 +128,7 @@ def restore(removed: Removed, outputs: Path) -> Run:
         RunBusy: the sweep that it belonged to is running.
         MoeError: another run has taken its place, its place is not known, or it cannot be moved.
     """
-    target = Path(os.path.normpath(outputs / removed.origin))
+    target = Path(os.path.normpath(outputs / _harmless(removed.origin)))
     parts = target.relative_to(outputs).parts if target.is_relative_to(outputs) else ()
     if not 1 <= len(parts) <= 2 or not all(map(_is_name, parts)):
         raise MoeError(f"{removed.path / 'trashed.json'} does not say where in {outputs} the run lay. Move it by hand.")
@@ -149,9 +149,13 @@ def restore(removed: Removed, outputs: Path) -> Run:
 
 
 def _is_name(part: str) -> bool:
-    """Whether a folder of this name is seen by every command, and shown as it is."""
-    unseen = any(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") for character in part)
-    return not part.startswith(".") and not unseen and len(os.fsencode(part)) <= LONGEST_NAME
+    """Whether commands see a folder of this name."""
+    return not part.startswith(".") and len(os.fsencode(part)) <= LONGEST_NAME
+
+
+def _harmless(name: str) -> str:
+    """The name with an underscore for every character that moves a cursor or turns writing around."""
+    return "".join("_" if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") else each for each in name)
 
 
 def _never_begun(run: Run) -> bool:

@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -32,14 +32,14 @@ RUN_DEPTH = 2
 TEMPORARY = ".tmp"
 # Seconds in which a new file or folder may not be held yet.
 JUST_MADE = 5
-_GUARDED: set[Path] = set()
+_GUARDED: set[str] = set()
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def guard(outputs: Path) -> Path:
     """Passes through no link below this folder from now on, also where no marker says that it is an outputs folder."""
-    _GUARDED.add(outputs.absolute())
+    _GUARDED.add(str(outputs.absolute()))
     return outputs
 
 
@@ -236,9 +236,9 @@ def delete_empty(path: Path) -> None:
         os.rmdir(path.name, dir_fd=folder)
 
 
-def delete_abandoned(parent: Path, pattern: str) -> None:
-    """Frees the disk of what killed processes have left half made."""
-    for path in abandoned(parent, pattern):
+def delete_abandoned(parent: Path, pattern: str, is_free: Callable[[Path], bool] = lambda path: True) -> None:
+    """Frees the disk of what killed processes have left half made. is_free: whether nothing else holds it."""
+    for path in filter(is_free, abandoned(parent, pattern)):
         with suppress(OSError, UnsafePath):
             delete(path)
 
@@ -259,7 +259,7 @@ def is_safe(folder: Path) -> bool:
 
 def is_inside_outputs(path: Path) -> bool:
     """Whether a file lies in the folder of an outputs folder, by its name."""
-    return bool(_marked(path.absolute().parent))
+    return _is_marked(_root(str(path.absolute().parent)))
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -292,13 +292,13 @@ def _at(path: Path) -> Iterator[int]:
 
 
 def _open_folder(folder: Path, make: bool = False) -> int:
-    folder = folder.absolute()
-    root = _root(folder)
+    whole = str(folder.absolute())  # strings: paths would take most of the time of a record
+    path = _root(whole)
     if make:
-        os.makedirs(root, exist_ok=True)
-    handle, path = os.open(root, _FOLDER), root
-    for part in folder.relative_to(root).parts:
-        path = path / part
+        os.makedirs(path, exist_ok=True)
+    handle = os.open(path, _FOLDER)
+    for part in filter(None, whole[len(path) :].split("/")):
+        path = os.path.join(path, part)
         try:
             if make:
                 with suppress(FileExistsError):
@@ -314,16 +314,18 @@ def _open_folder(folder: Path, make: bool = False) -> int:
     return handle
 
 
-def _root(folder: Path) -> Path:
+def _root(folder: str) -> str:
     """The outputs folder that a folder lies in; of a run folder copied from one, that; else the folder itself."""
-    near = (folder, *folder.parents)[: RUN_DEPTH + 1]
-    found = _marked(folder) or [each for each in near if os.path.lexists(each / "config.json")]
-    return found[-1] if found else folder
+    near = [folder]
+    while len(near) <= DEPTH:
+        near.append(os.path.dirname(near[-1]))
+    marked = [each for each in near if _is_marked(each)]
+    runs = [] if marked else [each for each in near[: RUN_DEPTH + 1] if os.path.lexists(f"{each}/config.json")]
+    return [folder, *runs, *marked][-1]
 
 
-def _marked(folder: Path) -> list[Path]:
-    near = (folder, *folder.parents)[: DEPTH + 1]
-    return [each for each in near if each in _GUARDED or os.path.lexists(each / MARKER)]
+def _is_marked(folder: str) -> bool:
+    return folder in _GUARDED or os.path.lexists(f"{folder}/{MARKER}")
 
 
 def _is_link(name: str, folder: int) -> bool:
@@ -356,7 +358,7 @@ def _unshare(path: Path, folder: int) -> None:
                 write_bytes(path, file.read())
 
 
-def _unsafe(path: Path, what: str) -> UnsafePath:
+def _unsafe(path: Path | str, what: str) -> UnsafePath:
     return UnsafePath(
         f"{path} is {what}, and nothing is written or deleted through it. Remove it, or choose another folder: --outputs DIR"
     )

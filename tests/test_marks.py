@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.errors import ConfigError
-from moe_cli.marks import at_work, check_tag, is_at_work, set_tags, tags_of
+from moe_cli.config.data import PythonData
+from moe_cli.errors import ConfigError, DataError
+from moe_cli.marks import at_work, check_tag, fix_corpora, is_at_work, set_tags, tags_of
+from moe_cli.report.sweeprecord import read_record, record_command
+from moe_cli.store import read_json
 from tests.report.folders import stopped
 
 
@@ -54,3 +57,19 @@ def test_a_killed_process_is_not_at_work(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert not is_at_work(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\0" * 50, b'{"a": ' * 20_000])
+def test_notes_that_cannot_be_read_are_not_written_over(tmp_path: Path, content: bytes) -> None:
+    """Which data a sweep learns from is asked for; the record of a sweep is set aside, and begun again."""
+    (tmp_path / "corpora.json").write_bytes(content)
+    found = [(PythonData(), {"sha256": "ab", "source": "data=python"})]
+    with pytest.raises(DataError, match="the runs of the sweep learn from the data that it names"):
+        fix_corpora(tmp_path, found)
+    assert content == (tmp_path / "corpora.json").read_bytes()
+    fix_corpora(tmp_path, found, replace=True)
+    assert ["ab"] == list((read_json(tmp_path / "corpora.json") or {}).values())
+    (tmp_path / "sweep.json").write_bytes(content)
+    record_command(tmp_path, ["moe", "sweep"], {}, seeds=[0], where=[], version=None)
+    assert content == (tmp_path / "sweep.json.damaged").read_bytes()
+    assert 1 == len(read_record(tmp_path)["commands"])

@@ -17,7 +17,7 @@ from moe_cli.errors import MoeError, UnsafePath
 from moe_cli.forecast import corpus_of
 from moe_cli.marks import at_work
 from moe_cli.report.page.write import write_file
-from moe_cli.store import create_run, lock, open_runs, write_json
+from moe_cli.store import create_run, is_locked, lock, open_runs, write_json
 from moe_cli.sweeps.driver import Listed, drive
 from moe_cli.trash import find_waste, free, remove, removed_runs, restore
 from moe_cli.writing import (
@@ -26,6 +26,7 @@ from moe_cli.writing import (
     append,
     check_file,
     delete,
+    delete_abandoned,
     delete_empty,
     edit,
     ensure_folder,
@@ -189,8 +190,7 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path, text_file: Path, mas
     before = os.umask(mask)
     try:
         finish(tiny_config(text_file, train={"steps": 2}), tmp_path / "outputs")
-        for family in ("vit", "mmoe"):
-            corpus_of(tiny_config(text_file, **TINY[family]), tmp_path / "outputs")
+        corpus_of(tiny_config(text_file, **TINY["mmoe"]), tmp_path / "outputs")
         remove(complete(tmp_path / "outputs", 1.7), tmp_path / "outputs")
     finally:
         os.umask(before)
@@ -279,16 +279,22 @@ def test_what_is_being_written_is_left_alone(tmp_path: Path, monkeypatch: pytest
     assert ([(1, [])], []) == (found, abandoned(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "origin", [".runs/x", "runs/.x", "runs/a\nb", "runs/\x1b[2Jx", "runs/\u202ex", "runs/" + 300 * "x", "runs/a\0b"]
-)
-def test_a_run_comes_back_under_a_name_that_is_seen(tmp_path: Path, origin: str) -> None:
-    """What trashed.json says is no name for a folder where it hides the run or writes on the terminal."""
+@pytest.mark.parametrize("origin", [".runs/x", "runs/.x", "runs/" + 300 * "x", "../x", ".trash/x", "a/b/c", ""])
+def test_a_run_does_not_come_back_out_of_sight(tmp_path: Path, origin: str) -> None:
+    """What trashed.json says is taken for no place where commands would not find the run."""
     removed = remove(complete(tmp_path, 1.7), tmp_path)
     write_json(removed.path / "trashed.json", {"from": origin, "time": 1.0})
     with pytest.raises(MoeError, match="does not say where"):
         restore(removed_runs(tmp_path)[0], tmp_path)
     assert [removed.path] == [each.path for each in removed_runs(tmp_path)]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb"])
+def test_a_run_comes_back_under_a_harmless_name(tmp_path: Path, name: str) -> None:
+    """Characters that move a cursor or turn writing around are no part of a folder's name any more."""
+    removed = remove(complete(tmp_path, 1.7), tmp_path)
+    write_json(removed.path / "trashed.json", {"from": f"runs/{name}", "time": 1.0})
+    assert f"a_{name[2:]}" == restore(removed_runs(tmp_path)[0], tmp_path).id
 
 
 @pytest.mark.parametrize("command", ["rm", "tag"])
@@ -316,3 +322,22 @@ def test_a_sweep_goes_on_without_a_run_that_links_elsewhere(tmp_path: Path, outs
     assert ([good], [bad]) == (progress.finished, progress.failed)
     assert "log.txt is a link" in bad.status()["reason"]
     assert "precious" == (outside / "file").read_text()
+
+
+@pytest.mark.parametrize("words", [["train", "--dry-run"], ["sweep", "seed=1,2", "--dry-run"], ["plan"]])
+def test_plans_need_no_outputs_that_can_be_written(tmp_path: Path, text_file: Path, words: list[str]) -> None:
+    """Where the folder cannot be made, what is to be learned from is looked at elsewhere, and nothing is left there."""
+    (tmp_path / "file").touch()
+    settings = ["data=text", f"data.path={text_file}", "data.tokenizer=chars", "train.steps=2", "train.threads=1"]
+    result = CliRunner().invoke(app, [*words, *settings, "--outputs", str(tmp_path / "file" / "outputs")])
+    assert (0, ["file"]) == (result.exit_code, os.listdir(tmp_path)), result.output
+
+
+def test_what_a_killed_search_left_goes(tmp_path: Path) -> None:
+    """The next search takes away the sign by which others would have seen that it lives; those of living ones stay."""
+    dead, alive = (make_folder(tmp_path / "searchers" / name) for name in ("dead", "alive"))
+    with lock(alive):
+        for folder in (dead, alive):
+            os.utime(folder, (1, 1))
+        delete_abandoned(tmp_path / "searchers", "*", lambda folder: not is_locked(folder))
+        assert ["alive"] == os.listdir(tmp_path / "searchers")

@@ -51,8 +51,8 @@ class Group(TyperGroup):
         except UsageError as error:
             _print_usage(error)
             raise typer.Exit(2) from None
-        except BrokenPipeError:  # of the help
-            end_unread(0)
+        except OSError as error:  # of the help
+            raise typer.Exit(_print_system(error)) from None
 
     def invoke(self, ctx: Any) -> Any:
         forget_notes()
@@ -76,14 +76,19 @@ class Group(TyperGroup):
         except KeyboardInterrupt:
             echo("interrupted.", err=True)
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            end_unread(0)
         except OSError as error:
-            where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
-            echo(f"error: {error.strerror or error}{where}", err=True)
-            if is_full(error):
-                echo(f"{way_on(error)}, then the same command.", err=True)
-            raise typer.Exit(2 if error.errno in ASKED_FOR else 1) from None
+            raise typer.Exit(_print_system(error)) from None
+
+
+def _print_system(error: OSError) -> int:
+    """What the system says of a file, and the exit code; of a reader that has gone, such as `head`, nothing."""
+    if isinstance(error, BrokenPipeError):
+        end_unread(0)
+    where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
+    echo(f"error: {error.strerror or error}{where}", err=True)
+    if is_full(error):
+        echo(f"{way_on(error)}, then the same command.", err=True)
+    return 2 if error.errno in ASKED_FOR else 1
 
 
 def _print_usage(error: Any) -> None:

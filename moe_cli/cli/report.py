@@ -75,6 +75,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
     outputs: Outputs = None,
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
+    from moe_cli.cli.console import text_width
     from moe_cli.report.frame import load_selection
     from moe_cli.report.looks import remember
     from moe_cli.report.page.content import Source
@@ -92,8 +93,6 @@ def report(  # noqa: PLR0913  (an argument for each option)
     if request is not None and not files:
         return print_fit(frame, title, request, form.value)
     if recommend or across is not None:
-        from moe_cli.cli.console import text_width
-
         bases = partial(_baselines, baseline, folder, whole=not selection and condition is None)
         return print_recommendation(frame, condition, across, bases, form is Format.JSON, text_width())
     base, elsewhere = _baselines(baseline, folder, frame, whole=not selection)

@@ -25,7 +25,7 @@ Load = list[float]
 def load_of(run: Run) -> dict[int, Load]:
     """Per layer, how often each expert was chosen when somebody looked last."""
     newest: dict[int, Load] = {}
-    for record in run.routing():
+    for record in run.read_routing():
         layer, counts = record.get("layer"), record.get("tokens_per_expert")
         if isinstance(layer, int) and isinstance(counts, list) and counts:
             known = [number(each) for each in counts]

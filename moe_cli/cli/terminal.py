@@ -30,12 +30,20 @@ def is_harmless(text: str) -> bool:
 def echo(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) -> None:
     """Prints a text, whatever it holds, in a style of `typer.style` where a terminal shows it."""
     text = shown(text)
-    typer.echo(typer.style(text, **style) if style else text, nl=nl, err=err)
+    _write(typer.style(text, **style) if style else text, sys.stderr if err else sys.stdout, nl)
 
 
 def echo_data(text: str) -> None:
     """Prints a table for programs: byte for byte into a pipe or a file, harmless on a screen."""
-    typer.echo(shown(text) if is_screen(sys.stdout) else text)
+    if sys.stdout is not None:
+        sys.stdout.write((shown(text) if is_screen(sys.stdout) else text) + "\n")
+        sys.stdout.flush()
+
+
+def _write(text: str, stream: TextIO | None, nl: bool = True) -> None:
+    """Without colours into a pipe; in the encoding of the stream, which typer would otherwise choose itself."""
+    if stream is not None:
+        typer.echo(text, file=stream, nl=nl)
 
 
 def is_screen(stream: object) -> bool:

@@ -102,6 +102,8 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         ):
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
         config = _with_experts(config, given, notes)
+        if config.eval.k == config.k:  # before what asks whether evaluation chooses otherwise
+            config = replace(config, eval=replace(config.eval, k=None))
         if isinstance(config.router, RandomConfig | HashConfig):
             if not isinstance(config.balance, NoBalance):
                 notes += _set_aside(given, f"router={config.router.name} learns no choice", "balance")
@@ -302,7 +304,6 @@ def _useful(
 def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     """Without settings of routing at evaluation that say what holds anyway."""
     policy = config.eval
-    k = None if policy.k == config.k else policy.k
     drop = policy.drop
     if config.capacity is None and policy.capacity is None and not isinstance(config.router, ExpertChoiceConfig):
         notes += _set_aside(given, "evaluation drops nothing without a capacity", "eval.drop")
@@ -310,7 +311,7 @@ def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]
     # Of an encoder and decoder, null is another rule in each.
     elif drop == replace(config, eval=replace(policy, drop=None)).eval_drop and not isinstance(config.model, T5Config):
         drop = None
-    return replace(config, eval=replace(policy, k=k, drop=drop))
+    return replace(config, eval=replace(policy, drop=drop))
 
 
 def _as_trained(policy: EvalConfig) -> EvalConfig:
@@ -320,10 +321,12 @@ def _as_trained(policy: EvalConfig) -> EvalConfig:
 
 def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     """Where all weights are equal, the most probable assignments are the first ones."""
+    reason = "all weights are equal, so that drop=probability is drop=position"
     if config.drop == "probability":
-        notes += _set_aside(given, "all weights are equal, so that drop=probability is drop=position", "drop")
+        notes += _set_aside(given, reason, "drop")
         config = replace(config, drop="position")
     if config.eval.drop == "probability":
+        notes += _set_aside(given, reason, "eval.drop")
         config = replace(config, eval=replace(config.eval, drop="position"))
     return config
 
@@ -346,7 +349,7 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
             )
         if router and router not in BIASED.get(type(method), (router,)):
             raise ConfigError(
-                f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not heed. "
+                f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not read. "
                 f"Use one of router={','.join(BIASED[type(method)])}."
             )
         key = setting_key(balance, method)
@@ -406,11 +409,17 @@ def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) 
     if optim.schedule == "constant":
         optim = replace(optim, final_lr=None)
         notes += _set_aside(given, "optim.schedule=constant never falls", "optim.final_lr")
+    elif optim.final_lr == 1:
+        optim = replace(optim, schedule="constant", decay=None, final_lr=None)
+        notes += _set_aside(given, "optim.final_lr=1 never falls", "optim.schedule", "optim.decay")
     elif optim.warmup == 1:
         optim = replace(optim, schedule="constant", final_lr=None)
         notes += _set_aside(given, "optim.warmup=1 leaves no time to fall", "optim.schedule", "optim.final_lr")
     elif optim.final_lr is None:
         optim = replace(optim, final_lr=0.02)
+    if optim.ema == 0:
+        optim = replace(optim, ema=None)
+        notes += _set_aside(given, "an average that keeps nothing of earlier weights is the weights", "optim.ema")
     if all(getattr(train, budget) is None for budget in BUDGETS):
         train = replace(train, steps=DEFAULT_STEPS)
     return replace(config, optim=optim, train=train, data=_with_paths(_with_tokenizer(data, given, notes)))

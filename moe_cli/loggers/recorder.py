@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,7 +13,7 @@ from moe_cli.config.loggers import loggers_of
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.loggers.logger import About, Logger, Past, last_steps, step_of
-from moe_cli.numbers import printable
+from moe_cli.numbers import print_line
 from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, Recorder, Run
 
 # Each in the module of its name, which needs the library of that name.
@@ -66,9 +65,9 @@ class LoggedRecorder(Recorder):
 
     def rewind(self, step: int) -> None:
         """Also where a run begins: loggers start, or go back as the records do."""
-        told = last_steps(self.run.metrics())
+        told = last_steps(self.run.read_metrics())
         super().rewind(step)
-        past = Past(step, tuple(self.run.metrics()), told)
+        past = Past(step, tuple(self.run.read_metrics()), told)
         self.step = max(0, step)
         if not self.begun:
             self.begun = True
@@ -111,4 +110,4 @@ class LoggedRecorder(Recorder):
             self.loggers.pop(name, None)
             reason = (str(error).strip() or type(error).__name__).split("\n")[0][:REASON_LENGTH]
             text = f"warning: log={name} failed and gets nothing more of this run, which goes on: {reason}"
-            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+            print_line(text)

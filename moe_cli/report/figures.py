@@ -98,9 +98,9 @@ def _fronts(rows: Sequence[Row], name: str, score: str) -> list[list[tuple[float
 
 def _curves(axes: "Axes", view: View, rows: Sequence[Row], score: str) -> None:
     """The first run of every row, over tokens."""
-    from moe_cli.report.longframes import load_curves
+    from moe_cli.report.longframes import drawn_curves
 
-    frame = load_curves([Run(Path(row["path"])) for row in rows])
+    frame = drawn_curves([Run(Path(row["path"])) for row in rows], [ESTIMATES[score]])
     frame = frame[(frame["metric"] == ESTIMATES[score]) & frame["tokens"].notna() & frame["value"].notna()]
     for index, row in enumerate(rows):
         part = frame[(frame["run"] == row["run"]) & (frame["group"] == row["group"])]

@@ -10,9 +10,10 @@ import pandas as pd
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.expressions import Expression, all_hold
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.resolve import SPARSE_ONLY, concerns
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.measures import eval_windows
-from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain
+from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain, text_series
 from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.pareto import as_cost, on_front, tolerance
 from moe_cli.report.stats import mean_and_interval, paired_difference
@@ -31,12 +32,6 @@ EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
                        *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
 # What may differ between the runs of one configuration before anything is measured.
 OF_RUNS = EXECUTION | {*IDENTITY, "seed"}
-# Settings that say nothing about a dense model.
-SPARSE_ONLY = ("k", "capacity", "drop", "renormalise_after_drop", "match", "router", "balance", "model.d_expert", "model.shared_experts",
-               "model.shared_gate", "model.expert_dropout", "model.expert_init_scale",
-               "model.moe_every", "model.first_dense", "model.dispatch", "optim.sparse_experts",
-               "eval.k", "eval.capacity", "eval.drop")  # fmt: skip
-SPARSE_GROUPS = ("router.", "balance.")
 # Settings that others bring along: they tell configurations apart only where those others are equal.
 FOLLOWS: dict[str, tuple[str, ...]] = {
     "drop": ("capacity",),
@@ -73,7 +68,7 @@ def applies(setting: str, row: Row) -> bool:
         return False
     if row.get("expert") != 1:
         return True
-    return setting not in SPARSE_ONLY and not setting.startswith(SPARSE_GROUPS)
+    return not concerns(setting, SPARSE_ONLY)
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
@@ -361,11 +356,16 @@ def _frame(rows: list[Row], runs: pd.DataFrame) -> pd.DataFrame:
     last = ["reason", "group", "created", "path", "paths", "baseline", "baseline_path", "corpus", "corpus_sha256"]
     others = [str(name) for name in runs.columns if name not in settings and name not in last]
     names = dict.fromkeys([*PLAIN_KEYS, *others, *last, *settings])
-    frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=_dtype(name, runs)) for name in names})
+    frame = pd.DataFrame({name: _series(name, [row[name] for row in rows], runs) for name in names})
     frame.attrs["units"] = {**runs.attrs.get("units", {}), "val_loss_interval": UNITS["val_loss"],
                             "val_bpb_interval": UNITS["val_bpb"], "vs_dense": "share of the baseline's bits per byte",
                             "vs_dense_interval": "share of the baseline's bits per byte"}  # fmt: skip
     return frame
+
+
+def _series(name: str, values: list[Any], runs: pd.DataFrame) -> "pd.Series[Any]":
+    dtype = _dtype(name, runs)
+    return text_series(name, values) if dtype == "str" else pd.Series(values, dtype=dtype)
 
 
 _ADDED = {

@@ -14,6 +14,7 @@ from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.glance import find_folder
 from moe_cli.marks import tags_in
+from moe_cli.numbers import as_utf8, is_utf8
 from moe_cli.records import read_sealed
 from moe_cli.report.index import (
     FEWEST,
@@ -63,6 +64,8 @@ UNITS = {
     "gzip_bpb": "bits per byte",
 }
 COUNTS = ("params", "active_params", "val_tokens", "val_bytes", "steps", "tokens")
+# Columns that lead to folders.
+PATHS = ("path", "baseline_path")
 IDENTITY = ("run", "group", "status", "reason", "created", "path", "tags")
 SETTINGS = ("expert", "k", "capacity", "router", "balance", "seed")
 CORPUS = ("corpus", "corpus_sha256")
@@ -206,11 +209,11 @@ def _frame(columns: dict[str, Column], runs: Sequence[Run], order: "np.ndarray")
     # Settings stand last, so that what was measured is seen first.
     for name in sorted(names, key=lambda name: name in ("drop", "match") or "." in name):
         if name in where:
-            made[name] = _series(name, where[name])
+            made[name] = text_series(name, where[name])
             continue
         column = columns.get(name, nothing)
         # The last value is that of runs without such an entry, whose place is -1.
-        made[name] = _series(name, [*column.values, None]).take(column.codes[order]).reset_index(drop=True)
+        made[as_utf8(name)] = _series(name, [*column.values, None]).take(column.codes[order]).reset_index(drop=True)
     if "tags" in made:  # a list of its own for every row
         made["tags"] = pd.Series([list(tags) if tags else [] for tags in made["tags"]], dtype="object")
     frame = pd.DataFrame(made)
@@ -275,8 +278,17 @@ def _series(name: str, values: list[Any]) -> "pd.Series[Any]":
     if dtype == "Int64":
         return pd.Series([_whole(value) for value in values], dtype=dtype)
     if dtype == "str":
-        return pd.Series([None if value is None else str(value) for value in values], dtype=dtype)
+        return text_series(name, [None if value is None else str(value) for value in values])
     return pd.Series(values, dtype=dtype)
+
+
+def text_series(name: str, values: Sequence[str | None]) -> "pd.Series[Any]":
+    """A column of text, which pandas keeps as UTF-8; paths that are none stay Python's, so that they lead to the files."""
+    if all(value is None or is_utf8(value) for value in set(values)):
+        return pd.Series(values, dtype="str")
+    if name in PATHS:
+        return pd.Series(values, dtype="object")
+    return pd.Series([None if value is None else as_utf8(value) for value in values], dtype="str")
 
 
 def _dtype(values: list[Any]) -> str:

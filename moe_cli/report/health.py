@@ -12,6 +12,8 @@ from moe_cli.store import Run
 
 # An expert with less than this share of a fair load is dead, as in training.
 DEAD_BELOW = 0.01
+# Of a layer, the loads of so many evaluations are remembered.
+MAX_LOOKS = 1024
 Curve = tuple[tuple[int, float], ...]
 
 
@@ -88,22 +90,46 @@ class Health:
 
 def health(run: Run) -> Health:
     """What routing.jsonl tells."""
-    by_layer: dict[int, list[dict[str, Any]]] = {}
-    for record in run.routing():
+    by_layer: dict[int, _Looks] = {}
+    for record in run.read_routing():
         layer: Any = record.get("layer")
         step = record.get("step")
         if _whole(layer) and _whole(step) and _counts(record.get("tokens_per_expert")):
-            by_layer.setdefault(layer, []).append(record)
+            by_layer.setdefault(layer, _Looks()).add(record)
     config = run.config_dict()
     dropped = _fraction((run.summary() or {}).get("dropped_fraction"))
     settings = {group: value if isinstance(value := config.get(group), dict) else {} for group in ("eval", "task")}
     k: Any = settings["eval"].get("k") or config.get("k")
-    layers = tuple(_layer(number, records) for number, records in sorted(by_layer.items()))
+    layers = tuple(_layer(number, looks.records()) for number, looks in sorted(by_layer.items()))
     return Health(run.id, dropped, layers, k if _whole(k) else None, settings["task"].get("name") == "images")
 
 
+class _Looks:
+    """The records of one layer as they are read: the last one whole, of the others the load, every second of too many."""
+
+    def __init__(self) -> None:
+        self._loads: list[dict[str, Any]] = []
+        self._last: dict[str, Any] = {}
+
+    def add(self, record: dict[str, Any]) -> None:
+        if self._last and _moment(record) < _moment(self._last):
+            record, self._last = self._last, record
+        if self._last:
+            self._loads.append({key: self._last.get(key) for key in ("step", "whole_split", "tokens_per_expert")})
+        self._last = record
+        if len(self._loads) > MAX_LOOKS:
+            del self._loads[1::2]
+
+    def records(self) -> list[dict[str, Any]]:
+        return [*self._loads, self._last]
+
+
+def _moment(record: Mapping[str, Any]) -> tuple[bool, int]:
+    return bool(record.get("whole_split")), record["step"]
+
+
 def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:
-    records = sorted(records, key=lambda record: (bool(record.get("whole_split")), record["step"]))
+    records = sorted(records, key=_moment)
     last = records[-1]
     size = len(last["tokens_per_expert"])
     records = [record for record in records if len(record["tokens_per_expert"]) == size]

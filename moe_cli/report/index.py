@@ -23,8 +23,9 @@ import numpy as np
 
 from moe_cli import __version__
 from moe_cli.errors import MoeError
+from moe_cli.reading import Unreadable, read_bytes
 from moe_cli.store import Run
-from moe_cli.writing import make_folder, write_bytes
+from moe_cli.writing import guard, make_folder, write_bytes
 
 NAME = "runs.index"
 # Another way to read folders has another number.
@@ -33,6 +34,8 @@ FILES = ("config.json", "summary.json", "status.json", "tags.json")
 PER_FILE = 4
 # With fewer runs to be read anew, writing the index takes longer than it saves.
 FEWEST = 100
+# The largest index that is read: ten thousand runs take some two million bytes.
+MAX_INDEX_BYTES = 2**30
 # Files younger than this may change again without a clock telling: some file systems count in seconds.
 SETTLED_SECONDS = 2.0
 Row = dict[str, Any]
@@ -127,7 +130,7 @@ def join(one: dict[str, Column], other: dict[str, Column], sizes: tuple[int, int
 def read_index(outputs: Path) -> Index | None:
     """The index of an outputs folder; None when there is none, or one that cannot be used."""
     try:
-        content = (outputs / ".cache" / NAME).read_bytes()
+        content = read_bytes(outputs / ".cache" / NAME, MAX_INDEX_BYTES)
         if not content.startswith(MAGIC):
             return None
         head, body = content[len(MAGIC) : len(MAGIC) + 16], content[len(MAGIC) + 16 :]
@@ -136,7 +139,17 @@ def read_index(outputs: Path) -> Index | None:
             return None
         entry = json.loads(body[:length])
         return _decode(entry["keys"], entry["columns"], np.frombuffer(body[length:], dtype=np.uint8))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, MemoryError, RecursionError):
+    except (
+        OSError,
+        Unreadable,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        MemoryError,
+        RecursionError,
+    ):
         return None
 
 
@@ -161,6 +174,6 @@ def write_index(outputs: Path, index: Index) -> None:
     codes = [each.codes.astype(np.int32).tobytes() for each in index.columns.values()]
     body = b"".join([head, index.stamps.astype(np.int64).tobytes(), *codes])
     content = MAGIC + f"{zlib.crc32(body):08x}{len(head):08x}".encode() + body
-    folder = outputs / ".cache"
+    folder = guard(outputs) / ".cache"
     with suppress(OSError, MoeError):
         write_bytes(make_folder(folder) / NAME, content)

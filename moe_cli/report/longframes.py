@@ -1,7 +1,7 @@
 """Run folders -> long frames: a row for every measure of every step, and for every expert of every layer."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from moe_cli.errors import RunNotFound
+from moe_cli.glance import Thinning
+from moe_cli.report.frame import text_series
 from moe_cli.store import Run, open_runs
 
 Source = str | Path | Run | Iterable[str | Path | Run]
@@ -47,9 +49,18 @@ def load_curves(source: Source) -> pd.DataFrame:
     Raises:
         RunNotFound: there is no such folder.
     """
+    return _curves(runs_in(source), None)
+
+
+def drawn_curves(runs: Iterable[Run], metrics: Collection[str]) -> pd.DataFrame:
+    """The same of some metrics, thinned as it is read: see `moe_cli.glance.Thinning`."""
+    return _curves(runs, frozenset(metrics))
+
+
+def _curves(runs: Iterable[Run], thinned: frozenset[str] | None) -> pd.DataFrame:
     columns: dict[str, list[Any]] = {name: [] for name in CURVE_DTYPES}
-    for run in runs_in(source):
-        points = _points(run)
+    for run in runs:
+        points = _points(run) if thinned is None else _few_points(run, thinned)
         per_step = _tokens_per_step(run)
         columns["run"] += [run.id] * len(points)
         columns["group"] += [run.group] * len(points)
@@ -105,24 +116,42 @@ def runs_in(source: Source) -> list[Run]:
 def _points(run: Run) -> dict[tuple[int, str], tuple[int | None, float]]:
     """Step and metric -> tokens and value."""
     points: dict[tuple[int, str], tuple[int | None, float]] = {}
-    for record in run.metrics():
+    for step, tokens, metric, value in _values(run):
+        points[step, metric] = (tokens, value)
+    return points
+
+
+def _few_points(run: Run, metrics: frozenset[str]) -> dict[tuple[int, str], tuple[int | None, float]]:
+    """The same of some metrics, thinned."""
+    curves = {metric: Thinning() for metric in metrics}
+    for step, tokens, metric, value in _values(run, metrics):
+        curves[metric].add(step, value, tokens)
+    return {(int(step), metric): (tokens, value) for metric, curve in curves.items()
+            for step, (value, tokens) in sorted(curve.points.items())}  # fmt: skip
+
+
+def _values(run: Run, metrics: Collection[str] | None = None) -> Iterator[tuple[int, int | None, str, float]]:
+    """Step, tokens, metric and value of each measure of each record."""
+    for record in run.read_metrics():
         step, tokens = _whole(record.get("step")), _whole(record.get("tokens"))
         if step is None:
             continue
         for metric, given in record.items():
-            value = _value(given)
-            if value is not None and metric not in ("step", "tokens"):
-                points[step, metric] = (tokens, value)
-    return points
+            if metric not in ("step", "tokens") and (metrics is None or metric in metrics):
+                value = _value(given)
+                if value is not None:
+                    yield step, tokens, metric, value
 
 
 def _looks(run: Run) -> dict[tuple[int, bool, int], Mapping[str, Any]]:
     """Step, whole split or not, and layer -> what was recorded; of two such records the later."""
     looks: dict[tuple[int, bool, int], Mapping[str, Any]] = {}
-    for record in run.routing():
+    used = ("tokens_per_expert", "kept_per_expert", *LAYER_UNITS)
+    for record in run.read_routing():
         step, layer = _whole(record.get("step")), _whole(record.get("layer"))
         if step is not None and layer is not None and _counts(record.get("tokens_per_expert")):
-            looks[step, record.get("whole_split") is True, layer] = record
+            few = {key: record[key] for key in used if key in record}
+            looks[step, record.get("whole_split") is True, layer] = few
     # How much of the final choices was there at a step is known at the end, and written there.
     final = {layer: record.get("saturation") for (_, whole, layer), record in looks.items() if whole}
     for (step, whole, layer), found in looks.items():
@@ -208,6 +237,11 @@ def _value(given: Any) -> float | None:
 
 
 def _frame(columns: Mapping[str, list[Any]], dtypes: Mapping[str, str], units: Mapping[str, str]) -> pd.DataFrame:
-    frame = pd.DataFrame({name: pd.Series(values, dtype=dtypes[name]) for name, values in columns.items()})
+    frame = pd.DataFrame(
+        {
+            name: text_series(name, values) if dtypes[name] == "str" else pd.Series(values, dtype=dtypes[name])
+            for name, values in columns.items()
+        }
+    )
     frame.attrs["units"] = dict(units)
     return frame

@@ -38,7 +38,7 @@ from moe_cli.report.fold import (
     settings_of,
     varying,
 )
-from moe_cli.report.longframes import load_curves
+from moe_cli.report.longframes import drawn_curves
 from moe_cli.report.looks import Look, look_at
 from moe_cli.report.nextsweep import next_sweep
 from moe_cli.report.scaling.sentence import scaling_sentence
@@ -290,7 +290,7 @@ def _equal_time(best: Row, base: Row | None, known: Mapping[str, Row]) -> EqualT
 
 def _curve(path: str) -> list[tuple[float, float]]:
     """(seconds of training, estimate) at every evaluation whose time is between two records."""
-    frame = load_curves([path]).dropna(subset=["value"])
+    frame = drawn_curves([Run(Path(path))], ["seconds"]).dropna(subset=["value"])
     times = _points(frame, "seconds")
     placed = [(_at(times, step), value) for step, value in validation_curve(Run(Path(path))).points]
     return [(second, value) for second, value in placed if second is not None]

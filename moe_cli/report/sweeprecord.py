@@ -9,6 +9,7 @@
 A command that declares no question and no baseline, such as one typed by hand, leaves those that are there.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.store import read_json, write_json
-from moe_cli.writing import hold
+from moe_cli.writing import hold, rename
 
-SWEEP_FILE = "sweep.json"
+SWEEP_FILE, DAMAGED = "sweep.json", "sweep.json.damaged"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def change_record(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any
         with suppress(OSError):  # file systems without locks
             held.enter_context(hold(folder / ".sweep.lock"))
         old = read_record(folder)
+        if not old and os.path.lexists(folder / SWEEP_FILE):  # it may be mended by hand
+            rename(folder / SWEEP_FILE, folder / DAMAGED)
         new = change(old)
         if new != old:
             write_json(folder / SWEEP_FILE, new)

@@ -370,7 +370,8 @@ def explain(run: Run, code: int) -> bool:
         reason = f"stopped from outside; {run.kept()}"
     else:
         reason = status.get("reason") or f"ended with exit code {code}"
-    return _record(run, FAILED, f"{reason} (log: {run.path / 'log.txt'})")
+    log = run.path / "log.txt"
+    return _record(run, FAILED, f"{reason} (log: {log})" if log.is_file() else reason)
 
 
 def _record(run: Run, status: str, reason: str) -> bool:

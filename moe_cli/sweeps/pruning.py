@@ -4,7 +4,7 @@ A trial's steps are its evaluations, 1, 2, ...: ten times a run unless train.eva
 step is an equal share of the budget, however long a run is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.schema import RunConfig
@@ -73,7 +73,7 @@ class Watch:
             return None
         if size == self._size:
             return None
-        records = self.run.latest_metrics() if self._steps else self.run.metrics()
+        records = iter(self.run.latest_metrics()) if self._steps else self.run.read_metrics()
         self._size = size
         for value in self._new(records):
             if len(self._steps) > self._reported:
@@ -83,7 +83,7 @@ class Watch:
                     return f"{self.objective} {value:.3f} at evaluation {self._reported}"
         return None
 
-    def _new(self, records: Sequence[Mapping[str, Any]]) -> Iterator[float]:
+    def _new(self, records: Iterable[Mapping[str, Any]]) -> Iterator[float]:
         """Evaluations not seen before. A run that goes on from a checkpoint makes some again, with equal values."""
         for record in records:
             step, value = record.get("step"), record.get(ESTIMATES[self.objective])

@@ -36,7 +36,7 @@ from moe_cli.store import (
 )
 from moe_cli.sweeps.pruning import Watch, make_pruner
 from moe_cli.sweeps.space import HIGHER, SearchPlan, is_whole
-from moe_cli.writing import delete, delete_empty, hold, make_folder
+from moe_cli.writing import delete, delete_abandoned, delete_empty, hold, make_folder
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -155,6 +155,7 @@ class SearchFeed:
     def at_work(self) -> Iterator["SearchFeed"]:
         """Within it others see that this search lives, and leave its trials alone."""
         place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
+        delete_abandoned(place.parent, "*", lambda folder: not is_locked(folder))
         try:
             with lock(place), marks.at_work(self.outputs / self.plan.name):
                 if self.retry_failed:

@@ -7,19 +7,24 @@ damaged is set aside, to be built again.
 import json
 import os
 import random
-import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from moe_cli.errors import DataError, UnsafePath
+from moe_cli.numbers import print_line
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.records import read_sealed, sealed
 from moe_cli.writing import new_folder, rename, write_text
 
 META = "meta.json"
+Types = type | UnionType
+OF_ALL_DATA: Mapping[str, Types] = {
+    "name": str, "source": str, "sha256": str, "num_documents": int, "vocab_size": int, "domains": list,
+}  # fmt: skip
 CHECKSUMS, CHECKED = "checksums.json", ".checked.json"
 # How the names of folders begin that are being built, or taken apart.
 BUILDING = ".building-"
@@ -47,8 +52,11 @@ def _checksums(path: Path, block_bytes: int) -> Iterator[int]:
             yield zlib.crc32(block)
 
 
-def built(folder: Path, what: str) -> dict[str, Any] | None:
+def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any] | None:
     """What meta.json says of data that are whole; None where they are not there, or are damaged, which is said.
+
+    Args:
+        types: what meta.json has to hold.
 
     Raises:
         DataError: `what` is damaged, and cannot be set aside.
@@ -58,7 +66,11 @@ def built(folder: Path, what: str) -> dict[str, Any] | None:
     try:
         before = os.stat(folder, follow_symlinks=False)
         _check(folder)
-        return parse_object(read_bytes(folder / META, MAX_META_BYTES))
+        meta = parse_object(read_bytes(folder / META, MAX_META_BYTES))
+        for name, kind in types.items():
+            if name not in meta or not isinstance(meta[name], kind):
+                raise Unreadable(f"{META} does not say {name}")
+        return meta
     except (OSError, Unreadable) as problem:
         reason = (
             f"{os.path.basename(problem.filename)} is missing"
@@ -69,9 +81,9 @@ def built(folder: Path, what: str) -> dict[str, Any] | None:
     return None
 
 
-def just_built(folder: Path, what: str) -> dict[str, Any]:
+def just_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any]:
     """The same of data that were built a moment ago. Raises DataError: they are damaged already."""
-    meta = built(folder, what)
+    meta = built(folder, what, types)
     if meta is None:
         raise DataError(f"the {what} in {folder} cannot be read as they were written. Is that disk in order?")
     return meta
@@ -125,7 +137,7 @@ def _set_aside(folder: Path, what: str, reason: str, before: os.stat_result) -> 
     try:
         if os.stat(folder, follow_symlinks=False).st_ino != before.st_ino:
             return
-        print(f"note: the {what} in {folder} are damaged ({reason}): they are made again.", file=sys.stderr, flush=True)  # noqa: T201
+        print_line(f"note: the {what} in {folder} are damaged ({reason}): they are made again.")
         with new_folder(folder.parent, BUILDING) as aside:
             rename(folder, aside / folder.name)
     except FileNotFoundError:

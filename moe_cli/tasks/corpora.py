@@ -14,7 +14,7 @@ from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, Texts
 from moe_cli.errors import DataError
 from moe_cli.numbers import count, plural
 from moe_cli.tasks.build import build
-from moe_cli.tasks.built import built, just_built
+from moe_cli.tasks.built import OF_ALL_DATA, built, just_built
 from moe_cli.tasks.files import Texts, list_texts, source
 from moe_cli.tasks.hub import list_hub
 from moe_cli.tasks.installed import list_installed
@@ -25,6 +25,11 @@ from moe_cli.tasks.subwords import hash_of, read_tokenizer, tokenizers_library
 from moe_cli.tasks.tokenizers import Tokenizer, load_tokenizer
 
 FORMAT = 9
+_META = {
+    **OF_ALL_DATA, "num_bytes": int, "num_left_out": int, "num_used": int, "tokenizer": dict, "tokenizer_sha256": str | None,
+    "dtype": str, "lossless": bool, "by_name": bool, "missing": list, "domain_bytes": list, "unheeded": str | None,
+    **{f"{name}_tokens": int for name in SPLITS}, **{f"{name}_shards": list for name in SPLITS},
+}  # fmt: skip
 # Stands for the hash of a tokenizer that is not there yet.
 FORESEEN = "?"
 
@@ -132,12 +137,12 @@ def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True)
         tokenizers_library()  # before anything that takes long
     texts = texts_of(data, outputs)
     folder = cache / f"{data.name}-{_key(data, texts)}"
-    meta = built(folder, "token files")
+    meta = built(folder, "token files", _META)
     if meta is None:
         if not now and subwords:
             return _foreseen(data, cache, outputs)
         build(data, texts, folder)
-        meta = just_built(folder, "token files")
+        meta = just_built(folder, "token files", _META)
     return Corpus(folder, {**meta, "notes": texts.notes})  # the same text may have other things beside it now
 
 

@@ -13,6 +13,7 @@ from moe_cli.tasks.images import Images, describe_images, load_images
 from moe_cli.tasks.ratings import Ratings, describe_ratings, load_ratings
 from moe_cli.tasks.splits import SPLITS
 from moe_cli.tasks.windows import document_windows
+from moe_cli.writing import guard
 
 Data = Corpus | Images | Ratings
 # How much each split holds, by their names in what is known of the data.
@@ -21,7 +22,7 @@ SIZES = tuple(f"{split}_{unit}" for split in SPLITS for unit in ("tokens", "imag
 
 def load_data(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
     """The data of a configuration, built in outputs/.cache if they are not there; see `load_corpus`. Raises DataError."""
-    cache = outputs / ".cache"
+    cache = guard(outputs) / ".cache"
     if isinstance(data, ImageData):
         return load_images(data, cache / "images", outputs)
     if isinstance(data, RatingData):

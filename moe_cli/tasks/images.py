@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
 from moe_cli.errors import DataError
-from moe_cli.tasks.built import META, built, just_built
+from moe_cli.tasks.built import META, OF_ALL_DATA, built, just_built
 from moe_cli.tasks.data_files import DataFiles, find_files, find_named, open_file, stamps
 from moe_cli.tasks.documents import HEAD_BYTES, other_format
 from moe_cli.tasks.folders import building
@@ -81,10 +81,10 @@ def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Im
     """
     found = _files(data, outputs) if isinstance(data, FolderData | FashionData) else None
     folder = cache / f"{data.name}-{_key(data, found)}"
-    meta = built(folder, "images")
+    meta = built(folder, "images", OF_ALL_DATA)
     if meta is None:
         _build(data, found, folder)
-        meta = just_built(folder, "images")
+        meta = just_built(folder, "images", OF_ALL_DATA)
     return Images(folder, {**meta, "notes": found.notes if found else []})
 
 

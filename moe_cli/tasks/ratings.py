@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import MovieLensData, RatingData
 from moe_cli.errors import DataError
-from moe_cli.tasks.built import META, built, just_built
+from moe_cli.tasks.built import META, OF_ALL_DATA, built, just_built
 from moe_cli.tasks.data_files import stamps
 from moe_cli.tasks.folders import building
 from moe_cli.tasks.movielens import find_ratings, read_movielens
@@ -24,6 +24,7 @@ from moe_cli.tasks.planted import Interactions, plant
 from moe_cli.tasks.splits import PURPOSES
 
 FORMAT = 2
+_META = {**OF_ALL_DATA, "users": int, "items": int, "mean": float, "std": float}
 ITEMS = "items.json"
 DOMAINS = ["rating", "click"]
 # How many ratings of the mean an item's and a user's own are mixed with (Koren, TKDD 2010, section 2.1).
@@ -81,10 +82,10 @@ def load_ratings(data: RatingData, cache: Path) -> Ratings:
         DataError: a file is missing, or is not what it should be; or there is nothing to be learned from it.
     """
     folder = cache / f"{data.name}-{_key(data)}"
-    meta = built(folder, "ratings")
+    meta = built(folder, "ratings", _META)
     if meta is None:
         _build(data, folder)
-        meta = just_built(folder, "ratings")
+        meta = just_built(folder, "ratings", _META)
     return Ratings(folder, meta)
 
 

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.errors import DataError
+from moe_cli.reading import Unreadable, parse_json
 from moe_cli.tasks.data_files import open_file
+from moe_cli.tasks.tokenizer_check import hazard, quiet
 
 # Stands between documents. No text holds it: a file with this byte counts as binary.
 SEPARATOR = "\0"
@@ -130,10 +132,10 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
     """
     text = _content(path)
     try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
+        whole = parse_json(text.encode())
+    except Unreadable as reason:
         raise DataError(
-            f"data.tokenizer={path} is not JSON. Give a tokenizer.json of the library tokenizers."
+            f"data.tokenizer={path} is not JSON: it {reason}. Give a tokenizer.json of the library tokenizers."
         ) from None
     if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict):
         raise DataError(
@@ -183,16 +185,19 @@ def tokenizers_library() -> Any:
 def _parsed(name: str, text: str) -> Any:
     """The library's own object; text that looks like a special token is text to it."""
     library = tokenizers_library()
+    if reason := hazard(json.loads(text)):
+        raise DataError(f"data.tokenizer={name} is not used: {reason}.")
     try:
-        tokenizer = library.Tokenizer.from_str(text)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
+        with quiet():
+            tokenizer = library.Tokenizer.from_str(text)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode_special_tokens = True
     except BaseException as error:  # what panics in the library is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        reason = str(error).strip().splitlines()
-        raise DataError(f"data.tokenizer={name} is no tokenizer: {reason[0][:200] if reason else 'damaged'}.") from None
+        lines = str(error).strip().splitlines()
+        raise DataError(f"data.tokenizer={name} is no tokenizer: {lines[0][:200] if lines else 'damaged'}.") from None
     return tokenizer
 
 
@@ -200,7 +205,9 @@ def _encoded(library: Any, text: str) -> list[int]:
     """Raises DataError: the tokenizer does not know a character, and has no token for that."""
     try:
         (encoding,) = library.encode_batch_fast([text], add_special_tokens=False)
-    except Exception as error:  # the library raises nothing else
+    except BaseException as error:  # what panics in the library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"data.tokenizer cannot encode this text: {reason[0][:200]}. Use another, or bytes.") from None
     return list(encoding.ids)

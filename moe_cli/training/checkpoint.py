@@ -7,7 +7,6 @@ checkpoints/step_00000120/model.safetensors, optimizer.safetensors, ema.safetens
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
 from moe_cli.moe import parallel
+from moe_cli.numbers import is_utf8, print_line
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.store import Run, write_json
 from moe_cli.training.distributed import Parallel
@@ -301,7 +301,7 @@ def newest_whole(run: Run) -> Checkpoint:
             continue
         if parallel.rank() == 0:
             reason = str(problem).split("\n")[0]
-            print(f"note: {reason} Going on from step {found.state['step']:,}.", file=sys.stderr, flush=True)  # noqa: T201
+            print_line(f"note: {reason} Going on from step {found.state['step']:,}.")
             for each in damaged:
                 with suppress(OSError, UnsafePath):  # it stays where it is, and the next of its step takes its place
                     rename(each, each.with_name(DAMAGED + each.name))
@@ -394,6 +394,9 @@ def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        if is_utf8(str(path)):
+            return load_file(path)
+        with open(path, "rb") as file:  # the library takes names in UTF-8 only; an open file has one
+            return load_file(f"/dev/fd/{file.fileno()}")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None

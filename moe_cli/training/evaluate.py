@@ -31,6 +31,7 @@ from moe_cli.moe.stats import (
 )
 from moe_cli.tasks.task import BY_DOMAIN, CONTEXT, Batch, Task
 from moe_cli.training.precision import autocast
+from moe_cli.training.token_use import TokenUse
 
 # Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
 LARGEST_TABLE = 64 * 64
@@ -57,7 +58,7 @@ class LayerUse:
     kept: Int[Tensor, " E"]
     probs: Float[Tensor, " choices"]
     pairs: Int[Tensor, "E E"] | None
-    by_token: Int[Tensor, "V E"]
+    by_token: TokenUse
     by_domain: Int[Tensor, "G E"]
     entropy: float = 0.0
     num_tokens: int = 0
@@ -70,7 +71,7 @@ class LayerUse:
         self.to_null += len(routing.expert_ids)
         routing = computed(routing)
         self.to_null -= len(routing.expert_ids)
-        self.by_token += group_counts(routing, token_ids, len(self.by_token)).cpu()
+        self.by_token.add(routing, token_ids)
         self.by_domain += group_counts(routing, domain_ids, len(self.by_domain)).cpu()
         if self.pairs is not None:
             self.pairs += co_activation(choices(routing)).cpu()
@@ -79,9 +80,10 @@ class LayerUse:
 
     def put_together(self) -> None:
         """The sums over what all processes have looked at."""
-        for name in ("asked", "kept", "probs", "pairs", "by_token", "by_domain"):
+        for name in ("asked", "kept", "probs", "pairs", "by_domain"):
             if getattr(self, name) is not None:
                 setattr(self, name, parallel.total(getattr(self, name)))
+        self.by_token.put_together()
         sums = parallel.total(torch.tensor([self.entropy, self.num_tokens, self.to_null], dtype=torch.float64)).tolist()
         self.entropy, self.num_tokens, self.to_null = sums[0], round(sums[1]), round(sums[2])
 
@@ -97,7 +99,7 @@ class LayerUse:
             "mean_routing_entropy": routing_entropy(mean_probs.unsqueeze(0)),
             "dropped_fraction": (self.asked - self.kept).sum().item() / max(1, asked),
             "dead_experts": dead_experts(self.asked),
-            "token_specialisation": specialisation(self.by_token),
+            "token_specialisation": self.by_token.specialisation(),
             **({"domain_specialisation": specialisation(self.by_domain)} if several else {}),
             **({"null_fraction": self.to_null / (asked + self.to_null)} if len(self.probs) > len(self.asked) else {}),
         }
@@ -113,19 +115,9 @@ class LayerUse:
         }
 
     def top_tokens(self) -> list[list[list[int]]]:
-        """For each expert, the TOP_TOKENS token ids that chose it most above chance: [id, times it, times any].
-
-        Above chance: times it less what the token would have asked of it at the expert's share of all assignments.
-        """
-        total = self.by_token.sum(1)
-        expected = total[:, None] * (self.asked / self.asked.sum().clamp(min=1)).double()
-        above = self.by_token - expected
-        places = above.topk(min(TOP_TOKENS, len(above)), dim=0).indices
-        return [
-            [[token, int(self.by_token[token, expert]), int(total[token])]
-             for token in places[:, expert].tolist() if above[token, expert] > 0]
-            for expert in range(len(self.asked))
-        ]  # fmt: skip
+        """For each expert, the TOP_TOKENS token ids that chose it most above chance: [id, times it, times any]."""
+        share = (self.asked / self.asked.sum().clamp(min=1)).double()
+        return self.by_token.top_tokens(share, TOP_TOKENS)
 
 
 @dataclass
@@ -302,9 +294,7 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T 
 
 def empty_use(routing: Routing, vocab_size: int, num_domains: int) -> LayerUse:
     size = routing.num_experts - routing.num_null
-    asked, kept, by_token, by_domain = (
-        torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (vocab_size,), (num_domains,))
-    )
+    asked, kept, by_domain = (torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (num_domains,)))
     pairs = torch.zeros(size, size, dtype=torch.int64) if size**2 <= LARGEST_TABLE else None
     probs = torch.zeros(routing.num_experts, dtype=torch.float64)
-    return LayerUse(asked, kept, probs, pairs, by_token, by_domain)
+    return LayerUse(asked, kept, probs, pairs, TokenUse(vocab_size, size), by_domain)

@@ -43,7 +43,10 @@ def _numbers(text: str) -> Callable[[Path], None]:
 
 
 def _content(content: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(content) and None
+    def damage(path: Path) -> None:
+        path.write_bytes(content)
+
+    return damage
 
 
 def _instead(make: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -54,7 +57,7 @@ def _instead(make: Callable[[Path], None]) -> Callable[[Path], None]:
     return damage
 
 
-def _make_sparse(path: Path) -> None:
+def _huge(path: Path) -> None:
     path.touch()
     os.truncate(path, 2**36)
 
@@ -73,7 +76,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "folder": _instead(Path.mkdir),
     "loop": _instead(lambda path: path.symlink_to(path.name)),
     "nowhere": _instead(lambda path: path.symlink_to("gone")),
-    "64 GiB": _instead(_make_sparse),
+    "64 GiB": _instead(_huge),
 }
 
 

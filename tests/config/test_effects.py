@@ -407,6 +407,11 @@ def test_a_default_without_effect_is_set_aside_silently(words: list[str], group:
         (["router=random", "capacity=1.0", "drop=probability"], ["router=random", "capacity=1.0"]),
         (["model.moe_every=2", "model.first_dense=1"], ["model.moe_every=2"]),
         (["model=bert", "router=soft", "k=1"], ["model=bert", "router=soft", "k=4"]),
+        (["expert=4", "k=4", "eval.k=4"], ["expert=4", "k=4"]),
+        (["k=1", "capacity=1.0", "eval.k=1", "renormalise_after_drop=true"], ["k=1", "capacity=1.0"]),
+        (["optim.final_lr=1"], ["optim.schedule=constant"]),
+        (["optim.schedule=cosine", "optim.final_lr=1"], ["optim.schedule=linear", "optim.final_lr=1"]),
+        (["optim.ema=0"], []),
     ],
 )
 def test_two_ways_to_say_one_thing_are_one_run(words: list[str], same: list[str]) -> None:

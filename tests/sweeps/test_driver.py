@@ -187,7 +187,7 @@ def test_sigterm_stops_a_sweep_as_ctrl_c_does(tmp_path: Path, words: list[str]) 
         (-signal.SIGKILL, "killed by signal 9 (SIGKILL): out of memory? Lower train.batch_size or -j"),
         (-signal.SIGTERM, "killed by signal 15 (SIGTERM)"),
         (-63, "killed by signal 63 (a real-time signal)"),
-        (STOPPED, "stopped from outside; its checkpoint is saved"),
+        (STOPPED, "stopped from outside; no checkpoint was written yet: it will start again"),
         (WRONG, "ended with exit code 1"),
         (7, "ended with exit code 7"),
     ],
@@ -197,6 +197,7 @@ def test_a_worker_that_could_not_say_why_it_ended_is_explained(
 ) -> None:
     """The run is failed, with what its exit code tells and where its log is; a reason of its own is kept."""
     (run,) = make_runs(tmp_path, words, "train.steps=4")
+    (run.path / "log.txt").write_text("")
     explain(run, code)
     assert ("failed", f"{reason} (log: {run.path / 'log.txt'})") == (run.status()["status"], run.status()["reason"])
     Recorder(run).status("failed", reason="its own")

@@ -1,5 +1,6 @@
 """Data of the cache: whatever happens to a file, a run learns from what was built or it is built again."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from moe_cli.config.data import DigitsData, PlantedData, TextData
+from moe_cli.tasks.built import write_checksums
 from moe_cli.tasks.corpora import load_corpus
 from moe_cli.tasks.images import load_images
 from moe_cli.tasks.ratings import load_ratings
@@ -81,6 +83,19 @@ def test_damaged_data_are_built_again(
     assert [first.folder] == list(cache.iterdir())
     load(cache)
     assert "" == capsys.readouterr().err
+
+
+@pytest.mark.parametrize("load", [_corpus, _images, _ratings])
+def test_a_description_of_other_types_is_made_again(tmp_path: Path, load: Callable[[Path], Any]) -> None:
+    """Though all checksums are right, as where a cache comes from somebody else."""
+    (tmp_path / "text.txt").write_text(words(3000))
+    first, expected = load(tmp_path / "cache")
+    for change in ({}, {**first.meta, "vocab_size": "x"}, dict.fromkeys(first.meta)):
+        (first.folder / "meta.json").write_text(json.dumps(change))
+        (first.folder / "checksums.json").unlink()
+        (first.folder / ".checked.json").unlink()
+        write_checksums(first.folder)
+        assert expected == load(tmp_path / "cache")[1]
 
 
 def test_the_first_use_reads_everything_and_later_ones_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_experts_are_counted_by_the_tokens_of_their_own_stack(text_file: Path, t
             torch.cat([F.pad(batch.targets[:, :-1], (1, 0), value=task.start_token).flatten() for batch in batches])]  # fmt: skip
     assert 2 == len(result.layers)
     for layer, tokens, number in zip(result.layers, read, (0, 1), strict=True):
-        assert torch.equal(2 * torch.bincount(tokens, minlength=task.vocab_size), layer.by_token.sum(1))
+        assert torch.equal(2 * torch.bincount(tokens, minlength=task.vocab_size), layer.by_token.per_token())
         assert torch.equal(sum(tokens_per_expert(each[number]) for each in routings), layer.asked)
         assert len(tokens) == layer.num_tokens == layer.by_domain.sum() // 2
 

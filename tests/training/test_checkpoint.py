@@ -30,7 +30,7 @@ from moe_cli.training.checkpoint import (
 )
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, make_optimizers
-from tests.tiny import tiny_config
+from tests.tiny import finish, tiny_config
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
 STATE = {"step": 6, "tokens": 384, "seconds": 0.1 + 0.2, "interval": {"train/loss": 1 / 3}}
@@ -97,19 +97,22 @@ def test_only_tensors_and_json_are_written(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty", "pipe"])
 def test_a_damaged_file_is_named(run: Run, name: str, damage: str) -> None:
     """A file that is cut, empty, missing, or has one bit changed is a CheckpointError that says which."""
     path = newest(run) / name
     raw = bytearray(path.read_bytes())
-    if damage == "gone":
+    if damage in ("gone", "pipe"):
         path.unlink()
+        if damage == "pipe":
+            os.mkfifo(path)
     else:
         place = raw.index(b'"tokens": ') + 10 if name == "state.json" else len(raw) // 2
         raw[place] ^= 1
         path.write_bytes({"cut": bytes(raw[:-9]), "flip": bytes(raw), "empty": b""}[damage])
     with pytest.raises(
-        CheckpointError, match=rf"is damaged: {name} (is missing|is empty|is not whole|does not have its checksum)"
+        CheckpointError,
+        match=rf"is damaged: {name} (is missing|is empty|is a pipe|is not whole|does not have its checksum)",
     ) as caught:
         latest_checkpoint(run)
     assert "Use another: --checkpoint 4; moe train --resume goes on" in str(caught.value)
@@ -296,3 +299,9 @@ def test_a_save_that_failed_is_told_at_the_next(run: Run, parts: Any, monkeypatc
     saver.wait()
     saver.close()
     assert 8 == latest_checkpoint(run).state["step"]
+
+
+def test_a_checkpoint_below_any_name_loads(tmp_path: Path, text_file: Path) -> None:
+    """Bytes in the name of a folder that are no UTF-8 are no matter."""
+    run = finish(tiny_config(text_file, train={"steps": 1}), tmp_path / os.fsdecode(b"w\xff"))
+    latest_checkpoint(run).load_model(make_model(run.config(), 256))

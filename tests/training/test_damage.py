@@ -3,13 +3,18 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from moe_cli.errors import CheckpointError
+from moe_cli.cli.app import app
+from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.run import run_one
 from moe_cli.store import Run
 from moe_cli.training.checkpoint import newest_whole
+from moe_cli.training.loop import NotFiniteError, Training
+from tests.tiny import finish, tiny_config
 from tests.training.test_resume import assert_equal_runs
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
@@ -118,3 +123,41 @@ def test_what_is_kept_is_what_is_there(run: Run) -> None:
     assert f"the checkpoint of step {step} is kept" == run.kept()
     shutil.rmtree(run.path / "checkpoints")
     assert "no checkpoint was written yet: it will start again" == run.kept()
+
+
+@pytest.mark.parametrize("failing", [1, 5])
+def test_a_loss_that_is_not_finite_ends_with_what_is_there(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """At the first step there is no checkpoint, and none is spoken of as kept."""
+    learn = Training._learn
+
+    def fail(training: Training) -> Any:
+        if training.state.step == failing - 1:
+            raise NotFiniteError("the loss is nan", "Try a lower optim.lr.")
+        return learn(training)
+
+    monkeypatch.setattr(Training, "_learn", fail)
+    expected = (
+        "no checkpoint was written yet: it will start again" if failing == 1 else "the checkpoint of step 4 is kept"
+    )
+    with pytest.raises(TrainingError, match=f"the loss is nan at step {failing}; {expected}. Try a lower optim.lr."):
+        finish(tiny_config(text_file, train={"checkpoint_every": 2, "on_nan": "stop"}), tmp_path)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupted_command_says_what_is_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Where a second signal ended the first step nothing was saved, and nothing is said to be."""
+    if not begun:
+        shutil.rmtree(run.path / "checkpoints")
+
+    def stop(*words: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_cli.run.run_one", stop)
+    result = CliRunner().invoke(app, ["train", "--resume", str(run.path), "--outputs", str(tmp_path)])
+    assert 130 == result.exit_code
+    assert f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}" in result.output
+    assert begun == ("is kept" in result.output)

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers
-from moe_cli.moe.routing import expert_capacity
+from moe_cli.moe.routing import Routing, expert_capacity
 from moe_cli.moe.stats import specialisation
 from moe_cli.tasks.text import TextTask
+from moe_cli.training import token_use
 from moe_cli.training.evaluate import MEASURES, LayerUse, evaluate, expert_lists, probe, saturations
+from moe_cli.training.token_use import TokenUse
 from tests.tiny import randomise, tiny_config, tiny_task
 
 
@@ -291,10 +295,74 @@ def test_a_dense_model_has_no_routing_metrics(make: Any) -> None:
     assert (None, []) == (result.routing_metrics(), result.layer_records())
 
 
+def counted(by_token: torch.Tensor, at_once: int = 3) -> TokenUse:
+    """The same, from its assignments a few at a time."""
+    use = TokenUse(*by_token.shape)
+    tokens, experts = (torch.repeat_interleave(each, by_token.flatten()) for each in _cells(by_token))
+    for ids, chosen in zip(tokens.split(at_once), experts.split(at_once), strict=True):
+        empty = torch.zeros(len(ids), by_token.shape[1])
+        places = torch.arange(len(ids))
+        use.add(
+            Routing(empty, empty, places, chosen, torch.ones(len(ids)), torch.ones(len(ids), dtype=torch.bool)), ids
+        )
+    return use
+
+
+def _cells(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    places = torch.arange(table.numel())
+    return places // table.shape[1], places % table.shape[1]
+
+
+@pytest.mark.parametrize("direct", [0, 2**18], ids=["by sorting", "in a table"])
+@given(
+    table=st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=9),
+    buffered=st.integers(1, 40),
+)
+def test_use_by_tokens_is_that_of_the_whole_table(direct: int, table: list[list[int]], buffered: int) -> None:
+    """Pairs that occur give the sums, the specialisation and the top tokens that all of the table gives."""
+    by_token = torch.tensor(table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_use, "DIRECT", direct)
+        patch.setattr(token_use, "BUFFERED", buffered)
+        use = counted(by_token)
+        assert by_token.sum(1).tolist() == use.per_token().tolist()
+        assert int((by_token > 0).sum()) == use.num_pairs
+        assert specialisation(by_token) == pytest.approx(use.specialisation())
+        share = by_token.sum(0) / by_token.sum().clamp(min=1).double()
+        above = by_token - by_token.sum(1, keepdim=True) * share
+        order = [
+            sorted(range(len(table)), key=lambda token: (-above[token, expert].item(), token)) for expert in range(3)
+        ]
+        expected = [
+            [
+                [token, table[token][expert], sum(table[token])]
+                for token in order[expert][:2]
+                if above[token, expert] > 0
+            ]
+            for expert in range(3)
+        ]
+        assert expected == use.top_tokens(share, 2)
+
+
+def test_use_by_tokens_is_as_large_as_what_was_seen() -> None:
+    """Of 50,257 tokens and 512 experts 1,000 assignments take thousands of bytes, not 206 million."""
+    use = TokenUse(50257, 512)
+    ids = torch.randint(50257, (1000,))
+    empty = torch.zeros(1000, 1).expand(1000, 512)
+    use.add(
+        Routing(
+            empty, empty, torch.arange(1000), torch.randint(512, (1000,)), torch.ones(1000), torch.ones(1000).bool()
+        ),
+        ids,
+    )
+    assert 1000 >= use.num_pairs > 990
+    assert 8 * use.num_pairs == use.keys.nbytes + use.counts.nbytes
+
+
 def test_top_tokens_are_those_most_above_chance() -> None:
     """Times it less what the expert's share of all assignments would give, largest first; none at or below chance."""
     by_token = torch.tensor([[6, 2], [0, 4], [2, 2], [0, 0]])
-    use = LayerUse(by_token.sum(0), by_token.sum(0), torch.ones(2), None, by_token, by_token)
+    use = LayerUse(by_token.sum(0), by_token.sum(0), torch.ones(2), None, counted(by_token), by_token)
     share = by_token.sum(0) / by_token.sum()
     above = by_token - by_token.sum(1, keepdim=True) * share
     expected = [

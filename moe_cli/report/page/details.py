@@ -8,7 +8,7 @@ from moe_cli.numbers import plural, printable
 from moe_cli.report.fold import Row
 from moe_cli.report.health import LayerHealth, health
 from moe_cli.report.heat import spelled
-from moe_cli.report.longframes import load_curves
+from moe_cli.report.longframes import drawn_curves
 from moe_cli.report.page.thin import rounded, thinned
 from moe_cli.store import COMPLETED, Run
 
@@ -37,7 +37,7 @@ def curve_content(runs: Sequence[Sequence[Row]]) -> tuple[dict[str, Any], list[s
     """The curves of the runs of each row, and a line on what was left out."""
     chosen = [(index, run) for index, members in enumerate(runs) for run in members]
     kept = chosen[:MOST_RUNS]
-    frame = load_curves([Run(Path(run["path"])) for _, run in kept])
+    frame = drawn_curves([Run(Path(run["path"])) for _, run in kept], METRICS)
     frame = frame[frame["metric"].isin(list(METRICS)) & frame["value"].notna() & frame["tokens"].notna()]
     groups = {key: part for key, part in frame.groupby(["group", "run", "metric"], sort=False)}  # noqa: C416
     metrics = [name for name in METRICS if any(key[2] == name for key in groups)]

@@ -1,0 +1,47 @@
+"""train() in Python: why a run is not complete, whichever way its process was started."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from moe_cli.api import _failure
+from moe_cli.errors import MoeError, RunBusy, TrainingError
+from moe_cli.run import BUSY
+from moe_cli.store import FAILED, INTERRUPTED, Recorder, Run, create_run, lock
+from tests.tiny import tiny_config
+
+
+@pytest.fixture
+def run(tmp_path: Path, text_file: Path) -> Run:
+    """A run folder in which nothing has happened yet."""
+    return create_run(tmp_path / "outputs", "runs", tiny_config(text_file))
+
+
+@pytest.mark.parametrize("code", [BUSY, 2])
+def test_a_run_of_another_process_is_busy(run: Run, code: int) -> None:
+    """Also where the output is shown: `moe train` has another exit code for that than a worker."""
+    with lock(run.path):
+        error = _failure(run, code)
+    assert (RunBusy, f"{run.id} is being written by another process: wait for it or stop it.") == (
+        type(error), str(error),
+    )  # fmt: skip
+
+
+def test_a_run_that_can_go_on_is_not_made_a_failed_one(run: Run) -> None:
+    """What the process has written of its end stays, such as that a disk was full."""
+    Recorder(run).status(INTERRUPTED, reason="cannot write to /x: no space.")
+    error = _failure(run, 1)
+    assert INTERRUPTED == run.status()["status"]
+    assert f"{run.id}: cannot write to /x: no space.\nSee: moe runs show {run.id}" == str(error)
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_killed_process_is_explained_with_the_log_that_there_is(run: Run, logged: bool) -> None:
+    """Where the output was shown there is no log to name."""
+    if logged:
+        (run.path / "log.txt").write_text("")
+    error: MoeError = _failure(run, -signal.SIGTERM)
+    assert (TrainingError, FAILED) == (type(error), run.status()["status"])
+    end = f" (log: {run.path / 'log.txt'})" if logged else ""
+    assert f"{run.id}: killed by signal 15 (SIGTERM){end}\nSee: moe runs show {run.id}" == str(error)
