@@ -49,7 +49,7 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
 }
 
 Row = dict[str, Any]
-# The respects of the Pareto front beside the score; 1: the larger value is better.
+# What the Pareto front compares besides the score; 1: the larger value is better.
 COSTS = {"flops_per_token": -1, "tokens_per_second": 1, "peak_memory_bytes": -1}
 # What differences are taken to, unless a sweep says otherwise.
 DENSE: Mapping[str, Any] = {"expert": 1}
