@@ -269,7 +269,7 @@ def evaluation_policy(
     None is as trained for the others; for `drop`, `causal` in layers of causal models.
 
     Raises:
-        ConfigError: the capacity is not above 0, or a layer has not so many experts.
+        ConfigError: the capacity is not above 0, or a layer has fewer experts than `top_k`.
     """
     above("capacity_factor", capacity_factor, 0)
     layers = moe_layers(model)

@@ -171,7 +171,7 @@ def plan_words(
 
 
 def check_no_baseline(baseline: str | None) -> None:
-    """Raises ConfigError: a search draws its points, so it cannot run a baseline beside each."""
+    """Raises ConfigError: a search draws its points, so it cannot run a baseline with each."""
     if baseline is not None:
         raise ConfigError(
             f"--baseline {baseline} is for sweeps; a search draws its points. Give it to the report: moe report --baseline"
@@ -214,7 +214,7 @@ def plan_search(
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name or (sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH)), sweep.question, space,
+        check_folder(name if name is not None else sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH), sweep.question, space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
         conditions, tuple(chosen), one_of("--search", options.sampler, SAMPLERS) or block.sampler or "tpe",
         check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
