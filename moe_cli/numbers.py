@@ -29,7 +29,7 @@ def plural(number: int, noun: str) -> str:
 
 def known(value: float | None, digits: int = 3) -> str:
     """So many digits after the point, or - for what is not known."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:z.{digits}f}"
 
 
 def score(bits_per_byte: float | None, nats: float, target: str = "token") -> str:

@@ -27,6 +27,7 @@ from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.launch import by_us, launched, leave, rank
+from moe_cli.numbers import printable
 from moe_cli.process import spin_briefly
 from moe_cli.reading import forget_notes, noted
 from moe_cli.writing import is_full, way_on
@@ -83,7 +84,7 @@ def _print_system(error: OSError) -> int:
     """What the system says of a file, and the exit code; of a reader that has gone, such as `head`, nothing."""
     if isinstance(error, BrokenPipeError):
         end_unread(0)
-    where = f": {shortened(os.fsdecode(error.filename))}" if error.filename else ""
+    where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
     echo(f"error: {error.strerror or error}{where}", err=True)
     if is_full(error):
         echo(f"{way_on(error)}, then the same command.", err=True)
@@ -97,8 +98,8 @@ def _print_usage(error: Any) -> None:
         return
     message = " ".join(error.format_message().split())
     echo(f"error: {shortened(message, 400)}", err=True)
-    if error.ctx is not None:
-        echo(f"See: {error.ctx.command_path.replace('python -m moe_cli', 'moe')} -h", err=True)
+    command = "moe" if error.ctx is None else error.ctx.command_path.replace("python -m moe_cli", "moe")
+    echo(f"See: {command} -h", err=True)
 
 
 def _check_folder() -> None:

@@ -135,7 +135,7 @@ def plan_sweep(
         raise ConfigError(_reasons(found))
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
-    folder = check_folder(name or sweep_folder(sweep.name))
+    folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
         Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
         for seed in chosen for config, label in found.configs.items()

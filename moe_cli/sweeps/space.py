@@ -214,7 +214,7 @@ def plan_search(
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name or (sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH)), sweep.question, space,
+        check_folder(name if name is not None else sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH), sweep.question, space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
         conditions, tuple(chosen), one_of("--search", options.sampler, SAMPLERS) or block.sampler or "tpe",
         check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
