@@ -232,7 +232,7 @@ def check_memory(plans: Iterable[Plan], force: bool = False) -> None:
     if force or total is None:
         return
     for plan in plans:
-        need = memory_bytes(plan.cost)
+        need = memory_bytes(plan.cost) + int((plan.config.launch.procs - 1) * PROCESS_BYTES)
         if need > FAR_TOO_MUCH * total and not (plan.config.train.device != "cpu" and visible_gpus()):
             raise ConfigError(
                 f"{plan.config.run_id}: about {count(need)}B of memory are needed, and this machine has {count(total)}B. "

@@ -146,6 +146,7 @@ def test_memory_is_refused_from_a_multiple_of_what_there_is(
     check_memory([plan])
 
 
+@pytest.mark.slow
 def test_a_benchmark_names_what_is_too_much(moe: Moe) -> None:
     """A device that is none, shapes without end or memory."""
     wrong = {
