@@ -41,7 +41,7 @@ EVALUATIONS = 9
 # From this budget on, torch.compile's half minute is won back: it gives about 1.09 times the steps a second. In FLOPs about
 # ten minutes of one core; never a measured time or a number of cores, so that every machine decides alike.
 COMPILE_FLOPS, COMPILE_MINUTES = 2.4e13, 10.0
-# Settings of a model that may differ from those of the dense run whose weights it starts from, beside those that only
+# Settings of a model that may differ from those of the dense run whose weights it starts from, besides those that only
 # models with experts have: none is part of the function.
 NOT_UPCYCLED = ("model.dropout", "model.attention_dropout")
 # What a process holds before there is a model: torch, and what it reads.

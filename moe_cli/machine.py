@@ -150,8 +150,9 @@ def _group_folders(controller: str) -> list[str]:
         if controllers and controller not in controllers.split(","):
             continue
         for mount in (controllers, controller) if controllers else ("", "unified"):
-            parts = Path(f"{_GROUPS}/{mount}"), *Path(path.lstrip("/")).parts
-            folders += [str(Path(*parts[:count])) for count in range(1, len(parts) + 1) if ".." not in parts]
+            parts = Path(path.lstrip("/")).parts
+            if ".." not in parts:
+                folders += [str(Path(f"{_GROUPS}/{mount}", *parts[:count])) for count in range(len(parts) + 1)]
     return list(dict.fromkeys(folders))
 
 

@@ -1,4 +1,4 @@
-"""What is noted beside runs: the tags people gave one, that a sweep is being worked on, and which data it learns from."""
+"""Notes in run and sweep folders: the tags of a run, that a sweep is being worked on, and which data it learns from."""
 
 import dataclasses
 import fcntl

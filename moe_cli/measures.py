@@ -116,11 +116,14 @@ def references(values: Mapping[str, Any]) -> list[str]:
 EQUAL = 1.02
 
 
-def unequal_flops(trainings: Iterable[tuple[float | None, float | None, float | None]]) -> str | None:
+def unequal_flops(
+    trainings: Iterable[tuple[float | None, float | None, float | None]], *, can_match: bool
+) -> str | None:
     """A note that trainings of equal active parameters and tokens differ in FLOPs; None where they do not.
 
     Args:
         trainings: of each its active parameters, its tokens (None: a time) and its FLOPs per token, model and optimizer.
+        can_match: whether some have experts that match=flops would size otherwise.
     """
     known = sorted((tokens or 0, size, flops) for size, tokens, flops in trainings if size and flops)
     alike: list[list[tuple[float, float, float]]] = []
@@ -136,5 +139,5 @@ def unequal_flops(trainings: Iterable[tuple[float | None, float | None, float | 
         return None
     return (
         f"equal active parameters are not equal FLOPs: a training token costs {count(least)} to {count(most)} "
-        f"({most / least:.2g}x), optimizer included. For equal FLOPs: match=flops"
+        f"({most / least:.2g}x), optimizer included{'. For equal FLOPs: match=flops' if can_match else ''}"
     )

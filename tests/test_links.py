@@ -17,7 +17,7 @@ from moe_cli.store import create_run, open_runs, write_json
 from tests.cli.conftest import TINY as WORDS
 from tests.tiny import TINY, tiny_config, words
 
-KINDS = ("file", "folder", "dangling")
+KINDS = ("file", "folder", "dangling", "hard")
 Content = dict[str, tuple[int, bytes]]
 
 
@@ -112,7 +112,7 @@ def interrupt(view: Any) -> None:
         raise KeyboardInterrupt
 
 
-def names_in(outputs: Path) -> Iterator[str]:
+def names_in(outputs: Path, files_only: bool) -> Iterator[str]:
     """Every name that was written, one of those that differ only in the run, the step or the group they belong to."""
     seen = set()
     groups = ("runs", "s", "q")  # of a file in all of them, the one in the first
@@ -124,17 +124,20 @@ def names_in(outputs: Path) -> Iterator[str]:
             "*",
             name,
         )
-        if kind not in seen:
+        if kind not in seen and not (files_only and path.is_dir()):
             seen.add(kind)
             yield name
 
 
 def plant(place: Path, kind: str, outside: Path) -> None:
-    """Puts a link in the place of what is there, to a copy of it outside, to something of another kind, or to nothing."""
+    """Puts a link in the place of what is there, to a copy of it outside, to something of another kind, or to nothing.
+
+    hard: another name of that copy, as `cp -al` makes them.
+    """
     target, is_folder = outside / "target", place.is_dir()
     if kind == "folder" and is_folder:
         shutil.copytree(place, target, symlinks=True)
-    elif kind == "file" and not is_folder:
+    elif kind in ("file", "hard") and not is_folder:
         shutil.copy2(place, target)
         if not place.stat().st_size:  # a lock
             target.write_text("precious")
@@ -147,7 +150,7 @@ def plant(place: Path, kind: str, outside: Path) -> None:
         shutil.rmtree(place)
     else:
         place.unlink()
-    place.symlink_to(target)
+    (place.hardlink_to if kind == "hard" else place.symlink_to)(target)
 
 
 @pytest.fixture(scope="module")
@@ -183,5 +186,5 @@ def test_no_name_that_the_program_writes_leads_out(
     monkeypatch.setenv("MOE_OUTPUTS", str(work.outputs))
     work.make()
     work.outputs.rename(template)
-    for name in names_in(template):
+    for name in names_in(template, files_only=kind == "hard"):
         check_links(work, template, outside, name, kind)

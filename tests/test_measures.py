@@ -1,6 +1,7 @@
 """The note that trainings of equal size differ in FLOPs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,21 @@ def test_equal_sizes_of_unequal_flops_are_said(
     trainings: list[tuple[float | None, float | None, float | None]], said: str | None
 ) -> None:
     """The widest range among trainings of equal active parameters and tokens."""
-    note = unequal_flops(trainings)
+    note = unequal_flops(trainings, can_match=True)
     assert (note is None) == (said is None)
     assert said is None or f"{NOTE}{said}, optimizer included. For equal FLOPs: match=flops" == note
+
+
+@pytest.mark.parametrize(
+    ("settings", "advised"), [({"expert": 4}, True), ({"expert": 4, "match": "flops"}, False), ({"expert": 1}, False)]
+)
+def test_match_flops_is_advised_where_it_is_a_way(tmp_path: Path, settings: dict[str, Any], advised: bool) -> None:
+    """Not for dense models of two optimizers, and not where it is set already."""
+    for optim, flops in (("adamw", 6e6), ("muon", 9e6)):
+        complete(tmp_path, 1.8, optim=optim, results={"flops_per_token": flops, "active_params": 1e6}, **settings)
+    text = " ".join(line.plain.strip() for line in below(make_view(load_runs(tmp_path), Question()), 100))
+    assert f"{NOTE}6.00M to 9.00M (1.5x)" in text
+    assert advised == ("For equal FLOPs: match=flops" in text)
 
 
 def test_reports_say_how_much_equal_sizes_differ(tmp_path: Path) -> None:

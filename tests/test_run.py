@@ -260,9 +260,7 @@ def test_a_disk_too_full_for_a_record_is_told(text_file: Path, tmp_path: Path, m
         if view.state.step == 3:
             monkeypatch.setattr(Recorder, "metrics", full)
 
-    with pytest.raises(
-        DiskFull, match=r"No space left on device. The checkpoint before it is whole.\nFree space, then"
-    ):
+    with pytest.raises(DiskFull, match=r"No space left on device. The checkpoint of step 2 is kept.\nFree space, then"):
         run_one(run, tmp_path, fill)
     assert "interrupted" == run.status()["status"]
     monkeypatch.undo()
@@ -628,6 +626,6 @@ def test_an_interrupted_training_from_python_is_saved(tmp_path: Path, text_file:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate()[1]
-    assert ("interrupted", "stopped; its checkpoint is saved") == (
+    assert ("interrupted", f"stopped; {runs[0].kept()}") == (
         runs[0].status()["status"], runs[0].status()["reason"],
     )  # fmt: skip

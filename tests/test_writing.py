@@ -203,9 +203,11 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path, text_file: Path, mas
 def dies(act: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
     """Carries out `act` in a process that is killed when it calls module.name."""
     if (pid := os.fork()) == 0:
-        monkeypatch.setattr(module, name, lambda *arguments, **options: os._exit(9))
-        act()
-        os._exit(0)
+        try:
+            monkeypatch.setattr(module, name, lambda *arguments, **options: os._exit(9))
+            act()
+        finally:
+            os._exit(0)
     assert 9 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

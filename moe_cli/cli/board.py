@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.plan import SweepPlan
 
 REDRAW_SECONDS = 0.5
-# Of failed runs and of budgets so many have a line, however low the terminal is.
+# The least number of failed runs, and of budgets, that have a line, however low the terminal is.
 FEWEST_SHOWN = 3
 # Below this share of a run its speed says nothing yet: the first steps are slow.
 ENOUGH = 0.05

@@ -104,7 +104,8 @@ def remarks(ahead: Ahead) -> list[tuple[str, str]]:
         lines.append(("dim", f"  where     leaves out {planned.num_excluded} more"))
     lines += [("dim", f"  note      {note}") for note in planned.notes]
     costs = [(plan.cost.num_active_params, plan.tokens, plan.cost.flops_per_token) for plan in ahead.plans]
-    if note := unequal_flops(costs):
+    can_match = any(not plan.config.dense and plan.config.match != "flops" for plan in ahead.plans)
+    if note := unequal_flops(costs, can_match=can_match):
         lines.append(("dim", f"  FLOPs     {note}"))
     if planned.num_repeats:
         lines.append(

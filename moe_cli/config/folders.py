@@ -40,12 +40,12 @@ class UserConf:
 
 
 def packaged_conf() -> Path:
-    """The conf/ folder that came with the program: inside the wheel, or beside the package in a checkout."""
+    """The conf/ folder that came with the program: inside the wheel, or next to the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise ConfigError(f"the program's own conf/ folder is missing beside {package}. Install it again.")
+    raise ConfigError(f"the program's own conf/ folder is missing next to {package}. Install it again.")
 
 
 def find_user_conf(config_dir: Path | None) -> UserConf:

@@ -195,8 +195,8 @@ class EvalConfig:
     Attributes:
         drop: null: `causal` where a model must not see later tokens, else as in training.
         context_length: tokens of a validation window; null: those of the model.
-        stride: tokens from one validation window to the next, of which the last `stride` are scored; null: windows lie
-            side by side.
+        stride: tokens from one validation window to the next; a window scores its last `stride` tokens; null: windows
+            lie side by side.
     """
 
     k: int | None = None

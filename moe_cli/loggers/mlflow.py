@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # Read at import. Nothing is sent to anybody unasked, and a server that does not answer must not hold up training.
@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from moe_cli.config.parse import show
 from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
 from moe_cli.store import COMPLETED, FAILED
-from moe_cli.writing import check_file, hold
+from moe_cli.writing import edit, hold
 
 SECONDS = 1.0  # between two messages: each takes some milliseconds
 MOST_POINTS, MOST_PARAMS = 1000, 100  # in a message
@@ -96,7 +96,8 @@ class MLflowLogger:
             yield
             return
         for name in DATABASE:
-            check_file(self.about.outputs / name)
+            with suppress(FileNotFoundError):
+                edit(self.about.outputs / name).close()  # raises UnsafePath
         with hold(self.about.outputs / ".mlflow.lock"):
             yield
 

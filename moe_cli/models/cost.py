@@ -124,7 +124,7 @@ def _matrices(config: RunConfig, sparse: int, rest: Backbone, experts: int) -> C
 
 
 def _muon_params(config: RunConfig, sparse: int, rest: Backbone) -> int:
-    """Numbers of which the optimizer holds one less than of others."""
+    """Parameters that Muon updates: it holds one number less for each than AdamW does."""
     if not isinstance(config.optim, MuonConfig):
         return 0
     matrices = _matrices(config, sparse, rest, config.expert)
@@ -149,8 +149,8 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     gated, else 2 F, of relu F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and
     what it made of the input (2 D) and who went where (about 7 K'). Of router=soft in place of the probabilities four
     mixtures (E S each), the record (7 E), the input normalised (2 D) and the slots' answers (K' D). The peak is at the
-    loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one expert at even load 7 F if gated, else
-    4 F. In float32, without dropout, by the loop of `grouped`; other back ends hold more.
+    loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one
+    expert at even load 7 F if gated, else 4 F. In float32, without dropout, by the loop of `grouped`; other back ends hold more.
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, gated = model.d_model, model.expert_kind == "glu"

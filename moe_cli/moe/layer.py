@@ -234,9 +234,9 @@ def _router_config(
     router: str | RouterConfig, num_experts: int, top_k: int, vocab_size: int | None = None, causal: bool = False
 ) -> RouterConfig:
     whole("num_experts", num_experts)
-    whole("top_k", top_k)
-    if top_k > num_experts:
+    if isinstance(top_k, int) and not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
+    whole("top_k", top_k)
     if isinstance(router, str):
         _one_of("router", router, CONFIGS)
         router = CONFIGS[router]()
@@ -269,13 +269,13 @@ def evaluation_policy(
     None is as trained for the others; for `drop`, `causal` in layers of causal models.
 
     Raises:
-        ConfigError: the capacity is not above 0, or a layer has not so many experts.
+        ConfigError: the capacity is not above 0, or a layer has fewer experts than `top_k`.
     """
     above("capacity_factor", capacity_factor, 0)
     layers = moe_layers(model)
     for layer in layers:
-        whole("top_k", layer.top_k if top_k is None else top_k)
         between("top_k", layer.top_k if top_k is None else top_k, 1, layer.num_experts)
+        whole("top_k", layer.top_k if top_k is None else top_k)
     for layer in layers:
         layer.router.top_k = layer.top_k if top_k is None else top_k
         layer.eval_capacity_factor, layer.eval_drop = capacity_factor, drop

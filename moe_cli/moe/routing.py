@@ -170,8 +170,8 @@ class Sequences:
 def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences) -> Routing:
     """The routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
 
-    Null experts keep all. All choices of a token come before those of the next token, so that no later token pushes an earlier one out. Neither
-    does another sequence.
+    Null experts keep all. All choices of a token come before those of the next token, so that no later token pushes an
+    earlier one out. Neither does another sequence.
     """
     order = torch.argsort(routing.token_ids, stable=True)  # the record has first choices before second ones
     queues = sequences.ids(order.device)[routing.token_ids] * routing.num_experts + routing.expert_ids

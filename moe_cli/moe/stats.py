@@ -17,7 +17,10 @@ DEAD_BELOW = 0.01
 
 
 def tokens_per_expert(routing: Routing, *, kept: bool = False) -> Int[Tensor, " E"]:
-    """Assignments asked of each expert, null ones too, before drops; with `kept`, those it kept. Sums to T * K when nothing drops."""
+    """Assignments asked of each expert, null ones too, before drops; with `kept`, those it kept.
+
+    Sums to T * K when nothing drops.
+    """
     chosen = routing.expert_ids[routing.kept] if kept else routing.expert_ids
     return torch.bincount(chosen, minlength=routing.num_experts)
 

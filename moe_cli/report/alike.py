@@ -1,4 +1,7 @@
-"""Which runs may be held against each other: the same text, validation, evaluation context, budget and code. The others are named, not mixed in."""
+"""Which runs may be ranked together: those of the same text, validation, evaluation context, budget and code.
+
+The others are named, not mixed in.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Mapping

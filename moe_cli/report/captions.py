@@ -112,7 +112,9 @@ def below(view: View, width: int) -> list[Text]:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
     if len({(row["corpus_sha256"], row.get("task.name")) for row in rows}) == 1 and (known := references(rows[0])):
         lines += _pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ", "dim")
-    if note := unequal_flops((row["active_params"], row["tokens"], row["flops_per_token"]) for row in rows):
+    costs = [(row["active_params"], row["tokens"], row["flops_per_token"]) for row in rows]
+    can_match = any(row["expert"] != 1 and row.get("match") != "flops" for row in rows)
+    if note := unequal_flops(costs, can_match=can_match):
         lines += _prose(note, width, "dim")
     lines += _limited(rows, width)
     shared = _constants(view, rows)

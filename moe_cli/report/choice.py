@@ -31,7 +31,8 @@ class Known:
 
     Attributes:
         runs: the runs of the configurations, by path.
-        differing: the pairs of configurations that differ, by the paths of their first runs, where verdicts allow for all pairs.
+        differing: the pairs of configurations that differ, by the paths of their first runs, where verdicts allow for
+            all pairs.
         pairs: how many pairs that is; None: verdicts are on differences to a baseline, and a pair is tested on its own.
     """
 
@@ -62,8 +63,11 @@ class Choice:
     """The recommended configuration.
 
     Attributes:
-        reason: better: it is better than its baseline; baseline: nothing is; tie: it is not, but routing has collapsed in what
-            it ties with; worse: all are worse than a baseline that is not among them; one seed: too few to tell; untested: no baseline was run; single: nothing to compare it with.
+        reason: why it is recommended:
+            better: it is better than its baseline; baseline: no configuration is better than the baseline;
+            tie: it is not better, but routing has collapsed in what it ties with;
+            worse: all are worse than a baseline that is not among them; one seed: too few to tell;
+            untested: no baseline was run; single: there is nothing to compare it with.
         runner_up: the next best that is no baseline.
         ties: those of equal data and budget that are not distinguishable from the recommended one, the lowest first.
         passed_over: the lowest, where another that ties with it is recommended.
@@ -83,8 +87,8 @@ class Choice:
 def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE, pairs: bool = False) -> Choice:
     """The decision for complete configurations with a score.
 
-    First comes the lowest whose verdict against its baseline is better; else the baseline; else the lowest. If routing has collapsed in
-    it and another ties with it in which it has not, that one is recommended; then the cheapest of those that tie with it
+    First comes the lowest whose verdict against its baseline is better; else the baseline; else the lowest. If routing
+    has collapsed in it and another ties with it in which it has not, that one is recommended; then the cheapest of those that tie with it
     and are within SAME_LOSS of it.
 
     Args:

@@ -37,7 +37,7 @@ class Column:
 
 
 def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
-    """The measured columns worth showing for these rows, of which differences are taken to the baseline, or to the lowest."""
+    """The measured columns worth showing for these rows; differences are taken to the baseline, or to the lowest."""
     measured = [f"val_{name}" for name in MEASURES if any(row.get(f"val_{name}") is not None for row in rows)]
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_dense",
              "tokens_per_second"]  # fmt: skip

@@ -49,7 +49,7 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
 }
 
 Row = dict[str, Any]
-# The respects of the Pareto front beside the score; 1: the larger value is better.
+# What the Pareto front compares besides the score; 1: the larger value is better.
 COSTS = {"flops_per_token": -1, "tokens_per_second": 1, "peak_memory_bytes": -1}
 # What differences are taken to, unless a sweep says otherwise.
 DENSE: Mapping[str, Any] = {"expert": 1}
@@ -194,7 +194,7 @@ def baselines_of(
     """The runs of the baseline, by what a configuration shares with it, and by seed.
 
     Where configurations of `runs` and of `elsewhere` fit, those of `runs` count. Where several fit, none is chosen: they
-    are the second result.
+    are the second result. A dense model shares with a baseline of several experts what concerns it.
     """
     own, others = (
         [_as_far_as_it_applies(run) for run in each if is_baseline(run, baseline)] for each in (runs, elsewhere)
@@ -211,6 +211,10 @@ def baselines_of(
             bases[key] = found[chosen[0]]
         elif chosen[0] in preferred:
             ambiguous += [next(iter(found[each].values())) for each in chosen]
+    if "expert" in baseline:
+        for_dense = [(_key(_as_dense(next(iter(seeds.values()))), shared), seeds) for seeds in bases.values()]
+        number = Counter(key for key, _ in for_dense)
+        bases = {**{key: seeds for key, seeds in for_dense if number[key] == 1}, **bases}
     return bases, ambiguous
 
 
@@ -238,6 +242,11 @@ def _key(run: Row, settings: Collection[str]) -> tuple[Any, ...]:
 def _as_far_as_it_applies(run: Row) -> Row:
     """Without the settings that mean nothing in it, of which a baseline may have others."""
     return {name: value if applies(name, run) else None for name, value in run.items()}
+
+
+def _as_dense(run: Row) -> Row:
+    """With the settings alone that a dense model has too."""
+    return {name: value if applies(name, {"expert": 1}) else None for name, value in run.items()}
 
 
 def _by_seed(seeds: dict[int, Row]) -> list[Row]:

@@ -18,10 +18,10 @@ def memo(found: Recommendation) -> list[str]:
     """The lines of `moe report --recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
     lines = [*_headline(found), *_health(found)]
     lines += [*_ties(found), *_cost(found)] if found.reason != "worse" else []
-    base = "no dense model" if found.baseline == DENSE else f"no run with {baseline_name(found.baseline)}"
     if found.alone and found.comparisons:
+        base = "dense model" if found.baseline == DENSE else f"run with {baseline_name(found.baseline)}"
         lines.append(
-            f"{found.alone} configuration{'s were' if found.alone > 1 else ' was'} compared with {base}: none has its settings and seeds."
+            f"Not compared: {plural(found.alone, 'configuration')}. No {base} has the same settings and seeds."
         )
     if found.undefined:
         lines.append(f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, {baseline_name(found.baseline)}, "

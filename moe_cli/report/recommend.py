@@ -80,7 +80,8 @@ class Recommendation:
         passed_over: the lowest, against it, where it is not recommended: for its health or its cost, as `because` says.
         health: what its routing is like, where it has collapsed; else "". Of what is passed over: `passed_over_health`.
         comparisons: configurations that were compared; the verdicts allow for their number.
-        pairs: pairs that the verdicts allow for where there is no baseline, and all are compared with the lowest; None with one.
+        pairs: pairs that the verdicts allow for where there is no baseline, and all are compared with the lowest; None
+            with a baseline.
         weights, speed, memory: times those of the baseline; None where not known.
         equal_time: how it stands when both are stopped at the baseline's last estimate; None if not known.
         flops: training FLOPs per token, times those of the cheapest configuration compared.
@@ -144,7 +145,8 @@ def recommend(
     """What a frame of `load_runs` says to use.
 
     Args:
-        across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, eval_context, budget, code.
+        across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, eval_context,
+            budget, code.
         elsewhere: runs that may serve as baselines.
         baseline: the settings of what configurations are compared with; None: what the sweep declares, else the dense model.
 

@@ -24,7 +24,8 @@ IN_BOLD = (BEST, RECOMMENDED)
 def table_lines(view: View, title: str, width: int, curves: bool = True) -> list[Text]:
     """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room.
 
-    With `curves`, those of training as sparklines where everything else has room; without, one that was asked for is in digits.
+    With `curves`, those of training as sparklines where everything else has room; without, one that was asked for is in
+    digits.
     """
     if not view.rows:
         return [*above(view, title, width), Text(), Text("no row matches the filter", "yellow"), *below(view, width)]

@@ -171,7 +171,7 @@ def plan_words(
 
 
 def check_no_baseline(baseline: str | None) -> None:
-    """Raises ConfigError: a search draws its points, so it cannot run a baseline beside each."""
+    """Raises ConfigError: a search draws its points, so it cannot run a baseline with each."""
     if baseline is not None:
         raise ConfigError(
             f"--baseline {baseline} is for sweeps; a search draws its points. Give it to the report: moe report --baseline"

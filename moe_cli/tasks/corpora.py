@@ -143,7 +143,7 @@ def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True)
             return _foreseen(data, cache, outputs)
         build(data, texts, folder)
         meta = just_built(folder, "token files", _META)
-    return Corpus(folder, {**meta, "notes": texts.notes})  # the same text may have other things beside it now
+    return Corpus(folder, {**meta, "notes": texts.notes})  # other files may lie next to the same text now
 
 
 def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:

@@ -86,7 +86,7 @@ class Task(Protocol):
         """The `part`-th of `parts` equal parts of the `index`-th batch of `size` examples."""
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The validation split in batches, the same for every seed; or about so many tokens spread evenly over it."""
+        """The validation split in batches, the same for every seed; or about `max_tokens` spread evenly over it."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Float[Tensor, ""], list[Routing]]:
         """What is minimised, and the routings of the model's sparse layers."""

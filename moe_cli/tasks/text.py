@@ -77,8 +77,8 @@ class TextTask:
 
     Args:
         eval_length: tokens of a validation window; None: context_length.
-        stride: tokens from one validation window to the next, of which only the last `stride` are scored, all of the
-            first; None: windows lie side by side.
+        stride: tokens from one validation window to the next; a window scores its last `stride` targets, the
+            first all of them; None: windows lie side by side.
     """
 
     # How many places after its input a target stands.
@@ -130,7 +130,7 @@ class TextTask:
         nothing comes before it: it is not scored, and its bytes are not counted.
 
         Args:
-            max_tokens: read about so many tokens.
+            max_tokens: read about this number of tokens.
         """
         if self.packing == "pad":
             yield from self._val_documents(size, max_tokens)
@@ -295,7 +295,7 @@ class TextTask:
         return torch.from_numpy(np.searchsorted(self._begins(tokens), places, side="right"))
 
     def _bytes_of(self, targets: NDArray[np.int64]) -> int | None:
-        """The bytes of text of what is asked for; None where nobody knows."""
+        """The bytes of text of what is asked for; None: they are not known."""
         widths = self._bytes_per_token
         return None if widths is None else int(widths[targets[targets != NOT_ASKED]].sum())
 

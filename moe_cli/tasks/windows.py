@@ -33,7 +33,7 @@ def document_windows(
     """The windows of documents that begin at `begins`, the first at 0, of `num_tokens` in all.
 
     Args:
-        stride: from one window of a document to its next, of which the last `stride` are scored; None: `length`.
+        stride: from one window of a document to its next; a window scores its last `stride` targets; None: `length`.
     """
     stride = stride or length
     lengths = np.diff(begins, append=num_tokens)

@@ -88,7 +88,10 @@ class LayerUse:
         self.entropy, self.num_tokens, self.to_null = sums[0], round(sums[1]), round(sums[2])
 
     def metrics(self) -> dict[str, float]:
-        """MEASURES; without specialisation by domain where all of the text is one domain, and null_fraction without null experts."""
+        """MEASURES.
+
+        Specialisation by domain is left out where all of the text is one domain, null_fraction without null experts.
+        """
         mean_probs = self.probs / self.num_tokens
         several = int(self.by_domain.any(1).sum()) > 1
         asked = self.asked.sum().item()
@@ -190,7 +193,7 @@ def evaluate(
 
     Args:
         batch_size: windows per forward pass, over which a capacity counts unless drop=causal.
-        max_tokens: read about so many tokens, spread over the split; None: the whole split.
+        max_tokens: read about this number of tokens, spread over the split; None: the whole split.
         top_k: experts per token; None: as trained.
         capacity_factor: None drops nothing.
         drop: which assignments go where there is no room; None: `causal` in layers of a causal model, else as trained.

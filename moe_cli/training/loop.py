@@ -77,7 +77,7 @@ class Training:
         return self._share_spent(self.state.step, self.state.seconds)
 
     def _share_spent(self, step: int, seconds: float) -> float:
-        """Share of the budget that so many steps take or, where the budget is a time, so many seconds."""
+        """Share of the budget that these steps take or, where the budget is a time, these seconds."""
         if self.total_steps is not None:
             return min(1.0, step / self.total_steps)
         return min(1.0, seconds / (60 * (self.config.train.minutes or math.inf)))
@@ -323,7 +323,7 @@ class Training:
         self.state.interval[key] = self.state.interval.get(key, 0.0) + value
 
     def _due(self, every: int | None) -> bool:
-        """Whether something that happens every so many steps (None: ten times a run) happens after the last step."""
+        """Whether something that happens every `every` steps (None: ten times a run) happens after the last step."""
         if every is not None:
             return self.state.step % every == 0 and self.progress < 1
         before, now = (int(share * EVALUATIONS_PER_RUN) for share in (self.progress_before, self.progress))

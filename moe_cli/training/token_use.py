@@ -3,8 +3,6 @@
 V token ids, E experts, A assignments, P pairs of a token and an expert that occur.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -30,29 +28,33 @@ class TokenUse:
         whole = torch.int32 if vocab_size * num_experts < 2**31 else torch.int64
         self.keys: Int[Tensor, " P"] = torch.empty(0, dtype=whole)
         self.counts: Int[Tensor, " P"] = torch.empty(0, dtype=torch.int32)
-        self._waiting: list[Tensor] = []
+        # Made once: what is kept from every batch lies between what batches take and give back, and would keep that apart.
+        self._waiting = torch.empty(BUFFERED, dtype=whole)
         self._num_waiting = 0
 
     def add(self, routing: Routing, token_ids: Int[Tensor, " T"]) -> None:
         """Counts the assignments of a routing without null experts."""
         keys = token_ids[routing.token_ids] * self.num_experts + routing.expert_ids
-        self._waiting.append(keys.to(self.keys.dtype).cpu())
-        self._num_waiting += len(keys)
-        if self._num_waiting >= max(BUFFERED, len(self.keys)):
-            self.count()
+        while len(keys):
+            room = self._waiting[self._num_waiting :]
+            if not len(room):
+                self.count()
+                continue
+            part, keys = keys[: len(room)], keys[len(room) :]
+            room[: len(part)] = part
+            self._num_waiting += len(part)
 
     def count(self) -> None:
         """Adds what waits to the counts."""
-        if not self._waiting:
+        if not self._num_waiting:
             return
-        waiting, self._waiting, self._num_waiting = torch.cat(self._waiting), [], 0
+        waiting, self._num_waiting = self._waiting[: self._num_waiting], 0
         if self.vocab_size * self.num_experts <= DIRECT:
             table = torch.bincount(waiting, minlength=self.vocab_size * self.num_experts)
             table[self.keys.long()] += self.counts
             self._take(table, 0)
             return
         keys, counts = waiting.unique(return_counts=True)
-        del waiting
         self._merge(keys, counts.int())
 
     def _merge(self, keys: Int[Tensor, " N"], counts: Int[Tensor, " N"]) -> None:
@@ -130,15 +132,3 @@ class TokenUse:
             result.append([[int(ids[place]), int(times[place]), int(total[ids[place]])]
                            for place in order.tolist() if above[place] > 0])  # fmt: skip
         return result
-
-
-def table_bytes(num_pairs: int, vocab_size: int, num_experts: int) -> float:
-    """What counting so many assignments holds at most for one layer, once counted: a key and a count for each pair."""
-    size = 4 if vocab_size * num_experts < 2**31 else 8
-    return (size + 4) * min(num_pairs, vocab_size * num_experts)
-
-
-def counting_bytes(num_pairs: int, vocab_size: int, num_experts: int) -> float:
-    """What is held on top of that while one layer is counted: what waits, and the sorting of all."""
-    pairs = min(num_pairs, max(BUFFERED, vocab_size * num_experts))
-    return 40 * pairs if math.prod((vocab_size, num_experts)) > DIRECT else 16 * (DIRECT + min(pairs, BUFFERED))

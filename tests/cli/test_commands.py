@@ -320,7 +320,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_p
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 130
-    assert printed.splitlines()[-1] == f"stopped; everything is saved. Go on with: moe train --resume {run.id}"
+    assert printed.splitlines()[-1] == f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}"
     assert run.status()["status"] == "interrupted"
     result = moe("train", "--resume", run.id)
     assert result.exit_code == 0, result.output

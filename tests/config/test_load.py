@@ -335,7 +335,7 @@ def test_a_damaged_installation_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError) as error:
         packaged_conf()
     package = (tmp_path / "moe_cli").resolve()
-    assert f"the program's own conf/ folder is missing beside {package}. Install it again." == str(error.value)
+    assert f"the program's own conf/ folder is missing next to {package}. Install it again." == str(error.value)
     write(tmp_path / "conf", config="")
     assert package.parent / "conf" == packaged_conf()
     write(tmp_path / "moe_cli" / "conf", config="")

@@ -167,3 +167,19 @@ def test_runs_that_start_at_once_share_a_new_store(text_file: Path, tmp_path: Pa
     assert 4 == len(runs)
     for run in runs:
         assert points(run) == curves(run, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "mlflow.db-journal", ".mlflow.lock"])
+def test_a_store_that_is_a_link_is_left_alone(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Nothing is written through it; the run goes on without MLflow."""
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / name).symlink_to(tmp_path / "elsewhere")
+    run, recorder = begin(logged_config(text_file, "mlflow"), tmp_path / "outputs")
+    tell(recorder, 1, 2)
+    assert (
+        f"log=mlflow failed and gets nothing more of this run, which goes on: {tmp_path / 'outputs' / name} is a link"
+        in ("".join(capsys.readouterr()))
+    )
+    assert (["outputs"], 3) == (sorted(path.name for path in tmp_path.iterdir()), len(run.metrics()))

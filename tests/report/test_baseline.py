@@ -219,6 +219,22 @@ def test_any_configuration_can_be_the_baseline(tmp_path: Path) -> None:
     assert "It beats balance=none by 10.0 %" in page.read_text()
 
 
+@pytest.mark.parametrize(("baseline", "expected"), [("expert=4 k=2", 0.05), ("expert=8", None)])
+def test_a_dense_model_is_compared_with_a_sparse_baseline(
+    tmp_path: Path, baseline: str, expected: float | None
+) -> None:
+    """It shares with it what concerns a dense model; with none of several that differ in the rest."""
+    for seed in range(3):
+        complete(tmp_path, 2.1 + 0.01 * seed, "mine", expert=1, seed=seed)
+        complete(tmp_path, 2.0 + 0.01 * seed, "mine", expert=4, k=2, seed=seed)
+        for router in ("topk", "sigmoid"):
+            complete(tmp_path, 1.9 + 0.01 * seed, "mine", expert=8, k=2, router=router, seed=seed)
+    rows = json.loads(report(tmp_path, "mine", "--baseline", baseline, "--format", "json").stdout)
+    (dense,) = (row for row in rows if row["expert"] == 1)
+    assert (expected is None) == (dense["vs_dense"] is None)
+    assert expected is None or expected == pytest.approx(dense["vs_dense"], abs=1e-3)
+
+
 def test_an_ambiguous_declared_baseline_is_said(tmp_path: Path) -> None:
     """Runs of two configurations are not mixed into one baseline; the report names both and goes on."""
     with_baseline(tmp_path, {"balance": "switch"})

@@ -228,7 +228,7 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
 
     progress = drive(Listed([run]), pool, look)
     assert [1] == sorted(set(threads))
-    assert ([run], "stopped from outside; its checkpoint is saved") == (
+    assert ([run], f"stopped from outside; {run.kept()}") == (
         progress.failed, run.status()["reason"].split(" (log")[0],
     )  # fmt: skip
     assert (run.path / "log.txt").exists()
