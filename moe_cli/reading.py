@@ -113,7 +113,7 @@ def parse_json(content: bytes) -> Any:
         raise Unreadable("is not UTF-8 text") from None
     except ValueError as error:
         raise Unreadable(f"is not whole JSON: {str(error)[:80]}" if content else "is empty") from None
-    _check_value(found, MAX_DEPTH)
+    _check_value(found)
     return found
 
 
@@ -124,18 +124,24 @@ def _refuse(text: str) -> Any:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def _check_value(value: Any, depth: int) -> None:
-    kind = type(value)
-    if kind is float or kind is int:
-        if not -MAX_NUMBER <= value <= MAX_NUMBER:
-            raise Unreadable(f"holds a number out of range, of {math.log10(abs(value)):.0f} digits" if kind is int else
-                             f"holds the number {value}")  # fmt: skip
-    elif kind is dict or kind is list:
-        if not depth:
-            raise Unreadable(f"is nested more than {MAX_DEPTH} deep")
-        for item in value.values() if kind is dict else value:
-            if type(item) is not str:
-                _check_value(item, depth - 1)
+def _check_value(value: Any) -> None:
+    """Raises Unreadable: a number that is no finite float, or depth. It is called for every file: one loop, no recursion."""
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 2):
+        below: list[Any] = []
+        for holder in level:
+            for item in holder.values() if type(holder) is dict else holder:
+                kind = type(item)
+                if kind is float or kind is int:
+                    if not -MAX_NUMBER <= item <= MAX_NUMBER:
+                        digits = f"a number out of range, of {math.log10(abs(item)):.0f} digits"
+                        raise Unreadable(f"holds {digits if kind is int else f'the number {item}'}")
+                elif kind is dict or kind is list:
+                    below.append(item)
+        if not below:
+            return
+        level = below
+    raise Unreadable(f"is nested more than {MAX_DEPTH} deep")
 
 
 def read_json(path: Name, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:

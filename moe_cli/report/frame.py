@@ -242,8 +242,7 @@ def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
     identity.update(created=_number(status.get("created")), tags=list(tags_in(tags)))
     fits = not config or run.fits(config)
-    row = {_whole_text(key): _whole_text(value) for key, value in {**settings, **measured, **identity}.items()}
-    return row, tuple(content is not None and fits for content in files)
+    return {**settings, **measured, **identity}, tuple(content is not None and fits for content in files)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -262,9 +261,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _whole_text(value: Any) -> Any:
-    """The value; of text halves of characters, which JSON may hold and pandas does not take, as '?'."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
+def _whole_text(text: str) -> str:
+    """The text with halves of characters, which JSON may hold and pandas does not take, as '?'."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _is_scalar(value: Any) -> bool:
@@ -278,7 +277,7 @@ def _series(name: str, values: list[Any]) -> "pd.Series[Any]":
     if dtype == "Int64":
         return pd.Series([_whole(value) for value in values], dtype=dtype)
     if dtype == "str":
-        return text_series(name, [None if value is None else str(value) for value in values])
+        return text_series(name, [None if value is None else _whole_text(str(value)) for value in values])
     return pd.Series(values, dtype=dtype)
 
 
