@@ -17,8 +17,10 @@ from moe_cli.cli import search as search_lines
 from moe_cli.cli.console import Terminal
 from moe_cli.cli.sweepplan import remarks
 from moe_cli.cli.views import SearchView, SweepView, describe
+from moe_cli.config.bounds import JOBS, RETRIES
 from moe_cli.config.executors import split_executor
 from moe_cli.config.load import load_config
+from moe_cli.config.ranges import above, between
 from moe_cli.errors import ConfigError, DiskFull, MoeError, RunBusy, TrainingError
 from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle
 from moe_cli.machine import check_devices, visible_gpus
@@ -58,6 +60,7 @@ def train(
         MoeError: a setting or the data are wrong, or training failed.
         KeyboardInterrupt: the run has saved a checkpoint; `moe train --resume` continues it.
     """
+    _check_list("overrides", overrides)
     folder = outputs_folder(outputs)
     resolved = load_config(overrides)
     config = pin_upcycle(resolved.config, folder)
@@ -169,6 +172,11 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """
     from moe_cli.report.frame import load_runs
 
+    _check_list("words", words)
+    _check_list("where", where)
+    between("workers", 1 if workers is None else workers, 1, JOBS)
+    between("retries", retries, 0, RETRIES)
+    above("timeout", timeout, 0)
     folder = outputs_folder(outputs)
     chosen, words = split_executor(words, executor)
     rules = Rules(timeout, retries, fail_fast)
@@ -179,6 +187,12 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     shown: View = SearchView(Terminal()) if searched else SweepView(Terminal())
     run_sweep(prepare(plan, folder, execution), shown if progress else Notes())
     return load_runs(folder / plan.name)
+
+
+def _check_list(name: str, given: Sequence[str]) -> None:
+    """Raises ConfigError for one text, of which every letter would be taken for a word."""
+    if isinstance(given, str):
+        raise ConfigError(f"{name}={given!r} is one text. Give a list: {name}={given.split()!r}")
 
 
 def _check_again(execution: Execution, is_search: bool) -> None:

@@ -228,16 +228,24 @@ def check_memory(plans: Iterable[Plan], force: bool = False) -> None:
 
     The system may grant what is not there, page by page, and the process then hears no signal until it is killed.
     """
+    for plan in () if force else plans:
+        if why := _far_too_much(plan.config, plan.cost):
+            raise ConfigError(f"{why}\nTo try it all the same: --force-memory")
+
+
+def check_step_memory(config: RunConfig, vocab_size: int) -> None:
+    """The same for a single step of a configuration, which no data are read for."""
+    if why := _far_too_much(config, cost(config, vocab_size)):
+        raise ConfigError(why)
+
+
+def _far_too_much(config: RunConfig, costs: Cost) -> str | None:
+    """What to say of a run that needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
     total = total_memory_bytes()
-    if force or total is None:
-        return
-    for plan in plans:
-        need = memory_bytes(plan.cost)
-        if need > FAR_TOO_MUCH * total and not (plan.config.train.device != "cpu" and visible_gpus()):
-            raise ConfigError(
-                f"{plan.config.run_id}: about {count(need)}B of memory are needed, and this machine has {count(total)}B. "
-                f"{_LESS_MEMORY}\nTo try it all the same: --force-memory"
-            )
+    need = memory_bytes(costs) + int((config.launch.procs - 1) * PROCESS_BYTES)
+    if total is None or need <= FAR_TOO_MUCH * total or (config.train.device != "cpu" and visible_gpus()):
+        return None
+    return f"{config.run_id}: about {count(need)}B of memory are needed, and this machine has {count(total)}B. {_LESS_MEMORY}"
 
 
 def cautions(plan: Plan, device: str) -> tuple[str, ...]:

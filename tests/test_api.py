@@ -1,12 +1,13 @@
-"""train() in Python: why a run is not complete, whichever way its process was started."""
+"""train() and sweep() in Python: wrong arguments, and why a run is not complete."""
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from moe_cli.api import _failure
-from moe_cli.errors import MoeError, RunBusy, TrainingError
+from moe_cli.api import _failure, sweep, train
+from moe_cli.errors import ConfigError, MoeError, RunBusy, TrainingError
 from moe_cli.run import BUSY
 from moe_cli.store import FAILED, INTERRUPTED, Recorder, Run, create_run, lock
 from tests.tiny import tiny_config
@@ -45,3 +46,29 @@ def test_a_killed_process_is_explained_with_the_log_that_there_is(run: Run, logg
     assert (TrainingError, FAILED) == (type(error), run.status()["status"])
     end = f" (log: {run.path / 'log.txt'})" if logged else ""
     assert f"{run.id}: killed by signal 15 (SIGTERM){end}\nSee: moe runs show {run.id}" == str(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"words": "expert=1,2 k=1"}, "words='expert=1,2 k=1' is one text. Give a list: words=['expert=1,2', 'k=1']"),
+        ({"words": ["expert=1,2"], "where": "k == 1"}, "where='k == 1' is one text. Give a list: "),
+        ({"words": ["expert=1,2"], "workers": 0}, "workers=0 must be between 1 and "),
+        ({"words": ["expert=1,2"], "retries": -1}, "retries=-1 must be between 0 and "),
+        ({"words": ["expert=1,2"], "timeout": 0}, "timeout=0 must be greater than 0."),
+        ({"words": ["expert=1,2"], "timeout": float("nan")}, "timeout=nan is not a number."),
+    ],
+)
+def test_wrong_arguments_of_a_sweep_are_named(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    """With the ranges of the command's options; nothing is made."""
+    with pytest.raises(ConfigError) as error:
+        sweep(**given, outputs=tmp_path / "outputs")
+    assert str(error.value).startswith(message)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_text_is_no_list_of_settings(tmp_path: Path) -> None:
+    """One word without its list is read as what it is, not letter by letter."""
+    with pytest.raises(ConfigError) as error:
+        train("expert=2", outputs=tmp_path)
+    assert "overrides='expert=2' is one text. Give a list: overrides=['expert=2']" == str(error.value)

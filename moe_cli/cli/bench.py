@@ -78,10 +78,11 @@ def step(
     """Time a whole training step (AdamW) against transformers' Mixtral of the same size.
     Example: moe bench step expert=16 --bf16
     """
-    from moe_cli.bench.step import idle_settings, run_step_match, step_builders, step_records
+    from moe_cli.bench.step import VOCAB_SIZE, idle_settings, run_step_match, step_builders, step_records
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
     from moe_cli.config.load import load_config
     from moe_cli.config.words import parse_overrides
+    from moe_cli.forecast import check_step_memory
     from moe_cli.machine import pick_device, pick_threads
     from moe_cli.process import keep_freed_memory
 
@@ -94,6 +95,7 @@ def step(
 
     config = resolved.config
     device = str(pick_device(config.train.device))
+    check_step_memory(config, VOCAB_SIZE)
     builders = step_builders(config, compiled, bf16, device)
     match = run_step_match(config, builders, seconds, pick_threads(config), device)
     if as_json:

@@ -31,7 +31,7 @@ def memo(found: Recommendation) -> list[str]:
     lines += _statistics(found)
     if found.failed:
         lines.append(
-            f"Failed: {'; '.join(found.failed[:3])}"
+            f"Failed: {'; '.join(reason.rstrip('. ') for reason in found.failed[:3])}"
             + (f" and {len(found.failed) - 3} more" if len(found.failed) > 3 else "")
             + "."
         )

@@ -146,6 +146,7 @@ def test_memory_is_refused_from_a_multiple_of_what_there_is(
     check_memory([plan])
 
 
+@pytest.mark.slow
 def test_a_benchmark_names_what_is_too_much(moe: Moe) -> None:
     """A device that is none, shapes without end or memory."""
     wrong = {
@@ -153,6 +154,7 @@ def test_a_benchmark_names_what_is_too_much(moe: Moe) -> None:
         "--tokens 16000000 --k 64 --experts 65536": "of memory, and this machine has",
         f"--tokens {','.join(['8'] * 40)} --experts {','.join(['8'] * 40)}": "1,600 shapes are too many",
     }
+    wrong |= {"step train.batch_size=16000000": "of memory are needed, and this machine has"}
     for words, why in wrong.items():
         result = moe("bench", *words.split())
         assert (2, True) == (result.exit_code, why in result.stderr), result.output

@@ -163,6 +163,19 @@ def test_failures_are_named(tmp_path: Path) -> None:
     assert found(tmp_path)[0].failed == ("expert=64 k=8: out of memory",)
 
 
+def test_reasons_are_joined_as_one_sentence(tmp_path: Path) -> None:
+    """Each is a sentence of its own in its run; a model of one layer has one layer."""
+    one = {"model__num_layers": 1}
+    make(tmp_path, 1.83, DENSE | one, seeds=1)
+    make(tmp_path, 1.70, EIGHT | one, seeds=1)
+    for expert in (32, 64):
+        stopped(tmp_path, FAILED, "the loss is nan. Try a lower optim.lr.", "sparsity", expert=expert, k=8, **one)
+    text = found(tmp_path)[1]
+    assert "gpt of 1 layer x 96: " in text
+    reason = "the loss is nan. Try a lower optim.lr"
+    assert f"Failed: expert=32 k=8: {reason}; expert=64 k=8: {reason}.\n" in f"{text}\n"
+
+
 @pytest.mark.parametrize("aspect", ["data", "validation", "eval_context", "budget", "code"])
 def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None:
     """Of another text, split, evaluation context, budget or code: not ranked, said, and included when asked for."""
