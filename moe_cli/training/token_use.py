@@ -78,9 +78,10 @@ class TokenUse:
         if parallel.size() == 1:
             return
         parts = []
-        for first in range(0, self.vocab_size * self.num_experts, DIRECT):
+        size = self.vocab_size * self.num_experts
+        for first in range(0, size, DIRECT):
             low, high = torch.searchsorted(
-                self.keys, torch.tensor([first, first + DIRECT], dtype=self.keys.dtype)
+                self.keys, torch.tensor([first, min(first + DIRECT, size)], dtype=self.keys.dtype)
             ).tolist()
             table = torch.zeros(DIRECT, dtype=torch.int64)
             table[self.keys[low:high].long() - first] = self.counts[low:high].long()

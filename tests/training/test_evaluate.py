@@ -344,6 +344,18 @@ def test_use_by_tokens_is_that_of_the_whole_table(direct: int, table: list[list[
         assert expected == use.top_tokens(share, 2)
 
 
+@pytest.mark.parametrize("direct", [1, 4, 2**18])
+def test_use_by_tokens_is_summed_over_processes(direct: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the table at a time: two processes that have seen the same have seen twice as much."""
+    by_token = torch.tensor([[0, 3], [1, 0], [0, 0], [2, 7]])
+    use = counted(by_token)
+    monkeypatch.setattr(token_use, "DIRECT", direct)
+    monkeypatch.setattr(token_use.parallel, "size", lambda: 2)
+    monkeypatch.setattr(token_use.parallel, "total", lambda table: 2 * table)
+    use.put_together()
+    assert ([1, 2, 6, 7], [6, 2, 4, 14]) == (use.keys.tolist(), use.counts.tolist())
+
+
 def test_use_by_tokens_is_as_large_as_what_was_seen() -> None:
     """Of 50,257 tokens and 512 experts 1,000 assignments take thousands of bytes, not 206 million."""
     use = TokenUse(50257, 512)
