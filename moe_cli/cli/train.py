@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_cli.cli.options import AsJson, ConfigDir, ForceMemory, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.terminal import end_unread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,7 +127,7 @@ def _read(run: "Run") -> Iterator[None]:
         yield
     except (BrokenPipeError, SystemExit):  # rich exits
         Recorder(run).status(INTERRUPTED, reason="stopped at once: nobody reads its output")
-        raise
+        end_unread(130)
 
 
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:

@@ -164,7 +164,7 @@ def test_a_training_that_nobody_reads_says_why_it_stopped(
         if reader:
             process.stdout.readline()
         process.stdout.close()
-        process.wait()
+        assert 130 == process.wait()
     (run,) = open_runs(tmp_path)
     assert "interrupted" == run.status()["status"]
     assert run.status()["reason"].startswith("stopped at once")
