@@ -119,11 +119,12 @@ def test_outputs_that_cannot_be_made(tmp_path: Path) -> None:
         (TrainingError("the loss is nan."), 1, "error: the loss is nan."),
         (RunBusy("it is being written."), 2, "error: it is being written."),
         (KeyboardInterrupt(), 130, "interrupted."),
+        (OSError(5, "Input/output error", "out.csv"), 1, "error: Input/output error: out.csv"),
         (
             OSError(28, "No space left on device", "out.csv"),
             1,
-            "error: No space left on device: out.csv\nFree space, for example what the trash holds: "
-            "moe runs gc --older-than 0d --yes, then the same command.",
+            "error: No space left on device: out.csv\n"
+            "Free space, for example what the trash holds: moe runs gc --older-than 0d --yes, then the same command.",
         ),
         (OSError("no reason"), 1, "error: no reason"),
     ],
@@ -132,7 +133,7 @@ def test_outputs_that_cannot_be_made(tmp_path: Path) -> None:
 def test_exit_codes(
     error: BaseException, code: int, printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1 the work failed, 2 a wrong request, 130 interrupted: each with a line or two on standard error."""
+    """1 the work failed, 2 a wrong request, 130 interrupted: each with its reason on standard error, a full disk with the way on."""
 
     def fail(*arguments: object) -> None:
         raise error

@@ -44,7 +44,7 @@ def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], mon
     free, gpus = [10**8], [()]
     monkeypatch.setattr("moe_cli.forecast.available_memory_bytes", lambda: free[0])
     monkeypatch.setattr("moe_cli.forecast.visible_gpus", lambda: gpus[0])
-    expected = "note: about 351MB of memory are needed, 100MB are free. Lower train.batch_size, "
+    expected = "note: about 471MB of memory are needed, 100MB are free. Lower train.batch_size, "
     assert moe(*words).stderr.startswith(expected)
     assert moe("train", *settings).stderr.startswith(expected)
     gpus[0] = ("0",)
@@ -62,8 +62,8 @@ def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Pat
     assert max(map(len, screen.getvalue().splitlines())) <= 80 < max(map(len, pipe.getvalue().splitlines()))
     assert screen.getvalue().split() == pipe.getvalue().split()
     memory = next(line for line in pipe.getvalue().splitlines() if line.startswith("  memory"))
-    assert memory.startswith("  memory       about 35")
-    assert memory.endswith("B activations   350MB torch")
+    assert memory.startswith("  memory       about 47")
+    assert memory.endswith("B activations   470MB torch")
 
 
 @pytest.mark.parametrize(

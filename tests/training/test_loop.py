@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, ZBalance
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig
+from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.models.cost import cost, training_steps
 from moe_cli.models.registry import make_model
@@ -312,7 +312,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 
 
 @pytest.mark.parametrize(
-    "optim", [AdamWConfig(lr=1e30), AdamWConfig(lr=1e300), MuonConfig(lr=1e30, adam_lr=1e30, grad_clip=None)]
+    "optim", [AdamWConfig(lr=1e15), SGDConfig(lr=1e15), MuonConfig(lr=1e15, adam_lr=1e15, grad_clip=None)]
 )
 def test_a_rate_far_too_high_is_a_clear_error(text_file: Path, tmp_path: Path, optim: Any) -> None:
     """Training that blows up fails with advice, and leaves no checkpoint or a finite one."""
