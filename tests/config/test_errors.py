@@ -231,10 +231,6 @@ TOGETHER = [
         "optim.warmup=0.5 and optim.decay=0.7 are shares of the budget: together at most 1.",
     ),
     (
-        ["optim.warmup=0.5"],
-        "optim.warmup=0.5 and optim.decay=0.6 are shares of the budget: together at most 1.",
-    ),
-    (
         ["model.num_heads=4", "model.num_kv_heads=3"],
         "model.num_heads=4 cannot share model.num_kv_heads=3 evenly: choose a divisor.",
     ),
