@@ -34,7 +34,7 @@ import yaml
 
 from moe_cli.config.schema import RunConfig, digest_of, from_dict
 from moe_cli.errors import ConfigError, RunBusy, RunNotFound
-from moe_cli.numbers import print_line
+from moe_cli.formatting import print_line
 from moe_cli.reading import note_unreadable, time_in
 from moe_cli.reading import read_json as read_json
 from moe_cli.reading import read_lines as read_lines

@@ -7,7 +7,7 @@ from rich.table import Table
 from moe_cli.bench.layer import Match
 from moe_cli.bench.measure import Spread
 from moe_cli.bench.step import StepMatch
-from moe_cli.numbers import count, plural
+from moe_cli.formatting import count, plural
 
 
 def layer_heading(match: Match) -> list[str]:

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_cli.cli.columns import Column, table_lines
+from moe_cli.formatting import count, duration, percent, printable, score
 from moe_cli.glance import Glance, Watcher, glance
-from moe_cli.measures import target
-from moe_cli.numbers import count, duration, percent, printable, score
+from moe_cli.metrics import target
 from moe_cli.report.stats import Estimate, mean_and_interval
 from moe_cli.store import COMPLETED, FAILED, PRUNED, Run
 

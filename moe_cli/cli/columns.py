@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Span, Text
 
 from moe_cli.cli.terminal import shown
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 
 GAP = "  "
 

@@ -15,9 +15,9 @@ from moe_cli.cli.plot import ascii_only
 from moe_cli.cli.show import Load, load_of, violation
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import show
+from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.glance import Curve, Glance, glance, number, validation_curves
-from moe_cli.measures import eval_windows
-from moe_cli.numbers import BARS, DIGITS, bars, count, percent, printable
+from moe_cli.metrics import eval_windows
 from moe_cli.store import Run
 
 PLOT_HEIGHT = 12

@@ -46,7 +46,7 @@ def evaluate(
 
     from moe_cli.cli.columns import print_lines, table_lines
     from moe_cli.cli.console import Terminal
-    from moe_cli.measures import sees_later_tokens, target
+    from moe_cli.metrics import sees_later_tokens, target
     from moe_cli.run import restore
 
     trained = restore(found, folder, checkpoint, SPLITS[split])
@@ -169,8 +169,8 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
 
 def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
     from moe_cli.cli.columns import Column
-    from moe_cli.measures import MEASURES
-    from moe_cli.numbers import known, percent
+    from moe_cli.formatting import known, percent
+    from moe_cli.metrics import MEASURES
 
     def share(name: str, signed: bool = False) -> list[str]:
         return ["-" if row[name] is None else percent(row[name], signed) for row in rows]

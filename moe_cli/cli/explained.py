@@ -12,8 +12,8 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from moe_cli.config.routers import null_experts
-from moe_cli.measures import ROUTING
-from moe_cli.numbers import percent, plural, printable
+from moe_cli.formatting import percent, plural, printable
+from moe_cli.metrics import ROUTING
 from moe_cli.report.heat import ASCII_SHADES, SHADES, heat_map
 from moe_cli.report.scaling.lines import prose, table
 

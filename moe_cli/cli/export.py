@@ -8,7 +8,7 @@ import typer
 
 from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 
 if TYPE_CHECKING:
     import pandas as pd

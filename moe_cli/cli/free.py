@@ -9,7 +9,7 @@ from moe_cli.cli.columns import Column, print_lines, table_lines
 from moe_cli.cli.console import Terminal
 from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.numbers import age, count
+from moe_cli.formatting import age, count
 from moe_cli.trash import DAY, Removed, Waste, free, size_of
 
 KINDS = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.terminal import echo, echo_data
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 
 if TYPE_CHECKING:
     pass

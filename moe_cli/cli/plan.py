@@ -100,7 +100,7 @@ def _priced(
 
 def _print(content: dict[str, Any]) -> None:
     from moe_cli.cli.console import Terminal
-    from moe_cli.numbers import count, percent
+    from moe_cli.formatting import count, percent
 
     console = Terminal()
     shape = "dense" if content["expert"] == 1 else f"{content['expert']}x{content['k']}"
@@ -128,7 +128,7 @@ def _print(content: dict[str, Any]) -> None:
 
 
 def _time(content: dict[str, Any]) -> str:
-    from moe_cli.numbers import count, duration, percent
+    from moe_cli.formatting import count, duration, percent
 
     device = content["device"]
     rate = f"{count(content['tokens_per_second'])} tokens/s on {content['gpus']} x {device['name']}"
@@ -145,7 +145,7 @@ def _days(seconds: float, duration: Any) -> str:
 def _table(content: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from moe_cli.numbers import count
+    from moe_cli.formatting import count
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2), header_style="dim")
     table.add_column("launch", no_wrap=True)

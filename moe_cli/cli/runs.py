@@ -32,8 +32,8 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
+    from moe_cli.formatting import plural
     from moe_cli.glance import find_runs, glances
-    from moe_cli.numbers import plural
     from moe_cli.store import outputs_folder
 
     wanted = _statuses(status)
@@ -77,7 +77,7 @@ def _print_list(shown: "list[Glance]") -> None:
 
     from moe_cli.cli.columns import Column, print_lines, table_lines
     from moe_cli.cli.console import Terminal
-    from moe_cli.numbers import age, count, percent
+    from moe_cli.formatting import age, count, percent
 
     styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
     now, console = time.time(), Terminal()
@@ -247,7 +247,7 @@ def _ask(question: str, names: list[str]) -> None:
 
 
 def _say(text: str) -> None:
-    from moe_cli.numbers import printable
+    from moe_cli.formatting import printable
 
     echo(printable(text))
 

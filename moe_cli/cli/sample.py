@@ -9,7 +9,7 @@ import typer
 from moe_cli.cli.options import Checkpoint, Outputs, RunName
 from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
-from moe_cli.numbers import plural
+from moe_cli.formatting import plural
 
 if TYPE_CHECKING:
     from moe_cli.store import Run

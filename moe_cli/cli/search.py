@@ -44,7 +44,7 @@ def print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder:
 
 def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
     """What is searched and what it will take, so many `jobs` at a time if that is known: lines, each with its style."""
-    from moe_cli.numbers import duration, plural
+    from moe_cli.formatting import duration, plural
     from moe_cli.report.searched import load_study
     from moe_cli.sweeps.search import check_asked, counted
     from moe_cli.sweeps.space import HIGHER, written
@@ -84,7 +84,7 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
 
 def notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
     """What should be known before it starts."""
-    from moe_cli.numbers import plural
+    from moe_cli.formatting import plural
 
     notes = list(ahead.notes)
     if plan.size is not None and plan.size <= plan.trials:
@@ -98,7 +98,7 @@ def notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
 
 def write_result(name: str, value: float) -> str:
     """A result as it is read."""
-    from moe_cli.numbers import count
+    from moe_cli.formatting import count
 
     return f"{value:z.3f}" if abs(value) < 100 else count(value)
 
@@ -152,7 +152,7 @@ class SearchDisplay:
         from rich.table import Table
         from rich.text import Text
 
-        from moe_cli.numbers import duration
+        from moe_cli.formatting import duration
 
         trials = self.feed.trials()
         done, wanted = sum(trial.state.is_finished() for trial in trials), self.feed.plan.trials
@@ -197,7 +197,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     """What was found; gives whether all trials are done and one of them has a result. Single trials may fail."""
     from rich.markup import escape
 
-    from moe_cli.numbers import plural
+    from moe_cli.formatting import plural
     from moe_cli.report.searched import FEWEST, importance_lines, importances
 
     def say(text: str) -> None:
@@ -233,7 +233,7 @@ def _best(feed: "SearchFeed") -> list[str]:
 
 def _front(feed: "SearchFeed") -> list[str]:
     """The trials of which none is better in everything, as an aligned table, and the words of each."""
-    from moe_cli.numbers import plural
+    from moe_cli.formatting import plural
 
     plan, trials = feed.plan, feed.best()
     rows = [list(plan.objectives), *([write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)]

@@ -10,9 +10,9 @@ from moe_cli.cli.columns import print_lines
 from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal
 from moe_cli.config.parse import show
+from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.glance import Glance, glance, number, validation_curve
-from moe_cli.measures import references, target, written
-from moe_cli.numbers import age, bars, count, duration, percent, plural, printable, sparkline
+from moe_cli.metrics import references, target, written
 from moe_cli.store import COMPLETED, Run
 from moe_cli.trash import size_of
 

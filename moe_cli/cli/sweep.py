@@ -138,7 +138,7 @@ def _check_search(is_search: bool, force: bool, rerun_on: str | None) -> None:
 
 def _seconds(text: str | None) -> float | None:
     from moe_cli.errors import ConfigError
-    from moe_cli.numbers import parse_duration
+    from moe_cli.formatting import parse_duration
 
     seconds = parse_duration(text) if text is not None else None
     if text is not None and seconds is None:

@@ -75,7 +75,7 @@ def print_head(console: "Console", ahead: Ahead) -> None:
 
 def head(ahead: Ahead) -> list[tuple[str, str]]:
     """Lines, each with its style."""
-    from moe_cli.numbers import plural
+    from moe_cli.formatting import plural
     from moe_cli.store import COMPLETED, FAILED, PRUNED
 
     planned, counted, to_go = ahead.planned, Counter(ahead.status), ahead.to_go
@@ -95,8 +95,8 @@ def head(ahead: Ahead) -> list[tuple[str, str]]:
 
 def remarks(ahead: Ahead) -> list[tuple[str, str]]:
     """What was left out or set aside, and what asks for a look: lines, each with its style."""
-    from moe_cli.measures import unequal_flops
-    from moe_cli.numbers import plural
+    from moe_cli.formatting import plural
+    from moe_cli.metrics import unequal_flops
 
     planned, to_go = ahead.planned, ahead.to_go
     lines = [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in planned.left_out]
@@ -121,7 +121,7 @@ def remarks(ahead: Ahead) -> list[tuple[str, str]]:
 
 
 def _expected(ahead: Ahead) -> str:
-    from moe_cli.numbers import duration, plural
+    from moe_cli.formatting import duration, plural
 
     seconds, workers, name = sum(plan.seconds for plan in ahead.to_go), ahead.at_once, ahead.executor.name
     if workers is None:
@@ -132,8 +132,8 @@ def _expected(ahead: Ahead) -> str:
 
 def _crowd(ahead: Ahead) -> str:
     """More threads at a time than cores; or on a cluster another number of them than cores reserved for a run."""
+    from moe_cli.formatting import plural
     from moe_cli.machine import count_cores
-    from moe_cli.numbers import plural
 
     threads, executor = max((plan.threads for plan in ahead.plans), default=1), ahead.executor
     if executor.name == "local":
@@ -151,8 +151,8 @@ def _crowd(ahead: Ahead) -> str:
 def _too_large(plans: "Sequence[Plan]") -> str:
     """Which runs are not expected to find the memory they take: they start all the same, each alone."""
     from moe_cli.forecast import memory_bytes
+    from moe_cli.formatting import count
     from moe_cli.machine import available_memory_bytes
-    from moe_cli.numbers import count
 
     available = available_memory_bytes()
     needs = [memory_bytes(plan.cost) for plan in plans]
@@ -173,7 +173,7 @@ def print_points(console: "Console", ahead: Ahead) -> None:
 
 def point_lines(ahead: Ahead, width: int | None) -> list[str]:
     """An aligned table; with a width, names that have no room go on in the lines below."""
-    from moe_cli.numbers import plural
+    from moe_cli.formatting import plural
 
     names = ["point", *(point.label for point in ahead.planned.points)]
     rows = [HEADINGS, *(_cells(plan, status) for plan, status in zip(ahead.plans, ahead.status, strict=True))]
@@ -204,14 +204,14 @@ def _folded(text: str, room: int, indent: str = " ") -> list[str]:
 
 
 def _cells(plan: "Plan", status: str) -> tuple[str, ...]:
-    from moe_cli.numbers import count
+    from moe_cli.formatting import count
 
     return (count(plan.cost.num_params), count(plan.cost.num_active_params), *_sums([plan])[2:5], status)
 
 
 def _sums(plans: "Sequence[Plan]") -> tuple[str, ...]:
     """Tokens, FLOPs and time; a run whose budget is a time has neither of the first two."""
-    from moe_cli.numbers import count, duration
+    from moe_cli.formatting import count, duration
 
     known = [(plan.tokens, plan.cost.flops_per_token) for plan in plans if plan.tokens is not None]
     tokens = count(sum(tokens for tokens, _ in known)) if known else "-"

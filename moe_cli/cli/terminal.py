@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
-from moe_cli.numbers import BARS
+from moe_cli.formatting import BARS
 
 _SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─│┤┼┬┴├•", ".-||+--|*", strict=True))}
 

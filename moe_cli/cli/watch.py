@@ -10,9 +10,9 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from moe_cli.cli.board import Board, Standing, bar_line, ended_line, reason_of
+from moe_cli.formatting import count, duration, percent, plural, printable, sparkline
 from moe_cli.glance import Glance, Watcher, find_folder, newest_group, validation_curve
 from moe_cli.marks import is_at_work
-from moe_cli.numbers import count, duration, percent, plural, printable, sparkline
 from moe_cli.store import (
     COMPLETED,
     FAILED,

@@ -12,8 +12,8 @@ from typing import Any
 from moe_cli.config.loggers import loggers_of
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import print_line
 from moe_cli.loggers.logger import About, Logger, Past, last_steps, step_of
-from moe_cli.numbers import print_line
 from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, Recorder, Run
 
 # Each in the module of its name, which needs the library of that name.

@@ -12,7 +12,7 @@ from typing import Any
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
-from moe_cli.measures import eval_windows
+from moe_cli.metrics import eval_windows
 from moe_cli.report.fold import Row
 from moe_cli.store import Run
 

@@ -9,7 +9,7 @@ from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.parse import did_you_mean, show
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 from moe_cli.report.fold import (
     DENSE,
     Row,

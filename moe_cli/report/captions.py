@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.text import Text
 
 from moe_cli.config.tasks import CAUSAL_MODELS
-from moe_cli.measures import eval_windows, references, sees_later_tokens, target_of, unequal_flops
-from moe_cli.numbers import count, plural, printable
+from moe_cli.formatting import count, plural, printable
+from moe_cli.metrics import eval_windows, references, sees_later_tokens, target_of, unequal_flops
 from moe_cli.report.alike import code_versions
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import shorten

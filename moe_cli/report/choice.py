@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe_cli.numbers import percent, printable
+from moe_cli.formatting import percent, printable
 from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, score
 from moe_cli.report.pairs import decided_pairs
 from moe_cli.report.pareto import tolerance

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import printable
 from moe_cli.glance import ESTIMATES
-from moe_cli.numbers import printable
 from moe_cli.report.columns import never_leave, shorten
 from moe_cli.report.fold import Row, comparable, front_of
 from moe_cli.report.page.content import label_of

@@ -12,7 +12,7 @@ from moe_cli.config.expressions import Expression, all_hold
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.resolve import SPARSE_ONLY, concerns
 from moe_cli.config.schema import EXECUTION_KEYS
-from moe_cli.measures import eval_windows
+from moe_cli.metrics import eval_windows
 from moe_cli.report.frame import CORPUS, IDENTITY, SETTINGS, UNITS, plain, text_series
 from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.pareto import as_cost, on_front, tolerance

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.numbers import percent, plural, printable, sparkline
+from moe_cli.formatting import percent, plural, printable, sparkline
 from moe_cli.report.health import Health, LayerHealth, TopToken
 from moe_cli.report.scaling.lines import prose, table
 

@@ -2,7 +2,7 @@
 
 import re
 
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 from moe_cli.report.captions import below, differences
 from moe_cli.report.columns import PLUS_MINUS, Column
 from moe_cli.report.tables import columns_within

@@ -1,6 +1,6 @@
 """A recommendation in a few lines that can be pasted into a memo."""
 
-from moe_cli.numbers import duration, percent, plural, printable
+from moe_cli.formatting import duration, percent, plural, printable
 from moe_cli.report.alike import EVAL_CONTEXT
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.choice import Comparison

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.measures import EQUAL
+from moe_cli.metrics import EQUAL
 
 # Clock and allocator differ by 10 % between equal runs, and FLOPs are matched to EQUAL: within these factors values count
 # as equal. Everything else is compared exactly.

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from moe_cli.config.parse import show
 from moe_cli.errors import ConfigError
-from moe_cli.numbers import count, printable
+from moe_cli.formatting import count, printable
 from moe_cli.report.columns import column_named
 from moe_cli.report.fold import TOP_LEVEL, Row, applies
 from moe_cli.report.view import View

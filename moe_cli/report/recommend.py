@@ -11,9 +11,9 @@ import pandas as pd
 
 from moe_cli.config.parse import show
 from moe_cli.errors import MoeError
+from moe_cli.formatting import count, plural, printable
 from moe_cli.glance import validation_curve
-from moe_cli.measures import EQUAL, target_of
-from moe_cli.numbers import count, plural, printable
+from moe_cli.metrics import EQUAL, target_of
 from moe_cli.report.alike import CODE, check_across, same_kind, sort_out
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.choice import (

@@ -9,7 +9,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from moe_cli.numbers import BARS, DIGITS
+from moe_cli.formatting import BARS, DIGITS
 from moe_cli.report.captions import above, below, left_out
 from moe_cli.report.columns import CURVE, CURVE_WIDTH, FIRST_TO_LEAVE, PLUS_MINUS, Column, curve_column, never_leave
 from moe_cli.report.fold import PLAIN_KEYS, Row, rows_of

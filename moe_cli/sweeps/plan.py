@@ -20,7 +20,7 @@ from moe_cli.config.sweepfile import SMALLEST, Block, Dimension, Partial, SweepF
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.forecast import pin_upcycle
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 from moe_cli.report.sweeprecord import record_command
 from moe_cli.store import Run, open_or_create_run, sweep_folder
 from moe_cli.writing import make_folder

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any
 
 from moe_cli.errors import DataError, UnsafePath
-from moe_cli.numbers import print_line
+from moe_cli.formatting import print_line
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.records import read_sealed, sealed
 from moe_cli.writing import new_folder, rename, write_text

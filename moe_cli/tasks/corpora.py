@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, TextsData, TokenData
 from moe_cli.errors import DataError
-from moe_cli.numbers import count, plural
+from moe_cli.formatting import count, plural
 from moe_cli.tasks.build import build
 from moe_cli.tasks.built import OF_ALL_DATA, built, just_built
 from moe_cli.tasks.files import Texts, list_texts, source

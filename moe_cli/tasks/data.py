@@ -7,7 +7,7 @@ from typing import Any
 from moe_cli.config.data import CorpusConfig, DataConfig, ImageData, RatingData
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import DataError
-from moe_cli.numbers import percent
+from moe_cli.formatting import percent
 from moe_cli.tasks.corpora import FORESEEN, Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.images import Images, describe_images, load_images
 from moe_cli.tasks.ratings import Ratings, describe_ratings, load_ratings

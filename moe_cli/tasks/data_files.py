@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from moe_cli.errors import DataError
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 from moe_cli.outputs import MARKER, is_outputs, is_run_folder
 from moe_cli.reading import Unreadable, kind_of, open_regular
 

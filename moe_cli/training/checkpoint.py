@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
+from moe_cli.formatting import is_utf8, print_line
 from moe_cli.moe import parallel
-from moe_cli.numbers import is_utf8, print_line
 from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.store import Run, write_json
 from moe_cli.training.distributed import Parallel

@@ -4,7 +4,7 @@ import pytest
 
 from moe_cli.cli.columns import Column, table_lines
 from moe_cli.cli.curves import plot
-from moe_cli.numbers import sparkline
+from moe_cli.formatting import sparkline
 
 TABLE = [
     Column("name", ["a", "bb-long-name"], left=True, shrinks=4),

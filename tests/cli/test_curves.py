@@ -15,7 +15,7 @@ from moe_cli.cli.show import print_run, run_record
 from moe_cli.cli.watch import run_panel
 from moe_cli.config.data import TokenData
 from moe_cli.glance import Curve, glance, validation_curve, validation_curves
-from moe_cli.measures import TARGETS, target
+from moe_cli.metrics import TARGETS, target
 from moe_cli.report.columns import curve_column
 from moe_cli.report.fold import fold, rows_of
 from moe_cli.report.frame import load_runs

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.cli.curves import plot
 from moe_cli.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_bytes
-from moe_cli.measures import MEASURES
-from moe_cli.numbers import known, plural
+from moe_cli.formatting import known, plural
+from moe_cli.metrics import MEASURES
 from moe_cli.report.plot import Chart, Point, Series, chart_lines
 from moe_cli.store import open_runs
 from moe_cli.sweeps.plan import check_folder

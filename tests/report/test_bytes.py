@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from moe_cli import load_curves, load_runs
 from moe_cli.cli.app import app
-from moe_cli.numbers import as_utf8, is_utf8
+from moe_cli.formatting import as_utf8, is_utf8
 from moe_cli.store import FAILED, Recorder
 from tests.report.folders import complete, stopped
 

@@ -11,7 +11,7 @@ import pytest
 from moe_cli import load_runs
 from moe_cli.config.load import load_config
 from moe_cli.errors import ConfigError
-from moe_cli.numbers import count, percent, printable
+from moe_cli.formatting import count, percent, printable
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import make_columns, shorten
 from moe_cli.report.fold import PLAIN_KEYS, fold, rows_of, settings_of, shared_with_dense

@@ -15,7 +15,7 @@ from hashlib import sha256
 from importlib.resources import files
 from json import dumps
 
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 from moe_cli.report.page.content import Source, page_content
 from moe_cli.report.page.sections import Section
 from moe_cli.report.tables import table_lines

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_cli.errors import MoeError
-from moe_cli.numbers import count, printable
+from moe_cli.formatting import count, printable
 from moe_cli.report.memo import memo
 from moe_cli.report.page.sections import RING, Chart, Line, Section
 from moe_cli.report.recommend import recommend

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.parse import show
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 from moe_cli.report.captions import above, below
 from moe_cli.report.columns import Column, never_leave, shorten
 from moe_cli.report.fold import TOP_LEVEL, Row, applies, comparable, fold, front_of, rows_of, settings_of

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_cli.numbers import plural, printable
+from moe_cli.formatting import plural, printable
 from moe_cli.report.fold import Row
 from moe_cli.report.health import LayerHealth, health
 from moe_cli.report.heat import spelled

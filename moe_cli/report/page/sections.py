@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 from moe_cli.report.page.thin import rounded
 
 POINT, RING = "point", "ring"

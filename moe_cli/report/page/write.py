@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.numbers import printable
+from moe_cli.formatting import printable
 from moe_cli.report.page import GENERATOR
 from moe_cli.writing import is_inside_outputs, write_bytes
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from moe_cli.numbers import count, percent, printable
+from moe_cli.formatting import count, percent, printable
 from moe_cli.report.scaling.answers import MOST, DenseEquivalent, IsoFlop, Prediction, Validation
 from moe_cli.report.scaling.fit import Fit
 from moe_cli.report.scaling.study import Study

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import HELD_OUT
 from moe_cli.errors import ConfigError
-from moe_cli.measures import eval_windows
+from moe_cli.metrics import eval_windows
 from moe_cli.report.frame import plain
 from moe_cli.store import COMPLETED
 
@@ -124,7 +124,7 @@ def _usable(run: Mapping[str, Any]) -> bool:
 def _label(run: Mapping[str, Any], names: list[str]) -> str:
     """What the law sees of a configuration, and what else tells it apart: expert=16 k=2, 1.05M active, 2.46M tokens."""
     from moe_cli.config.parse import show
-    from moe_cli.numbers import count
+    from moe_cli.formatting import count
     from moe_cli.report.fold import applies
 
     seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import pandas as pd
 
 from moe_cli.errors import ConfigError
-from moe_cli.numbers import percent
+from moe_cli.formatting import percent
 from moe_cli.report.scaling.answers import dense_equivalents
 from moe_cli.report.scaling.fit import fit
 from moe_cli.report.scaling.points import make_points

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_cli.numbers import count, percent
+from moe_cli.formatting import count, percent
 
 
 @dataclass(frozen=True)

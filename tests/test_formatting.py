@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_cli.numbers import bars, count, duration, parse_duration, percent, plural
+from moe_cli.formatting import bars, count, duration, parse_duration, percent, plural
 
 
 def test_one_has_no_s() -> None:
