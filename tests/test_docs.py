@@ -16,7 +16,6 @@ from tests.cli.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DESCRIPTION_COLUMN = 31  # of the layout tree
 # Processes that each import torch anew, or a logger's library: of the slow tests.
 STARTS_PROCESSES = ("launch.procs", "mlflow")
 BENCH = ("--tokens=16", "--d-model=16", "--d-expert=8")  # a later option holds
@@ -108,24 +107,6 @@ def test_links_and_pictures_exist() -> None:
             assert target[1:] in headings, target
         elif not target.startswith("http"):
             assert (ROOT / target).exists(), target
-
-
-def test_layout_tree_is_true() -> None:
-    """Every file of the package stands in the README's tree, and the tree names no other."""
-    tree = re.search(r"```text\nmoe_cli/\n(.*?)```", README, flags=re.S)
-    assert tree
-    folders: list[str] = []
-    named = set()
-    for line in tree[1].splitlines():
-        depth = re.search(r"[├└]", line).start() // 4  # type: ignore[union-attr]
-        del folders[depth:]
-        for name in re.findall(r"[\w.]+/?", line[:DESCRIPTION_COLUMN]):
-            if name.endswith("/"):
-                folders.append(name)
-            else:
-                named.add("".join(folders) + name)
-    real = {path.relative_to(ROOT / "moe_cli").as_posix() for path in (ROOT / "moe_cli").rglob("*.py")}
-    assert {path for path in real if not path.endswith("__init__.py") or "/" not in path} == named
 
 
 def test_every_choice_is_documented() -> None:
