@@ -22,6 +22,7 @@ from moe_cli.config.executors import split_executor
 from moe_cli.config.load import load_config
 from moe_cli.config.ranges import above, between
 from moe_cli.errors import ConfigError, DiskFull, MoeError, RunBusy, TrainingError
+from moe_cli.files.writing import append
 from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle
 from moe_cli.machine import check_devices, visible_gpus
 from moe_cli.run import FULL, PARENT, STOPPED
@@ -30,7 +31,6 @@ from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Rules, explain
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
 from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_words
-from moe_cli.writing import append
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,6 +16,7 @@ from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, SpanCorruption
 from moe_cli.errors import ConfigError, Unwritable
+from moe_cli.files.writing import scratch_folder
 from moe_cli.formatting import count
 from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import available_memory_bytes, crowding, pick_threads, total_memory_bytes, visible_gpus
@@ -26,7 +27,6 @@ from moe_cli.tasks.data import Data, load_data
 from moe_cli.tasks.images import Images
 from moe_cli.tasks.ratings import Ratings
 from moe_cli.tasks.subwords import hash_of
-from moe_cli.writing import scratch_folder
 
 # What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
 # of its speed; Muon's, of which many are done at once and in bfloat16, all of it.

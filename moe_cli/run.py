@@ -21,6 +21,7 @@ from typing import Any
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
+from moe_cli.files.writing import delete, guard, is_full, write_text
 from moe_cli.forecast import check_upcycle, compiles, corpus_of, corpus_to_read, has_compiler, vocab_of
 from moe_cli.formatting import print_line
 from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
@@ -40,7 +41,6 @@ from moe_cli.store import (
 )
 from moe_cli.tasks.data import Data, judged_by_test, other_reading
 from moe_cli.training.signals import follow
-from moe_cli.writing import delete, guard, is_full, write_text
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 DONE, WRONG, BUSY, FULL, STOPPED = 0, 1, 4, 5, 130

@@ -34,12 +34,11 @@ import yaml
 
 from moe_cli.config.schema import RunConfig, digest_of, from_dict
 from moe_cli.errors import ConfigError, RunBusy, RunNotFound
-from moe_cli.formatting import print_line
-from moe_cli.reading import note_unreadable, time_in
-from moe_cli.reading import read_json as read_json
-from moe_cli.reading import read_lines as read_lines
-from moe_cli.records import Mark, damage, mark, read_sealed, sealed
-from moe_cli.writing import (
+from moe_cli.files.checksums import Mark, damage, mark, read_sealed, sealed
+from moe_cli.files.reading import note_unreadable, time_in
+from moe_cli.files.reading import read_json as read_json
+from moe_cli.files.reading import read_lines as read_lines
+from moe_cli.files.writing import (
     TEMPORARY,
     append,
     delete_abandoned,
@@ -52,6 +51,7 @@ from moe_cli.writing import (
     rename,
     write_text,
 )
+from moe_cli.formatting import print_line
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped for good, because others do better

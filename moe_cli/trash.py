@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
+from moe_cli.files.reading import is_path, time_in
+from moe_cli.files.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
 from moe_cli.marks import is_at_work
-from moe_cli.reading import is_path, time_in
 from moe_cli.store import (
     COMPLETED,
     MAKING,
@@ -29,7 +30,6 @@ from moe_cli.store import (
     write_json,
 )
 from moe_cli.tasks.built import MAX_META_BYTES
-from moe_cli.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.

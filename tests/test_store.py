@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
+from moe_cli.files.writing import make_folder
 from moe_cli.store import (
     Recorder,
     Run,
@@ -38,7 +39,6 @@ from moe_cli.store import (
     read_json,
     write_json,
 )
-from moe_cli.writing import make_folder
 from tests.tiny import tiny_config
 
 TEXT = Path("/text.txt")

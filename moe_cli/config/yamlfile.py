@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from moe_cli.errors import ConfigError
-from moe_cli.reading import Unreadable, read_bytes
+from moe_cli.files.reading import Unreadable, read_bytes
 
 MOST_BYTES, MOST_VALUES, MOST_DIGITS, DEEPEST = 2**20, 50_000, 400, 50
 _NUMBER = re.compile(r"[-+]?\.?[0-9][0-9a-fA-FxXoO_:.+-]*|true|false|yes|no|on|off|[-+]?\.(inf|nan)", re.IGNORECASE)

@@ -21,9 +21,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from moe_cli.config.parse import show
+from moe_cli.files.writing import edit, hold
 from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
 from moe_cli.store import COMPLETED, FAILED
-from moe_cli.writing import edit, hold
 
 SECONDS = 1.0  # between two messages: each takes some milliseconds
 MOST_POINTS, MOST_PARAMS = 1000, 100  # in a message

@@ -14,9 +14,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from moe_cli.files.writing import make_folder
 from moe_cli.loggers.logger import About, Past, numbers, results, step_of
 from moe_cli.store import COMPLETED
-from moe_cli.writing import make_folder
 
 
 class TensorBoardLogger:

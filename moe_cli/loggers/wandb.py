@@ -10,9 +10,9 @@ from typing import Any
 
 import wandb
 
+from moe_cli.files.writing import make_folder
 from moe_cli.loggers.logger import OnceLogger, results
 from moe_cli.store import COMPLETED
-from moe_cli.writing import make_folder
 
 
 class WandbLogger(OnceLogger):

@@ -12,10 +12,10 @@ import pandas as pd
 
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
+from moe_cli.files.checksums import read_sealed
 from moe_cli.formatting import as_utf8, is_utf8
 from moe_cli.glance import find_folder
 from moe_cli.marks import tags_in
-from moe_cli.records import read_sealed
 from moe_cli.report.index import (
     FEWEST,
     FILES,

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.reading import Unreadable, open_regular
-from moe_cli.writing import append, edit, hold
+from moe_cli.files.reading import Unreadable, open_regular
+from moe_cli.files.writing import append, edit, hold
 
 if TYPE_CHECKING:
     from optuna import Study

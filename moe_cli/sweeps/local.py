@@ -12,12 +12,12 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import MoeError
+from moe_cli.files.writing import append
 from moe_cli.forecast import Plan, compiles, memory_bytes, memory_of
 from moe_cli.machine import available_memory_bytes, count_cores, resident_bytes, visible_gpus
 from moe_cli.run import PARENT
 from moe_cli.store import Run
 from moe_cli.sweeps.warm import Fork, Nest
-from moe_cli.writing import append
 
 
 def default_workers(plans: Sequence[Plan]) -> int:

@@ -20,6 +20,7 @@ from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.searchblock import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
+from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder
 from moe_cli.forecast import pin_upcycle
 from moe_cli.report.searched import STUDY, import_optuna, open_journal
 from moe_cli.report.sweeprecord import record_command
@@ -36,7 +37,6 @@ from moe_cli.store import (
 )
 from moe_cli.sweeps.pruning import Watch, make_pruner
 from moe_cli.sweeps.space import HIGHER, SearchPlan, is_whole
-from moe_cli.writing import delete, delete_abandoned, delete_empty, hold, make_folder
 
 if TYPE_CHECKING:
     from optuna import Study

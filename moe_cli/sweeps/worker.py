@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moe_cli import run as runs
+from moe_cli.files.writing import append
 from moe_cli.launch import leave
 from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.training.signals import follow
-from moe_cli.writing import append
 
 # What a run imports; torch's optimizers bring its compiler along at their first step.
 IMPORTED = ("torch._dynamo", "moe_cli.models.registry", "moe_cli.tasks.registry", "moe_cli.moe.dispatch",

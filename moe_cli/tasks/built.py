@@ -15,10 +15,10 @@ from types import UnionType
 from typing import Any
 
 from moe_cli.errors import DataError, UnsafePath
+from moe_cli.files.checksums import read_sealed, sealed
+from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
+from moe_cli.files.writing import new_folder, rename, write_text
 from moe_cli.formatting import print_line
-from moe_cli.reading import Unreadable, open_regular, parse_object, read_bytes
-from moe_cli.records import read_sealed, sealed
-from moe_cli.writing import new_folder, rename, write_text
 
 META = "meta.json"
 Types = type | UnionType

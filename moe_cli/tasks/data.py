@@ -7,13 +7,13 @@ from typing import Any
 from moe_cli.config.data import CorpusConfig, DataConfig, ImageData, RatingData
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import DataError
+from moe_cli.files.writing import guard
 from moe_cli.formatting import percent
 from moe_cli.tasks.corpora import FORESEEN, Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.images import Images, describe_images, load_images
 from moe_cli.tasks.ratings import Ratings, describe_ratings, load_ratings
 from moe_cli.tasks.splits import SPLITS
 from moe_cli.tasks.windows import document_windows
-from moe_cli.writing import guard
 
 Data = Corpus | Images | Ratings
 # How much each split holds, by their names in what is known of the data.

@@ -8,7 +8,7 @@ The rule, for text, images, tokens, ratings and tokenizers alike:
 - A folder is entered once and a file counted once, whatever links and hard links lead to it (by device and inode). Of
   several names of a folder one without links counts; of several names of a file the first in order, one with an ending
   before one without. A link to a folder around the data path is not entered.
-- Outputs of moe are no data: the outputs folder of this run, and every folder that `moe_cli.outputs` recognises.
+- Outputs of moe are no data: the outputs folder of this run, and every folder that `moe_cli.files.marker` recognises.
 - `data.exclude` leaves out what its patterns match: a name at any depth, or with a slash a path below the data path.
 - Only regular files are read, of any size. A pipe, socket or device is refused before it is opened.
 
@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import IO
 
 from moe_cli.errors import DataError
+from moe_cli.files.marker import MARKER, is_outputs, is_run_folder
+from moe_cli.files.reading import Unreadable, kind_of, open_regular
 from moe_cli.formatting import printable
-from moe_cli.outputs import MARKER, is_outputs, is_run_folder
-from moe_cli.reading import Unreadable, kind_of, open_regular
 
 # Why something is left out.
 EXCLUDED = "by data.exclude"

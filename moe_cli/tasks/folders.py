@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moe_cli.errors import Unwritable
+from moe_cli.files.writing import delete_abandoned, ensure_folder, new_folder, rename, way_on
 from moe_cli.tasks.built import BUILDING, META, write_checksums
-from moe_cli.writing import delete_abandoned, ensure_folder, new_folder, rename, way_on
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.errors import DataError
-from moe_cli.reading import Unreadable, parse_json
+from moe_cli.files.reading import Unreadable, parse_json
 from moe_cli.tasks.data_files import open_file
 from moe_cli.tasks.tokenizer_check import hazard, quiet
 

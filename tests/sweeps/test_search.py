@@ -14,6 +14,7 @@ from moe_cli.config.load import Composer, load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
+from moe_cli.files.writing import make_folder
 from moe_cli.report.searched import JOURNAL, STUDY, open_journal
 from moe_cli.store import Run, lock, read_json, write_json
 from moe_cli.sweeps import driver
@@ -21,7 +22,6 @@ from moe_cli.sweeps.driver import Progress, drive
 from moe_cli.sweeps.preview import preview
 from moe_cli.sweeps.search import LOST, SearchFeed, counted, open_study, pareto_front
 from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_search
-from moe_cli.writing import make_folder
 from tests.sweeps.fake import FakePool, Results
 
 LR = "optim.lr=tag(log,interval(0.001,0.1))"

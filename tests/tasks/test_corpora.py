@@ -12,10 +12,10 @@ import pytest
 
 from moe_cli.config.data import PythonData, TextData
 from moe_cli.errors import DataError
+from moe_cli.files.writing import rename
 from moe_cli.tasks import build, corpora, folders
 from moe_cli.tasks.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.tasks.data import judged_by_test
-from moe_cli.writing import rename
 from tests.tiny import words
 
 

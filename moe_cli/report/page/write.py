@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from moe_cli.errors import ConfigError, MoeError
+from moe_cli.files.writing import is_inside_outputs, write_bytes
 from moe_cli.formatting import printable
 from moe_cli.report.page import GENERATOR
-from moe_cli.writing import is_inside_outputs, write_bytes
 
 # The name of the program stands near the beginning of a page.
 HEAD_BYTES = 4096

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_cli.reading import Name, Unreadable, note_unreadable, open_regular, read_json, read_lines
+from moe_cli.files.reading import Name, Unreadable, note_unreadable, open_regular, read_json, read_lines
 
 CHECKSUM = "checksum"
 _CHUNK_BYTES = 2**20

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moe_cli.errors import MoeError, UnsafePath
-from moe_cli.outputs import MARKER
+from moe_cli.files.marker import MARKER
 
 # The deepest folder that is written in, counted from the outputs folder: SWEEP/RUN/checkpoints/step_00000001.
 DEPTH = 4

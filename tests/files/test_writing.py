@@ -14,13 +14,7 @@ from typer.testing import CliRunner
 from moe_cli import store
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError, UnsafePath
-from moe_cli.forecast import corpus_of
-from moe_cli.marks import at_work
-from moe_cli.report.page.write import write_file
-from moe_cli.store import create_run, is_locked, lock, open_runs, write_json
-from moe_cli.sweeps.driver import Listed, drive
-from moe_cli.trash import find_waste, free, remove, removed_runs, restore
-from moe_cli.writing import (
+from moe_cli.files.writing import (
     abandoned,
     adopt,
     append,
@@ -39,6 +33,12 @@ from moe_cli.writing import (
     write_bytes,
     write_text,
 )
+from moe_cli.forecast import corpus_of
+from moe_cli.marks import at_work
+from moe_cli.report.page.write import write_file
+from moe_cli.store import create_run, is_locked, lock, open_runs, write_json
+from moe_cli.sweeps.driver import Listed, drive
+from moe_cli.trash import find_waste, free, remove, removed_runs, restore
 from tests.report.folders import complete, configure
 from tests.sweeps.fake import FakePool
 from tests.tiny import TINY, finish, tiny_config
