@@ -15,13 +15,13 @@ from moe_cli.config.parse import show
 from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, SpanCorruption
+from moe_cli.costs.model import Cost, cost, training_steps
 from moe_cli.errors import ConfigError, Unwritable
 from moe_cli.files.writing import scratch_folder
 from moe_cli.formatting import count
 from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import available_memory_bytes, crowding, pick_threads, total_memory_bytes, visible_gpus
 from moe_cli.marks import fix_corpora
-from moe_cli.models.cost import Cost, cost, training_steps
 from moe_cli.store import Run, find_run
 from moe_cli.tasks.data import Data, load_data
 from moe_cli.tasks.images import Images

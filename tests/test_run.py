@@ -19,6 +19,7 @@ import torch
 
 import moe_cli
 from moe_cli.config.schema import MuonConfig
+from moe_cli.costs.model import cost
 from moe_cli.errors import (
     CheckpointError,
     ConfigError,
@@ -30,7 +31,6 @@ from moe_cli.errors import (
     TrainingError,
 )
 from moe_cli.machine import crowding, pick_device, pick_threads
-from moe_cli.models.cost import cost
 from moe_cli.moe import dispatch
 from moe_cli.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
 from moe_cli.store import Recorder, Run, create_run, lock, open_runs, write_json

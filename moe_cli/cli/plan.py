@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moe_cli.config.schema import RunConfig
-    from moe_cli.models.cost import Cost
-    from moe_cli.models.scale import Device
+    from moe_cli.costs.model import Cost
+    from moe_cli.costs.multi_gpu import Device
 
 Gpus = Annotated[int, typer.Option(metavar="N", help="How many GPUs train it.")]
 OnDevice = Annotated[str, typer.Option(metavar="NAME", help="h100, h200, b200, mi300x, a100, l4 or rtx4090.")]
@@ -31,9 +31,9 @@ def plan(
     """Price a configuration of any size, without building it. Example: moe plan experiment=published/mixtral_8x7b"""
     from moe_cli.config.load import load_config
     from moe_cli.config.parse import did_you_mean
+    from moe_cli.costs.model import cost
+    from moe_cli.costs.multi_gpu import DEVICES
     from moe_cli.errors import ConfigError
-    from moe_cli.models.cost import cost
-    from moe_cli.models.scale import DEVICES
     from moe_cli.store import outputs_folder
 
     if not 1 <= gpus <= GPUS:
@@ -74,8 +74,8 @@ def _priced(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from moe_cli.models.cost import training_steps
-    from moe_cli.models.scale import seconds_on, shares
+    from moe_cli.costs.model import training_steps
+    from moe_cli.costs.multi_gpu import seconds_on, shares
 
     steps = training_steps(config, vocab_size)
     flops = None if steps is None else steps * costs.flops_per_step

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from moe_cli.config.load import load_config
+from moe_cli.costs.model import cost, training_steps
 from moe_cli.formatting import count
-from moe_cli.models.cost import cost, training_steps
 from tests.cli.conftest import Moe
 
 

@@ -10,8 +10,8 @@ import pytest
 from moe_cli.cli.sweepplan import Ahead, head, point_lines, statuses
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.config.load import load_config
+from moe_cli.costs.model import cost
 from moe_cli.forecast import make_plans
-from moe_cli.models.cost import cost
 from moe_cli.store import Recorder, Run
 from moe_cli.sweeps.plan import plan_sweep
 from tests.cli.conftest import Moe

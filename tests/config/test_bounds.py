@@ -18,9 +18,9 @@ from moe_cli.config.load import Composer, load_config
 from moe_cli.config.parse import kinds_of, names_of
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.words import parse_word
+from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.forecast import memory_bytes, step_work
-from moe_cli.models.cost import cost, training_steps
 from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.space import SearchOptions, plan_words
 

@@ -11,8 +11,8 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import RatingTask
+from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
-from moe_cli.models.cost import cost
 
 
 @pytest.mark.parametrize("word", ["model=mmoe", "task=ratings", "data=ratings"])

@@ -21,8 +21,8 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, is_execution
 from moe_cli.config.tasks import MaskedLM
+from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
-from moe_cli.models.cost import cost
 from tests.config.strategies import configs
 
 TOPK, SWITCH, RANDOM = routers.TopKConfig(), routers.SwitchConfig(), routers.RandomConfig()

@@ -26,7 +26,7 @@ from moe_cli.config.routers import (
     TopKConfig,
 )
 from moe_cli.config.schema import AdamWConfig
-from moe_cli.models.cost import cost
+from moe_cli.costs.model import cost
 from moe_cli.models.mmoe import MMoE
 from moe_cli.models.registry import make_model
 from moe_cli.moe.gates import GATE_STD, LinearGate, TaskGates

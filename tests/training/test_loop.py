@@ -21,8 +21,8 @@ from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, Z
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError, TrainingError
-from moe_cli.models.cost import cost, training_steps
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.stats import max_violation

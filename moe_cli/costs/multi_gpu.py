@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.cost import BYTES_PER_PARAM, Cost, all_to_all_bytes_per_step
+from moe_cli.costs.model import BYTES_PER_PARAM, Cost, all_to_all_bytes_per_step
 
 
 @dataclass(frozen=True)

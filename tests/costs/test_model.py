@@ -25,8 +25,8 @@ from moe_cli.config.model import GPTConfig, MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, SoftConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
+from moe_cli.costs.model import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.errors import ConfigError
-from moe_cli.models.cost import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moe_cli.config.schema import AdamWConfig
-from moe_cli.models.cost import cost
-from moe_cli.models.scale import DEVICES, seconds_on, shares
+from moe_cli.costs.model import cost
+from moe_cli.costs.multi_gpu import DEVICES, seconds_on, shares
 from tests.tiny import tiny_config
 
 V = 13

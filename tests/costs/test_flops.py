@@ -20,10 +20,10 @@ from moe_cli.config.model import BERTConfig, GPTConfig
 from moe_cli.config.routers import NOT_CAUSAL, RouterConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.config.tasks import MaskedLM
+from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
 from moe_cli.forecast import corpus_of, vocab_of
 from moe_cli.models.blocks import make_moe_layer
-from moe_cli.models.cost import cost
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.registry import ROUTERS
@@ -33,7 +33,7 @@ from moe_cli.tasks.registry import make_task
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.loop import Training
 from moe_cli.training.optim import make_optimizers
-from tests.models.test_cost import without_onednn
+from tests.costs.test_model import without_onednn
 from tests.tiny import TINY, tiny_config
 
 V = 40

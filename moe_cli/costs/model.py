@@ -31,7 +31,7 @@ from moe_cli.config.layer_costs import (
 )
 from moe_cli.config.routers import HashConfig, RandomConfig, SoftConfig, SwitchConfig, null_experts
 from moe_cli.config.schema import MuonConfig, RunConfig, SGDConfig
-from moe_cli.models.backbone import INTEGER, Backbone, backbone
+from moe_cli.costs.backbone import INTEGER, Backbone, backbone
 
 BYTES_PER_PARAM = 4
 BYTES_PER_VALUE = 4
