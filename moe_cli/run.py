@@ -21,11 +21,11 @@ from typing import Any
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import cost, training_steps
+from moe_cli.distributed.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
 from moe_cli.files.writing import delete, guard, is_full, write_text
 from moe_cli.forecast import check_upcycle, compiles, corpus_of, corpus_to_read, has_compiler, vocab_of
 from moe_cli.formatting import print_line
-from moe_cli.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
 from moe_cli.marks import check_corpus

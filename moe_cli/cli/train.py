@@ -32,7 +32,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it. Example: moe train expert=8 k=2"""
-    from moe_cli.launch import launched, rank
+    from moe_cli.distributed.launch import launched, rank
     from moe_cli.store import outputs_folder
 
     folder = outputs_folder(outputs)
@@ -133,7 +133,7 @@ def _read(run: "Run") -> Iterator[None]:
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     """In this process, which shows how it goes; the first of several if a launcher has started it."""
     from moe_cli.cli.live import Display, print_summary
-    from moe_cli.launch import by_us, launched
+    from moe_cli.distributed.launch import by_us, launched
     from moe_cli.moe import parallel
     from moe_cli.process import keep_freed_memory
     from moe_cli.run import run_one
@@ -187,7 +187,7 @@ def _follow(outputs: Path) -> None:
 
 def _begun(outputs: Path) -> "Run | None":
     """The run that this process's job was at when one of its processes died, if that is why it starts."""
-    from moe_cli.launch import job, restarted
+    from moe_cli.distributed.launch import job, restarted
     from moe_cli.store import open_runs
 
     runs = open_runs(outputs) if restarted() else []

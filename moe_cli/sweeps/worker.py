@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moe_cli import run as runs
+from moe_cli.distributed.launch import leave
 from moe_cli.files.writing import append
-from moe_cli.launch import leave
 from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.training.signals import follow
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from moe_cli.launch import launched
+from moe_cli.distributed.launch import launched
 
 # Ctrl-C, kill, and what clusters send before they take a machine away (Slurm's --signal).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.distributed.launch import job, launch, launched, local_processes, rank, restarted
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
-from moe_cli.launch import job, launch, launched, local_processes, rank, restarted
 from moe_cli.machine import pick_device, pick_threads
 from moe_cli.run import for_this_job, main, run_one
 from moe_cli.store import Run, create_run, open_runs

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from moe_cli.launch import leave, processes, rank
+from moe_cli.distributed.launch import leave, processes, rank
 from moe_cli.moe import parallel
 from moe_cli.run import run_one
 from moe_cli.store import Run
