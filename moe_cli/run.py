@@ -102,8 +102,8 @@ def for_this_job(config: RunConfig) -> RunConfig:
 def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, observer: Any) -> None:
     import torch
 
+    from moe_cli.distributed import collectives
     from moe_cli.models.registry import make_model
-    from moe_cli.moe import parallel
     from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import newest_whole
     from moe_cli.training.distributed import Parallel
@@ -119,7 +119,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
         delete(run.path / "traceback.txt", missing_ok=True)
     check_loggers(config.log)
     device = pick_device(config.train.device)
-    parallel.start()
+    collectives.init_process_group()
     corpus = _corpus_of_all(config, outputs)
     check_corpus(run, config.data, corpus.meta)
     task = make_task(config, corpus)
@@ -140,7 +140,7 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
         _check_same_config(run, checkpoint.state, config)
         training.resume(checkpoint)
     else:
-        torch.manual_seed(config.seed + parallel.rank())
+        torch.manual_seed(config.seed + collectives.rank())
         recorder.rewind(-1)
         decided = {"precision": config.train.precision, "compile": compiled, "device": device.type}
         recorder.meta(describe_environment(corpus) | decided)
@@ -177,23 +177,23 @@ def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> b
 
 def _part_ways() -> None:
     """Leaves the other processes, when all are done and nothing of the model, which held on to them, is left."""
-    from moe_cli.moe import parallel
+    from moe_cli.distributed import collectives
 
-    if parallel.size() > 1:
+    if collectives.world_size() > 1:
         gc.collect()
-        parallel.barrier()
-        parallel.stop()
+        collectives.barrier()
+        collectives.destroy_process_group()
 
 
 def _corpus_of_all(config: RunConfig, outputs: Path) -> Data:
     """The corpus, made by the first process where it has to be made."""
-    from moe_cli.moe import parallel
+    from moe_cli.distributed import collectives
 
-    if parallel.rank() == 0:
+    if collectives.rank() == 0:
         corpus = corpus_of(config, outputs)
-        parallel.barrier()
+        collectives.barrier()
         return corpus
-    parallel.barrier()
+    collectives.barrier()
     return corpus_of(config, outputs)
 
 
@@ -255,7 +255,7 @@ def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> No
 
 def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[str, Any]:
     """The results: one evaluation over the whole validation split, and what it took to get there."""
-    from moe_cli.moe import parallel
+    from moe_cli.distributed import collectives
     from moe_cli.training.evaluate import MEASURES, evaluate
 
     size = config.train.batch_size
@@ -293,7 +293,7 @@ def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict
         "eval_context": result.mean_context, "train_loss": train_loss, **routing,
         "skipped_steps": state.skipped, "rewinds": state.rewinds, "loss_spikes": state.spikes,
         "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
-        "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": int(parallel.most(peak_memory_bytes())),
+        "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": int(collectives.all_reduce_max(peak_memory_bytes())),
         "bigram_bpb": corpus.meta["bigram_bpb"], "gzip_bpb": corpus.meta["gzip_bpb"], "corpus": corpus.meta["name"],
         "corpus_sha256": corpus.meta["sha256"], **task.meta.get("references", {}),
     }  # fmt: skip

@@ -133,14 +133,14 @@ def _read(run: "Run") -> Iterator[None]:
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     """In this process, which shows how it goes; the first of several if a launcher has started it."""
     from moe_cli.cli.live import Display, print_summary
+    from moe_cli.distributed import collectives
     from moe_cli.distributed.launch import by_us, launched
-    from moe_cli.moe import parallel
     from moe_cli.process import keep_freed_memory
     from moe_cli.run import run_one
 
     keep_freed_memory()
-    parallel.start()
-    parallel.told(str(run.path))
+    collectives.init_process_group()
+    collectives.broadcast_object(str(run.path))
     try:
         with Display(console) as display:
             run_one(run, folder, display)
@@ -177,12 +177,12 @@ def _print_stopped(console: "Console", run: "Run") -> None:
 
 def _follow(outputs: Path) -> None:
     """What every process but the first does: the same training, without a word."""
-    from moe_cli.moe import parallel
+    from moe_cli.distributed import collectives
     from moe_cli.run import run_one
     from moe_cli.store import Run
 
-    parallel.start()
-    run_one(Run(Path(parallel.told(None))), outputs)
+    collectives.init_process_group()
+    run_one(Run(Path(collectives.broadcast_object(None))), outputs)
 
 
 def _begun(outputs: Path) -> "Run | None":

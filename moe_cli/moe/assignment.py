@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_cli.config.routers import ExpertChoiceConfig, HashConfig, SinkhornConfig
+from moe_cli.distributed.collectives import all_gather_rows, local_rows, rank, world_size
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.parallel import own_rows, rank, rows, size
 from moe_cli.moe.routers import Router, top_indices
 from moe_cli.moe.routing import Routing, expert_capacity, from_choices
 
@@ -29,7 +29,7 @@ class SinkhornRouter(Router):
     def forward(self, x: Float[Tensor, "T D"]) -> Routing:
         logits, probs = self.scores(x)
         if self.training:
-            chosen = top_indices(own_rows(sinkhorn(rows(logits.detach()), self.iterations)), self.top_k)
+            chosen = top_indices(local_rows(sinkhorn(all_gather_rows(logits.detach()), self.iterations)), self.top_k)
         else:
             chosen = self.choose(probs)
         weights = probs.gather(1, chosen) if self.top_k == 1 else logits.gather(1, chosen).softmax(-1)
@@ -60,9 +60,9 @@ class ExpertChoiceRouter(Router):
 
     def forward(self, x: Float[Tensor, "T D"]) -> Routing:
         logits, probs = self.scores(x)
-        together = self.training and size() > 1  # an evaluation batch is looked at whole by one process
+        together = self.training and world_size() > 1  # an evaluation batch is looked at whole by one process
         scores = probs.detach() + self.expert_bias
-        scores = rows(scores) if together else scores
+        scores = all_gather_rows(scores) if together else scores
         capacity = min(len(scores), expert_capacity(len(scores), self.num_experts, self.top_k, self.capacity_factor))
         token_ids = top_indices(scores.T.contiguous(), capacity).flatten()
         expert_ids = torch.arange(self.num_experts, device=x.device).repeat_interleave(capacity)

@@ -27,7 +27,7 @@ from moe_cli.config.balances import (
     ZBalance,
     methods_of,
 )
-from moe_cli.moe.parallel import mean, total
+from moe_cli.distributed.collectives import all_reduce_mean, all_reduce_sum
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.stats import tokens_per_expert
 
@@ -101,14 +101,14 @@ def load_loss(
 
 
 def _squared_variation(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
-    values = mean(values)
+    values = all_reduce_mean(values)
     # Where nothing was asked of anyone, the load is even.
     return values.var(correction=0) / values.mean().square().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def entropy_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
     """-H(mean over tokens of p) / ln E: -1 when all experts are wanted alike, 0 when one has all probability."""
-    return -_entropy(mean(_mean_over_tokens(probs))) / math.log(max(2, probs.shape[-1]))
+    return -_entropy(all_reduce_mean(_mean_over_tokens(probs))) / math.log(max(2, probs.shape[-1]))
 
 
 def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
@@ -117,7 +117,7 @@ def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
     0 when every token has the same probabilities. Mod-Squad, arXiv:2212.08066, for one task.
     """
     among = _mean_over_tokens(_entropy(probs))
-    return -(_entropy(mean(_mean_over_tokens(probs))) - among) / math.log(max(2, probs.shape[-1]))
+    return -(_entropy(all_reduce_mean(_mean_over_tokens(probs))) - among) / math.log(max(2, probs.shape[-1]))
 
 
 def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
@@ -187,7 +187,7 @@ def _load(routing: Routing) -> Tensor:
 
 
 LOSSES: dict[type, Callable[[Routing], Tensor]] = {
-    SwitchBalance: lambda routing: load_balancing_loss(routing, asked=total(tokens_per_expert(routing))),
+    SwitchBalance: lambda routing: load_balancing_loss(routing, asked=all_reduce_sum(tokens_per_expert(routing))),
     ImportanceBalance: _importance,
     LoadBalance: _load,
     ZBalance: lambda routing: router_z_loss(routing.logits),

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from moe_cli.config.ranges import above, between, share, whole
 from moe_cli.config.routers import HashConfig, RouterConfig, check_router
+from moe_cli.distributed.collectives import ExpertGroup, world_size
 from moe_cli.errors import ConfigError
 from moe_cli.moe.assignment import ExpertChoiceRouter
 from moe_cli.moe.dispatch import BACKENDS
+from moe_cli.moe.expert_parallel import compute_divided, drop_overflow_everywhere
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.gates import LinearGate
-from moe_cli.moe.parallel import ExpertGroup, compute_divided, drop_overflow_everywhere, size
 from moe_cli.moe.registry import CONFIGS, make_router
 from moe_cli.moe.routers import ReluRouter
 from moe_cli.moe.routing import (
@@ -195,7 +196,7 @@ class MoELayer(nn.Module):
             capacity = expert_capacity(sequences.length, self.num_experts, self.router.top_k, factor)
             routing = drop_overflow_in_order(routing, capacity, sequences)
         elif self.training:  # over the batch of all processes
-            capacity = expert_capacity(size() * len(tokens), self.num_experts, self.router.top_k, factor)
+            capacity = expert_capacity(world_size() * len(tokens), self.num_experts, self.router.top_k, factor)
             rounds = 1 if isinstance(self.router, ReluRouter) else self.router.top_k
             routing = drop_overflow_everywhere(routing, capacity, drop, rounds)
         else:

@@ -21,9 +21,9 @@ from moe_cli.config.routers import (
     TokenChoice,
     TopKConfig,
 )
+from moe_cli.distributed.collectives import all_reduce_mean
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.gates import LinearGate, make_gate
-from moe_cli.moe.parallel import mean
 from moe_cli.moe.routing import Routing, from_choices
 
 
@@ -188,7 +188,7 @@ class ReluRouter(Router):
         token_ids, expert_ids = fires.nonzero().unbind(1)
         penalty = None
         if self.training:
-            load = mean(fires.to(weights.dtype).sum(0) / max(1, len(x))) * self.num_experts / self.top_k
+            load = all_reduce_mean(fires.to(weights.dtype).sum(0) / max(1, len(x))) * self.num_experts / self.top_k
             penalty = self.l1 * (weights * load).sum() / max(1, weights.numel())
         kept = torch.ones(len(token_ids), dtype=torch.bool, device=x.device)
         return Routing(logits, probs, token_ids, expert_ids, weights[token_ids, expert_ids], kept, penalty=penalty)

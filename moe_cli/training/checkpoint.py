@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moe_cli.distributed import collectives
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
 from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
 from moe_cli.formatting import is_utf8, print_line
-from moe_cli.moe import parallel
 from moe_cli.store import Run, write_json
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.optim import Optimizers, WeightAverage
@@ -96,7 +96,7 @@ class Checkpoint:
         random = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
         cpu, cuda = random.get(f"random.cpu{_suffix()}"), random.get(f"random.cuda{_suffix()}")
         if cpu is None:
-            torch.manual_seed(hash((self.state["step"], parallel.rank())) % 2**63)
+            torch.manual_seed(hash((self.state["step"], collectives.rank())) % 2**63)
         else:
             torch.set_rng_state(cpu)
         if cuda is not None and torch.cuda.is_available():
@@ -137,7 +137,7 @@ class Learner:
         if torch.cuda.is_available():
             states["random.cuda"] = torch.cuda.get_rng_state()
         for key, state in states.items():
-            for rank, each in enumerate(parallel.rows(state[None])):
+            for rank, each in enumerate(collectives.all_gather_rows(state[None])):
                 yield _FILES[1], key + _suffix(rank), each
 
     def load_optimizers(self, tensors: dict[str, Tensor]) -> None:
@@ -157,7 +157,7 @@ class Learner:
 
 def _suffix(rank: int | None = None) -> str:
     """What the random state of a process is called by, after its kind; nothing for the first."""
-    rank = parallel.rank() if rank is None else rank
+    rank = collectives.rank() if rank is None else rank
     return f".{rank}" if rank else ""
 
 
@@ -172,9 +172,9 @@ def take_snapshot(learner: Learner, state: dict[str, Any]) -> Snapshot | None:
     """
     files: dict[str, dict[str, Tensor]] = {}
     for name, key, tensor in learner.tensors():
-        if parallel.rank() == 0:
+        if collectives.rank() == 0:
             files.setdefault(name, {})[key] = tensor.detach().to("cpu", copy=True).contiguous()
-    if parallel.rank():
+    if collectives.rank():
         return None
     if not all(bool(torch.isfinite(tensor).all()) for tensor in files[_FILES[0]].values()):
         raise TrainingError(f"the weights are not finite at step {state['step']}. Try a lower optim.lr.")
@@ -299,7 +299,7 @@ def newest_whole(run: Run) -> Checkpoint:
         except DamagedCheckpoint:
             damaged.append(folder)
             continue
-        if parallel.rank() == 0:
+        if collectives.rank() == 0:
             reason = str(problem).split("\n")[0]
             print_line(f"note: {reason} Going on from step {found.state['step']:,}.")
             for each in damaged:

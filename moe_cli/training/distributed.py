@@ -2,7 +2,7 @@
 
 Data parallel (DDP): every process has the whole model. Sharded (FSDP2, `fully_shard`): each has a part of every
 parameter, and of its gradient and optimizer state, and gathers a block's parameters while it computes that block.
-Experts divided: see `moe_cli.moe.parallel`. Alone, all of it does nothing.
+Experts divided: see `moe_cli.moe.expert_parallel`. Alone, all of it does nothing.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_cli.config.launch import LaunchConfig
-from moe_cli.moe import parallel
+from moe_cli.distributed import collectives
+from moe_cli.distributed.collectives import ExpertGroup, make_expert_group
 from moe_cli.moe.layer import moe_layers
-from moe_cli.moe.parallel import ExpertGroup, make_expert_group
 
 
 class Parallel:
@@ -36,7 +36,7 @@ class Parallel:
         self.forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         self.experts: ExpertGroup | None = None
         self._divided: dict[str, nn.Parameter] = {}
-        if parallel.size() == 1:
+        if collectives.world_size() == 1:
             return
         device = next(model.parameters()).device
         layers = moe_layers(model)
@@ -61,7 +61,7 @@ class Parallel:
         The outermost parameters too are let go after a forward pass: after one of evaluation they would else be used
         again in training, when the weights may be others.
         """
-        mesh = init_device_mesh(device, (parallel.size(),))
+        mesh = init_device_mesh(device, (collectives.world_size(),))
         ignored = set(self._divided.values())
         for block in getattr(self.model, "blocks", ()):
             fully_shard(block, mesh=mesh, ignored_params=ignored)
@@ -83,7 +83,7 @@ class Parallel:
             if param.grad is not None:
                 if replicas.size() > 1:
                     dist.all_reduce(param.grad, group=replicas.get_group())
-                param.grad.div_(parallel.size())
+                param.grad.div_(collectives.world_size())
 
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:

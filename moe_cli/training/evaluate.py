@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.moe import parallel
+from moe_cli.distributed import collectives
 from moe_cli.moe.layer import evaluation_policy
 from moe_cli.moe.routing import Routing, computed
 from moe_cli.moe.stats import (
@@ -82,9 +82,11 @@ class LayerUse:
         """The sums over what all processes have looked at."""
         for name in ("asked", "kept", "probs", "pairs", "by_domain"):
             if getattr(self, name) is not None:
-                setattr(self, name, parallel.total(getattr(self, name)))
+                setattr(self, name, collectives.all_reduce_sum(getattr(self, name)))
         self.by_token.put_together()
-        sums = parallel.total(torch.tensor([self.entropy, self.num_tokens, self.to_null], dtype=torch.float64)).tolist()
+        sums = collectives.all_reduce_sum(
+            torch.tensor([self.entropy, self.num_tokens, self.to_null], dtype=torch.float64)
+        ).tolist()
         self.entropy, self.num_tokens, self.to_null = sums[0], round(sums[1]), round(sums[2])
 
     def metrics(self) -> dict[str, float]:
@@ -218,9 +220,11 @@ def evaluate(
             stacks = [tuple(ids.to(device) for ids in stack) for stack in task.groups(batch)]
             for number, (layer, routing) in enumerate(zip(layers, scored.routings, strict=True)):
                 layer.add(routing, *stacks[number * len(stacks) // len(layers)])
-    nats, *counts = parallel.total(torch.tensor([nats, num_targets, num_bytes], dtype=torch.float64)).tolist()
+    nats, *counts = collectives.all_reduce_sum(
+        torch.tensor([nats, num_targets, num_bytes], dtype=torch.float64)
+    ).tolist()
     num_targets, num_bytes = map(round, counts)
-    measured = {name: parallel.total(value) for name, value in measured.items()}
+    measured = {name: collectives.all_reduce_sum(value) for name, value in measured.items()}
     for layer in layers:
         layer.put_together()
     return Evaluation(
@@ -244,9 +248,9 @@ def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
     one that belongs to another, which does not count.
     """
     batches = iter(batches)
-    while turn := list(islice(batches, parallel.size())):
-        own = parallel.rank() < len(turn)
-        yield turn[parallel.rank() if own else 0], own
+    while turn := list(islice(batches, collectives.world_size())):
+        own = collectives.rank() < len(turn)
+        yield turn[collectives.rank() if own else 0], own
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from moe_cli.config.balances import QuantileBalance
 from moe_cli.config.schema import RunConfig
+from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
-from moe_cli.moe import parallel
 from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers import ReluRouter
@@ -105,19 +105,19 @@ class Training:
                     best = self._is_best(val)
                 self.observer(replace(view, val=val))
                 # Asked once: a signal between two looks would end the run without a checkpoint.
-                stop = bool(parallel.most(stopped()))
+                stop = bool(collectives.all_reduce_max(stopped()))
                 if best or stop or self._due(self.config.train.checkpoint_every or self.config.train.eval_every):
                     self.save()
                 if stop and self.progress < 1:
                     self.saver.wait()
-                    parallel.barrier()
+                    collectives.barrier()
                     return False
                 if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
                     heartbeat = time.monotonic()
                     self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
         self.save()
         self.saver.wait()
-        parallel.barrier()
+        collectives.barrier()
         return True
 
     def step(self) -> StepView:
@@ -137,7 +137,7 @@ class Training:
         state = self.state
         state.step += 1
         state.tokens += self.config.tokens_per_step
-        state.seconds += parallel.most(time.perf_counter() - started)
+        state.seconds += collectives.all_reduce_max(time.perf_counter() - started)
         if learned is None:
             self._record_skipped()
             load = [torch.zeros(layer.num_experts, dtype=torch.int64) for layer in self.layers]
@@ -166,16 +166,22 @@ class Training:
         routed = [0 for _ in self.layers]
         first = (state.step + state.data_shift) * train.grad_accumulation
         for index in range(first, first + train.grad_accumulation):
-            batch = self.task.train_batch(index, train.batch_size, parallel.rank(), parallel.size()).to(device)
+            batch = self.task.train_batch(index, train.batch_size, collectives.rank(), collectives.world_size()).to(
+                device
+            )
             with self.parts.gathering(index + 1 == first + train.grad_accumulation):
                 with autocast(train.precision, device):
                     loss, routings = self.task.loss(self.parts.forward, batch)
                 # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
-                asked = parallel.total(torch.stack([tokens_per_expert(each) for each in routings])) if routings else ()
+                asked = (
+                    collectives.all_reduce_sum(torch.stack([tokens_per_expert(each) for each in routings]))
+                    if routings
+                    else ()
+                )
                 for counts, new, seen, routing in zip(load, asked, probs, routings, strict=True):
                     counts += new
                     if isinstance(self.bias_method, QuantileBalance):
-                        seen.append(parallel.rows(routing.probs.detach()))
+                        seen.append(collectives.all_gather_rows(routing.probs.detach()))
                 aux_losses = auxiliary_losses(self.config.balance, routings, load, num_sequences=batch.num_examples)
                 total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
                 penalties = [routing.penalty for routing in routings if routing.penalty is not None]
@@ -183,20 +189,22 @@ class Training:
                     total = total + torch.stack(penalties).mean()
                 # One look at all numbers: each would make the processor wait for a GPU.
                 seen_losses = torch.stack([each.detach().double() for each in (total, loss, *aux_losses.values())])
-                total_value, loss_value, *aux_values = parallel.mean(seen_losses).tolist()
+                total_value, loss_value, *aux_values = collectives.all_reduce_mean(seen_losses).tolist()
                 if not math.isfinite(total_value):
                     raise NotFiniteError(
                         f"the loss is {total_value}", "Try a lower optim.lr or a smaller optim.grad_clip."
                     )
                 (total / train.grad_accumulation).backward()
-            routed = [count + parallel.size() * each.num_tokens for count, each in zip(routed, routings, strict=True)]
+            routed = [
+                count + collectives.world_size() * each.num_tokens for count, each in zip(routed, routings, strict=True)
+            ]
             loss_sum += loss_value / train.grad_accumulation
             for method, aux_value in zip(aux_losses, aux_values, strict=True):
                 mean = aux_value / train.grad_accumulation
                 aux_sums[method.name] = aux_sums.get(method.name, 0.0) + mean
             if self.config.capacity is not None:
                 kept = torch.tensor([sum(dropped_fraction(routing) for routing in routings) / len(routings)])
-                dropped_sum += parallel.mean(kept.double()).item()
+                dropped_sum += collectives.all_reduce_mean(kept.double()).item()
         self.parts.finish_gradients()
         dropped = dropped_sum / train.grad_accumulation if self.config.capacity is not None else None
         return Learned(loss_sum, aux_sums, self._clip(), dropped, load, probs, routed)
@@ -209,7 +217,7 @@ class Training:
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient is {norm}", "Try a lower optim.lr.")
         limit = self.config.optim.grad_clip
-        if limit is not None and parallel.size() == 1:
+        if limit is not None and collectives.world_size() == 1:
             nn.utils.clip_grads_with_norm_(params, limit, total)
         elif limit is not None:
             for param in params:
@@ -223,7 +231,7 @@ class Training:
         Args:
             started: the performance counter at the beginning of the step; read where the budget is a time.
         """
-        elapsed = 0.0 if self.total_steps is not None else parallel.most(time.perf_counter() - started)
+        elapsed = 0.0 if self.total_steps is not None else collectives.all_reduce_max(time.perf_counter() - started)
         after = self._share_spent(self.state.step + 1, self.state.seconds + elapsed)
         lr_factor = self.optimizers.step(self.progress, self.parts.asked(learned.load), after)
         self.optimizers.zero_grad()
@@ -262,7 +270,7 @@ class Training:
         """Back to the last checkpoint, to go on with the data after those that led here (PaLM, arXiv:2204.02311, 5.1)."""
         failed = self.state
         self.saver.wait()
-        parallel.barrier()
+        collectives.barrier()
         if not self.recorder.run.checkpoints():
             raise TrainingError(f"{what}, before the first checkpoint. {advice}")
         if failed.rewinds == MOST_REWINDS:

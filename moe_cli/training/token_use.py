@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_cli.moe import parallel
+from moe_cli.distributed import collectives
 from moe_cli.moe.routing import Routing
 
 # Assignments are gathered up to so many before they are counted, which bounds both the memory and the time that it takes.
@@ -75,7 +75,7 @@ class TokenUse:
     def put_together(self) -> None:
         """The sums over what all processes have looked at, a part of the table at a time."""
         self.count()
-        if parallel.size() == 1:
+        if collectives.world_size() == 1:
             return
         parts = []
         size = self.vocab_size * self.num_experts
@@ -85,7 +85,7 @@ class TokenUse:
             ).tolist()
             table = torch.zeros(DIRECT, dtype=torch.int64)
             table[self.keys[low:high].long() - first] = self.counts[low:high].long()
-            table = parallel.total(table)
+            table = collectives.all_reduce_sum(table)
             places = table.nonzero().flatten()
             parts.append(((places + first).to(self.keys.dtype), table[places].int()))
         self.keys, self.counts = (torch.cat(part) for part in zip(*parts, strict=True))

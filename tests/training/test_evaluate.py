@@ -350,8 +350,8 @@ def test_use_by_tokens_is_summed_over_processes(direct: int, monkeypatch: pytest
     by_token = torch.tensor([[0, 3], [1, 0], [0, 0], [2, 7]])
     use = counted(by_token)
     monkeypatch.setattr(token_use, "DIRECT", direct)
-    monkeypatch.setattr(token_use.parallel, "size", lambda: 2)
-    monkeypatch.setattr(token_use.parallel, "total", lambda table: 2 * table)
+    monkeypatch.setattr(token_use.collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(token_use.collectives, "all_reduce_sum", lambda table: 2 * table)
     use.put_together()
     assert ([1, 2, 6, 7], [6, 2, 4, 14]) == (use.keys.tolist(), use.counts.tolist())
 

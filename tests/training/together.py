@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from moe_cli.distributed import collectives
 from moe_cli.distributed.launch import leave, processes, rank
-from moe_cli.moe import parallel
 from moe_cli.run import run_one
 from moe_cli.store import Run
 from moe_cli.tasks.text import TextTask
@@ -49,8 +49,8 @@ def spoiled(run: Run) -> Iterator[None]:
 
 def main(outputs: str, file: str) -> None:
     torch.set_default_dtype(torch.float64)
-    parallel.start()
-    stop, parallel.stop = parallel.stop, lambda: None
+    collectives.init_process_group()
+    stop, collectives.destroy_process_group = collectives.destroy_process_group, lambda: None
     for folder, last in json.loads(Path(file).read_text()):
 
         def observe(view: Any, last: int | None = last) -> None:
