@@ -16,6 +16,10 @@ from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, SpanCorruption
 from moe_cli.costs.model import Cost, cost, training_steps
+from moe_cli.data.bpe import hash_of
+from moe_cli.data.images import Images
+from moe_cli.data.load import Data, load_data
+from moe_cli.data.ratings import Ratings
 from moe_cli.errors import ConfigError, Unwritable
 from moe_cli.files.writing import scratch_folder
 from moe_cli.formatting import count
@@ -23,10 +27,6 @@ from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import available_memory_bytes, crowding, pick_threads, total_memory_bytes, visible_gpus
 from moe_cli.marks import fix_corpora
 from moe_cli.store import Run, find_run
-from moe_cli.tasks.data import Data, load_data
-from moe_cli.tasks.images import Images
-from moe_cli.tasks.ratings import Ratings
-from moe_cli.tasks.subwords import hash_of
 
 # What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
 # of its speed; Muon's, of which many are done at once and in bfloat16, all of it.

@@ -16,10 +16,10 @@ from typing import Any
 from moe_cli.config.bounds import THREADS, shortened
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import cost
+from moe_cli.data.load import SIZES, Data
 from moe_cli.distributed.launch import launched, local_processes, local_rank
 from moe_cli.errors import MoeError
 from moe_cli.formatting import plural, printable
-from moe_cli.tasks.data import SIZES, Data
 
 # Of a batch, forward and backward: about 20 ms of one core.
 FLOPS_PER_THREAD = 1e9

@@ -34,7 +34,7 @@ MEASURES = {
     "auc": Measure("AUC", 1),
     "pseudo_perplexity": Measure("pseudo-perplexity", -1),
 }
-# What those of a data set are held against, by their names in summary.json, see `moe_cli.tasks.ratings.references`.
+# What those of a data set are held against, by their names in summary.json, see `moe_cli.data.ratings.references`.
 REFERENCES = {
     "majority_accuracy": Measure("accuracy of the commonest class", 1, share=True),
     "commonest_accuracy": Measure("accuracy of the commonest token", 1, share=True),

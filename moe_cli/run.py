@@ -21,6 +21,7 @@ from typing import Any
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import cost, training_steps
+from moe_cli.data.load import Data, judged_by_test, other_reading
 from moe_cli.distributed.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
 from moe_cli.files.writing import delete, guard, is_full, write_text
@@ -39,7 +40,6 @@ from moe_cli.store import (
     Run,
     lock,
 )
-from moe_cli.tasks.data import Data, judged_by_test, other_reading
 from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.

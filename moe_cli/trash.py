@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_cli.data.cached import MAX_META_BYTES
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
 from moe_cli.files.reading import is_path, time_in
 from moe_cli.files.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
@@ -29,7 +30,6 @@ from moe_cli.store import (
     spellings,
     write_json,
 )
-from moe_cli.tasks.built import MAX_META_BYTES
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.

@@ -87,9 +87,9 @@ WRITING = {
 # Into a folder of its own name that `writing` has just made; a keeper of Ray's has nothing of ours but the flags; a
 # terminal, what closed streams write to, and /dev/null are no files.
 ELSEWHERE = {
-    "tasks/build.py": {".write_text", ".tofile"}, "tasks/images.py": {"np.save", ".write_text"},
-    "tasks/ratings.py": {"np.save", ".write_text"}, "tasks/shards.py": {"open"}, "training/checkpoint.py": {"save_file"},
-    "sweeps/ray_pool.py": {"os.open"}, "cli/terminal.py": {"open", "os.open"}, "tasks/tokenizer_check.py": {"os.open"},
+    "data/corpus_builder.py": {".write_text", ".tofile"}, "data/images.py": {"np.save", ".write_text"},
+    "data/ratings.py": {"np.save", ".write_text"}, "data/shards.py": {"open"}, "training/checkpoint.py": {"save_file"},
+    "sweeps/ray_pool.py": {"os.open"}, "cli/terminal.py": {"open", "os.open"}, "data/tokenizer_check.py": {"os.open"},
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig
 from moe_cli.costs.model import cost
+from moe_cli.data.bpe import train_bpe
 from moe_cli.errors import ConfigError, RunNotFound
 from moe_cli.forecast import (
     COMPILE_FLOPS,
@@ -33,7 +34,6 @@ from moe_cli.forecast import (
     step_work,
 )
 from moe_cli.store import create_run
-from moe_cli.tasks.subwords import train_bpe
 from moe_cli.training.loop import EVALUATIONS_PER_RUN
 from tests.tiny import TINY, finish, tiny_config, words
 

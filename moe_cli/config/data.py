@@ -300,7 +300,7 @@ class RatingsConfig:
 
 @dataclass(frozen=True)
 class PlantedData(RatingsConfig):
-    """Ratings made by a known rule, from clusters of users and of items: see `moe_cli.tasks.planted`.
+    """Ratings made by a known rule, from clusters of users and of items: see `moe_cli.data.synthetic_ratings`.
 
     Attributes:
         pairs: of a user and an item, each at most once.

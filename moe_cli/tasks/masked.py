@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_cli.config.tasks import MaskedLM
-from moe_cli.tasks.corpora import Corpus
-from moe_cli.tasks.shards import Tokens
+from moe_cli.data.corpora import Corpus
+from moe_cli.data.shards import Tokens
 from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 from moe_cli.tasks.text import NOT_ASKED, Batch, TextTask
 

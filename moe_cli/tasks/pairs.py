@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_cli.config.tasks import RatingTask
+from moe_cli.data.ratings import Pairs, Ratings
+from moe_cli.data.shuffle import ExampleOrder, spread_evenly
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.order import ExampleOrder, spread_evenly
-from moe_cli.tasks.ratings import Pairs, Ratings
 from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 
 # Logits of clicks are counted in so many bins of equal width, up to this size to both sides; within a bin they are equal.

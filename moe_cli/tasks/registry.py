@@ -3,11 +3,11 @@
 from moe_cli.config.data import CorpusConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, RatingTask, SpanCorruption
-from moe_cli.tasks.data import Data
-from moe_cli.tasks.images import Images
+from moe_cli.data.images import Images
+from moe_cli.data.load import Data
+from moe_cli.data.ratings import Ratings
 from moe_cli.tasks.masked import MaskedTask
 from moe_cli.tasks.pairs import RatingsTask
-from moe_cli.tasks.ratings import Ratings
 from moe_cli.tasks.spans import SpanTask
 from moe_cli.tasks.task import Task
 from moe_cli.tasks.text import TextTask

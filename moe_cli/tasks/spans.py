@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_cli.config.tasks import SpanCorruption
+from moe_cli.data.corpora import Corpus
+from moe_cli.data.shards import Tokens
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.corpora import Corpus
-from moe_cli.tasks.shards import Tokens
 from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
 from moe_cli.tasks.text import Batch, TextTask
 

@@ -71,7 +71,7 @@ class Task(Protocol):
     Attributes:
         vocab_size: how many ids there are for what is routed (tokens, places of patches, items).
         domains: names of the groups that examples belong to.
-        meta: what is known of the data; see `moe_cli.tasks.corpora.Corpus`.
+        meta: what is known of the data; see `moe_cli.data.corpora.Corpus`.
     """
 
     vocab_size: int

@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_cli.data.corpora import Corpus
+from moe_cli.data.document_windows import DocumentWindows, document_windows
+from moe_cli.data.shards import LARGE, Tokens
+from moe_cli.data.shuffle import EpochOrder, epoch_order
+from moe_cli.data.token_files import check_tokens
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.corpora import Corpus
-from moe_cli.tasks.order import EpochOrder, epoch_order
-from moe_cli.tasks.ready import check_tokens
-from moe_cli.tasks.shards import LARGE, Tokens
 from moe_cli.tasks.task import BY_DOMAIN, CONTEXT, Scored, Task, by_domain
-from moe_cli.tasks.windows import DocumentWindows, document_windows
 
 # After so many batches of a large text the memory through which it was read is let go.
 BATCHES_HELD = 16

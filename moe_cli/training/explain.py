@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from moe_cli.data.bpe import SubwordTokenizer
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.subwords import SubwordTokenizer
 from moe_cli.training.evaluate import LayerUse, empty_use, evaluating
 
 

@@ -21,8 +21,8 @@ from moe_cli.report.fold import fold, rows_of
 from moe_cli.report.frame import load_runs
 from moe_cli.report.recommend import _curve
 from moe_cli.store import Run
+from tests.data.made_token_files import raw
 from tests.report.folders import complete
-from tests.tasks.token_files import raw
 from tests.tiny import TINY, finish, tiny_config, words
 
 KINDS = {"gpt": "bits/byte", "tokens": "nats/token", "bert": "nats/masked token", "t5": "nats/target token",

@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.cli.curves import plot
+from moe_cli.data.baselines import bigram_bits_per_byte
 from moe_cli.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_bytes
 from moe_cli.formatting import known, plural
 from moe_cli.metrics import MEASURES
 from moe_cli.report.plot import Chart, Point, Series, chart_lines
 from moe_cli.store import open_runs
 from moe_cli.sweeps.plan import check_folder
-from moe_cli.tasks.references import bigram_bits_per_byte
 from tests.cli.conftest import Moe
 
 LONG = "x" * 300
@@ -165,7 +165,7 @@ def test_nothing_is_less_than_zero_by_a_sign() -> None:
     """A loss of -0.0, or one that rounds to it, is 0."""
     import numpy as np
 
-    from moe_cli.tasks.tokenizers import ByteTokenizer
+    from moe_cli.data.tokenizers import ByteTokenizer
 
     assert ("0.000", "0.000") == (known(-0.0), known(-1e-9))
     assert not any(measure.write(-1e-9).startswith("-") for measure in MEASURES.values() if not measure.share)

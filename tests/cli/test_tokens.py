@@ -8,7 +8,7 @@ import pytest
 
 from moe_cli.store import find_run
 from tests.cli.conftest import TINY, Moe
-from tests.tasks.token_files import raw, with_header
+from tests.data.made_token_files import raw, with_header
 
 
 @pytest.fixture

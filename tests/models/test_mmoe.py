@@ -27,10 +27,10 @@ from moe_cli.config.routers import (
 )
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.costs.model import cost
+from moe_cli.data.ratings import Pairs, load_ratings, rmse
 from moe_cli.models.mmoe import MMoE
 from moe_cli.models.registry import make_model
 from moe_cli.moe.gates import GATE_STD, LinearGate, TaskGates
-from moe_cli.tasks.ratings import Pairs, load_ratings, rmse
 from moe_cli.training.optim import make_optimizers
 from tests.tiny import TINY, finish, randomise, tiny_config, tiny_task
 

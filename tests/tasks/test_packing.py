@@ -17,19 +17,19 @@ from moe_cli.cli.app import app
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config
 from moe_cli.config.tasks import MaskedLM
+from moe_cli.data.corpora import load_corpus
+from moe_cli.data.document_windows import document_windows
+from moe_cli.data.load import remarks
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.forecast import corpus_of
 from moe_cli.models.registry import make_model
 from moe_cli.run import restore, run_one
 from moe_cli.store import create_run
-from moe_cli.tasks.corpora import load_corpus
-from moe_cli.tasks.data import remarks
 from moe_cli.tasks.registry import make_task
 from moe_cli.tasks.text import NOT_ASKED, Batch
-from moe_cli.tasks.windows import document_windows
 from moe_cli.training.checkpoint import find_checkpoint
 from moe_cli.training.evaluate import evaluate
-from tests.tasks.test_corpora import write
+from tests.data.test_corpora import write
 from tests.tiny import TINY, finish, randomise, tiny_config, words
 
 L = 16

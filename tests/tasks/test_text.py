@@ -9,12 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.tasks import order, text
-from moe_cli.tasks.corpora import Corpus
-from moe_cli.tasks.shards import Shard, Tokens
+from moe_cli.data import shuffle
+from moe_cli.data.corpora import Corpus
+from moe_cli.data.shards import Shard, Tokens
+from moe_cli.data.tokenizers import CharTokenizer
+from moe_cli.tasks import text
 from moe_cli.tasks.text import TextTask
-from moe_cli.tasks.tokenizers import CharTokenizer
-from tests.tasks.token_files import Held, corpus_of, raw, sparse
+from tests.data.made_token_files import Held, corpus_of, raw, sparse
 
 # One character of each width in UTF-8.
 ALPHABET = "aé€𝄞"
@@ -65,7 +66,7 @@ both_orders = pytest.mark.parametrize("most_listed", [2**22, 0])
 def test_an_epoch_sees_every_window_once(most_listed: int, train: int, context_length: int, seed: int) -> None:
     """The windows of an epoch lie side by side from one offset and cover the text but for less than two of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "MOST_LISTED", most_listed)
+        patch.setattr(shuffle, "MOST_LISTED", most_listed)
         check_an_epoch(counting_task(train, 10, context_length, seed), train, context_length)
 
 
@@ -99,7 +100,7 @@ def test_a_batch_depends_on_seed_and_index_alone(most_listed: int, asked: list[i
     """Whatever was asked before and however random numbers stand, a batch is the same: in the middle of an epoch of 17
     windows, at its end and across it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "MOST_LISTED", most_listed)
+        patch.setattr(shuffle, "MOST_LISTED", most_listed)
         task = counting_task(300, 10, 16)
         for index in asked:
             torch.manual_seed(index)
@@ -133,7 +134,7 @@ def test_the_parts_are_the_batch(
 ) -> None:
     """Of a text in shards each part reads its own windows and no other token; together they are the whole batch, and
     that of the text in one file. No window is lost where a file ends."""
-    monkeypatch.setattr(order, "MOST_LISTED", most_listed)
+    monkeypatch.setattr(shuffle, "MOST_LISTED", most_listed)
     whole, task = counting_task(1000, 20, 16), TextTask(corpus_of(sharded, sharded, 1000), 16, 0)
     read: list[range] = []
     take = Tokens.__getitem__

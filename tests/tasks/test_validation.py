@@ -18,14 +18,14 @@ from torch import Tensor
 from moe_cli.config.data import TextData
 from moe_cli.config.load import load_config
 from moe_cli.config.schema import EvalConfig
+from moe_cli.data.document_windows import document_windows
 from moe_cli.errors import ConfigError
 from moe_cli.forecast import corpus_of
 from moe_cli.models.registry import make_model
 from moe_cli.tasks.registry import make_task
 from moe_cli.tasks.text import NOT_ASKED, context_of
-from moe_cli.tasks.windows import document_windows
 from moe_cli.training.evaluate import evaluate
-from tests.tasks.test_corpora import write
+from tests.data.test_corpora import write
 from tests.tasks.test_text import counting_task
 from tests.tiny import TINY, randomise, tiny_config, words
 

@@ -28,13 +28,13 @@ from moe_cli.config.balances import (
 from moe_cli.config.data import TokenData
 from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.data import shuffle
 from moe_cli.moe.registry import CONFIGS
 from moe_cli.run import run_one
 from moe_cli.store import Run, create_run
-from moe_cli.tasks import order
 from moe_cli.training.loop import Training
 from moe_cli.training.state import StepView
-from tests.tasks.token_files import raw, with_header
+from tests.data.made_token_files import raw, with_header
 from tests.tiny import TINY, finish, tiny_config
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -122,7 +122,7 @@ def test_ready_made_tokens_go_on_in_the_middle_of_an_epoch(
 ) -> None:
     """Token files of several shards, their windows listed or computed: stopped within an epoch, across one and at one's
     end (30 windows, 8 a step), training ends as if nothing had happened."""
-    monkeypatch.setattr(order, "MOST_LISTED", most_listed)
+    monkeypatch.setattr(shuffle, "MOST_LISTED", most_listed)
     for number in range(3):
         with_header(tmp_path / "tokens" / f"train_{number}.bin", [(7 * i * i + number) % 50 for i in range(167)])
     raw(tmp_path / "tokens" / "val.bin", [i % 50 for i in range(100)])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from moe_cli.data.tokenizers import ByteTokenizer
 from moe_cli.models.cache import Cache
-from moe_cli.tasks.tokenizers import ByteTokenizer
 from moe_cli.training.sample import Drawing, sample, whole_characters
 
 V = 5

@@ -1,0 +1,82 @@
+"""What a language model is held against: how frequent tokens are, a bigram model, and gzip, on the same text, a block at a time."""
+
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.data.shards import Tokens, blocks
+from moe_cli.data.tokenizers import Tokenizer
+
+# Pairs are counted in a table of all that there can be up to so many, else by sorting.
+LARGEST_TABLE = 2**20
+
+
+def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], tokenizer: Tokenizer) -> float:
+    """Bits per byte on `val` of a bigram model counted on `train`: (count(a, b) + p(b)) / (count(a) + 1).
+
+    p is the unigram distribution with one added to every count. The reference line every language model must beat.
+    Counted are the pairs that `val` has, so that memory grows with those and not with the text.
+    """
+    size = tokenizer.vocab_size
+    asked, times = np.empty(0, np.int64), np.empty(0, np.int64)
+    for block in blocks(val, overlap=1):
+        asked, times = _merged(asked, times, *_pairs(block, size))
+    seen, single = np.zeros(len(asked), np.int64), np.zeros(size, np.int64)
+    for block in blocks(train, overlap=1):
+        pairs, counts = _pairs(block, size)
+        place = np.searchsorted(asked, pairs).clip(max=len(asked) - 1)
+        known = asked[place] == pairs
+        seen[place[known]] += counts[known]
+        single += np.bincount(block[:-1], minlength=size)
+    starts = single.copy()
+    single[train[-1:]] += 1  # the last begins no pair
+    before, after = np.divmod(asked, size)
+    unigram = (single + 1) / (len(train) + size)
+    bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
+    # A sum of zeros was negated: without what is added, a text that is all foreseen would be given -0.
+    return 0.0 + float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
+
+
+def unigram_references(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], vocab_size: int) -> dict[str, float]:
+    """What a guess without any context gives on `val`, by the frequencies in `train`.
+
+    unigram_loss: nats per token, with one added to every count. commonest_accuracy: how often the commonest token is right.
+    """
+    learned, asked = (
+        sum((np.bincount(block, minlength=vocab_size) for block in blocks(split)), np.zeros(vocab_size, np.int64))
+        for split in (train, val)
+    )
+    nats = -(asked * np.log((learned + 1) / (len(train) + vocab_size))).sum() / len(val)
+    return {"unigram_loss": float(nats), "commonest_accuracy": float(asked[learned.argmax()] / len(val))}
+
+
+def _pairs(block: NDArray[Any], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Neighbours as first * size + second, in rising order, and how often each occurs."""
+    codes = block[:-1].astype(np.int64) * size + block[1:]
+    if size**2 > LARGEST_TABLE:
+        return np.unique(codes, return_counts=True)
+    counts = np.bincount(codes, minlength=size**2)
+    found = np.flatnonzero(counts)
+    return found, counts[found]
+
+
+def _merged(
+    asked: NDArray[np.int64], times: NDArray[np.int64], pairs: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    both, place = np.unique(np.concatenate((asked, pairs)), return_inverse=True)
+    total = np.zeros(len(both), np.int64)
+    np.add.at(total, place, np.concatenate((times, counts)))
+    return both, total
+
+
+def gzip_bits_per_byte(val: Tokens, tokenizer: Tokenizer) -> float:
+    """The size of the text under `gzip -9`, in bits per byte."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    packed = num_bytes = 0
+    for block in blocks(val):
+        text = tokenizer.to_bytes(block.tolist())
+        packed += len(packer.compress(text))
+        num_bytes += len(text)
+    return 8 * (packed + len(packer.flush())) / num_bytes

@@ -1,0 +1,243 @@
+"""Parts of words as tokens: byte-level BPE trained on a corpus, or any tokenizer.json. It is data: nothing in it is executed.
+
+Read with the library `tokenizers` (pip install 'moe-cli[bpe]').
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.data.file_list import open_file
+from moe_cli.data.tokenizer_check import hazard, quiet
+from moe_cli.errors import DataError
+from moe_cli.files.reading import Unreadable, parse_json
+
+# Stands between documents. No text holds it: a file with this byte counts as binary.
+SEPARATOR = "\0"
+# What published vocabularies call the end of a text; it then stands between documents.
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# The largest tokenizer.json that is read, and how many ids it may have for one that is used.
+MOST_BYTES, MOST_HOLES = 2**28, 8
+
+
+@dataclass(frozen=True)
+class SubwordTokenizer:
+    """A tokenizer.json of the library `tokenizers`.
+
+    Attributes:
+        name: bpe, or the path it was read from.
+        json: its content.
+        vocab_size: how many ids there are, also those that stand for nothing.
+    """
+
+    name: str
+    json: str
+    vocab_size: int
+
+    @cached_property
+    def _library(self) -> Any:
+        return _parsed(self.name, self.json)
+
+    @cached_property
+    def _table(self) -> list[bytes]:
+        """The bytes that each id stands for."""
+        return _token_bytes(self._library, json.loads(self.json), self.vocab_size, self.separator)
+
+    @cached_property
+    def separator(self) -> int:
+        """The token between documents, which stands for one byte as in every other tokenizer.
+
+        Raises:
+            DataError: the vocabulary has none.
+        """
+        content = json.loads(self.json)
+        added = {each["content"]: each["id"] for each in content.get("added_tokens") or []}
+        for end in ENDS:
+            if end in added:
+                return int(added[end])
+        ids = _encoded(self._library, SEPARATOR)
+        if len(ids) == 1 and self._library.id_to_token(ids[0]) != content["model"].get("unk_token"):
+            return ids[0]
+        raise DataError(
+            f"data.tokenizer={self.name} has no token to stand between documents: none of {', '.join(ENDS)}, nor a zero byte."
+        )
+
+    def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """The tokens of the bytes from `start` to `stop`, without a character that is cut in two."""
+        ids = _encoded(self._library, part_of(text, start, stop))
+        return np.array(ids, np.min_scalar_type(self.vocab_size - 1))
+
+    def token_ends(self, text: str) -> list[int]:
+        """The place in the text behind each token's characters, whatever the tokenizer makes of them."""
+        return [end for _, end in self._library.encode(text, add_special_tokens=False).offsets]
+
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(map(self._table.__getitem__, ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.to_bytes(ids).decode("utf-8", errors="replace")
+
+    def bytes_per_token(self) -> NDArray[np.int64]:
+        return np.array([len(each) for each in self._table], np.int64)
+
+    @property
+    def num_used(self) -> int:
+        """Ids that stand for something."""
+        return sum(map(bool, self._table))
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "json": self.json, "vocab_size": self.vocab_size}
+
+
+def part_of(text: str, start: int, stop: int | None) -> str:
+    """The characters that lie whole in the bytes from `start` to `stop`."""
+    if start == 0 and stop is None:
+        return text
+    return text.encode()[start:stop].decode(errors="ignore")
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int) -> SubwordTokenizer:
+    """Byte-level BPE (GPT-2's, without its normalisation): all 256 bytes, then the most frequent pairs of `texts`.
+
+    The same texts give the same tokenizer. Where they have no pair left, ids stay unused.
+    """
+    library = tokenizers_library()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())
+    trainer = library.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return SubwordTokenizer("bpe", tokenizer.to_str(), vocab_size)
+
+
+def read_tokenizer(path: str) -> SubwordTokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Raises:
+        DataError: it is not there, or no such file.
+    """
+    text = _content(path)
+    try:
+        whole = parse_json(text.encode())
+    except Unreadable as reason:
+        raise DataError(
+            f"data.tokenizer={path} is not JSON: it {reason}. Give a tokenizer.json of the library tokenizers."
+        ) from None
+    if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict):
+        raise DataError(
+            f"data.tokenizer={path} is JSON, but no tokenizer: it has no 'model'. Give the tokenizer.json that lies "
+            "beside vocab.json, config.json and the like."
+        )
+    known = _parsed(path, text).get_vocab(with_added_tokens=True)
+    size = max(known.values(), default=-1) + 1
+    if not 2 <= size <= MOST_HOLES * len(known) + 1024:
+        raise DataError(f"data.tokenizer={path} has {len(known):,} tokens and ids up to {size - 1:,}: no use here.")
+    return SubwordTokenizer(path, text, size)
+
+
+def hash_of(path: str) -> str:
+    """Of a tokenizer.json. Raises DataError: it is not there."""
+    return hashlib.sha256(_content(path).encode()).hexdigest()
+
+
+def _content(path: str) -> str:
+    given = f"data.tokenizer={path}"
+    file = Path(path)
+    if os.path.isdir(file):
+        raise DataError(f"{given} is a folder. Give the tokenizer.json in it.")
+    if not os.path.lexists(file):
+        raise DataError(f"{given} does not exist. Use bytes, chars, bpe, or the path of a tokenizer.json.")
+    with open_file(file, given) as content:
+        raw = content.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise DataError(f"{given} is more than {MOST_BYTES:,} bytes long: no tokenizer.json is.")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{given} is not JSON. Give a tokenizer.json of the library tokenizers.") from None
+
+
+def tokenizers_library() -> Any:
+    """The library `tokenizers`. Raises DataError: it is not installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise DataError(
+            "this data.tokenizer needs the library tokenizers, which is not installed. pip install 'moe-cli[bpe]'"
+        ) from None
+    return tokenizers
+
+
+def _parsed(name: str, text: str) -> Any:
+    """The library's own object; text that looks like a special token is text to it."""
+    library = tokenizers_library()
+    if reason := hazard(json.loads(text)):
+        raise DataError(f"data.tokenizer={name} is not used: {reason}.")
+    try:
+        with quiet():
+            tokenizer = library.Tokenizer.from_str(text)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode_special_tokens = True
+    except BaseException as error:  # what panics in the library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        lines = str(error).strip().splitlines()
+        raise DataError(f"data.tokenizer={name} is no tokenizer: {lines[0][:200] if lines else 'damaged'}.") from None
+    return tokenizer
+
+
+def _encoded(library: Any, text: str) -> list[int]:
+    """Raises DataError: the tokenizer does not know a character, and has no token for that."""
+    try:
+        (encoding,) = library.encode_batch_fast([text], add_special_tokens=False)
+    except BaseException as error:  # what panics in the library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"data.tokenizer cannot encode this text: {reason[0][:200]}. Use another, or bytes.") from None
+    return list(encoding.ids)
+
+
+def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separator: int) -> list[bytes]:
+    """By the alphabet of bytes where the tokenizer is byte-level; else by the signs for spaces that others use."""
+    table = [b""] * vocab_size
+    added = {each["id"]: each["content"] for each in content.get("added_tokens") or []}
+    alphabet = _byte_alphabet() if '"ByteLevel"' in json.dumps(content.get("decoder")) else {}
+    words = content["model"].get("type") == "WordPiece"
+    mark = content["model"].get("continuing_subword_prefix") or "##"
+    for token, number in library.get_vocab(with_added_tokens=True).items():
+        if number in added:
+            table[number] = added[number].encode()
+        elif alphabet:
+            table[number] = b"".join(alphabet.get(sign, sign.encode()) for sign in token)
+        elif words:
+            table[number] = token.removeprefix(mark).encode() if token.startswith(mark) else f" {token}".encode()
+        elif re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
+            table[number] = bytes([int(token[3:5], 16)])
+        else:
+            table[number] = token.replace("▁", " ").encode()
+    table[separator] = SEPARATOR.encode()
+    return table
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """The sign that GPT-2 writes for each byte: itself where it is printable, else the next from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    signs = {chr(byte): bytes([byte]) for byte in printable}
+    rest = (byte for byte in range(256) if byte not in printable)
+    return signs | {chr(256 + place): bytes([byte]) for place, byte in enumerate(rest)}

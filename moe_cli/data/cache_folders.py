@@ -1,0 +1,28 @@
+"""Folders of the cache: built once beside their place, whole or absent, whoever else builds them at the same time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moe_cli.data.cached import BUILDING, META, write_checksums
+from moe_cli.errors import Unwritable
+from moe_cli.files.writing import delete_abandoned, ensure_folder, new_folder, rename, way_on
+
+
+@contextmanager
+def building(folder: Path, what: str) -> Iterator[Path]:
+    """A folder to write in, META last, which is then renamed to `folder`; gone if something goes wrong.
+
+    Raises:
+        Unwritable: `what` cannot be written there.
+    """
+    try:
+        ensure_folder(folder.parent)
+        delete_abandoned(folder.parent, f"{BUILDING}*")
+        with new_folder(folder.parent, BUILDING) as temporary:
+            yield temporary
+            write_checksums(temporary)
+            rename(temporary, folder)
+    except OSError as error:
+        if not (folder / META).is_file():  # not that another job was first
+            raise Unwritable(f"cannot write the {what} to {folder}: {error.strerror}. {way_on(error)}") from None

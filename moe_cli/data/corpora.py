@@ -1,0 +1,249 @@
+"""Named corpora, users' own files and ready-made token files -> a Corpus: two splits of tokens, and what is known of them."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, TextsData, TokenData
+from moe_cli.data.bpe import hash_of, read_tokenizer, tokenizers_library
+from moe_cli.data.cached import OF_ALL_DATA, built, just_built
+from moe_cli.data.corpus_builder import build
+from moe_cli.data.corpus_files import Texts, list_texts, source
+from moe_cli.data.hub import list_hub
+from moe_cli.data.packaged_corpora import list_installed
+from moe_cli.data.shards import LARGE, Shard, Tokens
+from moe_cli.data.splits import MOST_DOMAINS, SPLITS
+from moe_cli.data.token_files import describe_ready
+from moe_cli.data.tokenizers import Tokenizer, load_tokenizer
+from moe_cli.errors import DataError
+from moe_cli.formatting import count, plural
+
+FORMAT = 9
+_META = {
+    **OF_ALL_DATA, "num_bytes": int, "num_left_out": int, "num_used": int, "tokenizer": dict, "tokenizer_sha256": str | None,
+    "dtype": str, "lossless": bool, "by_name": bool, "missing": list, "domain_bytes": list, "unheeded": str | None,
+    **{f"{name}_tokens": int for name in SPLITS}, **{f"{name}_shards": list for name in SPLITS},
+}  # fmt: skip
+# Stands for the hash of a tokenizer that is not there yet.
+FORESEEN = "?"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token files, and what is known of them; those that were built lie in `folder`.
+
+    Attributes:
+        judged: what models are judged by, `val` or `test`.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    judged: str = "val"
+
+    @cached_property
+    def train(self) -> Tokens:
+        return self._tokens("train_shards", scattered=True)
+
+    @cached_property
+    def val(self) -> Tokens:
+        """The validation split; or the test split where models are judged by that."""
+        return self._tokens(f"{self.judged}_shards")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """None where the tokens came without one."""
+        return None if self.meta["tokenizer"] is None else load_tokenizer(self.meta["tokenizer"])
+
+    @cached_property
+    def bytes_per_token(self) -> NDArray[np.int64] | None:
+        """The bytes of text that each token stands for; None where nobody knows, or the tokenizer changes the text."""
+        return self.tokenizer.bytes_per_token() if self.tokenizer and self.meta.get("lossless", True) else None
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each document begins, validation counted on from training, and test from validation."""
+        return np.memmap(self.folder / "starts.bin", np.int64, mode="r")
+
+    @cached_property
+    def domain_ids(self) -> NDArray[np.int64]:
+        """The domain of each document, as a place in meta["domains"]."""
+        return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
+
+    def begins(self, split: Tokens) -> NDArray[np.int64]:
+        """Where the documents of a split begin in it; the first, or what is left of one that is cut, at 0."""
+        first = self._before_val if split is self.val else 0
+        inside = (self.starts >= first) & (self.starts < first + len(split))
+        return np.unique(np.append(self.starts[inside] - first, 0))
+
+    def val_domains(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The domains of tokens of `val`; a separator belongs to the document before."""
+        if len(self.meta["domains"]) == 1:
+            return np.zeros(len(places), np.int64)
+        documents = np.searchsorted(self.starts, places + self._before_val, side="right") - 1
+        return np.asarray(self.domain_ids[documents])
+
+    @property
+    def _before_val(self) -> int:
+        """Tokens of the splits before that which models are judged by."""
+        return len(self.train) + (self.meta["val_tokens"] if self.judged == "test" else 0)
+
+    def _tokens(self, key: str, scattered: bool = False) -> Tokens:
+        shards = [Shard(self.folder / name, first_byte, size) for name, first_byte, size in self.meta[key]]
+        large = sum(shard.num_tokens for shard in shards) >= LARGE
+        return Tokens(shards, self.meta["dtype"], scattered and large)
+
+
+def load_corpus(
+    data: CorpusData, context_length: int, cache: Path, build: bool = True, outputs: Path | None = None
+) -> Corpus:
+    """The corpus of a configuration, from the cache if its files are unchanged.
+
+    Args:
+        build: False: of subwords that are not there yet, what is known beforehand; its tokens are counted as bytes.
+        outputs: the folder of this run's outputs, which are no data.
+
+    Raises:
+        DataError: a path that is missing, empty, not text, or too short for one context.
+    """
+    if isinstance(data, TokenData):
+        corpus = Corpus(cache, describe_ready(data, outputs))
+    else:
+        corpus = _built(data, cache, outputs, build)
+    _check_length(corpus, data, context_length)
+    packing = getattr(data, "packing", "concat")
+    if packing != "concat" and corpus.meta["num_documents"] == 1:
+        raise DataError(
+            f"{source(data)} is one document, and data.packing={packing} tells documents apart. Use concat."
+        )
+    return corpus
+
+
+def texts_of(data: TextsData, outputs: Path | None = None) -> Texts:
+    """What the corpus is made of. Raises DataError: there is nothing."""
+    if isinstance(data, TextData):
+        return list_texts(data, outputs)
+    return list_hub(data, outputs) if isinstance(data, HubData) else list_installed(data)
+
+
+def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True) -> Corpus:
+    subwords = data.tokenizer not in ("bytes", "chars")
+    if subwords:
+        tokenizers_library()  # before anything that takes long
+    texts = texts_of(data, outputs)
+    folder = cache / f"{data.name}-{_key(data, texts)}"
+    meta = built(folder, "token files", _META)
+    if meta is None:
+        if not now and subwords:
+            return _foreseen(data, cache, outputs)
+        build(data, texts, folder)
+        meta = just_built(folder, "token files", _META)
+    return Corpus(folder, {**meta, "notes": texts.notes})  # other files may lie next to the same text now
+
+
+def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:
+    """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
+    plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache, outputs)
+    size = data.num_bpe_tokens or read_tokenizer(data.tokenizer).vocab_size
+    foreseen = {
+        "tokenizer": {"name": data.tokenizer},
+        "tokenizer_sha256": FORESEEN,
+        "vocab_size": size,
+        "num_used": size,
+    }
+    return Corpus(plain.folder, plain.meta | foreseen)
+
+
+def _key(data: TextsData, texts: Texts) -> str:
+    tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_of(data.tokenizer)
+    shares = [data.val_fraction, data.test_fraction]
+    content = [FORMAT, tokenizer, data.num_bpe_tokens, shares, getattr(data, "field", None), texts.state]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None:
+    unit = data.tokenizer if data.tokenizer in ("bytes", "chars") else "tokens"
+    if corpus.meta["test_tokens"] == 1:
+        raise DataError(f"{source(data)} holds 1 {unit.removesuffix('s')} for a test. Give more text.")
+    if len(corpus.train) <= context_length or len(corpus.val) < 2:
+        raise DataError(
+            f"{source(data)} leaves {len(corpus.train)} {unit} for training and {len(corpus.val)} for validation; "
+            f"one context takes {context_length + 1}.\nGive more text, or lower model.context_length."
+        )
+
+
+def describe_corpus(corpus: Corpus) -> str:
+    """One line: python corpus, 12.4 MB, bytes."""
+    meta = corpus.meta
+    if meta["tokenizer"] is None:
+        tokens = sum(meta[f"{name}_tokens"] for name in SPLITS)
+        return f"{meta['name']} corpus, {count(tokens)} {meta['dtype']}, {meta['vocab_size']:,} different"
+    name = meta["tokenizer"]["name"]
+    if meta["tokenizer_sha256"]:
+        name = f"{name if name == 'bpe' else Path(name).name} {meta['vocab_size']:,}"
+    return f"{meta['name']} corpus, {_size(meta['num_bytes'])}, {name}"
+
+
+def _size(num_bytes: int) -> str:
+    size, power = float(num_bytes), 0
+    while size >= 1000 and power < 4:
+        size, power = size / 1000, power + 1
+    return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def remarks_on_corpus(corpus: Corpus) -> list[str]:
+    """What a user should know of the data beside their size."""
+    return _on_tokens(corpus.meta) if corpus.meta["name"] == "tokens" else _on_texts(corpus.meta) + _unseen(corpus)
+
+
+def _unseen(corpus: Corpus) -> list[str]:
+    """Of a handful of domains, those that no validation text is of."""
+    names = corpus.meta["domains"]
+    held_out = np.flatnonzero(np.bincount(corpus.val_domains(corpus.begins(corpus.val)), minlength=len(names)))
+    without = [place for place in range(len(names)) if place not in held_out]
+    if not without or len(names) > MOST_DOMAINS:
+        return []
+    alone = all(np.count_nonzero(corpus.domain_ids == place) == 1 for place in without)
+    reason = "it has one only" if alone else "nothing is said of it. Raise data.val_fraction"
+    return [f"no document of {', '.join(names[place] for place in without)} is held out: {reason}"]
+
+
+def _on_texts(meta: dict[str, Any]) -> list[str]:
+    lines = []
+    if meta["by_name"]:
+        sizes = [f"{name} {count(meta[f'{name}_tokens'])}" for name in SPLITS if meta[f"{name}_tokens"]]
+        lines.append(f"split by the names of files and folders: {', '.join(sizes)} tokens")
+    if meta["unheeded"]:
+        lines.append(meta["unheeded"])
+    if meta["num_left_out"] and meta["name"] in ("text", "hf"):
+        lines.append(f"left out as empty or not UTF-8 text: {plural(meta['num_left_out'], 'document')}")
+    if meta["name"] == "mix":
+        parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
+        lines.append(", ".join(f"{name} {_size(size)}" for name, size in parts))
+    if meta["missing"]:
+        lines.append(f"without {', '.join(meta['missing'])}: not installed (pip install 'moe-cli[corpora]')")
+    if meta["num_used"] < meta["vocab_size"]:
+        lines.append(
+            f"{meta['num_used']:,} of {meta['vocab_size']:,} tokens stand for something: the text gives no more"
+        )
+    if not meta["lossless"]:
+        lines.append("this tokenizer does not keep the text as it is: no bits per byte, compare in nats per token")
+    return lines
+
+
+def _on_tokens(meta: dict[str, Any]) -> list[str]:
+    train, val, test = (len(meta[f"{name}_shards"]) for name in SPLITS)
+    header = "".join(f", {name} in {number}" for name, number in meta["headers"].items()) or ", no header"
+    lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
+             f"{count(meta['val_tokens'])} in {val}"
+             + (f", test {count(meta['test_tokens'])} in {test}" if test else "") + header]  # fmt: skip
+    if meta["unheeded"]:
+        lines.append(meta["unheeded"])
+    if meta["num_left_out"]:
+        lines.append(f"{meta['num_left_out']} files are named neither train, val nor test: left out")
+    return lines

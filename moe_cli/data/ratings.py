@@ -1,0 +1,195 @@
+"""Ratings and clicks of users on items -> Ratings: splits of pairs, and what is known of them.
+
+N pairs; users have the rows from 0, items the rows behind them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.config.data import MovieLensData, RatingData
+from moe_cli.data.cache_folders import building
+from moe_cli.data.cached import META, OF_ALL_DATA, built, just_built
+from moe_cli.data.file_list import stamps
+from moe_cli.data.movielens import find_ratings, read_movielens
+from moe_cli.data.splits import PURPOSES
+from moe_cli.data.synthetic_ratings import Interactions, plant
+from moe_cli.errors import DataError
+
+FORMAT = 2
+_META = {**OF_ALL_DATA, "users": int, "items": int, "mean": float, "std": float}
+ITEMS = "items.json"
+DOMAINS = ["rating", "click"]
+# How many ratings of the mean an item's and a user's own are mixed with (Koren, TKDD 2010, section 2.1).
+ITEM_PRIOR, USER_PRIOR = 25, 10
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of user and item [N, 2], what was given [N], and whether there was a click [N]."""
+
+    rows: NDArray[np.int64]
+    ratings: NDArray[np.float64]
+    clicks: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ratings)
+
+    def take(self, places: NDArray[Any]) -> "Pairs":
+        return Pairs(self.rows[places], self.ratings[places], self.clicks[places])
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """Splits in files of a folder, and what is known of them.
+
+    Attributes:
+        judged: what models are judged by, `val` or `test`.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    judged: str = "val"
+
+    @cached_property
+    def train(self) -> Pairs:
+        return self._split("train")
+
+    @cached_property
+    def val(self) -> Pairs:
+        """The validation split; or the test split where models are judged by that."""
+        return self._split(self.judged)
+
+    @cached_property
+    def item_names(self) -> list[str]:
+        return json.loads((self.folder / ITEMS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+    def _split(self, name: str) -> Pairs:
+        return Pairs(*(np.load(self.folder / f"{name}_{part}.npy") for part in ("rows", "ratings", "clicks")))
+
+
+def load_ratings(data: RatingData, cache: Path) -> Ratings:
+    """The ratings of a configuration, from the cache if their source is unchanged.
+
+    Raises:
+        DataError: a file is missing, or is not what it should be; or there is nothing to be learned from it.
+    """
+    folder = cache / f"{data.name}-{_key(data)}"
+    meta = built(folder, "ratings", _META)
+    if meta is None:
+        _build(data, folder)
+        meta = just_built(folder, "ratings", _META)
+    return Ratings(folder, meta)
+
+
+def _key(data: RatingData) -> str:
+    content: list[Any] = [FORMAT, dataclasses.asdict(data)]
+    if isinstance(data, MovieLensData):
+        content.append(stamps([find_ratings(data)]))
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _build(data: RatingData, folder: Path) -> None:
+    found = read_movielens(data) if isinstance(data, MovieLensData) else plant(data)
+    source = f"data.path={data.path}" if isinstance(data, MovieLensData) else f"data={data.name}"
+    every = Pairs(np.stack((found.users, found.num_users + found.items), 1), found.ratings, found.clicks)
+    held_out = held_out_fold(len(every), data.fold, data.num_folds)
+    tested = np.zeros_like(held_out)
+    if data.test_fold is not None:
+        tested = held_out_fold(len(every), data.test_fold, data.num_folds)
+    splits = {"train": every.take(~held_out & ~tested), "val": every.take(held_out), "test": every.take(tested)}
+    train, val = splits["train"], splits["val"]
+    for name, part in splits.items():
+        if name != "test" or len(part):
+            _check(part, name, source)
+    sha256 = hashlib.sha256()
+    for part in splits.values():
+        sha256.update(part.rows.tobytes() + part.ratings.tobytes() + part.clicks.tobytes())
+    meta = {
+        "name": data.name, "source": source, "sha256": sha256.hexdigest(), "num_bytes": None,
+        "num_documents": len(every), "vocab_size": found.num_users + found.num_items, "domains": DOMAINS,
+        "users": found.num_users, "items": found.num_items, **{f"{name}_pairs": len(part) for name, part in splits.items()},
+        "mean": float(train.ratings.mean()), "std": float(train.ratings.std()), "bigram_bpb": None, "gzip_bpb": None,
+        "references": references(train, val, found, held_out),
+    }  # fmt: skip
+    with building(folder, "ratings") as temporary:
+        for name, part in splits.items():
+            for field in dataclasses.fields(part):
+                np.save(temporary / f"{name}_{field.name}.npy", getattr(part, field.name))
+        (temporary / ITEMS).write_text(json.dumps(found.item_names), encoding="utf-8")
+        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
+
+
+def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
+    """Which of so many pairs a fold holds out: by chance that is the same every time, each pair in one fold."""
+    held_out = np.zeros(number, bool)
+    held_out[np.random.default_rng(0).permutation(number)[fold::num_folds]] = True
+    return held_out
+
+
+def _check(pairs: Pairs, split: str, source: str) -> None:
+    """Raises DataError when there is nothing to be learned from a split, or judged by it."""
+    if len(pairs) < 2:
+        raise DataError(f"{source} leaves {len(pairs)} ratings for {PURPOSES[split]}. Give more ratings.")
+    if split == "train" and pairs.ratings.std() == 0:
+        raise DataError(f"{source}: all ratings are {pairs.ratings[0]:g}. There is nothing to learn from them.")
+    if pairs.clicks.all() or not pairs.clicks.any():
+        which = "all" if pairs.clicks.all() else "none"
+        raise DataError(
+            f"{source}: {which} of the pairs for {PURPOSES[split]} {'are clicks' if which == 'all' else 'is a click'}. "
+            "Set data.liked to another rating."
+        )
+
+
+def references(train: Pairs, val: Pairs, found: Interactions, held_out: NDArray[np.bool_]) -> dict[str, float]:
+    """What a model is held against on the validation pairs.
+
+    mean_rmse, biases_rmse: of the mean rating, and of it with what the user and the item add (`biases`).
+    best_rmse, best_auc: of the rule that the data were made by, which no model can beat but by luck; where it is known.
+    """
+    known = {
+        "mean_rmse": rmse(val.ratings - train.ratings.mean()),
+        "biases_rmse": rmse(val.ratings - biases(train, val.rows)),
+    }
+    if found.expected is not None and found.chances is not None:
+        known["best_rmse"] = rmse(val.ratings - found.expected[held_out])
+        known["best_auc"] = auc(found.chances[held_out], val.clicks)
+    return known
+
+
+def rmse(errors: NDArray[np.float64]) -> float:
+    """The root of the mean square."""
+    return float(np.sqrt(np.mean(errors**2)))
+
+
+def biases(train: Pairs, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The rating of pairs by mean + item's bias + user's bias, each a mean drawn towards 0 (Koren, TKDD 2010, section 2.1)."""
+    mean = train.ratings.mean()
+    rest, guess = train.ratings - mean, np.full(len(rows), mean)
+    for column, prior in ((1, ITEM_PRIOR), (0, USER_PRIOR)):
+        size = 1 + max(train.rows[:, column].max(), rows[:, column].max())
+        own = np.bincount(train.rows[:, column], rest, size) / (np.bincount(train.rows[:, column], None, size) + prior)
+        rest, guess = rest - own[train.rows[:, column]], guess + own[rows[:, column]]
+    return guess
+
+
+def auc(scores: NDArray[np.float64], clicks: NDArray[np.bool_]) -> float:
+    """How often a pair with a click has a higher score than one without; equal scores count half (Mann and Whitney)."""
+    _, place, number = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(number) - (number - 1) / 2)[place]
+    positives = int(clicks.sum())
+    above = ranks[clicks].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * (len(clicks) - positives)))
+
+
+def describe_ratings(ratings: Ratings) -> str:
+    """One line: ratings, 100,000 pairs of 1,000 users and 500 items."""
+    meta = ratings.meta
+    return f"{meta['name']}, {meta['num_documents']:,} pairs of {meta['users']:,} users and {meta['items']:,} items"

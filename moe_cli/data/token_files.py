@@ -1,0 +1,208 @@
+"""Ready-made token files: little-endian integers, as nanoGPT writes them, with the header of llm.c, or of numpy.save."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from moe_cli.config.data import TokenData
+from moe_cli.data.corpus_files import source
+from moe_cli.data.file_list import find_files, open_file
+from moe_cli.data.shards import Shard, Tokens, cut
+from moe_cli.data.splits import SPLITS, TEST, TRAIN, VAL, check_shares, cut_with_gap, split_of, unheeded
+from moe_cli.errors import DataError
+
+# 256 int32: a number that says which tokens follow, the version, how many tokens. Of GPT-2's, uint16; of Llama 3's, uint32.
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+MAGIC = {20240520: "uint16", 20240801: "uint32"}
+VERSION = 1
+NPY_MAGIC = b"\x93NUMPY"
+# How headers are called in what is said of a corpus.
+LLM_C, NPY = "llm.c header", "numpy header"
+# What a folder is searched for, and files that hold tokens, but not in place.
+ENDINGS = (".bin", ".npy")
+PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".npz")
+# The hash is of at most so many blocks of each split.
+BLOCKS, BLOCK_BYTES = 1024, 2**16
+
+
+def describe_ready(data: TokenData, outputs: Path | None = None) -> dict[str, Any]:
+    """What is known of token files without reading them all; as the meta.json of corpora that are built.
+
+    The hash is of the length of each split and of blocks spread evenly over it, wherever one file ends and the next
+    begins: other tokens and another length are noticed, a change between two blocks is not.
+
+    Raises:
+        DataError: there are none; one is no such file; a token in those blocks is beyond the vocabulary.
+    """
+    listed = find_files(data.path or "", data.exclude, outputs, ENDINGS, hint="For text: data=text")
+    files = listed.paths
+    names = [path.relative_to(listed.root) if path != listed.root else Path(path.name) for path in files]
+    found = _parts(files, names)
+    contents = {path: _content(data, path) for part in found for path in part}
+    parts = ([contents[path].shard for path in part] for part in found)
+    splits = dict(zip(SPLITS, _split(data, *parts), strict=True))
+    used = {shard.path for part in splits.values() for shard in part}
+    headers = Counter(content.header for path, content in contents.items() if path in used)
+    digest = hashlib.sha256(data.dtype.encode())
+    for part in filter(None, splits.values()):
+        _sample(data, part, digest)
+    return {
+        "name": data.name,
+        "source": source(data),
+        "sha256": digest.hexdigest(),
+        "num_documents": None,
+        "unheeded": None if any(found[VAL:]) else unheeded([Path(name.name) for name in names]),
+        "notes": listed.notes,
+        "num_left_out": len(files) - sum(map(len, found)),
+        "num_bytes": None,
+        "tokenizer": None,
+        "vocab_size": data.vocab_size,
+        "dtype": data.dtype,
+        **{f"{name}_tokens": sum(shard.num_tokens for shard in part) for name, part in splits.items()},
+        **{f"{name}_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in part]
+           for name, part in splits.items()},
+        "headers": {name: headers[name] for name in (LLM_C, NPY) if headers[name]},
+        "domains": ["."],
+        "bigram_bpb": None,
+        "gzip_bpb": None,
+    }  # fmt: skip
+
+
+def _parts(files: Sequence[Path], names: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Files for training, validation and a test, by their names, else by those of the folders they lie in.
+
+    If none is held out so, or none is left to learn from, all are for training.
+    """
+    named: dict[int | None, list[Path]] = {}
+    for path, name in zip(files, names, strict=True):
+        named.setdefault(split_of(*name.parts), []).append(path)
+    train, val, test = named.get(TRAIN) or named.get(None, []), named.get(VAL, []), named.get(TEST, [])
+    return (train, val, test) if train and (val or test) else (list(files), [], [])
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The tokens of a file.
+
+    Attributes:
+        header: LLM_C, NPY, or None: the file has none.
+    """
+
+    shard: Shard
+    header: str | None
+
+
+def _content(data: TokenData, path: Path) -> _Content:
+    """The tokens of a file, by its header if it has one. Raises DataError."""
+    if path.suffix.lower() in PACKED:
+        raise DataError(f"{path} is packed, and token files are read in place. Unpack it.")
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        header = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4")
+        if header.tobytes().startswith(NPY_MAGIC):
+            return _npy_content(data, path, file, size)
+    if path.suffix.lower() == ".npy":
+        raise DataError(f"{path} does not begin as a .npy file does. Was it copied whole?")
+    if int(header[0]) not in MAGIC or size < HEADER_BYTES:
+        return _Content(_shard(data, path, 0, size, None), None)
+    magic, version, num_tokens = map(int, header[:3])
+    if version != VERSION:
+        raise DataError(f"{path} has a header of version {version}; known is version {VERSION}.")
+    _check_dtype(data, path, MAGIC[magic], str(magic))
+    return _Content(_shard(data, path, HEADER_BYTES, size, num_tokens), LLM_C)
+
+
+def _npy_content(data: TokenData, path: Path, file: IO[bytes], size: int) -> _Content:
+    """The tokens of a file that numpy.save wrote."""
+    file.seek(0)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as .npy: {str(error).splitlines()[0][:200]}") from None
+    if len(shape) != 1:
+        raise DataError(f"{path} is an array of shape {shape}. Give its tokens in one row: array.reshape(-1)")
+    # A whole number below 0 is read as one far beyond every vocabulary, and so refused where it is found.
+    name = {"i4": "uint32", "u4": "uint32", "i8": "uint64", "u8": "uint64", "u2": "uint16", "u1": "uint8"}.get(
+        dtype.str[1:]
+    )
+    if name is None or dtype.str[0] == ">":
+        fitting = "uint16 or uint32, little-endian"
+        raise DataError(f"{path} holds {dtype.str[0].strip('<|')}{dtype.name}, not {fitting}: array.astype('<u4')")
+    _check_dtype(data, path, name, dtype.name)
+    return _Content(_shard(data, path, file.tell(), size, shape[0]), NPY)
+
+
+def _check_dtype(data: TokenData, path: Path, dtype: str, header: str) -> None:
+    """Raises DataError when a header says another type than data.dtype."""
+    if data.dtype != dtype:
+        raise DataError(f"{path} holds {dtype}, by its header ({header}). Use data.dtype={dtype}")
+
+
+def _shard(data: TokenData, path: Path, first_byte: int, size: int, num_tokens: int | None) -> Shard:
+    """The tokens behind a header that says how many there are; None: there is no header."""
+    width = np.dtype(data.dtype).itemsize
+    if num_tokens is None and size % width:
+        raise DataError(
+            f"{path} is {size:,} bytes long, which is no multiple of the {width} of data.dtype={data.dtype}."
+        )
+    if num_tokens is not None and size != first_byte + num_tokens * width:
+        raise DataError(
+            f"{path} is {size:,} bytes long; {num_tokens:,} tokens, as its header says, would make it "
+            f"{first_byte + num_tokens * width:,}. Was it copied whole?"
+        )
+    if size == first_byte:
+        raise DataError(f"{path} holds no tokens.")
+    return Shard(path, first_byte, (size - first_byte) // width)
+
+
+def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Shard]) -> tuple[list[Shard], ...]:
+    """The splits: what files hold out, at most data.val_tokens of each, else the share at the end of what is for training.
+
+    Raises:
+        DataError: a share to hold out has no effect.
+    """
+    check_shares(data, {part for part, files in ((VAL, val), (TEST, test)) if files}, source(data))
+    width = np.dtype(data.dtype).itemsize
+    held_out = {"test": test, "val": val}
+    for name, fraction in (("test", data.test_fraction), ("val", data.val_fraction / (1 - data.test_fraction))):
+        if files := held_out[name]:
+            total = sum(shard.num_tokens for shard in files)
+            held_out[name] = cut(files, 0, min(total, data.val_tokens or total), width)
+        elif fraction:
+            total = sum(shard.num_tokens for shard in train)
+            end, begin = cut_with_gap(total, fraction, data.val_tokens)
+            held_out[name], train = cut(train, begin, total, width), cut(train, 0, end, width)
+    return train, held_out["val"], held_out["test"]
+
+
+def _sample(data: TokenData, shards: Sequence[Shard], digest: Any) -> None:
+    """Hashes blocks of a split, and looks whether the vocabulary has their tokens."""
+    tokens = Tokens(shards, data.dtype)
+    length = BLOCK_BYTES // tokens.dtype.itemsize
+    digest.update(f"|{len(tokens)}".encode())
+    number = min(BLOCKS, -(-len(tokens) // length))
+    for first in np.linspace(0, max(0, len(tokens) - length), number).astype(np.int64).tolist():
+        block = tokens[first : first + length]
+        digest.update(block.tobytes())
+        check_tokens(tokens, block, first, data.vocab_size or 0)
+    tokens.release()
+
+
+def check_tokens(tokens: Tokens, block: Any, first: int, vocab_size: int) -> None:
+    """Raises DataError when the block, which begins at `first`, has a token beyond the vocabulary."""
+    if block.max(initial=0) >= vocab_size:
+        place = int(np.argmax(block >= vocab_size))
+        path, byte = tokens.locate(first + place)
+        raise DataError(
+            f"{path}, byte {byte:,}: token {int(block[place])} is beyond data.vocab_size={vocab_size}. "
+            "Is data.dtype what the file holds?"
+        )

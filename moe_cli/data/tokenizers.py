@@ -1,0 +1,108 @@
+"""Text to token ids and back: bytes, the characters of a corpus, or parts of words (see `subwords`)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_cli.data.bpe import SEPARATOR, SubwordTokenizer
+from moe_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """The 256 bytes of UTF-8."""
+
+    name: str = "bytes"
+
+    @property
+    def vocab_size(self) -> int:
+        return 256
+
+    @property
+    def separator(self) -> int:
+        return 0
+
+    def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """The tokens of the bytes from `start` to `stop`."""
+        return np.frombuffer(text.encode(), dtype=np.uint8)[start:stop]
+
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        return bytes(ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+    def bytes_per_token(self) -> NDArray[np.int64]:
+        return np.ones(256, dtype=np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class CharTokenizer:
+    """The characters that occur in a corpus, in code point order."""
+
+    alphabet: str
+    name: str = "chars"
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.alphabet)
+
+    @property
+    def separator(self) -> int:
+        return self.alphabet.index(SEPARATOR)
+
+    def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Those of the characters from `start` to `stop`. Raises DataError for one the corpus does not have."""
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)[start:stop]
+        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
+        strange = np.flatnonzero(ids < 0)
+        if len(strange):
+            raise DataError(
+                f"{text[start:][strange[0]]!r} is not among the {len(self.alphabet)} characters of the corpus."
+            )
+        return ids.astype(np.min_scalar_type(len(self.alphabet) - 1))
+
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        return self.decode(ids).encode()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._points[np.asarray([*ids], np.int64)].tobytes().decode("utf-32-le")
+
+    @cached_property
+    def _points(self) -> NDArray[np.uint32]:
+        return np.frombuffer(self.alphabet.encode("utf-32-le"), dtype=np.uint32)
+
+    @cached_property
+    def _ids(self) -> NDArray[np.int32]:
+        """The id of each code point up to the largest known one, and of one more; -1 where there is none."""
+        ids = np.full(int(self._points.max(initial=0)) + 2, -1, np.int32)
+        ids[self._points] = np.arange(len(self.alphabet))
+        return ids
+
+    def bytes_per_token(self) -> NDArray[np.int64]:
+        return np.array([len(char.encode()) for char in self.alphabet], dtype=np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "alphabet": self.alphabet}
+
+
+Tokenizer = ByteTokenizer | CharTokenizer | SubwordTokenizer
+
+
+def make_tokenizer(name: str, alphabet: Iterable[str]) -> ByteTokenizer | CharTokenizer:
+    """That of `data.tokenizer=bytes`, or `chars` with the characters of a corpus."""
+    return ByteTokenizer() if name == "bytes" else CharTokenizer("".join(sorted(set().union(*alphabet))))
+
+
+def load_tokenizer(content: dict[str, Any]) -> Tokenizer:
+    """The inverse of `to_dict`."""
+    if "json" in content:
+        return SubwordTokenizer(**content)
+    return ByteTokenizer() if content["name"] == "bytes" else CharTokenizer(content["alphabet"])
