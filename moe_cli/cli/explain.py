@@ -11,7 +11,7 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json
 if TYPE_CHECKING:
     from moe_cli.cli.explained import Explained
     from moe_cli.config.schema import EvalConfig, RunConfig
-    from moe_cli.tasks.text import TextTask
+    from moe_cli.tasks.causal_lm import TextTask
     from moe_cli.training.explain import TextToken
 
 # The families that read a text as it stands.

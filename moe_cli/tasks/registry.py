@@ -6,12 +6,12 @@ from moe_cli.config.tasks import MaskedLM, RatingTask, SpanCorruption
 from moe_cli.data.images import Images
 from moe_cli.data.load import Data
 from moe_cli.data.ratings import Ratings
-from moe_cli.tasks.masked import MaskedTask
-from moe_cli.tasks.pairs import RatingsTask
-from moe_cli.tasks.spans import SpanTask
-from moe_cli.tasks.task import Task
-from moe_cli.tasks.text import TextTask
-from moe_cli.tasks.vision import ImagesTask
+from moe_cli.tasks.base import Task
+from moe_cli.tasks.causal_lm import TextTask
+from moe_cli.tasks.image_classification import ImagesTask
+from moe_cli.tasks.masked_lm import MaskedTask
+from moe_cli.tasks.rating_prediction import RatingsTask
+from moe_cli.tasks.span_corruption import SpanTask
 
 
 def make_task(config: RunConfig, data: Data) -> Task:

@@ -29,7 +29,7 @@ from moe_cli.moe.stats import (
     specialisation,
     tokens_per_expert,
 )
-from moe_cli.tasks.task import BY_DOMAIN, CONTEXT, Batch, Task
+from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, Batch, Task
 from moe_cli.training.precision import autocast
 from moe_cli.training.token_use import TokenUse
 

@@ -12,7 +12,7 @@ from moe_cli.data import token_files as module
 from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.data.load import judged_by_test
 from moe_cli.errors import ConfigError, DataError
-from moe_cli.tasks.text import TextTask
+from moe_cli.tasks.causal_lm import TextTask
 from tests.data.made_token_files import raw, sparse, with_header
 
 

@@ -25,8 +25,8 @@ from moe_cli.forecast import corpus_of
 from moe_cli.models.registry import make_model
 from moe_cli.run import restore, run_one
 from moe_cli.store import create_run
+from moe_cli.tasks.causal_lm import NOT_ASKED, Batch
 from moe_cli.tasks.registry import make_task
-from moe_cli.tasks.text import NOT_ASKED, Batch
 from moe_cli.training.checkpoint import find_checkpoint
 from moe_cli.training.evaluate import evaluate
 from tests.data.test_corpora import write

@@ -22,11 +22,11 @@ from moe_cli.data.document_windows import document_windows
 from moe_cli.errors import ConfigError
 from moe_cli.forecast import corpus_of
 from moe_cli.models.registry import make_model
+from moe_cli.tasks.causal_lm import NOT_ASKED, context_of
 from moe_cli.tasks.registry import make_task
-from moe_cli.tasks.text import NOT_ASKED, context_of
 from moe_cli.training.evaluate import evaluate
 from tests.data.test_corpora import write
-from tests.tasks.test_text import counting_task
+from tests.tasks.test_causal_lm import counting_task
 from tests.tiny import TINY, randomise, tiny_config, words
 
 L = 40

@@ -28,7 +28,7 @@ from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.stats import max_violation
 from moe_cli.run import run_one
 from moe_cli.store import Recorder, Run, create_run
-from moe_cli.tasks.text import TextTask
+from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import loop as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint
 from moe_cli.training.distributed import Parallel

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.tasks import RatingTask
 from moe_cli.data.ratings import DOMAINS, Pairs, Ratings, auc
-from moe_cli.tasks.pairs import AUC_BINS, LARGEST_LOGIT, RatingsTask, score_counts
+from moe_cli.tasks.rating_prediction import AUC_BINS, LARGEST_LOGIT, RatingsTask, score_counts
 from moe_cli.training.evaluate import evaluate
 from tests.tiny import TINY, finish, tiny_config
 

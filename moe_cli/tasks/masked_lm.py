@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.shards import Tokens
-from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
-from moe_cli.tasks.text import NOT_ASKED, Batch, TextTask
+from moe_cli.tasks.base import BY_DOMAIN, Scored, by_domain
+from moe_cli.tasks.causal_lm import NOT_ASKED, Batch, TextTask
 
 
 class MaskedTask(TextTask):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moe_cli.data.images import Images, Labelled, mean_and_std
 from moe_cli.data.shuffle import ExampleOrder, spread_evenly
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
+from moe_cli.tasks.base import BY_DOMAIN, Scored, by_domain
 
 # Of equal width, by how sure the model is (Guo et al., arXiv:1706.04599, section 2).
 CALIBRATION_BINS = 15

@@ -15,8 +15,8 @@ from moe_cli.config.tasks import SpanCorruption
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.shards import Tokens
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
-from moe_cli.tasks.text import Batch, TextTask
+from moe_cli.tasks.base import BY_DOMAIN, Scored, by_domain
+from moe_cli.tasks.causal_lm import Batch, TextTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from moe_cli.data import shuffle
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.shards import Shard, Tokens
 from moe_cli.data.tokenizers import CharTokenizer
-from moe_cli.tasks import text
-from moe_cli.tasks.text import TextTask
+from moe_cli.tasks import causal_lm
+from moe_cli.tasks.causal_lm import TextTask
 from tests.data.made_token_files import Held, corpus_of, raw, sparse
 
 # One character of each width in UTF-8.
@@ -189,8 +189,8 @@ def test_the_next_batch_is_asked_from_the_disk(sharded: list[Shard], monkeypatch
     task = TextTask(corpus_of(sharded, sharded, 1000), 16, 0)
     task.train_batch(3, 8)
     assert [] == asked
-    monkeypatch.setattr(text, "LARGE", 1000)
-    monkeypatch.setattr(text, "BATCHES_HELD", 1)
+    monkeypatch.setattr(causal_lm, "LARGE", 1000)
+    monkeypatch.setattr(causal_lm, "BATCHES_HELD", 1)
     monkeypatch.setattr(Tokens, "release", lambda tokens: asked.append((-1, -1)))
     for part in range(2):
         asked.clear()

@@ -15,7 +15,7 @@ from moe_cli.config.tasks import RatingTask
 from moe_cli.data.ratings import Pairs, Ratings
 from moe_cli.data.shuffle import ExampleOrder, spread_evenly
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.task import BY_DOMAIN, Scored, by_domain
+from moe_cli.tasks.base import BY_DOMAIN, Scored, by_domain
 
 # Logits of clicks are counted in so many bins of equal width, up to this size to both sides; within a bin they are equal.
 AUC_BINS, LARGEST_LOGIT = 2**14, 16.0

@@ -17,7 +17,7 @@ from moe_cli.config.tasks import MaskedLM
 from moe_cli.data.corpora import Corpus
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
-from moe_cli.tasks.masked import NOT_ASKED, MaskedTask
+from moe_cli.tasks.masked_lm import NOT_ASKED, MaskedTask
 from moe_cli.training.evaluate import evaluate
 from tests.data.made_token_files import Held
 from tests.tiny import TINY, finish, tiny_config, tiny_task

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moe_cli.data.images import Images, Labelled
 from moe_cli.models.registry import make_model
 from moe_cli.models.vit import ViT
-from moe_cli.tasks.vision import CALIBRATION_BINS, ImagesTask
+from moe_cli.tasks.image_classification import CALIBRATION_BINS, ImagesTask
 from moe_cli.training.evaluate import evaluate
 from tests.tiny import TINY, finish, randomise, tiny_config
 

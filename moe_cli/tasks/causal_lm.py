@@ -18,7 +18,7 @@ from moe_cli.data.shards import LARGE, Tokens
 from moe_cli.data.shuffle import EpochOrder, epoch_order
 from moe_cli.data.token_files import check_tokens
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.task import BY_DOMAIN, CONTEXT, Scored, Task, by_domain
+from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, Scored, Task, by_domain
 
 # After so many batches of a large text the memory through which it was read is let go.
 BATCHES_HELD = 16
