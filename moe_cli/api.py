@@ -26,7 +26,7 @@ from moe_cli.files.writing import append
 from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle
 from moe_cli.machine import check_devices, visible_gpus
 from moe_cli.run import FULL, PARENT, STOPPED
-from moe_cli.store import FAILED, INTERRUPTED, Run, is_locked, open_or_create_run, outputs_folder
+from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, is_locked, open_or_create_run, outputs_folder
 from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Rules, explain
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep

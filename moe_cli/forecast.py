@@ -25,8 +25,8 @@ from moe_cli.files.writing import scratch_folder
 from moe_cli.formatting import count
 from moe_cli.loggers.recorder import check_loggers
 from moe_cli.machine import available_memory_bytes, crowding, pick_threads, total_memory_bytes, visible_gpus
-from moe_cli.marks import fix_corpora
-from moe_cli.store import Run, find_run
+from moe_cli.runs.folder import Run, find_run
+from moe_cli.runs.tags import fix_corpora
 
 # What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
 # of its speed; Muon's, of which many are done at once and in bfloat16, all of it.

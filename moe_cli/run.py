@@ -29,9 +29,8 @@ from moe_cli.forecast import check_upcycle, compiles, corpus_of, corpus_to_read,
 from moe_cli.formatting import print_line
 from moe_cli.loggers.recorder import check_loggers, make_recorder
 from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
-from moe_cli.marks import check_corpus
 from moe_cli.process import keep_freed_memory, spin_briefly
-from moe_cli.store import (
+from moe_cli.runs.folder import (
     FAILED,
     INTERRUPTED,
     RUNNING,
@@ -40,6 +39,7 @@ from moe_cli.store import (
     Run,
     lock,
 )
+from moe_cli.runs.tags import check_corpus
 from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.

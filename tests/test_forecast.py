@@ -33,7 +33,7 @@ from moe_cli.forecast import (
     pin_upcycle,
     step_work,
 )
-from moe_cli.store import create_run
+from moe_cli.runs.folder import create_run
 from moe_cli.training.loop import EVALUATIONS_PER_RUN
 from tests.tiny import TINY, finish, tiny_config, words
 

@@ -17,10 +17,10 @@ from rich.text import Text
 
 from moe_cli.cli.columns import Column, table_lines
 from moe_cli.formatting import count, duration, percent, printable, score
-from moe_cli.glance import Glance, Watcher, glance
 from moe_cli.metrics import target
 from moe_cli.report.stats import Estimate, mean_and_interval
-from moe_cli.store import COMPLETED, FAILED, PRUNED, Run
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
+from moe_cli.runs.status import Glance, Watcher, glance
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.driver import Progress

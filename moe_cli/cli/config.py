@@ -21,7 +21,7 @@ def config(
     from moe_cli.config.load import Composer, load_config
     from moe_cli.config.sweepfile import list_sweeps
     from moe_cli.errors import ConfigError
-    from moe_cli.store import outputs_folder
+    from moe_cli.runs.folder import outputs_folder
 
     if groups:
         if overrides or diff:

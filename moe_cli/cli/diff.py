@@ -16,9 +16,9 @@ from moe_cli.cli.show import Load, load_of, violation
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import show
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
-from moe_cli.glance import Curve, Glance, glance, number, validation_curves
 from moe_cli.metrics import eval_windows
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
+from moe_cli.runs.status import Curve, Glance, glance, number, validation_curves
 
 PLOT_HEIGHT = 12
 # How each measure is written, and which way is better: -1 less, 1 more, 0 neither.

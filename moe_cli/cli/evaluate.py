@@ -35,7 +35,7 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on its whole validation or test split. Example: moe eval latest eval.k=1,2,4"""
     from moe_cli.errors import ConfigError
-    from moe_cli.store import find_run, outputs_folder
+    from moe_cli.runs.folder import find_run, outputs_folder
 
     if split not in SPLITS:
         raise ConfigError(f"--split {split} is not one of: {', '.join(SPLITS)}.")

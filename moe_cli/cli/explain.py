@@ -43,7 +43,7 @@ def explain(
     from moe_cli.cli.export import export_files
     from moe_cli.errors import ConfigError
     from moe_cli.report.page.write import check_ours
-    from moe_cli.store import find_run, outputs_folder
+    from moe_cli.runs.folder import find_run, outputs_folder
 
     if html and as_json:
         raise ConfigError("--json has no effect on a page: leave --html or --json out.")

@@ -10,7 +10,7 @@ from moe_cli.cli.console import Terminal
 from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import age, count
-from moe_cli.trash import DAY, Removed, Waste, free, size_of
+from moe_cli.runs.trash import DAY, Removed, Waste, free, size_of
 
 KINDS = {
     "trash": ("the trash", ""),

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
 
 
 def print_health(run: "Run", layer: int | None, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from moe_cli.cli.trainplan import print_rows
 from moe_cli.formatting import bars, count, duration, known, percent, plural
 from moe_cli.metrics import references, target, written
 from moe_cli.moe.stats import max_violation
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import Evaluation
 from moe_cli.training.state import StepView
 

@@ -39,7 +39,7 @@ def print_json(content: Any) -> None:
     """One JSON document on standard output, for programs."""
     import json
 
-    from moe_cli.store import finite
+    from moe_cli.runs.folder import finite
 
     echo_data(json.dumps(finite(content), indent=2))
 

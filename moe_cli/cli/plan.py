@@ -34,7 +34,7 @@ def plan(
     from moe_cli.costs.model import cost
     from moe_cli.costs.multi_gpu import DEVICES
     from moe_cli.errors import ConfigError
-    from moe_cli.store import outputs_folder
+    from moe_cli.runs.folder import outputs_folder
 
     if not 1 <= gpus <= GPUS:
         raise ConfigError(f"--gpus={shortened(gpus)} must be at least 1{f' and at most {GPUS}' if gpus > 1 else ''}.")

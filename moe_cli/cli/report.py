@@ -80,7 +80,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.report.looks import remember
     from moe_cli.report.page.content import Source
     from moe_cli.report.view import Question, make_view
-    from moe_cli.store import outputs_folder
+    from moe_cli.runs.folder import outputs_folder
 
     check_fit(fit, predict, validate)
     request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)

@@ -10,8 +10,8 @@ from moe_cli.cli.options import AsJson, Outputs, RunName, print_json, print_note
 from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from moe_cli.glance import Glance
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
+    from moe_cli.runs.status import Glance
 
 runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after runs. Example: moe runs ls")
 
@@ -33,8 +33,8 @@ def ls(
 ) -> None:
     """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
     from moe_cli.formatting import plural
-    from moe_cli.glance import find_runs, glances
-    from moe_cli.store import outputs_folder
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.status import find_runs, glances
 
     wanted = _statuses(status)
     found = glances(find_runs(outputs_folder(outputs), where))
@@ -51,7 +51,7 @@ def _statuses(text: str | None) -> tuple[str, ...]:
     """The statuses named in `text`, all of them for None. Raises ConfigError for any other word."""
     from moe_cli.config.parse import did_you_mean
     from moe_cli.errors import ConfigError
-    from moe_cli.store import STATUSES
+    from moe_cli.runs.folder import STATUSES
 
     names = STATUSES if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
     for name in names:
@@ -108,7 +108,7 @@ def _print_list(shown: "list[Glance]") -> None:
 def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None:
     """Everything about one run: settings, results, curve, experts, files. Example: moe runs show latest"""
     from moe_cli.cli.show import print_run, run_record
-    from moe_cli.store import find_run, outputs_folder
+    from moe_cli.runs.folder import find_run, outputs_folder
 
     found = find_run(outputs_folder(outputs), run)
     if as_json:
@@ -128,7 +128,7 @@ def health(
 ) -> None:
     """How a run used its experts: load, balance, domains, tokens. Example: moe runs health latest --layer 2"""
     from moe_cli.cli.health import print_health
-    from moe_cli.store import find_run, outputs_folder
+    from moe_cli.runs.folder import find_run, outputs_folder
 
     print_health(find_run(outputs_folder(outputs), run), layer, as_json)
 
@@ -143,7 +143,7 @@ def diff(
     """Two runs side by side: settings, metrics, curves, experts' load. Example: moe runs diff gpt-8x2 gpt-dense"""
     from moe_cli.cli.diff import compare, print_comparison
     from moe_cli.errors import ConfigError
-    from moe_cli.store import find_run, outputs_folder
+    from moe_cli.runs.folder import find_run, outputs_folder
 
     folder = outputs_folder(outputs)
     pair = find_run(folder, first), find_run(folder, second)
@@ -164,8 +164,8 @@ def tag_run(
     outputs: Outputs = None,
 ) -> None:
     """Give a run tags, or take them away. Example: moe runs tag latest baseline"""
-    from moe_cli.marks import check_tag, set_tags, tags_of
-    from moe_cli.store import find_run, outputs_folder
+    from moe_cli.runs.folder import find_run, outputs_folder
+    from moe_cli.runs.tags import check_tag, set_tags, tags_of
 
     found = find_run(outputs_folder(outputs), run)
     given = list(dict.fromkeys(map(check_tag, tags)))
@@ -189,8 +189,8 @@ def rm(
 ) -> None:
     """Move runs to the trash; `moe runs restore` undoes it. Example: moe runs rm --status failed --group sparsity"""
     from moe_cli.errors import ConfigError, MoeError
-    from moe_cli.store import outputs_folder
-    from moe_cli.trash import check_idle, remove
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.trash import check_idle, remove
 
     folder = outputs_folder(outputs)
     if bool(names) == bool(status or group):
@@ -218,14 +218,14 @@ def rm(
 
 
 def _named(outputs: Path, names: list[str]) -> "list[Run]":
-    from moe_cli.store import find_run
+    from moe_cli.runs.folder import find_run
 
     found = [find_run(outputs, name) for name in names]
     return list({run.path.resolve(): run for run in found}.values())
 
 
 def _matching(outputs: Path, status: str | None, group: str | None) -> "list[Run]":
-    from moe_cli.glance import find_runs, glances
+    from moe_cli.runs.status import find_runs, glances
 
     wanted = _statuses(status)
     return [each.run for each in glances(find_runs(outputs, group)) if each.status in wanted]
@@ -263,9 +263,9 @@ def restore(
 ) -> None:
     """Bring runs back from the trash; without a name, list it. Example: moe runs restore latest"""
     from moe_cli.cli.free import print_trash, trash_records
-    from moe_cli.store import outputs_folder
-    from moe_cli.trash import find_removed, removed_runs
-    from moe_cli.trash import restore as bring_back
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.trash import find_removed, removed_runs
+    from moe_cli.runs.trash import restore as bring_back
 
     folder = outputs_folder(outputs)
     trash = removed_runs(folder)
@@ -299,8 +299,8 @@ def gc(
 ) -> None:
     """Say what could be freed; free it with --yes. Example: moe runs gc --older-than 0d --checkpoints --yes"""
     from moe_cli.cli.free import free_all, parse_age, print_waste
-    from moe_cli.store import outputs_folder
-    from moe_cli.trash import find_waste
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.trash import find_waste
 
     waste = list(find_waste(outputs_folder(outputs), parse_age(older_than)))
     options = {"trash": True, "unfinished": True, "checkpoints": checkpoints, "cache": cache}
@@ -324,7 +324,7 @@ def watch(
     """The live table from another terminal. Exit code 3: runs are not complete. Example: moe runs watch sparsity"""
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.watch import pick, watch_run, watch_sweep
-    from moe_cli.store import Run, outputs_folder
+    from moe_cli.runs.folder import Run, outputs_folder
 
     found, console = pick(outputs_folder(outputs), name), Terminal()
     code = watch_run(console, found) if isinstance(found, Run) else watch_sweep(console, found)

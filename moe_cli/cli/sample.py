@@ -12,7 +12,7 @@ from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 from moe_cli.formatting import plural
 
 if TYPE_CHECKING:
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
 
 
 def sample(  # noqa: PLR0913  (an option each)
@@ -34,7 +34,7 @@ def sample(  # noqa: PLR0913  (an option each)
     """Write text with a trained model. Example: moe sample latest --prompt "def " """
     _check(prompt, temperature, top_k, top_p)
     from moe_cli.errors import ConfigError
-    from moe_cli.store import find_run, outputs_folder
+    from moe_cli.runs.folder import find_run, outputs_folder
 
     folder = outputs_folder(outputs)
     found = find_run(folder, run)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.console import Console
 
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
     from moe_cli.sweeps.driver import Progress
     from moe_cli.sweeps.preview import Preview
     from moe_cli.sweeps.search import SearchFeed
@@ -177,7 +177,7 @@ class SearchDisplay:
 
 
 def _step(run: "Run") -> str:
-    from moe_cli.glance import validation_curve
+    from moe_cli.runs.status import validation_curve
 
     records = run.latest_metrics()
     if not records:

@@ -11,10 +11,10 @@ from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal
 from moe_cli.config.parse import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
-from moe_cli.glance import Glance, glance, number, validation_curve
 from moe_cli.metrics import references, target, written
-from moe_cli.store import COMPLETED, Run
-from moe_cli.trash import size_of
+from moe_cli.runs.folder import COMPLETED, Run
+from moe_cli.runs.status import Glance, glance, number, validation_curve
+from moe_cli.runs.trash import size_of
 
 LABEL_WIDTH = 15
 CURVE_WIDTH = 40

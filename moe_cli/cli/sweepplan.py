@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from moe_cli.config.executors import Executor
     from moe_cli.forecast import Plan
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
     from moe_cli.sweeps.plan import SweepPlan
 
 HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
@@ -46,7 +46,7 @@ class Ahead:
 
     def waits(self, status: str) -> bool:
         """Whether a run of this status is to be carried out now."""
-        from moe_cli.store import COMPLETED, FAILED, PRUNED
+        from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
         return status not in (COMPLETED, PRUNED) and (self.retry_failed or status != FAILED)
 
@@ -76,7 +76,7 @@ def print_head(console: "Console", ahead: Ahead) -> None:
 def head(ahead: Ahead) -> list[tuple[str, str]]:
     """Lines, each with its style."""
     from moe_cli.formatting import plural
-    from moe_cli.store import COMPLETED, FAILED, PRUNED
+    from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
     planned, counted, to_go = ahead.planned, Counter(ahead.status), ahead.to_go
     runs = len(ahead.status)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moe_cli.config.schema import RunConfig
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
 
 Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
@@ -33,7 +33,7 @@ def train(
 ) -> None:
     """Train one model and evaluate it. Example: moe train expert=8 k=2"""
     from moe_cli.distributed.launch import launched, rank
-    from moe_cli.store import outputs_folder
+    from moe_cli.runs.folder import outputs_folder
 
     folder = outputs_folder(outputs)
     if rank():
@@ -75,7 +75,7 @@ def train(
 def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json: bool) -> bool:
     """Whether there is a complete run of this configuration; its results are printed."""
     from moe_cli.cli.live import print_summary
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
 
     run = Run(folder / "runs" / config.run_id)
     if run.summary() is None:
@@ -90,7 +90,7 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
 
 def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
     """The run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
-    from moe_cli.store import Run, open_or_create_run
+    from moe_cli.runs.folder import Run, open_or_create_run
     from moe_cli.sweeps.again import discard, outdated
 
     discard(outdated([Run(folder / "runs" / config.run_id)], force=force, code=False), folder)
@@ -121,7 +121,7 @@ def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
 @contextmanager
 def _read(run: "Run") -> Iterator[None]:
     """What is printed within it before the run begins: where nobody reads it, that is why the run was not carried out."""
-    from moe_cli.store import INTERRUPTED, Recorder
+    from moe_cli.runs.folder import INTERRUPTED, Recorder
 
     try:
         yield
@@ -179,7 +179,7 @@ def _follow(outputs: Path) -> None:
     """What every process but the first does: the same training, without a word."""
     from moe_cli.distributed import collectives
     from moe_cli.run import run_one
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
 
     collectives.init_process_group()
     run_one(Run(Path(collectives.broadcast_object(None))), outputs)
@@ -188,7 +188,7 @@ def _follow(outputs: Path) -> None:
 def _begun(outputs: Path) -> "Run | None":
     """The run that this process's job was at when one of its processes died, if that is why it starts."""
     from moe_cli.distributed.launch import job, restarted
-    from moe_cli.store import open_runs
+    from moe_cli.runs.folder import open_runs
 
     runs = open_runs(outputs) if restarted() else []
     return next((run for run in reversed(runs) if run.status().get("job") == job()), None)
@@ -206,7 +206,7 @@ def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: 
     from moe_cli.config.load import carried_out, execution_settings
     from moe_cli.errors import ConfigError
     from moe_cli.loggers.recorder import check_loggers
-    from moe_cli.store import COMPLETED, PENDING, find_run, rewrite_config
+    from moe_cli.runs.folder import COMPLETED, PENDING, find_run, rewrite_config
 
     if force:
         raise ConfigError("--resume goes on with a run, and --force starts from the beginning: give one.")

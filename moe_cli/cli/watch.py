@@ -11,9 +11,7 @@ from rich.text import Text
 
 from moe_cli.cli.board import Board, Standing, bar_line, ended_line, reason_of
 from moe_cli.formatting import count, duration, percent, plural, printable, sparkline
-from moe_cli.glance import Glance, Watcher, find_folder, newest_group, validation_curve
-from moe_cli.marks import is_at_work
-from moe_cli.store import (
+from moe_cli.runs.folder import (
     COMPLETED,
     FAILED,
     INTERRUPTED,
@@ -26,6 +24,8 @@ from moe_cli.store import (
     open_runs,
     run_folders,
 )
+from moe_cli.runs.status import Glance, Watcher, find_folder, newest_group, validation_curve
+from moe_cli.runs.tags import is_at_work
 
 LOOK_SECONDS = 1.0
 # A sweep on which nobody here is at work, and whose folders were silent for so long, was stopped.

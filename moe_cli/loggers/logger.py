@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.marks import tags_of
-from moe_cli.store import Run, read_json, write_json
+from moe_cli.runs.folder import Run, read_json, write_json
+from moe_cli.runs.tags import tags_of
 
 DEFAULT_PROJECT = "moe"
 

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from moe_cli.config.parse import show
 from moe_cli.files.writing import edit, hold
 from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
-from moe_cli.store import COMPLETED, FAILED
+from moe_cli.runs.folder import COMPLETED, FAILED
 
 SECONDS = 1.0  # between two messages: each takes some milliseconds
 MOST_POINTS, MOST_PARAMS = 1000, 100  # in a message

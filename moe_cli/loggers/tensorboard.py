@@ -16,7 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from moe_cli.files.writing import make_folder
 from moe_cli.loggers.logger import About, Past, numbers, results, step_of
-from moe_cli.store import COMPLETED
+from moe_cli.runs.folder import COMPLETED
 
 
 class TensorBoardLogger:

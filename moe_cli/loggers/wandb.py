@@ -12,7 +12,7 @@ import wandb
 
 from moe_cli.files.writing import make_folder
 from moe_cli.loggers.logger import OnceLogger, results
-from moe_cli.store import COMPLETED
+from moe_cli.runs.folder import COMPLETED
 
 
 class WandbLogger(OnceLogger):

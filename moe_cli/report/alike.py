@@ -14,7 +14,7 @@ from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import eval_windows
 from moe_cli.report.fold import Row
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 
 DATA, TOKENIZER, VALIDATION, BUDGET, CODE = "data", "tokenizer", "validation", "budget", "code"
 EVAL_CONTEXT = "eval_context"

@@ -25,7 +25,7 @@ from moe_cli.report.fold import (
 )
 from moe_cli.report.frame import flatten, runs_frame
 from moe_cli.report.sweeprecord import read_record
-from moe_cli.store import COMPLETED, Run, run_folders
+from moe_cli.runs.folder import COMPLETED, Run, run_folders
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from moe_cli.report.fold import DENSE, Row, comparable, is_baseline, is_undefine
 from moe_cli.report.looks import looks_sentence
 from moe_cli.report.verdicts import BETTER, CANNOT_TELL, WORSE
 from moe_cli.report.view import View
-from moe_cli.store import COMPLETED, FAILED, PRUNED
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
 # Of more runs nobody looks up the code.
 MOST_LOOKED_AT = 1000

@@ -9,11 +9,11 @@ from typing import Any
 from moe_cli.config.parse import did_you_mean, show
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, percent, plural, printable, sparkline
-from moe_cli.glance import validation_curve
 from moe_cli.metrics import MEASURES, Measure
 from moe_cli.report.fold import DENSE, PLAIN_KEYS, Row, applies, measures_itself
 from moe_cli.report.frame import COUNTS
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
+from moe_cli.runs.status import validation_curve
 
 LONGEST_CELL = 36
 CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60

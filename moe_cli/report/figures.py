@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import printable
-from moe_cli.glance import ESTIMATES
 from moe_cli.report.columns import never_leave, shorten
 from moe_cli.report.fold import Row, comparable, front_of
 from moe_cli.report.page.content import label_of
 from moe_cli.report.plot import DERIVED
 from moe_cli.report.view import View
-from moe_cli.store import COMPLETED, Run
+from moe_cli.runs.folder import COMPLETED, Run
+from moe_cli.runs.status import ESTIMATES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.pareto import as_cost, on_front, tolerance
 from moe_cli.report.stats import mean_and_interval, paired_difference
 from moe_cli.report.verdicts import CANNOT_TELL, Paired, more_seeds, paired, verdicts
-from moe_cli.store import COMPLETED
+from moe_cli.runs.folder import COMPLETED
 
 RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second",
            "max_violation", "dropped_fraction", "dead_experts")  # fmt: skip

@@ -14,8 +14,6 @@ from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
 from moe_cli.formatting import as_utf8, is_utf8
-from moe_cli.glance import find_folder
-from moe_cli.marks import tags_in
 from moe_cli.report.index import (
     FEWEST,
     FILES,
@@ -29,7 +27,9 @@ from moe_cli.report.index import (
     stamps_of,
     write_index,
 )
-from moe_cli.store import FAILED, INTERRUPTED, RUNNING, Run, is_run, open_runs, read_json, run_folders, spellings
+from moe_cli.runs.folder import FAILED, INTERRUPTED, RUNNING, Run, is_run, open_runs, read_json, run_folders, spellings
+from moe_cli.runs.status import find_folder
+from moe_cli.runs.tags import tags_in
 
 UNITS = {
     "params": "parameters",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 
 # An expert with less than this share of a fair load is dead, as in training.
 DEAD_BELOW = 0.01

@@ -25,7 +25,7 @@ from moe_cli import __version__
 from moe_cli.errors import MoeError
 from moe_cli.files.reading import Unreadable, read_bytes
 from moe_cli.files.writing import guard, make_folder, write_bytes
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 
 NAME = "runs.index"
 # Another way to read folders has another number.

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from moe_cli.errors import RunNotFound
-from moe_cli.glance import Thinning
 from moe_cli.report.frame import text_series
-from moe_cli.store import Run, open_runs
+from moe_cli.runs.folder import Run, open_runs
+from moe_cli.runs.status import Thinning
 
 Source = str | Path | Run | Iterable[str | Path | Run]
 
@@ -53,7 +53,7 @@ def load_curves(source: Source) -> pd.DataFrame:
 
 
 def drawn_curves(runs: Iterable[Run], metrics: Collection[str]) -> pd.DataFrame:
-    """The same of some metrics, thinned as it is read: see `moe_cli.glance.Thinning`."""
+    """The same of some metrics, thinned as it is read: see `moe_cli.runs.status.Thinning`."""
     return _curves(runs, frozenset(metrics))
 
 

@@ -12,7 +12,6 @@ import pandas as pd
 from moe_cli.config.parse import show
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, plural, printable
-from moe_cli.glance import validation_curve
 from moe_cli.metrics import EQUAL, target_of
 from moe_cli.report.alike import CODE, check_across, same_kind, sort_out
 from moe_cli.report.baseline import baseline_name, sweep_baseline
@@ -43,7 +42,8 @@ from moe_cli.report.looks import Look, look_at
 from moe_cli.report.nextsweep import next_sweep
 from moe_cli.report.scaling.sentence import scaling_sentence
 from moe_cli.report.stats import mean_and_interval
-from moe_cli.store import COMPLETED, FAILED, Run
+from moe_cli.runs.folder import COMPLETED, FAILED, Run
+from moe_cli.runs.status import validation_curve
 
 SHOWN = ("expert", "k", "capacity", "router", "balance")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.files.writing import hold, rename
-from moe_cli.store import read_json, write_json
+from moe_cli.runs.folder import read_json, write_json
 
 SWEEP_FILE, DAMAGED = "sweep.json", "sweep.json.damaged"
 

@@ -9,7 +9,6 @@ import pandas as pd
 
 from moe_cli.config.expressions import Expression, all_hold, parse_expression
 from moe_cli.errors import ConfigError
-from moe_cli.glance import validation_curve
 from moe_cli.report.baseline import sweep_baseline
 from moe_cli.report.choice import choose
 from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
@@ -28,7 +27,8 @@ from moe_cli.report.fold import (
 )
 from moe_cli.report.frame import CORPUS, SETTINGS
 from moe_cli.report.looks import Look, look_at
-from moe_cli.store import COMPLETED, Run
+from moe_cli.runs.folder import COMPLETED, Run
+from moe_cli.runs.status import validation_curve
 
 
 @dataclass(frozen=True)

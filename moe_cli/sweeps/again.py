@@ -6,8 +6,8 @@ from pathlib import Path
 
 from moe_cli.errors import MoeError
 from moe_cli.machine import code_version
-from moe_cli.store import PENDING, Run
-from moe_cli.trash import Removed, check_idle, remove, restore
+from moe_cli.runs.folder import PENDING, Run
+from moe_cli.runs.trash import Removed, check_idle, remove, restore
 
 
 def outdated(runs: Sequence[Run], *, force: bool, code: bool) -> list[Run]:

@@ -18,7 +18,7 @@ from moe_cli.errors import DiskFull, RunBusy, UnsafePath
 from moe_cli.files.writing import check_file
 from moe_cli.formatting import duration
 from moe_cli.run import BUSY, FULL, STOPPED, WRONG
-from moe_cli.store import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock
 
 POLL_SECONDS = 0.2
 # For saving: when the sweep is stopped, and when a run is.

@@ -16,7 +16,7 @@ from moe_cli.files.writing import append
 from moe_cli.forecast import Plan, compiles, memory_bytes, memory_of
 from moe_cli.machine import available_memory_bytes, count_cores, resident_bytes, visible_gpus
 from moe_cli.run import PARENT
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 from moe_cli.sweeps.warm import Fork, Nest
 
 

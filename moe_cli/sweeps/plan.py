@@ -23,7 +23,7 @@ from moe_cli.files.writing import make_folder
 from moe_cli.forecast import pin_upcycle
 from moe_cli.formatting import printable
 from moe_cli.report.sweeprecord import record_command
-from moe_cli.store import Run, open_or_create_run, sweep_folder
+from moe_cli.runs.folder import Run, open_or_create_run, sweep_folder
 
 AD_HOC = "sweep"
 # Of the name of a sweep's folder: file systems take 255, and files beside it are named after it.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.glance import ESTIMATES
+from moe_cli.runs.status import ESTIMATES
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.trial import Trial
 
-    from moe_cli.store import Run
+    from moe_cli.runs.folder import Run
 
 # Of those that come to a rung a fourth goes on; rungs are at 1, 4, 16, ... evaluations.
 REDUCTION = 4

@@ -22,7 +22,7 @@ from typing import Any
 from moe_cli.config.executors import RayExecutor
 from moe_cli.errors import MoeError
 from moe_cli.run import BUSY, PARENT, STOPPED
-from moe_cli.store import Run, break_lock, is_locked
+from moe_cli.runs.folder import Run, break_lock, is_locked
 
 CONNECT_SECONDS, HEALTH_SECONDS = 5.0, 20.0
 KILL_SECONDS = 10.0

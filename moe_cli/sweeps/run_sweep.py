@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.config.executors import Executor
 from moe_cli.forecast import Plan, check_memory, fix_data, make_plans, measure_flops
 from moe_cli.machine import check_devices
-from moe_cli.marks import at_work
-from moe_cli.store import Run, make_group
+from moe_cli.runs.folder import Run, make_group
+from moe_cli.runs.tags import at_work
+from moe_cli.runs.trash import check_idle
 from moe_cli.sweeps.again import discard, outdated, put_back
 from moe_cli.sweeps.driver import Feed, Listed, Observer, Rules, drive, to_do
 from moe_cli.sweeps.plan import SweepPlan
 from moe_cli.sweeps.pools import at_once, make_pool
 from moe_cli.sweeps.space import SearchPlan
-from moe_cli.trash import check_idle
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.preview import Preview

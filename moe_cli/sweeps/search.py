@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_cli import __version__, marks
+from moe_cli import __version__
 from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.searchblock import Domain
@@ -24,7 +24,8 @@ from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, 
 from moe_cli.forecast import pin_upcycle
 from moe_cli.report.searched import STUDY, import_optuna, open_journal
 from moe_cli.report.sweeprecord import record_command
-from moe_cli.store import (
+from moe_cli.runs import tags
+from moe_cli.runs.folder import (
     COMPLETED,
     FAILED,
     PRUNED,
@@ -157,7 +158,7 @@ class SearchFeed:
         place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
         delete_abandoned(place.parent, "*", lambda folder: not is_locked(folder))
         try:
-            with lock(place), marks.at_work(self.outputs / self.plan.name):
+            with lock(place), tags.at_work(self.outputs / self.plan.name):
                 if self.retry_failed:
                     self._ask_again()
                 yield self

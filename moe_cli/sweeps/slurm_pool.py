@@ -24,7 +24,7 @@ from moe_cli.config.executors import SlurmExecutor
 from moe_cli.errors import MoeError
 from moe_cli.files.writing import delete, make_folder, write_text
 from moe_cli.run import BUSY, DONE, STOPPED
-from moe_cli.store import Run, read_json, write_json
+from moe_cli.runs.folder import Run, read_json, write_json
 
 JOB_FILE = "slurm.json"
 # Slurm is asked about all jobs at once; the longer nothing changes, the more seldom.

@@ -17,8 +17,8 @@ from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, c
 from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
-from moe_cli.glance import ESTIMATES
-from moe_cli.store import sweep_folder
+from moe_cli.runs.folder import sweep_folder
+from moe_cli.runs.status import ESTIMATES
 from moe_cli.sweeps.plan import (
     SweepPlan,
     check_condition,

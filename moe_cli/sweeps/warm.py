@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.run import BUSY, STOPPED
-from moe_cli.store import Run, is_locked
+from moe_cli.runs.folder import Run, is_locked
 
 WORKER = "moe_cli.sweeps.worker"
 CLOSE_SECONDS = 10.0

@@ -5,7 +5,7 @@ from torch import nn
 
 from moe_cli.errors import ConfigError
 from moe_cli.moe.layer import MoELayer
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import latest_checkpoint
 
 # What a sparse layer has that a dense one has not. All else must have a counterpart.

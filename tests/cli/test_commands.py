@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_cli.run import restore
-from moe_cli.store import Run, find_run, open_runs
+from moe_cli.runs.folder import Run, find_run, open_runs
 from tests.cli.conftest import TINY, Moe
 
 SUMMARY_KEYS = {

@@ -15,7 +15,7 @@ from moe_cli.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_byte
 from moe_cli.formatting import known, plural
 from moe_cli.metrics import MEASURES
 from moe_cli.report.plot import Chart, Point, Series, chart_lines
-from moe_cli.store import open_runs
+from moe_cli.runs.folder import open_runs
 from moe_cli.sweeps.plan import check_folder
 from tests.cli.conftest import Moe
 

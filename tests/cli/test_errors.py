@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import RunBusy, TrainingError
-from moe_cli.store import open_runs
+from moe_cli.runs.folder import open_runs
 
 PAPERS = ", ".join(
     f"paper/{name}"

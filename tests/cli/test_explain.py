@@ -28,7 +28,7 @@ from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, ReluConfig, SoftConfig, TopKConfig
 from moe_cli.config.schema import EvalConfig, RunConfig
 from moe_cli.metrics import ROUTING
-from moe_cli.store import Run, create_run
+from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToken
 from tests.tiny import TINY, finish, tiny_config
 

@@ -11,7 +11,7 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.cli.free import parse_age
-from moe_cli.store import FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
+from moe_cli.runs.folder import FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, set_status, stopped, sweep_of_three_seeds
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli.report.searched import JOURNAL, load_study
-from moe_cli.store import open_runs
+from moe_cli.runs.folder import open_runs
 from tests.cli.conftest import TINY, Moe
 
 LR = "optim.lr=tag(log,interval(0.001,0.1))"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moe_cli.errors import DiskFull
-from moe_cli.store import Recorder, Run, open_runs, write_json
+from moe_cli.runs.folder import Recorder, Run, open_runs, write_json
 from moe_cli.sweeps import local, run_sweep
 from moe_cli.sweeps.driver import Feed, Progress, Rules
 from tests.cli.conftest import Moe

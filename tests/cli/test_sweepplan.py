@@ -12,7 +12,7 @@ from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, Slurm
 from moe_cli.config.load import load_config
 from moe_cli.costs.model import cost
 from moe_cli.forecast import make_plans
-from moe_cli.store import Recorder, Run
+from moe_cli.runs.folder import Recorder, Run
 from moe_cli.sweeps.plan import plan_sweep
 from tests.cli.conftest import Moe
 

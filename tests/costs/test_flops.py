@@ -28,7 +28,7 @@ from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.registry import ROUTERS
 from moe_cli.moe.routers import Router
-from moe_cli.store import Recorder, create_run
+from moe_cli.runs.folder import Recorder, create_run
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.distributed import Parallel
 from moe_cli.training.loop import Training

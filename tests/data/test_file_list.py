@@ -21,7 +21,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import ImageTask, RatingTask
 from moe_cli.data.load import Data, load_data, remarks
 from moe_cli.errors import DataError
-from moe_cli.store import create_run
+from moe_cli.runs.folder import create_run
 from tests.data.made_token_files import raw
 from tests.data.test_corpora import write
 from tests.tiny import tiny_config, words

@@ -10,7 +10,7 @@ from moe_cli.config.data import HubData
 from moe_cli.config.load import load_config
 from moe_cli.data.corpora import Corpus, load_corpus
 from moe_cli.errors import DataError
-from moe_cli.store import create_run
+from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import TextTask
 from tests.data.test_corpora import load as load_text
 from tests.tiny import finish, tiny_config, words

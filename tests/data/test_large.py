@@ -13,7 +13,7 @@ import re, sys
 from pathlib import Path
 from moe_cli.config.data import TokenData
 from moe_cli.run import run_one
-from moe_cli.store import create_run
+from moe_cli.runs.folder import create_run
 from tests.tiny import tiny_config
 
 def held():

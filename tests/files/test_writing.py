@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from moe_cli import store
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError, UnsafePath
 from moe_cli.files.writing import (
@@ -34,11 +33,12 @@ from moe_cli.files.writing import (
     write_text,
 )
 from moe_cli.forecast import corpus_of
-from moe_cli.marks import at_work
 from moe_cli.report.page.write import write_file
-from moe_cli.store import create_run, is_locked, lock, open_runs, write_json
+from moe_cli.runs import folder as run_folder
+from moe_cli.runs.folder import create_run, is_locked, lock, open_runs, write_json
+from moe_cli.runs.tags import at_work
+from moe_cli.runs.trash import find_waste, free, remove, removed_runs, restore
 from moe_cli.sweeps.driver import Listed, drive
-from moe_cli.trash import find_waste, free, remove, removed_runs, restore
 from tests.report.folders import complete, configure
 from tests.sweeps.fake import FakePool
 from tests.tiny import TINY, finish, tiny_config
@@ -222,7 +222,7 @@ def test_a_kill_while_a_run_folder_is_made_leaves_none(
 ) -> None:
     """The next run has its plain name, and the scrap goes."""
     config = tiny_config(text_file)
-    dies(lambda: create_run(tmp_path, "runs", config), monkeypatch, store, call)
+    dies(lambda: create_run(tmp_path, "runs", config), monkeypatch, run_folder, call)
     assert [] == open_runs(tmp_path)
     grow_old(tmp_path)
     run = create_run(tmp_path, "runs", config)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moe_cli.loggers.logger import About
-from moe_cli.store import INTERRUPTED, Run
+from moe_cli.runs.folder import INTERRUPTED, Run
 from tests.loggers.runs import begin, go_on, logged_config, tell
 
 Call = tuple[str, Any]

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from moe_cli.run import run_one
-from moe_cli.store import INTERRUPTED, Run, create_run
+from moe_cli.runs.folder import INTERRUPTED, Run, create_run
 from tests.loggers.runs import Points, begin, go_on, logged_config, points, tell
 from tests.tiny import finish
 

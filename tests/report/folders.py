@@ -6,7 +6,7 @@ from typing import Any
 from moe_cli.config.load import Composer
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import BUDGETS, RunConfig
-from moe_cli.store import COMPLETED, Run, create_run, read_json, write_json
+from moe_cli.runs.folder import COMPLETED, Run, create_run, read_json, write_json
 
 COMPOSER = Composer()
 

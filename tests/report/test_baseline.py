@@ -19,7 +19,7 @@ from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.tables import table_lines
 from moe_cli.report.verdicts import CANNOT_TELL
 from moe_cli.report.view import Question, View, make_view
-from moe_cli.store import write_json
+from moe_cli.runs.folder import write_json
 from tests.report.folders import complete
 
 RANDOM = {"router": "random"}

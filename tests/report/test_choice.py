@@ -17,7 +17,7 @@ from moe_cli.report.memo import memo
 from moe_cli.report.page.content import Source, page_content
 from moe_cli.report.tables import mark_of, markdown_text, table_lines
 from moe_cli.report.view import Question, make_view
-from moe_cli.store import write_json
+from moe_cli.runs.folder import write_json
 from tests.report.folders import complete
 
 COLLAPSED = {"dead_experts": 0.25, "max_violation": 2.93}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moe_cli.errors import ConfigError
-from moe_cli.marks import set_tags
-from moe_cli.store import PENDING
+from moe_cli.runs.folder import PENDING
+from moe_cli.runs.tags import set_tags
 from tests.report.folders import complete, stopped, sweep_of_three_seeds
 from tests.report.test_tables import headings, lines, table, view
 

@@ -10,7 +10,7 @@ from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
 from moe_cli.report.baseline import baseline_runs_elsewhere
 from moe_cli.report.frame import UNITS, load_selection, plain
-from moe_cli.store import (
+from moe_cli.runs.folder import (
     COMPLETED,
     FAILED,
     INTERRUPTED,

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from moe_cli import load_runs
-from moe_cli.marks import set_tags
 from moe_cli.report import frame as frame_module
 from moe_cli.report import index as index_module
 from moe_cli.report.frame import runs_frame
 from moe_cli.report.index import Column, Index, read_index, write_index
-from moe_cli.store import COMPLETED, FAILED, RUNNING, Run, lock, open_runs, read_json, write_json
+from moe_cli.runs.folder import COMPLETED, FAILED, RUNNING, Run, lock, open_runs, read_json, write_json
+from moe_cli.runs.tags import set_tags
 from tests.report.folders import complete, set_status, stopped
 
 

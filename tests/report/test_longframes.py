@@ -9,7 +9,7 @@ import pytest
 
 from moe_cli import load_curves, load_routing, load_runs
 from moe_cli.errors import RunNotFound
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 from tests.report.folders import complete, configure
 
 PER_STEP = configure().tokens_per_step

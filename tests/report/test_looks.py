@@ -15,7 +15,7 @@ from moe_cli.report import looks
 from moe_cli.report.looks import FALSE_BETTER, FIRST_SEEDS, MAX_ADDED_SEEDS, look_at
 from moe_cli.report.verdicts import ERROR_RATE, Paired, more_seeds
 from moe_cli.report.view import Question, make_view
-from moe_cli.store import read_json, write_json
+from moe_cli.runs.folder import read_json, write_json
 from tests.report.folders import complete
 
 

@@ -15,7 +15,7 @@ from moe_cli.errors import ConfigError, MoeError
 from moe_cli.report.fold import fold, rows_of
 from moe_cli.report.memo import memo
 from moe_cli.report.recommend import Recommendation
-from moe_cli.store import FAILED, Run, write_json
+from moe_cli.runs.folder import FAILED, Run, write_json
 from tests.report.folders import complete, stopped
 from tests.report.test_longframes import write_lines
 

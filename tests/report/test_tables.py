@@ -19,7 +19,7 @@ from moe_cli.report.frame import UNITS, flatten
 from moe_cli.report.stats import mean_and_interval, paired_difference
 from moe_cli.report.tables import csv_text, json_text, markdown_text, table_lines
 from moe_cli.report.view import Question, View, make_view
-from moe_cli.store import FAILED, PENDING, write_json
+from moe_cli.runs.folder import FAILED, PENDING, write_json
 from tests.report.folders import complete, configure, stopped, sweep_of_three_seeds
 
 

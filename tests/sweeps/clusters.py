@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moe_cli.config.load import load_config
-from moe_cli.store import Run, open_or_create_run
+from moe_cli.runs.folder import Run, open_or_create_run
 from tests.cli.conftest import TINY
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")

@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.run import DONE, STOPPED, WRONG
-from moe_cli.store import Recorder, Run, lock
+from moe_cli.runs.folder import Recorder, Run, lock
 
 Results = Callable[[RunConfig], dict[str, Any] | None]
 

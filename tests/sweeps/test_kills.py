@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.store import Run, is_locked, open_runs
+from moe_cli.runs.folder import Run, is_locked, open_runs
 from tests.training.test_resume import assert_equal_runs
 
 GRID = ("expert=1,4", "k=1", "router=topk,switch", "seed=0,1")

@@ -15,7 +15,7 @@ from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.costs.model import cost
 from moe_cli.forecast import PROCESS_BYTES, Plan, make_plans, memory_of
-from moe_cli.store import Run, create_run
+from moe_cli.runs.folder import Run, create_run
 from moe_cli.sweeps import local, warm
 from moe_cli.sweeps.driver import Listed, Progress, drive
 from moe_cli.sweeps.local import LocalPool, Place, default_workers

@@ -13,7 +13,7 @@ from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.report.sweeprecord import record_command
-from moe_cli.store import read_json, write_json
+from moe_cli.runs.folder import read_json, write_json
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
 
 # The named sweeps that are no searches.

@@ -12,7 +12,7 @@ import pytest
 
 from moe_cli.config.executors import RayExecutor
 from moe_cli.errors import MoeError
-from moe_cli.store import is_locked, lock
+from moe_cli.runs.folder import is_locked, lock
 from moe_cli.sweeps import ray_pool
 from moe_cli.sweeps.driver import Listed, Progress, drive
 from moe_cli.sweeps.local import LocalPool

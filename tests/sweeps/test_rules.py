@@ -8,7 +8,7 @@ import pytest
 
 from moe_cli.errors import DiskFull
 from moe_cli.run import BUSY, DONE, FULL, STOPPED, WRONG
-from moe_cli.store import Recorder, Run, create_run, lock
+from moe_cli.runs.folder import Recorder, Run, create_run, lock
 from moe_cli.sweeps import driver
 from moe_cli.sweeps.driver import Listed, Progress, Rules, drive, to_do
 from tests.tiny import tiny_config

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from moe_cli import sweep, trash
+from moe_cli import sweep
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError, RunBusy
 from moe_cli.files.writing import rename
-from moe_cli.marks import is_at_work
-from moe_cli.store import Run, lock, open_runs
+from moe_cli.runs import trash
+from moe_cli.runs.folder import Run, lock, open_runs
+from moe_cli.runs.tags import is_at_work
+from moe_cli.runs.trash import find_removed, removed_runs, restore
 from moe_cli.sweeps import plan, run_sweep, slurm_pool
-from moe_cli.trash import find_removed, removed_runs, restore
 from tests.sweeps.fake import FakePool
 
 TINY = ("expert=1,4", "k=1", "model.d_model=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16",

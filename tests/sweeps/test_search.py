@@ -16,7 +16,7 @@ from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import make_folder
 from moe_cli.report.searched import JOURNAL, STUDY, open_journal
-from moe_cli.store import Run, lock, read_json, write_json
+from moe_cli.runs.folder import Run, lock, read_json, write_json
 from moe_cli.sweeps import driver
 from moe_cli.sweeps.driver import Progress, drive
 from moe_cli.sweeps.preview import preview

@@ -24,7 +24,7 @@ from moe_cli.errors import ConfigError, DataError
 from moe_cli.forecast import corpus_of
 from moe_cli.models.registry import make_model
 from moe_cli.run import restore, run_one
-from moe_cli.store import create_run
+from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import NOT_ASKED, Batch
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.checkpoint import find_checkpoint

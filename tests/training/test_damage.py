@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.run import run_one
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import newest_whole
 from moe_cli.training.loop import NotFiniteError, Training
 from tests.tiny import finish, tiny_config

@@ -9,7 +9,7 @@ import pytest
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.machine import count_cores, pick_threads
-from moe_cli.store import Run, create_run
+from moe_cli.runs.folder import Run, create_run
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 

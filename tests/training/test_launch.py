@@ -17,7 +17,7 @@ from moe_cli.distributed.launch import job, launch, launched, local_processes, r
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.machine import pick_device, pick_threads
 from moe_cli.run import for_this_job, main, run_one
-from moe_cli.store import Run, create_run, open_runs
+from moe_cli.runs.folder import Run, create_run, open_runs
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 

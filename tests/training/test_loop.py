@@ -27,7 +27,7 @@ from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.stats import max_violation
 from moe_cli.run import run_one
-from moe_cli.store import Recorder, Run, create_run
+from moe_cli.runs.folder import Recorder, Run, create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import loop as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint

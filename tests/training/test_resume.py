@@ -31,7 +31,7 @@ from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.data import shuffle
 from moe_cli.moe.registry import CONFIGS
 from moe_cli.run import run_one
-from moe_cli.store import Run, create_run
+from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.loop import Training
 from moe_cli.training.state import StepView
 from tests.data.made_token_files import raw, with_header
@@ -181,7 +181,7 @@ def test_what_was_recorded_after_the_checkpoint_is_forgotten(
 
     with monkeypatch.context() as patch:
         if moment == "end":
-            patch.setattr("moe_cli.store.Recorder.complete", die)
+            patch.setattr("moe_cli.runs.folder.Recorder.complete", die)
         with pytest.raises(KeyboardInterrupt):
             run_one(run, tmp_path, lambda view: die() if moment == "step" and view.state.step == 7 else None)
     with open(run.path / "metrics.jsonl", "a") as file:

@@ -10,7 +10,7 @@ from moe_cli.config.routers import SwitchConfig
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.run import restore, run_one
-from moe_cli.store import Run, create_run
+from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.upcycle import upcycle
 from tests.tiny import finish, tiny_config
 

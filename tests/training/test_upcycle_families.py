@@ -17,7 +17,7 @@ from moe_cli.forecast import NOT_UPCYCLED, check_upcycle, corpus_of, vocab_of
 from moe_cli.models.registry import MODELS, make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.run import restore
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.upcycle import upcycle
 from tests.tiny import TINY, finish, tiny_config, tiny_task

@@ -10,7 +10,7 @@ from moe_cli.report.health import LayerHealth, health
 from moe_cli.report.heat import spelled
 from moe_cli.report.longframes import drawn_curves
 from moe_cli.report.page.thin import rounded, thinned
-from moe_cli.store import COMPLETED, Run
+from moe_cli.runs.folder import COMPLETED, Run
 
 # With all of these a page has about 1.5 MB.
 MOST_POINTS, MOST_CELLS, MOST_DETAILS = 40_000, 80_000, 80_000

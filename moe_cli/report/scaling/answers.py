@@ -14,7 +14,7 @@ import pandas as pd
 from moe_cli.errors import ConfigError
 from moe_cli.report.scaling.fit import SEED, Fit, Noise, Unsupported, fit, quantiles
 from moe_cli.report.scaling.points import Array, Points, make_points
-from moe_cli.store import COMPLETED
+from moe_cli.runs.folder import COMPLETED
 
 # The search for a dense model of equal loss ends at this many times the compute.
 MOST = 1e4

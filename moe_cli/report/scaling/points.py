@@ -16,7 +16,7 @@ from moe_cli.config.data import HELD_OUT
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import eval_windows
 from moe_cli.report.frame import plain
-from moe_cli.store import COMPLETED
+from moe_cli.runs.folder import COMPLETED
 
 Array = NDArray[Any]
 

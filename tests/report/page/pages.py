@@ -10,7 +10,7 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from moe_cli.cli.app import app
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 from tests.report.folders import complete
 from tests.report.test_longframes import layer_record, write_lines
 

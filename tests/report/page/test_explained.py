@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.report.page.explained import packed
-from moe_cli.store import Run
+from moe_cli.runs.folder import Run
 from tests.report.page.pages import HOSTILE, content_of
 
 TEXT = f"ba né\n{HOSTILE} \u202edone"

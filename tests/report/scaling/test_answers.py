@@ -17,7 +17,7 @@ from moe_cli.report.scaling.laws import LAWS, Centre
 from moe_cli.report.scaling.lines import study_lines
 from moe_cli.report.scaling.points import Points, granularity, make_points
 from moe_cli.report.scaling.study import Study
-from moe_cli.store import FAILED
+from moe_cli.runs.folder import FAILED
 from tests.report.folders import complete, stopped
 from tests.report.scaling.planted import CLARK, JOINT, KRAJEWSKI, clark, grid, joint, krajewski
 

@@ -10,9 +10,9 @@ from typing import Any
 from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.reading import time_in
-from moe_cli.marks import tags_of
 from moe_cli.metrics import target
-from moe_cli.store import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders, spellings
+from moe_cli.runs.folder import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders, spellings
+from moe_cli.runs.tags import tags_of
 
 # Of metrics.jsonl: room for the newest evaluation of a model with many layers.
 NEWEST_BYTES = 65_536

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
 from moe_cli.files.writing import make_folder
-from moe_cli.store import (
+from moe_cli.runs.folder import (
     Recorder,
     Run,
     create_run,
@@ -57,7 +57,7 @@ def make(outputs: Path, group: str = "runs", **changes: Any) -> Run:
 @contextmanager
 def other_writer(run: Run) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the run's lock until it is killed."""
-    code = "import sys, time; from pathlib import Path; from moe_cli.store import lock\n"
+    code = "import sys, time; from pathlib import Path; from moe_cli.runs.folder import lock\n"
     code += "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
     try:
@@ -248,7 +248,7 @@ def test_a_run_is_complete_when_its_summary_is_there(tmp_path: Path, monkeypatch
     run = make(tmp_path)
     recorder = Recorder(run)
     with monkeypatch.context() as patch:
-        patch.setattr("moe_cli.store.write_json", lambda path, content: path.name == "summary.json" or
+        patch.setattr("moe_cli.runs.folder.write_json", lambda path, content: path.name == "summary.json" or
                       write_json(path, content))  # fmt: skip
         recorder.complete({"val_loss": 1.0})
     assert ("interrupted", None) == (run.status()["status"], run.summary())

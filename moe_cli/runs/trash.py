@@ -16,8 +16,7 @@ from moe_cli.data.cached import MAX_META_BYTES
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
 from moe_cli.files.reading import is_path, time_in
 from moe_cli.files.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
-from moe_cli.marks import is_at_work
-from moe_cli.store import (
+from moe_cli.runs.folder import (
     COMPLETED,
     MAKING,
     PENDING,
@@ -30,6 +29,7 @@ from moe_cli.store import (
     spellings,
     write_json,
 )
+from moe_cli.runs.tags import is_at_work
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.

@@ -13,7 +13,7 @@ from moe_cli.cli.app import app
 from moe_cli.errors import MoeError
 from moe_cli.forecast import corpus_of
 from moe_cli.run import run_one
-from moe_cli.store import create_run, open_runs, write_json
+from moe_cli.runs.folder import create_run, open_runs, write_json
 from tests.cli.conftest import TINY as WORDS
 from tests.tiny import TINY, tiny_config, words
 

@@ -13,7 +13,7 @@ from moe_cli.config.data import CorpusConfig, DataConfig
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.files.reading import Unreadable, parse_object, read_bytes
 from moe_cli.files.writing import TEMPORARY, delete_abandoned, hold, is_held
-from moe_cli.store import Run, read_json, write_json
+from moe_cli.runs.folder import Run, read_json, write_json
 
 LONGEST_TAG = 40
 # Lies in a sweep's folder: the hash of the data by the settings that choose them.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import moe_cli.glance
-import moe_cli.store
+import moe_cli.runs.folder
+import moe_cli.runs.status
 from moe_cli.errors import RunNotFound
-from moe_cli.glance import Watcher, find_runs, glance, glances, newest_group
-from moe_cli.store import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
+from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
+from moe_cli.runs.status import Watcher, find_runs, glance, glances, newest_group
 from tests.report.folders import complete, set_status, stopped
 
 
@@ -69,7 +69,7 @@ def test_oldest_first(tmp_path: Path) -> None:
 def test_a_watcher_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unchanged run is not read again; a changed one is."""
     read: list[Run] = []
-    monkeypatch.setattr(moe_cli.glance, "glance", lambda run: (read.append(run), glance(run))[1])
+    monkeypatch.setattr(moe_cli.runs.status, "glance", lambda run: (read.append(run), glance(run))[1])
     run, watcher = stopped(tmp_path, PENDING), Watcher()
     first = watcher.look(run)
     assert watcher.look(run) is first
@@ -83,7 +83,7 @@ def test_a_watcher_notices_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A run whose files stay as they are is interrupted once its process has been silent for long."""
     run, watcher = run_elsewhere(tmp_path), Watcher()
     assert watcher.look(run).status == RUNNING
-    monkeypatch.setattr(moe_cli.store, "SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(moe_cli.runs.folder, "SILENCE_SECONDS", 0.0)
     assert watcher.look(run).status == INTERRUPTED
 
 

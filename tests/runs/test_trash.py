@@ -13,9 +13,9 @@ import pytest
 from moe_cli.config.data import DataConfig, DigitsData, PlantedData, TextData
 from moe_cli.data.load import Data, load_data
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
-from moe_cli.marks import at_work
-from moe_cli.store import FAILED, PENDING, RUNNING, Run, lock, open_or_create_run, open_runs, write_json
-from moe_cli.trash import DAY, Waste, find_removed, find_waste, free, remove, removed_runs, restore, size_of
+from moe_cli.runs.folder import FAILED, PENDING, RUNNING, Run, lock, open_or_create_run, open_runs, write_json
+from moe_cli.runs.tags import at_work
+from moe_cli.runs.trash import DAY, Waste, find_removed, find_waste, free, remove, removed_runs, restore, size_of
 from tests.report.folders import complete, configure, set_status, stopped
 
 

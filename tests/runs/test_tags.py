@@ -8,9 +8,9 @@ import pytest
 
 from moe_cli.config.data import PythonData
 from moe_cli.errors import ConfigError, DataError
-from moe_cli.marks import at_work, check_tag, fix_corpora, is_at_work, set_tags, tags_of
 from moe_cli.report.sweeprecord import read_record, record_command
-from moe_cli.store import read_json
+from moe_cli.runs.folder import read_json
+from moe_cli.runs.tags import at_work, check_tag, fix_corpora, is_at_work, set_tags, tags_of
 from tests.report.folders import stopped
 
 
@@ -47,7 +47,7 @@ def test_a_folder_is_at_work_as_long_as_somebody_is(tmp_path: Path) -> None:
 
 def test_a_killed_process_is_not_at_work(tmp_path: Path) -> None:
     """The operating system takes the mark away."""
-    code = "import sys, time, pathlib\nfrom moe_cli.marks import at_work\n"
+    code = "import sys, time, pathlib\nfrom moe_cli.runs.tags import at_work\n"
     code += "with at_work(pathlib.Path(sys.argv[1])):\n print('in', flush=True)\n time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout

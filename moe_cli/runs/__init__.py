@@ -1,0 +1,1 @@
+"""Run folders: their files, locks, states, tags and trash."""
