@@ -22,10 +22,10 @@ from moe_cli.config.executors import split_executor
 from moe_cli.config.load import load_config
 from moe_cli.config.ranges import above, between
 from moe_cli.errors import ConfigError, DiskFull, MoeError, RunBusy, TrainingError
+from moe_cli.execution.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle
+from moe_cli.execution.machine import check_devices, visible_gpus
+from moe_cli.execution.run import FULL, PARENT, STOPPED
 from moe_cli.files.writing import append
-from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle
-from moe_cli.machine import check_devices, visible_gpus
-from moe_cli.run import FULL, PARENT, STOPPED
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, is_locked, open_or_create_run, outputs_folder
 from moe_cli.sweeps.again import discard, outdated
 from moe_cli.sweeps.driver import Rules, explain
@@ -80,7 +80,7 @@ def train(
         words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)]
         code = _run([*words, *(["--force-memory"] if force_memory else [])], None)
     else:
-        code = _run(["-m", "moe_cli.run", str(run.path), str(folder)], run.path / "log.txt")
+        code = _run(["-m", "moe_cli.execution.run", str(run.path), str(folder)], run.path / "log.txt")
     if run.summary() is None:
         raise _failure(run, code)
     return run

@@ -8,7 +8,7 @@ import pytest
 
 from moe_cli.api import _failure, sweep, train
 from moe_cli.errors import ConfigError, MoeError, RunBusy, TrainingError
-from moe_cli.run import BUSY
+from moe_cli.execution.run import BUSY
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Recorder, Run, create_run, lock
 from tests.tiny import tiny_config
 

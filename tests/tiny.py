@@ -15,8 +15,8 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
 from moe_cli.config.tasks import ImageTask, MaskedLM, RatingTask, SpanCorruption
-from moe_cli.forecast import corpus_of
-from moe_cli.run import run_one
+from moe_cli.execution.forecast import corpus_of
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.tasks.registry import make_task

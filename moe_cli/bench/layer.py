@@ -18,8 +18,8 @@ from moe_cli.bench.contestants import DTYPES, Builder, Contestant, LeftOut, Shap
 from moe_cli.bench.measure import Spread, interleave, ratios, reason, saved_bytes, spread, synchronise
 from moe_cli.bench.peers import peer_builders
 from moe_cli.errors import ConfigError
+from moe_cli.execution.machine import total_memory_bytes
 from moe_cli.formatting import count
-from moe_cli.machine import total_memory_bytes
 from moe_cli.moe.stats import tokens_per_expert
 
 # A contestant whose single pass takes more than this share of the time would leave too few rounds to the others.

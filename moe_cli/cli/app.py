@@ -27,10 +27,10 @@ from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
 from moe_cli.distributed.launch import by_us, launched, leave, rank
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
+from moe_cli.execution.runtime_tuning import spin_briefly
 from moe_cli.files.reading import forget_notes, noted
 from moe_cli.files.writing import is_full, way_on
 from moe_cli.formatting import printable
-from moe_cli.process import spin_briefly
 
 # Files that a command could not use are named up to so many.
 SHOWN_UNREADABLE = 12

@@ -48,9 +48,9 @@ def layer(  # noqa: PLR0913  (an option each)
 
     from moe_cli.bench.layer import make_grid, records, run_match
     from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines
-    from moe_cli.machine import pick_device
+    from moe_cli.execution.machine import pick_device
+    from moe_cli.execution.runtime_tuning import keep_freed_memory
     from moe_cli.moe.dispatch import BACKENDS
-    from moe_cli.process import keep_freed_memory
 
     keep_freed_memory()  # as in training
     dispatches = _words("dispatch", dispatch, BACKENDS)
@@ -82,9 +82,9 @@ def step(
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
     from moe_cli.config.load import load_config
     from moe_cli.config.words import parse_overrides
-    from moe_cli.forecast import check_step_memory
-    from moe_cli.machine import pick_device, pick_threads
-    from moe_cli.process import keep_freed_memory
+    from moe_cli.execution.forecast import check_step_memory
+    from moe_cli.execution.machine import pick_device, pick_threads
+    from moe_cli.execution.runtime_tuning import keep_freed_memory
 
     keep_freed_memory()  # as in training
     words = overrides or []

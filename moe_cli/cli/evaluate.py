@@ -11,7 +11,7 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName,
 if TYPE_CHECKING:
     from moe_cli.cli.columns import Column
     from moe_cli.config.schema import EvalConfig, RunConfig
-    from moe_cli.run import Trained
+    from moe_cli.execution.run import Trained
     from moe_cli.training.evaluate import Evaluation
 
 DEFAULT_CAPACITY = 1.25
@@ -46,8 +46,8 @@ def evaluate(
 
     from moe_cli.cli.columns import print_lines, table_lines
     from moe_cli.cli.console import Terminal
+    from moe_cli.execution.run import restore
     from moe_cli.metrics import sees_later_tokens, target
-    from moe_cli.run import restore
 
     trained = restore(found, folder, checkpoint, SPLITS[split])
     results = [(policy, _evaluate(trained, policy)) for policy in policies]

@@ -57,7 +57,7 @@ def explain(
     policy = _policy(config, overrides or [])
 
     from moe_cli.cli.explained import Explained
-    from moe_cli.run import restore
+    from moe_cli.execution.run import restore
     from moe_cli.training.explain import explain as explain_text
 
     trained = restore(found, folder, checkpoint)

@@ -56,7 +56,7 @@ def plan(
 def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
     """Of the model, else of its data, which are looked at only where their tokens must be counted."""
     from moe_cli.config.data import CorpusConfig, TokenData
-    from moe_cli.forecast import corpus_to_read, vocab_of
+    from moe_cli.execution.forecast import corpus_to_read, vocab_of
 
     if config.model.vocab_size is not None:
         return config.model.vocab_size

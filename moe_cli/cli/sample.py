@@ -42,7 +42,7 @@ def sample(  # noqa: PLR0913  (an option each)
 
     import torch
 
-    from moe_cli.run import restore
+    from moe_cli.execution.run import restore
     from moe_cli.training.precision import autocast
     from moe_cli.training.sample import Drawing, whole_characters
     from moe_cli.training.sample import sample as draw

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moe_cli.config.executors import Executor
-    from moe_cli.forecast import Plan
+    from moe_cli.execution.forecast import Plan
     from moe_cli.runs.folder import Run
     from moe_cli.sweeps.plan import SweepPlan
 
@@ -132,8 +132,8 @@ def _expected(ahead: Ahead) -> str:
 
 def _crowd(ahead: Ahead) -> str:
     """More threads at a time than cores; or on a cluster another number of them than cores reserved for a run."""
+    from moe_cli.execution.machine import count_cores
     from moe_cli.formatting import plural
-    from moe_cli.machine import count_cores
 
     threads, executor = max((plan.threads for plan in ahead.plans), default=1), ahead.executor
     if executor.name == "local":
@@ -150,9 +150,9 @@ def _crowd(ahead: Ahead) -> str:
 
 def _too_large(plans: "Sequence[Plan]") -> str:
     """Which runs are not expected to find the memory they take: they start all the same, each alone."""
-    from moe_cli.forecast import memory_bytes
+    from moe_cli.execution.forecast import memory_bytes
+    from moe_cli.execution.machine import available_memory_bytes
     from moe_cli.formatting import count
-    from moe_cli.machine import available_memory_bytes
 
     available = available_memory_bytes()
     needs = [memory_bytes(plan.cost) for plan in plans]

@@ -43,9 +43,9 @@ def train(
 
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.trainplan import print_plan
-    from moe_cli.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle, shortage
-    from moe_cli.machine import check_devices, pick_device
-    from moe_cli.run import for_this_job
+    from moe_cli.execution.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle, shortage
+    from moe_cli.execution.machine import check_devices, pick_device
+    from moe_cli.execution.run import for_this_job
 
     console = Terminal(stderr=as_json, unread=130)
     config = for_this_job(config)
@@ -99,8 +99,8 @@ def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
 
 def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
     """Notes on a run that goes on: from where, if its command was repeated, and in the precision that it began in."""
-    from moe_cli.machine import pick_device
-    from moe_cli.run import as_decided
+    from moe_cli.execution.machine import pick_device
+    from moe_cli.execution.run import as_decided
     from moe_cli.training.precision import pick_precision
 
     if not (checkpoints := run.checkpoints()):
@@ -135,8 +135,8 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     from moe_cli.cli.live import Display, print_summary
     from moe_cli.distributed import collectives
     from moe_cli.distributed.launch import by_us, launched
-    from moe_cli.process import keep_freed_memory
-    from moe_cli.run import run_one
+    from moe_cli.execution.run import run_one
+    from moe_cli.execution.runtime_tuning import keep_freed_memory
 
     keep_freed_memory()
     collectives.init_process_group()
@@ -160,7 +160,7 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
 
 def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:
     """In several processes, of which the first does what `_train` does."""
-    from moe_cli.run import run_launched
+    from moe_cli.execution.run import run_launched
 
     words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder), "--force-memory"]
     with suppress(KeyboardInterrupt):
@@ -178,7 +178,7 @@ def _print_stopped(console: "Console", run: "Run") -> None:
 def _follow(outputs: Path) -> None:
     """What every process but the first does: the same training, without a word."""
     from moe_cli.distributed import collectives
-    from moe_cli.run import run_one
+    from moe_cli.execution.run import run_one
     from moe_cli.runs.folder import Run
 
     collectives.init_process_group()

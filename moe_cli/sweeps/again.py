@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from moe_cli.errors import MoeError
-from moe_cli.machine import code_version
+from moe_cli.execution.machine import code_version
 from moe_cli.runs.folder import PENDING, Run
 from moe_cli.runs.trash import Removed, check_idle, remove, restore
 

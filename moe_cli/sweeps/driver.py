@@ -1,7 +1,7 @@
 """Drives many runs to their end: what starts, what has ended and why. Who carries a run out is a pool's affair.
 
 A *feed* says which run is next, a *pool* carries runs out, and this loop stands between them. Every pool starts the same
-worker, `python -m moe_cli.run RUN_FOLDER OUTPUTS` or its equal, which reads and writes the run's folder and nothing else;
+worker, `python -m moe_cli.execution.run RUN_FOLDER OUTPUTS` or its equal, which reads and writes the run's folder and nothing else;
 a run's outcome stands in its folder, so that whatever befalls a run costs only that run.
 """
 
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from moe_cli.errors import DiskFull, RunBusy, UnsafePath
+from moe_cli.execution.run import BUSY, FULL, STOPPED, WRONG
 from moe_cli.files.writing import check_file
 from moe_cli.formatting import duration
-from moe_cli.run import BUSY, FULL, STOPPED, WRONG
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock
 
 POLL_SECONDS = 0.2
@@ -29,7 +29,7 @@ class Job(Protocol):
     """One run at work somewhere."""
 
     def poll(self) -> int | None:
-        """None while it goes on; then its worker's exit code, negative for a signal. See `moe_cli.run`."""
+        """None while it goes on; then its worker's exit code, negative for a signal. See `moe_cli.execution.run`."""
 
     def stop(self) -> None:
         """Asks it to save and stop; it will end with STOPPED."""

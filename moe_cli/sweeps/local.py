@@ -12,10 +12,10 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import MoeError
+from moe_cli.execution.forecast import Plan, compiles, memory_bytes, memory_of
+from moe_cli.execution.machine import available_memory_bytes, count_cores, resident_bytes, visible_gpus
+from moe_cli.execution.run import PARENT
 from moe_cli.files.writing import append
-from moe_cli.forecast import Plan, compiles, memory_bytes, memory_of
-from moe_cli.machine import available_memory_bytes, count_cores, resident_bytes, visible_gpus
-from moe_cli.run import PARENT
 from moe_cli.runs.folder import Run
 from moe_cli.sweeps.warm import Fork, Nest
 
@@ -46,7 +46,7 @@ class Process:
         try:
             with append(run.path / "log.txt") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "moe_cli.run", str(run.path), str(outputs)],
+                    [sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(outputs)],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[theirs],
                     env={**os.environ, **environment, PARENT: str(os.getpid())}, start_new_session=True,
                 )  # fmt: skip

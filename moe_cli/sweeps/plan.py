@@ -19,8 +19,8 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
+from moe_cli.execution.forecast import pin_upcycle
 from moe_cli.files.writing import make_folder
-from moe_cli.forecast import pin_upcycle
 from moe_cli.formatting import printable
 from moe_cli.report.sweeprecord import record_command
 from moe_cli.runs.folder import Run, open_or_create_run, sweep_folder

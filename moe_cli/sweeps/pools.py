@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
-from moe_cli.forecast import Plan
+from moe_cli.execution.forecast import Plan
 from moe_cli.sweeps.local import LocalPool, default_workers
 
 if TYPE_CHECKING:

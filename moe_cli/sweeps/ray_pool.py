@@ -21,7 +21,7 @@ from typing import Any
 
 from moe_cli.config.executors import RayExecutor
 from moe_cli.errors import MoeError
-from moe_cli.run import BUSY, PARENT, STOPPED
+from moe_cli.execution.run import BUSY, PARENT, STOPPED
 from moe_cli.runs.folder import Run, break_lock, is_locked
 
 CONNECT_SECONDS, HEALTH_SECONDS = 5.0, 20.0
@@ -141,7 +141,7 @@ class RayJob:
     def __init__(self, pool: "RayPool", run: Run) -> None:
         self.pool, self.run = pool, run
         self.keeper = pool.actors.remote()
-        command = [sys.executable, "-m", "moe_cli.run", str(run.path), str(pool.outputs)]
+        command = [sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(pool.outputs)]
         self.begun = self.keeper.begin.remote(command, str(run.path), os.getcwd(), pool.environment, PARENT)
         self.end: Any = None
         self.code: int | None = None

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.executors import Executor
-from moe_cli.forecast import Plan, check_memory, fix_data, make_plans, measure_flops
-from moe_cli.machine import check_devices
+from moe_cli.execution.forecast import Plan, check_memory, fix_data, make_plans, measure_flops
+from moe_cli.execution.machine import check_devices
 from moe_cli.runs.folder import Run, make_group
 from moe_cli.runs.tags import at_work
 from moe_cli.runs.trash import check_idle

@@ -20,8 +20,8 @@ from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.searchblock import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
+from moe_cli.execution.forecast import pin_upcycle
 from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder
-from moe_cli.forecast import pin_upcycle
 from moe_cli.report.searched import STUDY, import_optuna, open_journal
 from moe_cli.report.sweeprecord import record_command
 from moe_cli.runs import tags

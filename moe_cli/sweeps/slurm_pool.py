@@ -22,8 +22,8 @@ from pathlib import Path
 
 from moe_cli.config.executors import SlurmExecutor
 from moe_cli.errors import MoeError
+from moe_cli.execution.run import BUSY, DONE, STOPPED
 from moe_cli.files.writing import delete, make_folder, write_text
-from moe_cli.run import BUSY, DONE, STOPPED
 from moe_cli.runs.folder import Run, read_json, write_json
 
 JOB_FILE = "slurm.json"
@@ -54,7 +54,7 @@ run=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})
 [ -f "$run/config.json" ] && [ -x {python} ] || exit {unseen}
 exec >>"$run/log.txt" 2>&1
 {setup}
-{python} -m moe_cli.run "$run" {outputs} &
+{python} -m moe_cli.execution.run "$run" {outputs} &
 worker=$!
 # Slurm tells this shell alone what is to come, or everybody: the worker must hear it once at least.
 trap 'kill -TERM $worker 2>/dev/null' TERM USR1 USR2

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from moe_cli.run import BUSY, STOPPED
+from moe_cli.execution.run import BUSY, STOPPED
 from moe_cli.runs.folder import Run, is_locked
 
 WORKER = "moe_cli.sweeps.worker"

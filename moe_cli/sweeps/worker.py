@@ -5,7 +5,7 @@ python -m moe_cli.sweeps.worker DESCRIPTOR OUTPUTS
 OUTPUTS is there for who looks at the list of processes. DESCRIPTOR is one end of a socket; a line of JSON on it is a message.
 In: {"run": folder, "outputs": folder} starts a run, {"run": folder, "signal": number} sends its process a signal. Out:
 {"ready": true} once torch is there, {"run": folder, "pid": number} when a run has started, {"run": folder, "code": number} when
-it has ended, with the exit codes of `moe_cli.run`.
+it has ended, with the exit codes of `moe_cli.execution.run`.
 
 Forked and not reused: every run has a process of its own, so nothing of a run can leak into the next one or outlive it, yet
 none waits for the import. A fork is safe here because this process computes nothing: it has one thread, no lock that
@@ -25,10 +25,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from moe_cli import run as runs
 from moe_cli.distributed.launch import leave
+from moe_cli.execution import run as runs
+from moe_cli.execution.runtime_tuning import keep_freed_memory, spin_briefly
 from moe_cli.files.writing import append
-from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.training.signals import follow
 
 # What a run imports; torch's optimizers bring its compiler along at their first step.
@@ -93,7 +93,7 @@ class Parent:
         self._say(run=folder, pid=pid)
 
     def _become(self, folder: str, outputs: str, parent: int) -> NoReturn:
-        """The forked process: as `python -m moe_cli.run FOLDER OUTPUTS` would be, in a session of its own."""
+        """The forked process: as `python -m moe_cli.execution.run FOLDER OUTPUTS` would be, in a session of its own."""
         code = runs.WRONG
         try:
             signal.set_wakeup_fd(-1)

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_cli.run import restore
+from moe_cli.execution.run import restore
 from moe_cli.runs.folder import Run, find_run, open_runs
 from tests.cli.conftest import TINY, Moe
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.cli.curves import plot
 from moe_cli.data.baselines import bigram_bits_per_byte
-from moe_cli.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_bytes
+from moe_cli.execution.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_bytes
 from moe_cli.formatting import known, plural
 from moe_cli.metrics import MEASURES
 from moe_cli.report.plot import Chart, Point, Series, chart_lines
@@ -113,7 +113,7 @@ def test_memory_that_is_not_there_is_refused(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moe: Moe
 ) -> None:
     """Before a folder is made; a dry run only says so, and --force-memory insists. A sweep likewise."""
-    monkeypatch.setattr("moe_cli.forecast.total_memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("moe_cli.execution.forecast.total_memory_bytes", lambda: 1_000_000)
     for words in (["train", *settings], ["sweep", "k=1,2", *settings]):
         result = moe(*words)
         assert 2 == result.exit_code
@@ -136,13 +136,13 @@ def test_memory_is_refused_from_a_multiple_of_what_there_is(
 
     (plan,) = make_plans([load_config([*settings, "train.device=cpu"]).config], tmp_path, 1e9)
     need = memory_bytes(plan.cost)
-    monkeypatch.setattr("moe_cli.forecast.total_memory_bytes", lambda: need // FAR_TOO_MUCH + 1)
+    monkeypatch.setattr("moe_cli.execution.forecast.total_memory_bytes", lambda: need // FAR_TOO_MUCH + 1)
     check_memory([plan])
-    monkeypatch.setattr("moe_cli.forecast.total_memory_bytes", lambda: need // FAR_TOO_MUCH - 1)
+    monkeypatch.setattr("moe_cli.execution.forecast.total_memory_bytes", lambda: need // FAR_TOO_MUCH - 1)
     with pytest.raises(ConfigError, match="--force-memory"):
         check_memory([plan])
     check_memory([plan], force=True)
-    monkeypatch.setattr("moe_cli.forecast.total_memory_bytes", lambda: None)
+    monkeypatch.setattr("moe_cli.execution.forecast.total_memory_bytes", lambda: None)
     check_memory([plan])
 
 

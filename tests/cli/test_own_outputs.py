@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli.errors import DataError
-from moe_cli.run import run_one
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import find_run, open_or_create_run, open_runs
 from tests.cli.conftest import TINY, Moe
 from tests.tiny import words

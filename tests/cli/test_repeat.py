@@ -7,7 +7,7 @@ import pytest
 
 from moe_cli import train
 from moe_cli.config.load import load_config
-from moe_cli.run import run_one
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run, create_run, open_runs
 from tests.cli.conftest import Moe
 from tests.training.test_resume import stop_at

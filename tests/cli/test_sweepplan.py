@@ -11,7 +11,7 @@ from moe_cli.cli.sweepplan import Ahead, head, point_lines, statuses
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.config.load import load_config
 from moe_cli.costs.model import cost
-from moe_cli.forecast import make_plans
+from moe_cli.execution.forecast import make_plans
 from moe_cli.runs.folder import Recorder, Run
 from moe_cli.sweeps.plan import plan_sweep
 from tests.cli.conftest import Moe
@@ -97,7 +97,7 @@ def test_cores_that_would_idle_or_be_crowded_are_told(ahead: Ahead, monkeypatch:
         lines = head(replace(ahead, plans=plans, executor=executor, jobs=jobs))
         return [line.removeprefix("  crowded   ") for _, line in lines if "crowded" in line]
 
-    monkeypatch.setattr("moe_cli.machine.count_cores", lambda: 2)
+    monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
     assert [] == said(2, RayExecutor(cpus=2), 9) == said(1, LocalExecutor(), 2)
     assert ["4 cores reserved for each run, of which it uses 1. To use all: train.threads=4"] == said(
         1, RayExecutor(cpus=4)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from moe_cli.cli.trainplan import print_plan
 from moe_cli.config.routers import SinkhornConfig
-from moe_cli.forecast import make_plans
+from moe_cli.execution.forecast import make_plans
 from tests.cli.conftest import Moe
 from tests.tiny import tiny_config
 
@@ -42,8 +42,8 @@ def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], mon
     """What is needed, what is free and what would help; not where it fits, nor where a GPU may hold it."""
     words = ("train", *settings, "--dry-run")
     free, gpus = [10**8], [()]
-    monkeypatch.setattr("moe_cli.forecast.available_memory_bytes", lambda: free[0])
-    monkeypatch.setattr("moe_cli.forecast.visible_gpus", lambda: gpus[0])
+    monkeypatch.setattr("moe_cli.execution.forecast.available_memory_bytes", lambda: free[0])
+    monkeypatch.setattr("moe_cli.execution.forecast.visible_gpus", lambda: gpus[0])
     expected = "note: about 471MB of memory are needed, 100MB are free. Lower train.batch_size, "
     assert moe(*words).stderr.startswith(expected)
     assert moe("train", *settings).stderr.startswith(expected)

@@ -26,7 +26,7 @@ from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import BUDGETS, RunConfig, is_execution
 from moe_cli.costs.model import training_steps
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.forecast import corpus_of, vocab_of
+from moe_cli.execution.forecast import corpus_of, vocab_of
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Onlooker, Run
 from moe_cli.tasks.registry import make_task

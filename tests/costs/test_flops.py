@@ -22,7 +22,7 @@ from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
-from moe_cli.forecast import corpus_of, vocab_of
+from moe_cli.execution.forecast import corpus_of, vocab_of
 from moe_cli.models.blocks import make_moe_layer
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moe_cli.data.bpe import SubwordTokenizer, read_tokenizer, train_bpe
 from moe_cli.data.tokenizers import load_tokenizer
 from moe_cli.errors import CheckpointError, DataError
-from moe_cli.run import restore
+from moe_cli.execution.run import restore
 from moe_cli.training.explain import text_tokens
 from tests.data.test_corpora import load, many, write
 from tests.tiny import finish, tiny_config, words

@@ -12,7 +12,7 @@ CODE = """
 import re, sys
 from pathlib import Path
 from moe_cli.config.data import TokenData
-from moe_cli.run import run_one
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import create_run
 from tests.tiny import tiny_config
 

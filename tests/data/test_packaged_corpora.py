@@ -24,7 +24,7 @@ from moe_cli.config.data import (
 from moe_cli.data import packaged_corpora
 from moe_cli.data.corpora import Corpus, load_corpus, remarks_on_corpus
 from moe_cli.errors import DataError
-from moe_cli.machine import describe_environment
+from moe_cli.execution.machine import describe_environment
 from moe_cli.tasks.causal_lm import TextTask
 from tests.data.test_corpora import write
 from tests.tiny import words

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError
-from moe_cli.forecast import corpus_of
-from moe_cli.run import run_one
+from moe_cli.execution.forecast import corpus_of
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import create_run, open_runs, write_json
 from tests.cli.conftest import TINY as WORDS
 from tests.tiny import TINY, tiny_config, words

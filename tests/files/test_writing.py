@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError, UnsafePath
+from moe_cli.execution.forecast import corpus_of
 from moe_cli.files.writing import (
     abandoned,
     adopt,
@@ -32,7 +33,6 @@ from moe_cli.files.writing import (
     write_bytes,
     write_text,
 )
-from moe_cli.forecast import corpus_of
 from moe_cli.report.page.write import write_file
 from moe_cli.runs import folder as run_folder
 from moe_cli.runs.folder import create_run, is_locked, lock, open_runs, write_json

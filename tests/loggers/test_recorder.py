@@ -12,10 +12,10 @@ import pytest
 from moe_cli import train
 from moe_cli.config.loggers import LOGGERS
 from moe_cli.errors import ConfigError
+from moe_cli.execution.run import run_one
 from moe_cli.loggers import recorder as recorders
 from moe_cli.loggers.logger import Past
 from moe_cli.loggers.recorder import check_loggers, make_recorder
-from moe_cli.run import run_one
 from moe_cli.runs.folder import FAILED, Recorder, create_run
 from tests.loggers.runs import begin, logged_config, points, tell
 from tests.tiny import finish

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, metadata
 
-from moe_cli.run import run_one
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import INTERRUPTED, Run, create_run
 from tests.loggers.runs import Points, begin, go_on, logged_config, points, tell
 from tests.tiny import finish

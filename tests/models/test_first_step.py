@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.forecast import corpus_of, vocab_of
+from moe_cli.execution.forecast import corpus_of, vocab_of
 from moe_cli.models.registry import MODELS, make_model
 from moe_cli.moe.stats import max_violation, tokens_per_expert
 from tests.tiny import TINY, tiny_config, tiny_task

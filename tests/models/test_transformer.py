@@ -15,11 +15,11 @@ from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
+from moe_cli.execution.run import restore
 from moe_cli.models.blocks import make_norm
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import MoELayer, moe_layers
-from moe_cli.run import restore
 from moe_cli.training.sample import Drawing, sample
 from tests.tiny import TINY, finish, randomise, tiny_config
 

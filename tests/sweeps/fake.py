@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.run import DONE, STOPPED, WRONG
+from moe_cli.execution.run import DONE, STOPPED, WRONG
 from moe_cli.runs.folder import Recorder, Run, lock
 
 Results = Callable[[RunConfig], dict[str, Any] | None]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli.errors import MoeError, RunBusy
-from moe_cli.machine import code_version
+from moe_cli.execution.machine import code_version
 from moe_cli.runs.folder import Recorder, Run, create_run, lock, read_json
 from moe_cli.runs.trash import remove
 from moe_cli.sweeps.again import discard, outdated

@@ -12,7 +12,7 @@ import pytest
 from moe_cli import sweep
 from moe_cli.config.load import load_config
 from moe_cli.errors import MoeError
-from moe_cli.run import BUSY, DONE, STOPPED, WRONG
+from moe_cli.execution.run import BUSY, DONE, STOPPED, WRONG
 from moe_cli.runs.folder import Recorder, Run, is_locked, lock, open_or_create_run, open_runs, write_json
 from moe_cli.sweeps import driver as module
 from moe_cli.sweeps import local

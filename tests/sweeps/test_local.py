@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from moe_cli import forecast
 from moe_cli.config.balances import LossFreeBalance, SwitchBalance
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.costs.model import cost
-from moe_cli.forecast import PROCESS_BYTES, Plan, make_plans, memory_of
+from moe_cli.execution import forecast
+from moe_cli.execution.forecast import PROCESS_BYTES, Plan, make_plans, memory_of
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.sweeps import local, warm
 from moe_cli.sweeps.driver import Listed, Progress, drive

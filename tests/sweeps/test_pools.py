@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moe_cli.config.executors import LocalExecutor, RayExecutor, SlurmExecutor
-from moe_cli.run import DONE, STOPPED, WRONG
+from moe_cli.execution.run import DONE, STOPPED, WRONG
 from moe_cli.runs.folder import Run, is_locked
 from moe_cli.sweeps.driver import Job, Weighs
 from moe_cli.sweeps.pools import make_pool

@@ -8,7 +8,7 @@ import pytest
 from moe_cli.config.load import Composer, load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.run import DONE, STOPPED
+from moe_cli.execution.run import DONE, STOPPED
 from moe_cli.runs.folder import Recorder, Run, lock, open_runs
 from moe_cli.sweeps import driver
 from moe_cli.sweeps.driver import drive, to_do

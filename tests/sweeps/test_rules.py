@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli.errors import DiskFull
-from moe_cli.run import BUSY, DONE, FULL, STOPPED, WRONG
+from moe_cli.execution.run import BUSY, DONE, FULL, STOPPED, WRONG
 from moe_cli.runs.folder import Recorder, Run, create_run, lock
 from moe_cli.sweeps import driver
 from moe_cli.sweeps.driver import Listed, Progress, Rules, drive, to_do

@@ -15,7 +15,7 @@ import pytest
 
 from moe_cli.config.executors import SlurmExecutor
 from moe_cli.errors import MoeError
-from moe_cli.run import BUSY, DONE, STOPPED
+from moe_cli.execution.run import BUSY, DONE, STOPPED
 from moe_cli.runs.folder import Recorder, Run, read_json
 from moe_cli.sweeps import slurm_pool
 from moe_cli.sweeps.driver import Job, Listed, Progress, drive

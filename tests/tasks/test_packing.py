@@ -21,9 +21,9 @@ from moe_cli.data.corpora import load_corpus
 from moe_cli.data.document_windows import document_windows
 from moe_cli.data.load import remarks
 from moe_cli.errors import ConfigError, DataError
-from moe_cli.forecast import corpus_of
+from moe_cli.execution.forecast import corpus_of
+from moe_cli.execution.run import restore, run_one
 from moe_cli.models.registry import make_model
-from moe_cli.run import restore, run_one
 from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import NOT_ASKED, Batch
 from moe_cli.tasks.registry import make_task

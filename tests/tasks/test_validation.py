@@ -20,7 +20,7 @@ from moe_cli.config.load import load_config
 from moe_cli.config.schema import EvalConfig
 from moe_cli.data.document_windows import document_windows
 from moe_cli.errors import ConfigError
-from moe_cli.forecast import corpus_of
+from moe_cli.execution.forecast import corpus_of
 from moe_cli.models.registry import make_model
 from moe_cli.tasks.causal_lm import NOT_ASKED, context_of
 from moe_cli.tasks.registry import make_task

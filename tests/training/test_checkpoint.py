@@ -16,8 +16,8 @@ from torch import nn
 
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.errors import CheckpointError, TrainingError
+from moe_cli.execution.run import restore, run_one
 from moe_cli.models.registry import make_model
-from moe_cli.run import restore, run_one
 from moe_cli.runs.folder import Run
 from moe_cli.training import checkpoint as module
 from moe_cli.training.checkpoint import (

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import CheckpointError, TrainingError
-from moe_cli.run import run_one
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import newest_whole
 from moe_cli.training.loop import NotFiniteError, Training
@@ -156,7 +156,7 @@ def test_an_interrupted_command_says_what_is_there(
     def stop(*words: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moe_cli.run.run_one", stop)
+    monkeypatch.setattr("moe_cli.execution.run.run_one", stop)
     result = CliRunner().invoke(app, ["train", "--resume", str(run.path), "--outputs", str(tmp_path)])
     assert 130 == result.exit_code
     assert f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}" in result.output

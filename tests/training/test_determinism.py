@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.machine import count_cores, pick_threads
+from moe_cli.execution.machine import count_cores, pick_threads
 from moe_cli.runs.folder import Run, create_run
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
@@ -19,7 +19,7 @@ BUSY = [sys.executable, "-c", "while True: pass"]
 def start(config: RunConfig, outputs: Path) -> tuple[Run, subprocess.Popen[bytes]]:
     run = create_run(outputs, "runs", config)
     free = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    return run, subprocess.Popen([sys.executable, "-m", "moe_cli.run", str(run.path), str(outputs)], env=free)
+    return run, subprocess.Popen([sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(outputs)], env=free)
 
 
 @pytest.mark.slow

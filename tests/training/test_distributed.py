@@ -38,7 +38,7 @@ from moe_cli.config.routers import (
     TopKConfig,
 )
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
-from moe_cli.run import run_one
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run, create_run, rewrite_config
 from tests.tiny import TINY, tiny_config
 from tests.training.together import spoiled

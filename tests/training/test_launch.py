@@ -15,8 +15,8 @@ import torch
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.distributed.launch import job, launch, launched, local_processes, rank, restarted
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
-from moe_cli.machine import pick_device, pick_threads
-from moe_cli.run import for_this_job, main, run_one
+from moe_cli.execution.machine import pick_device, pick_threads
+from moe_cli.execution.run import for_this_job, main, run_one
 from moe_cli.runs.folder import Run, create_run, open_runs
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
@@ -171,14 +171,14 @@ def test_a_run_of_several_processes_is_launched(
     """run_one, and with it sweeps and the Python API, starts the processes; a lost one is told with the way on."""
     run = create_run(tmp_path, "runs", tiny_config(text_file, launch=LaunchConfig(procs=2)))
     asked: list[Any] = []
-    monkeypatch.setattr("moe_cli.run.launch", lambda words, config: asked.append((words, config.procs)))
+    monkeypatch.setattr("moe_cli.execution.run.launch", lambda words, config: asked.append((words, config.procs)))
     run_one(run, tmp_path)
-    assert [(["-m", "moe_cli.run", str(run.path), str(tmp_path)], 2)] == asked
+    assert [(["-m", "moe_cli.execution.run", str(run.path), str(tmp_path)], 2)] == asked
 
     def lose(words: Any, config: Any) -> None:
         raise LostProcess("process 1 of 2 was killed (SIGKILL).")
 
-    monkeypatch.setattr("moe_cli.run.launch", lose)
+    monkeypatch.setattr("moe_cli.execution.run.launch", lose)
     with pytest.raises(
         LostProcess,
         match=rf"no checkpoint was written yet: it will start again.\nGo on with: moe train --resume {run.id}",

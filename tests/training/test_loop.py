@@ -23,10 +23,10 @@ from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError, TrainingError
+from moe_cli.execution.run import run_one
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.stats import max_violation
-from moe_cli.run import run_one
 from moe_cli.runs.folder import Recorder, Run, create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import loop as loop_module

@@ -13,8 +13,8 @@ from moe_cli.cli.evaluate import _evaluate
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import EvalConfig, RunConfig, TrainConfig
 from moe_cli.errors import CheckpointError
+from moe_cli.execution.run import restore, run_one
 from moe_cli.models.registry import make_model
-from moe_cli.run import restore, run_one
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.precision import autocast, pick_precision
 from tests.tiny import finish, tiny_config, tiny_task

@@ -29,8 +29,8 @@ from moe_cli.config.data import TokenData
 from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.data import shuffle
+from moe_cli.execution.run import run_one
 from moe_cli.moe.registry import CONFIGS
-from moe_cli.run import run_one
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.loop import Training
 from moe_cli.training.state import StepView
@@ -220,9 +220,9 @@ def test_a_run_keeps_its_number_of_threads(text_file: Path, tmp_path: Path, monk
     before, asked = torch.get_num_threads(), []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1])
-    monkeypatch.setattr("moe_cli.run.pick_threads", lambda config, vocab_size: before)
+    monkeypatch.setattr("moe_cli.execution.run.pick_threads", lambda config, vocab_size: before)
     stopped = finish(tiny_config(text_file, train={**TRAIN, "threads": None}), tmp_path, stop_at(5))
-    monkeypatch.setattr("moe_cli.run.pick_threads", lambda config, vocab_size: before + 1)
+    monkeypatch.setattr("moe_cli.execution.run.pick_threads", lambda config, vocab_size: before + 1)
     run_one(stopped, tmp_path)
     assert [before, before + 1, before] == asked
 
@@ -238,7 +238,7 @@ def test_a_stop_does_not_repeat_steps(text_file: Path, tmp_path: Path, monkeypat
 
 
 def worker(run: Run, outputs: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "moe_cli.run", str(run.path), str(outputs)])
+    return subprocess.Popen([sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(outputs)])
 
 
 def slow_config(text_file: Path) -> RunConfig:

@@ -13,7 +13,7 @@ import torch
 from moe_cli.config.balances import LossFreeBalance
 from moe_cli.config.schema import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.errors import TrainingError
-from moe_cli.run import restore, run_one
+from moe_cli.execution.run import restore, run_one
 from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import checkpoint as checkpoint_module

@@ -13,10 +13,10 @@ from moe_cli.config.routers import HashConfig, NoisyTopKConfig, RandomConfig, Si
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.forecast import NOT_UPCYCLED, check_upcycle, corpus_of, vocab_of
+from moe_cli.execution.forecast import NOT_UPCYCLED, check_upcycle, corpus_of, vocab_of
+from moe_cli.execution.run import restore
 from moe_cli.models.registry import MODELS, make_model
 from moe_cli.moe.layer import moe_layers
-from moe_cli.run import restore
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.upcycle import upcycle

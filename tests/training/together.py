@@ -19,7 +19,7 @@ import torch
 
 from moe_cli.distributed import collectives
 from moe_cli.distributed.launch import leave, processes, rank
-from moe_cli.run import run_one
+from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run
 from moe_cli.tasks.causal_lm import TextTask
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from moe_cli import forecast as module
 from moe_cli.config.data import TextData
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
@@ -15,7 +14,8 @@ from moe_cli.config.schema import MuonConfig, RunConfig
 from moe_cli.costs.model import cost
 from moe_cli.data.bpe import train_bpe
 from moe_cli.errors import ConfigError, RunNotFound
-from moe_cli.forecast import (
+from moe_cli.execution import forecast as module
+from moe_cli.execution.forecast import (
     COMPILE_FLOPS,
     COUNTING_FLOPS,
     EVALUATIONS,
@@ -298,7 +298,7 @@ def test_the_machine_has_no_say_in_what_is_compiled(
     config = tiny_config(text_file, train={"steps": None, "threads": None, **budget})
     found = set()
     for cores, threads, path in itertools.product((1, 64), ("", "1", "16"), ("", "/usr/bin")):
-        monkeypatch.setattr("moe_cli.machine.count_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda cores=cores: cores)
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         monkeypatch.setenv("PATH", path)
         found.add(compiles(config, 256, "cpu"))

@@ -31,9 +31,9 @@ from moe_cli.errors import (
     RunBusy,
     TrainingError,
 )
-from moe_cli.machine import crowding, pick_device, pick_threads
+from moe_cli.execution.machine import crowding, pick_device, pick_threads
+from moe_cli.execution.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
 from moe_cli.moe import dispatch
-from moe_cli.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
 from moe_cli.runs.folder import Recorder, Run, create_run, lock, open_runs, write_json
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
@@ -315,9 +315,9 @@ def test_the_worker_says_with_its_exit_code_how_it_went(
 
 
 def test_the_worker_is_a_program(text_file: Path, tmp_path: Path) -> None:
-    """python -m moe_cli.run RUN_FOLDER OUTPUTS trains, and prints nothing when all is well."""
+    """python -m moe_cli.execution.run RUN_FOLDER OUTPUTS trains, and prints nothing when all is well."""
     run = create_run(tmp_path, "runs", tiny_config(text_file, train={"steps": 1}))
-    command = [sys.executable, "-m", "moe_cli.run", str(run.path), str(tmp_path)]
+    command = [sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
     assert "completed" == json.loads((run.path / "summary.json").read_text())["status"]
@@ -343,7 +343,7 @@ def test_a_run_that_another_process_completes_meanwhile_is_not_begun_again(
             Recorder(run).complete({"val_bpb": 1.0})
             yield
 
-    monkeypatch.setattr("moe_cli.run.lock", waited)
+    monkeypatch.setattr("moe_cli.execution.run.lock", waited)
     with pytest.raises(RunBusy, match=f"{run.id} has just been completed"):
         run_one(run, tmp_path)
     assert "starts" not in run.status()
@@ -358,7 +358,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
     assert 5 == pick_threads(free)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr("moe_cli.machine._busy_cores", lambda: 7.0)
+    monkeypatch.setattr("moe_cli.execution.machine._busy_cores", lambda: 7.0)
     assert 1 == pick_threads(free)
     per_sequence = cost(free, 256).model_flops_per_token * free.model.context_length
     for gflops, threads in ((2.5, 3), (7.5, 8), (100, 8)):
@@ -378,8 +378,8 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
 )
 def test_a_crowd_is_said(threads: int, busy: float, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads and other work than cores are told, with what to do; fewer are not."""
-    monkeypatch.setattr("moe_cli.machine._busy_cores", lambda: busy)
-    monkeypatch.setattr("moe_cli.machine.count_cores", lambda: 2)
+    monkeypatch.setattr("moe_cli.execution.machine._busy_cores", lambda: busy)
+    monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
     told = crowding(threads)
     assert told is None if said is None else (told or "").startswith(said)
 
@@ -478,7 +478,7 @@ def test_torch_says_a_lack_of_memory_in_the_known_form(text_file: Path, tmp_path
 
 def test_gloo_says_a_lost_process_in_a_known_form(text_file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The errors of torch.distributed are taken for a lost process, where there are several."""
-    monkeypatch.setattr("moe_cli.run.launched", lambda: True)
+    monkeypatch.setattr("moe_cli.execution.run.launched", lambda: True)
     run = Run(tmp_path / "run")
     source = "/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
     for error in (
@@ -496,7 +496,7 @@ TRIGGERS = ("Timed out", "out of memory", "can't allocate memory", "gloo", "NCCL
 
 def test_a_message_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error keeps its own words, whatever a path or a value in its message happens to be called."""
-    monkeypatch.setattr("moe_cli.run.launched", lambda: True)
+    monkeypatch.setattr("moe_cli.execution.run.launched", lambda: True)
     kinds = [*MOE_ERRORS, ValueError, KeyError, FileNotFoundError, RuntimeError, Exception]
     messages = [
         form.format(words) for words in TRIGGERS for form in ("{}", "/data/{}/a.txt is empty.", "x={0}: no {0}")

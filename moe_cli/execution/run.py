@@ -1,6 +1,6 @@
 """run_one(run) -> Run: build, train, evaluate, record, survive errors. Also the entry of a sweep's workers:
 
-python -m moe_cli.run RUN_FOLDER OUTPUTS
+python -m moe_cli.execution.run RUN_FOLDER OUTPUTS
 """
 
 import errno
@@ -24,12 +24,12 @@ from moe_cli.costs.model import cost, training_steps
 from moe_cli.data.load import Data, judged_by_test, other_reading
 from moe_cli.distributed.launch import by_us, job, launch, launched, leave, processes, rank
 from moe_cli.errors import CheckpointError, DiskFull, LostProcess, MoeError, RunBusy, TrainingError
+from moe_cli.execution.forecast import check_upcycle, compiles, corpus_of, corpus_to_read, has_compiler, vocab_of
+from moe_cli.execution.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
+from moe_cli.execution.runtime_tuning import keep_freed_memory, spin_briefly
 from moe_cli.files.writing import delete, guard, is_full, write_text
-from moe_cli.forecast import check_upcycle, compiles, corpus_of, corpus_to_read, has_compiler, vocab_of
 from moe_cli.formatting import print_line
 from moe_cli.loggers.recorder import check_loggers, make_recorder
-from moe_cli.machine import describe_environment, peak_memory_bytes, pick_device, pick_threads
-from moe_cli.process import keep_freed_memory, spin_briefly
 from moe_cli.runs.folder import (
     FAILED,
     INTERRUPTED,
@@ -68,7 +68,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
         return run
     config = for_this_job(run.config())
     if config.launch.procs > 1 and not launched():
-        return run_launched(run, ["-m", "moe_cli.run", str(run.path), str(outputs)], config)
+        return run_launched(run, ["-m", "moe_cli.execution.run", str(run.path), str(outputs)], config)
     # Of several processes the first holds the folder, and writes for all.
     with lock(run.path) if rank() == 0 else nullcontext():
         if rank() == 0 and run.summary() is not None:

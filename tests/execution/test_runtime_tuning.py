@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from moe_cli import process
-from moe_cli.process import keep_freed_memory
+from moe_cli.execution import runtime_tuning
+from moe_cli.execution.runtime_tuning import keep_freed_memory
 
 PROGRAM = """
 import sys, numpy
-from moe_cli.process import keep_freed_memory
+from moe_cli.execution.runtime_tuning import keep_freed_memory
 if sys.argv[1] == "keep": keep_freed_memory()
 def held(): return int(open("/proc/self/statm").read().split()[1]) * 4096
 before = held()
@@ -33,7 +33,7 @@ def test_a_freed_block_stays(how: str, least: int, most: int) -> None:
 
 def test_other_systems_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no mallopt, nothing happens."""
-    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(runtime_tuning.ctypes, "CDLL", lambda name: object())
     assert keep_freed_memory() is False
 
 
@@ -44,8 +44,8 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytes
     assert (
         "False\n" == subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     )
-    process.spin_briefly()
+    runtime_tuning.spin_briefly()
     assert "1000" == os.environ["GOMP_SPINCOUNT"]
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    process.spin_briefly()
+    runtime_tuning.spin_briefly()
     assert "7" == os.environ["GOMP_SPINCOUNT"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli import machine
-from moe_cli.machine import available_memory_bytes, resident_bytes, visible_gpus
+from moe_cli.execution import machine
+from moe_cli.execution.machine import available_memory_bytes, resident_bytes, visible_gpus
 
 
 @pytest.mark.parametrize(

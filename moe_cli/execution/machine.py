@@ -29,7 +29,7 @@ _CORPUS = ("name", "source", "version", "sha256", "num_bytes", "num_documents", 
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
 # Where control groups are, version 2 and 1, and which of them are this process's.
 _GROUPS, _OWN_GROUPS, _CPU_TIMES = "/sys/fs/cgroup", "/proc/self/cgroup", "/proc/stat"
-_HOME = Path(__file__).resolve().parents[1]
+_HOME = Path(__file__).resolve().parents[2]
 
 
 def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:

@@ -21,10 +21,10 @@ from moe_cli.data.images import Images
 from moe_cli.data.load import Data, load_data
 from moe_cli.data.ratings import Ratings
 from moe_cli.errors import ConfigError, Unwritable
+from moe_cli.execution.machine import available_memory_bytes, crowding, pick_threads, total_memory_bytes, visible_gpus
 from moe_cli.files.writing import scratch_folder
 from moe_cli.formatting import count
 from moe_cli.loggers.recorder import check_loggers
-from moe_cli.machine import available_memory_bytes, crowding, pick_threads, total_memory_bytes, visible_gpus
 from moe_cli.runs.folder import Run, find_run
 from moe_cli.runs.tags import fix_corpora
 
