@@ -27,10 +27,10 @@ from moe_cli.execution.machine import check_devices, visible_gpus
 from moe_cli.execution.run import FULL, PARENT, STOPPED
 from moe_cli.files.writing import append
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, is_locked, open_or_create_run, outputs_folder
-from moe_cli.sweeps.again import discard, outdated
-from moe_cli.sweeps.driver import Rules, explain
+from moe_cli.sweeps.rerun import discard, outdated
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
-from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_words
+from moe_cli.sweeps.scheduler import Rules, explain
+from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_words
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,7 +4,7 @@ import select
 from collections.abc import Mapping
 from pathlib import Path
 
-from moe_cli.sweeps.warm import Nest
+from moe_cli.sweeps.executors.fork_server import Nest
 
 
 class SharedNest(Nest):

@@ -89,7 +89,7 @@ WRITING = {
 ELSEWHERE = {
     "data/corpus_builder.py": {".write_text", ".tofile"}, "data/images.py": {"np.save", ".write_text"},
     "data/ratings.py": {"np.save", ".write_text"}, "data/shards.py": {"open"}, "training/checkpoint.py": {"save_file"},
-    "sweeps/ray_pool.py": {"os.open"}, "cli/terminal.py": {"open", "os.open"}, "data/tokenizer_check.py": {"os.open"},
+    "sweeps/executors/ray.py": {"os.open"}, "cli/terminal.py": {"open", "os.open"}, "data/tokenizer_check.py": {"os.open"},
 }  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
 from moe_cli.runs.status import Glance, Watcher, glance
 
 if TYPE_CHECKING:
-    from moe_cli.sweeps.driver import Progress
     from moe_cli.sweeps.plan import SweepPlan
+    from moe_cli.sweeps.scheduler import Progress
 
 REDRAW_SECONDS = 0.5
 # The least number of failed runs, and of budgets, that have a line, however low the terminal is.

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moe_cli.runs.folder import Run
-    from moe_cli.sweeps.driver import Progress
-    from moe_cli.sweeps.preview import Preview
+    from moe_cli.sweeps.scheduler import Progress
     from moe_cli.sweeps.search import SearchFeed
-    from moe_cli.sweeps.space import SearchPlan
+    from moe_cli.sweeps.search_estimate import Preview
+    from moe_cli.sweeps.search_space import SearchPlan
 
 
 Sampler = Annotated[
@@ -47,7 +47,7 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
     from moe_cli.formatting import duration, plural
     from moe_cli.report.searched import load_study
     from moe_cli.sweeps.search import check_asked, counted
-    from moe_cli.sweeps.space import HIGHER, written
+    from moe_cli.sweeps.search_space import HIGHER, written
 
     study = load_study(folder / plan.name)
     if study:

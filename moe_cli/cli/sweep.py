@@ -82,9 +82,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.cli.views import SearchView, SweepView
     from moe_cli.config.executors import split_executor
     from moe_cli.runs.folder import outputs_folder
-    from moe_cli.sweeps.driver import Rules
     from moe_cli.sweeps.run_sweep import Execution, prepare, run_sweep
-    from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_words
+    from moe_cli.sweeps.scheduler import Rules
+    from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_words
 
     _check_again(force, rerun_on, retry_failed)
     folder, console = outputs_folder(outputs), Terminal(unread=130)

@@ -53,7 +53,7 @@ class Ahead:
     @property
     def at_once(self) -> int | None:
         """Runs at a time; None: as many as a cluster has room for."""
-        from moe_cli.sweeps.pools import at_once
+        from moe_cli.sweeps.executors.make import at_once
 
         most = at_once(self.executor, self.jobs, self.plans)
         return None if most is None else min(most, len(self.plans))

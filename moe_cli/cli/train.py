@@ -91,7 +91,7 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
 def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
     """The run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
     from moe_cli.runs.folder import Run, open_or_create_run
-    from moe_cli.sweeps.again import discard, outdated
+    from moe_cli.sweeps.rerun import discard, outdated
 
     discard(outdated([Run(folder / "runs" / config.run_id)], force=force, code=False), folder)
     return open_or_create_run(folder, "runs", config)

@@ -12,9 +12,9 @@ from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
 from moe_cli.formatting import plural
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 from moe_cli.runs.status import glance
-from moe_cli.sweeps.driver import Listed, Observer, to_do
-from moe_cli.sweeps.pools import at_once
+from moe_cli.sweeps.executors.make import at_once
 from moe_cli.sweeps.run_sweep import PreparedSearch, PreparedSweep, View
+from moe_cli.sweeps.scheduler import Listed, Observer, to_do
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.search import SearchFeed

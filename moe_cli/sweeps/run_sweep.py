@@ -16,15 +16,15 @@ from moe_cli.execution.machine import check_devices
 from moe_cli.runs.folder import Run, make_group
 from moe_cli.runs.tags import at_work
 from moe_cli.runs.trash import check_idle
-from moe_cli.sweeps.again import discard, outdated, put_back
-from moe_cli.sweeps.driver import Feed, Listed, Observer, Rules, drive, to_do
+from moe_cli.sweeps.executors.make import at_once, make_pool
 from moe_cli.sweeps.plan import SweepPlan
-from moe_cli.sweeps.pools import at_once, make_pool
-from moe_cli.sweeps.space import SearchPlan
+from moe_cli.sweeps.rerun import discard, outdated, put_back
+from moe_cli.sweeps.scheduler import Feed, Listed, Observer, Rules, drive, to_do
+from moe_cli.sweeps.search_space import SearchPlan
 
 if TYPE_CHECKING:
-    from moe_cli.sweeps.preview import Preview
     from moe_cli.sweeps.search import SearchFeed
+    from moe_cli.sweeps.search_estimate import Preview
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
     """
     check = check_devices if execution.executor.name == "local" else _check_nothing
     if isinstance(plan, SearchPlan):
-        from moe_cli.sweeps.preview import preview
+        from moe_cli.sweeps.search_estimate import preview
 
         search = PreparedSearch(plan, outputs, execution, preview(plan, outputs))
         check([each.config for each in search.plans])

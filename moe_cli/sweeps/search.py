@@ -37,7 +37,7 @@ from moe_cli.runs.folder import (
     open_or_create_run,
 )
 from moe_cli.sweeps.pruning import Watch, make_pruner
-from moe_cli.sweeps.space import HIGHER, SearchPlan, is_whole
+from moe_cli.sweeps.search_space import HIGHER, SearchPlan, is_whole
 
 if TYPE_CHECKING:
     from optuna import Study

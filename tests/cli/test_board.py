@@ -15,8 +15,8 @@ from moe_cli.report.fold import best_rows, fold, rows_of
 from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run, open_runs, write_json
 from moe_cli.runs.status import glance, glances
 from moe_cli.runs.tags import at_work
-from moe_cli.sweeps.driver import Progress
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
+from moe_cli.sweeps.scheduler import Progress
 from tests.report.folders import complete, set_status, stopped, summary, sweep_of_three_seeds
 
 NOW = 1_000_000.0

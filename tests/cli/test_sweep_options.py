@@ -7,8 +7,9 @@ import pytest
 
 from moe_cli.errors import DiskFull
 from moe_cli.runs.folder import Recorder, Run, open_runs, write_json
-from moe_cli.sweeps import local, run_sweep
-from moe_cli.sweeps.driver import Feed, Progress, Rules
+from moe_cli.sweeps import run_sweep
+from moe_cli.sweeps.executors import local
+from moe_cli.sweeps.scheduler import Feed, Progress, Rules
 from tests.cli.conftest import Moe
 
 GRID = ("sweep", "seed=0,1,2")
@@ -62,11 +63,11 @@ def test_how_many_at_a_time(
 ) -> None:
     """-j; by default what the machine bears; never more than there are points."""
     monkeypatch.setattr(local, "count_cores", lambda: 2)
-    monkeypatch.setattr("moe_cli.sweeps.local.visible_gpus", lambda: ())
+    monkeypatch.setattr("moe_cli.sweeps.executors.local.visible_gpus", lambda: ())
     for words, expected in (((), 2), (("-j", 1), 1), (("-j", 9), 3)):
         moe(*GRID, *settings, *words, "--force")
         assert expected == pretended.workers
-    monkeypatch.setattr("moe_cli.sweeps.local.visible_gpus", lambda: ("0", "1", "2"))
+    monkeypatch.setattr("moe_cli.sweeps.executors.local.visible_gpus", lambda: ("0", "1", "2"))
     moe(*GRID, *settings, "--force")
     assert 3 == pretended.workers
     moe(*GRID, *settings, "--force", "train.device=cpu")

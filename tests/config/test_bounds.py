@@ -22,7 +22,7 @@ from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.execution.forecast import memory_bytes, step_work
 from moe_cli.sweeps.plan import plan_sweep
-from moe_cli.sweeps.space import SearchOptions, plan_words
+from moe_cli.sweeps.search_space import SearchOptions, plan_words
 
 ABSURD = ("0", "-1", str(10**30), "nan", "inf", str(2**63), "9" * 5000)
 NUMBERS = [name for name in names_of(RunConfig) if kinds_of(RunConfig, name) & {int, float}]

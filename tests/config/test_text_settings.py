@@ -19,7 +19,7 @@ from moe_cli.config.sweepfile import load_sweep_file
 from moe_cli.config.words import parse_overrides, parse_word
 from moe_cli.config.yamlfile import read_yaml_text
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.space import SearchOptions, plan_words
+from moe_cli.sweeps.search_space import SearchOptions, plan_words
 
 TEXTS = sorted(name for name in names_of(RunConfig) if is_text(name) and name not in ("log", "balance.name"))
 # What YAML or Hydra's grammar would read as something else.

@@ -38,7 +38,7 @@ from moe_cli.runs import folder as run_folder
 from moe_cli.runs.folder import create_run, is_locked, lock, open_runs, write_json
 from moe_cli.runs.tags import at_work
 from moe_cli.runs.trash import find_waste, free, remove, removed_runs, restore
-from moe_cli.sweeps.driver import Listed, drive
+from moe_cli.sweeps.scheduler import Listed, drive
 from tests.report.folders import complete, configure
 from tests.sweeps.fake import FakePool
 from tests.tiny import TINY, finish, tiny_config

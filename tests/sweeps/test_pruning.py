@@ -10,11 +10,11 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.execution.run import DONE, STOPPED
 from moe_cli.runs.folder import Recorder, Run, lock, open_runs
-from moe_cli.sweeps import driver
-from moe_cli.sweeps.driver import drive, to_do
+from moe_cli.sweeps import scheduler
 from moe_cli.sweeps.pruning import EVALUATIONS, count_evaluations, make_pruner
+from moe_cli.sweeps.scheduler import drive, to_do
 from moe_cli.sweeps.search import SearchFeed, open_study
-from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_search
+from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_search
 
 LR = "optim.lr=tag(log,interval(0.001,0.1))"
 
@@ -22,7 +22,7 @@ LR = "optim.lr=tag(log,interval(0.001,0.1))"
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver does not wait between its looks."""
-    monkeypatch.setattr(driver, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.0)
 
 
 def plan(*words: str, seeds: int | None = None, **options: Any) -> SearchPlan:

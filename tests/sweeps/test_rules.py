@@ -9,8 +9,8 @@ import pytest
 from moe_cli.errors import DiskFull
 from moe_cli.execution.run import BUSY, DONE, FULL, STOPPED, WRONG
 from moe_cli.runs.folder import Recorder, Run, create_run, lock
-from moe_cli.sweeps import driver
-from moe_cli.sweeps.driver import Listed, Progress, Rules, drive, to_do
+from moe_cli.sweeps import scheduler
+from moe_cli.sweeps.scheduler import Listed, Progress, Rules, drive, to_do
 from tests.tiny import tiny_config
 
 
@@ -101,7 +101,7 @@ def test_fail_fast_stops_the_others(runs: list[Run]) -> None:
 @pytest.mark.parametrize("deaf", [False, True])
 def test_a_run_that_takes_too_long_is_stopped(runs: list[Run], deaf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked to save; one that hangs is killed after a while; it has failed, is not tried again, and says why."""
-    monkeypatch.setattr(driver, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(scheduler, "GRACE_SECONDS", 0.05)
     pool = Pretence({runs[0]: [None]}, deaf=deaf)
     progress = drive(Listed(runs), pool, rules=Rules(timeout=0.05, retries=3))
     assert (runs[:1], runs[1:], runs) == (progress.failed, progress.finished, pool.started())
@@ -112,7 +112,7 @@ def test_a_run_that_takes_too_long_is_stopped(runs: list[Run], deaf: bool, monke
 def test_time_in_a_queue_does_not_count(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits for a node for longer than it may take is started all the same, and then has its whole time."""
     now = [0.0]
-    monkeypatch.setattr(driver.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(scheduler.time, "monotonic", lambda: now[0])
 
     class Queued(Pretended):
         def queued(self) -> bool:
@@ -232,9 +232,9 @@ def test_what_is_to_do(runs: list[Run], status: str, retry: bool, expected: bool
 def test_a_run_ends_and_the_next_begins_at_once(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that knows when a run ends is asked to wait, not the clock."""
     sleeps: list[float] = []
-    monkeypatch.setattr(driver.time, "sleep", sleeps.append)
+    monkeypatch.setattr(scheduler.time, "sleep", sleeps.append)
     waits: list[float] = []
     pool = Pretence({})
     pool.wait = waits.append  # type: ignore[method-assign]
     drive(Listed(runs), pool)
-    assert ([], {driver.POLL_SECONDS}) == (sleeps, set(waits))
+    assert ([], {scheduler.POLL_SECONDS}) == (sleeps, set(waits))

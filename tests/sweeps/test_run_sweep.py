@@ -17,7 +17,8 @@ from moe_cli.runs import trash
 from moe_cli.runs.folder import Run, lock, open_runs
 from moe_cli.runs.tags import is_at_work
 from moe_cli.runs.trash import find_removed, removed_runs, restore
-from moe_cli.sweeps import plan, run_sweep, slurm_pool
+from moe_cli.sweeps import plan, run_sweep
+from moe_cli.sweeps.executors import slurm
 from tests.sweeps.fake import FakePool
 
 TINY = ("expert=1,4", "k=1", "model.d_model=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16",
@@ -56,7 +57,7 @@ def silent_slurm(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
     def fail() -> None:
         raise MoeError("squeue has not answered for 60 seconds: is Slurm down?")
 
-    monkeypatch.setattr(slurm_pool, "states", fail)
+    monkeypatch.setattr(slurm, "states", fail)
 
 
 def second_move_fails(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:

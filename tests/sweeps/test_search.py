@@ -17,11 +17,11 @@ from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import make_folder
 from moe_cli.report.searched import JOURNAL, STUDY, open_journal
 from moe_cli.runs.folder import Run, lock, read_json, write_json
-from moe_cli.sweeps import driver
-from moe_cli.sweeps.driver import Progress, drive
-from moe_cli.sweeps.preview import preview
+from moe_cli.sweeps import scheduler
+from moe_cli.sweeps.scheduler import Progress, drive
 from moe_cli.sweeps.search import LOST, SearchFeed, counted, open_study, pareto_front
-from moe_cli.sweeps.space import SearchOptions, SearchPlan, plan_search
+from moe_cli.sweeps.search_estimate import preview
+from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_search
 from tests.sweeps.fake import FakePool, Results
 
 LR = "optim.lr=tag(log,interval(0.001,0.1))"
@@ -30,7 +30,7 @@ LR = "optim.lr=tag(log,interval(0.001,0.1))"
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver does not wait between its looks."""
-    monkeypatch.setattr(driver, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.0)
 
 
 def plan(*words: str, seeds: int | None = None, where: tuple[str, ...] = (), **options: Any) -> SearchPlan:

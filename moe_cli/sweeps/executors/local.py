@@ -17,7 +17,7 @@ from moe_cli.execution.machine import available_memory_bytes, count_cores, resid
 from moe_cli.execution.run import PARENT
 from moe_cli.files.writing import append
 from moe_cli.runs.folder import Run
-from moe_cli.sweeps.warm import Fork, Nest
+from moe_cli.sweeps.executors.fork_server import Fork, Nest
 
 
 def default_workers(plans: Sequence[Plan]) -> int:

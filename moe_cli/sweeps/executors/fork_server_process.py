@@ -1,6 +1,6 @@
 """The parent of a sweep's runs: it imports torch once, then forks a process for every run.
 
-python -m moe_cli.sweeps.worker DESCRIPTOR OUTPUTS
+python -m moe_cli.sweeps.executors.fork_server_process DESCRIPTOR OUTPUTS
 
 OUTPUTS is there for who looks at the list of processes. DESCRIPTOR is one end of a socket; a line of JSON on it is a message.
 In: {"run": folder, "outputs": folder} starts a run, {"run": folder, "signal": number} sends its process a signal. Out:

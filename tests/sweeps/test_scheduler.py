@@ -14,10 +14,10 @@ from moe_cli.config.load import load_config
 from moe_cli.errors import MoeError
 from moe_cli.execution.run import BUSY, DONE, STOPPED, WRONG
 from moe_cli.runs.folder import Recorder, Run, is_locked, lock, open_or_create_run, open_runs, write_json
-from moe_cli.sweeps import driver as module
-from moe_cli.sweeps import local
-from moe_cli.sweeps.driver import Listed, Observer, Progress, drive, explain, to_do
-from moe_cli.sweeps.local import LocalPool
+from moe_cli.sweeps import scheduler as module
+from moe_cli.sweeps.executors import local
+from moe_cli.sweeps.executors.local import LocalPool
+from moe_cli.sweeps.scheduler import Listed, Observer, Progress, drive, explain, to_do
 from tests.cli.conftest import TINY
 
 # What becomes of runs is asked here; of the process that they are forked from, in test_local.py.

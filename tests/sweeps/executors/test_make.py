@@ -9,8 +9,8 @@ import pytest
 from moe_cli.config.executors import LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.execution.run import DONE, STOPPED, WRONG
 from moe_cli.runs.folder import Run, is_locked
-from moe_cli.sweeps.driver import Job, Weighs
-from moe_cli.sweeps.pools import make_pool
+from moe_cli.sweeps.executors.make import make_pool
+from moe_cli.sweeps.scheduler import Job, Weighs
 from tests.sweeps.clusters import HAS_RAY, HAS_SLURM, NO_RAY, NO_SLURM, make_runs, slurm_daemons, wait_until
 
 KINDS = [

@@ -16,10 +16,10 @@ from moe_cli.costs.model import cost
 from moe_cli.execution import forecast
 from moe_cli.execution.forecast import PROCESS_BYTES, Plan, make_plans, memory_of
 from moe_cli.runs.folder import Run, create_run
-from moe_cli.sweeps import local, warm
-from moe_cli.sweeps.driver import Listed, Progress, drive
-from moe_cli.sweeps.local import LocalPool, Place, default_workers
-from moe_cli.sweeps.warm import Fork, Nest
+from moe_cli.sweeps.executors import fork_server, local
+from moe_cli.sweeps.executors.fork_server import Fork, Nest
+from moe_cli.sweeps.executors.local import LocalPool, Place, default_workers
+from moe_cli.sweeps.scheduler import Listed, Progress, drive
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 
@@ -256,7 +256,7 @@ def test_without_a_parent_for_forks_runs_start_from_nothing(
 ) -> None:
     """Where it cannot start at all, a run gets a process of its own."""
     runs = make(tmp_path, text_file, {})
-    monkeypatch.setattr(warm, "WORKER", "moe_cli.no_such_module")
+    monkeypatch.setattr(fork_server, "WORKER", "moe_cli.no_such_module")
     pool = LocalPool(tmp_path, 1)
     progress = drive(Listed(runs), pool)
     assert (set(runs), False) == (set(progress.finished), pool._warm)

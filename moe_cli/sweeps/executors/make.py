@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.execution.forecast import Plan
-from moe_cli.sweeps.local import LocalPool, default_workers
+from moe_cli.sweeps.executors.local import LocalPool, default_workers
 
 if TYPE_CHECKING:
-    from moe_cli.sweeps.ray_pool import RayPool
-    from moe_cli.sweeps.slurm_pool import SlurmPool
+    from moe_cli.sweeps.executors.ray import RayPool
+    from moe_cli.sweeps.executors.slurm import SlurmPool
 
 
 def at_once(executor: Executor, workers: int | None, plans: Sequence[Plan]) -> int | None:
@@ -30,11 +30,11 @@ def make_pool(
         MoeError: the cluster, or the library for it, is not there.
     """
     if isinstance(executor, RayExecutor):
-        from moe_cli.sweeps.ray_pool import RayPool
+        from moe_cli.sweeps.executors.ray import RayPool
 
         return RayPool(executor, outputs, workers)
     if isinstance(executor, SlurmExecutor):
-        from moe_cli.sweeps.slurm_pool import SlurmPool
+        from moe_cli.sweeps.executors.slurm import SlurmPool
 
         return SlurmPool(executor, outputs, workers)
     return LocalPool(outputs, workers or default_workers(plans))

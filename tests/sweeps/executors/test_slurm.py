@@ -17,10 +17,10 @@ from moe_cli.config.executors import SlurmExecutor
 from moe_cli.errors import MoeError
 from moe_cli.execution.run import BUSY, DONE, STOPPED
 from moe_cli.runs.folder import Recorder, Run, read_json
-from moe_cli.sweeps import slurm_pool
-from moe_cli.sweeps.driver import Job, Listed, Progress, drive
-from moe_cli.sweeps.local import LocalPool
-from moe_cli.sweeps.slurm_pool import SlurmPool, script, submission
+from moe_cli.sweeps.executors import slurm as slurm_pool
+from moe_cli.sweeps.executors.local import LocalPool
+from moe_cli.sweeps.executors.slurm import SlurmPool, script, submission
+from moe_cli.sweeps.scheduler import Job, Listed, Progress, drive
 from tests.sweeps.clusters import HAS_SLURM, NO_SLURM, make_runs, slurm_daemons, wait_until
 from tests.training.test_resume import assert_equal_runs
 

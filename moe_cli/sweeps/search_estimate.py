@@ -9,7 +9,7 @@ from moe_cli.execution.forecast import Plan, make_plans, measure_flops, pin_upcy
 from moe_cli.report.searched import import_optuna
 from moe_cli.sweeps.pruning import count_evaluations
 from moe_cli.sweeps.search import PATIENCE, distributions
-from moe_cli.sweeps.space import SearchPlan, check_has_value
+from moe_cli.sweeps.search_space import SearchPlan, check_has_value
 
 DRAWS = 24
 

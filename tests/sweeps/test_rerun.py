@@ -9,7 +9,7 @@ from moe_cli.errors import MoeError, RunBusy
 from moe_cli.execution.machine import code_version
 from moe_cli.runs.folder import Recorder, Run, create_run, lock, read_json
 from moe_cli.runs.trash import remove
-from moe_cli.sweeps.again import discard, outdated
+from moe_cli.sweeps.rerun import discard, outdated
 from tests.tiny import tiny_config
 
 

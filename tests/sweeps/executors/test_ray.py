@@ -13,10 +13,10 @@ import pytest
 from moe_cli.config.executors import RayExecutor
 from moe_cli.errors import MoeError
 from moe_cli.runs.folder import is_locked, lock
-from moe_cli.sweeps import ray_pool
-from moe_cli.sweeps.driver import Listed, Progress, drive
-from moe_cli.sweeps.local import LocalPool
-from moe_cli.sweeps.ray_pool import RayPool, connect
+from moe_cli.sweeps.executors import ray as ray_pool
+from moe_cli.sweeps.executors.local import LocalPool
+from moe_cli.sweeps.executors.ray import RayPool, connect
+from moe_cli.sweeps.scheduler import Listed, Progress, drive
 from tests.sweeps.clusters import HAS_RAY, NO_RAY, make_runs
 from tests.training.test_resume import assert_equal_runs
 

@@ -1,4 +1,4 @@
-"""The sweep's side of `moe_cli.sweeps.worker`: runs as forks of a process that has imported torch already."""
+"""The sweep's side of `moe_cli.sweeps.executors.fork_server_process`: runs as forks of a process that has imported torch already."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from moe_cli.execution.run import BUSY, STOPPED
 from moe_cli.runs.folder import Run, is_locked
 
-WORKER = "moe_cli.sweeps.worker"
+WORKER = "moe_cli.sweeps.executors.fork_server_process"
 CLOSE_SECONDS = 10.0
 
 
