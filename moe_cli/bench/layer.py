@@ -14,9 +14,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from moe_cli.bench.contestants import DTYPES, Builder, Contestant, LeftOut, Shape, make_dense, make_layer, our_builders
-from moe_cli.bench.measure import Spread, interleave, ratios, reason, saved_bytes, spread, synchronise
+from moe_cli.bench.candidates import DTYPES, Builder, Contestant, LeftOut, Shape, make_dense, make_layer, our_builders
 from moe_cli.bench.peers import peer_builders
+from moe_cli.bench.timing import Spread, interleave, ratios, reason, saved_bytes, spread, synchronise
 from moe_cli.errors import ConfigError
 from moe_cli.execution.machine import total_memory_bytes
 from moe_cli.formatting import count

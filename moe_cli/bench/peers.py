@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_cli.bench.contestants import DTYPES, Builder, Contestant, LeftOut, Shape, make_layer
+from moe_cli.bench.candidates import DTYPES, Builder, Contestant, LeftOut, Shape, make_layer
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 # A contestant that would copy more than this is not started: several are built beside each other.

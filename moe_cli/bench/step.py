@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.bench.measure import Spread, interleave, ratios, reason, spread, synchronise
+from moe_cli.bench.timing import Spread, interleave, ratios, reason, spread, synchronise
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.moe.balance import auxiliary_losses
-from moe_cli.training.optim import make_optimizers
+from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.precision import autocast
 
 VOCAB_SIZE = 256

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from moe_cli.bench.layer import Match
-from moe_cli.bench.measure import Spread
 from moe_cli.bench.step import StepMatch
+from moe_cli.bench.timing import Spread
 from moe_cli.formatting import count, plural
 
 

@@ -43,9 +43,9 @@ def sample(  # noqa: PLR0913  (an option each)
     import torch
 
     from moe_cli.execution.run import restore
+    from moe_cli.training.generate import Drawing, whole_characters
+    from moe_cli.training.generate import sample as draw
     from moe_cli.training.precision import autocast
-    from moe_cli.training.sample import Drawing, whole_characters
-    from moe_cli.training.sample import sample as draw
 
     trained = restore(found, folder, checkpoint)
     tokenizer = trained.task.corpus.tokenizer

@@ -106,10 +106,10 @@ def _carry_out(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, o
     from moe_cli.models.registry import make_model
     from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import newest_whole
-    from moe_cli.training.distributed import Parallel
-    from moe_cli.training.loop import Training
-    from moe_cli.training.optim import make_optimizers
+    from moe_cli.training.optimizers import make_optimizers
+    from moe_cli.training.trainer import Training
     from moe_cli.training.upcycle import upcycle
+    from moe_cli.training.wrap import Parallel
 
     starts = run.status().get("starts")
     recorder.status(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import ModelConfig, TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.cache import Past
+from moe_cli.models.kv_cache import Past
 from moe_cli.moe.experts import FeedForward, init_matrix
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing

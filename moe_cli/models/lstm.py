@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moe_cli.config.model import LSTMConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.blocks import make_dense_layer, make_moe_layer
-from moe_cli.models.cache import Cache, Past
+from moe_cli.models.kv_cache import Cache, Past
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.blocks import Block, make_norm, reset_normal, visible
-from moe_cli.models.cache import Cache
+from moe_cli.models.kv_cache import Cache
 from moe_cli.moe.routing import Routing
 
 # The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.

@@ -26,8 +26,8 @@ from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_b
 from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
 from moe_cli.formatting import is_utf8, print_line
 from moe_cli.runs.folder import Run, write_json
-from moe_cli.training.distributed import Parallel
-from moe_cli.training.optim import Optimizers, WeightAverage
+from moe_cli.training.optimizers import Optimizers, WeightAverage
+from moe_cli.training.wrap import Parallel
 
 # A checkpoint has such a name until it is whole.
 SAVING = ".saving-"

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from moe_cli.bench.contestants import Contestant, LeftOut, Shape, make_dense, make_layer, our_builders
+from moe_cli.bench.candidates import Contestant, LeftOut, Shape, make_dense, make_layer, our_builders
 from moe_cli.bench.layer import _inputs, make_grid, records, run_match
-from moe_cli.bench.measure import MIN_ROUNDS, interleave, ratios, reason, saved_bytes, spread
 from moe_cli.bench.peers import FAMILIES, IMPLEMENTATIONS, MOST_BYTES, peer_builders
 from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines, milliseconds
+from moe_cli.bench.timing import MIN_ROUNDS, interleave, ratios, reason, saved_bytes, spread
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError
 

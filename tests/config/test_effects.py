@@ -30,10 +30,10 @@ from moe_cli.execution.forecast import corpus_of, vocab_of
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Onlooker, Run
 from moe_cli.tasks.registry import make_task
-from moe_cli.training.distributed import Parallel
 from moe_cli.training.evaluate import evaluate
-from moe_cli.training.loop import Training
-from moe_cli.training.optim import make_optimizers
+from moe_cli.training.optimizers import make_optimizers
+from moe_cli.training.trainer import Training
+from moe_cli.training.wrap import Parallel
 from tests.tiny import words
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")

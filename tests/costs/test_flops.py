@@ -30,9 +30,9 @@ from moe_cli.moe.registry import ROUTERS
 from moe_cli.moe.routers import Router
 from moe_cli.runs.folder import Recorder, create_run
 from moe_cli.tasks.registry import make_task
-from moe_cli.training.distributed import Parallel
-from moe_cli.training.loop import Training
-from moe_cli.training.optim import make_optimizers
+from moe_cli.training.optimizers import make_optimizers
+from moe_cli.training.trainer import Training
+from moe_cli.training.wrap import Parallel
 from tests.costs.test_model import without_onednn
 from tests.tiny import TINY, tiny_config
 

@@ -31,7 +31,7 @@ from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
-from moe_cli.training.optim import make_optimizers
+from moe_cli.training.optimizers import make_optimizers
 from tests.tiny import TINY, tiny_config
 
 V = 13

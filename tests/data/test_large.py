@@ -27,7 +27,7 @@ def look(view):
 outputs = Path(sys.argv[2])
 data = TokenData(path=sys.argv[1], vocab_size=256, val_tokens=5000)
 config = tiny_config(outputs, data=data, train={"steps": 497, "batch_size": 64, "log_every": 100})
-import torch, moe_cli.training.loop
+import torch, moe_cli.training.trainer
 print(*held())
 run_one(create_run(outputs, "runs", config), outputs, look)
 """

@@ -34,7 +34,7 @@ from moe_cli.execution.forecast import (
     step_work,
 )
 from moe_cli.runs.folder import create_run
-from moe_cli.training.loop import EVALUATIONS_PER_RUN
+from moe_cli.training.trainer import EVALUATIONS_PER_RUN
 from tests.tiny import TINY, finish, tiny_config, words
 
 

@@ -305,7 +305,7 @@ def test_the_worker_says_with_its_exit_code_how_it_went(
     with lock(run.path):
         assert BUSY == 4 == main(*arguments)
     with monkeypatch.context() as patch:
-        patch.setattr("moe_cli.training.loop.Training.run", lambda self: False)
+        patch.setattr("moe_cli.training.trainer.Training.run", lambda self: False)
         assert STOPPED == 130 == main(*arguments)
     assert DONE == 0 == main(*arguments)
     assert DONE == main(*arguments)
@@ -426,7 +426,7 @@ def test_a_seed_decides_data_and_noise_and_the_model_does_not(
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("moe_cli.training.loop.evaluate", "the validation loss is nan at step 3"),
+        ("moe_cli.training.trainer.evaluate", "the validation loss is nan at step 3"),
         ("moe_cli.training.evaluate.evaluate", "the validation loss is nan at the end of training"),
     ],
 )

@@ -31,7 +31,7 @@ from moe_cli.data.ratings import Pairs, load_ratings, rmse
 from moe_cli.models.mmoe import MMoE
 from moe_cli.models.registry import make_model
 from moe_cli.moe.gates import GATE_STD, LinearGate, TaskGates
-from moe_cli.training.optim import make_optimizers
+from moe_cli.training.optimizers import make_optimizers
 from tests.tiny import TINY, finish, randomise, tiny_config, tiny_task
 
 V = 12

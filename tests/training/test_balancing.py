@@ -25,9 +25,9 @@ from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import Routing
 from moe_cli.report.frame import load_runs
 from moe_cli.training.evaluate import evaluate
-from moe_cli.training.loop import Training
+from moe_cli.training.trainer import Training
 from tests.tiny import finish, tiny_config
-from tests.training.test_loop import make_training, weights
+from tests.training.test_trainer import make_training, weights
 
 PLAIN = MuonConfig(schedule="constant", warmup=0.0, grad_clip=None)
 SWITCH_AND_Z = CombinedBalance("switch+z", switch=SwitchBalance(weight=0.3), z=ZBalance(weight=0.2))

@@ -28,8 +28,8 @@ from moe_cli.training.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
-from moe_cli.training.distributed import Parallel
-from moe_cli.training.optim import Optimizers, make_optimizers
+from moe_cli.training.optimizers import Optimizers, make_optimizers
+from moe_cli.training.wrap import Parallel
 from tests.tiny import finish, tiny_config
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]

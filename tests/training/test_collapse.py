@@ -26,10 +26,10 @@ from moe_cli.config.balances import (
 from moe_cli.config.routers import NoisyTopKConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.moe.stats import max_violation
-from moe_cli.training.loop import Training
 from moe_cli.training.state import StepView
+from moe_cli.training.trainer import Training
 from tests.tiny import tiny_config
-from tests.training.test_loop import make_training
+from tests.training.test_trainer import make_training
 
 STEPS = 1000
 JUDGED = 50

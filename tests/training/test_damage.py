@@ -13,7 +13,7 @@ from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import newest_whole
-from moe_cli.training.loop import NotFiniteError, Training
+from moe_cli.training.trainer import NotFiniteError, Training
 from tests.tiny import finish, tiny_config
 from tests.training.test_resume import assert_equal_runs
 

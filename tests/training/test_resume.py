@@ -32,8 +32,8 @@ from moe_cli.data import shuffle
 from moe_cli.execution.run import run_one
 from moe_cli.moe.registry import CONFIGS
 from moe_cli.runs.folder import Run, create_run
-from moe_cli.training.loop import Training
 from moe_cli.training.state import StepView
+from moe_cli.training.trainer import Training
 from tests.data.made_token_files import raw, with_header
 from tests.tiny import TINY, finish, tiny_config
 

@@ -17,11 +17,11 @@ from moe_cli.execution.run import restore, run_one
 from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import checkpoint as checkpoint_module
-from moe_cli.training import loop as loop_module
+from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import find_checkpoint, latest_checkpoint
-from moe_cli.training.loop import MOST_REWINDS, MOST_SKIPPED, Training
-from moe_cli.training.optim import WeightAverage
+from moe_cli.training.optimizers import WeightAverage
 from moe_cli.training.state import SPIKE_WARMUP, State, StepView
+from moe_cli.training.trainer import MOST_REWINDS, MOST_SKIPPED, Training
 from tests.tiny import finish, tiny_config
 from tests.training.test_resume import assert_equal_runs, stop_at
 

@@ -33,7 +33,7 @@ from moe_cli.training.signals import follow
 
 # What a run imports; torch's optimizers bring its compiler along at their first step.
 IMPORTED = ("torch._dynamo", "moe_cli.models.registry", "moe_cli.tasks.registry", "moe_cli.moe.dispatch",
-            "moe_cli.training.loop", "moe_cli.training.evaluate", "moe_cli.training.upcycle")  # fmt: skip
+            "moe_cli.training.trainer", "moe_cli.training.evaluate", "moe_cli.training.upcycle")  # fmt: skip
 
 
 def main(descriptor: str, _outputs: str) -> None:

@@ -29,13 +29,13 @@ from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.stats import max_violation
 from moe_cli.runs.folder import Recorder, Run, create_run
 from moe_cli.tasks.causal_lm import TextTask
-from moe_cli.training import loop as loop_module
+from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint
-from moe_cli.training.distributed import Parallel
-from moe_cli.training.loop import Training
-from moe_cli.training.optim import Optimizers, make_optimizers, schedule
+from moe_cli.training.optimizers import Optimizers, make_optimizers, schedule
 from moe_cli.training.signals import STOP_SIGNALS, stop_signals
 from moe_cli.training.state import StepView
+from moe_cli.training.trainer import Training
+from moe_cli.training.wrap import Parallel
 from tests.tiny import finish, randomise, tiny_config, tiny_task
 
 PLAIN = MuonConfig(schedule="constant", warmup=0.0, grad_clip=None)
@@ -400,7 +400,7 @@ def test_training_lowers_the_loss(text_file: Path, tmp_path: Path) -> None:
 
 def test_a_running_run_shows_that_it_lives(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between checkpoints too, status.json gets the step and a new heartbeat as often as the interval says."""
-    monkeypatch.setattr("moe_cli.training.loop.HEARTBEAT_SECONDS", -1.0)
+    monkeypatch.setattr("moe_cli.training.trainer.HEARTBEAT_SECONDS", -1.0)
     run = create_run(tmp_path, "runs", tiny_config(text_file, train={"eval_every": 99, "checkpoint_every": 99}))
     seen: list[dict[str, Any]] = []
     run_one(run, tmp_path, lambda view: seen.append(run.status()))

@@ -15,8 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import MoELayer
-from moe_cli.training import optim as module
-from moe_cli.training.optim import ExpertAdamW, ExpertSGD, Muon, Optimizers, make_optimizers, orthogonalise, schedule
+from moe_cli.training import optimizers as module
+from moe_cli.training.optimizers import (
+    ExpertAdamW,
+    ExpertSGD,
+    Muon,
+    Optimizers,
+    make_optimizers,
+    orthogonalise,
+    schedule,
+)
 from tests.tiny import tiny_config
 
 SHAPES = [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1)]

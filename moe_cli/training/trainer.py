@@ -20,12 +20,12 @@ from moe_cli.moe.stats import dropped_fraction, max_violation, tokens_per_expert
 from moe_cli.runs.folder import RUNNING, Recorder
 from moe_cli.tasks.base import Task
 from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, newest_whole, take_snapshot
-from moe_cli.training.distributed import Parallel
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
-from moe_cli.training.optim import Optimizers, WeightAverage
+from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.precision import autocast
 from moe_cli.training.signals import stop_signals
 from moe_cli.training.state import Learned, Observer, State, StepView
+from moe_cli.training.wrap import Parallel
 
 EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0

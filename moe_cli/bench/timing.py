@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from moe_cli.bench.contestants import LeftOut
+from moe_cli.bench.candidates import LeftOut
 
 T = TypeVar("T")
 MIN_ROUNDS = 3

@@ -18,9 +18,9 @@ from moe_cli.config.routers import (
     SwitchConfig,
     TopKConfig,
 )
-from moe_cli.models.cache import Cache
+from moe_cli.models.kv_cache import Cache
 from moe_cli.models.registry import make_model
-from moe_cli.training.sample import Drawing, sample
+from moe_cli.training.generate import Drawing, sample
 from tests.tiny import TINY, randomise, tiny_config
 
 V, L = 11, 16

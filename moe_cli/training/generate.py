@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_cli.models.cache import Cache
+from moe_cli.models.kv_cache import Cache
 
 # Tokens of which the first has ended its character, or is none: a character takes at most 4 bytes.
 MOST_PENDING = 4

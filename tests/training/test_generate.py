@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moe_cli.data.tokenizers import ByteTokenizer
-from moe_cli.models.cache import Cache
-from moe_cli.training.sample import Drawing, sample, whole_characters
+from moe_cli.models.kv_cache import Cache
+from moe_cli.training.generate import Drawing, sample, whole_characters
 
 V = 5
 GREEDY = Drawing(temperature=0)
