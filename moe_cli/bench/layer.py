@@ -20,7 +20,7 @@ from moe_cli.bench.timing import Spread, interleave, ratios, reason, saved_bytes
 from moe_cli.errors import ConfigError
 from moe_cli.execution.machine import total_memory_bytes
 from moe_cli.formatting import count
-from moe_cli.moe.stats import tokens_per_expert
+from moe_cli.moe.routing_metrics import tokens_per_expert
 
 # A contestant whose single pass takes more than this share of the time would leave too few rounds to the others.
 MOST_OF_THE_TIME = 0.15

@@ -50,7 +50,7 @@ def layer(  # noqa: PLR0913  (an option each)
     from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines
     from moe_cli.execution.machine import pick_device
     from moe_cli.execution.runtime_tuning import keep_freed_memory
-    from moe_cli.moe.dispatch import BACKENDS
+    from moe_cli.moe.backends.dispatch import BACKENDS
 
     keep_freed_memory()  # as in training
     dispatches = _words("dispatch", dispatch, BACKENDS)

@@ -14,7 +14,7 @@ from rich.text import Text
 from moe_cli.cli.trainplan import print_rows
 from moe_cli.formatting import bars, count, duration, known, percent, plural
 from moe_cli.metrics import references, target, written
-from moe_cli.moe.stats import max_violation
+from moe_cli.moe.routing_metrics import max_violation
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import Evaluation
 from moe_cli.training.state import StepView

@@ -303,7 +303,7 @@ def _backend(config: RunConfig, layers: Any) -> str | None:
     """What computed the experts in training: with dispatch=auto the pick for batches of this size."""
     import torch
 
-    from moe_cli.moe.dispatch import choose_backend, make_regime
+    from moe_cli.moe.backends.dispatch import choose_backend, make_regime
 
     if not layers or config.model.dispatch != "auto":
         return config.model.dispatch if layers else None

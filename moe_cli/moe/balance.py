@@ -29,7 +29,7 @@ from moe_cli.config.balances import (
 )
 from moe_cli.distributed.collectives import all_reduce_mean, all_reduce_sum
 from moe_cli.moe.routing import Routing
-from moe_cli.moe.stats import tokens_per_expert
+from moe_cli.moe.routing_metrics import tokens_per_expert
 
 
 def load_balancing_loss(

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_cli.distributed import collectives
-from moe_cli.moe.dispatch import Backend
+from moe_cli.moe.backends.dispatch import Backend
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.plan import make_plan
+from moe_cli.moe.permutation import make_plan
 from moe_cli.moe.routing import Routing, drop_overflow
 
 

@@ -12,13 +12,14 @@ from moe_cli.config.ranges import above, between, share, whole
 from moe_cli.config.routers import HashConfig, RouterConfig, check_router
 from moe_cli.distributed.collectives import ExpertGroup, world_size
 from moe_cli.errors import ConfigError
-from moe_cli.moe.assignment import ExpertChoiceRouter
-from moe_cli.moe.dispatch import BACKENDS
+from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.expert_parallel import compute_divided, drop_overflow_everywhere
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.gates import LinearGate
-from moe_cli.moe.registry import CONFIGS, make_router
-from moe_cli.moe.routers import ReluRouter
+from moe_cli.moe.routers.fixed import ExpertChoiceRouter
+from moe_cli.moe.routers.registry import CONFIGS, make_router
+from moe_cli.moe.routers.soft import SoftRouter
+from moe_cli.moe.routers.token_choice import ReluRouter
 from moe_cli.moe.routing import (
     Routing,
     Sequences,
@@ -28,7 +29,6 @@ from moe_cli.moe.routing import (
     expert_capacity,
     renormalised,
 )
-from moe_cli.moe.soft import SoftRouter
 
 DROPS = ("position", "probability", "random", "causal")
 
@@ -41,7 +41,7 @@ class MoELayer(nn.Module):
         num_experts: E.
         top_k: K, at most E.
         d_expert: hidden width of one expert.
-        router: a name of `moe_cli.moe.registry.CONFIGS` (topk, switch, sigmoid, ...), or its config with options.
+        router: a name of `moe_cli.moe.routers.registry.CONFIGS` (topk, switch, sigmoid, ...), or its config with options.
         capacity_factor: None drops nothing; else an expert takes at most ceil(factor * T * K / E) assignments of one
             forward pass in training. At evaluation nothing is dropped unless `eval_capacity_factor` is set.
         drop: who is dropped, `position`, `probability` or `random` (see `drop_overflow`), or `causal`
@@ -54,7 +54,7 @@ class MoELayer(nn.Module):
         shared_gate: weight those answers by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
         expert_dropout: share of the routed experts' hidden values that training leaves out (Switch 2101.03961, 2.4).
         expert_init_scale: variance of the routed experts' first weights times fan-in; Switch takes 0.1 (section 2.4).
-        dispatch: back end, a name of `moe_cli.moe.dispatch.BACKENDS`.
+        dispatch: back end, a name of `moe_cli.moe.backends.dispatch.BACKENDS`.
         vocab_size: how many token ids there are; only for router=hash.
         causal: tokens must not depend on later ones of their sequence. Routers that look at them are refused, and an
             `eval_capacity_factor` drops by `causal` unless `eval_drop` says otherwise.

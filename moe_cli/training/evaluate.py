@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moe_cli.distributed import collectives
 from moe_cli.moe.layer import evaluation_policy
 from moe_cli.moe.routing import Routing, computed
-from moe_cli.moe.stats import (
+from moe_cli.moe.routing_metrics import (
     choices,
     co_activation,
     dead_experts,

@@ -124,7 +124,7 @@ def test_the_loop_keeps_what_it_says() -> None:
     rows = shape.tokens
     indices = 8 * (rows + rows + rows + shape.tokens)
     expected = 4 * rows * 2 * shape.d_expert + 4 * rows + indices
-    from moe_cli.moe.grouped import grouped_loop
+    from moe_cli.moe.backends.loop import grouped_loop
 
     weights = routing.weights.detach().requires_grad_()
     routing = replace(routing, weights=weights)

@@ -26,8 +26,8 @@ from moe_cli.execution.forecast import corpus_of, vocab_of
 from moe_cli.models.blocks import make_moe_layer
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
-from moe_cli.moe.registry import ROUTERS
-from moe_cli.moe.routers import Router
+from moe_cli.moe.routers.registry import ROUTERS
+from moe_cli.moe.routers.token_choice import Router
 from moe_cli.runs.folder import Recorder, create_run
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.optimizers import make_optimizers

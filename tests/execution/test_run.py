@@ -33,7 +33,7 @@ from moe_cli.errors import (
 )
 from moe_cli.execution.machine import crowding, pick_device, pick_threads
 from moe_cli.execution.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
-from moe_cli.moe import dispatch
+from moe_cli.moe.backends import dispatch
 from moe_cli.runs.folder import Recorder, Run, create_run, lock, open_runs, write_json
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe

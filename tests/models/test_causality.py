@@ -23,7 +23,7 @@ from moe_cli.config.routers import (
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import MoELayer, evaluation_policy, moe_layers
-from moe_cli.moe.registry import ROUTERS as ALL
+from moe_cli.moe.routers.registry import ROUTERS as ALL
 from moe_cli.moe.routing import Routing, Sequences, drop_overflow_in_order, expert_capacity
 from tests.tiny import TINY, randomise, tiny_config
 

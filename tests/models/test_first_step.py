@@ -6,7 +6,7 @@ import pytest
 
 from moe_cli.execution.forecast import corpus_of, vocab_of
 from moe_cli.models.registry import MODELS, make_model
-from moe_cli.moe.stats import max_violation, tokens_per_expert
+from moe_cli.moe.routing_metrics import max_violation, tokens_per_expert
 from tests.tiny import TINY, tiny_config, tiny_task
 
 FAMILIES = {"gpt": {}, **TINY}

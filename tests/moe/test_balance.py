@@ -34,10 +34,10 @@ from moe_cli.moe.balance import (
     router_z_loss,
     update_expert_bias,
 )
-from moe_cli.moe.registry import make_router
-from moe_cli.moe.routers import top_indices
+from moe_cli.moe.routers.registry import make_router
+from moe_cli.moe.routers.token_choice import top_indices
 from moe_cli.moe.routing import Routing, drop_overflow, from_choices
-from moe_cli.moe.stats import max_violation, tokens_per_expert
+from moe_cli.moe.routing_metrics import max_violation, tokens_per_expert
 from tests.moe.formulas import dense
 
 E = 8

@@ -12,9 +12,9 @@ from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
+from moe_cli.moe.backends.loop import _compiled_experts, grouped_loop
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.grouped import _compiled_experts, grouped_loop
-from tests.moe.test_dispatch import E, assert_same, every_capacity, every_router, make_case
+from tests.moe.backends.test_dispatch import E, assert_same, every_capacity, every_router, make_case
 from tests.tiny import randomise
 
 # Raised inside the compiler, not by anything we call.

@@ -8,14 +8,14 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 
 from moe_cli.config.routers import TopKConfig
 from moe_cli.errors import ConfigError
-from moe_cli.moe.dispatch import grouped_mm, reference
+from moe_cli.moe.backends.dispatch import grouped_mm, reference
+from moe_cli.moe.backends.loop import _compiled_experts, grouped_loop
+from moe_cli.moe.backends.padded import einsum, padded
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.grouped import _compiled_experts, grouped_loop
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.padded import einsum, padded
 from moe_cli.moe.routing import Routing
+from tests.moe.backends.test_dispatch import Backend, F, assert_same, every_capacity, make_case
 from tests.moe.formulas import ROUTERS
-from tests.moe.test_dispatch import Backend, F, assert_same, every_capacity, make_case
 
 
 def operator(experts: Experts, x: Tensor, routing: Routing, mask: Tensor | None = None) -> Tensor:

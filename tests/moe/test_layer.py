@@ -11,11 +11,11 @@ from torch import Tensor
 import moe_cli
 from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.errors import ConfigError
-from moe_cli.moe.dispatch import BACKENDS
+from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.experts import FeedForward
 from moe_cli.moe.layer import MoELayer, SparseExpertModel, evaluation_policy, moe_layers
 from moe_cli.moe.routing import expert_capacity
-from moe_cli.moe.stats import dropped_fraction, tokens_per_expert
+from moe_cli.moe.routing_metrics import dropped_fraction, tokens_per_expert
 from tests.moe.formulas import KINDS, network, top_k_weights
 
 E, D, F = 6, 5, 7

@@ -17,13 +17,13 @@ from moe_cli.config.balances import (
 )
 from moe_cli.config.ranges import above, at_least, between, share, whole
 from moe_cli.errors import ConfigError
-from moe_cli.moe import stats
+from moe_cli.moe import routing_metrics
+from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.balance import auxiliary_losses, quantile_bias, update_expert_bias
-from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.gates import LinearGate, TaskGates
 from moe_cli.moe.layer import MoELayer, SparseExpertModel, evaluation_policy
-from moe_cli.moe.registry import CONFIGS
-from moe_cli.moe.routers import ReluRouter
+from moe_cli.moe.routers.registry import CONFIGS
+from moe_cli.moe.routers.token_choice import ReluRouter
 from moe_cli.moe.routing import Routing
 
 # No tokens in every place, one token, and several.
@@ -43,9 +43,9 @@ def make_mask(name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
 
 
 def check_measures(layer: MoELayer, routing: Routing) -> None:
-    asked = stats.tokens_per_expert(routing)
-    measures = [stats.max_violation(asked), stats.load_cv(asked), stats.dead_experts(asked), stats.dropped_fraction(routing),
-                stats.routing_entropy(routing.probs)]  # fmt: skip
+    asked = routing_metrics.tokens_per_expert(routing)
+    measures = [routing_metrics.max_violation(asked), routing_metrics.load_cv(asked), routing_metrics.dead_experts(asked), routing_metrics.dropped_fraction(routing),
+                routing_metrics.routing_entropy(routing.probs)]  # fmt: skip
     assert all(map(math.isfinite, measures)), measures
     still = torch.zeros(routing.num_experts)
     for bias in (quantile_bias(still, routing.probs, layer.top_k, 3), update_expert_bias(still, asked, 0.1)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_cli.config.routers import SigmoidConfig, SoftConfig, TokenChoice, TopKConfig
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.registry import CONFIGS
+from moe_cli.moe.routers.registry import CONFIGS
 from moe_cli.moe.routing import Routing
 
 D, E, SEQUENCES, LENGTH = 6, 4, 3, 5

@@ -21,10 +21,10 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from moe_cli.config.balances import SwitchBalance, own_convention
 from moe_cli.config.routers import RouterConfig, SigmoidConfig, SoftConfig, SwitchConfig, TopKConfig
+from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.balance import load_balancing_loss
-from moe_cli.moe.dispatch import BACKENDS
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routers import top_indices
+from moe_cli.moe.routers.token_choice import top_indices
 from moe_cli.moe.routing import from_choices
 
 D, F = 16, 24

@@ -17,7 +17,7 @@ from moe_cli.config.routers import (
     SoftConfig,
     TopKConfig,
 )
-from moe_cli.moe.dispatch import BACKENDS
+from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.layer import MoELayer
 
 E, D, F, V = 4, 6, 18, 11

@@ -17,8 +17,8 @@ from moe_cli.config.routers import (
 )
 from moe_cli.moe.gates import GATE_STD
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.registry import CONFIGS, ROUTERS, make_router
-from moe_cli.moe.routers import top_indices
+from moe_cli.moe.routers.registry import CONFIGS, ROUTERS, make_router
+from moe_cli.moe.routers.token_choice import top_indices
 from tests.moe.formulas import ROUTERS as CASES
 from tests.moe.formulas import dense, top_k_weights
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_cli.config.tasks import SpanCorruption
 from moe_cli.data.corpora import Corpus
 from moe_cli.models.registry import make_model
-from moe_cli.moe.stats import tokens_per_expert
+from moe_cli.moe.routing_metrics import tokens_per_expert
 from moe_cli.tasks.span_corruption import SpanTask
 from moe_cli.training.evaluate import evaluate
 from tests.data.made_token_files import Held

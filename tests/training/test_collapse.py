@@ -25,7 +25,7 @@ from moe_cli.config.balances import (
 )
 from moe_cli.config.routers import NoisyTopKConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig
-from moe_cli.moe.stats import max_violation
+from moe_cli.moe.routing_metrics import max_violation
 from moe_cli.training.state import StepView
 from moe_cli.training.trainer import Training
 from tests.tiny import tiny_config

@@ -18,7 +18,7 @@ from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import Routing, expert_capacity
-from moe_cli.moe.stats import specialisation
+from moe_cli.moe.routing_metrics import specialisation
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import token_use
 from moe_cli.training.evaluate import MEASURES, LayerUse, evaluate, expert_lists, probe, saturations

@@ -16,7 +16,7 @@ from moe_cli.data.tokenizers import ByteTokenizer, CharTokenizer
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import evaluation_policy, moe_layers
 from moe_cli.moe.routing import Routing, expert_capacity
-from moe_cli.moe.stats import dropped_fraction, max_violation, routing_entropy, tokens_per_expert
+from moe_cli.moe.routing_metrics import dropped_fraction, max_violation, routing_entropy, tokens_per_expert
 from moe_cli.training.explain import Explanation, LayerChoices, TextToken, explain, text_tokens, token_choices
 from tests.tiny import TINY, randomise, tiny_config
 

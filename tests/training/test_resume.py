@@ -30,7 +30,7 @@ from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig,
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.data import shuffle
 from moe_cli.execution.run import run_one
-from moe_cli.moe.registry import CONFIGS
+from moe_cli.moe.routers.registry import CONFIGS
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.state import StepView
 from moe_cli.training.trainer import Training

@@ -26,7 +26,7 @@ from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
-from moe_cli.moe.stats import max_violation
+from moe_cli.moe.routing_metrics import max_violation
 from moe_cli.runs.folder import Recorder, Run, create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import trainer as loop_module

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_cli.moe import dispatch, grouped, plan
-from moe_cli.moe.dispatch import (
+from moe_cli.moe import permutation
+from moe_cli.moe.backends import dispatch, loop
+from moe_cli.moe.backends.dispatch import (
     BACKENDS,
     FASTEST,
     Regime,
@@ -20,10 +21,10 @@ from moe_cli.moe.dispatch import (
     reference,
     regime_of,
 )
+from moe_cli.moe.backends.loop import grouped_loop
+from moe_cli.moe.backends.padded import einsum, padded
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.grouped import grouped_loop
-from moe_cli.moe.padded import einsum, padded
-from moe_cli.moe.registry import make_router
+from moe_cli.moe.routers.registry import make_router
 from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
 from tests.moe.formulas import ACTIVATIONS, KINDS, ROUTERS, dense, network, routings
 
@@ -221,19 +222,19 @@ def test_gradients_without_strides_and_inputs_with_odd_ones(backend: Backend) ->
 def test_the_size_of_a_chunk_changes_nothing(rows: int, router: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many experts are worked on at a time, the loop equals the reference."""
     case = make_case(router, 64, 1.0)
-    monkeypatch.setattr(grouped, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(loop, "CHUNK_ROWS", rows)
     assert_same(case.outcome(reference), case.outcome(grouped_loop), 1e-10)
 
 
 @given(st.lists(st.integers(0, 900), min_size=1, max_size=20))
 def test_chunks_cover_every_expert_and_row_once(counts: list[int]) -> None:
     """Chunks follow each other without gaps and hold their experts' rows; only a lone expert exceeds the limit."""
-    chunks = grouped.chunks(counts)
+    chunks = loop.chunks(counts)
     assert list(range(len(counts))) == [expert for experts, _ in chunks for expert in experts]
     row = 0
     for experts, rows in chunks:
         assert slice(row, row + sum(counts[experts.start : experts.stop])) == rows
-        assert rows.stop - rows.start <= grouped.CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
+        assert rows.stop - rows.start <= loop.CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
         row = rows.stop
     assert sum(counts) == row
 
@@ -243,7 +244,7 @@ def test_small_integers_sort_like_large_ones(bound: int) -> None:
     """Sorting in as few bits as the bound allows is stable and loses no id, at the edges of each width too."""
     ids = torch.randint(bound, (500,), generator=torch.Generator().manual_seed(0))
     ids[::50] = bound - 1
-    assert torch.equal(torch.argsort(ids, stable=True), plan.stable_argsort(ids, bound))
+    assert torch.equal(torch.argsort(ids, stable=True), permutation.stable_argsort(ids, bound))
 
 
 def test_the_regime_is_the_one_after_autocast() -> None:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_cli.moe.backends.loop import grouped_loop
+from moe_cli.moe.backends.padded import einsum, padded
 from moe_cli.moe.experts import Experts, hidden
-from moe_cli.moe.grouped import grouped_loop
-from moe_cli.moe.padded import einsum, padded
-from moe_cli.moe.plan import make_plan, operand_dtype, operands
+from moe_cli.moe.permutation import make_plan, operand_dtype, operands
 from moe_cli.moe.routing import Routing
 
 # Up to so many rows per expert, on a CPU in float32, a call per product from Python costs more than it gains.

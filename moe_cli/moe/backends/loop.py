@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe_cli.moe.experts import Experts, hidden, hidden_backward
-from moe_cli.moe.plan import Plan, make_plan, operands, sort_rows, sum_by_token
+from moe_cli.moe.permutation import Plan, make_plan, operands, sort_rows, sum_by_token
 from moe_cli.moe.routing import Routing
 
 # Pointwise work is done on about this many rows at a time, so that it stays in the processor's cache.

@@ -15,9 +15,10 @@ from moe_cli.config.routers import (
     SwitchConfig,
     TopKConfig,
 )
-from moe_cli.moe.assignment import ExpertChoiceRouter, HashRouter, SinkhornRouter
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.routers import (
+from moe_cli.moe.routers.fixed import ExpertChoiceRouter, HashRouter, SinkhornRouter
+from moe_cli.moe.routers.soft import SoftRouter
+from moe_cli.moe.routers.token_choice import (
     NoisyTopKRouter,
     RandomRouter,
     ReluRouter,
@@ -26,7 +27,6 @@ from moe_cli.moe.routers import (
     SwitchRouter,
     TopKRouter,
 )
-from moe_cli.moe.soft import SoftRouter
 
 ROUTERS: dict[type[RouterConfig], type[Router] | type[RandomRouter] | type[SoftRouter]] = {
     TopKConfig: TopKRouter,

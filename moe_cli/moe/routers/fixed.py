@@ -10,7 +10,7 @@ from torch import Tensor
 from moe_cli.config.routers import ExpertChoiceConfig, HashConfig, SinkhornConfig
 from moe_cli.distributed.collectives import all_gather_rows, local_rows, rank, world_size
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.routers import Router, top_indices
+from moe_cli.moe.routers.token_choice import Router, top_indices
 from moe_cli.moe.routing import Routing, expert_capacity, from_choices
 
 

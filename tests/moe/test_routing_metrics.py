@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.moe.routing import Routing, drop_overflow
-from moe_cli.moe.stats import (
+from moe_cli.moe.routing_metrics import (
     choices,
     co_activation,
     dead_experts,

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_cli.moe.experts import Experts, hidden
-from moe_cli.moe.plan import make_plan, operands, places_in_expert
+from moe_cli.moe.permutation import make_plan, operands, places_in_expert
 from moe_cli.moe.routing import Routing
 
 

@@ -1,0 +1,1 @@
+"""What computes the chosen experts, each equal to `reference`."""

@@ -1,0 +1,1 @@
+"""Which experts each token goes to."""
