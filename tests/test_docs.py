@@ -138,7 +138,7 @@ def test_the_routers_ten_lines_are_enough(tmp_path: Path) -> None:
     config, router, registry = (tmp_path / path for path in code)
     head, union = config.read_text().split("RouterConfig = (\n")
     config.write_text(f"{head}{code['moe_cli/config/routers.py']}RouterConfig = (\n    GreedyConfig |{union}")
-    router.write_text(router.read_text() + "\n\n" + code["moe_cli/moe/routers.py"])
+    router.write_text(router.read_text() + "\n\n" + code["moe_cli/moe/routers/token_choice.py"])
     imports = (
         "from moe_cli.config.routers import GreedyConfig\nfrom moe_cli.moe.routers.token_choice import GreedyRouter\n"
     )

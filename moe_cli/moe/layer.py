@@ -16,7 +16,7 @@ from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.expert_parallel import compute_divided, drop_overflow_everywhere
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.gates import LinearGate
-from moe_cli.moe.routers.fixed import ExpertChoiceRouter
+from moe_cli.moe.routers.expert_choice import ExpertChoiceRouter
 from moe_cli.moe.routers.registry import CONFIGS, make_router
 from moe_cli.moe.routers.soft import SoftRouter
 from moe_cli.moe.routers.token_choice import ReluRouter

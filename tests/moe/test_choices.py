@@ -26,8 +26,9 @@ from moe_cli.errors import ConfigError
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.gates import CosineGate, MlpGate
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routers.fixed import balanced_table, sinkhorn
+from moe_cli.moe.routers.fixed import balanced_table
 from moe_cli.moe.routers.registry import make_router
+from moe_cli.moe.routers.sinkhorn import sinkhorn
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.routing_metrics import dropped_fraction, tokens_per_expert
 from tests.moe.formulas import dense, network

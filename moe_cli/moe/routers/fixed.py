@@ -1,76 +1,40 @@
-"""Routers in which a token does not choose alone: by balance over the batch, by the experts, or by a fixed table.
+"""Routers whose choice no gate makes: by a fixed table of token ids, and by chance.
 
-T tokens, E experts (null ones included), K chosen per token, C capacity of an expert, V token ids, D width.
+T tokens, E experts, K chosen per token, V token ids, D width.
 """
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from moe_cli.config.routers import ExpertChoiceConfig, HashConfig, SinkhornConfig
-from moe_cli.distributed.collectives import all_gather_rows, local_rows, rank, world_size
+from moe_cli.config.routers import HashConfig, RandomConfig
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routers.token_choice import Router, top_indices
-from moe_cli.moe.routing import Routing, expert_capacity, from_choices
+from moe_cli.moe.routing import Routing, from_choices
 
 
-class SinkhornRouter(Router):
-    """Balanced choice by Sinkhorn iterations in training, the plain K largest at evaluation (S-BASE, 2202.01169).
+class RandomRouter(nn.Module):
+    """K distinct experts drawn uniformly, each weighted 1/K: the control. Has no parameters."""
 
-    The iterations only decide who is chosen; the weights are the softmax, renormalised for K > 1, and carry the gradient.
-    """
-
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, config: SinkhornConfig, experts: Experts | None = None
-    ) -> None:
-        super().__init__(d_model, num_experts, top_k, config, experts)
-        self.iterations = config.iterations
-
-    def forward(self, x: Float[Tensor, "T D"]) -> Routing:
-        logits, probs = self.scores(x)
-        if self.training:
-            chosen = top_indices(local_rows(sinkhorn(all_gather_rows(logits.detach()), self.iterations)), self.top_k)
-        else:
-            chosen = self.choose(probs)
-        weights = probs.gather(1, chosen) if self.top_k == 1 else logits.gather(1, chosen).softmax(-1)
-        return from_choices(logits, probs, chosen, weights)
-
-
-def sinkhorn(logits: Float[Tensor, "T E"], iterations: int) -> Float[Tensor, "T E"]:
-    """exp(logits) scaled until every row sums to 1 / T and, last, every column to 1 / E (Sinkhorn and Knopp 1967)."""
-    log = logits - logits.logsumexp((0, 1))
-    for _ in range(iterations):
-        log = log - log.logsumexp(1, keepdim=True) - torch.tensor(float(log.shape[0])).log()
-        log = log - log.logsumexp(0, keepdim=True) - torch.tensor(float(log.shape[1])).log()
-    return log.exp()
-
-
-class ExpertChoiceRouter(Router):
-    """Softmax over E; each expert takes its C best tokens, C = ceil(capacity * T * K / E) (2202.09368, section 3.2).
-
-    Every expert is used alike by construction; a token gets none to E of them. Not for causal models: who is taken
-    depends on later tokens. In training T counts, and an expert chooses from, the tokens of all processes.
-    """
+    reads_token_ids = False
 
     def __init__(
-        self, d_model: int, num_experts: int, top_k: int, config: ExpertChoiceConfig, experts: Experts | None = None
+        self, d_model: int, num_experts: int, top_k: int, config: RandomConfig, experts: Experts | None = None
     ) -> None:
-        super().__init__(d_model, num_experts, top_k, config, experts)
-        self.capacity_factor = 1.0
+        super().__init__()
+        self.num_experts = num_experts
+        self.top_k = top_k
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Nothing to set: there is no gate."""
 
     def forward(self, x: Float[Tensor, "T D"]) -> Routing:
-        logits, probs = self.scores(x)
-        together = self.training and world_size() > 1  # an evaluation batch is looked at whole by one process
-        scores = probs.detach() + self.expert_bias
-        scores = all_gather_rows(scores) if together else scores
-        capacity = min(len(scores), expert_capacity(len(scores), self.num_experts, self.top_k, self.capacity_factor))
-        token_ids = top_indices(scores.T.contiguous(), capacity).flatten()
-        expert_ids = torch.arange(self.num_experts, device=x.device).repeat_interleave(capacity)
-        if together:
-            own = token_ids // len(x) == rank()
-            token_ids, expert_ids = token_ids[own] % len(x), expert_ids[own]
-        kept = torch.ones(len(token_ids), dtype=torch.bool, device=x.device)
-        return Routing(logits, probs, token_ids, expert_ids, probs[token_ids, expert_ids], kept)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        draw = torch.rand(x.shape[0], self.num_experts, dtype=dtype, device=x.device)
+        chosen = top_indices(draw, self.top_k)
+        probs = torch.full_like(draw, 1 / self.num_experts)
+        weights = torch.full(chosen.shape, 1 / self.top_k, dtype=dtype, device=x.device)
+        return from_choices(torch.zeros_like(draw), probs, chosen, weights)
 
 
 class HashRouter(Router):

@@ -16,11 +16,12 @@ from moe_cli.config.routers import (
     TopKConfig,
 )
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.routers.fixed import ExpertChoiceRouter, HashRouter, SinkhornRouter
+from moe_cli.moe.routers.expert_choice import ExpertChoiceRouter
+from moe_cli.moe.routers.fixed import HashRouter, RandomRouter
+from moe_cli.moe.routers.sinkhorn import SinkhornRouter
 from moe_cli.moe.routers.soft import SoftRouter
 from moe_cli.moe.routers.token_choice import (
     NoisyTopKRouter,
-    RandomRouter,
     ReluRouter,
     Router,
     SigmoidRouter,

@@ -3,8 +3,8 @@
 Of equal scores the expert of the lowest index is chosen (on a GPU, the one that torch.topk takes): a token of zeros, or
 a gate of zeros, goes to experts 0 to K - 1. Gates therefore start at small random weights, never at zero.
 
-To add one: a config class in config/routers.py, a module here whose forward gives a Routing, one line in ROUTERS (moe/
-registry.py), and conf/router/NAME.yaml. T tokens, E experts (null ones included), K chosen per token, D width.
+To add one: a config class in config/routers.py, a module here whose forward gives a Routing, one line in ROUTERS
+(routers/registry.py), and conf/router/NAME.yaml. T tokens, E experts (null ones included), K chosen per token, D width.
 """
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from moe_cli.config.routers import (
     NoisyTopKConfig,
-    RandomConfig,
     ReluConfig,
     SigmoidConfig,
     SwitchConfig,
@@ -200,30 +199,6 @@ class ReluRouter(Router):
         excess = fired.sum().item() / num_tokens - self.top_k
         if excess:
             self.l1.mul_(self.l1_rate if excess > 0 else 1 / self.l1_rate)
-
-
-class RandomRouter(nn.Module):
-    """K distinct experts drawn uniformly, each weighted 1/K: the control. Has no parameters."""
-
-    reads_token_ids = False
-
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, config: RandomConfig, experts: Experts | None = None
-    ) -> None:
-        super().__init__()
-        self.num_experts = num_experts
-        self.top_k = top_k
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Nothing to set: there is no gate."""
-
-    def forward(self, x: Float[Tensor, "T D"]) -> Routing:
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        draw = torch.rand(x.shape[0], self.num_experts, dtype=dtype, device=x.device)
-        chosen = top_indices(draw, self.top_k)
-        probs = torch.full_like(draw, 1 / self.num_experts)
-        weights = torch.full(chosen.shape, 1 / self.top_k, dtype=dtype, device=x.device)
-        return from_choices(torch.zeros_like(draw), probs, chosen, weights)
 
 
 def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
