@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moe_cli.api import sweep, train
     from moe_cli.moe.layer import MoELayer, SparseExpertModel
-    from moe_cli.report.frame import load_runs
-    from moe_cli.report.longframes import load_curves, load_routing
-    from moe_cli.report.recommend import recommend
+    from moe_cli.report.load import load_runs
+    from moe_cli.report.long_format import load_curves, load_routing
+    from moe_cli.report.recommend.recommendation import recommend
 
 __version__ = "0.1.0"
 __all__ = ["MoELayer", "SparseExpertModel", "load_curves", "load_routing", "load_runs", "recommend", "sweep", "train"]
@@ -15,10 +15,10 @@ __all__ = ["MoELayer", "SparseExpertModel", "load_curves", "load_routing", "load
 _HOMES = {
     "MoELayer": "moe_cli.moe.layer",
     "SparseExpertModel": "moe_cli.moe.layer",
-    "load_runs": "moe_cli.report.frame",
-    "load_curves": "moe_cli.report.longframes",
-    "load_routing": "moe_cli.report.longframes",
-    "recommend": "moe_cli.report.recommend",
+    "load_runs": "moe_cli.report.load",
+    "load_curves": "moe_cli.report.long_format",
+    "load_routing": "moe_cli.report.long_format",
+    "recommend": "moe_cli.report.recommend.recommendation",
     "train": "moe_cli.api",
     "sweep": "moe_cli.api",
 }

@@ -170,7 +170,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     Raises:
         MoeError: a word is wrong, or no point can be run. A run that fails is a row with status `failed`.
     """
-    from moe_cli.report.frame import load_runs
+    from moe_cli.report.load import load_runs
 
     _check_list("words", words)
     _check_list("where", where)

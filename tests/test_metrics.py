@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from moe_cli.metrics import unequal_flops
-from moe_cli.report.captions import below
-from moe_cli.report.frame import load_runs
+from moe_cli.report.load import load_runs
+from moe_cli.report.render.captions import below
 from moe_cli.report.view import Question, make_view
 from tests.report.folders import complete
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from moe_cli.cli.columns import Column, table_lines
 from moe_cli.formatting import count, duration, percent, printable, score
 from moe_cli.metrics import target
-from moe_cli.report.stats import Estimate, mean_and_interval
+from moe_cli.report.intervals import Estimate, mean_and_interval
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
 from moe_cli.runs.status import Glance, Watcher, glance
 
@@ -72,7 +72,7 @@ class Best:
 
 def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> list[Best]:
     """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
-    from moe_cli.report.fold import comparable
+    from moe_cli.report.aggregate import comparable
 
     groups: dict[Any, dict[str, list[Glance]]] = {}
     for each in done:
@@ -84,7 +84,7 @@ def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> list[Best
 
 def _row(each: Glance) -> dict[str, Any]:
     """Settings and results of a run, as the report has them."""
-    from moe_cli.report.frame import flatten
+    from moe_cli.report.load import flatten
 
     return {"corpus_sha256": None, "tokens": None, **flatten(each.run.config_dict()), **each.results}
 

@@ -42,7 +42,7 @@ def explain(
     """Show which experts each token of a text goes to. Example: moe explain latest "def __init__(self):" """
     from moe_cli.cli.export import export_files
     from moe_cli.errors import ConfigError
-    from moe_cli.report.page.write import check_ours
+    from moe_cli.report.html.write import check_ours
     from moe_cli.runs.folder import find_run, outputs_folder
 
     if html and as_json:
@@ -159,8 +159,8 @@ def _write(said: "Explained", path: Path) -> None:
     from moe_cli.cli.console import PIPED_WIDTH
     from moe_cli.cli.explained import explained_lines, page_content, title
     from moe_cli.cli.export import print_written
-    from moe_cli.report.page.explained import explained_page
-    from moe_cli.report.page.write import write_file
+    from moe_cli.report.html.explained import explained_page
+    from moe_cli.report.html.write import write_file
 
     program = f"moe {__version__}"
     made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"

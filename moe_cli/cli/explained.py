@@ -14,14 +14,14 @@ from rich.text import Text
 from moe_cli.config.routers import null_experts
 from moe_cli.formatting import percent, plural, printable
 from moe_cli.metrics import ROUTING
-from moe_cli.report.heat import ASCII_SHADES, SHADES, heat_map
+from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, heat_map
 from moe_cli.report.scaling.lines import prose, table
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToken
 
-# White is readable on all of them, and they on a light ground: c0 to c9 of report/page/parts/page.css.
+# White is readable on all of them, and they on a light ground: c0 to c9 of report/html/parts/page.css.
 PALETTE = (
     "#0b62b5", "#b54708", "#1a7f4b", "#8a3ffc", "#b3261e", "#00757d", "#a2296b", "#6b6200", "#3f51b5", "#5b6570",
 )  # fmt: skip
@@ -174,8 +174,8 @@ def legend(said: Explained) -> list[str]:
 
 
 def page_content(said: Explained, made: str) -> dict[str, object]:
-    """What the script of `moe_cli.report.page.explained` reads."""
-    from moe_cli.report.page.explained import packed
+    """What the script of `moe_cli.report.html.explained` reads."""
+    from moe_cli.report.html.explained import packed
 
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
     tokens, (headings, rows) = said.found.tokens, measures(replace(said, shown=None))

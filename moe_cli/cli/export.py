@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from moe_cli.cli.fit import FitRequest
-    from moe_cli.report.page import Source
+    from moe_cli.report.html import Source
     from moe_cli.report.view import View
 
 ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".parquet", ".png", ".svg")
@@ -67,7 +67,7 @@ def write_files(files: Mapping[Path, str], view: "View", source: "Source", reque
     Raises:
         MoeError: a library is not installed, or a file cannot be written.
     """
-    from moe_cli.report.page.write import check_ours, write_file
+    from moe_cli.report.html.write import check_ours, write_file
 
     for path, ending in files.items():  # before anything is computed
         if ending == ".html":
@@ -83,16 +83,16 @@ def write_files(files: Mapping[Path, str], view: "View", source: "Source", reque
 
 def _content(ending: str, view: "View", paths: list[str], title: str) -> str | bytes:
     if ending in (".png", ".svg"):
-        from moe_cli.report.figures import figure_bytes
+        from moe_cli.report.render.figures import figure_bytes
 
         return figure_bytes(view, ending, title)
     if ending == ".parquet":
-        from moe_cli.report.parquet import parquet_bytes
+        from moe_cli.report.render.parquet import parquet_bytes
 
         return parquet_bytes(view)
-    from moe_cli.report.latex import latex_text
-    from moe_cli.report.searched import searched
-    from moe_cli.report.tables import csv_text, json_text, markdown_text
+    from moe_cli.report.importance import searched
+    from moe_cli.report.render.latex import latex_text
+    from moe_cli.report.render.tables import csv_text, json_text, markdown_text
 
     if ending == ".json":
         return json_text(view, searched(paths)[0]) + "\n"
@@ -101,8 +101,8 @@ def _content(ending: str, view: "View", paths: list[str], title: str) -> str | b
 
 def _page(view: "View", source: "Source", request: "FitRequest | None") -> str:
     from moe_cli.cli.fit import make_study
-    from moe_cli.report.page import page_text
-    from moe_cli.report.page.answers import answer_section, fit_sections
+    from moe_cli.report.html import page_text
+    from moe_cli.report.html.answers import answer_section, fit_sections
 
     sections = answer_section(*_chosen(view, source), view.baseline)
     if request is not None:

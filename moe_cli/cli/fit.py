@@ -83,7 +83,7 @@ def make_point(frame: "pd.DataFrame", text: str) -> "Points":
     from moe_cli.config.load import load_config
     from moe_cli.costs.model import cost, training_steps
     from moe_cli.errors import ConfigError
-    from moe_cli.report.frame import flatten
+    from moe_cli.report.load import flatten
     from moe_cli.report.scaling.points import Points, expansion, granularity
 
     try:
@@ -111,8 +111,8 @@ def _like_largest(frame: "pd.DataFrame", given: set[str]) -> tuple[list[str], in
     from moe_cli.config.parse import show
     from moe_cli.config.schema import BUDGETS
     from moe_cli.costs.model import cost
+    from moe_cli.report.aggregate import rows_of
     from moe_cli.report.baseline import words_like
-    from moe_cli.report.fold import rows_of
 
     runs = [row for row in rows_of(frame) if row["flops_per_token"] and row["tokens"] and row["params"]]
     if not runs:

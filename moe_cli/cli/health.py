@@ -14,8 +14,8 @@ def print_health(run: "Run", layer: int | None, as_json: bool) -> None:
     from moe_cli.cli.options import print_json
     from moe_cli.cli.plot import ascii_only
     from moe_cli.errors import ConfigError
-    from moe_cli.report.health import health
-    from moe_cli.report.heat import health_lines
+    from moe_cli.report.expert_usage import health
+    from moe_cli.report.render.expert_usage import health_lines
 
     found = health(run)
     if not found.layers:

@@ -22,7 +22,7 @@ def print_plot(view: "View", title: str, request: str, form: str) -> None:
     from moe_cli.cli.columns import print_lines
     from moe_cli.cli.console import Terminal, text_width
     from moe_cli.errors import ConfigError
-    from moe_cli.report.plot import chart_lines, make_chart
+    from moe_cli.report.render.charts import chart_lines, make_chart
 
     if form != "table":
         raise ConfigError(f"--plot draws in the terminal; --format {form} has no effect on it. Leave one out.")

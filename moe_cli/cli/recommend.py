@@ -13,7 +13,7 @@ from moe_cli.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moe_cli.report.recommend import Recommendation
+    from moe_cli.report.recommend.recommendation import Recommendation
 
 Recommend = Annotated[
     bool, typer.Option("--recommend", help="What to use, how sure that is, its cost, what to run next.")
@@ -59,8 +59,8 @@ def print_recommendation(
     Raises:
         MoeError: no run is complete.
     """
-    from moe_cli.report.looks import remember
-    from moe_cli.report.recommend import recommend
+    from moe_cli.report.recommend.looks import remember
+    from moe_cli.report.recommend.recommendation import recommend
     from moe_cli.report.view import select
 
     names = tuple(name.strip() for name in (across or "").split(",") if name.strip())
@@ -76,7 +76,7 @@ def print_recommendation(
 
 def _print_memo(found: "Recommendation", width: int) -> None:
     """The lines, wrapped; a command is a line of its own that can be pasted."""
-    from moe_cli.report.memo import memo
+    from moe_cli.report.recommend.text import memo
 
     for number, line in enumerate(memo(found)):
         indent = "  " if number else ""

@@ -76,9 +76,9 @@ def report(  # noqa: PLR0913  (an argument for each option)
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
     from moe_cli.cli.console import text_width
-    from moe_cli.report.frame import load_selection
-    from moe_cli.report.looks import remember
-    from moe_cli.report.page.content import Source
+    from moe_cli.report.html.content import Source
+    from moe_cli.report.load import load_selection
+    from moe_cli.report.recommend.looks import remember
     from moe_cli.report.view import Question, make_view
     from moe_cli.runs.folder import outputs_folder
 
@@ -147,9 +147,9 @@ def _title(selection: list[str], groups: list[str]) -> str:
 
 
 def _print(view: "View", title: str, form: Format, paths: list[str]) -> None:
-    from moe_cli.report.latex import latex_text
-    from moe_cli.report.searched import searched
-    from moe_cli.report.tables import csv_text, json_text, markdown_text
+    from moe_cli.report.importance import searched
+    from moe_cli.report.render.latex import latex_text
+    from moe_cli.report.render.tables import csv_text, json_text, markdown_text
 
     if form is Format.TABLE:
         _print_table(view, title, paths)
@@ -165,9 +165,9 @@ def _print(view: "View", title: str, form: Format, paths: list[str]) -> None:
 
 def _print_table(view: "View", title: str, paths: list[str]) -> None:
     from moe_cli.cli.console import Terminal, text_width
-    from moe_cli.report.captions import importance
-    from moe_cli.report.searched import searched
-    from moe_cli.report.tables import table_lines
+    from moe_cli.report.importance import searched
+    from moe_cli.report.render.captions import importance
+    from moe_cli.report.render.tables import table_lines
 
     console = Terminal(highlight=False, emoji=False, markup=False)
     width = text_width(console)

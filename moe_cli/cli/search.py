@@ -45,7 +45,7 @@ def print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder:
 def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
     """What is searched and what it will take, so many `jobs` at a time if that is known: lines, each with its style."""
     from moe_cli.formatting import duration, plural
-    from moe_cli.report.searched import load_study
+    from moe_cli.report.importance import load_study
     from moe_cli.sweeps.search import check_asked, counted
     from moe_cli.sweeps.search_space import HIGHER, written
 
@@ -198,7 +198,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     from rich.markup import escape
 
     from moe_cli.formatting import plural
-    from moe_cli.report.searched import FEWEST, importance_lines, importances
+    from moe_cli.report.importance import FEWEST, importance_lines, importances
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)

@@ -127,8 +127,8 @@ def _end(console: Console, name: str, standing: Standing) -> int:
 def labels_of(runs: Sequence[Run]) -> dict[Path, str]:
     """What tells the runs of a sweep apart, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
     from moe_cli.config.parse import show
-    from moe_cli.report.fold import applies, settings_of, varying
-    from moe_cli.report.frame import flatten
+    from moe_cli.report.aggregate import applies, settings_of, varying
+    from moe_cli.report.load import flatten
 
     rows = {run: flatten(values) for run in runs if (values := run.config_dict())}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))

@@ -10,7 +10,7 @@ from moe_cli.config.parse import did_you_mean, show
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import printable
-from moe_cli.report.fold import (
+from moe_cli.report.aggregate import (
     DENSE,
     Row,
     applies,
@@ -23,8 +23,8 @@ from moe_cli.report.fold import (
     shared_with_dense,
     varying,
 )
-from moe_cli.report.frame import flatten, runs_frame
-from moe_cli.report.sweeprecord import read_record
+from moe_cli.report.load import flatten, runs_frame
+from moe_cli.report.sweep_record import read_record
 from moe_cli.runs.folder import COMPLETED, Run, run_folders
 
 if TYPE_CHECKING:

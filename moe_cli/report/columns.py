@@ -10,8 +10,8 @@ from moe_cli.config.parse import did_you_mean, show
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, percent, plural, printable, sparkline
 from moe_cli.metrics import MEASURES, Measure
-from moe_cli.report.fold import DENSE, PLAIN_KEYS, Row, applies, measures_itself
-from moe_cli.report.frame import COUNTS
+from moe_cli.report.aggregate import DENSE, PLAIN_KEYS, Row, applies, measures_itself
+from moe_cli.report.load import COUNTS
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import validation_curve
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from moe_cli.report.stats import Estimate, paired_difference
-from moe_cli.report.verdicts import BETTER, CANNOT_TELL, ERROR_RATE, WORSE, Paired, holm, more_seeds, paired
+from moe_cli.report.intervals import Estimate, paired_difference
+from moe_cli.report.significance import BETTER, CANNOT_TELL, ERROR_RATE, WORSE, Paired, holm, more_seeds, paired
 
 # All pairs of more configurations are not compared.
 MAX_CONFIGURATIONS = 100

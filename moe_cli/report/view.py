@@ -9,10 +9,7 @@ import pandas as pd
 
 from moe_cli.config.expressions import Expression, all_hold, parse_expression
 from moe_cli.errors import ConfigError
-from moe_cli.report.baseline import sweep_baseline
-from moe_cli.report.choice import choose
-from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
-from moe_cli.report.fold import (
+from moe_cli.report.aggregate import (
     OF_RUNS,
     PLAIN_KEYS,
     Row,
@@ -25,8 +22,11 @@ from moe_cli.report.fold import (
     settings_of,
     varying,
 )
-from moe_cli.report.frame import CORPUS, SETTINGS
-from moe_cli.report.looks import Look, look_at
+from moe_cli.report.baseline import sweep_baseline
+from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
+from moe_cli.report.load import CORPUS, SETTINGS
+from moe_cli.report.recommend.choice import choose
+from moe_cli.report.recommend.looks import Look, look_at
 from moe_cli.runs.folder import COMPLETED, Run
 from moe_cli.runs.status import validation_curve
 

@@ -22,7 +22,7 @@ from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.forecast import pin_upcycle
 from moe_cli.files.writing import make_folder
 from moe_cli.formatting import printable
-from moe_cli.report.sweeprecord import record_command
+from moe_cli.report.sweep_record import record_command
 from moe_cli.runs.folder import Run, open_or_create_run, sweep_folder
 
 AD_HOC = "sweep"

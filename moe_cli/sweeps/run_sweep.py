@@ -112,7 +112,7 @@ class PreparedSearch:
         return self.plan.trials * len(self.plan.seeds)
 
     def has_work(self) -> bool:
-        from moe_cli.report.searched import load_study
+        from moe_cli.report.importance import load_study
         from moe_cli.sweeps.search import SearchFeed, check_asked
 
         study = load_study(self.outputs / self.plan.name)

@@ -22,8 +22,8 @@ from moe_cli.config.searchblock import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.execution.forecast import pin_upcycle
 from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder
-from moe_cli.report.searched import STUDY, import_optuna, open_journal
-from moe_cli.report.sweeprecord import record_command
+from moe_cli.report.importance import STUDY, import_optuna, open_journal
+from moe_cli.report.sweep_record import record_command
 from moe_cli.runs import tags
 from moe_cli.runs.folder import (
     COMPLETED,

@@ -6,7 +6,7 @@ from pathlib import Path
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.execution.forecast import Plan, make_plans, measure_flops, pin_upcycle
-from moe_cli.report.searched import import_optuna
+from moe_cli.report.importance import import_optuna
 from moe_cli.sweeps.pruning import count_evaluations
 from moe_cli.sweeps.search import PATIENCE, distributions
 from moe_cli.sweeps.search_space import SearchPlan, check_has_value

@@ -15,10 +15,10 @@ from moe_cli.cli.show import print_run, run_record
 from moe_cli.cli.watch import run_panel
 from moe_cli.config.data import TokenData
 from moe_cli.metrics import TARGETS, target
+from moe_cli.report.aggregate import fold, rows_of
 from moe_cli.report.columns import curve_column
-from moe_cli.report.fold import fold, rows_of
-from moe_cli.report.frame import load_runs
-from moe_cli.report.recommend import _curve
+from moe_cli.report.load import load_runs
+from moe_cli.report.recommend.recommendation import _curve
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import Curve, glance, validation_curve, validation_curves
 from tests.data.made_token_files import raw

@@ -14,7 +14,7 @@ from moe_cli.data.baselines import bigram_bits_per_byte
 from moe_cli.execution.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_bytes
 from moe_cli.formatting import known, plural
 from moe_cli.metrics import MEASURES
-from moe_cli.report.plot import Chart, Point, Series, chart_lines
+from moe_cli.report.render.charts import Chart, Point, Series, chart_lines
 from moe_cli.runs.folder import open_runs
 from moe_cli.sweeps.plan import check_folder
 from tests.cli.conftest import Moe
@@ -76,7 +76,7 @@ def test_what_another_path_mends_is_a_wrong_request(
     def fail(*arguments: object) -> None:
         raise OSError(number, os.strerror(number), "out\n.csv")
 
-    monkeypatch.setattr("moe_cli.report.frame.load_selection", fail)
+    monkeypatch.setattr("moe_cli.report.load.load_selection", fail)
     result = CliRunner().invoke(app, ["report", "--outputs", str(tmp_path)])
     assert CODES[number] == result.exit_code
     assert f"error: {os.strerror(number)}: out?.csv\n" == result.stderr

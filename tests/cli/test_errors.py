@@ -138,7 +138,7 @@ def test_exit_codes(
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("moe_cli.report.frame.load_selection", fail)
+    monkeypatch.setattr("moe_cli.report.load.load_selection", fail)
     result = CliRunner().invoke(app, ["report", "--outputs", str(tmp_path)])
     assert (printed, "", code) == (result.stderr.strip(), result.stdout, result.exit_code)
 

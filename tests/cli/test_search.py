@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.report.searched import JOURNAL, load_study
+from moe_cli.report.importance import JOURNAL, load_study
 from moe_cli.runs.folder import open_runs
 from tests.cli.conftest import TINY, Moe
 

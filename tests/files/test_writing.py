@@ -33,7 +33,7 @@ from moe_cli.files.writing import (
     write_bytes,
     write_text,
 )
-from moe_cli.report.page.write import write_file
+from moe_cli.report.html.write import write_file
 from moe_cli.runs import folder as run_folder
 from moe_cli.runs.folder import create_run, is_locked, lock, open_runs, write_json
 from moe_cli.runs.tags import at_work

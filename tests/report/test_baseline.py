@@ -12,12 +12,12 @@ from typer.testing import CliRunner, Result
 from moe_cli.cli.app import app
 from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.load import load_config
+from moe_cli.report.aggregate import DENSE, rows_of
 from moe_cli.report.baseline import sweep_baseline, twin_command
-from moe_cli.report.fold import DENSE, rows_of
-from moe_cli.report.frame import load_runs
+from moe_cli.report.load import load_runs
 from moe_cli.report.pairs import compare_with_first
-from moe_cli.report.tables import table_lines
-from moe_cli.report.verdicts import CANNOT_TELL
+from moe_cli.report.render.tables import table_lines
+from moe_cli.report.significance import CANNOT_TELL
 from moe_cli.report.view import Question, View, make_view
 from moe_cli.runs.folder import write_json
 from tests.report.folders import complete
@@ -293,7 +293,7 @@ def test_false_verdicts_on_the_lowest_stay_below_five_percent() -> None:
 
 def test_a_sweep_in_a_folder_is_found_by_its_name(tmp_path: Path) -> None:
     """moe report paper/mine means what moe sweep paper/mine made."""
-    from moe_cli.report.frame import load_selection
+    from moe_cli.report.load import load_selection
 
     complete(tmp_path, 2.0, group="paper-mine")
     assert len(load_selection(tmp_path, ["paper/mine"])) == 1

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from moe_cli import load_runs
 from moe_cli.errors import ConfigError
 from moe_cli.report.columns import curve_column
-from moe_cli.report.tables import csv_text, json_text, table_lines
+from moe_cli.report.render.tables import csv_text, json_text, table_lines
 from moe_cli.report.view import Question, make_view
 from tests.report.folders import complete, sweep_of_three_seeds
-from tests.report.test_tables import headings, view
+from tests.report.render.test_tables import headings, view
 
 
 @given(

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from moe_cli.report.latex import cell, escaped
+from moe_cli.report.render.latex import cell, escaped
 from tests.report.folders import complete
-from tests.report.page.pages import HOSTILE, report, sweep
+from tests.report.html.pages import HOSTILE, report, sweep
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -8,7 +8,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.runs.folder import PENDING
 from moe_cli.runs.tags import set_tags
 from tests.report.folders import complete, stopped, sweep_of_three_seeds
-from tests.report.test_tables import headings, lines, table, view
+from tests.report.render.test_tables import headings, lines, table, view
 
 
 def test_a_filter_on_runs_comes_before_seeds_are_folded(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_cli.report.fold import fold, rows_of
-from moe_cli.report.frame import load_runs
+from moe_cli.report.aggregate import fold, rows_of
+from moe_cli.report.load import load_runs
 from moe_cli.report.pareto import as_cost, on_front, tolerance
 from tests.report.folders import complete
 

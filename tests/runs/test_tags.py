@@ -8,7 +8,7 @@ import pytest
 
 from moe_cli.config.data import PythonData
 from moe_cli.errors import ConfigError, DataError
-from moe_cli.report.sweeprecord import read_record, record_command
+from moe_cli.report.sweep_record import read_record, record_command
 from moe_cli.runs.folder import read_json
 from moe_cli.runs.tags import at_work, check_tag, fix_corpora, is_at_work, set_tags, tags_of
 from tests.report.folders import stopped

@@ -15,7 +15,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import make_folder
-from moe_cli.report.searched import JOURNAL, STUDY, open_journal
+from moe_cli.report.importance import JOURNAL, STUDY, open_journal
 from moe_cli.runs.folder import Run, lock, read_json, write_json
 from moe_cli.sweeps import scheduler
 from moe_cli.sweeps.scheduler import Progress, drive

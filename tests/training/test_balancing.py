@@ -23,7 +23,7 @@ from moe_cli.config.schema import MuonConfig
 from moe_cli.moe.balance import quantile_bias
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import Routing
-from moe_cli.report.frame import load_runs
+from moe_cli.report.load import load_runs
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.trainer import Training
 from tests.tiny import finish, tiny_config

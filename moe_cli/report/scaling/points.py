@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moe_cli.config.data import HELD_OUT
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import eval_windows
-from moe_cli.report.frame import plain
+from moe_cli.report.load import plain
 from moe_cli.runs.folder import COMPLETED
 
 Array = NDArray[Any]
@@ -85,7 +85,7 @@ def make_points(frame: pd.DataFrame) -> Named:
     Raises:
         ConfigError: there are none, or they learned from different data, so that their losses are no one law's.
     """
-    from moe_cli.report.fold import settings_of, varying
+    from moe_cli.report.aggregate import settings_of, varying
 
     runs = _rows(frame)
     complete = [run for run in runs if run["status"] == COMPLETED]
@@ -125,7 +125,7 @@ def _label(run: Mapping[str, Any], names: list[str]) -> str:
     """What the law sees of a configuration, and what else tells it apart: expert=16 k=2, 1.05M active, 2.46M tokens."""
     from moe_cli.config.parse import show
     from moe_cli.formatting import count
-    from moe_cli.report.fold import applies
+    from moe_cli.report.aggregate import applies
 
     seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")
     who = f"expert={run['expert']}" + (f" k={run['k']}" if run["expert"] > 1 and run.get("k") else "")

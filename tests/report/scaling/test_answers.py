@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from moe_cli.errors import ConfigError
-from moe_cli.report.frame import load_runs
+from moe_cli.report.load import load_runs
 from moe_cli.report.scaling.answers import dense_equivalents, iso_flop, make_iso_flop, predict, validate
 from moe_cli.report.scaling.fit import Fit, Unsupported, fit_law
 from moe_cli.report.scaling.laws import LAWS, Centre

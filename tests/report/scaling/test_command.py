@@ -10,7 +10,7 @@ import pytest
 
 from moe_cli.report.scaling.points import Points
 from tests.report.folders import complete
-from tests.report.page.pages import content_of, page_of, report
+from tests.report.html.pages import content_of, page_of, report
 from tests.report.scaling.planted import JOINT, joint
 
 WIDTHS, STEPS, EXPERTS = (32, 64, 96, 128), (100, 400, 1600), (1, 2, 4, 8)

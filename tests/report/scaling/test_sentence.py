@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_cli import load_runs, recommend
-from moe_cli.report.memo import memo
+from moe_cli.report.recommend.text import memo
 from tests.report.folders import complete
 
 NOISE = np.random.default_rng(5)

@@ -1,0 +1,1 @@
+"""Which configuration to use, and what to run next."""

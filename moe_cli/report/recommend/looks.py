@@ -1,0 +1,89 @@
+"""How many times the verdicts of a sweep were read, each time with more seeds. The list `looks` of sweep.json remembers it.
+
+A look is a report or a recommendation that `moe report` prints or writes, in whatever format: a program that adds seeds
+because of a verdict has looked too. Python's `recommend` and `load_runs` only read. A look at no more seeds than before is
+not another one.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from moe_cli.report.sweep_record import change_record, entries, read_record
+
+Row = Mapping[str, Any]
+
+# How often a configuration that is no better than its baseline is called better after 1, 2, ... looks, when FIRST_SEEDS
+# are run first, and after each look that cannot tell as many more as it advises, at most MAX_ADDED_SEEDS. Simulated for
+# one comparison at the two-sided 5 %; tests/report/recommend/test_looks.py simulates it again.
+FALSE_BETTER = (0.025, 0.057, 0.074, 0.086, 0.095)
+FIRST_SEEDS, MAX_ADDED_SEEDS = 3, 20
+
+
+@dataclass(frozen=True)
+class Look:
+    """Attributes:
+    number: of looks at the comparison that was looked at most often, with this one; 0 without a verdict.
+    baseline: what is compared with; None: the lowest.
+    new: by sweep folder, configurations with more seeds than at any look before: a run of each, and how many seeds.
+    """
+
+    number: int
+    baseline: Mapping[str, Any] | None = None
+    new: Mapping[Path, Mapping[str, int]] = field(default_factory=dict)
+
+
+def look_at(rows: Sequence[Row], baseline: Mapping[str, Any] | None) -> Look:
+    """Which look at the verdicts of these rows this is. Only sweeps that have a sweep.json remember theirs."""
+    judged = [row for row in rows if row["verdict"] is not None and row["vs_dense_seeds"] > 1]
+    records = {folder: read_record(folder) for row in judged for folder in _folders(row)}
+    kept = dict(baseline) if baseline is not None else None
+    looks = {folder: [each for each in entries(record, "looks") if each.get("baseline") == kept]
+             for folder, record in records.items() if record}  # fmt: skip
+    number = 0
+    new: dict[Path, dict[str, int]] = {folder: {} for folder in looks}
+    for row in judged:
+        before = {seeds for folder in _folders(row) for each in looks.get(folder, ()) for seeds in _seeds(each, row)}
+        fresh = row["vs_dense_seeds"] > max(before, default=0)
+        number = max(number, len(before) + fresh)
+        first = {Path(path).parent: Path(path).name for path in reversed(row["paths"])}
+        for folder in first.keys() & new.keys() if fresh else ():
+            new[folder][first[folder]] = row["vs_dense_seeds"]
+    return Look(number, kept, {folder: seeds for folder, seeds in new.items() if seeds})
+
+
+def remember(look: Look) -> None:
+    """Adds the look to sweep.json where there are more seeds than before, unless the folder cannot be written."""
+    for folder, seeds in look.new.items():
+        entry = {"time": time.time(), "runs": sum(seeds.values()), "baseline": look.baseline, "seeds": dict(seeds)}
+        with suppress(OSError):
+            change_record(folder, partial(_with_look, entry))
+
+
+def _with_look(entry: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "looks": [*entries(record, "looks"), entry]}
+
+
+def looks_sentence(look: Look) -> str:
+    """What looking again does to verdicts, where more seeds are advised."""
+    last = len(FALSE_BETTER)
+    text = (
+        f"Looking again after adding seeds makes a false 'better' likelier: {100 * FALSE_BETTER[-1]:.1f} % after {last} looks, "
+        f"{100 * FALSE_BETTER[0]:.1f} % at one (one comparison, two-sided 5 %)."
+    )
+    return text + (f" This is look {look.number}." if look.number > 1 else "")
+
+
+def _folders(row: Row) -> set[Path]:
+    return {Path(path).parent for path in row["paths"]}
+
+
+def _seeds(look: Mapping[str, Any], row: Row) -> set[int]:
+    """How many seeds of the configuration a look in the past had."""
+    known = look.get("seeds")
+    found = [known.get(run) for run in row["runs"]] if isinstance(known, dict) else []
+    return {seeds for seeds in found if isinstance(seeds, int)}

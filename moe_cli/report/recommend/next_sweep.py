@@ -1,0 +1,145 @@
+"""The command that makes a recommendation surer: the question of the sweep with more seeds, and more experts at the edge."""
+
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from moe_cli.config.parse import show
+from moe_cli.errors import MoeError
+from moe_cli.report.aggregate import DENSE, EXECUTION, Row, applies, is_baseline
+from moe_cli.report.baseline import differences_to, resolved_point
+from moe_cli.report.recommend.choice import Choice
+
+FEWEST_SEEDS, MOST_SEEDS = 3, 20
+
+
+@dataclass(frozen=True)
+class NextSweep:
+    """A command, and about how long it takes: one run after the other, without the runs there are; None if not known."""
+
+    command: str
+    seconds: float | None
+
+
+def next_sweep(
+    choice: Choice,
+    rows: Sequence[Row],
+    names: Collection[str],
+    baseline: Mapping[str, Any],
+    more: int | None,
+    options: Sequence[str] = (),
+) -> NextSweep | None:
+    """`moe sweep` over what varied, with the values of the configurations that may still be the best, and enough seeds.
+
+    These are the recommended one, those that tie with it, the next best and the baselines; experts also in numbers next to
+    those of the best. The rest of the settings is that of the best. None where this version cannot make its settings.
+
+    Args:
+        names: the settings that vary.
+        options: further options of the command, as words.
+    """
+    best = choice.row
+    settings = _settings(best)
+    if settings is None:
+        return None
+    contenders = [best, *choice.ties, *(each for each in (choice.runner_up, choice.passed_over) if each)]
+    contenders += [row for row in rows if is_baseline(row, baseline)]
+    axes: dict[str, list[Any]] = {"expert": _experts(contenders, rows, names, baseline)}
+    axes["k"] = _ks(contenders, axes["expert"])
+    axes.update((name, _values(name, contenders, rows)) for name in names if name not in axes)
+    # A setting of one choice of a group is no setting of the others.
+    settings = {name: value for name, value in settings.items() if name.partition(".")[0] not in axes}
+    ks, condition = axes["k"], ""
+    if 1 in axes["expert"] and 1 not in ks:  # a dense model has k=1
+        condition = f" --where {shlex.quote('expert == 1 or k != 1')}"
+        ks = [1, *ks]
+    done = max((len(row["seeds"]) for row in rows), default=1)
+    seeds = min(MOST_SEEDS, max(FEWEST_SEEDS, done + (more or (2 if done >= FEWEST_SEEDS else 0))))
+    written = {name.removesuffix(".name"): ",".join(map(show, values)) for name, values in {**axes, "k": ks}.items()}
+    words = {**settings, **written}
+    name = best["group"] if best["group"] not in (None, "runs", "sweep") and best["group"].isprintable() else ""
+    options = [*(["--name", name] if name else []), *options]
+    command = f"moe sweep {_written(words, written)} --seeds {seeds}{condition} {shlex.join(options)}".rstrip()
+    return NextSweep(command, _seconds(axes, rows, seeds))
+
+
+def _experts(
+    contenders: Sequence[Row], rows: Sequence[Row], names: Collection[str], baseline: Mapping[str, Any]
+) -> list[int]:
+    """The numbers of experts of the contenders, and, where they varied, those next to the best; with dense if it was asked."""
+    best, there = contenders[0]["expert"], sorted({row["expert"] for row in rows})
+    wanted = {row["expert"] for row in contenders if row["expert"] > 1}
+    only_experts = set(names) <= {"expert", "k"}
+    if (only_experts and baseline == DENSE) or any(row["expert"] == 1 for row in rows):
+        wanted.add(1)
+    sparse = [each for each in there if each > 1]
+    if best == 1:
+        wanted |= set(sparse) or {8}
+    elif only_experts or len(sparse) > 1:
+        wanted |= {each for each in sparse if best / 2 <= each <= best * 2}
+        wanted |= {2 * best} if best == there[-1] else set()
+    return sorted(wanted)
+
+
+def _ks(contenders: Sequence[Row], experts: Collection[int]) -> list[int]:
+    found = {row["k"] for row in contenders if row["expert"] in experts and row["expert"] > 1 and row["k"]}
+    return sorted(found) or [2]
+
+
+def _values(name: str, contenders: Sequence[Row], rows: Sequence[Row]) -> list[Any]:
+    """The values of the contenders; of all rows where these have but one, as the setting is part of the question."""
+    found = list(dict.fromkeys(row[name] for row in contenders if applies(name, row)))
+    return found if len(found) > 1 else list(dict.fromkeys(row[name] for row in rows if applies(name, row)))
+
+
+def _seconds(axes: Mapping[str, Sequence[Any]], rows: Sequence[Row], seeds: int) -> float | None:
+    """Configurations x seeds that are not done yet, each as long as the runs there are."""
+    seconds = [row["seconds"] for row in rows if row.get("seconds")]
+    if not seconds:
+        return None
+    shared = prod(
+        len(values) for name, values in axes.items() if name not in ("expert", "k") and applies(name, {"expert": 1})
+    )
+    sparse = prod(map(len, axes.values())) // len(axes["expert"]) * sum(each > 1 for each in axes["expert"])
+    planned = seeds * (sparse + shared * (1 in axes["expert"]))
+    done = sum(min(seeds, len(row["seeds"])) for row in rows
+               if all(row[name] in values for name, values in axes.items() if applies(name, row)))  # fmt: skip
+    return float(max(1, planned - done) * sum(seconds) / len(seconds))
+
+
+def _settings(row: Row) -> dict[str, Any] | None:
+    """How the row differs from the defaults; None where this version cannot make it."""
+    from moe_cli.config.load import Composer
+
+    words: dict[str, Any] = {"expert": row["expert"] if row["expert"] > 1 else 8}
+    if row["expert"] > 1:
+        words["k"] = row["k"]
+    own = {name: value for name, value in row.items()
+           if (("." in name and name not in EXECUTION) or name in ("capacity", "drop", "match"))
+           and applies(name, row)}  # fmt: skip
+    try:
+        composer = Composer()
+        for group in ("router", "balance"):
+            if row["expert"] > 1 and row[group] and "+" not in str(row[group]):
+                words[group] = row[group]
+        default = resolved_point(composer, words)
+        for group in ("model", "data", "optim"):
+            if own.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
+                words[group] = own[f"{group}.name"]
+        words.update((name, own[name]) for name in ("data.path", "data.vocab_size") if own.get(name))
+        words.update(differences_to(resolved_point(composer, words), own, with_null=False))
+        words.update(differences_to(resolved_point(composer, words), own, with_null=True))
+        resolved_point(composer, words)
+        for group in ("router", "balance"):
+            bare = {name: value for name, value in words.items() if name != group}
+            if group in words and resolved_point(composer, bare) == resolved_point(composer, words):
+                words = bare
+    except MoeError:
+        return None
+    return words
+
+
+def _written(words: Mapping[str, Any], axes: Collection[str]) -> str:
+    return " ".join(shlex.quote(f"{key}={value if key in axes else show(value)}") for key, value in words.items())

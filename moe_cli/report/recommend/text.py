@@ -1,0 +1,195 @@
+"""A recommendation in a few lines that can be pasted into a memo."""
+
+from moe_cli.formatting import duration, percent, plural, printable
+from moe_cli.report.aggregate import DENSE
+from moe_cli.report.baseline import baseline_name
+from moe_cli.report.comparability import EVAL_CONTEXT
+from moe_cli.report.recommend.choice import Comparison
+from moe_cli.report.recommend.looks import looks_sentence
+from moe_cli.report.recommend.recommendation import Recommendation
+from moe_cli.report.significance import BETTER, CANNOT_TELL, WORSE
+
+# From this many times the FLOPs of the cheapest configuration on, the memo names the ratio.
+DEARER = 1.1
+MAX_TIES = 4
+
+
+def memo(found: Recommendation) -> list[str]:
+    """The lines of `moe report --recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
+    lines = [*_headline(found), *_health(found)]
+    lines += [*_ties(found), *_cost(found)] if found.reason != "worse" else []
+    if found.alone and found.comparisons:
+        base = "dense model" if found.baseline == DENSE else f"run with {baseline_name(found.baseline)}"
+        lines.append(
+            f"Not compared: {plural(found.alone, 'configuration')}. No {base} has the same settings and seeds."
+        )
+    if found.undefined:
+        lines.append(f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, {baseline_name(found.baseline)}, "
+                     "is 0, and differences relative to it are undefined.")  # fmt: skip
+    lines += [found.scaling] if found.scaling else []
+    lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
+    lines += _statistics(found)
+    if found.failed:
+        lines.append(
+            f"Failed: {'; '.join(reason.rstrip('. ') for reason in found.failed[:3])}"
+            + (f" and {len(found.failed) - 3} more" if len(found.failed) > 3 else "")
+            + "."
+        )
+    for aspect, number in found.left_out.items():
+        alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == EVAL_CONTEXT else ""
+        lines.append(f"Left out: {plural(number, 'run')} of other {aspect}{alike}; to rank them too: --across {aspect}")
+    if found.next is None:
+        return [*lines, "No command is given for a next sweep: this version of moe cannot make these settings."]
+    about = f" takes about {duration(found.next_seconds)}, one run at a time" if found.next_seconds else ""
+    return [*lines, f"To be surer, this{about or ' is the next sweep'}:", found.next]
+
+
+def _statistics(found: Recommendation) -> list[str]:
+    """What the verdicts allow for, and what looking again does to them."""
+    lines = []
+    if (found.pairs or 0) > 1:
+        lines.append(f"Verdicts are on differences to the lowest, which was chosen by its result, and allow for all {found.pairs} pairs "
+                     "(Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest of several looks better than it is: run it again "
+                     "with other seeds.")  # fmt: skip
+    elif found.comparisons > 1 and found.reason != "one seed":
+        base = "dense" if found.baseline == DENSE else baseline_name(found.baseline)
+        lines.append(f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for all together), "
+                     "an interval is 95 % for its own comparison. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
+    if found.look.number:
+        lines.append(looks_sentence(found.look))
+    return lines
+
+
+def _health(found: Recommendation) -> list[str]:
+    """Why the lowest is not recommended, or what is wrong with what is."""
+    lines, other = [], found.passed_over
+    if other is not None:
+        what = f"The lowest, {other.name}, is {_amount(other)} {'ahead' if other.difference < 0 else 'behind'}, which {plural(other.seeds, 'seed')} cannot tell"
+        if found.because == "health":
+            lines.append(f"{what}, and its routing has collapsed ({found.passed_over_health}): it is passed over.")
+        else:
+            lines.append(f"{what}, and costs more: it is passed over.")
+    if found.health:
+        lines.append(f"Its routing has collapsed ({found.health}), and nothing that ties with it is better balanced.")
+    return lines
+
+
+def _ties(found: Recommendation) -> list[str]:
+    if not found.ties:
+        return []
+    more = f" and {len(found.ties) - MAX_TIES} more" if len(found.ties) > MAX_TIES else ""
+    ties = "Within 1 % of it, with one seed" if found.reason == "one seed" else "Not distinguishable from it"
+    return [f"{ties}: {'; '.join(found.ties[:MAX_TIES])}{more}."]
+
+
+def _headline(found: Recommendation) -> list[str]:
+    settings = found.settings
+    with_ = ", ".join(printable(str(settings[name])) for name in ("router", "balance") if settings[name])
+    capacity = "dropless" if settings["capacity"] is None else f"capacity {settings['capacity']:g}"
+    name = f"{found.label} ({with_}, {capacity})" if settings["expert"] != 1 else "the dense model (expert=1)"
+    dense = found.baseline == DENSE
+    base = "dense" if dense else baseline_name(found.baseline)
+    at = f"{found.score:.3f} {found.unit}, {plural(found.seeds, 'seed')}"
+    on = f"On {found.context}: "
+    if found.reason == "single":
+        return [f"{on}nothing to recommend yet, only {name} was run ({at})."]
+    if found.reason == "better" and found.gain:
+        equal = " of equal active parameters" if found.equal_params and dense else ""
+        first = f"It beats {'the dense model' if dense else base}{equal} by {_amount(found.gain)} of its {found.unit} ({plural(found.gain.seeds, 'seed')}, paired)"
+        return [f"{on}use {name}.", first + _second(found)]
+    if found.reason == "one seed":
+        against = f", {_amount(found.gain, signed=True)} against {base}" if found.gain else ""
+        lowest = "Lowest of what was run" if found.passed_over is None else "Lowest but one that has collapsed"
+        unknown = "" if found.comparisons else _unknown(found)
+        return [f"{on}one seed tells nothing for sure. {lowest}: {name} ({at}{against}).{unknown}"]
+    if found.reason == "worse" and found.gain:
+        use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
+        return [f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.gain)} of the "
+                f"baseline's {found.unit} ({plural(found.gain.seeds, 'seed')}, paired)."]  # fmt: skip
+    if found.reason == "baseline":
+        what = name if dense else f"{name}, the baseline"
+        return [f"{on}use {what}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
+    if found.reason == "tie":
+        return [f"{on}use {name}: it is not distinguishable from {base} ({at})."]
+    lead = f"{on}use {name} ({at})" if found.passed_over else f"{on}lowest of what was run is {name} ({at})"
+    if found.pairs is not None:
+        named = found.passed_over and found.runner_up and found.passed_over.name == found.runner_up.name
+        return [f"{lead}." + ("" if named else _nearest(found.runner_up)) + _unknown(found)]
+    if found.gain is None:
+        return [f"{lead}." + _unknown(found)]
+    return [f"{lead}, not distinguishable from {base}."]
+
+
+def _unknown(found: Recommendation) -> str:
+    if found.undefined:
+        return ""
+    if found.is_baseline:
+        return "" if found.pairs is not None else " No other configuration was run with its settings and seeds."
+    if found.baseline != DENSE:
+        return f" How it compares with {baseline_name(found.baseline)} is not known: that was not run with its settings and seeds."
+    return " Whether experts pay is not known: no dense model was run with its settings and seeds."
+
+
+def _second(found: Recommendation) -> str:
+    other = found.runner_up
+    if other is None or found.passed_over is not None:
+        return "."
+    text = f"; the runner-up, {other.name}, is {_amount(other)} {'behind' if other.difference > 0 else 'ahead'} on the seeds both have"
+    if other.verdict == BETTER and not other.better_than_baseline:
+        return text + f", but is not shown to be better than {_its_baseline(found)}."
+    if other.verdict != CANNOT_TELL:
+        return text + "."
+    return (
+        text
+        + ", which "
+        + (f"{other.seeds} seeds cannot tell" if other.seeds > 1 else "one seed cannot tell")
+        + _decide(other, " between the two")
+        + "."
+    )
+
+
+def _its_baseline(found: Recommendation) -> str:
+    return "a dense model of its own settings" if found.baseline == DENSE else "its own baseline"
+
+
+def _nearest(other: Comparison | None) -> str:
+    if other is None:
+        return ""
+    text = f" The nearest, {other.name}, differs by {_amount(other, signed=True)}"
+    if other.verdict != CANNOT_TELL:
+        return (
+            f"{text}: {other.verdict}."
+            if other.verdict == WORSE
+            else f"{text}, not beyond doubt, as the verdict allows for all comparisons."
+        )
+    return f"{text}: cannot tell with {plural(other.seeds, 'seed')}{_decide(other)}."
+
+
+def _decide(other: Comparison, what: str = "") -> str:
+    return f"; about {other.more_seeds} more would decide{what}" if other.more_seeds else ""
+
+
+def _amount(each: Comparison, signed: bool = False) -> str:
+    value = 100 * each.difference
+    text = f"{value:+.1f} %" if signed else f"{abs(value):.1f} %"
+    return text if each.interval is None else f"{text} +- {100 * each.interval:.1f}"
+
+
+def _cost(found: Recommendation) -> list[str]:
+    parts = [f"{value:.{1 if value >= 1.95 else 2}f}x the {name}" for value, name in
+             ((found.weights, "weights"), (found.memory, "memory"), (found.speed, "training speed")) if value]  # fmt: skip
+    if not parts:
+        return []
+    base = "dense" if found.baseline == DENSE else "the baseline"
+    text = f"It costs {', '.join(parts)} of {base}, as measured"
+    if found.flops > DEARER:
+        text += f", and {found.flops:.1f}x the FLOPs per token of the cheapest configuration compared"
+    lines = [text + "."]
+    equal = found.equal_time
+    if equal is not None:
+        spread = "" if equal.interval is None else f" +- {100 * equal.interval:.1f}"
+        lines.append(
+            f"In the time of the {'dense model' if found.baseline == DENSE else 'baseline'}'s last estimate, {100 * equal.at:.0f} % of its training, it is {percent(abs(equal.difference))}{spread} "
+            f"{'ahead' if equal.difference < 0 else 'behind'} ({plural(equal.seeds, 'seed')}, paired), its learning rate not yet at the end."
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""Tables, charts, captions and files of a report."""

@@ -1,0 +1,274 @@
+"""Points of a report drawn with characters: one column against another, a mark for each series, intervals as bars.
+
+Written here because rich is there anyway: plotext, the library for it, is unmaintained since 2022 and draws no error bars.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.text import Text
+
+from moe_cli.config.parse import show
+from moe_cli.errors import ConfigError
+from moe_cli.formatting import count, printable
+from moe_cli.report.aggregate import TOP_LEVEL, Row, applies
+from moe_cli.report.columns import column_named
+from moe_cli.report.view import View
+
+MARKS = "ox+*#@%&"
+# Beyond so many times the least, an axis is logarithmic.
+WIDE = 8.0
+STYLES = ("cyan", "magenta", "green", "blue", "yellow", "red", "cyan", "magenta")
+SEVERAL = "="
+# What can be drawn though it is no column: from the columns of a row. train_flops is the sum of model and optimizer.
+DERIVED: dict[str, Callable[[Row], float | None]] = {
+    "sparsity": lambda row: 1 - row["k"] / row["expert"] if row["expert"] and row["expert"] > 1 and row["k"] else 0.0 if row["expert"] == 1 else None,
+    "active_flops": lambda row: row.get("forward_flops_per_token"),
+    "model_flops": lambda row: row["tokens"] * row["model_flops_per_token"] if row["tokens"] and row.get("model_flops_per_token") else None,
+    "optimizer_flops": lambda row: row["steps"] * row["optimizer_flops_per_step"] if row.get("steps") and row.get("optimizer_flops_per_step") is not None else None,
+    "train_flops": lambda row: row["flops_per_token"] * row["tokens"] if row["flops_per_token"] and row["tokens"] else None,
+}  # fmt: skip
+INTERVALS = {"val_loss": "val_loss_interval", "val_bpb": "val_bpb_interval", "vs_dense": "vs_dense_interval"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of the report: where it lies, and half its interval; None for one seed."""
+
+    x: float
+    y: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points that share a mark."""
+
+    name: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn: the names of both columns, the series, and how many rows lack a value."""
+
+    y: str
+    x: str
+    series: tuple[Series, ...]
+    left_out: int
+
+
+def make_chart(view: View, request: str) -> Chart:
+    """`Y:X` or `Y:X:SERIES` of a view: columns of the report, or a name of DERIVED.
+
+    Raises:
+        ConfigError: a name that is no column or holds no numbers, or nothing to draw.
+    """
+    parts = [part.strip() for part in request.split(":")]
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ConfigError(
+            f"--plot {request}: give two columns as Y:X, such as val_bpb:expert, or a third for the marks, as Y:X:k"
+        )
+    known = [*map(str, view.frame.columns), *DERIVED]
+    parts = [column_named(name, known, view.columns) for name in parts]
+    y, x = parts[:2]
+    by = parts[2] if len(parts) == 3 else _series_setting(view, x)
+    groups: dict[Any, list[Point]] = {}
+    left_out = 0
+    for row in view.rows:
+        place, height = _value(row, x), _value(row, y)
+        if place is None or height is None:
+            left_out += 1
+            continue
+        groups.setdefault(_series_name(row, by), []).append(Point(place, height, row.get(INTERVALS.get(y, ""))))
+    if not groups:
+        raise ConfigError(f"--plot {request}: no row has a number for both {y} and {x}.")
+    series = [
+        Series(name, tuple(sorted(groups[name], key=lambda point: point.x))) for name in sorted(groups, key=_natural)
+    ]
+    return Chart(y, x, tuple(series), left_out)
+
+
+def _value(row: Row, name: str) -> float | None:
+    value = DERIVED[name](row) if name in DERIVED else row[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if number and value is not None else None
+
+
+def _series_setting(view: View, x: str) -> str | None:
+    """Of the settings that vary, the one with the fewest values, those of experts before all others, that is not the x axis, nor decided by it."""
+    candidates = {}
+    for name in view.varying:
+        values = {_series_name(row, name) for row in view.rows if applies(name, row)}
+        places: dict[Any, set[Any]] = {}
+        for row in view.rows:
+            if applies(name, row):
+                places.setdefault(_value(row, x), set()).add(row[name])
+        if name != x and len(values) > 1 and (any(len(each) > 1 for each in places.values()) or x not in view.varying):
+            candidates[name] = len(values)
+    fitting = {name: size for name, size in candidates.items() if size <= len(MARKS) - 1}
+    return min(fitting, key=lambda name: (name not in TOP_LEVEL, fitting[name])) if fitting else None
+
+
+def _series_name(row: Row, by: str | None) -> str:
+    if by is None:
+        return ""
+    if not applies(by, row):
+        return "dense"
+    value = _value(row, by) if by in DERIVED else row[by]
+    text = (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else show(value)
+        if not isinstance(value, list)
+        else ",".join(map(str, value))
+    )
+    return printable(f"{by}={text}")
+
+
+def _natural(name: str) -> tuple[str, float, str]:
+    head, _, tail = name.rpartition("=")
+    try:
+        return (head, float(tail), "")
+    except ValueError:
+        return (head, math.inf, tail)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values onto 0 to 1."""
+
+    low: float
+    high: float
+    log: bool
+
+    def place(self, value: float) -> float:
+        low, high, value = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return (value - low) / (high - low) if high > low else 0.5
+
+    def value(self, place: float) -> float:
+        if self.log:
+            return math.exp(math.log(self.low) + place * (math.log(self.high) - math.log(self.low)))
+        return self.low + place * (self.high - self.low)
+
+
+def make_axis(values: Sequence[float]) -> Axis:
+    """From the least to the most; logarithmic where all are above zero and span more than a factor of 8."""
+    low, high = min(values), max(values)
+    return Axis(low, high, low > 0 and high / low > WIDE)
+
+
+def chart_lines(chart: Chart, title: str, width: int, height: int = 18, ascii_only: bool = False) -> list[Text]:
+    """The chart in a frame of `width` columns: title, legend, points with their intervals, and both axes."""
+    points = [point for series in chart.series for point in series.points]
+    across = make_axis([point.x for point in points])
+    up = make_axis([end for point in points for end in _ends(point)])
+    labels = {
+        row: _number(up.value(1 - row / (height - 1)), up.high - up.low)
+        for row in range(0, height, max(1, (height - 1) // 4))
+    }
+    labels = {
+        row: text for row, text in labels.items() if text not in [labels[above] for above in labels if above < row]
+    }
+    margin = max(map(len, labels.values()))
+    room = max(10, width - margin - 3)
+    rows = _drawn(chart, across, up, room, height)
+    tick, line, corner = ("|", "-", "+") if ascii_only else ("┤", "─", "└")
+    bar = "|" if ascii_only else "│"
+    lines = [Text.assemble((printable(title), "bold"), f"   {chart.y} against {chart.x}"), *_legend(chart, width)]
+    for number, cells in enumerate(rows):
+        text = Text(f"{labels.get(number, ''):>{margin}} {tick if number in labels else bar}", no_wrap=True)
+        for mark, style in cells:
+            text.append(bar if mark == "|" else mark, style)
+        text.rstrip()
+        lines.append(text)
+    lines.append(Text(" " * (margin + 1) + corner + line * room))
+    lines += [Text(" " * (margin + 2) + _x_labels(across, room)), *_remarks(chart, across, up, width)]
+    return lines
+
+
+def _ends(point: Point) -> tuple[float, float]:
+    half = point.half_width or 0.0
+    return point.y - half, point.y + half
+
+
+def _drawn(chart: Chart, across: Axis, up: Axis, room: int, height: int) -> list[list[tuple[str, str]]]:
+    """Rows of marks with their styles. Intervals lie under points; where points of several series meet stands `=`."""
+    cells = [[(" ", "")] * room for _ in range(height)]
+
+    def row_of(value: float) -> int:
+        return round((1 - up.place(value)) * (height - 1))
+
+    for point in (point for series in chart.series for point in series.points if point.half_width):
+        column = round(across.place(point.x) * (room - 1))
+        low, high = _ends(point)
+        for row in range(row_of(high), row_of(low) + 1):
+            cells[row][column] = ("|", "dim")
+    for number, series in enumerate(chart.series):
+        mark, style = MARKS[number % len(MARKS)], STYLES[number % len(STYLES)]
+        for point in series.points:
+            row, column = row_of(point.y), round(across.place(point.x) * (room - 1))
+            there = cells[row][column][0]
+            cells[row][column] = (mark, style) if there in (" ", "|", mark) else (SEVERAL, "bold")
+    return cells
+
+
+def _legend(chart: Chart, width: int) -> list[Text]:
+    if len(chart.series) == 1 and not chart.series[0].name:
+        return []
+    lines = [Text()]
+    for number, series in enumerate(chart.series):
+        piece = Text.assemble((MARKS[number % len(MARKS)], STYLES[number % len(STYLES)]), f" {series.name or 'all'}   ")
+        if lines[-1] and len(lines[-1]) + len(piece) - 3 > width:
+            lines.append(Text())
+        lines[-1].append(piece)
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def _number(value: float, span: float) -> str:
+    if abs(value) >= 1000:
+        # Where the axis is short beside its values, three digits would make all labels the same.
+        return count(value) if span >= 0.05 * abs(value) else f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.6g}"
+    digits = max(0, min(6, 2 - math.floor(math.log10(span)))) if span > 0 else 3
+    return f"{value:z.{digits}f}"
+
+
+def _x_labels(axis: Axis, room: int) -> str:
+    """Numbers under the axis, as many as have room, the first and the last at its ends."""
+    number = max(2, min(6, room // 14))
+    line = [" "] * room
+    end, shown = -1, list[str]()
+    for index in range(number):
+        place = index / (number - 1)
+        text = _number(axis.value(place), axis.value(place) if axis.log else axis.high - axis.low)
+        first = min(room - len(text), max(0, round(place * (room - 1)) - len(text) // 2))
+        if first > end and text not in shown:
+            shown.append(text)
+            line[first : first + len(text)] = text
+            end = first + len(text)
+        if axis.high == axis.low:
+            break
+    return "".join(line).rstrip()
+
+
+def _remarks(chart: Chart, across: Axis, up: Axis, width: int) -> list[Text]:
+    remarks = []
+    for name, axis in ((chart.x, across), (chart.y, up)):
+        remarks += [f"{name}: log axis"] if axis.log else []
+    if any(point.half_width for series in chart.series for point in series.points):
+        remarks.append("bars: 95 % intervals over seeds")
+    if len(chart.series) > len(MARKS):
+        remarks.append("marks repeat: choose fewer series with Y:X:SERIES")
+    if len(chart.series) > 1:
+        remarks.append(f"{SEVERAL} several series")
+    if chart.left_out:
+        remarks.append(f"{chart.left_out} row{'s' if chart.left_out > 1 else ''} without a number")
+    lines = [""]
+    for remark in remarks:
+        together = f"{lines[-1]}   {remark}" if lines[-1] else remark
+        lines = [*lines[:-1], together] if len(together) <= width or not lines[-1] else [*lines, remark]
+    return [Text(line, "dim") for line in lines if line]

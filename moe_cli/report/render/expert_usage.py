@@ -1,0 +1,216 @@
+"""The health of a run's experts as lines for a terminal of any width: heat maps whose cells are blocks and numbers.
+
+A block or a number says it all; colour only repeats what they say. Layers and experts are counted from 1.
+"""
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from moe_cli.formatting import percent, plural, printable, sparkline
+from moe_cli.report.expert_usage import Health, LayerHealth, TopToken
+from moe_cli.report.scaling.lines import prose, table
+
+SHADES, ASCII_SHADES = " ░▒▓█", " .:*#"
+CURVE_WIDTH = 24
+MOST_DOMAINS = 16
+# A cell with a number takes so many columns, one without takes one.
+WIDE_CELL = 5
+
+
+def health_lines(found: Health, layer: int | None, width: int, ascii_only: bool = False) -> list[Text]:
+    """Load of every layer and its way there, then the tables of one layer: that asked for (from 1), or the most uneven."""
+    size = len(found.layers[0].load)
+    shown = max(found.layers, key=lambda each: each.worst) if layer is None else found.layers[layer - 1]
+    of = "whole validation split" if shown.whole_split else "estimate during training"
+    layers = f"{plural(len(found.layers), 'sparse layer')} of {plural(size, 'expert')}"
+    shades = ASCII_SHADES if ascii_only else SHADES
+    return [
+        *prose(f"{printable(found.run)}   {layers}   {of}, step {shown.step:,}", width, "bold"),
+        Text(),
+        *_load(found, width, shades),
+        Text(),
+        *_measures(found, width),
+        *_over_time(found, width, ascii_only),
+        *_details(shown, found, layer is None, width, shades),
+    ]
+
+
+def _load(found: Health, width: int, shades: str) -> list[Text]:
+    rows = [(f"L{each.layer + 1}", each.load) for each in found.layers]
+    return [Text("load: 1 is a fair share", "dim"), *heat_map(rows, 2.0, width, shades, "{:.2f}")]
+
+
+def heat_map(
+    rows: Sequence[tuple[str, Sequence[float]]],
+    most: float,
+    width: int,
+    shades: str,
+    form: str = "{:.0f}",
+    factor: float = 1,
+) -> list[Text]:
+    """A row of cells under the numbers of experts, each a block, darker for more up to `most`, and its number if there is room."""
+    margin = min(max(len(printable(name)) for name, _ in rows), max(4, width // 3))
+    size = max(len(cells) for _, cells in rows)
+    room = width - margin - 1
+    written = [[form.format(factor * cell) for cell in cells] for _, cells in rows]
+    cell = max(WIDE_CELL, 2 + max(len(text) for texts in written for text in texts))
+    numbers = cell * size <= room
+    shown = min(size, room)
+    lines = (
+        [Text(" " * margin + " " + "".join(f"{f'E{index + 1}':>{cell}}" for index in range(size)), "dim")]
+        if numbers
+        else []
+    )
+    for (name, cells), texts in zip(rows, written, strict=True):
+        line = Text(f"{printable(name)[:margin]:<{margin}} ", no_wrap=True)
+        for value, text in list(zip(cells, texts, strict=True))[:shown]:
+            style = "yellow" if most and value >= most else "dim" if not value else ""
+            shade = _shade(value, most, shades)
+            line.append(f" {shade}{text:>{cell - 2}}" if numbers else shade, style)
+        lines.append(line)
+    if not numbers:
+        left = (
+            f", E1 to E{shown} of {size}: a wider window shows more"
+            if shown < size
+            else f", E1 to E{size} from left to right"
+        )
+        lines += prose(
+            f"'{shades[0]}{shades[1]}{shades[2]}{shades[3]}{shades[4]}' is 0 to {form.format(factor * most)} and more{left}",
+            width,
+            "dim",
+        )
+    return lines
+
+
+def _shade(value: float, most: float, shades: str) -> str:
+    place = value / most if most else 0.0
+    return shades[0] if value == 0 else shades[max(1, min(4, 1 + int(4 * place)))]
+
+
+def _measures(found: Health, width: int) -> list[Text]:
+    rows = [
+        (f"L{each.layer + 1}", percent(each.worst, True), _experts(each.dead), _share(each.dropped),
+         "-" if each.entropy is None else f"{each.entropy:.2f}")
+        for each in found.layers
+    ]  # fmt: skip
+    lines = table(("layer", "worst load", "dead", "dropped", "entropy"), rows, width)
+    if found.dropped and not any(each.dropped for each in found.layers):
+        lines += prose(f"evaluated dropless; the capacity of training drops {percent(found.dropped)}", width, "dim")
+    return lines
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else percent(value)
+
+
+def _experts(dead: Sequence[int]) -> str:
+    names = [f"E{each + 1}" for each in dead[:4]]
+    return "none" if not dead else ",".join(names) + (f" and {len(dead) - 4} more" if len(dead) > 4 else "")
+
+
+def _over_time(found: Health, width: int, ascii_only: bool) -> list[Text]:
+    """How uneven the load was, and how far choices had settled, at the evaluations of training."""
+    room = CURVE_WIDTH if width >= 100 else 12
+    rows = []
+    for each in found.layers:
+        violation, settled = [y for _, y in each.max_violation], [y for _, y in each.saturation]
+        if len(violation) > 1:
+            rows.append(
+                (
+                    f"L{each.layer + 1}",
+                    _curve(violation, room, ascii_only, True),
+                    _curve(settled, room, ascii_only, False),
+                )
+            )
+    if not rows:
+        return []
+    return [
+        Text(),
+        *table(("layer", "worst load in training", "as routed at the end"), rows, width, text=3),
+        *prose(
+            "as routed at the end: the share of all choices that had already become what they are at the end",
+            width,
+            "dim",
+        ),
+    ]
+
+
+def _curve(values: Sequence[float], room: int, ascii_only: bool, signed: bool) -> str:
+    if not values:
+        return "-"
+    drawn = "to" if ascii_only else sparkline(values, room)
+    return f"{percent(values[0], signed)} {drawn} {percent(values[-1], signed)}"
+
+
+def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades: str) -> list[Text]:
+    name = f"L{shown.layer + 1}"
+    lines: list[Text] = []
+    if shown.by_domain:
+        largest = sorted(shown.by_domain.items(), key=lambda item: -max(item[1]))[:MOST_DOMAINS]
+        left = (
+            f", the {MOST_DOMAINS} most one-sided of {len(shown.by_domain)}"
+            if len(largest) < len(shown.by_domain)
+            else ""
+        )
+        lines += [
+            Text(),
+            *prose(
+                f"{name} domains{' (classes)' if found.images else ''}: % of each one's assignments{left}", width, "dim"
+            ),
+        ]
+        most = 2 / len(shown.load)
+        lines += heat_map(largest, most, width, shades, factor=100)
+    if shown.co_activation and any(
+        cell for i, row in enumerate(shown.co_activation) for j, cell in enumerate(row) if i != j
+    ):
+        lines += [
+            Text(),
+            *prose(f"{name} chosen together: % of the row's tokens that chose the column too", width, "dim"),
+        ]
+        rows = [
+            (f"E{i + 1}", [0.0 if i == j else cell for j, cell in enumerate(row)])
+            for i, row in enumerate(shown.co_activation)
+        ]
+        lines += heat_map(rows, max(max(cells) for _, cells in rows), width, shades, factor=100)
+    if any(shown.top_tokens):
+        lines += [
+            Text(),
+            *prose(
+                f"{name} {'patches (row:column)' if found.images else 'tokens'} that choose each expert more than chance, "
+                f"with the share of their choices{_ceiling(shown, found.k)}",
+                width,
+                "dim",
+            ),
+        ]
+        lines += [_tokens(number, tokens, width) for number, tokens in enumerate(shown.top_tokens)]
+    if lines and len(found.layers) > 1:
+        why = f"{name} is the most uneven layer. " if chosen else ""
+        lines += [Text(), *prose(f"{why}Others: --layer 1 to {len(found.layers)}", width, "dim")]
+    return lines
+
+
+def _ceiling(shown: LayerHealth, k: int | None) -> str:
+    """That a token's choices are of k experts, so that no share is larger than 1 / k; nothing where that does not hold."""
+    tokens = [token for tokens in shown.top_tokens for token in tokens]
+    if not k or k == 1 or any(k * token.times > token.total for token in tokens):
+        return ""
+    return f": at most {percent(1 / k)}, for each token chooses {k}"
+
+
+def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
+    line = f"E{number + 1:<4}"
+    for token in tokens:
+        share = f"{100 * token.times / token.total:.0f} %" if token.total else "-"
+        piece = f" {spelled(token)} {share} "
+        if len(line) + len(piece) > width:
+            break
+        line += piece
+    return Text(line.rstrip() if tokens else line + " -", no_wrap=True)
+
+
+def spelled(token: TopToken) -> str:
+    """The text of a token in quotes, line ends and the like as escapes; its id where nobody knows it."""
+    if token.text is None or "\ufffd" in token.text:
+        return f"#{token.token}"
+    return printable(repr(token.text[:20]))

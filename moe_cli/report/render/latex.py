@@ -1,0 +1,83 @@
+"""A view as a LaTeX table, ready for a paper: booktabs, the lowest loss in bold, intervals behind +-."""
+
+import re
+
+from moe_cli.formatting import printable
+from moe_cli.report.columns import PLUS_MINUS, Column
+from moe_cli.report.render.captions import below, differences
+from moe_cli.report.render.tables import columns_within
+from moe_cli.report.view import View
+
+ESCAPES = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}",
+}  # fmt: skip
+NEVER_BROKEN = 10**6
+# Of a line of text in \small, in the measure of an article of 345 points.
+PAPER_WIDTH = 72
+NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?[kMGTPEZY]?")
+# What the best is the best in.
+SCORES = ("val_bpb", "val_loss", "vs_dense")
+
+
+def latex_text(view: View) -> str:
+    """A table environment as wide as a page: the columns of the view, or as many as fit; needs \\usepackage{booktabs} alone."""
+    columns = view.columns if view.names else _chosen(view)
+    missing = [printable(column.heading) for column in view.columns if column not in columns]
+    lines = ["% made by moe report; needs \\usepackage{booktabs}"]
+    if missing:
+        lines.append(f"% left out: {', '.join(missing)}; --columns has what you ask for")
+    lines += [
+        "\\begin{table}",
+        "  \\centering\\small",
+        f"  \\caption{{{_caption(view)}}}",
+        "  \\label{tab:moe}",
+        "  \\vspace{1ex}",
+        f"  \\begin{{tabular}}{{@{{}}{''.join('l' if column.left else 'r' for column in columns)}@{{}}}}",
+        "    \\toprule",
+        "    " + " & ".join(escaped(column.heading) for column in columns) + r" \\",
+        "    \\midrule",
+    ]
+    for row in view.rows:
+        best = any(row is each for each in view.best)
+        cells = [cell(column.write(row), best and column.name in SCORES) for column in columns]
+        lines.append("    " + " & ".join(cells) + r" \\")
+    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+
+
+def _chosen(view: View) -> list[Column]:
+    """What fits, without the verdict in words: the caption says that an interval is for one comparison."""
+    said = [column for column in view.columns if column.name != "verdict"]
+    return columns_within(said, view.rows, PAPER_WIDTH)
+
+
+def _caption(view: View) -> str:
+    shared = [line.plain for line in below(view, NEVER_BROKEN) if line.plain.startswith("the same for all")]
+    intervals = any(row["val_loss_interval"] is not None for row in view.rows)
+    what = f"Means over seeds with 95 % intervals, each for one comparison; {differences(view)}." if intervals else ""
+    best = "The lowest loss in bold." if view.best else ""
+    also = f"{shared[0][0].upper()}{shared[0][1:]}." if shared else ""
+    return " ".join(escaped(part) for part in (what, best, also) if part)
+
+
+def cell(text: str, best: bool) -> str:
+    """A cell: numbers in math, so that minus is a minus; bold where the row is the best."""
+    mean, sign, spread = text.partition(PLUS_MINUS)
+    number, percent, rest = mean.partition(" %")
+    unit = r"\,\%" if percent else ""
+    # Only what is a number stands in math, where nothing is escaped.
+    if rest or not NUMBER.fullmatch(number) or (sign and not NUMBER.fullmatch(spread.removeprefix("<"))):
+        written = "--" if text == "-" else escaped(text)
+    elif sign:
+        written = f"${number} \\pm {spread.replace('<', '{<}')}${unit}"
+    else:
+        written = (f"${number}$" if number[0] in "+-" else number) + unit
+    if not best:
+        return written
+    return f"\\boldmath\\textbf{{{written}}}\\unboldmath" if "$" in written else f"\\textbf{{{written}}}"
+
+
+def escaped(text: str) -> str:
+    """The text with every character that TeX would obey written out."""
+    return "".join(ESCAPES.get(character, character) for character in printable(text))

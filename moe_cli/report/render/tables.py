@@ -1,0 +1,151 @@
+"""A view as text: aligned for a terminal, or csv, json and markdown."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from moe_cli.formatting import BARS, DIGITS
+from moe_cli.report.aggregate import PLAIN_KEYS, Row, rows_of
+from moe_cli.report.columns import CURVE, CURVE_WIDTH, FIRST_TO_LEAVE, PLUS_MINUS, Column, curve_column, never_leave
+from moe_cli.report.load import plain
+from moe_cli.report.render.captions import above, below, left_out
+from moe_cli.report.view import View
+
+GAP = "  "
+BEST, LOWEST, RECOMMENDED, PARETO = "best", "lowest", "recommended", "pareto"
+IN_BOLD = (BEST, RECOMMENDED)
+
+
+def table_lines(view: View, title: str, width: int, curves: bool = True) -> list[Text]:
+    """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room.
+
+    With `curves`, those of training as sparklines where everything else has room; without, one that was asked for is in
+    digits.
+    """
+    if not view.rows:
+        return [*above(view, title, width), Text(), Text("no row matches the filter", "yellow"), *below(view, width)]
+    cells = {column.name: _aligned([column.write(row) for row in view.rows]) for column in view.columns}
+    if CURVE in cells and not curves:
+        cells[CURVE] = [text.translate(str.maketrans(BARS, DIGITS)) for text in cells[CURVE]]
+    widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in view.columns}
+    marks = [mark_of(row, view) for row in view.rows]
+    room = width - (len(GAP) + max(map(len, marks)) if any(marks) else 0)
+    kept = _fitting(view.columns, widths, room, never_leave(view.rows))
+    used = sum(widths[column.name] + len(GAP) for column in kept)
+    if (
+        curves
+        and not view.names
+        and kept == list(view.columns)
+        and used + CURVE_WIDTH <= room
+        and (curve := curve_column(view.rows))
+    ):
+        cells[curve.name], widths[curve.name] = [curve.write(row) for row in view.rows], CURVE_WIDTH
+        kept.append(curve)
+    header = _line([_pad(column.heading, widths[column.name], column.left) for column in kept])
+    lines = [Text(header.rstrip(), "dim")]
+    for index, mark in enumerate(marks):
+        line = _line([_pad(cells[column.name][index], widths[column.name], column.left) for column in kept])
+        chosen = mark in IN_BOLD
+        marked = Text.assemble((line, "bold" if chosen else ""), GAP, (mark, "bold green" if chosen else "dim"))
+        lines.append(marked if mark else Text(line.rstrip()))
+    missing = left_out([column.heading for column in view.columns if column not in kept], width)
+    return [*above(view, title, width), Text(), *lines, Text(), *below(view, width), *missing]
+
+
+def columns_within(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
+    """Those that stand side by side in so many characters, after the least important have left."""
+    widths = {
+        column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
+        for column in columns
+    }
+    return _fitting(columns, widths, width, never_leave(rows))
+
+
+def mark_of(row: Row, view: View) -> str:
+    """best: the lowest loss, and recommended. Where these are two rows, each has its own mark. Others may be on the front."""
+    lowest, recommended, front = (
+        any(row is each for each in rows) for rows in (view.best, view.recommended, view.pareto)
+    )
+    if lowest and (recommended or view.by_run):
+        return BEST
+    return LOWEST if lowest else RECOMMENDED if recommended else PARETO if front else ""
+
+
+def _line(cells: Sequence[str]) -> str:
+    return GAP.join(cells)
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if left else space + text
+
+
+def _aligned(cells: Sequence[str]) -> list[str]:
+    """Cells with room for an interval wherever one has it, so that, set to the right, means stand under means."""
+    parts = [cell.partition(PLUS_MINUS) for cell in cells]
+    if not any(sign for _, sign, _ in parts):
+        return list(cells)
+    spread = max(len(interval) for _, _, interval in parts)
+    return [f"{mean}{sign:{len(PLUS_MINUS)}}{interval:>{spread}}" for mean, sign, interval in parts]
+
+
+def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, staying: Sequence[str]) -> list[Column]:
+    """The columns that fit side by side, after the least important have left."""
+    kept = list(columns)
+    names = [column.name for column in columns]
+    order = [name for name in FIRST_TO_LEAVE if name in names]
+    order += [name for name in reversed(names) if name not in order]
+    leaving = [name for name in order if name not in staying]
+    while leaving and sum(widths[column.name] + len(GAP) for column in kept) - len(GAP) > width:
+        name = leaving.pop(0)
+        kept = [column for column in kept if column.name != name]
+    return kept
+
+
+def json_text(view: View, importance: Mapping[str, Any] | None = None) -> str:
+    """A list of objects, one per row, with the plain keys and the settings that vary; null where there is no value.
+
+    Rows of a sweep that was a search hold its `importance` too, which is given by the sweep's name.
+    """
+    names = view.names or (*PLAIN_KEYS, *(name for name in view.json_varying if name not in PLAIN_KEYS))
+    content = []
+    for row in rows_of(view.frame):
+        found = {"importance": importance[row["group"]]} if importance and row["group"] in importance else {}
+        content.append({**{name: row[name] for name in names}, **found})
+    return json.dumps(content, indent=2, allow_nan=False)
+
+
+def csv_text(view: View) -> str:
+    """Every column of the frame, or those asked for, to full precision; lists are joined by spaces."""
+    columns = plain(view.frame[list(view.names)] if view.names else view.frame)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for values in zip(*columns.values(), strict=True):
+        writer.writerow(" ".join(map(str, value)) if isinstance(value, list) else value for value in values)
+    return text.getvalue()
+
+
+def markdown_text(view: View) -> str:
+    """The table of the terminal with all its columns, whatever their width; in bold the same rows."""
+    lines = [
+        "| " + " | ".join(_escaped(column.heading) for column in view.columns) + " |",
+        "|" + "|".join(":--" if column.left else "--:" for column in view.columns) + "|",
+    ]
+    for row in view.rows:
+        mark = "**" if mark_of(row, view) in IN_BOLD else ""
+        cells = [_escaped(column.write(row)) for column in view.columns]
+        # Two marks around nothing would be printed as they are.
+        lines.append("| " + " | ".join(f"{mark}{cell}{mark}" if cell else "" for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    for character in "\\`*_[]<|":
+        text = text.replace(character, {"<": "&lt;"}.get(character, "\\" + character))
+    return text

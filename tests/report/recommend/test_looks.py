@@ -1,0 +1,155 @@
+"""Looks at verdicts are remembered, and what looking again does to them is stated with figures that a simulation checks."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from moe_cli import load_runs
+from moe_cli.cli.app import app
+from moe_cli.report.recommend import looks
+from moe_cli.report.recommend.looks import FALSE_BETTER, FIRST_SEEDS, MAX_ADDED_SEEDS, look_at
+from moe_cli.report.significance import ERROR_RATE, Paired, more_seeds
+from moe_cli.report.view import Question, make_view
+from moe_cli.runs.folder import read_json, write_json
+from tests.report.folders import complete
+
+
+def add_seeds(outputs: Path, seeds: range, group: str = "mine", **settings: Any) -> None:
+    for seed in seeds:
+        complete(outputs, 1.83 + 0.01 * (seed % 3), group, expert=1, seed=seed, **settings)
+        complete(outputs, 1.82 + 0.02 * (seed % 2), group, expert=8, seed=seed, **settings)
+
+
+def begin(outputs: Path, group: str = "mine") -> None:
+    (outputs / group).mkdir(parents=True, exist_ok=True)
+    write_json(outputs / group / "sweep.json", {"name": group, "question": "Why?", "baseline": None})
+
+
+def report(outputs: Path, *words: str) -> str:
+    result = CliRunner().invoke(app, ["report", "mine", *words, "--outputs", str(outputs)])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def remembered(outputs: Path, group: str = "mine") -> list[dict[str, Any]]:
+    return list((read_json(outputs / group / "sweep.json") or {}).get("looks", []))
+
+
+def test_a_look_at_more_seeds_is_counted_once(tmp_path: Path) -> None:
+    """The same data again is no new look, in whatever format; more seeds are; one seed has no verdict. The question stays."""
+    begin(tmp_path)
+    add_seeds(tmp_path, range(1))
+    report(tmp_path)
+    assert [] == remembered(tmp_path)
+    add_seeds(tmp_path, range(1, 3))
+    assert "This is look" not in report(tmp_path)
+    for words in ((), ("--recommend",), ("--format", "json"), ("--runs",)):
+        report(tmp_path, *words)
+    add_seeds(tmp_path, range(3, 5))
+    assert "This is look 2." in report(tmp_path)
+    assert "This is look 2." in report(tmp_path, "--recommend")
+    add_seeds(tmp_path, range(5, 6))
+    assert 3 == json.loads(report(tmp_path, "--recommend", "--format", "json"))["look"]
+    assert [[3], [5], [6]] == [list(look["seeds"].values()) for look in remembered(tmp_path)]
+    assert [3, 5, 6] == [look["runs"] for look in remembered(tmp_path)]
+    assert "Why?" == (read_json(tmp_path / "mine" / "sweep.json") or {})["question"]
+
+
+def test_a_configuration_that_is_added_has_no_looks_before(tmp_path: Path) -> None:
+    """What was compared before is not compared again by it, and another baseline is another comparison."""
+    begin(tmp_path)
+    add_seeds(tmp_path, range(3))
+    report(tmp_path)
+    for seed in range(3):
+        complete(tmp_path, 1.7, "mine", expert=16, k=2, seed=seed)
+    assert "This is look" not in report(tmp_path)
+    assert "This is look" not in report(tmp_path, "--baseline", "expert=8")
+    assert 3 == len(remembered(tmp_path))
+
+
+def test_files_are_looks_and_a_figure_of_losses_is_none(tmp_path: Path) -> None:
+    """A program that reads verdicts from a file has looked at them."""
+    begin(tmp_path)
+    add_seeds(tmp_path, range(3))
+    report(tmp_path, "--plot", "val_bpb:expert")
+    assert [] == remembered(tmp_path)
+    report(tmp_path, "--to", str(tmp_path / "table.csv"))
+    assert 1 == len(remembered(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_reported_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look is not remembered, and nothing is said. Runs outside of sweeps have no sweep.json, and get none."""
+    add_seeds(tmp_path, range(3))
+    report(tmp_path)
+    assert not (tmp_path / "mine" / "sweep.json").exists()
+    begin(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "read-only")
+
+    monkeypatch.setattr(looks, "change_record", refuse)
+    assert "cannot tell" in report(tmp_path)
+    assert "cannot tell" in report(tmp_path, "--recommend")
+    assert [] == remembered(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    """The same with the permissions of the file system."""
+    begin(tmp_path)
+    add_seeds(tmp_path, range(3))
+    (tmp_path / "mine").chmod(0o500)
+    assert "cannot tell" in report(tmp_path)
+    (tmp_path / "mine").chmod(0o700)
+
+
+def test_damaged_looks_stop_nothing(tmp_path: Path) -> None:
+    """What is no look is set aside."""
+    add_seeds(tmp_path, range(3))
+    for odd in (
+        3,
+        ["x"],
+        [{"baseline": {"expert": 1}, "seeds": 4}],
+        [{"baseline": {"expert": 1}, "seeds": {"gpt": "x"}}],
+    ):
+        write_json(tmp_path / "mine" / "sweep.json", {"looks": odd})
+        report(tmp_path)
+        assert [3] == list(remembered(tmp_path)[-1]["seeds"].values())
+
+
+def test_several_sweeps_remember_each_their_own(tmp_path: Path) -> None:
+    """A report of two sweeps is a look at both."""
+    for group, width in (("mine", 96), ("other", 64)):
+        begin(tmp_path, group)
+        add_seeds(tmp_path, range(3), group, model__d_model=width)
+    report(tmp_path, "other")
+    assert [1, 1] == [len(remembered(tmp_path, group)) for group in ("mine", "other")]
+    assert 1 == look_at(make_view(load_runs(tmp_path), Question()).rows, {"expert": 1}).number
+
+
+@pytest.mark.slow
+def test_false_better_by_simulation() -> None:
+    """Without a difference: FIRST_SEEDS, then as many more as are advised, until a verdict; the table holds within 4 standard errors."""
+    repetitions, random = 20_000, np.random.default_rng(5)
+    decided = np.zeros(len(FALSE_BETTER))
+    for _ in range(repetitions):
+        values = random.standard_normal(FIRST_SEEDS)
+        for look in range(len(FALSE_BETTER)):
+            found = Paired(len(values), float(values.mean()), float(values.std(ddof=1)))
+            assert found.p_value is not None
+            if found.p_value < ERROR_RATE:
+                decided[look] += 1
+                break
+            more = min(MAX_ADDED_SEEDS, more_seeds(found) or MAX_ADDED_SEEDS)
+            values = np.concatenate([values, random.standard_normal(more)])
+    # By symmetry half of the false verdicts are 'better'.
+    rates = np.cumsum(decided) / repetitions / 2
+    for expected, rate in zip(FALSE_BETTER, rates, strict=True):
+        assert abs(rate - expected) < 4 * np.sqrt(2 * expected * (1 - 2 * expected) / repetitions) / 2 + 0.0005
