@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.cli import search as search_lines
 from moe_cli.cli.console import Terminal
-from moe_cli.cli.sweepplan import remarks
+from moe_cli.cli.sweep_preview import remarks
 from moe_cli.cli.views import SearchView, SweepView, describe
 from moe_cli.config.bounds import JOBS, RETRIES
 from moe_cli.config.executors import split_executor

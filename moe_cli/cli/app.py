@@ -19,7 +19,7 @@ from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
 from moe_cli.cli.plan import plan
 from moe_cli.cli.report import report
-from moe_cli.cli.runs import runs
+from moe_cli.cli.runs.app import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.sweep import sweep
 from moe_cli.cli.terminal import echo, end_unread, flush_streams, prepare_streams

@@ -9,7 +9,7 @@ import typer
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName, print_json
 
 if TYPE_CHECKING:
-    from moe_cli.cli.columns import Column
+    from moe_cli.cli.text_table import Column
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.execution.run import Trained
     from moe_cli.training.evaluate import Evaluation
@@ -44,8 +44,8 @@ def evaluate(
     config = found.config()
     policies = _policies(config, overrides or [])
 
-    from moe_cli.cli.columns import print_lines, table_lines
     from moe_cli.cli.console import Terminal
+    from moe_cli.cli.text_table import print_lines, table_lines
     from moe_cli.execution.run import restore
     from moe_cli.metrics import sees_later_tokens, target
 
@@ -168,7 +168,7 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
 
 
 def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
-    from moe_cli.cli.columns import Column
+    from moe_cli.cli.text_table import Column
     from moe_cli.formatting import known, percent
     from moe_cli.metrics import MEASURES
 
@@ -203,7 +203,7 @@ def _windows(rows: list[dict[str, Any]]) -> set[tuple[int, int]]:
 
 def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
     """A row for each domain, the hardest first, a column for each evaluation."""
-    from moe_cli.cli.columns import Column
+    from moe_cli.cli.text_table import Column
 
     names = sorted(rows[0]["domains"], key=lambda name: -rows[0]["domains"][name])
 

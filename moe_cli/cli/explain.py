@@ -9,7 +9,7 @@ import typer
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json
 
 if TYPE_CHECKING:
-    from moe_cli.cli.explained import Explained
+    from moe_cli.cli.explain_output import Explained
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.tasks.causal_lm import TextTask
     from moe_cli.training.explain import TextToken
@@ -56,7 +56,7 @@ def explain(
     _check(found.id, config, layer)
     policy = _policy(config, overrides or [])
 
-    from moe_cli.cli.explained import Explained
+    from moe_cli.cli.explain_output import Explained
     from moe_cli.execution.run import restore
     from moe_cli.training.explain import explain as explain_text
 
@@ -133,10 +133,10 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
 def _tell(said: "Explained", html: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from moe_cli.cli.columns import print_lines
     from moe_cli.cli.console import Terminal, text_width
-    from moe_cli.cli.explained import explained_lines
+    from moe_cli.cli.explain_output import explained_lines
     from moe_cli.cli.plot import ascii_only
+    from moe_cli.cli.text_table import print_lines
 
     if as_json:
         layers = [asdict(layer) for layer in said.layers]
@@ -157,7 +157,7 @@ def _write(said: "Explained", path: Path) -> None:
 
     from moe_cli import __version__
     from moe_cli.cli.console import PIPED_WIDTH
-    from moe_cli.cli.explained import explained_lines, page_content, title
+    from moe_cli.cli.explain_output import explained_lines, page_content, title
     from moe_cli.cli.export import print_written
     from moe_cli.report.html.explained import explained_page
     from moe_cli.report.html.write import write_file

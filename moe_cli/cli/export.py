@@ -13,7 +13,7 @@ from moe_cli.formatting import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moe_cli.cli.fit import FitRequest
+    from moe_cli.cli.scaling import FitRequest
     from moe_cli.report.html import Source
     from moe_cli.report.view import View
 
@@ -100,7 +100,7 @@ def _content(ending: str, view: "View", paths: list[str], title: str) -> str | b
 
 
 def _page(view: "View", source: "Source", request: "FitRequest | None") -> str:
-    from moe_cli.cli.fit import make_study
+    from moe_cli.cli.scaling import make_study
     from moe_cli.report.html import page_text
     from moe_cli.report.html.answers import answer_section, fit_sections
 

@@ -19,8 +19,8 @@ PlotOption = Annotated[
 
 def print_plot(view: "View", title: str, request: str, form: str) -> None:
     """The chart as wide as the terminal. Raises ConfigError for columns that are not there, or another format."""
-    from moe_cli.cli.columns import print_lines
     from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.text_table import print_lines
     from moe_cli.errors import ConfigError
     from moe_cli.report.render.charts import chart_lines, make_chart
 

@@ -10,10 +10,10 @@ import typer
 
 import moe_cli
 from moe_cli.cli.export import Html, To, check_export, export_files, print_written, write_files
-from moe_cli.cli.fit import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
 from moe_cli.cli.options import Outputs, print_notes
 from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
 from moe_cli.cli.recommend import Across, Recommend, check_alone, check_options, print_recommendation
+from moe_cli.cli.scaling import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
 from moe_cli.cli.terminal import echo_data
 
 if TYPE_CHECKING:

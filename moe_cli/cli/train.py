@@ -42,7 +42,7 @@ def train(
     config = run.config() if run else _new_config(overrides or [], config_dir)
 
     from moe_cli.cli.console import Terminal
-    from moe_cli.cli.trainplan import print_plan
+    from moe_cli.cli.train_preview import print_plan
     from moe_cli.execution.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle, shortage
     from moe_cli.execution.machine import check_devices, pick_device
     from moe_cli.execution.run import for_this_job
@@ -74,7 +74,7 @@ def train(
 
 def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json: bool) -> bool:
     """Whether there is a complete run of this configuration; its results are printed."""
-    from moe_cli.cli.live import print_summary
+    from moe_cli.cli.train_progress import print_summary
     from moe_cli.runs.folder import Run
 
     run = Run(folder / "runs" / config.run_id)
@@ -132,7 +132,7 @@ def _read(run: "Run") -> Iterator[None]:
 
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     """In this process, which shows how it goes; the first of several if a launcher has started it."""
-    from moe_cli.cli.live import Display, print_summary
+    from moe_cli.cli.train_progress import Display, print_summary
     from moe_cli.distributed import collectives
     from moe_cli.distributed.launch import by_us, launched
     from moe_cli.execution.run import run_one

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from moe_cli.cli import search
-from moe_cli.cli.board import SweepDisplay, reason_of
-from moe_cli.cli.sweepplan import Ahead, print_head, print_points, statuses
+from moe_cli.cli.progress import SweepDisplay, reason_of
+from moe_cli.cli.sweep_preview import Ahead, print_head, print_points, statuses
 from moe_cli.formatting import plural
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 from moe_cli.runs.status import glance

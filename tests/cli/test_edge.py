@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
-from moe_cli.cli.curves import plot
+from moe_cli.cli.text_chart import plot
 from moe_cli.data.baselines import bigram_bits_per_byte
 from moe_cli.execution.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_bytes
 from moe_cli.formatting import known, plural

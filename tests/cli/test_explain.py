@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
 from moe_cli.cli.app import app
-from moe_cli.cli.explained import (
+from moe_cli.cli.explain_output import (
     PALETTE,
     UNEVEN,
     Explained,
@@ -312,7 +312,7 @@ def test_colour_never_says_more(explain: Explain, monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv(name, value)
         shown = Terminal()
         said = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])
-        from moe_cli.cli.columns import print_lines
+        from moe_cli.cli.text_table import print_lines
 
         print_lines(Console(file=shown, width=80, color_system="truecolor"), explained_lines(said, 80))
         return shown.getvalue()

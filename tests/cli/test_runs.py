@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli import load_runs
-from moe_cli.cli.free import parse_age
+from moe_cli.cli.runs.cleanup import parse_age
 from moe_cli.runs.folder import FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, set_status, stopped, sweep_of_three_seeds

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli.cli.diff import compare
+from moe_cli.cli.runs.diff import compare
 from moe_cli.runs.folder import FAILED, Run, write_json
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, stopped

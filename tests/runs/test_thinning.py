@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.cli.show import load_of
+from moe_cli.cli.runs.show import load_of
 from moe_cli.report.expert_usage import health
 from moe_cli.report.long_format import drawn_curves, load_curves
 from moe_cli.runs.folder import Run

@@ -1,4 +1,4 @@
-"""An explained text as one page for a browser; its content is `moe_cli.cli.explained.page_content`."""
+"""An explained text as one page for a browser; its content is `moe_cli.cli.explain_output.page_content`."""
 
 from collections.abc import Iterable, Sequence
 

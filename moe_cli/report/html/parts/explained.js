@@ -1,7 +1,7 @@
 // A text by its experts: each token has the first expert of the chosen layer as number and tint; pointing and arrow keys tell all layers.
 const MOST_TOLD = 8, LONG_WORD = 24;
 
-// A layer's choices as `moe_cli.report.page.explained.packed` wrote them: for each token [expert, weight, kept], the best first.
+// A layer's choices as `moe_cli.report.html.explained.packed` wrote them: for each token [expert, weight, kept], the best first.
 function unpacked(text) {
   return text.split(",").map(token => token.split(" ").filter(Boolean).map(word => {
     const number = Math.abs(parseInt(word, 36));

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli.columns import Column, table_lines
+from moe_cli.cli.text_table import Column, table_lines
 from moe_cli.formatting import count, duration, percent, printable, score
 from moe_cli.metrics import target
 from moe_cli.report.intervals import Estimate, mean_and_interval

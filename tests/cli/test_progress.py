@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from moe_cli import load_runs, recommend
-from moe_cli.cli.board import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
-from moe_cli.cli.watch import SweepFolder, run_panel, watch_run, watch_sweep
+from moe_cli.cli.progress import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
+from moe_cli.cli.runs.watch import SweepFolder, run_panel, watch_run, watch_sweep
 from moe_cli.report.aggregate import best_rows, fold, rows_of
 from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run, open_runs, write_json
 from moe_cli.runs.status import glance, glances

@@ -45,9 +45,9 @@ class FitRequest:
 
 def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str) -> None:
     """The study of the runs as lines, or as JSON."""
-    from moe_cli.cli.columns import print_lines
     from moe_cli.cli.console import Terminal, text_width
     from moe_cli.cli.options import print_json
+    from moe_cli.cli.text_table import print_lines
     from moe_cli.errors import ConfigError
     from moe_cli.report.scaling.lines import study_lines
     from moe_cli.report.scaling.study import study_record

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moe_cli.cli.live import print_summary
 from moe_cli.cli.options import print_json
 from moe_cli.cli.search import _step
+from moe_cli.cli.train_progress import print_summary
 from moe_cli.runs.folder import Recorder, Run, create_run, write_json
 from tests.tiny import tiny_config
 

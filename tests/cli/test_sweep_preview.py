@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli.cli.sweepplan import Ahead, head, point_lines, statuses
+from moe_cli.cli.sweep_preview import Ahead, head, point_lines, statuses
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.config.load import load_config
 from moe_cli.costs.model import cost

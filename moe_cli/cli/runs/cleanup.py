@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from moe_cli.cli.columns import Column, print_lines, table_lines
 from moe_cli.cli.console import Terminal
 from moe_cli.cli.terminal import echo
+from moe_cli.cli.text_table import Column, print_lines, table_lines
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import age, count
 from moe_cli.runs.trash import DAY, Removed, Waste, free, size_of

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.text import Text
 
-from moe_cli.cli.board import Board, Standing, bar_line, ended_line, reason_of
+from moe_cli.cli.progress import Board, Standing, bar_line, ended_line, reason_of
 from moe_cli.formatting import count, duration, percent, plural, printable, sparkline
 from moe_cli.runs.folder import (
     COMPLETED,

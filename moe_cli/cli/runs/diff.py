@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.cli.columns import Column, print_lines, table_lines
 from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal
-from moe_cli.cli.curves import plot
 from moe_cli.cli.plot import ascii_only
-from moe_cli.cli.show import Load, load_of, violation
+from moe_cli.cli.runs.show import Load, load_of, violation
+from moe_cli.cli.text_chart import plot
+from moe_cli.cli.text_table import Column, print_lines, table_lines
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.parse import show
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable

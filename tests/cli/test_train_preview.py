@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from moe_cli.cli.trainplan import print_plan
+from moe_cli.cli.train_preview import print_plan
 from moe_cli.config.routers import SinkhornConfig
 from moe_cli.execution.forecast import make_plans
 from tests.cli.conftest import Moe

@@ -75,8 +75,8 @@ def _record(each: "Glance") -> dict[str, Any]:
 def _print_list(shown: "list[Glance]") -> None:
     import time
 
-    from moe_cli.cli.columns import Column, print_lines, table_lines
     from moe_cli.cli.console import Terminal
+    from moe_cli.cli.text_table import Column, print_lines, table_lines
     from moe_cli.formatting import age, count, percent
 
     styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
@@ -107,7 +107,7 @@ def _print_list(shown: "list[Glance]") -> None:
 @runs.command()
 def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None:
     """Everything about one run: settings, results, curve, experts, files. Example: moe runs show latest"""
-    from moe_cli.cli.show import print_run, run_record
+    from moe_cli.cli.runs.show import print_run, run_record
     from moe_cli.runs.folder import find_run, outputs_folder
 
     found = find_run(outputs_folder(outputs), run)
@@ -127,7 +127,7 @@ def health(
     as_json: AsJson = False,
 ) -> None:
     """How a run used its experts: load, balance, domains, tokens. Example: moe runs health latest --layer 2"""
-    from moe_cli.cli.health import print_health
+    from moe_cli.cli.runs.experts import print_health
     from moe_cli.runs.folder import find_run, outputs_folder
 
     print_health(find_run(outputs_folder(outputs), run), layer, as_json)
@@ -141,7 +141,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Two runs side by side: settings, metrics, curves, experts' load. Example: moe runs diff gpt-8x2 gpt-dense"""
-    from moe_cli.cli.diff import compare, print_comparison
+    from moe_cli.cli.runs.diff import compare, print_comparison
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import find_run, outputs_folder
 
@@ -262,7 +262,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Bring runs back from the trash; without a name, list it. Example: moe runs restore latest"""
-    from moe_cli.cli.free import print_trash, trash_records
+    from moe_cli.cli.runs.cleanup import print_trash, trash_records
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.trash import find_removed, removed_runs
     from moe_cli.runs.trash import restore as bring_back
@@ -298,7 +298,7 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Say what could be freed; free it with --yes. Example: moe runs gc --older-than 0d --checkpoints --yes"""
-    from moe_cli.cli.free import free_all, parse_age, print_waste
+    from moe_cli.cli.runs.cleanup import free_all, parse_age, print_waste
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.trash import find_waste
 
@@ -323,7 +323,7 @@ def watch(
 ) -> None:
     """The live table from another terminal. Exit code 3: runs are not complete. Example: moe runs watch sparsity"""
     from moe_cli.cli.console import Terminal
-    from moe_cli.cli.watch import pick, watch_run, watch_sweep
+    from moe_cli.cli.runs.watch import pick, watch_run, watch_sweep
     from moe_cli.runs.folder import Run, outputs_folder
 
     found, console = pick(outputs_folder(outputs), name), Terminal()

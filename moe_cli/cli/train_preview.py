@@ -5,8 +5,8 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from moe_cli.cli.columns import print_lines
-from moe_cli.cli.show import wrapped
+from moe_cli.cli.runs.show import wrapped
+from moe_cli.cli.text_table import print_lines
 from moe_cli.data.load import describe, remarks
 from moe_cli.execution.forecast import PROCESS_BYTES, Plan, memory_bytes
 from moe_cli.formatting import count, duration, percent, plural

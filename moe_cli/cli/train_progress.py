@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli.trainplan import print_rows
+from moe_cli.cli.train_preview import print_rows
 from moe_cli.formatting import bars, count, duration, known, percent, plural
 from moe_cli.metrics import references, target, written
 from moe_cli.moe.routing_metrics import max_violation

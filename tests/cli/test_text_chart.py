@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from moe_cli.cli.diff import compare, print_comparison
+from moe_cli.cli.runs.diff import compare, print_comparison
+from moe_cli.cli.runs.show import print_run, run_record
+from moe_cli.cli.runs.watch import run_panel
 from moe_cli.cli.search import _step
-from moe_cli.cli.show import print_run, run_record
-from moe_cli.cli.watch import run_panel
 from moe_cli.config.data import TokenData
 from moe_cli.metrics import TARGETS, target
 from moe_cli.report.aggregate import fold, rows_of

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.cli.columns import print_lines
 from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal
+from moe_cli.cli.text_table import print_lines
 from moe_cli.config.parse import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.metrics import references, target, written

@@ -2,8 +2,8 @@
 
 import pytest
 
-from moe_cli.cli.columns import Column, table_lines
-from moe_cli.cli.curves import plot
+from moe_cli.cli.text_chart import plot
+from moe_cli.cli.text_table import Column, table_lines
 from moe_cli.formatting import sparkline
 
 TABLE = [
