@@ -18,8 +18,8 @@ from moe_cli.cli.console import Terminal
 from moe_cli.cli.sweep_preview import remarks
 from moe_cli.cli.views import SearchView, SweepView, describe
 from moe_cli.config.bounds import JOBS, RETRIES
+from moe_cli.config.compose import load_config
 from moe_cli.config.executors import split_executor
-from moe_cli.config.load import load_config
 from moe_cli.config.ranges import above, between
 from moe_cli.errors import ConfigError, DiskFull, MoeError, RunBusy, TrainingError
 from moe_cli.execution.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle

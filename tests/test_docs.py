@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
-from moe_cli.config.load import GROUPS, Composer
+from moe_cli.config.compose import GROUPS, Composer
 from tests.cli.conftest import TINY
 
 ROOT = Path(__file__).parents[1]

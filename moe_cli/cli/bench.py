@@ -80,7 +80,7 @@ def step(
     """
     from moe_cli.bench.step import VOCAB_SIZE, idle_settings, run_step_match, step_builders, step_records
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
-    from moe_cli.config.load import load_config
+    from moe_cli.config.compose import load_config
     from moe_cli.config.words import parse_overrides
     from moe_cli.execution.forecast import check_step_memory
     from moe_cli.execution.machine import pick_device, pick_threads

@@ -17,9 +17,9 @@ def config(
     as_json: AsJson = False,
 ) -> None:
     """Print the resolved configuration, and which run it would be. Example: moe config expert=8"""
+    from moe_cli.config.compose import Composer, load_config
     from moe_cli.config.folders import GROUPS
-    from moe_cli.config.load import Composer, load_config
-    from moe_cli.config.sweepfile import list_sweeps
+    from moe_cli.config.sweep_file import list_sweeps
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
 

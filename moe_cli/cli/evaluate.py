@@ -124,7 +124,7 @@ def make_policy(
     """Raises ConfigError: it cannot be, of itself or with so many experts."""
     from dataclasses import replace
 
-    from moe_cli.config.parse import build
+    from moe_cli.config.build import build
     from moe_cli.config.schema import EvalConfig
 
     values = {"k": k, "capacity": capacity, "drop": drop, "context_length": context_length, "stride": stride}

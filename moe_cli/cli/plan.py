@@ -29,8 +29,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Price a configuration of any size, without building it. Example: moe plan experiment=published/mixtral_8x7b"""
-    from moe_cli.config.load import load_config
-    from moe_cli.config.parse import did_you_mean
+    from moe_cli.config.build import did_you_mean
+    from moe_cli.config.compose import load_config
     from moe_cli.costs.model import cost
     from moe_cli.costs.multi_gpu import DEVICES
     from moe_cli.errors import ConfigError

@@ -80,7 +80,7 @@ def make_point(frame: "pd.DataFrame", text: str) -> "Points":
     """
     import numpy as np
 
-    from moe_cli.config.load import load_config
+    from moe_cli.config.compose import load_config
     from moe_cli.costs.model import cost, training_steps
     from moe_cli.errors import ConfigError
     from moe_cli.report.load import flatten
@@ -107,8 +107,8 @@ def make_point(frame: "pd.DataFrame", text: str) -> "Points":
 
 def _like_largest(frame: "pd.DataFrame", given: set[str]) -> tuple[list[str], int]:
     """The settings of the run with the most training FLOPs, as words, without those that are given; and its vocabulary."""
-    from moe_cli.config.load import load_config
-    from moe_cli.config.parse import show
+    from moe_cli.config.build import show
+    from moe_cli.config.compose import load_config
     from moe_cli.config.schema import BUDGETS
     from moe_cli.costs.model import cost
     from moe_cli.report.aggregate import rows_of

@@ -195,7 +195,7 @@ def _begun(outputs: Path) -> "Run | None":
 
 
 def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
-    from moe_cli.config.load import load_config
+    from moe_cli.config.compose import load_config
 
     resolved = load_config(overrides, "train", config_dir)
     print_notes(resolved.notes)
@@ -203,7 +203,7 @@ def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
 
 
 def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path, force: bool) -> "Run":
-    from moe_cli.config.load import carried_out, execution_settings
+    from moe_cli.config.compose import carried_out, execution_settings
     from moe_cli.errors import ConfigError
     from moe_cli.loggers.recorder import check_loggers
     from moe_cli.runs.folder import COMPLETED, PENDING, find_run, rewrite_config

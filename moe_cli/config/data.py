@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from moe_cli.config.parse import did_you_mean
+from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import at_least, between
 from moe_cli.errors import ConfigError
 

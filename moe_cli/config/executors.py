@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import yaml
 
+from moe_cli.config.build import build, did_you_mean, show
+from moe_cli.config.compose import Composer
 from moe_cli.config.folders import is_text
-from moe_cli.config.load import Composer
-from moe_cli.config.parse import build, did_you_mean, show
 from moe_cli.config.ranges import above, at_least
 from moe_cli.config.words import parse_overrides
-from moe_cli.config.yamlfile import read_yaml_text
+from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from moe_cli.config.parse import names_of, names_of_variants, takes_text
+from moe_cli.config.build import names_of, names_of_variants, takes_text
 from moe_cli.config.schema import RunConfig, TrainConfig
-from moe_cli.config.yamlfile import read_yaml_text
+from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
 GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "experiment")

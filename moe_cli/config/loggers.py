@@ -1,6 +1,6 @@
 """Where else metrics go: `log=tensorboard+mlflow`. Settings that change nothing of what is learned."""
 
-from moe_cli.config.parse import did_you_mean, show
+from moe_cli.config.build import did_you_mean, show
 from moe_cli.errors import ConfigError
 
 LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")

@@ -2,7 +2,7 @@
 
 import math
 
-from moe_cli.config.parse import show
+from moe_cli.config.build import show
 from moe_cli.errors import BadValue
 
 # The most a count may be: beyond it a tensor's sizes overflow, whatever the machine.

@@ -23,6 +23,7 @@ from moe_cli.config.balances import (
     setting_key,
     without_method,
 )
+from moe_cli.config.build import show
 from moe_cli.config.data import (
     TOKENIZERS,
     CorpusConfig,
@@ -34,7 +35,6 @@ from moe_cli.config.data import (
 )
 from moe_cli.config.matching import matched_d_expert
 from moe_cli.config.model import DEFAULT_ROPE_BASE, T5Config, TransformerConfig, ViTConfig
-from moe_cli.config.parse import show
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,

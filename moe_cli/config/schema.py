@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges, methods_of
+from moe_cli.config.build import build, show
 from moe_cli.config.data import CorpusConfig, DataConfig, PythonData
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import AnyModel, GPTConfig
-from moe_cli.config.parse import build, show
 from moe_cli.config.ranges import above, at_least, between, share
 from moe_cli.config.routers import (
     ExpertChoiceConfig,

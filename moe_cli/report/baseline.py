@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.baselines import parse_baseline
-from moe_cli.config.parse import did_you_mean, show
+from moe_cli.config.build import did_you_mean, show
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import printable
@@ -30,7 +30,7 @@ from moe_cli.runs.folder import COMPLETED, Run, run_folders
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moe_cli.config.load import Composer
+    from moe_cli.config.compose import Composer
 
 
 def declared_baselines(frame: "pd.DataFrame") -> list[Mapping[str, Any]]:
@@ -161,7 +161,7 @@ def words_like(run: Row, without: Collection[str]) -> dict[str, Any]:
 
 def _words(words: dict[str, Any], wanted: Row) -> dict[str, Any]:
     """These words with all that is still wanted otherwise than they resolve to."""
-    from moe_cli.config.load import Composer
+    from moe_cli.config.compose import Composer
 
     composer = Composer()
     default = resolved_point(composer, words)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_cli.config.build import did_you_mean
 from moe_cli.config.data import HELD_OUT
-from moe_cli.config.parse import did_you_mean
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import eval_windows
 from moe_cli.report.aggregate import Row

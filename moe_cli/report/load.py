@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_cli.config.parse import did_you_mean
+from moe_cli.config.build import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
 from moe_cli.formatting import as_utf8, is_utf8

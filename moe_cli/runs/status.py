@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.parse import did_you_mean
+from moe_cli.config.build import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.reading import time_in
 from moe_cli.metrics import target

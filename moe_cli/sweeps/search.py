@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from moe_cli import __version__
 from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.searchblock import Domain
+from moe_cli.config.search_block import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.execution.forecast import pin_upcycle
 from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder

@@ -7,14 +7,14 @@ from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEARCH_SEED, shortened
+from moe_cli.config.build import did_you_mean, kinds_of, names_of, show
+from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
-from moe_cli.config.load import Composer
-from moe_cli.config.parse import did_you_mean, kinds_of, names_of, show
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
-from moe_cli.config.searchblock import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
-from moe_cli.config.sweepfile import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
+from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
+from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.runs.folder import sweep_folder

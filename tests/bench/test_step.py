@@ -23,7 +23,7 @@ from moe_cli.bench.step import (
     step_builders,
 )
 from moe_cli.cli.app import app
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model

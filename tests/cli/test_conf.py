@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_cli.config.load import Composer
+from moe_cli.config.compose import Composer
 from moe_cli.config.schema import TrainConfig
-from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
+from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
 from moe_cli.sweeps.plan import plan_sweep
 from tests.cli.conftest import Moe
 from tests.tiny import finish

@@ -131,7 +131,7 @@ def test_memory_is_refused_from_a_multiple_of_what_there_is(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is estimated a little too high still runs."""
-    from moe_cli.config.load import load_config
+    from moe_cli.config.compose import load_config
     from moe_cli.errors import ConfigError
 
     (plan,) = make_plans([load_config([*settings, "train.device=cpu"]).config], tmp_path, 1e9)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.costs.model import cost, training_steps
 from moe_cli.formatting import count
 from tests.cli.conftest import Moe

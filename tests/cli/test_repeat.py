@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli import train
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run, create_run, open_runs
 from tests.cli.conftest import Moe

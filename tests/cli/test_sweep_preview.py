@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from moe_cli.cli.sweep_preview import Ahead, head, point_lines, statuses
+from moe_cli.config.compose import load_config
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
-from moe_cli.config.load import load_config
 from moe_cli.costs.model import cost
 from moe_cli.execution.forecast import make_plans
 from moe_cli.runs.folder import Recorder, Run

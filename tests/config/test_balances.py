@@ -21,7 +21,7 @@ from moe_cli.config.balances import (
     replace_method,
     setting_key,
 )
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig, TrainConfig, from_dict
 from moe_cli.errors import ConfigError

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.config.bounds import most_of
-from moe_cli.config.load import Composer, load_config
-from moe_cli.config.parse import kinds_of, names_of
+from moe_cli.config.build import kinds_of, names_of
+from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.words import parse_word
 from moe_cli.costs.model import cost, training_steps

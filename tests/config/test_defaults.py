@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from moe_cli.config.balances import BalanceConfig
+from moe_cli.config.build import build
+from moe_cli.config.compose import Composer, packaged_conf
 from moe_cli.config.data import DataConfig
-from moe_cli.config.load import Composer, packaged_conf
 from moe_cli.config.model import AnyModel
-from moe_cli.config.parse import build
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import RouterConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig

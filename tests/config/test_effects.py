@@ -20,8 +20,8 @@ from PIL import Image
 
 from moe_cli.cli.evaluate import policy_values
 from moe_cli.config.balances import LoadBalance, LossFreeBalance, QuantileBalance, SwitchBalance
-from moe_cli.config.load import Composer, load_config
-from moe_cli.config.parse import build
+from moe_cli.config.build import build
+from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import BUDGETS, RunConfig, is_execution
 from moe_cli.costs.model import training_steps

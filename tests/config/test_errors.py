@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_cli.config.load import Composer, load_config
+from moe_cli.config.compose import Composer, load_config
 from moe_cli.errors import ConfigError
 
 NO_SHAPE = "is not a setting. Write: key=value, such as expert=8"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.config.load import Composer, load_config, packaged_conf
+from moe_cli.config.compose import Composer, load_config, packaged_conf
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep
-from tests.config.test_load import TINY, write
+from tests.config.test_compose import TINY, write
 
 USED = "./conf is used: model/gpt.yaml. To leave it out: --config-dir none"
 WHOLE = (packaged_conf() / "config.yaml").read_text(encoding="utf-8")

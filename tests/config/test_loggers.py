@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_cli.config.load import carried_out, execution_settings, load_config
+from moe_cli.config.compose import carried_out, execution_settings, load_config
 from moe_cli.config.loggers import loggers_of
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import ConfigError

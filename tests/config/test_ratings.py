@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from moe_cli.config.compose import load_config
 from moe_cli.config.data import PlantedData
-from moe_cli.config.load import load_config
 from moe_cli.config.model import MMoEConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import TopKConfig

@@ -13,8 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moe_cli.config import balances, routers, schema
+from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextData
-from moe_cli.config.load import load_config
 from moe_cli.config.matching import matched_d_expert
 from moe_cli.config.model import BERTConfig, GPTConfig
 from moe_cli.config.resolve import resolve

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from moe_cli.config.axes import single_values
 from moe_cli.config.baselines import parse_baseline
+from moe_cli.config.build import names_of
+from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.executors import load_executor
 from moe_cli.config.expressions import parse_expression
 from moe_cli.config.folders import is_text
-from moe_cli.config.load import Composer, load_config
-from moe_cli.config.parse import names_of
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.sweepfile import load_sweep_file
+from moe_cli.config.sweep_file import load_sweep_file
 from moe_cli.config.words import parse_overrides, parse_word
-from moe_cli.config.yamlfile import read_yaml_text
+from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.search_space import SearchOptions, plan_words
 

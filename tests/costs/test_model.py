@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.balances import NoBalance
+from moe_cli.config.compose import load_config, packaged_conf
 from moe_cli.config.data import TextData
 from moe_cli.config.layer_costs import read_lengths
-from moe_cli.config.load import load_config, packaged_conf
 from moe_cli.config.model import GPTConfig, MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, SoftConfig, SwitchConfig, TopKConfig

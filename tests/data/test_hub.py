@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from moe_cli.config.compose import load_config
 from moe_cli.config.data import HubData
-from moe_cli.config.load import load_config
 from moe_cli.data.corpora import Corpus, load_corpus
 from moe_cli.errors import DataError
 from moe_cli.runs.folder import create_run

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_cli.config.compose import load_config
 from moe_cli.config.data import DigitsData, FashionData, FolderData
-from moe_cli.config.load import load_config
 from moe_cli.data.images import Images, load_images, mean_and_std
 from moe_cli.data.load import judged_by_test, remarks
 from moe_cli.errors import ConfigError, DataError

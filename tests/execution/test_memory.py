@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.execution.forecast import memory_of
 
 SHAPE = ("train=smoke train.steps=4 train.eval_every=2 model.d_model=32 model.num_heads=2 match=none model.d_expert=16 "

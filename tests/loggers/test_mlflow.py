@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.config.parse import show
+from moe_cli.config.build import show
 from moe_cli.loggers.logger import About
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, open_runs, read_json, write_json
 from tests.loggers.runs import Points, begin, go_on, logged_config, points, tell

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.models.lstm import LSTMModel, make_lstm, reset_lstm
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers

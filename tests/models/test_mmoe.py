@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_cli.config.balances import NoBalance
+from moe_cli.config.compose import load_config
 from moe_cli.config.data import MovieLensData, PlantedData
-from moe_cli.config.load import load_config
 from moe_cli.config.model import MMoEConfig
 from moe_cli.config.routers import (
     ExpertChoiceConfig,

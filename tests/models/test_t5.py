@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import T5Config as PeerConfig
 from transformers import T5ForConditionalGeneration
 
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, SwitchConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model

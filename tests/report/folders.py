@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.load import Composer
+from moe_cli.config.compose import Composer
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import BUDGETS, RunConfig
 from moe_cli.runs.folder import COMPLETED, Run, create_run, read_json, write_json

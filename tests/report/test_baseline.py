@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from moe_cli.cli.app import app
 from moe_cli.config.baselines import parse_baseline
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.report.aggregate import DENSE, rows_of
 from moe_cli.report.baseline import sweep_baseline, twin_command
 from moe_cli.report.load import load_runs

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.runs.folder import Run, open_or_create_run
 from tests.cli.conftest import TINY
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli.config.load import Composer, load_config
+from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.execution.run import DONE, STOPPED

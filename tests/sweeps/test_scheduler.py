@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from moe_cli import sweep
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.errors import MoeError
 from moe_cli.execution.run import BUSY, DONE, STOPPED, WRONG
 from moe_cli.runs.folder import Recorder, Run, is_locked, lock, open_or_create_run, open_runs, write_json

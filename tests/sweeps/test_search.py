@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from moe_cli import sweep
-from moe_cli.config.load import Composer, load_config
+from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.sweepfile import list_sweeps, load_sweep_file
+from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import make_folder
 from moe_cli.report.importance import JOURNAL, STUDY, open_journal

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.config.routers import ExpertChoiceConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.data.corpora import Corpus

@@ -14,8 +14,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
+from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextData
-from moe_cli.config.load import load_config
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.data.corpora import load_corpus
 from moe_cli.data.document_windows import document_windows

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextData
-from moe_cli.config.load import load_config
 from moe_cli.config.schema import EvalConfig
 from moe_cli.data.document_windows import document_windows
 from moe_cli.errors import ConfigError

@@ -9,7 +9,7 @@ from rich.text import Text
 from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal
 from moe_cli.cli.text_table import print_lines
-from moe_cli.config.parse import show
+from moe_cli.config.build import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.metrics import references, target, written
 from moe_cli.runs.folder import COMPLETED, Run
@@ -42,7 +42,7 @@ def violation(load: Load) -> float:
 
 def changed_settings(run: Run) -> dict[str, Any]:
     """The settings that differ from the defaults, by their dotted names."""
-    from moe_cli.config.load import load_config
+    from moe_cli.config.compose import load_config
 
     default = flat(load_config([], "config").config.to_dict())
     return {key: value for key, value in flat(run.config_dict()).items() if key not in default or default[key] != value}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from moe_cli.config.parse import show
+from moe_cli.config.build import show
 from moe_cli.errors import MoeError
 from moe_cli.report.aggregate import DENSE, EXECUTION, Row, applies, is_baseline
 from moe_cli.report.baseline import differences_to, resolved_point
@@ -111,7 +111,7 @@ def _seconds(axes: Mapping[str, Sequence[Any]], rows: Sequence[Row], seeds: int)
 
 def _settings(row: Row) -> dict[str, Any] | None:
     """How the row differs from the defaults; None where this version cannot make it."""
-    from moe_cli.config.load import Composer
+    from moe_cli.config.compose import Composer
 
     words: dict[str, Any] = {"expert": row["expert"] if row["expert"] > 1 else 8}
     if row["expert"] > 1:

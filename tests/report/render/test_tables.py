@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moe_cli import load_runs
-from moe_cli.config.load import load_config
+from moe_cli.config.compose import load_config
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, percent, printable
 from moe_cli.report.aggregate import PLAIN_KEYS, fold, rows_of, settings_of, shared_with_dense

@@ -12,19 +12,19 @@ from omegaconf import OmegaConf
 
 from moe_cli.config import folders
 from moe_cli.config.axes import Axis, repeated_keys, single_values
-from moe_cli.config.executors import load_executor
-from moe_cli.config.load import (
+from moe_cli.config.build import build
+from moe_cli.config.compose import (
     GROUPS,
     Composer,
     load_config,
     packaged_conf,
     three_lines,
 )
-from moe_cli.config.parse import build
+from moe_cli.config.executors import load_executor
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.sweepfile import Block, load_sweep_file
+from moe_cli.config.sweep_file import Block, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import ConfigError
 

@@ -19,14 +19,14 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEEDS
+from moe_cli.config.build import did_you_mean, show, takes_text
+from moe_cli.config.compose import Composer, three_lines
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
-from moe_cli.config.load import Composer, three_lines
-from moe_cli.config.parse import did_you_mean, show, takes_text
 from moe_cli.config.schema import BUDGETS, Match, RunConfig
-from moe_cli.config.searchblock import SearchBlock, parse_search
+from moe_cli.config.search_block import SearchBlock, parse_search
 from moe_cli.config.words import parse_word
-from moe_cli.config.yamlfile import read_yaml_text
+from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
 BLOCK_PARTS = ("grid", "zip", "points", "set", "match", "budget", "where")

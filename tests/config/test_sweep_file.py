@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from moe_cli.config.load import Composer, packaged_conf
-from moe_cli.config.sweepfile import Block, Dimension, SweepFile, list_sweeps, load_sweep_file
+from moe_cli.config.compose import Composer, packaged_conf
+from moe_cli.config.sweep_file import Block, Dimension, SweepFile, list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError
-from tests.config.test_load import write
+from tests.config.test_compose import write
 
 CONF = packaged_conf()
 NO_BUDGETS = {f"train.{name}": None for name in ("steps", "tokens", "flops", "minutes")}
