@@ -50,16 +50,19 @@ class DataFiles:
         root: the folder they lie in; of a single file, that file.
         paths: in order of their names; below `root`, links not resolved.
         left_out: names below `root`, by the reason why they are no data.
+        idle: patterns of data.exclude that leave nothing out of their own.
     """
 
     root: Path
     paths: Sequence[Path]
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    idle: Sequence[str] = ()
 
     @property
     def notes(self) -> list[str]:
         """A line for each reason why something is left out."""
-        return [f"left out {reason}: {_listed(names)}" for reason, names in self.left_out.items()]
+        lines = [f"left out {reason}: {_listed(names)}" for reason, names in self.left_out.items()]
+        return lines + [f"data.exclude={pattern} leaves nothing out" for pattern in self.idle]
 
 
 def find_files(
@@ -78,8 +81,8 @@ def find_files(
         hint: what to do where a folder has no such files.
 
     Raises:
-        DataError: there are none; the path is no regular file and no folder, or lies in the outputs; or a
-            pattern of `exclude` matches nothing.
+        DataError: there are none; the path is no regular file and no folder, or lies in the outputs; or it is a single
+            file, of which nothing can be excluded.
     """
     root = Path(given)
     pattern: tuple[str, ...] = ()
@@ -102,7 +105,6 @@ def find_files(
         kinds = f"{', '.join(endings)} " if endings else ""
         missing = "matches no file." if pattern else f"is a folder without {kinds}files.{hint and ' ' + hint}"
         raise DataError("\n".join([f"data.path={given} {missing}", *found.notes[:2]]))
-    walk.check_patterns(given)
     return found
 
 
@@ -224,19 +226,10 @@ class _Walk:
                 self._leave_out(TWICE, name)
             else:
                 kept[identity] = name
+        # A pattern that is one of several for all that it matches leaves nothing out either.
+        idle = [pattern for pattern in self.exclude if {pattern} not in self.excluded]
         left_out = {reason: sorted(names) for reason, names in self.left_out.items()}
-        return DataFiles(self.root, [self.root / name for name in sorted(kept.values())], left_out)
-
-    def check_patterns(self, given: str) -> None:
-        """Raises DataError where a pattern leaves nothing out that no other pattern does."""
-        idle = next((pattern for pattern in self.exclude if {pattern} not in self.excluded), None)
-        if idle is None:
-            return
-        others = any(idle in patterns for patterns in self.excluded)
-        reason = (
-            "the other patterns leave out all that it matches" if others else f"it matches nothing in data.path={given}"
-        )
-        raise DataError(f"data.exclude={idle} has no effect: {reason}. Leave it out.")
+        return DataFiles(self.root, [self.root / name for name in sorted(kept.values())], left_out, idle)
 
     def _folders_in(self, folder: Path) -> Iterator[tuple[Path, _Identity, bool]]:
         """Notes the files of a folder, and gives the folders in it: name, identity, whether it is a link."""

@@ -140,17 +140,16 @@ def test_patterns_do_not_go_round_in_loops(tmp_path: Path, kind: Kind) -> None:
 
 @every_kind
 def test_what_is_excluded_is_left_out(tmp_path: Path, kind: Kind) -> None:
-    """A pattern is a name at any depth, or with a slash a path from the folder; what has no effect is refused."""
+    """A pattern is a name at any depth, or with a slash a path from the folder; what has no effect is noted."""
     root = fill(tmp_path / "mine", kind)
     for pattern, left in [("0*", 6), ("b/[01]*", 6), ("**/3*", 6), (f"b/**/1{kind.ending}", 7), (("0*", "a/1*"), 5)]:
         given = (pattern,) if isinstance(pattern, str) else pattern
         found = read(kind.data(path=str(root), exclude=given), tmp_path / "outputs")
         assert left == kind.count(found), pattern
         assert any(note.startswith("left out by data.exclude: ") for note in notes(found))
-    with pytest.raises(DataError, match=r"data.exclude=\*.log has no effect: it matches nothing in data.path="):
-        read(kind.data(path=str(root), exclude=("0*", "*.log")), tmp_path / "outputs")
-    with pytest.raises(DataError, match=r"data.exclude=b/0\* has no effect: the other patterns leave out all"):
-        read(kind.data(path=str(root), exclude=("b/0*", "0*")), tmp_path / "outputs")
+    for idle, given in (("*.log", ("0*", "*.log")), ("b/0*", ("b/0*", "0*"))):
+        found = read(kind.data(path=str(root), exclude=given), tmp_path / "outputs")
+        assert f"data.exclude={idle} leaves nothing out" in notes(found)
     with pytest.raises(DataError, match=r"data.exclude=\*.log has no effect: data.path=.* is a file"):
         read(kind.data(path=str(root / "a" / f"0{kind.ending}"), exclude=("*.log",)), tmp_path / "outputs")
 
