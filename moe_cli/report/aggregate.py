@@ -193,16 +193,19 @@ def baselines_of(
 ) -> tuple[dict[tuple[Any, ...], dict[int, Row]], list[Row]]:
     """The runs of the baseline, by what a configuration shares with it, and by seed.
 
-    Where configurations of `runs` and of `elsewhere` fit, those of `runs` count. Where several fit, none is chosen: they
-    are the second result. A dense model shares with a baseline of several experts what concerns it.
+    Where configurations of `runs` and of `elsewhere` fit, those of `runs` count, and of one configuration their seeds
+    before those of `elsewhere`. Where several fit, none is chosen: they are the second result. A dense model shares
+    with a baseline of several experts what concerns it.
     """
     own, others = (
         [_as_far_as_it_applies(run) for run in each if is_baseline(run, baseline)] for each in (runs, elsewhere)
     )
-    preferred = _group(own, settings)
+    preferred, candidates = _group(own, settings), _group([*others, *own], settings)
+    for configuration, seeds in preferred.items():
+        candidates[configuration] |= seeds
     shared = shared_with(baseline, settings)
     fitting: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, Row]]] = {}
-    for configuration, seeds in _group([*others, *own], settings).items():
+    for configuration, seeds in candidates.items():
         fitting.setdefault(_key(next(iter(seeds.values())), shared), {})[configuration] = seeds
     bases, ambiguous = {}, []
     for key, found in fitting.items():

@@ -386,10 +386,12 @@ def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
     others = [
         int(each.name.removeprefix("step_")) for each in Run(folder.parent.parent).checkpoints() if each != folder
     ]
-    steps = f"Use another: --checkpoint {others[0]}" if others else "There is no other"
-    return DamagedCheckpoint(
-        f"checkpoint {folder} is damaged: {what}.\n{steps}; moe train --resume goes on from the newest whole one."
+    way = (
+        f"Use another: --checkpoint {others[0]}; moe train --resume goes on from the newest whole one."
+        if others
+        else "There is no other: train the run from the start, with --force."
     )
+    return DamagedCheckpoint(f"checkpoint {folder} is damaged: {what}.\n{way}")
 
 
 def _load(path: Path) -> dict[str, Tensor]:

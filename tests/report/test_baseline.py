@@ -413,3 +413,12 @@ def test_lowest_of_loss_0_is_compared_with_nothing(tmp_path: Path) -> None:
     for expert in (4, 8):
         complete(tmp_path, 0.1 * expert, "mine", expert=expert)
     assert "its loss is 0: differences relative to it are undefined" in report(tmp_path, "mine").stdout
+
+
+def test_own_runs_of_the_baseline_count_before_newer_ones_of_other_folders(tmp_path: Path) -> None:
+    """A baseline that was trained again in another sweep leaves the differences of this one as they are."""
+    complete(tmp_path, 2.0, "mine", expert=1)
+    complete(tmp_path, 1.0, "mine", expert=8)
+    complete(tmp_path, 4.0, "other", expert=1)
+    view = make_view(load_runs(tmp_path / "mine"), Question(), elsewhere=load_runs(tmp_path / "other"))
+    assert {1: 0.0, 8: -0.5} == {row["expert"]: row["vs_dense"] for row in view.rows}

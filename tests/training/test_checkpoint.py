@@ -138,6 +138,18 @@ def test_after_deleting_the_damaged_one_the_one_before_is_used(run: Run) -> None
     assert 4 == latest_checkpoint(run).state["step"]
 
 
+def test_the_only_checkpoint_damaged_sends_to_no_other(run: Run) -> None:
+    """A resume has nothing to go on from then, so that the way on is a training from the start."""
+    only = newest(run)
+    for other in run.checkpoints():
+        if other != only:
+            shutil.rmtree(other)
+    (only / "state.json").write_text("{")
+    with pytest.raises(CheckpointError) as caught:
+        latest_checkpoint(run)
+    assert "There is no other: train the run from the start, with --force." == str(caught.value).splitlines()[-1]
+
+
 def test_another_format_is_refused(run: Run) -> None:
     """A checkpoint of another version says so."""
     path = newest(run) / "state.json"
