@@ -169,9 +169,13 @@ def way_on(error: BaseException) -> str:
 def new_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Makes a folder with a name of its own, held as long as this process lives; gone on leaving, unless renamed."""
     path = parent / f"{prefix}{secrets.token_hex(4)}"
-    with _at(path) as folder:
-        os.mkdir(path.name, dir_fd=folder)
-        handle = os.open(path.name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        with _at(path) as folder:
+            os.mkdir(path.name, dir_fd=folder)
+            handle = os.open(path.name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        error.filename = str(parent)  # where it cannot be made; its own name says nothing
+        raise
     try:
         with suppress(OSError):  # some network file systems know no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -236,6 +236,18 @@ def test_an_empty_folder_takes_no_name(tmp_path: Path, text_file: Path) -> None:
     assert config.run_id == create_run(tmp_path, "runs", config).id
 
 
+def test_a_folder_that_cannot_be_made_names_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the folder that takes no new one, and not the temporary name."""
+
+    def refuse(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(PermissionError) as error, new_folder(tmp_path, ".making-"):
+        pass
+    assert str(tmp_path) == error.value.filename
+
+
 def scraps(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*.tmp")]
 
