@@ -198,7 +198,7 @@ def _options(found: "_Compared", typed: Mapping[str, Any] | None) -> list[str]:
 class _Compared:
     """Attributes:
     frame: the runs that are alike; left_out: how many are not, for each aspect.
-    rows: their configurations; names: the settings that vary; pairs: see `fold`.
+    rows: their configurations; names: the settings that vary; pairs: see `aggregate`.
     outside: the baselines from elsewhere, as rows.
     runs: all of these runs, by path.
     """

@@ -92,7 +92,7 @@ class Place:
 class LocalPool:
     """`workers` runs at a time on this machine.
 
-    Runs are forked from a process that has imported torch (see `worker`), but for those that use a GPU, compile, or start
+    Runs are forked from a process that has imported torch (see `fork_server`), but for those that use a GPU, compile, or start
     processes themselves: these begin from nothing. So do all, if that process cannot start, or with warm=False.
     """
 
