@@ -4,6 +4,7 @@ Such folders are copied, edited, damaged and come from other people. A file that
 reason, and is noted with it, so that a command goes on with the others and names this one at its end.
 """
 
+import errno
 import json
 import logging
 import math
@@ -59,6 +60,8 @@ def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
             raise Unreadable("is a link that leads nowhere") from None
         raise
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in (errno.ENOTDIR, errno.ENAMETOOLONG):  # nothing can be there
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path)) from None
         raise Unreadable(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from None
     try:
         status = os.fstat(file.fileno())
