@@ -141,8 +141,8 @@ def test_no_room_for_the_last_bytes(tmp_path: Path, text_file: Path, monkeypatch
 def test_what_a_killed_build_leaves_is_removed(tmp_path: Path, text_file: Path) -> None:
     """Killed half way it leaves no corpus; the next build frees its disk, but not that of one that is alive."""
     before = (
-        "from moe_cli.tasks import build; import time\n"
-        "build._meta = lambda *arguments: (print('half way', flush=True), time.sleep(100))"
+        "from moe_cli.data import corpus_builder; import time\n"
+        "corpus_builder._meta = lambda *arguments: (print('half way', flush=True), time.sleep(100))"
     )
     command = [sys.executable, "-c", BUILD.format(before=before), str(text_file), str(tmp_path)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
