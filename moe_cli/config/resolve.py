@@ -321,12 +321,12 @@ def _as_trained(policy: EvalConfig) -> EvalConfig:
 
 def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     """Where all weights are equal, the most probable assignments are the first ones."""
-    reason = "all weights are equal, so that drop=probability is drop=position"
+    for key, holder in (("drop", config), ("eval.drop", config.eval)):
+        if holder.drop == "probability" and key in given:
+            notes.append(f"{key}=probability is {key}=position here: all weights are equal.")
     if config.drop == "probability":
-        notes += _set_aside(given, reason, "drop")
         config = replace(config, drop="position")
     if config.eval.drop == "probability":
-        notes += _set_aside(given, reason, "eval.drop")
         config = replace(config, eval=replace(config.eval, drop="position"))
     return config
 
