@@ -175,7 +175,7 @@ def test_ctrl_c(command: Command, tmp_path: Path, terminal: tuple[int, int], tim
     with suppress(BlockingIOError):
         printed += os.read(ours, 65_536)
     assert 130 == process.returncode, printed.decode()
-    assert b"The same command continues." in printed
+    assert b"The same command continues" in printed
     assert_nothing_runs(tmp_path, 5)
     assert {"interrupted"} == {run.status()["status"] for run in open_runs(tmp_path)}
     if times == 1:
