@@ -114,7 +114,7 @@ def _name_unreadable() -> None:
     """Names each file that the command met and could not use, on standard error."""
     lines = noted()
     more = [f"unreadable: {len(lines) - SHOWN_UNREADABLE:,} more files"] if len(lines) > SHOWN_UNREADABLE else []
-    with suppress(BrokenPipeError, ValueError):  # nobody reads, or standard error is closed
+    with suppress(BrokenPipeError, ValueError):  # there is no reader, or standard error is closed
         for line in lines[:SHOWN_UNREADABLE] + more:
             echo(line, fg="yellow", err=True)
 

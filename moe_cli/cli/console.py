@@ -19,7 +19,7 @@ class Terminal(Console):
     """Rich's console with harmless text, cursor codes on screens alone, and an exit code for a reader that goes away.
 
     Args:
-        unread: the exit code when nobody reads what is printed: 0 where printing is all the work there is.
+        unread: the exit code when the reader has gone: 0 where printing is all the work there is.
         options: those of `Console`.
     """
 

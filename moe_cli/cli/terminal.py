@@ -1,4 +1,4 @@
-"""The one place that writes to standard output and standard error: what a terminal may be sent, and what if nobody reads.
+"""The one place that writes to standard output and standard error: what a terminal may be sent, and what happens without a reader.
 
 Text may come from files of others, so nothing of it may move a cursor, set a title or turn writing around.
 """
@@ -100,7 +100,7 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
 
 
 def flush_streams() -> int:
-    """Writes what is still held; the exit code when that cannot be: 0 where nobody reads, 1 with an error otherwise."""
+    """Writes what is still held; the exit code when that cannot be: 0 without a reader, 1 with an error otherwise."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

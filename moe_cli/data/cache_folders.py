@@ -1,4 +1,4 @@
-"""Folders of the cache: built once beside their place, whole or absent, whoever else builds them at the same time."""
+"""Folders of the cache: built next to their place, whole or absent, also when other processes build them at the same time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -24,10 +24,10 @@ from moe_cli.data.tokenizers import Tokenizer, load_tokenizer
 from moe_cli.errors import DataError
 from moe_cli.formatting import count, plural
 
-FORMAT = 9
+FORMAT = 10
 _META = {
     **OF_ALL_DATA, "num_bytes": int, "num_left_out": int, "num_used": int, "tokenizer": dict, "tokenizer_sha256": str | None,
-    "dtype": str, "lossless": bool, "by_name": bool, "missing": list, "domain_bytes": list, "unheeded": str | None,
+    "dtype": str, "lossless": bool, "by_name": bool, "missing": list, "not_text": list, "domain_bytes": list, "unheeded": str | None,
     **{f"{name}_tokens": int for name in SPLITS}, **{f"{name}_shards": list for name in SPLITS},
 }  # fmt: skip
 # Stands for the hash of a tokenizer that is not there yet.
@@ -222,6 +222,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
         lines.append(meta["unheeded"])
     if meta["num_left_out"] and meta["name"] in ("text", "hf"):
         lines.append(f"left out as empty or not UTF-8 text: {plural(meta['num_left_out'], 'document')}")
+        lines += meta["not_text"]
     if meta["name"] == "mix":
         parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
         lines.append(", ".join(f"{name} {_size(size)}" for name, size in parts))

@@ -29,6 +29,9 @@ from moe_cli.data.splits import MOST_DOMAINS, PURPOSES, SPLITS, TEST, TRAIN, Spl
 from moe_cli.data.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
 from moe_cli.errors import DataError
 
+# Files that are no text are named up to this many.
+MAX_NAMED = 3
+
 
 @dataclass
 class Survey:
@@ -41,6 +44,7 @@ class Survey:
         hashes: what the hash of the text was after each file; None for a file that is no text.
         bytes_of: the bytes of each domain.
         num_left_out: files, and records in them, that are empty or not text.
+        not_text: the first MAX_NAMED of these files, each with the reason.
     """
 
     lengths: MutableSequence[int] = field(default_factory=lambda: array("q"))
@@ -51,6 +55,7 @@ class Survey:
     num_bytes: int = 0
     bytes_of: Counter[str] = field(default_factory=Counter)
     num_left_out: int = 0
+    not_text: list[str] = field(default_factory=list)
     sha256: Any = field(default_factory=hashlib.sha256)
 
 
@@ -120,6 +125,7 @@ def _meta(data: TextsData, texts: Texts, survey: Survey, tokenizer: Tokenizer, w
         "sha256": survey.sha256.hexdigest(),
         "num_documents": len(survey.lengths),
         "num_left_out": survey.num_left_out,
+        "not_text": survey.not_text,
         "num_bytes": survey.num_bytes,
         "tokenizer": tokenizer.to_dict(),
         "tokenizer_sha256": tokenizer.sha256 if isinstance(tokenizer, SubwordTokenizer) else None,
@@ -159,7 +165,10 @@ def _survey(data: TextsData, files: Sequence[File]) -> Survey:
             survey.bytes_of[file.domain] += survey.num_bytes - before[1]
         except NotText as problem:
             if len(files) == 1 and isinstance(data, TextData):
-                raise DataError(f"data.path={data.path} {problem}") from None
+                where = source(data) if file.path == Path(data.path or "") else file.path
+                raise DataError(f"{where} {problem}") from None
+            if len(survey.not_text) < MAX_NAMED:
+                survey.not_text.append(f"{file.path.name} {problem}")
             del survey.lengths[before[0] :]
             survey.num_bytes, survey.num_left_out, survey.sha256 = before[1], before[2] + 1, before[3]
             survey.hashes.append(None)

@@ -44,7 +44,7 @@ COMPILE_FLOPS, COMPILE_MINUTES = 2.4e13, 10.0
 # Settings of a model that may differ from those of the dense run whose weights it starts from, besides those that only
 # models with experts have: none is part of the function.
 NOT_UPCYCLED = ("model.dropout", "model.attention_dropout")
-# What a process holds beside its model: torch and what it loads while it works, freed blocks, and the counts of evaluations.
+# What a process holds besides its model: torch and what it loads while it works, freed blocks, and the counts of evaluations.
 PROCESS_BYTES = 470e6
 # A run is refused that is expected to take so many times the memory there is; one that takes more than is free is noted.
 FAR_TOO_MUCH = 2

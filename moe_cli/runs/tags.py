@@ -91,7 +91,7 @@ def check_corpus(run: Run, data: DataConfig, meta: Mapping[str, Any]) -> None:
 
 
 def _known(path: Path) -> dict[str, Any]:
-    """What was noted, empty before anything was. Raises DataError: it cannot be read, and would be noted anew."""
+    """What was noted, empty before anything was. Raises DataError: it cannot be read, and would be written over."""
     try:
         return parse_object(read_bytes(path))
     except FileNotFoundError:

@@ -381,7 +381,7 @@ def _record(run: Run, status: str, reason: str) -> bool:
             Recorder(run).status(status, reason=reason)
     except RunBusy:
         return False
-    except UnsafePath:  # of the lock: nobody holds it
+    except UnsafePath:  # of the lock: no process holds it
         with suppress(OSError, UnsafePath):
             Recorder(run).status(status, reason=reason)
     except OSError:

@@ -1,5 +1,6 @@
 """Files -> token files: what is read, refused, cached, split and counted."""
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -359,3 +360,17 @@ def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> No
     corpus = load(path, tmp_path / "cache")
     assert {f"{corpus.meta['sha256']} {sum(corpus.train)} {sum(corpus.val)}\n"} == said
     assert [corpus.folder] == list((tmp_path / "cache").iterdir())
+
+
+def test_files_that_are_no_text_are_named_as_what_they_are(tmp_path: Path) -> None:
+    """Among texts, a file that is packed twice, and one in UTF-16, are left out, each with its name and the reason."""
+    folder = write(tmp_path / "mine", {"a.txt": words(2000)})
+    (folder / "b.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
+    (folder / "c.txt").write_text(words(20), encoding="utf-16")
+    lines = remarks_on_corpus(load(folder, tmp_path / "cache"))
+    assert "b.txt.gz holds a .gz file within .gz: it is packed twice. Unpack it once." in lines
+    assert any(line.startswith("c.txt is UTF-16 text, not UTF-8.") for line in lines)
+    (folder / "a.txt").unlink()
+    (folder / "c.txt").unlink()
+    with pytest.raises(DataError, match=r"b.txt.gz holds a .gz file within .gz"):
+        load(folder, tmp_path / "cache")
