@@ -92,3 +92,13 @@ def test_few_records_are_drawn_as_they_are(tmp_path: Path) -> None:
         "".join(f'{{"step": {step}, "tokens": {step}, "lr": {step / 7}}}\n' for step in range(50))
     )
     assert load_curves(run).equals(drawn_curves([run], ["lr"]))
+
+
+def test_no_more_points_are_held_than_asked_for() -> None:
+    """However long a curve is, it holds at most `most` points after each one that is added, and its ends and extremes."""
+    curve, held = Thinning(64), 0
+    for step in range(5000):
+        curve.add(step, {1234: -9.0, 2345: 9.0}.get(step, step % 7))
+        held = max(held, len(curve.points))
+    assert held <= 64
+    assert {0, 4999, 1234, 2345} <= set(curve.points)
