@@ -124,9 +124,9 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
         RunNotFound: there is no such run.
         ConfigError: its weights do not fit.
     """
-    if config.train.upcycle is None:
+    if config.train.upcycle_from is None:
         return None
-    given, source = f"train.upcycle={config.train.upcycle}", find_run(outputs, config.train.upcycle)
+    given, source = f"train.upcycle_from={config.train.upcycle_from}", find_run(outputs, config.train.upcycle_from)
     dense, model = source.config(), config.model
     if getattr(config.router, "score", None) == "activation":
         raise ConfigError(
@@ -165,7 +165,7 @@ def pin_upcycle(config: RunConfig, outputs: Path) -> RunConfig:
         return config
     path, root = source.path.resolve(), outputs.resolve()
     place = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-    return replace(config, train=replace(config.train, upcycle=place))
+    return replace(config, train=replace(config.train, upcycle_from=place))
 
 
 def _tokens(data: DataConfig, tokenizer_sha256: str | None = None) -> object:
@@ -199,9 +199,9 @@ def _unlike(config: RunConfig, dense: RunConfig) -> Iterator[tuple[str, Any, Any
         if ours != theirs:
             yield f"model.{name}", ours, theirs
     if isinstance(config.task, SpanCorruption) and isinstance(dense.task, SpanCorruption):
-        ours, theirs = config.task.sentinels, dense.task.sentinels
+        ours, theirs = config.task.num_sentinels, dense.task.num_sentinels
         if ours != theirs:  # each is a row of the embedding
-            yield "task.sentinels", ours, theirs
+            yield "task.num_sentinels", ours, theirs
 
 
 def _held_out(config: RunConfig) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def check_step_memory(config: RunConfig, vocab_size: int) -> None:
 def _far_too_much(config: RunConfig, costs: Cost) -> str | None:
     """What to say of a run that needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
     total = total_memory_bytes()
-    need = memory_bytes(costs) + int((config.launch.procs - 1) * PROCESS_BYTES)
+    need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
     if total is None or need <= FAR_TOO_MUCH * total or (config.train.device != "cpu" and visible_gpus()):
         return None
     return f"{config.run_id}: about {count(need)}B of memory are needed, and this machine has {count(total)}B. {_LESS_MEMORY}"
@@ -316,8 +316,8 @@ def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[
     every = config.train.eval_every
     looks = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
     found = [(min(val_tokens, config.train.eval_tokens), max(0, looks)), (val_tokens, 2 if config.capacity else 1)]
-    if isinstance(config.task, MaskedLM) and config.task.pseudo_tokens:
-        found.append((min(val_tokens, config.task.pseudo_tokens) * config.eval_length, 1))
+    if isinstance(config.task, MaskedLM) and config.task.pseudo_perplexity_tokens:
+        found.append((min(val_tokens, config.task.pseudo_perplexity_tokens) * config.eval_length, 1))
     return found
 
 
@@ -337,7 +337,7 @@ def compiles(config: RunConfig, vocab_size: int, device: str) -> bool:
     """
     if config.train.compile != "auto":
         return config.train.compile == "on"
-    if config.launch.procs > 1 or device != "cpu":
+    if config.launch.num_processes > 1 or device != "cpu":
         return False
     steps = training_steps(config, vocab_size)
     if steps is None:
