@@ -13,6 +13,7 @@ import pandas as pd
 from moe_cli.config.build import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
+from moe_cli.files.reading import read_json
 from moe_cli.formatting import as_utf8, is_utf8
 from moe_cli.report.run_cache import (
     FEWEST,
@@ -27,9 +28,9 @@ from moe_cli.report.run_cache import (
     stamps_of,
     write_index,
 )
-from moe_cli.runs.folder import FAILED, INTERRUPTED, RUNNING, Run, is_run, open_runs, read_json, run_folders, spellings
-from moe_cli.runs.status import find_folder
-from moe_cli.runs.tags import tags_in
+from moe_cli.runs.folder import FAILED, INTERRUPTED, RUNNING, Run
+from moe_cli.runs.lookup import find_folder, is_run, list_runs, list_runs_by_age, spellings
+from moe_cli.runs.tags import parse_tags
 
 UNITS = {
     "params": "parameters",
@@ -92,7 +93,7 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-    runs = run_folders(folder)
+    runs = list_runs(folder)
     nested = any(run.path.parent != folder for run in runs) and not is_run(folder)
     return runs_frame(runs, folder if nested else folder.parent, keep=nested)
 
@@ -103,9 +104,9 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
     """
-    found = run_folders(outputs) if outputs.is_dir() else []
+    found = list_runs(outputs) if outputs.is_dir() else []
     if "latest" in names:
-        found = open_runs(outputs)
+        found = list_runs_by_age(outputs)
     chosen = [run for name in names for run in _named(name, found, outputs)] if names else found
     if not chosen:
         raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
@@ -122,7 +123,7 @@ def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
         found = found or [run for run in runs
                           if any(fits(each, text) for each in (run.id, f"{run.group}/{run.id}") for text in spellings(name))]  # fmt: skip
     if not found and (folder := find_folder(outputs, name)):
-        found = open_runs(folder)
+        found = list_runs_by_age(folder)
     if found:
         return found
     if not runs:
@@ -240,7 +241,7 @@ def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
-    identity.update(created=_number(status.get("created")), tags=list(tags_in(tags)))
+    identity.update(created=_number(status.get("created")), tags=list(parse_tags(tags)))
     fits = not config or run.fits(config)
     return {**settings, **measured, **identity}, tuple(content is not None and fits for content in files)
 

@@ -12,11 +12,15 @@ import pandas as pd
 import pytest
 
 from moe_cli import load_runs
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
 from moe_cli.report import load as frame_module
 from moe_cli.report import run_cache as index_module
 from moe_cli.report.load import runs_frame
 from moe_cli.report.run_cache import Column, Index, read_index, write_index
-from moe_cli.runs.folder import COMPLETED, FAILED, RUNNING, Run, lock, open_runs, read_json, write_json
+from moe_cli.runs.folder import COMPLETED, FAILED, RUNNING, Run
+from moe_cli.runs.locks import lock
+from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.tags import set_tags
 from tests.report.folders import complete, set_status, stopped
 
@@ -43,7 +47,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def check(outputs: Path) -> None:
     """What is loaded is what all the files say."""
-    pd.testing.assert_frame_equal(load_runs(outputs), runs_frame(open_runs(outputs)), check_like=True)
+    pd.testing.assert_frame_equal(load_runs(outputs), runs_frame(list_runs_by_age(outputs)), check_like=True)
 
 
 def reads(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -72,7 +76,7 @@ def test_a_second_load_opens_no_run(outputs: Path, monkeypatch: pytest.MonkeyPat
 def test_any_change_is_seen(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results, status, tags and settings written anew, a file edited in place, one gone, runs made, copied and removed."""
     load_runs(outputs)
-    runs = open_runs(outputs / "two")
+    runs = list_runs_by_age(outputs / "two")
     write_json(runs[0].path / "summary.json", {**(runs[0].summary() or {}), "val_bpb": 1.1})
     assert reads(outputs, monkeypatch) == [runs[0].id]
     check(outputs)
@@ -98,7 +102,7 @@ def test_random_changes_in_any_order(outputs: Path) -> None:
     """Twenty-five changes drawn at random; after each the frame is true."""
     draw = random.Random(0)
     for number in range(25):
-        runs = open_runs(outputs)
+        runs = list_runs_by_age(outputs)
         run = draw.choice(runs)
         what = draw.randrange(5)
         if what == 0:
@@ -181,7 +185,9 @@ def test_a_sweeps_folder_uses_it_and_leaves_it(outputs: Path, monkeypatch: pytes
     load_runs(outputs)
     before = (outputs / ".cache" / index_module.NAME).read_bytes()
     assert reads(outputs / "two", monkeypatch) == []
-    pd.testing.assert_frame_equal(load_runs(outputs / "two"), runs_frame(open_runs(outputs / "two")), check_like=True)
+    pd.testing.assert_frame_equal(
+        load_runs(outputs / "two"), runs_frame(list_runs_by_age(outputs / "two")), check_like=True
+    )
     assert (outputs / ".cache" / index_module.NAME).read_bytes() == before
 
 
