@@ -71,7 +71,7 @@ class SubwordTokenizer:
                 return int(added[end])
         ids = self._encode(self._library.encode_batch_fast, SEPARATOR).ids
         if len(ids) == 1 and self._library.id_to_token(ids[0]) != content["model"].get("unk_token"):
-            return ids[0]
+            return int(ids[0])
         raise DataError(
             f"data.tokenizer={self.name} has no token to stand between documents: none of {', '.join(ENDS)}, nor a zero byte."
         )
@@ -172,8 +172,8 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
             "beside vocab.json, config.json and the like."
         )
     library = _parsed(path, text)
-    if reason := probe(text):
-        raise DataError(f"data.tokenizer={path} is not used: {reason}.")
+    if problem := probe(text):
+        raise DataError(f"data.tokenizer={path} is not used: {problem}.")
     known = library.get_vocab(with_added_tokens=True)
     size = max(known.values(), default=-1) + 1
     if not 2 <= size <= MOST_HOLES * len(known) + 1024:
