@@ -12,8 +12,8 @@ from moe_cli.formatting import count, percent, plural, printable, sparkline
 from moe_cli.metrics import MEASURES, Measure
 from moe_cli.report.aggregate import DENSE, PLAIN_KEYS, Row, applies, measures_itself
 from moe_cli.report.load import COUNTS
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import validation_curve
 
 LONGEST_CELL = 36
 CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60

@@ -17,8 +17,8 @@ from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, 
 from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
-from moe_cli.runs.folder import sweep_folder
-from moe_cli.runs.status import ESTIMATES
+from moe_cli.runs.curves import ESTIMATES
+from moe_cli.runs.lookup import sweep_folder
 from moe_cli.sweeps.plan import (
     SweepPlan,
     check_condition,

@@ -12,8 +12,8 @@ from moe_cli.report.columns import never_leave, shorten
 from moe_cli.report.html.content import label_of
 from moe_cli.report.render.charts import DERIVED
 from moe_cli.report.view import View
+from moe_cli.runs.curves import ESTIMATES
 from moe_cli.runs.folder import COMPLETED, Run
-from moe_cli.runs.status import ESTIMATES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
