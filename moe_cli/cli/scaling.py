@@ -107,8 +107,8 @@ def make_point(frame: "pd.DataFrame", text: str) -> "Points":
 
 def _like_largest(frame: "pd.DataFrame", given: set[str]) -> tuple[list[str], int]:
     """The settings of the run with the most training FLOPs, as words, without those that are given; and its vocabulary."""
-    from moe_cli.config.build import show
     from moe_cli.config.compose import load_config
+    from moe_cli.config.ranges import show
     from moe_cli.config.schema import BUDGETS
     from moe_cli.costs.model import cost
     from moe_cli.report.aggregate import rows_of

@@ -16,15 +16,10 @@ from torch import Tensor
 from moe_cli.config.balances import (
     BalanceConfig,
     BiasBalance,
-    EntropyBalance,
-    ImportanceBalance,
-    LoadBalance,
     LossBalance,
     LossFreeBalance,
-    MutualInformationBalance,
     QuantileBalance,
     SwitchBalance,
-    ZBalance,
     methods_of,
 )
 from moe_cli.distributed.collectives import all_reduce_mean, all_reduce_sum
@@ -186,13 +181,13 @@ def _load(routing: Routing) -> Tensor:
     return load_loss(routing.clean_logits, routing.logits, routing.noise_std, top_k)
 
 
-LOSSES: dict[type, Callable[[Routing], Tensor]] = {
-    SwitchBalance: lambda routing: load_balancing_loss(routing, asked=all_reduce_sum(tokens_per_expert(routing))),
-    ImportanceBalance: _importance,
-    LoadBalance: _load,
-    ZBalance: lambda routing: router_z_loss(routing.logits),
-    EntropyBalance: lambda routing: entropy_loss(routing.probs),
-    MutualInformationBalance: lambda routing: mutual_information_loss(routing.probs),
+LOSSES: dict[str, Callable[[Routing], Tensor]] = {
+    "switch": lambda routing: load_balancing_loss(routing, asked=all_reduce_sum(tokens_per_expert(routing))),
+    "importance": _importance,
+    "load": _load,
+    "z": lambda routing: router_z_loss(routing.logits),
+    "entropy": lambda routing: entropy_loss(routing.probs),
+    "mutual_information": lambda routing: mutual_information_loss(routing.probs),
 }
 
 
@@ -218,6 +213,6 @@ def auxiliary_losses(
         elif isinstance(method, SwitchBalance) and method.scope == "sequence":
             each = [load_balancing_loss(routing, num_sequences=num_sequences) for routing in routings]
         else:
-            each = [LOSSES[type(method)](routing) for routing in routings]
+            each = [LOSSES[method.name](routing) for routing in routings]
         losses[method] = torch.stack(each).mean()
     return losses

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.build import did_you_mean, show
+from moe_cli.config.build import did_you_mean
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, percent, plural, printable, sparkline
 from moe_cli.metrics import MEASURES, Measure

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from moe_cli.cli.evaluate import policy_values
-from moe_cli.config.balances import LoadBalance, LossFreeBalance, QuantileBalance, SwitchBalance
+from moe_cli.config.balances import BalanceLoss, LossFreeBalance, QuantileBalance, SwitchBalance
 from moe_cli.config.build import build
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.resolve import Resolved, resolve
@@ -126,8 +126,6 @@ EXEMPT = {
     "train.on_nan": "acts on a loss that is not finite",
     "train.upcycle_from": "needs a dense run",
     "train.precision": "auto is decided by the device where a run first starts, and kept from then on",
-    "balance.convention": "says whose the weight is; it is converted, with a note",
-    "balance.switch.convention": "the same",
     "model.dispatch": "back ends give the same results to rounding",
     "data.dtype": "null is what the header of a file says",
     "data.streaming": "how the same texts are read",
@@ -352,7 +350,7 @@ DO_NOTHING: list[tuple[dict[str, Any], str, Any]] = [
     (BASES["gpt all experts"], "balance", SwitchBalance(weight=1.0)),
     (BASES["gpt all experts"], "balance", LossFreeBalance(bias_update_rate=0.1)),
     (BASES["gpt all experts"], "balance", QuantileBalance()),
-    ({**BASES["gpt all experts"], "router": "noisy_topk"}, "balance", LoadBalance(weight=1.0)),
+    ({**BASES["gpt all experts"], "router": "noisy_topk"}, "balance", BalanceLoss(name="load", weight=1.0)),
     (BASES["gpt one expert a token"], "renormalise_after_drop", True),
     (GPT, "capacity", 2.0),
     (BASES["expert_choice"], "balance", SwitchBalance(weight=1.0)),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_cli.config.data import DigitsData, PlantedData, TextData
+from moe_cli.config.data import PackagedImagesConfig, SyntheticRatingsConfig, TextFilesConfig
 from moe_cli.data.cached import write_checksums
 from moe_cli.data.corpora import load_corpus
 from moe_cli.data.images import load_images
@@ -18,19 +18,19 @@ from tests.tiny import words
 
 
 def _corpus(cache: Path) -> Any:
-    found = load_corpus(TextData(path=str(cache.parent / "text.txt")), 8, cache)
+    found = load_corpus(TextFilesConfig(path=str(cache.parent / "text.txt")), 8, cache)
     return found, [found.train[:].tobytes(), found.val[:].tobytes(), found.starts.tobytes(), found.domain_ids.tobytes()]
 
 
 def _images(cache: Path) -> Any:
-    found = load_images(DigitsData(), cache)
+    found = load_images(PackagedImagesConfig(name="digits"), cache)
     return found, [
         np.asarray(part).tobytes() for split in (found.train, found.val) for part in (split.pixels, split.labels)
     ]
 
 
 def _ratings(cache: Path) -> Any:
-    found = load_ratings(PlantedData(users=30, items=20, clusters=2, num_pairs=400), cache)
+    found = load_ratings(SyntheticRatingsConfig(users=30, items=20, clusters=2, num_pairs=400), cache)
     return found, [part.tobytes() for split in (found.train, found.val) for part in vars(split).values()]
 
 

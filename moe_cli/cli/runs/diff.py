@@ -13,8 +13,8 @@ from moe_cli.cli.plot import ascii_only
 from moe_cli.cli.runs.show import Load, load_of, violation
 from moe_cli.cli.text_chart import plot
 from moe_cli.cli.text_table import Column, print_lines, table_lines
-from moe_cli.config.build import show
 from moe_cli.config.data import HELD_OUT
+from moe_cli.config.ranges import show
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.metrics import eval_windows
 from moe_cli.runs.curves import Curve, number, validation_curves

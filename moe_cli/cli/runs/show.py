@@ -9,7 +9,7 @@ from rich.text import Text
 from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal
 from moe_cli.cli.text_table import print_lines
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.metrics import references, target, written
 from moe_cli.runs.cleanup import size_of

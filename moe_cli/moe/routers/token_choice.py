@@ -17,7 +17,7 @@ from moe_cli.config.routers import (
     ReluConfig,
     SigmoidConfig,
     SwitchConfig,
-    TokenChoice,
+    TokenChoiceConfig,
     TopKConfig,
 )
 from moe_cli.distributed.collectives import all_reduce_mean
@@ -36,7 +36,8 @@ class Router(nn.Module):
         self, d_model: int, num_experts: int, top_k: int, config: object, experts: Experts | None = None
     ) -> None:
         super().__init__()
-        choice = config if isinstance(config, TokenChoice) else TokenChoice()
+        plain = TopKConfig(score="linear", temperature=1.0, null_experts=0)
+        choice = config if isinstance(config, TokenChoiceConfig) else plain
         self.num_experts = num_experts + choice.null_experts
         self.top_k = top_k
         self.temperature = choice.temperature

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.formatting import printable
 from moe_cli.report.aggregate import TOP_LEVEL, Row, applies, comparable, fold, front_of, rows_of, settings_of
 from moe_cli.report.aggregate import score as score_of

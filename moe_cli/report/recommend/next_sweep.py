@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.errors import MoeError
 from moe_cli.report.aggregate import DENSE, EXECUTION, Row, applies, is_baseline
 from moe_cli.report.baseline import differences_to, resolved_point

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, plural, printable
 from moe_cli.metrics import EQUAL, target_of

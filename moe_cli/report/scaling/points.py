@@ -123,7 +123,7 @@ def _usable(run: Mapping[str, Any]) -> bool:
 
 def _label(run: Mapping[str, Any], names: list[str]) -> str:
     """What the law sees of a configuration, and what else tells it apart: expert=16 k=2, 1.05M active, 2.46M tokens."""
-    from moe_cli.config.build import show
+    from moe_cli.config.ranges import show
     from moe_cli.formatting import count
     from moe_cli.report.aggregate import applies
 
