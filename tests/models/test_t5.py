@@ -16,7 +16,8 @@ from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, SwitchConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.models.t5 import T5, distance_buckets
-from moe_cli.moe.layer import MoELayer, moe_layers
+from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.sparse_layer import moe_layers
 from tests.tiny import TINY, randomise, tiny_config
 
 V, L, M = 13, 9, 5
