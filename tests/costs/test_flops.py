@@ -27,6 +27,7 @@ from moe_cli.models.blocks import make_moe_layer
 from moe_cli.models.registry import make_model
 from moe_cli.moe.routers.registry import ROUTERS
 from moe_cli.moe.routers.router import GatedRouter
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import create_run
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.registry import make_task

@@ -324,7 +324,7 @@ def test_moe_layers_come_first_to_last() -> None:
         ({"top_k": 0}, "top_k=0 must be between 1 and num_experts=6."),
         (
             {"router": "tokp"},
-            "router='tokp' is not one of: topk, switch, noisy_topk, sigmoid, sinkhorn, relu, hash, expert_choice, soft, random.",
+            "router='tokp' is not one of: topk, switch, noisy_topk, sigmoid, sinkhorn, relu, hash, expert_choice, random.",
         ),
         ({"router": "switch"}, "k=2: router=switch sends each token to one expert. Use k=1, or router=topk."),
         (
