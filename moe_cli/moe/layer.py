@@ -107,14 +107,15 @@ class MoELayer(SparseLayer):
         """
         length = x.shape[-2] if x.ndim > 1 else 1
         sequences = Sequences(x.shape[:-1].numel() // max(1, length), length, mask)
-        tokens = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
-        if token_ids is not None:
-            token_ids = token_ids.flatten() if mask is None else token_ids[mask]
+        tokens, token_ids = x.reshape(-1, x.shape[-1]), None if token_ids is None else token_ids.flatten()
+        if mask is not None:
+            mask = mask.flatten()
+            tokens, token_ids = tokens[mask], None if token_ids is None else token_ids[mask]
         routing = self.route(tokens, token_ids, sequences, policy)
         y = self.add_shared(self.run_experts(tokens, routing), tokens)
-        if mask is None:
-            return y.view(x.shape), routing
-        return x.new_zeros(x.shape, dtype=y.dtype).index_put((mask,), y), routing
+        if mask is not None:
+            y = y.new_zeros(len(mask), y.shape[1]).index_put((mask,), y)
+        return y.view(x.shape), routing
 
     def route(
         self,

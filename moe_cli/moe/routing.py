@@ -193,7 +193,7 @@ class Sequences:
 
     number: int
     length: int
-    mask: Bool[Tensor, "*batch L"] | None = None
+    mask: Bool[Tensor, "*positions"] | None = None
 
     def ids(self, device: torch.device) -> Int[Tensor, " T"]:
         """The number of the sequence of each token."""

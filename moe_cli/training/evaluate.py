@@ -266,15 +266,15 @@ def evaluating(model: nn.Module, policy: RoutingPolicy, precision: str) -> Itera
 
 
 class PolicyModel(nn.Module):
-    """A model whose sparse layers route by a policy."""
+    """A model whose sparse layers route by a policy; any model, where the policy is what they do by themselves."""
 
     def __init__(self, model: nn.Module, policy: RoutingPolicy) -> None:
         super().__init__()
         self.model = model
-        self.policy = policy
+        self.options = {} if policy == RoutingPolicy() else {"policy": policy}
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        return self.model(*inputs, **options, policy=self.policy)
+        return self.model(*inputs, **options, **self.options)
 
 
 def eval_policy(config: EvalConfig) -> RoutingPolicy:

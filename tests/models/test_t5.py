@@ -65,7 +65,7 @@ def test_every_position_of_the_encoder_sees_all() -> None:
     """What the encoder makes of each token answers to a change of any."""
     model = model_of()
     read, _ = tokens()
-    encode = lambda shown: model._stack(shown, model.encoder_bias, None, [])  # noqa: E731
+    encode = lambda shown: model._stack(shown, model.encoder_bias, None, None)[0]  # noqa: E731
     for place in range(L):
         other = read.clone()
         other[:, place] = (other[:, place] + 1) % V

@@ -405,7 +405,7 @@ def test_scopes_take_their_share_of_the_step() -> None:
     """`sequence` looks at each sequence of the batch, `global` at the counts it is given, `batch` at neither."""
     layers = [collapsed(0)]
     even = [torch.full((E,), 10)]
-    context: dict[str, Any] = {"asked": even, "num_sequences": 2}
+    context: dict[str, Any] = {"step_counts": even, "num_sequences": 2}
     expected = {"batch": E, "sequence": E, "global": 1}
     for scope, loss in expected.items():
         balance = SwitchBalance(scope=scope)  # type: ignore[arg-type]
@@ -432,7 +432,8 @@ def test_a_dense_model_has_no_auxiliary_loss() -> None:
 
 def test_every_balance_is_a_loss_a_bias_or_none() -> None:
     """Each method of the schema has a loss, or sets the bias, or is known to do nothing."""
-    assert {*LOSSES, LossFreeBalance, QuantileBalance, NoBalance, CombinedBalance} == set(get_args(BalanceConfig))
+    others = {SwitchBalance, LossFreeBalance, QuantileBalance, NoBalance, CombinedBalance}
+    assert {*LOSSES, *others} == set(get_args(BalanceConfig))
     for kind in (LossFreeBalance, QuantileBalance):
         assert kind() == bias_method(kind())
-    assert {None} == {bias_method(kind()) for kind in (*LOSSES, NoBalance)} | {bias_method(None)}
+    assert {None} == {bias_method(kind()) for kind in (*LOSSES, SwitchBalance, NoBalance)} | {bias_method(None)}
