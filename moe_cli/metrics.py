@@ -61,7 +61,7 @@ class RoutingMeasure:
     meaning: str
 
 
-# By their names in summary.json; of the load, in `moe runs health`.
+# By their names in summary.json; of the load, in `moe runs experts`.
 ROUTING = {
     "load": RoutingMeasure("load", "0 to E / K", "an expert's assignments over a fair share of them: 1 is fair, 0 is never asked, E / K is asked by every token"),
     "max_violation": RoutingMeasure("MaxVio", "0 to E / K - 1", "(largest load - mean) / mean: 0 is best, all experts are asked alike; at most E / K - 1, every token asks the same K"),

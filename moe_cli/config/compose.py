@@ -402,7 +402,7 @@ def execution_settings(words: Sequence[str]) -> dict[str, Any]:
         if not is_execution(key):
             raise ConfigError(
                 f"--resume takes {key} from the run itself: leave it out.\nWhat may change is how it is carried out: "
-                "launch.procs and its like, train.threads, train.device, log."
+                "launch.num_processes and its like, train.threads, train.device, log."
             )
     return settings
 
