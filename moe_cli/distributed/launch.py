@@ -70,9 +70,9 @@ def leave(code: int) -> NoReturn:
 
 
 def launch(words: Sequence[str], config: LaunchConfig) -> None:
-    """Runs `python WORDS` in `config.procs` processes, until all have ended; torchrun's engine underneath.
+    """Runs `python WORDS` in `config.num_processes` processes, until all have ended; torchrun's engine underneath.
 
-    If one dies the others are stopped, and all start again up to `config.restarts` times: WORDS must go on where the
+    If one dies the others are stopped, and all start again up to `config.max_restarts` times: WORDS must go on where the
     last ones stopped.
 
     Raises:

@@ -35,6 +35,8 @@ WORDS = [
 
 KEYS = [
     (["expret=8"], "no setting 'expret'. Did you mean 'expert'?"),
+    (["num_experts=8"], "no setting 'num_experts'. Here it is 'expert'."),
+    (["model.top_k=2"], "no setting 'model.top_k'. Here it is 'k'."),
     (["lr=0.1"], "no setting 'lr'. Did you mean 'optim.lr'?"),
     (["ruoter=switch"], "no setting 'ruoter'. Did you mean 'router'?"),
     (["zebra=1"], "no setting 'zebra'. All settings: moe config"),
@@ -221,8 +223,8 @@ TOGETHER = [
     ),
     (
         ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.tokenizer=bytes"],
-        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python, asv, hf, "
-        "kjv, mix, shakespeare, text, tiny_shakespeare, torch_sources.",
+        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python, bible_asv, "
+        "bible_kjv, corpora_mix, hf, shakespeare, text, tiny_shakespeare, torch_sources.",
     ),
     (["data=tokens", "data.path=a", "data.vocab_size=1"], "data.vocab_size=1 must be between 2 and 4294967296."),
     (["data=text", "data.path="], "data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER"),
