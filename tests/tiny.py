@@ -15,7 +15,7 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
 from moe_cli.config.tasks import ImageTask, MaskedLM, RatingTask, SpanCorruption
-from moe_cli.execution.forecast import corpus_of
+from moe_cli.execution.data import load_run_data
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.tasks.causal_lm import TextTask
@@ -74,7 +74,7 @@ def tiny_config(path: Path, **changes: Any) -> RunConfig:
 
 
 def tiny_task(config: RunConfig, outputs: Path) -> TextTask:
-    return make_task(config, corpus_of(config, outputs))
+    return make_task(config, load_run_data(config, outputs))
 
 
 def finish(config: RunConfig, outputs: Path, observer: Any = None) -> Run:

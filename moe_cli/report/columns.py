@@ -11,8 +11,8 @@ from moe_cli.errors import ConfigError
 from moe_cli.formatting import plural, printable, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of
 from moe_cli.report.aggregate import DENSE, PLAIN_KEYS, Row, applies, measures_itself
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import validation_curve
 
 LONGEST_CELL = 36
 CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60

@@ -13,11 +13,12 @@ import pandas as pd
 from moe_cli.config.build import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
+from moe_cli.files.reading import read_json
 from moe_cli.formatting import as_utf8, is_utf8
 from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, TEXT_REFERENCE, keys_of
-from moe_cli.runs.folder import FAILED, Run, open_runs, read_json, run_folders, spellings
-from moe_cli.runs.status import find_folder
-from moe_cli.runs.tags import tags_in
+from moe_cli.runs.folder import FAILED, Run
+from moe_cli.runs.lookup import find_folder, list_runs, list_runs_by_age, spellings
+from moe_cli.runs.tags import parse_tags
 
 # What a run has measured, see `moe_cli.metrics`: columns that every frame has.
 UNITS = {key: BY_KEY[key].unit for key in keys_of(SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE)}
@@ -50,7 +51,7 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-    return runs_frame(run_folders(folder))
+    return runs_frame(list_runs(folder))
 
 
 def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
@@ -59,9 +60,9 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
     """
-    found = run_folders(outputs) if outputs.is_dir() else []
+    found = list_runs(outputs) if outputs.is_dir() else []
     if "latest" in names:
-        found = open_runs(outputs)
+        found = list_runs_by_age(outputs)
     chosen = [run for name in names for run in _named(name, found, outputs)] if names else found
     if not chosen:
         raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
@@ -78,7 +79,7 @@ def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
         found = found or [run for run in runs
                           if any(fits(each, text) for each in (run.id, f"{run.group}/{run.id}") for text in spellings(name))]  # fmt: skip
     if not found and (folder := find_folder(outputs, name)):
-        found = open_runs(folder)
+        found = list_runs_by_age(folder)
     if found:
         return found
     if not runs:
@@ -139,7 +140,7 @@ def _read(run: Run) -> dict[str, Any]:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
-    identity.update(created=_number(status.get("created")), tags=list(tags_in(read_json(f"{folder}/tags.json"))))
+    identity.update(created=_number(status.get("created")), tags=list(parse_tags(read_json(f"{folder}/tags.json"))))
     return {**settings, **measured, **identity}
 
 

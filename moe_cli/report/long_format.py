@@ -11,8 +11,9 @@ import pandas as pd
 from moe_cli.errors import RunNotFound
 from moe_cli.metrics import BY_KEY, LAYER_METRICS
 from moe_cli.report.load import text_series
-from moe_cli.runs.folder import Run, open_runs
-from moe_cli.runs.status import Thinning
+from moe_cli.runs.curves import ThinnedCurve
+from moe_cli.runs.folder import Run
+from moe_cli.runs.lookup import list_runs_by_age
 
 Source = str | Path | Run | Iterable[str | Path | Run]
 
@@ -43,7 +44,7 @@ def load_curves(source: Source) -> pd.DataFrame:
 
 
 def drawn_curves(runs: Iterable[Run], metrics: Collection[str]) -> pd.DataFrame:
-    """The same of some metrics, thinned as it is read: see `moe_cli.runs.status.Thinning`."""
+    """The same of some metrics, thinned as it is read: see `moe_cli.runs.curves.ThinnedCurve`."""
     return _curves(runs, frozenset(metrics))
 
 
@@ -99,7 +100,7 @@ def runs_in(source: Source) -> list[Run]:
         folder = Path(each).expanduser().absolute()
         if not folder.is_dir():
             raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-        runs.update((run.path, run) for run in open_runs(folder))
+        runs.update((run.path, run) for run in list_runs_by_age(folder))
     return list(runs.values())
 
 
@@ -113,7 +114,7 @@ def _points(run: Run) -> dict[tuple[int, str], tuple[int | None, float]]:
 
 def _few_points(run: Run, metrics: frozenset[str]) -> dict[tuple[int, str], tuple[int | None, float]]:
     """The same of some metrics, thinned."""
-    curves = {metric: Thinning() for metric in metrics}
+    curves = {metric: ThinnedCurve() for metric in metrics}
     for step, tokens, metric, value in _values(run, metrics):
         curves[metric].add(step, value, tokens)
     return {(int(step), metric): (tokens, value) for metric, curve in curves.items()

@@ -27,8 +27,8 @@ from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make
 from moe_cli.report.load import CORPUS, SETTINGS
 from moe_cli.report.recommend.choice import choose
 from moe_cli.report.recommend.looks import Look, look_at
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, Run
-from moe_cli.runs.status import validation_curve
 
 
 @dataclass(frozen=True)

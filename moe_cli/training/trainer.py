@@ -18,7 +18,8 @@ from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers.token_choice import ReluRouter
 from moe_cli.moe.routing_metrics import dropped_fraction, max_violation, tokens_per_expert
-from moe_cli.runs.folder import RUNNING, Recorder
+from moe_cli.runs.folder import RUNNING
+from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
 from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, newest_whole, take_snapshot
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe

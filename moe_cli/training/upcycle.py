@@ -20,7 +20,7 @@ def upcycle(model: nn.Module, source: Run) -> None:
     then starts as the dense one's function.
 
     Args:
-        model: of the source's shape, `d_expert` equal to its `d_ff`; see `moe_cli.execution.forecast.check_upcycle`.
+        model: of the source's shape, `d_expert` equal to its `d_ff`; see `moe_cli.execution.upcycling.check_upcycle`.
 
     Raises:
         CheckpointError: the source's checkpoint is damaged.

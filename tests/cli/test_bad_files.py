@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from moe_cli.runs.folder import Run, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import Run
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, set_status
 
@@ -185,7 +186,7 @@ def test_a_folder_that_cannot_be_listed_is_named(moe: Moe, outputs: Path, monkey
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr("moe_cli.runs.folder.os.scandir", refuse)
+    monkeypatch.setattr("moe_cli.runs.lookup.os.scandir", refuse)
     for words in (("runs", "ls"), ("report",)):
         result = moe(*words)
         assert 0 == result.exit_code

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import RunBusy, TrainingError
-from moe_cli.runs.folder import open_runs
+from moe_cli.runs.lookup import list_runs_by_age
 
 PAPERS = ", ".join(
     f"paper/{name}"
@@ -165,7 +165,7 @@ def test_a_training_that_nobody_reads_says_why_it_stopped(
             process.stdout.readline()
         process.stdout.close()
         assert 130 == process.wait()
-    (run,) = open_runs(tmp_path)
+    (run,) = list_runs_by_age(tmp_path)
     assert "interrupted" == run.status()["status"]
     assert run.status()["reason"].startswith("stopped at once")
     assert 0 == CliRunner().invoke(app, ["train", "--resume", run.id, "--outputs", str(tmp_path)]).exit_code

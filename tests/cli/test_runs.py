@@ -11,7 +11,9 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.cli.runs.cleanup import parse_age
-from moe_cli.runs.folder import FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import FAILED, INTERRUPTED, PENDING, RUNNING, Run
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, set_status, stopped, sweep_of_three_seeds
 
@@ -43,7 +45,7 @@ def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
     header, *lines = moe("runs", "ls").stdout.splitlines()
     assert header.split()[:5] == ["run", "group", "status", "done", "bits/byte"]
     assert [line.split()[:3] for line in lines] == [
-        [run.id, run.group, run.status()["status"]] for run in open_runs(outputs)
+        [run.id, run.group, run.status()["status"]] for run in list_runs_by_age(outputs)
     ]
     assert lines[0].split()[3:7] == ["100", "%", "1.750", "2h"]
     assert lines[1].endswith("out of memory.")
@@ -51,7 +53,7 @@ def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
 
 def test_ls_chooses(moe: Moe, outputs: Path) -> None:
     """By sweep, by status, by tag; what is left out is not shown, and that nothing is left is said."""
-    done, failed, stopped_run = open_runs(outputs)
+    done, failed, stopped_run = list_runs_by_age(outputs)
     moe("runs", "tag", done.id, "good")
 
     def shown(*words: str) -> list[str]:
@@ -66,7 +68,7 @@ def test_ls_chooses(moe: Moe, outputs: Path) -> None:
 
 def test_tags_are_shown_everywhere(moe: Moe, outputs: Path) -> None:
     """Added, added again, taken away; in ls, show, load_runs and the report's filter."""
-    done, failed, _ = open_runs(outputs)
+    done, failed, _ = list_runs_by_age(outputs)
     assert moe("runs", "tag", done.id, "good", "+baseline").stdout == f"{done.id}   tags good, baseline\n"
     assert moe("runs", "tag", done.id, "good").stderr == f"note: {done.id} already has the tag 'good'.\n"
     assert "good,baseline" in moe("runs", "ls").stdout
@@ -82,7 +84,7 @@ def test_tags_are_shown_everywhere(moe: Moe, outputs: Path) -> None:
 def test_a_configuration_has_the_tags_of_its_seeds(moe: Moe, outputs: Path) -> None:
     """In a report that folds seeds, each tag once."""
     twin = complete(outputs, 1.76, "sparsity", expert=8, k=2, seed=1)
-    first = open_runs(outputs)[0]
+    first = list_runs_by_age(outputs)[0]
     moe("runs", "tag", first.id, "good")
     moe("runs", "tag", twin.id, "good", "late")
     rows = json.loads(moe("report", "--format", "json", "--columns", "runs,tags").stdout)
@@ -91,13 +93,13 @@ def test_a_configuration_has_the_tags_of_its_seeds(moe: Moe, outputs: Path) -> N
 
 def test_rm_and_restore(moe: Moe, outputs: Path) -> None:
     """Removed runs are in no list and no report; restored they are back."""
-    done, failed, _ = open_runs(outputs)
+    done, failed, _ = list_runs_by_age(outputs)
     result = moe("runs", "rm", done.id)
     assert result.stdout.splitlines()[-1] == f"1 run is in the trash. Undo: moe runs restore {done.id}"
     assert done.id not in moe("runs", "ls").stdout + moe("report").stdout
     assert f"sparsity/{done.id}" in moe("runs", "restore").stdout
     assert moe("runs", "restore", done.id).stdout == f"restored sparsity/{done.id}\n"
-    assert done in open_runs(outputs)
+    assert done in list_runs_by_age(outputs)
     assert moe("runs", "rm", "--group", "sparsity", "--yes").exit_code == 0
     assert moe("runs", "restore", "sparsity").stdout.splitlines() == [
         f"restored sparsity/{run.id}" for run in (done, failed)
@@ -107,25 +109,25 @@ def test_rm_and_restore(moe: Moe, outputs: Path) -> None:
 def test_rm_of_several_asks(moe: Moe, outputs: Path) -> None:
     """Where nobody can answer it takes --yes; without it nothing is moved."""
     result = moe("runs", "rm", "--status", "failed,interrupted")
-    assert (result.exit_code, len(open_runs(outputs))) == (2, 3)
+    assert (result.exit_code, len(list_runs_by_age(outputs))) == (2, 3)
     assert "move 2 runs to the trash? There is nobody to ask here: say it with --yes" in result.stderr
     assert moe("runs", "rm", "--status", "failed,interrupted", "--yes").exit_code == 0
-    assert [run.status()["status"] for run in open_runs(outputs)] == ["completed"]
+    assert [run.status()["status"] for run in list_runs_by_age(outputs)] == ["completed"]
 
 
 def test_rm_moves_nothing_if_one_is_at_work(moe: Moe, outputs: Path) -> None:
     """All are asked before the first is moved."""
-    done, *_ = open_runs(outputs)
+    done, *_ = list_runs_by_age(outputs)
     running = stopped(outputs, RUNNING, expert=2, k=1)
     set_status(running, RUNNING, host="elsewhere", heartbeat=time.time())
     result = moe("runs", "rm", done.id, running.id, "--yes")
-    assert (result.exit_code, len(open_runs(outputs))) == (2, 4)
+    assert (result.exit_code, len(list_runs_by_age(outputs))) == (2, 4)
     assert result.stderr == f"error: {running.id} is running: wait for it or stop it.\n"
 
 
 def test_gc_says_and_frees_only_on_request(moe: Moe, outputs: Path) -> None:
     """Without --yes nothing goes; with it, what was asked for, to the byte."""
-    done, failed, _ = open_runs(outputs)
+    done, failed, _ = list_runs_by_age(outputs)
     for step in (10, 20):
         folder = done.path / "checkpoints" / f"step_{step:08d}"
         folder.mkdir(parents=True)
@@ -167,7 +169,7 @@ def test_ages() -> None:
 def test_wrong_words(moe: Moe, outputs: Path, words: list[str], message: str) -> None:
     """One line that says what is wrong and what to do, exit code 2."""
     result = moe("runs", *words)
-    said = result.stderr.replace(str(outputs), "OUTPUTS").replace(open_runs(outputs)[-1].id, "LATEST")
+    said = result.stderr.replace(str(outputs), "OUTPUTS").replace(list_runs_by_age(outputs)[-1].id, "LATEST")
     assert (said, result.exit_code) == (message + "\n", 2)
 
 
@@ -188,7 +190,7 @@ def test_hostile_names_are_shown_harmlessly(moe: Moe, outputs: Path) -> None:
 def test_ls_of_folders_that_are_no_runs(moe: Moe, outputs: Path) -> None:
     """Damaged folders are listed as far as they can be read, and files beside them are no matter."""
     (outputs / "sparsity" / "notes.txt").write_text("x")
-    damaged = open_runs(outputs)[0]
+    damaged = list_runs_by_age(outputs)[0]
     for name in ("status.json", "summary.json", "config.json"):
         (damaged.path / name).write_text("{not json")
     assert [damaged.id, "sparsity", "pending"] in [line.split()[:3] for line in moe("runs", "ls").stdout.splitlines()]
@@ -223,7 +225,7 @@ def test_watch_of_what_has_ended(moe: Moe, outputs: Path) -> None:
         "failed  expert=16 seed=0   out of memory.",
         "1 of 2 runs complete, 1 failed. See: moe report sparsity",
     ]
-    done, failed, stopped_run = open_runs(outputs)
+    done, failed, stopped_run = list_runs_by_age(outputs)
     codes = [moe("runs", "watch", run.id).exit_code for run in (done, failed, stopped_run)]
     assert codes == [0, 1, 1]
     assert "nobody is at work on it. Go on with: moe train --resume" in moe("runs", "watch", stopped_run.id).stdout
@@ -249,7 +251,7 @@ def test_a_named_sweep_in_a_folder_is_found_by_every_command(moe: Moe, tmp_path:
                   ["runs", "rm", "--group", name, "--yes"], ["runs", "restore", name]):  # fmt: skip
         result = moe(*words)
         assert (0, "other" in result.stdout) == (result.exit_code, False), (words, result.output)
-    assert [run.path] == [each.path for each in open_runs(tmp_path / "outputs" / "paper-mine")]
+    assert [run.path] == [each.path for each in list_runs_by_age(tmp_path / "outputs" / "paper-mine")]
 
 
 @pytest.mark.parametrize(

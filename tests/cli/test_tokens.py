@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_cli.runs.folder import find_run
+from moe_cli.runs.lookup import find_run
 from tests.cli.conftest import TINY, Moe
 from tests.data.made_token_files import raw, with_header
 

@@ -26,9 +26,10 @@ from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import BUDGETS, RunConfig, is_execution
 from moe_cli.costs.model import training_steps
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.execution.forecast import corpus_of, vocab_of
+from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.models.registry import make_model
-from moe_cli.runs.folder import Onlooker, Run
+from moe_cli.runs.folder import Run
+from moe_cli.runs.recorder import NullRecorder
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.optimizers import make_optimizers
@@ -263,11 +264,11 @@ class Results:
         return self.known[config.digest]
 
     def _train(self, config: RunConfig) -> object:
-        corpus = corpus_of(config, self.folder)
-        task, size = make_task(config, corpus), vocab_of(config, corpus)
+        corpus = load_run_data(config, self.folder)
+        task, size = make_task(config, corpus), model_vocab_size(config, corpus)
         model = make_model(config, size)
         training = Training(
-            config, Parallel(config.launch, model), task, make_optimizers(config.optim, model), Onlooker(Run(self.folder)),
+            config, Parallel(config.launch, model), task, make_optimizers(config.optim, model), NullRecorder(Run(self.folder)),
             training_steps(config, size), lambda view: None,
         )  # fmt: skip
         torch.manual_seed(config.seed)

@@ -22,13 +22,14 @@ from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
-from moe_cli.execution.forecast import corpus_of, vocab_of
+from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.models.blocks import make_moe_layer
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers.registry import ROUTERS
 from moe_cli.moe.routers.token_choice import Router
-from moe_cli.runs.folder import Recorder, create_run
+from moe_cli.runs.folder import create_run
+from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.trainer import Training
@@ -67,8 +68,11 @@ def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:
 
     Torch counts products of matrices, and no fused recurrent layers, attention or grouped products of a CPU.
     """
-    corpus = corpus_of(config, outputs)
-    model, recorder = make_model(config, vocab_of(config, corpus)), Recorder(create_run(outputs, "runs", config))
+    corpus = load_run_data(config, outputs)
+    model, recorder = (
+        make_model(config, model_vocab_size(config, corpus)),
+        Recorder(create_run(outputs, "runs", config)),
+    )
     optimizers = make_optimizers(config.optim, model)
     training = Training(
         config, Parallel(config.launch, model), make_task(config, corpus), optimizers, recorder, 1, lambda view: None
@@ -92,7 +96,7 @@ def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:
 
 
 def check_step(config: RunConfig, outputs: Path) -> None:
-    costs = cost(config, vocab_of(config, corpus_of(config, outputs)))
+    costs = cost(config, model_vocab_size(config, load_run_data(config, outputs)))
     total, own = step_flops(config, outputs)
     assert total == pytest.approx(costs.flops_per_step, rel=0.02)
     assert own == pytest.approx(costs.optimizer_flops_per_step, rel=0.02)

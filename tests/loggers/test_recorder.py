@@ -16,7 +16,8 @@ from moe_cli.execution.run import run_one
 from moe_cli.loggers import recorder as recorders
 from moe_cli.loggers.logger import Past
 from moe_cli.loggers.recorder import check_loggers, make_recorder
-from moe_cli.runs.folder import FAILED, Recorder, create_run
+from moe_cli.runs.folder import FAILED, create_run
+from moe_cli.runs.recorder import Recorder
 from tests.loggers.runs import begin, logged_config, points, tell
 from tests.tiny import finish
 

@@ -15,7 +15,7 @@ from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
-from moe_cli.execution.run import restore
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.blocks import make_norm
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
@@ -282,7 +282,7 @@ def test_a_model_may_have_more_tokens_than_its_data(text_file: Path, tmp_path: P
     """model.vocab_size is the number of rows; none that stands for no token is ever drawn; fewer than the data is refused."""
     config = tiny_config(text_file, model={"vocab_size": 300}, train={"steps": 2})
     run = finish(config, tmp_path)
-    trained = restore(run, tmp_path)
+    trained = load_trained(run, tmp_path)
     assert (300, 16) == trained.model.embedding.weight.shape == trained.model.head.weight.shape
     assert cost(config, 300).num_params == (run.summary() or {})["params"]
     drawn = list(sample(trained.model, [1], 400, 16, Drawing(50.0), seed=0, vocab_size=256))

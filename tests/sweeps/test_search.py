@@ -14,9 +14,11 @@ from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.files.writing import make_folder
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import make_folder, write_json
 from moe_cli.report.importance import JOURNAL, STUDY, open_journal
-from moe_cli.runs.folder import Run, lock, read_json, write_json
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import lock
 from moe_cli.sweeps import scheduler
 from moe_cli.sweeps.scheduler import Progress, drive
 from moe_cli.sweeps.search import LOST, SearchFeed, counted, open_study, pareto_front

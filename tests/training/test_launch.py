@@ -16,8 +16,10 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.distributed.launch import job, launch, launched, local_processes, rank, restarted
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.execution.machine import pick_device, pick_threads
-from moe_cli.execution.run import for_this_job, main, run_one
-from moe_cli.runs.folder import Run, create_run, open_runs
+from moe_cli.execution.run import run_one, with_launched_world_size
+from moe_cli.execution.worker import main
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 
@@ -47,7 +49,7 @@ def wait_for_checkpoint(outputs: Path, process: subprocess.Popen[str]) -> Run:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return open_runs(outputs)[0]
+    return list_runs_by_age(outputs)[0]
 
 
 def worker(parent: int, number: int) -> int:
@@ -94,11 +96,11 @@ def test_what_a_launcher_says(text_file: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     config = tiny_config(text_file, train={"threads": None})
     assert (False, 0, 1, None, False) == (launched(), rank(), local_processes(), job(), restarted())
-    assert config is for_this_job(config)
+    assert config is with_launched_world_size(config)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     assert (True, 3, 2) == (launched(), rank(), local_processes())
-    assert 4 == for_this_job(config).launch.procs
+    assert 4 == with_launched_world_size(config).launch.procs
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     much = tiny_config(text_file, train={"threads": None, "batch_size": 2**20})
     assert 4 == pick_threads(much)
@@ -173,7 +175,7 @@ def test_a_run_of_several_processes_is_launched(
     asked: list[Any] = []
     monkeypatch.setattr("moe_cli.execution.run.launch", lambda words, config: asked.append((words, config.procs)))
     run_one(run, tmp_path)
-    assert [(["-m", "moe_cli.execution.run", str(run.path), str(tmp_path)], 2)] == asked
+    assert [(["-m", "moe_cli.execution.worker", str(run.path), str(tmp_path)], 2)] == asked
 
     def lose(words: Any, config: Any) -> None:
         raise LostProcess("process 1 of 2 was killed (SIGKILL).")
@@ -199,7 +201,7 @@ def test_two_processes_by_command(command: Any, tmp_path: Path, launcher: str) -
     out, err = process.communicate(timeout=120)
     assert (0, "") == (process.returncode, err)
     assert [1, 1] == [out.count(text) for text in ("  run  ", "done in")]
-    (run,) = open_runs(tmp_path)
+    (run,) = list_runs_by_age(tmp_path)
     assert ("completed", 2) == (run.status()["status"], run.config().launch.procs)
 
 
@@ -220,7 +222,7 @@ def test_a_process_that_dies_ends_the_training(command: Any, tmp_path: Path, tex
     assert 0 == subprocess.run(resume, check=False, capture_output=True).returncode
     undisturbed = start(command("train.steps=150", "launch.procs=2", "--outputs", str(tmp_path / "other")))
     undisturbed.communicate(timeout=120)
-    assert_equal_runs(open_runs(tmp_path / "other")[0], run)
+    assert_equal_runs(list_runs_by_age(tmp_path / "other")[0], run)
 
 
 @pytest.mark.slow
@@ -237,7 +239,7 @@ def test_a_training_starts_again_by_itself(command: Any, tmp_path: Path, launche
     os.kill(worker(process.pid, 1), signal.SIGKILL)
     process.communicate(timeout=120)
     assert 0 == process.returncode
-    assert [run.id] == [each.id for each in open_runs(tmp_path)]
+    assert [run.id] == [each.id for each in list_runs_by_age(tmp_path)]
     assert 150 == (run.summary() or {})["steps"]
     steps = [line["step"] for line in run.metrics() if "train/loss" in line]
     assert sorted(set(steps)) == steps

@@ -181,7 +181,7 @@ def test_what_was_recorded_after_the_checkpoint_is_forgotten(
 
     with monkeypatch.context() as patch:
         if moment == "end":
-            patch.setattr("moe_cli.runs.folder.Recorder.complete", die)
+            patch.setattr("moe_cli.runs.recorder.Recorder.complete", die)
         with pytest.raises(KeyboardInterrupt):
             run_one(run, tmp_path, lambda view: die() if moment == "step" and view.state.step == 7 else None)
     with open(run.path / "metrics.jsonl", "a") as file:
@@ -238,7 +238,7 @@ def test_a_stop_does_not_repeat_steps(text_file: Path, tmp_path: Path, monkeypat
 
 
 def worker(run: Run, outputs: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(outputs)])
+    return subprocess.Popen([sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(outputs)])
 
 
 def slow_config(text_file: Path) -> RunConfig:

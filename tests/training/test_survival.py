@@ -13,7 +13,8 @@ import torch
 from moe_cli.config.balances import LossFreeBalance
 from moe_cli.config.schema import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.errors import TrainingError
-from moe_cli.execution.run import restore, run_one
+from moe_cli.execution.run import run_one
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import checkpoint as checkpoint_module
@@ -237,11 +238,11 @@ def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
     estimates = [[record.get("val/loss") for record in each.metrics()] for each in (plain, run)]
     assert estimates[0] != estimates[1]
     assert (plain.summary() or {})["val_loss"] != (run.summary() or {})["val_loss"]
-    model = restore(run, tmp_path).model
+    model = load_trained(run, tmp_path).model
     saved = latest_checkpoint(run).model_tensors()
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     assert not torch.equal(
-        model.state_dict()["head.weight"], restore(plain, tmp_path).model.state_dict()["head.weight"]
+        model.state_dict()["head.weight"], load_trained(plain, tmp_path).model.state_dict()["head.weight"]
     )
 
 
@@ -272,7 +273,7 @@ def test_the_best_is_kept(text_file: Path, tmp_path: Path, monkeypatch: pytest.M
     run = create_run(tmp_path, "runs", tiny_config(text_file, train=train))
     run_one(run_one(run, tmp_path, stop_at(7)), tmp_path)
     assert ["step_00000012", "step_00000004"] == [path.name for path in run.checkpoints()]
-    assert 4 == find_checkpoint(run, "best").state["step"] == restore(run, tmp_path, "best").step
+    assert 4 == find_checkpoint(run, "best").state["step"] == load_trained(run, tmp_path, "best").step
 
 
 def test_a_clock_that_jumps_changes_nothing(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,8 @@ from moe_cli.execution.run import run_one
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing_metrics import max_violation
-from moe_cli.runs.folder import Recorder, Run, create_run
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint

@@ -13,8 +13,9 @@ from moe_cli.config.routers import HashConfig, NoisyTopKConfig, RandomConfig, Si
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.execution.forecast import NOT_UPCYCLED, check_upcycle, corpus_of, vocab_of
-from moe_cli.execution.run import restore
+from moe_cli.execution.data import load_run_data, model_vocab_size
+from moe_cli.execution.trained_model import load_trained
+from moe_cli.execution.upcycling import NOT_UPCYCLED, check_upcycle
 from moe_cli.models.registry import MODELS, make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.runs.folder import Run
@@ -78,7 +79,7 @@ def evaluated(model: torch.nn.Module, config: RunConfig, outputs: Path) -> float
 
 
 def make_fresh(config: RunConfig, outputs: Path) -> torch.nn.Module:
-    return make_model(config, vocab_of(config, corpus_of(config, outputs))).eval()
+    return make_model(config, model_vocab_size(config, load_run_data(config, outputs))).eval()
 
 
 def upcycled(config: RunConfig, dense: Run, outputs: Path) -> torch.nn.Module:
@@ -108,7 +109,7 @@ def test_every_family_starts_as_its_dense_run(
     model = upcycled(config, dense, outputs)
     assert moe_layers(model)
     found = evaluated(model, config, outputs)
-    trained = restore(dense, outputs)
+    trained = load_trained(dense, outputs)
     assert evaluated(trained.model, trained.config, outputs) == pytest.approx(found, rel=1e-5)
     fresh = make_fresh(config, outputs)
     assert found < evaluated(fresh, config, outputs) - 1e-3

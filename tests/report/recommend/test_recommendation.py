@@ -12,10 +12,11 @@ from typer.testing import CliRunner, Result
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError, MoeError
+from moe_cli.files.writing import write_json
 from moe_cli.report.aggregate import fold, rows_of
 from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.recommend.text import memo
-from moe_cli.runs.folder import FAILED, Run, write_json
+from moe_cli.runs.folder import FAILED, Run
 from tests.report.folders import complete, stopped
 from tests.report.test_long_format import write_lines
 

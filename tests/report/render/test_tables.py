@@ -11,6 +11,7 @@ import pytest
 from moe_cli import load_runs
 from moe_cli.config.compose import load_config
 from moe_cli.errors import ConfigError
+from moe_cli.files.writing import write_json
 from moe_cli.formatting import count, percent, printable
 from moe_cli.report.aggregate import PLAIN_KEYS, fold, rows_of, settings_of, shared_with_dense
 from moe_cli.report.baseline import baseline_command
@@ -19,7 +20,7 @@ from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import UNITS, flatten
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text, table_lines
 from moe_cli.report.view import Question, View, make_view
-from moe_cli.runs.folder import FAILED, PENDING, write_json
+from moe_cli.runs.folder import FAILED, PENDING
 from tests.report.folders import complete, configure, stopped, sweep_of_three_seeds
 
 

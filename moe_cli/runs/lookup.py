@@ -1,0 +1,135 @@
+"""Finds runs and sweeps: every run of a folder, and the runs that a name on the command line means."""
+
+import os
+from pathlib import Path
+
+from moe_cli.config.build import did_you_mean
+from moe_cli.errors import RunNotFound
+from moe_cli.files.reading import note_unreadable, read_json, time_in
+from moe_cli.runs.folder import Run
+from moe_cli.runs.status import modified_ns
+
+
+def list_runs_by_age(path: Path) -> list[Run]:
+    """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
+    return sorted(list_runs(path), key=lambda run: (_created(run), run.id))
+
+
+def list_runs(path: Path) -> list[Run]:
+    """The same in no order, without opening a file. What lies in folders whose names begin with a dot is left out."""
+    if is_run(path):
+        return [Run(path)]
+    runs, groups = _runs_in(path)
+    return runs + [run for group in groups for run in _runs_in(group)[0]]
+
+
+def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
+    """The run folders of a folder, and its other folders; what cannot be looked into is noted."""
+    runs, others = [], []
+    try:
+        entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    except OSError as error:
+        note_unreadable(path, f"cannot be listed: {error.strerror}")
+        return [], []
+    for entry in entries:
+        try:
+            if not entry.is_dir():
+                continue
+        except OSError as error:
+            note_unreadable(entry.path, f"cannot be looked into: {error.strerror}")
+            continue
+        if is_run(entry.path):
+            runs.append(Run(path / entry.name))
+        else:
+            others.append(path / entry.name)
+    return runs, others
+
+
+def is_run(folder: Path | str) -> bool:
+    """Whether it is the folder of a run: it has a config.json, of whatever kind and state."""
+    try:
+        os.lstat(os.path.join(folder, "config.json"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        note_unreadable(folder, f"cannot be looked into: {error.strerror}")
+        return False
+    return True
+
+
+def _created(run: Run) -> float:
+    status = read_json(run.path / "status.json") or {}
+    return time_in(status.get("created")) or 0.0
+
+
+def sweep_folder(name: str) -> str:
+    """The folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
+    return name.replace("/", "-")
+
+
+def spellings(name: str) -> list[str]:
+    """The name as it is typed, as the folder of a sweep, and as a run in such a folder: paper/x, paper-x, paper-x/RUN."""
+    sweep, slash, last = name.rpartition("/")
+    return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
+
+
+def find_run(outputs: Path, name: str) -> Run:
+    """The run a user means: a folder, `latest`, a run id or the beginning of just one.
+
+    Raises:
+        RunNotFound: none, or more than one.
+    """
+    for folder in (Path(os.path.expanduser(name)), *(outputs / each for each in spellings(name))):
+        if is_run(folder):
+            return Run(folder.absolute())
+    runs = list_runs_by_age(outputs) if outputs.is_dir() else []
+    if not runs:
+        raise RunNotFound(f"no run '{name}': there are no runs in {outputs}. Make one: moe train")
+    if name == "latest":
+        return runs[-1]
+    found = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(f"{run.group}/{run.id}" for run in found[:4]) + (", ..." if len(found) > 4 else "")
+        raise RunNotFound(f"'{name}' could be {len(found)} runs: {listed}. Give more of the name.")
+    raise RunNotFound(f"no run '{name}' in {outputs}. The newest is {runs[-1].id}; 'latest' means it.")
+
+
+def find_folder(outputs: Path, name: str) -> Path | None:
+    """The folder with runs that a user means: that of a sweep, by its name (paper/x or paper-x), or any other."""
+    places = [*(outputs / each for each in spellings(name)), Path(name).expanduser().absolute()]
+    return next((folder for folder in places if folder.is_dir() and list_runs(folder)), None)
+
+
+def find_runs(outputs: Path, name: str | None) -> list[Run]:
+    """The runs of a sweep or in a folder, in no order; without a name, all of them.
+
+    Raises:
+        RunNotFound: there is no such sweep or folder, or it holds no run.
+    """
+    if name is None:
+        runs = list_runs(outputs)
+        if not runs:
+            raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
+        return runs
+    if folder := find_folder(outputs, name):
+        return list_runs(folder)
+    groups = sorted({run.group for run in list_runs(outputs)})
+    hint = did_you_mean(name, groups) or (f" There are: {', '.join(groups[:8])}." if groups else "")
+    raise RunNotFound(f"no runs in a sweep or folder '{name}' of {outputs}.{hint}")
+
+
+def newest_sweep(outputs: Path) -> str:
+    """The sweep that was begun or worked on last; of folders other than `runs`, unless there is no other.
+
+    Raises:
+        RunNotFound: there are no runs.
+    """
+    groups: dict[str, float] = {}
+    for run in find_runs(outputs, None):
+        groups[run.group] = max(groups.get(run.group, 0.0), modified_ns(str(run.path / "status.json")) / 1e9)
+    sweeps = {name: seen for name, seen in groups.items() if name != "runs"} or groups
+    return max(sweeps, key=lambda name: sweeps[name])
