@@ -66,7 +66,7 @@ def train(
     device = pick_device(config.train.device)  # before a folder is made
     run = run or _open(config, folder, force)
     print_notes(_begun_before(run, repeated=new))
-    if config.launch.procs > 1 and not launched():
+    if config.launch.num_processes > 1 and not launched():
         _launch(console, run, config, folder, as_json)
     else:
         with _read(run):

@@ -24,7 +24,7 @@ def should_compile(config: RunConfig, vocab_size: int, device: str) -> bool:
     """
     if config.train.compile != "auto":
         return config.train.compile == "on"
-    if config.launch.procs > 1 or device != "cpu":
+    if config.launch.num_processes > 1 or device != "cpu":
         return False
     steps = training_steps(config, vocab_size)
     if steps is None:

@@ -50,7 +50,7 @@ def check_step_memory(config: RunConfig, vocab_size: int) -> None:
 def _refusal(config: RunConfig, costs: Cost) -> str | None:
     """What to say of a run that needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
     total = total_memory_bytes()
-    need = memory_bytes(costs) + int((config.launch.procs - 1) * PROCESS_BYTES)
+    need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
     if total is None or need <= MAX_MEMORY_RATIO * total or (config.train.device != "cpu" and visible_gpus()):
         return None
     return (

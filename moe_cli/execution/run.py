@@ -45,7 +45,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     if run.summary() is not None:
         return run
     config = with_launched_world_size(run.config())
-    if config.launch.procs > 1 and not launched():
+    if config.launch.num_processes > 1 and not launched():
         return run_launched(run, ["-m", "moe_cli.execution.worker", str(run.path), str(outputs)], config)
     # Of several processes the first holds the folder, and writes for all.
     with lock(run.path) if rank() == 0 else nullcontext():
@@ -64,7 +64,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
 
 
 def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
-    """The same by `python WORDS` in config.launch.procs processes. Raises TrainingError, KeyboardInterrupt: see `launch`."""
+    """The same by `python WORDS` in config.launch.num_processes processes. Raises TrainingError, KeyboardInterrupt: see `launch`."""
     try:
         launch(words, config.launch)
     except LostProcess as error:
@@ -74,7 +74,7 @@ def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
 
 def with_launched_world_size(config: RunConfig) -> RunConfig:
     """The configuration for the processes that a launcher has started, if one has. Raises ConfigError: it cannot be."""
-    return replace(config, launch=replace(config.launch, procs=processes())) if launched() else config
+    return replace(config, launch=replace(config.launch, num_processes=processes())) if launched() else config
 
 
 def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, observer: Any) -> None:

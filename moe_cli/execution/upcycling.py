@@ -1,4 +1,4 @@
-"""The dense run that train.upcycle names: found, and checked to fit the model that starts from it."""
+"""The dense run that train.upcycle_from names: found, and checked to fit the model that starts from it."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -27,9 +27,9 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
         RunNotFound: there is no such run.
         ConfigError: its weights do not fit.
     """
-    if config.train.upcycle is None:
+    if config.train.upcycle_from is None:
         return None
-    given, source = f"train.upcycle={config.train.upcycle}", find_run(outputs, config.train.upcycle)
+    given, source = f"train.upcycle_from={config.train.upcycle_from}", find_run(outputs, config.train.upcycle_from)
     dense, model = source.config(), config.model
     if getattr(config.router, "score", None) == "activation":
         raise ConfigError(
@@ -68,7 +68,7 @@ def resolve_upcycle_source(config: RunConfig, outputs: Path) -> RunConfig:
         return config
     path, root = source.path.resolve(), outputs.resolve()
     place = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-    return replace(config, train=replace(config.train, upcycle=place))
+    return replace(config, train=replace(config.train, upcycle_from=place))
 
 
 def _token_identity(data: DataConfig, tokenizer_sha256: str | None = None) -> object:
@@ -102,9 +102,9 @@ def _differing_settings(config: RunConfig, dense: RunConfig) -> Iterator[tuple[s
         if ours != theirs:
             yield f"model.{name}", ours, theirs
     if isinstance(config.task, SpanCorruption) and isinstance(dense.task, SpanCorruption):
-        ours, theirs = config.task.sentinels, dense.task.sentinels
+        ours, theirs = config.task.num_sentinels, dense.task.num_sentinels
         if ours != theirs:  # each is a row of the embedding
-            yield "task.sentinels", ours, theirs
+            yield "task.num_sentinels", ours, theirs
 
 
 def _held_out(config: RunConfig) -> dict[str, Any]:

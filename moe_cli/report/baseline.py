@@ -134,7 +134,7 @@ def baseline_command(row: Row, choice: Mapping[str, Any] = DENSE) -> str:
     """`moe train expert=1`, or another choice, with every setting in which the configuration differs from the defaults."""
     shared = shared_with_dense([name for name in row if "." in name])
     # A dense model starts from its initial weights: there are no experts to make of another's.
-    wanted = {name: row[name] for name in shared if name != "train.upcycle"}
+    wanted = {name: row[name] for name in shared if name != "train.upcycle_from"}
     try:
         words = _words({**choice}, wanted)
     except MoeError:

@@ -395,7 +395,7 @@ def test_a_dense_run_becomes_experts(moe: Moe, settings: list[str], tmp_path: Pa
     """train and sweep start from it; what does not fit is refused before a folder is made; the source may go later."""
     assert moe("train", "expert=1", *settings).exit_code == 0
     (dense,) = list_runs_by_age(tmp_path / "outputs")
-    grown = ["train.upcycle=gpt-dense", *settings]  # which will soon fit the sweep's own dense run too
+    grown = ["train.upcycle_from=gpt-dense", *settings]  # which will soon fit the sweep's own dense run too
     result = moe("train", "expert=4", *grown)
     assert result.exit_code == 2
     assert "Add: match=none model.d_expert=32" in " ".join(result.stderr.split())
@@ -404,7 +404,7 @@ def test_a_dense_run_becomes_experts(moe: Moe, settings: list[str], tmp_path: Pa
     result = moe("sweep", "expert=1,4", "match=none", "model.d_expert=32", *grown, "-j", 1)
     assert result.exit_code == 0, result.output
     for run in list_runs_by_age(tmp_path / "outputs" / "sweep"):
-        assert run.config().train.upcycle == f"runs/{dense.id}"
+        assert run.config().train.upcycle_from == f"runs/{dense.id}"
     shutil.rmtree(dense.path)
     grown_run = next(run for run in list_runs_by_age(tmp_path / "outputs") if run.config().expert == 4)
     assert moe("eval", grown_run.id).exit_code == 0

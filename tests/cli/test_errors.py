@@ -33,7 +33,7 @@ WRONG = {
     "sample latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
     "sample latest --temperature inf": "error: --temperature inf is not a number. Use 0 to 2.",
     "sample latest --prompt \udcff": "error: --prompt is not UTF-8 text.",
-    "train --resume latest expert=8": "error: --resume takes expert from the run itself: leave it out.\nWhat may change is how it is carried out: launch.procs and its like, train.threads, train.device, log.",
+    "train --resume latest expert=8": "error: --resume takes expert from the run itself: leave it out.\nWhat may change is how it is carried out: launch.num_processes and its like, train.threads, train.device, log.",
     "train --resume latest --config-dir .": "error: --resume takes the settings from the run itself. Leave --config-dir out.",
     "config --groups expert=8": "error: --groups lists every choice. Leave settings and --diff out.",
     "sample latest --prompt=": "error: --prompt is empty: give at least one character.",
@@ -41,7 +41,7 @@ WRONG = {
     "config expert=two": "error: expert=two is not a whole number.",
     "sweep expert=8": "error: nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
     "Or name a sweep: moe config --groups",
-    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, experts, granularity, isoflop, router, scaling, shared, sparsity, tune, "
+    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, experts, granularity, isoflop, learning_rate, router, scaling, shared_experts, sparsity, "
     + PAPERS
     + ". "
     "Or give values: moe sweep k=1,2",

@@ -232,7 +232,7 @@ def test_many_and_missing_choices(text_file: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "piece"), [
-    ({"model": {"moe_every": 2}}, "L1 is layer 2 of 2; 1 of these is dense: one network for all tokens."),
+    ({"model": {"moe_layer_freq": 2}}, "L1 is layer 2 of 2; 1 of these is dense: one network for all tokens."),
     ({"model": {"shared_experts": 2}}, "Beside them 2 shared experts of each layer answer for every token: never chosen, not shown."),
     ({"router": TopKConfig(null_experts=2)}, "E5 to E6 compute nothing (null experts)."),
     ({"router": ReluConfig()}, "As many experts answer as have a score above zero; weights need not sum to 1."),

@@ -41,9 +41,9 @@ V = 40
 FAMILIES: dict[str, dict[str, Any]] = {"gpt": {}, **TINY}
 OPTIMIZERS = {
     "muon": MuonConfig(),
-    "muon, sparse": MuonConfig(sparse_experts=True, ema=0.9),
+    "muon, sparse": MuonConfig(skip_idle_experts=True, ema_decay=0.9),
     "adamw": AdamWConfig(),
-    "adamw, sparse": AdamWConfig(sparse_experts=True),
+    "adamw, sparse": AdamWConfig(skip_idle_experts=True),
     "sgd": SGDConfig(),
 }
 BIDIRECTIONAL = {"model": BERTConfig(**dataclasses.asdict(TINY["bert"]["model"])), "task": MaskedLM()}
@@ -128,8 +128,8 @@ def test_a_training_step_with_every_router_costs_what_torch_counts(
 
 @pytest.mark.usefixtures("even_load")
 def test_experts_that_are_not_asked_cost_the_optimizer_nothing(text_file: Path, tmp_path: Path) -> None:
-    """Of 32 experts 16 tokens ask 16, and with optim.sparse_experts Muon has as many to orthogonalise."""
-    optim = MuonConfig(sparse_experts=True)
+    """Of 32 experts 16 tokens ask 16, and with optim.skip_idle_experts Muon has as many to orthogonalise."""
+    optim = MuonConfig(skip_idle_experts=True)
     config = tiny_config(text_file, expert=32, k=1, optim=optim, train={"batch_size": 1})
     all_of_them = cost(replace(config, optim=MuonConfig()), V).optimizer_flops_per_step
     assert cost(config, V).optimizer_flops_per_step < 0.75 * all_of_them
@@ -172,7 +172,7 @@ def draw_config(router: type[RouterConfig], draw: random.Random) -> RunConfig:
     shared = draw.choice([0, 0, 1, 2])
     sizes = {
         "num_layers": 1, "num_heads": 1, "d_model": draw.choice([16, 40]), "d_ff": 32, "d_expert": draw.choice([5, 24]),
-        "context_length": 32, "expert_kind": draw.choice(["glu", "mlp"]), "activation": draw.choice(["silu", "relu2"]),
+        "context_length": 32, "ffn_type": draw.choice(["glu", "mlp"]), "activation": draw.choice(["silu", "relu2"]),
         "shared_experts": shared, "shared_gate": shared > 0 and draw.choice([False, True]),
         "expert_dropout": draw.choice([0.0, 0.2]),
     }  # fmt: skip

@@ -149,7 +149,7 @@ def test_a_plan_looks_at_each_corpus_once(text_file: Path, tmp_path: Path, monke
 
 
 def test_nothing_to_start_from(text_file: Path, tmp_path: Path) -> None:
-    """Without train.upcycle a model starts from scratch, and no run is looked for."""
+    """Without train.upcycle_from a model starts from scratch, and no run is looked for."""
     assert check_upcycle(tiny_config(text_file), tmp_path / "nowhere") is None
 
 
@@ -167,10 +167,10 @@ def test_a_model_of_another_shape_is_refused(
 ) -> None:
     """The message names the setting and what to add."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
-    config = tiny_config(text_file, **changes, train={"upcycle": dense.id})
+    config = tiny_config(text_file, **changes, train={"upcycle_from": dense.id})
     with pytest.raises(ConfigError) as error:
         check_upcycle(config, tmp_path)
-    assert f"train.upcycle={dense.id}" in str(error.value)
+    assert f"train.upcycle_from={dense.id}" in str(error.value)
     assert message in str(error.value)
 
 
@@ -183,7 +183,7 @@ def test_another_share_of_the_same_data_is_refused(
 ) -> None:
     """The dense run may have learned from what this one is judged by; of other data nobody can say."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
-    fits = {"model": {"d_expert": 32}, "train": {"upcycle": dense.id}}
+    fits = {"model": {"d_expert": 32}, "train": {"upcycle_from": dense.id}}
     config = tiny_config(text_file, **fits, data=held_out)
     with pytest.raises(
         ConfigError, match=rf"may have learned from what this run holds out of the same data. Add: {add}"
@@ -197,22 +197,22 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
     fits = {"model": {"d_expert": 32}}
     sparse = finish(tiny_config(text_file), tmp_path)
     with pytest.raises(ConfigError, match=r"is itself sparse \(4x2\)"):
-        check_upcycle(tiny_config(text_file, **fits, train={"upcycle": sparse.id}), tmp_path)
+        check_upcycle(tiny_config(text_file, **fits, train={"upcycle_from": sparse.id}), tmp_path)
     begun = create_run(tmp_path, "runs", tiny_config(text_file, expert=1, k=1, seed=5))
     with pytest.raises(ConfigError, match=rf"has no checkpoint. Finish it: moe train --resume {begun.id}"):
-        check_upcycle(tiny_config(text_file, **fits, train={"upcycle": begun.id}), tmp_path)
+        check_upcycle(tiny_config(text_file, **fits, train={"upcycle_from": begun.id}), tmp_path)
     other = tmp_path / "other.txt"
     other.write_text(words(4000, seed=3))
     of_chars = {"data": TextData(path=str(other), tokenizer="chars", bpe_vocab=None)}
     dense = finish(tiny_config(text_file, expert=1, k=1, **of_chars), tmp_path)
-    reader = tiny_config(text_file, **fits, train={"upcycle": dense.id})
+    reader = tiny_config(text_file, **fits, train={"upcycle_from": dense.id})
     with pytest.raises(ConfigError, match="reads other tokens: its data are text, chars"):
         check_upcycle(reader, tmp_path)
     check_upcycle(replace(reader, **of_chars), tmp_path)
     with pytest.raises(RunNotFound, match="no run 'gpt-nothing'"):
-        check_upcycle(tiny_config(text_file, train={"upcycle": "gpt-nothing"}), tmp_path)
-    with pytest.raises(ConfigError, match=r"train\.upcycle=latest means another run"):
-        tiny_config(text_file, train={"upcycle": "latest"})
+        check_upcycle(tiny_config(text_file, train={"upcycle_from": "gpt-nothing"}), tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.upcycle_from=latest means another run"):
+        tiny_config(text_file, train={"upcycle_from": "latest"})
 
 
 def test_one_tokenizer_reads_many_texts(text_file: Path, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_one_tokenizer_reads_many_texts(text_file: Path, tmp_path: Path) -> None
     other.write_text(words(6000, seed=3))
     first, second = (TextData(path=str(path), tokenizer=str(files[0])) for path in (text_file, other))
     dense = finish(tiny_config(text_file, expert=1, k=1, data=first), tmp_path)
-    fits = {"model": {"d_expert": 32}, "train": {"upcycle": dense.id}}
+    fits = {"model": {"d_expert": 32}, "train": {"upcycle_from": dense.id}}
     check_upcycle(tiny_config(text_file, **fits, data=second), tmp_path)
     check_upcycle(tiny_config(text_file, **fits, data=replace(second, tokenizer=str(files[1]))), tmp_path)
     with pytest.raises(ConfigError, match="reads other tokens"):
@@ -240,7 +240,7 @@ def test_experts_that_score_themselves_cannot_be_copies(text_file: Path, tmp_pat
     """Equal experts have equal activations: every token would go to those of the lowest index."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
     config = tiny_config(
-        text_file, model={"d_expert": 32}, router=TopKConfig(score="activation"), train={"upcycle": dense.id}
+        text_file, model={"d_expert": 32}, router=TopKConfig(score="activation"), train={"upcycle_from": dense.id}
     )
     with pytest.raises(ConfigError, match=r"makes all experts equal, and router\.score=activation"):
         check_upcycle(config, tmp_path)
@@ -250,9 +250,9 @@ def test_the_source_is_pinned(text_file: Path, tmp_path: Path) -> None:
     """Whatever name it was given, a run keeps its source's place; one from elsewhere its whole path."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
     for name in (dense.id, "gpt-dense", str(dense.path)):
-        config = tiny_config(text_file, model={"d_expert": 32}, train={"upcycle": name})
-        assert resolve_upcycle_source(config, tmp_path).train.upcycle == f"runs/{dense.id}"
-    assert resolve_upcycle_source(config, tmp_path / "other").train.upcycle == str(dense.path)
+        config = tiny_config(text_file, model={"d_expert": 32}, train={"upcycle_from": name})
+        assert resolve_upcycle_source(config, tmp_path).train.upcycle_from == f"runs/{dense.id}"
+    assert resolve_upcycle_source(config, tmp_path / "other").train.upcycle_from == str(dense.path)
     plain = tiny_config(text_file)
     assert resolve_upcycle_source(plain, tmp_path) is plain
 
@@ -278,7 +278,7 @@ def test_what_is_compiled(text_file: Path, train: dict[str, Any], device: str, e
 def test_nothing_is_compiled_where_it_cannot_be(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """auto leaves it out in several processes; and a run without a C++ compiler goes without, and records that."""
     long = {"steps": None, "minutes": 60.0}
-    together = tiny_config(text_file, train=long, launch=LaunchConfig(procs=2))
+    together = tiny_config(text_file, train=long, launch=LaunchConfig(num_processes=2))
     assert not should_compile(together, 256, "cpu")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)

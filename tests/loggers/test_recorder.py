@@ -138,6 +138,6 @@ def test_of_several_processes_the_first_logs(text_file: Path, tmp_path: Path) ->
     """Two that train together leave one event file, with all that is recorded."""
     from tests.loggers.test_tensorboard import rounded, scalars
 
-    run = finish(logged_config(text_file, "tensorboard", launch={"procs": 2}), tmp_path)
+    run = finish(logged_config(text_file, "tensorboard", launch={"num_processes": 2}), tmp_path)
     assert 1 == len(list((run.path / "tensorboard").iterdir()))
     assert rounded(points(run)) == scalars(run)

@@ -379,7 +379,7 @@ def test_the_next_sweep_keeps_the_baseline_that_was_typed(tmp_path: Path) -> Non
 def test_the_dense_baseline_of_an_upcycled_configuration_is_trained_from_the_start(tmp_path: Path) -> None:
     """A dense model cannot start from another's weights: its command says nothing of them."""
     for balance, loss in (("none", 1.7), ("switch", 1.9)):
-        complete(tmp_path, loss, "mine", balance=balance, train__upcycle="some-run")
+        complete(tmp_path, loss, "mine", balance=balance, train__upcycle_from="some-run")
     (command,) = (line for line in report(tmp_path, "mine").stdout.splitlines() if "expert=1 " in line + " ")
     assert "moe train expert=1" in command
     assert "upcycle" not in command

@@ -113,7 +113,7 @@ def test_a_sweep_killed_at_random_is_as_one_undisturbed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["train.compile=off", "launch.procs=2"])
+@pytest.mark.parametrize("setting", ["train.compile=off", "launch.num_processes=2"])
 def test_a_killed_sweep_leaves_nothing_running(command: Command, tmp_path: Path, setting: str) -> None:
     """When the sweep itself is killed its workers save and stop: none is left, and each has a checkpoint."""
     process = subprocess.Popen(command(tmp_path, "expert=1,4", "k=1", "train.steps=1000000", setting))

@@ -105,7 +105,7 @@ FAILURES: dict[str, tuple[Break, list[str]]] = {
     "no device": (nothing, ["train.device=cuda:7"]),
     "no library of a logger": (nothing, ["log=wandb"]),
     "no data": (no_data, []),
-    "no run to start from": (nothing, ["train.upcycle=nosuch"]),
+    "no run to start from": (nothing, ["train.upcycle_from=nosuch"]),
     "a run cannot be moved": (second_move_fails, []),
     "a folder cannot be made": (folders_cannot_be_made, []),
 }

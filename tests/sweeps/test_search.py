@@ -364,8 +364,8 @@ def preview_configs(asked: SearchPlan, outputs: Path) -> list[RunConfig]:
 
 
 def test_a_named_search(tmp_path: Path) -> None:
-    """conf/sweep/tune says space, trials and pruning; words on the line fix a setting, or vary another."""
-    tune = plan_search(["tune", "optim.lr=0.03", "k=1,2"], SearchOptions(trials=3), composer=Composer())
+    """conf/sweep/learning_rate says space, trials and pruning; words on the line fix a setting, or vary another."""
+    tune = plan_search(["learning_rate", "optim.lr=0.03", "k=1,2"], SearchOptions(trials=3), composer=Composer())
     assert (["optim.adam_lr", "balance.weight", "k"], 3, "asha") == (list(tune.space), tune.trials, tune.prune)
     assert 0.03 == tune.fixed["optim.lr"]
 

@@ -203,7 +203,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     changes = {"data": TextData(path=str(folder), packing=packing, tokenizer=tokenizer, val_fraction=0.3,
                                 bpe_vocab=300 if tokenizer == "bpe" else None)}  # fmt: skip
     if family == "bert":
-        changes["task"] = MaskedLM(pseudo_tokens=8)
+        changes["task"] = MaskedLM(pseudo_perplexity_tokens=8)
     config = config_of(folder, packing, family, **changes, train={"checkpoint_every": 3})
     whole = finish(config, tmp_path / "whole")
     stopped = create_run(tmp_path / "stopped", "runs", config)
@@ -230,7 +230,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         (["balance.scope=sequence", "data.packing=pad"], "data.packing=pad: balance.scope=sequence takes windows of one length. Use data.packing=isolate"),
         (["model=t5", "data.packing=pad"], "data.packing=pad: spans are taken out of whole windows. Use data.packing=concat"),
         (["train.grad_accumulation=2", "data.packing=pad"], "data.packing=pad: train.grad_accumulation averages windows of one length. Use data.packing=isolate"),
-        (["launch.procs=2", "data.packing=pad"], "data.packing=pad: launch.procs divides windows of one length. Use data.packing=isolate"),
+        (["launch.num_processes=2", "data.packing=pad"], "data.packing=pad: launch.num_processes divides windows of one length. Use data.packing=isolate"),
     ],
 )  # fmt: skip
 def test_what_is_refused(given: list[str], message: str) -> None:

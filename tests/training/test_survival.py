@@ -1,4 +1,4 @@
-"""What train.on_nan, train.keep_best and optim.ema promise, and loss spikes."""
+"""What train.on_nan, train.keep_best and optim.ema_decay promise, and loss spikes."""
 
 import errno
 import itertools
@@ -230,7 +230,7 @@ def test_the_average_of_weights_is_its_closed_form() -> None:
 def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
     """Evaluations and restored models use the average; training goes on from the weights themselves."""
     plain = finish(tiny_config(text_file), tmp_path)
-    run = finish(tiny_config(text_file, optim={"ema": 0.9}), tmp_path)
+    run = finish(tiny_config(text_file, optim={"ema_decay": 0.9}), tmp_path)
     first, second = (each.checkpoints()[0] / "model.safetensors" for each in (plain, run))
     assert first.read_bytes() == second.read_bytes()
     losses = [[record["train/loss"] for record in each.metrics() if "train/loss" in record] for each in (plain, run)]
@@ -246,14 +246,14 @@ def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("optim", [SGDConfig(), SGDConfig(sparse_experts=True, momentum=0.5, weight_decay=0.1, ema=0.9),
-                                   MuonConfig(ema=0.99), AdamWConfig(ema=0.5)])  # fmt: skip
+@pytest.mark.parametrize("optim", [SGDConfig(), SGDConfig(skip_idle_experts=True, momentum=0.5, weight_decay=0.1, ema_decay=0.9),
+                                   MuonConfig(ema_decay=0.99), AdamWConfig(ema_decay=0.5)])  # fmt: skip
 def test_resume_is_exact_with_every_optimizer_and_average(text_file: Path, tmp_path: Path, optim: Any) -> None:
     config = tiny_config(text_file, expert=16, k=1, optim=optim, train=TRAIN)
     stopped = finish(config, tmp_path, stop_at(3))
     whole, resumed = finish(config, tmp_path), run_one(stopped, tmp_path)
     assert_equal_runs(whole, resumed)
-    if optim.ema is not None:
+    if optim.ema_decay is not None:
         files = [run.checkpoints()[0] / "ema.safetensors" for run in (whole, resumed)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -269,7 +269,7 @@ def test_the_best_is_kept(text_file: Path, tmp_path: Path, monkeypatch: pytest.M
         return result
 
     monkeypatch.setattr(Training, "_evaluate", evaluate)
-    train = {"steps": 12, "eval_every": 2, "checkpoint_every": 5, "keep": 1, "keep_best": True}
+    train = {"steps": 12, "eval_every": 2, "checkpoint_every": 5, "keep_checkpoints": 1, "keep_best": True}
     run = create_run(tmp_path, "runs", tiny_config(text_file, train=train))
     run_one(run_one(run, tmp_path, stop_at(7)), tmp_path)
     assert ["step_00000012", "step_00000004"] == [path.name for path in run.checkpoints()]

@@ -27,7 +27,7 @@ def default_workers(plans: Sequence[RunEstimate]) -> int:
 
     Never more than memory bears.
     """
-    procs = max(plan.config.launch.procs for plan in plans)
+    procs = max(plan.config.launch.num_processes for plan in plans)
     on_gpu = [plan.config.train.device in ("auto", "cuda") for plan in plans]
     gpus = len(visible_gpus()) if any(on_gpu) else 0
     most = (gpus or count_cores() // max(plan.threads for plan in plans)) // procs
@@ -134,7 +134,7 @@ class LocalPool:
 
     def _forks(self, config: RunConfig) -> bool:
         compiled = should_compile(config, config.model.vocab_size or 256, "cpu")
-        return self._warm and self._on_cpu(config) and config.launch.procs == 1 and not compiled
+        return self._warm and self._on_cpu(config) and config.launch.num_processes == 1 and not compiled
 
     def _on_cpu(self, config: RunConfig) -> bool:
         device = config.train.device
@@ -159,7 +159,7 @@ class LocalPool:
         if config.train.device not in ("auto", "cuda"):
             return ()
         load = Counter(name for place in self._places for name in place.gpus)
-        return tuple(sorted(self.gpus, key=lambda name: load[name])[: config.launch.procs])
+        return tuple(sorted(self.gpus, key=lambda name: load[name])[: config.launch.num_processes])
 
     def _need(self, run: Run) -> int:
         if run.path not in self._needs:

@@ -241,7 +241,7 @@ def test_the_next_sweep_can_be_run_and_counts_what_is_done(tmp_path: Path, setti
 
 def test_the_next_sweep_leaves_to_each_machine_how_it_runs(tmp_path: Path) -> None:
     """Threads, evaluations and checkpoints of the runs there are, which change no result, are not asked for again."""
-    how = {"train__threads": 1, "train__eval_every": 7, "launch__procs": 2}
+    how = {"train__threads": 1, "train__eval_every": 7, "launch__num_processes": 2}
     make(tmp_path, 1.83, {**DENSE, **how})
     make(tmp_path, 1.70, {**EIGHT, **how})
     command = found(tmp_path)[0].next

@@ -362,7 +362,7 @@ def test_losses_of_unlike_tasks_are_ranked_apart(tmp_path: Path) -> None:
 
 def test_the_line_of_the_baseline_is_folded(tmp_path: Path) -> None:
     """However many settings vary."""
-    many = {"data": "kjv", "optim": "adamw", "model__num_layers": 2, "model__d_model": 64, "train__steps": 600}
+    many = {"data": "bible_kjv", "optim": "adamw", "model__num_layers": 2, "model__d_model": 64, "train__steps": 600}
     for expert in (1, 8):
         complete(tmp_path, 2.0 - 0.1 * expert, expert=expert)
         complete(tmp_path, 2.1 - 0.1 * expert, expert=expert, **many)

@@ -40,7 +40,7 @@ def planned(
 ) -> RunEstimate:
     """A plan whose weights take so much memory."""
     train = {"threads": threads, "device": device, "batch_size": 36}
-    config = tiny_config(path, train=train, launch=LaunchConfig(procs=procs))
+    config = tiny_config(path, train=train, launch=LaunchConfig(num_processes=procs))
     (plan,) = estimate_runs([config], outputs, 1e9)
     return replace(plan, cost=replace(plan.cost, state_bytes=int(gigabytes * GB), activation_bytes=0))
 
@@ -112,7 +112,7 @@ def test_gpus_are_handed_out_to_the_runs_that_use_them(
     pool = LocalPool(tmp_path, 9)
     devices = ("auto", "cpu", "cuda", "cuda:1", "auto", "auto")
     runs = make(tmp_path, text_file, *({"train": {"device": device}} for device in devices))
-    runs += make(tmp_path, text_file, {"train": {"device": "auto"}, "launch": {"procs": 2}})
+    runs += make(tmp_path, text_file, {"train": {"device": "auto"}, "launch": {"num_processes": 2}})
     given = [pool.start(run).environment.get("CUDA_VISIBLE_DEVICES") for run in runs]
     assert ["4", None, "5", None, "GPU-7", "4", "5,GPU-7"] == given
     pool._places.pop(0)  # the first one ends
@@ -129,7 +129,7 @@ def test_gpus_are_handed_out_to_the_runs_that_use_them(
         ({"train": {"device": "auto"}}, ("0",), True, False),
         ({"train": {"device": "cuda:0"}}, ("0",), True, False),
         ({"train": {"compile": True}}, (), True, False),
-        ({"launch": {"procs": 2}}, (), True, False),
+        ({"launch": {"num_processes": 2}}, (), True, False),
         ({}, (), False, False),
     ],
 )
