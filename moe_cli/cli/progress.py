@@ -246,7 +246,7 @@ def _left_of(each: RunStatus, now: float) -> str:
 
 
 def _load(load: float | None) -> str:
-    return "" if load is None else f"load {percent(load, signed=True)}"
+    return "" if load is None else f"MaxVio {percent(load, signed=True)}"
 
 
 def _alarm(load: float | None) -> str:

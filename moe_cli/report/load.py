@@ -13,43 +13,14 @@ from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
 from moe_cli.files.reading import read_json
 from moe_cli.formatting import as_utf8, is_utf8
+from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, TEXT_REFERENCE, keys_of
 from moe_cli.runs.folder import FAILED, Run
 from moe_cli.runs.lookup import find_runs, list_runs
 from moe_cli.runs.tags import parse_tags
 
-UNITS = {
-    "params": "parameters",
-    "active_params": "parameters",
-    "flops_per_token": "FLOP per training token, of model and optimizer",
-    "val_loss": "nats per token, or what the task answers for",
-    "val_bpb": "bits per byte",
-    "tokens_per_second": "tokens per second",
-    "max_violation": "share above the mean load",
-    "dropped_fraction": "share of assignments",
-    "dead_experts": "share of experts",
-    "forward_flops_per_token": "FLOP per token",
-    "model_flops_per_token": "FLOP per training token, forward and backward",
-    "optimizer_flops_per_step": "FLOP per step",
-    "val_perplexity": "perplexity per token",
-    "val_tokens": "tokens",
-    "val_bytes": "bytes",
-    "capacity_val_loss": "nats per token, or what the task answers for",
-    "eval_context": "tokens",
-    "train_loss": "nats per token, or what the task answers for",
-    "routing_entropy": "share of the most possible",
-    "mean_routing_entropy": "share of the most possible",
-    "load_cv": "standard deviation over mean load",
-    "token_specialisation": "share of the most possible",
-    "domain_specialisation": "share of the most possible",
-    "null_fraction": "share of assignments",
-    "router_saturation": "share of the final choices",
-    "steps": "steps",
-    "tokens": "tokens",
-    "seconds": "seconds",
-    "bigram_bpb": "bits per byte",
-    "gzip_bpb": "bits per byte",
-}
-COUNTS = ("params", "active_params", "val_tokens", "val_bytes", "steps", "tokens")
+# What a run has measured, see `moe_cli.metrics`: columns that every frame has.
+UNITS = {key: BY_KEY[key].unit for key in keys_of(SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE)}
+COUNTS = tuple(key for key in UNITS if BY_KEY[key].whole)
 # Columns that lead to folders.
 PATHS = ("path", "baseline_path")
 IDENTITY = ("run", "group", "status", "reason", "created", "path", "tags")

@@ -42,7 +42,7 @@ def standing_of(runs: list[Run], waiting: int = 0) -> Standing:
 def going_on(outputs: Path, step: int, started: float = NOW - 100, **settings: int) -> Run:
     run = stopped(outputs, RUNNING, group="sparsity", **settings)
     set_status(run, RUNNING, host="elsewhere", heartbeat=time.time(), started=started, step=step, steps=100)
-    line = '{"step": %d, "val/loss_estimate": 1.36, "val/bpb_estimate": 1.96, "val/max_violation": 0.41, "val/dead_experts": 0.125, "tokens_per_second": 24100}\n'
+    line = '{"step": %d, "val/loss": 1.36, "val/bpb": 1.96, "val/max_violation": 0.41, "val/dead_experts": 0.125, "tokens_per_second": 24100}\n'
     (run.path / "metrics.jsonl").write_text(line % step)
     return run
 
@@ -70,7 +70,7 @@ def test_the_panel_says_what_matters(mixed: Standing) -> None:
     """Counts, the running run's step, loss, speed and experts, the best beside the dense model, and the reason of failure."""
     text = "\n".join(render(panel(mixed, {}, 160, 24, NOW), 160))
     for part in ("13/18", "12 done", "2 running", "1 failed", "3 waiting", "step 50/100", "val 1.360", "24.1k tok/s",
-                 "load +41 %", "dead 12 %", "1m 40s left", "starting", "1.718 +- 0.020 bits/byte", "dense 1.840", "3 seeds",
+                 "MaxVio +41 %", "dead 12 %", "1m 40s left", "starting", "1.718 +- 0.020 bits/byte", "dense 1.840", "3 seeds",
                  "out of memory: lower train.batch_size"):  # fmt: skip
         assert part in text, part
     assert "and more" not in text
