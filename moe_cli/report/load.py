@@ -59,7 +59,8 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
         RunNotFound: a name that means no run, or no runs at all.
     """
     every = list_runs(outputs)
-    chosen = [run for name in names or [None] for run in find_runs(outputs, name, every)]
+    asked: list[str | None] = [*names] if names else [None]
+    chosen = [run for name in asked for run in find_runs(outputs, name, every)]
     return runs_frame(list({run.path.resolve(): run for run in chosen}.values()))
 
 
