@@ -18,14 +18,15 @@ from moe_cli.runs.folder import Run
 def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[str, Any]:
     """The results: one evaluation over the whole validation split, and what it took to get there."""
     from moe_cli.distributed import collectives
-    from moe_cli.training.evaluate import MEASURES, eval_policy, evaluate
+    from moe_cli.metrics import LAYER_METRICS
+    from moe_cli.training.evaluate import eval_policy, evaluate
 
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
     policy = eval_policy(config.eval)
     eval_with = partial(evaluate, model, precision=config.train.precision)
     result = eval_with(task, size, policy=policy)
-    routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
+    routing: dict[str, float | None] = {**dict.fromkeys(LAYER_METRICS), **(result.routing_metrics() or {})}
     limited = eval_with(task, size, policy=replace(policy, capacity_factor=config.capacity)) if config.drops else None
     hardest = task.hardest()
     pseudo = eval_with(hardest, size, policy=policy).perplexity if hardest else None

@@ -42,7 +42,7 @@ def standing_of(runs: list[Run], waiting: int = 0) -> Standing:
 def going_on(outputs: Path, step: int, started: float = NOW - 100, **settings: int) -> Run:
     run = stopped(outputs, RUNNING, group="sparsity", **settings)
     set_status(run, RUNNING, host="elsewhere", heartbeat=time.time(), started=started, step=step, steps=100)
-    line = '{"step": %d, "val/loss_estimate": 1.36, "val/bpb_estimate": 1.96, "val/max_violation": 0.41, "val/dead_experts": 0.125, "tokens_per_second": 24100}\n'
+    line = '{"step": %d, "val/loss": 1.36, "val/bpb": 1.96, "val/max_violation": 0.41, "val/dead_experts": 0.125, "tokens_per_second": 24100}\n'
     (run.path / "metrics.jsonl").write_text(line % step)
     return run
 
@@ -70,7 +70,7 @@ def test_the_panel_says_what_matters(mixed: Standing) -> None:
     """Counts, the running run's step, loss, speed and experts, the best beside the dense model, and the reason of failure."""
     text = "\n".join(render(panel(mixed, {}, 160, 24, NOW), 160))
     for part in ("13/18", "12 done", "2 running", "1 failed", "3 waiting", "step 50/100", "val 1.360", "24.1k tok/s",
-                 "load +41 %", "dead 12 %", "1m 40s left", "starting", "1.718 +- 0.020 bits/byte", "dense 1.840", "3 seeds",
+                 "MaxVio +41 %", "dead 12 %", "1m 40s left", "starting", "1.718 +- 0.020 bits/byte", "dense 1.840", "3 seeds",
                  "out of memory: lower train.batch_size"):  # fmt: skip
         assert part in text, part
     assert "and more" not in text
@@ -159,6 +159,10 @@ def sweep_at_hand(outputs: Path) -> tuple[SweepPlan, list[Run]]:
     return plan, plan.open(outputs)
 
 
+def labelled(plan: SweepPlan, runs: list[Run]) -> dict[Run, str]:
+    return {run: point.label for run, point in zip(runs, plan.points, strict=True)}
+
+
 def finish(run: Run, val_bpb: float) -> None:
     set_status(run, COMPLETED)
     write_json(run.path / "summary.json", summary(run, run.config(), val_bpb))
@@ -169,7 +173,7 @@ def test_a_sweep_prints_a_line_for_each_end(tmp_path: Path) -> None:
     plan, runs = sweep_at_hand(tmp_path)
     console = Console(file=io.StringIO(), width=80)
     progress = Progress(len(runs))
-    with SweepDisplay(console, plan, runs, runs) as display:
+    with SweepDisplay(console, labelled(plan, runs), runs) as display:
         display(progress)
         progress.waiting -= 1
         finish(runs[0], 1.7)
@@ -197,9 +201,9 @@ def test_a_sweep_counts_what_was_done_before(tmp_path: Path) -> None:
     finish(runs[0], 1.7)
     set_status(runs[1], FAILED, reason="x")
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    with SweepDisplay(console, plan, runs, []) as display:
+    with SweepDisplay(console, labelled(plan, runs), []) as display:
         before = display._standing(Progress())
-    with SweepDisplay(console, plan, runs, [runs[1]]) as display:
+    with SweepDisplay(console, labelled(plan, runs), [runs[1]]) as display:
         again = display._standing(Progress(1))
     assert (len(before.done), len(before.failed), before.waiting) == (1, 1, 0)
     assert (len(again.done), len(again.failed), again.waiting) == (1, 0, 1)
@@ -209,7 +213,7 @@ def test_a_terminal_gets_a_panel(tmp_path: Path) -> None:
     """It is drawn, and gone when the display ends; the lines above it stay."""
     plan, runs = sweep_at_hand(tmp_path)
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
-    with SweepDisplay(console, plan, runs, runs) as display:
+    with SweepDisplay(console, labelled(plan, runs), runs) as display:
         display(Progress(len(runs)))
         assert isinstance(console.file, io.StringIO)
         assert "2 waiting" in console.file.getvalue()

@@ -37,6 +37,7 @@ from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.execution.worker import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, main
 from moe_cli.files.writing import write_json
+from moe_cli.metrics import LAYER_METRICS
 from moe_cli.moe.backends import dispatch
 from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.runs.folder import Run, create_run
@@ -44,7 +45,7 @@ from moe_cli.runs.locks import lock
 from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.causal_lm import TextTask
-from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
+from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
 from tests.tiny import finish, tiny_config, words
 
 PROMISED = {
@@ -104,7 +105,7 @@ def test_a_dense_run_has_nulls_where_there_is_no_router(text_file: Path, tmp_pat
     run = finish(tiny_config(text_file, expert=1, k=1, train={"steps": 1}), tmp_path)
     content = summary(run)
     assert set(content) >= PROMISED
-    assert all(content[key] is None for key in ("router", "balance", "capacity", "router_saturation", *MEASURES))
+    assert all(content[key] is None for key in ("router", "balance", "capacity", "router_saturation", *LAYER_METRICS))
     assert content["params"] == content["active_params"]
     assert [] == run.routing()
 
