@@ -71,6 +71,12 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
     return runs_frame(chosen)
 
 
+def title_of(frame: pd.DataFrame, names: Collection[str]) -> str:
+    """The title of a report on these runs: the names given, or the only sweep."""
+    groups = frame["group"].unique()
+    return " ".join(names) or (str(groups[0]) if len(groups) == 1 else "all runs")
+
+
 def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
     found = [run for run in runs if run.group in spellings(name)] or [run for run in runs if run.id == name]
     if name == "latest":
