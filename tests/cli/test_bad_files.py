@@ -112,7 +112,7 @@ def test_a_bad_file_stops_no_list(moe: Moe, outputs: Path, damage: str) -> None:
         assert good.id in result.stdout or "8x2" in result.stdout
         lines = [line for line in result.stderr.splitlines() if line.startswith("unreadable: ")]
         assert {str(bad[name]) for name in opened} == {line.split()[1] for line in lines}
-    for words in (("runs", "gc"), ("runs", "diff", good.path, bad["routing.jsonl"].parent)):
+    for words in (("runs", "clean"), ("runs", "diff", good.path, bad["routing.jsonl"].parent)):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
 
@@ -144,7 +144,7 @@ def test_a_bad_note_in_a_sweep_or_in_the_trash_stops_nothing(moe: Moe, outputs: 
     result = moe("report", "good")
     assert (0, None) == (result.exit_code, result.exception)
     assert f"unreadable: {bad[1]} " in result.stderr
-    for words in (("runs", "restore"), ("runs", "gc", "--older-than", "0d")):
+    for words in (("runs", "restore"), ("runs", "clean", "--older-than", "0d")):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
         assert f"unreadable: {trashed} " in result.stderr
@@ -171,7 +171,7 @@ def test_values_of_other_types_stop_nothing(moe: Moe, outputs: Path, value: Any)
             (run.path / name).write_text("\n".join(json.dumps(change(json.loads(each))) for each in records) + "\n")
             result = moe("runs", "show", run.path)
             assert (name, 0, None) == (name, result.exit_code, result.exception)
-    for words in (("runs", "ls"), ("runs", "ls", "--json"), ("report",), ("recommend",), ("runs", "gc")):
+    for words in (("runs", "ls"), ("runs", "ls", "--json"), ("report",), ("recommend",), ("runs", "clean")):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
 

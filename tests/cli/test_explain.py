@@ -171,7 +171,7 @@ WRONG = {
     ("latest", "a", "-o", "no/such.html"): "no folder no: make it, or name another.",
     ("latest", "a", "-o", "a.html", "--json"): "--json prints, --output writes a page: give one of them.",
     ("latest", "a" * 16_385): "the text has 16,385 tokens: 16,384 are the most. Give a part of it.",
-    ("nobody", "a"): "no run 'nobody' in OUTPUTS. The newest is RUN; 'latest' means it.",
+    ("absent", "a"): "no sweep, run or folder 'absent' in OUTPUTS. See: moe runs ls",
 }  # fmt: skip
 
 

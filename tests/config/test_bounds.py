@@ -121,7 +121,7 @@ ARGUMENTS = {
     ("sweep",): ["k=1,oops", "--dry-run"],
     ("sample",): ["latest"],
     ("explain",): ["latest", "text"],
-    ("runs", "health"): ["latest"],
+    ("runs", "experts"): ["latest"],
     ("plan",): [],
     ("bench",): [],
     ("bench", "step"): ["expert=0"],

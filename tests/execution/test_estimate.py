@@ -209,7 +209,7 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reads other tokens: its data are text, chars"):
         check_upcycle(reader, tmp_path)
     check_upcycle(replace(reader, **of_chars), tmp_path)
-    with pytest.raises(RunNotFound, match="no run 'gpt-nothing'"):
+    with pytest.raises(RunNotFound, match="no sweep, run or folder 'gpt-nothing'"):
         check_upcycle(tiny_config(text_file, train={"upcycle_from": "gpt-nothing"}), tmp_path)
     with pytest.raises(ConfigError, match=r"train\.upcycle_from=latest means another run"):
         tiny_config(text_file, train={"upcycle_from": "latest"})

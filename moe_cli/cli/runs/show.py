@@ -53,7 +53,7 @@ def run_record(run: Run) -> dict[str, Any]:
     """Everything `moe runs show` knows, for programs."""
     each, curve = read_status(run), validation_curve(run)
     return {
-        "run": run.id, "group": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
+        "run": run.id, "sweep": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
         "created": each.created or None, "step": each.step, "steps": each.steps or None, "tags": list(each.tags),
         "settings": changed_settings(run), "results": each.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
