@@ -132,7 +132,7 @@ def test_a_terminal_without_utf8_gets_ascii(tmp_path: Path) -> None:
         (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     words = "import sys; from moe_cli.cli.app import main; sys.argv[0] = 'moe'; main()"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MOE_OUTPUTS": str(outputs)}
-    for command in (["diff", runs[0].id, runs[1].id], ["show", runs[0].id], ["health", runs[0].id]):
+    for command in (["diff", runs[0].id, runs[1].id], ["show", runs[0].id], ["experts", runs[0].id]):
         found = subprocess.run(
             [sys.executable, "-c", words, "runs", *command], env=environment, capture_output=True, check=False
         )
