@@ -48,7 +48,7 @@ REFERENCES = {
 
 @dataclass(frozen=True)
 class RoutingMeasure:
-    """How a text's routing is measured, in the words of the README's table.
+    """How a text's routing is measured, in the words of docs/reference/metrics.md.
 
     Attributes:
         label: as a column's heading.

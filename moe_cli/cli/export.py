@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moe_cli.report.html import Source
     from moe_cli.report.view import View
 
-ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".parquet", ".png", ".svg")
+ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".png", ".svg")
 Html = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write one page for a browser, which needs no network. Another's page is never replaced."),
@@ -86,10 +86,6 @@ def _content(ending: str, view: "View", paths: list[str], title: str) -> str | b
         from moe_cli.report.render.figures import figure_bytes
 
         return figure_bytes(view, ending, title)
-    if ending == ".parquet":
-        from moe_cli.report.render.parquet import parquet_bytes
-
-        return parquet_bytes(view)
     from moe_cli.report.importance import searched
     from moe_cli.report.render.latex import latex_text
     from moe_cli.report.render.tables import csv_text, json_text, markdown_text

@@ -63,7 +63,7 @@ def baseline_runs_elsewhere(
     seen = {Path(path).resolve() for path in frame["path"]}
     runs = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
     found = {path: run for run in runs if (path := run.path.resolve()) not in seen}
-    others = runs_frame(list(found.values()), outputs)
+    others = runs_frame(list(found.values()))
     wanted = [*([] if baseline is None else [baseline]), *declared_baselines(frame), DENSE]
     fitting = [row["path"] for row in rows_of(others)
                if row["status"] == COMPLETED and any(is_baseline(row, each) for each in wanted)]  # fmt: skip

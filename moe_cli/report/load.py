@@ -4,30 +4,17 @@ import gc
 import math
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from moe_cli.config.build import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
 from moe_cli.formatting import as_utf8, is_utf8
-from moe_cli.report.run_cache import (
-    FEWEST,
-    FILES,
-    PER_FILE,
-    Column,
-    Index,
-    encode,
-    join,
-    read_index,
-    settled,
-    stamps_of,
-    write_index,
-)
-from moe_cli.runs.folder import FAILED, INTERRUPTED, RUNNING, Run, is_run, open_runs, read_json, run_folders, spellings
+from moe_cli.runs.folder import FAILED, Run, open_runs, read_json, run_folders, spellings
 from moe_cli.runs.status import find_folder
 from moe_cli.runs.tags import tags_in
 
@@ -92,9 +79,7 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-    runs = run_folders(folder)
-    nested = any(run.path.parent != folder for run in runs) and not is_run(folder)
-    return runs_frame(runs, folder if nested else folder.parent, keep=nested)
+    return runs_frame(run_folders(folder))
 
 
 def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
@@ -111,7 +96,7 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
         raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
     if names:
         chosen = list({run.path.resolve(): run for run in chosen}.values())
-    return runs_frame(chosen, outputs, keep=not names)
+    return runs_frame(chosen)
 
 
 def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
@@ -131,102 +116,43 @@ def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
     raise RunNotFound(f"no sweep, run or folder '{name}' in {outputs}.{hint} Without a name: all runs.")
 
 
-def runs_frame(runs: Sequence[Run], outputs: Path | None = None, keep: bool = False) -> pd.DataFrame:
-    """One row per run, oldest first; see `load_runs`.
-
-    Args:
-        outputs: what is known of them from the index of this folder is not read again; None: everything is read.
-        keep: the runs are all there are in this folder, and what was read goes into its index.
-    """
+def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run, oldest first; see `load_runs`."""
     collecting = gc.isenabled()
     gc.disable()  # of millions of small objects that all stay: a third of the time
     try:
-        columns = _columns(runs, outputs, keep)
-        order = _oldest_first(columns, runs)
-        return _frame(columns, [runs[place] for place in order], np.array(order, dtype=np.int64))
+        read = sorted(((_read(run), run) for run in runs), key=lambda each: (each[0]["created"] or 0.0, each[1].id))
+        return _frame([row for row, _ in read], [run for _, run in read])
     finally:
         if collecting:
             gc.enable()
 
 
-def _columns(runs: Sequence[Run], outputs: Path | None, keep: bool) -> dict[str, Column]:
-    """What the folders say, run after run, from the index where it still holds."""
-    index = read_index(outputs) if outputs is not None else None
-    if index is None and not (outputs is not None and keep and len(runs) >= FEWEST):
-        return encode([_read(run)[0] for run in runs])
-    stamps = stamps_of(runs)  # before reading: what changes meanwhile is read again the next time
-    keys = [f"{run.group}/{run.id}" if run.path.parent.parent == outputs else str(run.path) for run in runs]
-    known = {key: place for place, key in enumerate(index.keys)} if index else {}
-    places = np.array([known.get(key, -1) for key in keys], dtype=np.int64)
-    held = places >= 0
-    if index:
-        held[held] = (index.stamps[places[held]] == stamps[held]).all(axis=1)
-    missing: list[int] = np.flatnonzero(~held).tolist()
-    read = [_read(runs[place]) for place in missing]
-    fresh = [row for row, _ in read]
-    old = {name: column.take(places[held]) for name, column in index.columns.items()} if index else {}
-    joined = join(old, encode(fresh), (int(held.sum()), len(fresh)))
-    back = np.empty(len(runs), dtype=np.int64)
-    back[[*np.flatnonzero(held).tolist(), *missing]] = np.arange(len(runs))
-    columns = {name: Column(column.values, column.codes[back]) for name, column in joined.items()}
-    if keep and outputs is not None:
-        lasting = held.copy()
-        # What is there and could not be read may be read the next time.
-        there = stamps.reshape(len(runs), len(FILES), PER_FILE)[missing, :, 0] != -1
-        whole = [not any(here and not known for here, known in zip(seen, known_files, strict=True))
-                 for seen, (_, known_files) in zip(there, read, strict=True)]  # fmt: skip
-        lasting[missing] = [good and not _at_work(row) for good, row in zip(whole, fresh, strict=True)]
-        lasting &= settled(stamps)
-        if (lasting & ~held).sum() >= FEWEST:
-            chosen = np.flatnonzero(lasting)
-            kept = {name: column.take(chosen) for name, column in columns.items()}
-            write_index(outputs, Index([keys[place] for place in chosen], stamps[chosen], kept))
-    return columns
-
-
-def _at_work(row: Mapping[str, Any]) -> bool:
-    """Whether the status may change without a file doing so: a run that says it is running is asked, every time."""
-    return row["status"] in (RUNNING, INTERRUPTED)
-
-
-def _oldest_first(columns: Mapping[str, Column], runs: Sequence[Run]) -> list[int]:
-    column = columns.get("created", Column([], np.full(len(runs), -1)))
-    times = [float(value) if isinstance(value, int | float) else 0.0 for value in column.values] + [0.0]
-    created = [times[code] for code in column.codes]
-    return sorted(range(len(runs)), key=lambda place: (created[place], runs[place].id))
-
-
-def _frame(columns: dict[str, Column], runs: Sequence[Run], order: "np.ndarray") -> pd.DataFrame:
-    there = [name for name, column in columns.items() if (column.codes >= 0).any()]
-    names = dict.fromkeys([*IDENTITY, *SETTINGS, *UNITS, *CORPUS, *there])
+def _frame(rows: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> pd.DataFrame:
     where = {
         "run": [run.id for run in runs],
         "group": [run.group for run in runs],
         "path": [str(run.path) for run in runs],
     }
-    nothing = Column([], np.full(len(runs), -1, dtype=np.int32))
+    names = dict.fromkeys([*IDENTITY, *SETTINGS, *UNITS, *CORPUS, *chain.from_iterable(rows)])
     made = {}
     # Settings stand last, so that what was measured is seen first.
     for name in sorted(names, key=lambda name: name in ("drop", "match") or "." in name):
         if name in where:
             made[name] = text_series(name, where[name])
-            continue
-        column = columns.get(name, nothing)
-        # The last value is that of runs without such an entry, whose place is -1.
-        made[as_utf8(name)] = _series(name, [*column.values, None]).take(column.codes[order]).reset_index(drop=True)
-    if "tags" in made:  # a list of its own for every row
-        made["tags"] = pd.Series([list(tags) if tags else [] for tags in made["tags"]], dtype="object")
+        else:
+            made[as_utf8(name)] = _series(name, [row.get(name) for row in rows])
     frame = pd.DataFrame(made)
     frame.attrs["units"] = {**UNITS, "created": "seconds since 1970"}
     return frame
 
 
-def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
-    """What a folder says, but for where it lies; and which of FILES were read whole."""
-    folder = str(run.path)  # of ten thousand runs, path objects would take a tenth of the time
-    files = [(read_sealed if name == "summary.json" else read_json)(f"{folder}/{name}") for name in FILES]
-    config, results, said, tags = files
-    status = run.really(said or {}, results is not None)
+def _read(run: Run) -> dict[str, Any]:
+    """The settings, results and status of a run."""
+    folder = str(run.path)  # path objects would take a tenth of the time
+    config = read_json(f"{folder}/config.json")
+    results = read_sealed(f"{folder}/summary.json")
+    status = run.really(read_json(f"{folder}/status.json") or {}, results is not None)
     state, reason = str(status.get("status")), status.get("reason")
     try:
         settings = flatten(config or {})
@@ -234,15 +160,16 @@ def _read(run: Run) -> tuple[dict[str, Any], tuple[bool, ...]]:
         config, settings = None, {}
     if not config:
         state, reason, results = FAILED, "config.json cannot be read", {}
+    else:
+        run.fits(config)
     if "data.val_fraction" in settings:  # of runs from before there was one
         settings.setdefault("data.test_fraction", 0.0)
     if settings.get("expert") == 1:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
-    identity.update(created=_number(status.get("created")), tags=list(tags_in(tags)))
-    fits = not config or run.fits(config)
-    return {**settings, **measured, **identity}, tuple(content is not None and fits for content in files)
+    identity.update(created=_number(status.get("created")), tags=list(tags_in(read_json(f"{folder}/tags.json"))))
+    return {**settings, **measured, **identity}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

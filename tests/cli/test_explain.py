@@ -268,8 +268,8 @@ def test_windows_and_drops_are_said(text_file: Path) -> None:
 
 
 def test_measures_are_explained_in_the_words_of_the_readme(text_file: Path) -> None:
-    """Range and meaning of every measure shown stand in the README's table, and on the screen beside the values."""
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Measures\n")[1]
+    """Range and meaning of every measure shown stand in the table of metrics, and on the screen beside the values."""
+    table = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", table, flags=re.M)
     said = explained(tiny_config(text_file), "a", [[choice(0)]])
     screen = [line.plain for line in explained_lines(said, 400)]

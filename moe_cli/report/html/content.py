@@ -44,8 +44,6 @@ QUANTITIES = (
     ("dead_experts", "dead experts, share", False, 0),
     ("dropped_fraction", "dropped, share", False, 0),
 )
-OUTCOMES = ("params", "tokens_per_second", "max_violation")
-LOGARITHMIC = ("expert", "k", "params", "optim.lr", "optim.adam_lr", "train.steps", "train.tokens", "train.flops")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def page_content(view: View, source: Source, sections: Sequence[Section]) -> dic
         "below": _lines(below(view, LINE_WIDTH)), "notes": [*notes, *more],
         "columns": [{"name": column.name, "heading": printable(column.heading), "left": column.left}
                     for column in view.columns],
-        "rows": _rows(view, runs, settings), "quantities": _quantities(view), "axes": _axes(view, score),
+        "rows": _rows(view, runs, settings), "quantities": _quantities(view),
         "settings": settings, "curves": curves, "experts": experts,
         "sections": [each.content() for each in (*sections, *_unfinished(view))],
     }  # fmt: skip
@@ -123,7 +121,6 @@ def _rows(view: View, runs: Sequence[Sequence[Row]], settings: Mapping[str, Any]
             "text": printable(" ".join(words)).lower(), "flops": _value(row["flops_per_token"]),
             "at": {each["name"]: _value(_quantity(row, each["name"])) for each in quantities},
             "half": {name: _value(row[f"{name}_interval"]) for name in ("val_bpb", "val_loss")},
-            "along": {name: _value(row.get(name)) if applies(name, row) else None for name in _axis_names(view)},
             "settings": settings["of"][index],
             "runs": [_run(run, view) for run in members],
         })  # fmt: skip
@@ -198,26 +195,6 @@ def _front_by_flops(view: View) -> set[int]:
     places = [place for place, row in enumerate(view.rows) if score_of(row) is not None and row["flops_per_token"]]
     marks = front_of([view.rows[place] for place in places], {"flops_per_token": -1})
     return {place for place, mark in zip(places, marks, strict=True) if mark}
-
-
-def _axis_names(view: View) -> list[str]:
-    """Of parallel coordinates: the settings that vary, what came out, and the score last."""
-    outcomes = [name for name in OUTCOMES if len({row.get(name) for row in view.rows}) > 1]
-    return [*view.varying[:10], *outcomes, never_leave(view.rows)[1] if view.rows else "val_bpb"]
-
-
-def _axes(view: View, score: str) -> list[dict[str, Any]]:
-    headings = {
-        "val_bpb": "bits/byte",
-        "val_loss": "nats",
-        "tokens_per_second": "tok/s",
-        "max_violation": "MaxVio",
-    }
-    return [
-        {"name": name, "heading": printable(headings.get(name, name.removesuffix(".name").rpartition(".")[2])),
-         "log": name in LOGARITHMIC, "result": name not in view.varying}
-        for name in _axis_names(view)
-    ]  # fmt: skip
 
 
 def _settings(view: View) -> dict[str, Any]:

@@ -87,12 +87,12 @@ def tip(page: Any) -> str:
 
 
 def test_every_section_is_there(opened: Any) -> None:
-    """Answer, table, curves, trade-offs, parallel coordinates, experts and configurations, each with something in it."""
+    """Answer, table, curves, trade-offs and experts, each with something in it."""
     page = opened()
-    assert ["answer", "table", "curves", "tradeoffs", "parallel", "experts", "differences"] == [
+    assert ["answer", "table", "curves", "tradeoffs", "experts"] == [
         section.get_attribute("id") for section in page.locator("main > section").all()
     ]
-    for chart in ("#curves-chart", "#by-sparsity", "#by-flops", "#by-any", "#parallel-chart"):
+    for chart in ("#curves-chart", "#by-sparsity", "#by-flops", "#by-any"):
         assert page.locator(f"{chart} svg path, {chart} svg circle").count() > 3, chart
     assert page.locator("#by-sparsity .bar").count() > 1
     assert page.locator("#by-any .front").count() >= 1
@@ -121,20 +121,6 @@ def test_any_result_and_setting_can_be_drawn(opened: Any) -> None:
     page.locator("#any-x").select_option("flops_per_token")
     rings = [page.locator(f"{chart} .ring").count() for chart in ("#by-any", "#by-flops")]
     assert rings[0] == rings[1] == 1
-
-
-def test_results_stand_to_scale_in_parallel_coordinates(opened: Any) -> None:
-    """However few there are: on the score's axis, the last, equal differences are equal distances."""
-    page = opened()
-    rows = json.loads(page.locator("#content").text_content())["rows"]
-    scores = [row["along"]["val_bpb"] for row in rows]
-    heights = [float(d.rpartition(",")[2]) for d in page.evaluate(
-        "[...document.querySelectorAll('#parallel-chart path.line')].map(line => line.getAttribute('d'))"
-    )]  # fmt: skip
-    assert len(scores) == len(heights) > 3
-    slope = (heights[-1] - heights[0]) / (scores[-1] - scores[0])
-    for score, height in zip(scores, heights, strict=True):
-        assert pytest.approx(heights[0] + slope * (score - scores[0]), abs=0.5) == height
 
 
 def test_a_heading_sorts(opened: Any) -> None:
@@ -239,16 +225,6 @@ def test_other_views_are_pages_too(opened: Any, tmp_path: Path) -> None:
         assert f"{rows} of {rows}" in page.locator("#count").inner_text()
 
 
-def test_two_configurations_are_compared(opened: Any) -> None:
-    """Only the settings in which they differ, with both values."""
-    page = opened()
-    rows = page.locator("#differences table").first.locator("tbody tr")
-    assert any("expert" in text for text in rows.all_inner_texts())
-    same = page.locator("#differ-a").input_value()
-    page.select_option("#differ-b", same)
-    assert "No setting differs." in page.locator("#differences").inner_text()
-
-
 def test_what_is_hostile_does_nothing(opened: Any) -> None:
     """Markup in names, tags and settings is text, and no script of theirs has run."""
     page = opened()
@@ -275,14 +251,13 @@ def test_curves_are_looked_at_closely(opened: Any) -> None:
 
 
 def test_marks_of_an_axis_have_one_unit(opened: Any) -> None:
-    """No 9500 beside 10k, and no two marks alike; parallel axes of results are to scale."""
+    """No 9500 beside 10k, and no two marks alike."""
     page = opened()
     page.select_option("#any-x", "tokens_per_second")
     box = page.locator("#by-any svg text[text-anchor=middle]:not([transform]).quiet").all_text_contents()
     assert box
     assert all(text.endswith("k") for text in box)
     assert len(set(box)) == len(box)
-    assert "1.9" in page.locator("#parallel-chart svg text.quiet").all_text_contents()
 
 
 def test_a_scaling_law_is_drawn_and_told(browser: Any, opened: Any, tmp_path: Path) -> None:
@@ -359,8 +334,8 @@ def test_it_prints(opened: Any, tmp_path: Path) -> None:
     assert page.locator("#experts-run").is_visible()  # which run is shown
     assert "exact" == page.evaluate("getComputedStyle(document.querySelector('.swatch')).printColorAdjust")
     paper = page.locator("main").bounding_box()["width"]
-    page.evaluate("document.querySelector('#parallel-chart svg').style.width = '3000px'")  # as for a wide window
-    assert page.locator("#parallel-chart svg").bounding_box()["width"] <= paper
+    page.evaluate("document.querySelector('#curves-chart svg').style.width = '3000px'")  # as for a wide window
+    assert page.locator("#curves-chart svg").bounding_box()["width"] <= paper
     pdf = page.pdf(format="A4")
     style = "getComputedStyle(document.querySelector({!r})).{}"
     assert "exact" == page.evaluate(style.format(".legend .swatch", "printColorAdjust"))
