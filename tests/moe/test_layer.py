@@ -65,7 +65,7 @@ def gradients(y: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 )
 def test_the_layer_equals_the_formula(router: str | RouterConfig, top_k: int, renormalise: bool, kind: str) -> None:
     """Output and the gradient of the input and of every parameter equal the dense five-line formula's."""
-    layer, x = make_layer(top_k, router=router, expert_kind=kind), tokens().requires_grad_()
+    layer, x = make_layer(top_k, router=router, ffn_type=kind), tokens().requires_grad_()
     y, expected = layer(x)[0], formula(layer, x, renormalise)
     assert torch.allclose(expected, y, atol=1e-10)
     inputs = {"x": x, **dict(layer.named_parameters())}
@@ -91,7 +91,7 @@ def test_gradcheck() -> None:
 @every_kind
 def test_one_expert_is_the_dense_network(kind: str) -> None:
     """With E = 1 the layer is a plain feed-forward network."""
-    layer = make_layer(1, num_experts=1, expert_kind=kind)
+    layer = make_layer(1, num_experts=1, ffn_type=kind)
     dense = FeedForward(D, F, kind=kind, activation=layer.experts.activation).double()
     dense.load_state_dict({"w_in": layer.experts.w_in[0], "w_out": layer.experts.w_out[0]})
     assert torch.allclose(dense(tokens()), layer(tokens())[0], atol=1e-12)
@@ -160,7 +160,7 @@ def test_drop_is_passed_on() -> None:
 @every_kind
 def test_shared_experts_see_every_token(kind: str) -> None:
     """n shared experts are one network of width n * d_expert whose answer is added, unweighted."""
-    layer, x = make_layer(2, shared_experts=2, expert_kind=kind), tokens()
+    layer, x = make_layer(2, shared_experts=2, ffn_type=kind), tokens()
     shared = layer.shared_experts
     assert (D, 2 * F) == tuple(shared.w_out.shape)
     expected = formula(layer, x, True) + network(x, shared.w_in, shared.w_out, kind, layer.experts.activation)
@@ -298,8 +298,8 @@ def test_the_random_layer_is_an_average_of_two_experts() -> None:
 @pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("mlp", "gelu")])
 def test_the_activation_follows_the_kind(kind: str, activation: str) -> None:
     """Unless it is given, a gated network uses SiLU and a plain one GELU."""
-    assert activation == make_layer(expert_kind=kind).experts.activation
-    assert "relu2" == make_layer(expert_kind=kind, activation="relu2", shared_experts=1).shared_experts.activation
+    assert activation == make_layer(ffn_type=kind).experts.activation
+    assert "relu2" == make_layer(ffn_type=kind, activation="relu2", shared_experts=1).shared_experts.activation
 
 
 def test_initial_weights_depend_on_the_generator_alone() -> None:
@@ -335,7 +335,7 @@ def test_moe_layers_come_first_to_last() -> None:
             "Use router.renormalise=false.",
         ),
         ({"drop": "chance"}, "drop='chance' is not one of: position, probability, random, causal."),
-        ({"expert_kind": "conv"}, "expert_kind='conv' is not one of: glu, mlp."),
+        ({"ffn_type": "conv"}, "ffn_type='conv' is not one of: glu, mlp."),
         ({"activation": "tanh"}, "activation='tanh' is not one of: silu, gelu, relu, relu2."),
         ({"dispatch": "fast"}, "dispatch='fast' is not one of: reference, grouped, padded, einsum, auto."),
         ({"capacity_factor": 0.0}, "capacity_factor=0.0 must be greater than 0."),

@@ -138,7 +138,7 @@ def test_equals_switch(room: float | None) -> None:
         dense_act_fn="relu",
     )  # fmt: skip
     peer = SwitchTransformersSparseMLP(config)
-    layer = make_layer(4, 1, SwitchConfig(jitter=0.0), expert_kind="mlp", activation="relu", capacity_factor=room)
+    layer = make_layer(4, 1, SwitchConfig(jitter=0.0), ffn_type="mlp", activation="relu", capacity_factor=room)
     stacks = {"wi": layer.experts.w_in, "wo": layer.experts.w_out}
     theirs = {name: nn.Parameter(torch.empty_like(stack)) for name, stack in stacks.items()}
     both = pair(layer, peer, {"router.gate.weight": peer.router.classifier.weight, "experts.w_in": theirs["wi"],
@@ -170,7 +170,7 @@ def test_equals_soft_moe_pytorch(slots: int) -> None:
     alone, so both are shown tokens of norm 1; its gains are set to what makes its norms plain.
     """
     torch.manual_seed(0)
-    layer = MoELayer(D, 4, 1, F, router=SoftConfig(slots=slots), expert_kind="mlp", activation="gelu")
+    layer = MoELayer(D, 4, 1, F, router=SoftConfig(slots=slots), ffn_type="mlp", activation="gelu")
     layer.router.scale.data.fill_(3.0)
     peer = SoftMoE(D, num_experts=4, num_slots=slots, expert_mult=F / D)
     slot_embeds = layer.router.phi.detach().view(4, slots, D)
