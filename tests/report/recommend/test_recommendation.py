@@ -195,7 +195,7 @@ def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None
     assert (answer.settings["expert"], dict(answer.left_out)) == (8, {aspect: 3})
     alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == "eval_context" else ""
     assert f"Left out: 3 runs of other {aspect}{alike}; to rank them too: --across {aspect}" in text
-    assert (aspect == "code") == ("--rerun-on code" in (answer.next or ""))  # else the runs asked for may be there
+    assert (aspect == "code") == ("--rerun-stale" in (answer.next or ""))  # else the runs asked for may be there
     across, _ = found(tmp_path, aspect)
     assert across.left_out == {}
     assert across.runner_up is not None or across.settings["expert"] == 16
