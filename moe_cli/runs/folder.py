@@ -326,9 +326,8 @@ class Recorder:
 
     def check(self, marks: Any, step: int) -> None:
         """Holds the records against the marks of the checkpoint of a step. What is gone is said, here and with the results."""
-        found = (
-            [damage(self.run.path / name, marks.get(name), step) for name in RECORDS] if isinstance(marks, dict) else []
-        )
+        known = marks if isinstance(marks, dict) else {}
+        found = [damage(self.run.path / name, known.get(name), step) for name in RECORDS]
         if any(found):
             self._status["damage"] = "; ".join(filter(None, found))
             print_line(f"note: {self.run.id} goes on, but {self._status['damage']}.")

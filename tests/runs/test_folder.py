@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
+from moe_cli.files.checksums import sealed
 from moe_cli.files.writing import make_folder
 from moe_cli.runs.folder import (
     Recorder,
@@ -294,7 +295,7 @@ def test_a_sweeps_run_takes_over_how_it_is_carried_out(tmp_path: Path) -> None:
     with lock(run.path):
         assert config == open_or_create_run(tmp_path, "sweep", again).config()
     assert again == open_or_create_run(tmp_path, "sweep", again).config()
-    (run.path / "summary.json").write_text("{}")
+    write_json(run.path / "summary.json", sealed({}))
     assert again == open_or_create_run(tmp_path, "sweep", config).config()
 
 

@@ -10,6 +10,7 @@ import pytest
 import moe_cli.runs.folder
 import moe_cli.runs.status
 from moe_cli.errors import RunNotFound
+from moe_cli.files.checksums import sealed
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
 from moe_cli.runs.status import Watcher, find_runs, glance, glances, newest_group
 from tests.report.folders import complete, set_status, stopped
@@ -55,7 +56,7 @@ def test_strangers_files_stop_nothing(tmp_path: Path) -> None:
     each = glance(run)
     assert (each.reason, each.created, each.step, each.steps, each.written) == ("['x']", 0.0, 0, 0, 0.0)
     assert each.tags == ("good",)
-    write_json(run.path / "summary.json", {"val_bpb": "low", "steps": None})
+    write_json(run.path / "summary.json", sealed({"val_bpb": "low", "steps": None}))
     assert (glance(run).status, glance(run).val_bpb) == (COMPLETED, None)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_cli.files.checksums import sealed, unsealed
 from moe_cli.report.html import as_script_data
 from moe_cli.report.html.thin import rounded, thinned
 from moe_cli.report.html.write import write_file
@@ -131,8 +132,8 @@ def test_nothing_of_a_stranger_is_markup(tmp_path: Path) -> None:
         config["router"] = {"name": HOSTILE} if config["expert"] > 1 else None
         (run.path / "config.json").write_text(json.dumps(config))
         (run.path / "tags.json").write_text(json.dumps({"tags": [HOSTILE]}))
-        summary = json.loads((run.path / "summary.json").read_text())
-        (run.path / "summary.json").write_text(json.dumps({**summary, "corpus": HOSTILE}))
+        summary = unsealed(json.loads((run.path / "summary.json").read_text()))
+        (run.path / "summary.json").write_text(json.dumps(sealed({**summary, "corpus": HOSTILE})))
     page = page_of(tmp_path / "o", tmp_path / "page.html")
     assert "window.stolen" in page
     assert 2 == page.count("<script") == page.count("</script>")
