@@ -33,7 +33,7 @@ PAGES = {
     )
 }
 # Processes that each import torch anew, or a logger's library: of the slow tests.
-STARTS_PROCESSES = ("launch.procs", "mlflow")
+STARTS_PROCESSES = ("launch.num_processes", "mlflow")
 BENCH = ("--tokens=16", "--d-model=16", "--d-expert=8")  # a later option holds
 TEXT = "the router sends each token to two experts and the gate learns from both "
 
@@ -75,7 +75,7 @@ def shortened(command: str) -> list[str]:
     if words[0] in ("train", "sweep") and "--resume" not in words:
         chosen = {word.partition("=")[2] for word in words if word.startswith(("model=", "task="))}
         if "mmoe" in chosen:
-            tiny.append("data.pairs=600")
+            tiny.append("data.num_pairs=600")
         chosen |= {"lstm"} if " paper/shazeer" in " ".join(words) else set()
         left = [name for family, names in NOT_OF.items() if family in chosen for name in names]
         tiny = [word for word in tiny if word.split("=")[0] not in left]

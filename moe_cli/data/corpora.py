@@ -224,7 +224,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
     if meta["num_left_out"] and meta["name"] in ("text", "hf"):
         lines.append(f"left out as empty or not UTF-8 text: {plural(meta['num_left_out'], 'document')}")
         lines += meta["not_text"]
-    if meta["name"] == "mix":
+    if meta["name"] == "corpora_mix":
         parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
         lines.append(", ".join(f"{name} {_size(size)}" for name, size in parts))
     if meta["missing"]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_cli.files.reading import Name, Unreadable, note_unreadable, open_regular, read_json, read_lines
+from moe_cli.files.writing import json_safe, write_json
 
 CHECKSUM = "checksum"
 _CHUNK_BYTES = 2**20
@@ -73,9 +74,10 @@ def _belongs(record: Mapping[str, Any], step: int) -> bool:
     return isinstance(found, int) and found <= step and not record.get("whole_split")
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content, which is plain JSON, with its checksum."""
-    return {**content, CHECKSUM: _sha256(content)}
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the content with its checksum: the whole file, or the old one stays."""
+    safe = json_safe(content)
+    write_json(path, {**safe, CHECKSUM: _sha256(safe)})
 
 
 def unsealed(content: dict[str, Any]) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from moe_cli.distributed import collectives
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
-from moe_cli.files.checksums import sealed, unsealed
+from moe_cli.files.checksums import unsealed, write_sealed
 from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
 from moe_cli.formatting import is_utf8, print_line
-from moe_cli.runs.folder import Run, finite, write_json
+from moe_cli.runs.folder import Run
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.wrap import Parallel
 
@@ -251,9 +251,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
         save_file(content, folder / name)
         adopt(folder / name)
     checksums = {name: _sha256(folder / name) for name in snapshot.files}
-    write_json(
-        folder / "state.json", sealed({"format": FORMAT, "checksums": checksums, "state": finite(snapshot.state)})
-    )
+    write_sealed(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": snapshot.state})
 
 
 def _sha256(path: Path) -> str:

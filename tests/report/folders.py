@@ -6,8 +6,10 @@ from typing import Any
 from moe_cli.config.compose import Composer
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import BUDGETS, RunConfig
-from moe_cli.files.checksums import read_sealed, sealed
-from moe_cli.runs.folder import COMPLETED, Run, create_run, finite, read_json, write_json
+from moe_cli.files.checksums import read_sealed, write_sealed
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import COMPLETED, Run, create_run
 
 COMPOSER = Composer()
 
@@ -48,14 +50,14 @@ def complete(
     config = configure(**settings)
     run = create_run(outputs, group, config)
     set_status(run, COMPLETED)
-    write_json(run.path / "summary.json", sealed(finite(summary(run, config, val_bpb, **(results or {})))))
+    write_sealed(run.path / "summary.json", summary(run, config, val_bpb, **(results or {})))
     return run
 
 
 def edit_summary(folder: Path, **changes: Any) -> None:
     """Changes results of a complete run as a run itself would have written them, checksum and all."""
     path = folder / "summary.json"
-    write_json(path, sealed({**(read_sealed(path) or {}), **changes}))
+    write_sealed(path, {**(read_sealed(path) or {}), **changes})
 
 
 def stopped(outputs: Path, status: str, reason: str | None = None, group: str = "runs", **settings: Any) -> Run:

@@ -8,19 +8,12 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
-from moe_cli.files.checksums import sealed
+from moe_cli.files.checksums import write_sealed
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
 from moe_cli.report.baseline import baseline_runs_elsewhere
 from moe_cli.report.load import UNITS, load_selection, plain
-from moe_cli.runs.folder import (
-    COMPLETED,
-    FAILED,
-    INTERRUPTED,
-    PENDING,
-    RUNNING,
-    create_run,
-    read_json,
-    write_json,
-)
+from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, create_run
 from tests.report.folders import complete, configure, set_status, stopped, sweep_of_three_seeds
 
 
@@ -194,7 +187,7 @@ def test_a_copied_folder_reads_the_same(tmp_path: Path) -> None:
     (tmp_path / "a" / "runs").rename(tmp_path / "b" / "moved")
     row = load_runs(tmp_path / "b").iloc[0]
     assert (row["group"], row["val_bpb"]) == ("moved", 1.75)
-    write_json(Path(row["path"]) / "summary.json", sealed({}))
+    write_sealed(Path(row["path"]) / "summary.json", {})
     assert load_runs(tmp_path / "b")["val_bpb"].isna().all()
 
 

@@ -16,8 +16,9 @@ from torch import nn
 
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.errors import CheckpointError, TrainingError
-from moe_cli.execution.run import restore, run_one
-from moe_cli.files.checksums import sealed, unsealed
+from moe_cli.execution.run import run_one
+from moe_cli.execution.trained_model import load_trained
+from moe_cli.files.checksums import unsealed, write_sealed
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Run
 from moe_cli.training import checkpoint as module
@@ -173,13 +174,13 @@ def test_a_run_without_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None
     """A complete run says that its checkpoints are gone, any other that there was none yet; both how to go on."""
     shutil.rmtree(run.path / "checkpoints")
     with pytest.raises(CheckpointError) as gone:
-        restore(run, tmp_path)
+        load_trained(run, tmp_path)
     what, then = str(gone.value).split("\n")
     assert f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back." == what
     assert then.endswith(f"delete the summary.json beside it, then: moe train --resume {run.id}")
     (run.path / "summary.json").unlink()
     with pytest.raises(CheckpointError, match=f"stopped before its first one. Go on with: moe train --resume {run.id}"):
-        restore(run, tmp_path)
+        load_trained(run, tmp_path)
     again = run_one(run, tmp_path)
     assert (6, 6) == (latest_checkpoint(again).state["step"], (again.summary() or {})["steps"])
 
@@ -211,7 +212,7 @@ def test_a_pickle_is_refused_unopened(run: Run, tmp_path: Path, text_file: Path,
     (folder / "model.safetensors").write_bytes(content.getvalue())
     state = unsealed(json.loads((folder / "state.json").read_text()))
     state["checksums"]["model.safetensors"] = module._sha256(folder / "model.safetensors")
-    (folder / "state.json").write_text(json.dumps(sealed(state)))
+    write_sealed(folder / "state.json", state)
     (folder / "model.pt").write_bytes(content.getvalue())
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         latest_checkpoint(run).load_model(make_model(tiny_config(text_file), 256))
@@ -225,7 +226,7 @@ def test_a_save_that_fails_keeps_the_old(run: Run, parts: Any, monkeypatch: pyte
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    places = {"tensors": (module, "save_file"), "state": (module, "write_json"), "rename": (module, "rename")}
+    places = {"tensors": (module, "save_file"), "state": (module, "write_sealed"), "rename": (module, "rename")}
     monkeypatch.setattr(*places[where], full)
     before = sorted(os.listdir(run.path / "checkpoints"))
     with pytest.raises(TrainingError, match="No space left on device"):
