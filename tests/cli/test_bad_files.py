@@ -171,7 +171,7 @@ def test_values_of_other_types_stop_nothing(moe: Moe, outputs: Path, value: Any)
             (run.path / name).write_text("\n".join(json.dumps(change(json.loads(each))) for each in records) + "\n")
             result = moe("runs", "show", run.path)
             assert (name, 0, None) == (name, result.exit_code, result.exception)
-    for words in (("runs", "ls"), ("runs", "ls", "--json"), ("report",), ("report", "--recommend"), ("runs", "clean")):
+    for words in (("runs", "ls"), ("runs", "ls", "--json"), ("report",), ("recommend",), ("runs", "clean")):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
 

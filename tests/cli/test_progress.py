@@ -157,6 +157,10 @@ def sweep_at_hand(outputs: Path) -> tuple[SweepPlan, list[Run]]:
     return plan, plan.open(outputs)
 
 
+def labelled(plan: SweepPlan, runs: list[Run]) -> dict[Run, str]:
+    return {run: point.label for run, point in zip(runs, plan.points, strict=True)}
+
+
 def finish(run: Run, val_bpb: float) -> None:
     set_status(run, COMPLETED)
     write_sealed(run.path / "summary.json", summary(run, run.config(), val_bpb))
@@ -167,7 +171,7 @@ def test_a_sweep_prints_a_line_for_each_end(tmp_path: Path) -> None:
     plan, runs = sweep_at_hand(tmp_path)
     console = Console(file=io.StringIO(), width=80)
     progress = Progress(len(runs))
-    with SweepDisplay(console, plan, runs, runs) as display:
+    with SweepDisplay(console, labelled(plan, runs), runs) as display:
         display(progress)
         progress.waiting -= 1
         finish(runs[0], 1.7)
@@ -195,9 +199,9 @@ def test_a_sweep_counts_what_was_done_before(tmp_path: Path) -> None:
     finish(runs[0], 1.7)
     set_status(runs[1], FAILED, reason="x")
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    with SweepDisplay(console, plan, runs, []) as display:
+    with SweepDisplay(console, labelled(plan, runs), []) as display:
         before = display._standing(Progress())
-    with SweepDisplay(console, plan, runs, [runs[1]]) as display:
+    with SweepDisplay(console, labelled(plan, runs), [runs[1]]) as display:
         again = display._standing(Progress(1))
     assert (len(before.done), len(before.failed), before.waiting) == (1, 1, 0)
     assert (len(again.done), len(again.failed), again.waiting) == (1, 0, 1)
@@ -207,7 +211,7 @@ def test_a_terminal_gets_a_panel(tmp_path: Path) -> None:
     """It is drawn, and gone when the display ends; the lines above it stay."""
     plan, runs = sweep_at_hand(tmp_path)
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
-    with SweepDisplay(console, plan, runs, runs) as display:
+    with SweepDisplay(console, labelled(plan, runs), runs) as display:
         display(Progress(len(runs)))
         assert isinstance(console.file, io.StringIO)
         assert "2 waiting" in console.file.getvalue()

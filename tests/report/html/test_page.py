@@ -174,12 +174,12 @@ def test_a_page_of_a_hundred_runs_is_below_two_megabytes(tmp_path: Path) -> None
     assert 100 == len(content_of(page)["rows"])
 
 
-@pytest.mark.parametrize("words", [(), ("--runs",), ("--filter", "expert > 99"), ("--columns", "k,val_bpb,seconds")])
+@pytest.mark.parametrize("words", [(), ("--runs",), ("--where", "expert > 99"), ("--columns", "k,val_bpb,seconds")])
 def test_pages_of_other_views(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A row per run, no rows at all, columns of choice: all are pages, and hold what the terminal shows."""
     sweep(tmp_path / "o", seeds=2, experts=(1, 4))
-    result = report(tmp_path / "o", *words, "--html", tmp_path / "page.html")
-    if "--filter" in words:
+    result = report(tmp_path / "o", *words, "-o", tmp_path / "page.html")
+    if "--where" in words:
         assert result.exit_code in (0, 2)
         return
     content = content_of((tmp_path / "page.html").read_text())
@@ -202,13 +202,13 @@ def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
     """Another's file is left as it is, with an error; a page made before is made anew; a folder is no file."""
     sweep(tmp_path / "o", seeds=1, experts=(1, 4))
     (tmp_path / "mine.html").write_text("<p>mine")
-    result = report(tmp_path / "o", "--html", tmp_path / "mine.html")
+    result = report(tmp_path / "o", "-o", tmp_path / "mine.html")
     assert (2, "<p>mine") == (result.exit_code, (tmp_path / "mine.html").read_text())
     assert "was not made by moe report: it is left as it is" in result.stderr
     page_of(tmp_path / "o", tmp_path / "page.html")
     page_of(tmp_path / "o", tmp_path / "page.html")
     for place, message in ((tmp_path, "is not a file"), (tmp_path / "no" / "page.html", "no folder")):
-        result = report(tmp_path / "o", "--html", place)
+        result = report(tmp_path / "o", "-o", place)
         assert (2, True) == (result.exit_code, message in result.stderr)
 
 
