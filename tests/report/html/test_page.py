@@ -15,7 +15,7 @@ from moe_cli.report.html import as_script_data
 from moe_cli.report.html.thin import rounded, thinned
 from moe_cli.report.html.write import write_file
 from moe_cli.report.pareto import tolerance
-from tests.report.folders import complete
+from tests.report.folders import complete, edit_summary
 from tests.report.html.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
 
 
@@ -131,8 +131,7 @@ def test_nothing_of_a_stranger_is_markup(tmp_path: Path) -> None:
         config["router"] = {"name": HOSTILE} if config["expert"] > 1 else None
         (run.path / "config.json").write_text(json.dumps(config))
         (run.path / "tags.json").write_text(json.dumps({"tags": [HOSTILE]}))
-        summary = json.loads((run.path / "summary.json").read_text())
-        (run.path / "summary.json").write_text(json.dumps({**summary, "corpus": HOSTILE}))
+        edit_summary(run.path, corpus=HOSTILE)
     page = page_of(tmp_path / "o", tmp_path / "page.html")
     assert "window.stolen" in page
     assert 2 == page.count("<script") == page.count("</script>")

@@ -17,7 +17,7 @@ from moe_cli.report.aggregate import fold, rows_of
 from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.recommend.text import memo
 from moe_cli.runs.folder import FAILED, Run
-from tests.report.folders import complete, stopped
+from tests.report.folders import complete, edit_summary, stopped
 from tests.report.test_long_format import write_lines
 
 ON = "On python (ababab), 1.02M tokens, gpt of 4 layers x 96: "
@@ -211,8 +211,7 @@ def test_tokenizers_are_compared_in_bits_per_byte_only(tmp_path: Path) -> None:
     make(tmp_path, 1.70, {**EIGHT, "data__tokenizer": "chars"})
     assert found(tmp_path)[0].left_out == {}
     for run in load_runs(tmp_path)["path"]:
-        path = Path(run) / "summary.json"
-        write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
+        edit_summary(Path(run), val_bpb=None)
     assert found(tmp_path)[0].left_out == {"tokenizer": 3}
 
 
@@ -348,9 +347,9 @@ def test_odd_runs_are_left_alone(tmp_path: Path) -> None:
     make(tmp_path, 1.7, EIGHT)
     odd = complete(tmp_path, 1.0, "sparsity", expert=64, k=2)
     for value in (None, "many", [3]):
-        for name in ("config.json", "summary.json"):
-            content = json.loads((odd.path / name).read_text())
-            (odd.path / name).write_text(json.dumps({**content, "expert": value}))
+        content = json.loads((odd.path / "config.json").read_text())
+        (odd.path / "config.json").write_text(json.dumps({**content, "expert": value}))
+        edit_summary(odd.path, expert=value)
         assert found(tmp_path)[0].settings["expert"] == 8
         assert 0 == recommendation(tmp_path).exit_code
         for words in (("-o", tmp_path / "page.html"), ("--plot", "val_bpb:sparsity")):
