@@ -1,7 +1,6 @@
 """The board: right counts, best and time left; no line too wide; plain lines when piped; what a stopped sweep leaves."""
 
 import io
-import json
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from moe_cli import load_runs, recommend
 from moe_cli.cli.progress import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
 from moe_cli.cli.runs.watch import SweepFolder, run_panel, watch_run, watch_sweep
-from moe_cli.files.writing import write_json
+from moe_cli.files.checksums import write_sealed
 from moe_cli.report.aggregate import best_rows, fold, rows_of
 from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run
 from moe_cli.runs.locks import sweep_lock
@@ -19,7 +18,7 @@ from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.status import read_status, read_statuses
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
 from moe_cli.sweeps.scheduler import Progress
-from tests.report.folders import complete, set_status, stopped, summary, sweep_of_three_seeds
+from tests.report.folders import complete, edit_summary, set_status, stopped, summary, sweep_of_three_seeds
 
 NOW = 1_000_000.0
 
@@ -135,8 +134,7 @@ def test_a_sweep_over_budgets_shows_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("model", "unit"), [("vit", "nats/image"), ("bert", "nats/masked token")])
 def test_losses_are_given_for_what_the_task_answers(tmp_path: Path, model: str, unit: str) -> None:
     """An image has no bytes of text: its loss is so many nats, and they are no token's."""
-    path = complete(tmp_path, 1.6, expert=8, model=model).path / "summary.json"
-    write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
+    edit_summary(complete(tmp_path, 1.6, expert=8, model=model).path, val_bpb=None)
     found = read_statuses(list_runs_by_age(tmp_path))
     assert unit in ended_line(found[0], "expert=8").plain
     assert [unit] == [best.unit for best in best_so_far(found, {})]
@@ -165,7 +163,7 @@ def labelled(plan: SweepPlan, runs: list[Run]) -> dict[Run, str]:
 
 def finish(run: Run, val_bpb: float) -> None:
     set_status(run, COMPLETED)
-    write_json(run.path / "summary.json", summary(run, run.config(), val_bpb))
+    write_sealed(run.path / "summary.json", summary(run, run.config(), val_bpb))
 
 
 def test_a_sweep_prints_a_line_for_each_end(tmp_path: Path) -> None:
