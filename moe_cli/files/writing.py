@@ -179,7 +179,7 @@ def is_full(error: BaseException) -> bool:
 def way_on(error: BaseException) -> str:
     """What a user can do when something cannot be written below an outputs folder."""
     if is_full(error):
-        return "Free space, for example what the trash holds: moe runs gc --older-than 0d --yes"
+        return "Free space, for example what the trash holds: moe runs clean --older-than 0d --yes"
     return "Choose another outputs folder: --outputs DIR"
 
 

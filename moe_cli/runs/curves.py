@@ -5,13 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_cli.metrics import target
+from moe_cli.metrics import ESTIMATES, target
 from moe_cli.runs.folder import Run
 
-# The estimates of a result that metrics.jsonl holds. Runs without bytes (images, ratings, tokens) have no bits per byte.
 # Of a curve for a display so many points are remembered.
 MAX_POINTS = 2048
-ESTIMATES = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Finds runs and sweeps: every run of a folder, and the runs that a name on the command line means."""
 
 import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from moe_cli.config.build import did_you_mean
@@ -12,7 +14,7 @@ from moe_cli.runs.status import modified_ns
 
 def list_runs_by_age(path: Path) -> list[Run]:
     """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
-    return sorted(list_runs(path), key=lambda run: (_created(run), run.id))
+    return sorted(list_runs(path), key=_age)
 
 
 def list_runs(path: Path) -> list[Run]:
@@ -59,9 +61,10 @@ def is_run(folder: Path | str) -> bool:
     return True
 
 
-def _created(run: Run) -> float:
+def _age(run: Run) -> tuple[float, str]:
+    """The sort key of a run: when it was created, then its id."""
     status = read_json(run.path / "status.json") or {}
-    return time_in(status.get("created")) or 0.0
+    return time_in(status.get("created")) or 0.0, run.id
 
 
 def sweep_folder(name: str) -> str:
@@ -75,51 +78,63 @@ def spellings(name: str) -> list[str]:
     return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
 
 
-def find_run(outputs: Path, name: str) -> Run:
-    """The run a user means: a folder, `latest`, a run id or the beginning of just one.
+def find_runs(outputs: Path, name: str | None, runs: Sequence[Run] | None = None) -> list[Run]:
+    """Returns the runs that a name on the command line means, in no order; without a name, all of them.
+
+    A name is, and the first that fits counts: a sweep or a run of the outputs folder (paper/x, paper-x, paper/x/RUN), any
+    other folder, `latest`, a run id in any sweep, the beginning of one (RUN or SWEEP/RUN), or a pattern of one (*-8x2-*).
+
+    Args:
+        runs: every run of the outputs folder, where they are known.
 
     Raises:
-        RunNotFound: none, or more than one.
+        RunNotFound: the name means no run, or there are no runs.
     """
-    for folder in (Path(os.path.expanduser(name)), *(outputs / each for each in spellings(name))):
-        if is_run(folder):
-            return Run(folder.absolute())
-    runs = list_runs_by_age(outputs) if outputs.is_dir() else []
+    if name and (folder := find_folder(outputs, name)):
+        return list_runs(folder)
+    runs = list_runs(outputs) if runs is None else runs
     if not runs:
-        raise RunNotFound(f"no run '{name}': there are no runs in {outputs}. Make one: moe train")
+        raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
+    if name is None:
+        return [*runs]
     if name == "latest":
-        return runs[-1]
-    found = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(f"{run.group}/{run.id}" for run in found[:4]) + (", ..." if len(found) > 4 else "")
-        raise RunNotFound(f"'{name}' could be {len(found)} runs: {listed}. Give more of the name.")
-    raise RunNotFound(f"no run '{name}' in {outputs}. The newest is {runs[-1].id}; 'latest' means it.")
+        return [max(runs, key=_age)]
+    found = [run for run in runs if run.id == name]
+    for fits in (str.startswith, fnmatchcase):
+        found = found or [
+            run for run in runs
+            if any(fits(text, each) for text in (run.id, f"{run.group}/{run.id}") for each in spellings(name))
+        ]  # fmt: skip
+    if not found:
+        hint = did_you_mean(name, [*dict.fromkeys(run.group for run in runs), *(run.id for run in runs)])
+        raise RunNotFound(f"no sweep, run or folder '{name}' in {outputs}.{hint} See: moe runs ls")
+    return found
+
+
+def find_run(outputs: Path, name: str) -> Run:
+    """Returns the one run that a name means, see `find_runs`. Raises RunNotFound: none, or more than one."""
+    found = find_runs(outputs, name)
+    if len(found) > 1:
+        listed = ", ".join(f"{run.group}/{run.id}" for run in sorted(found, key=lambda run: (run.group, run.id))[:4])
+        more = ", ..." if len(found) > 4 else ""
+        raise RunNotFound(f"'{name}' could be {len(found)} runs: {listed}{more}. Give more of the name.")
+    return found[0]
 
 
 def find_folder(outputs: Path, name: str) -> Path | None:
-    """The folder with runs that a user means: that of a sweep, by its name (paper/x or paper-x), or any other."""
+    """Returns the folder with runs, or of a run, that a name means: one of the outputs folder, or any other."""
     places = [*(outputs / each for each in spellings(name)), Path(name).expanduser().absolute()]
-    return next((folder for folder in places if folder.is_dir() and list_runs(folder)), None)
+    return next((folder for folder in places if is_run(folder) or (folder.is_dir() and list_runs(folder))), None)
 
 
-def find_runs(outputs: Path, name: str | None) -> list[Run]:
-    """The runs of a sweep or in a folder, in no order; without a name, all of them.
-
-    Raises:
-        RunNotFound: there is no such sweep or folder, or it holds no run.
-    """
-    if name is None:
-        runs = list_runs(outputs)
-        if not runs:
-            raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
-        return runs
-    if folder := find_folder(outputs, name):
-        return list_runs(folder)
-    groups = sorted({run.group for run in list_runs(outputs)})
-    hint = did_you_mean(name, groups) or (f" There are: {', '.join(groups[:8])}." if groups else "")
-    raise RunNotFound(f"no runs in a sweep or folder '{name}' of {outputs}.{hint}")
+def find_sweep(outputs: Path, name: str) -> Path:
+    """Returns the folder of a sweep, `runs` included. Raises RunNotFound: there is no such sweep."""
+    for folder in (outputs / each for each in spellings(name)):
+        if folder.is_dir() and not is_run(folder) and list_runs(folder):
+            return folder
+    sweeps = sorted({run.group for run in list_runs(outputs)})
+    hint = did_you_mean(name, sweeps) or (f" There are: {', '.join(sweeps[:8])}." if sweeps else "")
+    raise RunNotFound(f"no sweep '{name}' in {outputs}.{hint}")
 
 
 def newest_sweep(outputs: Path) -> str:

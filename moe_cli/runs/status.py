@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.files.reading import read_json, read_lines, time_in
-from moe_cli.runs.curves import ESTIMATES, number
+from moe_cli.metrics import BY_KEY
+from moe_cli.runs.curves import number
 from moe_cli.runs.folder import COMPLETED, RUNNING, Run
 from moe_cli.runs.tags import read_tags
 
 # Of metrics.jsonl: room for the newest evaluation of a model with many layers.
 NEWEST_BYTES = 65_536
 WATCHED_FILES = ("status.json", "summary.json", "metrics.jsonl")
+# Results that are estimated while a run trains.
+MEASURED = ("val_loss", "val_bpb", "train_loss", "tokens_per_second", "max_violation", "dead_experts")
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,7 @@ def read_status(run: Run) -> RunStatus:
         written=time_in(status.get("heartbeat")) or 0.0,
         step=_whole(found.get("steps")) or max(_whole(newest.get("step")), _whole(status.get("step"))),
         steps=steps or _whole(found.get("steps")),
-        val_loss=number(found.get("val_loss", newest.get(ESTIMATES["val_loss"]))),
-        val_bpb=number(found.get("val_bpb", newest.get(ESTIMATES["val_bpb"]))),
-        train_loss=number(found.get("train_loss", newest.get("train/loss"))),
-        tokens_per_second=number(found.get("tokens_per_second", newest.get("tokens_per_second"))),
-        max_violation=number(found.get("max_violation", newest.get("val/max_violation"))),
-        dead_experts=number(found.get("dead_experts", newest.get("val/dead_experts"))),
+        **{key: number(found.get(key, newest.get(BY_KEY[key].curve_key or ""))) for key in MEASURED},
         results=found, tags=read_tags(run),
     )  # fmt: skip
 

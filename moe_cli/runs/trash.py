@@ -59,7 +59,7 @@ def remove(run: Run, outputs: Path) -> TrashedRun:
         raise MoeError(f"{source} does not lie in {outputs}. Choose its outputs folder: --outputs DIR")
     origin = source.relative_to(outputs)
     if origin.parts[0] == TRASH:
-        raise MoeError(f"{run.id} is in the trash already. Free it: moe runs gc --older-than 0d --yes")
+        raise MoeError(f"{run.id} is in the trash already. Free it: moe runs clean --older-than 0d --yes")
     check_idle(run)
     folder, moment = make_folder(outputs / TRASH), time.time()
     try:

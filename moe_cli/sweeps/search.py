@@ -22,13 +22,14 @@ from moe_cli.config.search_block import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder
+from moe_cli.metrics import BY_KEY
 from moe_cli.report.importance import STUDY, import_optuna, open_journal
 from moe_cli.report.sweep_record import record_command
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group, open_or_create_run
 from moe_cli.runs.locks import is_locked, lock, sweep_lock
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.pruning import Watch, make_pruner
-from moe_cli.sweeps.search_space import HIGHER, SearchPlan, is_whole
+from moe_cli.sweeps.search_space import SearchPlan, is_whole
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -80,7 +81,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
         study: Study = optuna.create_study(
             study_name=STUDY, storage=open_journal(folder), load_if_exists=True,
             pruner=make_pruner(plan.prune, evaluations),
-            directions=["maximize" if name in HIGHER else "minimize" for name in plan.objectives],
+            directions=["maximize" if BY_KEY[name].direction > 0 else "minimize" for name in plan.objectives],
         )  # fmt: skip
         if "asked" not in study.user_attrs:
             study.set_user_attr("asked", json.loads(json.dumps(plan.asked)))
@@ -116,6 +117,7 @@ class SearchFeed:
     Args:
         at_a_time: so many runs are given before the first of them has ended, as a cluster grows or shrinks: what is
             asked depends on what is known, so with 1 the trials are the same every time.
+        check: raises MoeError for a configuration that is not to be run; the trial is set aside.
     """
 
     def __init__(
@@ -125,12 +127,14 @@ class SearchFeed:
         outputs: Path,
         at_a_time: Callable[[], int] = lambda: 1,
         retry_failed: bool = False,
+        check: Callable[[RunConfig], None] = lambda config: None,
     ) -> None:
         self.plan = plan
         self.study = study
         self.outputs = outputs
         self.at_a_time = at_a_time
         self.retry_failed = retry_failed
+        self.check = check
         self.given_up: str | None = None
         self.labels: dict[Path, str] = {}
         self._distributions = distributions(plan)
@@ -266,6 +270,7 @@ class SearchFeed:
     def _begin(self, trial: "Trial") -> None:
         try:
             configs = [resolve_upcycle_source(config, self.outputs) for config in self.plan.configs(trial.params)]
+            self.check(configs[0])
         except MoeError as error:
             reason = str(error).splitlines()[0]
             self._set_aside(trial, IMPOSSIBLE, reason)
@@ -376,7 +381,7 @@ def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> 
     """The trials on the Pareto front of the objectives, best in the first one first; with one objective the best alone."""
     from moe_cli.report.pareto import as_cost, on_front, tolerance
 
-    sides = [1 if name in HIGHER else -1 for name in objectives]
+    sides = [BY_KEY[name].direction for name in objectives]
     points = [tuple(map(as_cost, trial.values, sides)) for trial in trials]
     # A single objective has one best value, not all values within the tolerance of it.
     factors = [tolerance(name) if len(objectives) > 1 else 1.0 for name in objectives]

@@ -18,7 +18,7 @@ from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, 
 from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
-from moe_cli.runs.curves import ESTIMATES
+from moe_cli.metrics import BY_KEY, ESTIMATES, LOSS, ROUTING, SIZE, SPEED, keys_of
 from moe_cli.runs.lookup import sweep_folder
 from moe_cli.sweeps.plan import (
     SweepPlan,
@@ -35,13 +35,8 @@ from moe_cli.sweeps.plan import (
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
-# Which way is better.
-LOWER = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_loss", "params", "active_params",
-         "flops_per_token", "model_flops_per_token", "forward_flops_per_token", "seconds", "tokens", "peak_memory_bytes", "max_violation", "load_cv",
-         "dropped_fraction", "dead_experts")  # fmt: skip
-HIGHER = ("tokens_per_second",)
-# Results that not every configuration has, and what gives it one.
-ROUTED = ("max_violation", "load_cv", "dropped_fraction", "dead_experts")
+# Results with a better side, and those of sparse models among them.
+OBJECTIVES = tuple(key for key in keys_of(SIZE, LOSS, SPEED, ROUTING) if BY_KEY[key].direction)
 DIGITS = 4
 
 
@@ -72,7 +67,7 @@ class SearchPlan:
     fixed: the other settings.
     seeds: of every configuration; a trial's result is the mean over them.
     trials: how many configurations are tried, those of earlier calls included.
-    objectives: names of results; the first ones of LOWER are to be small, those of HIGHER large.
+    objectives: keys of metrics, see OBJECTIVES.
     typed: the words of the command; declared: the question and the baseline, where it declares them.
     """
 
@@ -140,7 +135,7 @@ class SearchPlan:
 def plan_if_search(
     words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **given: Any
 ) -> SearchPlan | None:
-    """`plan_search`, if one is asked for: by --search, or by the file that the first word names.
+    """`plan_search`, if one is asked for: by --sampler, or by the file that the first word names.
 
     Raises:
         ConfigError: a word or an option is wrong, or an option of a search stands without one.
@@ -149,7 +144,7 @@ def plan_if_search(
     if options.sampler is not None or (named(words) and load_sweep_file(composer, words[0]).search is not None):
         return plan_search(words, options, composer=composer, **given)
     if typed := options.given():
-        raise ConfigError(f"{typed} is for a search. Add: --search tpe")
+        raise ConfigError(f"{typed} is for a search. Add: --sampler tpe")
     return None
 
 
@@ -188,7 +183,7 @@ def plan_search(
     where: Sequence[str] = (),
     composer: Composer,
 ) -> SearchPlan:
-    """The search of `moe sweep WORDS --search ...`: settings with one value are fixed, the others are drawn.
+    """The search of `moe sweep WORDS --sampler ...`: settings with one value are fixed, the others are drawn.
 
     Raises:
         ConfigError: a word or an option is wrong, or nothing is left to draw.
@@ -217,7 +212,7 @@ def plan_search(
     return SearchPlan(
         check_folder(name if name is not None else sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH), sweep.question, space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
-        conditions, tuple(chosen), one_of("--search", options.sampler, SAMPLERS) or block.sampler or "tpe",
+        conditions, tuple(chosen), one_of("--sampler", options.sampler, SAMPLERS) or block.sampler or "tpe",
         check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
         _search_seed(options.seed), composer, tuple(words), declared_by(words, sweep.question, sweep.baseline),
     )  # fmt: skip
@@ -249,7 +244,7 @@ def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any
     if len(sweep.blocks) > 1 or any(len(dimension.keys) > 1 for dimension in sweep.blocks[0].dimensions):
         raise ConfigError(
             f"the sweep {sweep.name} names whole configurations (zip, points or union), and a search draws single "
-            "settings. Run it without --search."
+            "settings. Run it without --sampler."
         )
     domains: dict[str, Domain] = {}
     for dimension in sweep.blocks[0].dimensions:
@@ -307,9 +302,9 @@ def parse_objectives(text: str) -> tuple[str, ...]:
     """`val_bpb` or `val_bpb,flops_per_token`. Raises ConfigError for a name that is no result with a better side."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name not in (*LOWER, *HIGHER):
-            hint = did_you_mean(name, (*LOWER, *HIGHER))
-            raise ConfigError(f"--objective {name}: no such result.{hint} There are: {', '.join((*LOWER, *HIGHER))}.")
+        if name not in OBJECTIVES:
+            hint = did_you_mean(name, OBJECTIVES)
+            raise ConfigError(f"--objective {name}: no such result.{hint} Available: {', '.join(OBJECTIVES)}.")
     if len(set(names)) < len(names):
         raise ConfigError(f"--objective {text} names a result twice.")
     return names
@@ -318,7 +313,7 @@ def parse_objectives(text: str) -> tuple[str, ...]:
 def check_has_value(objectives: Sequence[str], config: RunConfig) -> None:
     """Raises ConfigError for a result that a run of this configuration will not have."""
     for name in objectives:
-        if config.dense and name in ROUTED:
+        if config.dense and BY_KEY[name].kind == ROUTING:
             raise ConfigError(
                 f"--objective {name}: a dense model (expert=1) has none, and the search draws it. Leave out expert=1."
             )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moe_cli.data.bpe import SubwordTokenizer
 from moe_cli.moe.routing import Routing
-from moe_cli.training.evaluate import LayerUse, empty_use, evaluating
+from moe_cli.training.evaluate import LayerUse, empty_use, eval_policy, evaluating
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LayerChoices:
         block: its number among all layers, from 0.
         choices: for every token its assignments, best first: those kept, then by weight.
         load: per expert, the share of all assignments over a fair share 1 / E: 1 is even.
-        measures: `training.evaluate.MEASURES` of this text.
+        measures: LAYER_METRICS of this text, see `moe_cli.metrics`.
     """
 
     layer: int
@@ -101,9 +101,9 @@ def _routings(
     model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
 ) -> Iterator[list[Routing]]:
     """Those of all sparse layers, a forward pass for each window."""
-    with evaluating(model, policy.k, policy.capacity, precision, policy.drop) as device:
+    with evaluating(model, eval_policy(policy), precision) as (routed, device):
         for part in ids.split(window):
-            yield [_on_cpu(routing) for routing in model(part[None].to(device))[1]]
+            yield [_on_cpu(routing) for routing in routed(part[None].to(device))[1]]
 
 
 def _on_cpu(routing: Routing) -> Routing:

@@ -28,9 +28,9 @@ WRONG = {
     "train train.steps=5 train.minutes=1": "error: train.steps=5 and train.minutes=1.0 are 2 budgets: give one, and null to the others.",
     "train data=text": "error: data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER",
     "train train.device=cuda": "error: train.device=cuda: torch sees no GPU here. Use train.device=cpu",
-    "train --resume latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
-    "eval gpt": "error: no run 'gpt': there are no runs in OUTPUTS. Make one: moe train",
-    "sample latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
+    "train --resume latest": "error: no runs in OUTPUTS. Make one: moe train",
+    "eval gpt": "error: no runs in OUTPUTS. Make one: moe train",
+    "sample latest": "error: no runs in OUTPUTS. Make one: moe train",
     "sample latest --temperature inf": "error: --temperature inf is not a number. Use 0 to 2.",
     "sample latest --prompt \udcff": "error: --prompt is not UTF-8 text.",
     "train --resume latest expert=8": "error: --resume takes expert from the run itself: leave it out.\nWhat may change is how it is carried out: launch.num_processes and its like, train.threads, train.device, log.",
@@ -47,10 +47,9 @@ WRONG = {
     "Or give values: moe sweep k=1,2",
     "sweep seed=1,2 --seeds 2": "error: seed=1,2 and --seeds 2 both choose seeds: give one.",
     "sweep k=1,2 --timeout 5": "error: --timeout 5 is not a time. Give a number with a unit: 30s, 10m, 2h or 1h30m.",
-    "sweep k=1,2 --rerun-on data": "error: --rerun-on data: no such choice. There is: code.",
-    "sweep k=1,2 --force --retry-failed": "error: --force runs every point again: --retry-failed has no effect beside it. "
+    "sweep k=1,2 --force --retry-failed": "error: --force starts every run again: --retry-failed has no effect. "
     "Leave it out.",
-    "sweep k=1,2 --force --rerun-on code": "error: --force runs every point again: --rerun-on has no effect beside it. "
+    "sweep k=1,2 --force --rerun-stale": "error: --force starts every run again: --rerun-stale has no effect. "
     "Leave it out.",
     "sweep k=1,2 --name a/b": "error: --name a/b must be a plain folder name.",
 }
@@ -124,7 +123,7 @@ def test_outputs_that_cannot_be_made(tmp_path: Path) -> None:
             OSError(28, "No space left on device", "out.csv"),
             1,
             "error: No space left on device: out.csv\n"
-            "Free space, for example what the trash holds: moe runs gc --older-than 0d --yes, then the same command.",
+            "Free space, for example what the trash holds: moe runs clean --older-than 0d --yes, then the same command.",
         ),
         (OSError("no reason"), 1, "error: no reason"),
     ],

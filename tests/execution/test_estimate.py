@@ -107,7 +107,7 @@ def test_the_evaluations_counted_are_those_that_are_made(
     """As many as the records of a run have, however often it is asked to look, and the last one."""
     config = tiny_config(text_file, train=train)
     run = finish(config, tmp_path)
-    made = sum("val/loss_estimate" in record for record in run.metrics())
+    made = sum("val/loss" in record for record in run.metrics())
     assert made + 1 == len(evaluations(config, tmp_path))
     assert EVALUATIONS == EVALUATIONS_PER_RUN - 1
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reads other tokens: its data are text, chars"):
         check_upcycle(reader, tmp_path)
     check_upcycle(replace(reader, **of_chars), tmp_path)
-    with pytest.raises(RunNotFound, match="no run 'gpt-nothing'"):
+    with pytest.raises(RunNotFound, match="no sweep, run or folder 'gpt-nothing'"):
         check_upcycle(tiny_config(text_file, train={"upcycle_from": "gpt-nothing"}), tmp_path)
     with pytest.raises(ConfigError, match=r"train\.upcycle_from=latest means another run"):
         tiny_config(text_file, train={"upcycle_from": "latest"})

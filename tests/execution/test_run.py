@@ -37,13 +37,15 @@ from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.execution.worker import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, main
 from moe_cli.files.writing import write_json
+from moe_cli.metrics import LAYER_METRICS
 from moe_cli.moe.backends import dispatch
+from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.runs.locks import lock
 from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.causal_lm import TextTask
-from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
+from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
 from tests.tiny import finish, tiny_config, words
 
 PROMISED = {
@@ -103,7 +105,7 @@ def test_a_dense_run_has_nulls_where_there_is_no_router(text_file: Path, tmp_pat
     run = finish(tiny_config(text_file, expert=1, k=1, train={"steps": 1}), tmp_path)
     content = summary(run)
     assert set(content) >= PROMISED
-    assert all(content[key] is None for key in ("router", "balance", "capacity", "router_saturation", *MEASURES))
+    assert all(content[key] is None for key in ("router", "balance", "capacity", "router_saturation", *LAYER_METRICS))
     assert content["params"] == content["active_params"]
     assert [] == run.routing()
 
@@ -114,7 +116,7 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
     content = summary(run)
     trained = load_trained(run, tmp_path)
     assert evaluate(trained.model, trained.task, 4).loss == content["val_loss"]
-    limited = evaluate(trained.model, trained.task, 4, capacity_factor=0.5)
+    limited = evaluate(trained.model, trained.task, 4, policy=RoutingPolicy(capacity_factor=0.5))
     assert limited.loss == content["capacity_val_loss"]
     assert content["val_loss"] != content["capacity_val_loss"]
     assert "causal" == content["capacity_val_drop"]
@@ -125,7 +127,7 @@ def test_evaluation_has_a_k_and_a_capacity_of_its_own(text_file: Path, tmp_path:
     """eval.k and eval.capacity decide the summary's figures, and those of the curve."""
     run = finish(tiny_config(text_file, eval={"k": 1, "capacity": 0.5}, train={"eval_every": 3}), tmp_path)
     trained = load_trained(run, tmp_path)
-    assert evaluate(trained.model, trained.task, 4, top_k=1, capacity_factor=0.5).loss == summary(run)["val_loss"]
+    assert evaluate(trained.model, trained.task, 4, policy=RoutingPolicy(1, 0.5)).loss == summary(run)["val_loss"]
     assert summary(run)["dropped_fraction"] > 0
     curve = [record for record in run.routing() if not record.get("whole_split")]
     assert [64, 64] == [sum(record["tokens_per_expert"]) for record in curve]

@@ -77,7 +77,7 @@ class Work:
         moe(
             "sweep",
             "expert=choice(4,8)",
-            "--search",
+            "--sampler",
             "random",
             "--trials",
             trials,
@@ -95,7 +95,7 @@ class Work:
         moe("runs", "restore", "latest")
 
     def free(self) -> None:
-        moe("runs", "gc", "--older-than", "0d", "--checkpoints", "--cache", "--yes")
+        moe("runs", "clean", "--older-than", "0d", "--checkpoints", "--cache", "--yes")
 
     def report(self) -> None:
         moe("report", "s", "-o", self.outputs / "s" / "table.csv")

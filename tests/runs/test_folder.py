@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
+from moe_cli.files.checksums import write_sealed
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import make_folder, write_json
 from moe_cli.runs.folder import Run, create_run, open_or_create_run, outputs_folder
@@ -114,13 +115,13 @@ def test_a_whole_id_wins_over_the_runs_it_begins(tmp_path: Path) -> None:
 
 
 def test_names_of_no_or_several_runs_are_refused(tmp_path: Path) -> None:
-    """The message lists the candidates, or names the newest run, or says that there are none."""
-    with pytest.raises(RunNotFound, match="there are no runs"):
+    """The message lists the candidates, or says that there are none."""
+    with pytest.raises(RunNotFound, match="no runs in"):
         find_run(tmp_path, "latest")
     first, second = make(tmp_path, seed=1), make(tmp_path, seed=2)
     with pytest.raises(RunNotFound, match=rf"could be 2 runs: runs/{first.id}, runs/{second.id}\."):
         find_run(tmp_path, "gpt")
-    with pytest.raises(RunNotFound, match=rf"no run 'bert'.* newest is {second.id}"):
+    with pytest.raises(RunNotFound, match="no sweep, run or folder 'bert'"):
         find_run(tmp_path, "bert")
 
 
@@ -240,8 +241,7 @@ def test_a_run_is_complete_when_its_summary_is_there(tmp_path: Path, monkeypatch
     run = make(tmp_path)
     recorder = Recorder(run)
     with monkeypatch.context() as patch:
-        patch.setattr("moe_cli.runs.recorder.write_json", lambda path, content: path.name == "summary.json" or
-                      write_json(path, content))  # fmt: skip
+        patch.setattr("moe_cli.runs.recorder.write_sealed", lambda path, content: None)
         recorder.complete({"val_loss": 1.0})
     assert ("interrupted", None) == (run.status()["status"], run.summary())
     recorder.status("failed", reason="of an earlier attempt")
@@ -286,7 +286,7 @@ def test_a_sweeps_run_takes_over_how_it_is_carried_out(tmp_path: Path) -> None:
     with lock(run.path):
         assert config == open_or_create_run(tmp_path, "sweep", again).config()
     assert again == open_or_create_run(tmp_path, "sweep", again).config()
-    (run.path / "summary.json").write_text("{}")
+    write_sealed(run.path / "summary.json", {})
     assert again == open_or_create_run(tmp_path, "sweep", config).config()
 
 

@@ -10,6 +10,7 @@ import pytest
 import moe_cli.runs.folder
 import moe_cli.runs.status
 from moe_cli.errors import RunNotFound
+from moe_cli.files.checksums import write_sealed
 from moe_cli.files.writing import write_json
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run
 from moe_cli.runs.lookup import find_runs, list_runs_by_age, newest_sweep
@@ -40,8 +41,8 @@ def test_a_complete_run_shows_its_results(tmp_path: Path) -> None:
 def test_a_running_run_shows_its_newest_estimates(tmp_path: Path) -> None:
     """Each measure is the newest that was finite, though they stand in different records; a torn line is left out."""
     run = run_elsewhere(tmp_path, step=10, steps=100)
-    append(run, **{"step": 20, "val/loss_estimate": 1.5, "val/bpb_estimate": 2.1, "val/max_violation": 0.4})
-    append(run, **{"step": 25, "train/loss": 1.4, "tokens_per_second": 9000.0, "val/loss_estimate": None})
+    append(run, **{"step": 20, "val/loss": 1.5, "val/bpb": 2.1, "val/max_violation": 0.4})
+    append(run, **{"step": 25, "train/loss": 1.4, "tokens_per_second": 9000.0, "val/loss": None})
     with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 30, "val/lo')
     each = read_status(run)
@@ -57,7 +58,7 @@ def test_strangers_files_stop_nothing(tmp_path: Path) -> None:
     each = read_status(run)
     assert (each.reason, each.created, each.step, each.steps, each.written) == ("['x']", 0.0, 0, 0, 0.0)
     assert each.tags == ("good",)
-    write_json(run.path / "summary.json", {"val_bpb": "low", "steps": None})
+    write_sealed(run.path / "summary.json", {"val_bpb": "low", "steps": None})
     assert (read_status(run).status, read_status(run).val_bpb) == (COMPLETED, None)
 
 

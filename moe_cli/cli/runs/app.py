@@ -1,4 +1,4 @@
-"""moe runs: ls, show, health, diff, tag, rm, restore, gc and watch."""
+"""moe runs: ls, show, experts, diff, tag, rm, restore, clean and watch."""
 
 import sys
 from pathlib import Path
@@ -23,8 +23,8 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 @runs.command()
 def ls(
-    where: Annotated[
-        str | None, typer.Argument(metavar="SWEEP|FOLDER", help="A sweep's name, or a folder of runs.")
+    name: Annotated[
+        str | None, typer.Argument(metavar="SWEEP|RUN|FOLDER", help="A sweep, a run, or a folder of runs.")
     ] = None,
     status: Statuses = None,
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Only runs with this tag.")] = None,
@@ -38,7 +38,7 @@ def ls(
     from moe_cli.runs.status import read_statuses
 
     wanted = _statuses(status)
-    found = read_statuses(find_runs(outputs_folder(outputs), where))
+    found = read_statuses(find_runs(outputs_folder(outputs), name))
     shown = [each for each in found if each.status in wanted and (tag is None or tag in each.tags)]
     if as_json:
         print_json([_record(each) for each in shown])
@@ -65,7 +65,7 @@ def _statuses(text: str | None) -> tuple[str, ...]:
 
 def _record(each: "RunStatus") -> dict[str, Any]:
     return {
-        "run": each.run.id, "group": each.run.group, "status": each.status, "reason": each.reason, "step": each.step,
+        "run": each.run.id, "sweep": each.run.group, "status": each.status, "reason": each.reason, "step": each.step,
         "steps": each.steps or None, "val_bpb": each.val_bpb, "val_loss": each.val_loss,
         "tokens_per_second": each.tokens_per_second, "max_violation": each.max_violation,
         "dead_experts": each.dead_experts, "created": each.created or None, "tags": list(each.tags),
@@ -89,7 +89,7 @@ def _print_list(shown: "list[RunStatus]") -> None:
 
     columns = [
         Column("run", [each.run.id for each in shown], left=True, shrinks=16),
-        Column("group", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
+        Column("sweep", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
         Column("status", [each.status for each in shown], left=True, styles=[styles.get(each.status, "") for each in shown]),
         Column("done", [f"{100 * each.share:.0f} %" if each.steps else "-" for each in shown]),
         Column("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
@@ -97,7 +97,7 @@ def _print_list(shown: "list[RunStatus]") -> None:
         Column("tags", [",".join(each.tags) for each in shown], left=True, shrinks=12),
         Column("val loss", [written(each.val_loss, ".3f") for each in shown], leaves=6),
         Column("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], leaves=7),
-        Column("load", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
+        Column("MaxVio", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
         Column("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], leaves=9),
         Column("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], leaves=10),
         Column("reason", [(each.reason or "").split("\n")[0] for each in shown], left=True, leaves=5, shrinks=16),
@@ -120,7 +120,7 @@ def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None
 
 
 @runs.command()
-def health(
+def experts(
     run: RunName,
     layer: Annotated[
         int | None, typer.Option(metavar="N", help="The sparse layer whose tables are shown. None: the most uneven.")
@@ -128,12 +128,12 @@ def health(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """How a run used its experts: load, balance, domains, tokens. Example: moe runs health latest --layer 2"""
-    from moe_cli.cli.runs.experts import print_health
+    """How a run used its experts: load, balance, domains, tokens. Example: moe runs experts latest --layer 2"""
+    from moe_cli.cli.runs.experts import print_experts
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
 
-    print_health(find_run(outputs_folder(outputs), run), layer, as_json)
+    print_experts(find_run(outputs_folder(outputs), run), layer, as_json)
 
 
 @runs.command()
@@ -188,19 +188,19 @@ def tag_run(
 def rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Run ids, beginnings or folders.")] = None,
     status: Statuses = None,
-    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this sweep.")] = None,
+    sweep: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this sweep.")] = None,
     yes: Yes = False,
     outputs: Outputs = None,
 ) -> None:
-    """Move runs to the trash; `moe runs restore` undoes it. Example: moe runs rm --status failed --group sparsity"""
+    """Move runs to the trash; `moe runs restore` undoes it. Example: moe runs rm --status failed --sweep sparsity"""
     from moe_cli.errors import ConfigError, MoeError
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.trash import check_idle, remove
 
     folder = outputs_folder(outputs)
-    if bool(names) == bool(status or group):
-        raise ConfigError("say which: either runs by name, or --status and --group. See: moe runs ls")
-    chosen = _named(folder, names) if names else _matching(folder, status, group)
+    if bool(names) == bool(status or sweep):
+        raise ConfigError("say which: either runs by name, or --status and --sweep. See: moe runs ls")
+    chosen = _named(folder, names) if names else _matching(folder, status, sweep)
     if not chosen:
         echo("no run is as asked for: nothing is removed.", err=True)
         return
@@ -229,12 +229,13 @@ def _named(outputs: Path, names: list[str]) -> "list[Run]":
     return list({run.path.resolve(): run for run in found}.values())
 
 
-def _matching(outputs: Path, status: str | None, group: str | None) -> "list[Run]":
-    from moe_cli.runs.lookup import find_runs
+def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run]":
+    from moe_cli.runs.lookup import find_runs, find_sweep, list_runs
     from moe_cli.runs.status import read_statuses
 
     wanted = _statuses(status)
-    return [each.run for each in read_statuses(find_runs(outputs, group)) if each.status in wanted]
+    runs = list_runs(find_sweep(outputs, sweep)) if sweep else find_runs(outputs, None)
+    return [each.run for each in read_statuses(runs) if each.status in wanted]
 
 
 def _ask(question: str, names: list[str]) -> None:
@@ -283,7 +284,7 @@ def restore(
             if not as_json:
                 _say(f"restored {back[-1].group}/{back[-1].id}")
         if as_json:
-            print_json([{"run": run.id, "group": run.group, "path": str(run.path)} for run in back])
+            print_json([{"run": run.id, "sweep": run.group, "path": str(run.path)} for run in back])
     elif as_json:
         print_json(trash_records(trash))
     else:
@@ -291,7 +292,7 @@ def restore(
 
 
 @runs.command()
-def gc(
+def clean(
     older_than: Annotated[
         str, typer.Option("--older-than", metavar="30d", help="Runs in the trash for so long; 0d: all, 12h: hours.")
     ] = "30d",
@@ -303,7 +304,7 @@ def gc(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what could be freed; free it with --yes. Example: moe runs gc --older-than 0d --checkpoints --yes"""
+    """Say what could be freed; free it with --yes. Example: moe runs clean --older-than 0d --checkpoints --yes"""
     from moe_cli.cli.runs.cleanup import free_all, parse_age, print_waste
     from moe_cli.runs.cleanup import find_reclaimable
     from moe_cli.runs.folder import outputs_folder

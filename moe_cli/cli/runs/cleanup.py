@@ -1,4 +1,4 @@
-"""What moe runs restore and gc print: the trash, and what can be freed."""
+"""What moe runs restore and clean print: the trash, and what can be freed."""
 
 import re
 import time
@@ -50,7 +50,7 @@ def print_trash(trash: Sequence[TrashedRun]) -> None:
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     if console.is_terminal:
-        echo("Bring one back: moe runs restore RUN      Free all: moe runs gc --older-than 0d --yes")
+        echo("Bring one back: moe runs restore RUN      Free all: moe runs clean --older-than 0d --yes")
 
 
 def free_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:

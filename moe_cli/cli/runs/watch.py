@@ -192,7 +192,7 @@ def _facts(each: RunStatus) -> list[str]:
         bits = "" if each.val_bpb is None else f" ({each.val_bpb:z.3f} bits/byte)"
         facts.append(f"val {each.val_loss:z.3f}{bits}")
     if each.max_violation is not None:
-        facts.append(f"load {percent(each.max_violation, signed=True)}")
+        facts.append(f"MaxVio {percent(each.max_violation, signed=True)}")
     if each.dead_experts is not None:
         facts.append(f"dead {percent(each.dead_experts)}")
     return facts or ["starting"]
