@@ -1,7 +1,7 @@
 """README and docs/ are true: their commands run, their Python prints what they show, and their links lead somewhere.
 
 A page is one test, in a folder of its own. Comments in the page, `<!-- test: ... -->`, hold for the next block:
-`run` or `sweep` puts a finished run or sweep into the folder; `slow` moves the block to the slow tests; `exit=2` is the
+`run` or `sweep` puts two finished runs or a finished sweep into the folder; `slow` moves the block to the slow tests; `exit=2` is the
 exit code to expect; `skip` says that another test runs the block; `output=any` does not compare what Python prints; `-model.num_heads` takes a word away from the
 settings that make a training tiny; every other word is added to each command, in place of one with the same key.
 """
@@ -36,7 +36,15 @@ TINY = (
     "train.steps=2 train.batch_size=4 train.log_every=2 train.eval_every=1 train.threads=1 "
     "data=text data.path=notes.txt"
 ).split()
-BLOCK = re.compile(r"<!-- test: (?P<hint>.*?) -->|^```(?P<kind>\w+)\n(?P<code>.*?)^```(?:\n\n```text\n(?P<output>.*?)^```)?", re.S | re.M)
+# What prepares the folder of a page.
+COMMANDS = {
+    "run": ("moe train expert=1", "moe train expert=8"),
+    "sweep": ("moe sweep sparsity expert=1,8 k=2 --seeds 2",),
+}
+BLOCK = re.compile(
+    r"<!-- test: (?P<hint>.*?) -->|^```(?P<kind>\w+)\n(?P<code>.*?)^```(?:\n\n```text\n(?P<output>.*?)^```)?",
+    re.S | re.M,
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ def prepared(nests: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folders[what])
                 patch.setattr("moe_cli.sweeps.executors.local.Nest", nests)
-                if command:
+                for command in COMMANDS.get(what, ()):
                     result = CliRunner().invoke(app, tiny_command(command, ()))
                     assert result.exit_code == 0, result.output
         return folders[what]
@@ -155,7 +163,9 @@ def test_page(
 
 def test_hints_are_applied() -> None:
     """Hints replace words of the same key, add others, and take away words that make a training tiny."""
-    words = tiny_command("moe sweep model=lstm train.steps=300  # a note", ("-model.num_heads", "train.steps=2", "--seeds=2"))
+    words = tiny_command(
+        "moe sweep model=lstm train.steps=300  # a note", ("-model.num_heads", "train.steps=2", "--seeds=2")
+    )
     assert words[:3] == ["sweep", "model=lstm", "train.steps=2"]
     assert words[-1] == "--seeds=2"
     assert not [word for word in words if word.startswith("model.num_heads")]
@@ -202,6 +212,8 @@ def test_every_choice_is_documented() -> None:
     for group in GROUPS:
         for choice in composer.choices(group):
             assert composer.describe(group, choice), f"{group}/{choice}"
+
+
 @pytest.mark.parametrize("metric", ["max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction",
                                     "dead_experts", "load_cv", "token_specialisation", "router_saturation", "domain_specialisation", "val_loss",
                                     "val_bpb", "flops_per_token", "model_flops_per_token", "optimizer_flops_per_step", "null_fraction", "active_params"])  # fmt: skip

@@ -25,7 +25,8 @@ from moe_cli.report.aggregate import (
 )
 from moe_cli.report.load import flatten, runs_frame
 from moe_cli.report.sweep_record import read_record
-from moe_cli.runs.folder import COMPLETED, Run, run_folders
+from moe_cli.runs.folder import COMPLETED, Run
+from moe_cli.runs.lookup import list_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +62,7 @@ def baseline_runs_elsewhere(
     They have the settings of `baseline`, of one that a sweep of the frame declares, or of the dense model.
     """
     seen = {Path(path).resolve() for path in frame["path"]}
-    runs = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
+    runs = [*(list_runs(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
     found = {path: run for run in runs if (path := run.path.resolve()) not in seen}
     others = runs_frame(list(found.values()))
     wanted = [*([] if baseline is None else [baseline]), *declared_baselines(frame), DENSE]
@@ -133,7 +134,7 @@ def baseline_command(row: Row, choice: Mapping[str, Any] = DENSE) -> str:
     """`moe train expert=1`, or another choice, with every setting in which the configuration differs from the defaults."""
     shared = shared_with_dense([name for name in row if "." in name])
     # A dense model starts from its initial weights: there are no experts to make of another's.
-    wanted = {name: row[name] for name in shared if name != "train.upcycle"}
+    wanted = {name: row[name] for name in shared if name != "train.upcycle_from"}
     try:
         words = _words({**choice}, wanted)
     except MoeError:

@@ -8,12 +8,11 @@ from typing import Any
 
 from moe_cli.config.build import did_you_mean, show
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import count, percent, plural, printable, sparkline
-from moe_cli.metrics import MEASURES, Measure
+from moe_cli.formatting import plural, printable, sparkline
+from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of
 from moe_cli.report.aggregate import DENSE, PLAIN_KEYS, Row, applies, measures_itself
-from moe_cli.report.load import COUNTS
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import validation_curve
 
 LONGEST_CELL = 36
 CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60
@@ -21,7 +20,7 @@ CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
 FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
-                  "tokens_per_second", "params", "verdict", "vs_dense_seeds", "vs_dense")  # fmt: skip
+                  "tokens_per_second", "params", "verdict", "shared_seeds", "vs_baseline")  # fmt: skip
 # A setting's heading is its last part, and its group's where that says nothing.
 NAMELESS = ("name", "weight", "k", "capacity")
 
@@ -38,17 +37,17 @@ class Column:
 
 def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
     """The measured columns worth showing for these rows; differences are taken to the baseline, or to the lowest."""
-    measured = [f"val_{name}" for name in MEASURES if any(row.get(f"val_{name}") is not None for row in rows)]
-    names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_dense",
+    measured = [name for name in keys_of(TASK) if any(row.get(name) is not None for row in rows)]
+    names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_baseline",
              "tokens_per_second"]  # fmt: skip
     if measured and all(row["val_bpb"] is None for row in rows):  # no text
         names.remove("val_bpb")
     if baseline == DENSE and not to_lowest and all(row["expert"] == 1 for row in rows):
-        names.remove("vs_dense")
-    if any(row["vs_dense_interval"] is not None for row in rows):
-        names.insert(names.index("vs_dense") + 1, "verdict")
-    if "vs_dense" in names and any((row["vs_dense_seeds"] or 0) not in (0, len(row["seeds"])) for row in rows):
-        names.insert(names.index("vs_dense") + 1, "vs_dense_seeds")
+        names.remove("vs_baseline")
+    if any(row["vs_baseline_interval"] is not None for row in rows):
+        names.insert(names.index("vs_baseline") + 1, "verdict")
+    if "vs_baseline" in names and any((row["shared_seeds"] or 0) not in (0, len(row["seeds"])) for row in rows):
+        names.insert(names.index("vs_baseline") + 1, "shared_seeds")
     if any(row["max_violation"] is not None for row in rows):
         names.append("max_violation")
     if any(row["dropped_fraction"] for row in rows):
@@ -57,14 +56,12 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, t
         names.append("capacity_val_loss")
     if any(row["dead_experts"] is not None for row in rows):
         names.append("dead_experts")
-    return [_result(name, baseline, to_lowest) for name in names]
+    return [_result(name, to_lowest) for name in names]
 
 
-def _result(name: str, baseline: Mapping[str, Any], to_lowest: bool) -> Column:
+def _result(name: str, to_lowest: bool) -> Column:
     column = _RESULTS[name]
-    if name != "vs_dense" or (baseline == DENSE and not to_lowest):
-        return column
-    return replace(column, heading="vs lowest" if to_lowest else "vs baseline")
+    return replace(column, heading="vs lowest") if name == "vs_baseline" and to_lowest else column
 
 
 def curve_column(rows: Collection[Row]) -> Column | None:
@@ -87,12 +84,12 @@ def never_leave(rows: Collection[Row]) -> tuple[str, str]:
     return ("run", "val_bpb" if all(row["val_bpb"] is not None for row in judged) else "val_loss")
 
 
-def make_columns(names: Sequence[str], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
+def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:
     """Columns by name: results as they are usually written, everything else by its value."""
     short = [heading_of(name) for name in names]
     headings = [heading if short.count(heading) == 1 else name for heading, name in zip(short, names, strict=True)]
     return [
-        _result(name, baseline, to_lowest) if name in _RESULTS
+        _result(name, to_lowest) if name in _RESULTS
         else Column(name, name, _sparkline, left=True) if name == CURVE
         else Column(name, printable(heading), _writer(name), left=name in _TEXT)
         for name, heading in zip(names, headings, strict=True)
@@ -141,7 +138,7 @@ def _writer(name: str) -> Callable[[Row], str]:
             return printable(value.strip().splitlines()[0])[:LONGEST_CELL]
         if name == "capacity" and value is None and row["expert"] is not None:
             return "dropless"
-        return count(value) if name in COUNTS and value is not None else cell(value)
+        return cell(value)
 
     return write
 
@@ -175,27 +172,19 @@ def _with_interval(value: float | None, interval: float | None, digits: int, fac
     return text + unit + PLUS_MINUS + (spread if float(spread) or not interval else least)
 
 
-def _bits(row: Row) -> str:
-    return _with_interval(row["val_bpb"], row["val_bpb_interval"], 3)
+def _loss(name: str) -> Callable[[Row], str]:
+    return lambda row: _with_interval(row[name], row.get(f"{name}_interval"), BY_KEY[name].digits)
 
 
-def _loss(row: Row) -> str:
-    return _with_interval(row["val_loss"], row["val_loss_interval"], 3)
-
-
-def _limited_loss(row: Row) -> str:
-    return _with_interval(row["capacity_val_loss"], None, 3)
-
-
-def _vs_dense(row: Row) -> str:
-    if row["vs_dense"] == 0 and measures_itself(row):
+def _vs_baseline(row: Row) -> str:
+    if row["vs_baseline"] == 0 and measures_itself(row):
         return "0"
-    return _with_interval(row["vs_dense"], row["vs_dense_interval"], 1, 100, "+")
+    return _with_interval(row["vs_baseline"], row["vs_baseline_interval"], 1, 100, "+")
 
 
-def _vs_dense_seeds(row: Row) -> str:
+def _shared_seeds(row: Row) -> str:
     """How many of the row's seeds the baseline has too."""
-    shared = row["vs_dense_seeds"]
+    shared = row["shared_seeds"]
     return "-" if shared is None or measures_itself(row) else f"{shared} of {len(row['seeds'])}"
 
 
@@ -206,38 +195,23 @@ def _verdict(row: Row) -> str:
     return f"{row['verdict']}" + (f", +{plural(row['more_seeds'], 'seed')}" if row["more_seeds"] else "")
 
 
-def _counted(name: str) -> Callable[[Row], str]:
-    return lambda row: "-" if row[name] is None else count(row[name])
+def _value(name: str) -> Callable[[Row], str]:
+    metric = BY_KEY[name]
+    return lambda row: "-" if row.get(name) is None else metric.write(row[name])
 
 
-def _measure(name: str, measure: Measure) -> Callable[[Row], str]:
-    return lambda row: "-" if row.get(name) is None else measure.write(row[name])
-
-
-def _share(name: str, signed: bool = False) -> Callable[[Row], str]:
-    return lambda row: "-" if row[name] is None else percent(row[name], signed)
-
-
+_WRITERS: dict[str, Callable[[Row], str]] = {
+    **{name: _loss(name) for name in ("val_loss", "val_bpb", "capacity_val_loss")},
+    "vs_baseline": _vs_baseline,
+    "shared_seeds": _shared_seeds,
+}
 _RESULTS = {
-    column.name: column
-    for column in (
-        Column("params", "params", _counted("params")),
-        Column("active_params", "active", _counted("active_params")),
-        Column("flops_per_token", "FLOP/token", _counted("flops_per_token")),
-        Column("model_flops_per_token", "model FLOP/token", _counted("model_flops_per_token")),
-        Column("optimizer_flops_per_step", "optimizer FLOP/step", _counted("optimizer_flops_per_step")),
-        Column("val_loss", "val loss", _loss),
-        Column("val_bpb", "bits/byte", _bits),
-        *(Column(f"val_{name}", measure.label, _measure(f"val_{name}", measure)) for name, measure in MEASURES.items()),
-        Column("vs_dense", "vs dense", _vs_dense),
-        Column("vs_dense_seeds", "on seeds", _vs_dense_seeds),
-        Column("verdict", "verdict", _verdict, left=True),
-        Column("tokens_per_second", "tok/s", _counted("tokens_per_second")),
-        Column("max_violation", "load", _share("max_violation", signed=True)),
-        Column("dropped_fraction", "dropped", _share("dropped_fraction")),
-        Column("capacity_val_loss", "limited loss", _limited_loss),
-        Column("dead_experts", "dead", _share("dead_experts")),
-    )
+    "verdict": Column("verdict", "verdict", _verdict, left=True),
+    **{
+        metric.key: Column(metric.key, metric.label, _WRITERS.get(metric.key) or _value(metric.key))
+        for metric in METRICS
+        if metric.kind != TRAINING
+    },
 }
 _TEXT = ("run", "runs", "group", "status", "reason", "path", "router", "balance", "drop", "match", "corpus",
          "corpus_sha256", "data.path", "data.name", "model.name", "task.name", "optim.name", "optim.schedule", "baseline")  # fmt: skip

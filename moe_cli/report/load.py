@@ -3,54 +3,24 @@
 import gc
 import math
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from moe_cli.config.build import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
+from moe_cli.files.reading import read_json
 from moe_cli.formatting import as_utf8, is_utf8
-from moe_cli.runs.folder import FAILED, Run, open_runs, read_json, run_folders, spellings
-from moe_cli.runs.status import find_folder
-from moe_cli.runs.tags import tags_in
+from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, TEXT_REFERENCE, keys_of
+from moe_cli.runs.folder import FAILED, Run
+from moe_cli.runs.lookup import find_runs, list_runs
+from moe_cli.runs.tags import parse_tags
 
-UNITS = {
-    "params": "parameters",
-    "active_params": "parameters",
-    "flops_per_token": "FLOP per training token, of model and optimizer",
-    "val_loss": "nats per token, or what the task answers for",
-    "val_bpb": "bits per byte",
-    "tokens_per_second": "tokens per second",
-    "max_violation": "share above the mean load",
-    "dropped_fraction": "share of assignments",
-    "dead_experts": "share of experts",
-    "forward_flops_per_token": "FLOP per token",
-    "model_flops_per_token": "FLOP per training token, forward and backward",
-    "optimizer_flops_per_step": "FLOP per step",
-    "val_perplexity": "perplexity per token",
-    "val_tokens": "tokens",
-    "val_bytes": "bytes",
-    "capacity_val_loss": "nats per token, or what the task answers for",
-    "eval_context": "tokens",
-    "train_loss": "nats per token, or what the task answers for",
-    "routing_entropy": "share of the most possible",
-    "mean_routing_entropy": "share of the most possible",
-    "load_cv": "standard deviation over mean load",
-    "token_specialisation": "share of the most possible",
-    "domain_specialisation": "share of the most possible",
-    "null_fraction": "share of assignments",
-    "router_saturation": "share of the final choices",
-    "steps": "steps",
-    "tokens": "tokens",
-    "seconds": "seconds",
-    "bigram_bpb": "bits per byte",
-    "gzip_bpb": "bits per byte",
-}
-COUNTS = ("params", "active_params", "val_tokens", "val_bytes", "steps", "tokens")
+# What a run has measured, see `moe_cli.metrics`: columns that every frame has.
+UNITS = {key: BY_KEY[key].unit for key in keys_of(SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE)}
+COUNTS = tuple(key for key in UNITS if BY_KEY[key].whole)
 # Columns that lead to folders.
 PATHS = ("path", "baseline_path")
 IDENTITY = ("run", "group", "status", "reason", "created", "path", "tags")
@@ -79,7 +49,7 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-    return runs_frame(run_folders(folder))
+    return runs_frame(list_runs(folder))
 
 
 def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
@@ -88,32 +58,10 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
     """
-    found = run_folders(outputs) if outputs.is_dir() else []
-    if "latest" in names:
-        found = open_runs(outputs)
-    chosen = [run for name in names for run in _named(name, found, outputs)] if names else found
-    if not chosen:
-        raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
-    if names:
-        chosen = list({run.path.resolve(): run for run in chosen}.values())
-    return runs_frame(chosen)
-
-
-def _named(name: str, runs: list[Run], outputs: Path) -> list[Run]:
-    found = [run for run in runs if run.group in spellings(name)] or [run for run in runs if run.id == name]
-    if name == "latest":
-        found = found or runs[-1:]
-    for fits in (str.startswith, fnmatchcase):
-        found = found or [run for run in runs
-                          if any(fits(each, text) for each in (run.id, f"{run.group}/{run.id}") for text in spellings(name))]  # fmt: skip
-    if not found and (folder := find_folder(outputs, name)):
-        found = open_runs(folder)
-    if found:
-        return found
-    if not runs:
-        raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
-    hint = did_you_mean(name, [*dict.fromkeys(run.group for run in runs), *(run.id for run in runs)])
-    raise RunNotFound(f"no sweep, run or folder '{name}' in {outputs}.{hint} Without a name: all runs.")
+    every = list_runs(outputs)
+    asked: list[str | None] = [*names] if names else [None]
+    chosen = [run for name in asked for run in find_runs(outputs, name, every)]
+    return runs_frame(list({run.path.resolve(): run for run in chosen}.values()))
 
 
 def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
@@ -168,7 +116,7 @@ def _read(run: Run) -> dict[str, Any]:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}
     identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
-    identity.update(created=_number(status.get("created")), tags=list(tags_in(read_json(f"{folder}/tags.json"))))
+    identity.update(created=_number(status.get("created")), tags=list(parse_tags(read_json(f"{folder}/tags.json"))))
     return {**settings, **measured, **identity}
 
 

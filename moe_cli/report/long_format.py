@@ -9,26 +9,17 @@ from typing import Any
 import pandas as pd
 
 from moe_cli.errors import RunNotFound
+from moe_cli.metrics import BY_KEY, LAYER_METRICS
 from moe_cli.report.load import text_series
-from moe_cli.runs.folder import Run, open_runs
-from moe_cli.runs.status import Thinning
+from moe_cli.runs.curves import ThinnedCurve
+from moe_cli.runs.folder import Run
+from moe_cli.runs.lookup import list_runs_by_age
 
 Source = str | Path | Run | Iterable[str | Path | Run]
 
 CURVE_DTYPES = {"run": "str", "group": "str", "step": "Int64", "tokens": "Int64", "metric": "str", "value": "float64"}
 # What a layer's record says of the whole layer; the same in the rows of all its experts.
-LAYER_UNITS = {
-    "max_violation": "share above the mean load",
-    "load_cv": "standard deviation over mean load",
-    "routing_entropy": "share of the most possible",
-    "mean_routing_entropy": "share of the most possible",
-    "dropped_fraction": "share of assignments",
-    "dead_experts": "share of experts",
-    "token_specialisation": "share of the most possible",
-    "domain_specialisation": "share of the most possible",
-    "null_fraction": "share of assignments",
-    "saturation": "share of the final choices",
-}
+LAYER_UNITS = {**{key: BY_KEY[key].unit for key in LAYER_METRICS}, "saturation": BY_KEY["router_saturation"].unit}
 ROUTING_DTYPES = {
     "run": "str", "group": "str", "step": "Int64", "tokens": "Int64", "whole_split": "bool", "layer": "Int64",
     "expert": "Int64", "load": "float64", "asked": "float64", "kept": "float64", **dict.fromkeys(LAYER_UNITS, "float64"),
@@ -39,7 +30,7 @@ UNITS = {"step": "optimizer steps", "tokens": "training tokens"}
 def load_curves(source: Source) -> pd.DataFrame:
     """One row per run, step and metric of metrics.jsonl: run, group, step, tokens, metric, value.
 
-    `metric` is the key in the file (`train/loss`, `val/bpb_estimate`, `moe/layer_03/max_violation`, `lr`, `seconds`);
+    `metric` is the key in the file (`train/loss`, `val/bpb`, `moe/layer_03/max_violation`, `lr`, `seconds`);
     docs/reference/metrics.md has the unit of each. `tokens` are those seen by then. A value that was not finite
     is NaN. Of a step and metric that stand there twice the later counts.
 
@@ -53,7 +44,7 @@ def load_curves(source: Source) -> pd.DataFrame:
 
 
 def drawn_curves(runs: Iterable[Run], metrics: Collection[str]) -> pd.DataFrame:
-    """The same of some metrics, thinned as it is read: see `moe_cli.runs.status.Thinning`."""
+    """The same of some metrics, thinned as it is read: see `moe_cli.runs.curves.ThinnedCurve`."""
     return _curves(runs, frozenset(metrics))
 
 
@@ -109,7 +100,7 @@ def runs_in(source: Source) -> list[Run]:
         folder = Path(each).expanduser().absolute()
         if not folder.is_dir():
             raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-        runs.update((run.path, run) for run in open_runs(folder))
+        runs.update((run.path, run) for run in list_runs_by_age(folder))
     return list(runs.values())
 
 
@@ -123,7 +114,7 @@ def _points(run: Run) -> dict[tuple[int, str], tuple[int | None, float]]:
 
 def _few_points(run: Run, metrics: frozenset[str]) -> dict[tuple[int, str], tuple[int | None, float]]:
     """The same of some metrics, thinned."""
-    curves = {metric: Thinning() for metric in metrics}
+    curves = {metric: ThinnedCurve() for metric in metrics}
     for step, tokens, metric, value in _values(run, metrics):
         curves[metric].add(step, value, tokens)
     return {(int(step), metric): (tokens, value) for metric, curve in curves.items()

@@ -27,8 +27,8 @@ from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make
 from moe_cli.report.load import CORPUS, SETTINGS
 from moe_cli.report.recommend.choice import choose
 from moe_cli.report.recommend.looks import Look, look_at
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, Run
-from moe_cli.runs.status import validation_curve
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def make_view(
         ConfigError: the question names a column that is not there, or cannot be read.
     """
     baseline = sweep_baseline(frame) if baseline is None else baseline
-    parts = parse_expression(question.condition).parts if question.condition is not None else ()
     # Means are over the runs asked for. Verdicts allow for all comparisons, also those of rows that are not asked for.
+    parts = _parts(question.condition, [*map(str, frame.columns), *PLAIN_KEYS])
     on_runs = [part for part in parts if part.names & OF_RUNS and not question.by_run]
     on_rows = [part for part in parts if part not in on_runs]
     folded = fold(frame, question.by_run, elsewhere, baseline, on_runs)
@@ -118,7 +118,7 @@ def make_view(
         asked,
         names,
         varying([row for row in ordered if row["expert"] is not None], settings_of(known)),
-        make_columns(asked, baseline, pairs is not None) if asked else usual,
+        make_columns(asked, pairs is not None) if asked else usual,
         best_rows(shown),
         [] if question.by_run else [row for row in shown if row["pareto"]],
         question.by_run,
@@ -168,15 +168,20 @@ def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
     """The runs of a frame that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
     if condition is None:
         return frame
-    expression = parse_expression(condition)
     known = [str(name) for name in frame.columns]
+    expression = with_columns(parse_expression(condition), [*known, *PLAIN_KEYS])
     if together := sorted(expression.names.intersection(PLAIN_KEYS).difference(known)):
         raise ConfigError(f"--filter chooses runs here, and {together[0]} is of a row of several: {condition}")
-    check_names(expression, known)
+    expression.check(known)
     chosen = frame[[expression.holds(row) for row in rows_of(frame)]]
     if chosen.empty:
         raise ConfigError(f"no run matches --filter '{condition}'.")
     return chosen
+
+
+def _parts(condition: str | None, known: Sequence[str]) -> tuple[Expression, ...]:
+    """The parts of a condition that `and` joins, on columns."""
+    return () if condition is None else with_columns(parse_expression(condition), known).parts
 
 
 def _check_conditions(
@@ -184,7 +189,7 @@ def _check_conditions(
 ) -> None:
     """Raises ConfigError: a condition names no column, or joins what cannot be asked together."""
     for part in parts:
-        check_names(part, known)
+        part.check(known)
     for part in on_runs:
         _check_of_runs(part, unmeasured)
 
@@ -232,11 +237,19 @@ def _order(value: object) -> tuple[bool, object]:
     return (isinstance(value, str), value)
 
 
-def check_names(condition: Expression, known: Sequence[str]) -> None:
-    """Raises ConfigError when a condition names no column; of a heading it says whose it is."""
+def with_columns(condition: Expression, known: Sequence[str]) -> Expression:
+    """The condition with the name of the column for each heading in it, such as max_violation for MaxVio.
+
+    Raises:
+        ConfigError: several columns have such a heading.
+    """
+    columns: dict[str, str] = {}
     for name in sorted(condition.names - set(known)):
-        if under := [column for column in known if heading_of(column) == name]:
+        under = [column for column in dict.fromkeys(known) if heading_of(column) == name]
+        if len(under) > 1:
             raise ConfigError(
                 f"no column '{name}' in '{condition.text}'. '{name}' is a heading: write {' or '.join(under)}"
             )
-    condition.check(known)
+        if under:
+            columns[name] = under[0]
+    return condition.renamed(columns)

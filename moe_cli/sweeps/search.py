@@ -20,24 +20,16 @@ from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.search_block import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
-from moe_cli.execution.forecast import pin_upcycle
+from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder
+from moe_cli.metrics import BY_KEY
 from moe_cli.report.importance import STUDY, import_optuna, open_journal
 from moe_cli.report.sweep_record import record_command
-from moe_cli.runs import tags
-from moe_cli.runs.folder import (
-    COMPLETED,
-    FAILED,
-    PRUNED,
-    Recorder,
-    Run,
-    is_locked,
-    lock,
-    make_group,
-    open_or_create_run,
-)
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group, open_or_create_run
+from moe_cli.runs.locks import is_locked, lock, sweep_lock
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.pruning import Watch, make_pruner
-from moe_cli.sweeps.search_space import HIGHER, SearchPlan, is_whole
+from moe_cli.sweeps.search_space import SearchPlan, is_whole
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -89,7 +81,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
         study: Study = optuna.create_study(
             study_name=STUDY, storage=open_journal(folder), load_if_exists=True,
             pruner=make_pruner(plan.prune, evaluations),
-            directions=["maximize" if name in HIGHER else "minimize" for name in plan.objectives],
+            directions=["maximize" if BY_KEY[name].direction > 0 else "minimize" for name in plan.objectives],
         )  # fmt: skip
         if "asked" not in study.user_attrs:
             study.set_user_attr("asked", json.loads(json.dumps(plan.asked)))
@@ -158,7 +150,7 @@ class SearchFeed:
         place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
         delete_abandoned(place.parent, "*", lambda folder: not is_locked(folder))
         try:
-            with lock(place), tags.at_work(self.outputs / self.plan.name):
+            with lock(place), sweep_lock(self.outputs / self.plan.name):
                 if self.retry_failed:
                     self._ask_again()
                 yield self
@@ -274,7 +266,7 @@ class SearchFeed:
 
     def _begin(self, trial: "Trial") -> None:
         try:
-            configs = [pin_upcycle(config, self.outputs) for config in self.plan.configs(trial.params)]
+            configs = [resolve_upcycle_source(config, self.outputs) for config in self.plan.configs(trial.params)]
         except MoeError as error:
             reason = str(error).splitlines()[0]
             self._set_aside(trial, IMPOSSIBLE, reason)
@@ -385,7 +377,7 @@ def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> 
     """The trials on the Pareto front of the objectives, best in the first one first; with one objective the best alone."""
     from moe_cli.report.pareto import as_cost, on_front, tolerance
 
-    sides = [1 if name in HIGHER else -1 for name in objectives]
+    sides = [BY_KEY[name].direction for name in objectives]
     points = [tuple(map(as_cost, trial.values, sides)) for trial in trials]
     # A single objective has one best value, not all values within the tolerance of it.
     factors = [tolerance(name) if len(objectives) > 1 else 1.0 for name in objectives]

@@ -13,11 +13,13 @@ from moe_cli.config.balances import QuantileBalance
 from moe_cli.config.schema import RunConfig
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
+from moe_cli.metrics import ESTIMATES, validation_key
 from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers.token_choice import ReluRouter
 from moe_cli.moe.routing_metrics import dropped_fraction, max_violation, tokens_per_expert
-from moe_cli.runs.folder import RUNNING, Recorder
+from moe_cli.runs.folder import RUNNING
+from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
 from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, newest_whole, take_snapshot
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
@@ -57,9 +59,9 @@ class Training:
         self.progress_before = 0.0
         self.layers = moe_layers(model)
         self.bias_method = bias_method(config.balance)
-        self.average = None if config.optim.ema is None else WeightAverage(model, config.optim.ema)
+        self.average = None if config.optim.ema_decay is None else WeightAverage(model, config.optim.ema_decay)
         self.learner = Learner(parts, optimizers, self.average)
-        self.saver = Saver(recorder.run, config.train.keep)
+        self.saver = Saver(recorder.run, config.train.keep_checkpoints)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint, the records included."""
@@ -338,7 +340,7 @@ class Training:
         return before < now and self.progress < 1
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has the average of its weights, where optim.ema asks for one."""
+        """Within it the model has the average of its weights, where optim.ema_decay asks for one."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def _is_best(self, val: Evaluation) -> bool:
@@ -360,9 +362,9 @@ class Training:
             top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
             drop=self.config.eval.drop, precision=self.config.train.precision,
         )  # fmt: skip
-        routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
-        estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}
-        measures = {f"val/{key}_estimate": value for key, value in result.measures.items()}
+        routing = {validation_key(key): value for key, value in (result.routing_metrics() or {}).items()}
+        estimates = {ESTIMATES["val_loss"]: result.loss, ESTIMATES["val_bpb"]: result.bits_per_byte}
+        measures = {validation_key(key): value for key, value in result.measures.items()}
         self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):
             raise TrainingError(

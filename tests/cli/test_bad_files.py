@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from moe_cli.runs.folder import Run, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import Run
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, set_status
 
@@ -85,7 +86,7 @@ def _make(outputs: Path, group: str, seed: int) -> Run:
     run = complete(outputs, 1.7, group, seed=seed, expert=8, k=2)
     write_json(run.path / "meta.json", {"corpus": {"sha256": "ab" * 32, "name": "python", "num_bytes": 5}})
     write_json(run.path / "tags.json", {"tags": ["x"]})
-    records = [{"step": step, "train/loss": 2.0, "val/bpb_estimate": 2.1} for step in (1, 2)]
+    records = [{"step": step, "train/loss": 2.0, "val/bpb": 2.1} for step in (1, 2)]
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     load = {"step": 2, "layer": 0, "tokens_per_expert": [1, 2], "kept_per_expert": [1, 2]}
     (run.path / "routing.jsonl").write_text(json.dumps(load) + "\n")
@@ -111,7 +112,7 @@ def test_a_bad_file_stops_no_list(moe: Moe, outputs: Path, damage: str) -> None:
         assert good.id in result.stdout or "8x2" in result.stdout
         lines = [line for line in result.stderr.splitlines() if line.startswith("unreadable: ")]
         assert {str(bad[name]) for name in opened} == {line.split()[1] for line in lines}
-    for words in (("runs", "gc"), ("runs", "diff", good.path, bad["routing.jsonl"].parent)):
+    for words in (("runs", "clean"), ("runs", "diff", good.path, bad["routing.jsonl"].parent)):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
 
@@ -143,7 +144,7 @@ def test_a_bad_note_in_a_sweep_or_in_the_trash_stops_nothing(moe: Moe, outputs: 
     result = moe("report", "good")
     assert (0, None) == (result.exit_code, result.exception)
     assert f"unreadable: {bad[1]} " in result.stderr
-    for words in (("runs", "restore"), ("runs", "gc", "--older-than", "0d")):
+    for words in (("runs", "restore"), ("runs", "clean", "--older-than", "0d")):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
         assert f"unreadable: {trashed} " in result.stderr
@@ -170,7 +171,7 @@ def test_values_of_other_types_stop_nothing(moe: Moe, outputs: Path, value: Any)
             (run.path / name).write_text("\n".join(json.dumps(change(json.loads(each))) for each in records) + "\n")
             result = moe("runs", "show", run.path)
             assert (name, 0, None) == (name, result.exit_code, result.exception)
-    for words in (("runs", "ls"), ("runs", "ls", "--json"), ("report",), ("report", "--recommend"), ("runs", "gc")):
+    for words in (("runs", "ls"), ("runs", "ls", "--json"), ("report",), ("report", "--recommend"), ("runs", "clean")):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
 
@@ -185,7 +186,7 @@ def test_a_folder_that_cannot_be_listed_is_named(moe: Moe, outputs: Path, monkey
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr("moe_cli.runs.folder.os.scandir", refuse)
+    monkeypatch.setattr("moe_cli.runs.lookup.os.scandir", refuse)
     for words in (("runs", "ls"), ("report",)):
         result = moe(*words)
         assert 0 == result.exit_code
@@ -197,9 +198,7 @@ def test_damaged_lines_are_counted(moe: Moe, outputs: Path) -> None:
     """Of metrics.jsonl the other records are shown; the last line may be torn, as by a process that was killed."""
     run = _make(outputs, "s", 0)
     path = run.path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 1, "val/bpb_estimate": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb_estimate": 2.0}\n{"step": 3, "v'
-    )
+    path.write_text('{"step": 1, "val/bpb": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb": 2.0}\n{"step": 3, "v')
     result = moe("runs", "show", run.path, "--json")
     assert [1, 2] == [point["step"] for point in json.loads(result.stdout)["curve"]]
     (line,) = result.stderr.splitlines()

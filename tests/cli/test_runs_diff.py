@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from moe_cli.cli.runs.diff import compare
-from moe_cli.runs.folder import FAILED, Run, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import FAILED, Run
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, stopped
 
@@ -18,7 +19,7 @@ def verdicts(a: Run, b: Run) -> dict[str, str]:
 
 def evaluated(run: Run, *bits: float) -> Run:
     """With an evaluation every ten steps, and one layer's load."""
-    lines = [json.dumps({"step": 10 * (place + 1), "val/bpb_estimate": value}) for place, value in enumerate(bits)]
+    lines = [json.dumps({"step": 10 * (place + 1), "val/bpb": value}) for place, value in enumerate(bits)]
     (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (run.path / "routing.jsonl").write_text(json.dumps({"step": 10, "layer": 0, "tokens_per_expert": [3, 1]}) + "\n")
     return run

@@ -19,8 +19,9 @@ from moe_cli.report.aggregate import fold, rows_of
 from moe_cli.report.columns import curve_column
 from moe_cli.report.load import load_runs
 from moe_cli.report.recommend.recommendation import _curve
+from moe_cli.runs.curves import Curve, validation_curve, validation_curves
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import Curve, glance, validation_curve, validation_curves
+from moe_cli.runs.status import read_status
 from tests.data.made_token_files import raw
 from tests.report.folders import complete
 from tests.tiny import TINY, finish, tiny_config, words
@@ -54,7 +55,7 @@ def test_every_task_has_a_curve_everywhere(kind: str, tmp_path: Path, capsys: py
     print_comparison(comparison)
     assert f"validation, {curve.unit}   over tokens" in capsys.readouterr().out
     console = Console(file=io.StringIO(), width=100)
-    console.print(run_panel(glance(run), curve.values, 100, 0.0))
+    console.print(run_panel(read_status(run), curve.values, 100, 0.0))
     assert isinstance(console.file, io.StringIO)
     assert f"curve {curve.values[0]:.3f}" in console.file.getvalue()
     assert _step(run).endswith(f"{'bpb' if kind == 'gpt' else 'loss'} {curve.values[-1]:.3f}")
@@ -72,7 +73,7 @@ def test_the_kinds_are_all_there_are() -> None:
 def test_two_runs_are_drawn_in_one_unit(tmp_path: Path) -> None:
     """A run with bits per byte beside one that has nats alone: both in nats; one without an evaluation decides nothing."""
     runs = [complete(tmp_path, 1.7, expert=expert) for expert in (2, 4, 8)]
-    texts = [{"val/bpb_estimate": 2.0, "val/loss_estimate": 1.4}, {"val/bpb_estimate": None, "val/loss_estimate": 1.5}]
+    texts = [{"val/bpb": 2.0, "val/loss": 1.4}, {"val/bpb": None, "val/loss": 1.5}]
     for run, record in zip(runs, texts, strict=False):
         (run.path / "metrics.jsonl").write_text(json.dumps({"step": 10, **record}))
     bits, nats, none = runs

@@ -12,7 +12,9 @@ from rich.console import Console
 from moe_cli.cli.options import print_json
 from moe_cli.cli.search import _step
 from moe_cli.cli.train_progress import print_summary
-from moe_cli.runs.folder import Recorder, Run, create_run, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.recorder import Recorder
 from tests.tiny import tiny_config
 
 
@@ -33,8 +35,8 @@ def test_a_curve_that_is_not_finite_does_not_end_a_search(tmp_path: Path) -> Non
     assert "starting" == _step(run)
     recorder.metrics({"step": 2, "train/loss": 1.5})
     assert "step 2" == _step(run)
-    recorder.metrics({"step": 2, "val/bpb_estimate": 1.25})
-    recorder.metrics({"step": 4, "val/bpb_estimate": math.nan})
+    recorder.metrics({"step": 2, "val/bpb": 1.25})
+    recorder.metrics({"step": 4, "val/bpb": math.nan})
     assert "step 4   bpb 1.250" == _step(run)
 
 

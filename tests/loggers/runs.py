@@ -7,7 +7,8 @@ from typing import Any
 from moe_cli.config.schema import RunConfig
 from moe_cli.loggers.logger import numbers
 from moe_cli.loggers.recorder import make_recorder
-from moe_cli.runs.folder import Recorder, Run, create_run, rewrite_config
+from moe_cli.runs.folder import Run, create_run, rewrite_config
+from moe_cli.runs.recorder import Recorder
 from tests.tiny import tiny_config
 
 Points = dict[str, list[tuple[int, float]]]
@@ -39,7 +40,7 @@ def tell(recorder: Recorder, *steps: int, value: float = 0.0) -> None:
     for step in steps:
         recorder.metrics({"step": step, "tokens": 64 * step, "train/loss": value + 1 / step, "lr": None})
         if step % 2 == 0:
-            recorder.metrics({"step": step, "val/loss_estimate": value + 2 / step})
+            recorder.metrics({"step": step, "val/loss": value + 2 / step})
 
 
 def points(run: Run) -> Points:

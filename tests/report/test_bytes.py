@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from moe_cli import load_curves, load_runs
 from moe_cli.cli.app import app
 from moe_cli.formatting import as_utf8, is_utf8
-from moe_cli.runs.folder import FAILED, Recorder
+from moe_cli.runs.folder import FAILED
+from moe_cli.runs.recorder import Recorder
 from tests.report.folders import complete, stopped
 
 BYTES = os.fsdecode(b"s\xff\xfe")
@@ -30,7 +31,7 @@ def outputs(tmp_path: Path) -> Path:
     outputs = tmp_path / os.fsdecode(b"w\xff") / "outputs"
     for seed, loss in enumerate((1.7, 1.8)):
         run = complete(outputs, loss, BYTES, results={"note\ud800": 1.0, "words": "\ud800"}, expert=4, k=2, seed=seed)
-        Recorder(run).metrics({"step": 1, "train/loss": loss, "val/bpb_estimate": loss})
+        Recorder(run).metrics({"step": 1, "train/loss": loss, "val/bpb": loss})
         complete(outputs, loss + 0.1, BYTES, expert=1, k=1, seed=seed)
     stopped(outputs, FAILED, "out of \udcff memory", BYTES, expert=8, k=2)
     return outputs

@@ -8,18 +8,11 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
 from moe_cli.report.baseline import baseline_runs_elsewhere
 from moe_cli.report.load import UNITS, load_selection, plain
-from moe_cli.runs.folder import (
-    COMPLETED,
-    FAILED,
-    INTERRUPTED,
-    PENDING,
-    RUNNING,
-    create_run,
-    read_json,
-    write_json,
-)
+from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, create_run
 from tests.report.folders import complete, configure, set_status, stopped, sweep_of_three_seeds
 
 

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.cli.runs.show import load_of
+from moe_cli.metrics import ESTIMATES
 from moe_cli.report.expert_usage import health
 from moe_cli.report.long_format import drawn_curves, load_curves
+from moe_cli.runs.curves import ThinnedCurve, validation_curve
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import ESTIMATES, Thinning, validation_curve
 from tests.report.folders import complete
 
 NUM_RECORDS = 10_000
@@ -47,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @given(values=st.lists(st.floats(-100, 100), min_size=1, max_size=300), most=st.integers(8, 40))
 def test_a_thinned_curve_keeps_its_ends_and_its_extremes(values: list[float], most: int) -> None:
     """Never more points than allowed, every one as it was recorded, in the order of the steps."""
-    curve = Thinning(most)
+    curve = ThinnedCurve(most)
     for step, value in enumerate(values):
         curve.add(step, value)
     steps = [int(step) for step in curve.points]
@@ -61,7 +62,7 @@ def test_a_thinned_curve_keeps_its_ends_and_its_extremes(values: list[float], mo
 
 def test_few_points_are_all_kept() -> None:
     """Of two values of one step the later counts; what is not finite stays."""
-    curve = Thinning()
+    curve = ThinnedCurve()
     for step, value in ((1, 2.0), (2, math.nan), (1, 3.0)):
         curve.add(step, value, "x")
     assert ["(3.0, 'x')", "(nan, 'x')"] == list(map(str, curve.points.values()))
@@ -96,7 +97,7 @@ def test_few_records_are_drawn_as_they_are(tmp_path: Path) -> None:
 
 def test_no_more_points_are_held_than_asked_for() -> None:
     """However long a curve is, it holds at most `most` points after each one that is added, and its ends and extremes."""
-    curve, held = Thinning(64), 0
+    curve, held = ThinnedCurve(64), 0
     for step in range(5000):
         curve.add(step, {1234: -9.0, 2345: 9.0}.get(step, step % 7))
         held = max(held, len(curve.points))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.build import show
 from moe_cli.formatting import printable
+from moe_cli.metrics import BY_KEY
 from moe_cli.report.aggregate import TOP_LEVEL, Row, applies, comparable, fold, front_of, rows_of, settings_of
 from moe_cli.report.aggregate import score as score_of
 from moe_cli.report.columns import Column, never_leave, shorten
@@ -26,24 +27,10 @@ if TYPE_CHECKING:
 LINE_WIDTH = 10_000  # lines are the page's to wrap
 MOST_UNFINISHED = 100
 LONGEST_TEXT = 300
-# What can be drawn against what: the name, its heading, whether its axis is logarithmic, which way is better (0: neither).
-QUANTITIES = (
-    ("sparsity", "sparsity, 1 - k / experts", False, 0),
-    ("flops_per_token", "training FLOP per token, model and optimizer", True, -1),
-    ("train_flops", "training FLOP, model and optimizer", True, -1),
-    ("model_flops", "training FLOP of the model", True, -1),
-    ("active_params", "active parameters", True, -1),
-    ("params", "parameters", True, -1),
-    ("tokens_per_second", "tokens per second", False, 1),
-    ("peak_memory_bytes", "peak memory, bytes", True, -1),
-    ("seconds", "seconds of training", False, -1),
-    ("tokens", "training tokens", True, -1),
-    ("val_bpb", "validation, bits per byte", False, -1),
-    ("val_loss", "validation, nats", False, -1),
-    ("max_violation", "worst load above the mean (MaxVio)", False, 0),
-    ("dead_experts", "dead experts, share", False, 0),
-    ("dropped_fraction", "dropped, share", False, 0),
-)
+# What can be drawn against what, see `moe_cli.metrics`.
+QUANTITIES = ("sparsity", "flops_per_token", "train_flops", "model_flops", "active_params", "params",
+              "tokens_per_second", "peak_memory_bytes", "seconds", "tokens", "val_bpb", "val_loss", "max_violation",
+              "dead_experts", "dropped_fraction")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,7 +160,8 @@ def _quantity(row: Row, name: str) -> Any:
 
 def _quantities(view: View) -> list[dict[str, Any]]:
     """Those that some row has, and the settings that vary in number."""
-    known = [each for each in QUANTITIES if any(_quantity(row, each[0]) is not None for row in view.rows)]
+    metrics = [BY_KEY[name] for name in QUANTITIES if any(_quantity(row, name) is not None for row in view.rows)]
+    known = [(metric.key, metric.title, metric.log_scale, metric.direction) for metric in metrics]
     known += [
         (name, printable(name), make_axis(values).log, 0) for name in view.varying if (values := _numbers(view, name))
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.formatting import plural, printable
+from moe_cli.metrics import curve_title
 from moe_cli.report.aggregate import Row
 from moe_cli.report.expert_usage import LayerHealth, health
 from moe_cli.report.html.thin import rounded, thinned
@@ -17,30 +18,19 @@ MOST_POINTS, MOST_CELLS, MOST_DETAILS = 40_000, 80_000, 80_000
 MOST_RUNS = 400
 LONGEST_CURVE, SHORTEST_CURVE = 150, 16
 MOST_DOMAINS, MOST_TOKENS = 12, 5
-# The curves that are drawn: their name in metrics.jsonl and what it means.
-METRICS = {
-    "val/bpb_estimate": "validation, bits per byte (part of the split)",
-    "val/loss_estimate": "validation, nats per token (part of the split)",
-    "train/loss": "training loss, nats per token",
-    "moe/max_violation": "worst load above the mean in training (MaxVio)",
-    "val/max_violation": "worst load above the mean in validation (MaxVio)",
-    "val/dead_experts": "dead experts, share",
-    "val/routing_entropy": "routing entropy, share of the most possible",
-    "moe/dropped_fraction": "dropped in training, share of assignments",
-    "train/aux_loss": "balancing loss",
-    "train/grad_norm": "norm of the gradient",
-    "lr": "learning rate",
-}
+# The curves that are drawn, by their keys in metrics.jsonl.
+CURVES = ("val/bpb", "val/loss", "train/loss", "moe/max_violation", "val/max_violation", "val/dead_experts",
+          "val/routing_entropy", "moe/dropped_fraction", "train/aux_loss", "train/grad_norm", "lr")  # fmt: skip
 
 
 def curve_content(runs: Sequence[Sequence[Row]]) -> tuple[dict[str, Any], list[str]]:
     """The curves of the runs of each row, and a line on what was left out."""
     chosen = [(index, run) for index, members in enumerate(runs) for run in members]
     kept = chosen[:MOST_RUNS]
-    frame = drawn_curves([Run(Path(run["path"])) for _, run in kept], METRICS)
-    frame = frame[frame["metric"].isin(list(METRICS)) & frame["value"].notna() & frame["tokens"].notna()]
+    frame = drawn_curves([Run(Path(run["path"])) for _, run in kept], CURVES)
+    frame = frame[frame["metric"].isin(CURVES) & frame["value"].notna() & frame["tokens"].notna()]
     groups = {key: part for key, part in frame.groupby(["group", "run", "metric"], sort=False)}  # noqa: C416
-    metrics = [name for name in METRICS if any(key[2] == name for key in groups)]
+    metrics = [name for name in CURVES if any(key[2] == name for key in groups)]
     most = min(LONGEST_CURVE, max(SHORTEST_CURVE, MOST_POINTS // max(1, len(groups))))
     series = []
     for row, run in kept:
@@ -59,7 +49,7 @@ def curve_content(runs: Sequence[Sequence[Row]]) -> tuple[dict[str, Any], list[s
         if left
         else []
     )
-    return {"metrics": [METRICS[name] for name in metrics], "series": series}, notes
+    return {"metrics": [curve_title(name) for name in metrics], "series": series}, notes
 
 
 def expert_content(runs: Sequence[Sequence[Row]]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -42,8 +42,8 @@ from moe_cli.report.recommend.choice import (
 from moe_cli.report.recommend.looks import Look, look_at
 from moe_cli.report.recommend.next_sweep import next_sweep
 from moe_cli.report.scaling.sentence import scaling_sentence
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, Run
-from moe_cli.runs.status import validation_curve
 
 SHOWN = ("expert", "k", "capacity", "router", "balance")
 

@@ -7,13 +7,13 @@ from rich.text import Text
 
 from moe_cli.config.tasks import CAUSAL_MODELS
 from moe_cli.formatting import count, plural, printable
-from moe_cli.metrics import eval_windows, references, sees_later_tokens, target_of, unequal_flops
+from moe_cli.metrics import eval_windows, format_references, sees_later_tokens, target_of, unequal_flops
 from moe_cli.report.aggregate import DENSE, Row, comparable, is_baseline, is_undefined, score, shared_with
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import shorten
 from moe_cli.report.comparability import code_versions
 from moe_cli.report.recommend.looks import looks_sentence
-from moe_cli.report.significance import BETTER, CANNOT_TELL, WORSE
+from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.view import View
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
@@ -105,12 +105,14 @@ def below(view: View, width: int) -> list[Text]:
         lines += _prose(f"intervals: 95 % over seeds; {differences(view)}", width, "dim")
         lines += (
             _prose(_judged(rows, view), width, "dim")
-            if any(row["vs_dense_interval"] is not None for row in rows)
+            if any(row["vs_baseline_interval"] is not None for row in rows)
             else []
         )
     elif rows and not view.by_run:
         lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
-    if len({(row["corpus_sha256"], row.get("task.name")) for row in rows}) == 1 and (known := references(rows[0])):
+    if len({(row["corpus_sha256"], row.get("task.name")) for row in rows}) == 1 and (
+        known := format_references(rows[0])
+    ):
         lines += _pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ", "dim")
     costs = [(row["active_params"], row["tokens"], row["flops_per_token"]) for row in rows]
     can_match = any(row["expert"] != 1 and row.get("match") != "flops" for row in rows)
@@ -132,7 +134,7 @@ def differences(view: View) -> str:
 def _judged(rows: Sequence[Row], view: View) -> str:
     """How many comparisons there were, what came of them, and what looking again does to them."""
     found = [row["verdict"] for row in rows if row["verdict"]]
-    counted = ", ".join(f"{found.count(word)} {word}" for word in (BETTER, WORSE, CANNOT_TELL) if word in found)
+    counted = ", ".join(f"{found.count(word)} {word}" for word in (BETTER, WORSE, INCONCLUSIVE) if word in found)
     comparisons, allowing = view.frame.attrs["comparisons"], ""
     if view.pairs:
         allowing = (
@@ -141,12 +143,12 @@ def _judged(rows: Sequence[Row], view: View) -> str:
     elif comparisons > 1:
         allowing = f"; verdicts allow for {comparisons} comparisons (Holm)"
     if any(
-        row["verdict"] == CANNOT_TELL
-        and row["vs_dense_interval"] is not None
-        and abs(row["vs_dense"]) > row["vs_dense_interval"]
+        row["verdict"] == INCONCLUSIVE
+        and row["vs_baseline_interval"] is not None
+        and abs(row["vs_baseline"]) > row["vs_baseline_interval"]
         for row in rows
     ):
-        allowing += ", an interval for its own alone: it can leave out 0 where the verdict is 'cannot tell'"
+        allowing += ", an interval for its own alone: it can leave out 0 where the verdict is 'inconclusive'"
     text = f"{plural(len(found), 'configuration')} compared: {counted}{allowing}"
     if any(row["more_seeds"] for row in rows) or view.look.number > 1:
         text += f". {looks_sentence(view.look)}"
@@ -251,13 +253,13 @@ def _limited(rows: Sequence[Row], width: int) -> list[Text]:
     lines = []
     if rules == {"causal"}:
         lines += _prose(
-            "limited loss: at the capacity of training, counted over each sequence; no later token takes the place of an "
+            "loss @ capacity: at the capacity of training, counted over each sequence; no later token takes the place of an "
             "earlier one (drop=causal)",
             width,
             "dim",
         )
     elif rules:
-        lines += _prose(f"limited loss: at the capacity of training, drop={', '.join(sorted(rules))}", width, "dim")
+        lines += _prose(f"loss @ capacity: at the capacity of training, drop={', '.join(sorted(rules))}", width, "dim")
     seen = {row["eval.drop"] for row in rows if row.get("model.name") in CAUSAL_MODELS and row.get("eval.drop")}
     for drop in sorted(seen - {"causal"}):
         lines += _prose(f"val loss: {sees_later_tokens(drop)}", width, "yellow")

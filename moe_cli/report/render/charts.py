@@ -30,7 +30,6 @@ DERIVED: dict[str, Callable[[Row], float | None]] = {
     "optimizer_flops": lambda row: row["steps"] * row["optimizer_flops_per_step"] if row.get("steps") and row.get("optimizer_flops_per_step") is not None else None,
     "train_flops": lambda row: row["flops_per_token"] * row["tokens"] if row["flops_per_token"] and row["tokens"] else None,
 }  # fmt: skip
-INTERVALS = {"val_loss": "val_loss_interval", "val_bpb": "val_bpb_interval", "vs_dense": "vs_dense_interval"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def make_chart(view: View, request: str) -> Chart:
         if place is None or height is None:
             left_out += 1
             continue
-        groups.setdefault(_series_name(row, by), []).append(Point(place, height, row.get(INTERVALS.get(y, ""))))
+        groups.setdefault(_series_name(row, by), []).append(Point(place, height, row.get(f"{y}_interval")))
     if not groups:
         raise ConfigError(f"--plot {request}: no row has a number for both {y} and {x}.")
     series = [

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import printable
+from moe_cli.metrics import BY_KEY, ESTIMATES, curve_title
 from moe_cli.report.aggregate import Row, comparable, front_of
 from moe_cli.report.columns import never_leave, shorten
 from moe_cli.report.html.content import label_of
 from moe_cli.report.render.charts import DERIVED
 from moe_cli.report.view import View
 from moe_cli.runs.folder import COMPLETED, Run
-from moe_cli.runs.status import ESTIMATES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # More names than these would leave no room for the figure.
 MOST_NAMES = 16
 MARKERS = "os^Dv<>ph*X8"
-SCORES = {"val_bpb": "validation, bits per byte", "val_loss": "validation, nats"}
 
 
 def figure_bytes(view: View, ending: str, title: str) -> bytes:
@@ -65,7 +64,7 @@ def _points(axes: "Axes", view: View, rows: Sequence[Row], score: str, name: str
         axes.errorbar([] if place is None else [place], [] if place is None else [row[score]],
                       yerr=None if place is None or row[f"{score}_interval"] is None else [row[f"{score}_interval"]],
                       capsize=3, linestyle="none", label=shorten(label_of(row, view)), **_look(index))  # fmt: skip
-    axes.set_ylabel(SCORES[score])
+    axes.set_ylabel(BY_KEY[score].title)
     axes.grid(alpha=0.3)
     if name == "sparsity":
         axes.set_xlabel("sparsity, 1 - k / experts")
@@ -108,5 +107,5 @@ def _curves(axes: "Axes", view: View, rows: Sequence[Row], score: str) -> None:
         axes.plot(part["tokens"].astype(float).tolist(), part["value"].tolist(), linewidth=1.4, **look)
     axes.set_xlabel("training tokens; the first seed of each")
     _count_in_thousands(axes)
-    axes.set_ylabel(f"{SCORES[score]} (part of the split)")
+    axes.set_ylabel(curve_title(ESTIMATES[score]))
     axes.grid(alpha=0.3)

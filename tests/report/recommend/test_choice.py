@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
+from moe_cli.files.writing import write_json
 from moe_cli.report.aggregate import fold, rows_of
 from moe_cli.report.html.content import Source, page_content
 from moe_cli.report.recommend.choice import Known, against, choose, is_collapsed
 from moe_cli.report.recommend.text import memo
 from moe_cli.report.render.tables import mark_of, markdown_text, table_lines
 from moe_cli.report.view import Question, make_view
-from moe_cli.runs.folder import write_json
 from tests.report.folders import complete
 
 COLLAPSED = {"dead_experts": 0.25, "max_violation": 2.93}
@@ -283,4 +283,4 @@ def test_verdicts_on_a_row_that_is_not_the_lowest_allow_for_all_pairs(tmp_path: 
     alone, strict = (against(chosen.row, rows["z"], known) for known in (Known(runs), chosen.known))
     assert alone is not None
     assert strict is not None
-    assert ("worse", "cannot tell") == (alone.verdict, strict.verdict)
+    assert ("worse", "inconclusive") == (alone.verdict, strict.verdict)

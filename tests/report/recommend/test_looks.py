@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from moe_cli import load_runs
 from moe_cli.cli.app import app
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
 from moe_cli.report.recommend import looks
 from moe_cli.report.recommend.looks import FALSE_BETTER, FIRST_SEEDS, MAX_ADDED_SEEDS, look_at
 from moe_cli.report.significance import ERROR_RATE, Paired, more_seeds
 from moe_cli.report.view import Question, make_view
-from moe_cli.runs.folder import read_json, write_json
 from tests.report.folders import complete
 
 
@@ -95,8 +96,8 @@ def test_a_folder_that_cannot_be_written_is_reported_all_the_same(
         raise PermissionError(13, "read-only")
 
     monkeypatch.setattr(looks, "change_record", refuse)
-    assert "cannot tell" in report(tmp_path)
-    assert "cannot tell" in report(tmp_path, "--recommend")
+    assert "inconclusive" in report(tmp_path)
+    assert "inconclusive" in report(tmp_path, "--recommend")
     assert [] == remembered(tmp_path)
 
 
@@ -106,7 +107,7 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     begin(tmp_path)
     add_seeds(tmp_path, range(3))
     (tmp_path / "mine").chmod(0o500)
-    assert "cannot tell" in report(tmp_path)
+    assert "inconclusive" in report(tmp_path)
     (tmp_path / "mine").chmod(0o700)
 
 
