@@ -34,7 +34,8 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     routing["router_saturation"] = _record_final_routing(run, training, result)
-    costs = cost(config, model_vocab_size(config, corpus))
+    vocab_size = model_vocab_size(config, corpus)
+    costs = cost(config, vocab_size)
     train_loss = None
     for record in run.read_metrics():
         train_loss = record.get("train/loss", train_loss)
@@ -42,7 +43,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "run": run.id, "status": "completed", "expert": config.expert, "k": config.k, "capacity": config.capacity,
         "router": config.router.name if config.router else None,
         "balance": config.balance.name if config.balance else None,
-        "seed": config.seed, "params": costs.num_params, "active_params": costs.num_active_params,
+        "seed": config.seed, "vocab_size": vocab_size, "params": costs.num_params, "active_params": costs.num_active_params,
         "flops_per_token": costs.flops_per_token, "forward_flops_per_token": costs.forward_flops_per_token,
         "model_flops_per_token": costs.model_flops_per_token, "optimizer_flops_per_step": costs.optimizer_flops_per_step,
         "val_loss": result.loss, "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity,

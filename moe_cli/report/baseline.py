@@ -71,6 +71,23 @@ def baseline_runs_elsewhere(
     return others[others["path"].isin(fitting)].reset_index(drop=True)
 
 
+def find_baseline(
+    text: str | None, outputs: Path, frame: "pd.DataFrame", also: Collection[str] = (), *, whole: bool
+) -> "tuple[Mapping[str, Any] | None, pd.DataFrame | None]":
+    """The baseline that `--baseline` names, None without the option, and runs outside the frame that may serve as it.
+
+    Args:
+        also: folders of runs that may serve too.
+        whole: the frame has all runs of the outputs folder.
+
+    Raises:
+        ConfigError: no configuration has these settings, or several have them.
+    """
+    given = None if text is None else parse_baseline(text)
+    elsewhere = None if whole else baseline_runs_elsewhere(outputs, frame, given, also)
+    return None if text is None else chosen_baseline(text, frame, elsewhere), elsewhere
+
+
 def chosen_baseline(text: str, frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None" = None) -> Mapping[str, Any]:
     """What `--baseline` says.
 

@@ -64,6 +64,12 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
     return runs_frame(list({run.path.resolve(): run for run in chosen}.values()))
 
 
+def title_of(frame: pd.DataFrame, names: Collection[str]) -> str:
+    """The title of a report on these runs: the names given, or the only sweep."""
+    groups = frame["group"].unique()
+    return " ".join(names) or (str(groups[0]) if len(groups) == 1 else "all runs")
+
+
 def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run, oldest first; see `load_runs`."""
     collecting = gc.isenabled()

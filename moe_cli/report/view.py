@@ -171,11 +171,11 @@ def select(frame: pd.DataFrame, condition: str | None) -> pd.DataFrame:
     known = [str(name) for name in frame.columns]
     expression = with_columns(parse_expression(condition), [*known, *PLAIN_KEYS])
     if together := sorted(expression.names.intersection(PLAIN_KEYS).difference(known)):
-        raise ConfigError(f"--filter chooses runs here, and {together[0]} is of a row of several: {condition}")
+        raise ConfigError(f"--where chooses runs here, and {together[0]} is of a row of several: {condition}")
     expression.check(known)
     chosen = frame[[expression.holds(row) for row in rows_of(frame)]]
     if chosen.empty:
-        raise ConfigError(f"no run matches --filter '{condition}'.")
+        raise ConfigError(f"no run matches --where '{condition}'.")
     return chosen
 
 

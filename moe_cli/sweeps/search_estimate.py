@@ -18,14 +18,14 @@ DRAWS = 24
 @dataclass(frozen=True)
 class Preview:
     """Attributes:
-    plans: of some draws that can be, at the first seed.
+    estimates: of some draws that can be, at the first seed.
     seconds: expected time of a run, on average over them.
     evaluations: how often a run evaluates before it is complete, at the least.
     possible: share of the draws that can be.
     notes: settings that have no effect in some of them.
     """
 
-    plans: tuple[RunEstimate, ...]
+    estimates: tuple[RunEstimate, ...]
     seconds: float
     evaluations: int
     possible: float
@@ -60,12 +60,12 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
         )
     for config in configs:
         check_has_value(plan.objectives, config)
-    plans = estimate_runs(configs, outputs, measure_flops())
-    if "val_bpb" in plan.objectives and any(_bytes_unknown(each) for each in plans):
+    estimates = estimate_runs(configs, outputs, measure_flops())
+    if "val_bpb" in plan.objectives and any(_bytes_unknown(each) for each in estimates):
         raise ConfigError("nobody knows the bytes of these tokens, so there is no val_bpb. Add: --objective val_loss")
     return Preview(
-        tuple(plans), sum(each.seconds for each in plans) / len(plans),
-        min(count_evaluations(each.config, each.steps) for each in plans) if plan.prune else 0,
+        tuple(estimates), sum(each.seconds for each in estimates) / len(estimates),
+        min(count_evaluations(each.config, each.steps) for each in estimates) if plan.prune else 0,
         len(configs) / (len(configs) + len(reasons)), (*plan.composer.notes, *notes),
     )  # fmt: skip
 

@@ -151,7 +151,7 @@ def test_an_option_refuses_or_bears_absurd_numbers(
     monkeypatch.setenv("MOE_OUTPUTS", str(tmp_path))
     for name in ("layer", "step", "tables") if path[0] == "bench" else ():
         monkeypatch.setitem(sys.modules, f"moe_cli.bench.{name}", _NoBench(name))
-    search = ["--search", "tpe"] if option in ("--trials", "--search-seed") else []
+    search = ["--sampler", "tpe"] if option in ("--trials", "--search-seed") else []
     for value in ABSURD:
         words = [*path, *ARGUMENTS[path], *search, option, value]
         with at_once(" ".join(words)[:80]):

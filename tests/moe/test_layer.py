@@ -51,7 +51,6 @@ def gradients(y: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(inputs, torch.autograd.grad(y, list(inputs.values()), cotangent), strict=True))
 
 
-@every_backend
 @every_kind
 @pytest.mark.parametrize(
     ("router", "top_k", "renormalise"),
@@ -64,11 +63,9 @@ def gradients(y: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (SwitchConfig(jitter=0.0), 1, False),
     ],
 )
-def test_the_layer_equals_the_formula(
-    router: str | RouterConfig, top_k: int, renormalise: bool, kind: str, dispatch: str
-) -> None:
+def test_the_layer_equals_the_formula(router: str | RouterConfig, top_k: int, renormalise: bool, kind: str) -> None:
     """Output and the gradient of the input and of every parameter equal the dense five-line formula's."""
-    layer, x = make_layer(top_k, router=router, ffn_type=kind, dispatch=dispatch), tokens().requires_grad_()
+    layer, x = make_layer(top_k, router=router, ffn_type=kind), tokens().requires_grad_()
     y, expected = layer(x)[0], formula(layer, x, renormalise)
     assert torch.allclose(expected, y, atol=1e-10)
     inputs = {"x": x, **dict(layer.named_parameters())}
@@ -78,11 +75,9 @@ def test_the_layer_equals_the_formula(
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize("dispatch", ["reference", "grouped"])
-@every_kind
-def test_gradcheck(kind: str, dispatch: str) -> None:
-    """On a tiny layer every gradient equals finite differences."""
-    layer = make_layer(2, num_experts=3, ffn_type=kind, shared_experts=1, capacity_factor=1.0, dispatch=dispatch)
+def test_gradcheck() -> None:
+    """On a tiny layer with shared experts and drops every gradient equals finite differences."""
+    layer = make_layer(2, num_experts=3, shared_experts=1, capacity_factor=1.0)
     names = [name for name, _ in layer.named_parameters()]
 
     def answer(x: Tensor, *weights: Tensor) -> Tensor:
@@ -90,14 +85,13 @@ def test_gradcheck(kind: str, dispatch: str) -> None:
         return y
 
     inputs = (tokens(4).requires_grad_(), *layer.parameters())
-    assert torch.autograd.gradcheck(answer, inputs)
+    assert torch.autograd.gradcheck(answer, inputs, fast_mode=True)
 
 
-@every_backend
 @every_kind
-def test_one_expert_is_the_dense_network(kind: str, dispatch: str) -> None:
+def test_one_expert_is_the_dense_network(kind: str) -> None:
     """With E = 1 the layer is a plain feed-forward network."""
-    layer = make_layer(1, num_experts=1, ffn_type=kind, dispatch=dispatch)
+    layer = make_layer(1, num_experts=1, ffn_type=kind)
     dense = FeedForward(D, F, kind=kind, activation=layer.experts.activation).double()
     dense.load_state_dict({"w_in": layer.experts.w_in[0], "w_out": layer.experts.w_out[0]})
     assert torch.allclose(dense(tokens()), layer(tokens())[0], atol=1e-12)
@@ -111,10 +105,9 @@ def test_all_experts_chosen_is_their_weighted_sum() -> None:
     assert torch.allclose(expected, layer(x)[0], atol=1e-12)
 
 
-@every_backend
-def test_permuted_tokens_give_permuted_answers(dispatch: str) -> None:
+def test_permuted_tokens_give_permuted_answers() -> None:
     """Without a capacity a token's answer does not depend on where it stands, nor on its neighbours."""
-    layer, x = make_layer(2, dispatch=dispatch), tokens()
+    layer, x = make_layer(2), tokens()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
     assert torch.allclose(layer(x)[0][order], layer(x[order])[0], atol=1e-12)
     assert torch.allclose(layer(x)[0][:1], layer(x[:1])[0], atol=1e-12)
@@ -172,19 +165,6 @@ def test_shared_experts_see_every_token(kind: str) -> None:
     assert (D, 2 * F) == tuple(shared.w_out.shape)
     expected = formula(layer, x, True) + network(x, shared.w_in, shared.w_out, kind, layer.experts.activation)
     assert torch.allclose(expected, layer(x)[0], atol=1e-12)
-
-
-@every_backend
-def test_an_expert_without_tokens_has_a_zero_gradient(dispatch: str) -> None:
-    """Only experts that were chosen learn; the others' gradient is exactly zero."""
-    layer = make_layer(2, dispatch=dispatch)
-    layer.router.expert_bias[4] = -10.0
-    y, routing = layer(tokens())
-    y.square().sum().backward()
-    chosen = tokens_per_expert(routing) > 0
-    assert not chosen[4]
-    for weight in layer.experts.parameters():
-        assert chosen.tolist() == [bool((gradient != 0).any()) for gradient in weight.grad]
 
 
 def test_evaluation_is_dropless_by_default() -> None:
@@ -264,11 +244,10 @@ def test_the_trained_capacity_does_not_bind_the_policy() -> None:
         assert not layer(tokens())[1].kept.all()
 
 
-@every_backend
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4), (2, 1, 3)])
-def test_any_leading_shape(shape: tuple[int, ...], dispatch: str) -> None:
+def test_any_leading_shape(shape: tuple[int, ...]) -> None:
     """The leading shape comes back, and all tokens are routed together in their order."""
-    layer = make_layer(2, dispatch=dispatch)
+    layer = make_layer(2)
     x = torch.randn(*shape, D, dtype=torch.float64)
     y, routing = layer(x)
     assert x.shape == y.shape
@@ -276,11 +255,10 @@ def test_any_leading_shape(shape: tuple[int, ...], dispatch: str) -> None:
     assert x.numel() // D == routing.num_tokens
 
 
-@every_backend
 @pytest.mark.parametrize("options", [{}, {"capacity_factor": 1.0}, {"shared_experts": 1}, {"router": "random"}])
-def test_no_tokens(options: dict[str, Any], dispatch: str) -> None:
+def test_no_tokens(options: dict[str, Any]) -> None:
     """An empty batch gives an empty answer and an empty record."""
-    layer = make_layer(2, dispatch=dispatch, **options)
+    layer = make_layer(2, **options)
     y, routing = layer(tokens(0))
     assert (0, D) == tuple(y.shape)
     assert 0 == len(routing.kept)

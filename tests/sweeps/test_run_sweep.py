@@ -176,7 +176,7 @@ def test_a_search_that_cannot_start_leaves_nothing(outputs: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "ray", None)
     before = content(outputs)
     with pytest.raises(MoeError, match="executor=ray needs Ray"):
-        sweep(["data=text", "data.path=words.txt", *TINY], search="random", executor="ray", outputs=outputs)
+        sweep(["data=text", "data.path=words.txt", *TINY], sampler="random", executor="ray", outputs=outputs)
     assert before == content(outputs)
     assert not (outputs / "search").exists()
 
@@ -185,7 +185,7 @@ def search_exit_code(monkeypatch: pytest.MonkeyPatch, outputs: Path, fails: set[
     """Of a search over four expert counts, those of `fails` fail."""
     pool = FakePool(lambda config: None if config.expert in fails else {"val_bpb": 1.0 / config.expert})
     monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: pool)
-    words = ["data=text", "data.path=words.txt", *TINY, "expert=2,4,8,16", "--search", "random", "--trials", "8"]
+    words = ["data=text", "data.path=words.txt", *TINY, "expert=2,4,8,16", "--sampler", "random", "--trials", "8"]
     result = CliRunner().invoke(app, ["sweep", *words, "--outputs", str(outputs), *options])
     assert isinstance(result.exception, SystemExit | None), result.output
     return result.exit_code
@@ -202,7 +202,7 @@ def test_a_search_with_a_result_has_succeeded(outputs: Path, monkeypatch: pytest
 def test_devices_are_checked_once_in_python(outputs: Path) -> None:
     """A device that is not there is one error, and no run is made that would fail."""
     words = ["data=text", "data.path=words.txt", *TINY, "train.device=cuda:7"]
-    for more in ({}, {"search": "random"}):
+    for more in ({}, {"sampler": "random"}):
         with pytest.raises(MoeError, match=r"train\.device=cuda:7: torch sees"):
             sweep(words, outputs=outputs, name="gpu", **more)
     assert not (outputs / "gpu").exists()
@@ -224,7 +224,7 @@ def test_python_gives_the_notes_of_the_command(
     """A setting that is set aside is said by the logger moe_cli; with progress, printed as the command prints it."""
     monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: FakePool(lambda config: {"val_bpb": 1.0}))
     words = ["data=text", "data.path=words.txt", *TINY, "eval.k=1", "expert=1,2"]
-    options: dict[str, Any] = {"search": "random", "trials": 2} if kind == "search" else {}
+    options: dict[str, Any] = {"sampler": "random", "trials": 2} if kind == "search" else {}
     sweep(words, outputs=outputs, name="quiet", **options)
     notes = [record.getMessage() for record in caplog.records if record.name == "moe_cli"]
     assert "" == capsys.readouterr().out

@@ -28,7 +28,7 @@ LINE_WIDTH = 110
 def answer_section(
     frame: "pd.DataFrame", elsewhere: "pd.DataFrame | None", baseline: "Mapping[str, Any] | None" = None
 ) -> list[Section]:
-    """What `moe report --recommend` says of these runs; nothing where there is nothing to recommend."""
+    """What `moe recommend` says of these runs; nothing where there is nothing to recommend."""
     try:
         lines = memo(recommend(frame, (), elsewhere, baseline))
     except MoeError:

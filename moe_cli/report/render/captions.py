@@ -200,7 +200,7 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     versions = code_versions([{"path": path} for path in paths]) if 1 < len(paths) <= MOST_LOOKED_AT else 1
     if versions > 1:
         lines += _prose(
-            f"made by {versions} states of the code: compare with care, or filter. --recommend keeps to one",
+            f"made by {versions} states of the code: compare with care, or filter. moe recommend keeps to one",
             width,
             "yellow",
         )
