@@ -1,4 +1,4 @@
-"""Who takes part in `moe bench`: our layer, a plain loop over modules, and the dense network all are measured against.
+"""Who takes part in `moe bench layer`: our layer, a plain loop over modules, and the dense network all are measured against.
 
 T tokens, E experts, K chosen per token, D width, F width of an expert.
 """

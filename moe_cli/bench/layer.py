@@ -1,4 +1,4 @@
-"""`moe bench`: one layer, forward and backward, against the dense network of equal active FLOPs. T tokens, D width.
+"""`moe bench layer`: one layer, forward and backward, against the dense network of equal active FLOPs. T tokens, D width.
 
 efficiency = time of a SwiGLU network over T K tokens / time of the whole layer: router, top-k, dispatch, experts and
 combine. 1 means that sparsity is free.

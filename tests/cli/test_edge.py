@@ -157,7 +157,7 @@ def test_a_benchmark_names_what_is_too_much(moe: Moe) -> None:
     }
     wrong |= {"step train.batch_size=16000000": "of memory are needed, and this machine has"}
     for words, why in wrong.items():
-        result = moe("bench", *words.split())
+        result = moe("bench", "layer", *words.split())
         assert (2, True) == (result.exit_code, why in result.stderr), result.output
         assert 1 == len(result.stderr.splitlines())
 

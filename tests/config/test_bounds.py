@@ -109,7 +109,7 @@ def options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
     for each in command.params:
         kind = getattr(getattr(each, "type_descriptor", None), "annotation", None)
         if kind in (int, float) or (
-            path == ("bench",) and each.name in ("tokens", "experts", "k", "threads", "d_model")
+            path == ("bench", "layer") and each.name in ("tokens", "experts", "k", "threads", "d_model")
         ):
             yield path, each.opts[-1]
     for name, sub in getattr(command, "commands", {}).items():
@@ -123,7 +123,7 @@ ARGUMENTS = {
     ("explain",): ["latest", "text"],
     ("runs", "experts"): ["latest"],
     ("plan",): [],
-    ("bench",): [],
+    ("bench", "layer"): [],
     ("bench", "step"): ["expert=0"],
 }
 
