@@ -27,7 +27,7 @@ def recommend(
     as_json: AsJson = False,
     outputs: Outputs = None,
 ) -> None:
-    """Say which configuration to use, how sure that is, what it costs and what to run next."""
+    """Say which configuration to use, how sure that is and what to run next. Example: moe recommend sparsity"""
     from moe_cli.cli.console import text_width
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
