@@ -17,14 +17,14 @@ from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import CORPUS, IDENTITY, SETTINGS, UNITS, plain, text_series
 from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.pareto import as_cost, on_front, tolerance
-from moe_cli.report.significance import CANNOT_TELL, Paired, more_seeds, paired, verdicts
+from moe_cli.report.significance import INCONCLUSIVE, Paired, more_seeds, paired, verdicts
 from moe_cli.runs.folder import COMPLETED
 
 RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second",
            "max_violation", "dropped_fraction", "dead_experts")  # fmt: skip
 PLAIN_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", *RESULTS,
-              "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval",
-              "vs_dense_seeds", "verdict", "more_seeds", "pareto")  # fmt: skip
+              "val_loss_interval", "val_bpb_interval", "vs_baseline", "vs_baseline_interval",
+              "shared_seeds", "verdict", "more_seeds", "pareto")  # fmt: skip
 # What a run is of: it comes first, before any number.
 KINDS = ("model.name", "task.name", "data.name")
 TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
@@ -128,7 +128,7 @@ def _judge(rows: list[Row]) -> None:
     differences: list[Paired] = [row["_paired"] for row in compared]
     for row, difference, verdict in zip(compared, differences, verdicts(differences), strict=True):
         row["verdict"] = verdict
-        row["more_seeds"] = more_seeds(difference, len(compared)) if verdict == CANNOT_TELL else None
+        row["more_seeds"] = more_seeds(difference, len(compared)) if verdict == INCONCLUSIVE else None
     scored = [row for row in rows if score(row) is not None]
     sizes = Counter(comparable(row) for row in scored)
     for row, mark in zip(scored, front_of(scored, COSTS), strict=True):
@@ -149,13 +149,13 @@ def _judge_pairs(rows: list[Row]) -> int | None:
         first = group[0]
         if not any(differences):
             continue
-        first.update(baseline=first["run"], baseline_path=first["path"], vs_dense=0.0, vs_dense_interval=None,
-                     vs_dense_seeds=len(first["_scores"]))  # fmt: skip
+        first.update(baseline=first["run"], baseline_path=first["path"], vs_baseline=0.0, vs_baseline_interval=None,
+                     shared_seeds=len(first["_scores"]))  # fmt: skip
         for row, each in zip(group, differences, strict=True):
             if each is not None:
                 row.update(
-                    baseline=first["run"], baseline_path=first["path"], vs_dense=each.estimate.mean,
-                    vs_dense_interval=each.estimate.half_width, vs_dense_seeds=each.sample.seeds,
+                    baseline=first["run"], baseline_path=first["path"], vs_baseline=each.estimate.mean,
+                    vs_baseline_interval=each.estimate.half_width, shared_seeds=each.sample.seeds,
                     verdict=each.verdict, more_seeds=each.more_seeds,
                 )  # fmt: skip
     return pairs if any(each is not None for differences in found for each in differences) else None
@@ -294,9 +294,9 @@ def _folded(
     row.update(
         dict.fromkeys(
             (
-                "vs_dense",
-                "vs_dense_interval",
-                "vs_dense_seeds",
+                "vs_baseline",
+                "vs_baseline_interval",
+                "shared_seeds",
                 "baseline",
                 "baseline_path",
                 "verdict",
@@ -320,13 +320,13 @@ def _compare(row: Row, runs: list[Row], baseline: dict[int, Row]) -> None:
     if not shared:
         return
     held = next(baseline[run["seed"]] for run in runs if run["seed"] in shared)
-    row["vs_dense_seeds"], row["baseline"], row["baseline_path"] = len(shared), held["run"], held["path"]
+    row["shared_seeds"], row["baseline"], row["baseline_path"] = len(shared), held["run"], held["path"]
     difference, sample = paired_difference(own, other), paired(own, other)
     if difference is None or sample is None:
         return
-    row["vs_dense"] = difference.mean
+    row["vs_baseline"] = difference.mean
     # A baseline is its own, and that it differs from itself by 0 is no measurement.
-    row["vs_dense_interval"] = None if measures_itself(row) else difference.half_width
+    row["vs_baseline_interval"] = None if measures_itself(row) else difference.half_width
     row["_paired"] = None if measures_itself(row) else sample
 
 
@@ -337,7 +337,7 @@ def is_countable(run: Row) -> bool:
 
 def is_undefined(row: Row) -> bool:
     """Whether the row has a baseline, and no difference to it: that of a loss to 0, relative to 0."""
-    return row["baseline_path"] is not None and row["vs_dense"] is None
+    return row["baseline_path"] is not None and row["vs_baseline"] is None
 
 
 def measures_itself(row: Row) -> bool:
@@ -370,8 +370,8 @@ def _frame(rows: list[Row], runs: pd.DataFrame) -> pd.DataFrame:
     names = dict.fromkeys([*PLAIN_KEYS, *others, *last, *settings])
     frame = pd.DataFrame({name: _series(name, [row[name] for row in rows], runs) for name in names})
     frame.attrs["units"] = {**runs.attrs.get("units", {}), "val_loss_interval": UNITS["val_loss"],
-                            "val_bpb_interval": UNITS["val_bpb"], "vs_dense": "share of the baseline's bits per byte",
-                            "vs_dense_interval": "share of the baseline's bits per byte"}  # fmt: skip
+                            "val_bpb_interval": UNITS["val_bpb"], "vs_baseline": "share of the baseline's bits per byte",
+                            "vs_baseline_interval": "share of the baseline's bits per byte"}  # fmt: skip
     return frame
 
 
@@ -384,7 +384,7 @@ _ADDED = {
     "baseline": "str",
     "baseline_path": "str",
     "verdict": "str",
-    "vs_dense_seeds": "Int64",
+    "shared_seeds": "Int64",
     "more_seeds": "Int64",
     "pareto": "boolean",
 }

@@ -21,7 +21,7 @@ CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
 FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
-                  "tokens_per_second", "params", "verdict", "vs_dense_seeds", "vs_dense")  # fmt: skip
+                  "tokens_per_second", "params", "verdict", "shared_seeds", "vs_baseline")  # fmt: skip
 # A setting's heading is its last part, and its group's where that says nothing.
 NAMELESS = ("name", "weight", "k", "capacity")
 
@@ -39,16 +39,16 @@ class Column:
 def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
     """The measured columns worth showing for these rows; differences are taken to the baseline, or to the lowest."""
     measured = [f"val_{name}" for name in MEASURES if any(row.get(f"val_{name}") is not None for row in rows)]
-    names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_dense",
+    names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_baseline",
              "tokens_per_second"]  # fmt: skip
     if measured and all(row["val_bpb"] is None for row in rows):  # no text
         names.remove("val_bpb")
     if baseline == DENSE and not to_lowest and all(row["expert"] == 1 for row in rows):
-        names.remove("vs_dense")
-    if any(row["vs_dense_interval"] is not None for row in rows):
-        names.insert(names.index("vs_dense") + 1, "verdict")
-    if "vs_dense" in names and any((row["vs_dense_seeds"] or 0) not in (0, len(row["seeds"])) for row in rows):
-        names.insert(names.index("vs_dense") + 1, "vs_dense_seeds")
+        names.remove("vs_baseline")
+    if any(row["vs_baseline_interval"] is not None for row in rows):
+        names.insert(names.index("vs_baseline") + 1, "verdict")
+    if "vs_baseline" in names and any((row["shared_seeds"] or 0) not in (0, len(row["seeds"])) for row in rows):
+        names.insert(names.index("vs_baseline") + 1, "shared_seeds")
     if any(row["max_violation"] is not None for row in rows):
         names.append("max_violation")
     if any(row["dropped_fraction"] for row in rows):
@@ -62,7 +62,7 @@ def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, t
 
 def _result(name: str, baseline: Mapping[str, Any], to_lowest: bool) -> Column:
     column = _RESULTS[name]
-    if name != "vs_dense" or (baseline == DENSE and not to_lowest):
+    if name != "vs_baseline" or (baseline == DENSE and not to_lowest):
         return column
     return replace(column, heading="vs lowest" if to_lowest else "vs baseline")
 
@@ -187,15 +187,15 @@ def _limited_loss(row: Row) -> str:
     return _with_interval(row["capacity_val_loss"], None, 3)
 
 
-def _vs_dense(row: Row) -> str:
-    if row["vs_dense"] == 0 and measures_itself(row):
+def _vs_baseline(row: Row) -> str:
+    if row["vs_baseline"] == 0 and measures_itself(row):
         return "0"
-    return _with_interval(row["vs_dense"], row["vs_dense_interval"], 1, 100, "+")
+    return _with_interval(row["vs_baseline"], row["vs_baseline_interval"], 1, 100, "+")
 
 
-def _vs_dense_seeds(row: Row) -> str:
+def _vs_baseline_seeds(row: Row) -> str:
     """How many of the row's seeds the baseline has too."""
-    shared = row["vs_dense_seeds"]
+    shared = row["shared_seeds"]
     return "-" if shared is None or measures_itself(row) else f"{shared} of {len(row['seeds'])}"
 
 
@@ -229,8 +229,8 @@ _RESULTS = {
         Column("val_loss", "val loss", _loss),
         Column("val_bpb", "bits/byte", _bits),
         *(Column(f"val_{name}", measure.label, _measure(f"val_{name}", measure)) for name, measure in MEASURES.items()),
-        Column("vs_dense", "vs dense", _vs_dense),
-        Column("vs_dense_seeds", "on seeds", _vs_dense_seeds),
+        Column("vs_baseline", "vs dense", _vs_baseline),
+        Column("shared_seeds", "on seeds", _vs_baseline_seeds),
         Column("verdict", "verdict", _verdict, left=True),
         Column("tokens_per_second", "tok/s", _counted("tokens_per_second")),
         Column("max_violation", "load", _share("max_violation", signed=True)),

@@ -39,7 +39,7 @@ UNITS = {"step": "optimizer steps", "tokens": "training tokens"}
 def load_curves(source: Source) -> pd.DataFrame:
     """One row per run, step and metric of metrics.jsonl: run, group, step, tokens, metric, value.
 
-    `metric` is the key in the file (`train/loss`, `val/bpb_estimate`, `moe/layer_03/max_violation`, `lr`, `seconds`);
+    `metric` is the key in the file (`train/loss`, `val/bpb`, `moe/layer_03/max_violation`, `lr`, `seconds`);
     the README's table of measures has the unit of each. `tokens` are those seen by then. A value that was not finite
     is NaN. Of a step and metric that stand there twice the later counts.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from moe_cli.report.intervals import Estimate, paired_difference
-from moe_cli.report.significance import BETTER, CANNOT_TELL, ERROR_RATE, WORSE, Paired, holm, more_seeds, paired
+from moe_cli.report.significance import BETTER, INCONCLUSIVE, ERROR_RATE, WORSE, Paired, holm, more_seeds, paired
 
 # All pairs of more configurations are not compared.
 MAX_CONFIGURATIONS = 100
@@ -39,7 +39,7 @@ def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Di
         estimate = paired_difference(groups[index][other], groups[index][one])
         if one == 0 and estimate is not None:
             decided = adjusted.get((index, one, other), 1.0) < ERROR_RATE
-            verdict = (BETTER if sample.mean < 0 else WORSE) if decided else CANNOT_TELL
+            verdict = (BETTER if sample.mean < 0 else WORSE) if decided else INCONCLUSIVE
             more = None if decided else more_seeds(sample, max(1, len(adjusted)))
             found[index][other] = Difference(estimate, sample, verdict, more)
     return found, len(adjusted)

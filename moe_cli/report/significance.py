@@ -7,7 +7,7 @@ from functools import cache
 
 from moe_cli.report.intervals import CONFIDENCE, paired_differences, t_cdf, t_quantile
 
-BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell"
+BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 ERROR_RATE = 1 - CONFIDENCE
 POWER = 0.8
 # So many seeds nobody runs: the difference is nothing that matters.
@@ -69,7 +69,7 @@ def verdicts(differences: Sequence[Paired]) -> list[str]:
     tested = [index for index, each in enumerate(differences) if each.p_value is not None]
     adjusted = dict(zip(tested, holm([differences[index].p_value or 0.0 for index in tested]), strict=True))
     return [
-        CANNOT_TELL if adjusted.get(index, 1.0) >= ERROR_RATE else BETTER if each.mean < 0 else WORSE
+        INCONCLUSIVE if adjusted.get(index, 1.0) >= ERROR_RATE else BETTER if each.mean < 0 else WORSE
         for index, each in enumerate(differences)
     ]
 

@@ -20,7 +20,7 @@ FILES = ("status.json", "summary.json", "metrics.jsonl")
 # The estimates of a result that metrics.jsonl holds. Runs without bytes (images, ratings, tokens) have no bits per byte.
 # Of a curve for a display so many points are remembered.
 MAX_POINTS = 2048
-ESTIMATES = {"val_bpb": "val/bpb_estimate", "val_loss": "val/loss_estimate"}
+ESTIMATES = {"val_bpb": "val/bpb", "val_loss": "val/loss"}
 
 
 @dataclass(frozen=True)

@@ -361,7 +361,7 @@ class Training:
             drop=self.config.eval.drop, precision=self.config.train.precision,
         )  # fmt: skip
         routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
-        estimates = {"val/loss_estimate": result.loss, "val/bpb_estimate": result.bits_per_byte}
+        estimates = {"val/loss": result.loss, "val/bpb": result.bits_per_byte}
         measures = {f"val/{key}_estimate": value for key, value in result.measures.items()}
         self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):

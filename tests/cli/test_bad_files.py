@@ -85,7 +85,7 @@ def _make(outputs: Path, group: str, seed: int) -> Run:
     run = complete(outputs, 1.7, group, seed=seed, expert=8, k=2)
     write_json(run.path / "meta.json", {"corpus": {"sha256": "ab" * 32, "name": "python", "num_bytes": 5}})
     write_json(run.path / "tags.json", {"tags": ["x"]})
-    records = [{"step": step, "train/loss": 2.0, "val/bpb_estimate": 2.1} for step in (1, 2)]
+    records = [{"step": step, "train/loss": 2.0, "val/bpb": 2.1} for step in (1, 2)]
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     load = {"step": 2, "layer": 0, "tokens_per_expert": [1, 2], "kept_per_expert": [1, 2]}
     (run.path / "routing.jsonl").write_text(json.dumps(load) + "\n")
@@ -198,7 +198,7 @@ def test_damaged_lines_are_counted(moe: Moe, outputs: Path) -> None:
     run = _make(outputs, "s", 0)
     path = run.path / "metrics.jsonl"
     path.write_text(
-        '{"step": 1, "val/bpb_estimate": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb_estimate": 2.0}\n{"step": 3, "v'
+        '{"step": 1, "val/bpb": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb": 2.0}\n{"step": 3, "v'
     )
     result = moe("runs", "show", run.path, "--json")
     assert [1, 2] == [point["step"] for point in json.loads(result.stdout)["curve"]]

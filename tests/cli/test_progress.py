@@ -40,7 +40,7 @@ def standing_of(runs: list[Run], waiting: int = 0) -> Standing:
 def going_on(outputs: Path, step: int, started: float = NOW - 100, **settings: int) -> Run:
     run = stopped(outputs, RUNNING, group="sparsity", **settings)
     set_status(run, RUNNING, host="elsewhere", heartbeat=time.time(), started=started, step=step, steps=100)
-    line = '{"step": %d, "val/loss_estimate": 1.36, "val/bpb_estimate": 1.96, "val/max_violation": 0.41, "val/dead_experts": 0.125, "tokens_per_second": 24100}\n'
+    line = '{"step": %d, "val/loss": 1.36, "val/bpb": 1.96, "val/max_violation": 0.41, "val/dead_experts": 0.125, "tokens_per_second": 24100}\n'
     (run.path / "metrics.jsonl").write_text(line % step)
     return run
 

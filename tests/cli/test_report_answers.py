@@ -128,7 +128,7 @@ def test_a_terminal_without_utf8_gets_ascii(tmp_path: Path) -> None:
     for run in runs:
         line = {"step": 10, "layer": 0, "tokens_per_expert": [6, 2, 0, 0]}
         (run.path / "routing.jsonl").write_text(json.dumps(line) + "\n")
-        lines = [json.dumps({"step": step, "val/bpb_estimate": 3.0 - step / 20}) for step in (10, 20)]
+        lines = [json.dumps({"step": step, "val/bpb": 3.0 - step / 20}) for step in (10, 20)]
         (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     words = "import sys; from moe_cli.cli.app import main; sys.argv[0] = 'moe'; main()"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MOE_OUTPUTS": str(outputs)}

@@ -200,7 +200,7 @@ def test_show_tells_what_differs_and_what_came_out(moe: Moe, outputs: Path) -> N
     """Settings that are not the default, results with units, the curve and the load of each layer."""
     run = complete(outputs, 1.7, expert=64, k=2, optim__lr=0.01)
     with open(run.path / "metrics.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"step": step, "val/bpb_estimate": 4 - step / 10}) + "\n" for step in (10, 20))
+        file.writelines(json.dumps({"step": step, "val/bpb": 4 - step / 10}) + "\n" for step in (10, 20))
     with open(run.path / "routing.jsonl", "w", encoding="utf-8") as file:
         for step, load in ((10, [9, 0]), (20, [3, 1])):
             file.write(json.dumps({"step": step, "layer": 0, "tokens_per_expert": load}) + "\n")

@@ -18,7 +18,7 @@ def verdicts(a: Run, b: Run) -> dict[str, str]:
 
 def evaluated(run: Run, *bits: float) -> Run:
     """With an evaluation every ten steps, and one layer's load."""
-    lines = [json.dumps({"step": 10 * (place + 1), "val/bpb_estimate": value}) for place, value in enumerate(bits)]
+    lines = [json.dumps({"step": 10 * (place + 1), "val/bpb": value}) for place, value in enumerate(bits)]
     (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (run.path / "routing.jsonl").write_text(json.dumps({"step": 10, "layer": 0, "tokens_per_expert": [3, 1]}) + "\n")
     return run

@@ -72,7 +72,7 @@ def test_the_kinds_are_all_there_are() -> None:
 def test_two_runs_are_drawn_in_one_unit(tmp_path: Path) -> None:
     """A run with bits per byte beside one that has nats alone: both in nats; one without an evaluation decides nothing."""
     runs = [complete(tmp_path, 1.7, expert=expert) for expert in (2, 4, 8)]
-    texts = [{"val/bpb_estimate": 2.0, "val/loss_estimate": 1.4}, {"val/bpb_estimate": None, "val/loss_estimate": 1.5}]
+    texts = [{"val/bpb": 2.0, "val/loss": 1.4}, {"val/bpb": None, "val/loss": 1.5}]
     for run, record in zip(runs, texts, strict=False):
         (run.path / "metrics.jsonl").write_text(json.dumps({"step": 10, **record}))
     bits, nats, none = runs

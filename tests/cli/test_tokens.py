@@ -35,7 +35,7 @@ def test_train_and_eval(moe: Moe, tokens: list[str], tmp_path: Path) -> None:
     unknown = ("val_bpb", "val_bytes", "bigram_bpb", "gzip_bpb")
     assert [None] * 4 == [summary[key] for key in unknown]
     assert 0 < summary["val_loss"] < np.log(50) + 1
-    estimates = [record["val/bpb_estimate"] for record in run.metrics() if "val/bpb_estimate" in record]
+    estimates = [record["val/bpb"] for record in run.metrics() if "val/bpb" in record]
     assert {None} == set(estimates)
     header, *lines = moe("eval", "latest").stdout.splitlines()[1:]
     end = header.index("bits/byte") + len("bits/byte")
@@ -57,7 +57,7 @@ def test_report_ranks_by_nats(moe: Moe, tokens: list[str]) -> None:
     runs = json.loads(moe("report", "sweep", "--runs", "--format", "json").stdout)
     loss = {(run["expert"], run["seed"]): run["val_loss"] for run in runs}
     expected = np.mean([loss[4, seed] / loss[1, seed] - 1 for seed in (0, 1)])
-    assert expected == pytest.approx(next(row["vs_dense"] for row in rows if row["expert"] == 4))
+    assert expected == pytest.approx(next(row["vs_baseline"] for row in rows if row["expert"] == 4))
     text = moe("report", "sweep").stdout
     assert "best" in text
     assert "intervals: 95 % over seeds" in text

@@ -33,8 +33,8 @@ def test_a_curve_that_is_not_finite_does_not_end_a_search(tmp_path: Path) -> Non
     assert "starting" == _step(run)
     recorder.metrics({"step": 2, "train/loss": 1.5})
     assert "step 2" == _step(run)
-    recorder.metrics({"step": 2, "val/bpb_estimate": 1.25})
-    recorder.metrics({"step": 4, "val/bpb_estimate": math.nan})
+    recorder.metrics({"step": 2, "val/bpb": 1.25})
+    recorder.metrics({"step": 4, "val/bpb": math.nan})
     assert "step 4   bpb 1.250" == _step(run)
 
 

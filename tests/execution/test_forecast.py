@@ -110,7 +110,7 @@ def test_the_evaluations_counted_are_those_that_are_made(
     """As many as the records of a run have, however often it is asked to look, and the last one."""
     config = tiny_config(text_file, train=train)
     run = finish(config, tmp_path)
-    made = sum("val/loss_estimate" in record for record in run.metrics())
+    made = sum("val/loss" in record for record in run.metrics())
     assert made + 1 == len(evaluations(config, tmp_path))
     assert EVALUATIONS == EVALUATIONS_PER_RUN - 1
 

@@ -78,8 +78,8 @@ def logged(calls: list[Call]) -> list[Any]:
 
 EXPECTED = [
     {"step": 1, "tokens": 64, "train/loss": 1.0}, {"step": 2, "tokens": 128, "train/loss": 0.5},
-    {"step": 2, "val/loss_estimate": 1.0}, {"step": 3, "tokens": 192, "train/loss": 1 / 3},
-    {"step": 4, "tokens": 256, "train/loss": 0.25}, {"step": 4, "val/loss_estimate": 0.5},
+    {"step": 2, "val/loss": 1.0}, {"step": 3, "tokens": 192, "train/loss": 1 / 3},
+    {"step": 4, "tokens": 256, "train/loss": 0.25}, {"step": 4, "val/loss": 0.5},
 ]  # fmt: skip
 
 

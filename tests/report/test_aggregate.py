@@ -57,9 +57,9 @@ def test_difference_to_dense_is_paired_by_seed(tmp_path: Path) -> None:
     expected = paired_difference({0: 1.71, 1: 1.718, 2: 1.726}, {0: 1.83, 1: 1.84, 2: 1.85})
     assert expected is not None
     row = only(rows, expert=16)
-    assert (row["vs_dense"], row["vs_dense_interval"]) == pytest.approx((expected.mean, expected.half_width))
+    assert (row["vs_baseline"], row["vs_baseline_interval"]) == pytest.approx((expected.mean, expected.half_width))
     dense = only(rows, expert=1)
-    assert (dense["vs_dense"], dense["vs_dense_interval"]) == (0, None)
+    assert (dense["vs_baseline"], dense["vs_baseline_interval"]) == (0, None)
     assert row["baseline"] == dense["baseline"] == dense["run"]
 
 
@@ -69,8 +69,8 @@ def test_only_shared_seeds_are_paired(tmp_path: Path) -> None:
     complete(tmp_path, 1.8, expert=8, seed=0)
     complete(tmp_path, 1.0, expert=8, seed=1)
     row = only(folded(tmp_path), expert=8)
-    assert row["vs_dense"] == pytest.approx(-0.1)
-    assert row["vs_dense_interval"] is None
+    assert row["vs_baseline"] == pytest.approx(-0.1)
+    assert row["vs_baseline_interval"] is None
     assert row["val_bpb"] == pytest.approx(1.4)
 
 
@@ -78,7 +78,7 @@ def test_without_a_shared_seed_there_is_no_difference(tmp_path: Path) -> None:
     """Runs of different seeds are not compared."""
     complete(tmp_path, 2.0, expert=1, seed=0)
     complete(tmp_path, 1.8, expert=8, seed=1)
-    assert only(folded(tmp_path), expert=8)["vs_dense"] is None
+    assert only(folded(tmp_path), expert=8)["vs_baseline"] is None
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_a_dense_run_of_other_settings_is_no_baseline(tmp_path: Path, difference
     """Budget, optimizer, data and shape must be equal."""
     complete(tmp_path, 2.0, expert=1, **difference)
     complete(tmp_path, 1.8, expert=8)
-    assert only(folded(tmp_path), expert=8)["vs_dense"] is None
+    assert only(folded(tmp_path), expert=8)["vs_baseline"] is None
 
 
 def test_a_dense_run_on_other_data_is_no_baseline(tmp_path: Path) -> None:
     """The corpus's content counts, not its name."""
     complete(tmp_path, 2.0, expert=1, results={"corpus_sha256": "cd" * 32})
     complete(tmp_path, 1.8, expert=8)
-    assert only(folded(tmp_path), expert=8)["vs_dense"] is None
+    assert only(folded(tmp_path), expert=8)["vs_baseline"] is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_settings_of_experts_and_of_execution_do_not_part_a_row_from_its_baselin
     """What a dense model does not have, or what changes no result, need not be equal."""
     complete(tmp_path, 2.0, expert=1)
     complete(tmp_path, 1.8, expert=8, **setting)
-    assert only(folded(tmp_path), expert=8)["vs_dense"] == pytest.approx(-0.1)
+    assert only(folded(tmp_path), expert=8)["vs_baseline"] == pytest.approx(-0.1)
 
 
 def test_a_baseline_elsewhere_is_used_and_not_shown(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_baseline_elsewhere_is_used_and_not_shown(tmp_path: Path) -> None:
     complete(tmp_path / "there", 2.0, expert=1)
     complete(tmp_path / "here", 1.8, expert=8)
     row = only(folded(tmp_path / "here", elsewhere=load_runs(tmp_path / "there")))
-    assert row["vs_dense"] == pytest.approx(-0.1)
+    assert row["vs_baseline"] == pytest.approx(-0.1)
 
 
 def test_the_newest_of_two_runs_with_one_seed_counts(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_runs_without_results_are_rows_of_their_own(tmp_path: Path) -> None:
     assert [row["status"] for row in rows] == [COMPLETED, FAILED, INTERRUPTED]
     assert only(rows, status=COMPLETED)["seeds"] == [0]
     failed = only(rows, status=FAILED)
-    assert (failed["seed"], failed["val_bpb"], failed["vs_dense"], failed["params"]) == (1, None, None, None)
+    assert (failed["seed"], failed["val_bpb"], failed["vs_baseline"], failed["params"]) == (1, None, None, None)
 
 
 def test_execution_settings_do_not_part_configurations(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_row_per_run_is_compared_at_its_seed(tmp_path: Path) -> None:
     assert len(rows) == 12
     row = only(rows, expert=16, seed=1)
     assert (row["val_bpb"], row["val_bpb_interval"]) == (1.718, None)
-    assert row["vs_dense"] == pytest.approx(1.718 / 1.84 - 1)
+    assert row["vs_baseline"] == pytest.approx(1.718 / 1.84 - 1)
 
 
 def test_a_loss_that_was_not_finite_is_left_out(tmp_path: Path) -> None:

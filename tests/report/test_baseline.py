@@ -17,7 +17,7 @@ from moe_cli.report.baseline import sweep_baseline, twin_command
 from moe_cli.report.load import load_runs
 from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.render.tables import table_lines
-from moe_cli.report.significance import CANNOT_TELL
+from moe_cli.report.significance import INCONCLUSIVE
 from moe_cli.report.view import Question, View, make_view
 from moe_cli.runs.folder import write_json
 from tests.report.folders import complete
@@ -35,7 +35,7 @@ def with_baseline(outputs: Path, baseline: Any, group: str = "mine") -> None:
 
 
 def differences(view: View) -> dict[Any, Any]:
-    return {(row["router"], row["k"]): row["vs_dense"] for row in rows_of(view.frame)}
+    return {(row["router"], row["k"]): row["vs_baseline"] for row in rows_of(view.frame)}
 
 
 def test_differences_are_taken_to_the_sweeps_baseline(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_differences_are_taken_to_the_sweeps_baseline(tmp_path: Path) -> None:
     }  # fmt: skip
     rows = {(row["router"], row["k"]): row for row in rows_of(view.frame)}
     assert rows["topk", 2]["baseline"] == rows["random", 2]["runs"][0]
-    assert rows["random", 2]["vs_dense_interval"] is None
-    assert rows["topk", 2]["vs_dense_interval"] == pytest.approx(0, abs=1e-9)
+    assert rows["random", 2]["vs_baseline_interval"] is None
+    assert rows["topk", 2]["vs_baseline_interval"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_table_names_the_baseline(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_table_names_the_baseline(tmp_path: Path) -> None:
     assert "baseline   router=random" in text
     assert any("vs baseline" in line for line in text)
     view = view_of(tmp_path)
-    column = next(column for column in view.columns if column.name == "vs_dense")
+    column = next(column for column in view.columns if column.name == "vs_baseline")
     assert ["-10.0 %", "0"] == [column.write(row) for row in view.rows]
 
 
@@ -100,7 +100,7 @@ def test_what_a_baseline_brings_along_need_not_be_equal(
     with_baseline(tmp_path, baseline)
     complete(tmp_path, 2.0, group="mine", **{key.replace(".", "__"): value for key, value in baseline.items()})
     complete(tmp_path, 1.8, group="mine", **other)
-    assert sorted(row["vs_dense"] for row in rows_of(view_of(tmp_path).frame)) == [pytest.approx(-0.1), 0]
+    assert sorted(row["vs_baseline"] for row in rows_of(view_of(tmp_path).frame)) == [pytest.approx(-0.1), 0]
 
 
 def test_what_a_baseline_does_not_bring_along_must_be_equal(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_any_configuration_can_be_the_baseline(tmp_path: Path) -> None:
     words = ("mine", "--baseline", "balance=none")
     assert "baseline   balance=none, compared at equal router" in report(tmp_path, *words).stdout
     rows = json.loads(report(tmp_path, *words, "--format", "json").stdout)
-    assert [-0.1, -0.1, -0.05, -0.05, 0, 0] == pytest.approx(sorted(row["vs_dense"] for row in rows), abs=1e-6)
+    assert [-0.1, -0.1, -0.05, -0.05, 0, 0] == pytest.approx(sorted(row["vs_baseline"] for row in rows), abs=1e-6)
     assert "It beats balance=none by 10.0 %" in report(tmp_path, *words, "--recommend").stdout
     assert (
         "use expert=8 k=2 router=topk balance=switch"
@@ -231,8 +231,8 @@ def test_a_dense_model_is_compared_with_a_sparse_baseline(
             complete(tmp_path, 1.9 + 0.01 * seed, "mine", expert=8, k=2, router=router, seed=seed)
     rows = json.loads(report(tmp_path, "mine", "--baseline", baseline, "--format", "json").stdout)
     (dense,) = (row for row in rows if row["expert"] == 1)
-    assert (expected is None) == (dense["vs_dense"] is None)
-    assert expected is None or expected == pytest.approx(dense["vs_dense"], abs=1e-3)
+    assert (expected is None) == (dense["vs_baseline"] is None)
+    assert expected is None or expected == pytest.approx(dense["vs_baseline"], abs=1e-3)
 
 
 def test_an_ambiguous_declared_baseline_is_said(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_without_a_baseline_each_is_compared_with_the_lowest(tmp_path: Path) -> 
     assert "differences are to the lowest" in text
     assert "vs lowest" in text
     assert (
-        "2 configurations compared: 1 worse, 1 cannot tell; verdicts allow for all 3 pairs (Holm), for the lowest was chosen by its result"
+        "2 configurations compared: 1 worse, 1 inconclusive; verdicts allow for all 3 pairs (Holm), for the lowest was chosen by its result"
         in text
     )
     memo = " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
@@ -287,7 +287,7 @@ def test_false_verdicts_on_the_lowest_stay_below_five_percent() -> None:
         group.sort(key=lambda scores: sum(scores.values()))
         found, pairs = compare_with_first([group])
         assert 10 == pairs
-        wrong += any(each is not None and each.verdict != CANNOT_TELL for each in found[0])
+        wrong += any(each is not None and each.verdict != INCONCLUSIVE for each in found[0])
     assert wrong / repetitions < 0.05 + 3 * (0.05 * 0.95 / repetitions) ** 0.5
 
 
@@ -397,8 +397,8 @@ def test_baseline_of_loss_0_is_there(tmp_path: Path) -> None:
         complete(tmp_path, 0.0, "mine", expert=1, seed=seed)
         complete(tmp_path, 0.0, "mine", expert=4, seed=seed)
         complete(tmp_path, 0.5 * seed, "mine", expert=8, seed=seed)
-    assert {1: 0.0, 4: 0.0, 8: None} == {row["expert"]: row["vs_dense"] for row in view_of(tmp_path).rows}
-    assert {3} == {row["vs_dense_seeds"] for row in view_of(tmp_path).rows}
+    assert {1: 0.0, 4: 0.0, 8: None} == {row["expert"]: row["vs_baseline"] for row in view_of(tmp_path).rows}
+    assert {3} == {row["shared_seeds"] for row in view_of(tmp_path).rows}
     table, advice = report(tmp_path, "mine").stdout, report(tmp_path, "mine", "--recommend").stdout
     assert "baseline   expert=1 (dense)" in table
     assert "its loss is 0: differences relative to it are undefined for 1 of 2" in table
@@ -421,4 +421,4 @@ def test_own_runs_of_the_baseline_count_before_newer_ones_of_other_folders(tmp_p
     complete(tmp_path, 1.0, "mine", expert=8)
     complete(tmp_path, 4.0, "other", expert=1)
     view = make_view(load_runs(tmp_path / "mine"), Question(), elsewhere=load_runs(tmp_path / "other"))
-    assert {1: 0.0, 8: -0.5} == {row["expert"]: row["vs_dense"] for row in view.rows}
+    assert {1: 0.0, 8: -0.5} == {row["expert"]: row["vs_baseline"] for row in view.rows}

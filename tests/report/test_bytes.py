@@ -30,7 +30,7 @@ def outputs(tmp_path: Path) -> Path:
     outputs = tmp_path / os.fsdecode(b"w\xff") / "outputs"
     for seed, loss in enumerate((1.7, 1.8)):
         run = complete(outputs, loss, BYTES, results={"note\ud800": 1.0, "words": "\ud800"}, expert=4, k=2, seed=seed)
-        Recorder(run).metrics({"step": 1, "train/loss": loss, "val/bpb_estimate": loss})
+        Recorder(run).metrics({"step": 1, "train/loss": loss, "val/bpb": loss})
         complete(outputs, loss + 0.1, BYTES, expert=1, k=1, seed=seed)
     stopped(outputs, FAILED, "out of \udcff memory", BYTES, expert=8, k=2)
     return outputs

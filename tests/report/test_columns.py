@@ -47,7 +47,7 @@ def test_every_heading_is_a_name_for_columns(runs: list[dict[str, Any]], seeds: 
                 run = complete(
                     Path(folder), 1.7 + seed, seed=seed, results={"capacity_val_loss": 1.2, "val_rmse": 1.0}, **words
                 )
-                records = [json.dumps({"step": step, "val/bpb_estimate": 8 / step}) for step in (1, 2, 4)]
+                records = [json.dumps({"step": step, "val/bpb": 8 / step}) for step in (1, 2, 4)]
                 (run.path / "metrics.jsonl").write_text("\n".join(records))
         frame = load_runs(folder)
         shown = make_view(frame, Question(by_run=by_run))
@@ -77,14 +77,14 @@ def test_differences_to_a_declared_baseline_keep_their_heading(tmp_path: Path) -
         complete(tmp_path, 1.7, "sweep", expert=8, balance=balance)
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"baseline": {"balance": "none"}}))
     assert "vs baseline" in headings(tmp_path)
-    assert ["vs baseline"] == headings(tmp_path, columns=("vs baseline",)) == headings(tmp_path, columns=("vs_dense",))
+    assert ["vs baseline"] == headings(tmp_path, columns=("vs baseline",)) == headings(tmp_path, columns=("vs_baseline",))
 
 
 def test_a_curve_can_be_asked_for(tmp_path: Path) -> None:
     """As a sparkline in a table, as numbers in csv; where only ASCII is written, in digits."""
     run = complete(tmp_path, 1.7, expert=8)
     (run.path / "metrics.jsonl").write_text(
-        '{"step": 1, "val/loss_estimate": 3.0}\n{"step": 2, "val/loss_estimate": 2.0}\n'
+        '{"step": 1, "val/loss": 3.0}\n{"step": 2, "val/loss": 2.0}\n'
     )
     asked = view(tmp_path, columns=("expert", "curve"))
     assert "█▁" in "\n".join(map(str, table_lines(asked, "t", 80, True)))

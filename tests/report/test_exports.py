@@ -83,7 +83,7 @@ def test_latex_is_as_wide_as_a_page(outputs: Path) -> None:
     missing = next(line for line in text.splitlines() if line.startswith("% left out: "))
     assert {"verdict", "FLOP/token"} <= set(missing.removeprefix("% left out: ").partition(";")[0].split(", "))
     assert "bits/byte & vs dense & tok/s" in text
-    names = "expert,k,params,active_params,flops_per_token,val_loss,val_bpb,vs_dense,verdict,tokens_per_second"
+    names = "expert,k,params,active_params,flops_per_token,val_loss,val_bpb,vs_baseline,verdict,tokens_per_second"
     text = report(outputs, "--format", "latex", "--columns", names).stdout
     assert "left out" not in text
     assert "FLOP/token &" in text

@@ -22,7 +22,7 @@ def test_a_filter_on_runs_comes_before_seeds_are_folded(tmp_path: Path) -> None:
         (row,) = view(tmp_path, condition=condition).rows
         assert ([7], 1.5, None) == (row["seeds"], row["val_bpb"], row["val_bpb_interval"]), condition
     (row,) = view(tmp_path, condition="expert == 16 and seed == 0").rows
-    assert pytest.approx(1.71 / 1.83 - 1) == row["vs_dense"]
+    assert pytest.approx(1.71 / 1.83 - 1) == row["vs_baseline"]
 
 
 def test_a_filter_on_settings_changes_no_verdict(tmp_path: Path) -> None:
@@ -47,12 +47,12 @@ def test_an_interval_without_zero_can_be_inconclusive(tmp_path: Path) -> None:
         for seed, value in enumerate(bits):
             complete(tmp_path, value, expert=expert, seed=seed)
     rows = {row["expert"]: row for row in view(tmp_path).rows}
-    assert ("cannot tell", False) == (rows[2]["verdict"], abs(rows[2]["vs_dense"]) > rows[2]["vs_dense_interval"])
+    assert ("inconclusive", False) == (rows[2]["verdict"], abs(rows[2]["vs_baseline"]) > rows[2]["vs_baseline_interval"])
     for seed, value in enumerate((1.90, 1.92, 1.94)):
         complete(tmp_path, value, expert=32, seed=seed)
     row = next(row for row in view(tmp_path).rows if row["expert"] == 32)
-    assert ("cannot tell", True) == (row["verdict"], abs(row["vs_dense"]) > row["vs_dense_interval"])
-    sentence = "it can leave out 0 where the verdict is 'cannot tell'"
+    assert ("inconclusive", True) == (row["verdict"], abs(row["vs_baseline"]) > row["vs_baseline_interval"])
+    sentence = "it can leave out 0 where the verdict is 'inconclusive'"
     assert sentence in " ".join(lines(tmp_path, 400))
     assert sentence not in " ".join(lines(tmp_path, 400, condition="expert < 32"))
 
@@ -73,8 +73,8 @@ def test_captions_speak_of_the_rows_asked_for(tmp_path: Path) -> None:
 def test_a_condition_on_runs_and_rows_at_once_is_refused(tmp_path: Path) -> None:
     """Of one run a difference over seeds is not known; where every run is a row, both are."""
     sweep_of_three_seeds(tmp_path)
-    condition = "seed == 0 or vs_dense < -0.05"
-    with pytest.raises(ConfigError, match=r"runs \(seed\) and rows \(vs_dense\) at once.*\nJoin the two by 'and'"):
+    condition = "seed == 0 or vs_baseline < -0.05"
+    with pytest.raises(ConfigError, match=r"runs \(seed\) and rows \(vs_baseline\) at once.*\nJoin the two by 'and'"):
         view(tmp_path, condition=condition)
     assert 6 == len(view(tmp_path, condition=condition, by_run=True).rows)
 

@@ -10,7 +10,7 @@ from scipy import stats
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.significance import (
     BETTER,
-    CANNOT_TELL,
+    INCONCLUSIVE,
     WORSE,
     Paired,
     holm,
@@ -62,8 +62,8 @@ def test_verdicts_allow_for_their_number() -> None:
     assert verdicts([sure]) == [BETTER]
     assert verdicts([Paired(3, 0.03, sure.deviation)]) == [WORSE]
     unsure = Paired(3, 0.0, 0.1)
-    assert verdicts([sure, *[unsure] * 4]) == [CANNOT_TELL] * 5
-    assert verdicts([sure, *[Paired(1, -0.5, None)] * 4]) == [BETTER, *[CANNOT_TELL] * 4]
+    assert verdicts([sure, *[unsure] * 4]) == [INCONCLUSIVE] * 5
+    assert verdicts([sure, *[Paired(1, -0.5, None)] * 4]) == [BETTER, *[INCONCLUSIVE] * 4]
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.7, 1.0, 2.0, 3.3])

@@ -38,8 +38,8 @@ def test_a_complete_run_shows_its_results(tmp_path: Path) -> None:
 def test_a_running_run_shows_its_newest_estimates(tmp_path: Path) -> None:
     """Each measure is the newest that was finite, though they stand in different records; a torn line is left out."""
     run = run_elsewhere(tmp_path, step=10, steps=100)
-    append(run, **{"step": 20, "val/loss_estimate": 1.5, "val/bpb_estimate": 2.1, "val/max_violation": 0.4})
-    append(run, **{"step": 25, "train/loss": 1.4, "tokens_per_second": 9000.0, "val/loss_estimate": None})
+    append(run, **{"step": 20, "val/loss": 1.5, "val/bpb": 2.1, "val/max_violation": 0.4})
+    append(run, **{"step": 25, "train/loss": 1.4, "tokens_per_second": 9000.0, "val/loss": None})
     with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 30, "val/lo')
     each = glance(run)

@@ -44,7 +44,7 @@ class EvaluatingJob:
             if self.looks > EVALUATIONS:
                 Recorder(self.run).complete({"val_bpb": loss(self.config, 10)})
                 return DONE
-            Recorder(self.run).metrics({"step": 10 * self.looks, "val/bpb_estimate": loss(self.config, self.looks)})
+            Recorder(self.run).metrics({"step": 10 * self.looks, "val/bpb": loss(self.config, self.looks)})
         return None
 
     def stop(self) -> None:

@@ -167,7 +167,7 @@ def test_a_rewind_repeats_what_it_undid_and_nothing_else(
     train = {"steps": 50, "on_nan": "rewind", "checkpoint_every": checkpoint_every}
     run = finish(tiny_config(text_file, train=train), tmp_path)
     due = list(range(5, 50, 5))
-    assert due == [record["step"] for record in run.metrics() if "val/loss_estimate" in record]
+    assert due == [record["step"] for record in run.metrics() if "val/loss" in record]
     saves = due if checkpoint_every is None else list(range(checkpoint_every, 50, checkpoint_every))
     kept = max(step for step in saves if step < bad)
     repeated = [[step for step in steps if kept < step < bad] for steps in (due, saves)]
@@ -234,7 +234,7 @@ def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     losses = [[record["train/loss"] for record in each.metrics() if "train/loss" in record] for each in (plain, run)]
     assert losses[0] == losses[1]
-    estimates = [[record.get("val/loss_estimate") for record in each.metrics()] for each in (plain, run)]
+    estimates = [[record.get("val/loss") for record in each.metrics()] for each in (plain, run)]
     assert estimates[0] != estimates[1]
     assert (plain.summary() or {})["val_loss"] != (run.summary() or {})["val_loss"]
     model = restore(run, tmp_path).model

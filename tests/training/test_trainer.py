@@ -269,7 +269,7 @@ def test_the_curve_is_looked_at_as_often_as_asked(text_file: Path, tmp_path: Pat
         views: list[StepView] = []
         config = tiny_config(text_file, train={"steps": steps, "eval_every": every, "log_every": 99})
         run = finish(config, tmp_path, views.append)
-        assert expected == [record["step"] for record in run.metrics() if "val/loss_estimate" in record]
+        assert expected == [record["step"] for record in run.metrics() if "val/loss" in record]
         assert all("moe/layer_01/load_cv" in record for record in run.metrics() if "val/load_cv" in record)
         assert all("co_activation" in record for record in run.routing() if record.get("whole_split"))
         looked = [record for record in run.routing() if not record.get("whole_split")]

@@ -19,8 +19,8 @@ LONGEST_CURVE, SHORTEST_CURVE = 150, 16
 MOST_DOMAINS, MOST_TOKENS = 12, 5
 # The curves that are drawn: their name in metrics.jsonl and what it means.
 METRICS = {
-    "val/bpb_estimate": "validation, bits per byte (part of the split)",
-    "val/loss_estimate": "validation, nats per token (part of the split)",
+    "val/bpb": "validation, bits per byte (part of the split)",
+    "val/loss": "validation, nats per token (part of the split)",
     "train/loss": "training loss, nats per token",
     "moe/max_violation": "worst load above the mean in training (MaxVio)",
     "val/max_violation": "worst load above the mean in validation (MaxVio)",

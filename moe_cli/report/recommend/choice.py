@@ -9,7 +9,7 @@ from moe_cli.report.aggregate import DENSE, Row, comparable, is_baseline, score
 from moe_cli.report.intervals import CONFIDENCE, t_quantile
 from moe_cli.report.pairs import decided_pairs
 from moe_cli.report.pareto import tolerance
-from moe_cli.report.significance import BETTER, CANNOT_TELL, WORSE, Paired, more_seeds, paired
+from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE, Paired, more_seeds, paired
 
 # Routing has collapsed when more than this share of the experts is dead: weights are paid for that no token uses. One
 # dead expert in one layer of one seed is below it in all but the smallest models.
@@ -140,7 +140,7 @@ def health_text(row: Row) -> str:
 
 def has_one_seed(rows: Sequence[Row]) -> bool:
     """Whether no comparison has a second seed; without comparisons, whether no configuration has one."""
-    compared = [row["vs_dense_seeds"] for row in rows if row["verdict"] is not None]
+    compared = [row["shared_seeds"] for row in rows if row["verdict"] is not None]
     return max(compared or [len(row["seeds"]) for row in rows], default=0) <= 1
 
 
@@ -166,8 +166,8 @@ def _rank(rows: Sequence[Row], baseline: Mapping[str, Any]) -> Callable[[Row], t
     shared = len(bases) == 1 and None not in bases
 
     def rank(row: Row) -> tuple[bool, float]:
-        if shared and row["vs_dense"] is not None:
-            return (False, row["vs_dense"])
+        if shared and row["vs_baseline"] is not None:
+            return (False, row["vs_baseline"])
         return (shared, score(row) or 0.0)
 
     return rank
@@ -196,7 +196,7 @@ def _is_tie(best: Row, row: Row, known: Known) -> bool:
     found = against(best, row, known)
     if found is None:
         return False
-    return abs(found.difference) < ONE_SEED_TIE if found.seeds == 1 else found.verdict == CANNOT_TELL
+    return abs(found.difference) < ONE_SEED_TIE if found.seeds == 1 else found.verdict == INCONCLUSIVE
 
 
 def _cheapest(best: Row, others: Sequence[Row], known: Known) -> Row:
@@ -204,7 +204,7 @@ def _cheapest(best: Row, others: Sequence[Row], known: Known) -> Row:
     chosen = best
     for row in others:
         found = against(best, row, known)
-        close = found is not None and found.verdict == CANNOT_TELL and abs(found.difference) < SAME_LOSS
+        close = found is not None and found.verdict == INCONCLUSIVE and abs(found.difference) < SAME_LOSS
         if close and comparable(row) == comparable(best) and not is_collapsed(row) and _is_cheaper(row, chosen):
             chosen = row
     return chosen
@@ -230,7 +230,7 @@ def to_baseline(row: Row, name: str) -> Comparison | None:
     if row["verdict"] is None:
         return None
     return Comparison(
-        name, row["vs_dense"], row["vs_dense_interval"], row["vs_dense_seeds"], row["verdict"], row["more_seeds"],
+        name, row["vs_baseline"], row["vs_baseline_interval"], row["shared_seeds"], row["verdict"], row["more_seeds"],
         row["verdict"] == BETTER,
     )  # fmt: skip
 
@@ -251,7 +251,7 @@ def against(best: Row, other: Row, known: Known, names: Collection[str] = ()) ->
         decided = frozenset((best["path"], other["path"])) in known.differing
     else:
         decided = half is not None and abs(sample.mean) > half
-    verdict = (BETTER if sample.mean < 0 else WORSE) if decided else CANNOT_TELL
+    verdict = (BETTER if sample.mean < 0 else WORSE) if decided else INCONCLUSIVE
     more = None if decided else more_seeds(sample, max(1, known.pairs or 1))
     return Comparison(label(other, names), sample.mean, half, sample.seeds, verdict, more, other["verdict"] == BETTER)
 

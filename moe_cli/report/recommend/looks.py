@@ -39,7 +39,7 @@ class Look:
 
 def look_at(rows: Sequence[Row], baseline: Mapping[str, Any] | None) -> Look:
     """Which look at the verdicts of these rows this is. Only sweeps that have a sweep.json remember theirs."""
-    judged = [row for row in rows if row["verdict"] is not None and row["vs_dense_seeds"] > 1]
+    judged = [row for row in rows if row["verdict"] is not None and row["shared_seeds"] > 1]
     records = {folder: read_record(folder) for row in judged for folder in _folders(row)}
     kept = dict(baseline) if baseline is not None else None
     looks = {folder: [each for each in entries(record, "looks") if each.get("baseline") == kept]
@@ -48,11 +48,11 @@ def look_at(rows: Sequence[Row], baseline: Mapping[str, Any] | None) -> Look:
     new: dict[Path, dict[str, int]] = {folder: {} for folder in looks}
     for row in judged:
         before = {seeds for folder in _folders(row) for each in looks.get(folder, ()) for seeds in _seeds(each, row)}
-        fresh = row["vs_dense_seeds"] > max(before, default=0)
+        fresh = row["shared_seeds"] > max(before, default=0)
         number = max(number, len(before) + fresh)
         first = {Path(path).parent: Path(path).name for path in reversed(row["paths"])}
         for folder in first.keys() & new.keys() if fresh else ():
-            new[folder][first[folder]] = row["vs_dense_seeds"]
+            new[folder][first[folder]] = row["shared_seeds"]
     return Look(number, kept, {folder: seeds for folder, seeds in new.items() if seeds})
 
 

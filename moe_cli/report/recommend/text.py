@@ -7,7 +7,7 @@ from moe_cli.report.comparability import EVAL_CONTEXT
 from moe_cli.report.recommend.choice import Comparison
 from moe_cli.report.recommend.looks import looks_sentence
 from moe_cli.report.recommend.recommendation import Recommendation
-from moe_cli.report.significance import BETTER, CANNOT_TELL, WORSE
+from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 
 # From this many times the FLOPs of the cheapest configuration on, the memo names the ratio.
 DEARER = 1.1
@@ -137,7 +137,7 @@ def _second(found: Recommendation) -> str:
     text = f"; the runner-up, {other.name}, is {_amount(other)} {'behind' if other.difference > 0 else 'ahead'} on the seeds both have"
     if other.verdict == BETTER and not other.better_than_baseline:
         return text + f", but is not shown to be better than {_its_baseline(found)}."
-    if other.verdict != CANNOT_TELL:
+    if other.verdict != INCONCLUSIVE:
         return text + "."
     return (
         text
@@ -156,7 +156,7 @@ def _nearest(other: Comparison | None) -> str:
     if other is None:
         return ""
     text = f" The nearest, {other.name}, differs by {_amount(other, signed=True)}"
-    if other.verdict != CANNOT_TELL:
+    if other.verdict != INCONCLUSIVE:
         return (
             f"{text}: {other.verdict}."
             if other.verdict == WORSE

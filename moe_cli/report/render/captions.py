@@ -13,7 +13,7 @@ from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import shorten
 from moe_cli.report.comparability import code_versions
 from moe_cli.report.recommend.looks import looks_sentence
-from moe_cli.report.significance import BETTER, CANNOT_TELL, WORSE
+from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.view import View
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
@@ -105,7 +105,7 @@ def below(view: View, width: int) -> list[Text]:
         lines += _prose(f"intervals: 95 % over seeds; {differences(view)}", width, "dim")
         lines += (
             _prose(_judged(rows, view), width, "dim")
-            if any(row["vs_dense_interval"] is not None for row in rows)
+            if any(row["vs_baseline_interval"] is not None for row in rows)
             else []
         )
     elif rows and not view.by_run:
@@ -132,7 +132,7 @@ def differences(view: View) -> str:
 def _judged(rows: Sequence[Row], view: View) -> str:
     """How many comparisons there were, what came of them, and what looking again does to them."""
     found = [row["verdict"] for row in rows if row["verdict"]]
-    counted = ", ".join(f"{found.count(word)} {word}" for word in (BETTER, WORSE, CANNOT_TELL) if word in found)
+    counted = ", ".join(f"{found.count(word)} {word}" for word in (BETTER, WORSE, INCONCLUSIVE) if word in found)
     comparisons, allowing = view.frame.attrs["comparisons"], ""
     if view.pairs:
         allowing = (
@@ -141,12 +141,12 @@ def _judged(rows: Sequence[Row], view: View) -> str:
     elif comparisons > 1:
         allowing = f"; verdicts allow for {comparisons} comparisons (Holm)"
     if any(
-        row["verdict"] == CANNOT_TELL
-        and row["vs_dense_interval"] is not None
-        and abs(row["vs_dense"]) > row["vs_dense_interval"]
+        row["verdict"] == INCONCLUSIVE
+        and row["vs_baseline_interval"] is not None
+        and abs(row["vs_baseline"]) > row["vs_baseline_interval"]
         for row in rows
     ):
-        allowing += ", an interval for its own alone: it can leave out 0 where the verdict is 'cannot tell'"
+        allowing += ", an interval for its own alone: it can leave out 0 where the verdict is 'inconclusive'"
     text = f"{plural(len(found), 'configuration')} compared: {counted}{allowing}"
     if any(row["more_seeds"] for row in rows) or view.look.number > 1:
         text += f". {looks_sentence(view.look)}"

@@ -30,7 +30,7 @@ DERIVED: dict[str, Callable[[Row], float | None]] = {
     "optimizer_flops": lambda row: row["steps"] * row["optimizer_flops_per_step"] if row.get("steps") and row.get("optimizer_flops_per_step") is not None else None,
     "train_flops": lambda row: row["flops_per_token"] * row["tokens"] if row["flops_per_token"] and row["tokens"] else None,
 }  # fmt: skip
-INTERVALS = {"val_loss": "val_loss_interval", "val_bpb": "val_bpb_interval", "vs_dense": "vs_dense_interval"}
+INTERVALS = {"val_loss": "val_loss_interval", "val_bpb": "val_bpb_interval", "vs_baseline": "vs_baseline_interval"}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ NEVER_BROKEN = 10**6
 PAPER_WIDTH = 72
 NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?[kMGTPEZY]?")
 # What the best is the best in.
-SCORES = ("val_bpb", "val_loss", "vs_dense")
+SCORES = ("val_bpb", "val_loss", "vs_baseline")
 
 
 def latex_text(view: View) -> str:

@@ -25,7 +25,7 @@ def curves_and_experts(run: Run, final: float, expert: int, steps: int = 500, la
         records.append({"step": step, "tokens": step * 2048, "train/loss": 0.7 * final + math.exp(-step / 90),
                         "lr": 0.02, "moe/max_violation": 0.3, "seconds": step / 10})  # fmt: skip
         if step % 50 == 0:
-            records.append({"step": step, "val/bpb_estimate": final + math.exp(-step / 90) + draw.gauss(0, 0.004)})
+            records.append({"step": step, "val/bpb": final + math.exp(-step / 90) + draw.gauss(0, 0.004)})
     write_lines(run, "metrics.jsonl", *records)
     if expert == 1:
         return

@@ -193,7 +193,7 @@ def test_a_damaged_run_costs_itself_alone(tmp_path: Path) -> None:
     """Torn and hostile files of a run leave the page of the others whole, its numbers finite."""
     runs = sweep(tmp_path / "o")
     (runs[3].path / "routing.jsonl").write_text('{"layer": "x", "tokens_per_expert": [1e999, null]}\n{"step":')
-    (runs[4].path / "metrics.jsonl").write_text('{"step": 10, "val/bpb_estimate": NaN}\n[]\n"x"\n')
+    (runs[4].path / "metrics.jsonl").write_text('{"step": 10, "val/bpb": NaN}\n[]\n"x"\n')
     (runs[5].path / "summary.json").write_text('{"val_bpb": Infinity, "val_loss": 1e999}')
     content = content_of(page_of(tmp_path / "o", tmp_path / "page.html"))
     assert 4 <= len(content["rows"])

@@ -283,4 +283,4 @@ def test_verdicts_on_a_row_that_is_not_the_lowest_allow_for_all_pairs(tmp_path: 
     alone, strict = (against(chosen.row, rows["z"], known) for known in (Known(runs), chosen.known))
     assert alone is not None
     assert strict is not None
-    assert ("worse", "cannot tell") == (alone.verdict, strict.verdict)
+    assert ("worse", "inconclusive") == (alone.verdict, strict.verdict)

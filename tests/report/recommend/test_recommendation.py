@@ -117,7 +117,7 @@ def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
         assert "use expert=8 k=2" in result.stdout, result.output
         assert "It beats the dense model" in " ".join(result.stdout.split())
         assert "expert=16" not in result.stdout.partition("To be surer")[0]
-    for condition, message in (("expert == 99", "no run matches"), ("vs_dense < 0", "vs_dense is of a row of several")):
+    for condition, message in (("expert == 99", "no run matches"), ("vs_baseline < 0", "vs_baseline is of a row of several")):
         result = report(tmp_path / "o", "--recommend", "--filter", condition)
         assert (2, True) == (result.exit_code, message in result.stderr), result.output
 
@@ -212,10 +212,10 @@ def test_gain_at_equal_time(tmp_path: Path) -> None:
     """The sparse curve, half as fast, is read where the dense one was at its last evaluation."""
     for run in make(tmp_path, 1.83, DENSE, seeds=2):
         records = [{"step": step, "seconds": step / 10} for step in (100, 200)]
-        write_lines(run, "metrics.jsonl", *records, {"step": 200, "val/bpb_estimate": 2.0})
+        write_lines(run, "metrics.jsonl", *records, {"step": 200, "val/bpb": 2.0})
     for run in make(tmp_path, 1.60, EIGHT, seeds=2, noise=0.0001):
         records = [{"step": step, "seconds": step / 5} for step in (50, 100, 200)]
-        curve = [{"step": 50, "val/bpb_estimate": 2.1}, {"step": 150, "val/bpb_estimate": 1.7}]
+        curve = [{"step": 50, "val/bpb": 2.1}, {"step": 150, "val/bpb": 1.7}]
         write_lines(run, "metrics.jsonl", *records, *curve)
     answer, _ = found(tmp_path)
     assert answer.equal_time is not None

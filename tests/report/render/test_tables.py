@@ -372,8 +372,8 @@ def test_the_line_of_the_baseline_is_folded(tmp_path: Path) -> None:
 def test_one_seed_more_is_no_seeds() -> None:
     """The verdict counts as people do."""
     (column,) = make_columns(["verdict"])
-    said = {more: column.write({"verdict": "cannot tell", "more_seeds": more}) for more in (None, 1, 2)}
-    assert {None: "cannot tell", 1: "cannot tell, +1 seed", 2: "cannot tell, +2 seeds"} == said
+    said = {more: column.write({"verdict": "inconclusive", "more_seeds": more}) for more in (None, 1, 2)}
+    assert {None: "inconclusive", 1: "inconclusive, +1 seed", 2: "inconclusive, +2 seeds"} == said
 
 
 def test_failed_and_pending_runs_are_counted(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_filter_keeps_the_baseline(tmp_path: Path) -> None:
     sweep_of_three_seeds(tmp_path)
     assert [row.split()[0] for row in table(tmp_path, condition="k == 2 and expert > 1")[1:]] == ["16", "8"]
     assert "-6.6 %" in "".join(table(tmp_path, condition="expert == 16"))
-    assert "-6.6 %" in "".join(table(tmp_path, condition="vs_dense < -0.05"))
+    assert "-6.6 %" in "".join(table(tmp_path, condition="vs_baseline < -0.05"))
     assert "no row matches the filter" in lines(tmp_path, condition="expert > 99")
 
 
@@ -476,13 +476,13 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
     assert set(PLAIN_KEYS) == {
         "run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", "params",
         "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation",
-        "dropped_fraction", "dead_experts", "val_loss_interval", "val_bpb_interval", "vs_dense", "vs_dense_interval", "vs_dense_seeds", "verdict", "more_seeds", "pareto",
+        "dropped_fraction", "dead_experts", "val_loss_interval", "val_bpb_interval", "vs_baseline", "vs_baseline_interval", "shared_seeds", "verdict", "more_seeds", "pareto",
     }  # fmt: skip
     dense = next(entry for entry in content if entry["expert"] == 1)
     nulls = ["capacity", "router", "balance", "seed", "max_violation", "dropped_fraction", "dead_experts",
-             "vs_dense_interval", "verdict", "more_seeds"]  # fmt: skip
+             "vs_baseline_interval", "verdict", "more_seeds"]  # fmt: skip
     assert [key for key, value in dense.items() if value is None] == nulls
-    assert (dense["k"], dense["vs_dense"], dense["seeds"]) == (1, 0, [0, 1, 2])
+    assert (dense["k"], dense["vs_baseline"], dense["seeds"]) == (1, 0, [0, 1, 2])
     failed = content[-1]
     assert (failed["status"], failed["expert"], failed["seed"], failed["val_bpb"]) == ("failed", 64, 0, None)
     single = content[0]
@@ -591,7 +591,7 @@ def test_curves_stand_where_there_is_room(tmp_path: Path) -> None:
     """At 200 columns a falling curve as blocks, highest first; at 80 and 120 none, and never in ASCII."""
     sweep_of_three_seeds(tmp_path)
     for path in tmp_path.glob("sparsity/*/config.json"):
-        records = [json.dumps({"step": step, "val/bpb_estimate": 8 / step}) for step in (1, 2, 4)]
+        records = [json.dumps({"step": step, "val/bpb": 8 / step}) for step in (1, 2, 4)]
         (path.parent / "metrics.jsonl").write_text("\n".join(records))
     shown = {width: "\n".join(map(str, table_lines(view(tmp_path), "t", width, True))) for width in (80, 120, 200)}
     assert [False, False, True] == ["█▅▁" in text or "█▄▁" in text for text in shown.values()]
