@@ -1,4 +1,7 @@
-"""What the tasks measure beside the loss: how each is called, written, and which way is better."""
+"""The registry of metrics: each measured quantity once, with its heading, unit, better direction, format and definition.
+
+Tables, exports, charts, the page, `moe runs show` and `diff`, search objectives and the README take these facts from here.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,68 +9,215 @@ from typing import Any
 
 from moe_cli.formatting import count, percent
 
-
-@dataclass(frozen=True)
-class Measure:
-    """Attributes:
-    label: as people read it.
-    better: -1, low; 1, high.
-    share: written in percent; else with three digits.
-    """
-
-    label: str
-    better: int
-    share: bool = False
-
-    def write(self, value: float) -> str:
-        return percent(value) if self.share else f"{value:z.3f}"
-
-
-# What an answer is given for, by task: the loss is so many nats each.
-TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "span_corruption": "target token", "images": "image",
-           "ratings": "pair"}  # fmt: skip
-# By their names in summary.json without `val_`.
-MEASURES = {
-    "accuracy": Measure("accuracy", 1, share=True),
-    "calibration_error": Measure("calibration error", -1, share=True),
-    "rmse": Measure("RMSE", -1),
-    "auc": Measure("AUC", 1),
-    "pseudo_perplexity": Measure("pseudo-perplexity", -1),
-}
-# What those of a data set are held against, by their names in summary.json, see `moe_cli.data.ratings.references`.
-REFERENCES = {
-    "majority_accuracy": Measure("accuracy of the commonest class", 1, share=True),
-    "commonest_accuracy": Measure("accuracy of the commonest token", 1, share=True),
-    "unigram_loss": Measure("nats by how frequent tokens are", -1),
-    "mean_rmse": Measure("RMSE of the mean", -1),
-    "biases_rmse": Measure("of user and item means", -1),
-    "best_rmse": Measure("at best", -1),
-    "best_auc": Measure("AUC at best", 1),
-}
+# Kinds of metrics. Runs have those of the first six in summary.json, those of the seventh in metrics.jsonl alone;
+# the report computes those of the last two.
+SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE, TASK = "size", "loss", "speed", "routing", "text reference", "task"
+TRAINING, COMPARISON, DERIVED = "training", "comparison", "derived"
 
 
 @dataclass(frozen=True)
-class RoutingMeasure:
-    """How a text's routing is measured, in the words of the README's table.
+class Metric:
+    """One measured quantity.
 
     Attributes:
-        label: as a column's heading.
-        range: from what to what it goes.
-        meaning: what it is, and what its ends say.
+        key: its name in summary.json and as a column; its key in metrics.jsonl where it is only there.
+        label: the heading of its column.
+        title: its name on an axis or in a list.
+        unit: as `load_runs` gives it.
+        direction: -1: lower is better; 1: higher is better; 0: neither.
+        format: `number` with `digits` after the point, `count` (24.1k), `percent` or `signed percent`.
+        log_scale: whether its axis is logarithmic.
+        whole: whether it is an integer.
+        curve_key: its key in metrics.jsonl; the value there is an estimate on part of the validation split.
+        range: its least and largest value, or its unit, for the documents.
+        description: its definition and how to read it, for the documents; empty: it is explained with another metric.
     """
 
+    key: str
     label: str
-    range: str
-    meaning: str
+    title: str
+    unit: str
+    kind: str
+    direction: int = 0
+    format: str = "number"
+    digits: int = 3
+    log_scale: bool = False
+    whole: bool = False
+    curve_key: str | None = None
+    range: str = ""
+    description: str = ""
+
+    def write(self, value: float) -> str:
+        if self.format == "count":
+            return count(value)
+        if self.format.endswith("percent"):
+            return percent(value, signed=self.format == "signed percent")
+        return f"{value:z,.{self.digits}f}"
 
 
-# By their names in summary.json; of the load, in `moe runs health`.
-ROUTING = {
-    "load": RoutingMeasure("load", "0 to E / K", "an expert's assignments over a fair share of them: 1 is fair, 0 is never asked, E / K is asked by every token"),
-    "max_violation": RoutingMeasure("MaxVio", "0 to E / K - 1", "(largest load - mean) / mean: 0 is best, all experts are asked alike; at most E / K - 1, every token asks the same K"),
-    "routing_entropy": RoutingMeasure("entropy", "0 to 1", "mean entropy of a token's routing probabilities / ln E: 0 is sure, 1 is undecided"),
-    "dropped_fraction": RoutingMeasure("dropped", "0 to 1", "share of assignments without room: 0 is best and what dropless means, 1 is all of them"),
-}  # fmt: skip
+_NATS, _PARAMETERS, _FLOPS = "nats per token, or per answer of the task", "parameters", "FLOPs"
+_ENTROPY, _ASSIGNMENTS, _CHOICES = "share of the largest possible", "share of assignments", "share of the final choices"
+
+METRICS = (
+    Metric("params", "params", "parameters", _PARAMETERS, SIZE, -1, "count", log_scale=True, whole=True,
+           range="count", description="every trained number"),
+    Metric("active_params", "active params", "active parameters", _PARAMETERS, SIZE, -1, "count", log_scale=True,
+           whole=True, range="count", description="those that one token uses, embedding and head included"),
+    Metric("flops_per_token", "FLOP/token", "training FLOP per token, model and optimizer",
+           "FLOP per training token, of model and optimizer", SIZE, -1, "count", log_scale=True, range=_FLOPS,
+           description="of training, for one token: `model_flops_per_token` and the token's share of "
+           "`optimizer_flops_per_step`"),
+    Metric("val_loss", "val loss", "validation, nats", _NATS, LOSS, -1, curve_key="val/loss",
+           range="nats per token (image, ...)",
+           description="mean cross-entropy over the whole validation split; dropless unless `eval.capacity` is set"),
+    Metric("val_bpb", "bits/byte", "validation, bits per byte", "bits per byte", LOSS, -1, curve_key="val/bpb",
+           range="bits per byte",
+           description="the same in bits, per byte of text; lower is better; null with `data=tokens`"),
+    Metric("tokens_per_second", "tok/s", "tokens per second", "tokens per second", SPEED, 1, "count",
+           curve_key="tokens_per_second", range="tokens/s",
+           description="training steps only, without evaluation and saving"),
+    Metric("max_violation", "MaxVio", "MaxVio, largest load above the mean", "share above the mean load", ROUTING, -1,
+           "signed percent", curve_key="val/max_violation", range="0 to E / K - 1",
+           description="(largest load - mean) / mean: 0 is best, all experts are chosen equally often; E / K - 1 at "
+           "most, every token chooses the same K"),
+    Metric("dropped_fraction", "dropped", "dropped, share of assignments", _ASSIGNMENTS, ROUTING, -1, "percent",
+           curve_key="val/dropped_fraction", range="0 to 1",
+           description="share of assignments without room: 0 is best and what dropless means, 1 is all of them"),
+    Metric("dead_experts", "dead", "dead experts, share", "share of experts", ROUTING, -1, "percent",
+           curve_key="val/dead_experts", range="0 to 1",
+           description="share of experts with less than 1 % of a fair load over the evaluation"),
+    Metric("forward_flops_per_token", "forward FLOP/token", "forward FLOP per token", "FLOP per token", SIZE, -1,
+           "count", log_scale=True),
+    Metric("model_flops_per_token", "model FLOP/token", "training FLOP per token of the model",
+           "FLOP per training token, forward and backward", SIZE, -1, "count", log_scale=True, range=_FLOPS,
+           description="forward and backward: 3 forward passes, every matrix product counted, at even load"),
+    Metric("optimizer_flops_per_step", "optimizer FLOP/step", "FLOP of the optimizer per step", "FLOP per step", SIZE,
+           -1, "count", log_scale=True, range=_FLOPS, description="matrix products of Muon; 0 for AdamW and SGD"),
+    Metric("val_perplexity", "perplexity", "validation, perplexity", "perplexity per token", LOSS, -1, digits=2,
+           range="1 to vocabulary", description="exp(`val_loss`)"),
+    Metric("val_tokens", "val tokens", "validation tokens", "tokens", SIZE, 0, "count", whole=True),
+    Metric("val_bytes", "val bytes", "validation bytes", "bytes", SIZE, 0, "count", whole=True),
+    Metric("capacity_val_loss", "loss @ capacity", "validation at the training capacity, nats", _NATS, LOSS, -1,
+           range="nats per token",
+           description="`val_loss` with the training capacity; null when that is dropless. `dropped_fraction` is "
+           "of the same pass; `capacity_val_drop` is its drop policy: `causal` for a causal model"),
+    Metric("eval_context", "context", "mean context of a validation token", "tokens", SIZE, 0, digits=1, range="tokens",
+           description="from how many earlier tokens a validation token of `causal_lm` is predicted, on average; null "
+           "for other tasks. A separator before a document counts"),
+    Metric("train_loss", "train loss", "training loss, nats", _NATS, LOSS, -1, curve_key="train/loss"),
+    Metric("routing_entropy", "entropy", "routing entropy, share of the largest possible", _ENTROPY, ROUTING,
+           curve_key="val/routing_entropy", range="0 to 1",
+           description="mean entropy of a token's routing probabilities / ln E: 0 is sure, 1 is undecided"),
+    Metric("mean_routing_entropy", "mean entropy", "entropy of the mean routing probabilities", _ENTROPY, ROUTING,
+           curve_key="val/mean_routing_entropy", range="0 to 1",
+           description="entropy of the mean probabilities / ln E: 1 when all experts are equally likely"),
+    Metric("load_cv", "load CV", "coefficient of variation of the load", "standard deviation over mean load", ROUTING,
+           -1, curve_key="val/load_cv", range="0 to sqrt(E - 1)",
+           description="standard deviation of the load / mean, averaged over layers: the unevenness of all experts, "
+           "where MaxVio is that of the busiest"),
+    Metric("token_specialisation", "token spec.", "specialisation by token", _ENTROPY, ROUTING,
+           curve_key="val/token_specialisation", range="0 to 1",
+           description="mutual information between the token that is read and the expert chosen, over its upper bound "
+           "(the smaller of both entropies): 0, the token says nothing; 1, it decides"),
+    Metric("domain_specialisation", "domain spec.", "specialisation by domain", _ENTROPY, ROUTING,
+           curve_key="val/domain_specialisation", range="0 to 1",
+           description="the same for the domain (top-level folder) a token comes from; null when the text is one domain"),
+    Metric("null_fraction", "null", "assignments to null experts, share", _ASSIGNMENTS, ROUTING,
+           curve_key="val/null_fraction", range="0 to 1",
+           description="share of assignments to null experts; null without `router.null_experts`"),
+    Metric("router_saturation", "saturation", "router saturation", _CHOICES, ROUTING, range="0 to 1",
+           description="share of the final router's choices on 256 fixed validation tokens that it made halfway too (at "
+           "the evaluation nearest to half the steps), averaged over layers (OLMoE, arXiv:2409.02060); about K / E is "
+           "chance, 1 is settled. Random routers draw alike in every evaluation: 1"),
+    Metric("steps", "steps", "training steps", "steps", SIZE, 0, "count", whole=True, curve_key="step"),
+    Metric("tokens", "tokens", "training tokens", "tokens", SIZE, -1, "count", log_scale=True, whole=True,
+           curve_key="tokens"),
+    Metric("seconds", "seconds", "seconds of training", "seconds", SPEED, -1, digits=1, curve_key="seconds"),
+    Metric("peak_memory_bytes", "peak memory", "peak memory, bytes", "bytes", SPEED, -1, "count", log_scale=True),
+    Metric("bigram_bpb", "bigram", "of a bigram model, bits per byte", "bits per byte", TEXT_REFERENCE, -1),
+    Metric("gzip_bpb", "gzip -9", "of gzip -9, bits per byte", "bits per byte", TEXT_REFERENCE, -1),
+    Metric("val_accuracy", "accuracy", "validation accuracy", "share of answers", TASK, 1, "percent",
+           curve_key="val/accuracy"),
+    Metric("val_calibration_error", "calibration error", "calibration error", "share", TASK, -1, "percent",
+           curve_key="val/calibration_error"),
+    Metric("val_rmse", "RMSE", "root mean squared error", "rating", TASK, -1, curve_key="val/rmse"),
+    Metric("val_auc", "AUC", "area under the ROC curve", "share of pairs", TASK, 1, curve_key="val/auc"),
+    Metric("val_pseudo_perplexity", "pseudo-perplexity", "pseudo-perplexity", "perplexity per token", TASK, -1,
+           curve_key="val/pseudo_perplexity"),
+    Metric("train/aux_loss", "balancing loss", "balancing loss", "loss", TRAINING, curve_key="train/aux_loss"),
+    Metric("train/grad_norm", "gradient norm", "norm of the gradient", "norm", TRAINING, curve_key="train/grad_norm"),
+    Metric("moe/max_violation", "MaxVio", "MaxVio in training", "share above the mean load", TRAINING, -1,
+           "signed percent", curve_key="moe/max_violation"),
+    Metric("moe/dropped_fraction", "dropped", "dropped in training, share of assignments", _ASSIGNMENTS, TRAINING, -1,
+           "percent", curve_key="moe/dropped_fraction"),
+    Metric("train/loss_before", "loss before", "training loss before a spike, nats", _NATS, TRAINING,
+           curve_key="train/loss_before"),
+    Metric("train/loss_spike", "spike", "training loss of a spike, nats", _NATS, TRAINING, curve_key="train/loss_spike"),
+    Metric("train/skipped", "skipped", "skipped steps", "steps", TRAINING, whole=True, curve_key="train/skipped"),
+    Metric("lr", "learning rate", "learning rate", "learning rate", TRAINING, curve_key="lr"),
+    Metric("vs_baseline", "vs baseline", "difference to the baseline", "share of the baseline's bits per byte",
+           COMPARISON, -1, "signed percent", range="share",
+           description="relative difference in `val_bpb` (where that is null, in `val_loss`) to the baseline (dense, "
+           "what the sweep's file or `--baseline` says, or the lowest), paired by seed; negative is better"),
+    Metric("shared_seeds", "shared seeds", "seeds shared with the baseline", "seeds", COMPARISON, 1, whole=True),
+    Metric("sparsity", "sparsity", "sparsity, 1 - k / experts", "share", DERIVED),
+    Metric("active_flops", "active FLOP", "forward FLOP per token", "FLOP per token", DERIVED, -1, "count",
+           log_scale=True),
+    Metric("model_flops", "model FLOP", "training FLOP of the model", "FLOP", DERIVED, -1, "count", log_scale=True),
+    Metric("optimizer_flops", "optimizer FLOP", "FLOP of the optimizer", "FLOP", DERIVED, -1, "count", log_scale=True),
+    Metric("train_flops", "train FLOP", "training FLOP, model and optimizer", "FLOP", DERIVED, -1, "count",
+           log_scale=True),
+)  # fmt: skip
+BY_KEY = {metric.key: metric for metric in METRICS}
+BY_CURVE_KEY = {metric.curve_key: metric for metric in METRICS if metric.curve_key}
+# Measured of every layer at every evaluation.
+LAYER_METRICS = tuple(each.key for each in METRICS if each.kind == ROUTING and each.curve_key)
+# Those of the tasks, by their names without `val_`.
+TASK_METRICS = {each.key.removeprefix("val_"): each for each in METRICS if each.kind == TASK}
+# The curves that every display draws: the result that each estimates, and its key in metrics.jsonl. Runs without bytes
+# (images, ratings, tokens) have no bits per byte.
+ESTIMATES = {key: BY_KEY[key].curve_key or "" for key in ("val_bpb", "val_loss")}
+# An expert's share of a fair load is no result of a run, but of each expert.
+LOAD_RANGE = "0 to E / K"
+LOAD_DESCRIPTION = (
+    "an expert's assignments over a fair share of them: 1 is fair, 0 is never chosen, E / K is chosen by every token"
+)
+
+# The unit of a task's loss: nats per ...
+TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "span_corruption": "target token", "images": "image",
+           "ratings": "pair"}  # fmt: skip
+# Results of trivial models on the same data, by their keys in summary.json, see `moe_cli.data.ratings.references`:
+# label and format.
+TASK_REFERENCES = {
+    "majority_accuracy": ("accuracy of the commonest class", "percent"),
+    "commonest_accuracy": ("accuracy of the commonest token", "percent"),
+    "unigram_loss": ("nats by how frequent tokens are", "number"),
+    "mean_rmse": ("RMSE of the mean", "number"),
+    "biases_rmse": ("of user and item means", "number"),
+    "best_rmse": ("at best", "number"),
+    "best_auc": ("AUC at best", "number"),
+}
+
+
+def keys_of(*kinds: str) -> tuple[str, ...]:
+    """The keys of all metrics of these kinds."""
+    return tuple(metric.key for metric in METRICS if metric.kind in kinds)
+
+
+def validation_key(name: str) -> str:
+    """The key in metrics.jsonl of what an evaluation measures: val/loss."""
+    return f"val/{name}"
+
+
+def layer_key(layer: int, name: str) -> str:
+    """The key in metrics.jsonl of a measure of one sparse layer: moe/layer_03/max_violation is of the fourth."""
+    return f"moe/layer_{layer:02d}/{name}"
+
+
+def curve_title(curve_key: str) -> str:
+    """The title of a curve of metrics.jsonl."""
+    part = " (part of the split)" if curve_key.startswith("val/") else ""
+    return BY_CURVE_KEY[curve_key].title + part
 
 
 def target(config: Mapping[str, Any]) -> str:
@@ -99,17 +249,21 @@ def sees_later_tokens(drop: str) -> str:
     )
 
 
-def written(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Those of a task's measures that are among the values: accuracy 31 %."""
-    known = {name: values.get(prefix + name) for name in MEASURES}
-    return [f"{MEASURES[name].label} {MEASURES[name].write(value)}"
-            for name, value in known.items() if isinstance(value, int | float)]  # fmt: skip
+def format_task_metrics(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The task's own metrics among the values, such as `accuracy 31 %`."""
+    known = {metric: values.get(prefix + name) for name, metric in TASK_METRICS.items()}
+    return [
+        f"{metric.label} {metric.write(value)}" for metric, value in known.items() if isinstance(value, int | float)
+    ]
 
 
-def references(values: Mapping[str, Any]) -> list[str]:
-    """Those that are among the values: RMSE of the mean 0.931."""
-    return [f"{measure.label} {measure.write(values[name])}" for name, measure in REFERENCES.items()
-            if isinstance(values.get(name), int | float)]  # fmt: skip
+def format_references(values: Mapping[str, Any]) -> list[str]:
+    """The references of the task among the values, such as `RMSE of the mean 0.931`."""
+    return [
+        f"{label} {percent(values[name]) if form == 'percent' else format(values[name], 'z.3f')}"
+        for name, (label, form) in TASK_REFERENCES.items()
+        if isinstance(values.get(name), int | float)
+    ]
 
 
 # Sizes and FLOPs that differ by less count as equal: widths of experts are rounded.

@@ -1,15 +1,18 @@
-"""The note that trainings of equal size differ in FLOPs."""
+"""The registry of metrics, and the note that trainings of equal size differ in FLOPs."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+from moe_cli.report.view import Question, make_view
 
-from moe_cli.metrics import unequal_flops
+from moe_cli.metrics import BY_CURVE_KEY, LAYER_METRICS, METRICS, TRAINING, layer_key, unequal_flops
 from moe_cli.report.load import load_runs
 from moe_cli.report.render.captions import below
-from moe_cli.report.view import Question, make_view
 from tests.report.folders import complete
+from tests.tiny import finish, tiny_config, words
+
+ROOT = Path(__file__).parents[1]
 
 NOTE = "equal active parameters are not equal FLOPs: a training token costs "
 
@@ -56,3 +59,28 @@ def test_reports_say_how_much_equal_sizes_differ(tmp_path: Path) -> None:
     complete(tmp_path, 1.7, expert=8, results={"flops_per_token": 9e6})
     text = " ".join(line.plain.strip() for line in below(make_view(load_runs(tmp_path), Question()), 100))
     assert f"{NOTE}6.00M to 9.00M (1.5x)" in text
+
+
+def test_every_key_of_metrics_jsonl_is_in_the_registry(tmp_path: Path) -> None:
+    """A training writes no measure that tables, charts and the page would not know."""
+    (tmp_path / "words.txt").write_text(words(4000))
+    run = finish(tiny_config(tmp_path / "words.txt"), tmp_path / "outputs")
+    keys = {key for record in run.metrics() for key in record}
+    layered = {layer_key(layer, name) for layer in range(8) for name in LAYER_METRICS}
+    assert set() == keys - set(BY_CURVE_KEY) - layered
+
+
+def test_keys_and_headings_are_unique() -> None:
+    """A name or a heading means one column."""
+    columns = [metric for metric in METRICS if metric.kind != TRAINING]
+    for names in ([metric.key for metric in METRICS], [metric.label for metric in columns]):
+        assert len(set(names)) == len(names)
+
+
+def test_the_readme_defines_metrics_as_the_registry_does() -> None:
+    """Each metric with a definition has its row in the table of measures."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for metric in METRICS:
+        assert not metric.description or f"| `{metric.key}` | {metric.range} | {metric.description} |" in text, (
+            metric.key
+        )

@@ -149,7 +149,7 @@ def _evaluate(trained: "Trained", policy: "EvalConfig") -> "Evaluation":
 def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domains: bool) -> dict[str, Any]:
     from dataclasses import replace
 
-    from moe_cli.training.evaluate import MEASURES
+    from moe_cli.metrics import LAYER_METRICS
 
     config = replace(config, eval=policy)
     limited = policy.capacity is not None
@@ -162,23 +162,21 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
         "val_loss": result.loss,
         **{f"val_{key}": value for key, value in result.measures.items()},
         "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity, "val_tokens": result.num_tokens,
-        **{key: use.get(key) for key in MEASURES},
+        **{key: use.get(key) for key in LAYER_METRICS},
         **({"domains": result.domain_losses} if domains else {}),
     }  # fmt: skip
 
 
 def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
     from moe_cli.cli.text_table import Column
-    from moe_cli.formatting import known, percent
-    from moe_cli.metrics import MEASURES
+    from moe_cli.formatting import known
+    from moe_cli.metrics import BY_KEY, TASK, keys_of
 
-    def share(name: str, signed: bool = False) -> list[str]:
-        return ["-" if row[name] is None else percent(row[name], signed) for row in rows]
+    def metric(name: str, leaves: int) -> Column:
+        found = BY_KEY[name]
+        return Column(found.label, ["-" if row[name] is None else found.write(row[name]) for row in rows], leaves)
 
-    measures = [
-        Column(measure.label, [measure.write(row[f"val_{name}"]) for row in rows], leaves=1)
-        for name, measure in MEASURES.items() if f"val_{name}" in rows[0]
-    ]  # fmt: skip
+    measures = [metric(name, 1) for name in keys_of(TASK) if name in rows[0]]
     bits = [known(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
     return [
         Column("routing", [row["routing"] for row in rows], left=True, leaves=4),
@@ -188,8 +186,7 @@ def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
         *([Column("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
         Column(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
         *([Column("bits/byte", bits)] if bits else []), *measures,
-        Column("dropped", share("dropped_fraction"), leaves=2),
-        Column("load", share("max_violation", signed=True), leaves=3), Column("dead", share("dead_experts"), leaves=5),
+        metric("dropped_fraction", 2), metric("max_violation", 3), metric("dead_experts", 5),
     ]  # fmt: skip
 
 

@@ -42,13 +42,13 @@ def explain(
     """Show which experts each token of a text goes to. Example: moe explain latest "def __init__(self):" """
     from moe_cli.cli.export import export_files
     from moe_cli.errors import ConfigError
-    from moe_cli.report.html.write import check_ours
+    from moe_cli.report.html.atomic_write import check_overwrite
     from moe_cli.runs.folder import find_run, outputs_folder
 
     if html and as_json:
         raise ConfigError("--json has no effect on a page: leave --html or --json out.")
     for path in export_files(html, None):
-        check_ours(path, COMMAND)
+        check_overwrite(path, COMMAND)
     text = _read(text)
     folder = outputs_folder(outputs)
     found = find_run(folder, run)
@@ -159,11 +159,11 @@ def _write(said: "Explained", path: Path) -> None:
     from moe_cli.cli.console import PIPED_WIDTH
     from moe_cli.cli.explain_output import explained_lines, page_content, title
     from moe_cli.cli.export import print_written
-    from moe_cli.report.html.explained import explained_page
-    from moe_cli.report.html.write import write_file
+    from moe_cli.report.html.atomic_write import write_file
+    from moe_cli.report.html.explain_page import explain_page
 
     program = f"moe {__version__}"
     made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
     plain = "\n".join(line.plain for line in explained_lines(said, PIPED_WIDTH, most=MOST_PLAIN))
-    write_file(path, explained_page(page_content(said, made), title(said), plain, program))
+    write_file(path, explain_page(page_content(said, made), title(said), plain, program))
     print_written([path])

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from moe_cli.config.routers import null_experts
 from moe_cli.formatting import percent, plural, printable
-from moe_cli.metrics import ROUTING
+from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, heat_map
 from moe_cli.report.scaling.lines import prose, table
 
@@ -30,6 +30,7 @@ OF_EACH, OF_ONE = 2, 8
 GAP = " "
 # What stands for the token between documents.
 SEPARATOR = "sep"
+SHOWN = ("max_violation", "routing_entropy", "dropped_fraction")
 RULES = {
     "soft": "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer.",
     "expert_choice": "Each expert takes the tokens that suit it best: a token may have many, or none.",
@@ -155,27 +156,27 @@ def _layers(said: Explained) -> list[str]:
 
 
 def measures(said: Explained) -> tuple[list[str], list[list[str]]]:
-    """A row of measures for each layer shown, under their labels."""
-    names = [name for name in ROUTING if name != "load"]
+    """A row of metrics for each layer shown, under their labels."""
     rows = [
         [f"L{each.layer + 1}"]
-        + [percent(each.measures[name]) if name == "dropped_fraction" else f"{each.measures[name]:.2f}" for name in names]
+        + [percent(each.measures[name]) if name == "dropped_fraction" else f"{each.measures[name]:.2f}" for name in SHOWN]
         for each in said.layers
     ]  # fmt: skip
-    return ["layer", *(ROUTING[name].label for name in names)], rows
+    return ["layer", *(BY_KEY[name].label for name in SHOWN)], rows
 
 
 def legend(said: Explained) -> list[str]:
     """What the measures mean, with what their ends are here."""
-    lines = [f"{measure.label}, {measure.range}: {measure.meaning}." for measure in ROUTING.values()]
+    lines = [f"load, {LOAD_RANGE}: {LOAD_DESCRIPTION}."]
+    lines += [f"{BY_KEY[name].label}, {BY_KEY[name].range}: {BY_KEY[name].description}." for name in SHOWN]
     size, k = len(said.found.layers[0].load), said.k
     here = f"Here E is {size}" + (f", K is {k} and E / K is {size / k:g}" if said.router not in UNEVEN else "")
     return [*lines, f"{here}. Few tokens are uneven by chance alone; the whole split: moe eval {printable(said.run)}"]
 
 
 def page_content(said: Explained, made: str) -> dict[str, object]:
-    """What the script of `moe_cli.report.html.explained` reads."""
-    from moe_cli.report.html.explained import packed
+    """What the script of `moe_cli.report.html.explain_page` reads."""
+    from moe_cli.report.html.explain_page import packed
 
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
     tokens, (headings, rows) = said.found.tokens, measures(replace(said, shown=None))

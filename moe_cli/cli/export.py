@@ -11,11 +11,10 @@ from moe_cli.errors import ConfigError
 from moe_cli.formatting import printable
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from moe_cli.cli.scaling import FitRequest
-    from moe_cli.report.html import Source
-    from moe_cli.report.view import View
+    from moe_cli.report.html.page_data import Source
+    from moe_cli.report.run_row import RunRow
+    from moe_cli.report.table import ReportTable
 
 ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".png", ".svg")
 Html = Annotated[
@@ -61,60 +60,59 @@ def check_export(files: Mapping[Path, str], others: Mapping[str, object]) -> Non
             raise ConfigError(f"{name} has no effect on files{also}")
 
 
-def write_files(files: Mapping[Path, str], view: "View", source: "Source", request: "FitRequest | None") -> list[Path]:
+def write_files(
+    files: Mapping[Path, str], table: "ReportTable", source: "Source", request: "FitRequest | None"
+) -> list[Path]:
     """Writes each file whole or leaves the old one.
 
     Raises:
         MoeError: a library is not installed, or a file cannot be written.
     """
-    from moe_cli.report.html.write import check_ours, write_file
+    from moe_cli.report.html.atomic_write import check_overwrite, write_file
 
     for path, ending in files.items():  # before anything is computed
         if ending == ".html":
-            check_ours(path)
+            check_overwrite(path)
     for path, ending in files.items():
         if ending == ".html":
-            content: str | bytes = _page(view, source, request)
+            content: str | bytes = _page(table, source, request)
         else:
-            content = _content(ending, view, list(source.frame["path"]), source.title)
+            content = _content(ending, table, [run.path for run in source.runs], source.title)
         write_file(path, content)
     return list(files)
 
 
-def _content(ending: str, view: "View", paths: list[str], title: str) -> str | bytes:
+def _content(ending: str, table: "ReportTable", paths: list[str], title: str) -> str | bytes:
     if ending in (".png", ".svg"):
         from moe_cli.report.render.figures import figure_bytes
 
-        return figure_bytes(view, ending, title)
+        return figure_bytes(table, ending, title)
     from moe_cli.report.importance import searched
     from moe_cli.report.render.latex import latex_text
     from moe_cli.report.render.tables import csv_text, json_text, markdown_text
 
     if ending == ".json":
-        return json_text(view, searched(paths)[0]) + "\n"
-    return {".csv": csv_text, ".md": markdown_text, ".tex": latex_text}[ending](view)
+        return json_text(table, searched(paths)[0]) + "\n"
+    return {".csv": csv_text, ".md": markdown_text, ".tex": latex_text}[ending](table)
 
 
-def _page(view: "View", source: "Source", request: "FitRequest | None") -> str:
+def _page(table: "ReportTable", source: "Source", request: "FitRequest | None") -> str:
     from moe_cli.cli.scaling import make_study
-    from moe_cli.report.html import page_text
-    from moe_cli.report.html.answers import answer_section, fit_sections
+    from moe_cli.report.html.page import page_text
+    from moe_cli.report.html.recommendation import fit_sections, recommendation_section
 
-    sections = answer_section(*_chosen(view, source), view.baseline)
+    sections = recommendation_section(*_shown_runs(table, source), table.baseline)
     if request is not None:
-        sections += fit_sections(make_study(source.frame, request), source.title)
-    return page_text(view, source, sections)
+        sections += fit_sections(make_study(source.runs, request), source.title)
+    return page_text(table, source, sections)
 
 
-def _chosen(view: "View", source: "Source") -> "tuple[pd.DataFrame, pd.DataFrame | None]":
+def _shown_runs(table: "ReportTable", source: "Source") -> "tuple[list[RunRow], list[RunRow]]":
     """The runs of the rows shown, and all others, which may serve as their baselines."""
-    import pandas as pd
-
-    shown = source.frame["path"].isin([path for paths in view.frame["paths"] for path in paths])
-    hidden = source.frame[~shown]
-    if source.elsewhere is None or hidden.empty:
-        return source.frame[shown], source.elsewhere if hidden.empty else hidden
-    return source.frame[shown], pd.concat([hidden, source.elsewhere])
+    paths = {run.path for row in table.all_rows for run in row.runs}
+    shown = [run for run in source.runs if run.path in paths]
+    hidden = [run for run in source.runs if run.path not in paths]
+    return shown, [*hidden, *source.extra_baselines]
 
 
 def print_written(paths: Collection[Path]) -> None:

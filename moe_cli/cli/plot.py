@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from moe_cli.report.view import View
+    from moe_cli.report.table import ReportTable
 
 PlotOption = Annotated[
     str | None,
@@ -17,7 +17,7 @@ PlotOption = Annotated[
 ]
 
 
-def print_plot(view: "View", title: str, request: str, form: str) -> None:
+def print_plot(table: "ReportTable", title: str, request: str, form: str) -> None:
     """The chart as wide as the terminal. Raises ConfigError for columns that are not there, or another format."""
     from moe_cli.cli.console import Terminal, text_width
     from moe_cli.cli.text_table import print_lines
@@ -27,7 +27,7 @@ def print_plot(view: "View", title: str, request: str, form: str) -> None:
     if form != "table":
         raise ConfigError(f"--plot draws in the terminal; --format {form} has no effect on it. Leave one out.")
     console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, chart_lines(make_chart(view, request), title, text_width(console), ascii_only=ascii_only()))
+    print_lines(console, chart_lines(make_chart(table, request), title, text_width(console), ascii_only=ascii_only()))
 
 
 def ascii_only() -> bool:

@@ -72,21 +72,15 @@ class Best:
 
 def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> list[Best]:
     """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
-    from moe_cli.report.aggregate import comparable
+    from moe_cli.report.load import make_row
+    from moe_cli.report.run_row import comparison_key
 
     groups: dict[Any, dict[str, list[Glance]]] = {}
     for each in done:
         if _loss(each) is not None:
-            group = groups.setdefault(comparable(_row(each)), {})
+            group = groups.setdefault(comparison_key(make_row(each.run, each.run.config_dict(), each.results, {})), {})
             group.setdefault(_configuration(each.run), []).append(each)
     return [_best(list(group.values()), labels) for group in groups.values()]
-
-
-def _row(each: Glance) -> dict[str, Any]:
-    """Settings and results of a run, as the report has them."""
-    from moe_cli.report.load import flatten
-
-    return {"corpus_sha256": None, "tokens": None, **flatten(each.run.config_dict()), **each.results}
 
 
 def _best(configurations: Sequence[Sequence[Glance]], labels: Mapping[Path, str]) -> Best:
@@ -246,7 +240,7 @@ def _left_of(each: Glance, now: float) -> str:
 
 
 def _load(load: float | None) -> str:
-    return "" if load is None else f"load {percent(load, signed=True)}"
+    return "" if load is None else f"MaxVio {percent(load, signed=True)}"
 
 
 def _alarm(load: float | None) -> str:

@@ -1,8 +1,8 @@
 """moe report --recommend: what to use, in a few lines for a memo, or as JSON."""
 
 import textwrap
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +11,8 @@ from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from moe_cli.report.recommend.recommendation import Recommendation
+    from moe_cli.report.run_row import RunRow, Settings
 
 Recommend = Annotated[
     bool, typer.Option("--recommend", help="What to use, how sure that is, its cost, what to run next.")
@@ -44,10 +43,10 @@ def check_alone(option: str, others: Mapping[str, object]) -> None:
 
 
 def print_recommendation(
-    frame: "pd.DataFrame",
+    runs: "Sequence[RunRow]",
     condition: str | None,
     across: str | None,
-    baselines: "Callable[[pd.DataFrame, Collection[str]], tuple[Mapping[str, Any] | None, pd.DataFrame | None]]",
+    baselines: "Callable[[Sequence[RunRow], Collection[str]], tuple[Settings | None, list[RunRow]]]",
     as_json: bool,
     width: int,
 ) -> None:
@@ -60,13 +59,13 @@ def print_recommendation(
         MoeError: no run is complete.
     """
     from moe_cli.report.recommend.looks import remember
-    from moe_cli.report.recommend.recommendation import recommend
-    from moe_cli.report.view import select
+    from moe_cli.report.recommend.recommendation import make_recommendation
+    from moe_cli.report.table import select_runs
 
     names = tuple(name.strip() for name in (across or "").split(",") if name.strip())
-    chosen = select(frame, condition)
-    baseline, elsewhere = baselines(chosen, frame["path"])
-    found = recommend(chosen, names, elsewhere, baseline)
+    chosen = select_runs(runs, condition)
+    baseline, extra = baselines(chosen, [run.path for run in runs])
+    found = make_recommendation(chosen, names, extra, baseline)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -76,9 +75,9 @@ def print_recommendation(
 
 def _print_memo(found: "Recommendation", width: int) -> None:
     """The lines, wrapped; a command is a line of its own that can be pasted."""
-    from moe_cli.report.recommend.text import memo
+    from moe_cli.report.recommend.text import format_recommendation
 
-    for number, line in enumerate(memo(found)):
+    for number, line in enumerate(format_recommendation(found)):
         indent = "  " if number else ""
         if line.startswith("moe "):
             echo(indent + line)

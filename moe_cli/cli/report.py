@@ -1,10 +1,10 @@
 """moe report."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,9 +17,8 @@ from moe_cli.cli.scaling import FitOption, FitRequest, Predict, Validate, check_
 from moe_cli.cli.terminal import echo_data
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from moe_cli.report.view import View
+    from moe_cli.report.run_row import RunRow, Settings
+    from moe_cli.report.table import ReportTable
 
 
 class Format(StrEnum):
@@ -76,10 +75,10 @@ def report(  # noqa: PLR0913  (an argument for each option)
 ) -> None:
     """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
     from moe_cli.cli.console import text_width
-    from moe_cli.report.html.content import Source
+    from moe_cli.report.html.page_data import Source
     from moe_cli.report.load import load_selection
     from moe_cli.report.recommend.looks import remember
-    from moe_cli.report.view import Question, make_view
+    from moe_cli.report.table import ReportQuery, build_table
     from moe_cli.runs.folder import outputs_folder
 
     check_fit(fit, predict, validate)
@@ -88,40 +87,40 @@ def report(  # noqa: PLR0913  (an argument for each option)
     shaping = {"--sort": sort, "--columns": columns, "--runs": by_run, "--baseline": baseline}
     _check(files, form, across, {"--plot": plot, "--recommend": recommend, "--fit": fit}, shaping)
     folder = outputs_folder(outputs)
-    frame = load_selection(folder, selection or [])
-    title = _title(selection or [], list(dict.fromkeys(frame["group"])))
+    runs = load_selection(folder, selection or [])
+    title = _title(selection or [], list(dict.fromkeys(run.group for run in runs)))
     if request is not None and not files:
-        return print_fit(frame, title, request, form.value)
+        return print_fit(runs, title, request, form.value)
     if recommend or across is not None:
         bases = partial(_baselines, baseline, folder, whole=not selection and condition is None)
-        return print_recommendation(frame, condition, across, bases, form is Format.JSON, text_width())
-    base, elsewhere = _baselines(baseline, folder, frame, whole=not selection)
+        return print_recommendation(runs, condition, across, bases, form is Format.JSON, text_width())
+    base, extra = _baselines(baseline, folder, runs, whole=not selection)
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-    view = make_view(frame, Question(condition, sort, names, by_run), elsewhere, base)
+    table = build_table(runs, ReportQuery(condition, sort, names, by_run), extra, base)
     if files:
-        source = Source(frame, elsewhere, title, f"moe {moe_cli.__version__}")
-        print_written(write_files(files, view, source, request))
+        source = Source(runs, extra, title, f"moe {moe_cli.__version__}")
+        print_written(write_files(files, table, source, request))
     elif plot is not None:
-        return print_plot(view, title, plot, form.value)
+        return print_plot(table, title, plot, form.value)
     else:
-        _print(view, title, form, list(frame["path"]))
-    remember(view.look)
+        _print(table, title, form, [run.path for run in runs])
+    remember(table.look)
 
 
 def _baselines(
-    text: str | None, outputs: Path, frame: "pd.DataFrame", also: Collection[str] = (), *, whole: bool
-) -> "tuple[Mapping[str, Any] | None, pd.DataFrame | None]":
-    """What differences are taken to, None if it is not given, and the runs outside the frame that may serve as it.
+    text: str | None, outputs: Path, runs: "Sequence[RunRow]", also: Collection[str] = (), *, whole: bool
+) -> "tuple[Settings | None, list[RunRow]]":
+    """The settings that differences are taken to, None if not given, and other runs that may serve as baselines.
 
     Raises:
-        ConfigError: what is given fits no configuration, or several.
+        ConfigError: the settings given fit no configuration, or several.
     """
     from moe_cli.config.baselines import parse_baseline
-    from moe_cli.report.baseline import baseline_runs_elsewhere, chosen_baseline
+    from moe_cli.report.baseline import chosen_baseline, extra_baseline_runs
 
     given = None if text is None else parse_baseline(text)
-    elsewhere = None if whole else baseline_runs_elsewhere(outputs, frame, given, also)
-    return None if text is None else chosen_baseline(text, frame, elsewhere), elsewhere
+    extra = [] if whole else extra_baseline_runs(outputs, runs, given, also)
+    return None if text is None else chosen_baseline(text, runs, extra), extra
 
 
 def _check(
@@ -146,24 +145,24 @@ def _title(selection: list[str], groups: list[str]) -> str:
     return " ".join(selection) or (groups[0] if len(groups) == 1 else "all runs")
 
 
-def _print(view: "View", title: str, form: Format, paths: list[str]) -> None:
+def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> None:
     from moe_cli.report.importance import searched
     from moe_cli.report.render.latex import latex_text
     from moe_cli.report.render.tables import csv_text, json_text, markdown_text
 
     if form is Format.TABLE:
-        _print_table(view, title, paths)
+        _print_table(table, title, paths)
         return
     if form is Format.JSON:
         found, notes = searched(paths)
-        echo_data(json_text(view, found))
+        echo_data(json_text(table, found))
         print_notes(notes)
         return
     write = {Format.CSV: csv_text, Format.MD: markdown_text, Format.LATEX: latex_text}[form]
-    echo_data(write(view).rstrip("\n"))
+    echo_data(write(table).rstrip("\n"))
 
 
-def _print_table(view: "View", title: str, paths: list[str]) -> None:
+def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
     from moe_cli.cli.console import Terminal, text_width
     from moe_cli.report.importance import searched
     from moe_cli.report.render.captions import importance
@@ -172,6 +171,6 @@ def _print_table(view: "View", title: str, paths: list[str]) -> None:
     console = Terminal(highlight=False, emoji=False, markup=False)
     width = text_width(console)
     found, notes = searched(paths)
-    for line in [*table_lines(view, title, width, not ascii_only()), *importance(found, width)]:
+    for line in [*table_lines(table, title, width, not ascii_only()), *importance(found, width)]:
         console.print(line, soft_wrap=True)
     print_notes(notes)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Sequence
 
+    from moe_cli.report.run_row import RunRow
     from moe_cli.report.scaling.points import Points
     from moe_cli.report.scaling.study import Study
 
@@ -43,7 +44,7 @@ class FitRequest:
     condition: str | None
 
 
-def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str) -> None:
+def print_fit(runs: "Sequence[RunRow]", title: str, request: FitRequest, form: str) -> None:
     """The study of the runs as lines, or as JSON."""
     from moe_cli.cli.console import Terminal, text_width
     from moe_cli.cli.options import print_json
@@ -54,7 +55,7 @@ def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str)
 
     if form not in ("table", "json"):
         raise ConfigError(f"--fit prints a table or json, not {form}. Use --format json")
-    result = make_study(frame, request)
+    result = make_study(runs, request)
     if form == "json":
         print_json(study_record(result))
         return
@@ -62,17 +63,17 @@ def print_fit(frame: "pd.DataFrame", title: str, request: FitRequest, form: str)
     print_lines(console, study_lines(result, title, text_width(console)))
 
 
-def make_study(frame: "pd.DataFrame", request: FitRequest) -> "Study":
+def make_study(runs: "Sequence[RunRow]", request: FitRequest) -> "Study":
     """The fit with its answers. Raises ConfigError: the runs cannot support it, or a setting is wrong."""
     from moe_cli.report.scaling.study import study
-    from moe_cli.report.view import select
+    from moe_cli.report.table import select_runs
 
-    chosen = select(frame, request.condition)
+    chosen = select_runs(runs, request.condition)
     wanted = {" ".join(each.split()): make_point(chosen, each) for each in request.predict}
     return study(chosen, request.law, wanted, request.validate)
 
 
-def make_point(frame: "pd.DataFrame", text: str) -> "Points":
+def make_point(runs: "Sequence[RunRow]", text: str) -> "Points":
     """The sizes of a configuration: the settings in `text` and, for the rest, those of the largest of the runs.
 
     Raises:
@@ -92,7 +93,7 @@ def make_point(frame: "pd.DataFrame", text: str) -> "Points":
         raise ConfigError(f"--predict {text}: a quote is not closed. Give settings such as 'expert=64 k=2'") from None
     if not given or any("=" not in word for word in given):
         raise ConfigError(f"--predict '{text}': give settings such as 'expert=64 k=2 train.tokens=1000000'")
-    words, vocab_size = _like_largest(frame, {word.split("=")[0] for word in given})
+    words, vocab_size = _like_largest(runs, {word.split("=")[0] for word in given})
     config = load_config([*words, *given]).config
     costs, steps = cost(config, vocab_size), training_steps(config, vocab_size)
     if steps is None:
@@ -105,25 +106,24 @@ def make_point(frame: "pd.DataFrame", text: str) -> "Points":
     return Points(*(np.array([value]) for value in values))
 
 
-def _like_largest(frame: "pd.DataFrame", given: set[str]) -> tuple[list[str], int]:
+def _like_largest(runs: "Sequence[RunRow]", given: set[str]) -> tuple[list[str], int]:
     """The settings of the run with the most training FLOPs, as words, without those that are given; and its vocabulary."""
     from moe_cli.config.build import show
     from moe_cli.config.compose import load_config
     from moe_cli.config.schema import BUDGETS
     from moe_cli.costs.model import cost
-    from moe_cli.report.aggregate import rows_of
-    from moe_cli.report.baseline import words_like
+    from moe_cli.report.baseline import overrides_of
 
-    runs = [row for row in rows_of(frame) if row["flops_per_token"] and row["tokens"] and row["params"]]
-    if not runs:
+    measured = [run for run in runs if run.results.flops_per_token and run.results.tokens and run.results.params]
+    if not measured:
         return [], 256
-    largest = max(runs, key=lambda row: row["flops_per_token"] * row["tokens"])
+    largest = max(measured, key=lambda run: (run.results.flops_per_token or 0) * (run.results.tokens or 0))
     budgets = {f"train.{name}" for name in BUDGETS}
-    words = words_like(largest, given | (budgets if given & budgets else set()))
+    words = overrides_of(largest, given | (budgets if given & budgets else set()))
     if not given & budgets and not any(words.get(name) for name in budgets):
-        words["train.tokens"] = largest["tokens"]
+        words["train.tokens"] = largest.results.tokens
     # Parameters are linear in the vocabulary, which a run does not record: it follows from their number.
-    same = load_config([f"{key}={show(value)}" for key, value in words_like(largest, ()).items()]).config
+    same = load_config([f"{key}={show(value)}" for key, value in overrides_of(largest, ()).items()]).config
     few, more = (cost(same, size).num_params for size in (256, 257))
-    vocab_size = 256 + round((largest["params"] - few) / (more - few)) if more > few else 256
+    vocab_size = 256 + round(((largest.results.params or 0) - few) / (more - few)) if more > few else 256
     return [f"{key}={show(value)}" for key, value in words.items()], max(1, vocab_size)

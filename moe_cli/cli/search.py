@@ -45,9 +45,10 @@ def print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder:
 def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
     """What is searched and what it will take, so many `jobs` at a time if that is known: lines, each with its style."""
     from moe_cli.formatting import duration, plural
+    from moe_cli.metrics import BY_KEY
     from moe_cli.report.importance import load_study
     from moe_cli.sweeps.search import check_asked, counted
-    from moe_cli.sweeps.search_space import HIGHER, written
+    from moe_cli.sweeps.search_space import written
 
     study = load_study(folder / plan.name)
     if study:
@@ -67,7 +68,7 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
                       + (f", of which about {100 * ahead.possible:z.0f} % can be" if ahead.possible < 1 else "")))  # fmt: skip
     if plan.fixed:
         lines.append(("", f"  {'settings':<10} {' '.join(plan.words({}))}"))
-    sides = [f"{name} ({'higher' if name in HIGHER else 'lower'} is better)" for name in plan.objectives]
+    sides = [f"{name} ({'higher' if BY_KEY[name].direction > 0 else 'lower'} is better)" for name in plan.objectives]
     lines.append(("", f"  {'objective':<10} {', '.join(sides)}"))
     if plan.prune:
         lines.append(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from moe_cli.cli.train_preview import print_rows
 from moe_cli.formatting import bars, count, duration, known, percent, plural
-from moe_cli.metrics import references, target, written
+from moe_cli.metrics import format_references, format_task_metrics, target
 from moe_cli.moe.routing_metrics import max_violation
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import Evaluation
@@ -66,7 +66,7 @@ class Display:
         parts = [f"step {view.state.step}{total}", f"train {view.loss:z.3f}", _val(view.val)]
         parts += [f"{count(view.state.tokens / view.state.seconds)} tok/s"]
         if worst is not None:
-            parts.append(f"worst load {percent(worst, signed=True)}")
+            parts.append(f"MaxVio {percent(worst, signed=True)}")
         return "  ".join([*parts, self._left(view, now)])
 
     def _panel(self, view: StepView, now: float) -> Group:
@@ -90,14 +90,14 @@ class Display:
         layers = "  ".join(f"L{i + 1} {bars(load.tolist(), min(room, 32))}" for i, load in enumerate(shown))
         style = "red" if worst > 2 else "yellow" if worst > 1 else ""
         return Text.assemble(
-            "  load  ", layers, "  worst ", (percent(worst, signed=True), style), no_wrap=True, overflow="crop"
+            "  load  ", layers, "  MaxVio ", (percent(worst, signed=True), style), no_wrap=True, overflow="crop"
         )
 
 
 def _val(val: Evaluation | None) -> str:
     if val is None:
         return "val -"
-    pieces = written(val.measures)
+    pieces = format_task_metrics(val.measures)
     if val.bits_per_byte is not None or not pieces:
         pieces.insert(0, f"{known(val.bits_per_byte)} bits/byte")
     return f"val {val.loss:z.3f} ({', '.join(pieces)})"
@@ -112,7 +112,7 @@ def _size(summary: dict[str, Any], unit: str) -> str:
 
 def print_summary(console: Console, run: Run) -> None:
     """The results, beside the reference lines, and what to try next."""
-    from moe_cli.report.baseline import twin_command
+    from moe_cli.report.baseline import dense_baseline_command
 
     summary = run.summary()
     assert summary is not None
@@ -122,7 +122,7 @@ def print_summary(console: Console, run: Run) -> None:
         highlight=False,
     )  # fmt: skip
     unit = target(run.config_dict())
-    found = [f"{summary['val_loss']:z.3f} nats/{unit}", *written(summary, "val_")]
+    found = [f"{summary['val_loss']:z.3f} nats/{unit}", *format_task_metrics(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:
         found.insert(1, f"{known(summary['val_bpb'])} bits/byte")
         perplexity = summary["val_perplexity"] or math.inf  # too large for a float: written as null
@@ -132,11 +132,11 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(
             ("reference", f"bigram {summary['bigram_bpb']:z.3f}   gzip -9 {summary['gzip_bpb']:z.3f} bits/byte")
         )
-    if known_results := references(summary):
+    if known_results := format_references(summary):
         rows.append(("reference", "   ".join(known_results)))
     if summary["max_violation"] is not None:
         dead = round(summary["dead_experts"] * summary["expert"])
-        rows.append(("experts", f"worst load {percent(summary['max_violation'], signed=True)} (MaxVio)   entropy "
+        rows.append(("experts", f"MaxVio {percent(summary['max_violation'], signed=True)}   entropy "
                      f"{summary['routing_entropy']:z.2f}   dropped {percent(summary['dropped_fraction'])}   "
                      f"dead {dead} of {summary['expert']}"))  # fmt: skip
     if summary["capacity_val_loss"] is not None:
@@ -152,6 +152,6 @@ def print_summary(console: Console, run: Run) -> None:
     if any(number for number, _ in events):
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']
-    commands = [*samples, twin_command(run.config()), "moe report"]
+    commands = [*samples, dense_baseline_command(run.config()), "moe report"]
     rows += [("" if number else "next", each) for number, each in enumerate(commands)]
     print_rows(console, rows)

@@ -9,6 +9,7 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,6 +62,10 @@ class Expression:
         for name in sorted(self.names - set(known)):
             hint = did_you_mean(name, known) or f" If it is text, quote it: '{name}'."
             raise ConfigError(f"no {kind} '{name}' in '{self.text}'.{hint}")
+
+    def renamed(self, names: Mapping[str, str]) -> "Expression":
+        """The same condition on other names, such as columns in place of their headings."""
+        return Expression(self.text, _Renaming(names).visit(deepcopy(self.tree))) if self.names & names.keys() else self
 
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Whether the condition is true of the values, of which one that is absent counts as null.
@@ -216,6 +221,18 @@ def _keep_written(tree: ast.expr, text: str) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             node.written = ast.get_source_segment(text, node)  # type: ignore[attr-defined]
+
+
+class _Renaming(ast.NodeTransformer):
+    """Puts other names in place of names."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.Name | ast.Attribute) and (new := self.names.get(_dotted(node))):
+            return ast.parse(new, mode="eval").body
+        return super().visit(node)
 
 
 def _dotted(node: ast.expr) -> str:

@@ -256,14 +256,15 @@ def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> No
 def _summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[str, Any]:
     """The results: one evaluation over the whole validation split, and what it took to get there."""
     from moe_cli.distributed import collectives
-    from moe_cli.training.evaluate import MEASURES, evaluate
+    from moe_cli.metrics import LAYER_METRICS
+    from moe_cli.training.evaluate import evaluate
 
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
     look = partial(evaluate, model, top_k=config.eval.k, precision=config.train.precision)
     chosen = partial(look, capacity_factor=config.eval.capacity, drop=config.eval.drop)
     result = chosen(task, size)
-    routing: dict[str, float | None] = {**dict.fromkeys(MEASURES), **(result.routing_metrics() or {})}
+    routing: dict[str, float | None] = {**dict.fromkeys(LAYER_METRICS), **(result.routing_metrics() or {})}
     limited = look(task, size, capacity_factor=config.capacity, drop=config.eval.drop) if config.drops else None
     hardest = task.hardest()
     pseudo = chosen(hardest, size).perplexity if hardest else None

@@ -62,9 +62,16 @@ def select_comparable(rows: Collection[RunRow], across: Collection[str] = ()) ->
 
 def is_comparable(row: RunRow, other: RunRow, across: Collection[str] = ()) -> bool:
     """Whether two runs may be compared, but for the aspects that may differ."""
-    free = set(across) | ({TOKENIZER} if row.results.val_bpb is not None and other.results.val_bpb is not None else set())
+    free = set(across) | (
+        {TOKENIZER} if row.results.val_bpb is not None and other.results.val_bpb is not None else set()
+    )
     return all(
-        aspect in free or (_code_version(row.path) == _code_version(other.path) if aspect == CODE else _aspect_value(aspect, row) == _aspect_value(aspect, other))
+        aspect in free
+        or (
+            _code_version(row.path) == _code_version(other.path)
+            if aspect == CODE
+            else _aspect_value(aspect, row) == _aspect_value(aspect, other)
+        )
         for aspect in ASPECTS
     )
 

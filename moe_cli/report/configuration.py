@@ -330,16 +330,26 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
         if not any(differences):
             continue
         first = rows[group[0]]
-        baseline = {"baseline": first.run, "baseline_path": first.path}
-        result[group[0]] = replace(first, **baseline, vs_baseline=0.0, vs_baseline_interval=None,
-                                   shared_seeds=len(first.losses))  # type: ignore[arg-type]  # fmt: skip
+        result[group[0]] = replace(
+            first,
+            baseline=first.run,
+            baseline_path=first.path,
+            vs_baseline=0.0,
+            vs_baseline_interval=None,
+            shared_seeds=len(first.losses),
+        )
         for place, each in zip(group, differences, strict=True):
             if each is not None:
                 result[place] = replace(
-                    rows[place], **baseline, vs_baseline=each.estimate.mean,
-                    vs_baseline_interval=each.estimate.half_width, shared_seeds=each.sample.seeds,
-                    verdict=each.verdict, more_seeds=each.more_seeds,
-                )  # type: ignore[arg-type]  # fmt: skip
+                    rows[place],
+                    baseline=first.run,
+                    baseline_path=first.path,
+                    vs_baseline=each.estimate.mean,
+                    vs_baseline_interval=each.estimate.half_width,
+                    shared_seeds=each.sample.seeds,
+                    verdict=each.verdict,
+                    more_seeds=each.more_seeds,
+                )
     return result, pairs
 
 

@@ -35,7 +35,9 @@ UNITS = {key: BY_KEY[key].unit for key in RESULTS}
 SCALARS = frozenset({type(None), str, int, float, bool})
 # The types of columns, whatever files hold; of all others it follows from the values.
 DTYPES = {
-    **dict.fromkeys(("run", "group", "status", "reason", "path", "router", "balance", "corpus", "corpus_sha256"), "str"),
+    **dict.fromkeys(
+        ("run", "group", "status", "reason", "path", "router", "balance", "corpus", "corpus_sha256"), "str"
+    ),
     **dict.fromkeys(("expert", "k", "seed"), "Int64"),
     **{key: "Int64" if BY_KEY[key].whole else "float64" for key in RESULTS},
     **dict.fromkeys(("capacity", "created"), "float64"),
@@ -209,7 +211,9 @@ def _rows(names: Sequence[str], columns: Sequence[list[Any]], size: int) -> list
     execution = [name for name in by_name if name in EXECUTION]
     results = [name for name in by_name if name in RESULTS and name not in settings]
     others = by_name.keys() - {*settings, *execution, *results, *IDENTITY}
-    parts = [_dicts(part, by_name, size) for part in (settings, execution, [name for name in by_name if name in others])]
+    parts = [
+        _dicts(part, by_name, size) for part in (settings, execution, [name for name in by_name if name in others])
+    ]
     measured = [Results(**values) for values in _dicts(results, by_name, size)]
     missing = [None] * size
     identity = zip(*(by_name.get(name, missing) for name in IDENTITY), strict=True)
@@ -231,7 +235,15 @@ def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
     """Gives the values of one column, in place, the type of the column; what is not of that type becomes None."""
     kinds = {kind for part in parts for kind in set(map(type, part))} - {type(None)}
     if dtype is None:
-        dtype = "Int64" if kinds == {int} else "float64" if kinds and kinds <= {int, float} else "str" if kinds == {str} else ""
+        dtype = (
+            "Int64"
+            if kinds == {int}
+            else "float64"
+            if kinds and kinds <= {int, float}
+            else "str"
+            if kinds == {str}
+            else ""
+        )
     for part in parts:
         if dtype == "float64" and kinds - {float}:
             part[:] = [None if math.isnan(number := _number(value)) else number for value in part]

@@ -89,7 +89,6 @@ def additional_seeds_needed(difference: PairedSample, comparisons: int = 1) -> i
         return None
     ratio = difference.deviation / abs(difference.mean)
 
-
     def is_enough(seeds: int) -> bool:
         return _detectable_effect(seeds, comparisons) * ratio <= math.sqrt(seeds)
 

@@ -10,17 +10,17 @@ from typing import Any
 from moe_cli.config.build import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.reading import time_in
-from moe_cli.metrics import target
+from moe_cli.metrics import BY_KEY, ESTIMATES, target
 from moe_cli.runs.folder import COMPLETED, RUNNING, Run, read_json, read_lines, run_folders, spellings
 from moe_cli.runs.tags import tags_of
 
 # Of metrics.jsonl: room for the newest evaluation of a model with many layers.
 NEWEST_BYTES = 65_536
 FILES = ("status.json", "summary.json", "metrics.jsonl")
-# The estimates of a result that metrics.jsonl holds. Runs without bytes (images, ratings, tokens) have no bits per byte.
+# Results that are estimated while a run trains.
+MEASURED = ("val_loss", "val_bpb", "train_loss", "tokens_per_second", "max_violation", "dead_experts")
 # Of a curve for a display so many points are remembered.
 MAX_POINTS = 2048
-ESTIMATES = {"val_bpb": "val/bpb", "val_loss": "val/loss"}
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,7 @@ def glance(run: Run) -> Glance:
         written=time_in(status.get("heartbeat")) or 0.0,
         step=_whole(found.get("steps")) or max(_whole(newest.get("step")), _whole(status.get("step"))),
         steps=steps or _whole(found.get("steps")),
-        val_loss=number(found.get("val_loss", newest.get(ESTIMATES["val_loss"]))),
-        val_bpb=number(found.get("val_bpb", newest.get(ESTIMATES["val_bpb"]))),
-        train_loss=number(found.get("train_loss", newest.get("train/loss"))),
-        tokens_per_second=number(found.get("tokens_per_second", newest.get("tokens_per_second"))),
-        max_violation=number(found.get("max_violation", newest.get("val/max_violation"))),
-        dead_experts=number(found.get("dead_experts", newest.get("val/dead_experts"))),
+        **{key: number(found.get(key, newest.get(BY_KEY[key].curve_key or ""))) for key in MEASURED},
         results=found, tags=tags_of(run),
     )  # fmt: skip
 

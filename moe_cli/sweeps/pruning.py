@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.runs.status import ESTIMATES
+from moe_cli.metrics import ESTIMATES
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

@@ -22,6 +22,7 @@ from moe_cli.config.search_block import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.execution.forecast import pin_upcycle
 from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder
+from moe_cli.metrics import BY_KEY
 from moe_cli.report.importance import STUDY, import_optuna, open_journal
 from moe_cli.report.sweep_record import record_command
 from moe_cli.runs import tags
@@ -37,7 +38,7 @@ from moe_cli.runs.folder import (
     open_or_create_run,
 )
 from moe_cli.sweeps.pruning import Watch, make_pruner
-from moe_cli.sweeps.search_space import HIGHER, SearchPlan, is_whole
+from moe_cli.sweeps.search_space import SearchPlan, is_whole
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -89,7 +90,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
         study: Study = optuna.create_study(
             study_name=STUDY, storage=open_journal(folder), load_if_exists=True,
             pruner=make_pruner(plan.prune, evaluations),
-            directions=["maximize" if name in HIGHER else "minimize" for name in plan.objectives],
+            directions=["maximize" if BY_KEY[name].direction > 0 else "minimize" for name in plan.objectives],
         )  # fmt: skip
         if "asked" not in study.user_attrs:
             study.set_user_attr("asked", json.loads(json.dumps(plan.asked)))
@@ -385,7 +386,7 @@ def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> 
     """The trials on the Pareto front of the objectives, best in the first one first; with one objective the best alone."""
     from moe_cli.report.pareto import as_cost, on_front, tolerance
 
-    sides = [1 if name in HIGHER else -1 for name in objectives]
+    sides = [BY_KEY[name].direction for name in objectives]
     points = [tuple(map(as_cost, trial.values, sides)) for trial in trials]
     # A single objective has one best value, not all values within the tolerance of it.
     factors = [tolerance(name) if len(objectives) > 1 else 1.0 for name in objectives]

@@ -17,8 +17,8 @@ from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, 
 from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
+from moe_cli.metrics import BY_KEY, ESTIMATES, LOSS, ROUTING, SIZE, SPEED, keys_of
 from moe_cli.runs.folder import sweep_folder
-from moe_cli.runs.status import ESTIMATES
 from moe_cli.sweeps.plan import (
     SweepPlan,
     check_condition,
@@ -34,13 +34,8 @@ from moe_cli.sweeps.plan import (
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
-# Which way is better.
-LOWER = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_loss", "params", "active_params",
-         "flops_per_token", "model_flops_per_token", "forward_flops_per_token", "seconds", "tokens", "peak_memory_bytes", "max_violation", "load_cv",
-         "dropped_fraction", "dead_experts")  # fmt: skip
-HIGHER = ("tokens_per_second",)
-# Results that not every configuration has, and what gives it one.
-ROUTED = ("max_violation", "load_cv", "dropped_fraction", "dead_experts")
+# Results with a better side, and those of sparse models among them.
+OBJECTIVES = tuple(key for key in keys_of(SIZE, LOSS, SPEED, ROUTING) if BY_KEY[key].direction)
 DIGITS = 4
 
 
@@ -71,7 +66,7 @@ class SearchPlan:
     fixed: the other settings.
     seeds: of every configuration; a trial's result is the mean over them.
     trials: how many configurations are tried, those of earlier calls included.
-    objectives: names of results; the first ones of LOWER are to be small, those of HIGHER large.
+    objectives: keys of metrics, see OBJECTIVES.
     typed: the words of the command; declared: the question and the baseline, where it declares them.
     """
 
@@ -306,9 +301,9 @@ def parse_objectives(text: str) -> tuple[str, ...]:
     """`val_bpb` or `val_bpb,flops_per_token`. Raises ConfigError for a name that is no result with a better side."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name not in (*LOWER, *HIGHER):
-            hint = did_you_mean(name, (*LOWER, *HIGHER))
-            raise ConfigError(f"--objective {name}: no such result.{hint} There are: {', '.join((*LOWER, *HIGHER))}.")
+        if name not in OBJECTIVES:
+            hint = did_you_mean(name, OBJECTIVES)
+            raise ConfigError(f"--objective {name}: no such result.{hint} Available: {', '.join(OBJECTIVES)}.")
     if len(set(names)) < len(names):
         raise ConfigError(f"--objective {text} names a result twice.")
     return names
@@ -317,7 +312,7 @@ def parse_objectives(text: str) -> tuple[str, ...]:
 def check_has_value(objectives: Sequence[str], config: RunConfig) -> None:
     """Raises ConfigError for a result that a run of this configuration will not have."""
     for name in objectives:
-        if config.dense and name in ROUTED:
+        if config.dense and BY_KEY[name].kind == ROUTING:
             raise ConfigError(
                 f"--objective {name}: a dense model (expert=1) has none, and the search draws it. Leave out expert=1."
             )

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_cli.distributed import collectives
+from moe_cli.metrics import layer_key
 from moe_cli.moe.layer import evaluation_policy
 from moe_cli.moe.routing import Routing, computed
 from moe_cli.moe.routing_metrics import (
@@ -35,8 +36,6 @@ from moe_cli.training.token_use import TokenUse
 
 # Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
 LARGEST_TABLE = 64 * 64
-MEASURES = ("max_violation", "load_cv", "routing_entropy", "mean_routing_entropy", "dropped_fraction", "dead_experts",
-            "token_specialisation", "domain_specialisation", "null_fraction")  # fmt: skip
 # Of each expert, the tokens that are recorded as its own.
 TOP_TOKENS = 8
 # Tokens whose choices are remembered at each evaluation.
@@ -90,7 +89,7 @@ class LayerUse:
         self.entropy, self.num_tokens, self.to_null = sums[0], round(sums[1]), round(sums[2])
 
     def metrics(self) -> dict[str, float]:
-        """MEASURES.
+        """LAYER_METRICS of `moe_cli.metrics`.
 
         Specialisation by domain is left out where all of the text is one domain, null_fraction without null experts.
         """
@@ -165,7 +164,7 @@ class Evaluation:
     def layer_metrics(self) -> dict[str, float]:
         """Every measure of every layer on its own: moe/layer_03/max_violation is that of the fourth sparse layer."""
         return {
-            f"moe/layer_{number:02d}/{key}": value
+            layer_key(number, key): value
             for number, layer in enumerate(self.layers)
             for key, value in layer.metrics().items()
         }

@@ -54,7 +54,7 @@ class LayerChoices:
         block: its number among all layers, from 0.
         choices: for every token its assignments, best first: those kept, then by weight.
         load: per expert, the share of all assignments over a fair share 1 / E: 1 is even.
-        measures: `training.evaluate.MEASURES` of this text.
+        measures: LAYER_METRICS of this text, see `moe_cli.metrics`.
     """
 
     layer: int

@@ -13,6 +13,7 @@ from moe_cli.config.balances import QuantileBalance
 from moe_cli.config.schema import RunConfig
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
+from moe_cli.metrics import ESTIMATES, validation_key
 from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers.token_choice import ReluRouter
@@ -360,9 +361,9 @@ class Training:
             top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
             drop=self.config.eval.drop, precision=self.config.train.precision,
         )  # fmt: skip
-        routing = {f"val/{key}": value for key, value in (result.routing_metrics() or {}).items()}
-        estimates = {"val/loss": result.loss, "val/bpb": result.bits_per_byte}
-        measures = {f"val/{key}_estimate": value for key, value in result.measures.items()}
+        routing = {validation_key(key): value for key, value in (result.routing_metrics() or {}).items()}
+        estimates = {ESTIMATES["val_loss"]: result.loss, ESTIMATES["val_bpb"]: result.bits_per_byte}
+        measures = {validation_key(key): value for key, value in result.measures.items()}
         self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):
             raise TrainingError(

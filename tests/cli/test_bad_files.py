@@ -197,9 +197,7 @@ def test_damaged_lines_are_counted(moe: Moe, outputs: Path) -> None:
     """Of metrics.jsonl the other records are shown; the last line may be torn, as by a process that was killed."""
     run = _make(outputs, "s", 0)
     path = run.path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 1, "val/bpb": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb": 2.0}\n{"step": 3, "v'
-    )
+    path.write_text('{"step": 1, "val/bpb": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb": 2.0}\n{"step": 3, "v')
     result = moe("runs", "show", run.path, "--json")
     assert [1, 2] == [point["step"] for point in json.loads(result.stdout)["curve"]]
     (line,) = result.stderr.splitlines()

@@ -13,7 +13,7 @@ from moe_cli.cli.text_chart import plot
 from moe_cli.data.baselines import bigram_bits_per_byte
 from moe_cli.execution.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_bytes
 from moe_cli.formatting import known, plural
-from moe_cli.metrics import MEASURES
+from moe_cli.metrics import METRICS
 from moe_cli.report.render.charts import Chart, Point, Series, chart_lines
 from moe_cli.runs.folder import open_runs
 from moe_cli.sweeps.plan import check_folder
@@ -168,7 +168,7 @@ def test_nothing_is_less_than_zero_by_a_sign() -> None:
     from moe_cli.data.tokenizers import ByteTokenizer
 
     assert ("0.000", "0.000") == (known(-0.0), known(-1e-9))
-    assert not any(measure.write(-1e-9).startswith("-") for measure in MEASURES.values() if not measure.share)
+    assert not any(metric.write(-1e-9).startswith("-") for metric in METRICS)
     same = np.zeros(1000, np.uint8)
     assert "0" == str(bigram_bits_per_byte(same, same, ByteTokenizer()))[0]
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from moe_cli.cli.app import app
 from moe_cli.cli.explain_output import (
     PALETTE,
+    SHOWN,
     UNEVEN,
     Explained,
     explained_lines,
@@ -27,7 +28,7 @@ from moe_cli.cli.explain_output import (
 from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, ReluConfig, SoftConfig, TopKConfig
 from moe_cli.config.schema import EvalConfig, RunConfig
-from moe_cli.metrics import ROUTING
+from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToken
 from tests.tiny import TINY, finish, tiny_config
@@ -205,7 +206,7 @@ def explained(
 ) -> Explained:
     """A text of a run that never was: `choices` are those of each token, in each sparse layer."""
     layers = tuple(
-        LayerChoices(layer, block, tuple(map(tuple, choices)), (1.0,) * size, dict.fromkeys(ROUTING, 0.5))
+        LayerChoices(layer, block, tuple(map(tuple, choices)), (1.0,) * size, dict.fromkeys(SHOWN, 0.5))
         for layer, block in enumerate(config.sparse_layers)
     )
     found = Explanation(16, tuple(TextToken(0, text) for text in tokens), layers)
@@ -267,17 +268,13 @@ def test_windows_and_drops_are_said(text_file: Path) -> None:
     assert [16, 1] == [len(cells(line)) for line in lines if set(line) == {" ", "a"}]
 
 
-def test_measures_are_explained_in_the_words_of_the_readme(text_file: Path) -> None:
-    """Range and meaning of every measure shown stand in the README's table, and on the screen beside the values."""
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Measures\n")[1]
-    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", table, flags=re.M)
+def test_measures_are_explained_in_the_words_of_the_registry(text_file: Path) -> None:
+    """Range and description of every metric shown stand on the screen beside its values."""
     said = explained(tiny_config(text_file), "a", [[choice(0)]])
     screen = [line.plain for line in explained_lines(said, 400)]
-    for name, measure in ROUTING.items():
-        row = next(row for row in rows if row[0].startswith((f"`{name}`", f"{name}, in")))
-        assert measure.range == row[1]
-        assert row[2].removeprefix(f"{measure.label}: ").startswith(measure.meaning)
-        assert f"{measure.label}, {measure.range}: {measure.meaning}." in screen
+    assert f"load, {LOAD_RANGE}: {LOAD_DESCRIPTION}." in screen
+    for metric in (BY_KEY[name] for name in SHOWN):
+        assert f"{metric.label}, {metric.range}: {metric.description}." in screen
     assert (
         ["layer", "MaxVio", "entropy", "dropped"],
         [["L1", "0.50", "0.50", "50 %"], ["L2", "0.50", "0.50", "50 %"]],

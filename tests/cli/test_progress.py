@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from moe_cli.report.aggregate import best_rows, fold, rows_of
 from rich.console import Console
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.progress import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
 from moe_cli.cli.runs.watch import SweepFolder, run_panel, watch_run, watch_sweep
-from moe_cli.report.aggregate import best_rows, fold, rows_of
 from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run, open_runs, write_json
 from moe_cli.runs.status import glance, glances
 from moe_cli.runs.tags import at_work
@@ -68,7 +68,7 @@ def test_the_panel_says_what_matters(mixed: Standing) -> None:
     """Counts, the running run's step, loss, speed and experts, the best beside the dense model, and the reason of failure."""
     text = "\n".join(render(panel(mixed, {}, 160, 24, NOW), 160))
     for part in ("13/18", "12 done", "2 running", "1 failed", "3 waiting", "step 50/100", "val 1.360", "24.1k tok/s",
-                 "load +41 %", "dead 12 %", "1m 40s left", "starting", "1.718 +- 0.020 bits/byte", "dense 1.840", "3 seeds",
+                 "MaxVio +41 %", "dead 12 %", "1m 40s left", "starting", "1.718 +- 0.020 bits/byte", "dense 1.840", "3 seeds",
                  "out of memory: lower train.batch_size"):  # fmt: skip
         assert part in text, part
     assert "and more" not in text

@@ -205,7 +205,7 @@ def test_show_tells_what_differs_and_what_came_out(moe: Moe, outputs: Path) -> N
         for step, load in ((10, [9, 0]), (20, [3, 1])):
             file.write(json.dumps({"step": step, "layer": 0, "tokens_per_expert": load}) + "\n")
     text = moe("runs", "show", run.id).stdout
-    for part in ("expert=64", "optim.lr=0.01", "1.700 bits/byte", "3.000 █▁ 2.000", "L1 ▇▃ +50 %", "worst load +21 %"):
+    for part in ("expert=64", "optim.lr=0.01", "1.700 bits/byte", "3.000 █▁ 2.000", "L1 ▇▃ +50 %", "MaxVio +21 %"):
         assert part in text, part
     assert "optim.momentum" not in text
     record = json.loads(moe("runs", "show", run.id, "--json").stdout)

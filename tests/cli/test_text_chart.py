@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from moe_cli.report.aggregate import fold, rows_of
 from rich.console import Console
 
 from moe_cli.cli.runs.diff import compare, print_comparison
@@ -15,7 +16,6 @@ from moe_cli.cli.runs.watch import run_panel
 from moe_cli.cli.search import _step
 from moe_cli.config.data import TokenData
 from moe_cli.metrics import TARGETS, target
-from moe_cli.report.aggregate import fold, rows_of
 from moe_cli.report.columns import curve_column
 from moe_cli.report.load import load_runs
 from moe_cli.report.recommend.recommendation import _curve

@@ -33,10 +33,11 @@ from moe_cli.errors import (
 )
 from moe_cli.execution.machine import crowding, pick_device, pick_threads
 from moe_cli.execution.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
+from moe_cli.metrics import LAYER_METRICS
 from moe_cli.moe.backends import dispatch
 from moe_cli.runs.folder import Recorder, Run, create_run, lock, open_runs, write_json
 from moe_cli.tasks.causal_lm import TextTask
-from moe_cli.training.evaluate import MEASURES, Evaluation, evaluate, expert_lists, probe
+from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
 from tests.tiny import finish, tiny_config, words
 
 PROMISED = {
@@ -96,7 +97,7 @@ def test_a_dense_run_has_nulls_where_there_is_no_router(text_file: Path, tmp_pat
     run = finish(tiny_config(text_file, expert=1, k=1, train={"steps": 1}), tmp_path)
     content = summary(run)
     assert set(content) >= PROMISED
-    assert all(content[key] is None for key in ("router", "balance", "capacity", "router_saturation", *MEASURES))
+    assert all(content[key] is None for key in ("router", "balance", "capacity", "router_saturation", *LAYER_METRICS))
     assert content["params"] == content["active_params"]
     assert [] == run.routing()
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moe_cli.report.aggregate import applies, best_rows, comparable, fold, rows_of, settings_of, varying
 
 from moe_cli import load_runs
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
-from moe_cli.report.aggregate import applies, best_rows, comparable, fold, rows_of, settings_of, varying
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
 from tests.report.folders import complete, configure, set_status, stopped, sweep_of_three_seeds

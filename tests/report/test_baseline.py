@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moe_cli.report.aggregate import DENSE, rows_of
+from moe_cli.report.pairs import compare_with_first
+from moe_cli.report.view import Question, View, make_view
 from typer.testing import CliRunner, Result
 
 from moe_cli.cli.app import app
 from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.compose import load_config
-from moe_cli.report.aggregate import DENSE, rows_of
 from moe_cli.report.baseline import sweep_baseline, twin_command
 from moe_cli.report.load import load_runs
-from moe_cli.report.pairs import compare_with_first
 from moe_cli.report.render.tables import table_lines
 from moe_cli.report.significance import INCONCLUSIVE
-from moe_cli.report.view import Question, View, make_view
 from moe_cli.runs.folder import write_json
 from tests.report.folders import complete
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moe_cli.report.view import Question, make_view
 
 from moe_cli import load_runs
 from moe_cli.errors import ConfigError
 from moe_cli.report.columns import curve_column
 from moe_cli.report.render.tables import csv_text, json_text, table_lines
-from moe_cli.report.view import Question, make_view
 from tests.report.folders import complete, sweep_of_three_seeds
 from tests.report.render.test_tables import headings, view
 
@@ -63,11 +63,17 @@ def test_every_heading_is_a_name_for_columns(runs: list[dict[str, Any]], seeds: 
 
 
 def test_a_heading_of_the_table_is_a_column(tmp_path: Path) -> None:
-    """load is the table's heading of max_violation; a condition, which cannot hold every heading, says which name to write."""
+    """--columns, --sort and --where take a heading, such as MaxVio or lr, for the name of its column."""
     sweep_of_three_seeds(tmp_path)
-    assert ["load", "bits/byte", "lr"] == headings(tmp_path, columns=("load", "bits/byte", "lr"))
-    assert ("max_violation", "optim.lr") == view(tmp_path, columns=("load", "lr", "max_violation")).names
-    with pytest.raises(ConfigError, match=r"'load' is a heading: write max_violation"):
+    assert ["MaxVio", "bits/byte", "lr"] == headings(tmp_path, columns=("MaxVio", "bits/byte", "lr"))
+    assert ("max_violation", "optim.lr") == view(tmp_path, columns=("MaxVio", "lr", "max_violation")).names
+    for heading, name in (
+        ("MaxVio > 0.1 and lr > 0", "max_violation > 0.1 and optim.lr > 0"),
+        ("dead == 0", "dead_experts == 0"),
+    ):
+        by_heading, by_name = (view(tmp_path, condition=condition).rows for condition in (heading, name))
+        assert by_name == by_heading
+    with pytest.raises(ConfigError, match="no column 'load' in 'load > 1'"):
         view(tmp_path, condition="load > 1")
 
 
@@ -77,15 +83,15 @@ def test_differences_to_a_declared_baseline_keep_their_heading(tmp_path: Path) -
         complete(tmp_path, 1.7, "sweep", expert=8, balance=balance)
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"baseline": {"balance": "none"}}))
     assert "vs baseline" in headings(tmp_path)
-    assert ["vs baseline"] == headings(tmp_path, columns=("vs baseline",)) == headings(tmp_path, columns=("vs_baseline",))
+    assert (
+        ["vs baseline"] == headings(tmp_path, columns=("vs baseline",)) == headings(tmp_path, columns=("vs_baseline",))
+    )
 
 
 def test_a_curve_can_be_asked_for(tmp_path: Path) -> None:
     """As a sparkline in a table, as numbers in csv; where only ASCII is written, in digits."""
     run = complete(tmp_path, 1.7, expert=8)
-    (run.path / "metrics.jsonl").write_text(
-        '{"step": 1, "val/loss": 3.0}\n{"step": 2, "val/loss": 2.0}\n'
-    )
+    (run.path / "metrics.jsonl").write_text('{"step": 1, "val/loss": 3.0}\n{"step": 2, "val/loss": 2.0}\n')
     asked = view(tmp_path, columns=("expert", "curve"))
     assert "█▁" in "\n".join(map(str, table_lines(asked, "t", 80, True)))
     text = "\n".join(map(str, table_lines(asked, "t", 80, False)))

@@ -1,5 +1,6 @@
-"""A report as files: LaTeX for a paper, figures, and the texts that the terminal prints too."""
+"""A report as files: LaTeX for a paper, Parquet for programs, figures, and the texts that the terminal prints too."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from moe_cli.report.render.latex import cell, escaped
@@ -82,7 +84,7 @@ def test_latex_is_as_wide_as_a_page(outputs: Path) -> None:
     text = report(outputs, "--format", "latex").stdout
     missing = next(line for line in text.splitlines() if line.startswith("% left out: "))
     assert {"verdict", "FLOP/token"} <= set(missing.removeprefix("% left out: ").partition(";")[0].split(", "))
-    assert "bits/byte & vs dense & tok/s" in text
+    assert "bits/byte & vs baseline & tok/s" in text
     names = "expert,k,params,active_params,flops_per_token,val_loss,val_bpb,vs_baseline,verdict,tokens_per_second"
     text = report(outputs, "--format", "latex", "--columns", names).stdout
     assert "left out" not in text
@@ -107,6 +109,22 @@ def test_latex_compiles(outputs: Path, tmp_path: Path) -> None:
         assert 0 == done.returncode, done.stdout[-2000:]
         said[name] = done.stdout
     assert "Overfull" not in said["table"]
+
+
+def test_parquet_is_the_frame(outputs: Path, tmp_path: Path) -> None:
+    """Read back by pandas: the rows and numbers of the JSON, types kept, units in the file's metadata."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    assert 0 == report(outputs, "--to", tmp_path / "r.parquet").exit_code
+    frame = pd.read_parquet(tmp_path / "r.parquet")
+    entries = json.loads(report(outputs, "--format", "json").stdout)
+    assert len(entries) == len(frame)
+    for entry, (_, row) in zip(entries, frame.iterrows(), strict=True):
+        for name in ("expert", "val_bpb", "val_bpb_interval", "params", "verdict", "router"):
+            value = None if pd.isna(row[name]) else row[name]
+            assert entry[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+        assert entry["seeds"] == list(row["seeds"])
+    units = pq.read_schema(tmp_path / "r.parquet").metadata
+    assert b"bits per byte" == units[b"unit.val_bpb"]
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
@@ -175,7 +193,7 @@ def test_what_is_refused(
 
 @pytest.mark.parametrize(
     ("module", "file", "extra"),
-    [("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
+    [("pyarrow.parquet", "r.parquet", "parquet"), ("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
 )
 def test_a_library_that_is_not_there(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, file: str, extra: str

@@ -47,7 +47,10 @@ def test_an_interval_without_zero_can_be_inconclusive(tmp_path: Path) -> None:
         for seed, value in enumerate(bits):
             complete(tmp_path, value, expert=expert, seed=seed)
     rows = {row["expert"]: row for row in view(tmp_path).rows}
-    assert ("inconclusive", False) == (rows[2]["verdict"], abs(rows[2]["vs_baseline"]) > rows[2]["vs_baseline_interval"])
+    assert ("inconclusive", False) == (
+        rows[2]["verdict"],
+        abs(rows[2]["vs_baseline"]) > rows[2]["vs_baseline_interval"],
+    )
     for seed, value in enumerate((1.90, 1.92, 1.94)):
         complete(tmp_path, value, expert=32, seed=seed)
     row = next(row for row in view(tmp_path).rows if row["expert"] == 32)
@@ -82,9 +85,9 @@ def test_a_condition_on_runs_and_rows_at_once_is_refused(tmp_path: Path) -> None
 def test_the_seeds_of_a_difference_are_said_where_they_are_fewer(tmp_path: Path) -> None:
     """Where dense has not all seeds of a row, a column says how many it has; else there is none."""
     sweep_of_three_seeds(tmp_path)
-    assert "on seeds" not in headings(tmp_path, 200)
+    assert "shared seeds" not in headings(tmp_path, 200)
     complete(tmp_path, 1.74, "sparsity", expert=16, k=2, seed=7)
     assert ["3 of 4", "3 of 3", "3 of 3", "-"] == [
         row[:place].split("  ")[-1].strip() for row in table(tmp_path, 200)[1:]
-        for place in [table(tmp_path, 200)[0].index("on seeds") + len("on seeds")]
+        for place in [table(tmp_path, 200)[0].index("shared seeds") + len("shared seeds")]
     ]  # fmt: skip

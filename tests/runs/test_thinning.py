@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.cli.runs.show import load_of
+from moe_cli.metrics import ESTIMATES
 from moe_cli.report.expert_usage import health
 from moe_cli.report.long_format import drawn_curves, load_curves
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import ESTIMATES, Thinning, validation_curve
+from moe_cli.runs.status import Thinning, validation_curve
 from tests.report.folders import complete
 
 NUM_RECORDS = 10_000

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
+from moe_cli.metrics import LAYER_METRICS
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import moe_layers
@@ -21,7 +22,7 @@ from moe_cli.moe.routing import Routing, expert_capacity
 from moe_cli.moe.routing_metrics import specialisation
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import token_use
-from moe_cli.training.evaluate import MEASURES, LayerUse, evaluate, expert_lists, probe, saturations
+from moe_cli.training.evaluate import LayerUse, evaluate, expert_lists, probe, saturations
 from moe_cli.training.token_use import TokenUse
 from tests.tiny import randomise, tiny_config, tiny_task
 
@@ -249,7 +250,7 @@ def test_layers_are_named_one_by_one(make: Any) -> None:
     result = evaluate(model, task, 8)
     named = result.layer_metrics()
     means = result.routing_metrics()
-    assert set(MEASURES) - {"domain_specialisation", "null_fraction"} == set(means)
+    assert set(LAYER_METRICS) - {"domain_specialisation", "null_fraction"} == set(means)
     assert {f"moe/layer_{layer}/{key}" for layer in ("00", "01") for key in means} == set(named)
     for key, value in means.items():
         assert value == pytest.approx((named[f"moe/layer_00/{key}"] + named[f"moe/layer_01/{key}"]) / 2)

@@ -96,7 +96,7 @@ def _print_list(shown: "list[Glance]") -> None:
         Column("tags", [",".join(each.tags) for each in shown], left=True, shrinks=12),
         Column("val loss", [written(each.val_loss, ".3f") for each in shown], leaves=6),
         Column("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], leaves=7),
-        Column("load", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
+        Column("MaxVio", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
         Column("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], leaves=9),
         Column("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], leaves=10),
         Column("reason", [(each.reason or "").split("\n")[0] for each in shown], left=True, leaves=5, shrinks=16),

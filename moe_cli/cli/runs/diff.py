@@ -16,26 +16,17 @@ from moe_cli.cli.text_table import Column, print_lines, table_lines
 from moe_cli.config.build import show
 from moe_cli.config.data import HELD_OUT
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
-from moe_cli.metrics import eval_windows
+from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, eval_windows, keys_of
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import Curve, Glance, glance, number, validation_curves
 
 PLOT_HEIGHT = 12
-# How each measure is written, and which way is better: -1 less, 1 more, 0 neither.
-MEASURES: dict[str, tuple[str, int]] = {
-    "val_bpb": (".4f", -1), "val_loss": (".4f", -1), "val_perplexity": (".2f", -1), "capacity_val_loss": (".4f", -1),
-    "train_loss": (".4f", -1), "params": ("count", 0), "active_params": ("count", 0), "flops_per_token": ("count", 0),
-    "model_flops_per_token": ("count", 0), "optimizer_flops_per_step": ("count", 0), "null_fraction": (".4f", 0),
-    "tokens": ("count", 0), "steps": (",.0f", 0), "seconds": (".1f", -1), "tokens_per_second": ("count", 1),
-    "peak_memory_bytes": ("count", -1), "max_violation": (".3f", -1), "dropped_fraction": (".4f", -1),
-    "dead_experts": (".4f", -1), "load_cv": (".3f", -1), "routing_entropy": (".3f", 0),
-    "mean_routing_entropy": (".3f", 0), "token_specialisation": (".3f", 0), "domain_specialisation": (".4f", 0),
-    "router_saturation": (".3f", 0),
-}  # fmt: skip
 PER_STEP = ("train.batch_size", "train.grad_accumulation", "model.context_length")
 # What says how well a model has learned its text: without meaning across texts.
-LEARNED = ("val_bpb", "val_loss", "val_perplexity", "capacity_val_loss", "train_loss")
-PER_TOKEN = ("val_loss", "val_perplexity", "capacity_val_loss", "train_loss")
+LOSS_METRICS = keys_of(LOSS)
+PER_TOKEN = tuple(key for key in LOSS_METRICS if key != "val_bpb")
+# In the order in which they are listed; what is without a better side here has a size that was chosen.
+SHOWN = keys_of(LOSS, SIZE, SPEED, ROUTING)
 
 
 @dataclass(frozen=True)
@@ -97,7 +88,7 @@ def compare(first: Run, second: Run) -> Comparison:
     caveats, meaningless = _caveats(a, b, settings)
     figures = _figures(a), _figures(b)
     measures = []
-    for name in MEASURES:
+    for name in SHOWN:
         pair = figures[0].get(name), figures[1].get(name)
         if pair != (None, None):
             measures.append(Measure(name, *pair, "" if name in meaningless else _verdict(name, *pair)))
@@ -112,10 +103,10 @@ def _figures(each: Glance) -> Mapping[str, float | None]:
 
 
 def _verdict(name: str, a: float | None, b: float | None) -> str:
-    way = MEASURES[name][1]
-    if a is None or b is None or a == b or not way:
+    metric = BY_KEY[name]
+    if a is None or b is None or a == b or not metric.direction or metric.kind == SIZE:
         return ""
-    return "better" if (b - a) * way > 0 else "worse"
+    return "better" if (b - a) * metric.direction > 0 else "worse"
 
 
 def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
@@ -124,7 +115,7 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
     texts = [_text(each) for each in (a, b)]
     if (None not in texts and texts[0] != texts[1]) or {*HELD_OUT} & {*settings}:
         caveats.append("they learned from different texts: no loss of one says anything about the other")
-        meaningless |= set(LEARNED)
+        meaningless |= set(LOSS_METRICS)
     if "data.tokenizer" in settings or "data.bpe_vocab" in settings:
         caveats.append("their tokens differ: losses per token cannot be compared, bits per byte can")
         meaningless |= set(PER_TOKEN)
@@ -133,18 +124,18 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
         caveats.append(
             "their validation tokens have unlike contexts: give both the same eval.context_length and eval.stride"
         )
-        meaningless |= set(LEARNED) - {"train_loss"}
+        meaningless |= set(LOSS_METRICS) - {"train_loss"}
     tokens = [number(each.results.get("tokens")) for each in (a, b)]
     if None not in tokens and tokens[0] != tokens[1]:
         caveats.append(
             f"they learned from {count(tokens[0] or 0)} and {count(tokens[1] or 0)} tokens: different budgets"
         )
-        meaningless |= set(LEARNED)
+        meaningless |= set(LOSS_METRICS)
     unfinished = [name for name, each in (("A", a), ("B", b)) if not each.results]
     if unfinished:
         caveats.append(f"{' and '.join(unfinished)} {'is' if len(unfinished) == 1 else 'are'} not complete: "
                        "estimates on part of the validation text stand for results")  # fmt: skip
-        meaningless |= set(LEARNED)
+        meaningless |= set(LOSS_METRICS)
     return caveats, meaningless
 
 
@@ -211,12 +202,13 @@ def _measures(comparison: Comparison, width: int) -> list[Text]:
 def _written(name: str, value: float | None, signed: bool = False) -> str:
     if value is None:
         return "-"
-    form = MEASURES[name][0]
+    metric = BY_KEY[name]
     if signed and not value:
         return "0"
-    if form == "count":
+    if metric.format == "count":
         return ("+" if signed and value > 0 else "") + count(value)
-    return f"{value:{'+' if signed else ''}{form}}"
+    # One digit more than in a table: small differences are what is looked for.
+    return f"{value:{'+' if signed else ''}.{metric.digits + 1}f}"
 
 
 def _curves(comparison: Comparison, width: int) -> list[Text]:
@@ -252,5 +244,5 @@ def _loads(comparison: Comparison, width: int) -> list[Text]:
     first, second = [drawn(loads[0].get(layer)) for layer in layers], [drawn(loads[1].get(layer)) for layer in layers]
     return [Text(), *table_lines(
         [Column("load", [f"L{layer + 1}" for layer in layers], left=True),
-         Column("A", [bar for bar, _ in first], left=True), Column("worst", [worst for _, worst in first]),
-         Column("B", [bar for bar, _ in second], left=True), Column("worst", [worst for _, worst in second])], width)]  # fmt: skip
+         Column("A", [bar for bar, _ in first], left=True), Column("MaxVio", [worst for _, worst in first]),
+         Column("B", [bar for bar, _ in second], left=True), Column("MaxVio", [worst for _, worst in second])], width)]  # fmt: skip

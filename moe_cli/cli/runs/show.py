@@ -11,7 +11,7 @@ from moe_cli.cli.console import PIPED_WIDTH, Terminal
 from moe_cli.cli.text_table import print_lines
 from moe_cli.config.build import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
-from moe_cli.metrics import references, target, written
+from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, target
 from moe_cli.runs.folder import COMPLETED, Run
 from moe_cli.runs.status import Glance, glance, number, validation_curve
 from moe_cli.runs.trash import size_of
@@ -111,10 +111,9 @@ def _results(each: Glance) -> list[tuple[str, list[str]]]:
     def counted(**units: str) -> list[str]:
         return [count(value) + unit for key, unit in units.items() if (value := found.get(key)) is not None]
 
-    def shares(**labels: str) -> list[str]:
-        signed = ("max_violation",)
-        return [f"{label} {percent(value, key in signed)}" for key, label in labels.items()
-                if (value := found.get(key)) is not None]  # fmt: skip
+    def labelled(*keys: str) -> list[str]:
+        metrics = [BY_KEY[key] for key in keys]
+        return [f"{each.label} {each.write(value)}" for each in metrics if (value := found.get(each.key)) is not None]
 
     if not found:
         progress = f"step {each.step:,}" + (f" of {each.steps:,}" if each.steps else "")
@@ -123,18 +122,17 @@ def _results(each: Glance) -> list[tuple[str, list[str]]]:
     unit = target(each.run.config_dict())
     seconds = found.get("seconds")
     time_taken = [] if seconds is None else [duration(seconds)]
-    measured = written(found, "val_")
+    measured = format_task_metrics(found, "val_")
     # Of what is no text, the task's own measures say more.
     perplexity = {"val_perplexity": "perplexity {:z.2f}"} if found.get("val_bpb") is not None or not measured else {}
     rows = [
         ("validation", pieces(val_loss=f"{{:z.3f}} nats/{unit}", val_bpb="{:z.3f} bits/byte", **perplexity,
                               capacity_val_loss=f"with capacity {{:z.3f}} nats/{unit}") + measured),
-        ("reference", pieces(bigram_bpb="bigram {:z.3f}", gzip_bpb="gzip -9 {:z.3f} bits/byte") + references(found)),
+        ("reference", pieces(bigram_bpb="bigram {:z.3f}", gzip_bpb="gzip -9 {:z.3f} bits/byte") + format_references(found)),
         ("training", pieces(steps="{:,.0f} steps", train_loss=f"loss {{:z.3f}} nats/{unit}") + counted(tokens=" tokens")
          + time_taken + counted(tokens_per_second=" tok/s", peak_memory_bytes="B at most")),
         ("model", counted(params=" parameters", active_params=" active", flops_per_token="FLOP/token")),
-        ("experts", shares(max_violation="worst load", dead_experts="dead", dropped_fraction="dropped")
-         + pieces(routing_entropy="entropy {:z.2f}")),
+        ("experts", labelled("max_violation", "dead_experts", "dropped_fraction", "routing_entropy")),
     ]  # fmt: skip
     return [(label, texts) for label, texts in rows if texts]
 

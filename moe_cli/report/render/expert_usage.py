@@ -94,7 +94,7 @@ def _measures(found: Health, width: int) -> list[Text]:
          "-" if each.entropy is None else f"{each.entropy:.2f}")
         for each in found.layers
     ]  # fmt: skip
-    lines = table(("layer", "worst load", "dead", "dropped", "entropy"), rows, width)
+    lines = table(("layer", "MaxVio", "dead", "dropped", "entropy"), rows, width)
     if found.dropped and not any(each.dropped for each in found.layers):
         lines += prose(f"evaluated dropless; the capacity of training drops {percent(found.dropped)}", width, "dim")
     return lines
@@ -127,7 +127,7 @@ def _over_time(found: Health, width: int, ascii_only: bool) -> list[Text]:
         return []
     return [
         Text(),
-        *table(("layer", "worst load in training", "as routed at the end"), rows, width, text=3),
+        *table(("layer", "MaxVio in training", "as routed at the end"), rows, width, text=3),
         *prose(
             "as routed at the end: the share of all choices that had already become what they are at the end",
             width,

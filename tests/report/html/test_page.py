@@ -10,10 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-
-from moe_cli.report.html import as_script_data
 from moe_cli.report.html.thin import rounded, thinned
 from moe_cli.report.html.write import write_file
+
+from moe_cli.report.html import as_script_data
 from moe_cli.report.pareto import tolerance
 from tests.report.folders import complete
 from tests.report.html.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
@@ -33,7 +33,7 @@ def test_the_page_holds_the_table(swept: Path) -> None:
     content = content_of((swept / "page.html").read_text())
     assert ["expert=16", "expert=8", "expert=4", "expert=1 (dense)"] == [row["label"] for row in content["rows"]]
     assert [0, 1, 2] == [run["seed"] for run in content["rows"][0]["runs"]]
-    text = report(swept / "o").stdout
+    text = report(swept / "o", "--format", "md").stdout
     for row in content["rows"]:
         assert [] == [cell for cell in row["cells"] if cell not in text], text
     assert [True, False, False, False] == [row["best"] for row in content["rows"]]

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moe_cli.report.aggregate import fold, rows_of
+from moe_cli.report.html.content import Source, page_content
+from moe_cli.report.view import Question, make_view
 from typer.testing import CliRunner
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
-from moe_cli.report.aggregate import fold, rows_of
-from moe_cli.report.html.content import Source, page_content
 from moe_cli.report.recommend.choice import Known, against, choose, is_collapsed
 from moe_cli.report.recommend.text import memo
 from moe_cli.report.render.tables import mark_of, markdown_text, table_lines
-from moe_cli.report.view import Question, make_view
 from moe_cli.runs.folder import write_json
 from tests.report.folders import complete
 

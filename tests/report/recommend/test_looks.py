@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from moe_cli.report.view import Question, make_view
 from typer.testing import CliRunner
 
 from moe_cli import load_runs
@@ -14,7 +15,6 @@ from moe_cli.cli.app import app
 from moe_cli.report.recommend import looks
 from moe_cli.report.recommend.looks import FALSE_BETTER, FIRST_SEEDS, MAX_ADDED_SEEDS, look_at
 from moe_cli.report.significance import ERROR_RATE, Paired, more_seeds
-from moe_cli.report.view import Question, make_view
 from moe_cli.runs.folder import read_json, write_json
 from tests.report.folders import complete
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moe_cli.report.aggregate import fold, rows_of
 from typer.testing import CliRunner, Result
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.report.aggregate import fold, rows_of
 from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.recommend.text import memo
 from moe_cli.runs.folder import FAILED, Run, write_json
@@ -117,7 +117,10 @@ def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
         assert "use expert=8 k=2" in result.stdout, result.output
         assert "It beats the dense model" in " ".join(result.stdout.split())
         assert "expert=16" not in result.stdout.partition("To be surer")[0]
-    for condition, message in (("expert == 99", "no run matches"), ("vs_baseline < 0", "vs_baseline is of a row of several")):
+    for condition, message in (
+        ("expert == 99", "no run matches"),
+        ("vs_baseline < 0", "vs_baseline is of a row of several"),
+    ):
         result = report(tmp_path / "o", "--recommend", "--filter", condition)
         assert (2, True) == (result.exit_code, message in result.stderr), result.output
 
