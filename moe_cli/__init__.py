@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moe_cli.api import sweep, train
+    from moe_cli.api.sweep import sweep
+    from moe_cli.api.train import train
     from moe_cli.moe.layer import MoELayer, SparseExpertModel
     from moe_cli.report.load import load_runs
     from moe_cli.report.long_format import load_curves, load_routing
@@ -12,21 +13,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["MoELayer", "SparseExpertModel", "load_curves", "load_routing", "load_runs", "recommend", "sweep", "train"]
 
-_HOMES = {
+_LAZY_EXPORTS = {
     "MoELayer": "moe_cli.moe.layer",
     "SparseExpertModel": "moe_cli.moe.layer",
     "load_runs": "moe_cli.report.load",
     "load_curves": "moe_cli.report.long_format",
     "load_routing": "moe_cli.report.long_format",
     "recommend": "moe_cli.report.recommend.recommendation",
-    "train": "moe_cli.api",
-    "sweep": "moe_cli.api",
+    "train": "moe_cli.api.train",
+    "sweep": "moe_cli.api.sweep",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module 'moe_cli' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_LAZY_EXPORTS[name]), name)

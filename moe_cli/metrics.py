@@ -1,6 +1,6 @@
 """The registry of metrics: each measured quantity once, with its heading, unit, better direction, format and definition.
 
-Tables, exports, charts, the page, `moe runs show` and `diff`, search objectives and the README take these facts from here.
+Tables, exports, charts, the page, `moe runs show` and `diff`, search objectives and docs/reference/metrics.md take these facts from here.
 """
 
 from collections.abc import Iterable, Mapping

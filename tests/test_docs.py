@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run, its links lead somewhere, its tree is the tree."""
+"""README and docs/ tell the truth: their commands run and their links lead somewhere."""
 
 import re
 import shlex
@@ -15,9 +15,25 @@ from moe_cli.config.compose import GROUPS, Composer
 from tests.cli.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# In the order of their commands: later pages use the runs of earlier ones.
+PAGES = {
+    path: (ROOT / f"{path}.md").read_text(encoding="utf-8")
+    for path in (
+        "README",
+        *(f"docs/howto/{page}" for page in ("train", "data")),
+        "docs/explanation/models",
+        *(f"docs/howto/{page}" for page in ("several-processes", "loggers", "plan", "evaluate", "explain", "sweep")),
+        *(f"docs/howto/{page}" for page in ("search", "clusters", "report", "bench")),
+        *(f"docs/results/{page}" for page in ("sparsity", "models", "routers")),
+        *(f"docs/explanation/{page}" for page in ("routers", "balancing", "concepts")),
+        *(f"docs/reference/{page}" for page in ("metrics", "python")),
+        *(f"docs/howto/{page}" for page in ("runs", "add-a-router")),
+        "docs/tutorial/moe-from-scratch",
+        "docs/benchmarks",
+    )
+}
 # Processes that each import torch anew, or a logger's library: of the slow tests.
-STARTS_PROCESSES = ("launch.procs", "mlflow")
+STARTS_PROCESSES = ("launch.num_processes", "mlflow")
 BENCH = ("--tokens=16", "--d-model=16", "--d-expert=8")  # a later option holds
 TEXT = "the router sends each token to two experts and the gate learns from both "
 
@@ -29,14 +45,14 @@ OWN_DATA = ("vit", "images", "mmoe", "ratings")
 
 
 def console_commands() -> list[str]:
-    """Every `$ moe ...` line of the README's console blocks, in order, without trailing comments."""
-    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.S)
+    """Every `$ moe ...` line of the console blocks, in order, without trailing comments."""
+    blocks = [block for text in PAGES.values() for block in re.findall(r"```console\n(.*?)```", text, flags=re.S)]
     lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ moe ")]
     return ["moe train", *(line.split("  #")[0].strip() for line in lines)]  # the quick start trains first
 
 
 def shortened(command: str) -> list[str]:
-    """The command's words, with settings that make it take an instant; what the README shows stays as it is."""
+    """The command's words, with settings that make it take an instant; what the page shows stays as it is."""
     words = shlex.split(command)[1:]
     own = {word.split("=")[0] for word in words}
     tiny = [
@@ -59,7 +75,7 @@ def shortened(command: str) -> list[str]:
     if words[0] in ("train", "sweep") and "--resume" not in words:
         chosen = {word.partition("=")[2] for word in words if word.startswith(("model=", "task="))}
         if "mmoe" in chosen:
-            tiny.append("data.pairs=600")
+            tiny.append("data.num_pairs=600")
         chosen |= {"lstm"} if " paper/shazeer" in " ".join(words) else set()
         left = [name for family, names in NOT_OF.items() if family in chosen for name in names]
         tiny = [word for word in tiny if word.split("=")[0] not in left]
@@ -72,10 +88,8 @@ def shortened(command: str) -> list[str]:
 @pytest.mark.parametrize(
     "slow", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["most", "starting processes"]
 )
-def test_every_command_of_the_readme_runs(
-    shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
-) -> None:
-    """In the order of the README, in one folder, as a reader would; only model and budget are made small."""
+def test_every_command_runs(shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """In the order of the pages, in one folder, as a reader would; only model and budget are made small."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOE_OUTPUTS", raising=False)
     (tmp_path / "notes.txt").write_text(TEXT * 60)
@@ -88,25 +102,39 @@ def test_every_command_of_the_readme_runs(
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    """`moe COMMAND --help` shows an example line, and the README mentions the command."""
+    """`moe COMMAND --help` shows an example line, and a page mentions the command."""
     listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(app, ["--help"]).stdout.split("Commands:")[1], flags=re.M)
     assert listed == ["train", "eval", "sample", "explain", "sweep", "report", "plan", "config", "runs", "bench"]
     for name in listed:
         assert f"Example: moe {name}" in " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
-        assert f"moe {name}" in README
+        assert any(f"moe {name}" in text for text in PAGES.values())
 
 
 def test_links_and_pictures_exist() -> None:
-    """Every relative link of the README leads to a file, and every anchor to a heading."""
-    headings = {
-        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in README.splitlines() if line.startswith("#")
-    }  # fmt: skip
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+    """Every relative link of every page leads to a file of the project, and every anchor to a heading."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")]
+    assert {ROOT / f"{path}.md" for path in PAGES} <= set(pages)
+    broken = []
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, anchor = target.partition("#")
+            linked = page.parent / name if name else page
+            if not name.startswith("http") and (not linked.exists() or (anchor and anchor not in headings(linked))):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that a code host gives to the headings of a page."""
+    lines = [line.lstrip("# ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_every_page_is_listed() -> None:
+    """A page of docs/ whose commands no test runs fails here."""
+    assert {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("docs/**/*.md")} == set(PAGES) - {
+        "README"
+    }
 
 
 def test_every_choice_is_documented() -> None:
@@ -121,14 +149,14 @@ def test_every_choice_is_documented() -> None:
                                     "dead_experts", "load_cv", "token_specialisation", "router_saturation", "domain_specialisation", "val_loss",
                                     "val_bpb", "flops_per_token", "model_flops_per_token", "optimizer_flops_per_step", "null_fraction", "active_params"])  # fmt: skip
 def test_metrics_table_is_complete(metric: str) -> None:
-    """Every measure of a summary stands in the README's table."""
-    assert f"| `{metric}` |" in README
+    """Every measure of a summary stands in the table of metrics."""
+    assert f"| `{metric}` |" in PAGES["docs/reference/metrics"]
 
 
 @pytest.mark.slow
 def test_the_routers_ten_lines_are_enough(tmp_path: Path) -> None:
-    """A copy of the package with the README's lines in it trains and evaluates with the new router."""
-    snippet = re.search(r"## Add a router in ten lines\n\n```python\n(.*?)```", README, flags=re.S)
+    """A copy of the package with the page's lines in it trains and evaluates with the new router."""
+    snippet = re.search(r"```python\n(.*?)```", PAGES["docs/howto/add-a-router"], flags=re.S)
     assert snippet
     parts = re.split(r"^# (moe_cli/\S+\.py): .*\n", snippet[1], flags=re.M)
     code = dict(zip(parts[1::2], parts[2::2], strict=True))

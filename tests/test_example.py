@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-EXAMPLE = (Path(__file__).parents[1] / ".github/EXAMPLE.md").read_text(encoding="utf-8")
+EXAMPLE = (Path(__file__).parents[1] / "docs/tutorial/moe-from-scratch.md").read_text(encoding="utf-8")
 FAULTS = ("gate", "choice", "computed", "updated")
 
 

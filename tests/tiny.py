@@ -15,7 +15,7 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
 from moe_cli.config.tasks import ImageTask, MaskedLM, RatingTask, SpanCorruption
-from moe_cli.execution.forecast import corpus_of
+from moe_cli.execution.data import load_run_data
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.tasks.causal_lm import TextTask
@@ -34,9 +34,9 @@ def words(num_chars: int, seed: int = 0) -> str:
 
 
 # The other families in tiny, with what they need: `tiny_config(path, **TINY["bert"])`.
-SIZES: dict[str, Any] = {"d_model": 16, "d_ff": 32, "d_expert": 12, "context_length": 16, "expert_kind": "mlp"}
+SIZES: dict[str, Any] = {"d_model": 16, "d_ff": 32, "d_expert": 12, "context_length": 16, "ffn_type": "mlp"}
 TINY: dict[str, dict[str, Any]] = {
-    "bert": {"model": BERTConfig(num_layers=2, num_heads=2, **SIZES), "task": MaskedLM(pseudo_tokens=32)},
+    "bert": {"model": BERTConfig(num_layers=2, num_heads=2, **SIZES), "task": MaskedLM(pseudo_perplexity_tokens=32)},
     "vit": {
         "model": ViTConfig(num_layers=2, num_heads=2, **{**SIZES, "context_length": 16}),
         "task": ImageTask(),
@@ -45,9 +45,9 @@ TINY: dict[str, dict[str, Any]] = {
     "mmoe": {
         "model": MMoEConfig(d_tower=8, dropout=0.0, **{**SIZES, "context_length": 2}),
         "task": RatingTask(),
-        "data": PlantedData(users=30, items=20, clusters=2, pairs=400),
+        "data": PlantedData(users=30, items=20, clusters=2, num_pairs=400),
     },
-    "t5": {"model": T5Config(num_layers=4, num_heads=2, **SIZES), "task": SpanCorruption(sentinels=4)},
+    "t5": {"model": T5Config(num_layers=4, num_heads=2, **SIZES), "task": SpanCorruption(num_sentinels=4)},
     "lstm": {
         "model": LSTMConfig(num_layers=2, **SIZES),
         "router": NoisyTopKConfig(),
@@ -62,9 +62,7 @@ def tiny_config(path: Path, **changes: Any) -> RunConfig:
         expert=4,
         k=2,
         match="none",
-        model=GPTConfig(
-            num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16, expert_kind="mlp"
-        ),
+        model=GPTConfig(num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16, ffn_type="mlp"),
         data=TextData(path=str(path)),
         optim=MuonConfig(lr=0.03, adam_lr=0.01),
         train=TrainConfig(steps=6, batch_size=4, eval_tokens=64, log_every=1, threads=1, device="cpu"),
@@ -74,7 +72,7 @@ def tiny_config(path: Path, **changes: Any) -> RunConfig:
 
 
 def tiny_task(config: RunConfig, outputs: Path) -> TextTask:
-    return make_task(config, corpus_of(config, outputs))
+    return make_task(config, load_run_data(config, outputs))
 
 
 def finish(config: RunConfig, outputs: Path, observer: Any = None) -> Run:

@@ -82,8 +82,8 @@ def step(
     from moe_cli.bench.tables import left_out_lines, step_heading, step_table
     from moe_cli.config.compose import load_config
     from moe_cli.config.words import parse_overrides
-    from moe_cli.execution.forecast import check_step_memory
     from moe_cli.execution.machine import pick_device, pick_threads
+    from moe_cli.execution.memory import check_step_memory
     from moe_cli.execution.runtime_tuning import keep_freed_memory
 
     keep_freed_memory()  # as in training

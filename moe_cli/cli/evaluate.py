@@ -11,7 +11,7 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName,
 if TYPE_CHECKING:
     from moe_cli.cli.text_table import Column
     from moe_cli.config.schema import EvalConfig, RunConfig
-    from moe_cli.execution.run import Trained
+    from moe_cli.execution.trained_model import TrainedModel
     from moe_cli.training.evaluate import Evaluation
 
 DEFAULT_CAPACITY = 1.25
@@ -35,7 +35,8 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on its whole validation or test split. Example: moe eval latest eval.k=1,2,4"""
     from moe_cli.errors import ConfigError
-    from moe_cli.runs.folder import find_run, outputs_folder
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.lookup import find_run
 
     if split not in SPLITS:
         raise ConfigError(f"--split {split} is not one of: {', '.join(SPLITS)}.")
@@ -46,10 +47,10 @@ def evaluate(
 
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.text_table import print_lines, table_lines
-    from moe_cli.execution.run import restore
+    from moe_cli.execution.trained_model import load_trained
     from moe_cli.metrics import sees_later_tokens, target
 
-    trained = restore(found, folder, checkpoint, SPLITS[split])
+    trained = load_trained(found, folder, checkpoint, SPLITS[split])
     results = [(policy, _evaluate(trained, policy)) for policy in policies]
     rows = [_row(config, policy, result, domains) for policy, result in results]
     if as_json:
@@ -132,7 +133,7 @@ def make_policy(
     return replace(config, eval=policy).eval
 
 
-def _evaluate(trained: "Trained", policy: "EvalConfig") -> "Evaluation":
+def _evaluate(trained: "TrainedModel", policy: "EvalConfig") -> "Evaluation":
     from dataclasses import replace
 
     from moe_cli.tasks.registry import make_task

@@ -43,7 +43,8 @@ def explain(
     from moe_cli.cli.export import export_files
     from moe_cli.errors import ConfigError
     from moe_cli.report.html.atomic_write import check_overwrite
-    from moe_cli.runs.folder import find_run, outputs_folder
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.lookup import find_run
 
     if html and as_json:
         raise ConfigError("--json has no effect on a page: leave --html or --json out.")
@@ -57,10 +58,10 @@ def explain(
     policy = _policy(config, overrides or [])
 
     from moe_cli.cli.explain_output import Explained
-    from moe_cli.execution.run import restore
+    from moe_cli.execution.trained_model import load_trained
     from moe_cli.training.explain import explain as explain_text
 
-    trained = restore(found, folder, checkpoint)
+    trained = load_trained(found, folder, checkpoint)
     tokens = _tokens(found.id, trained.task, text)
     explanation = explain_text(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, trained.config.train.precision

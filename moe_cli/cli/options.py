@@ -39,9 +39,9 @@ def print_json(content: Any) -> None:
     """One JSON document on standard output, for programs."""
     import json
 
-    from moe_cli.runs.folder import finite
+    from moe_cli.files.writing import json_safe
 
-    echo_data(json.dumps(finite(content), indent=2))
+    echo_data(json.dumps(json_safe(content), indent=2))
 
 
 def print_notes(notes: tuple[str, ...]) -> None:

@@ -56,7 +56,7 @@ def plan(
 def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
     """Of the model, else of its data, which are looked at only where their tokens must be counted."""
     from moe_cli.config.data import CorpusConfig, TokenData
-    from moe_cli.execution.forecast import corpus_to_read, vocab_of
+    from moe_cli.execution.data import load_data_read_only, model_vocab_size
 
     if config.model.vocab_size is not None:
         return config.model.vocab_size
@@ -66,7 +66,7 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
         return config.data.num_bpe_tokens + config.task.special_tokens
     if isinstance(config.data, TokenData):
         return (config.data.vocab_size or 0) + config.task.special_tokens
-    return vocab_of(config, corpus_to_read(config.data, config.model.context_length, outputs))
+    return model_vocab_size(config, load_data_read_only(config.data, config.model.context_length, outputs))
 
 
 def _priced(

@@ -20,7 +20,7 @@ from moe_cli.formatting import count, duration, percent, printable, score
 from moe_cli.metrics import target
 from moe_cli.report.intervals import Estimate, mean_and_interval
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
-from moe_cli.runs.status import Glance, Watcher, glance
+from moe_cli.runs.status import RunStatus, StatusCache, read_status
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.plan import SweepPlan
@@ -40,9 +40,9 @@ NARROWEST_BAR, WIDEST_BAR = 6, 40
 class Standing:
     """Where many runs stand. `waiting` counts those that nobody has begun or goes on with, `pruned` those given up."""
 
-    done: Sequence[Glance]
-    running: Sequence[Glance]
-    failed: Sequence[Glance]
+    done: Sequence[RunStatus]
+    running: Sequence[RunStatus]
+    failed: Sequence[RunStatus]
     waiting: int
     pruned: int = 0
 
@@ -70,12 +70,12 @@ class Best:
     is_dense: bool
 
 
-def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> list[Best]:
+def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[Best]:
     """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
     from moe_cli.report.load import make_row
     from moe_cli.report.run_row import comparison_key
 
-    groups: dict[Any, dict[str, list[Glance]]] = {}
+    groups: dict[Any, dict[str, list[RunStatus]]] = {}
     for each in done:
         if _loss(each) is not None:
             group = groups.setdefault(comparison_key(make_row(each.run, each.run.config_dict(), each.results, {})), {})
@@ -83,7 +83,7 @@ def best_so_far(done: Sequence[Glance], labels: Mapping[Path, str]) -> list[Best
     return [_best(list(group.values()), labels) for group in groups.values()]
 
 
-def _best(configurations: Sequence[Sequence[Glance]], labels: Mapping[Path, str]) -> Best:
+def _best(configurations: Sequence[Sequence[RunStatus]], labels: Mapping[Path, str]) -> Best:
     means = [mean_and_interval([_loss(each) or 0.0 for each in group]) for group in configurations]
     place = min(range(len(means)), key=lambda place: means[place].mean)
     best, first = configurations[place], configurations[place][0]
@@ -98,7 +98,7 @@ def _best(configurations: Sequence[Sequence[Glance]], labels: Mapping[Path, str]
     )  # fmt: skip
 
 
-def _loss(each: Glance) -> float | None:
+def _loss(each: RunStatus) -> float | None:
     return each.val_loss if each.val_bpb is None else each.val_bpb
 
 
@@ -202,7 +202,7 @@ def _labels(texts: Sequence[str], size: int) -> Column:
 
 
 def _running_lines(
-    running: Sequence[Glance], labels: Mapping[Path, str], size: int, width: int, now: float
+    running: Sequence[RunStatus], labels: Mapping[Path, str], size: int, width: int, now: float
 ) -> list[Text]:
     if not running:
         return []
@@ -225,7 +225,7 @@ def _running_lines(
     )  # fmt: skip
 
 
-def _step(each: Glance) -> str:
+def _step(each: RunStatus) -> str:
     if not each.step:
         return "starting"
     if each.share == 1:
@@ -233,7 +233,7 @@ def _step(each: Glance) -> str:
     return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
 
 
-def _left_of(each: Glance, now: float) -> str:
+def _left_of(each: RunStatus, now: float) -> str:
     if not ENOUGH < each.share < 1 or not each.started:
         return ""
     return duration((now - each.started) / each.share * (1 - each.share)) + " left"
@@ -274,7 +274,7 @@ def _spread(loss: Estimate) -> str:
     return "" if loss.half_width is None else f" +- {loss.half_width:z.3f}"
 
 
-def _failed_lines(failed: Sequence[Glance], labels: Mapping[Path, str], size: int, width: int) -> list[Text]:
+def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size: int, width: int) -> list[Text]:
     if not failed:
         return []
     texts = [labels.get(each.run.path, each.run.id) for each in failed]
@@ -286,12 +286,12 @@ def _failed_lines(failed: Sequence[Glance], labels: Mapping[Path, str], size: in
     )  # fmt: skip
 
 
-def reason_of(each: Glance) -> str:
+def reason_of(each: RunStatus) -> str:
     """Why it ended, on one line."""
     return printable((each.reason or "no reason is known").strip().split("\n")[0])
 
 
-def ended_line(each: Glance, label: str) -> Text:
+def ended_line(each: RunStatus, label: str) -> Text:
     """A run that is done or failed, on one line."""
     if each.status == COMPLETED:
         result = "-" if each.val_loss is None else score(each.val_bpb, each.val_loss, _target(each.run))
@@ -350,13 +350,13 @@ class SweepDisplay:
         self.board = Board(console, labels)
         self.runs = runs
         self._todo = {run.path for run in todo}
-        self._before: dict[Path, Glance] = {}
-        self._ended: dict[Path, Glance] = {}
-        self._watcher = Watcher()
+        self._before: dict[Path, RunStatus] = {}
+        self._ended: dict[Path, RunStatus] = {}
+        self._watcher = StatusCache()
 
     def __enter__(self) -> "SweepDisplay":
         self.board.__enter__()
-        self._before = {run.path: glance(run) for run in self.runs if run.path not in self._todo}
+        self._before = {run.path: read_status(run) for run in self.runs if run.path not in self._todo}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -34,7 +34,8 @@ def sample(  # noqa: PLR0913  (an option each)
     """Write text with a trained model. Example: moe sample latest --prompt "def " """
     _check(prompt, temperature, top_k, top_p)
     from moe_cli.errors import ConfigError
-    from moe_cli.runs.folder import find_run, outputs_folder
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.lookup import find_run
 
     folder = outputs_folder(outputs)
     found = find_run(folder, run)
@@ -42,12 +43,12 @@ def sample(  # noqa: PLR0913  (an option each)
 
     import torch
 
-    from moe_cli.execution.run import restore
+    from moe_cli.execution.trained_model import load_trained
     from moe_cli.training.generate import Drawing, whole_characters
     from moe_cli.training.generate import sample as draw
     from moe_cli.training.precision import autocast
 
-    trained = restore(found, folder, checkpoint)
+    trained = load_trained(found, folder, checkpoint)
     tokenizer = trained.task.corpus.tokenizer
     if tokenizer is None:
         raise ConfigError(

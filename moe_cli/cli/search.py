@@ -178,7 +178,7 @@ class SearchDisplay:
 
 
 def _step(run: "Run") -> str:
-    from moe_cli.runs.status import validation_curve
+    from moe_cli.runs.curves import validation_curve
 
     records = run.latest_metrics()
     if not records:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moe_cli.config.executors import Executor
-    from moe_cli.execution.forecast import Plan
+    from moe_cli.execution.estimate import RunEstimate
     from moe_cli.runs.folder import Run
     from moe_cli.sweeps.plan import SweepPlan
 
@@ -37,7 +37,7 @@ class Ahead:
     """
 
     planned: "SweepPlan"
-    plans: "Sequence[Plan]"
+    plans: "Sequence[RunEstimate]"
     status: Sequence[str]
     jobs: int | None
     retry_failed: bool
@@ -59,7 +59,7 @@ class Ahead:
         return None if most is None else min(most, len(self.plans))
 
     @property
-    def to_go(self) -> "list[Plan]":
+    def to_go(self) -> "list[RunEstimate]":
         return [plan for plan, status in zip(self.plans, self.status, strict=True) if self.waits(status)]
 
 
@@ -148,10 +148,10 @@ def _crowd(ahead: Ahead) -> str:
     return ""
 
 
-def _too_large(plans: "Sequence[Plan]") -> str:
+def _too_large(plans: "Sequence[RunEstimate]") -> str:
     """Which runs are not expected to find the memory they take: they start all the same, each alone."""
-    from moe_cli.execution.forecast import memory_bytes
     from moe_cli.execution.machine import available_memory_bytes
+    from moe_cli.execution.memory import memory_bytes
     from moe_cli.formatting import count
 
     available = available_memory_bytes()
@@ -203,13 +203,13 @@ def _folded(text: str, room: int, indent: str = " ") -> list[str]:
     return wrap(text, room, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _cells(plan: "Plan", status: str) -> tuple[str, ...]:
+def _cells(plan: "RunEstimate", status: str) -> tuple[str, ...]:
     from moe_cli.formatting import count
 
     return (count(plan.cost.num_params), count(plan.cost.num_active_params), *_sums([plan])[2:5], status)
 
 
-def _sums(plans: "Sequence[Plan]") -> tuple[str, ...]:
+def _sums(plans: "Sequence[RunEstimate]") -> tuple[str, ...]:
     """Tokens, FLOPs and time; a run whose budget is a time has neither of the first two."""
     from moe_cli.formatting import count, duration
 

@@ -43,32 +43,35 @@ def train(
 
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.train_preview import print_plan
-    from moe_cli.execution.forecast import cautions, check_memory, make_plans, measure_flops, pin_upcycle, shortage
+    from moe_cli.execution.estimate import estimate_runs, measure_flops
     from moe_cli.execution.machine import check_devices, pick_device
-    from moe_cli.execution.run import for_this_job
+    from moe_cli.execution.memory import check_memory, memory_warning
+    from moe_cli.execution.run import with_launched_world_size
+    from moe_cli.execution.upcycling import resolve_upcycle_source
+    from moe_cli.execution.warnings import run_warnings
 
     console = Terminal(stderr=as_json, unread=130)
-    config = for_this_job(config)
+    config = with_launched_world_size(config)
     new = run is None
     if run is None:
-        config = pin_upcycle(config, folder)
+        config = resolve_upcycle_source(config, folder)
         if not (dry_run or force or launched()) and _is_complete(console, config, folder, as_json):
             return
     check_devices([config])
-    plan = make_plans([config], folder, measure_flops(), build=not dry_run)[0]
+    plan = estimate_runs([config], folder, measure_flops(), build=not dry_run)[0]
     if dry_run:
         print_plan(console, plan, None)
-        return print_notes(tuple(filter(None, [shortage(plan)])))
+        return print_notes(tuple(filter(None, [memory_warning(plan)])))
     check_memory([plan], force_memory)
     device = pick_device(config.train.device)  # before a folder is made
     run = run or _open(config, folder, force)
     print_notes(_begun_before(run, repeated=new))
-    if config.launch.procs > 1 and not launched():
+    if config.launch.num_processes > 1 and not launched():
         _launch(console, run, config, folder, as_json)
     else:
         with _read(run):
             print_plan(console, plan, str(run.path))
-        print_notes(cautions(plan, device.type))
+        print_notes(run_warnings(plan, device.type))
         _train(console, run, folder, as_json)
 
 
@@ -100,7 +103,7 @@ def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
 def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
     """Notes on a run that goes on: from where, if its command was repeated, and in the precision that it began in."""
     from moe_cli.execution.machine import pick_device
-    from moe_cli.execution.run import as_decided
+    from moe_cli.execution.trained_model import with_decided_precision
     from moe_cli.training.precision import pick_precision
 
     if not (checkpoints := run.checkpoints()):
@@ -112,7 +115,10 @@ def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
     notes = notes if repeated else []
     config = run.config()
     device = pick_device(config.train.device)
-    precision, here = as_decided(run, config, device).train.precision, pick_precision(config.train.precision, device)
+    precision, here = (
+        with_decided_precision(run, config, device).train.precision,
+        pick_precision(config.train.precision, device),
+    )
     if precision != here:
         notes.append(f"it goes on in {precision}, as it began; a new run would compute in {here} here.")
     return tuple(notes)
@@ -121,7 +127,8 @@ def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
 @contextmanager
 def _read(run: "Run") -> Iterator[None]:
     """What is printed within it before the run begins: where nobody reads it, that is why the run was not carried out."""
-    from moe_cli.runs.folder import INTERRUPTED, Recorder
+    from moe_cli.runs.folder import INTERRUPTED
+    from moe_cli.runs.recorder import Recorder
 
     try:
         yield
@@ -188,9 +195,9 @@ def _follow(outputs: Path) -> None:
 def _begun(outputs: Path) -> "Run | None":
     """The run that this process's job was at when one of its processes died, if that is why it starts."""
     from moe_cli.distributed.launch import job, restarted
-    from moe_cli.runs.folder import open_runs
+    from moe_cli.runs.lookup import list_runs_by_age
 
-    runs = open_runs(outputs) if restarted() else []
+    runs = list_runs_by_age(outputs) if restarted() else []
     return next((run for run in reversed(runs) if run.status().get("job") == job()), None)
 
 
@@ -206,7 +213,8 @@ def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: 
     from moe_cli.config.compose import carried_out, execution_settings
     from moe_cli.errors import ConfigError
     from moe_cli.loggers.recorder import check_loggers
-    from moe_cli.runs.folder import COMPLETED, PENDING, find_run, rewrite_config
+    from moe_cli.runs.folder import COMPLETED, PENDING, rewrite_config
+    from moe_cli.runs.lookup import find_run
 
     if force:
         raise ConfigError("--resume goes on with a run, and --force starts from the beginning: give one.")

@@ -8,17 +8,18 @@ from rich.markup import escape
 from moe_cli.cli.runs.show import wrapped
 from moe_cli.cli.text_table import print_lines
 from moe_cli.data.load import describe, remarks
-from moe_cli.execution.forecast import PROCESS_BYTES, Plan, memory_bytes
+from moe_cli.execution.estimate import RunEstimate
+from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
 from moe_cli.formatting import count, duration, percent, plural
 
 
-def shape(plan: Plan) -> str:
+def shape(plan: RunEstimate) -> str:
     """gpt 8x2, gpt dense."""
     config = plan.config
     return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
 
 
-def print_plan(console: Console, plan: Plan, folder: str | None) -> None:
+def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
     """Parameters, sparsity, cost, expected time and where the run is kept, before anything starts."""
     config, costs = plan.config, plan.cost
     console.print(f"[bold]{shape(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False)
@@ -54,7 +55,7 @@ def print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
         print_lines(console, wrapped(label, text.split("   "), console.width if console.is_terminal else sys.maxsize))
 
 
-def _routing_line(plan: Plan) -> str:
+def _routing_line(plan: RunEstimate) -> str:
     config = plan.config
     balance = config.balance.name if config.balance else "none"
     dropping = "dropless"

@@ -11,7 +11,7 @@ from moe_cli.cli.progress import SweepDisplay, reason_of
 from moe_cli.cli.sweep_preview import Ahead, print_head, print_points, statuses
 from moe_cli.formatting import plural
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
-from moe_cli.runs.status import glance
+from moe_cli.runs.status import read_status
 from moe_cli.sweeps.executors.make import at_once
 from moe_cli.sweeps.run_sweep import PreparedSearch, PreparedSweep, View
 from moe_cli.sweeps.scheduler import Listed, Observer, to_do
@@ -64,7 +64,7 @@ class SweepView(TerminalView):
         say(f"{done} of {plural(len(runs), 'run')} complete{also}. See: moe report {name}")
         if failed:
             first = runs[states.index(FAILED)]
-            say(f"[red]{failed} failed[/], the first because: {escape(reason_of(glance(first)))}")
+            say(f"[red]{failed} failed[/], the first because: {escape(reason_of(read_status(first)))}")
             say(f"See: moe runs ls {name} --status failed   Run them again with --retry-failed.")
         if left := len(runs) - done - failed - pruned:
             say(f"{left} not done; the same command continues.")

@@ -42,6 +42,15 @@ _ADDED = re.compile(
     r"\nTo append to your (config|default list) use \+[^\n]*\Z"
     r"|\n    full_key: [^\n]*(\n    reference_type=[^\n]*)?\n    object_type=[^\n]*\Z"
 )
+# What papers and other libraries call our settings, for the hint on an unknown one.
+FIELD_NAMES = {
+    "num_experts": "expert", "n_routed_experts": "expert", "num_local_experts": "expert",
+    "top_k": "k", "num_experts_per_tok": "k", "capacity_factor": "capacity", "drop_policy": "drop",
+    "aux_loss_coef": "balance.weight", "router_aux_loss_coef": "balance.weight",
+    "learning_rate": "optim.lr", "hidden_size": "model.d_model", "intermediate_size": "model.d_ff",
+    "moe_intermediate_size": "model.d_expert", "num_hidden_layers": "model.num_layers",
+    "num_attention_heads": "model.num_heads", "n_shared_experts": "model.shared_experts",
+}  # fmt: skip
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeError)
 
 
@@ -335,7 +344,8 @@ class Composer:
             raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={', '.join(having)}.")
         if group == "executor":
             raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
-        hint = did_you_mean(key, [*known, *GROUPS])
+        named = FIELD_NAMES.get(key.rpartition(".")[2])
+        hint = f" Here it is '{named}'." if named else did_you_mean(key, [*known, *GROUPS])
         kind = ConfigError if key in names_of(RunConfig) else BadValue  # another choice of its group has it
         raise kind(f"no setting '{key}'.{hint or ' All settings: moe config'}")
 
@@ -402,7 +412,7 @@ def execution_settings(words: Sequence[str]) -> dict[str, Any]:
         if not is_execution(key):
             raise ConfigError(
                 f"--resume takes {key} from the run itself: leave it out.\nWhat may change is how it is carried out: "
-                "launch.procs and its like, train.threads, train.device, log."
+                "launch.num_processes and its like, train.threads, train.device, log."
             )
     return settings
 

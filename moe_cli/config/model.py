@@ -11,7 +11,7 @@ DEFAULT_ROPE_BASE = 10_000.0
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What all families share: layers of a width, of which every `moe_every`-th has a mixture of experts.
+    """What all families share: layers of a width, of which every `moe_layer_freq`-th has a mixture of experts.
 
     Attributes:
         context_length: positions of one example: tokens of a window, patches of an image.
@@ -28,14 +28,14 @@ class ModelConfig:
     d_model: int = 96
     d_ff: int = 288
     d_expert: int | None = None
-    expert_kind: Literal["glu", "mlp"] = "glu"
+    ffn_type: Literal["glu", "mlp"] = "glu"
     activation: Literal["silu", "gelu", "relu", "relu2"] = "silu"
     expert_dropout: float = 0.0
     expert_init_scale: float = 1.0
     shared_experts: int = 0
     shared_gate: bool = False
-    moe_every: int = 1
-    first_dense: int = 0
+    moe_layer_freq: int = 1
+    first_k_dense: int = 0
     context_length: int = 128
     vocab_size: int | None = None
     tie_embeddings: bool = False
@@ -43,21 +43,21 @@ class ModelConfig:
     dispatch: Literal["auto", "grouped", "padded", "einsum", "reference"] = "auto"
 
     def __post_init__(self) -> None:
-        for key in ("num_layers", "d_model", "d_ff", "d_expert", "vocab_size", "moe_every", "context_length"):
+        for key in ("num_layers", "d_model", "d_ff", "d_expert", "vocab_size", "moe_layer_freq", "context_length"):
             at_least(f"model.{key}", getattr(self, key), 1)
         at_least("model.shared_experts", self.shared_experts, 0)
-        at_least("model.first_dense", self.first_dense, 0)
+        at_least("model.first_k_dense", self.first_k_dense, 0)
         share("model.dropout", self.dropout)
         share("model.expert_dropout", self.expert_dropout)
         above("model.expert_init_scale", self.expert_init_scale, 0)
-        if self.moe_every > self.stack_layers:
+        if self.moe_layer_freq > self.stack_layers:
             raise ConfigError(
-                f"model.moe_every={self.moe_every} is more than {self._stack}: "
+                f"model.moe_layer_freq={self.moe_layer_freq} is more than {self._stack}: "
                 "no layer would have experts. Use expert=1 for a dense model."
             )
         if not self.sparse_layers:
             raise ConfigError(
-                f"model.first_dense={self.first_dense} leaves no layer of {self._stack} to experts. "
+                f"model.first_k_dense={self.first_k_dense} leaves no layer of {self._stack} to experts. "
                 "Use expert=1 for a dense model."
             )
 
@@ -72,18 +72,18 @@ class ModelConfig:
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """The layers, from 0, that have experts: in each stack the last of every `moe_every`, after the first `first_dense`."""
-        first = -(-(self.first_dense + 1) // self.moe_every) * self.moe_every - 1
+        """The layers, from 0, that have experts: in each stack the last of every `moe_layer_freq`, after the first `first_k_dense`."""
+        first = -(-(self.first_k_dense + 1) // self.moe_layer_freq) * self.moe_layer_freq - 1
         return tuple(
             stack * self.stack_layers + layer
             for stack in range(self.stacks)
-            for layer in range(first, self.stack_layers, self.moe_every)
+            for layer in range(first, self.stack_layers, self.moe_layer_freq)
         )
 
     @property
     def matrices_per_expert(self) -> int:
         """3 for a gated network (gate, up, down), 2 for a plain one."""
-        return 3 if self.expert_kind == "glu" else 2
+        return 3 if self.ffn_type == "glu" else 2
 
     @property
     def shared_gate_params(self) -> int:
@@ -95,40 +95,48 @@ class TransformerConfig(ModelConfig):
     """Blocks of attention and a feed-forward network.
 
     Attributes:
-        window: a position sees so many positions, itself the last (Longformer, arXiv:2004.05150); None: all.
+        sliding_window: a position sees so many positions, itself the last (Longformer, arXiv:2004.05150); None: all.
         attention_dropout: share of the attention weights left out in training; None: as `dropout`.
-        kv_rank: keys and values come from so many values per token (latent attention, arXiv:2405.04434); None: plain.
-        q_rank: queries come from so many values; None: from all of the token. Only with kv_rank.
-        d_rope: values of a query and of a key that turn with the position, beside d_head that do not. Only with kv_rank.
+        kv_lora_rank: keys and values come from so many values per token (latent attention, arXiv:2405.04434); None: plain.
+        q_lora_rank: queries come from so many values; None: from all of the token. Only with kv_lora_rank.
+        qk_rope_head_dim: values of a query and of a key that turn with the position, beside d_head that do not. Only with kv_lora_rank.
     """
 
     num_heads: int | None = None
     num_kv_heads: int | None = None
     d_head: int | None = None
-    window: int | None = None
+    sliding_window: int | None = None
     attention_dropout: float | None = None
-    kv_rank: int | None = None
-    q_rank: int | None = None
-    d_rope: int | None = None
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    qk_rope_head_dim: int | None = None
     norm: Literal["rms", "layer"] = "rms"
     qk_norm: bool = True
-    positions: Literal["rope", "learned"] = "rope"
+    position_encoding: Literal["rope", "learned"] = "rope"
     rope_base: float = DEFAULT_ROPE_BASE
-    logit_cap: float | None = None
+    logit_softcap: float | None = None
     init_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("num_heads", "num_kv_heads", "d_head", "window", "kv_rank", "q_rank", "d_rope"):
+        for key in (
+            "num_heads",
+            "num_kv_heads",
+            "d_head",
+            "sliding_window",
+            "kv_lora_rank",
+            "q_lora_rank",
+            "qk_rope_head_dim",
+        ):
             at_least(f"model.{key}", getattr(self, key), 1)
-        above("model.logit_cap", self.logit_cap, 0)
+        above("model.logit_softcap", self.logit_softcap, 0)
         above("model.init_std", self.init_std, 0)
         above("model.rope_base", self.rope_base, 1)
         if self.attention_dropout is not None:
             share("model.attention_dropout", self.attention_dropout)
         if self.num_heads is not None:
             self._check_heads(self.num_heads)
-        if self.kv_rank is not None:
+        if self.kv_lora_rank is not None:
             self._check_latent()
 
     def _check_heads(self, num_heads: int) -> None:
@@ -138,27 +146,29 @@ class TransformerConfig(ModelConfig):
                 "choose a divisor."
             )
         if self.d_head is not None:
-            if self.d_head % 2 and self.positions == "rope":
+            if self.d_head % 2 and self.position_encoding == "rope":
                 raise ConfigError(f"model.d_head={self.d_head} is odd: rotary positions need an even width.")
             return
         if self.d_model % num_heads:
             raise ConfigError(
                 f"model.d_model={self.d_model} cannot be divided among model.num_heads={num_heads}: choose a multiple."
             )
-        if self.d_model // num_heads % 2 and self.positions == "rope":
+        if self.d_model // num_heads % 2 and self.position_encoding == "rope":
             raise ConfigError(
                 f"model.d_model={self.d_model} over model.num_heads={num_heads} gives heads of odd width "
                 f"{self.d_model // num_heads}: rotary positions need an even width."
             )
 
     def _check_latent(self) -> None:
-        if self.positions != "rope":
+        if self.position_encoding != "rope":
             raise ConfigError(
-                f"model.kv_rank={self.kv_rank} keeps positions apart from what is compressed: "
-                "it needs model.positions=rope."
+                f"model.kv_lora_rank={self.kv_lora_rank} keeps positions apart from what is compressed: "
+                "it needs model.position_encoding=rope."
             )
-        if self.d_rope is not None and self.d_rope % 2:
-            raise ConfigError(f"model.d_rope={self.d_rope} is odd: rotary positions need an even width.")
+        if self.qk_rope_head_dim is not None and self.qk_rope_head_dim % 2:
+            raise ConfigError(
+                f"model.qk_rope_head_dim={self.qk_rope_head_dim} is odd: rotary positions need an even width."
+            )
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ class ViTConfig(TransformerConfig):
     causal: ClassVar[bool] = False
     name: Literal["vit"] = "vit"
     patch_size: int = 2
-    positions: Literal["rope", "learned"] = "learned"
+    position_encoding: Literal["rope", "learned"] = "learned"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,7 +218,7 @@ class LSTMConfig(ModelConfig):
     num_layers: int = 1
     d_model: int = 128
     d_ff: int = 512
-    expert_kind: Literal["glu", "mlp"] = "mlp"
+    ffn_type: Literal["glu", "mlp"] = "mlp"
     activation: Literal["silu", "gelu", "relu", "relu2"] = "relu"
     sigmoid: bool = True
 
@@ -220,7 +230,7 @@ class MMoEConfig(ModelConfig):
     Attributes:
         d_model: width of the embeddings of a user and of an item together, half of it each.
         d_tower: width of a tower's hidden layer.
-        factors: of a user and of an item, for each task, whose product is added to its answer (matrix factorisation); 0: none.
+        mf_dim: of a user and of an item, for each task, whose product is added to its answer (matrix factorisation); 0: none.
         context_length: what is routed of one example: the pair, once for each task.
     """
 
@@ -231,14 +241,14 @@ class MMoEConfig(ModelConfig):
     d_model: int = 64
     d_ff: int = 256
     d_tower: int = 32
-    factors: int = 16
+    mf_dim: int = 16
     dropout: float = 0.1
     context_length: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("model.d_tower", self.d_tower, 1)
-        at_least("model.factors", self.factors, 0)
+        at_least("model.mf_dim", self.mf_dim, 0)
         if self.d_model % 2:
             raise ConfigError(f"model.d_model={self.d_model} is odd: users and items have half of it each.")
         if self.context_length != self.num_tasks:
@@ -259,17 +269,17 @@ class T5Config(ModelConfig):
     Attributes:
         num_layers: of both together, half of them in each.
         context_length: tokens of a window before spans are taken out of it.
-        distance_buckets: distances between positions that attention tells apart, with a bias for each and each head.
-        max_distance: from here on all fall in one.
+        relative_attention_num_buckets: distances between positions that attention tells apart, with a bias for each and each head.
+        relative_attention_max_distance: from here on all fall in one.
     """
 
     stacks: ClassVar[int] = 2
     name: Literal["t5"] = "t5"
     num_heads: int | None = None
     d_head: int | None = None
-    distance_buckets: int = 32
-    max_distance: int = 128
-    moe_every: int = 2
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    moe_layer_freq: int = 2
 
     def __post_init__(self) -> None:
         if self.num_layers % 2:
@@ -279,14 +289,14 @@ class T5Config(ModelConfig):
         super().__post_init__()
         at_least("model.num_heads", self.num_heads, 1)
         at_least("model.d_head", self.d_head, 1)
-        at_least("model.distance_buckets", self.distance_buckets, 4)
-        if self.distance_buckets % 4:
+        at_least("model.relative_attention_num_buckets", self.relative_attention_num_buckets, 4)
+        if self.relative_attention_num_buckets % 4:
             raise ConfigError(
-                f"model.distance_buckets={self.distance_buckets} must be a multiple of 4: half are of each side."
+                f"model.relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of 4: half are of each side."
             )
-        if self.max_distance <= self.distance_buckets // 2:
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
             raise ConfigError(
-                f"model.max_distance={self.max_distance} must be above half of model.distance_buckets={self.distance_buckets}: "
+                f"model.relative_attention_max_distance={self.relative_attention_max_distance} must be above half of model.relative_attention_num_buckets={self.relative_attention_num_buckets}: "
                 "so many near distances have a bucket each."
             )
         if self.num_heads is not None and self.d_head is None and self.d_model % self.num_heads:

@@ -63,9 +63,9 @@ BIASED: dict[type, tuple[str, ...]] = {
 # Settings and groups that mean nothing without experts.
 ROUTING_AT_EVALUATION = ("eval.k", "eval.capacity", "eval.drop")
 SPARSE_ONLY = ("k", "match", "router", "balance", "capacity", "drop", *ROUTING_AT_EVALUATION, "renormalise_after_drop",
-               "model.d_expert", "model.shared_experts", "model.moe_every", "model.first_dense", "model.expert_dropout",
-               "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.sparse_experts",
-               "launch.expert_parallel")  # fmt: skip
+               "model.d_expert", "model.shared_experts", "model.moe_layer_freq", "model.first_k_dense", "model.expert_dropout",
+               "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.skip_idle_experts",
+               "launch.expert_parallel_size")  # fmt: skip
 # What holds embeddings of users and items down: people's ratings are noisier than planted ones.
 L2_PLANTED, L2_STARS = 0.1, 0.5
 
@@ -98,7 +98,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
             config.match == "none"
             and config.model.d_expert is not None
             and len(config.sparse_layers) == config.model.num_layers
-            and config.train.upcycle is None
+            and config.train.upcycle_from is None
         ):
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
         config = _with_experts(config, given, notes)
@@ -110,7 +110,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
             config = replace(config, balance=NoBalance())
         config = _with_balance(config, given, notes)
         config = _with_choice(config, given, notes, asked)
-        if config.train.upcycle is not None:
+        if config.train.upcycle_from is not None:
             config = _with_copies(config, given, notes)
     return Resolved(_with_training(config, given, notes), tuple(notes))
 
@@ -156,21 +156,25 @@ def _with_attention(model: Transformer, given: Collection[str], notes: list[str]
     num_heads = _num_heads(model)
     model = replace(model, num_heads=num_heads, num_kv_heads=model.num_kv_heads or num_heads,
                     d_head=model.d_head or model.d_model // num_heads)  # fmt: skip
-    if model.kv_rank is None:
-        notes += _set_aside(given, "model.kv_rank=null is plain attention", "model.q_rank", "model.d_rope")
-        model = replace(model, q_rank=None, d_rope=None)
+    if model.kv_lora_rank is None:
+        notes += _set_aside(
+            given, "model.kv_lora_rank=null is plain attention", "model.q_lora_rank", "model.qk_rope_head_dim"
+        )
+        model = replace(model, q_lora_rank=None, qk_rope_head_dim=None)
     else:
-        notes += _set_aside(given, "model.kv_rank is latent attention", "model.num_kv_heads", "model.qk_norm")
+        notes += _set_aside(given, "model.kv_lora_rank is latent attention", "model.num_kv_heads", "model.qk_norm")
         model = replace(model, num_kv_heads=num_heads, qk_norm=False,
-                        d_rope=model.d_rope or max(2, (model.d_head or 0) // 4 * 2))  # fmt: skip
-    if model.window is not None and model.window >= model.context_length:
-        notes += _set_aside(given, f"model.context_length={model.context_length} is within the window", "model.window")
-        model = replace(model, window=None)
+                        qk_rope_head_dim=model.qk_rope_head_dim or max(2, (model.d_head or 0) // 4 * 2))  # fmt: skip
+    if model.sliding_window is not None and model.sliding_window >= model.context_length:
+        notes += _set_aside(
+            given, f"model.context_length={model.context_length} is within the window", "model.sliding_window"
+        )
+        model = replace(model, sliding_window=None)
     if model.attention_dropout == model.dropout:
         model = replace(model, attention_dropout=None)
-    if model.positions == "learned":
+    if model.position_encoding == "learned":
         model = replace(model, rope_base=DEFAULT_ROPE_BASE)
-        notes += _set_aside(given, "model.positions=learned turns nothing", "model.rope_base")
+        notes += _set_aside(given, "model.position_encoding=learned turns nothing", "model.rope_base")
     return model
 
 
@@ -207,11 +211,11 @@ def _top_k(config: RunConfig) -> int:
 
 def _without_experts(config: RunConfig) -> RunConfig:
     model = replace(config.model, d_expert=None, shared_experts=0, shared_gate=False, expert_dropout=0.0,
-                    expert_init_scale=1.0, moe_every=1, first_dense=0, dispatch="auto")  # fmt: skip
-    optim = replace(config.optim, sparse_experts=False)
+                    expert_init_scale=1.0, moe_layer_freq=1, first_k_dense=0, dispatch="auto")  # fmt: skip
+    optim = replace(config.optim, skip_idle_experts=False)
     return replace(
         config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",
-        model=model, optim=optim, eval=_as_trained(config.eval), launch=replace(config.launch, expert_parallel=1),
+        model=model, optim=optim, eval=_as_trained(config.eval), launch=replace(config.launch, expert_parallel_size=1),
     )  # fmt: skip
 
 
@@ -229,11 +233,11 @@ def _with_experts(config: RunConfig, given: Collection[str], notes: list[str]) -
 
 def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     """For a model whose experts start as copies of a dense network."""
-    notes += _set_aside(given, "train.upcycle copies the experts' first weights", "model.expert_init_scale")
+    notes += _set_aside(given, "train.upcycle_from copies the experts' first weights", "model.expert_init_scale")
     if not sums_to_one(config.router, config.k or 1):
         name = config.router.name if config.router else ""
         notes.append(
-            f"train.upcycle with router={name} k={config.k}: the weights of a token's experts do not sum to 1, so the "
+            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, so the "
             "model does not start as the dense run's function."
         )
     return replace(config, model=replace(config.model, expert_init_scale=1.0))
@@ -243,8 +247,8 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
     """Without settings of a choice that the router does not make, and without those that say what holds anyway."""
     router = config.router
     if isinstance(router, SoftConfig | ExpertChoiceConfig):
-        notes += _set_aside(given, f"router={router.name} gives every expert tokens", "optim.sparse_experts")
-        config = replace(config, optim=replace(config.optim, sparse_experts=False))
+        notes += _set_aside(given, f"router={router.name} gives every expert tokens", "optim.skip_idle_experts")
+        config = replace(config, optim=replace(config.optim, skip_idle_experts=False))
     if isinstance(router, SoftConfig):
         typed = [name for name in given if name != "k" or asked is not None]
         unused = ("k", "capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION)
@@ -399,27 +403,29 @@ def _d_expert(config: RunConfig) -> int:
 
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     optim, train, data = config.optim, config.train, config.data
-    if optim.schedule == "wsd" and optim.decay is None:
-        optim = replace(optim, decay=round(min(0.6, 1 - optim.warmup), 12))
-    if optim.schedule == "wsd" and optim.decay == 0:
-        optim = replace(optim, schedule="constant", decay=None)
-    if optim.schedule != "wsd" and optim.decay is not None:
-        optim = replace(optim, decay=None)
-        notes += _set_aside(given, f"optim.schedule={optim.schedule} has no plateau", "optim.decay")
+    if optim.schedule == "wsd" and optim.decay_fraction is None:
+        optim = replace(optim, decay_fraction=round(min(0.6, 1 - optim.warmup_fraction), 12))
+    if optim.schedule == "wsd" and optim.decay_fraction == 0:
+        optim = replace(optim, schedule="constant", decay_fraction=None)
+    if optim.schedule != "wsd" and optim.decay_fraction is not None:
+        optim = replace(optim, decay_fraction=None)
+        notes += _set_aside(given, f"optim.schedule={optim.schedule} has no plateau", "optim.decay_fraction")
     if optim.schedule == "constant":
-        optim = replace(optim, final_lr=None)
-        notes += _set_aside(given, "optim.schedule=constant never falls", "optim.final_lr")
-    elif optim.final_lr == 1:
-        optim = replace(optim, schedule="constant", decay=None, final_lr=None)
-        notes += _set_aside(given, "optim.final_lr=1 never falls", "optim.schedule", "optim.decay")
-    elif optim.warmup == 1:
-        optim = replace(optim, schedule="constant", final_lr=None)
-        notes += _set_aside(given, "optim.warmup=1 leaves no time to fall", "optim.schedule", "optim.final_lr")
-    elif optim.final_lr is None:
-        optim = replace(optim, final_lr=0.02)
-    if optim.ema == 0:
-        optim = replace(optim, ema=None)
-        notes += _set_aside(given, "an average that keeps nothing of earlier weights is the weights", "optim.ema")
+        optim = replace(optim, min_lr_ratio=None)
+        notes += _set_aside(given, "optim.schedule=constant never falls", "optim.min_lr_ratio")
+    elif optim.min_lr_ratio == 1:
+        optim = replace(optim, schedule="constant", decay_fraction=None, min_lr_ratio=None)
+        notes += _set_aside(given, "optim.min_lr_ratio=1 never falls", "optim.schedule", "optim.decay_fraction")
+    elif optim.warmup_fraction == 1:
+        optim = replace(optim, schedule="constant", min_lr_ratio=None)
+        notes += _set_aside(
+            given, "optim.warmup_fraction=1 leaves no time to fall", "optim.schedule", "optim.min_lr_ratio"
+        )
+    elif optim.min_lr_ratio is None:
+        optim = replace(optim, min_lr_ratio=0.02)
+    if optim.ema_decay == 0:
+        optim = replace(optim, ema_decay=None)
+        notes += _set_aside(given, "an average that keeps nothing of earlier weights is the weights", "optim.ema_decay")
     if all(getattr(train, budget) is None for budget in BUDGETS):
         train = replace(train, steps=DEFAULT_STEPS)
     return replace(config, optim=optim, train=train, data=_with_paths(_with_tokenizer(data, given, notes)))

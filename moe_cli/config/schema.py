@@ -50,7 +50,7 @@ EXECUTION_KEYS = (
     "eval_every",
     "eval_tokens",
     "checkpoint_every",
-    "keep",
+    "keep_checkpoints",
     "keep_best",
 )
 
@@ -66,33 +66,33 @@ class OptimConfig:
     """What every optimizer shares: the schedule, as shares of the training budget, and clipping.
 
     Attributes:
-        sparse_experts: an expert that kept no token in a step is left as it is, its optimizer state too.
-        ema: the average of the weights, of which each step keeps this share, is what is evaluated.
+        skip_idle_experts: an expert that kept no token in a step is left as it is, its optimizer state too.
+        ema_decay: the average of the weights, of which each step keeps this share, is what is evaluated.
     """
 
     lr: float = 0.01
     weight_decay: float = 0.0
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
-    warmup: float = 0.02
-    decay: float | None = None
-    final_lr: float | None = None
+    warmup_fraction: float = 0.02
+    decay_fraction: float | None = None
+    min_lr_ratio: float | None = None
     grad_clip: float | None = 1.0
-    sparse_experts: bool = False
-    ema: float | None = None
+    skip_idle_experts: bool = False
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         above("optim.lr", self.lr, 0)
         at_least("optim.weight_decay", self.weight_decay, 0)
-        for key in ("warmup", "decay", "final_lr"):
+        for key in ("warmup_fraction", "decay_fraction", "min_lr_ratio"):
             between(f"optim.{key}", getattr(self, key) or 0, 0, 1)
-        if self.warmup + (self.decay or 0) > 1:
+        if self.warmup_fraction + (self.decay_fraction or 0) > 1:
             raise ConfigError(
-                f"optim.warmup={show(self.warmup)} and optim.decay={show(self.decay)} are shares of the budget: "
+                f"optim.warmup_fraction={show(self.warmup_fraction)} and optim.decay_fraction={show(self.decay_fraction)} are shares of the budget: "
                 "together at most 1."
             )
         above("optim.grad_clip", self.grad_clip, 0)
-        if self.ema is not None:
-            share("optim.ema", self.ema)
+        if self.ema_decay is not None:
+            share("optim.ema_decay", self.ema_decay)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class AdamConfig(OptimConfig):
 class AdamWConfig(AdamConfig):
     name: Literal["adamw"] = "adamw"
     lr: float = 0.008
-    warmup: float = 0.05
+    warmup_fraction: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class SGDConfig(OptimConfig):
 
     name: Literal["sgd"] = "sgd"
     lr: float = 0.3
-    warmup: float = 0.05
+    warmup_fraction: float = 0.05
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
@@ -162,15 +162,15 @@ class TrainConfig:
     device: str = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    upcycle: str | None = None
+    upcycle_from: str | None = None
     on_nan: Literal["stop", "skip", "rewind"] = "stop"
-    keep: int = 2
+    keep_checkpoints: int = 2
     keep_best: bool = False
 
     def __post_init__(self) -> None:
-        if self.upcycle == "latest":
+        if self.upcycle_from == "latest":
             raise ConfigError(
-                "train.upcycle=latest means another run after every run. Give a run id: see moe report --runs"
+                "train.upcycle_from=latest means another run after every run. Give a run id: see moe report --runs"
             )
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
@@ -179,7 +179,7 @@ class TrainConfig:
                 f"{len(given)} budgets: give one, and null to the others."
             )
         for key in ("steps", "tokens", "batch_size", "grad_accumulation", "eval_every", "eval_tokens",
-                    "checkpoint_every", "log_every", "threads", "keep"):  # fmt: skip
+                    "checkpoint_every", "log_every", "threads", "keep_checkpoints"):  # fmt: skip
             at_least(f"train.{key}", getattr(self, key), 1)
         above("train.flops", self.flops, 0)
         above("train.minutes", self.minutes, 0)
@@ -266,16 +266,20 @@ class RunConfig:
                 check_router(self.router, self.expert, k, causal=self.model.causal)
 
     def _check_shards(self) -> None:
-        if self.train.compile == "on" and self.launch.procs > 1:
-            raise ConfigError("train.compile=on is for one process. Use train.compile=off, or launch.procs=1")
-        if self.launch.shard == "fsdp" and self.optim.sparse_experts and not self.dense:
+        if self.train.compile == "on" and self.launch.num_processes > 1:
+            raise ConfigError("train.compile=on is for one process. Use train.compile=off, or launch.num_processes=1")
+        if self.launch.data_parallel == "fsdp" and self.optim.skip_idle_experts and not self.dense:
             raise ConfigError(
-                "optim.sparse_experts=true updates single experts, which launch.shard=fsdp cuts up. Use launch.shard=dp"
+                "optim.skip_idle_experts=true updates single experts, which launch.data_parallel=fsdp cuts up. Use launch.data_parallel=dp"
             )
-        if self.launch.expert_parallel > 1 and getattr(self.router, "score", None) == "activation" and not self.dense:
+        if (
+            self.launch.expert_parallel_size > 1
+            and getattr(self.router, "score", None) == "activation"
+            and not self.dense
+        ):
             raise ConfigError(
-                "router.score=activation asks every expert, and launch.expert_parallel has some elsewhere. "
-                "Use launch.expert_parallel=1"
+                "router.score=activation asks every expert, and launch.expert_parallel_size has some elsewhere. "
+                "Use launch.expert_parallel_size=1"
             )
 
     def _check_packing(self) -> None:
@@ -289,7 +293,7 @@ class RunConfig:
             (packing == "pad" and isinstance(router, ReluConfig), "router=relu counts windows as full", "isolate"),
             (packing == "pad" and not self.dense and "sequence" in scopes, "balance.scope=sequence takes windows of one length", "isolate"),
             (packing == "pad" and self.train.grad_accumulation > 1, "train.grad_accumulation averages windows of one length", "isolate"),
-            (packing == "pad" and self.launch.procs > 1, "launch.procs divides windows of one length", "isolate"),
+            (packing == "pad" and self.launch.num_processes > 1, "launch.num_processes divides windows of one length", "isolate"),
         ]  # fmt: skip
         for wrong, why, instead in refused:
             if wrong:
@@ -413,7 +417,7 @@ def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
     values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
     # What acts through other settings alone: which layers have experts, and the width of the dense ones without any.
     model = values["model"] | {"sparse_layers": sparse_layers}
-    through = ("moe_every", "first_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
+    through = ("moe_layer_freq", "first_k_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
     values["model"] = {key: value for key, value in model.items() if key not in through}
     # A setting that came later names no other configuration where it changes nothing.
     values["data"] = {key: value for key, value in values["data"].items() if value != LATER.get(key, ...)}

@@ -21,27 +21,27 @@ class MaskedLM:
     """Guess tokens that were masked, from both sides (BERT, arXiv:1810.04805, section 3.1).
 
     Attributes:
-        masked: share of the positions that are to be guessed.
-        as_mask, as_random: shares of those that are shown as the mask token and as a random one; the rest is left as it is.
-        pseudo_tokens: at the end so many validation tokens are masked one at a time, for the pseudo-perplexity.
+        mask_prob: share of the positions that are to be guessed.
+        mask_token_prob, random_token_prob: shares of those that are shown as the mask token and as a random one; the rest is left as it is.
+        pseudo_perplexity_tokens: at the end so many validation tokens are masked one at a time, for the pseudo-perplexity.
     """
 
     # The mask, which no text holds.
     special_tokens: ClassVar[int] = 1
     name: Literal["masked_lm"] = "masked_lm"
-    masked: float = 0.15
-    as_mask: float = 0.8
-    as_random: float = 0.1
-    pseudo_tokens: int = 512
+    mask_prob: float = 0.15
+    mask_token_prob: float = 0.8
+    random_token_prob: float = 0.1
+    pseudo_perplexity_tokens: int = 512
 
     def __post_init__(self) -> None:
-        between("task.masked", self.masked, 0.01, 0.99)
-        between("task.as_mask", self.as_mask, 0, 1)
-        between("task.as_random", self.as_random, 0, 1)
-        between("task.pseudo_tokens", self.pseudo_tokens, 0, 2**20)
-        if self.as_mask + self.as_random > 1:
+        between("task.mask_prob", self.mask_prob, 0.01, 0.99)
+        between("task.mask_token_prob", self.mask_token_prob, 0, 1)
+        between("task.random_token_prob", self.random_token_prob, 0, 1)
+        between("task.pseudo_perplexity_tokens", self.pseudo_perplexity_tokens, 0, 2**20)
+        if self.mask_token_prob + self.random_token_prob > 1:
             raise ConfigError(
-                f"task.as_mask={self.as_mask:g} and task.as_random={self.as_random:g} are shares of what is masked: together at most 1."
+                f"task.mask_token_prob={self.mask_token_prob:g} and task.random_token_prob={self.random_token_prob:g} are shares of what is masked: together at most 1."
             )
 
 
@@ -50,30 +50,30 @@ class SpanCorruption:
     """Write the spans that were taken out of a text (T5, arXiv:1910.10683, section 3.1.4).
 
     Attributes:
-        corrupted: share of a window's tokens that are taken out.
-        mean_span: how many of them are side by side, on average.
-        sentinels: tokens that stand for what was taken out, one for each span of a window and one for the end.
+        noise_density: share of a window's tokens that are taken out.
+        mean_noise_span_length: how many of them are side by side, on average.
+        num_sentinels: tokens that stand for what was taken out, one for each span of a window and one for the end.
     """
 
     name: Literal["span_corruption"] = "span_corruption"
-    corrupted: float = 0.15
-    mean_span: float = 3.0
-    sentinels: int = 100
+    noise_density: float = 0.15
+    mean_noise_span_length: float = 3.0
+    num_sentinels: int = 100
 
     def __post_init__(self) -> None:
-        between("task.corrupted", self.corrupted, 0.01, 0.5)
-        between("task.mean_span", self.mean_span, 1, 1000)
-        between("task.sentinels", self.sentinels, 2, 2**20)
+        between("task.noise_density", self.noise_density, 0.01, 0.5)
+        between("task.mean_noise_span_length", self.mean_noise_span_length, 1, 1000)
+        between("task.num_sentinels", self.num_sentinels, 2, 2**20)
 
     @property
     def special_tokens(self) -> int:
         """The sentinels, and the token before the first of the decoder."""
-        return self.sentinels + 1
+        return self.num_sentinels + 1
 
     def spans(self, window: int) -> tuple[int, int]:
         """Tokens that are taken out of a window, the nearest whole number and at least one, and in how many spans."""
-        taken = max(1, round(self.corrupted * window))
-        return taken, max(1, min(round(taken / self.mean_span), window - taken))
+        taken = max(1, round(self.noise_density * window))
+        return taken, max(1, min(round(taken / self.mean_noise_span_length), window - taken))
 
     def lengths(self, window: int) -> tuple[int, int]:
         """Tokens of the encoder and of the decoder for a window, always the same, so that nothing is padded."""
@@ -83,10 +83,10 @@ class SpanCorruption:
     def check(self, window: int) -> None:
         """Raises ConfigError where a window has more spans than there are sentinels."""
         number = self.spans(window)[1]
-        if number >= self.sentinels:
+        if number >= self.num_sentinels:
             raise ConfigError(
-                f"task.sentinels={self.sentinels} is too few: windows of model.context_length={window} have {number} spans, "
-                f"and the end needs one. Use task.sentinels={number + 1}"
+                f"task.num_sentinels={self.num_sentinels} is too few: windows of model.context_length={window} have {number} spans, "
+                f"and the end needs one. Use task.num_sentinels={number + 1}"
             )
 
 
@@ -118,7 +118,18 @@ class RatingTask:
 
 
 TaskConfig = CausalLM | MaskedLM | SpanCorruption | ImageTask | RatingTask
-TEXTS = ("python", "text", "tokens", "torch_sources", "shakespeare", "tiny_shakespeare", "kjv", "asv", "mix", "hf")
+TEXTS = (
+    "python",
+    "text",
+    "tokens",
+    "torch_sources",
+    "shakespeare",
+    "tiny_shakespeare",
+    "bible_kjv",
+    "bible_asv",
+    "corpora_mix",
+    "hf",
+)
 # The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
 MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",), "span_corruption": ("t5",), "images": ("vit",),
              "ratings": ("mmoe",)}  # fmt: skip
@@ -135,7 +146,7 @@ TEXT_TASKS = tuple(task for task, data in DATA_OF.items() if data is TEXTS)
 # What a model brings along where nobody chooses otherwise.
 WITH_MODEL = {
     "lstm": {"router": "noisy_topk", "balance": "importance+load"},
-    "mmoe": {"optim": "adamw", "train": "pairs"},
+    "mmoe": {"optim": "adamw", "train": "ratings"},
 }
 
 

@@ -85,7 +85,7 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
     kept = encoder * (2 * norm + 8 * heads) + decoder * (3 * norm + 9 * heads)
     kept += (model.num_heads or 1) * (lengths[0] * encoder + lengths[1] * decoder)
     return Backbone(
-        num_params=depth * (3 * 4 * square + 5 * width) + 2 * width + 2 * model.distance_buckets * (model.num_heads or 1)
+        num_params=depth * (3 * 4 * square + 5 * width) + 2 * width + 2 * model.relative_attention_num_buckets * (model.num_heads or 1)
         + head * (1 if model.tie_embeddings else 2),
         num_multiplied=depth * square * 6 * (encoder + decoder) + decoder * head,
         flops_per_token=round(depth * 4 * heads * seen),
@@ -121,10 +121,10 @@ def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
     width, hidden, tasks = model.d_model, model.d_tower, model.num_tasks
     tower = width * hidden + hidden
     return Backbone(
-        num_params=vocab_size * (width // 2 + tasks * (1 + model.factors)) + tasks * (tower + hidden + 1),
+        num_params=vocab_size * (width // 2 + tasks * (1 + model.mf_dim)) + tasks * (tower + hidden + 1),
         num_multiplied=tower,
         flops_per_token=0,
-        kept_per_token=INTEGER + 2 * width + hidden + 2 * model.factors,
+        kept_per_token=INTEGER + 2 * width + hidden + 2 * model.mf_dim,
         logits_per_token=1,
         matrices=Counter({(hidden, width): tasks}),
     )
@@ -139,14 +139,16 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     shapes = _attention_shapes(model)
     queries, keys, values = _attention_widths(model)
     norms = (2 * layers + 1) * width + layers * _latents(model)
-    positions = model.context_length * width if model.positions == "learned" else 0
+    positions = model.context_length * width if model.position_encoding == "learned" else 0
     head = vocab_size * width
     products = layers * sum(rows * columns for rows, columns in shapes)
     norm = 3 * width + 1 if model.norm == "rms" else 2 * width + 2
-    attention = queries + 2 * keys + 2 * values + (queries + keys if model.positions == "rope" else 0)
+    attention = queries + 2 * keys + 2 * values + (queries + keys if model.position_encoding == "rope" else 0)
     attention += heads * (3 if model.qk_norm else 1)
-    if model.kv_rank:
-        attention = 2 * queries + keys + 4 * values + heads + 3 * _latents(model) + 2 + 2 * (model.d_rope or 0)
+    if model.kv_lora_rank:
+        attention = (
+            2 * queries + keys + 4 * values + heads + 3 * _latents(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
+        )
     return Backbone(
         num_params=products + norms + positions + head * (1 if model.tie_embeddings else 2),
         num_multiplied=products + head,
@@ -160,9 +162,9 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
 def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
     """Width of all queries of a token that scores are made of, of its keys, and of the values that scores weigh."""
     num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
-    turned = (model.d_rope or 0) if model.kv_rank else 0
+    turned = (model.qk_rope_head_dim or 0) if model.kv_lora_rank else 0
     queries = num_heads * (d_head + turned)
-    keys = queries if model.kv_rank else (model.num_kv_heads or num_heads) * d_head
+    keys = queries if model.kv_lora_rank else (model.num_kv_heads or num_heads) * d_head
     return queries, keys, num_heads * d_head
 
 
@@ -170,13 +172,13 @@ def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
     """The matrices of one layer's attention, rows by columns."""
     width = model.d_model
     queries, keys, values = _attention_widths(model)
-    if model.kv_rank is None:
+    if model.kv_lora_rank is None:
         return [(queries + 2 * keys, width), (width, queries)]
-    shapes = [(queries, model.q_rank or width), (model.kv_rank + (model.d_rope or 0), width),
-              (2 * values, model.kv_rank), (width, values)]  # fmt: skip
-    return shapes if model.q_rank is None else [(model.q_rank, width), *shapes]
+    shapes = [(queries, model.q_lora_rank or width), (model.kv_lora_rank + (model.qk_rope_head_dim or 0), width),
+              (2 * values, model.kv_lora_rank), (width, values)]  # fmt: skip
+    return shapes if model.q_lora_rank is None else [(model.q_lora_rank, width), *shapes]
 
 
 def _latents(model: TransformerConfig) -> int:
     """Values of a layer's latent vectors, which are normalised."""
-    return (model.q_rank or 0) + model.kv_rank if model.kv_rank else 0
+    return (model.q_lora_rank or 0) + model.kv_lora_rank if model.kv_lora_rank else 0

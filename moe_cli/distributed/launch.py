@@ -70,9 +70,9 @@ def leave(code: int) -> NoReturn:
 
 
 def launch(words: Sequence[str], config: LaunchConfig) -> None:
-    """Runs `python WORDS` in `config.procs` processes, until all have ended; torchrun's engine underneath.
+    """Runs `python WORDS` in `config.num_processes` processes, until all have ended; torchrun's engine underneath.
 
-    If one dies the others are stopped, and all start again up to `config.restarts` times: WORDS must go on where the
+    If one dies the others are stopped, and all start again up to `config.max_restarts` times: WORDS must go on where the
     last ones stopped.
 
     Raises:
@@ -89,7 +89,7 @@ def launch(words: Sequence[str], config: LaunchConfig) -> None:
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", _SIGNALS)
     os.environ["MOE_LAUNCH"] = "1"
     settings = Settings(
-        min_nodes=1, max_nodes=1, nproc_per_node=config.procs, run_id=uuid.uuid4().hex, max_restarts=config.restarts,
+        min_nodes=1, max_nodes=1, nproc_per_node=config.num_processes, run_id=uuid.uuid4().hex, max_restarts=config.max_restarts,
         rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", monitor_interval=POLL_SECONDS,
     )  # fmt: skip
     settings.signals_to_handle = _SIGNALS  # where torch has that field; the environment says it to others
@@ -102,7 +102,7 @@ def launch(words: Sequence[str], config: LaunchConfig) -> None:
         number = min(killed, key=lambda number: killed[number] == signal.SIGTERM)  # that ends what is left of a job
         cause = signal.Signals(killed[number]).name
         hint = ": by hand, or by the system for want of memory" if cause == "SIGKILL" else ""
-        raise LostProcess(f"process {number} of {config.procs} was killed ({cause}){hint}.") from None
+        raise LostProcess(f"process {number} of {config.num_processes} was killed ({cause}){hint}.") from None
     except SignalException:
         raise KeyboardInterrupt from None
     finally:

@@ -93,7 +93,7 @@ def pick_device(name: str, key: str = "train.device=") -> Any:
     if name in ("auto", "cuda") and torch.cuda.is_available() and launched():
         if local_processes() > torch.cuda.device_count():
             raise MoeError(f"{local_processes()} processes on this machine and {torch.cuda.device_count()} GPUs: each "
-                           "process needs one. Lower launch.procs, or use train.device=cpu")  # fmt: skip
+                           "process needs one. Lower launch.num_processes, or use train.device=cpu")  # fmt: skip
         torch.cuda.set_device(local_rank())
         return torch.device("cuda", local_rank())
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):

@@ -10,17 +10,19 @@ New files and folders have the permissions that the umask leaves them.
 import atexit
 import errno
 import fcntl
+import json
+import math
 import os
 import secrets
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from moe_cli.errors import MoeError, UnsafePath
 from moe_cli.files.marker import MARKER
@@ -53,6 +55,22 @@ def mark_outputs(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replaces the whole file or leaves the old one. Bytes of a name that are no UTF-8 are written as they are."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes the whole file or leaves the old one."""
+    write_text(path, json.dumps(json_safe(content), indent=1) + "\n")
+
+
+def json_safe(value: Any) -> Any:
+    """Returns the value with every NaN and infinity, which JSON does not have, as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return value
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -161,7 +179,7 @@ def is_full(error: BaseException) -> bool:
 def way_on(error: BaseException) -> str:
     """What a user can do when something cannot be written below an outputs folder."""
     if is_full(error):
-        return "Free space, for example what the trash holds: moe runs gc --older-than 0d --yes"
+        return "Free space, for example what the trash holds: moe runs clean --older-than 0d --yes"
     return "Choose another outputs folder: --outputs DIR"
 
 

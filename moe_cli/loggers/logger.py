@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.runs.folder import Run, read_json, write_json
-from moe_cli.runs.tags import tags_of
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import Run
+from moe_cli.runs.tags import read_tags
 
 DEFAULT_PROJECT = "moe"
 
@@ -29,7 +31,7 @@ class About:
         return dict(_dotted(self.config.to_dict()))
 
     def tags(self) -> tuple[str, ...]:
-        return tags_of(self.run)
+        return read_tags(self.run)
 
 
 @dataclass(frozen=True)

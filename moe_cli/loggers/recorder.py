@@ -14,7 +14,8 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import print_line
 from moe_cli.loggers.logger import About, Logger, Past, last_steps, step_of
-from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Recorder, Run
+from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
+from moe_cli.runs.recorder import Recorder
 
 # Each in the module of its name, which needs the library of that name.
 CLASSES = {"tensorboard": "TensorBoardLogger", "mlflow": "MLflowLogger", "wandb": "WandbLogger",

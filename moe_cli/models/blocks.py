@@ -92,7 +92,7 @@ class Attention(nn.Module):
         self.causal = model.causal
         self.qkv = nn.Linear(model.d_model, sum(self.widths), bias=False)
         self.out = nn.Linear(self.widths[0], model.d_model, bias=False)
-        rope = model.positions == "rope"
+        rope = model.position_encoding == "rope"
         self.rotary = Rotary(model.d_head, model.context_length, model.rope_base) if rope else None
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
@@ -119,28 +119,28 @@ class Attention(nn.Module):
 class LatentAttention(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
-    Keys and values of all heads come from one short vector of `kv_rank` values, queries from one of `q_rank`; position
-    is in `d_rope` further values of each query, and in one key of that width that all heads share.
+    Keys and values of all heads come from one short vector of `kv_lora_rank` values, queries from one of `q_lora_rank`; position
+    is in `qk_rope_head_dim` further values of each query, and in one key of that width that all heads share.
     """
 
     def __init__(self, model: TransformerConfig) -> None:
         super().__init__()
         assert model.num_heads
         assert model.d_head
-        assert model.kv_rank
-        assert model.d_rope
+        assert model.kv_lora_rank
+        assert model.qk_rope_head_dim
         self.dropout = attention_dropout(model)
         self.causal = model.causal
-        self.d_head, self.d_rope, self.kv_rank = model.d_head, model.d_rope, model.kv_rank
+        self.d_head, self.qk_rope_head_dim, self.kv_lora_rank = model.d_head, model.qk_rope_head_dim, model.kv_lora_rank
         width, heads = model.d_model, model.num_heads
-        self.q_down = None if model.q_rank is None else nn.Linear(width, model.q_rank, bias=False)
-        self.q_norm = None if model.q_rank is None else nn.RMSNorm(model.q_rank)
-        self.q_up = nn.Linear(model.q_rank or width, heads * (model.d_head + model.d_rope), bias=False)
-        self.kv_down = nn.Linear(width, model.kv_rank + model.d_rope, bias=False)
-        self.kv_norm = nn.RMSNorm(model.kv_rank)
-        self.kv_up = nn.Linear(model.kv_rank, heads * 2 * model.d_head, bias=False)
+        self.q_down = None if model.q_lora_rank is None else nn.Linear(width, model.q_lora_rank, bias=False)
+        self.q_norm = None if model.q_lora_rank is None else nn.RMSNorm(model.q_lora_rank)
+        self.q_up = nn.Linear(model.q_lora_rank or width, heads * (model.d_head + model.qk_rope_head_dim), bias=False)
+        self.kv_down = nn.Linear(width, model.kv_lora_rank + model.qk_rope_head_dim, bias=False)
+        self.kv_norm = nn.RMSNorm(model.kv_lora_rank)
+        self.kv_up = nn.Linear(model.kv_lora_rank, heads * 2 * model.d_head, bias=False)
         self.out = nn.Linear(heads * model.d_head, width, bias=False)
-        self.rotary = Rotary(model.d_rope, model.context_length, model.rope_base)
+        self.rotary = Rotary(model.qk_rope_head_dim, model.context_length, model.rope_base)
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
         for linear in (self.q_down, self.q_up, self.kv_down, self.kv_up):
@@ -151,9 +151,9 @@ class LatentAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None, past: Past | None = None) -> Float[Tensor, "B L D"]:
         """Each position's mixture of those it sees (see `visible`); of the past only the short vectors are kept."""
         queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
-        q = self._heads(self.q_up(queries), self.d_head + self.d_rope)
-        still, turning = q.split([self.d_head, self.d_rope], dim=-1)
-        latent, key = self.kv_down(x).split([self.kv_rank, self.d_rope], dim=-1)
+        q = self._heads(self.q_up(queries), self.d_head + self.qk_rope_head_dim)
+        still, turning = q.split([self.d_head, self.qk_rope_head_dim], dim=-1)
+        latent, key = self.kv_down(x).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         first = past.length if past else 0
         latent, key = self.kv_norm(latent), self.rotary(key.unsqueeze(1), first)
         if past is not None:
@@ -179,7 +179,7 @@ class Block(nn.Module):
         model = config.model
         assert isinstance(model, TransformerConfig)
         self.attention_norm = make_norm(model)
-        self.attention = Attention(model) if model.kv_rank is None else LatentAttention(model)
+        self.attention = Attention(model) if model.kv_lora_rank is None else LatentAttention(model)
         self.ffn_norm = make_norm(model)
         self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)
@@ -225,7 +225,7 @@ def make_norm(model: TransformerConfig) -> nn.Module:
 
 
 def make_dense_layer(model: ModelConfig) -> FeedForward:
-    return FeedForward(model.d_model, model.d_ff, kind=model.expert_kind, activation=model.activation)
+    return FeedForward(model.d_model, model.d_ff, kind=model.ffn_type, activation=model.activation)
 
 
 def make_moe_layer(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer:
@@ -243,7 +243,7 @@ def make_moe_layer(config: RunConfig, vocab_size: int, causal: bool | None = Non
         capacity_factor=config.capacity,
         drop=config.drop or "position",
         renormalise_after_drop=config.renormalise_after_drop,
-        expert_kind=model.expert_kind,
+        ffn_type=model.ffn_type,
         activation=model.activation,
         shared_experts=model.shared_experts,
         shared_gate=model.shared_gate,

@@ -60,7 +60,7 @@ class MMoE(nn.Module):
         self.embedding = nn.Embedding(vocab_size, model.d_model // 2)
         self.bias_embedding = nn.Embedding(vocab_size, model.num_tasks)
         self.bias = nn.Parameter(torch.empty(model.num_tasks))
-        self.factor_embedding = nn.Embedding(vocab_size, model.num_tasks * model.factors) if model.factors else None
+        self.factor_embedding = nn.Embedding(vocab_size, model.num_tasks * model.mf_dim) if model.mf_dim else None
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = nn.ModuleList(
             _make_layer(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)

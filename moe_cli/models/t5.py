@@ -44,8 +44,12 @@ class DistanceBias(nn.Module):
     def __init__(self, model: T5Config, causal: bool) -> None:
         super().__init__()
         assert model.num_heads
-        self.buckets, self.max_distance, self.causal = model.distance_buckets, model.max_distance, causal
-        self.positions = nn.Embedding(model.distance_buckets, model.num_heads)
+        self.buckets, self.max_distance, self.causal = (
+            model.relative_attention_num_buckets,
+            model.relative_attention_max_distance,
+            causal,
+        )
+        self.positions = nn.Embedding(model.relative_attention_num_buckets, model.num_heads)
 
     def forward(self, length: int) -> Float[Tensor, "1 N L L"]:
         """For so many positions; minus infinity where a causal stack must not look."""

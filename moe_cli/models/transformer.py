@@ -31,12 +31,12 @@ class Transformer(nn.Module):
         super().__init__()
         model = config.model
         assert isinstance(model, TransformerConfig)
-        self.causal, self.window = model.causal, model.window
+        self.causal, self.window = model.causal, model.sliding_window
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.embedding_dropout = nn.Dropout(model.dropout)
-        learned = model.positions == "learned"
+        learned = model.position_encoding == "learned"
         self.positions = nn.Embedding(model.context_length, model.d_model) if learned else None
-        self.logit_cap = model.logit_cap
+        self.logit_softcap = model.logit_softcap
         self.init_std = model.init_std
         self.expert_init_scale = model.expert_init_scale
         self.blocks = nn.ModuleList(
@@ -91,4 +91,6 @@ class Transformer(nn.Module):
             cache.length += length
         x = self.norm(x)
         logits = F.linear(x, self.embedding.weight if self.head is None else self.head.weight)
-        return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap), routings
+        return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(
+            logits / self.logit_softcap
+        ), routings

@@ -28,11 +28,11 @@ class ViT(nn.Module):
         model = config.model
         assert isinstance(model, ViTConfig)
         assert isinstance(config.data, ImageData)
-        self.patch_size, self.window = model.patch_size, model.window
+        self.patch_size, self.window = model.patch_size, model.sliding_window
         self.init_std, self.expert_init_scale = model.init_std, model.expert_init_scale
-        self.logit_cap = model.logit_cap
+        self.logit_softcap = model.logit_softcap
         self.patches = nn.Linear(model.patch_size**2 * config.data.channels, model.d_model, bias=False)
-        learned = model.positions == "learned"
+        learned = model.position_encoding == "learned"
         self.positions = nn.Embedding(model.context_length, model.d_model) if learned else None
         self.embedding_dropout = nn.Dropout(model.dropout)
         self.blocks = nn.ModuleList(
@@ -66,7 +66,9 @@ class ViT(nn.Module):
             if routing is not None:
                 routings.append(routing)
         logits = self.head(self.norm(x).mean(1))
-        return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap), routings
+        return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(
+            logits / self.logit_softcap
+        ), routings
 
     def cut(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P S2C"]:
         """The patches, row by row; of each its pixels row by row, channels last."""

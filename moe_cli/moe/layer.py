@@ -48,7 +48,7 @@ class MoELayer(nn.Module):
             (`drop_overflow_in_order`): an expert then takes at most ceil(factor * L * K / E) assignments of each sequence
             of L positions, the first ones.
         renormalise_after_drop: give the weights of what was dropped to what a token kept.
-        expert_kind: `glu` (gated) or `mlp`.
+        ffn_type: `glu` (gated) or `mlp`.
         activation: silu, gelu, relu or relu2; by default silu for glu and gelu for mlp.
         shared_experts: experts of width d_expert that see every token; their answers are added.
         shared_gate: weight those answers by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
@@ -76,7 +76,7 @@ class MoELayer(nn.Module):
         router: str | RouterConfig = "topk",
         capacity_factor: float | None = None,
         drop: str = "position",
-        expert_kind: str = "glu",
+        ffn_type: str = "glu",
         activation: str | None = None,
         shared_experts: int = 0,
         shared_gate: bool = False,
@@ -93,9 +93,9 @@ class MoELayer(nn.Module):
         whole("d_expert", d_expert)
         whole("shared_experts", shared_experts, 0)
         _one_of("drop", drop, DROPS)
-        _one_of("expert_kind", expert_kind, ("glu", "mlp"))
+        _one_of("ffn_type", ffn_type, ("glu", "mlp"))
         _one_of("dispatch", dispatch, BACKENDS)
-        activation = activation or ("silu" if expert_kind == "glu" else "gelu")
+        activation = activation or ("silu" if ffn_type == "glu" else "gelu")
         _one_of("activation", activation, ACTIVATIONS)
         above("capacity_factor", capacity_factor, 0)
         above("expert_init_scale", expert_init_scale, 0)
@@ -112,12 +112,12 @@ class MoELayer(nn.Module):
         self.num_experts = num_experts
         self.expert_group: ExpertGroup | None = None
         experts = Experts(
-            num_experts, d_model, d_expert, d_model, kind=expert_kind, activation=activation, dropout=expert_dropout
+            num_experts, d_model, d_expert, d_model, kind=ffn_type, activation=activation, dropout=expert_dropout
         )
         self.router = make_router(router, d_model, num_experts, top_k, experts, vocab_size)
         self.experts = experts
         self.shared_experts = (
-            FeedForward(d_model, shared_experts * d_expert, kind=expert_kind, activation=activation)
+            FeedForward(d_model, shared_experts * d_expert, kind=ffn_type, activation=activation)
             if shared_experts
             else None
         )

@@ -25,7 +25,8 @@ from moe_cli.report.run_row import (
     varying_settings,
 )
 from moe_cli.report.sweep_record import read_record
-from moe_cli.runs.folder import COMPLETED, Run, run_folders
+from moe_cli.runs.folder import COMPLETED, Run
+from moe_cli.runs.lookup import list_runs
 
 if TYPE_CHECKING:
     from moe_cli.config.compose import Composer
@@ -60,7 +61,7 @@ def extra_baseline_runs(
     dense model.
     """
     seen = {os.path.realpath(run.path) for run in runs}
-    candidates = [*(run_folders(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
+    candidates = [*(list_runs(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
     found = {path: run for run in candidates if (path := os.path.realpath(run.path)) not in seen}
     wanted = [*([] if baseline is None else [baseline]), *declared_baselines(runs), DENSE]
     return [row for row in read_rows(list(found.values()))

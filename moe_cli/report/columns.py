@@ -11,8 +11,8 @@ from moe_cli.formatting import plural, printable, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of
 from moe_cli.report.configuration import JSON_KEYS, Configuration
 from moe_cli.report.run_row import DENSE, Cell, Settings, setting_applies
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import validation_curve
 
 MAX_CELL_WIDTH = 36
 CURVE, CURVE_WIDTH, MAX_CURVES = "curve", 16, 60

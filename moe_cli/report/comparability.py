@@ -42,7 +42,7 @@ def check_across(names: Collection[str]) -> frozenset[str]:
 def select_comparable(rows: Collection[RunRow], across: Collection[str] = ()) -> ComparableRuns:
     """The complete runs of the kind that shows most, see `_largest_group`, unless an aspect may differ.
 
-    Bits per byte are comparable between tokenizers of the same text and validation bytes (README, concept 9): where all
+    Bits per byte are comparable between tokenizers of the same text and validation bytes (docs/explanation/concepts.md, 9): where all
     runs have them, the tokenizer is no aspect. Nats per token are not.
     """
     free = set(across) | ({TOKENIZER} if all(row.results.val_bpb is not None for row in rows) else set())

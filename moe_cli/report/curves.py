@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from moe_cli.runs.curves import ThinnedCurve
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import Thinning
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class CurvePoint:
 
 
 def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePoint]]:
-    """The finite values of some metrics by step, each curve thinned: see `moe_cli.runs.status.Thinning`."""
-    curves = {metric: Thinning() for metric in metrics}
+    """The finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`."""
+    curves = {metric: ThinnedCurve() for metric in metrics}
     for step, tokens, metric, value in read_values(run, metrics):
         curves[metric].add(step, value, tokens)
     per_step = tokens_per_step(run)

@@ -4,14 +4,13 @@ import gc
 import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_cli.config.build import did_you_mean
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
+from moe_cli.files.reading import read_json
 from moe_cli.formatting import as_utf8, is_utf8
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.run_row import (
@@ -22,9 +21,9 @@ from moe_cli.report.run_row import (
     RunRow,
     is_setting,
 )
-from moe_cli.runs.folder import FAILED, Run, open_runs, read_json, run_folders, spellings
-from moe_cli.runs.status import find_folder
-from moe_cli.runs.tags import tags_in
+from moe_cli.runs.folder import FAILED, Run
+from moe_cli.runs.lookup import find_runs, list_runs
+from moe_cli.runs.tags import parse_tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +64,7 @@ def rows_below(path: str | Path) -> list[RunRow]:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-    return read_rows(run_folders(folder))
+    return read_rows(list_runs(folder))
 
 
 def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
@@ -74,32 +73,10 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
     """
-    found = run_folders(outputs) if outputs.is_dir() else []
-    if "latest" in names:
-        found = open_runs(outputs)
-    chosen = [run for name in names for run in _resolve_name(name, found, outputs)] if names else found
-    if not chosen:
-        raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
-    if names:
-        chosen = list({run.path.resolve(): run for run in chosen}.values())
-    return read_rows(chosen)
-
-
-def _resolve_name(name: str, runs: list[Run], outputs: Path) -> list[Run]:
-    found = [run for run in runs if run.group in spellings(name)] or [run for run in runs if run.id == name]
-    if name == "latest":
-        found = found or runs[-1:]
-    for fits in (str.startswith, fnmatchcase):
-        found = found or [run for run in runs
-                          if any(fits(each, text) for each in (run.id, f"{run.group}/{run.id}") for text in spellings(name))]  # fmt: skip
-    if not found and (folder := find_folder(outputs, name)):
-        found = open_runs(folder)
-    if found:
-        return found
-    if not runs:
-        raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
-    hint = did_you_mean(name, [*dict.fromkeys(run.group for run in runs), *(run.id for run in runs)])
-    raise RunNotFound(f"no sweep, run or folder '{name}' in {outputs}.{hint} Without a name: all runs.")
+    every = list_runs(outputs)
+    wanted: list[str | None] = [*names] if names else [None]
+    chosen = [run for name in wanted for run in find_runs(outputs, name, every)]
+    return read_rows(list({run.path.resolve(): run for run in chosen}.values()))
 
 
 def read_rows(runs: Sequence[Run]) -> list[RunRow]:
@@ -130,7 +107,7 @@ def _read(run: Run) -> dict[str, Any]:
     if config:
         run.fits(config)
     values = run_values(run, config or {}, results or {}, status)
-    values["tags"] = tags_in(read_json(f"{folder}/tags.json"))
+    values["tags"] = parse_tags(read_json(f"{folder}/tags.json"))
     return values
 
 
@@ -150,8 +127,6 @@ def run_values(
         config, settings = {}, {}
     if not config:
         state, reason, results = FAILED, "config.json cannot be read", {}
-    if "data.val_fraction" in settings:  # of runs from before there was one
-        settings.setdefault("data.test_fraction", 0.0)
     if settings.get("expert") == 1:
         settings["capacity"] = settings["router"] = settings["balance"] = None
     for key, value in results.items():

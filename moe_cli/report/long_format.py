@@ -12,7 +12,8 @@ from moe_cli.errors import RunNotFound
 from moe_cli.metrics import BY_KEY, LAYER_METRICS
 from moe_cli.report.curves import measured_value, read_values, tokens_at, tokens_per_step, whole_number
 from moe_cli.report.frame import frame_of
-from moe_cli.runs.folder import Run, open_runs
+from moe_cli.runs.folder import Run
+from moe_cli.runs.lookup import list_runs_by_age
 
 Source = str | Path | Run | Iterable[str | Path | Run]
 
@@ -31,7 +32,7 @@ def load_curves(source: Source) -> pd.DataFrame:
     """One row per run, step and metric of metrics.jsonl: run, group, step, tokens, metric, value.
 
     `metric` is the key in the file (`train/loss`, `val/bpb`, `moe/layer_03/max_violation`, `lr`, `seconds`);
-    the README's table of measures has the unit of each. `tokens` are those seen by then. A value that was not finite
+    docs/reference/metrics.md has the unit of each. `tokens` are those seen by then. A value that was not finite
     is NaN. Of a step and metric that stand there twice the later counts.
 
     Args:
@@ -97,7 +98,7 @@ def runs_in(source: Source) -> list[Run]:
         folder = Path(each).expanduser().absolute()
         if not folder.is_dir():
             raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-        runs.update((run.path, run) for run in open_runs(folder))
+        runs.update((run.path, run) for run in list_runs_by_age(folder))
     return list(runs.values())
 
 

@@ -16,8 +16,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from moe_cli.files.writing import hold, rename
-from moe_cli.runs.folder import read_json, write_json
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import hold, rename, write_json
 
 SWEEP_FILE, DAMAGED = "sweep.json", "sweep.json.damaged"
 

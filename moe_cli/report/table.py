@@ -30,8 +30,8 @@ from moe_cli.report.run_row import (
     settings_of,
     varying_settings,
 )
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, Run
-from moe_cli.runs.status import validation_curve
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Run folders: one per run, plain files that are the truth.
 
-    config.json   config.yaml   what was asked, for machines and for people
+    config.json   config.yaml   the configuration, for programs and for people
     status.json                 pending, running, completed, failed, pruned or interrupted; pid, host, heartbeat, step,
                                 how many times it was started
     meta.json                   where it ran: code, packages, hardware, corpus
@@ -12,20 +12,16 @@
     slurm.json                  the Slurm job that has been sent for it, while there is one
     checkpoints/                see training/checkpoint.py
 
-A folder may be copied, moved, deleted or synchronised at any time. Whoever writes in it holds a lock on `.lock`, which
+A folder may be copied, moved, deleted or synchronised at any time. A process that writes in it holds a lock on `.lock`, which
 the operating system releases however the process ends.
 """
 
 import errno
-import fcntl
-import json
-import math
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,38 +29,31 @@ from typing import Any
 import yaml
 
 from moe_cli.config.schema import RunConfig, digest_of, from_dict
-from moe_cli.errors import ConfigError, RunBusy, RunNotFound
-from moe_cli.files.checksums import Mark, damage, mark, read_sealed, sealed
-from moe_cli.files.reading import note_unreadable, time_in
-from moe_cli.files.reading import read_json as read_json
-from moe_cli.files.reading import read_lines as read_lines
+from moe_cli.errors import ConfigError
+from moe_cli.files.checksums import read_sealed
+from moe_cli.files.reading import note_unreadable, read_json, read_lines, time_in
 from moe_cli.files.writing import (
-    TEMPORARY,
-    append,
     delete_abandoned,
     guard,
-    hold,
-    is_held,
     make_folder,
     mark_outputs,
     new_folder,
     rename,
+    write_json,
     write_text,
 )
-from moe_cli.formatting import print_line
+from moe_cli.runs.locks import is_locked, lock
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped for good, because others do better
 STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
 # A running run on another machine that has been silent for this long is taken for dead.
-SILENCE_SECONDS = 120.0
+HEARTBEAT_TIMEOUT = 120.0
 LATEST_BYTES = 16_384
 # A run folder has such a name until its first files are in it.
 MAKING = ".making-"
 # What a rename to a name that is taken ends with.
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-# What a run adds to as it goes.
-RECORDS = ("metrics.jsonl", "routing.jsonl")
 # The digest of its configuration in the id of a run.
 _DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
@@ -72,22 +61,6 @@ _DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 def outputs_folder(option: Path | None = None) -> Path:
     """Where runs are kept: the option, else $MOE_OUTPUTS, else ./outputs. Links below it are not written through."""
     return guard(Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes the whole file or leaves the old one."""
-    write_text(path, json.dumps(finite(content), indent=1) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """The value with every NaN and infinity, which JSON does not have, as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 @dataclass(frozen=True)
@@ -166,7 +139,7 @@ class Run:
         if status.get("host") == socket.gethostname():
             return is_locked(self.path)
         # Either way: a clock that was wrong may have left a heartbeat in the future.
-        return abs(time.time() - (time_in(status.get("heartbeat")) or 0.0)) < SILENCE_SECONDS
+        return abs(time.time() - (time_in(status.get("heartbeat")) or 0.0)) < HEARTBEAT_TIMEOUT
 
     def checkpoints(self) -> list[Path]:
         """Folders of whole checkpoints, newest first."""
@@ -214,7 +187,7 @@ def _make_run(path: Path, config: RunConfig) -> Run | None:
     An empty folder gives way: a process that was killed between making and filling one had left it.
     """
     with new_folder(path.parent, MAKING) as making:
-        _fill(making, config)
+        _init_folder(making, config)
         try:
             rename(making, path)
         except OSError as error:
@@ -234,7 +207,7 @@ def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
         return made
     run = Run(make_folder(path))
     if not (read_json(path / "config.json") and read_json(path / "status.json")):
-        _fill(path, config)
+        _init_folder(path, config)
     elif run.config_dict() != config.to_dict() and run.summary() is None and not is_locked(path):
         _write_config(path, config)
     return run
@@ -253,7 +226,7 @@ def make_group(outputs: Path, group: str) -> Path:
     return outputs / group
 
 
-def _fill(path: Path, config: RunConfig) -> None:
+def _init_folder(path: Path, config: RunConfig) -> None:
     _write_config(path, config)
     write_json(path / "status.json", {"status": PENDING, "created": time.time()})
 
@@ -261,204 +234,3 @@ def _fill(path: Path, config: RunConfig) -> None:
 def _write_config(path: Path, config: RunConfig) -> None:
     write_text(path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     write_json(path / "config.json", config.to_dict())
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Holds the run folder for writing.
-
-    Raises:
-        RunBusy: another process holds it.
-    """
-    with ExitStack() as held:
-        for attempt in range(20):
-            try:
-                held.enter_context(hold(path / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
-                break
-            except BlockingIOError:
-                if attempt == 19:
-                    raise RunBusy(f"{path.name} is being written by another process: wait for it or stop it.") from None
-                time.sleep(0.05)  # a reader asking `is_locked` holds it for an instant
-        delete_abandoned(path, f".*{TEMPORARY}")
-        yield
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds the folder for writing."""
-    return is_held(path / ".lock", fcntl.LOCK_SH)
-
-
-def break_lock(path: Path) -> None:
-    """Lets the folder be written although a machine that is gone still holds it, as network file systems may have it.
-
-    The lock is on the file that was there; another takes its name.
-    """
-    write_text(path / ".lock", "")
-
-
-class Recorder:
-    """Writes a run's files. Use it while holding `lock`."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._marks: dict[str, Mark] = {}
-        self._status = {**(read_json(run.path / "status.json") or {}), "pid": os.getpid(), "host": socket.gethostname()}
-
-    def status(self, status: str, **fields: Any) -> None:
-        """Sets the status; also the heartbeat that tells other machines that this one lives."""
-        self._status.update(status=status, heartbeat=time.time(), **fields)
-        write_json(self.run.path / "status.json", self._status)
-
-    def metrics(self, record: Mapping[str, Any]) -> None:
-        self._append("metrics.jsonl", record)
-
-    def routing(self, record: Mapping[str, Any]) -> None:
-        self._append("routing.jsonl", record)
-
-    def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        with append(self.run.path / name) as file:
-            file.write(json.dumps(finite(record)).encode() + b"\n")
-
-    def mark(self) -> dict[str, Mark]:
-        """How far the records have come, once they are on the disk: for the checkpoint that counts on them."""
-        self._marks = {name: mark(self.run.path / name, self._marks.get(name, Mark())) for name in RECORDS}
-        return self._marks
-
-    def check(self, marks: Any, step: int) -> None:
-        """Holds the records against the marks of the checkpoint of a step. What is gone is said, here and with the results."""
-        found = (
-            [damage(self.run.path / name, marks.get(name), step) for name in RECORDS] if isinstance(marks, dict) else []
-        )
-        if any(found):
-            self._status["damage"] = "; ".join(filter(None, found))
-            print_line(f"note: {self.run.id} goes on, but {self._status['damage']}.")
-
-    def rewind(self, step: int) -> None:
-        """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""
-        self._marks = {}
-        for name in RECORDS:
-            path = self.run.path / name
-            if path.exists():
-                kept = (each for each in read_lines(path) if not each.get("whole_split") and _step(each) <= step)
-                write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-    def meta(self, content: Mapping[str, Any]) -> None:
-        write_json(self.run.path / "meta.json", content)
-
-    def complete(self, summary: Mapping[str, Any]) -> None:
-        """Writes the results last of all: their presence means that the run is complete."""
-        self.status(COMPLETED, reason=self._status.get("damage"))
-        write_json(self.run.path / "summary.json", sealed(finite(summary)))
-
-
-def _step(record: Mapping[str, Any]) -> float:
-    """The step of a record; 0 where it has none."""
-    step = record.get("step", 0)
-    return step if isinstance(step, int | float) else 0
-
-
-class Onlooker(Recorder):
-    """Writes nothing: of the processes of one training, the first one writes."""
-
-    def status(self, status: str, **fields: Any) -> None: ...
-
-    def _append(self, name: str, record: Mapping[str, Any]) -> None: ...
-
-    def mark(self) -> dict[str, Mark]:
-        return {}
-
-    def check(self, marks: Any, step: int) -> None: ...
-
-    def rewind(self, step: int) -> None: ...
-
-    def meta(self, content: Mapping[str, Any]) -> None: ...
-
-    def complete(self, summary: Mapping[str, Any]) -> None: ...
-
-
-def open_runs(path: Path) -> list[Run]:
-    """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
-    return sorted(run_folders(path), key=lambda run: (_created(run), run.id))
-
-
-def run_folders(path: Path) -> list[Run]:
-    """The same in no order, without opening a file. What lies in folders whose names begin with a dot is left out."""
-    if is_run(path):
-        return [Run(path)]
-    runs, groups = _runs_in(path)
-    return runs + [run for group in groups for run in _runs_in(group)[0]]
-
-
-def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
-    """The run folders of a folder, and its other folders; what cannot be looked into is noted."""
-    runs, others = [], []
-    try:
-        entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return [], []
-    except OSError as error:
-        note_unreadable(path, f"cannot be listed: {error.strerror}")
-        return [], []
-    for entry in entries:
-        try:
-            if not entry.is_dir():
-                continue
-        except OSError as error:
-            note_unreadable(entry.path, f"cannot be looked into: {error.strerror}")
-            continue
-        if is_run(entry.path):
-            runs.append(Run(path / entry.name))
-        else:
-            others.append(path / entry.name)
-    return runs, others
-
-
-def is_run(folder: Path | str) -> bool:
-    """Whether it is the folder of a run: it has a config.json, of whatever kind and state."""
-    try:
-        os.lstat(os.path.join(folder, "config.json"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    except OSError as error:
-        note_unreadable(folder, f"cannot be looked into: {error.strerror}")
-        return False
-    return True
-
-
-def _created(run: Run) -> float:
-    status = read_json(run.path / "status.json") or {}
-    return time_in(status.get("created")) or 0.0
-
-
-def sweep_folder(name: str) -> str:
-    """The folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
-    return name.replace("/", "-")
-
-
-def spellings(name: str) -> list[str]:
-    """The name as it is typed, as the folder of a sweep, and as a run in such a folder: paper/x, paper-x, paper-x/RUN."""
-    sweep, slash, last = name.rpartition("/")
-    return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
-
-
-def find_run(outputs: Path, name: str) -> Run:
-    """The run a user means: a folder, `latest`, a run id or the beginning of just one.
-
-    Raises:
-        RunNotFound: none, or more than one.
-    """
-    for folder in (Path(os.path.expanduser(name)), *(outputs / each for each in spellings(name))):
-        if is_run(folder):
-            return Run(folder.absolute())
-    runs = open_runs(outputs) if outputs.is_dir() else []
-    if not runs:
-        raise RunNotFound(f"no run '{name}': there are no runs in {outputs}. Make one: moe train")
-    if name == "latest":
-        return runs[-1]
-    found = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(f"{run.group}/{run.id}" for run in found[:4]) + (", ..." if len(found) > 4 else "")
-        raise RunNotFound(f"'{name}' could be {len(found)} runs: {listed}. Give more of the name.")
-    raise RunNotFound(f"no run '{name}' in {outputs}. The newest is {runs[-1].id}; 'latest' means it.")

@@ -1,4 +1,4 @@
-"""What is thrown away and can be brought back, and what may be freed for good.
+"""Removed runs, which can be restored.
 
 outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.json says from where and when
 """
@@ -6,42 +6,26 @@ outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.js
 import os
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from moe_cli.data.cached import MAX_META_BYTES
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
-from moe_cli.files.reading import is_path, time_in
-from moe_cli.files.writing import TEMPORARY, abandoned, delete, is_full, is_safe, make_folder, rename, way_on
-from moe_cli.runs.folder import (
-    COMPLETED,
-    MAKING,
-    PENDING,
-    RUNNING,
-    Run,
-    is_locked,
-    lock,
-    read_json,
-    run_folders,
-    spellings,
-    write_json,
-)
-from moe_cli.runs.tags import is_at_work
+from moe_cli.files.reading import is_path, read_json, time_in
+from moe_cli.files.writing import delete, is_full, make_folder, rename, way_on, write_json
+from moe_cli.runs.folder import PENDING, RUNNING, Run
+from moe_cli.runs.locks import is_locked, is_sweep_running, lock
+from moe_cli.runs.lookup import spellings
 
 TRASH = ".trash"
 # What a run folder holds before its run begins.
-MADE = {"config.json", "config.yaml", "status.json", "log.txt", ".lock"}
-DAY = 86_400.0
+INITIAL_FILES = {"config.json", "config.yaml", "status.json", "log.txt", ".lock"}
 LONGEST_NAME = 255
-# A temporary folder of the cache in which nothing was written for so long has no maker any more.
-STALE_SECONDS = DAY
 
 
 @dataclass(frozen=True)
-class Removed:
+class TrashedRun:
     """A run in the trash.
 
     Attributes:
@@ -63,7 +47,7 @@ class Removed:
         return Path(self.origin).parent.name
 
 
-def remove(run: Run, outputs: Path) -> Removed:
+def remove(run: Run, outputs: Path) -> TrashedRun:
     """Moves a run to the trash.
 
     Raises:
@@ -75,7 +59,7 @@ def remove(run: Run, outputs: Path) -> Removed:
         raise MoeError(f"{source} does not lie in {outputs}. Choose its outputs folder: --outputs DIR")
     origin = source.relative_to(outputs)
     if origin.parts[0] == TRASH:
-        raise MoeError(f"{run.id} is in the trash already. Free it: moe runs gc --older-than 0d --yes")
+        raise MoeError(f"{run.id} is in the trash already. Free it: moe runs clean --older-than 0d --yes")
     check_idle(run)
     folder, moment = make_folder(outputs / TRASH), time.time()
     try:
@@ -88,14 +72,14 @@ def remove(run: Run, outputs: Path) -> Removed:
             delete(source / "trashed.json")
         way = way_on(error) if is_full(error) else "Remove it by hand, for good: rm -r"
         raise MoeError(f"cannot move {source} to {folder}: {error.strerror}. {way}") from None
-    return Removed(target, origin.as_posix(), moment)
+    return TrashedRun(target, origin.as_posix(), moment)
 
 
 def check_idle(run: Run) -> None:
     """Raises RunBusy when a process is at work on the run or on its sweep, which counts its runs at the end."""
     if run.status()["status"] == RUNNING or is_locked(run.path):
         raise RunBusy(f"{run.id} is running: wait for it or stop it.")
-    if is_at_work(run.path.parent):
+    if is_sweep_running(run.path.parent):
         raise RunBusy(f"{run.id} belongs to the sweep '{run.group}', which is running: wait for it or stop it.")
 
 
@@ -106,29 +90,29 @@ def _free_name(folder: Path, name: str) -> Path:
     return target
 
 
-def removed_runs(outputs: Path) -> list[Removed]:
+def trashed_runs(outputs: Path) -> list[TrashedRun]:
     """What the trash holds, the last one removed last."""
     try:
         folders = [Path(entry) for entry in os.scandir(outputs / TRASH) if entry.is_dir() or entry.is_symlink()]
     except OSError:
         return []
-    return sorted(map(_read_removed, folders), key=lambda each: (each.removed, each.path.name))
+    return sorted(map(_read_trashed, folders), key=lambda each: (each.removed, each.path.name))
 
 
-def _read_removed(path: Path) -> Removed:
+def _read_trashed(path: Path) -> TrashedRun:
     note = read_json(path / "trashed.json") or {}
     origin, moment = note.get("from"), time_in(note.get("time"))
-    return Removed(path, origin if is_path(origin) else "", path.lstat().st_mtime if moment is None else moment)
+    return TrashedRun(path, origin if is_path(origin) else "", path.lstat().st_mtime if moment is None else moment)
 
 
-def restore(removed: Removed, outputs: Path) -> Run:
+def restore(removed: TrashedRun, outputs: Path) -> Run:
     """Puts a run of the trash back to where it lay; a run there that was never begun is deleted.
 
     Raises:
         RunBusy: the sweep that it belonged to is running.
         MoeError: another run has taken its place, its place is not known, or it cannot be moved.
     """
-    target = Path(os.path.normpath(outputs / _harmless(removed.origin)))
+    target = Path(os.path.normpath(outputs / _sanitise_name(removed.origin)))
     parts = target.relative_to(outputs).parts if target.is_relative_to(outputs) else ()
     if not 1 <= len(parts) <= 2 or not all(map(_is_name, parts)):
         raise MoeError(f"{removed.path / 'trashed.json'} does not say where in {outputs} the run lay. Move it by hand.")
@@ -153,7 +137,7 @@ def _is_name(part: str) -> bool:
     return not part.startswith(".") and len(os.fsencode(part)) <= LONGEST_NAME
 
 
-def _harmless(name: str) -> str:
+def _sanitise_name(name: str) -> str:
     """The name with an underscore for every character that moves a cursor or turns writing around."""
     return "".join("_" if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") else each for each in name)
 
@@ -161,10 +145,10 @@ def _harmless(name: str) -> str:
 def _never_begun(run: Run) -> bool:
     """Whether it is a run with nothing but its settings, such as a sweep leaves that was stopped at once."""
     names = {path.name for path in run.path.iterdir()} if run.path.is_dir() else set()
-    return "config.json" in names and names <= MADE and run.status()["status"] == PENDING
+    return "config.json" in names and names <= INITIAL_FILES and run.status()["status"] == PENDING
 
 
-def find_removed(name: str, trash: Sequence[Removed]) -> list[Removed]:
+def find_trashed(name: str, trash: Sequence[TrashedRun]) -> list[TrashedRun]:
     """What a user means: a run's id or its beginning, its name in the trash, `latest`, or a sweep with all its runs.
 
     Raises:
@@ -187,138 +171,3 @@ def find_removed(name: str, trash: Sequence[Removed]) -> list[Removed]:
         newest = trash[-1].path.name
         raise RunNotFound(f"no run '{name}' in the trash. The last one removed is {newest}; 'latest' means it.")
     return found
-
-
-@dataclass(frozen=True)
-class Waste:
-    """Something that may be freed.
-
-    Attributes:
-        kind: `trash`, `unfinished` (half-made folders whose maker is dead), `checkpoints` or `cache`.
-        idle: whether it is still waste, asked again before it is freed.
-    """
-
-    kind: str
-    path: Path
-    num_bytes: int
-    why: str
-    idle: Callable[[], bool] = lambda: True
-
-
-def find_waste(outputs: Path, older_than: float) -> Iterator[Waste]:
-    """Everything that may be freed: removed runs older than so many seconds, and what no run needs."""
-    now = time.time()
-    for removed in removed_runs(outputs) if is_safe(outputs / TRASH) else ():
-        if now - removed.removed >= older_than:
-            yield Waste(
-                "trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'nobody knows'}"
-            )
-    runs = run_folders(outputs)
-    for folder in (outputs, *sorted(path for path in outputs.glob("[!.]*") if path.is_dir()), outputs / ".cache"):
-        for path in _half_made(folder, f".*{TEMPORARY}", f"{MAKING}*"):
-            yield Waste("unfinished", path, size_of(path), "left by a process that was killed")
-    for run in runs:
-        yield from _waste_of_run(run)
-    yield from _waste_of_cache(outputs / ".cache", runs)
-
-
-def _waste_of_run(run: Run) -> Iterator[Waste]:
-    if is_locked(run.path) or not is_safe(run.path):
-        return
-
-    def idle() -> bool:
-        return not is_locked(run.path) and run.status()["status"] != RUNNING
-
-    for path, what in _scrap_of(run):
-        if idle():
-            yield Waste("unfinished", path, size_of(path), f"{what} of {run.id}", idle)
-    checkpoints = run.checkpoints() if is_safe(run.path / "checkpoints") else []
-    if len(checkpoints) < 2 or run.status()["status"] != COMPLETED:
-        return
-    best = _best(checkpoints[0])
-    for folder in checkpoints[1:]:
-        if folder.name != best:
-            yield Waste("checkpoints", folder, size_of(folder), f"{run.id} is complete", idle)
-
-
-def _scrap_of(run: Run) -> Iterator[tuple[Path, str]]:
-    for path in _half_made(run.path, f".*{TEMPORARY}"):
-        yield path, "left by a killed process"
-    if is_safe(run.path / "checkpoints"):
-        for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
-            for folder in (run.path / "checkpoints").glob(pattern):
-                yield folder, what
-
-
-def _half_made(folder: Path, *patterns: str) -> list[Path]:
-    """What a killed process has left in a folder; nothing where a link leads to it."""
-    return [path for pattern in patterns for path in abandoned(folder, pattern)] if is_safe(folder) else []
-
-
-def _best(newest: Path) -> str | None:
-    """The name of the best checkpoint, where train.keep_best has asked for one."""
-    state = (read_json(newest / "state.json") or {}).get("state")
-    step = state.get("best_step") if isinstance(state, dict) else None
-    return f"step_{step:08d}" if isinstance(step, int) else None
-
-
-def _waste_of_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Waste]:
-    """Of every kind of data: each has a folder in the cache, and each set of data a folder with meta.json in that."""
-    now = time.time()
-    for folder in sorted(cache.glob("*/.building-*")):
-        if is_safe(folder.parent) and now - _last_written(folder) > STALE_SECONDS:
-            yield Waste("unfinished", folder, size_of(folder), "half-made data")
-    found = {folder: read_json(folder / "meta.json", MAX_META_BYTES) for folder in sorted(cache.glob("[!.]*/[!.]*"))}
-    corpora = {folder: corpus for folder, corpus in found.items() if corpus is not None and is_safe(folder.parent)}
-    used = _corpora_in_use(runs) if corpora else None
-    for folder, corpus in corpora.items():
-        if used is not None and corpus.get("sha256") not in used:
-            yield Waste("cache", folder, size_of(folder), f"data that no run uses: {corpus.get('source')}")
-
-
-def _corpora_in_use(runs: Sequence[Run]) -> set[Any] | None:
-    """The hashes of the data that runs have read; None, all, while a run at work has not yet said which."""
-    used: set[Any] = set()
-    for run in runs:
-        corpus = run.meta().get("corpus")
-        if isinstance(corpus, dict):
-            used.add(corpus.get("sha256"))
-        elif run.status()["status"] == RUNNING:
-            return None
-    return used
-
-
-def free(waste: Waste) -> int:
-    """Deletes it for good and gives the bytes freed: 0 when it is in use by now.
-
-    Raises:
-        MoeError: it cannot be deleted.
-    """
-    if not waste.idle():
-        return 0
-    try:
-        delete(waste.path)
-    except OSError as error:
-        raise MoeError(f"cannot delete {waste.path}: {error.strerror}.") from None
-    return waste.num_bytes
-
-
-def size_of(path: Path) -> int:
-    """Bytes of all files at or below a path; links count as themselves."""
-    if path.is_symlink() or not path.is_dir():
-        return path.lstat().st_size if path.is_symlink() or path.exists() else 0
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size
-            except OSError:
-                continue
-    return total
-
-
-def _last_written(folder: Path) -> float:
-    try:
-        return max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
-    except OSError:
-        return time.time()

@@ -19,11 +19,12 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
-from moe_cli.execution.forecast import pin_upcycle
+from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import make_folder
 from moe_cli.formatting import printable
 from moe_cli.report.sweep_record import record_command
-from moe_cli.runs.folder import Run, open_or_create_run, sweep_folder
+from moe_cli.runs.folder import Run, open_or_create_run
+from moe_cli.runs.lookup import sweep_folder
 
 AD_HOC = "sweep"
 # Of the name of a sweep's folder: file systems take 255, and files beside it are named after it.
@@ -77,7 +78,7 @@ class SweepPlan:
 
     def pinned(self, outputs: Path) -> "SweepPlan":
         """With the run that points start from found in the outputs folder. Raises MoeError when it does not fit."""
-        points = (replace(point, config=pin_upcycle(point.config, outputs)) for point in self.points)
+        points = (replace(point, config=resolve_upcycle_source(point.config, outputs)) for point in self.points)
         return replace(self, points=tuple(points))
 
     def open(self, outputs: Path) -> list[Run]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from moe_cli.errors import MoeError
 from moe_cli.execution.machine import code_version
 from moe_cli.runs.folder import PENDING, Run
-from moe_cli.runs.trash import Removed, check_idle, remove, restore
+from moe_cli.runs.trash import TrashedRun, check_idle, remove, restore
 
 
 def outdated(runs: Sequence[Run], *, force: bool, code: bool) -> list[Run]:
@@ -22,14 +22,14 @@ def outdated(runs: Sequence[Run], *, force: bool, code: bool) -> list[Run]:
     return [run for run in begun if code and run.meta() and code_version(run.meta()) != now]
 
 
-def discard(runs: Sequence[Run], outputs: Path) -> list[Removed]:
+def discard(runs: Sequence[Run], outputs: Path) -> list[TrashedRun]:
     """Moves runs to the trash.
 
     Raises:
         RunBusy: one of them is at work; all are where they were.
         MoeError: one cannot be moved; all are where they were.
     """
-    removed: list[Removed] = []
+    removed: list[TrashedRun] = []
     for run in runs:
         check_idle(run)
     try:
@@ -41,7 +41,7 @@ def discard(runs: Sequence[Run], outputs: Path) -> list[Removed]:
     return removed
 
 
-def put_back(removed: Sequence[Removed], outputs: Path) -> None:
+def put_back(removed: Sequence[TrashedRun], outputs: Path) -> None:
     """Undoes `discard`, as far as that can be done: what cannot be put back stays in the trash."""
     for each in removed:
         with suppress(MoeError):

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.executors import Executor
-from moe_cli.execution.forecast import Plan, check_memory, fix_data, make_plans, measure_flops
+from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.machine import check_devices
+from moe_cli.execution.memory import check_memory
+from moe_cli.runs.corpora import record_corpora
 from moe_cli.runs.folder import Run, make_group
-from moe_cli.runs.tags import at_work
+from moe_cli.runs.locks import sweep_lock
 from moe_cli.runs.trash import check_idle
 from moe_cli.sweeps.executors.make import at_once, make_pool
 from moe_cli.sweeps.plan import SweepPlan
@@ -60,7 +62,7 @@ class PreparedSweep:
     plan: SweepPlan
     outputs: Path
     execution: Execution
-    plans: Sequence[Plan]
+    plans: Sequence[RunEstimate]
     runs: Sequence[Run]
     outdated: Sequence[Run]
 
@@ -80,12 +82,12 @@ class PreparedSweep:
         removed = discard(self.outdated, self.outputs)
         try:
             if pool:
-                fix_data(make_group(self.outputs, self.plan.name), self.plans, replace=self.execution.force)
+                _record_data(make_group(self.outputs, self.plan.name), self.plans, replace=self.execution.force)
             runs = self.plan.open(self.outputs)
         except BaseException:
             put_back(removed, self.outputs)
             raise
-        with at_work(self.outputs / self.plan.name):
+        with sweep_lock(self.outputs / self.plan.name):
             yield Listed(to_do(runs, self.execution.retry_failed))
 
 
@@ -99,7 +101,7 @@ class PreparedSearch:
     preview: "Preview"
 
     @property
-    def plans(self) -> Sequence[Plan]:
+    def plans(self) -> Sequence[RunEstimate]:
         return self.preview.plans
 
     @property
@@ -129,7 +131,7 @@ class PreparedSearch:
         from moe_cli.sweeps.search import SearchFeed, open_study
 
         study = open_study(self.plan, self.outputs, self.preview.evaluations)
-        fix_data(self.outputs / self.plan.name, self.plans)
+        _record_data(self.outputs / self.plan.name, self.plans)
 
         def at_a_time() -> int:
             return min(pool.workers, self.most) if pool else 1
@@ -181,7 +183,7 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
     plan = plan.pinned(outputs)
     configs = [point.config for point in plan.points]
     check(configs)
-    plans, runs = make_plans(configs, outputs, measure_flops(), build=build), plan.existing(outputs)
+    plans, runs = estimate_runs(configs, outputs, measure_flops(), build=build), plan.existing(outputs)
     _check_memory(plans, execution, build)
     again = outdated(runs, force=execution.force, code=execution.rerun_on_code)
     for run in again if build else ():
@@ -189,7 +191,12 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
     return PreparedSweep(plan, outputs, execution, plans, runs, again)
 
 
-def _check_memory(plans: Sequence[Plan], execution: Execution, build: bool) -> None:
+def _record_data(folder: Path, estimates: Sequence[RunEstimate], replace: bool = False) -> None:
+    """Records in a sweep's folder the data that its runs learn from. Raises DataError: other data than before."""
+    record_corpora(folder, [(each.config.data, each.corpus.meta) for each in estimates], replace)
+
+
+def _check_memory(plans: Sequence[RunEstimate], execution: Execution, build: bool) -> None:
     """Raises ConfigError for a run that needs far more memory than this machine has, if it is this one that runs it."""
     if build and execution.executor.name == "local":
         check_memory(plans, execution.force_memory)

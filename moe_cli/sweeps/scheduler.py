@@ -1,7 +1,7 @@
 """Drives many runs to their end: what starts, what has ended and why. Who carries a run out is a pool's affair.
 
 A *feed* says which run is next, a *pool* carries runs out, and this loop stands between them. Every pool starts the same
-worker, `python -m moe_cli.execution.run RUN_FOLDER OUTPUTS` or its equal, which reads and writes the run's folder and nothing else;
+worker, `python -m moe_cli.execution.worker RUN_FOLDER OUTPUTS` or its equal, which reads and writes the run's folder and nothing else;
 a run's outcome stands in its folder, so that whatever befalls a run costs only that run.
 """
 
@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from moe_cli.errors import DiskFull, RunBusy, UnsafePath
-from moe_cli.execution.run import BUSY, FULL, STOPPED, WRONG
+from moe_cli.execution.worker import EXIT_BUSY, EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED
 from moe_cli.files.writing import check_file
 from moe_cli.formatting import duration
-from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Recorder, Run, is_locked, lock
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
+from moe_cli.runs.locks import is_locked, lock
+from moe_cli.runs.recorder import Recorder
 
 POLL_SECONDS = 0.2
 # For saving: when the sweep is stopped, and when a run is.
@@ -29,7 +31,7 @@ class Job(Protocol):
     """One run at work somewhere."""
 
     def poll(self) -> int | None:
-        """None while it goes on; then its worker's exit code, negative for a signal. See `moe_cli.execution.run`."""
+        """None while it goes on; then its worker's exit code, negative for a signal. See `moe_cli.execution.worker`."""
 
     def stop(self) -> None:
         """Asks it to save and stop; it will end with STOPPED."""
@@ -286,10 +288,10 @@ class _Drive:
         progress, again = self.progress, False
         if run.summary() is not None:
             progress.finished.append(run)
-        elif code == BUSY:
+        elif code == EXIT_BUSY:
             self.starts[run] -= 1
             again = True
-        elif code == FULL:
+        elif code == EXIT_DISK_FULL:
             raise DiskFull(f"{run.id} could not write: the disk is full, see {run.path / 'log.txt'}\n"
                            "Make room; the same command goes on.")  # fmt: skip
         elif not ending and self.starts[run] <= self.rules.retries:
@@ -360,13 +362,13 @@ class _Ending:
 def explain(run: Run, code: int) -> bool:
     """Writes why a worker ended that could not say so itself; False if another process is working on the run."""
     status = run.status()
-    if code == WRONG and status["status"] == FAILED and status.get("reason"):
+    if code == EXIT_FAILED and status["status"] == FAILED and status.get("reason"):
         return True
     if code < 0:
         name = next((each.name for each in signal.Signals if each == -code), "a real-time signal")
         reason = f"killed by signal {-code} ({name})"
         reason += ": out of memory? Lower train.batch_size or -j" if -code == signal.SIGKILL else ""
-    elif code == STOPPED:
+    elif code == EXIT_INTERRUPTED:
         reason = f"stopped from outside; {run.kept()}"
     else:
         reason = status.get("reason") or f"ended with exit code {code}"

@@ -20,23 +20,14 @@ from moe_cli.config.axes import Interval
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.search_block import Domain
 from moe_cli.errors import ConfigError, MoeError, RunBusy
-from moe_cli.execution.forecast import pin_upcycle
+from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.importance import STUDY, import_optuna, open_journal
 from moe_cli.report.sweep_record import record_command
-from moe_cli.runs import tags
-from moe_cli.runs.folder import (
-    COMPLETED,
-    FAILED,
-    PRUNED,
-    Recorder,
-    Run,
-    is_locked,
-    lock,
-    make_group,
-    open_or_create_run,
-)
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group, open_or_create_run
+from moe_cli.runs.locks import is_locked, lock, sweep_lock
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.pruning import Watch, make_pruner
 from moe_cli.sweeps.search_space import SearchPlan, is_whole
 
@@ -159,7 +150,7 @@ class SearchFeed:
         place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
         delete_abandoned(place.parent, "*", lambda folder: not is_locked(folder))
         try:
-            with lock(place), tags.at_work(self.outputs / self.plan.name):
+            with lock(place), sweep_lock(self.outputs / self.plan.name):
                 if self.retry_failed:
                     self._ask_again()
                 yield self
@@ -275,7 +266,7 @@ class SearchFeed:
 
     def _begin(self, trial: "Trial") -> None:
         try:
-            configs = [pin_upcycle(config, self.outputs) for config in self.plan.configs(trial.params)]
+            configs = [resolve_upcycle_source(config, self.outputs) for config in self.plan.configs(trial.params)]
         except MoeError as error:
             reason = str(error).splitlines()[0]
             self._set_aside(trial, IMPOSSIBLE, reason)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.execution.forecast import Plan, make_plans, measure_flops, pin_upcycle
+from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
+from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.report.importance import import_optuna
 from moe_cli.sweeps.pruning import count_evaluations
 from moe_cli.sweeps.search import PATIENCE, distributions
@@ -24,7 +25,7 @@ class Preview:
     notes: settings that have no effect in some of them.
     """
 
-    plans: tuple[Plan, ...]
+    plans: tuple[RunEstimate, ...]
     seconds: float
     evaluations: int
     possible: float
@@ -49,7 +50,7 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
             break
         try:
             resolved = plan.resolved(study.ask(space).params)
-            configs.append(pin_upcycle(resolved[0].config, outputs))
+            configs.append(resolve_upcycle_source(resolved[0].config, outputs))
             notes |= dict.fromkeys(resolved[0].notes)
         except ConfigError as error:
             reasons.append(str(error))
@@ -59,7 +60,7 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
         )
     for config in configs:
         check_has_value(plan.objectives, config)
-    plans = make_plans(configs, outputs, measure_flops())
+    plans = estimate_runs(configs, outputs, measure_flops())
     if "val_bpb" in plan.objectives and any(_bytes_unknown(each) for each in plans):
         raise ConfigError("nobody knows the bytes of these tokens, so there is no val_bpb. Add: --objective val_loss")
     return Preview(
@@ -69,5 +70,5 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
     )  # fmt: skip
 
 
-def _bytes_unknown(plan: Plan) -> bool:
+def _bytes_unknown(plan: RunEstimate) -> bool:
     return plan.corpus.meta["num_bytes"] is None or not plan.corpus.meta.get("lossless", True)

@@ -18,7 +18,7 @@ from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_swee
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.metrics import BY_KEY, ESTIMATES, LOSS, ROUTING, SIZE, SPEED, keys_of
-from moe_cli.runs.folder import sweep_folder
+from moe_cli.runs.lookup import sweep_folder
 from moe_cli.sweeps.plan import (
     SweepPlan,
     check_condition,

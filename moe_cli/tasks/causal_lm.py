@@ -338,7 +338,7 @@ class TextTask:
 def context_of(inputs: Int[Tensor, "B L"], documents: Int[Tensor, "B L"] | None) -> Int[Tensor, "B L"]:
     """How many inputs each position of a causal model sees, its own among them: all before it, or those of its document.
 
-    With model.window, what one layer of attention sees may be fewer.
+    With model.sliding_window, what one layer of attention sees may be fewer.
     """
     places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     if documents is None:

@@ -68,7 +68,7 @@ class MaskedTask(TextTask):
         """Tokens hidden one at a time, for the pseudo-perplexity; None where the settings ask for none."""
         return (
             OneByOne(self.corpus, self.context_length, self.seed, self.task, self.packing, self.eval_length)
-            if self.task.pseudo_tokens
+            if self.task.pseudo_perplexity_tokens
             else None
         )
 
@@ -84,13 +84,13 @@ class MaskedTask(TextTask):
     def _hide(self, row: "np.ndarray", draw: np.random.Generator) -> tuple["np.ndarray", "np.ndarray"]:
         """A window as it is shown, and what is to be guessed there."""
         task = self.task
-        places = draw.permutation(len(row))[: max(1, round(task.masked * len(row)))]
+        places = draw.permutation(len(row))[: max(1, round(task.mask_prob * len(row)))]
         targets = np.full_like(row, NOT_ASKED)
         targets[places] = row[places]
         way = draw.random(len(places))
         shown = row.copy()
-        shown[places[way < task.as_mask]] = self.mask_token
-        random = places[(way >= task.as_mask) & (way < task.as_mask + task.as_random)]
+        shown[places[way < task.mask_token_prob]] = self.mask_token
+        random = places[(way >= task.mask_token_prob) & (way < task.mask_token_prob + task.random_token_prob)]
         shown[random] = draw.integers(self.mask_token, size=len(random))
         return shown, targets
 
@@ -103,7 +103,7 @@ class OneByOne(MaskedTask):
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """A batch for each window: its L copies, in each of which another token is hidden; `max_tokens` are hidden in all."""
-        for batch in super().val_batches(1, max_tokens or self.task.pseudo_tokens):
+        for batch in super().val_batches(1, max_tokens or self.task.pseudo_perplexity_tokens):
             row = batch.inputs[0]
             shown = len(row) if batch.mask is None else int(batch.mask.sum())
             copies = row.repeat(shown, 1)

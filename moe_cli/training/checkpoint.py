@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from moe_cli.distributed import collectives
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
 from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
-from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
+from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename, write_json
 from moe_cli.formatting import is_utf8, print_line
-from moe_cli.runs.folder import Run, write_json
+from moe_cli.runs.folder import Run
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.wrap import Parallel
 

@@ -281,7 +281,7 @@ class Optimizers:
 def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     """The optimizers of a configuration over a model's parameters. Vectors are never decayed."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.sparse_experts else []
+    experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.skip_idle_experts else []
     if isinstance(config, MuonConfig):
         is_matrix = [
             param.ndim >= 2
@@ -367,8 +367,8 @@ class WeightAverage:
 def schedule(config: OptimConfig, progress: float, after: float | None = None) -> float:
     """The learning rate of a step as a share of its peak.
 
-    Linear warm-up over the first `warmup` share of the budget; then constant, linear or cosine to `final_lr`, or `wsd`:
-    constant, and linear to `final_lr` over the last `decay` share (warm-up, stable, decay: arXiv:2404.06395).
+    Linear warm-up over the first `warmup` share of the budget; then constant, linear or cosine to `min_lr_ratio`, or `wsd`:
+    constant, and linear to `min_lr_ratio` over the last `decay` share (warm-up, stable, decay: arXiv:2404.06395).
 
     The warm-up is read at the end of the step and the rest at its beginning, so that neither the first step nor the last
     has a rate of 0: of W warm-up steps, step s = 1, 2, ... has s / W of the peak.
@@ -377,10 +377,14 @@ def schedule(config: OptimConfig, progress: float, after: float | None = None) -
         progress: share of the budget spent before the step, in [0, 1].
         after: share of the budget spent when the step is done; None: the same (a step without length).
     """
-    if progress < config.warmup:
-        return min(1.0, (progress if after is None else after) / config.warmup)
-    final = 1.0 if config.final_lr is None else config.final_lr
-    length = config.decay if config.schedule == "wsd" and config.decay is not None else 1 - config.warmup
+    if progress < config.warmup_fraction:
+        return min(1.0, (progress if after is None else after) / config.warmup_fraction)
+    final = 1.0 if config.min_lr_ratio is None else config.min_lr_ratio
+    length = (
+        config.decay_fraction
+        if config.schedule == "wsd" and config.decay_fraction is not None
+        else 1 - config.warmup_fraction
+    )
     done = min(1.0, max(0.0, 1 - (1 - progress) / length)) if length else 0.0
     if config.schedule == "constant":
         return 1.0

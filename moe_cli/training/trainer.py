@@ -18,7 +18,8 @@ from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers.token_choice import ReluRouter
 from moe_cli.moe.routing_metrics import dropped_fraction, max_violation, tokens_per_expert
-from moe_cli.runs.folder import RUNNING, Recorder
+from moe_cli.runs.folder import RUNNING
+from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
 from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, newest_whole, take_snapshot
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
@@ -58,9 +59,9 @@ class Training:
         self.progress_before = 0.0
         self.layers = moe_layers(model)
         self.bias_method = bias_method(config.balance)
-        self.average = None if config.optim.ema is None else WeightAverage(model, config.optim.ema)
+        self.average = None if config.optim.ema_decay is None else WeightAverage(model, config.optim.ema_decay)
         self.learner = Learner(parts, optimizers, self.average)
-        self.saver = Saver(recorder.run, config.train.keep)
+        self.saver = Saver(recorder.run, config.train.keep_checkpoints)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint, the records included."""
@@ -339,7 +340,7 @@ class Training:
         return before < now and self.progress < 1
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has the average of its weights, where optim.ema asks for one."""
+        """Within it the model has the average of its weights, where optim.ema_decay asks for one."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def _is_best(self, val: Evaluation) -> bool:

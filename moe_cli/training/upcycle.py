@@ -20,7 +20,7 @@ def upcycle(model: nn.Module, source: Run) -> None:
     then starts as the dense one's function.
 
     Args:
-        model: of the source's shape, `d_expert` equal to its `d_ff`; see `moe_cli.execution.forecast.check_upcycle`.
+        model: of the source's shape, `d_expert` equal to its `d_ff`; see `moe_cli.execution.upcycling.check_upcycle`.
 
     Raises:
         CheckpointError: the source's checkpoint is damaged.
@@ -50,6 +50,6 @@ def upcycle(model: nn.Module, source: Run) -> None:
 
 def _misfit(source: Run, tensor: str) -> ConfigError:
     return ConfigError(
-        f"train.upcycle={source.id} does not fit: {tensor} has no counterpart of its shape.\n"
+        f"train.upcycle_from={source.id} does not fit: {tensor} has no counterpart of its shape.\n"
         "Give the run of a dense model that has the same settings: moe runs diff"
     )

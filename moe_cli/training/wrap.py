@@ -40,13 +40,13 @@ class Parallel:
             return
         device = next(model.parameters()).device
         layers = moe_layers(model)
-        if config.expert_parallel > 1 and layers:
-            self.experts = make_expert_group(device.type, config.expert_parallel)
+        if config.expert_parallel_size > 1 and layers:
+            self.experts = make_expert_group(device.type, config.expert_parallel_size)
             for layer in layers:
                 layer.divide(self.experts)
             members = {param for layer in layers for param in layer.experts.parameters()}
             self._divided = {name: param for name, param in model.named_parameters() if param in members}
-        if config.shard == "fsdp":
+        if config.data_parallel == "fsdp":
             self._shard(device.type)
         else:
             # Buffers are equal everywhere: what changes them, the balancing bias for one, sees the load of all.

@@ -118,8 +118,8 @@ def test_without_transformers_ours_is_the_yardstick() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["expert=1", "model.expert_kind=mlp", "model.activation=gelu", "model.shared_experts=1", "model.moe_every=2",
-     "model.first_dense=1", "model.norm=layer", "model.positions=learned", "model.logit_cap=15.0",
+    ["expert=1", "model.ffn_type=mlp", "model.activation=gelu", "model.shared_experts=1", "model.moe_layer_freq=2",
+     "model.first_k_dense=1", "model.norm=layer", "model.position_encoding=learned", "model.logit_softcap=15.0",
      "capacity=1.0", "model.dropout=0.1", "optim=muon"],
 )  # fmt: skip
 def test_what_mixtral_cannot_be_is_refused(word: str) -> None:

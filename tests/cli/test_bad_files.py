@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from moe_cli.runs.folder import Run, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import Run
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, set_status
 
@@ -111,7 +112,7 @@ def test_a_bad_file_stops_no_list(moe: Moe, outputs: Path, damage: str) -> None:
         assert good.id in result.stdout or "8x2" in result.stdout
         lines = [line for line in result.stderr.splitlines() if line.startswith("unreadable: ")]
         assert {str(bad[name]) for name in opened} == {line.split()[1] for line in lines}
-    for words in (("runs", "gc"), ("runs", "diff", good.path, bad["routing.jsonl"].parent)):
+    for words in (("runs", "clean"), ("runs", "diff", good.path, bad["routing.jsonl"].parent)):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
 
@@ -143,7 +144,7 @@ def test_a_bad_note_in_a_sweep_or_in_the_trash_stops_nothing(moe: Moe, outputs: 
     result = moe("report", "good")
     assert (0, None) == (result.exit_code, result.exception)
     assert f"unreadable: {bad[1]} " in result.stderr
-    for words in (("runs", "restore"), ("runs", "gc", "--older-than", "0d")):
+    for words in (("runs", "restore"), ("runs", "clean", "--older-than", "0d")):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
         assert f"unreadable: {trashed} " in result.stderr
@@ -170,7 +171,7 @@ def test_values_of_other_types_stop_nothing(moe: Moe, outputs: Path, value: Any)
             (run.path / name).write_text("\n".join(json.dumps(change(json.loads(each))) for each in records) + "\n")
             result = moe("runs", "show", run.path)
             assert (name, 0, None) == (name, result.exit_code, result.exception)
-    for words in (("runs", "ls"), ("runs", "ls", "--json"), ("report",), ("report", "--recommend"), ("runs", "gc")):
+    for words in (("runs", "ls"), ("runs", "ls", "--json"), ("report",), ("report", "--recommend"), ("runs", "clean")):
         result = moe(*words)
         assert (0, None) == (result.exit_code, result.exception)
 
@@ -185,7 +186,7 @@ def test_a_folder_that_cannot_be_listed_is_named(moe: Moe, outputs: Path, monkey
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr("moe_cli.runs.folder.os.scandir", refuse)
+    monkeypatch.setattr("moe_cli.runs.lookup.os.scandir", refuse)
     for words in (("runs", "ls"), ("report",)):
         result = moe(*words)
         assert 0 == result.exit_code

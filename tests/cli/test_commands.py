@@ -16,8 +16,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_cli.execution.run import restore
-from moe_cli.runs.folder import Run, find_run, open_runs
+from moe_cli.execution.trained_model import load_trained
+from moe_cli.runs.folder import Run
+from moe_cli.runs.lookup import find_run, list_runs_by_age
 from tests.cli.conftest import TINY, Moe
 
 SUMMARY_KEYS = {
@@ -60,7 +61,7 @@ def test_dry_run_leaves_nothing(moe: Moe, settings: list[str], tmp_path: Path) -
     result = moe("train", *settings, "--dry-run")
     assert "B weights, gradients and optimizer   " in result.stdout
     assert "parameters" in result.stdout
-    assert open_runs(tmp_path / "outputs") == []
+    assert list_runs_by_age(tmp_path / "outputs") == []
 
 
 def test_settings_without_effect_are_said(moe: Moe, settings: list[str]) -> None:
@@ -99,7 +100,7 @@ def test_eval_by_the_test_split(moe: Moe, settings: list[str], tmp_path: Path) -
     dropless = result["evaluations"][0]
     assert "test" == result["split"]
     assert not [key for key in dropless if key.startswith("val_")]
-    trained = restore(find_run(tmp_path / "outputs", "latest"), tmp_path / "outputs", split="test")
+    trained = load_trained(find_run(tmp_path / "outputs", "latest"), tmp_path / "outputs", split="test")
     corpus = trained.task.corpus
     tokens = torch.from_numpy(np.array(corpus.val[:], np.int64))
     plain = json.loads(moe("eval", "latest", "--json").stdout)["evaluations"][0]
@@ -257,10 +258,12 @@ def test_sweep_reports_and_resumes(moe: Moe, settings: list[str], tmp_path: Path
     assert result.exit_code == 0, result.output
     assert "left out  expert=2 k=3: k=3 is more than expert=2" in result.stdout
     assert "4 of 4 runs complete" in result.stdout
-    before = {run.id: (run.path / "summary.json").stat().st_mtime_ns for run in open_runs(tmp_path / "outputs")}
+    before = {run.id: (run.path / "summary.json").stat().st_mtime_ns for run in list_runs_by_age(tmp_path / "outputs")}
     again = moe(*words)
     assert "4 done before, 0 to go" in again.stdout
-    assert before == {run.id: (run.path / "summary.json").stat().st_mtime_ns for run in open_runs(tmp_path / "outputs")}
+    assert before == {
+        run.id: (run.path / "summary.json").stat().st_mtime_ns for run in list_runs_by_age(tmp_path / "outputs")
+    }
     rows = json.loads(moe("report", "--format", "json").stdout)
     assert sorted((row["expert"], row["k"], len(row["seeds"])) for row in rows) == [(1, 1, 2), (2, 2, 2)]
 
@@ -275,7 +278,7 @@ def test_sweep_survives_a_failure(moe: Moe, settings: list[str], tmp_path: Path)
     assert "1 failed before (--retry-failed runs them again)" in moe(*words).stdout
     retried = moe(*words, "--retry-failed")
     assert "1 done before, 1 to go" in retried.stdout
-    statuses = sorted(run.status()["status"] for run in open_runs(tmp_path / "outputs"))
+    statuses = sorted(run.status()["status"] for run in list_runs_by_age(tmp_path / "outputs"))
     assert statuses == ["completed", "failed"]
 
 
@@ -283,7 +286,7 @@ def test_sweep_dry_run_leaves_nothing(moe: Moe, settings: list[str], tmp_path: P
     """--dry-run shows each point with its cost and makes no folder."""
     result = moe("sweep", "expert=4,8", *settings, "--dry-run")
     assert "expert=8 seed=0" in result.stdout
-    assert open_runs(tmp_path / "outputs") == []
+    assert list_runs_by_age(tmp_path / "outputs") == []
 
 
 def test_config_is_resolved(moe: Moe) -> None:
@@ -304,7 +307,7 @@ def _start(words: list[str], outputs: Path) -> subprocess.Popen[bytes]:
 def _wait_for_step(outputs: Path, step: int) -> Run:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for run in open_runs(outputs) if outputs.exists() else []:
+        for run in list_runs_by_age(outputs) if outputs.exists() else []:
             if any(record["step"] >= step for record in run.metrics()):
                 return run
         time.sleep(0.05)
@@ -349,8 +352,8 @@ def test_sweep_killed_outright_is_finished_by_the_same_command(moe: Moe, setting
     os.kill(run.status()["pid"], signal.SIGKILL)
     result = moe(*words)
     assert result.exit_code == 0, result.output
-    assert [run.status()["status"] for run in open_runs(outputs)] == ["completed", "completed"]
-    for finished in open_runs(outputs):
+    assert [run.status()["status"] for run in list_runs_by_age(outputs)] == ["completed", "completed"]
+    for finished in list_runs_by_age(outputs):
         steps = [record["step"] for record in finished.metrics() if "train/loss" in record]
         assert steps == sorted(set(steps))
 
@@ -391,17 +394,17 @@ def test_progress_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
 def test_a_dense_run_becomes_experts(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """train and sweep start from it; what does not fit is refused before a folder is made; the source may go later."""
     assert moe("train", "expert=1", *settings).exit_code == 0
-    (dense,) = open_runs(tmp_path / "outputs")
-    grown = ["train.upcycle=gpt-dense", *settings]  # which will soon fit the sweep's own dense run too
+    (dense,) = list_runs_by_age(tmp_path / "outputs")
+    grown = ["train.upcycle_from=gpt-dense", *settings]  # which will soon fit the sweep's own dense run too
     result = moe("train", "expert=4", *grown)
     assert result.exit_code == 2
     assert "Add: match=none model.d_expert=32" in " ".join(result.stderr.split())
     refused = moe("sweep", "expert=2,4", *grown)
-    assert (2, [dense.id]) == (refused.exit_code, [run.id for run in open_runs(tmp_path / "outputs")])
+    assert (2, [dense.id]) == (refused.exit_code, [run.id for run in list_runs_by_age(tmp_path / "outputs")])
     result = moe("sweep", "expert=1,4", "match=none", "model.d_expert=32", *grown, "-j", 1)
     assert result.exit_code == 0, result.output
-    for run in open_runs(tmp_path / "outputs" / "sweep"):
-        assert run.config().train.upcycle == f"runs/{dense.id}"
+    for run in list_runs_by_age(tmp_path / "outputs" / "sweep"):
+        assert run.config().train.upcycle_from == f"runs/{dense.id}"
     shutil.rmtree(dense.path)
-    grown_run = next(run for run in open_runs(tmp_path / "outputs") if run.config().expert == 4)
+    grown_run = next(run for run in list_runs_by_age(tmp_path / "outputs") if run.config().expert == 4)
     assert moe("eval", grown_run.id).exit_code == 0

@@ -25,7 +25,7 @@ def without_steps(settings: list[str]) -> list[str]:
 @pytest.mark.parametrize("name", Composer().choices("experiment"))
 def test_experiment_trains(name: str, moe: Moe, settings: list[str]) -> None:
     """Two steps of the experiment on a tiny model, the published ones with fewer experts."""
-    shape = ["model.num_kv_heads=2", "model.first_dense=0", "model.vocab_size=300"] if "/" in name else []
+    shape = ["model.num_kv_heads=2", "model.first_k_dense=0", "model.vocab_size=300"] if "/" in name else []
     if name.startswith("published/"):
         shape += ["expert=16", "model.d_expert=32", "match=none"]
     if "switch_base" in name:

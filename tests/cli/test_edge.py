@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.cli.text_chart import plot
 from moe_cli.data.baselines import bigram_bits_per_byte
-from moe_cli.execution.forecast import FAR_TOO_MUCH, check_memory, make_plans, memory_bytes
+from moe_cli.execution.estimate import estimate_runs
+from moe_cli.execution.memory import MAX_MEMORY_RATIO, check_memory, memory_bytes
 from moe_cli.formatting import known, plural
 from moe_cli.metrics import METRICS
 from moe_cli.report.render.charts import Chart, Point, Series, chart_lines
-from moe_cli.runs.folder import open_runs
+from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.sweeps.plan import check_folder
 from tests.cli.conftest import Moe
 
@@ -113,7 +114,7 @@ def test_memory_that_is_not_there_is_refused(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moe: Moe
 ) -> None:
     """Before a folder is made; a dry run only says so, and --force-memory insists. A sweep likewise."""
-    monkeypatch.setattr("moe_cli.execution.forecast.total_memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("moe_cli.execution.memory.total_memory_bytes", lambda: 1_000_000)
     for words in (["train", *settings], ["sweep", "k=1,2", *settings]):
         result = moe(*words)
         assert 2 == result.exit_code
@@ -121,10 +122,10 @@ def test_memory_that_is_not_there_is_refused(
         assert "--force-memory" in result.stderr.splitlines()[-1]
         assert len([line for line in result.stderr.splitlines() if not line.startswith("note")]) <= 3
         assert 0 == moe(*words, "--dry-run").exit_code
-    assert not open_runs(tmp_path / "outputs")
+    assert not list_runs_by_age(tmp_path / "outputs")
     monkeypatch.setattr("moe_cli.cli.train._train", lambda *arguments: None)
     assert 0 == moe("train", *settings, "--force-memory").exit_code
-    assert 1 == len(open_runs(tmp_path / "outputs"))
+    assert 1 == len(list_runs_by_age(tmp_path / "outputs"))
 
 
 def test_memory_is_refused_from_a_multiple_of_what_there_is(
@@ -134,15 +135,15 @@ def test_memory_is_refused_from_a_multiple_of_what_there_is(
     from moe_cli.config.compose import load_config
     from moe_cli.errors import ConfigError
 
-    (plan,) = make_plans([load_config([*settings, "train.device=cpu"]).config], tmp_path, 1e9)
+    (plan,) = estimate_runs([load_config([*settings, "train.device=cpu"]).config], tmp_path, 1e9)
     need = memory_bytes(plan.cost)
-    monkeypatch.setattr("moe_cli.execution.forecast.total_memory_bytes", lambda: need // FAR_TOO_MUCH + 1)
+    monkeypatch.setattr("moe_cli.execution.memory.total_memory_bytes", lambda: need // MAX_MEMORY_RATIO + 1)
     check_memory([plan])
-    monkeypatch.setattr("moe_cli.execution.forecast.total_memory_bytes", lambda: need // FAR_TOO_MUCH - 1)
+    monkeypatch.setattr("moe_cli.execution.memory.total_memory_bytes", lambda: need // MAX_MEMORY_RATIO - 1)
     with pytest.raises(ConfigError, match="--force-memory"):
         check_memory([plan])
     check_memory([plan], force=True)
-    monkeypatch.setattr("moe_cli.execution.forecast.total_memory_bytes", lambda: None)
+    monkeypatch.setattr("moe_cli.execution.memory.total_memory_bytes", lambda: None)
     check_memory([plan])
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import RunBusy, TrainingError
-from moe_cli.runs.folder import open_runs
+from moe_cli.runs.lookup import list_runs_by_age
 
 PAPERS = ", ".join(
     f"paper/{name}"
@@ -28,12 +28,12 @@ WRONG = {
     "train train.steps=5 train.minutes=1": "error: train.steps=5 and train.minutes=1.0 are 2 budgets: give one, and null to the others.",
     "train data=text": "error: data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER",
     "train train.device=cuda": "error: train.device=cuda: torch sees no GPU here. Use train.device=cpu",
-    "train --resume latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
-    "eval gpt": "error: no run 'gpt': there are no runs in OUTPUTS. Make one: moe train",
-    "sample latest": "error: no run 'latest': there are no runs in OUTPUTS. Make one: moe train",
+    "train --resume latest": "error: no runs in OUTPUTS. Make one: moe train",
+    "eval gpt": "error: no runs in OUTPUTS. Make one: moe train",
+    "sample latest": "error: no runs in OUTPUTS. Make one: moe train",
     "sample latest --temperature inf": "error: --temperature inf is not a number. Use 0 to 2.",
     "sample latest --prompt \udcff": "error: --prompt is not UTF-8 text.",
-    "train --resume latest expert=8": "error: --resume takes expert from the run itself: leave it out.\nWhat may change is how it is carried out: launch.procs and its like, train.threads, train.device, log.",
+    "train --resume latest expert=8": "error: --resume takes expert from the run itself: leave it out.\nWhat may change is how it is carried out: launch.num_processes and its like, train.threads, train.device, log.",
     "train --resume latest --config-dir .": "error: --resume takes the settings from the run itself. Leave --config-dir out.",
     "config --groups expert=8": "error: --groups lists every choice. Leave settings and --diff out.",
     "sample latest --prompt=": "error: --prompt is empty: give at least one character.",
@@ -41,7 +41,7 @@ WRONG = {
     "config expert=two": "error: expert=two is not a whole number.",
     "sweep expert=8": "error: nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
     "Or name a sweep: moe config --groups",
-    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, experts, granularity, isoflop, router, scaling, shared, sparsity, tune, "
+    "sweep sparsty": "error: no sweep 'sparsty'. Did you mean 'sparsity'? There are: balance, capacity, experts, granularity, isoflop, learning_rate, router, scaling, shared_experts, sparsity, "
     + PAPERS
     + ". "
     "Or give values: moe sweep k=1,2",
@@ -124,7 +124,7 @@ def test_outputs_that_cannot_be_made(tmp_path: Path) -> None:
             OSError(28, "No space left on device", "out.csv"),
             1,
             "error: No space left on device: out.csv\n"
-            "Free space, for example what the trash holds: moe runs gc --older-than 0d --yes, then the same command.",
+            "Free space, for example what the trash holds: moe runs clean --older-than 0d --yes, then the same command.",
         ),
         (OSError("no reason"), 1, "error: no reason"),
     ],
@@ -165,7 +165,7 @@ def test_a_training_that_nobody_reads_says_why_it_stopped(
             process.stdout.readline()
         process.stdout.close()
         assert 130 == process.wait()
-    (run,) = open_runs(tmp_path)
+    (run,) = list_runs_by_age(tmp_path)
     assert "interrupted" == run.status()["status"]
     assert run.status()["reason"].startswith("stopped at once")
     assert 0 == CliRunner().invoke(app, ["train", "--resume", run.id, "--outputs", str(tmp_path)]).exit_code

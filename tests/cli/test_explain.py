@@ -171,7 +171,7 @@ WRONG = {
     ("latest", "a", "--html", "no/such.html"): "no folder no: make it, or name another.",
     ("latest", "a", "--html", "a.html", "--json"): "--json has no effect on a page: leave --html or --json out.",
     ("latest", "a" * 16_385): "the text has 16,385 tokens: 16,384 are the most. Give a part of it.",
-    ("nobody", "a"): "no run 'nobody' in OUTPUTS. The newest is RUN; 'latest' means it.",
+    ("absent", "a"): "no sweep, run or folder 'absent' in OUTPUTS. See: moe runs ls",
 }  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def test_many_and_missing_choices(text_file: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "piece"), [
-    ({"model": {"moe_every": 2}}, "L1 is layer 2 of 2; 1 of these is dense: one network for all tokens."),
+    ({"model": {"moe_layer_freq": 2}}, "L1 is layer 2 of 2; 1 of these is dense: one network for all tokens."),
     ({"model": {"shared_experts": 2}}, "Beside them 2 shared experts of each layer answer for every token: never chosen, not shown."),
     ({"router": TopKConfig(null_experts=2)}, "E5 to E6 compute nothing (null experts)."),
     ({"router": ReluConfig()}, "As many experts answer as have a score above zero; weights need not sum to 1."),

@@ -7,7 +7,8 @@ import pytest
 
 from moe_cli.errors import DataError
 from moe_cli.execution.run import run_one
-from moe_cli.runs.folder import find_run, open_or_create_run, open_runs
+from moe_cli.runs.folder import open_or_create_run
+from moe_cli.runs.lookup import find_run, list_runs_by_age
 from tests.cli.conftest import TINY, Moe
 from tests.tiny import words
 
@@ -40,7 +41,7 @@ def test_commands_go_on_in_the_folder_of_their_data(folder: Path, moe: Moe, monk
     assert result.exit_code == 0, result.output
     result = moe("sweep", *HERE, "k=1,2", "-j", 1)
     assert result.exit_code == 0, result.output
-    runs = open_runs(folder / name)
+    runs = list_runs_by_age(folder / name)
     assert 4 == len(runs)
     assert 1 == len({(each.summary() or {})["corpus_sha256"] for each in runs})
     assert {2} == {each.meta()["corpus"]["num_documents"] for each in runs}
@@ -54,7 +55,7 @@ def test_other_outputs_are_no_data_either(folder: Path, moe: Moe) -> None:
     result = moe("train", *HERE, "--outputs", "second")
     assert result.exit_code == 0, result.output
     assert "left out as outputs of moe: first, kept" in result.output
-    runs = [*open_runs(folder / "kept"), *open_runs(folder / "second")]
+    runs = [*list_runs_by_age(folder / "kept"), *list_runs_by_age(folder / "second")]
     assert [1, 1] == [len({(each.summary() or {})["corpus_sha256"] for each in runs}), len(runs) - 1]
 
 
@@ -81,7 +82,7 @@ def test_the_data_of_a_sweep_are_fixed(folder: Path, moe: Moe) -> None:
     assert f"data.path={folder} has changed since the sweep 'sweep' began" in result.stderr
     assert "--force" in result.stderr
     assert len(result.stderr.splitlines()) <= 3
-    assert 2 == len(open_runs(outputs))
+    assert 2 == len(list_runs_by_age(outputs))
     run = open_or_create_run(outputs, "sweep", find_run(outputs, "latest").config())
     run = open_or_create_run(outputs, "sweep", run.config().__class__(**{**vars(run.config()), "seed": 5}))
     with pytest.raises(DataError, match="has changed since the sweep 'sweep' began"):
@@ -89,7 +90,7 @@ def test_the_data_of_a_sweep_are_fixed(folder: Path, moe: Moe) -> None:
     assert "failed" == run.status()["status"]
     result = moe("sweep", *HERE, "k=1,2,4", "-j", 1, "--force")
     assert result.exit_code == 0, result.output
-    done = [each for each in open_runs(outputs) if each.summary()]
+    done = [each for each in list_runs_by_age(outputs) if each.summary()]
     assert 3 == len(done)
     assert 1 == len({(each.summary() or {})["corpus_sha256"] for each in done})
 
@@ -126,6 +127,6 @@ def test_excluded_data_stay_so_in_the_commands_that_are_offered(folder: Path, mo
         assert piece in result.stdout
     result = moe("train", "expert=1", "data=text", "data.path=.", *TINY, "data.exclude=['b*', '*.log']")
     assert result.exit_code == 0, result.output
-    shas = {(each.summary() or {})["corpus_sha256"] for each in open_runs(folder / "outputs")}
+    shas = {(each.summary() or {})["corpus_sha256"] for each in list_runs_by_age(folder / "outputs")}
     assert 1 == len(shas)
     assert 0 == moe("report").exit_code

@@ -6,15 +6,18 @@ import time
 from pathlib import Path
 
 import pytest
-from moe_cli.report.aggregate import best_rows, fold, rows_of
 from rich.console import Console
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.progress import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
 from moe_cli.cli.runs.watch import SweepFolder, run_panel, watch_run, watch_sweep
-from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run, open_runs, write_json
-from moe_cli.runs.status import glance, glances
-from moe_cli.runs.tags import at_work
+from moe_cli.files.writing import write_json
+from moe_cli.report.configuration import aggregate_seeds, best_rows
+from moe_cli.report.load import rows_below
+from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run
+from moe_cli.runs.locks import sweep_lock
+from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.status import read_status, read_statuses
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
 from moe_cli.sweeps.scheduler import Progress
 from tests.report.folders import complete, set_status, stopped, summary, sweep_of_three_seeds
@@ -30,7 +33,7 @@ def render(content: object, width: int) -> list[str]:
 
 
 def standing_of(runs: list[Run], waiting: int = 0) -> Standing:
-    seen = glances(runs)
+    seen = read_statuses(runs)
     done, running, failed = (
         [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED)
     )
@@ -52,7 +55,7 @@ def mixed(tmp_path: Path) -> Standing:
     going_on(tmp_path, 50, expert=16, k=4)
     going_on(tmp_path, 0, expert=32, k=4)
     stopped(tmp_path, FAILED, "out of memory: lower train.batch_size\nand more", "sparsity", expert=64, k=8)
-    return standing_of(open_runs(tmp_path), waiting=3)
+    return standing_of(list_runs_by_age(tmp_path), waiting=3)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 160, 200])
@@ -79,7 +82,7 @@ def test_the_panel_is_no_higher_than_the_terminal(tmp_path: Path) -> None:
     for seed in range(30):
         going_on(tmp_path, 10, expert=4, seed=seed)
         stopped(tmp_path, FAILED, "x", "sparsity", expert=8, seed=seed)
-    lines = render(panel(standing_of(open_runs(tmp_path)), {}, 80, 20, NOW), 80)
+    lines = render(panel(standing_of(list_runs_by_age(tmp_path)), {}, 80, 20, NOW), 80)
     assert len(lines) <= 20
     assert "and 19 more running" in "\n".join(lines)
     assert "and 27 more failed: moe runs ls sparsity --status failed" in "\n".join(lines)
@@ -93,9 +96,9 @@ def test_the_best_is_a_configuration(tmp_path: Path) -> None:
         complete(tmp_path, bits, expert=16, seed=seed)
     complete(tmp_path, 1.80, expert=1)
     complete(tmp_path, 1.75, expert=1, train__steps=900)  # which learned longer
-    runs = open_runs(tmp_path)
+    runs = list_runs_by_age(tmp_path)
     labels = {run.path: f"expert={run.config().expert} seed={run.config().seed}" for run in runs}
-    best, longer = best_so_far(glances(runs), labels)
+    best, longer = best_so_far(read_statuses(runs), labels)
     assert (longer.is_dense, longer.loss.mean) == (True, 1.75)
     assert (best.label, best.seeds, best.is_dense, best.dense) == ("expert=16", 2, False, 1.80)
     assert best.loss.mean == pytest.approx(1.71)
@@ -108,8 +111,8 @@ def test_runs_that_are_not_ranked_together_have_a_best_each(tmp_path: Path) -> N
         complete(tmp_path, bits - 0.3, expert=expert, results={"corpus_sha256": "cd" * 32})
         for flops in (1e12, 3e12):
             complete(tmp_path, bits - flops / 1e14, expert=expert, train__flops=flops)
-    found = best_so_far(glances(open_runs(tmp_path)), {})
-    rows = best_rows(rows_of(fold(load_runs(tmp_path))))
+    found = best_so_far(read_statuses(list_runs_by_age(tmp_path)), {})
+    rows = best_rows(aggregate_seeds(rows_below(tmp_path)).configurations)
     assert 4 == len(rows)
     assert sorted(row["val_bpb"] for row in rows) == sorted(best.loss.mean for best in found)
 
@@ -121,7 +124,7 @@ def test_a_sweep_over_budgets_shows_each(tmp_path: Path) -> None:
         for expert in (4, 8):
             run = complete(tmp_path, 2.0 - place / 10 - expert / 100, "isoflop", expert=expert, train__flops=flops)
             labels[run.path] = f"expert={expert} train.flops={flops:g} seed=0"
-    runs = sorted(open_runs(tmp_path), key=lambda run: run.config().train.flops or 0)
+    runs = sorted(list_runs_by_age(tmp_path), key=lambda run: run.config().train.flops or 0)
     text = render(panel(standing_of(runs[:4]), labels, 120, 24, NOW), 120)
     lines = [line for line in text if "bits/byte" in line]
     assert ["train.flops=1e+12", "train.flops=2e+12"] == [line.split("expert=8 ")[1].split()[0] for line in lines]
@@ -135,7 +138,7 @@ def test_losses_are_given_for_what_the_task_answers(tmp_path: Path, model: str, 
     """An image has no bytes of text: its loss is so many nats, and they are no token's."""
     path = complete(tmp_path, 1.6, expert=8, model=model).path / "summary.json"
     write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
-    found = glances(open_runs(tmp_path))
+    found = read_statuses(list_runs_by_age(tmp_path))
     assert unit in ended_line(found[0], "expert=8").plain
     assert [unit] == [best.unit for best in best_so_far(found, {})]
     assert unit == recommend(load_runs(tmp_path)).unit
@@ -239,11 +242,11 @@ def test_watching_tells_each_change_once(tmp_path: Path) -> None:
         set_status(second, RUNNING, host="elsewhere", heartbeat=time.time(), started=time.time())
 
     def fail() -> None:
-        (second,) = (run for run in open_runs(tmp_path) if run != first)
+        (second,) = (run for run in list_runs_by_age(tmp_path) if run != first)
         set_status(second, FAILED, reason="out of memory")
 
     console = Console(file=io.StringIO(), width=80)
-    with at_work(first.path.parent):
+    with sweep_lock(first.path.parent):
         code = watch_sweep(console, first.path.parent, Story(begin, end_and_begin, fail))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == [
@@ -297,14 +300,14 @@ def test_a_run_that_was_just_made_is_waited_for(tmp_path: Path) -> None:
     old = stopped(tmp_path, PENDING, seed=1)
     set_status(old, PENDING, created=time.time() - 3600)
     assert watch_run(console, old, Story()) == 1
-    with at_work(old.path.parent):
+    with sweep_lock(old.path.parent):
         assert watch_run(console, old, Story(lambda: finish(old, 1.7))) == 0
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_panel_of_a_run_fits(tmp_path: Path, width: int) -> None:
     """Step, loss, experts and curve, no line wider than the terminal."""
-    each = glance(going_on(tmp_path, 50, expert=8))
+    each = read_status(going_on(tmp_path, 50, expert=8))
     lines = render(run_panel(each, [3.0, 2.5, 2.0], width, NOW), width)
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.conftest import Moe
 
-SMALL = ("model.d_model=16", "model.d_ff=32", "data.users=40", "data.items=30", "data.pairs=600", "data.clusters=2",
+SMALL = ("model.d_model=16", "model.d_ff=32", "data.users=40", "data.items=30", "data.num_pairs=600", "data.clusters=2",
          "train.steps=6", "train.batch_size=16", "train.log_every=2", "train.threads=1")  # fmt: skip
 
 

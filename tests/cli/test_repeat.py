@@ -8,13 +8,14 @@ import pytest
 from moe_cli import train
 from moe_cli.config.compose import load_config
 from moe_cli.execution.run import run_one
-from moe_cli.runs.folder import Run, create_run, open_runs
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.cli.conftest import Moe
 from tests.training.test_resume import stop_at
 
 
 def only_run(outputs: Path) -> Run:
-    runs = open_runs(outputs)
+    runs = list_runs_by_age(outputs)
     assert 1 == len(runs)
     return runs[0]
 

@@ -1,4 +1,4 @@
-"""moe report --fit and --plot, moe runs health, and what is drawn where the terminal is not UTF-8."""
+"""moe report --fit and --plot, moe runs experts, and what is drawn where the terminal is not UTF-8."""
 
 import json
 import os
@@ -114,11 +114,11 @@ def test_health_is_refused_where_there_is_none(tmp_path: Path, moe: Moe) -> None
     for run, words, says in (
         (dense, [], "dense model"), (bare, [], "not evaluated yet"), (known, ["--layer", "2"], "sparse layers 1 to 1")
     ):  # fmt: skip
-        found = moe("runs", "health", run.id, *words)
+        found = moe("runs", "experts", run.id, *words)
         assert 2 == found.exit_code
         assert says in found.stderr
-    assert [1.0] * 8 == json.loads(moe("runs", "health", known.id, "--json").stdout)["layers"][0]["load"]
-    assert "load: 1 is a fair share" in moe("runs", "health", known.id).stdout
+    assert [1.0] * 8 == json.loads(moe("runs", "experts", known.id, "--json").stdout)["layers"][0]["load"]
+    assert "load: 1 is a fair share" in moe("runs", "experts", known.id).stdout
 
 
 def test_a_terminal_without_utf8_gets_ascii(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.cli.runs.cleanup import parse_age
-from moe_cli.runs.folder import FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import FAILED, INTERRUPTED, PENDING, RUNNING, Run
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, set_status, stopped, sweep_of_three_seeds
 
@@ -33,7 +35,7 @@ def outputs(tmp_path: Path) -> Path:
 def test_runs_alone_prints_its_help(moe: Moe) -> None:
     """Every sub-command is listed, and has help with an example."""
     listed = re.findall(r"^  (\w+)  ", moe("runs").output.split("Commands:")[1], flags=re.M)
-    assert listed == ["ls", "show", "health", "diff", "tag", "rm", "restore", "gc", "watch"]
+    assert listed == ["ls", "show", "experts", "diff", "tag", "rm", "restore", "clean", "watch"]
     for name in listed:
         assert f"Example: moe runs {name}" in " ".join(moe("runs", name, "--help").stdout.split())
 
@@ -41,9 +43,9 @@ def test_runs_alone_prints_its_help(moe: Moe) -> None:
 def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
     """Newest last, piped with all columns."""
     header, *lines = moe("runs", "ls").stdout.splitlines()
-    assert header.split()[:5] == ["run", "group", "status", "done", "bits/byte"]
+    assert header.split()[:5] == ["run", "sweep", "status", "done", "bits/byte"]
     assert [line.split()[:3] for line in lines] == [
-        [run.id, run.group, run.status()["status"]] for run in open_runs(outputs)
+        [run.id, run.group, run.status()["status"]] for run in list_runs_by_age(outputs)
     ]
     assert lines[0].split()[3:7] == ["100", "%", "1.750", "2h"]
     assert lines[1].endswith("out of memory.")
@@ -51,7 +53,7 @@ def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
 
 def test_ls_chooses(moe: Moe, outputs: Path) -> None:
     """By sweep, by status, by tag; what is left out is not shown, and that nothing is left is said."""
-    done, failed, stopped_run = open_runs(outputs)
+    done, failed, stopped_run = list_runs_by_age(outputs)
     moe("runs", "tag", done.id, "good")
 
     def shown(*words: str) -> list[str]:
@@ -66,7 +68,7 @@ def test_ls_chooses(moe: Moe, outputs: Path) -> None:
 
 def test_tags_are_shown_everywhere(moe: Moe, outputs: Path) -> None:
     """Added, added again, taken away; in ls, show, load_runs and the report's filter."""
-    done, failed, _ = open_runs(outputs)
+    done, failed, _ = list_runs_by_age(outputs)
     assert moe("runs", "tag", done.id, "good", "+baseline").stdout == f"{done.id}   tags good, baseline\n"
     assert moe("runs", "tag", done.id, "good").stderr == f"note: {done.id} already has the tag 'good'.\n"
     assert "good,baseline" in moe("runs", "ls").stdout
@@ -82,7 +84,7 @@ def test_tags_are_shown_everywhere(moe: Moe, outputs: Path) -> None:
 def test_a_configuration_has_the_tags_of_its_seeds(moe: Moe, outputs: Path) -> None:
     """In a report that folds seeds, each tag once."""
     twin = complete(outputs, 1.76, "sparsity", expert=8, k=2, seed=1)
-    first = open_runs(outputs)[0]
+    first = list_runs_by_age(outputs)[0]
     moe("runs", "tag", first.id, "good")
     moe("runs", "tag", twin.id, "good", "late")
     rows = json.loads(moe("report", "--format", "json", "--columns", "runs,tags").stdout)
@@ -91,14 +93,14 @@ def test_a_configuration_has_the_tags_of_its_seeds(moe: Moe, outputs: Path) -> N
 
 def test_rm_and_restore(moe: Moe, outputs: Path) -> None:
     """Removed runs are in no list and no report; restored they are back."""
-    done, failed, _ = open_runs(outputs)
+    done, failed, _ = list_runs_by_age(outputs)
     result = moe("runs", "rm", done.id)
     assert result.stdout.splitlines()[-1] == f"1 run is in the trash. Undo: moe runs restore {done.id}"
     assert done.id not in moe("runs", "ls").stdout + moe("report").stdout
     assert f"sparsity/{done.id}" in moe("runs", "restore").stdout
     assert moe("runs", "restore", done.id).stdout == f"restored sparsity/{done.id}\n"
-    assert done in open_runs(outputs)
-    assert moe("runs", "rm", "--group", "sparsity", "--yes").exit_code == 0
+    assert done in list_runs_by_age(outputs)
+    assert moe("runs", "rm", "--sweep", "sparsity", "--yes").exit_code == 0
     assert moe("runs", "restore", "sparsity").stdout.splitlines() == [
         f"restored sparsity/{run.id}" for run in (done, failed)
     ]
@@ -107,39 +109,39 @@ def test_rm_and_restore(moe: Moe, outputs: Path) -> None:
 def test_rm_of_several_asks(moe: Moe, outputs: Path) -> None:
     """Where nobody can answer it takes --yes; without it nothing is moved."""
     result = moe("runs", "rm", "--status", "failed,interrupted")
-    assert (result.exit_code, len(open_runs(outputs))) == (2, 3)
+    assert (result.exit_code, len(list_runs_by_age(outputs))) == (2, 3)
     assert "move 2 runs to the trash? There is nobody to ask here: say it with --yes" in result.stderr
     assert moe("runs", "rm", "--status", "failed,interrupted", "--yes").exit_code == 0
-    assert [run.status()["status"] for run in open_runs(outputs)] == ["completed"]
+    assert [run.status()["status"] for run in list_runs_by_age(outputs)] == ["completed"]
 
 
 def test_rm_moves_nothing_if_one_is_at_work(moe: Moe, outputs: Path) -> None:
     """All are asked before the first is moved."""
-    done, *_ = open_runs(outputs)
+    done, *_ = list_runs_by_age(outputs)
     running = stopped(outputs, RUNNING, expert=2, k=1)
     set_status(running, RUNNING, host="elsewhere", heartbeat=time.time())
     result = moe("runs", "rm", done.id, running.id, "--yes")
-    assert (result.exit_code, len(open_runs(outputs))) == (2, 4)
+    assert (result.exit_code, len(list_runs_by_age(outputs))) == (2, 4)
     assert result.stderr == f"error: {running.id} is running: wait for it or stop it.\n"
 
 
 def test_gc_says_and_frees_only_on_request(moe: Moe, outputs: Path) -> None:
     """Without --yes nothing goes; with it, what was asked for, to the byte."""
-    done, failed, _ = open_runs(outputs)
+    done, failed, _ = list_runs_by_age(outputs)
     for step in (10, 20):
         folder = done.path / "checkpoints" / f"step_{step:08d}"
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(b"x" * 5_000)
     moe("runs", "rm", failed.id)
-    assert "nothing was freed" in moe("runs", "gc", "--older-than", "0d", "--checkpoints").stdout
-    kept = json.loads(moe("runs", "gc", "--yes", "--json").stdout)
+    assert "nothing was freed" in moe("runs", "clean", "--older-than", "0d", "--checkpoints").stdout
+    kept = json.loads(moe("runs", "clean", "--yes", "--json").stdout)
     assert [(each["kind"], each["freed"]) for each in kept] == [("checkpoints", False)]
-    freed = json.loads(moe("runs", "gc", "--older-than", "0d", "--checkpoints", "--yes", "--json").stdout)
+    freed = json.loads(moe("runs", "clean", "--older-than", "0d", "--checkpoints", "--yes", "--json").stdout)
     assert [(each["kind"], each["freed"]) for each in freed] == [("trash", True), ("checkpoints", True)]
     assert freed[1]["bytes"] == 5_000
     assert [path.name for path in done.checkpoints()] == ["step_00000020"]
     assert moe("runs", "restore").stdout == "the trash is empty.\n"
-    assert moe("runs", "gc").stdout == "nothing can be freed.\n"
+    assert moe("runs", "clean").stdout == "nothing can be freed.\n"
 
 
 def test_ages() -> None:
@@ -150,24 +152,24 @@ def test_ages() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ls", "sparsty"], "error: no runs in a sweep or folder 'sparsty' of OUTPUTS. Did you mean 'sparsity'?"),
+        (["ls", "sparsty"], "error: no sweep, run or folder 'sparsty' in OUTPUTS. Did you mean 'sparsity'? See: moe runs ls"),
         (["ls", "--status", "fail"], "error: --status fail: there are pending, running, completed, failed, pruned, interrupted. Did you mean 'failed'?"),
         (["ls", "--status", ","], "error: --status is empty: give some of pending, running, completed, failed, pruned, interrupted."),
-        (["rm"], "error: say which: either runs by name, or --status and --group. See: moe runs ls"),
-        (["rm", "x", "--group", "sparsity"], "error: say which: either runs by name, or --status and --group. See: moe runs ls"),
-        (["rm", "--group", "nosuch"], "error: no runs in a sweep or folder 'nosuch' of OUTPUTS. There are: runs, sparsity."),
+        (["rm"], "error: say which: either runs by name, or --status and --sweep. See: moe runs ls"),
+        (["rm", "x", "--sweep", "sparsity"], "error: say which: either runs by name, or --status and --sweep. See: moe runs ls"),
+        (["rm", "--sweep", "nosuch"], "error: no sweep 'nosuch' in OUTPUTS. There are: runs, sparsity."),
         (["tag", "latest", "a b"], "error: 'a b' is no tag: give one word without spaces, commas or quotes, such as baseline."),
         (["diff", "latest", "latest"], "error: 'latest' and 'latest' are one run, LATEST: give two."),
-        (["gc", "--older-than", "3"], "error: --older-than 3: give days or hours, such as 30d or 12h; 0d means all."),
+        (["clean", "--older-than", "3"], "error: --older-than 3: give days or hours, such as 30d or 12h; 0d means all."),
         (["restore", "x"], "error: no run 'x' in the trash: it is empty."),
-        (["show", "nosuch"], "error: no run 'nosuch' in OUTPUTS. The newest is LATEST; 'latest' means it."),
-        (["watch", "nosuch"], "error: no run 'nosuch' in OUTPUTS. The newest is LATEST; 'latest' means it."),
+        (["show", "nosuch"], "error: no sweep, run or folder 'nosuch' in OUTPUTS. See: moe runs ls"),
+        (["watch", "nosuch"], "error: no sweep, run or folder 'nosuch' in OUTPUTS. See: moe runs ls"),
     ],
 )  # fmt: skip
 def test_wrong_words(moe: Moe, outputs: Path, words: list[str], message: str) -> None:
     """One line that says what is wrong and what to do, exit code 2."""
     result = moe("runs", *words)
-    said = result.stderr.replace(str(outputs), "OUTPUTS").replace(open_runs(outputs)[-1].id, "LATEST")
+    said = result.stderr.replace(str(outputs), "OUTPUTS").replace(list_runs_by_age(outputs)[-1].id, "LATEST")
     assert (said, result.exit_code) == (message + "\n", 2)
 
 
@@ -178,7 +180,7 @@ def test_hostile_names_are_shown_harmlessly(moe: Moe, outputs: Path) -> None:
     set_status(Run(hostile), FAILED, reason="bad\x1b[31m[bold]", created=time.time() - 3600)
     write_json(hostile / "tags.json", {"tags": ["t\x1b[5m", "[blink]"]})
     for words in (["ls"], ["show", "latest"], ["diff", "latest", "gpt-8x2"], ["watch", "runs"], ["rm", "latest"],
-                  ["restore"], ["restore", "latest"], ["watch", "latest"], ["show", "nosuch"], ["tag", "latest", "x"],
+                  ["restore"], ["restore", "latest"], ["watch", "latest"], ["tag", "latest", "x"],
                   ["tag", "latest", "x"]):  # fmt: skip
         output = moe("runs", *words).output
         assert "[red]" in output or "[bold]" in output, words
@@ -188,7 +190,7 @@ def test_hostile_names_are_shown_harmlessly(moe: Moe, outputs: Path) -> None:
 def test_ls_of_folders_that_are_no_runs(moe: Moe, outputs: Path) -> None:
     """Damaged folders are listed as far as they can be read, and files beside them are no matter."""
     (outputs / "sparsity" / "notes.txt").write_text("x")
-    damaged = open_runs(outputs)[0]
+    damaged = list_runs_by_age(outputs)[0]
     for name in ("status.json", "summary.json", "config.json"):
         (damaged.path / name).write_text("{not json")
     assert [damaged.id, "sparsity", "pending"] in [line.split()[:3] for line in moe("runs", "ls").stdout.splitlines()]
@@ -223,7 +225,7 @@ def test_watch_of_what_has_ended(moe: Moe, outputs: Path) -> None:
         "failed  expert=16 seed=0   out of memory.",
         "1 of 2 runs complete, 1 failed. See: moe report sparsity",
     ]
-    done, failed, stopped_run = open_runs(outputs)
+    done, failed, stopped_run = list_runs_by_age(outputs)
     codes = [moe("runs", "watch", run.id).exit_code for run in (done, failed, stopped_run)]
     assert codes == [0, 1, 1]
     assert "nobody is at work on it. Go on with: moe train --resume" in moe("runs", "watch", stopped_run.id).stdout
@@ -246,14 +248,14 @@ def test_a_named_sweep_in_a_folder_is_found_by_every_command(moe: Moe, tmp_path:
     complete(tmp_path / "outputs", 1.8, "other", expert=4)
     for words in (["runs", "ls", name], ["report", name, "--runs"], ["runs", "watch", name], ["runs", "show", f"{name}/{run.id}"],
                   ["report", f"{name}/{run.id[:8]}"], ["runs", "watch", f"{name}/{run.id}"],
-                  ["runs", "rm", "--group", name, "--yes"], ["runs", "restore", name]):  # fmt: skip
+                  ["runs", "rm", "--sweep", name, "--yes"], ["runs", "restore", name]):  # fmt: skip
         result = moe(*words)
         assert (0, "other" in result.stdout) == (result.exit_code, False), (words, result.output)
-    assert [run.path] == [each.path for each in open_runs(tmp_path / "outputs" / "paper-mine")]
+    assert [run.path] == [each.path for each in list_runs_by_age(tmp_path / "outputs" / "paper-mine")]
 
 
 @pytest.mark.parametrize(
-    "words", [["ls"], ["show", "latest"], ["diff", "latest", "gpt-8x2"], ["watch", "sparsity"], ["gc"]]
+    "words", [["ls"], ["show", "latest"], ["diff", "latest", "gpt-8x2"], ["watch", "sparsity"], ["clean"]]
 )
 def test_looking_after_runs_imports_no_torch(outputs: Path, words: list[str]) -> None:
     """Nor, for lists, pandas: they start as quickly as a shell command should."""

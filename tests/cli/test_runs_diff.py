@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from moe_cli.cli.runs.diff import compare
-from moe_cli.runs.folder import FAILED, Run, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import FAILED, Run
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, stopped
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli.report.importance import JOURNAL, load_study
-from moe_cli.runs.folder import open_runs
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.cli.conftest import TINY, Moe
 
 LR = "optim.lr=tag(log,interval(0.001,0.1))"
@@ -38,11 +38,11 @@ def test_the_end_says_what_was_found(moe: Moe, settings: list[str], tmp_path: Pa
     assert "2 of 2 trials: 2 completed, 0 pruned, 0 failed" in result.output
     command = next(line for line in result.output.splitlines() if line.strip().startswith("moe train"))
     shown = moe("config", *command.split()[2:]).output
-    best = min(open_runs(tmp_path / "outputs"), key=lambda run: (run.summary() or {})["val_bpb"])
+    best = min(list_runs_by_age(tmp_path / "outputs"), key=lambda run: (run.summary() or {})["val_bpb"])
     assert best.id in shown
     again = moe(*words).output
     assert "2 done before, 0 to go" in again
-    assert 2 == len(open_runs(tmp_path / "outputs"))
+    assert 2 == len(list_runs_by_age(tmp_path / "outputs"))
     front = moe(*words[:-4], "--name", "two", "-j", "2", "--objective", "val_bpb,flops_per_token").output
     assert "Pareto front: " in front
     assert "flops_per_token  settings" in front
@@ -145,7 +145,7 @@ def test_pruning_stops_real_training(moe: Moe, text: Path, tmp_path: Path) -> No
     words = ["data=text", f"data.path={text}", *tiny, "train.steps=400", LR.replace("0.001", "0.00001")]
     result = moe("sweep", *words, "--search", "random", "--trials", "8", "--prune", "asha", "-j", "1")
     assert 0 == result.exit_code, result.output
-    runs = open_runs(tmp_path / "outputs")
+    runs = list_runs_by_age(tmp_path / "outputs")
     pruned = [run for run in runs if run.status()["status"] == "pruned"]
     assert pruned
     assert 8 == len(runs)
@@ -170,7 +170,7 @@ def test_a_killed_search_loses_nothing(text: Path, tmp_path: Path) -> None:
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for run in open_runs(disturbed):  # a worker that has outlived the search
+        for run in list_runs_by_age(disturbed):  # a worker that has outlived the search
             if run.status()["status"] == "running":
                 os.kill(run.status()["pid"], signal.SIGTERM)
     subprocess.run([*command, "--outputs", str(disturbed)], check=True, capture_output=True)

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from moe_cli.errors import DiskFull
-from moe_cli.runs.folder import Recorder, Run, open_runs, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import Run
+from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import run_sweep
 from moe_cli.sweeps.executors import local
 from moe_cli.sweeps.scheduler import Feed, Progress, Rules
@@ -112,13 +115,13 @@ def test_force_begins_again(moe: Moe, settings: list[str], pretended: Pretended,
     assert "3 from the start; what there was goes to the trash" in moe(*GRID, *settings, "--force").stdout
     assert 3 == len(pretended.seen)
     assert 3 == len(list((tmp_path / "outputs" / ".trash").glob("*/summary.json")))
-    assert 3 == len(open_runs(tmp_path / "outputs"))
+    assert 3 == len(list_runs_by_age(tmp_path / "outputs"))
 
 
 def test_rerun_on_code(moe: Moe, settings: list[str], pretended: Pretended, tmp_path: Path) -> None:
     """Points that another version has made run again, those of this one do not."""
     moe(*GRID, *settings)
-    for run in open_runs(tmp_path / "outputs"):
+    for run in list_runs_by_age(tmp_path / "outputs"):
         write_json(run.path / "meta.json", {"packages": {"moe-cli": "0.0"}} if run.config().seed == 1 else {})
     assert 0 == moe(*GRID, *settings, "--rerun-on", "code").exit_code
     assert [1] == [run.config().seed for run in pretended.seen]

@@ -11,8 +11,9 @@ from moe_cli.cli.sweep_preview import Ahead, head, point_lines, statuses
 from moe_cli.config.compose import load_config
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.costs.model import cost
-from moe_cli.execution.forecast import make_plans
-from moe_cli.runs.folder import Recorder, Run
+from moe_cli.execution.estimate import estimate_runs
+from moe_cli.runs.folder import Run
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.plan import plan_sweep
 from tests.cli.conftest import Moe
 
@@ -25,7 +26,7 @@ def ahead(settings: list[str], tmp_path: Path) -> Ahead:
     words = ["expert=2,4", "k=1,2,3", *settings]
     planned = plan_sweep(words, seeds=2, where=["k != 2"])
     runs = planned.existing(tmp_path)
-    plans = make_plans([point.config for point in planned.points], tmp_path, 1e9)
+    plans = estimate_runs([point.config for point in planned.points], tmp_path, 1e9)
     finish(runs[0], "completed")
     finish(runs[1], "failed")
     return Ahead(planned, plans, statuses(runs), 2, retry_failed=False, executor=LocalExecutor())
@@ -130,7 +131,7 @@ def test_a_budget_of_time_has_no_tokens(settings: list[str], tmp_path: Path) -> 
     """A dash for what is not known, and the time."""
     words = [word for word in settings if not word.startswith("train.steps")]
     planned = plan_sweep(["expert=2,4", "train.minutes=2", *words])
-    plans: Any = make_plans([point.config for point in planned.points], tmp_path, 1e9)
+    plans: Any = estimate_runs([point.config for point in planned.points], tmp_path, 1e9)
     lines = point_lines(Ahead(planned, plans, ["new", "new"], 1, retry_failed=False, executor=LocalExecutor()), None)
     assert [line.split()[4:6] for line in lines[1:3]] == [["-", "-"]] * 2
     assert "4m" in lines[-1]

@@ -103,7 +103,7 @@ COMMANDS = [
     ["runs", "ls", "--json"],
     ["runs", "show", f"evil{HOSTILE}"],
     ["runs", "diff", HOSTILE, "latest"],
-    ["runs", "gc"],
+    ["runs", "clean"],
     [HOSTILE],
 ]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from moe_cli.report.aggregate import fold, rows_of
 from rich.console import Console
 
 from moe_cli.cli.runs.diff import compare, print_comparison
@@ -17,10 +16,12 @@ from moe_cli.cli.search import _step
 from moe_cli.config.data import TokenData
 from moe_cli.metrics import TARGETS, target
 from moe_cli.report.columns import curve_column
-from moe_cli.report.load import load_runs
-from moe_cli.report.recommend.recommendation import _curve
+from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.load import rows_below
+from moe_cli.report.recommend.recommendation import estimates_over_time
+from moe_cli.runs.curves import Curve, validation_curve, validation_curves
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import Curve, glance, validation_curve, validation_curves
+from moe_cli.runs.status import read_status
 from tests.data.made_token_files import raw
 from tests.report.folders import complete
 from tests.tiny import TINY, finish, tiny_config, words
@@ -54,13 +55,13 @@ def test_every_task_has_a_curve_everywhere(kind: str, tmp_path: Path, capsys: py
     print_comparison(comparison)
     assert f"validation, {curve.unit}   over tokens" in capsys.readouterr().out
     console = Console(file=io.StringIO(), width=100)
-    console.print(run_panel(glance(run), curve.values, 100, 0.0))
+    console.print(run_panel(read_status(run), curve.values, 100, 0.0))
     assert isinstance(console.file, io.StringIO)
     assert f"curve {curve.values[0]:.3f}" in console.file.getvalue()
     assert _step(run).endswith(f"{'bpb' if kind == 'gpt' else 'loss'} {curve.values[-1]:.3f}")
-    column = curve_column(rows_of(fold(load_runs(tmp_path / "outputs"))))
+    column = curve_column(aggregate_seeds(rows_below(tmp_path / "outputs")).configurations)
     assert column is not None
-    assert set() < {value for _, value in _curve(str(run.path))} <= set(curve.values)
+    assert set() < {value for _, value in estimates_over_time(str(run.path))} <= set(curve.values)
 
 
 def test_the_kinds_are_all_there_are() -> None:

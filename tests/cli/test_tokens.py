@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_cli.runs.folder import find_run
+from moe_cli.runs.lookup import find_run
 from tests.cli.conftest import TINY, Moe
 from tests.data.made_token_files import raw, with_header
 
@@ -87,7 +87,7 @@ def test_other_tokens_are_other_data(moe: Moe, tokens: list[str], tmp_path: Path
     assert moe("train", "expert=1", *tokens).exit_code == 0
     run = find_run(tmp_path / "outputs", "latest")
     other = [word.replace("vocab_size=50", "vocab_size=51") for word in tokens]
-    result = moe("train", "expert=4", *other, f"train.upcycle={run.id}", "match=none", "model.d_expert=32")
+    result = moe("train", "expert=4", *other, f"train.upcycle_from={run.id}", "match=none", "model.d_expert=32")
     assert "reads other tokens: its data are tokens, ids." in result.stderr
     raw(tmp_path / "tokens" / "val.bin", [1] * 300)
     assert f"{run.id} was trained on other data" in moe("eval", run.id).stderr

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from moe_cli.cli.train_preview import print_plan
 from moe_cli.config.routers import SinkhornConfig
-from moe_cli.execution.forecast import make_plans
+from moe_cli.execution.estimate import estimate_runs
 from tests.cli.conftest import Moe
 from tests.tiny import tiny_config
 
@@ -42,8 +42,8 @@ def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], mon
     """What is needed, what is free and what would help; not where it fits, nor where a GPU may hold it."""
     words = ("train", *settings, "--dry-run")
     free, gpus = [10**8], [()]
-    monkeypatch.setattr("moe_cli.execution.forecast.available_memory_bytes", lambda: free[0])
-    monkeypatch.setattr("moe_cli.execution.forecast.visible_gpus", lambda: gpus[0])
+    monkeypatch.setattr("moe_cli.execution.memory.available_memory_bytes", lambda: free[0])
+    monkeypatch.setattr("moe_cli.execution.memory.visible_gpus", lambda: gpus[0])
     expected = "note: about 471MB of memory are needed, 100MB are free. Lower train.batch_size, "
     assert moe(*words).stderr.startswith(expected)
     assert moe("train", *settings).stderr.startswith(expected)
@@ -55,7 +55,7 @@ def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], mon
 
 def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Path) -> None:
     """What has no room goes on under its label; piped, each row is one line; memory is the sum of its parts."""
-    (plan,) = make_plans([tiny_config(text_file)], tmp_path, 1e9)
+    (plan,) = estimate_runs([tiny_config(text_file)], tmp_path, 1e9)
     screen, pipe = io.StringIO(), io.StringIO()
     print_plan(Console(file=screen, force_terminal=True, color_system=None, width=80), plan, None)
     print_plan(Console(file=pipe), plan, None)
@@ -78,7 +78,7 @@ def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Pat
 def test_what_training_sees_is_said(text_file: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     """The plan's routing line says where a causal model's routing depends on later tokens, and the room of an expert."""
     pipe = io.StringIO()
-    print_plan(Console(file=pipe), make_plans([tiny_config(text_file, **changes)], tmp_path, 1e9)[0], None)
+    print_plan(Console(file=pipe), estimate_runs([tiny_config(text_file, **changes)], tmp_path, 1e9)[0], None)
     line = next(line for line in pipe.getvalue().splitlines() if line.startswith("  routing"))
     assert f"balance switch, {said}, d_expert 12" in line
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from moe_cli.cli.options import print_json
 from moe_cli.cli.search import _step
 from moe_cli.cli.train_progress import print_summary
-from moe_cli.runs.folder import Recorder, Run, create_run, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.recorder import Recorder
 from tests.tiny import tiny_config
 
 

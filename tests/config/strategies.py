@@ -29,9 +29,9 @@ BALANCES = (
 )
 OPTIMIZERS = (
     schema.MuonConfig(),
-    schema.MuonConfig(schedule="cosine", warmup=0.1, grad_clip=None),
+    schema.MuonConfig(schedule="cosine", warmup_fraction=0.1, grad_clip=None),
     schema.AdamWConfig(schedule="constant"),
-    schema.AdamWConfig(schedule="wsd", decay=0.3, final_lr=0.0),
+    schema.AdamWConfig(schedule="wsd", decay_fraction=0.3, min_lr_ratio=0.0),
 )
 
 
@@ -40,9 +40,9 @@ def configs(draw: st.DrawFn) -> schema.RunConfig:
     """A valid configuration as a user may leave it, with much of it open."""
     model = schema.GPTConfig(
         d_ff=draw(st.integers(256, 2048)),
-        expert_kind=draw(st.sampled_from(["glu", "mlp"])),
+        ffn_type=draw(st.sampled_from(["glu", "mlp"])),
         shared_experts=draw(st.integers(0, 2)),
-        moe_every=draw(st.integers(1, 4)),
+        moe_layer_freq=draw(st.integers(1, 4)),
     )
     budget = draw(st.sampled_from([{}, {"steps": 7}, {"tokens": 1000}, {"flops": 1e12}, {"minutes": 0.5}]))
     data = draw(

@@ -20,7 +20,8 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.words import parse_word
 from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError
-from moe_cli.execution.forecast import memory_bytes, step_work
+from moe_cli.execution.estimate import step_work
+from moe_cli.execution.memory import memory_bytes
 from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.search_space import SearchOptions, plan_words
 
@@ -120,7 +121,7 @@ ARGUMENTS = {
     ("sweep",): ["k=1,oops", "--dry-run"],
     ("sample",): ["latest"],
     ("explain",): ["latest", "text"],
-    ("runs", "health"): ["latest"],
+    ("runs", "experts"): ["latest"],
     ("plan",): [],
     ("bench",): [],
     ("bench", "step"): ["expert=0"],

@@ -26,9 +26,10 @@ from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import BUDGETS, RunConfig, is_execution
 from moe_cli.costs.model import training_steps
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.execution.forecast import corpus_of, vocab_of
+from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.models.registry import make_model
-from moe_cli.runs.folder import Onlooker, Run
+from moe_cli.runs.folder import Run
+from moe_cli.runs.recorder import NullRecorder
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.optimizers import make_optimizers
@@ -40,11 +41,11 @@ pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 TINY = {"expert": 4, "train.steps": 4, "train.batch_size": 2, "train.threads": 1, "train.device": "cpu"}
 WIDTHS = {"model.num_layers": 2, "model.d_model": 16, "model.d_ff": 64, "model.context_length": 16}
 GPT = {**TINY, **WIDTHS, "model.num_heads": 2, "optim.lr": 0.05, "data": "text", "data.path": "TEXT"}
-BERT = {**GPT, "model": "bert", "optim": "adamw", "task.pseudo_tokens": 0}
+BERT = {**GPT, "model": "bert", "optim": "adamw", "task.pseudo_perplexity_tokens": 0}
 OTHER_DATA = {name: value for name, value in GPT.items() if not name.startswith("data")}
 VIT = {**OTHER_DATA, "model": "vit", "model.context_length": 16, "optim": "adamw", "data": "digits"}
-MMOE = {**TINY, "model": "mmoe", "model.d_model": 16, "model.d_ff": 64, "model.d_tower": 8, "model.factors": 4}
-SMALL_RATINGS = {"data.users": 30, "data.items": 20, "data.clusters": 2, "data.pairs": 400}
+MMOE = {**TINY, "model": "mmoe", "model.d_model": 16, "model.d_ff": 64, "model.d_tower": 8, "model.mf_dim": 4}
+SMALL_RATINGS = {"data.users": 30, "data.items": 20, "data.clusters": 2, "data.num_pairs": 400}
 # Model, router, data and optimizer, and the settings that others need to have an effect.
 BASES: dict[str, dict[str, Any]] = {
     "gpt": GPT,
@@ -54,13 +55,13 @@ BASES: dict[str, dict[str, Any]] = {
     "gpt one expert a token": {**GPT, "k": 1, "capacity": 0.5, "eval.capacity": 0.5},
     "gpt all experts": {**GPT, "k": 4},
     "gpt own widths": {**GPT, "match": "none", "model.d_expert": 12},
-    "gpt own widths, dense layers": {**GPT, "match": "none", "model.d_expert": 12, "model.first_dense": 1},
-    "gpt latent": {**GPT, "model.kv_rank": 8, "model.shared_experts": 1},
-    "gpt learned positions": {**GPT, "model.positions": "learned"},
-    "gpt window": {**GPT, "model.window": 4, "train.grad_accumulation": 2, "balance.scope": "global"},
+    "gpt own widths, dense layers": {**GPT, "match": "none", "model.d_expert": 12, "model.first_k_dense": 1},
+    "gpt latent": {**GPT, "model.kv_lora_rank": 8, "model.shared_experts": 1},
+    "gpt learned positions": {**GPT, "model.position_encoding": "learned"},
+    "gpt window": {**GPT, "model.sliding_window": 4, "train.grad_accumulation": 2, "balance.scope": "global"},
     "gpt adamw": {**GPT, "optim": "adamw", "optim.schedule": "cosine"},
     "gpt sgd": {**GPT, "optim": "sgd", "optim.schedule": "constant"},
-    "gpt no decay": {**GPT, "optim.decay": 0.0},
+    "gpt no decay": {**GPT, "optim.decay_fraction": 0.0},
     "gpt many experts": {**GPT, "expert": 32, "k": 1, "model.context_length": 8, "train.batch_size": 4},
     "gpt bpe": {**GPT, "data.tokenizer": "bpe", "data.bpe_vocab": 280},
     "gpt jsonl": {**GPT, "data.path": "JSONL"},
@@ -69,7 +70,7 @@ BASES: dict[str, dict[str, Any]] = {
     "gpt hub": {**GPT, "data": "hf", "data.path": "JSONL"},
     "bert": BERT,
     "lstm": {**TINY, **WIDTHS, "model": "lstm", "data": "text", "data.path": "TEXT"},
-    "t5": {**TINY, **WIDTHS, "model": "t5", "model.num_layers": 4, "model.context_length": 32, "model.distance_buckets": 8,
+    "t5": {**TINY, **WIDTHS, "model": "t5", "model.num_layers": 4, "model.context_length": 32, "model.relative_attention_num_buckets": 8,
            "data": "text", "data.path": "TEXT"},
     "vit": VIT,
     "vit folder": {**VIT, "data": "image_folder", "data.path": "IMAGES", "data.image_size": 8},
@@ -97,25 +98,25 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "expert": [8], "k": [1, 3], "capacity": [0.5, 0.75, 32, 1000], "seed": [1],
     "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7],
     "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2],
-    "model.moe_every": [2, 1], "model.first_dense": [1, 0], "model.context_length": [8], "model.vocab_size": [2000],
-    "model.dropout": [0.5], "model.num_heads": [1], "model.num_kv_heads": [1], "model.d_head": [4], "model.window": [3],
-    "model.attention_dropout": [0.5], "model.kv_rank": [6], "model.q_rank": [4], "model.d_rope": [2],
-    "model.rope_base": [10.0], "model.logit_cap": [1.0], "model.init_std": [0.5], "model.patch_size": [4],
-    "model.d_tower": [16], "model.factors": [3], "model.distance_buckets": [12], "model.max_distance": [12],
+    "model.moe_layer_freq": [2, 1], "model.first_k_dense": [1, 0], "model.context_length": [8], "model.vocab_size": [2000],
+    "model.dropout": [0.5], "model.num_heads": [1], "model.num_kv_heads": [1], "model.d_head": [4], "model.sliding_window": [3],
+    "model.attention_dropout": [0.5], "model.kv_lora_rank": [6], "model.q_lora_rank": [4], "model.qk_rope_head_dim": [2],
+    "model.rope_base": [10.0], "model.logit_softcap": [1.0], "model.init_std": [0.5], "model.patch_size": [4],
+    "model.d_tower": [16], "model.mf_dim": [3], "model.relative_attention_num_buckets": [12], "model.relative_attention_max_distance": [12],
     "router.temperature": [4.0], "router.null_experts": [1], "router.jitter": [0.5], "router.scale": [2.0],
     "router.groups": [2, 4], "router.top_groups": [2, 1], "router.iterations": [1], "router.l1": [1.0],
     "router.l1_rate": [4.0], "router.slots": [2], "weight": [1.0], "bias_update_rate": [0.1], "balance.iterations": [1],
-    "task.masked": [0.5], "task.as_mask": [0.4], "task.as_random": [0.2], "task.pseudo_tokens": [16],
-    "task.corrupted": [0.4], "task.mean_span": [1.5], "task.sentinels": [50], "task.l2": [0.5], "task.l2_embedding": [0.5],
+    "task.mask_prob": [0.5], "task.mask_token_prob": [0.4], "task.random_token_prob": [0.2], "task.pseudo_perplexity_tokens": [16],
+    "task.noise_density": [0.4], "task.mean_noise_span_length": [1.5], "task.num_sentinels": [50], "task.l2": [0.5], "task.l2_embedding": [0.5],
     "data.tokenizer": ["chars"], "data.bpe_vocab": [270], "data.val_fraction": [0.3], "data.test_fraction": [0.2],
     "data.path": ["OTHER"], "data.field": ["body"], "data.exclude": ["*1.*"], "data.val_tokens": [20], "data.vocab_size": [100],
     "data.subset": ["default"], "data.split": ["train[:50%]"], "data.revision": ["main"],
     "data.max_bytes": [1500], "data.max_documents": [15], "data.image_size": [16], "data.channels": [1],
-    "data.users": [40], "data.items": [30], "data.clusters": [3], "data.pairs": [300], "data.noise": [1.0],
-    "data.relatedness": [-0.5], "data.seed": [1], "data.fold": [1], "data.test_fold": [2], "data.liked": [3.0],
+    "data.users": [40], "data.items": [30], "data.clusters": [3], "data.num_pairs": [300], "data.noise": [1.0],
+    "data.task_correlation": [-0.5], "data.seed": [1], "data.fold": [1], "data.test_fold": [2], "data.click_threshold": [3.0],
     "optim.lr": [0.1], "optim.adam_lr": [0.1], "optim.momentum": [0.3], "optim.weight_decay": [0.5], "optim.beta1": [0.5],
-    "optim.beta2": [0.5], "optim.warmup": [0.4], "optim.decay": [0.9], "optim.final_lr": [0.5], "optim.grad_clip": [0.01],
-    "optim.ema": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e8], "train.batch_size": [6],
+    "optim.beta2": [0.5], "optim.warmup_fraction": [0.4], "optim.decay_fraction": [0.9], "optim.min_lr_ratio": [0.5], "optim.grad_clip": [0.01],
+    "optim.ema_decay": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e8], "train.batch_size": [6],
     "train.grad_accumulation": [2, 1], "eval.k": [1, 2], "eval.capacity": [0.5, 0.75, 32, 1000], "eval.context_length": [8, 4],
     "eval.stride": [4, 2],
 }  # fmt: skip
@@ -123,7 +124,7 @@ OTHER_VALUES: dict[str, list[Any]] = {
 EXEMPT = {
     "train.minutes": "a budget of time: how many steps it holds is not fixed",
     "train.on_nan": "acts on a loss that is not finite",
-    "train.upcycle": "needs a dense run",
+    "train.upcycle_from": "needs a dense run",
     "train.precision": "auto is decided by the device where a run first starts, and kept from then on",
     "balance.convention": "says whose the weight is; it is converted, with a note",
     "balance.switch.convention": "the same",
@@ -134,10 +135,10 @@ EXEMPT = {
     "data.subset": "of a data set on the hub",
 }  # fmt: skip
 # Settings that act through others alone: where those come to the same, so does the digest.
-THROUGH = ("match", "model.d_ff", "model.moe_every", "model.first_dense")
+THROUGH = ("match", "model.d_ff", "model.moe_layer_freq", "model.first_k_dense")
 # Settings that act in some steps only, and the base in which they do.
 SOMETIMES = {
-    "optim.sparse_experts": "gpt many experts",  # a step in which an expert gets no token
+    "optim.skip_idle_experts": "gpt many experts",  # a step in which an expert gets no token
     "router.iterations": "sinkhorn sharp",  # a batch for which one iteration is not enough
 }
 GROUP_CHOICES = ("router", "balance", "optim")
@@ -263,11 +264,11 @@ class Results:
         return self.known[config.digest]
 
     def _train(self, config: RunConfig) -> object:
-        corpus = corpus_of(config, self.folder)
-        task, size = make_task(config, corpus), vocab_of(config, corpus)
+        corpus = load_run_data(config, self.folder)
+        task, size = make_task(config, corpus), model_vocab_size(config, corpus)
         model = make_model(config, size)
         training = Training(
-            config, Parallel(config.launch, model), task, make_optimizers(config.optim, model), Onlooker(Run(self.folder)),
+            config, Parallel(config.launch, model), task, make_optimizers(config.optim, model), NullRecorder(Run(self.folder)),
             training_steps(config, size), lambda view: None,
         )  # fmt: skip
         torch.manual_seed(config.seed)
@@ -403,15 +404,15 @@ def test_a_default_without_effect_is_set_aside_silently(words: list[str], group:
         (["model=bert", "router=expert_choice", "capacity=9"], ["model=bert", "router=expert_choice", "capacity=4"]),
         (["model=bert", "router=expert_choice", "capacity=1"], ["model=bert", "router=expert_choice"]),
         (["capacity=1.0", "eval.capacity=1.0", "eval.drop=causal"], ["capacity=1.0", "eval.capacity=1.0"]),
-        (["optim.decay=0"], ["optim.schedule=constant"]),
+        (["optim.decay_fraction=0"], ["optim.schedule=constant"]),
         (["router=random", "capacity=1.0", "drop=probability"], ["router=random", "capacity=1.0"]),
-        (["model.moe_every=2", "model.first_dense=1"], ["model.moe_every=2"]),
+        (["model.moe_layer_freq=2", "model.first_k_dense=1"], ["model.moe_layer_freq=2"]),
         (["model=bert", "router=soft", "k=1"], ["model=bert", "router=soft", "k=4"]),
         (["expert=4", "k=4", "eval.k=4"], ["expert=4", "k=4"]),
         (["k=1", "capacity=1.0", "eval.k=1", "renormalise_after_drop=true"], ["k=1", "capacity=1.0"]),
-        (["optim.final_lr=1"], ["optim.schedule=constant"]),
-        (["optim.schedule=cosine", "optim.final_lr=1"], ["optim.schedule=linear", "optim.final_lr=1"]),
-        (["optim.ema=0"], []),
+        (["optim.min_lr_ratio=1"], ["optim.schedule=constant"]),
+        (["optim.schedule=cosine", "optim.min_lr_ratio=1"], ["optim.schedule=linear", "optim.min_lr_ratio=1"]),
+        (["optim.ema_decay=0"], []),
     ],
 )
 def test_two_ways_to_say_one_thing_are_one_run(words: list[str], same: list[str]) -> None:

@@ -35,6 +35,8 @@ WORDS = [
 
 KEYS = [
     (["expret=8"], "no setting 'expret'. Did you mean 'expert'?"),
+    (["num_experts=8"], "no setting 'num_experts'. Here it is 'expert'."),
+    (["model.top_k=2"], "no setting 'model.top_k'. Here it is 'k'."),
     (["lr=0.1"], "no setting 'lr'. Did you mean 'optim.lr'?"),
     (["ruoter=switch"], "no setting 'ruoter'. Did you mean 'router'?"),
     (["zebra=1"], "no setting 'zebra'. All settings: moe config"),
@@ -94,7 +96,7 @@ CHOICES = [
     (["drop=positon"], "drop=positon is not one of: position, probability, random, causal. Did you mean 'position'?"),
     (["match=all"], "match=all is not one of: active, total, flops, model_flops, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
-    (["model.expert_kind=gul"], "model.expert_kind=gul is not one of: glu, mlp. Did you mean 'glu'?"),
+    (["model.ffn_type=gul"], "model.ffn_type=gul is not one of: glu, mlp. Did you mean 'glu'?"),
     (["model.dispatch=fast"], "model.dispatch=fast is not one of: auto, grouped, padded, einsum, reference."),
     (
         ["data.tokenizer=gpt2"],
@@ -133,7 +135,7 @@ RANGES = [
         for key, low in {
             "expert": 1, "k": 1, "seed": 0, "eval.k": 1, "model.num_layers": 1, "model.num_heads": 1,
             "model.d_model": 1,
-            "model.d_ff": 1, "model.d_expert": 1, "model.moe_every": 1, "model.context_length": 1,
+            "model.d_ff": 1, "model.d_expert": 1, "model.moe_layer_freq": 1, "model.context_length": 1,
             "model.shared_experts": 0, "train.steps": 1, "train.tokens": 1, "train.batch_size": 1,
             "train.grad_accumulation": 1, "train.eval_every": 1, "train.eval_tokens": 1, "train.checkpoint_every": 1,
             "train.log_every": 1, "train.threads": 1,
@@ -159,9 +161,9 @@ RANGES = [
     (["router=switch", "router.jitter=1.0"], f"router.jitter=1.0 {BELOW_ONE}"),
     (["data.val_fraction=0.6"], "data.val_fraction=0.6 must be between 0.001 and 0.5."),
     (["data.val_fraction=0"], "data.val_fraction=0.0 must be between 0.001 and 0.5."),
-    (["optim.warmup=2"], "optim.warmup=2.0 must be between 0 and 1."),
-    (["optim.decay=-1"], "optim.decay=-1.0 must be between 0 and 1."),
-    (["optim.final_lr=1.5"], "optim.final_lr=1.5 must be between 0 and 1."),
+    (["optim.warmup_fraction=2"], "optim.warmup_fraction=2.0 must be between 0 and 1."),
+    (["optim.decay_fraction=-1"], "optim.decay_fraction=-1.0 must be between 0 and 1."),
+    (["optim.min_lr_ratio=1.5"], "optim.min_lr_ratio=1.5 must be between 0 and 1."),
 ]  # fmt: skip
 
 TOGETHER = [
@@ -182,12 +184,12 @@ TOGETHER = [
         "model.d_model=12 over model.num_heads=4 gives heads of odd width 3: rotary positions need an even width.",
     ),
     (
-        ["model.moe_every=5", "model.num_layers=4"],
-        "model.moe_every=5 is more than model.num_layers=4: no layer would have experts. "
+        ["model.moe_layer_freq=5", "model.num_layers=4"],
+        "model.moe_layer_freq=5 is more than model.num_layers=4: no layer would have experts. "
         "Use expert=1 for a dense model.",
     ),
     (
-        ["expert=8", "k=2", "model.d_ff=512", "model.expert_kind=mlp", "model.d_expert=100"],
+        ["expert=8", "k=2", "model.d_ff=512", "model.ffn_type=mlp", "model.d_expert=100"],
         "model.d_expert=100 is set by match=active to 256. To choose it yourself: match=none",
     ),
     (
@@ -221,14 +223,14 @@ TOGETHER = [
     ),
     (
         ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.tokenizer=bytes"],
-        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python, asv, hf, "
-        "kjv, mix, shakespeare, text, tiny_shakespeare, torch_sources.",
+        "no setting 'data.tokenizer' with data=tokens. It belongs to data=python, bible_asv, "
+        "bible_kjv, corpora_mix, hf, shakespeare, text, tiny_shakespeare, torch_sources.",
     ),
     (["data=tokens", "data.path=a", "data.vocab_size=1"], "data.vocab_size=1 must be between 2 and 4294967296."),
     (["data=text", "data.path="], "data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER"),
     (
-        ["optim.warmup=0.5", "optim.decay=0.7"],
-        "optim.warmup=0.5 and optim.decay=0.7 are shares of the budget: together at most 1.",
+        ["optim.warmup_fraction=0.5", "optim.decay_fraction=0.7"],
+        "optim.warmup_fraction=0.5 and optim.decay_fraction=0.7 are shares of the budget: together at most 1.",
     ),
     (
         ["model.num_heads=4", "model.num_kv_heads=3"],
@@ -236,8 +238,8 @@ TOGETHER = [
     ),
     (["model.num_heads=4", "model.d_head=3"], "model.d_head=3 is odd: rotary positions need an even width."),
     (
-        ["model.first_dense=4"],
-        "model.first_dense=4 leaves no layer of model.num_layers=4 to experts. Use expert=1 for a dense model.",
+        ["model.first_k_dense=4"],
+        "model.first_k_dense=4 leaves no layer of model.num_layers=4 to experts. Use expert=1 for a dense model.",
     ),
     (
         ["train.steps=1", "train.tokens=5"],

@@ -66,7 +66,7 @@ def test_nothing_that_can_be_derived_is_left_open(config: RunConfig) -> None:
 def test_upcycling_says_what_it_changes(router: Any, k: int, given: list[str], notes: list[str]) -> None:
     """The scale of first weights that are copied has no effect; a model that starts as another function says so."""
     model = BERTConfig(expert_init_scale=0.1 if given else 1.0)
-    train = schema.TrainConfig(upcycle="bert-dense")
+    train = schema.TrainConfig(upcycle_from="bert-dense")
     config = RunConfig(router=router, k=k, match="none", model=model, task=MaskedLM(), train=train)
     resolved = resolve(config, given)
     found = [note for note in resolved.notes if "upcycle" in note]
@@ -99,10 +99,10 @@ def test_renormalise_left_open(k: int | None, expected: bool) -> None:
 def test_a_dense_model_keeps_nothing_of_the_experts() -> None:
     """With expert=1 all settings of experts are removed, so that all such runs are one."""
     plain = resolve(RunConfig(expert=1)).config
-    model = GPTConfig(shared_experts=1, moe_every=2, dispatch="reference", d_expert=9)
+    model = GPTConfig(shared_experts=1, moe_layer_freq=2, dispatch="reference", d_expert=9)
     busy = RunConfig(
         expert=1, k=1, capacity=1.0, drop="probability", match="none", router=SWITCH, balance=balances.ZBalance(),
-        model=model, optim=schema.MuonConfig(sparse_experts=True), eval=schema.EvalConfig(k=1, capacity=1.0),
+        model=model, optim=schema.MuonConfig(skip_idle_experts=True), eval=schema.EvalConfig(k=1, capacity=1.0),
     )  # fmt: skip
     assert plain == resolve(busy).config
 
@@ -129,9 +129,9 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
         ),
         (RunConfig(expert=1), ["match"], "expert=1 is dense: match set aside."),
         (
-            RunConfig(expert=1, optim=schema.AdamWConfig(sparse_experts=True)),
-            ["optim.sparse_experts"],
-            "expert=1 is dense: optim.sparse_experts set aside.",
+            RunConfig(expert=1, optim=schema.AdamWConfig(skip_idle_experts=True)),
+            ["optim.skip_idle_experts"],
+            "expert=1 is dense: optim.skip_idle_experts set aside.",
         ),
         (
             RunConfig(match="none", model=GPTConfig(d_expert=32)),
@@ -141,14 +141,14 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
         (RunConfig(router=RANDOM), ["balance"], "router=random learns no choice: balance set aside."),
         (RunConfig(drop="position"), ["drop"], "training drops nothing without a capacity: drop set aside."),
         (
-            RunConfig(optim=schema.MuonConfig(schedule="cosine", decay=0.1)),
-            ["optim.decay"],
-            "optim.schedule=cosine has no plateau: optim.decay set aside.",
+            RunConfig(optim=schema.MuonConfig(schedule="cosine", decay_fraction=0.1)),
+            ["optim.decay_fraction"],
+            "optim.schedule=cosine has no plateau: optim.decay_fraction set aside.",
         ),
         (
-            RunConfig(optim=schema.AdamWConfig(schedule="constant", final_lr=0.1)),
-            ["optim.final_lr"],
-            "optim.schedule=constant never falls: optim.final_lr set aside.",
+            RunConfig(optim=schema.AdamWConfig(schedule="constant", min_lr_ratio=0.1)),
+            ["optim.min_lr_ratio"],
+            "optim.schedule=constant never falls: optim.min_lr_ratio set aside.",
         ),
     ],
 )
@@ -164,27 +164,27 @@ def test_balance_none_with_a_random_router_needs_no_note() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "decay", "final_lr"),
+    ("schedule", "decay", "min_lr_ratio"),
     [("wsd", 0.6, 0.02), ("cosine", None, 0.02), ("linear", None, 0.02), ("constant", None, None)],
 )
-def test_the_schedule_is_filled_in(schedule: Any, decay: float | None, final_lr: float | None) -> None:
+def test_the_schedule_is_filled_in(schedule: Any, decay: float | None, min_lr_ratio: float | None) -> None:
     """Each schedule gets the shares it needs and none that it ignores."""
     optim = resolve(RunConfig(optim=schema.MuonConfig(schedule=schedule))).config.optim
-    assert (decay, final_lr) == (optim.decay, optim.final_lr)
+    assert (decay, min_lr_ratio) == (optim.decay_fraction, optim.min_lr_ratio)
 
 
 def test_shares_that_a_schedule_ignores_are_no_difference() -> None:
     """A decay without a plateau and a final rate that is never reached are removed: such runs are one."""
-    plain, idle = schema.AdamWConfig(schedule="cosine"), schema.AdamWConfig(schedule="cosine", decay=0.1)
+    plain, idle = schema.AdamWConfig(schedule="cosine"), schema.AdamWConfig(schedule="cosine", decay_fraction=0.1)
     assert resolve(RunConfig(optim=plain)).config == resolve(RunConfig(optim=idle)).config
-    plain, idle = schema.AdamWConfig(schedule="constant"), schema.AdamWConfig(schedule="constant", final_lr=0.1)
+    plain, idle = schema.AdamWConfig(schedule="constant"), schema.AdamWConfig(schedule="constant", min_lr_ratio=0.1)
     assert resolve(RunConfig(optim=plain)).config == resolve(RunConfig(optim=idle)).config
 
 
 def test_given_shares_of_the_schedule_stay() -> None:
     """A zero is a value, not an open setting."""
-    optim = resolve(RunConfig(optim=schema.MuonConfig(decay=0.5, final_lr=0.0))).config.optim
-    assert (0.5, 0.0) == (optim.decay, optim.final_lr)
+    optim = resolve(RunConfig(optim=schema.MuonConfig(decay_fraction=0.5, min_lr_ratio=0.0))).config.optim
+    assert (0.5, 0.0) == (optim.decay_fraction, optim.min_lr_ratio)
 
 
 def test_a_budget_is_a_number_of_steps_unless_given() -> None:
@@ -216,7 +216,7 @@ def test_matched_experts_cost_what_the_dense_network_costs(
 ) -> None:
     """Active feed-forward parameters, gate included, are within 1 % of dense, or as near as a whole width can be."""
     top_k, shared = data.draw(st.integers(1, min(experts, 16))), data.draw(st.integers(0, 2))
-    model = GPTConfig(d_ff=d_ff, expert_kind=kind, shared_experts=shared)
+    model = GPTConfig(d_ff=d_ff, ffn_type=kind, shared_experts=shared)
     d_expert = matched_d_expert(RunConfig(expert=experts, k=top_k, model=model, router=TOPK if gate else RANDOM))
 
     def error(width: int) -> float:
@@ -239,7 +239,7 @@ def test_matched_experts_cost_what_the_dense_network_costs(
 )
 def test_matched_widths_are_round(d_ff: int, experts: int, top_k: int, expected: int) -> None:
     """The largest power of two up to 16 that 1 % allows divides the width, worked out by hand."""
-    model = GPTConfig(d_ff=d_ff, expert_kind="mlp")
+    model = GPTConfig(d_ff=d_ff, ffn_type="mlp")
     assert expected == matched_d_expert(RunConfig(expert=experts, k=top_k, model=model, router=TOPK))
 
 
@@ -280,10 +280,10 @@ def test_match_makes_equal_what_it_says(
 ) -> None:
     """Of the whole model's costs, to 1 % of the feed-forward layers that have experts, or as near as a width can be."""
     top_k, shared = data.draw(st.integers(1, min(experts, 16))), data.draw(st.integers(0, 2))
-    model = GPTConfig(d_ff=d_ff, expert_kind=kind, shared_experts=shared, shared_gate=shared > 0, moe_every=every)
+    model = GPTConfig(d_ff=d_ff, ffn_type=kind, shared_experts=shared, shared_gate=shared > 0, moe_layer_freq=every)
     router = routers.TopKConfig(score=score)
     config = RunConfig(expert=experts, k=top_k, match=match, model=model, router=router)
-    dense = resolve(RunConfig(expert=1, model=GPTConfig(d_ff=d_ff, expert_kind=kind))).config
+    dense = resolve(RunConfig(expert=1, model=GPTConfig(d_ff=d_ff, ffn_type=kind))).config
     try:
         matched = resolve(config).config
     except ConfigError:
@@ -372,7 +372,7 @@ def test_equal_networks_have_an_equal_digest() -> None:
     matched = load_config([]).config
     typed = load_config(["match=none", f"model.d_expert={matched.model.d_expert}"]).config
     assert matched.digest == typed.digest
-    words = ["match=none", "model.d_expert=64", "model.first_dense=1"]
+    words = ["match=none", "model.d_expert=64", "model.first_k_dense=1"]
     assert (
         load_config([*words, "model.d_ff=128"]).config.digest != load_config([*words, "model.d_ff=256"]).config.digest
     )
@@ -401,7 +401,7 @@ def test_the_first_fold_is_no_lack_of_one() -> None:
 
 def test_execution_keys_are_what_we_think() -> None:
     """Threads, device and how often something is written do not change what is learned; everything else may."""
-    assert {"threads", "device", "compile", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep",
+    assert {"threads", "device", "compile", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep_checkpoints",
             "keep_best"} == set(EXECUTION_KEYS)  # fmt: skip
 
 
@@ -429,7 +429,7 @@ def test_heads_are_of_width_32_or_near(d_model: int, heads: int) -> None:
 
 def test_the_shared_gate_is_among_the_matched_parameters() -> None:
     """Its row of D numbers comes off the experts' width, as a row of the router's gate does."""
-    shape = {"d_model": 96, "d_ff": 40, "shared_experts": 1, "expert_kind": "mlp"}
+    shape = {"d_model": 96, "d_ff": 40, "shared_experts": 1, "ffn_type": "mlp"}
     without, with_gate = (
         resolve(RunConfig(expert=expert, k=1, router=SwitchConfig(), model=GPTConfig(**shape, shared_gate=gate)))
         for expert, gate in ((9, False), (8, True))
@@ -453,11 +453,14 @@ def test_settings_of_experts_are_set_aside_without_them() -> None:
 @pytest.mark.parametrize(("warmup", "decay"), [(0.02, 0.6), (0.4, 0.6), (0.5, 0.5), (0.9, 0.1)])
 def test_the_fall_of_the_learning_rate_begins_after_the_warm_up(warmup: float, decay: float) -> None:
     """Where the warm-up leaves less than the derived share of the budget, the fall takes what it leaves."""
-    resolved = resolve(RunConfig(optim=schema.AdamWConfig(warmup=warmup))).config
-    assert (decay, "wsd") == (resolved.optim.decay, resolved.optim.schedule)
+    resolved = resolve(RunConfig(optim=schema.AdamWConfig(warmup_fraction=warmup))).config
+    assert (decay, "wsd") == (resolved.optim.decay_fraction, resolved.optim.schedule)
 
 
 def test_a_warm_up_over_the_whole_budget_never_falls() -> None:
     """It is the constant schedule."""
-    whole, constant = schema.AdamWConfig(warmup=1.0), schema.AdamWConfig(warmup=1.0, schedule="constant")
+    whole, constant = (
+        schema.AdamWConfig(warmup_fraction=1.0),
+        schema.AdamWConfig(warmup_fraction=1.0, schedule="constant"),
+    )
     assert resolve(RunConfig(optim=constant)).config == resolve(RunConfig(optim=whole)).config

@@ -30,7 +30,7 @@ def test_the_settings_that_take_text() -> None:
     """These, and no other."""
     expected = [
         "data.exclude", "data.field", "data.path", "data.revision", "data.split", "data.subset", "data.tokenizer",
-        "log_project", "train.device", "train.upcycle",
+        "log_project", "train.device", "train.upcycle_from",
     ]  # fmt: skip
     assert expected == TEXTS
     assert not any(is_text(key) for key in ("expert", "optim.lr", "model.dropout", "train.compile", "drop", "nothing"))

@@ -22,13 +22,14 @@ from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
-from moe_cli.execution.forecast import corpus_of, vocab_of
+from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.models.blocks import make_moe_layer
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers.registry import ROUTERS
 from moe_cli.moe.routers.token_choice import Router
-from moe_cli.runs.folder import Recorder, create_run
+from moe_cli.runs.folder import create_run
+from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.trainer import Training
@@ -40,9 +41,9 @@ V = 40
 FAMILIES: dict[str, dict[str, Any]] = {"gpt": {}, **TINY}
 OPTIMIZERS = {
     "muon": MuonConfig(),
-    "muon, sparse": MuonConfig(sparse_experts=True, ema=0.9),
+    "muon, sparse": MuonConfig(skip_idle_experts=True, ema_decay=0.9),
     "adamw": AdamWConfig(),
-    "adamw, sparse": AdamWConfig(sparse_experts=True),
+    "adamw, sparse": AdamWConfig(skip_idle_experts=True),
     "sgd": SGDConfig(),
 }
 BIDIRECTIONAL = {"model": BERTConfig(**dataclasses.asdict(TINY["bert"]["model"])), "task": MaskedLM()}
@@ -67,8 +68,11 @@ def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:
 
     Torch counts products of matrices, and no fused recurrent layers, attention or grouped products of a CPU.
     """
-    corpus = corpus_of(config, outputs)
-    model, recorder = make_model(config, vocab_of(config, corpus)), Recorder(create_run(outputs, "runs", config))
+    corpus = load_run_data(config, outputs)
+    model, recorder = (
+        make_model(config, model_vocab_size(config, corpus)),
+        Recorder(create_run(outputs, "runs", config)),
+    )
     optimizers = make_optimizers(config.optim, model)
     training = Training(
         config, Parallel(config.launch, model), make_task(config, corpus), optimizers, recorder, 1, lambda view: None
@@ -92,7 +96,7 @@ def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:
 
 
 def check_step(config: RunConfig, outputs: Path) -> None:
-    costs = cost(config, vocab_of(config, corpus_of(config, outputs)))
+    costs = cost(config, model_vocab_size(config, load_run_data(config, outputs)))
     total, own = step_flops(config, outputs)
     assert total == pytest.approx(costs.flops_per_step, rel=0.02)
     assert own == pytest.approx(costs.optimizer_flops_per_step, rel=0.02)
@@ -124,8 +128,8 @@ def test_a_training_step_with_every_router_costs_what_torch_counts(
 
 @pytest.mark.usefixtures("even_load")
 def test_experts_that_are_not_asked_cost_the_optimizer_nothing(text_file: Path, tmp_path: Path) -> None:
-    """Of 32 experts 16 tokens ask 16, and with optim.sparse_experts Muon has as many to orthogonalise."""
-    optim = MuonConfig(sparse_experts=True)
+    """Of 32 experts 16 tokens ask 16, and with optim.skip_idle_experts Muon has as many to orthogonalise."""
+    optim = MuonConfig(skip_idle_experts=True)
     config = tiny_config(text_file, expert=32, k=1, optim=optim, train={"batch_size": 1})
     all_of_them = cost(replace(config, optim=MuonConfig()), V).optimizer_flops_per_step
     assert cost(config, V).optimizer_flops_per_step < 0.75 * all_of_them
@@ -168,7 +172,7 @@ def draw_config(router: type[RouterConfig], draw: random.Random) -> RunConfig:
     shared = draw.choice([0, 0, 1, 2])
     sizes = {
         "num_layers": 1, "num_heads": 1, "d_model": draw.choice([16, 40]), "d_ff": 32, "d_expert": draw.choice([5, 24]),
-        "context_length": 32, "expert_kind": draw.choice(["glu", "mlp"]), "activation": draw.choice(["silu", "relu2"]),
+        "context_length": 32, "ffn_type": draw.choice(["glu", "mlp"]), "activation": draw.choice(["silu", "relu2"]),
         "shared_experts": shared, "shared_gate": shared > 0 and draw.choice([False, True]),
         "expert_dropout": draw.choice([0.0, 0.2]),
     }  # fmt: skip

@@ -38,13 +38,13 @@ V = 13
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dense": {"expert": 1, "k": 1},
-    "dense glu tied": {"expert": 1, "k": 1, "model": {"expert_kind": "glu", "tie_embeddings": True}},
-    "glu": {"model": {"expert_kind": "glu"}},
+    "dense glu tied": {"expert": 1, "k": 1, "model": {"ffn_type": "glu", "tie_embeddings": True}},
+    "glu": {"model": {"ffn_type": "glu"}},
     "shared": {"model": {"shared_experts": 2}},
-    "shared glu": {"model": {"shared_experts": 1, "expert_kind": "glu"}},
+    "shared glu": {"model": {"shared_experts": 1, "ffn_type": "glu"}},
     "shared gate": {"model": {"shared_experts": 1, "shared_gate": True}},
     "expert dropout": {"model": {"expert_dropout": 0.1}},
-    "every second": {"model": {"num_layers": 5, "moe_every": 2}},
+    "every second": {"model": {"num_layers": 5, "moe_layer_freq": 2}},
     "random": {"router": RandomConfig(), "balance": NoBalance()},
     "switch": {"router": SwitchConfig(), "k": 1},
     "tied": {"model": {"tie_embeddings": True}},
@@ -55,11 +55,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "sgd without momentum": {"optim": SGDConfig(momentum=0.0)},
     "grouped queries": {"model": {"num_heads": 4, "num_kv_heads": 1}},
     "wide heads": {"model": {"num_heads": 3, "d_head": 10}},
-    "first dense": {"model": {"num_layers": 4, "moe_every": 2, "first_dense": 2}},
-    "gpt-2": {"model": {"norm": "layer", "positions": "learned", "qk_norm": False, "init_std": 0.02}},
-    "capped": {"model": {"logit_cap": 15.0}},
-    "latent": {"model": {"kv_rank": 6, "num_layers": 3}},
-    "latent queries": {"model": {"kv_rank": 10, "q_rank": 7, "d_rope": 4, "d_head": 6}, "optim": AdamWConfig()},
+    "first dense": {"model": {"num_layers": 4, "moe_layer_freq": 2, "first_k_dense": 2}},
+    "gpt-2": {"model": {"norm": "layer", "position_encoding": "learned", "qk_norm": False, "init_std": 0.02}},
+    "capped": {"model": {"logit_softcap": 15.0}},
+    "latent": {"model": {"kv_lora_rank": 6, "num_layers": 3}},
+    "latent queries": {
+        "model": {"kv_lora_rank": 10, "q_lora_rank": 7, "qk_rope_head_dim": 4, "d_head": 6},
+        "optim": AdamWConfig(),
+    },
     "relu": {"expert": 1, "k": 1, "model": {"activation": "relu"}},
     "relu shared": {"model": {"activation": "relu", "shared_experts": 2}},
     "one head": {"model": {"num_heads": 1, "num_layers": 1}},
@@ -67,16 +70,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mmoe dense": {**TINY["mmoe"], "expert": 1, "k": 1},
     "mmoe adamw": {**TINY["mmoe"], "optim": AdamWConfig()},
     "mmoe cosine": {**TINY["mmoe"], "router": TopKConfig(score="cosine")},
-    "mmoe layers": {**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], num_layers=2, first_dense=1)},
+    "mmoe layers": {**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], num_layers=2, first_k_dense=1)},
     "t5 tied": {
         **TINY["t5"],
-        "model": replace(TINY["t5"]["model"], tie_embeddings=True, moe_every=1, expert_kind="glu"),
+        "model": replace(TINY["t5"]["model"], tie_embeddings=True, moe_layer_freq=1, ffn_type="glu"),
     },
     "t5 dense": {**TINY["t5"], "expert": 1, "k": 1},
     "lstm dense tied": {"expert": 1, "k": 1, "model": replace(TINY["lstm"]["model"], tie_embeddings=True)},
     "lstm first dense": {
         **TINY["lstm"],
-        "model": replace(TINY["lstm"]["model"], first_dense=1),
+        "model": replace(TINY["lstm"]["model"], first_k_dense=1),
         "optim": AdamWConfig(),
     },
 }
@@ -309,7 +312,7 @@ def test_matched_experts_have_the_active_parameters_of_the_dense_model(
 
     Within a column of every chosen expert, that is, where 1 % of a small width is less than that.
     """
-    model = GPTConfig(d_model=64, num_heads=4, d_ff=512, shared_experts=shared, expert_kind=kind, num_layers=3)
+    model = GPTConfig(d_model=64, num_heads=4, d_ff=512, shared_experts=shared, ffn_type=kind, num_layers=3)
     router = {"router": RandomConfig(), "balance": NoBalance()} if gateless else {}
     asked = RunConfig(expert=num_experts, k=min(top_k, num_experts), model=model, data=TextData(path="text"), **router)
     sparse = resolve(asked).config

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moe_cli.data.bpe import SubwordTokenizer, read_tokenizer, train_bpe
 from moe_cli.data.tokenizers import load_tokenizer
 from moe_cli.errors import CheckpointError, DataError
-from moe_cli.execution.run import restore
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.training.explain import text_tokens
 from tests.data.test_corpora import load, many, write
 from tests.tiny import finish, tiny_config, words
@@ -201,6 +201,6 @@ def test_a_run_knows_its_tokenizer(tmp_path: Path) -> None:
     before = path.read_text()
     path.write_text(json.dumps(json.loads(byte_level("<|endoftext|>").to_str())))
     with pytest.raises(CheckpointError, match="was trained with another tokenizer"):
-        restore(run, tmp_path)
+        load_trained(run, tmp_path)
     path.write_text(before)
-    assert isinstance(restore(run, tmp_path).task.corpus.tokenizer, SubwordTokenizer)
+    assert isinstance(load_trained(run, tmp_path).task.corpus.tokenizer, SubwordTokenizer)

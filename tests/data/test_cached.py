@@ -30,7 +30,7 @@ def _images(cache: Path) -> Any:
 
 
 def _ratings(cache: Path) -> Any:
-    found = load_ratings(PlantedData(users=30, items=20, clusters=2, pairs=400), cache)
+    found = load_ratings(PlantedData(users=30, items=20, clusters=2, num_pairs=400), cache)
     return found, [part.tobytes() for split in (found.train, found.val) for part in vars(split).values()]
 
 

@@ -242,7 +242,7 @@ def test_mean_and_deviation() -> None:
         (["model=vit", "router=hash", "balance=none"], "router=hash knows tokens by their number, and patches of images have none. Use router=topk"),
         (["model=vit", "model.tie_embeddings=true"], "model.tie_embeddings=true: a model of images has no embedding to share. Leave it out."),
         (["model=vit", "data=python"], "task=images cannot be done with data=python. Use one of data=digits, mnist5k, fashion_mnist, image_folder"),
-        (["model=gpt", "data=digits"], "task=causal_lm cannot be done with data=digits. Use one of data=python, text, tokens, torch_sources, shakespeare, tiny_shakespeare, kjv, asv, mix, hf"),
+        (["model=gpt", "data=digits"], "task=causal_lm cannot be done with data=digits. Use one of data=python, text, tokens, torch_sources, shakespeare, tiny_shakespeare, bible_kjv, bible_asv, corpora_mix, hf"),
         (["data=image_folder"], "data=image_folder needs a folder with a sub-folder for each class. Add: data.path=FOLDER"),
         (["data=image_folder", "data.path=x", "data.channels=2"], "data.channels=2 can be 1, grey, or 3, colours."),
         (["model=vit", "model.context_length=99"], "model.context_length=99: images of 8 x 8 pixels have 16 patches. Set model.patch_size."),

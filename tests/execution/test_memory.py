@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_cli.config.compose import load_config
-from moe_cli.execution.forecast import memory_of
+from moe_cli.execution.memory import estimate_memory
 
 SHAPE = ("train=smoke train.steps=4 train.eval_every=2 model.d_model=32 model.num_heads=2 match=none model.d_expert=16 "
          "model.context_length=64 train.batch_size=8 k=2 train.threads=1")  # fmt: skip
@@ -45,5 +45,5 @@ def test_memory_is_as_expected(vocab_size: int, experts: int, layers: int, tmp_p
         (random.zipf(1.3, size) % vocab_size).astype(np.uint16).tofile(tmp_path / f"{name}.bin")
     words = [*SHAPE.split(), "data=tokens", f"data.path={tmp_path}", f"data.vocab_size={vocab_size}", f"expert={experts}",
              f"model.num_layers={layers}"]  # fmt: skip
-    expected = memory_of(load_config(words, "train", None).config, tmp_path / "outputs")
+    expected = estimate_memory(load_config(words, "train", None).config, tmp_path / "outputs")
     assert expected == pytest.approx(peak_bytes(words, tmp_path / "outputs"), rel=0.2)

@@ -31,11 +31,18 @@ from moe_cli.errors import (
     RunBusy,
     TrainingError,
 )
+from moe_cli.execution.failures import translate_exception
 from moe_cli.execution.machine import crowding, pick_device, pick_threads
-from moe_cli.execution.run import BUSY, DONE, STOPPED, WRONG, _in_our_words, main, restore, run_one
+from moe_cli.execution.run import run_one
+from moe_cli.execution.trained_model import load_trained
+from moe_cli.execution.worker import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, main
+from moe_cli.files.writing import write_json
 from moe_cli.metrics import LAYER_METRICS
 from moe_cli.moe.backends import dispatch
-from moe_cli.runs.folder import Recorder, Run, create_run, lock, open_runs, write_json
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.locks import lock
+from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
 from tests.tiny import finish, tiny_config, words
@@ -77,7 +84,7 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
 def test_saturation_halfway_is_in_the_summary(text_file: Path, tmp_path: Path) -> None:
     """The mean over layers of what was settled at the evaluation nearest to half the steps; null if nobody looked."""
     run = finish(tiny_config(text_file, train={"steps": 6, "eval_every": 2}), tmp_path)
-    trained = restore(run, tmp_path)
+    trained = load_trained(run, tmp_path)
     final = probe(trained.model, trained.task)
     records = [record for record in run.routing() if record.get("whole_split")]
     for record, layer in zip(records, final, strict=True):
@@ -106,7 +113,7 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
     """val_loss drops nothing; capacity_val_loss is the same model under training's capacity."""
     run = finish(tiny_config(text_file, capacity=0.5), tmp_path)
     content = summary(run)
-    trained = restore(run, tmp_path)
+    trained = load_trained(run, tmp_path)
     assert evaluate(trained.model, trained.task, 4).loss == content["val_loss"]
     limited = evaluate(trained.model, trained.task, 4, capacity_factor=0.5)
     assert limited.loss == content["capacity_val_loss"]
@@ -118,7 +125,7 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
 def test_evaluation_has_a_k_and_a_capacity_of_its_own(text_file: Path, tmp_path: Path) -> None:
     """eval.k and eval.capacity decide the summary's figures, and those of the curve."""
     run = finish(tiny_config(text_file, eval={"k": 1, "capacity": 0.5}, train={"eval_every": 3}), tmp_path)
-    trained = restore(run, tmp_path)
+    trained = load_trained(run, tmp_path)
     assert evaluate(trained.model, trained.task, 4, top_k=1, capacity_factor=0.5).loss == summary(run)["val_loss"]
     assert summary(run)["dropped_fraction"] > 0
     curve = [record for record in run.routing() if not record.get("whole_split")]
@@ -147,7 +154,7 @@ def test_a_run_says_where_it_was_made(finished: Run, text_file: Path) -> None:
 
 def test_a_restored_model_is_the_trained_one(finished: Run) -> None:
     """From the checkpoint, in evaluation mode, it has the loss of the summary."""
-    trained = restore(finished, finished.path.parents[1])
+    trained = load_trained(finished, finished.path.parents[1])
     assert (6, False) == (trained.step, trained.model.training)
     assert summary(finished)["val_loss"] == evaluate(trained.model, trained.task, 4).loss
 
@@ -181,7 +188,7 @@ def interrupted(text: Path, outputs: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize("use", [run_one, restore])
+@pytest.mark.parametrize("use", [run_one, load_trained])
 def test_changed_data_refuse_to_go_on(tmp_path: Path, use: Any) -> None:
     """A run does not go on, and no model is evaluated, on text that is not what it was trained on."""
     text = tmp_path / "text.txt"
@@ -201,10 +208,10 @@ def test_another_split_of_the_same_text_is_refused(text_file: Path, tmp_path: Pa
     meta = run.meta()
     write_json(run.path / "meta.json", {**meta, "corpus": {**meta["corpus"], **change}})
     with pytest.raises(CheckpointError, match=r"another split of .*: it may have learned from what is held out now"):
-        restore(run, tmp_path)
+        load_trained(run, tmp_path)
     old = {key: value for key, value in meta["corpus"].items() if key not in ("by_name", *SIZES)}
     write_json(run.path / "meta.json", {**meta, "corpus": old})
-    restore(run, tmp_path)
+    load_trained(run, tmp_path)
 
 
 def test_a_run_from_before_there_were_splits_by_name_is_not_judged_by_them(tmp_path: Path) -> None:
@@ -213,12 +220,12 @@ def test_a_run_from_before_there_were_splits_by_name_is_not_judged_by_them(tmp_p
         (tmp_path / "text").mkdir(exist_ok=True)
         (tmp_path / "text" / f"{name}.txt").write_text(words(2000))
     run = finish(tiny_config(tmp_path / "text", train={"steps": 1}), tmp_path)
-    restore(run, tmp_path, split="test")
+    load_trained(run, tmp_path, split="test")
     meta = run.meta()
     old = {key: value for key, value in meta["corpus"].items() if key not in ("by_name", *SIZES)}
     write_json(run.path / "meta.json", {**meta, "corpus": old})
     with pytest.raises(CheckpointError, match="another split"):
-        restore(run, tmp_path, split="test")
+        load_trained(run, tmp_path, split="test")
 
 
 def test_missing_data_are_a_clear_error(tmp_path: Path) -> None:
@@ -290,7 +297,7 @@ def test_a_damaged_checkpoint_does_not_start_anew(text_file: Path, tmp_path: Pat
     """Resuming says what is wrong, and after following the advice the run goes on from the checkpoint before."""
     run = interrupted(text_file, tmp_path)
     (run.checkpoints()[0] / "model.safetensors").write_bytes(b"")
-    for call in (run_one, restore):
+    for call in (run_one, load_trained):
         with pytest.raises(CheckpointError, match="is damaged"):
             call(run, tmp_path)
     shutil.rmtree(run.checkpoints()[0])
@@ -304,21 +311,21 @@ def test_the_worker_says_with_its_exit_code_how_it_went(
     run = create_run(tmp_path, "runs", tiny_config(text_file, train={"steps": 1}))
     arguments = (str(run.path), str(tmp_path))
     with lock(run.path):
-        assert BUSY == 4 == main(*arguments)
+        assert EXIT_BUSY == 4 == main(*arguments)
     with monkeypatch.context() as patch:
         patch.setattr("moe_cli.training.trainer.Training.run", lambda self: False)
-        assert STOPPED == 130 == main(*arguments)
-    assert DONE == 0 == main(*arguments)
-    assert DONE == main(*arguments)
+        assert EXIT_INTERRUPTED == 130 == main(*arguments)
+    assert EXIT_OK == 0 == main(*arguments)
+    assert EXIT_OK == main(*arguments)
     missing = create_run(tmp_path, "runs", tiny_config(tmp_path / "none.txt"))
-    assert WRONG == 1 == main(str(missing.path), str(tmp_path))
+    assert EXIT_FAILED == 1 == main(str(missing.path), str(tmp_path))
     assert "error: data.path=" in capsys.readouterr().err
 
 
 def test_the_worker_is_a_program(text_file: Path, tmp_path: Path) -> None:
-    """python -m moe_cli.execution.run RUN_FOLDER OUTPUTS trains, and prints nothing when all is well."""
+    """python -m moe_cli.execution.worker RUN_FOLDER OUTPUTS trains, and prints nothing when all is well."""
     run = create_run(tmp_path, "runs", tiny_config(text_file, train={"steps": 1}))
-    command = [sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(tmp_path)]
+    command = [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
     assert "completed" == json.loads((run.path / "summary.json").read_text())["status"]
@@ -479,7 +486,7 @@ def test_torch_says_a_lack_of_memory_in_the_known_form(text_file: Path, tmp_path
 
 def test_gloo_says_a_lost_process_in_a_known_form(text_file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The errors of torch.distributed are taken for a lost process, where there are several."""
-    monkeypatch.setattr("moe_cli.execution.run.launched", lambda: True)
+    monkeypatch.setattr("moe_cli.execution.failures.launched", lambda: True)
     run = Run(tmp_path / "run")
     source = "/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
     for error in (
@@ -489,7 +496,7 @@ def test_gloo_says_a_lost_process_in_a_known_form(text_file: Path, tmp_path: Pat
         torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0."),
         torch.distributed.DistNetworkError("Connection reset by peer"),
     ):
-        assert isinstance(_in_our_words(run, error), LostProcess)
+        assert isinstance(translate_exception(run, error), LostProcess)
 
 
 TRIGGERS = ("Timed out", "out of memory", "can't allocate memory", "gloo", "NCCL", "Connection closed", "(os error 28)")
@@ -497,13 +504,13 @@ TRIGGERS = ("Timed out", "out of memory", "can't allocate memory", "gloo", "NCCL
 
 def test_a_message_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error keeps its own words, whatever a path or a value in its message happens to be called."""
-    monkeypatch.setattr("moe_cli.execution.run.launched", lambda: True)
+    monkeypatch.setattr("moe_cli.execution.failures.launched", lambda: True)
     kinds = [*MOE_ERRORS, ValueError, KeyError, FileNotFoundError, RuntimeError, Exception]
     messages = [
         form.format(words) for words in TRIGGERS for form in ("{}", "/data/{}/a.txt is empty.", "x={0}: no {0}")
     ]
     taken = [(kind, message) for kind in kinds for message in messages
-             if _in_our_words(Run(tmp_path / "run"), kind(message)) is not None]  # fmt: skip
+             if translate_exception(Run(tmp_path / "run"), kind(message)) is not None]  # fmt: skip
     assert [] == taken
 
 
@@ -622,7 +629,7 @@ def test_an_interrupted_training_from_python_is_saved(tmp_path: Path, text_file:
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import moe_cli; "
     code += f"moe_cli.train({words!r}, outputs={str(tmp_path)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not (runs := open_runs(tmp_path)) or not runs[0].checkpoints():
+    while not (runs := list_runs_by_age(tmp_path)) or not runs[0].checkpoints():
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

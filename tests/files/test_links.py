@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError
-from moe_cli.execution.forecast import corpus_of
+from moe_cli.execution.data import load_run_data
 from moe_cli.execution.run import run_one
-from moe_cli.runs.folder import create_run, open_runs, write_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import create_run
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.cli.conftest import TINY as WORDS
 from tests.tiny import TINY, tiny_config, words
 
@@ -55,18 +57,18 @@ class Work:
         self.search(1)
         moe("runs", "tag", run.id, "good")
         for group in ("s", "q"):
-            again = open_runs(self.outputs / group)[0]
+            again = list_runs_by_age(self.outputs / group)[0]
             (again.path / "summary.json").unlink()
             write_json(again.path / "status.json", {"status": "interrupted"})
-        other = open_runs(self.outputs / "s")[-1]
+        other = list_runs_by_age(self.outputs / "s")[-1]
         moe("runs", "rm", other.id)
 
     def resume(self) -> None:
-        run_one(open_runs(self.outputs / "runs")[0], self.outputs)
+        run_one(list_runs_by_age(self.outputs / "runs")[0], self.outputs)
 
     def load(self) -> None:
         for config in self.others:
-            corpus_of(config, self.outputs)
+            load_run_data(config, self.outputs)
 
     def sweep(self) -> None:
         moe("sweep", "expert=4,8", "--name", "s", "-j", 1, *self.settings)
@@ -87,13 +89,13 @@ class Work:
         )
 
     def throw_away(self) -> None:
-        for run in open_runs(self.outputs):
+        for run in list_runs_by_age(self.outputs):
             moe("runs", "tag", f"{run.group}/{run.id}", "mine")
             moe("runs", "rm", f"{run.group}/{run.id}")
         moe("runs", "restore", "latest")
 
     def free(self) -> None:
-        moe("runs", "gc", "--older-than", "0d", "--checkpoints", "--cache", "--yes")
+        moe("runs", "clean", "--older-than", "0d", "--checkpoints", "--cache", "--yes")
 
     def report(self) -> None:
         moe("report", "s", "-o", self.outputs / "s" / "table.csv")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError, UnsafePath
-from moe_cli.execution.forecast import corpus_of
+from moe_cli.execution.data import load_run_data
 from moe_cli.files.writing import (
     abandoned,
     adopt,
@@ -31,13 +31,16 @@ from moe_cli.files.writing import (
     new_folder,
     rename,
     write_bytes,
+    write_json,
     write_text,
 )
-from moe_cli.report.html.write import write_file
+from moe_cli.report.html.atomic_write import write_file
 from moe_cli.runs import folder as run_folder
-from moe_cli.runs.folder import create_run, is_locked, lock, open_runs, write_json
-from moe_cli.runs.tags import at_work
-from moe_cli.runs.trash import find_waste, free, remove, removed_runs, restore
+from moe_cli.runs.cleanup import delete_reclaimable, find_reclaimable
+from moe_cli.runs.folder import create_run
+from moe_cli.runs.locks import is_locked, lock, sweep_lock
+from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.trash import remove, restore, trashed_runs
 from moe_cli.sweeps.scheduler import Listed, drive
 from tests.report.folders import complete, configure
 from tests.sweeps.fake import FakePool
@@ -179,8 +182,8 @@ def test_what_links_lead_to_is_no_waste(tmp_path: Path, outside: Path) -> None:
     for link in (run.path / "checkpoints", tmp_path / ".trash", tmp_path / ".cache" / "corpora"):
         link.symlink_to(outside)
     before = state(outside)
-    for waste in find_waste(tmp_path, 0):
-        free(waste)
+    for waste in find_reclaimable(tmp_path, 0):
+        delete_reclaimable(waste)
     assert before == state(outside)
 
 
@@ -190,7 +193,7 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path, text_file: Path, mas
     before = os.umask(mask)
     try:
         finish(tiny_config(text_file, train={"steps": 2}), tmp_path / "outputs")
-        corpus_of(tiny_config(text_file, **TINY["mmoe"]), tmp_path / "outputs")
+        load_run_data(tiny_config(text_file, **TINY["mmoe"]), tmp_path / "outputs")
         remove(complete(tmp_path / "outputs", 1.7), tmp_path / "outputs")
     finally:
         os.umask(before)
@@ -223,7 +226,7 @@ def test_a_kill_while_a_run_folder_is_made_leaves_none(
     """The next run has its plain name, and the scrap goes."""
     config = tiny_config(text_file)
     dies(lambda: create_run(tmp_path, "runs", config), monkeypatch, run_folder, call)
-    assert [] == open_runs(tmp_path)
+    assert [] == list_runs_by_age(tmp_path)
     grow_old(tmp_path)
     run = create_run(tmp_path, "runs", config)
     assert (config.run_id, {".moe-outputs", config.run_id}) == (run.id, set(os.listdir(tmp_path / "runs")))
@@ -264,7 +267,7 @@ def test_what_a_killed_writer_left_goes(tmp_path: Path, monkeypatch: pytest.Monk
     half_write(run.path / "status.json", monkeypatch)
     half_write(run.path.parent / "sweep.json", monkeypatch)
     assert 2 == len(scraps(tmp_path))
-    with at_work(run.path.parent), lock(run.path):
+    with sweep_lock(run.path.parent), lock(run.path):
         assert [] == scraps(tmp_path)
 
 
@@ -274,8 +277,8 @@ def test_what_killed_writers_left_can_be_freed(tmp_path: Path, monkeypatch: pyte
     (tmp_path / ".cache").mkdir()
     for folder in (tmp_path, tmp_path / ".cache", run.path.parent, run.path):
         half_write(folder / "file.json", monkeypatch)
-    for waste in find_waste(tmp_path, 0):
-        free(waste)
+    for waste in find_reclaimable(tmp_path, 0):
+        delete_reclaimable(waste)
     assert [] == scraps(tmp_path)
 
 
@@ -299,8 +302,8 @@ def test_a_run_does_not_come_back_out_of_sight(tmp_path: Path, origin: str) -> N
     removed = remove(complete(tmp_path, 1.7), tmp_path)
     write_json(removed.path / "trashed.json", {"from": origin, "time": 1.0})
     with pytest.raises(MoeError, match="does not say where"):
-        restore(removed_runs(tmp_path)[0], tmp_path)
-    assert [removed.path] == [each.path for each in removed_runs(tmp_path)]
+        restore(trashed_runs(tmp_path)[0], tmp_path)
+    assert [removed.path] == [each.path for each in trashed_runs(tmp_path)]
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb"])
@@ -308,7 +311,7 @@ def test_a_run_comes_back_under_a_harmless_name(tmp_path: Path, name: str) -> No
     """Characters that move a cursor or turn writing around are no part of a folder's name any more."""
     removed = remove(complete(tmp_path, 1.7), tmp_path)
     write_json(removed.path / "trashed.json", {"from": f"runs/{name}", "time": 1.0})
-    assert f"a_{name[2:]}" == restore(removed_runs(tmp_path)[0], tmp_path).id
+    assert f"a_{name[2:]}" == restore(trashed_runs(tmp_path)[0], tmp_path).id
 
 
 @pytest.mark.parametrize("command", ["rm", "tag"])
@@ -324,8 +327,8 @@ def test_a_full_disk_names_a_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     result = CliRunner().invoke(app, words)
     assert result.exit_code in (1, 2)
     assert "No space left on device" in result.output
-    assert "Free space, for example what the trash holds: moe runs gc --older-than 0d --yes" in result.output
-    assert [run.path] == [each.path for each in open_runs(tmp_path)]
+    assert "Free space, for example what the trash holds: moe runs clean --older-than 0d --yes" in result.output
+    assert [run.path] == [each.path for each in list_runs_by_age(tmp_path)]
 
 
 def test_a_sweep_goes_on_without_a_run_that_links_elsewhere(tmp_path: Path, outside: Path) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from moe_cli.config.build import show
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
 from moe_cli.loggers.logger import About
-from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, open_runs, read_json, write_json
+from moe_cli.runs.folder import FAILED, INTERRUPTED, Run
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.loggers.runs import Points, begin, go_on, logged_config, points, tell
 from tests.tiny import finish
 
@@ -163,7 +166,7 @@ def test_runs_that_start_at_once_share_a_new_store(text_file: Path, tmp_path: Pa
     words = [[sys.executable, "-c", code, str(text_file), str(tmp_path), str(seed)] for seed in range(4)]
     started = [subprocess.Popen(each, stderr=subprocess.PIPE, text=True) for each in words]
     assert ["", "", "", ""] == [process.communicate(timeout=60)[1] for process in started]
-    runs = open_runs(tmp_path)
+    runs = list_runs_by_age(tmp_path)
     assert 4 == len(runs)
     for run in runs:
         assert points(run) == curves(run, tmp_path)

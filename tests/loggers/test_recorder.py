@@ -16,7 +16,8 @@ from moe_cli.execution.run import run_one
 from moe_cli.loggers import recorder as recorders
 from moe_cli.loggers.logger import Past
 from moe_cli.loggers.recorder import check_loggers, make_recorder
-from moe_cli.runs.folder import FAILED, Recorder, create_run
+from moe_cli.runs.folder import FAILED, create_run
+from moe_cli.runs.recorder import Recorder
 from tests.loggers.runs import begin, logged_config, points, tell
 from tests.tiny import finish
 
@@ -137,6 +138,6 @@ def test_of_several_processes_the_first_logs(text_file: Path, tmp_path: Path) ->
     """Two that train together leave one event file, with all that is recorded."""
     from tests.loggers.test_tensorboard import rounded, scalars
 
-    run = finish(logged_config(text_file, "tensorboard", launch={"procs": 2}), tmp_path)
+    run = finish(logged_config(text_file, "tensorboard", launch={"num_processes": 2}), tmp_path)
     assert 1 == len(list((run.path / "tensorboard").iterdir()))
     assert rounded(points(run)) == scalars(run)

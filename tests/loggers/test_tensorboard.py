@@ -64,7 +64,7 @@ def test_settings_are_hyperparameters(trained: Run) -> None:
     values = {key: getattr(value, value.WhichOneof("kind")) for key, value in start.hparams.items()}
     assert trained.id == start.group_name
     assert (4, 2, "topk", 0.03, False) == tuple(
-        values[key] for key in ("expert", "k", "router.name", "optim.lr", "optim.sparse_experts")
+        values[key] for key in ("expert", "k", "router.name", "optim.lr", "optim.skip_idle_experts")
     )
     assert "capacity" not in values
     end = metadata.parse_session_end_info_plugin_data(contents[metadata.SESSION_END_INFO_TAG])

@@ -45,7 +45,7 @@ def attention_formula(attention: Attention, x: Tensor, model: GPTConfig) -> Tens
             # The epsilon is that of the type.
             eps = torch.finfo(x.dtype).eps
             q, k = (y / (y.square().mean(-1, keepdim=True) + eps).sqrt() for y in (q, k))
-        if model.positions == "rope":
+        if model.position_encoding == "rope":
             q, k = turned(q), turned(k)
         rows = []
         for t in range(x.shape[1]):
@@ -58,7 +58,7 @@ def attention_formula(attention: Attention, x: Tensor, model: GPTConfig) -> Tens
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"qk_norm": False}, {"positions": "learned"}, {"num_heads": 6, "num_kv_heads": 2},
+    [{}, {"qk_norm": False}, {"position_encoding": "learned"}, {"num_heads": 6, "num_kv_heads": 2},
      {"num_heads": 4, "num_kv_heads": 1, "qk_norm": False}],
 )  # fmt: skip
 def test_attention_equals_the_formula(changes: dict[str, Any]) -> None:
@@ -127,7 +127,14 @@ def test_latent_attention_equals_the_formula() -> None:
     """Each head, written out position by position: content from the latents, position from the shared rotary key."""
     torch.manual_seed(0)
     model = GPTConfig(
-        num_heads=2, num_kv_heads=2, d_model=12, d_head=4, kv_rank=5, q_rank=6, d_rope=2, context_length=7
+        num_heads=2,
+        num_kv_heads=2,
+        d_model=12,
+        d_head=4,
+        kv_lora_rank=5,
+        q_lora_rank=6,
+        qk_rope_head_dim=2,
+        context_length=7,
     )
     layer = LatentAttention(model)
     x = torch.randn(1, 7, 12)
@@ -157,11 +164,11 @@ def test_latent_attention_equals_the_formula() -> None:
 
 def test_what_latent_attention_needs() -> None:
     """Rotary positions of an even width; without it its settings are set aside."""
-    with pytest.raises(ConfigError, match=r"model.kv_rank=4 .* it needs model.positions=rope"):
-        GPTConfig(num_heads=2, kv_rank=4, positions="learned")
-    with pytest.raises(ConfigError, match=r"model.d_rope=3 is odd"):
-        GPTConfig(num_heads=2, kv_rank=4, d_rope=3)
-    plain = resolve(RunConfig(model=GPTConfig(q_rank=4, d_rope=2))).config
+    with pytest.raises(ConfigError, match=r"model.kv_lora_rank=4 .* it needs model.position_encoding=rope"):
+        GPTConfig(num_heads=2, kv_lora_rank=4, position_encoding="learned")
+    with pytest.raises(ConfigError, match=r"model.qk_rope_head_dim=3 is odd"):
+        GPTConfig(num_heads=2, kv_lora_rank=4, qk_rope_head_dim=3)
+    plain = resolve(RunConfig(model=GPTConfig(q_lora_rank=4, qk_rope_head_dim=2))).config
     assert resolve(RunConfig()).config == plain
-    latent = resolve(RunConfig(model=GPTConfig(kv_rank=4))).config.model
-    assert (16, False) == (latent.d_rope, latent.qk_norm)
+    latent = resolve(RunConfig(model=GPTConfig(kv_lora_rank=4))).config.model
+    assert (16, False) == (latent.qk_rope_head_dim, latent.qk_norm)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.execution.forecast import corpus_of, vocab_of
+from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.models.registry import MODELS, make_model
 from moe_cli.moe.routing_metrics import max_violation, tokens_per_expert
 from tests.tiny import TINY, tiny_config, tiny_task
@@ -22,7 +22,9 @@ def test_the_first_batch_goes_to_all_experts(text_file: Path, tmp_path: Path, na
     """No token of a fresh model has equal scores for all experts, which would send it to those of the lowest index."""
     config = tiny_config(text_file, **{**FAMILIES[name], "expert": 8})
     task = tiny_task(config, tmp_path)
-    _, routings = task.loss(make_model(config, vocab_of(config, corpus_of(config, tmp_path))), task.train_batch(0, 32))
+    _, routings = task.loss(
+        make_model(config, model_vocab_size(config, load_run_data(config, tmp_path))), task.train_batch(0, 32)
+    )
     assert routings
     for routing in routings:
         assert (routing.logits.amax(-1) > routing.logits.amin(-1)).all()

@@ -68,7 +68,7 @@ def test_the_answer_is_the_papers_formula(factors: int) -> None:
     """With k = E: y_k = h_k(f_k(x)), f_k(x) = sum_i softmax(W_gk x)_i f_i(x), written without routing or a back end; and
     what matrix factorisation adds, unless it is left out.
     """
-    model = model_of(k=4, model=replace(TINY["mmoe"]["model"], factors=factors))
+    model = model_of(k=4, model=replace(TINY["mmoe"]["model"], mf_dim=factors))
     x = torch.cat((model.embedding.weight[PAIRS[:, 0]], model.embedding.weight[PAIRS[:, 1]]), dim=1)
     layer = model.blocks[0]
     experts = [torch.nn.functional.silu(x @ layer.experts.w_in[i].T) @ layer.experts.w_out[i].T for i in range(4)]
@@ -137,7 +137,7 @@ def test_every_other_router_has_a_gate_for_each_task(router: RouterConfig) -> No
 @pytest.mark.parametrize(("factors", "deviation"), [(0, 0), (16, 0.15)])
 def test_a_new_model_guesses_the_mean(factors: int, deviation: float) -> None:
     """Whatever the pair: no deviation from the mean rating, and either click as likely; with factors nearly so."""
-    config = tiny_config(Path(), **{**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], factors=factors)})
+    config = tiny_config(Path(), **{**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], mf_dim=factors)})
     assert make_model(config, V)(PAIRS)[0].abs().max() <= deviation
 
 
@@ -169,7 +169,7 @@ def test_a_batch_is_learned_by_heart(tmp_path: Path, sparse: dict[str, Any]) -> 
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_planted_clusters_are_found(tmp_path: Path, sparse: dict[str, Any]) -> None:
     """A short training beats the user and item means, and comes half the way from them to the rule behind the data."""
-    data = replace(TINY["mmoe"]["data"], users=60, items=40, pairs=2000, clusters=3, noise=0.3)
+    data = replace(TINY["mmoe"]["data"], users=60, items=40, num_pairs=2000, clusters=3, noise=0.3)
     train = {"steps": 350, "batch_size": 64, "log_every": 50}
     config = tiny_config(Path(), **{**TINY["mmoe"], "data": data, **sparse}, train=train)
     summary = finish(config, tmp_path).summary() or {}
@@ -202,7 +202,7 @@ def factorised(train: Pairs, rows: NDArray[np.int64], rank: int, penalty: float)
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_planted_ratings_are_guessed_nearly_as_well_as_by_factorisation(tmp_path: Path, sparse: dict[str, Any]) -> None:
     """RMSE within 5 % of the best of six biased matrix factorisations, chosen with the answers in sight."""
-    data = PlantedData(users=400, items=300, clusters=4, pairs=20_000)
+    data = PlantedData(users=400, items=300, clusters=4, num_pairs=20_000)
     train, val = (getattr(load_ratings(data, tmp_path), split) for split in ("train", "val"))
     errors = [
         rmse(factorised(train, val.rows, rank, penalty) - val.ratings)

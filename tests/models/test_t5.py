@@ -74,14 +74,14 @@ def test_every_position_of_the_encoder_sees_all() -> None:
 @pytest.mark.parametrize(
     ("sizes", "sparse"),
     [
-        ({"num_layers": 4, "moe_every": 2}, [1, 3]),
-        ({"num_layers": 4, "moe_every": 1}, [0, 1, 2, 3]),
-        ({"num_layers": 8, "moe_every": 2, "first_dense": 2}, [3, 7]),
-        ({"num_layers": 6, "moe_every": 2}, [1, 4]),
+        ({"num_layers": 4, "moe_layer_freq": 2}, [1, 3]),
+        ({"num_layers": 4, "moe_layer_freq": 1}, [0, 1, 2, 3]),
+        ({"num_layers": 8, "moe_layer_freq": 2, "first_k_dense": 2}, [3, 7]),
+        ({"num_layers": 6, "moe_layer_freq": 2}, [1, 4]),
     ],
 )
 def test_experts_are_in_both_stacks_alike(sizes: dict[str, int], sparse: list[int]) -> None:
-    """The last layer of every `moe_every` of each stack; the encoder's routings come first, each of its own tokens."""
+    """The last layer of every `moe_layer_freq` of each stack; the encoder's routings come first, each of its own tokens."""
     model = model_of(model=sizes)
     assert sparse == [layer for layer, block in enumerate(model.blocks) if isinstance(block.ffn, MoELayer)]
     half = len(sparse) // 2
@@ -136,7 +136,13 @@ def their_weights(model: T5) -> dict[str, Tensor]:
 
 def test_it_is_t5() -> None:
     """Logits of transformers' T5 with the same weights; its norms compute in float32."""
-    sizes = {"activation": "relu", "num_heads": 4, "distance_buckets": 8, "max_distance": 6, "tie_embeddings": True}
+    sizes = {
+        "activation": "relu",
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 6,
+        "tie_embeddings": True,
+    }
     model = model_of(expert=1, k=1, model=sizes)
     peer = T5ForConditionalGeneration(
         PeerConfig(
@@ -164,19 +170,22 @@ def test_routers_that_look_ahead_are_refused(router: Any) -> None:
         (["model.num_layers=3"], "model.num_layers=3 is odd: half are of the encoder, half of the decoder."),
         (
             ["model.num_layers=2"],
-            "model.moe_every=2 is more than model.num_layers=2 over 2 stacks: no layer would have experts. "
+            "model.moe_layer_freq=2 is more than model.num_layers=2 over 2 stacks: no layer would have experts. "
             "Use expert=1 for a dense model.",
         ),
-        (["model.distance_buckets=6"], "model.distance_buckets=6 must be a multiple of 4: half are of each side."),
         (
-            ["model.max_distance=16"],
-            "model.max_distance=16 must be above half of model.distance_buckets=32: so many near distances have a bucket each.",
+            ["model.relative_attention_num_buckets=6"],
+            "model.relative_attention_num_buckets=6 must be a multiple of 4: half are of each side.",
+        ),
+        (
+            ["model.relative_attention_max_distance=16"],
+            "model.relative_attention_max_distance=16 must be above half of model.relative_attention_num_buckets=32: so many near distances have a bucket each.",
         ),
         (["model.num_heads=7"], "model.d_model=96 cannot be divided among model.num_heads=7: choose a multiple."),
         (
-            ["task.sentinels=5"],
-            "task.sentinels=5 is too few: windows of model.context_length=128 have 6 spans, and the end needs one. "
-            "Use task.sentinels=7",
+            ["task.num_sentinels=5"],
+            "task.num_sentinels=5 is too few: windows of model.context_length=128 have 6 spans, and the end needs one. "
+            "Use task.num_sentinels=7",
         ),
         (["task=causal_lm"], "model=t5 cannot do task=causal_lm. Use model=gpt or lstm, or task=span_corruption"),
     ],

@@ -15,7 +15,7 @@ from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import cost
 from moe_cli.errors import ConfigError
-from moe_cli.execution.run import restore
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.blocks import make_norm
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
@@ -77,11 +77,11 @@ def test_an_encoder_sees_all(router: str) -> None:
     assert all((answers(model, t) > 1e-6).all() for t in range(L))
 
 
-@pytest.mark.parametrize("kv_rank", [None, 6])
-def test_a_window_is_all_that_a_position_sees(kv_rank: int | None) -> None:
+@pytest.mark.parametrize("kv_lora_rank", [None, 6])
+def test_a_window_is_all_that_a_position_sees(kv_lora_rank: int | None) -> None:
     """One block sees `window` positions, itself the last; two see as far as twice that less one."""
     for num_layers, reach in ((1, 3), (2, 5)):
-        model = model_of(model={"num_layers": num_layers, "window": 3, "kv_rank": kv_rank})
+        model = model_of(model={"num_layers": num_layers, "sliding_window": 3, "kv_lora_rank": kv_lora_rank})
         for t in range(L):
             seen = [place for place in range(L) if answers(model, t)[place] > 1e-9]
             assert list(range(t, min(L, t + reach))) == seen
@@ -89,7 +89,7 @@ def test_a_window_is_all_that_a_position_sees(kv_rank: int | None) -> None:
 
 def test_a_window_of_an_encoder_has_two_sides() -> None:
     """window=2 is the position and its neighbours."""
-    model = model_of(**{**BERT, "model": replace(BERT["model"], num_layers=1, window=2)})
+    model = model_of(**{**BERT, "model": replace(BERT["model"], num_layers=1, sliding_window=2)})
     assert [2, 3, 4] == [place for place in range(L) if answers(model, 3)[place] > 1e-9]
 
 
@@ -107,7 +107,7 @@ def test_padding_is_seen_by_nobody_and_routed_nowhere(family: dict[str, Any]) ->
     assert [sum(lengths)] * 2 == [routing.num_tokens for routing in routings]
 
 
-@pytest.mark.parametrize("family", [{"model": {"positions": "rope"}}, BERT])
+@pytest.mark.parametrize("family", [{"model": {"position_encoding": "rope"}}, BERT])
 def test_documents_of_one_window_do_not_see_each_other(family: dict[str, Any]) -> None:
     """A change of one document moves no logits of another; within a document all is as before."""
     model = model_of(**family)
@@ -169,8 +169,8 @@ def test_a_tied_head_is_the_embedding() -> None:
     [(1, 0, [0, 1, 2, 3]), (2, 0, [1, 3]), (3, 0, [2]), (4, 0, [3]), (1, 1, [1, 2, 3]), (2, 1, [1, 3]), (2, 2, [3]), (1, 3, [3])],
 )  # fmt: skip
 def test_which_blocks_have_experts(every: int, first: int, sparse: list[int]) -> None:
-    """The last of every `moe_every`, none of the `first_dense`; each gives a routing, and cost's count agrees."""
-    asked = config(model={"num_layers": 4, "moe_every": every, "first_dense": first})
+    """The last of every `moe_layer_freq`, none of the `first_k_dense`; each gives a routing, and cost's count agrees."""
+    asked = config(model={"num_layers": 4, "moe_layer_freq": every, "first_k_dense": first})
     model = make_model(asked, V)
     assert sparse == [i for i, block in enumerate(model.blocks) if isinstance(block.ffn, MoELayer)]
     assert sparse == list(asked.sparse_layers)
@@ -179,7 +179,7 @@ def test_which_blocks_have_experts(every: int, first: int, sparse: list[int]) ->
 
 def test_learned_positions_are_added_to_the_embedding() -> None:
     """The logits of silent branches are those of the norm of token plus position."""
-    model = make_model(config(model={"positions": "learned"}), V)
+    model = make_model(config(model={"position_encoding": "learned"}), V)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
     x = tokens()
     summed = model.embedding.weight[x] + model.positions.weight[torch.arange(x.shape[1])]
@@ -188,7 +188,7 @@ def test_learned_positions_are_added_to_the_embedding() -> None:
 
 def test_a_cap_bounds_the_logits() -> None:
     """c tanh(logits / c): the same order, never beyond c."""
-    plain, capped = (randomise(make_model(config(model={"logit_cap": cap}), V)) for cap in (None, 2.0))
+    plain, capped = (randomise(make_model(config(model={"logit_softcap": cap}), V)) for cap in (None, 2.0))
     logits, bounded = plain(tokens())[0], capped(tokens())[0]
     torch.testing.assert_close(bounded, 2 * torch.tanh(logits / 2))
     assert logits.abs().max() > 2 > bounded.abs().max()
@@ -196,7 +196,14 @@ def test_a_cap_bounds_the_logits() -> None:
 
 def test_weights_as_in_gpt_2() -> None:
     """Standard deviation 0.02, that of a branch's last matrix over sqrt(2 layers); experts by expert_init_scale."""
-    sizes = {"d_model": 128, "d_ff": 256, "d_expert": 256, "num_layers": 2, "first_dense": 1, "positions": "learned"}
+    sizes = {
+        "d_model": 128,
+        "d_ff": 256,
+        "d_expert": 256,
+        "num_layers": 2,
+        "first_k_dense": 1,
+        "position_encoding": "learned",
+    }
     model = make_model(config(model={**sizes, "init_std": 0.02, "expert_init_scale": 0.25}), 512)
     stds = {name: param.std().item() for name, param in model.named_parameters() if param.ndim > 1}
     expected = {name: 0.02 for name in stds if ".router." not in name}
@@ -235,7 +242,7 @@ def test_qk_norm_reaches_the_attention() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [{"expert_kind": "glu"}, {"activation": "gelu"}, {"shared_experts": 1}, {"rope_base": 10.0}]
+    "model", [{"ffn_type": "glu"}, {"activation": "gelu"}, {"shared_experts": 1}, {"rope_base": 10.0}]
 )
 def test_options_reach_the_blocks(model: dict[str, Any]) -> None:
     """Another kind of expert, activation, shared expert or base changes what the model answers."""
@@ -282,7 +289,7 @@ def test_a_model_may_have_more_tokens_than_its_data(text_file: Path, tmp_path: P
     """model.vocab_size is the number of rows; none that stands for no token is ever drawn; fewer than the data is refused."""
     config = tiny_config(text_file, model={"vocab_size": 300}, train={"steps": 2})
     run = finish(config, tmp_path)
-    trained = restore(run, tmp_path)
+    trained = load_trained(run, tmp_path)
     assert (300, 16) == trained.model.embedding.weight.shape == trained.model.head.weight.shape
     assert cost(config, 300).num_params == (run.summary() or {})["params"]
     drawn = list(sample(trained.model, [1], 400, 16, Drawing(50.0), seed=0, vocab_size=256))

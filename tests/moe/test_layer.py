@@ -68,7 +68,7 @@ def test_the_layer_equals_the_formula(
     router: str | RouterConfig, top_k: int, renormalise: bool, kind: str, dispatch: str
 ) -> None:
     """Output and the gradient of the input and of every parameter equal the dense five-line formula's."""
-    layer, x = make_layer(top_k, router=router, expert_kind=kind, dispatch=dispatch), tokens().requires_grad_()
+    layer, x = make_layer(top_k, router=router, ffn_type=kind, dispatch=dispatch), tokens().requires_grad_()
     y, expected = layer(x)[0], formula(layer, x, renormalise)
     assert torch.allclose(expected, y, atol=1e-10)
     inputs = {"x": x, **dict(layer.named_parameters())}
@@ -82,7 +82,7 @@ def test_the_layer_equals_the_formula(
 @every_kind
 def test_gradcheck(kind: str, dispatch: str) -> None:
     """On a tiny layer every gradient equals finite differences."""
-    layer = make_layer(2, num_experts=3, expert_kind=kind, shared_experts=1, capacity_factor=1.0, dispatch=dispatch)
+    layer = make_layer(2, num_experts=3, ffn_type=kind, shared_experts=1, capacity_factor=1.0, dispatch=dispatch)
     names = [name for name, _ in layer.named_parameters()]
 
     def answer(x: Tensor, *weights: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def test_gradcheck(kind: str, dispatch: str) -> None:
 @every_kind
 def test_one_expert_is_the_dense_network(kind: str, dispatch: str) -> None:
     """With E = 1 the layer is a plain feed-forward network."""
-    layer = make_layer(1, num_experts=1, expert_kind=kind, dispatch=dispatch)
+    layer = make_layer(1, num_experts=1, ffn_type=kind, dispatch=dispatch)
     dense = FeedForward(D, F, kind=kind, activation=layer.experts.activation).double()
     dense.load_state_dict({"w_in": layer.experts.w_in[0], "w_out": layer.experts.w_out[0]})
     assert torch.allclose(dense(tokens()), layer(tokens())[0], atol=1e-12)
@@ -167,7 +167,7 @@ def test_drop_is_passed_on() -> None:
 @every_kind
 def test_shared_experts_see_every_token(kind: str) -> None:
     """n shared experts are one network of width n * d_expert whose answer is added, unweighted."""
-    layer, x = make_layer(2, shared_experts=2, expert_kind=kind), tokens()
+    layer, x = make_layer(2, shared_experts=2, ffn_type=kind), tokens()
     shared = layer.shared_experts
     assert (D, 2 * F) == tuple(shared.w_out.shape)
     expected = formula(layer, x, True) + network(x, shared.w_in, shared.w_out, kind, layer.experts.activation)
@@ -320,8 +320,8 @@ def test_the_random_layer_is_an_average_of_two_experts() -> None:
 @pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("mlp", "gelu")])
 def test_the_activation_follows_the_kind(kind: str, activation: str) -> None:
     """Unless it is given, a gated network uses SiLU and a plain one GELU."""
-    assert activation == make_layer(expert_kind=kind).experts.activation
-    assert "relu2" == make_layer(expert_kind=kind, activation="relu2", shared_experts=1).shared_experts.activation
+    assert activation == make_layer(ffn_type=kind).experts.activation
+    assert "relu2" == make_layer(ffn_type=kind, activation="relu2", shared_experts=1).shared_experts.activation
 
 
 def test_initial_weights_depend_on_the_generator_alone() -> None:
@@ -357,7 +357,7 @@ def test_moe_layers_come_first_to_last() -> None:
             "Use router.renormalise=false.",
         ),
         ({"drop": "chance"}, "drop='chance' is not one of: position, probability, random, causal."),
-        ({"expert_kind": "conv"}, "expert_kind='conv' is not one of: glu, mlp."),
+        ({"ffn_type": "conv"}, "ffn_type='conv' is not one of: glu, mlp."),
         ({"activation": "tanh"}, "activation='tanh' is not one of: silu, gelu, relu, relu2."),
         ({"dispatch": "fast"}, "dispatch='fast' is not one of: reference, grouped, padded, einsum, auto."),
         ({"capacity_factor": 0.0}, "capacity_factor=0.0 must be greater than 0."),

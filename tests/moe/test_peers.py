@@ -144,7 +144,7 @@ def test_equals_switch(room: float | None, dispatch: str) -> None:
     )  # fmt: skip
     peer = SwitchTransformersSparseMLP(config)
     layer = make_layer(
-        4, 1, SwitchConfig(jitter=0.0), dispatch, expert_kind="mlp", activation="relu", capacity_factor=room
+        4, 1, SwitchConfig(jitter=0.0), dispatch, ffn_type="mlp", activation="relu", capacity_factor=room
     )
     stacks = {"wi": layer.experts.w_in, "wo": layer.experts.w_out}
     theirs = {name: nn.Parameter(torch.empty_like(stack)) for name, stack in stacks.items()}
@@ -178,9 +178,7 @@ def test_equals_soft_moe_pytorch(slots: int, dispatch: str) -> None:
     alone, so both are shown tokens of norm 1; its gains are set to what makes its norms plain.
     """
     torch.manual_seed(0)
-    layer = MoELayer(
-        D, 4, 1, F, router=SoftConfig(slots=slots), expert_kind="mlp", activation="gelu", dispatch=dispatch
-    )
+    layer = MoELayer(D, 4, 1, F, router=SoftConfig(slots=slots), ffn_type="mlp", activation="gelu", dispatch=dispatch)
     layer.router.scale.data.fill_(3.0)
     peer = SoftMoE(D, num_experts=4, num_slots=slots, expert_mult=F / D)
     slot_embeds = layer.router.phi.detach().view(4, slots, D)

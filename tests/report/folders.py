@@ -6,7 +6,9 @@ from typing import Any
 from moe_cli.config.compose import Composer
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import BUDGETS, RunConfig
-from moe_cli.runs.folder import COMPLETED, Run, create_run, read_json, write_json
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import COMPLETED, Run, create_run
 
 COMPOSER = Composer()
 

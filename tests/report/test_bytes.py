@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from moe_cli import load_curves, load_runs
 from moe_cli.cli.app import app
 from moe_cli.formatting import as_utf8, is_utf8
-from moe_cli.runs.folder import FAILED, Recorder
+from moe_cli.runs.folder import FAILED
+from moe_cli.runs.recorder import Recorder
 from tests.report.folders import complete, stopped
 
 BYTES = os.fsdecode(b"s\xff\xfe")

@@ -1,6 +1,5 @@
-"""A report as files: LaTeX for a paper, Parquet for programs, figures, and the texts that the terminal prints too."""
+"""A report as files: LaTeX for a paper, figures, and the texts that the terminal prints too."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -9,7 +8,6 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from moe_cli.report.render.latex import cell, escaped
@@ -111,22 +109,6 @@ def test_latex_compiles(outputs: Path, tmp_path: Path) -> None:
     assert "Overfull" not in said["table"]
 
 
-def test_parquet_is_the_frame(outputs: Path, tmp_path: Path) -> None:
-    """Read back by pandas: the rows and numbers of the JSON, types kept, units in the file's metadata."""
-    pq = pytest.importorskip("pyarrow.parquet")
-    assert 0 == report(outputs, "--to", tmp_path / "r.parquet").exit_code
-    frame = pd.read_parquet(tmp_path / "r.parquet")
-    entries = json.loads(report(outputs, "--format", "json").stdout)
-    assert len(entries) == len(frame)
-    for entry, (_, row) in zip(entries, frame.iterrows(), strict=True):
-        for name in ("expert", "val_bpb", "val_bpb_interval", "params", "verdict", "router"):
-            value = None if pd.isna(row[name]) else row[name]
-            assert entry[name] == (pytest.approx(value) if isinstance(value, float) else value), name
-        assert entry["seeds"] == list(row["seeds"])
-    units = pq.read_schema(tmp_path / "r.parquet").metadata
-    assert b"bits per byte" == units[b"unit.val_bpb"]
-
-
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_figures_show_every_configuration(outputs: Path, tmp_path: Path, ending: str) -> None:
     """Three charts with their axes named, and the configurations by name; twice the same file."""
@@ -193,7 +175,7 @@ def test_what_is_refused(
 
 @pytest.mark.parametrize(
     ("module", "file", "extra"),
-    [("pyarrow.parquet", "r.parquet", "parquet"), ("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
+    [("matplotlib", "r.png", "plots"), ("matplotlib", "r.svg", "plots")],
 )
 def test_a_library_that_is_not_there(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, file: str, extra: str

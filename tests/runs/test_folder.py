@@ -25,20 +25,12 @@ from hypothesis import strategies as st
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
-from moe_cli.files.writing import make_folder
-from moe_cli.runs.folder import (
-    Recorder,
-    Run,
-    create_run,
-    find_run,
-    is_locked,
-    lock,
-    open_or_create_run,
-    open_runs,
-    outputs_folder,
-    read_json,
-    write_json,
-)
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import make_folder, write_json
+from moe_cli.runs.folder import Run, create_run, open_or_create_run, outputs_folder
+from moe_cli.runs.locks import is_locked, lock
+from moe_cli.runs.lookup import find_run, list_runs_by_age
+from moe_cli.runs.recorder import Recorder
 from tests.tiny import tiny_config
 
 TEXT = Path("/text.txt")
@@ -57,7 +49,7 @@ def make(outputs: Path, group: str = "runs", **changes: Any) -> Run:
 @contextmanager
 def other_writer(run: Run) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the run's lock until it is killed."""
-    code = "import sys, time; from pathlib import Path; from moe_cli.runs.folder import lock\n"
+    code = "import sys, time; from pathlib import Path; from moe_cli.runs.locks import lock\n"
     code += "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
     try:
@@ -122,13 +114,13 @@ def test_a_whole_id_wins_over_the_runs_it_begins(tmp_path: Path) -> None:
 
 
 def test_names_of_no_or_several_runs_are_refused(tmp_path: Path) -> None:
-    """The message lists the candidates, or names the newest run, or says that there are none."""
-    with pytest.raises(RunNotFound, match="there are no runs"):
+    """The message lists the candidates, or says that there are none."""
+    with pytest.raises(RunNotFound, match="no runs in"):
         find_run(tmp_path, "latest")
     first, second = make(tmp_path, seed=1), make(tmp_path, seed=2)
     with pytest.raises(RunNotFound, match=rf"could be 2 runs: runs/{first.id}, runs/{second.id}\."):
         find_run(tmp_path, "gpt")
-    with pytest.raises(RunNotFound, match=rf"no run 'bert'.* newest is {second.id}"):
+    with pytest.raises(RunNotFound, match="no sweep, run or folder 'bert'"):
         find_run(tmp_path, "bert")
 
 
@@ -136,9 +128,9 @@ def test_runs_are_listed_oldest_first_without_hidden_folders(tmp_path: Path) -> 
     """The outputs folder, a group and a run folder each give the runs at or below them."""
     first, second, third = make(tmp_path, seed=3), make(tmp_path, "grid", seed=1), make(tmp_path, seed=2)
     make(tmp_path, ".trash")
-    assert [first, second, third] == open_runs(tmp_path)
-    assert [first, third] == open_runs(tmp_path / "runs")
-    assert [second] == open_runs(second.path)
+    assert [first, second, third] == list_runs_by_age(tmp_path)
+    assert [first, third] == list_runs_by_age(tmp_path / "runs")
+    assert [second] == list_runs_by_age(second.path)
 
 
 def test_a_moved_folder_is_the_same_run(tmp_path: Path, finished: Run) -> None:
@@ -248,7 +240,7 @@ def test_a_run_is_complete_when_its_summary_is_there(tmp_path: Path, monkeypatch
     run = make(tmp_path)
     recorder = Recorder(run)
     with monkeypatch.context() as patch:
-        patch.setattr("moe_cli.runs.folder.write_json", lambda path, content: path.name == "summary.json" or
+        patch.setattr("moe_cli.runs.recorder.write_json", lambda path, content: path.name == "summary.json" or
                       write_json(path, content))  # fmt: skip
         recorder.complete({"val_loss": 1.0})
     assert ("interrupted", None) == (run.status()["status"], run.summary())
@@ -316,7 +308,7 @@ def test_an_edited_status_harms_nothing(tmp_path: Path, value: Any) -> None:
     write_json(
         run.path / "status.json", {"status": "running", "host": "elsewhere", "heartbeat": value, "created": value}
     )
-    assert [run] == open_runs(tmp_path)
+    assert [run] == list_runs_by_age(tmp_path)
     assert "interrupted" == run.status()["status"]
 
 

@@ -10,8 +10,10 @@ import pytest
 import moe_cli.runs.folder
 import moe_cli.runs.status
 from moe_cli.errors import RunNotFound
-from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run, open_runs, write_json
-from moe_cli.runs.status import Watcher, find_runs, glance, glances, newest_group
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run
+from moe_cli.runs.lookup import find_runs, list_runs_by_age, newest_sweep
+from moe_cli.runs.status import StatusCache, read_status, read_statuses
 from tests.report.folders import complete, set_status, stopped
 
 
@@ -31,7 +33,7 @@ def test_a_complete_run_shows_its_results(tmp_path: Path) -> None:
     """Results come from summary.json, and a complete run is done whatever its steps."""
     run = complete(tmp_path, 1.75, expert=8, k=2)
     set_status(run, COMPLETED, steps=9_999)
-    each = glance(run)
+    each = read_status(run)
     assert (each.status, each.val_bpb, each.max_violation, each.share) == (COMPLETED, 1.75, 0.21, 1.0)
 
 
@@ -42,7 +44,7 @@ def test_a_running_run_shows_its_newest_estimates(tmp_path: Path) -> None:
     append(run, **{"step": 25, "train/loss": 1.4, "tokens_per_second": 9000.0, "val/loss": None})
     with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 30, "val/lo')
-    each = glance(run)
+    each = read_status(run)
     assert (each.status, each.step, each.share) == (RUNNING, 25, 0.25)
     assert (each.val_loss, each.val_bpb, each.train_loss, each.max_violation) == (1.5, 2.1, 1.4, 0.4)
 
@@ -52,25 +54,25 @@ def test_strangers_files_stop_nothing(tmp_path: Path) -> None:
     run = stopped(tmp_path, FAILED)
     set_status(run, FAILED, reason=["x"], created="long ago", step=-3, steps="many", heartbeat=True)
     write_json(run.path / "tags.json", {"tags": ["good", 3, None]})
-    each = glance(run)
+    each = read_status(run)
     assert (each.reason, each.created, each.step, each.steps, each.written) == ("['x']", 0.0, 0, 0, 0.0)
     assert each.tags == ("good",)
     write_json(run.path / "summary.json", {"val_bpb": "low", "steps": None})
-    assert (glance(run).status, glance(run).val_bpb) == (COMPLETED, None)
+    assert (read_status(run).status, read_status(run).val_bpb) == (COMPLETED, None)
 
 
 def test_oldest_first(tmp_path: Path) -> None:
     """A list is in order of creation."""
     for seed, created in ((0, 30.0), (1, 10.0), (2, 20.0)):
         set_status(stopped(tmp_path, PENDING, seed=seed), PENDING, created=created)
-    assert [each.created for each in glances(open_runs(tmp_path))] == [10.0, 20.0, 30.0]
+    assert [each.created for each in read_statuses(list_runs_by_age(tmp_path))] == [10.0, 20.0, 30.0]
 
 
 def test_a_watcher_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unchanged run is not read again; a changed one is."""
     read: list[Run] = []
-    monkeypatch.setattr(moe_cli.runs.status, "glance", lambda run: (read.append(run), glance(run))[1])
-    run, watcher = stopped(tmp_path, PENDING), Watcher()
+    monkeypatch.setattr(moe_cli.runs.status, "read_status", lambda run: (read.append(run), read_status(run))[1])
+    run, watcher = stopped(tmp_path, PENDING), StatusCache()
     first = watcher.look(run)
     assert watcher.look(run) is first
     assert len(read) == 1
@@ -81,9 +83,9 @@ def test_a_watcher_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pyte
 
 def test_a_watcher_notices_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose files stay as they are is interrupted once its process has been silent for long."""
-    run, watcher = run_elsewhere(tmp_path), Watcher()
+    run, watcher = run_elsewhere(tmp_path), StatusCache()
     assert watcher.look(run).status == RUNNING
-    monkeypatch.setattr(moe_cli.runs.folder, "SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(moe_cli.runs.folder, "HEARTBEAT_TIMEOUT", 0.0)
     assert watcher.look(run).status == INTERRUPTED
 
 
@@ -108,7 +110,7 @@ def test_the_newest_sweep_comes_before_single_runs(tmp_path: Path) -> None:
     )
     for run, moment in moments:
         os.utime(run.path / "status.json", (moment, moment))
-    assert newest_group(tmp_path) == "a"
+    assert newest_sweep(tmp_path) == "a"
     single = tmp_path / "other"
     complete(single, 1.7)
-    assert newest_group(single) == "runs"
+    assert newest_sweep(single) == "runs"

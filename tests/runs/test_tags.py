@@ -8,19 +8,21 @@ import pytest
 
 from moe_cli.config.data import PythonData
 from moe_cli.errors import ConfigError, DataError
+from moe_cli.files.reading import read_json
 from moe_cli.report.sweep_record import read_record, record_command
-from moe_cli.runs.folder import read_json
-from moe_cli.runs.tags import at_work, check_tag, fix_corpora, is_at_work, set_tags, tags_of
+from moe_cli.runs.corpora import record_corpora
+from moe_cli.runs.locks import is_sweep_running, sweep_lock
+from moe_cli.runs.tags import check_tag, read_tags, set_tags
 from tests.report.folders import stopped
 
 
 def test_tags_are_kept_in_the_folder(tmp_path: Path) -> None:
     """What was set is read again, in its order, also after the folder was moved; without a file there are none."""
     run = stopped(tmp_path, "pending")
-    assert tags_of(run) == ()
+    assert read_tags(run) == ()
     set_tags(run, ["good", "baseline"])
     moved = type(run)(run.path.rename(tmp_path / "moved"))
-    assert tags_of(moved) == ("good", "baseline")
+    assert read_tags(moved) == ("good", "baseline")
 
 
 @pytest.mark.parametrize("text", ["", "+", "-x", "++x", "a b", "a,b", "it's", 'say"', "a\x1b[31m", "a\nb", "x" * 41])
@@ -37,26 +39,26 @@ def test_a_leading_plus_says_nothing() -> None:
 
 def test_a_folder_is_at_work_as_long_as_somebody_is(tmp_path: Path) -> None:
     """Two may mark it; it is marked until both have left, however they leave."""
-    assert not is_at_work(tmp_path)
-    with at_work(tmp_path):
-        with at_work(tmp_path):
-            assert is_at_work(tmp_path)
-        assert is_at_work(tmp_path)
-    assert not is_at_work(tmp_path)
+    assert not is_sweep_running(tmp_path)
+    with sweep_lock(tmp_path):
+        with sweep_lock(tmp_path):
+            assert is_sweep_running(tmp_path)
+        assert is_sweep_running(tmp_path)
+    assert not is_sweep_running(tmp_path)
 
 
 def test_a_killed_process_is_not_at_work(tmp_path: Path) -> None:
     """The operating system takes the mark away."""
-    code = "import sys, time, pathlib\nfrom moe_cli.runs.tags import at_work\n"
-    code += "with at_work(pathlib.Path(sys.argv[1])):\n print('in', flush=True)\n time.sleep(60)"
+    code = "import sys, time, pathlib\nfrom moe_cli.runs.locks import sweep_lock\n"
+    code += "with sweep_lock(pathlib.Path(sys.argv[1])):\n print('in', flush=True)\n time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout
     with process.stdout as printed:
         assert printed.readline() == b"in\n"
-    assert is_at_work(tmp_path)
+    assert is_sweep_running(tmp_path)
     process.kill()
     process.wait()
-    assert not is_at_work(tmp_path)
+    assert not is_sweep_running(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"{", b"\0" * 50, b'{"a": ' * 20_000])
@@ -65,9 +67,9 @@ def test_notes_that_cannot_be_read_are_not_written_over(tmp_path: Path, content:
     (tmp_path / "corpora.json").write_bytes(content)
     found = [(PythonData(), {"sha256": "ab", "source": "data=python"})]
     with pytest.raises(DataError, match="the runs of the sweep learn from the data that it names"):
-        fix_corpora(tmp_path, found)
+        record_corpora(tmp_path, found)
     assert content == (tmp_path / "corpora.json").read_bytes()
-    fix_corpora(tmp_path, found, replace=True)
+    record_corpora(tmp_path, found, replace=True)
     assert ["ab"] == list((read_json(tmp_path / "corpora.json") or {}).values())
     (tmp_path / "sweep.json").write_bytes(content)
     record_command(tmp_path, ["moe", "sweep"], {}, seeds=[0], where=[], version=None)

@@ -13,9 +13,12 @@ import pytest
 from moe_cli.config.data import DataConfig, DigitsData, PlantedData, TextData
 from moe_cli.data.load import Data, load_data
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
-from moe_cli.runs.folder import FAILED, PENDING, RUNNING, Run, lock, open_or_create_run, open_runs, write_json
-from moe_cli.runs.tags import at_work
-from moe_cli.runs.trash import DAY, Waste, find_removed, find_waste, free, remove, removed_runs, restore, size_of
+from moe_cli.files.writing import write_json
+from moe_cli.runs.cleanup import DAY, Reclaimable, delete_reclaimable, find_reclaimable, size_of
+from moe_cli.runs.folder import FAILED, PENDING, RUNNING, Run, open_or_create_run
+from moe_cli.runs.locks import lock, sweep_lock
+from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.trash import find_trashed, remove, restore, trashed_runs
 from tests.report.folders import complete, configure, set_status, stopped
 
 
@@ -24,7 +27,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def bring_back(name: str, outputs: Path) -> Run:
-    (removed,) = find_removed(name, removed_runs(outputs))
+    (removed,) = find_trashed(name, trashed_runs(outputs))
     return restore(removed, outputs)
 
 
@@ -41,12 +44,12 @@ def test_what_is_removed_comes_back_as_it_was(tmp_path: Path) -> None:
     run = complete(tmp_path, 1.7, "sparsity")
     before = content(run.path)
     remove(run, tmp_path)
-    assert open_runs(tmp_path) == []
-    assert [each.origin for each in removed_runs(tmp_path)] == [f"sparsity/{run.id}"]
+    assert list_runs_by_age(tmp_path) == []
+    assert [each.origin for each in trashed_runs(tmp_path)] == [f"sparsity/{run.id}"]
     back = bring_back(run.id, tmp_path)
     after = content(back.path)
     after.pop(".lock")
-    assert (back.path, after, removed_runs(tmp_path)) == (run.path, before, [])
+    assert (back.path, after, trashed_runs(tmp_path)) == (run.path, before, [])
 
 
 def test_a_taken_place_is_not_overwritten(tmp_path: Path) -> None:
@@ -56,15 +59,15 @@ def test_a_taken_place_is_not_overwritten(tmp_path: Path) -> None:
     complete(tmp_path, 1.8)
     with pytest.raises(MoeError, match="is taken by another run"):
         bring_back("latest", tmp_path)
-    summary = open_runs(tmp_path)[0].summary() or {}
-    assert (summary["val_bpb"], len(removed_runs(tmp_path))) == (1.8, 1)
+    summary = list_runs_by_age(tmp_path)[0].summary() or {}
+    assert (summary["val_bpb"], len(trashed_runs(tmp_path))) == (1.8, 1)
 
 
 def test_the_same_run_twice_in_the_trash(tmp_path: Path) -> None:
     """Removed twice within a second it is there twice; its id alone is then not enough, `latest` is."""
     for val_bpb in (1.7, 1.8):
         remove(complete(tmp_path, val_bpb), tmp_path)
-    first, second = removed_runs(tmp_path)
+    first, second = trashed_runs(tmp_path)
     assert first.id == second.id
     with pytest.raises(RunNotFound, match="could be 2 runs of the trash"):
         bring_back(first.id, tmp_path)
@@ -76,12 +79,12 @@ def test_a_run_at_work_is_not_removed(tmp_path: Path) -> None:
     run = stopped(tmp_path, PENDING, group="a")
     with lock(run.path), pytest.raises(RunBusy, match="is running: wait for it or stop it"):
         remove(run, tmp_path)
-    with at_work(run.path.parent), pytest.raises(RunBusy, match="belongs to the sweep 'a'"):
+    with sweep_lock(run.path.parent), pytest.raises(RunBusy, match="belongs to the sweep 'a'"):
         remove(run, tmp_path)
     set_status(run, RUNNING, host="elsewhere", heartbeat=time.time())
     with pytest.raises(RunBusy):
         remove(run, tmp_path)
-    assert open_runs(tmp_path) == [run]
+    assert list_runs_by_age(tmp_path) == [run]
 
 
 def test_only_runs_of_the_outputs_folder_are_removed(tmp_path: Path) -> None:
@@ -110,10 +113,10 @@ def test_a_sweep_comes_back_as_a_whole(tmp_path: Path) -> None:
     for seed, val_bpb in ((0, 1.7), (0, 1.8), (1, 1.9)):
         remove(complete(tmp_path, val_bpb, "sparsity", seed=seed), tmp_path)
     remove(complete(tmp_path, 2.0), tmp_path)
-    for removed in find_removed("sparsity", removed_runs(tmp_path)):
+    for removed in find_trashed("sparsity", trashed_runs(tmp_path)):
         restore(removed, tmp_path)
-    assert sorted((run.summary() or {})["val_bpb"] for run in open_runs(tmp_path)) == [1.8, 1.9]
-    assert len(removed_runs(tmp_path)) == 2
+    assert sorted((run.summary() or {})["val_bpb"] for run in list_runs_by_age(tmp_path)) == [1.8, 1.9]
+    assert len(trashed_runs(tmp_path)) == 2
 
 
 def test_an_empty_trash_says_so(tmp_path: Path) -> None:
@@ -129,10 +132,10 @@ def test_only_old_trash_is_waste(tmp_path: Path) -> None:
     """Age counts from the removal; freed trash is gone."""
     removed = remove(complete(tmp_path, 1.7), tmp_path)
     write_json(removed.path / "trashed.json", {"from": "runs/x", "time": time.time() - 3 * DAY})
-    assert list(find_waste(tmp_path, 4 * DAY)) == []
-    (waste,) = find_waste(tmp_path, 2 * DAY)
+    assert list(find_reclaimable(tmp_path, 4 * DAY)) == []
+    (waste,) = find_reclaimable(tmp_path, 2 * DAY)
     assert (waste.kind, waste.num_bytes) == ("trash", size_of(removed.path))
-    assert (free(waste), removed.path.exists()) == (waste.num_bytes, False)
+    assert (delete_reclaimable(waste), removed.path.exists()) == (waste.num_bytes, False)
 
 
 def test_newest_and_best_checkpoints_stay(tmp_path: Path) -> None:
@@ -142,23 +145,23 @@ def test_newest_and_best_checkpoints_stay(tmp_path: Path) -> None:
     failed = stopped(tmp_path, FAILED, seed=1)
     for step in (10, 20):
         checkpoint(failed, f"step_{step:08d}")
-    assert [(each.kind, each.path) for each in find_waste(tmp_path, 0)] == [("checkpoints", old)]
+    assert [(each.kind, each.path) for each in find_reclaimable(tmp_path, 0)] == [("checkpoints", old)]
     assert best.is_dir()
     assert newest.is_dir()
     with lock(run.path):
-        assert list(find_waste(tmp_path, 0)) == []
+        assert list(find_reclaimable(tmp_path, 0)) == []
 
 
 def test_half_a_checkpoint_is_waste_unless_somebody_writes_it(tmp_path: Path) -> None:
     """The lock tells; and it is asked again before anything is deleted."""
     run = stopped(tmp_path, PENDING)
     half = checkpoint(run, ".saving-abc")
-    (waste,) = find_waste(tmp_path, 0)
+    (waste,) = find_reclaimable(tmp_path, 0)
     assert (waste.kind, waste.path) == ("unfinished", half)
     with lock(run.path):
-        assert list(find_waste(tmp_path, 0)) == []
-        assert (free(waste), half.is_dir()) == (0, True)
-    free(waste)
+        assert list(find_reclaimable(tmp_path, 0)) == []
+        assert (delete_reclaimable(waste), half.is_dir()) == (0, True)
+    delete_reclaimable(waste)
     assert not half.exists()
 
 
@@ -171,11 +174,11 @@ def test_token_files_that_a_run_uses_stay(tmp_path: Path) -> None:
     half = cache / ".building-xyz"
     half.mkdir()
     write_json(complete(tmp_path, 1.7).path / "meta.json", {"corpus": {"sha256": "a" * 64}})
-    assert [(each.kind, each.path.name) for each in find_waste(tmp_path, 0)] == [("cache", "idle")]
+    assert [(each.kind, each.path.name) for each in find_reclaimable(tmp_path, 0)] == [("cache", "idle")]
     os.utime(half, (1, 1))
-    assert [each.path for each in find_waste(tmp_path, 0)] == [half, cache / "idle"]
+    assert [each.path for each in find_reclaimable(tmp_path, 0)] == [half, cache / "idle"]
     set_status(stopped(tmp_path, RUNNING, seed=1), RUNNING, host="elsewhere", heartbeat=time.time())
-    assert [each.path for each in find_waste(tmp_path, 0)] == [half]
+    assert [each.path for each in find_reclaimable(tmp_path, 0)] == [half]
 
 
 def test_cached_data_of_every_kind_are_waste_once_no_run_uses_them(tmp_path: Path, text_file: Path) -> None:
@@ -185,11 +188,11 @@ def test_cached_data_of_every_kind_are_waste_once_no_run_uses_them(tmp_path: Pat
     assert set(get_args(Data)) == set(map(type, loaded))
     folders = sorted(path.parent for path in (tmp_path / ".cache").rglob("meta.json"))
     assert len(data) <= len(folders)
-    assert [("cache", path) for path in folders] == [(each.kind, each.path) for each in find_waste(tmp_path, 0)]
+    assert [("cache", path) for path in folders] == [(each.kind, each.path) for each in find_reclaimable(tmp_path, 0)]
     for seed, each in enumerate(loaded):
         run = complete(tmp_path, 1.7, seed=seed)
         write_json(run.path / "meta.json", {"corpus": {"sha256": each.meta["sha256"]}})
-    assert [] == list(find_waste(tmp_path, 0))
+    assert [] == list(find_reclaimable(tmp_path, 0))
 
 
 def test_a_run_that_was_never_begun_makes_way(tmp_path: Path) -> None:
@@ -198,9 +201,9 @@ def test_a_run_that_was_never_begun_makes_way(tmp_path: Path) -> None:
     before = content(run.path)
     remove(run, tmp_path)
     assert run == open_or_create_run(tmp_path, "sparsity", run_config := configure())
-    with at_work(run.path.parent), pytest.raises(RunBusy):
+    with sweep_lock(run.path.parent), pytest.raises(RunBusy):
         bring_back(run.id, tmp_path)
-    (removed,) = find_removed("sparsity", removed_runs(tmp_path))
+    (removed,) = find_trashed("sparsity", trashed_runs(tmp_path))
     assert {**before, ".lock": b""} == content(restore(removed, tmp_path).path)
     assert run_config == run.config()
 
@@ -230,11 +233,11 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious" / "file").write_text("x")
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "precious")
-    free(Waste("trash", link, 1, ""))
+    delete_reclaimable(Reclaimable("trash", link, 1, ""))
     assert (link.is_symlink(), (tmp_path / "precious" / "file").read_text()) == (False, "x")
 
 
 def test_what_cannot_be_deleted_is_an_error(tmp_path: Path) -> None:
     """Not silence."""
     with pytest.raises(MoeError, match="cannot delete"):
-        free(Waste("trash", tmp_path / "absent", 1, ""))
+        delete_reclaimable(Reclaimable("trash", tmp_path / "absent", 1, ""))

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.execution.run import DONE, STOPPED, WRONG
-from moe_cli.runs.folder import Recorder, Run, lock
+from moe_cli.execution.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import lock
+from moe_cli.runs.recorder import Recorder
 
 Results = Callable[[RunConfig], dict[str, Any] | None]
 
@@ -19,16 +21,16 @@ class FakeJob:
     def poll(self) -> int | None:
         self.looks += 1
         if self.stopped:
-            return STOPPED
+            return EXIT_INTERRUPTED
         if self.looks < 2:
             return None
         found = self.results(self.run.config())
         with lock(self.run.path):
             if found is None:
                 Recorder(self.run).status("failed", reason="it could not be")
-                return WRONG
+                return EXIT_FAILED
             Recorder(self.run).complete(found)
-        return DONE
+        return EXIT_OK
 
     def stop(self) -> None:
         self.stopped = True

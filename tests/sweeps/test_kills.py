@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.runs.folder import Run, is_locked, open_runs
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import is_locked
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.training.test_resume import assert_equal_runs
 
 GRID = ("expert=1,4", "k=1", "router=topk,switch", "seed=0,1")
@@ -70,13 +72,13 @@ def kill_one(outputs: Path, draw: random.Random) -> None:
 
 def starts(outputs: Path) -> int:
     """How many times runs have been started in all."""
-    return sum(run.status().get("starts") or 0 for run in open_runs(outputs))
+    return sum(run.status().get("starts") or 0 for run in list_runs_by_age(outputs))
 
 
 @pytest.fixture
 def undisturbed(command: Command, tmp_path: Path) -> list[Run]:
     finish(command(tmp_path / "calm", *GRID, STEPS))
-    return open_runs(tmp_path / "calm")
+    return list_runs_by_age(tmp_path / "calm")
 
 
 @pytest.mark.slow
@@ -101,7 +103,7 @@ def test_a_sweep_killed_at_random_is_as_one_undisturbed(
         process.kill()
         process.wait()
     finish(words)
-    runs = {run.id: run for run in open_runs(outputs)}
+    runs = {run.id: run for run in list_runs_by_age(outputs)}
     assert sorted(run.id for run in undisturbed) == sorted(runs)
     assert POINTS == len(runs)
     for run in undisturbed:
@@ -111,7 +113,7 @@ def test_a_sweep_killed_at_random_is_as_one_undisturbed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["train.compile=off", "launch.procs=2"])
+@pytest.mark.parametrize("setting", ["train.compile=off", "launch.num_processes=2"])
 def test_a_killed_sweep_leaves_nothing_running(command: Command, tmp_path: Path, setting: str) -> None:
     """When the sweep itself is killed its workers save and stop: none is left, and each has a checkpoint."""
     process = subprocess.Popen(command(tmp_path, "expert=1,4", "k=1", "train.steps=1000000", setting))
@@ -119,14 +121,14 @@ def test_a_killed_sweep_leaves_nothing_running(command: Command, tmp_path: Path,
     process.kill()
     process.wait()
     assert_nothing_runs(tmp_path, 40)
-    assert 2 == sum(bool(run.checkpoints()) for run in open_runs(tmp_path))
-    assert [] == [run for run in open_runs(tmp_path) if is_locked(run.path)]
+    assert 2 == sum(bool(run.checkpoints()) for run in list_runs_by_age(tmp_path))
+    assert [] == [run for run in list_runs_by_age(tmp_path) if is_locked(run.path)]
 
 
 def wait_for_steps(outputs: Path, count: int) -> None:
     """Until so many runs have trained a little."""
     deadline = time.monotonic() + 120
-    while sum(any("train/loss" in record for record in run.metrics()) for run in open_runs(outputs)) < count:
+    while sum(any("train/loss" in record for record in run.metrics()) for run in list_runs_by_age(outputs)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -138,8 +140,8 @@ def test_two_terminals_share_the_work(command: Command, tmp_path: Path) -> None:
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=300)[0] for process in both]
     assert [0, 0] == [process.returncode for process in both], printed
-    assert [1] * 8 == [run.status()["starts"] for run in open_runs(tmp_path)]
-    assert ["completed"] * 8 == [run.status()["status"] for run in open_runs(tmp_path)]
+    assert [1] * 8 == [run.status()["starts"] for run in list_runs_by_age(tmp_path)]
+    assert ["completed"] * 8 == [run.status()["status"] for run in list_runs_by_age(tmp_path)]
 
 
 @pytest.fixture
@@ -177,9 +179,9 @@ def test_ctrl_c(command: Command, tmp_path: Path, terminal: tuple[int, int], tim
     assert 130 == process.returncode, printed.decode()
     assert b"The same command continues" in printed
     assert_nothing_runs(tmp_path, 5)
-    assert {"interrupted"} == {run.status()["status"] for run in open_runs(tmp_path)}
+    assert {"interrupted"} == {run.status()["status"] for run in list_runs_by_age(tmp_path)}
     if times == 1:
-        assert all(run.checkpoints() for run in open_runs(tmp_path))
+        assert all(run.checkpoints() for run in list_runs_by_age(tmp_path))
 
 
 @pytest.mark.slow
@@ -193,5 +195,5 @@ def test_a_full_disk(command: Command, tmp_path: Path) -> None:
     assert 2 == len(lines), stopped.stderr
     assert "could not write: the disk is full" in lines[0]
     assert "the same command goes on" in lines[1]
-    assert "failed" not in {run.status()["status"] for run in open_runs(tmp_path)}
+    assert "failed" not in {run.status()["status"] for run in list_runs_by_age(tmp_path)}
     assert "2 of 2 runs complete" in finish(words)

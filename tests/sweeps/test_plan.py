@@ -12,8 +12,9 @@ from moe_cli.config.compose import Composer, load_config, packaged_conf
 from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
 from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import write_json
 from moe_cli.report.sweep_record import record_command
-from moe_cli.runs.folder import read_json, write_json
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
 
 # The named sweeps that are no searches.

@@ -8,8 +8,11 @@ import pytest
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
-from moe_cli.execution.run import DONE, STOPPED
-from moe_cli.runs.folder import Recorder, Run, lock, open_runs
+from moe_cli.execution.worker import EXIT_INTERRUPTED, EXIT_OK
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import lock
+from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import scheduler
 from moe_cli.sweeps.pruning import EVALUATIONS, count_evaluations, make_pruner
 from moe_cli.sweeps.scheduler import drive, to_do
@@ -38,12 +41,12 @@ class EvaluatingJob:
 
     def poll(self) -> int | None:
         if self.stopped:
-            return STOPPED
+            return EXIT_INTERRUPTED
         self.looks += 1
         with lock(self.run.path):
             if self.looks > EVALUATIONS:
                 Recorder(self.run).complete({"val_bpb": loss(self.config, 10)})
-                return DONE
+                return EXIT_OK
             Recorder(self.run).metrics({"step": 10 * self.looks, "val/bpb": loss(self.config, self.looks)})
         return None
 
@@ -97,7 +100,7 @@ def test_what_is_behind_is_stopped_for_good(tmp_path: Path, name: str) -> None:
     assert {"pruned"} == {run.status()["status"] for run in pruned}
     assert all(run.status()["reason"].startswith(f"pruned by {name}: val_bpb ") for run in pruned)
     assert [] == search(asked, tmp_path)[1].jobs
-    assert [] == to_do(open_runs(tmp_path), retry_failed=True)
+    assert [] == to_do(list_runs_by_age(tmp_path), retry_failed=True)
 
 
 def test_every_evaluation_is_reported_once_in_order(tmp_path: Path) -> None:

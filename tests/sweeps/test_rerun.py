@@ -7,7 +7,10 @@ import pytest
 
 from moe_cli.errors import MoeError, RunBusy
 from moe_cli.execution.machine import code_version
-from moe_cli.runs.folder import Recorder, Run, create_run, lock, read_json
+from moe_cli.files.reading import read_json
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.locks import lock
+from moe_cli.runs.recorder import Recorder
 from moe_cli.runs.trash import remove
 from moe_cli.sweeps.rerun import discard, outdated
 from tests.tiny import tiny_config

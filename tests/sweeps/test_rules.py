@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from moe_cli.errors import DiskFull
-from moe_cli.execution.run import BUSY, DONE, FULL, STOPPED, WRONG
-from moe_cli.runs.folder import Recorder, Run, create_run, lock
+from moe_cli.execution.worker import EXIT_BUSY, EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.locks import lock
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import scheduler
 from moe_cli.sweeps.scheduler import Listed, Progress, Rules, drive, to_do
 from tests.tiny import tiny_config
@@ -22,9 +24,9 @@ class Pretended:
         self.asked = self.killed = self.seen = False
 
     def poll(self) -> int | None:
-        if self.code == DONE:
+        if self.code == EXIT_OK:
             Recorder(self.run).complete({"val_bpb": 1.0})
-        if self.code == WRONG:
+        if self.code == EXIT_FAILED:
             Recorder(self.run).status("failed", reason="the loss is nan.")
         self.seen = self.code is not None
         return self.code
@@ -32,7 +34,7 @@ class Pretended:
     def stop(self) -> None:
         self.asked = True
         if self.code is None and not self.deaf:
-            self.code = STOPPED
+            self.code = EXIT_INTERRUPTED
 
     def kill(self) -> None:
         self.killed = True
@@ -52,7 +54,7 @@ class Pretence:
 
     def start(self, run: Run) -> Pretended:
         codes = self.codes.get(run, [])
-        self.jobs.append(Pretended(run, codes.pop(0) if codes else DONE, self.deaf))
+        self.jobs.append(Pretended(run, codes.pop(0) if codes else EXIT_OK, self.deaf))
         return self.jobs[-1]
 
     def wait(self, seconds: float) -> None:
@@ -73,7 +75,7 @@ def runs(tmp_path: Path) -> list[Run]:
 def test_a_run_that_fails_is_tried_again_as_often_as_allowed(runs: list[Run]) -> None:
     """With two retries the third start may succeed; a fourth is not made, and being busy elsewhere is no try."""
     lucky, unlucky, busy = runs
-    pool = Pretence({lucky: [WRONG, -9], unlucky: [WRONG] * 4, busy: [BUSY] * 5})
+    pool = Pretence({lucky: [EXIT_FAILED, -9], unlucky: [EXIT_FAILED] * 4, busy: [EXIT_BUSY] * 5})
     progress = drive(Listed(runs), pool, rules=Rules(retries=2))
     assert ([unlucky], {lucky, busy}) == (progress.failed, set(progress.finished))
     assert (3, 3, 6) == tuple(pool.started().count(run) for run in runs)
@@ -82,7 +84,7 @@ def test_a_run_that_fails_is_tried_again_as_often_as_allowed(runs: list[Run]) ->
 
 def test_without_retries_a_failure_is_final(runs: list[Run]) -> None:
     """Each run is started once, and why the first one failed is kept."""
-    pool = Pretence({runs[0]: [WRONG]})
+    pool = Pretence({runs[0]: [EXIT_FAILED]})
     progress = drive(Listed(runs), pool)
     assert (runs[:1], runs[1:], runs) == (progress.failed, progress.finished, pool.started())
     assert "the loss is nan." == runs[0].status()["reason"]
@@ -90,7 +92,7 @@ def test_without_retries_a_failure_is_final(runs: list[Run]) -> None:
 
 def test_fail_fast_stops_the_others(runs: list[Run]) -> None:
     """The first failure has the other one at work save and stop, and the third is never started."""
-    pool = Pretence({runs[0]: [None], runs[1]: [WRONG]}, workers=2)
+    pool = Pretence({runs[0]: [None], runs[1]: [EXIT_FAILED]}, workers=2)
     stopping: list[bool] = []
     progress = drive(Listed(runs), pool, rules=Rules(fail_fast=True), on_stop=lambda: stopping.append(True))
     assert (runs[1:2], runs[:2], 1) == (progress.failed, pool.started(), progress.waiting)
@@ -165,7 +167,7 @@ def test_an_unpromising_run_is_pruned(runs: list[Run]) -> None:
 
 def test_a_full_disk_ends_the_sweep(runs: list[Run]) -> None:
     """The error says what to do, the other run saves and stops, and neither has failed."""
-    pool = Pretence({runs[0]: [None], runs[1]: [FULL]}, workers=2)
+    pool = Pretence({runs[0]: [None], runs[1]: [EXIT_DISK_FULL]}, workers=2)
     with pytest.raises(DiskFull, match=r"Make room; the same command goes on\."):
         drive(Listed(runs), pool)
     assert (True, True) == (pool.jobs[0].asked, pool.closed)
@@ -193,7 +195,7 @@ def test_a_run_that_does_not_fit_waits_until_it_is_alone(runs: list[Run]) -> Non
         looks += 1
         assert (1, 2) == (len(progress.running), progress.waiting) or looks > 5
         if looks == 5:
-            slow.jobs[0].code = DONE
+            slow.jobs[0].code = EXIT_OK
 
     for run in runs:
         (run.path / "summary.json").unlink()

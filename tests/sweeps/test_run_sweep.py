@@ -14,9 +14,10 @@ from moe_cli.cli.app import app
 from moe_cli.errors import MoeError, RunBusy
 from moe_cli.files.writing import rename
 from moe_cli.runs import trash
-from moe_cli.runs.folder import Run, lock, open_runs
-from moe_cli.runs.tags import is_at_work
-from moe_cli.runs.trash import find_removed, removed_runs, restore
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import is_sweep_running, lock
+from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.trash import find_trashed, restore, trashed_runs
 from moe_cli.sweeps import plan, run_sweep
 from moe_cli.sweeps.executors import slurm
 from tests.sweeps.fake import FakePool
@@ -41,7 +42,7 @@ def outputs(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) ->
     sweep(["data=text", "data.path=words.txt", *TINY], outputs=tmp_path / "outputs")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert ["completed"] * 2 == [run.status()["status"] for run in open_runs(tmp_path / "outputs")]
+    assert ["completed"] * 2 == [run.status()["status"] for run in list_runs_by_age(tmp_path / "outputs")]
     return tmp_path / "outputs"
 
 
@@ -104,7 +105,7 @@ FAILURES: dict[str, tuple[Break, list[str]]] = {
     "no device": (nothing, ["train.device=cuda:7"]),
     "no library of a logger": (nothing, ["log=wandb"]),
     "no data": (no_data, []),
-    "no run to start from": (nothing, ["train.upcycle=nosuch"]),
+    "no run to start from": (nothing, ["train.upcycle_from=nosuch"]),
     "a run cannot be moved": (second_move_fails, []),
     "a folder cannot be made": (folders_cannot_be_made, []),
 }
@@ -131,7 +132,7 @@ def test_what_fails_destroys_nothing(failure: str, caller: str, outputs: Path, m
 def test_a_run_at_work_keeps_all_where_they_are(outputs: Path) -> None:
     """--force is refused before anything is moved."""
     before = content(outputs)
-    with lock(open_runs(outputs)[1].path), pytest.raises(RunBusy):
+    with lock(list_runs_by_age(outputs)[1].path), pytest.raises(RunBusy):
         sweep(["data=text", "data.path=words.txt", *TINY], outputs=outputs, force=True)
     assert before == content(outputs)
 
@@ -151,8 +152,8 @@ def test_what_was_moved_comes_back_after_a_kill(killed_at: str, outputs: Path, m
         finally:
             os._exit(1)
     assert 9 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert 2 == len(removed_runs(outputs))
-    for removed in find_removed("sweep", removed_runs(outputs)):
+    assert 2 == len(trashed_runs(outputs))
+    for removed in find_trashed("sweep", trashed_runs(outputs)):
         restore(removed, outputs)
     after = content(outputs)
     assert before == {name: after.get(name) for name in before}
@@ -163,11 +164,11 @@ def test_a_sweep_is_marked_while_it_is_at_work(outputs: Path, monkeypatch: pytes
     seen = []
 
     def drive(*arguments: object) -> None:
-        seen.append(is_at_work(outputs / "sweep"))
+        seen.append(is_sweep_running(outputs / "sweep"))
 
     monkeypatch.setattr(run_sweep, "drive", drive)
     sweep(["data=text", "data.path=words.txt", *TINY], outputs=outputs, force=True)
-    assert [True, False] == [*seen, is_at_work(outputs / "sweep")]
+    assert [True, False] == [*seen, is_sweep_running(outputs / "sweep")]
 
 
 def test_a_search_that_cannot_start_leaves_nothing(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

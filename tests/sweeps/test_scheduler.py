@@ -12,8 +12,12 @@ import pytest
 from moe_cli import sweep
 from moe_cli.config.compose import load_config
 from moe_cli.errors import MoeError
-from moe_cli.execution.run import BUSY, DONE, STOPPED, WRONG
-from moe_cli.runs.folder import Recorder, Run, is_locked, lock, open_or_create_run, open_runs, write_json
+from moe_cli.execution.worker import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from moe_cli.files.writing import write_json
+from moe_cli.runs.folder import Run, open_or_create_run
+from moe_cli.runs.locks import is_locked, lock
+from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import scheduler as module
 from moe_cli.sweeps.executors import local
 from moe_cli.sweeps.executors.local import LocalPool
@@ -104,10 +108,10 @@ def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
     """sweep(...) carries out a grid where it is told and gives a row per run; a wrong word raises MoeError."""
     frame = sweep(["expert=1,4", "k=1", *words], seeds=1, workers=2, outputs=tmp_path / "outputs")
     assert sorted(frame["expert"]) == [1, 4]
-    assert ["sweep", "sweep"] == [run.group for run in open_runs(tmp_path / "outputs")]
+    assert ["sweep", "sweep"] == [run.group for run in list_runs_by_age(tmp_path / "outputs")]
     assert frame["val_bpb"].notna().all()
     assert ["outputs", "words.txt"] == sorted(path.name for path in tmp_path.iterdir())
-    (dense,) = [run for run in open_runs(tmp_path / "outputs") if run.config().dense]
+    (dense,) = [run for run in list_runs_by_age(tmp_path / "outputs") if run.config().dense]
     write_json(dense.path / "meta.json", {**dense.meta(), "packages": {"moe-cli": "0"}})
     outputs = tmp_path / "outputs"
     again = sweep(["expert=1,4", "k=1", *words], seeds=1, where=["expert == 1"], rerun_on_code=True, outputs=outputs)
@@ -145,9 +149,9 @@ class FakeWorker:
         if self.looks < 3:
             return None
         if self.turned_away:
-            return BUSY
+            return EXIT_BUSY
         Recorder(self.run).complete({"val_bpb": 1.0})
-        return DONE
+        return EXIT_OK
 
 
 def test_workers_share_the_machine(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +191,8 @@ def test_sigterm_stops_a_sweep_as_ctrl_c_does(tmp_path: Path, words: list[str]) 
         (-signal.SIGKILL, "killed by signal 9 (SIGKILL): out of memory? Lower train.batch_size or -j"),
         (-signal.SIGTERM, "killed by signal 15 (SIGTERM)"),
         (-63, "killed by signal 63 (a real-time signal)"),
-        (STOPPED, "stopped from outside; no checkpoint was written yet: it will start again"),
-        (WRONG, "ended with exit code 1"),
+        (EXIT_INTERRUPTED, "stopped from outside; no checkpoint was written yet: it will start again"),
+        (EXIT_FAILED, "ended with exit code 1"),
         (7, "ended with exit code 7"),
     ],
 )
@@ -201,5 +205,5 @@ def test_a_worker_that_could_not_say_why_it_ended_is_explained(
     explain(run, code)
     assert ("failed", f"{reason} (log: {run.path / 'log.txt'})") == (run.status()["status"], run.status()["reason"])
     Recorder(run).status("failed", reason="its own")
-    explain(run, WRONG)
+    explain(run, EXIT_FAILED)
     assert "its own" == run.status()["reason"]

@@ -14,9 +14,11 @@ from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.files.writing import make_folder
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import make_folder, write_json
 from moe_cli.report.importance import JOURNAL, STUDY, open_journal
-from moe_cli.runs.folder import Run, lock, read_json, write_json
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import lock
 from moe_cli.sweeps import scheduler
 from moe_cli.sweeps.scheduler import Progress, drive
 from moe_cli.sweeps.search import LOST, SearchFeed, counted, open_study, pareto_front
@@ -362,8 +364,8 @@ def preview_configs(asked: SearchPlan, outputs: Path) -> list[RunConfig]:
 
 
 def test_a_named_search(tmp_path: Path) -> None:
-    """conf/sweep/tune says space, trials and pruning; words on the line fix a setting, or vary another."""
-    tune = plan_search(["tune", "optim.lr=0.03", "k=1,2"], SearchOptions(trials=3), composer=Composer())
+    """conf/sweep/learning_rate says space, trials and pruning; words on the line fix a setting, or vary another."""
+    tune = plan_search(["learning_rate", "optim.lr=0.03", "k=1,2"], SearchOptions(trials=3), composer=Composer())
     assert (["optim.adam_lr", "balance.weight", "k"], 3, "asha") == (list(tune.space), tune.trials, tune.prune)
     assert 0.03 == tune.fixed["optim.lr"]
 

@@ -51,7 +51,7 @@ def original(starts: Tensor, length: int = L) -> Tensor:
 @pytest.mark.parametrize(("masked", "number"), [(0.15, 6), (0.5, 20), (0.01, 1)])
 def test_so_many_are_hidden_in_every_window(masked: float, number: int) -> None:
     """The nearest whole number of positions, at least one; targets are what stands there, and all else is shown as it is."""
-    batch = make(masked=masked).train_batch(3, 8)
+    batch = make(mask_prob=masked).train_batch(3, 8)
     asked = batch.targets != NOT_ASKED
     assert [number] * 8 == asked.sum(1).tolist()
     assert 8 * number == batch.num_targets
@@ -62,7 +62,7 @@ def test_so_many_are_hidden_in_every_window(masked: float, number: int) -> None:
 
 def test_how_hidden_tokens_are_shown() -> None:
     """Of many, the shares shown as the mask, as a random token and as they are, within four standard errors."""
-    task = make(masked=0.5, as_mask=0.6, as_random=0.3)
+    task = make(mask_prob=0.5, mask_token_prob=0.6, random_token_prob=0.3)
     batch = task.train_batch(0, 400)
     asked = batch.targets != NOT_ASKED
     shown, right = batch.inputs[asked], batch.targets[asked]
@@ -90,7 +90,7 @@ def test_a_batch_can_be_made_again_and_in_parts() -> None:
 
 def test_the_loss_is_the_mean_over_what_is_hidden() -> None:
     """Cross-entropy at the hidden positions alone; the accuracy is the share that is guessed."""
-    task, model = make(masked=0.3), Unigram()
+    task, model = make(mask_prob=0.3), Unigram()
     result = evaluate(model, task, 2)
     log_probs = model.logits.log_softmax(0)
     batches = list(task.val_batches(2))
@@ -105,7 +105,7 @@ def test_the_loss_is_the_mean_over_what_is_hidden() -> None:
 
 def test_the_pseudo_perplexity_hides_each_token_alone() -> None:
     """Every batch hides each position of one window once and shows all others; its loss is Salazar's sum."""
-    task, model = make(pseudo_tokens=2 * L), Unigram()
+    task, model = make(pseudo_perplexity_tokens=2 * L), Unigram()
     hardest = task.hardest()
     assert hardest is not None
     batches = list(hardest.val_batches(7))
@@ -120,12 +120,12 @@ def test_the_pseudo_perplexity_hides_each_token_alone() -> None:
     assert torch.equal(original(starts)[asked], targets[asked])
     expected = -model.logits.log_softmax(0)[original(torch.tensor([0, 2 * L]))].mean().item()
     assert expected == pytest.approx(evaluate(model, hardest, 7).loss, rel=1e-5)
-    assert make(pseudo_tokens=0).hardest() is None
+    assert make(pseudo_perplexity_tokens=0).hardest() is None
 
 
 def test_a_run_reports_accuracy_and_pseudo_perplexity(text_file: Path, tmp_path: Path) -> None:
     """Both stand in summary.json; the embedding has a row for the mask; bits per byte are not said."""
-    config = tiny_config(text_file, **MODEL, task=MaskedLM(pseudo_tokens=32), train={"steps": 4})
+    config = tiny_config(text_file, **MODEL, task=MaskedLM(pseudo_perplexity_tokens=32), train={"steps": 4})
     summary = finish(config, tmp_path).summary() or {}
     assert 0 <= summary["val_accuracy"] <= 1
     assert summary["val_pseudo_perplexity"] > 1
@@ -134,7 +134,9 @@ def test_a_run_reports_accuracy_and_pseudo_perplexity(text_file: Path, tmp_path:
     assert (
         summary["params"] - 257 * 2 * 16
         == (
-            finish(tiny_config(text_file, **MODEL, task=MaskedLM(masked=0.3), train={"steps": 1}), tmp_path).summary()
+            finish(
+                tiny_config(text_file, **MODEL, task=MaskedLM(mask_prob=0.3), train={"steps": 1}), tmp_path
+            ).summary()
             or {}
         )["params"]
         - 257 * 2 * 16
@@ -161,7 +163,7 @@ def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
 
 def test_a_model_beats_how_frequent_tokens_are(few_words: Path, tmp_path: Path) -> None:
     """A short training guesses hidden tokens better, in nats and in accuracy, than anyone could who sees no context."""
-    config = tiny_config(few_words, **MODEL, task=MaskedLM(pseudo_tokens=0),
+    config = tiny_config(few_words, **MODEL, task=MaskedLM(pseudo_perplexity_tokens=0),
                          train={"steps": 150, "batch_size": 16, "log_every": 50})  # fmt: skip
     summary = finish(config, tmp_path).summary() or {}
     assert summary["val_loss"] < 0.9 * summary["unigram_loss"]
@@ -182,10 +184,10 @@ def test_experts_may_choose_where_all_is_seen(text_file: Path, tmp_path: Path) -
             ["model=bert", "task=causal_lm"],
             "model=bert cannot do task=causal_lm. Use model=gpt or lstm, or task=masked_lm",
         ),
-        (["model=bert", "task.masked=1.5"], "task.masked=1.5 must be between 0.01 and 0.99."),
+        (["model=bert", "task.mask_prob=1.5"], "task.mask_prob=1.5 must be between 0.01 and 0.99."),
         (
-            ["model=bert", "task.as_mask=0.8", "task.as_random=0.3"],
-            "task.as_mask=0.8 and task.as_random=0.3 are shares of what is masked: together at most 1.",
+            ["model=bert", "task.mask_token_prob=0.8", "task.random_token_prob=0.3"],
+            "task.mask_token_prob=0.8 and task.random_token_prob=0.3 are shares of what is masked: together at most 1.",
         ),
     ],
 )

@@ -21,8 +21,9 @@ from moe_cli.data.corpora import load_corpus
 from moe_cli.data.document_windows import document_windows
 from moe_cli.data.load import remarks
 from moe_cli.errors import ConfigError, DataError
-from moe_cli.execution.forecast import corpus_of
-from moe_cli.execution.run import restore, run_one
+from moe_cli.execution.data import load_run_data
+from moe_cli.execution.run import run_one
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import NOT_ASKED, Batch
@@ -48,7 +49,7 @@ def config_of(folder: Path, packing: str, family: str = "gpt", **changes: Any) -
 
 def task_of(folder: Path, outputs: Path, packing: str, family: str = "gpt") -> Any:
     config = config_of(folder, packing, family)
-    return make_task(config, corpus_of(config, outputs))
+    return make_task(config, load_run_data(config, outputs))
 
 
 def model_of(folder: Path, family: str = "gpt") -> torch.nn.Module:
@@ -202,7 +203,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     changes = {"data": TextData(path=str(folder), packing=packing, tokenizer=tokenizer, val_fraction=0.3,
                                 bpe_vocab=300 if tokenizer == "bpe" else None)}  # fmt: skip
     if family == "bert":
-        changes["task"] = MaskedLM(pseudo_tokens=8)
+        changes["task"] = MaskedLM(pseudo_perplexity_tokens=8)
     config = config_of(folder, packing, family, **changes, train={"checkpoint_every": 3})
     whole = finish(config, tmp_path / "whole")
     stopped = create_run(tmp_path / "stopped", "runs", config)
@@ -215,7 +216,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         run_one(stopped, tmp_path / "stopped", stop)
     assert 3 == find_checkpoint(stopped, "latest").state["step"]
     run_one(stopped, tmp_path / "stopped")
-    one, two = (restore(run, run.path.parents[1]).model.state_dict() for run in (whole, stopped))
+    one, two = (load_trained(run, run.path.parents[1]).model.state_dict() for run in (whole, stopped))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert whole.summary()["val_loss"] == stopped.summary()["val_loss"]  # type: ignore[index]
 
@@ -229,7 +230,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         (["balance.scope=sequence", "data.packing=pad"], "data.packing=pad: balance.scope=sequence takes windows of one length. Use data.packing=isolate"),
         (["model=t5", "data.packing=pad"], "data.packing=pad: spans are taken out of whole windows. Use data.packing=concat"),
         (["train.grad_accumulation=2", "data.packing=pad"], "data.packing=pad: train.grad_accumulation averages windows of one length. Use data.packing=isolate"),
-        (["launch.procs=2", "data.packing=pad"], "data.packing=pad: launch.procs divides windows of one length. Use data.packing=isolate"),
+        (["launch.num_processes=2", "data.packing=pad"], "data.packing=pad: launch.num_processes divides windows of one length. Use data.packing=isolate"),
     ],
 )  # fmt: skip
 def test_what_is_refused(given: list[str], message: str) -> None:
@@ -251,7 +252,7 @@ def test_one_document_cannot_be_told_apart(text_file: Path, tmp_path: Path) -> N
 def test_how_much_is_padding_is_said(folder: Path, tmp_path: Path) -> None:
     """The share of positions of training windows that hold nothing."""
     config = config_of(folder, "pad")
-    corpus = corpus_of(config, tmp_path)
+    corpus = load_run_data(config, tmp_path)
     sizes = [len(text.encode()) + 1 for text in split_texts(corpus.train)]
     share = 1 - sum(sizes) / (L * sum(-(-size // L) for size in sizes))
     assert f"{100 * share:.0f} % of what is trained on is padding, which counts as tokens" in remarks(corpus, config)
@@ -262,8 +263,8 @@ def test_a_text_is_explained_as_documents_were_read(folder: Path, tmp_path: Path
     """Where they were kept apart a separator is told before the text; weights are those of the task's own padded batch."""
     config = tiny_config(folder, data={"path": str(folder), "packing": packing}, model={"context_length": L})
     run = finish(config, tmp_path)
-    trained = restore(run, tmp_path)
-    padded = make_task(replace(config, data=replace(config.data, packing="pad")), corpus_of(config, tmp_path))
+    trained = load_trained(run, tmp_path)
+    padded = make_task(replace(config, data=replace(config.data, packing="pad")), load_run_data(config, tmp_path))
     batch = next(padded.val_batches(1))
     read = batch.inputs[0][batch.mask[0]].tolist()
     text = trained.task.corpus.tokenizer.decode(read[1:])

@@ -43,10 +43,10 @@ def put_back(read: list[int], written: list[int]) -> list[int]:
 
 
 @given(st.integers(1, 200), st.floats(0.01, 0.5), st.floats(1, 8), st.integers(0, 9))
-def test_nothing_is_lost(length: int, corrupted: float, mean_span: float, seed: int) -> None:
+def test_nothing_is_lost(length: int, corrupted: float, mean_noise_span_length: float, seed: int) -> None:
     """Spans put back in their places give the window; lengths are those that are promised; sentinels come in order."""
-    settings = SpanCorruption(corrupted=corrupted, mean_span=mean_span, sentinels=200)
-    task = make(seed, length, corrupted=corrupted, mean_span=mean_span, sentinels=200)
+    settings = SpanCorruption(noise_density=corrupted, mean_noise_span_length=mean_noise_span_length, num_sentinels=200)
+    task = make(seed, length, noise_density=corrupted, mean_noise_span_length=mean_noise_span_length, num_sentinels=200)
     batch = task.train_batch(seed, 2)
     assert settings.lengths(length) == (batch.inputs.shape[1], batch.targets.shape[1])
     taken, number = settings.spans(length)
@@ -69,7 +69,7 @@ def test_lengths_by_hand(length: int, lengths: tuple[int, int]) -> None:
 
 def test_ways_to_cut_are_as_likely() -> None:
     """A window of 6 loses 2 tokens in 2 spans: what stays, 4, is cut as 1+3, 2+2 or 3+1, each in a third of many windows."""
-    task, number = make(length=6, corrupted=0.33, mean_span=1), 1500
+    task, number = make(length=6, noise_density=0.33, mean_noise_span_length=1), 1500
     draw = np.random.default_rng(0)
     first = [task._take_out(np.arange(6), start, draw).target_places[0] - start for start in range(number)]
     shares = np.bincount(first, minlength=4)[1:4] / number

@@ -20,7 +20,7 @@ from moe_cli.config.data import TextData
 from moe_cli.config.schema import EvalConfig
 from moe_cli.data.document_windows import document_windows
 from moe_cli.errors import ConfigError
-from moe_cli.execution.forecast import corpus_of
+from moe_cli.execution.data import load_run_data
 from moe_cli.models.registry import make_model
 from moe_cli.tasks.causal_lm import NOT_ASKED, context_of
 from moe_cli.tasks.registry import make_task
@@ -66,7 +66,7 @@ def test_questions_follow_from_the_data(folder: Path, tmp_path: Path, family: st
     """Whatever the seed and the batch size, windows, hidden positions, random tokens and spans are equal; so is a part of
     the split, and what the pseudo-perplexity asks."""
     config = config_of(folder, family, packing)
-    corpus = corpus_of(config, tmp_path)
+    corpus = load_run_data(config, tmp_path)
     first = make_task(config, corpus)
     for seed, size in ((1, 4), (7, 3), (2**40, 1)):
         other = make_task(replace(config, seed=seed, train=replace(config.train, batch_size=size)), corpus)
@@ -124,7 +124,7 @@ def test_the_loss_is_that_of_each_token_on_its_own(
 ) -> None:
     """Nats, bytes and mean context of an evaluation equal those of a loop that shows a model each token's context alone."""
     config = config_of(folder, family, packing, eval=EvalConfig(context_length=length, stride=stride))
-    task = make_task(config, corpus_of(config, tmp_path))
+    task = make_task(config, load_run_data(config, tmp_path))
     model = randomise(make_model(config, task.vocab_size)).eval()
     nats, contexts, texts = 0.0, [], []
     for context, target in contexts_of(task.corpus, packing, length or L, stride or length or L):
@@ -169,7 +169,7 @@ def split_at_separators(tokens: list[int]) -> list[list[int]]:
 def test_part_of_the_split_costs_what_it_reads(folder: Path, tmp_path: Path, packing: str) -> None:
     """max_tokens bounds what is read, however much of it earlier windows score; the windows are some of all."""
     config = config_of(folder, "gpt", packing, eval=EvalConfig(stride=10))
-    task = make_task(config, corpus_of(config, tmp_path))
+    task = make_task(config, load_run_data(config, tmp_path))
     every, some = questions(task, 1), questions(task, 3, 200)
     assert all(each in every for each in some)
     assert 3 <= len(some) < len(every) / 2
@@ -210,7 +210,7 @@ def test_what_is_refused(words: list[str], message: str) -> None:
 def test_other_tasks_read_shorter_windows_too(folder: Path, tmp_path: Path, family: str) -> None:
     """eval.context_length cuts the split into windows of that length, the last token of the split among them."""
     config = config_of(folder, family, eval=EvalConfig(context_length=12))
-    task = make_task(config, corpus_of(config, tmp_path))
+    task = make_task(config, load_run_data(config, tmp_path))
     model = randomise(make_model(config, task.vocab_size))
     assert math.isfinite(evaluate(model, task, 4).loss)
     starts = [each["starts"] for each in questions(task, 4)]

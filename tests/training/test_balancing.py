@@ -29,7 +29,7 @@ from moe_cli.training.trainer import Training
 from tests.tiny import finish, tiny_config
 from tests.training.test_trainer import make_training, weights
 
-PLAIN = MuonConfig(schedule="constant", warmup=0.0, grad_clip=None)
+PLAIN = MuonConfig(schedule="constant", warmup_fraction=0.0, grad_clip=None)
 SWITCH_AND_Z = CombinedBalance("switch+z", switch=SwitchBalance(weight=0.3), z=ZBalance(weight=0.2))
 THREE = CombinedBalance(
     "switch+z+entropy", switch=SwitchBalance(weight=2.0, scope="sequence"), z=ZBalance(weight=0.5),

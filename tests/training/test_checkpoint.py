@@ -16,7 +16,8 @@ from torch import nn
 
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.errors import CheckpointError, TrainingError
-from moe_cli.execution.run import restore, run_one
+from moe_cli.execution.run import run_one
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Run
 from moe_cli.training import checkpoint as module
@@ -162,13 +163,13 @@ def test_a_run_without_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None
     """A complete run says that its checkpoints are gone, any other that there was none yet; both how to go on."""
     shutil.rmtree(run.path / "checkpoints")
     with pytest.raises(CheckpointError) as gone:
-        restore(run, tmp_path)
+        load_trained(run, tmp_path)
     what, then = str(gone.value).split("\n")
     assert f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back." == what
     assert then.endswith(f"delete the summary.json beside it, then: moe train --resume {run.id}")
     (run.path / "summary.json").unlink()
     with pytest.raises(CheckpointError, match=f"stopped before its first one. Go on with: moe train --resume {run.id}"):
-        restore(run, tmp_path)
+        load_trained(run, tmp_path)
     again = run_one(run, tmp_path)
     assert (6, 6) == (latest_checkpoint(again).state["step"], (again.summary() or {})["steps"])
 

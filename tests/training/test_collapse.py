@@ -1,4 +1,4 @@
-"""From a collapsed start, which methods of balancing bring every expert back to work? The README's table is this test.
+"""From a collapsed start, which methods of balancing bring every expert back to work? The table of docs/explanation/balancing.md is this test.
 
 Eight experts, two chosen, a gate that favours the first for every token; 1000 steps of 512 tokens on one file of source
 text. What is judged is MaxVio in the last 50 steps, mean over steps and layers: 3 is the most, below 0.6 is recovered.
@@ -35,7 +35,7 @@ STEPS = 1000
 JUDGED = 50
 RECOVERED = 0.6
 TEXT = Path(random.__file__)
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/explanation/balancing.md"
 CASES: list[tuple[BalanceConfig, bool]] = [
     (NoBalance(), False),
     (SwitchBalance(), False),
@@ -80,7 +80,7 @@ def violation(view: StepView) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(("balance", "recovers"), CASES, ids=str)
 def test_who_recovers_from_collapse(balance: BalanceConfig, recovers: bool, tmp_path: Path) -> None:
-    """MaxVio falls from 3 to below 0.6 in 1000 steps, or does not, as the README's table says."""
+    """MaxVio falls from 3 to below 0.6 in 1000 steps, or does not, as the page's table says."""
     torch.manual_seed(0)
     training = collapsed_training(balance, tmp_path)
     course = [violation(training.step()) for _ in range(STEPS)]
@@ -91,9 +91,9 @@ def test_who_recovers_from_collapse(balance: BalanceConfig, recovers: bool, tmp_
 
 
 def test_the_table_shows_what_is_tested() -> None:
-    """The README has a figure for every case, below 0.6 just where the method recovers."""
+    """The page has a figure for every case, below 0.6 just where the method recovers."""
     figures = {}
-    for line in README.read_text(encoding="utf-8").splitlines():
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
         if row := re.match(r"\| `(\w+)` \| ([\d.]+) \| ([\d.]+|-) \|$", line):
             figures[row[1]] = (row[2], row[3])
     expected = {balance.name: ["-", "-"] for balance, _ in CASES}

@@ -19,7 +19,9 @@ BUSY = [sys.executable, "-c", "while True: pass"]
 def start(config: RunConfig, outputs: Path) -> tuple[Run, subprocess.Popen[bytes]]:
     run = create_run(outputs, "runs", config)
     free = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    return run, subprocess.Popen([sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(outputs)], env=free)
+    return run, subprocess.Popen(
+        [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(outputs)], env=free
+    )
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_a_text_of_which_no_expert_answers(text_file: Path) -> None:
 
 def test_layers_are_told_with_their_place(text_file: Path) -> None:
     """A sparse layer after a dense one is the first of its kind and the second of all."""
-    config, model = model_of(text_file, "gpt", model={"moe_every": 2})
+    config, model = model_of(text_file, "gpt", model={"moe_layer_freq": 2})
     assert [(0, 1)] == [(each.layer, each.block) for each in told(config, model, tokens(SHORT), EvalConfig()).layers]
 
 

@@ -1,4 +1,4 @@
-"""moe train launch.procs=N and torchrun: what is printed, and what happens when a process dies."""
+"""moe train launch.num_processes=N and torchrun: what is printed, and what happens when a process dies."""
 
 import os
 import signal
@@ -16,8 +16,10 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.distributed.launch import job, launch, launched, local_processes, rank, restarted
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.execution.machine import pick_device, pick_threads
-from moe_cli.execution.run import for_this_job, main, run_one
-from moe_cli.runs.folder import Run, create_run, open_runs
+from moe_cli.execution.run import run_one, with_launched_world_size
+from moe_cli.execution.worker import main
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.lookup import list_runs_by_age
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 
@@ -47,7 +49,7 @@ def wait_for_checkpoint(outputs: Path, process: subprocess.Popen[str]) -> Run:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return open_runs(outputs)[0]
+    return list_runs_by_age(outputs)[0]
 
 
 def worker(parent: int, number: int) -> int:
@@ -66,26 +68,28 @@ def worker(parent: int, number: int) -> int:
 def test_settings_of_a_launch_are_checked(text_file: Path) -> None:
     """What cannot be divided is refused before anything starts, with the numbers."""
     for changes, message in (
-        ({"procs": 3}, "train.batch_size=4 cannot be divided among launch.procs=3"),
+        ({"num_processes": 3}, "train.batch_size=4 cannot be divided among launch.num_processes=3"),
         (
-            {"procs": 4, "expert_parallel": 3},
-            "launch.procs=4 cannot be divided into groups of launch.expert_parallel=3",
+            {"num_processes": 4, "expert_parallel_size": 3},
+            "launch.num_processes=4 cannot be divided into groups of launch.expert_parallel_size=3",
         ),
-        ({"procs": 0}, "launch.procs=0"),
-        ({"procs": 2, "restarts": -1}, "launch.restarts=-1"),
+        ({"num_processes": 0}, "launch.num_processes=0"),
+        ({"num_processes": 2, "max_restarts": -1}, "launch.max_restarts=-1"),
     ):
         with pytest.raises(ConfigError, match=message):
             tiny_config(text_file, launch=LaunchConfig(**changes))
-    with pytest.raises(ConfigError, match=r"expert=6 cannot be divided among launch.expert_parallel=4"):
-        tiny_config(text_file, expert=6, launch=LaunchConfig(procs=4, expert_parallel=4))
-    with pytest.raises(ConfigError, match=r"optim.sparse_experts=true .* Use launch.shard=dp"):
-        tiny_config(text_file, optim={"sparse_experts": True}, launch=LaunchConfig(procs=2, shard="fsdp"))
+    with pytest.raises(ConfigError, match=r"expert=6 cannot be divided among launch.expert_parallel_size=4"):
+        tiny_config(text_file, expert=6, launch=LaunchConfig(num_processes=4, expert_parallel_size=4))
+    with pytest.raises(ConfigError, match=r"optim.skip_idle_experts=true .* Use launch.data_parallel=dp"):
+        tiny_config(
+            text_file, optim={"skip_idle_experts": True}, launch=LaunchConfig(num_processes=2, data_parallel="fsdp")
+        )
 
 
 def test_a_dense_model_has_no_experts_to_divide(text_file: Path) -> None:
-    """launch.expert_parallel is set aside."""
-    config = tiny_config(text_file, expert=1, k=1, launch=LaunchConfig(procs=2, expert_parallel=2))
-    assert LaunchConfig(procs=2) == config.launch
+    """launch.expert_parallel_size is set aside."""
+    config = tiny_config(text_file, expert=1, k=1, launch=LaunchConfig(num_processes=2, expert_parallel_size=2))
+    assert LaunchConfig(num_processes=2) == config.launch
 
 
 def test_what_a_launcher_says(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,11 +98,11 @@ def test_what_a_launcher_says(text_file: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     config = tiny_config(text_file, train={"threads": None})
     assert (False, 0, 1, None, False) == (launched(), rank(), local_processes(), job(), restarted())
-    assert config is for_this_job(config)
+    assert config is with_launched_world_size(config)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     assert (True, 3, 2) == (launched(), rank(), local_processes())
-    assert 4 == for_this_job(config).launch.procs
+    assert 4 == with_launched_world_size(config).launch.num_processes
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     much = tiny_config(text_file, train={"threads": None, "batch_size": 2**20})
     assert 4 == pick_threads(much)
@@ -134,7 +138,7 @@ def test_a_launch_that_ends_well_says_nothing(tmp_path: Path, capfd: pytest.Capt
     """Each process knows who it is, and nothing is printed but what they print."""
     launch(
         script(tmp_path, f"open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(os.environ['MOE_LAUNCH'])"),
-        LaunchConfig(procs=2),
+        LaunchConfig(num_processes=2),
     )
     assert ["1", "1"] == [(tmp_path / name).read_text() for name in "01"]
     assert ("", "") == capfd.readouterr()
@@ -145,35 +149,37 @@ def test_the_process_that_was_killed_is_named(tmp_path: Path, capfd: pytest.Capt
     """The others are stopped, and the message says which one it was and how it ended."""
     words = script(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else time.sleep(60)")
     with pytest.raises(LostProcess, match=r"process 1 of 2 was killed \(SIGKILL\)"):
-        launch(words, LaunchConfig(procs=2))
+        launch(words, LaunchConfig(num_processes=2))
     assert ("", "") == capfd.readouterr()
 
 
 def test_a_process_that_told_its_error_is_not_told_of_again(tmp_path: Path) -> None:
     """It has printed why it could not go on: the message is empty."""
     with pytest.raises(TrainingError) as caught:
-        launch(script(tmp_path, "sys.exit(2)"), LaunchConfig(procs=2))
+        launch(script(tmp_path, "sys.exit(2)"), LaunchConfig(num_processes=2))
     assert "" == str(caught.value)
     assert not isinstance(caught.value, LostProcess)
 
 
 def test_a_launch_starts_again(tmp_path: Path) -> None:
-    """As often as launch.restarts allows."""
+    """As often as launch.max_restarts allows."""
     text = "os.environ['TORCHELASTIC_RESTART_COUNT'] == '1' or os.kill(os.getpid(), signal.SIGKILL)"
-    launch(script(tmp_path, text), LaunchConfig(procs=2, restarts=1))
+    launch(script(tmp_path, text), LaunchConfig(num_processes=2, max_restarts=1))
     with pytest.raises(LostProcess):
-        launch(script(tmp_path, text), LaunchConfig(procs=2))
+        launch(script(tmp_path, text), LaunchConfig(num_processes=2))
 
 
 def test_a_run_of_several_processes_is_launched(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """run_one, and with it sweeps and the Python API, starts the processes; a lost one is told with the way on."""
-    run = create_run(tmp_path, "runs", tiny_config(text_file, launch=LaunchConfig(procs=2)))
+    run = create_run(tmp_path, "runs", tiny_config(text_file, launch=LaunchConfig(num_processes=2)))
     asked: list[Any] = []
-    monkeypatch.setattr("moe_cli.execution.run.launch", lambda words, config: asked.append((words, config.procs)))
+    monkeypatch.setattr(
+        "moe_cli.execution.run.launch", lambda words, config: asked.append((words, config.num_processes))
+    )
     run_one(run, tmp_path)
-    assert [(["-m", "moe_cli.execution.run", str(run.path), str(tmp_path)], 2)] == asked
+    assert [(["-m", "moe_cli.execution.worker", str(run.path), str(tmp_path)], 2)] == asked
 
     def lose(words: Any, config: Any) -> None:
         raise LostProcess("process 1 of 2 was killed (SIGKILL).")
@@ -192,22 +198,22 @@ def test_two_processes_by_command(command: Any, tmp_path: Path, launcher: str) -
     """Both ways give one run folder, one plan and one summary, and nothing on standard error but torchrun's own words."""
     words = command("train.steps=4")
     if launcher == "moe":
-        words.append("launch.procs=2")
+        words.append("launch.num_processes=2")
     else:
         words[1:2] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     process = start(words, OMP_NUM_THREADS="1")
     out, err = process.communicate(timeout=120)
     assert (0, "") == (process.returncode, err)
     assert [1, 1] == [out.count(text) for text in ("  run  ", "done in")]
-    (run,) = open_runs(tmp_path)
-    assert ("completed", 2) == (run.status()["status"], run.config().launch.procs)
+    (run,) = list_runs_by_age(tmp_path)
+    assert ("completed", 2) == (run.status()["status"], run.config().launch.num_processes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_dies_ends_the_training(command: Any, tmp_path: Path, text_file: Path, killed: int) -> None:
     """The error names it, the last checkpoint is kept, and resumed, by two or by one, the run ends as if undisturbed."""
-    process = start(command("train.steps=150", "launch.procs=2"))
+    process = start(command("train.steps=150", "launch.num_processes=2"))
     run = wait_for_checkpoint(tmp_path, process)
     os.kill(worker(process.pid, killed), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -218,9 +224,9 @@ def test_a_process_that_dies_ends_the_training(command: Any, tmp_path: Path, tex
     assert "interrupted" == run.status()["status"]
     resume = [sys.executable, "-m", "moe_cli", "train", "--resume", run.id, "--outputs", str(tmp_path)]
     assert 0 == subprocess.run(resume, check=False, capture_output=True).returncode
-    undisturbed = start(command("train.steps=150", "launch.procs=2", "--outputs", str(tmp_path / "other")))
+    undisturbed = start(command("train.steps=150", "launch.num_processes=2", "--outputs", str(tmp_path / "other")))
     undisturbed.communicate(timeout=120)
-    assert_equal_runs(open_runs(tmp_path / "other")[0], run)
+    assert_equal_runs(list_runs_by_age(tmp_path / "other")[0], run)
 
 
 @pytest.mark.slow
@@ -229,7 +235,7 @@ def test_a_training_starts_again_by_itself(command: Any, tmp_path: Path, launche
     """With restarts, a killed process costs the steps since the last checkpoint, in the same run folder."""
     words = command("train.steps=150")
     if launcher == "moe":
-        words += ["launch.procs=2", "launch.restarts=1"]
+        words += ["launch.num_processes=2", "launch.max_restarts=1"]
     else:
         words[1:2] = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=1", "--nproc-per-node=2", "-m"]
     process = start(words, OMP_NUM_THREADS="1")
@@ -237,7 +243,7 @@ def test_a_training_starts_again_by_itself(command: Any, tmp_path: Path, launche
     os.kill(worker(process.pid, 1), signal.SIGKILL)
     process.communicate(timeout=120)
     assert 0 == process.returncode
-    assert [run.id] == [each.id for each in open_runs(tmp_path)]
+    assert [run.id] == [each.id for each in list_runs_by_age(tmp_path)]
     assert 150 == (run.summary() or {})["steps"]
     steps = [line["step"] for line in run.metrics() if "train/loss" in line]
     assert sorted(set(steps)) == steps
@@ -247,7 +253,7 @@ def test_a_training_starts_again_by_itself(command: Any, tmp_path: Path, launche
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_launcher_saves_and_stops(command: Any, tmp_path: Path, number: int) -> None:
     """One message, exit code 130, nothing left running; resumed by one process the run is completed."""
-    process = start(command("train.steps=2000", "launch.procs=2"))
+    process = start(command("train.steps=2000", "launch.num_processes=2"))
     run = wait_for_checkpoint(tmp_path, process)
     workers = [worker(process.pid, rank) for rank in range(2)]
     process.send_signal(number)
@@ -263,7 +269,7 @@ def test_a_signal_to_the_launcher_saves_and_stops(command: Any, tmp_path: Path, 
 @pytest.mark.slow
 def test_processes_do_not_outlive_their_launcher(command: Any, tmp_path: Path) -> None:
     """kill -9 of `moe train`: the processes that train save and end, and the run can be resumed."""
-    process = start(command("train.steps=20000", "launch.procs=2"))
+    process = start(command("train.steps=20000", "launch.num_processes=2"))
     run = wait_for_checkpoint(tmp_path, process)
     workers = [worker(process.pid, rank) for rank in range(2)]
     process.kill()

@@ -129,7 +129,9 @@ def test_muons_step_is_the_formula() -> None:
 def test_adamw_is_torchs() -> None:
     """AdamW for everything is torch.optim.AdamW with no decay on vectors, at the schedule's rate."""
     start = {"a": matrices(3, 4), "b": matrices(5), "c": matrices(2, 3, 4)}
-    config = AdamWConfig(lr=0.1, weight_decay=0.3, beta1=0.8, beta2=0.9, schedule="cosine", warmup=0.0, final_lr=0.0)
+    config = AdamWConfig(
+        lr=0.1, weight_decay=0.3, beta1=0.8, beta2=0.9, schedule="cosine", warmup_fraction=0.0, min_lr_ratio=0.0
+    )
     ours = stepped(start, config)
     for name, value in start.items():
         param = nn.Parameter(value.clone())
@@ -141,7 +143,10 @@ def test_adamw_is_torchs() -> None:
         torch.testing.assert_close(param, ours.get_parameter(name))
 
 
-SPARSE = [AdamWConfig(lr=0.1, weight_decay=0.5, sparse_experts=True), MuonConfig(weight_decay=0.5, sparse_experts=True)]
+SPARSE = [
+    AdamWConfig(lr=0.1, weight_decay=0.5, skip_idle_experts=True),
+    MuonConfig(weight_decay=0.5, skip_idle_experts=True),
+]
 PATTERN = [[0, 1, 2], [0, 2], [2], [], [0, 1], [1, 2]]
 
 
@@ -175,7 +180,7 @@ def of_each_expert(layer: MoELayer, optimizers: Optimizers) -> list[dict[str, Te
 def test_an_expert_without_tokens_is_left_as_it_is(config: Any) -> None:
     """Bit for bit, parameters and state, in spite of momentum and decay; the others move, and without the option all do."""
     for sparse in (True, False):
-        layer, optimizers = moe_layer(replace(config, sparse_experts=sparse))
+        layer, optimizers = moe_layer(replace(config, skip_idle_experts=sparse))
         learn(layer, optimizers, [0, 1, 2, 3, 4], seed=1)
         before = of_each_expert(layer, optimizers)
         learn(layer, optimizers, [1, 4], seed=2)
@@ -187,7 +192,7 @@ def test_an_expert_without_tokens_is_left_as_it_is(config: Any) -> None:
 @pytest.mark.parametrize("config", SPARSE)
 def test_with_every_expert_chosen_the_option_changes_nothing(config: Any) -> None:
     """The step over all experts is the plain optimizer's."""
-    (one, plain), (other, sparse) = moe_layer(replace(config, sparse_experts=False)), moe_layer(config)
+    (one, plain), (other, sparse) = moe_layer(replace(config, skip_idle_experts=False)), moe_layer(config)
     for seed in range(4):
         learn(one, plain, [0, 1, 2, 3, 4], seed)
         learn(other, sparse, [0, 1, 2, 3, 4], seed)
@@ -264,7 +269,7 @@ def test_muon_takes_the_maps_between_hidden_spaces(tie: bool) -> None:
 def test_every_parameter_is_in_adamw_once(sparse: bool) -> None:
     """optim=adamw leaves nothing out, and stacked experts are apart where only the chosen learn."""
     model = make_model(tiny_config(Path("text")), 11)
-    parts = make_optimizers(AdamWConfig(sparse_experts=sparse), model).parts
+    parts = make_optimizers(AdamWConfig(skip_idle_experts=sparse), model).parts
     given_params = [id(param) for part in parts for group in part.param_groups for param in group["params"]]
     assert [torch.optim.AdamW, ExpertAdamW][: 1 + sparse] == [type(part) for part in parts]
     assert sorted(map(id, model.parameters())) == sorted(given_params)
@@ -285,7 +290,7 @@ def test_vectors_are_never_decayed(config: Any) -> None:
 
 
 def optim(**changes: Any) -> OptimConfig:
-    return AdamWConfig(**{"warmup": 0.1, **changes})
+    return AdamWConfig(**{"warmup_fraction": 0.1, **changes})
 
 
 @given(st.floats(0.1, 1.0), st.floats(0.0, 1.0))
@@ -299,24 +304,24 @@ def test_schedules_are_closed_forms(progress: float, final: float) -> None:
         "wsd": 1.0 if progress <= 0.6 else 1 - (1 - final) * (progress - 0.6) / 0.4,
     }
     for name, value in expected.items():
-        decay = {"decay": 0.4} if name == "wsd" else {}
-        found = schedule(optim(schedule=name, final_lr=None if name == "constant" else final, **decay), progress)
+        decay = {"decay_fraction": 0.4} if name == "wsd" else {}
+        found = schedule(optim(schedule=name, min_lr_ratio=None if name == "constant" else final, **decay), progress)
         assert value == pytest.approx(found, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "wsd"])
 def test_warm_up_rises_in_a_line(name: Any) -> None:
     """Of W warm-up steps, step s = 1, 2, ... has s / W of the peak, and the step after them the peak."""
-    config = optim(schedule=name, decay=0.5 if name == "wsd" else None)
+    config = optim(schedule=name, decay_fraction=0.5 if name == "wsd" else None)
     for steps in (10, 50, 10_000):
         found = [schedule(config, step / steps, (step + 1) / steps) for step in range(steps // 10 + 1)]
         assert [*(10 * (step + 1) / steps for step in range(steps // 10)), 1.0] == pytest.approx(found)
-    assert 1.0 == schedule(optim(schedule=name, warmup=0.0, decay=config.decay), 0.0, 0.01)
+    assert 1.0 == schedule(optim(schedule=name, warmup_fraction=0.0, decay_fraction=config.decay_fraction), 0.0, 0.01)
 
 
 def test_both_parts_follow_one_schedule() -> None:
     """Muon at lr and AdamW at adam_lr are scaled by the same factor, from their peaks, at every step."""
-    config = MuonConfig(lr=0.4, adam_lr=0.2, schedule="linear", warmup=0.0, final_lr=0.0)
+    config = MuonConfig(lr=0.4, adam_lr=0.2, schedule="linear", warmup_fraction=0.0, min_lr_ratio=0.0)
     optimizers = make_optimizers(config, make_model(tiny_config(Path("text")), 11))
     for progress in (0.25, 0.75, 0.5):
         assert 1 - progress == pytest.approx(optimizers.step(progress))
@@ -350,7 +355,7 @@ def test_state_comes_back_from_tensors(config: Any) -> None:
 @pytest.mark.parametrize("warmup", [0.0, 1e-4, 5e-4, 0.02, 0.5])
 def test_no_step_is_above_the_peak(warmup: float) -> None:
     """However short the warm-up, the learning rate never exceeds its peak."""
-    config = MuonConfig(warmup=warmup, decay=0.4, final_lr=0.1)
+    config = MuonConfig(warmup_fraction=warmup, decay_fraction=0.4, min_lr_ratio=0.1)
     assert all(0 < schedule(config, step / 5000, (step + 1) / 5000) <= 1 for step in range(5000))
 
 

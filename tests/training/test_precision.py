@@ -13,7 +13,8 @@ from moe_cli.cli.evaluate import _evaluate
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import EvalConfig, RunConfig, TrainConfig
 from moe_cli.errors import CheckpointError
-from moe_cli.execution.run import restore, run_one
+from moe_cli.execution.run import run_one
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.registry import make_model
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.precision import autocast, pick_precision
@@ -85,7 +86,7 @@ def test_training_and_evaluation_multiply_in_it(
     run = finish(tiny_config(text_file, train={"precision": precision, "steps": 2}), tmp_path)
     assert {"qkv": {expected}, "ffn": {expected}, "gate": {torch.float32}} == seen
     assert {False} == backward
-    trained = restore(run, tmp_path)
+    trained = load_trained(run, tmp_path)
     assert {torch.float32} == {param.dtype for param in trained.model.parameters()}
 
 
@@ -93,7 +94,7 @@ def test_a_run_is_evaluated_as_it_was_trained(text_file: Path, tmp_path: Path) -
     """`moe eval` of a bfloat16 run gives the summary's loss, which is near float32's and not the same."""
     run = finish(tiny_config(text_file, train={"precision": "bfloat16"}), tmp_path)
     expected = json.loads((run.path / "summary.json").read_text())["val_loss"]
-    trained = restore(run, tmp_path)
+    trained = load_trained(run, tmp_path)
     assert expected == _evaluate(trained, EvalConfig()).loss
     wide = evaluate(trained.model, trained.task, 4, precision="float32").loss
     assert expected == pytest.approx(wide, rel=0.02)
@@ -124,7 +125,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
     resumed = run_one(stopped, tmp_path)
     assert_equal_runs(whole, resumed)
     assert ("float32", False, "cpu") == tuple(resumed.meta()[key] for key in ("precision", "compile", "device"))
-    assert "float32" == restore(resumed, tmp_path).config.train.precision
+    assert "float32" == load_trained(resumed, tmp_path).config.train.precision
     assert "bfloat16" == finish(replace(config, seed=1), tmp_path).meta()["precision"]
 
 

@@ -91,8 +91,8 @@ def stop_at(step: int) -> Any:
         ({**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], dropout=0.1)}, 5),
         ({**TINY["lstm"], "model": replace(TINY["lstm"]["model"], dropout=0.1)}, 3),
         ({**TINY["t5"], "model": replace(TINY["t5"]["model"], dropout=0.1)}, 4),
-        ({**FEW_CHOSEN, "optim": AdamWConfig(lr=0.01, weight_decay=0.1, sparse_experts=True)}, 4),
-        ({**FEW_CHOSEN, "optim": MuonConfig(lr=0.03, weight_decay=0.1, sparse_experts=True)}, 5),
+        ({**FEW_CHOSEN, "optim": AdamWConfig(lr=0.01, weight_decay=0.1, skip_idle_experts=True)}, 4),
+        ({**FEW_CHOSEN, "optim": MuonConfig(lr=0.03, weight_decay=0.1, skip_idle_experts=True)}, 5),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
@@ -147,9 +147,9 @@ def settings_of_every_kind() -> dict[str, dict[str, Any]]:
         "grouped": {"expert": 8, "router": SigmoidConfig(groups=4, top_groups=2), "balance": LossFreeBalance()},
         **{each.__name__: {"balance": each()} for each in get_args(Method) if each is not NoBalance and each is not LoadBalance},
         "LoadBalance": {"router": NoisyTopKConfig(), "balance": LoadBalance()},
-        **{f"{each.__name__} ema": {"optim": each(lr=0.01, ema=0.9)} for each in (MuonConfig, AdamWConfig, SGDConfig)},
-        "latent": {"model": {"kv_rank": 6}},
-        "gpt-2": {"model": {"norm": "layer", "positions": "learned", "qk_norm": False, "init_std": 0.02}},
+        **{f"{each.__name__} ema": {"optim": each(lr=0.01, ema_decay=0.9)} for each in (MuonConfig, AdamWConfig, SGDConfig)},
+        "latent": {"model": {"kv_lora_rank": 6}},
+        "gpt-2": {"model": {"norm": "layer", "position_encoding": "learned", "qk_norm": False, "init_std": 0.02}},
         "random drops": {"capacity": 0.7, "drop": "random", "renormalise_after_drop": True},
         "expert dropout": {"model": {"expert_dropout": 0.2, "shared_experts": 1, "shared_gate": True}},
     }  # fmt: skip
@@ -181,7 +181,7 @@ def test_what_was_recorded_after_the_checkpoint_is_forgotten(
 
     with monkeypatch.context() as patch:
         if moment == "end":
-            patch.setattr("moe_cli.runs.folder.Recorder.complete", die)
+            patch.setattr("moe_cli.runs.recorder.Recorder.complete", die)
         with pytest.raises(KeyboardInterrupt):
             run_one(run, tmp_path, lambda view: die() if moment == "step" and view.state.step == 7 else None)
     with open(run.path / "metrics.jsonl", "a") as file:
@@ -238,7 +238,7 @@ def test_a_stop_does_not_repeat_steps(text_file: Path, tmp_path: Path, monkeypat
 
 
 def worker(run: Run, outputs: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(outputs)])
+    return subprocess.Popen([sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(outputs)])
 
 
 def slow_config(text_file: Path) -> RunConfig:
@@ -275,7 +275,7 @@ def test_killed_fifty_times_a_run_ends_as_if_undisturbed(text_file: Path, tmp_pa
     draw, kills = random.Random(0), 0
     train = {"steps": 6000, "checkpoint_every": 3, "eval_every": 5, "log_every": 1, "keep_best": True}
     config = tiny_config(
-        text_file, model={"dropout": 0.1}, optim=MuonConfig(lr=0.03, adam_lr=0.01, ema=0.9), train=train
+        text_file, model={"dropout": 0.1}, optim=MuonConfig(lr=0.03, adam_lr=0.01, ema_decay=0.9), train=train
     )
     run = create_run(tmp_path, "runs", config)
     status = run.path / "status.json"

@@ -1,4 +1,4 @@
-"""What train.on_nan, train.keep_best and optim.ema promise, and loss spikes."""
+"""What train.on_nan, train.keep_best and optim.ema_decay promise, and loss spikes."""
 
 import errno
 import itertools
@@ -13,7 +13,8 @@ import torch
 from moe_cli.config.balances import LossFreeBalance
 from moe_cli.config.schema import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.errors import TrainingError
-from moe_cli.execution.run import restore, run_one
+from moe_cli.execution.run import run_one
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import checkpoint as checkpoint_module
@@ -229,7 +230,7 @@ def test_the_average_of_weights_is_its_closed_form() -> None:
 def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
     """Evaluations and restored models use the average; training goes on from the weights themselves."""
     plain = finish(tiny_config(text_file), tmp_path)
-    run = finish(tiny_config(text_file, optim={"ema": 0.9}), tmp_path)
+    run = finish(tiny_config(text_file, optim={"ema_decay": 0.9}), tmp_path)
     first, second = (each.checkpoints()[0] / "model.safetensors" for each in (plain, run))
     assert first.read_bytes() == second.read_bytes()
     losses = [[record["train/loss"] for record in each.metrics() if "train/loss" in record] for each in (plain, run)]
@@ -237,22 +238,22 @@ def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
     estimates = [[record.get("val/loss") for record in each.metrics()] for each in (plain, run)]
     assert estimates[0] != estimates[1]
     assert (plain.summary() or {})["val_loss"] != (run.summary() or {})["val_loss"]
-    model = restore(run, tmp_path).model
+    model = load_trained(run, tmp_path).model
     saved = latest_checkpoint(run).model_tensors()
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     assert not torch.equal(
-        model.state_dict()["head.weight"], restore(plain, tmp_path).model.state_dict()["head.weight"]
+        model.state_dict()["head.weight"], load_trained(plain, tmp_path).model.state_dict()["head.weight"]
     )
 
 
-@pytest.mark.parametrize("optim", [SGDConfig(), SGDConfig(sparse_experts=True, momentum=0.5, weight_decay=0.1, ema=0.9),
-                                   MuonConfig(ema=0.99), AdamWConfig(ema=0.5)])  # fmt: skip
+@pytest.mark.parametrize("optim", [SGDConfig(), SGDConfig(skip_idle_experts=True, momentum=0.5, weight_decay=0.1, ema_decay=0.9),
+                                   MuonConfig(ema_decay=0.99), AdamWConfig(ema_decay=0.5)])  # fmt: skip
 def test_resume_is_exact_with_every_optimizer_and_average(text_file: Path, tmp_path: Path, optim: Any) -> None:
     config = tiny_config(text_file, expert=16, k=1, optim=optim, train=TRAIN)
     stopped = finish(config, tmp_path, stop_at(3))
     whole, resumed = finish(config, tmp_path), run_one(stopped, tmp_path)
     assert_equal_runs(whole, resumed)
-    if optim.ema is not None:
+    if optim.ema_decay is not None:
         files = [run.checkpoints()[0] / "ema.safetensors" for run in (whole, resumed)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -268,11 +269,11 @@ def test_the_best_is_kept(text_file: Path, tmp_path: Path, monkeypatch: pytest.M
         return result
 
     monkeypatch.setattr(Training, "_evaluate", evaluate)
-    train = {"steps": 12, "eval_every": 2, "checkpoint_every": 5, "keep": 1, "keep_best": True}
+    train = {"steps": 12, "eval_every": 2, "checkpoint_every": 5, "keep_checkpoints": 1, "keep_best": True}
     run = create_run(tmp_path, "runs", tiny_config(text_file, train=train))
     run_one(run_one(run, tmp_path, stop_at(7)), tmp_path)
     assert ["step_00000012", "step_00000004"] == [path.name for path in run.checkpoints()]
-    assert 4 == find_checkpoint(run, "best").state["step"] == restore(run, tmp_path, "best").step
+    assert 4 == find_checkpoint(run, "best").state["step"] == load_trained(run, tmp_path, "best").step
 
 
 def test_a_clock_that_jumps_changes_nothing(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

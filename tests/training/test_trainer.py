@@ -27,7 +27,8 @@ from moe_cli.execution.run import run_one
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing_metrics import max_violation
-from moe_cli.runs.folder import Recorder, Run, create_run
+from moe_cli.runs.folder import Run, create_run
+from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint
@@ -38,7 +39,7 @@ from moe_cli.training.trainer import Training
 from moe_cli.training.wrap import Parallel
 from tests.tiny import finish, randomise, tiny_config, tiny_task
 
-PLAIN = MuonConfig(schedule="constant", warmup=0.0, grad_clip=None)
+PLAIN = MuonConfig(schedule="constant", warmup_fraction=0.0, grad_clip=None)
 
 
 def make_training(
@@ -168,8 +169,8 @@ def test_what_a_capacity_drops_in_training_is_recorded(text_file: Path, tmp_path
     assert "moe/dropped_fraction" not in free.recorder.run.metrics()[0]
 
 
-@pytest.mark.parametrize("optim", [MuonConfig(weight_decay=0.1, sparse_experts=True),
-                                   AdamWConfig(weight_decay=0.1, sparse_experts=True)])  # fmt: skip
+@pytest.mark.parametrize("optim", [MuonConfig(weight_decay=0.1, skip_idle_experts=True),
+                                   AdamWConfig(weight_decay=0.1, skip_idle_experts=True)])  # fmt: skip
 def test_only_the_chosen_experts_learn(text_file: Path, tmp_path: Path, optim: Any) -> None:
     """Experts asked in none of a step's batches keep every bit; those asked in one of them alone learn."""
     config = tiny_config(text_file, expert=64, optim=optim, capacity=2.0,
@@ -187,7 +188,7 @@ def test_only_the_chosen_experts_learn(text_file: Path, tmp_path: Path, optim: A
 
 def test_gradients_are_clipped_to_the_limit(text_file: Path, tmp_path: Path) -> None:
     """With grad_clip the step of gradient descent has exactly that length, and the norm recorded is the one before."""
-    config = tiny_config(text_file, optim=MuonConfig(schedule="constant", warmup=0.0, grad_clip=0.01))
+    config = tiny_config(text_file, optim=MuonConfig(schedule="constant", warmup_fraction=0.0, grad_clip=0.01))
     training = make_training(config, tmp_path, sgd=1.0)
     before = weights(training.model)
     training.step()
@@ -235,7 +236,7 @@ def test_warm_up_is_a_share_of_any_budget(
     train = {"steps": None, "eval_every": 99, **budget}
     factors: list[float] = []
     finish(
-        tiny_config(text_file, optim={"warmup": 0.5, "decay": 0.1}, train=train),
+        tiny_config(text_file, optim={"warmup_fraction": 0.5, "decay_fraction": 0.1}, train=train),
         tmp_path,
         lambda view: factors.append(view.lr_factor),
     )
@@ -409,7 +410,7 @@ def test_a_running_run_shows_that_it_lives(text_file: Path, tmp_path: Path, monk
     assert beats == sorted(set(beats))
 
 
-@pytest.mark.parametrize("optim", [MuonConfig(sparse_experts=True), AdamWConfig(sparse_experts=True)])
+@pytest.mark.parametrize("optim", [MuonConfig(skip_idle_experts=True), AdamWConfig(skip_idle_experts=True)])
 def test_null_experts_have_nothing_to_update(text_file: Path, tmp_path: Path, optim: MuonConfig | AdamWConfig) -> None:
     """Sparse updates look at experts that compute, and so does MaxVio; with null experts among the choices training goes on."""
     config = tiny_config(text_file, router=TopKConfig(null_experts=3), optim=optim)
@@ -476,4 +477,4 @@ def test_a_compiler_that_fails_is_a_clear_error(
 def test_compile_is_for_one_process(text_file: Path) -> None:
     """With several the error says which of the two to leave out."""
     with pytest.raises(ConfigError, match=r"train.compile=on is for one process"):
-        tiny_config(text_file, train={"compile": "on"}, launch=LaunchConfig(procs=2))
+        tiny_config(text_file, train={"compile": "on"}, launch=LaunchConfig(num_processes=2))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from moe_cli.config.routers import SwitchConfig
-from moe_cli.execution.run import restore, run_one
+from moe_cli.execution.run import run_one
+from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.runs.folder import Run, create_run
@@ -24,20 +25,20 @@ def dense(text_file: Path, tmp_path: Path) -> Run:
 
 def upcycled(text_file: Path, dense: Run, **changes: Any) -> torch.nn.Module:
     model = {"d_expert": 32, **changes.pop("model", {})}
-    config = tiny_config(text_file, model=model, train={"upcycle": dense.id}, **changes)
+    config = tiny_config(text_file, model=model, train={"upcycle_from": dense.id}, **changes)
     network = make_model(config, 256)
     upcycle(network, dense)
     return network.eval()
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"k": 3}, {"model": {"moe_every": 2}}, {"model": {"shared_experts": 1}}, {"capacity": 1.0}]
+    "changes", [{}, {"k": 3}, {"model": {"moe_layer_freq": 2}}, {"model": {"shared_experts": 1}}, {"capacity": 1.0}]
 )
 def test_the_model_starts_as_the_dense_one(
     text_file: Path, tmp_path: Path, dense: Run, changes: dict[str, Any]
 ) -> None:
     """Weights that sum to 1 over equal experts give the dense model's logits, shared experts being silent at first."""
-    expected = restore(dense, tmp_path).model(TOKENS)[0]
+    expected = load_trained(dense, tmp_path).model(TOKENS)[0]
     assert expected.abs().max() > 0.1
     model = upcycled(text_file, dense, **changes)
     assert moe_layers(model)
@@ -47,7 +48,7 @@ def test_the_model_starts_as_the_dense_one(
 def test_switch_starts_weaker(text_file: Path, tmp_path: Path, dense: Run) -> None:
     """One expert weighted with its probability is not the dense network: what the identity above rests on."""
     model = upcycled(text_file, dense, router=SwitchConfig(), k=1)
-    assert not torch.allclose(restore(dense, tmp_path).model(TOKENS)[0], model(TOKENS)[0], atol=1e-3)
+    assert not torch.allclose(load_trained(dense, tmp_path).model(TOKENS)[0], model(TOKENS)[0], atol=1e-3)
 
 
 def test_routers_are_new(text_file: Path, dense: Run) -> None:
@@ -63,19 +64,19 @@ def test_training_goes_on_from_there(text_file: Path, tmp_path: Path, dense: Run
     fits = {"model": {"d_expert": 32}, "train": {"steps": 4}}
     first = {}
     for source in (None, dense.id):
-        run = finish(tiny_config(text_file, **{**fits, "train": {"steps": 4, "upcycle": source}}), tmp_path)
+        run = finish(tiny_config(text_file, **{**fits, "train": {"steps": 4, "upcycle_from": source}}), tmp_path)
         first[source] = run.metrics()[0]["train/loss"]
     assert first[dense.id] < first[None] - 0.5
-    experts = moe_layers(restore(run, tmp_path).model)[0].experts.w_in
+    experts = moe_layers(load_trained(run, tmp_path).model)[0].experts.w_in
     assert not torch.equal(experts[0], experts[1])
-    control = finish(tiny_config(text_file, expert=1, k=1, train={"steps": 4, "upcycle": dense.id}), tmp_path)
+    control = finish(tiny_config(text_file, expert=1, k=1, train={"steps": 4, "upcycle_from": dense.id}), tmp_path)
     assert control.metrics()[0]["train/loss"] == pytest.approx(first[dense.id], abs=1e-4)
 
 
 def test_a_resumed_run_does_not_start_over(text_file: Path, tmp_path: Path, dense: Run) -> None:
     """2n steps equal n steps, a stop and the rest, although the source is gone by then."""
     config = tiny_config(
-        text_file, model={"d_expert": 32}, train={"steps": 4, "checkpoint_every": 2, "upcycle": dense.id}
+        text_file, model={"d_expert": 32}, train={"steps": 4, "checkpoint_every": 2, "upcycle_from": dense.id}
     )
     whole = finish(config, tmp_path)
     halfway = sorted(whole.checkpoints())[0]

@@ -13,8 +13,9 @@ from moe_cli.config.routers import HashConfig, NoisyTopKConfig, RandomConfig, Si
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.execution.forecast import NOT_UPCYCLED, check_upcycle, corpus_of, vocab_of
-from moe_cli.execution.run import restore
+from moe_cli.execution.data import load_run_data, model_vocab_size
+from moe_cli.execution.trained_model import load_trained
+from moe_cli.execution.upcycling import NOT_UPCYCLED, check_upcycle
 from moe_cli.models.registry import MODELS, make_model
 from moe_cli.moe.layer import moe_layers
 from moe_cli.runs.folder import Run
@@ -28,7 +29,7 @@ GROWTHS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "shared": {"model": {"shared_experts": 1}},
     "shared, gated": {"model": {"shared_experts": 2, "shared_gate": True}, "k": 3},
-    "some layers": {"model": {"first_dense": 1}},
+    "some layers": {"model": {"first_k_dense": 1}},
     "noise": {"router": NoisyTopKConfig()},
     "sigmoid": {"router": SigmoidConfig(score="mlp")},
     "sinkhorn, dropout": {"router": SinkhornConfig(), "model": {"expert_dropout": 0.1, "dropout": 0.1}},
@@ -39,22 +40,22 @@ GROWTHS: dict[str, dict[str, Any]] = {
 IMPOSSIBLE = (("vit", "hash"), ("mmoe", "hash"), ("mmoe", "some layers"))
 # Another value for every setting of a model.
 OTHERS: dict[str, Any] = {
-    "num_layers": 6, "d_model": 24, "d_ff": 40, "d_expert": 16, "expert_kind": "glu", "activation": "relu2",
-    "expert_dropout": 0.1, "expert_init_scale": 0.1, "shared_experts": 1, "shared_gate": True, "moe_every": 2,
-    "first_dense": 1, "context_length": 12, "vocab_size": 300, "tie_embeddings": True, "dropout": 0.3,
-    "dispatch": "padded", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "window": 5, "attention_dropout": 0.3,
-    "kv_rank": 6, "q_rank": 8, "d_rope": 2, "norm": "layer", "qk_norm": False, "positions": {"rope": "learned", "learned": "rope"},
-    "rope_base": 500.0, "logit_cap": 30.0, "init_std": 0.05, "patch_size": 4, "sigmoid": False, "d_tower": 12, "factors": 4,
-    "distance_buckets": 16, "max_distance": 64,
+    "num_layers": 6, "d_model": 24, "d_ff": 40, "d_expert": 16, "ffn_type": "glu", "activation": "relu2",
+    "expert_dropout": 0.1, "expert_init_scale": 0.1, "shared_experts": 1, "shared_gate": True, "moe_layer_freq": 2,
+    "first_k_dense": 1, "context_length": 12, "vocab_size": 300, "tie_embeddings": True, "dropout": 0.3,
+    "dispatch": "padded", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "sliding_window": 5, "attention_dropout": 0.3,
+    "kv_lora_rank": 6, "q_lora_rank": 8, "qk_rope_head_dim": 2, "norm": "layer", "qk_norm": False, "position_encoding": {"rope": "learned", "learned": "rope"},
+    "rope_base": 500.0, "logit_softcap": 30.0, "init_std": 0.05, "patch_size": 4, "sigmoid": False, "d_tower": 12, "mf_dim": 4,
+    "relative_attention_num_buckets": 16, "relative_attention_max_distance": 64,
 }  # fmt: skip
 # Some that decide the function of a family, with or without a tensor of another shape.
 DECISIVE = {
-    "gpt": ("context_length", "window", "rope_base", "logit_cap", "kv_rank"),
-    "bert": ("context_length", "window", "norm"),
-    "vit": ("patch_size", "positions"),
-    "t5": ("context_length", "distance_buckets", "max_distance"),
+    "gpt": ("context_length", "sliding_window", "rope_base", "logit_softcap", "kv_lora_rank"),
+    "bert": ("context_length", "sliding_window", "norm"),
+    "vit": ("patch_size", "position_encoding"),
+    "t5": ("context_length", "relative_attention_num_buckets", "relative_attention_max_distance"),
     "lstm": ("context_length", "sigmoid"),
-    "mmoe": ("d_tower", "factors"),
+    "mmoe": ("d_tower", "mf_dim"),
 }
 
 
@@ -78,7 +79,7 @@ def evaluated(model: torch.nn.Module, config: RunConfig, outputs: Path) -> float
 
 
 def make_fresh(config: RunConfig, outputs: Path) -> torch.nn.Module:
-    return make_model(config, vocab_of(config, corpus_of(config, outputs))).eval()
+    return make_model(config, model_vocab_size(config, load_run_data(config, outputs))).eval()
 
 
 def upcycled(config: RunConfig, dense: Run, outputs: Path) -> torch.nn.Module:
@@ -103,12 +104,12 @@ def test_every_family_starts_as_its_dense_run(
     """Before the first step the validation loss is the dense model's, and not that of a model from scratch."""
     dense = dense_runs[name]
     outputs = outputs_of(dense)
-    config = family_config(text_file, name, **GROWTHS[growth], train={"upcycle": dense.id})
+    config = family_config(text_file, name, **GROWTHS[growth], train={"upcycle_from": dense.id})
     assert check_upcycle(config, outputs) is not None
     model = upcycled(config, dense, outputs)
     assert moe_layers(model)
     found = evaluated(model, config, outputs)
-    trained = restore(dense, outputs)
+    trained = load_trained(dense, outputs)
     assert evaluated(trained.model, trained.config, outputs) == pytest.approx(found, rel=1e-5)
     fresh = make_fresh(config, outputs)
     assert found < evaluated(fresh, config, outputs) - 1e-3
@@ -119,7 +120,7 @@ def test_only_settings_known_to_be_free_may_differ(text_file: Path, dense_runs: 
     """Any other setting of the model is named in one line, a new one too; with a free one the loss is the same."""
     dense = dense_runs[name]
     outputs = outputs_of(dense)
-    plain = family_config(text_file, name, train={"upcycle": dense.id})
+    plain = family_config(text_file, name, train={"upcycle_from": dense.id})
     expected = evaluated(upcycled(plain, dense, outputs), plain, outputs)
     refused = set()
     for field in fields(plain.model):
@@ -130,7 +131,7 @@ def test_only_settings_known_to_be_free_may_differ(text_file: Path, dense_runs: 
         other = other[own] if isinstance(other, dict) else other
         other = "mlp" if other == own == "glu" else other
         try:
-            config = family_config(text_file, name, model={field.name: other}, train={"upcycle": dense.id})
+            config = family_config(text_file, name, model={field.name: other}, train={"upcycle_from": dense.id})
         except MoeError:
             continue  # of itself impossible in this family
         if config.model == plain.model:
@@ -148,7 +149,7 @@ def test_only_settings_known_to_be_free_may_differ(text_file: Path, dense_runs: 
 def test_another_family_is_refused(text_file: Path, dense_runs: dict[str, Run]) -> None:
     """By its name, before any setting that only one of the two has."""
     dense = dense_runs["bert"]
-    config = family_config(text_file, "gpt", train={"upcycle": dense.id})
+    config = family_config(text_file, "gpt", train={"upcycle_from": dense.id})
     with pytest.raises(ConfigError, match=r"has model=bert, and this model gpt\. Add: model=bert$"):
         check_upcycle(config, outputs_of(dense))
 
@@ -156,8 +157,8 @@ def test_another_family_is_refused(text_file: Path, dense_runs: dict[str, Run]) 
 def test_the_rows_for_sentinels_are_part_of_the_model(text_file: Path, dense_runs: dict[str, Run]) -> None:
     """Another number of sentinels is another embedding."""
     dense = dense_runs["t5"]
-    config = family_config(text_file, "t5", task=SpanCorruption(sentinels=6), train={"upcycle": dense.id})
-    with pytest.raises(ConfigError, match=r"has task\.sentinels=4, and this model 6\. Add: task\.sentinels=4$"):
+    config = family_config(text_file, "t5", task=SpanCorruption(num_sentinels=6), train={"upcycle_from": dense.id})
+    with pytest.raises(ConfigError, match=r"has task\.num_sentinels=4, and this model 6\. Add: task\.num_sentinels=4$"):
         check_upcycle(config, outputs_of(dense))
 
 

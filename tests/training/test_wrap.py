@@ -44,9 +44,13 @@ from tests.tiny import TINY, tiny_config
 from tests.training.together import spoiled
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
-FSDP, EXPERTS, BOTH = {"shard": "fsdp"}, {"expert_parallel": 2}, {"shard": "fsdp", "expert_parallel": 2}
+FSDP, EXPERTS, BOTH = (
+    {"data_parallel": "fsdp"},
+    {"expert_parallel_size": 2},
+    {"data_parallel": "fsdp", "expert_parallel_size": 2},
+)
 ADAMW = AdamWConfig(lr=0.01)
-EMA = {"optim": MuonConfig(lr=0.03, adam_lr=0.01, ema=0.9)}
+EMA = {"optim": MuonConfig(lr=0.03, adam_lr=0.01, ema_decay=0.9)}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dp": ({}, {}),
     "fsdp": (FSDP, {}),
@@ -59,7 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ema-both": (BOTH, EMA),
     "accumulation": ({}, {"train": {"grad_accumulation": 2}}),
     "accumulation-both": (BOTH, {"train": {"grad_accumulation": 2}}),
-    "sparse-updates": (EXPERTS, {"optim": AdamWConfig(lr=0.01, sparse_experts=True), "k": 1, "expert": 8}),
+    "sparse-updates": (EXPERTS, {"optim": AdamWConfig(lr=0.01, skip_idle_experts=True), "k": 1, "expert": 8}),
     "capacity": ({}, {"capacity": 0.6, "optim": ADAMW}),
     "capacity-probability": (EXPERTS, {"capacity": 0.6, "drop": "probability", "renormalise_after_drop": True}),
     "capacity-causal": ({}, {"capacity": 0.6, "drop": "causal", "eval": {"stride": 5}}),
@@ -83,14 +87,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hash-fixed-both": (BOTH, {"router": HashConfig(weights="constant"), "balance": None, "k": 1}),
     "sigmoid": (BOTH, {"router": SigmoidConfig(groups=2, top_groups=1), "balance": LossFreeBalance()}),
     "null-experts": (EXPERTS, {"router": TopKConfig(null_experts=2)}),
-    "latent-fsdp": (FSDP, {"model": {"kv_rank": 6, "q_rank": 8}}),
+    "latent-fsdp": (FSDP, {"model": {"kv_lora_rank": 6, "q_lora_rank": 8}}),
     "nan-skip": (EXPERTS, {"train": {"on_nan": "skip"}, "balance": LossFreeBalance()}),
     "nan-rewind": (FSDP, {"train": {"on_nan": "rewind"}}),
     "bert": (FSDP, TINY["bert"]),
     "t5": (BOTH, TINY["t5"]),
     "vit": (EXPERTS, TINY["vit"]),
     "mmoe": ({}, TINY["mmoe"]),
-    "gpt-2": (FSDP, {"model": {"positions": "learned", "norm": "layer", "tie_embeddings": True, "init_std": 0.02}}),
+    "gpt-2": (
+        FSDP,
+        {"model": {"position_encoding": "learned", "norm": "layer", "tie_embeddings": True, "init_std": 0.02}},
+    ),
 }
 # Stopped after two steps by a signal to one of the processes; begun by one process.
 STOPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"stopped-dp": ({}, {}), "stopped-both": (BOTH, EMA)}
@@ -119,7 +126,7 @@ def make_config(path: Path, launch: dict[str, Any], changes: dict[str, Any], pro
     config = tiny_config(path, **{**changes, "train": train})
     if procs == 1:
         return config
-    return tiny_config(path, **{**changes, "train": train}, launch=LaunchConfig(procs=procs, **launch))
+    return tiny_config(path, **{**changes, "train": train}, launch=LaunchConfig(num_processes=procs, **launch))
 
 
 def make_runs(folder: Path, text_file: Path, cases: dict[str, Any], procs: int) -> dict[str, Run]:

@@ -1,4 +1,4 @@
-"""moe runs: ls, show, health, diff, tag, rm, restore, gc and watch."""
+"""moe runs: ls, show, experts, diff, tag, rm, restore, clean and watch."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
-    from moe_cli.runs.status import Glance
+    from moe_cli.runs.status import RunStatus
 
 runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after runs. Example: moe runs ls")
 
@@ -23,8 +23,8 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 @runs.command()
 def ls(
-    where: Annotated[
-        str | None, typer.Argument(metavar="SWEEP|FOLDER", help="A sweep's name, or a folder of runs.")
+    name: Annotated[
+        str | None, typer.Argument(metavar="SWEEP|RUN|FOLDER", help="A sweep, a run, or a folder of runs.")
     ] = None,
     status: Statuses = None,
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Only runs with this tag.")] = None,
@@ -34,10 +34,11 @@ def ls(
     """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
     from moe_cli.formatting import plural
     from moe_cli.runs.folder import outputs_folder
-    from moe_cli.runs.status import find_runs, glances
+    from moe_cli.runs.lookup import find_runs
+    from moe_cli.runs.status import read_statuses
 
     wanted = _statuses(status)
-    found = glances(find_runs(outputs_folder(outputs), where))
+    found = read_statuses(find_runs(outputs_folder(outputs), name))
     shown = [each for each in found if each.status in wanted and (tag is None or tag in each.tags)]
     if as_json:
         print_json([_record(each) for each in shown])
@@ -62,9 +63,9 @@ def _statuses(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _record(each: "Glance") -> dict[str, Any]:
+def _record(each: "RunStatus") -> dict[str, Any]:
     return {
-        "run": each.run.id, "group": each.run.group, "status": each.status, "reason": each.reason, "step": each.step,
+        "run": each.run.id, "sweep": each.run.group, "status": each.status, "reason": each.reason, "step": each.step,
         "steps": each.steps or None, "val_bpb": each.val_bpb, "val_loss": each.val_loss,
         "tokens_per_second": each.tokens_per_second, "max_violation": each.max_violation,
         "dead_experts": each.dead_experts, "created": each.created or None, "tags": list(each.tags),
@@ -72,7 +73,7 @@ def _record(each: "Glance") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _print_list(shown: "list[Glance]") -> None:
+def _print_list(shown: "list[RunStatus]") -> None:
     import time
 
     from moe_cli.cli.console import Terminal
@@ -88,7 +89,7 @@ def _print_list(shown: "list[Glance]") -> None:
 
     columns = [
         Column("run", [each.run.id for each in shown], left=True, shrinks=16),
-        Column("group", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
+        Column("sweep", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
         Column("status", [each.status for each in shown], left=True, styles=[styles.get(each.status, "") for each in shown]),
         Column("done", [f"{100 * each.share:.0f} %" if each.steps else "-" for each in shown]),
         Column("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
@@ -108,7 +109,8 @@ def _print_list(shown: "list[Glance]") -> None:
 def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None:
     """Everything about one run: settings, results, curve, experts, files. Example: moe runs show latest"""
     from moe_cli.cli.runs.show import print_run, run_record
-    from moe_cli.runs.folder import find_run, outputs_folder
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.lookup import find_run
 
     found = find_run(outputs_folder(outputs), run)
     if as_json:
@@ -118,7 +120,7 @@ def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None
 
 
 @runs.command()
-def health(
+def experts(
     run: RunName,
     layer: Annotated[
         int | None, typer.Option(metavar="N", help="The sparse layer whose tables are shown. None: the most uneven.")
@@ -126,11 +128,12 @@ def health(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """How a run used its experts: load, balance, domains, tokens. Example: moe runs health latest --layer 2"""
-    from moe_cli.cli.runs.experts import print_health
-    from moe_cli.runs.folder import find_run, outputs_folder
+    """How a run used its experts: load, balance, domains, tokens. Example: moe runs experts latest --layer 2"""
+    from moe_cli.cli.runs.experts import print_experts
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.lookup import find_run
 
-    print_health(find_run(outputs_folder(outputs), run), layer, as_json)
+    print_experts(find_run(outputs_folder(outputs), run), layer, as_json)
 
 
 @runs.command()
@@ -143,7 +146,8 @@ def diff(
     """Two runs side by side: settings, metrics, curves, experts' load. Example: moe runs diff gpt-8x2 gpt-dense"""
     from moe_cli.cli.runs.diff import compare, print_comparison
     from moe_cli.errors import ConfigError
-    from moe_cli.runs.folder import find_run, outputs_folder
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.lookup import find_run
 
     folder = outputs_folder(outputs)
     pair = find_run(folder, first), find_run(folder, second)
@@ -164,12 +168,13 @@ def tag_run(
     outputs: Outputs = None,
 ) -> None:
     """Give a run tags, or take them away. Example: moe runs tag latest baseline"""
-    from moe_cli.runs.folder import find_run, outputs_folder
-    from moe_cli.runs.tags import check_tag, set_tags, tags_of
+    from moe_cli.runs.folder import outputs_folder
+    from moe_cli.runs.lookup import find_run
+    from moe_cli.runs.tags import check_tag, read_tags, set_tags
 
     found = find_run(outputs_folder(outputs), run)
     given = list(dict.fromkeys(map(check_tag, tags)))
-    before = tags_of(found)
+    before = read_tags(found)
     idle = [tag for tag in given if (tag in before) != remove]
     print_notes(tuple(f"{found.id} {'has no' if remove else 'already has the'} tag '{tag}'." for tag in idle))
     after = [tag for tag in before if not (remove and tag in given)]
@@ -183,19 +188,19 @@ def tag_run(
 def rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Run ids, beginnings or folders.")] = None,
     status: Statuses = None,
-    group: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this sweep.")] = None,
+    sweep: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this sweep.")] = None,
     yes: Yes = False,
     outputs: Outputs = None,
 ) -> None:
-    """Move runs to the trash; `moe runs restore` undoes it. Example: moe runs rm --status failed --group sparsity"""
+    """Move runs to the trash; `moe runs restore` undoes it. Example: moe runs rm --status failed --sweep sparsity"""
     from moe_cli.errors import ConfigError, MoeError
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.trash import check_idle, remove
 
     folder = outputs_folder(outputs)
-    if bool(names) == bool(status or group):
-        raise ConfigError("say which: either runs by name, or --status and --group. See: moe runs ls")
-    chosen = _named(folder, names) if names else _matching(folder, status, group)
+    if bool(names) == bool(status or sweep):
+        raise ConfigError("say which: either runs by name, or --status and --sweep. See: moe runs ls")
+    chosen = _named(folder, names) if names else _matching(folder, status, sweep)
     if not chosen:
         echo("no run is as asked for: nothing is removed.", err=True)
         return
@@ -218,17 +223,19 @@ def rm(
 
 
 def _named(outputs: Path, names: list[str]) -> "list[Run]":
-    from moe_cli.runs.folder import find_run
+    from moe_cli.runs.lookup import find_run
 
     found = [find_run(outputs, name) for name in names]
     return list({run.path.resolve(): run for run in found}.values())
 
 
-def _matching(outputs: Path, status: str | None, group: str | None) -> "list[Run]":
-    from moe_cli.runs.status import find_runs, glances
+def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run]":
+    from moe_cli.runs.lookup import find_runs, find_sweep, list_runs
+    from moe_cli.runs.status import read_statuses
 
     wanted = _statuses(status)
-    return [each.run for each in glances(find_runs(outputs, group)) if each.status in wanted]
+    runs = list_runs(find_sweep(outputs, sweep)) if sweep else find_runs(outputs, None)
+    return [each.run for each in read_statuses(runs) if each.status in wanted]
 
 
 def _ask(question: str, names: list[str]) -> None:
@@ -264,20 +271,20 @@ def restore(
     """Bring runs back from the trash; without a name, list it. Example: moe runs restore latest"""
     from moe_cli.cli.runs.cleanup import print_trash, trash_records
     from moe_cli.runs.folder import outputs_folder
-    from moe_cli.runs.trash import find_removed, removed_runs
+    from moe_cli.runs.trash import find_trashed, trashed_runs
     from moe_cli.runs.trash import restore as bring_back
 
     folder = outputs_folder(outputs)
-    trash = removed_runs(folder)
+    trash = trashed_runs(folder)
     if names:
-        chosen = {each.path: each for name in names for each in find_removed(name, trash)}
+        chosen = {each.path: each for name in names for each in find_trashed(name, trash)}
         back = []
         for removed in chosen.values():
             back.append(bring_back(removed, folder))
             if not as_json:
                 _say(f"restored {back[-1].group}/{back[-1].id}")
         if as_json:
-            print_json([{"run": run.id, "group": run.group, "path": str(run.path)} for run in back])
+            print_json([{"run": run.id, "sweep": run.group, "path": str(run.path)} for run in back])
     elif as_json:
         print_json(trash_records(trash))
     else:
@@ -285,7 +292,7 @@ def restore(
 
 
 @runs.command()
-def gc(
+def clean(
     older_than: Annotated[
         str, typer.Option("--older-than", metavar="30d", help="Runs in the trash for so long; 0d: all, 12h: hours.")
     ] = "30d",
@@ -297,12 +304,12 @@ def gc(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what could be freed; free it with --yes. Example: moe runs gc --older-than 0d --checkpoints --yes"""
+    """Say what could be freed; free it with --yes. Example: moe runs clean --older-than 0d --checkpoints --yes"""
     from moe_cli.cli.runs.cleanup import free_all, parse_age, print_waste
+    from moe_cli.runs.cleanup import find_reclaimable
     from moe_cli.runs.folder import outputs_folder
-    from moe_cli.runs.trash import find_waste
 
-    waste = list(find_waste(outputs_folder(outputs), parse_age(older_than)))
+    waste = list(find_reclaimable(outputs_folder(outputs), parse_age(older_than)))
     options = {"trash": True, "unfinished": True, "checkpoints": checkpoints, "cache": cache}
     chosen = [each for each in waste if options[each.kind]]
     freed = free_all(chosen) if yes else []

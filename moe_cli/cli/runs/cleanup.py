@@ -1,4 +1,4 @@
-"""What moe runs restore and gc print: the trash, and what can be freed."""
+"""What moe runs restore and clean print: the trash, and what can be freed."""
 
 import re
 import time
@@ -10,7 +10,8 @@ from moe_cli.cli.terminal import echo
 from moe_cli.cli.text_table import Column, print_lines, table_lines
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import age, count
-from moe_cli.runs.trash import DAY, Removed, Waste, free, size_of
+from moe_cli.runs.cleanup import DAY, Reclaimable, delete_reclaimable, size_of
+from moe_cli.runs.trash import TrashedRun
 
 KINDS = {
     "trash": ("the trash", ""),
@@ -29,12 +30,12 @@ def parse_age(text: str) -> float:
     return int(match[1]) * UNITS[match[2]]
 
 
-def trash_records(trash: Sequence[Removed]) -> list[dict[str, Any]]:
+def trash_records(trash: Sequence[TrashedRun]) -> list[dict[str, Any]]:
     return [{"run": each.id, "from": each.origin or None, "removed": each.removed, "path": str(each.path),
              "bytes": size_of(each.path)} for each in trash]  # fmt: skip
 
 
-def print_trash(trash: Sequence[Removed]) -> None:
+def print_trash(trash: Sequence[TrashedRun]) -> None:
     """A line for each removed run, the last one last."""
     console = Terminal()
     if not trash:
@@ -49,15 +50,15 @@ def print_trash(trash: Sequence[Removed]) -> None:
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     if console.is_terminal:
-        echo("Bring one back: moe runs restore RUN      Free all: moe runs gc --older-than 0d --yes")
+        echo("Bring one back: moe runs restore RUN      Free all: moe runs clean --older-than 0d --yes")
 
 
-def free_all(waste: Sequence[Waste]) -> list[Waste]:
+def free_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
     """Frees it, and gives what was not in use by then. Raises MoeError, after all others were freed."""
     freed, errors = [], []
     for each in waste:
         try:
-            if free(each) or not each.path.exists():
+            if delete_reclaimable(each) or not each.path.exists():
                 freed.append(each)
         except MoeError as error:
             errors.append(error)
@@ -66,7 +67,9 @@ def free_all(waste: Sequence[Waste]) -> list[Waste]:
     return freed
 
 
-def print_waste(waste: Sequence[Waste], chosen: Sequence[Waste], freed: Sequence[Waste] | None) -> None:
+def print_waste(
+    waste: Sequence[Reclaimable], chosen: Sequence[Reclaimable], freed: Sequence[Reclaimable] | None
+) -> None:
     """What could be freed, by kind, or what was."""
     console = Terminal()
     if freed is not None:
@@ -94,6 +97,6 @@ def print_waste(waste: Sequence[Waste], chosen: Sequence[Waste], freed: Sequence
         echo("nothing was freed. Add the option of what you do not need, and --yes.")
 
 
-def _counted(waste: Sequence[Waste]) -> str:
+def _counted(waste: Sequence[Reclaimable]) -> str:
     kinds = [kind for kind in KINDS if any(each.kind == kind for each in waste)]
     return ", ".join(f"{KINDS[kind][0]} ({sum(each.kind == kind for each in waste)})" for kind in kinds)

@@ -17,8 +17,9 @@ from moe_cli.config.build import show
 from moe_cli.config.data import HELD_OUT
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, eval_windows, keys_of
+from moe_cli.runs.curves import Curve, number, validation_curves
 from moe_cli.runs.folder import Run
-from moe_cli.runs.status import Curve, Glance, glance, number, validation_curves
+from moe_cli.runs.status import RunStatus, read_status
 
 PLOT_HEIGHT = 12
 PER_STEP = ("train.batch_size", "train.grad_accumulation", "model.context_length")
@@ -58,8 +59,8 @@ class Comparison:
     caveats: why figures cannot be held against each other; empty: they can.
     """
 
-    a: Glance
-    b: Glance
+    a: RunStatus
+    b: RunStatus
     settings: dict[str, tuple[Any, Any]]
     measures: list[Measure]
     caveats: list[str]
@@ -80,7 +81,7 @@ class Comparison:
 
 def compare(first: Run, second: Run) -> Comparison:
     """Two runs, of which either may be unfinished: then the newest estimates stand for results."""
-    a, b = glance(first), glance(second)
+    a, b = read_status(first), read_status(second)
     configs = flat(first.config_dict()), flat(second.config_dict())
     names = dict.fromkeys([*configs[0], *configs[1]])
     settings = {key: (configs[0].get(key), configs[1].get(key)) for key in names
@@ -95,7 +96,7 @@ def compare(first: Run, second: Run) -> Comparison:
     return Comparison(a, b, settings, measures, caveats)
 
 
-def _figures(each: Glance) -> Mapping[str, float | None]:
+def _figures(each: RunStatus) -> Mapping[str, float | None]:
     newest = {"val_bpb": each.val_bpb, "val_loss": each.val_loss, "train_loss": each.train_loss,
               "tokens_per_second": each.tokens_per_second, "max_violation": each.max_violation,
               "dead_experts": each.dead_experts, "steps": float(each.step)}  # fmt: skip
@@ -109,7 +110,7 @@ def _verdict(name: str, a: float | None, b: float | None) -> str:
     return "better" if (b - a) * metric.direction > 0 else "worse"
 
 
-def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
+def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
     """Why the two cannot be held against each other, and the measures whose difference then means nothing."""
     caveats, meaningless = [], set[str]()
     texts = [_text(each) for each in (a, b)]
@@ -139,7 +140,7 @@ def _caveats(a: Glance, b: Glance, settings: Mapping[str, Any]) -> tuple[list[st
     return caveats, meaningless
 
 
-def _text(each: Glance) -> Any:
+def _text(each: RunStatus) -> Any:
     corpus = each.run.meta().get("corpus")
     return each.results.get("corpus_sha256") or (corpus.get("sha256") if isinstance(corpus, dict) else None)
 

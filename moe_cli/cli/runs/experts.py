@@ -1,4 +1,4 @@
-"""moe runs health: how a run used its experts, as heat maps."""
+"""moe runs experts: how a run used its experts, as heat maps."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
 
 
-def print_health(run: "Run", layer: int | None, as_json: bool) -> None:
+def print_experts(run: "Run", layer: int | None, as_json: bool) -> None:
     """The health of all layers and the tables of one, counted from 1. Raises ConfigError where there is none to show."""
     from moe_cli.cli.console import Terminal, text_width
     from moe_cli.cli.options import print_json

@@ -12,9 +12,10 @@ from moe_cli.cli.text_table import print_lines
 from moe_cli.config.build import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, target
+from moe_cli.runs.cleanup import size_of
+from moe_cli.runs.curves import number, validation_curve
 from moe_cli.runs.folder import COMPLETED, Run
-from moe_cli.runs.status import Glance, glance, number, validation_curve
-from moe_cli.runs.trash import size_of
+from moe_cli.runs.status import RunStatus, read_status
 
 LABEL_WIDTH = 15
 CURVE_WIDTH = 40
@@ -50,9 +51,9 @@ def changed_settings(run: Run) -> dict[str, Any]:
 
 def run_record(run: Run) -> dict[str, Any]:
     """Everything `moe runs show` knows, for programs."""
-    each, curve = glance(run), validation_curve(run)
+    each, curve = read_status(run), validation_curve(run)
     return {
-        "run": run.id, "group": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
+        "run": run.id, "sweep": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
         "created": each.created or None, "step": each.step, "steps": each.steps or None, "tags": list(each.tags),
         "settings": changed_settings(run), "results": each.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
@@ -65,7 +66,7 @@ def run_record(run: Run) -> dict[str, Any]:
 def print_run(run: Run) -> None:
     """A title, then a labelled line for each thing worth knowing; long lines are continued under their label."""
     console = Terminal()
-    each = glance(run)
+    each = read_status(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
     title = Text.assemble(
         (printable(run.id), "bold"), f"   {printable(run.group)}   ", (each.status, ended.get(each.status, ""))
@@ -101,7 +102,7 @@ def _settings(run: Run) -> list[str]:
     return [f"{key}={show(value)}" for key, value in changed_settings(run).items()] or ["the defaults"]
 
 
-def _results(each: Glance) -> list[tuple[str, list[str]]]:
+def _results(each: RunStatus) -> list[tuple[str, list[str]]]:
     """What is known of the results; figures that are absent or of another type are left out."""
     found = {key: number(value) for key, value in each.results.items()}
 

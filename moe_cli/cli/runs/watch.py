@@ -11,21 +11,11 @@ from rich.text import Text
 
 from moe_cli.cli.progress import Board, Standing, bar_line, ended_line, reason_of
 from moe_cli.formatting import count, duration, percent, plural, printable, sparkline
-from moe_cli.runs.folder import (
-    COMPLETED,
-    FAILED,
-    INTERRUPTED,
-    PENDING,
-    PRUNED,
-    RUNNING,
-    Run,
-    find_run,
-    is_run,
-    open_runs,
-    run_folders,
-)
-from moe_cli.runs.status import Glance, Watcher, find_folder, newest_group, validation_curve
-from moe_cli.runs.tags import is_at_work
+from moe_cli.runs.curves import validation_curve
+from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, PRUNED, RUNNING, Run
+from moe_cli.runs.locks import is_sweep_running
+from moe_cli.runs.lookup import find_folder, find_run, is_run, list_runs, list_runs_by_age, newest_sweep
+from moe_cli.runs.status import RunStatus, StatusCache
 
 LOOK_SECONDS = 1.0
 # A sweep on which nobody here is at work, and whose folders were silent for so long, was stopped.
@@ -42,8 +32,8 @@ def pick(outputs: Path, name: str | None) -> Path | Run:
         RunNotFound: there is nothing of that name.
     """
     if name is None:
-        group = newest_group(outputs)
-        return open_runs(outputs)[-1] if group == "runs" else outputs / group
+        group = newest_sweep(outputs)
+        return list_runs_by_age(outputs)[-1] if group == "runs" else outputs / group
     folder = find_folder(outputs, name)
     return folder if folder and not is_run(folder) else find_run(outputs, name)
 
@@ -54,7 +44,7 @@ class SweepFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runs: list[Run] = []
-        self._watcher = Watcher()
+        self._watcher = StatusCache()
         self._scanned = (0, 0.0)
 
     def rescan(self) -> bool:
@@ -63,7 +53,7 @@ class SweepFolder:
         if before[0] == changed and time.monotonic() - before[1] < RESCAN_SECONDS:
             return False
         self._scanned = (changed, time.monotonic())
-        found = sorted(run_folders(self.folder), key=lambda run: run.id)
+        found = sorted(list_runs(self.folder), key=lambda run: run.id)
         found, self.runs, old = found, found, self.runs
         return found != old
 
@@ -93,21 +83,21 @@ def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> in
                     board.print(_change(each, board.label(each.run)))
             told = {**(told or {}), **{each.run.path: each.status for each in changed}}
             board.show(standing)
-            waits = standing.waiting and (is_at_work(folder) or time.time() - sign < SILENT_SECONDS)
+            waits = standing.waiting and (is_sweep_running(folder) or time.time() - sign < SILENT_SECONDS)
             if not standing.running and not waits:
                 break
             sleep(LOOK_SECONDS)
     return _end(console, folder.name, standing)
 
 
-def _changed(standing: Standing, told: Mapping[Path, str]) -> list[Glance]:
+def _changed(standing: Standing, told: Mapping[Path, str]) -> list[RunStatus]:
     """The runs that began or ended since `told`, in the order in which they did."""
     seen = (*standing.done, *standing.failed, *standing.running)
     changed = [each for each in seen if told.get(each.run.path) != each.status]
     return sorted(changed, key=lambda each: each.started if each.status == RUNNING else each.written)
 
 
-def _change(each: Glance, label: str) -> Text:
+def _change(each: RunStatus, label: str) -> Text:
     return Text(f"running {printable(label)}") if each.status == RUNNING else ended_line(each, label)
 
 
@@ -143,7 +133,7 @@ def labels_of(runs: Sequence[Run]) -> dict[Path, str]:
 
 def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     """Shows a run until it ends or nobody is at work on it. The exit code: 0 if it is complete, else 1."""
-    watcher, told = Watcher(), None
+    watcher, told = StatusCache(), None
     last, curve = None, list[float]()
     with Board(console, {}) as board:
         while True:
@@ -166,17 +156,17 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     return 0 if each.status == COMPLETED else 1
 
 
-def _waits(each: Glance) -> bool:
+def _waits(each: RunStatus) -> bool:
     """Whether somebody is about to begin it or to go on with it: its sweep, or a training that has only just been made."""
     young = each.status == PENDING and time.time() - each.created < SILENT_SECONDS
-    return each.status in (PENDING, INTERRUPTED) and (young or is_at_work(each.run.path.parent))
+    return each.status in (PENDING, INTERRUPTED) and (young or is_sweep_running(each.run.path.parent))
 
 
-def _step(each: Glance) -> str:
+def _step(each: RunStatus) -> str:
     return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
 
 
-def run_panel(each: Glance, curve: Sequence[float], width: int, now: float) -> Group:
+def run_panel(each: RunStatus, curve: Sequence[float], width: int, now: float) -> Group:
     """The progress of one run: step and time left, losses and load, the curve so far."""
     texts = {"share": Text(f"{100 * each.share:z.0f} %")}
     if each.tokens_per_second is not None:
@@ -196,7 +186,7 @@ def run_panel(each: Glance, curve: Sequence[float], width: int, now: float) -> G
     return Group(*rows)
 
 
-def _facts(each: Glance) -> list[str]:
+def _facts(each: RunStatus) -> list[str]:
     facts = [] if each.train_loss is None else [f"train {each.train_loss:z.3f}"]
     if each.val_loss is not None:
         bits = "" if each.val_bpb is None else f" ({each.val_bpb:z.3f} bits/byte)"

@@ -39,8 +39,8 @@ from moe_cli.report.run_row import (
     varying_settings,
 )
 from moe_cli.report.scaling.sentence import scaling_sentence
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, Run
-from moe_cli.runs.status import validation_curve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,7 +280,7 @@ def _equal_time(best: Configuration, base: Configuration | None) -> EqualTime | 
     own, others = ({run.seed: run for run in row.runs if run.seed is not None} for row in (best, base))
     differences, shares = [], []
     for seed in sorted(own.keys() & others.keys()):
-        mine, theirs = _estimates_over_time(own[seed].path), _estimates_over_time(others[seed].path)
+        mine, theirs = estimates_over_time(own[seed].path), estimates_over_time(others[seed].path)
         value = _interpolated(mine, theirs[-1][0]) if theirs else None
         if value is not None and theirs[-1][1]:
             differences.append(value / theirs[-1][1] - 1)
@@ -292,7 +292,7 @@ def _equal_time(best: Configuration, base: Configuration | None) -> EqualTime | 
     return EqualTime(found.mean, found.half_width, len(differences), sum(shares) / len(shares))
 
 
-def _estimates_over_time(path: str) -> list[tuple[float, float]]:
+def estimates_over_time(path: str) -> list[tuple[float, float]]:
     """(seconds of training, estimate) at every evaluation whose time is between two records."""
     run = Run(Path(path))
     times = [(float(point.step), point.value) for point in thinned_curves(run, ["seconds"])["seconds"]]

@@ -162,7 +162,7 @@ def _nearest(other: Comparison | None) -> str:
             if other.verdict == WORSE
             else f"{text}, not beyond doubt, as the verdict allows for all comparisons."
         )
-    return f"{text}: cannot tell with {plural(other.seeds, 'seed')}{_decide(other)}."
+    return f"{text}: inconclusive with {plural(other.seeds, 'seed')}{_decide(other)}."
 
 
 def _decide(other: Comparison, what: str = "") -> str:

@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from moe_cli.execution.run import BUSY, STOPPED
-from moe_cli.runs.folder import Run, is_locked
+from moe_cli.execution.worker import EXIT_BUSY, EXIT_INTERRUPTED
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import is_locked
 
 WORKER = "moe_cli.sweeps.executors.fork_server_process"
 CLOSE_SECONDS = 10.0
@@ -34,7 +35,7 @@ class Fork:
 
     def stop(self) -> None:
         if not self.nest.ready:  # nothing has begun that could be saved, and nobody should wait for torch
-            self.code = STOPPED
+            self.code = EXIT_INTERRUPTED
         self.nest.say(run=self.folder, signal=int(signal.SIGTERM))
 
     def kill(self) -> None:
@@ -97,7 +98,7 @@ class Nest:
         """Once the parent is gone: a run has ended when nobody holds its folder."""
         for fork in list(self.forks.values()):
             if not is_locked(Path(fork.folder)):
-                fork.code = BUSY
+                fork.code = EXIT_BUSY
                 del self.forks[fork.folder]
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ python -m moe_cli.sweeps.executors.fork_server_process DESCRIPTOR OUTPUTS
 OUTPUTS is there for who looks at the list of processes. DESCRIPTOR is one end of a socket; a line of JSON on it is a message.
 In: {"run": folder, "outputs": folder} starts a run, {"run": folder, "signal": number} sends its process a signal. Out:
 {"ready": true} once torch is there, {"run": folder, "pid": number} when a run has started, {"run": folder, "code": number} when
-it has ended, with the exit codes of `moe_cli.execution.run`.
+it has ended, with the exit codes of `moe_cli.execution.worker`.
 
 Forked and not reused: every run has a process of its own, so nothing of a run can leak into the next one or outlive it, yet
 none waits for the import. A fork is safe here because this process computes nothing: it has one thread, no lock that
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moe_cli.distributed.launch import leave
-from moe_cli.execution import run as runs
+from moe_cli.execution import worker
 from moe_cli.execution.runtime_tuning import keep_freed_memory, spin_briefly
 from moe_cli.files.writing import append
 from moe_cli.training.signals import follow
@@ -93,8 +93,8 @@ class Parent:
         self._say(run=folder, pid=pid)
 
     def _become(self, folder: str, outputs: str, parent: int) -> NoReturn:
-        """The forked process: as `python -m moe_cli.execution.run FOLDER OUTPUTS` would be, in a session of its own."""
-        code = runs.WRONG
+        """The forked process: as `python -m moe_cli.execution.worker FOLDER OUTPUTS` would be, in a session of its own."""
+        code = worker.EXIT_FAILED
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -106,8 +106,8 @@ class Parent:
                 for descriptor in (1, 2):
                     os.dup2(log.fileno(), descriptor)
             follow(parent)
-            sys.argv = [str(runs.__file__), folder, outputs]
-            code = runs.main(folder, outputs)
+            sys.argv = [str(worker.__file__), folder, outputs]
+            code = worker.main(folder, outputs)
         except BaseException:
             with suppress(OSError):
                 traceback.print_exc()

@@ -12,20 +12,22 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import MoeError
-from moe_cli.execution.forecast import Plan, compiles, memory_bytes, memory_of
+from moe_cli.execution.compilation import should_compile
+from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.machine import available_memory_bytes, count_cores, resident_bytes, visible_gpus
-from moe_cli.execution.run import PARENT
+from moe_cli.execution.memory import estimate_memory, memory_bytes
+from moe_cli.execution.worker import PARENT_PID_ENV
 from moe_cli.files.writing import append
 from moe_cli.runs.folder import Run
 from moe_cli.sweeps.executors.fork_server import Fork, Nest
 
 
-def default_workers(plans: Sequence[Plan]) -> int:
+def default_workers(plans: Sequence[RunEstimate]) -> int:
     """How many of these runs go on at a time: one per GPU, else as many as there are cores for their threads.
 
     Never more than memory bears.
     """
-    procs = max(plan.config.launch.procs for plan in plans)
+    procs = max(plan.config.launch.num_processes for plan in plans)
     on_gpu = [plan.config.train.device in ("auto", "cuda") for plan in plans]
     gpus = len(visible_gpus()) if any(on_gpu) else 0
     most = (gpus or count_cores() // max(plan.threads for plan in plans)) // procs
@@ -46,9 +48,9 @@ class Process:
         try:
             with append(run.path / "log.txt") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(outputs)],
+                    [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(outputs)],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[theirs],
-                    env={**os.environ, **environment, PARENT: str(os.getpid())}, start_new_session=True,
+                    env={**os.environ, **environment, PARENT_PID_ENV: str(os.getpid())}, start_new_session=True,
                 )  # fmt: skip
         except BaseException:
             os.close(self.end)
@@ -131,8 +133,8 @@ class LocalPool:
         return job
 
     def _forks(self, config: RunConfig) -> bool:
-        compiled = compiles(config, config.model.vocab_size or 256, "cpu")
-        return self._warm and self._on_cpu(config) and config.launch.procs == 1 and not compiled
+        compiled = should_compile(config, config.model.vocab_size or 256, "cpu")
+        return self._warm and self._on_cpu(config) and config.launch.num_processes == 1 and not compiled
 
     def _on_cpu(self, config: RunConfig) -> bool:
         device = config.train.device
@@ -157,13 +159,13 @@ class LocalPool:
         if config.train.device not in ("auto", "cuda"):
             return ()
         load = Counter(name for place in self._places for name in place.gpus)
-        return tuple(sorted(self.gpus, key=lambda name: load[name])[: config.launch.procs])
+        return tuple(sorted(self.gpus, key=lambda name: load[name])[: config.launch.num_processes])
 
     def _need(self, run: Run) -> int:
         if run.path not in self._needs:
             try:
                 config = run.config()
-                self._needs[run.path] = memory_of(config, self.outputs, not self._on_cpu(config))
+                self._needs[run.path] = estimate_memory(config, self.outputs, not self._on_cpu(config))
             except (MoeError, OSError):  # the worker will say what is wrong with it
                 self._needs[run.path] = 0
         return self._needs[run.path]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
-from moe_cli.execution.forecast import Plan
+from moe_cli.execution.estimate import RunEstimate
 from moe_cli.sweeps.executors.local import LocalPool, default_workers
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.executors.slurm import SlurmPool
 
 
-def at_once(executor: Executor, workers: int | None, plans: Sequence[Plan]) -> int | None:
+def at_once(executor: Executor, workers: int | None, plans: Sequence[RunEstimate]) -> int | None:
     """How many of these runs go on at a time; None: as many as a cluster has room for, which is not known before."""
     if isinstance(executor, LocalExecutor):
         return workers or default_workers(plans)
@@ -22,7 +22,7 @@ def at_once(executor: Executor, workers: int | None, plans: Sequence[Plan]) -> i
 
 
 def make_pool(
-    executor: Executor, outputs: Path, workers: int | None, plans: Sequence[Plan]
+    executor: Executor, outputs: Path, workers: int | None, plans: Sequence[RunEstimate]
 ) -> "LocalPool | RayPool | SlurmPool":
     """A pool for so many runs at a time; None: what this machine bears of such runs, or what the cluster gives.
 

@@ -21,8 +21,9 @@ from typing import Any
 
 from moe_cli.config.executors import RayExecutor
 from moe_cli.errors import MoeError
-from moe_cli.execution.run import BUSY, PARENT, STOPPED
-from moe_cli.runs.folder import Run, break_lock, is_locked
+from moe_cli.execution.worker import EXIT_BUSY, EXIT_INTERRUPTED, PARENT_PID_ENV
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import break_lock, is_locked
 
 CONNECT_SECONDS, HEALTH_SECONDS = 5.0, 20.0
 KILL_SECONDS = 10.0
@@ -141,8 +142,8 @@ class RayJob:
     def __init__(self, pool: "RayPool", run: Run) -> None:
         self.pool, self.run = pool, run
         self.keeper = pool.actors.remote()
-        command = [sys.executable, "-m", "moe_cli.execution.run", str(run.path), str(pool.outputs)]
-        self.begun = self.keeper.begin.remote(command, str(run.path), os.getcwd(), pool.environment, PARENT)
+        command = [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(pool.outputs)]
+        self.begun = self.keeper.begin.remote(command, str(run.path), os.getcwd(), pool.environment, PARENT_PID_ENV)
         self.end: Any = None
         self.code: int | None = None
         self.stopping = False
@@ -155,7 +156,7 @@ class RayJob:
             except errors.ActorUnavailableError:  # for the moment; the worker can be asked again how it ended
                 self.end = None
             except (errors.RayActorError, errors.WorkerCrashedError):
-                self.code = STOPPED if self.stopping else self.pool.lost(self.run)
+                self.code = EXIT_INTERRUPTED if self.stopping else self.pool.lost(self.run)
             if self.code is not None:
                 self.pool.ray.kill(self.keeper)
         return self.code
@@ -182,7 +183,7 @@ class RayJob:
             self.keeper.signal.remote(signal.SIGTERM)
         elif self.code is None:  # it waits for a node
             self.pool.ray.kill(self.keeper)
-            self.code = STOPPED
+            self.code = EXIT_INTERRUPTED
 
     def kill(self) -> None:
         if self.poll() is not None:
@@ -272,7 +273,7 @@ class RayPool:
         alive = {node["NodeManagerHostname"] for node in self._nodes()}
         if is_locked(run.path) and run.status().get("host") not in alive | {socket.gethostname()}:
             break_lock(run.path)
-        return BUSY if self._losses[run.path] <= LOSSES else -signal.SIGKILL
+        return EXIT_BUSY if self._losses[run.path] <= LOSSES else -signal.SIGKILL
 
     def close(self) -> None:
         for job in self._jobs:

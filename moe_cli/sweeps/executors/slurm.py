@@ -22,9 +22,10 @@ from pathlib import Path
 
 from moe_cli.config.executors import SlurmExecutor
 from moe_cli.errors import MoeError
-from moe_cli.execution.run import BUSY, DONE, STOPPED
-from moe_cli.files.writing import delete, make_folder, write_text
-from moe_cli.runs.folder import Run, read_json, write_json
+from moe_cli.execution.worker import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_OK
+from moe_cli.files.reading import read_json
+from moe_cli.files.writing import delete, make_folder, write_json, write_text
+from moe_cli.runs.folder import Run
 
 JOB_FILE = "slurm.json"
 # Slurm is asked about all jobs at once; the longer nothing changes, the more seldom.
@@ -54,7 +55,7 @@ run=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})
 [ -f "$run/config.json" ] && [ -x {python} ] || exit {unseen}
 exec >>"$run/log.txt" 2>&1
 {setup}
-{python} -m moe_cli.execution.run "$run" {outputs} &
+{python} -m moe_cli.execution.worker "$run" {outputs} &
 worker=$!
 # Slurm tells this shell alone what is to come, or everybody: the worker must hear it once at least.
 trap 'kill -TERM $worker 2>/dev/null' TERM USR1 USR2
@@ -126,7 +127,7 @@ def script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
     """What every job of an array does: the line of the file `runs` with its number is its run's folder."""
     return SCRIPT.format(
         list=shlex.quote(str(runs)), python=shlex.quote(sys.executable), outputs=shlex.quote(str(outputs)),
-        unseen=UNSEEN, stopped=STOPPED, terminated=TERMINATED, setup="\n".join(executor.setup) or ":",
+        unseen=UNSEEN, stopped=EXIT_INTERRUPTED, terminated=TERMINATED, setup="\n".join(executor.setup) or ":",
         requeue="yes" if executor.requeue else "no",
     )  # fmt: skip
 
@@ -150,7 +151,7 @@ class SlurmJob:
 
     def stop(self) -> None:
         if self.code is None:
-            self.ending, self.code = True, STOPPED if self.number is None else None
+            self.ending, self.code = True, EXIT_INTERRUPTED if self.number is None else None
             self.pool.to_stop.append(self)
 
     def kill(self) -> None:
@@ -266,9 +267,9 @@ class SlurmPool:
             return None
         delete(job.run.path / JOB_FILE, missing_ok=True)
         if job.run.summary() is not None:
-            return DONE
+            return EXIT_OK
         if job.ending or (state is not None and state.name == "CANCELLED"):
-            return -signal.SIGKILL if job.killed else STOPPED
+            return -signal.SIGKILL if job.killed else EXIT_INTERRUPTED
         if state is not None and state.code == UNSEEN:
             raise MoeError(
                 f"a node does not see {job.run.path}, or {sys.executable} (job {job.number}).\n"
@@ -276,7 +277,7 @@ class SlurmPool:
             )
         if state is not None and state.name == "OUT_OF_MEMORY":
             return -signal.SIGKILL
-        if state is None or state.name in TAKEN or state.code in (0, STOPPED, TERMINATED):
+        if state is None or state.name in TAKEN or state.code in (0, EXIT_INTERRUPTED, TERMINATED):
             return self._again(job)
         return state.code if state.code < 128 else 128 - state.code
 
@@ -284,7 +285,7 @@ class SlurmPool:
         """What is to become of a run whose job was ended by others: another job, but not for ever without a step."""
         moved = job.run.status().get("step") != job.step
         self._losses[job.run.path] = 0 if moved else self._losses[job.run.path] + 1
-        return BUSY if self._losses[job.run.path] <= LOSSES else STOPPED
+        return EXIT_BUSY if self._losses[job.run.path] <= LOSSES else EXIT_INTERRUPTED
 
     def close(self) -> None:
         """Leaves no job behind. If this process is killed, they stay: that is how a sweep can be left alone."""

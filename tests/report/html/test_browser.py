@@ -102,7 +102,7 @@ def test_every_section_is_there(opened: Any) -> None:
 def test_the_front_drawn_is_that_of_the_report(opened: Any) -> None:
     """For random tables the page's rule marks the same points as Python's, with and without tolerances, whichever side is better."""
     page, draw = opened(), random.Random(0)
-    rule = files("moe_cli.report.html").joinpath("parts", "scatter.js").read_text()
+    rule = files("moe_cli.report.html").joinpath("assets", "scatter.js").read_text()
     for trial in range(200):
         pair = [{"better": draw.choice((-1, 1)), "same": draw.choice((1, 1.02, 1.10))} for _ in range(2)]
         points = [[1.01 ** draw.randint(0, 30) for _ in pair] for _ in range(draw.randint(1, 12))]

@@ -10,10 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from moe_cli.report.html.thin import rounded, thinned
-from moe_cli.report.html.write import write_file
 
-from moe_cli.report.html import as_script_data
+from moe_cli.report.html.atomic_write import write_file
+from moe_cli.report.html.downsample import downsampled, rounded
+from moe_cli.report.html.page import as_script_data
 from moe_cli.report.pareto import tolerance
 from tests.report.folders import complete
 from tests.report.html.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
@@ -110,7 +110,7 @@ def _contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_are_told_apart(theme: str) -> None:
     """Text and numbers in heat maps have 4.5 to 1 against what is behind them, lines and edges of controls 3 to 1 (WCAG 2.1)."""
-    style = files("moe_cli.report.html").joinpath("parts", "page.css").read_text()
+    style = files("moe_cli.report.html").joinpath("assets", "page.css").read_text()
     block = re.search(rf'data-theme="{theme}"\] \{{(.*?)\}}', style, flags=re.S)
     assert block
     colours = dict(re.findall(r"--(\w+): (#\w+)", block[1]))
@@ -243,9 +243,9 @@ def test_script_data_cannot_end_a_script() -> None:
 def test_thinned_curves_keep_their_end_and_mean() -> None:
     """At most so many points, the last as it was, each other the mean of its neighbours at the step of the last of them."""
     steps, values = list(range(1, 1001)), [float(step) for step in range(1, 1001)]
-    at, means = thinned(steps, values, 10)
+    at, means = downsampled(steps, values, 10)
     assert list(range(100, 1001, 100)) == at
     assert [50.5 + 100 * place for place in range(9)] == means[:9]
     assert 1000.0 == means[9]
-    assert (steps, values) == thinned(steps, values, 1000)
+    assert (steps, values) == downsampled(steps, values, 1000)
     assert [1.2346, 12, None, None] == [rounded(1.23456789), rounded(12.0), rounded(float("inf")), rounded(None)]

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moe_cli.report.aggregate import fold, rows_of
 from typer.testing import CliRunner, Result
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError, MoeError
+from moe_cli.files.writing import write_json
+from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.recommendation import Recommendation
-from moe_cli.report.recommend.text import memo
-from moe_cli.runs.folder import FAILED, Run, write_json
+from moe_cli.report.recommend.text import format_recommendation
+from moe_cli.runs.folder import FAILED, Run
 from tests.report.folders import complete, stopped
 from tests.report.test_long_format import write_lines
 
@@ -39,7 +41,7 @@ def make(
 
 def found(outputs: Path, *across: str) -> tuple[Recommendation, str]:
     answer = recommend(load_runs(outputs), across)
-    return answer, "\n".join(memo(answer))
+    return answer, "\n".join(format_recommendation(answer))
 
 
 def report(outputs: Path, *words: str) -> Result:
@@ -72,7 +74,7 @@ def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
     answer, text = found(tmp_path)
     assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "baseline", None, None)
     assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is better beyond doubt")
-    assert "cannot tell with 3 seeds; about " in text
+    assert "inconclusive with 3 seeds; about " in text
 
 
 def test_seeds_that_would_decide_are_those_of_the_table(tmp_path: Path) -> None:
@@ -81,10 +83,10 @@ def test_seeds_that_would_decide_are_those_of_the_table(tmp_path: Path) -> None:
     make(tmp_path, 1.82, EIGHT, noise=0.01)
     for k in (1, 4):
         make(tmp_path, 1.9, {"expert": 8, "k": k}, noise=0.1)
-    more = next(row["more_seeds"] for row in rows_of(fold(load_runs(tmp_path))) if row["k"] == 2)
+    more = next(row["more_seeds"] for row in aggregate_seeds(rows_below(tmp_path)).configurations if row["k"] == 2)
     answer, text = found(tmp_path)
     assert ("baseline", 3) == (answer.reason, answer.comparisons)
-    assert f"cannot tell with 3 seeds; about {more} more would decide." in text
+    assert f"inconclusive with 3 seeds; about {more} more would decide." in text
     assert f"--seeds {3 + more}" in answer.next
 
 
@@ -240,7 +242,7 @@ def test_the_next_sweep_can_be_run_and_counts_what_is_done(tmp_path: Path, setti
 
 def test_the_next_sweep_leaves_to_each_machine_how_it_runs(tmp_path: Path) -> None:
     """Threads, evaluations and checkpoints of the runs there are, which change no result, are not asked for again."""
-    how = {"train__threads": 1, "train__eval_every": 7, "launch__procs": 2}
+    how = {"train__threads": 1, "train__eval_every": 7, "launch__num_processes": 2}
     make(tmp_path, 1.83, {**DENSE, **how})
     make(tmp_path, 1.70, {**EIGHT, **how})
     command = found(tmp_path)[0].next

@@ -13,8 +13,9 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.costs.model import cost
-from moe_cli.execution import forecast
-from moe_cli.execution.forecast import PROCESS_BYTES, Plan, make_plans, memory_of
+from moe_cli.execution import memory
+from moe_cli.execution.estimate import RunEstimate, estimate_runs
+from moe_cli.execution.memory import PROCESS_BYTES, estimate_memory
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.sweeps.executors import fork_server, local
 from moe_cli.sweeps.executors.fork_server import Fork, Nest
@@ -36,11 +37,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(
     path: Path, outputs: Path, gigabytes: float, threads: int = 1, procs: int = 1, device: str = "auto"
-) -> Plan:
+) -> RunEstimate:
     """A plan whose weights take so much memory."""
     train = {"threads": threads, "device": device, "batch_size": 36}
-    config = tiny_config(path, train=train, launch=LaunchConfig(procs=procs))
-    (plan,) = make_plans([config], outputs, 1e9)
+    config = tiny_config(path, train=train, launch=LaunchConfig(num_processes=procs))
+    (plan,) = estimate_runs([config], outputs, 1e9)
     return replace(plan, cost=replace(plan.cost, state_bytes=int(gigabytes * GB), activation_bytes=0))
 
 
@@ -48,10 +49,10 @@ def planned(
 def test_as_many_runs_as_the_machine_bears(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there are cores for their threads, or GPUs; fewer when the largest is large or of several processes."""
 
-    def plan(gigabytes: float, **how: Any) -> Plan:
+    def plan(gigabytes: float, **how: Any) -> RunEstimate:
         return planned(text_file, tmp_path, gigabytes, **how)
 
-    monkeypatch.setattr(forecast, "PROCESS_BYTES", 0)
+    monkeypatch.setattr(memory, "PROCESS_BYTES", 0)
     assert 8 == default_workers([plan(0.1)])
     assert 4 == default_workers([plan(0.1), plan(0.1, threads=2)])
     assert 3 == default_workers([plan(0.1), plan(3)])
@@ -111,7 +112,7 @@ def test_gpus_are_handed_out_to_the_runs_that_use_them(
     pool = LocalPool(tmp_path, 9)
     devices = ("auto", "cpu", "cuda", "cuda:1", "auto", "auto")
     runs = make(tmp_path, text_file, *({"train": {"device": device}} for device in devices))
-    runs += make(tmp_path, text_file, {"train": {"device": "auto"}, "launch": {"procs": 2}})
+    runs += make(tmp_path, text_file, {"train": {"device": "auto"}, "launch": {"num_processes": 2}})
     given = [pool.start(run).environment.get("CUDA_VISIBLE_DEVICES") for run in runs]
     assert ["4", None, "5", None, "GPU-7", "4", "5,GPU-7"] == given
     pool._places.pop(0)  # the first one ends
@@ -128,7 +129,7 @@ def test_gpus_are_handed_out_to_the_runs_that_use_them(
         ({"train": {"device": "auto"}}, ("0",), True, False),
         ({"train": {"device": "cuda:0"}}, ("0",), True, False),
         ({"train": {"compile": True}}, (), True, False),
-        ({"launch": {"procs": 2}}, (), True, False),
+        ({"launch": {"num_processes": 2}}, (), True, False),
         ({}, (), False, False),
     ],
 )
@@ -149,7 +150,7 @@ def test_a_run_fits_when_there_is_memory_for_all(
 ) -> None:
     """What the runs at work are expected to take, less what they hold already, counts as taken."""
     first, second = make(tmp_path, text_file, {}, {"seed": 1})
-    need = memory_of(first.config(), tmp_path)
+    need = estimate_memory(first.config(), tmp_path)
     assert PROCESS_BYTES < need < PROCESS_BYTES + 10**7
     pool = LocalPool(tmp_path, 2)
     monkeypatch.setattr(local, "available_memory_bytes", lambda: 2 * need - 1)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from moe_cli.config.executors import LocalExecutor, RayExecutor, SlurmExecutor
-from moe_cli.execution.run import DONE, STOPPED, WRONG
-from moe_cli.runs.folder import Run, is_locked
+from moe_cli.execution.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from moe_cli.runs.folder import Run
+from moe_cli.runs.locks import is_locked
 from moe_cli.sweeps.executors.make import make_pool
 from moe_cli.sweeps.scheduler import Job, Weighs
 from tests.sweeps.clusters import HAS_RAY, HAS_SLURM, NO_RAY, NO_SLURM, make_runs, slurm_daemons, wait_until
@@ -51,7 +52,7 @@ def test_every_pool_keeps_the_contract(executor: Any, tmp_path: Path) -> None:
         jobs: list[Job] = [pool.start(short), pool.start(wrong)]
         assert 0 == pool.room()
         wait_until(lambda: all(job.poll() is not None for job in jobs))
-        assert [DONE, WRONG] == [job.poll() for job in jobs]
+        assert [EXIT_OK, EXIT_FAILED] == [job.poll() for job in jobs]
         assert short.summary() is not None
         assert 2 == pool.room()
 
@@ -61,7 +62,7 @@ def test_every_pool_keeps_the_contract(executor: Any, tmp_path: Path) -> None:
         to_stop.stop()
         to_kill.kill()
         wait_until(lambda: to_stop.poll() is not None)
-        assert STOPPED == to_stop.poll()
+        assert EXIT_INTERRUPTED == to_stop.poll()
         assert ("interrupted", f"stopped; {stopped.kept()}") == (
             stopped.status()["status"], stopped.status()["reason"],
         )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from moe_cli.config.executors import RayExecutor
 from moe_cli.errors import MoeError
-from moe_cli.runs.folder import is_locked, lock
+from moe_cli.runs.locks import is_locked, lock
 from moe_cli.sweeps.executors import ray as ray_pool
 from moe_cli.sweeps.executors.local import LocalPool
 from moe_cli.sweeps.executors.ray import RayPool, connect

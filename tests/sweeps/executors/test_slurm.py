@@ -15,8 +15,10 @@ import pytest
 
 from moe_cli.config.executors import SlurmExecutor
 from moe_cli.errors import MoeError
-from moe_cli.execution.run import BUSY, DONE, STOPPED
-from moe_cli.runs.folder import Recorder, Run, read_json
+from moe_cli.execution.worker import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_OK
+from moe_cli.files.reading import read_json
+from moe_cli.runs.folder import Run
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.executors import slurm as slurm_pool
 from moe_cli.sweeps.executors.local import LocalPool
 from moe_cli.sweeps.executors.slurm import SlurmPool, script, submission
@@ -113,9 +115,9 @@ def test_slurm_is_asked_seldom_and_about_all_at_once(slurm: FakeSlurm, runs: lis
     ("state", "exit_code", "outcome"),
     [
         ("PENDING", 0, None), ("RUNNING", 0, None), ("COMPLETING", 0, None), ("REQUEUED", 0, None), ("SUSPENDED", 0, None),
-        ("FAILED", 1 << 8, 1), ("FAILED", 4 << 8, BUSY), ("FAILED", 137 << 8, -9), ("FAILED", 9, -9),
-        ("OUT_OF_MEMORY", 0, -9), ("CANCELLED", 130 << 8, STOPPED), ("TIMEOUT", 0, BUSY), ("PREEMPTED", 0, BUSY),
-        ("NODE_FAIL", 0, BUSY), ("FAILED", 130 << 8, BUSY), ("FAILED", 143 << 8, BUSY), (None, 0, BUSY),
+        ("FAILED", 1 << 8, 1), ("FAILED", 4 << 8, EXIT_BUSY), ("FAILED", 137 << 8, -9), ("FAILED", 9, -9),
+        ("OUT_OF_MEMORY", 0, -9), ("CANCELLED", 130 << 8, EXIT_INTERRUPTED), ("TIMEOUT", 0, EXIT_BUSY), ("PREEMPTED", 0, EXIT_BUSY),
+        ("NODE_FAIL", 0, EXIT_BUSY), ("FAILED", 130 << 8, EXIT_BUSY), ("FAILED", 143 << 8, EXIT_BUSY), (None, 0, EXIT_BUSY),
     ],
 )  # fmt: skip
 def test_what_becomes_of_a_job(
@@ -135,7 +137,7 @@ def test_a_complete_run_is_done_however_its_job_ended(slurm: FakeSlurm, runs: li
     jobs = start_all(SlurmPool(SlurmExecutor(), tmp_path / "outputs", None), runs[:1], slurm)
     Recorder(runs[0]).complete({"val_bpb": 1.0})
     slurm.jobs = {"10_1": ("CANCELLED", 15, "None")}
-    assert [DONE] == look(jobs, slurm)
+    assert [EXIT_OK] == look(jobs, slurm)
 
 
 def test_a_run_that_never_gets_a_step_further_is_given_up(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
@@ -147,12 +149,12 @@ def test_a_run_that_never_gets_a_step_further_is_given_up(slurm: FakeSlurm, runs
         slurm.jobs = dict.fromkeys(slurm.jobs, ("TIMEOUT", 0, "None"))
         return look(jobs, slurm)[0]
 
-    assert [BUSY, BUSY, BUSY, STOPPED] == [next_outcome() for _ in range(4)]
+    assert [EXIT_BUSY, EXIT_BUSY, EXIT_BUSY, EXIT_INTERRUPTED] == [next_outcome() for _ in range(4)]
     jobs = start_all(pool, runs[:1], slurm)
     Recorder(runs[0]).status("interrupted", step=7)
     slurm.jobs = {}
-    assert [BUSY] == look(jobs, slurm)
-    assert [BUSY, BUSY, BUSY, STOPPED] == [next_outcome() for _ in range(4)]
+    assert [EXIT_BUSY] == look(jobs, slurm)
+    assert [EXIT_BUSY, EXIT_BUSY, EXIT_BUSY, EXIT_INTERRUPTED] == [next_outcome() for _ in range(4)]
 
 
 def test_jobs_of_an_earlier_sweep_are_found(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_jobs_are_cancelled_in_one_call(slurm: FakeSlurm, runs: list[Run], tmp_p
     look(jobs, slurm)
     assert [("scancel", "10_1", "10_2")] == slurm.named("scancel")
     assert 1 == len(slurm.named("sbatch"))
-    assert STOPPED == late.poll()
+    assert EXIT_INTERRUPTED == late.poll()
     slurm.calls.clear()
     pool.close()
     kills = [("scancel", "--signal=KILL", "--full", "10_1", "10_2"), ("scancel", "10_1", "10_2")]

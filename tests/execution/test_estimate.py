@@ -14,9 +14,10 @@ from moe_cli.config.schema import MuonConfig, RunConfig
 from moe_cli.costs.model import cost
 from moe_cli.data.bpe import train_bpe
 from moe_cli.errors import ConfigError, RunNotFound
-from moe_cli.execution import forecast as module
-from moe_cli.execution.forecast import (
-    COMPILE_FLOPS,
+from moe_cli.execution import estimate as module
+from moe_cli.execution.compilation import COMPILE_FLOPS, has_compiler, should_compile
+from moe_cli.execution.data import load_run_data
+from moe_cli.execution.estimate import (
     COUNTING_FLOPS,
     EVALUATIONS,
     EXPERT_FLOPS,
@@ -24,15 +25,11 @@ from moe_cli.execution.forecast import (
     PRODUCT_EFFICIENCY,
     SPARSE_FLOPS,
     Work,
-    check_upcycle,
-    compiles,
-    corpus_of,
+    estimate_runs,
     evaluation_work,
-    has_compiler,
-    make_plans,
-    pin_upcycle,
     step_work,
 )
+from moe_cli.execution.upcycling import check_upcycle, resolve_upcycle_source
 from moe_cli.runs.folder import create_run
 from moe_cli.training.trainer import EVALUATIONS_PER_RUN
 from tests.tiny import TINY, finish, tiny_config, words
@@ -41,18 +38,18 @@ from tests.tiny import TINY, finish, tiny_config, words
 def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) -> None:
     """Steps, tokens and time before anything is built; twice the speed halves the time, twice the threads that of products."""
     config = tiny_config(text_file, train={"steps": None, "tokens": 1000})
-    (plan,) = make_plans([config], tmp_path, 1e9)
+    (plan,) = estimate_runs([config], tmp_path, 1e9)
     assert (16, 1024) == (plan.steps, plan.tokens)
     assert cost(config, 256) == plan.cost
-    (twice,) = make_plans([config], tmp_path, 2e9)
+    (twice,) = estimate_runs([config], tmp_path, 2e9)
     assert plan.seconds == 2 * twice.seconds
     threads = [replace(config, train=replace(config.train, threads=number)) for number in (1, 2, 4)]
-    one, two, four = make_plans(threads, tmp_path, 1e9)
+    one, two, four = estimate_runs(threads, tmp_path, 1e9)
     assert (1, 2, 4) == (one.threads, two.threads, four.threads)
     assert one.seconds - two.seconds == pytest.approx(2 * (two.seconds - four.seconds))
     assert one.seconds > two.seconds > one.seconds / 2  # what threads cannot share stays
     minutes = [tiny_config(text_file, train={"steps": None, "minutes": number}) for number in (1.0, 2.0)]
-    timed, longer = make_plans(minutes, tmp_path, 1e9)
+    timed, longer = estimate_runs(minutes, tmp_path, 1e9)
     assert (None, None) == (timed.steps, timed.tokens)
     assert 60 == pytest.approx(longer.seconds - timed.seconds)
     assert timed.seconds > 60  # the evaluations come on top
@@ -97,7 +94,7 @@ def evaluations(config: RunConfig, outputs: Path) -> list[int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "evaluations", remembered)
-        make_plans([config], outputs, 1e9)
+        estimate_runs([config], outputs, 1e9)
     return looks
 
 
@@ -118,7 +115,7 @@ def test_the_evaluations_counted_are_those_that_are_made(
 def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
     """train.eval_tokens, at most the split, then all of it; twice with a capacity; and windows for the pseudo-perplexity."""
     config = tiny_config(text_file, train={"eval_tokens": 100})
-    val_tokens = corpus_of(config, tmp_path).meta["val_tokens"]
+    val_tokens = load_run_data(config, tmp_path).meta["val_tokens"]
     assert [100] * 5 + [val_tokens] == evaluations(config, tmp_path)
     assert [val_tokens] * 6 == evaluations(tiny_config(text_file, train={"eval_tokens": 10**6}), tmp_path)
     limited = tiny_config(text_file, capacity=1.0, train={"eval_tokens": 100})
@@ -134,7 +131,7 @@ def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
 
 def test_any_number_of_evaluations_is_counted_at_once(text_file: Path, tmp_path: Path) -> None:
     """Time grows with them, and the forecast's own does not: ten times the steps take ten times as long, but for the end."""
-    plans = make_plans([tiny_config(text_file, train={"steps": steps, "eval_every": 1}) for steps in (10**9, 10**10)],
+    plans = estimate_runs([tiny_config(text_file, train={"steps": steps, "eval_every": 1}) for steps in (10**9, 10**10)],
                        tmp_path, 1e9)  # fmt: skip
     assert plans[1].seconds == pytest.approx(10 * plans[0].seconds, rel=1e-6)
 
@@ -146,13 +143,13 @@ def test_a_plan_looks_at_each_corpus_once(text_file: Path, tmp_path: Path, monke
     monkeypatch.setattr(module, "load_data", lambda *arguments: looks.append(arguments[:2]) or load(*arguments))
     configs = [tiny_config(text_file, expert=expert) for expert in (2, 4, 8)]
     longer = tiny_config(text_file, model={"context_length": 32})
-    plans = make_plans([*configs, longer], tmp_path, 1e9)
+    plans = estimate_runs([*configs, longer], tmp_path, 1e9)
     assert [2, 4, 8, 4] == [plan.config.expert for plan in plans]
     assert [(longer.data, 16), (longer.data, 32)] == looks
 
 
 def test_nothing_to_start_from(text_file: Path, tmp_path: Path) -> None:
-    """Without train.upcycle a model starts from scratch, and no run is looked for."""
+    """Without train.upcycle_from a model starts from scratch, and no run is looked for."""
     assert check_upcycle(tiny_config(text_file), tmp_path / "nowhere") is None
 
 
@@ -170,10 +167,10 @@ def test_a_model_of_another_shape_is_refused(
 ) -> None:
     """The message names the setting and what to add."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
-    config = tiny_config(text_file, **changes, train={"upcycle": dense.id})
+    config = tiny_config(text_file, **changes, train={"upcycle_from": dense.id})
     with pytest.raises(ConfigError) as error:
         check_upcycle(config, tmp_path)
-    assert f"train.upcycle={dense.id}" in str(error.value)
+    assert f"train.upcycle_from={dense.id}" in str(error.value)
     assert message in str(error.value)
 
 
@@ -186,7 +183,7 @@ def test_another_share_of_the_same_data_is_refused(
 ) -> None:
     """The dense run may have learned from what this one is judged by; of other data nobody can say."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
-    fits = {"model": {"d_expert": 32}, "train": {"upcycle": dense.id}}
+    fits = {"model": {"d_expert": 32}, "train": {"upcycle_from": dense.id}}
     config = tiny_config(text_file, **fits, data=held_out)
     with pytest.raises(
         ConfigError, match=rf"may have learned from what this run holds out of the same data. Add: {add}"
@@ -200,22 +197,22 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
     fits = {"model": {"d_expert": 32}}
     sparse = finish(tiny_config(text_file), tmp_path)
     with pytest.raises(ConfigError, match=r"is itself sparse \(4x2\)"):
-        check_upcycle(tiny_config(text_file, **fits, train={"upcycle": sparse.id}), tmp_path)
+        check_upcycle(tiny_config(text_file, **fits, train={"upcycle_from": sparse.id}), tmp_path)
     begun = create_run(tmp_path, "runs", tiny_config(text_file, expert=1, k=1, seed=5))
     with pytest.raises(ConfigError, match=rf"has no checkpoint. Finish it: moe train --resume {begun.id}"):
-        check_upcycle(tiny_config(text_file, **fits, train={"upcycle": begun.id}), tmp_path)
+        check_upcycle(tiny_config(text_file, **fits, train={"upcycle_from": begun.id}), tmp_path)
     other = tmp_path / "other.txt"
     other.write_text(words(4000, seed=3))
     of_chars = {"data": TextData(path=str(other), tokenizer="chars", bpe_vocab=None)}
     dense = finish(tiny_config(text_file, expert=1, k=1, **of_chars), tmp_path)
-    reader = tiny_config(text_file, **fits, train={"upcycle": dense.id})
+    reader = tiny_config(text_file, **fits, train={"upcycle_from": dense.id})
     with pytest.raises(ConfigError, match="reads other tokens: its data are text, chars"):
         check_upcycle(reader, tmp_path)
     check_upcycle(replace(reader, **of_chars), tmp_path)
-    with pytest.raises(RunNotFound, match="no run 'gpt-nothing'"):
-        check_upcycle(tiny_config(text_file, train={"upcycle": "gpt-nothing"}), tmp_path)
-    with pytest.raises(ConfigError, match=r"train\.upcycle=latest means another run"):
-        tiny_config(text_file, train={"upcycle": "latest"})
+    with pytest.raises(RunNotFound, match="no sweep, run or folder 'gpt-nothing'"):
+        check_upcycle(tiny_config(text_file, train={"upcycle_from": "gpt-nothing"}), tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.upcycle_from=latest means another run"):
+        tiny_config(text_file, train={"upcycle_from": "latest"})
 
 
 def test_one_tokenizer_reads_many_texts(text_file: Path, tmp_path: Path) -> None:
@@ -229,7 +226,7 @@ def test_one_tokenizer_reads_many_texts(text_file: Path, tmp_path: Path) -> None
     other.write_text(words(6000, seed=3))
     first, second = (TextData(path=str(path), tokenizer=str(files[0])) for path in (text_file, other))
     dense = finish(tiny_config(text_file, expert=1, k=1, data=first), tmp_path)
-    fits = {"model": {"d_expert": 32}, "train": {"upcycle": dense.id}}
+    fits = {"model": {"d_expert": 32}, "train": {"upcycle_from": dense.id}}
     check_upcycle(tiny_config(text_file, **fits, data=second), tmp_path)
     check_upcycle(tiny_config(text_file, **fits, data=replace(second, tokenizer=str(files[1]))), tmp_path)
     with pytest.raises(ConfigError, match="reads other tokens"):
@@ -243,7 +240,7 @@ def test_experts_that_score_themselves_cannot_be_copies(text_file: Path, tmp_pat
     """Equal experts have equal activations: every token would go to those of the lowest index."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
     config = tiny_config(
-        text_file, model={"d_expert": 32}, router=TopKConfig(score="activation"), train={"upcycle": dense.id}
+        text_file, model={"d_expert": 32}, router=TopKConfig(score="activation"), train={"upcycle_from": dense.id}
     )
     with pytest.raises(ConfigError, match=r"makes all experts equal, and router\.score=activation"):
         check_upcycle(config, tmp_path)
@@ -253,11 +250,11 @@ def test_the_source_is_pinned(text_file: Path, tmp_path: Path) -> None:
     """Whatever name it was given, a run keeps its source's place; one from elsewhere its whole path."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
     for name in (dense.id, "gpt-dense", str(dense.path)):
-        config = tiny_config(text_file, model={"d_expert": 32}, train={"upcycle": name})
-        assert pin_upcycle(config, tmp_path).train.upcycle == f"runs/{dense.id}"
-    assert pin_upcycle(config, tmp_path / "other").train.upcycle == str(dense.path)
+        config = tiny_config(text_file, model={"d_expert": 32}, train={"upcycle_from": name})
+        assert resolve_upcycle_source(config, tmp_path).train.upcycle_from == f"runs/{dense.id}"
+    assert resolve_upcycle_source(config, tmp_path / "other").train.upcycle_from == str(dense.path)
     plain = tiny_config(text_file)
-    assert pin_upcycle(plain, tmp_path) is plain
+    assert resolve_upcycle_source(plain, tmp_path) is plain
 
 
 @pytest.mark.parametrize(
@@ -275,14 +272,14 @@ def test_the_source_is_pinned(text_file: Path, tmp_path: Path) -> None:
 )
 def test_what_is_compiled(text_file: Path, train: dict[str, Any], device: str, expected: bool) -> None:
     """train.compile=auto: trainings of ten minutes and more on a CPU, judged by the budget alone."""
-    assert expected == compiles(tiny_config(text_file, train={"steps": None, **train}), 256, device)
+    assert expected == should_compile(tiny_config(text_file, train={"steps": None, **train}), 256, device)
 
 
 def test_nothing_is_compiled_where_it_cannot_be(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """auto leaves it out in several processes; and a run without a C++ compiler goes without, and records that."""
     long = {"steps": None, "minutes": 60.0}
-    together = tiny_config(text_file, train=long, launch=LaunchConfig(procs=2))
-    assert not compiles(together, 256, "cpu")
+    together = tiny_config(text_file, train=long, launch=LaunchConfig(num_processes=2))
+    assert not should_compile(together, 256, "cpu")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert not has_compiler()
@@ -301,5 +298,5 @@ def test_the_machine_has_no_say_in_what_is_compiled(
         monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda cores=cores: cores)
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         monkeypatch.setenv("PATH", path)
-        found.add(compiles(config, 256, "cpu"))
+        found.add(should_compile(config, 256, "cpu"))
     assert 1 == len(found)

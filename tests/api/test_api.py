@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
-from moe_cli.api import _failure, sweep, train
+from moe_cli.api.sweep import sweep
+from moe_cli.api.train import _failure, train
 from moe_cli.errors import ConfigError, MoeError, RunBusy, TrainingError
-from moe_cli.execution.run import BUSY
-from moe_cli.runs.folder import FAILED, INTERRUPTED, Recorder, Run, create_run, lock
+from moe_cli.execution.worker import EXIT_BUSY
+from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, create_run
+from moe_cli.runs.locks import lock
+from moe_cli.runs.recorder import Recorder
 from tests.tiny import tiny_config
 
 
@@ -19,7 +22,7 @@ def run(tmp_path: Path, text_file: Path) -> Run:
     return create_run(tmp_path / "outputs", "runs", tiny_config(text_file))
 
 
-@pytest.mark.parametrize("code", [BUSY, 2])
+@pytest.mark.parametrize("code", [EXIT_BUSY, 2])
 def test_a_run_of_another_process_is_busy(run: Run, code: int) -> None:
     """Also where the output is shown: `moe train` has another exit code for that than a worker."""
     with lock(run.path):

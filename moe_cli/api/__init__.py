@@ -1,0 +1,1 @@
+"""The Python API: train() and sweep(), exported by `moe_cli`."""

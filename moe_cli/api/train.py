@@ -1,0 +1,124 @@
+"""train() for Python: what `moe train` does, at the same speed and with the same notes.
+
+A training runs in a process of its own, as those of a sweep do: how long threads spin is settled when torch is loaded, and in
+a notebook it is loaded already. Notes go to the logger `moe_cli` at level WARNING, which Python prints on standard error.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_cli.config.compose import load_config
+from moe_cli.errors import DiskFull, MoeError, RunBusy, TrainingError
+from moe_cli.execution.estimate import estimate_runs, measure_flops
+from moe_cli.execution.machine import check_devices, visible_gpus
+from moe_cli.execution.memory import check_memory
+from moe_cli.execution.upcycling import resolve_upcycle_source
+from moe_cli.execution.warnings import run_warnings
+from moe_cli.execution.worker import EXIT_DISK_FULL, EXIT_INTERRUPTED, PARENT_PID_ENV
+from moe_cli.files.writing import append
+from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, open_or_create_run, outputs_folder
+from moe_cli.runs.locks import is_locked
+from moe_cli.sweeps.rerun import discard, outdated
+from moe_cli.sweeps.scheduler import explain
+
+if TYPE_CHECKING:
+    pass
+from moe_cli.api.arguments import LOGGER, check_list
+
+
+def train(
+    overrides: Sequence[str] = (),
+    *,
+    outputs: Path | None = None,
+    force: bool = False,
+    force_memory: bool = False,
+    progress: bool = False,
+) -> Run:
+    """Trains one configuration, as `moe train` does, and gives its run.
+
+    Args:
+        overrides: settings such as "expert=8", "k=2".
+        outputs: where runs are kept; None: $MOE_OUTPUTS or ./outputs.
+        force: train from the start; what there is goes to the trash. Otherwise a complete run of this configuration is
+            given as it is, and an interrupted one goes on.
+        force_memory: train even what needs far more memory than there is.
+        progress: print what `moe train` prints; otherwise the output goes to log.txt in the run's folder.
+
+    Raises:
+        MoeError: a setting or the data are wrong, or training failed.
+        KeyboardInterrupt: the run has saved a checkpoint; `moe train --resume` continues it.
+    """
+    check_list("overrides", overrides)
+    folder = outputs_folder(outputs)
+    resolved = load_config(overrides)
+    config = resolve_upcycle_source(resolved.config, folder)
+    run = Run(folder / "runs" / config.run_id)
+    if run.summary() is not None and not force:
+        LOGGER.warning("%s is complete, and is not trained again. To do that: force=True", run.id)
+        return run
+    check_devices([config])
+    plan = estimate_runs([config], folder, measure_flops())[0]
+    check_memory([plan], force_memory)
+    device = "cuda" if config.train.device != "cpu" and visible_gpus() else "cpu"
+    for note in resolved.notes if progress else (*resolved.notes, *run_warnings(plan, device)):
+        LOGGER.warning(note)
+    discard(outdated([run], force=force, code=False), folder)
+    run = open_or_create_run(folder, "runs", config)
+    if progress:
+        words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)]
+        code = _run([*words, *(["--force-memory"] if force_memory else [])], None)
+    else:
+        code = _run(["-m", "moe_cli.execution.worker", str(run.path), str(folder)], run.path / "log.txt")
+    if run.summary() is None:
+        raise _failure(run, code)
+    return run
+
+
+def _run(words: Sequence[str], log: Path | None) -> int:
+    """Runs `python WORDS` and gives its exit code; what it prints goes to the log, or where this process prints."""
+    command = [sys.executable, *words]
+    if log is not None:
+        environment = {**os.environ, PARENT_PID_ENV: str(os.getpid())}
+        with append(log) as file:
+            return _finished(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
+                )
+            )
+    if sys.stdout.isatty():
+        return _finished(subprocess.Popen(command))
+    # A notebook has a stream of its own, which a child does not write to.
+    return _finished(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+
+
+def _finished(process: "subprocess.Popen[Any]") -> int:
+    """Its exit code. On KeyboardInterrupt the process is asked to save, and waited for."""
+    with process:
+        try:
+            for line in process.stdout or ():
+                sys.stdout.write(line)
+            return process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+
+
+def _failure(run: Run, code: int) -> MoeError:
+    """Why a run is not complete, by its folder: `moe train` and a worker have other exit codes for the same end."""
+    if is_locked(run.path):
+        return RunBusy(f"{run.id} is being written by another process: wait for it or stop it.")
+    if code == EXIT_INTERRUPTED:
+        return TrainingError(f"{run.id} was stopped; {run.kept()}. Go on with: moe train --resume {run.id}")
+    status = run.status()
+    if code < 0 or status["status"] not in (FAILED, INTERRUPTED):
+        explain(run, code)
+        status = run.status()
+    # The kind of an end that is no failure stands nowhere but in its exit code.
+    kind = DiskFull if code == EXIT_DISK_FULL else TrainingError
+    return kind(f"{run.id}: {status.get('reason')}\nSee: moe runs show {run.id}")

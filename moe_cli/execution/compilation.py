@@ -1,0 +1,37 @@
+"""Whether a run goes through torch.compile: decided by its configuration alone."""
+
+import os
+import shutil
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.costs.model import cost, training_steps
+
+# From this budget on, torch.compile's half minute is won back: it gives about 1.09 times the steps a second. In FLOPs about
+# ten minutes of one core; never a measured time or a number of cores, so that every machine decides alike.
+COMPILE_FLOPS, COMPILE_MINUTES = 2.4e13, 10.0
+
+
+def compile_warning(config: RunConfig) -> str:
+    if config.train.compile == "auto" and not has_compiler():
+        return "there is no C++ compiler here: training goes without torch.compile."
+    return "torch.compile takes half a minute at the start. Without it: train.compile=off"
+
+
+def should_compile(config: RunConfig, vocab_size: int, device: str) -> bool:
+    """Whether training on a `cpu` or `cuda` device goes through torch.compile; `auto` is for long trainings on a CPU.
+
+    Decided by the configuration alone: compiled code has other last digits.
+    """
+    if config.train.compile != "auto":
+        return config.train.compile == "on"
+    if config.launch.num_processes > 1 or device != "cpu":
+        return False
+    steps = training_steps(config, vocab_size)
+    if steps is None:
+        return (config.train.minutes or 0) >= COMPILE_MINUTES
+    return steps * cost(config, vocab_size).flops_per_step >= COMPILE_FLOPS
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, without which torch.compile cannot do on a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))

@@ -1,0 +1,154 @@
+"""estimate_runs(configs): the cost and the expected time of runs, known before they start, without torch."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.tasks import MaskedLM
+from moe_cli.costs.model import Cost, cost, training_steps
+from moe_cli.data.images import Images
+from moe_cli.data.load import Data, load_data
+from moe_cli.data.ratings import Ratings
+from moe_cli.execution.data import load_data_read_only, model_vocab_size
+from moe_cli.execution.machine import pick_threads
+from moe_cli.loggers.recorder import check_loggers
+
+# What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
+# of its speed; Muon's, of which many are done at once and in bfloat16, all of it.
+PRODUCT_EFFICIENCY = 0.7
+# Beside products, training on a batch takes the time of so many FLOPs on one thread, however small the batch: calls of torch, data, loss
+# and optimizer. For each layer and once beside them, more if it is sparse, and for each of its experts; of evaluation a third.
+LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
+# Evaluation counts who was chosen: for each token and sparse layer.
+COUNTING_FLOPS = 0.1e6
+# With train.eval_every=null, the evaluations before the last one.
+EVALUATIONS = 9
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run will do and cost, known before it starts.
+
+    Attributes:
+        steps: None when the budget is a time.
+        seconds: expected time on `threads` cores of this machine, evaluation included.
+    """
+
+    config: RunConfig
+    corpus: Data
+    cost: Cost
+    steps: int | None
+    seconds: float
+    threads: int
+
+    @property
+    def tokens(self) -> int | None:
+        return None if self.steps is None else self.steps * self.config.tokens_per_step
+
+
+def estimate_runs(
+    configs: Sequence[RunConfig], outputs: Path, flops_per_second: float, build: bool = True
+) -> list[RunEstimate]:
+    """Counts what configurations take, each on its own number of threads, at `flops_per_second` a core.
+
+    The files of each corpus are looked at once, however many configurations use it.
+
+    Args:
+        build: False: nothing will be trained, so that no tokenizer has to be either.
+
+    Raises:
+        DataError: the data are no use.
+        ConfigError: the library of a logger is not installed.
+    """
+    for log in {config.log for config in configs}:
+        check_loggers(log)
+    reader = load_data if build else load_data_read_only
+    load = cache(lambda data, context_length: reader(data, context_length, outputs, build))
+    return [
+        _estimate_run(config, load(config.data, config.model.context_length), flops_per_second) for config in configs
+    ]
+
+
+def _estimate_run(config: RunConfig, corpus: Data, flops_per_second: float) -> RunEstimate:
+    vocab_size = model_vocab_size(config, corpus)
+    threads = pick_threads(config, vocab_size)
+    costs = cost(config, vocab_size)
+    steps = training_steps(config, vocab_size)
+    step = step_work(config, costs).seconds(flops_per_second, threads)
+    training = 60 * (config.train.minutes or 0) if steps is None else steps * step
+    seconds = sum(
+        times * evaluation_work(config, costs, tokens).seconds(flops_per_second, threads)
+        for tokens, times in evaluations(config, _val_tokens(config, corpus), training / step)
+    )
+    return RunEstimate(config, corpus, costs, steps, training + seconds, threads)
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs that threads share, and those of one thread while the others wait."""
+
+    shared: float
+    alone: float
+
+    def seconds(self, flops_per_second: float, threads: int) -> float:
+        return (self.shared / threads + self.alone) / flops_per_second
+
+
+def step_work(config: RunConfig, costs: Cost) -> Work:
+    """Of one optimizer step."""
+    products = costs.model_flops_per_token * config.tokens_per_step / PRODUCT_EFFICIENCY
+    return Work(products + costs.optimizer_flops_per_step, config.train.grad_accumulation * _batch_flops(config, costs))
+
+
+def evaluation_work(config: RunConfig, costs: Cost, tokens: int) -> Work:
+    """Of an evaluation on so many tokens."""
+    batches = math.ceil(tokens / (config.train.batch_size * config.eval_length))
+    counting = tokens * costs.num_sparse_layers * COUNTING_FLOPS
+    return Work(tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
+                batches * _batch_flops(config, costs) / 3 + counting)  # fmt: skip
+
+
+def _batch_flops(config: RunConfig, costs: Cost) -> float:
+    """What training on a batch takes beside products."""
+    layers, sparse = config.model.num_layers, costs.num_sparse_layers
+    return (1 + layers) * LAYER_FLOPS + sparse * (SPARSE_FLOPS + config.expert * EXPERT_FLOPS)
+
+
+def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[int, int]]:
+    """How many tokens are looked at how many times: in the course of so many steps, and of the whole split at the end."""
+    every = config.train.eval_every
+    looks = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
+    found = [(min(val_tokens, config.train.eval_tokens), max(0, looks)), (val_tokens, 2 if config.capacity else 1)]
+    if isinstance(config.task, MaskedLM) and config.task.pseudo_perplexity_tokens:
+        found.append((min(val_tokens, config.task.pseudo_perplexity_tokens) * config.eval_length, 1))
+    return found
+
+
+def _val_tokens(config: RunConfig, corpus: Data) -> int:
+    """Tokens read of the validation split, so often as windows overlap: of images, patches; of pairs, one for each task."""
+    if isinstance(corpus, Images):
+        return int(corpus.meta["val_images"]) * config.model.context_length
+    if isinstance(corpus, Ratings):
+        return int(corpus.meta["val_pairs"]) * config.model.context_length
+    return int(corpus.meta["val_tokens"]) * config.eval_length // config.eval_stride
+
+
+def measure_flops() -> float:
+    """FLOPs per second of one core on a small matrix product, measured in a few thousandths of a second.
+
+    With numpy, not torch: a plan must not wait for torch to be imported. Small, so that numpy starts no threads, which
+    would go on spinning beside torch's.
+    """
+    import numpy as np
+
+    a = np.ones((64, 64), np.float32)
+    best = float("inf")
+    for _ in range(200):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * 64**3 / best

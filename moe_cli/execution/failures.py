@@ -1,0 +1,87 @@
+"""Failures of a run: exceptions of Python and torch as errors that a user can act on, and the record of them."""
+
+import errno
+import re
+import traceback
+
+from moe_cli.distributed.launch import launched
+from moe_cli.errors import DiskFull, LostProcess, MoeError, TrainingError
+from moe_cli.files.writing import is_full, write_text
+from moe_cli.runs.folder import FAILED, INTERRUPTED, Run
+from moe_cli.runs.recorder import Recorder
+
+# How messages of torch begin that have no type of their own: those of its allocators, and those of gloo.
+_NO_MEMORY = re.compile(
+    r"\[enforce fail at alloc_cpu\.cpp:\d+\] .*DefaultCPUAllocator: can't allocate memory: "
+    r"|CUDA error: (out of memory|CUBLAS_STATUS_ALLOC_FAILED)|MPS backend out of memory"
+)
+_GLOO = re.compile(r"\[\S*gloo/\S+:\d+\] |Gloo connectFullMesh failed|Application timeout caused pair closure$")
+
+
+def translate_exception(run: Run, error: BaseException) -> TrainingError | None:
+    """What Python, torch and its libraries raise; a MoeError has words of its own."""
+    if isinstance(error, MoeError):
+        return None
+    return _disk_full(run, error) or _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error)
+
+
+def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
+    if not is_full(error):
+        return None
+    from moe_cli.training.checkpoint import way_on
+
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return DiskFull(f"cannot write to {run.path}: {reason}. {way_on(run, full=True)}")
+
+
+def _out_of_memory(error: BaseException) -> TrainingError | None:
+    """The error in words a user can act on, if memory ran out: known by its type, or by how torch's allocators begin."""
+    import torch
+
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    typed |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if typed or (_is_of_torch(error) and _NO_MEMORY.match(str(error))):
+        return TrainingError("out of memory. Lower train.batch_size, model.context_length or the model's size.")
+    return None
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    """Whether torch may have raised it: its C++ code has no types of its own for most of what can go wrong."""
+    return type(error) is RuntimeError or type(error).__module__ == "torch"
+
+
+def _not_compiled(error: BaseException) -> TrainingError | None:
+    """What torch's compiler says in pages, such as that there is no C++ compiler."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    reason = str(error).strip().split("\n")[0]
+    return TrainingError(f"torch cannot compile this model: {reason}\nGo without: train.compile=off")
+
+
+def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
+    """What torch.distributed raises when another process is gone; gloo's errors are plain RuntimeErrors."""
+    if not launched():
+        return None
+    from torch.distributed import DistError
+
+    if isinstance(error, DistError) or (type(error) is RuntimeError and _GLOO.match(str(error))):
+        return LostProcess(f"another process of this training is gone; {run.kept()}.\n{resume_hint(run)}")
+    return None
+
+
+def resume_hint(run: Run) -> str:
+    return f"Go on with: moe train --resume {run.id}"
+
+
+def record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
+    """Leaves the reason in the run folder; a disk too full for that must not hide the error itself."""
+    # rich exits when nobody reads what it prints: `moe train | head` has stopped the run, the run has not failed.
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit | LostProcess | DiskFull)
+    reason = str(error).split("\n")[0] if isinstance(error, MoeError) else f"{type(error).__name__}: {error}"
+    try:
+        stopped = interrupted and not isinstance(error, MoeError)
+        recorder.status(INTERRUPTED if interrupted else FAILED, reason="stopped at once" if stopped else reason)
+        if not interrupted:
+            write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
+    except OSError:
+        pass

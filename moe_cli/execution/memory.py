@@ -1,0 +1,63 @@
+"""The main memory that a run is expected to take, and whether this machine has it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.costs.model import Cost, cost
+from moe_cli.errors import ConfigError
+from moe_cli.execution.data import load_run_data, model_vocab_size
+from moe_cli.execution.estimate import RunEstimate
+from moe_cli.execution.machine import available_memory_bytes, total_memory_bytes, visible_gpus
+from moe_cli.formatting import count
+
+# What a process holds besides its model: torch and what it loads while it works, freed blocks, and the counts of evaluations.
+PROCESS_BYTES = 470e6
+# A run is refused that is expected to take so many times the memory there is; one that takes more than is free is noted.
+MAX_MEMORY_RATIO = 2
+_REMEDY = "Lower train.batch_size, model.context_length or the model's size."
+
+
+def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
+    """The main memory that a run's process is expected to take; if it trains on a GPU, for the weights as they are made."""
+    return int(PROCESS_BYTES + (4 * costs.num_params if on_gpu else costs.state_bytes + costs.activation_bytes))
+
+
+def memory_warning(plan: RunEstimate) -> str | None:
+    """What to be told of a run that is expected to take more memory than is free; None: it fits, or a GPU may hold it."""
+    need, free = memory_bytes(plan.cost), available_memory_bytes()
+    if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
+        return None
+    return f"about {count(need)}B of memory are needed, {count(free)}B are free. {_REMEDY}"
+
+
+def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
+    """Raises ConfigError for a run that needs far more memory than this machine has, unless it is forced.
+
+    The system may grant what is not there, page by page, and the process then hears no signal until it is killed.
+    """
+    for plan in () if force else plans:
+        if why := _refusal(plan.config, plan.cost):
+            raise ConfigError(f"{why}\nTo try it all the same: --force-memory")
+
+
+def check_step_memory(config: RunConfig, vocab_size: int) -> None:
+    """The same for a single step of a configuration, which no data are read for."""
+    if why := _refusal(config, cost(config, vocab_size)):
+        raise ConfigError(why)
+
+
+def _refusal(config: RunConfig, costs: Cost) -> str | None:
+    """What to say of a run that needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
+    total = total_memory_bytes()
+    need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
+    if total is None or need <= MAX_MEMORY_RATIO * total or (config.train.device != "cpu" and visible_gpus()):
+        return None
+    return (
+        f"{config.run_id}: about {count(need)}B of memory are needed, and this machine has {count(total)}B. {_REMEDY}"
+    )
+
+
+def estimate_memory(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
+    """The same for a configuration. Raises DataError, ConfigError: it cannot be run at all."""
+    return memory_bytes(cost(config, model_vocab_size(config, load_run_data(config, outputs))), on_gpu)

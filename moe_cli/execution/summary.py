@@ -1,0 +1,94 @@
+"""summary.json: the results of a run, from one evaluation over the whole validation split."""
+
+import math
+from functools import partial
+from typing import Any
+
+from moe_cli.config.layer_costs import assignments_per_token
+from moe_cli.config.schema import RunConfig
+from moe_cli.costs.model import cost
+from moe_cli.data.load import Data
+from moe_cli.errors import TrainingError
+from moe_cli.execution.data import model_vocab_size
+from moe_cli.execution.machine import peak_memory_bytes
+from moe_cli.runs.folder import Run
+
+
+def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[str, Any]:
+    """The results: one evaluation over the whole validation split, and what it took to get there."""
+    from moe_cli.distributed import collectives
+    from moe_cli.metrics import LAYER_METRICS
+    from moe_cli.training.evaluate import evaluate
+
+    size = config.train.batch_size
+    model, task, state = training.model, training.task, training.state
+    look = partial(evaluate, model, top_k=config.eval.k, precision=config.train.precision)
+    chosen = partial(look, capacity_factor=config.eval.capacity, drop=config.eval.drop)
+    result = chosen(task, size)
+    routing: dict[str, float | None] = {**dict.fromkeys(LAYER_METRICS), **(result.routing_metrics() or {})}
+    limited = look(task, size, capacity_factor=config.capacity, drop=config.eval.drop) if config.drops else None
+    hardest = task.hardest()
+    pseudo = chosen(hardest, size).perplexity if hardest else None
+    if not math.isfinite(result.loss):
+        raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
+    if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
+        routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
+    routing["router_saturation"] = _record_final_routing(run, training, result)
+    costs = cost(config, model_vocab_size(config, corpus))
+    train_loss = None
+    for record in run.read_metrics():
+        train_loss = record.get("train/loss", train_loss)
+    return {
+        "run": run.id, "status": "completed", "expert": config.expert, "k": config.k, "capacity": config.capacity,
+        "router": config.router.name if config.router else None,
+        "balance": config.balance.name if config.balance else None,
+        "seed": config.seed, "params": costs.num_params, "active_params": costs.num_active_params,
+        "flops_per_token": costs.flops_per_token, "forward_flops_per_token": costs.forward_flops_per_token,
+        "model_flops_per_token": costs.model_flops_per_token, "optimizer_flops_per_step": costs.optimizer_flops_per_step,
+        "val_loss": result.loss, "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity,
+        **{f"val_{key}": value for key, value in result.measures.items()},
+        **({"val_pseudo_perplexity": pseudo} if pseudo else {}),
+        "val_tokens": result.num_tokens, "val_bytes": result.num_bytes,
+        "dispatch": _backend_used(config, training.layers),
+        "capacity_val_loss": limited.loss if limited else None,
+        "capacity_val_drop": config.eval_drop if limited else None,
+        "eval_context": result.mean_context, "train_loss": train_loss, **routing,
+        "skipped_steps": state.skipped, "rewinds": state.rewinds, "loss_spikes": state.spikes,
+        "steps": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / state.seconds, 1), "peak_memory_bytes": int(collectives.all_reduce_max(peak_memory_bytes())),
+        "bigram_bpb": corpus.meta["bigram_bpb"], "gzip_bpb": corpus.meta["gzip_bpb"], "corpus": corpus.meta["name"],
+        "corpus_sha256": corpus.meta["sha256"], **task.meta.get("references", {}),
+    }  # fmt: skip
+
+
+def _backend_used(config: RunConfig, layers: Any) -> str | None:
+    """What computed the experts in training: with dispatch=auto the pick for batches of this size."""
+    import torch
+
+    from moe_cli.moe.backends.dispatch import choose_backend, make_regime
+
+    if not layers or config.model.dispatch != "auto":
+        return config.model.dispatch if layers else None
+    experts = layers[0].experts
+    rows = config.train.batch_size * config.model.context_length * assignments_per_token(config) / config.expert
+    return choose_backend(make_regime(experts, getattr(torch, config.train.precision), rows))
+
+
+def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
+    """Writes each layer's use over the whole split; gives how far routing had settled halfway, None if nobody looked."""
+    from moe_cli.training.evaluate import probe, saturations
+
+    step = training.state.step
+    config = training.config
+    final = probe(training.model, training.task, config.eval.k, config.train.precision)
+    settled = saturations(run.read_routing(), final)
+    for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
+        if "top_tokens" in record:
+            ids = sorted({entry[0] for expert in record["top_tokens"] for entry in expert})
+            record["token_texts"] = {str(each): text for each, text in training.task.texts(ids).items()}
+        training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
+    known = set(settled[0]).intersection(*settled) if settled else set()
+    if not known:
+        return None
+    halfway = min(known, key=lambda looked: abs(looked - step / 2))
+    return sum(layer[halfway] for layer in settled) / len(settled)

@@ -1,0 +1,59 @@
+"""load_trained(run) -> TrainedModel: the model of a run as a checkpoint holds it, for evaluation and sampling."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.schema import RunConfig
+from moe_cli.data.load import judged_by_test
+from moe_cli.execution.data import check_same_data, load_data_read_only, model_vocab_size
+from moe_cli.execution.machine import pick_device
+from moe_cli.runs.folder import Run
+
+
+def with_decided_precision(run: Run, config: RunConfig, device: Any) -> RunConfig:
+    """The configuration with its precision decided: where the run first started, and kept from then on.
+
+    The configuration of the run folder keeps `auto`: a sweep names its runs before the device of each is known.
+    """
+    from moe_cli.training.precision import pick_precision
+
+    precision: Any = config.train.precision
+    if precision == "auto" and run.checkpoints():
+        precision = run.meta().get("precision", "auto")
+    return replace(config, train=replace(config.train, precision=pick_precision(precision, device)))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model as one of its run's checkpoints holds it, in evaluation mode, with its task."""
+
+    config: RunConfig
+    model: Any
+    task: Any
+    step: int
+
+
+def load_trained(run: Run, outputs: Path, which: str = "latest", split: str = "val") -> TrainedModel:
+    """The model of a run as a checkpoint holds it: `latest`, `best` or that of a step.
+
+    Args:
+        split: what it will be judged by, `val` or `test`.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        DataError: its data are gone, or have no test split.
+    """
+    from moe_cli.models.registry import make_model
+    from moe_cli.tasks.registry import make_task
+    from moe_cli.training.checkpoint import find_checkpoint
+
+    checkpoint = find_checkpoint(run, which)
+    device = pick_device(run.config().train.device)
+    config = with_decided_precision(run, run.config(), device)
+    corpus = load_data_read_only(config.data, config.model.context_length, outputs)
+    check_same_data(run, checkpoint.state, corpus)
+    task = make_task(config, judged_by_test(corpus) if split == "test" else corpus)
+    model = make_model(config, model_vocab_size(config, corpus))
+    checkpoint.load_model(model)
+    return TrainedModel(config, model.to(device).eval(), task, checkpoint.state["step"])

@@ -1,0 +1,53 @@
+"""The process that carries out one run of a sweep, and its exit codes.
+
+python -m moe_cli.execution.worker RUN_FOLDER OUTPUTS
+"""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from moe_cli.distributed.launch import by_us, launched, leave
+from moe_cli.errors import DiskFull, LostProcess, MoeError, RunBusy
+from moe_cli.execution.run import run_one
+from moe_cli.execution.runtime_tuning import keep_freed_memory, spin_briefly
+from moe_cli.files.writing import is_full
+from moe_cli.formatting import print_line
+from moe_cli.runs.folder import Run
+from moe_cli.training.signals import follow
+
+# Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
+EXIT_OK, EXIT_FAILED, EXIT_BUSY, EXIT_DISK_FULL, EXIT_INTERRUPTED = 0, 1, 4, 5, 130
+# The process id of a worker's parent, without which it should not go on.
+PARENT_PID_ENV = "MOE_PARENT"
+
+
+def main(run_folder: str, outputs: str) -> int:
+    """A sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, FULL or BUSY."""
+    run = Run(Path(run_folder))
+    try:
+        run_one(run, Path(outputs))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (MoeError, OSError) as error:
+        if not isinstance(error, MoeError) and not is_full(error):
+            raise
+        if str(error) and not (isinstance(error, LostProcess) and by_us()):
+            with suppress(OSError):
+                print_line(f"error: {error}")
+        if isinstance(error, RunBusy):
+            return EXIT_BUSY
+        return EXIT_DISK_FULL if is_full(error) or isinstance(error, DiskFull) else EXIT_FAILED
+    return EXIT_OK if run.summary() or launched() else EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    spin_briefly()
+    keep_freed_memory()
+    if parent := os.environ.pop(PARENT_PID_ENV, None):
+        follow(int(parent))
+    code = main(*sys.argv[1:])
+    if launched():
+        leave(code)
+    sys.exit(code)

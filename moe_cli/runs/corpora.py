@@ -1,0 +1,86 @@
+"""The data that the runs of a sweep learn from: recorded by its first command, checked at every run."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.data import CorpusConfig, DataConfig
+from moe_cli.errors import DataError
+from moe_cli.files.reading import Unreadable, parse_object, read_bytes
+from moe_cli.files.writing import hold, write_json
+from moe_cli.runs.folder import Run
+
+# Lies in a sweep's folder: the hash of the data by the settings that choose them.
+CORPORA_FILE = "corpora.json"
+# Settings of texts that change how they are cut into tokens and splits, but not their hash.
+_ENCODING_SETTINGS = ("tokenizer", "bpe_vocab", "packing", "val_fraction", "test_fraction")
+
+
+def record_corpora(folder: Path, found: Iterable[tuple[DataConfig, Mapping[str, Any]]], replace: bool = False) -> None:
+    """Notes which data the runs of a sweep learn from: its first command fixes it, every run is checked against it.
+
+    Args:
+        found: the data of configurations, with what is known of them.
+        replace: forget what was noted before.
+
+    Raises:
+        DataError: data have changed since the sweep began.
+    """
+    path, asked = folder / CORPORA_FILE, {_key(data): meta for data, meta in found}
+    known = {} if replace else _recorded(path)
+    if asked.keys() <= known.keys():
+        return _check(folder, asked, known)
+    with _corpora_lock(folder):
+        known = {} if replace else _recorded(path)
+        _check(folder, asked, known)
+        write_json(path, {**{key: meta["sha256"] for key, meta in asked.items()}, **known})
+    return None
+
+
+def check_corpus(run: Run, data: DataConfig, meta: Mapping[str, Any]) -> None:
+    """Raises DataError when a run belongs to a sweep that began with other data."""
+    if os.path.lexists(run.path.parent / CORPORA_FILE):
+        record_corpora(run.path.parent, [(data, meta)])
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What was noted, empty before anything was. Raises DataError: it cannot be read, and would be written over."""
+    try:
+        return parse_object(read_bytes(path))
+    except FileNotFoundError:
+        return {}
+    except Unreadable as problem:
+        raise DataError(
+            f"{path} {problem}, and the runs of the sweep learn from the data that it names.\n"
+            "If the data are what they were, delete it; else start another sweep: --name NAME"
+        ) from None
+
+
+def _check(folder: Path, asked: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> None:
+    for key, meta in asked.items():
+        if known.get(key, meta["sha256"]) != meta["sha256"]:
+            raise DataError(
+                f"{meta['source']} has changed since the sweep '{folder.name}' began, and its runs learn from the same data.\n"
+                "Put the data back, run every point again with --force, or start another sweep: --name NAME"
+            )
+
+
+def _key(data: DataConfig) -> str:
+    """The settings that choose the data."""
+    values = dataclasses.asdict(data)
+    if isinstance(data, CorpusConfig):
+        values = {key: value for key, value in values.items() if key not in _ENCODING_SETTINGS}
+    return json.dumps(values, sort_keys=True)
+
+
+@contextmanager
+def _corpora_lock(folder: Path) -> Iterator[None]:
+    """Within it no other process notes data; where there are no locks, one might."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(hold(folder / f".{CORPORA_FILE}.lock"))
+        yield

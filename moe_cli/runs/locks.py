@@ -1,0 +1,64 @@
+"""Locks: a process that writes a run folder, and the processes that carry out a sweep."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from moe_cli.errors import RunBusy
+from moe_cli.files.writing import (
+    TEMPORARY,
+    delete_abandoned,
+    hold,
+    is_held,
+    write_text,
+)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Holds the run folder for writing.
+
+    Raises:
+        RunBusy: another process holds it.
+    """
+    with ExitStack() as held:
+        for attempt in range(20):
+            try:
+                held.enter_context(hold(path / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if attempt == 19:
+                    raise RunBusy(f"{path.name} is being written by another process: wait for it or stop it.") from None
+                time.sleep(0.05)  # a reader asking `is_locked` holds it for an instant
+        delete_abandoned(path, f".*{TEMPORARY}")
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the folder for writing."""
+    return is_held(path / ".lock", fcntl.LOCK_SH)
+
+
+def break_lock(path: Path) -> None:
+    """Lets the folder be written although a machine that is gone still holds it, as network file systems may have it.
+
+    The lock is on the file that was there; another takes its name.
+    """
+    write_text(path / ".lock", "")
+
+
+@contextmanager
+def sweep_lock(folder: Path) -> Iterator[None]:
+    """Marks a sweep's folder as being worked on; several may at a time. Where there are no locks, it is not marked."""
+    delete_abandoned(folder, f".*{TEMPORARY}")
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(hold(folder / ".at-work", fcntl.LOCK_SH))
+        yield
+
+
+def is_sweep_running(folder: Path) -> bool:
+    """Whether a living process has marked the folder by `sweep_lock`."""
+    return is_held(folder / ".at-work", fcntl.LOCK_EX)

@@ -1,0 +1,150 @@
+"""Finds runs and sweeps: every run of a folder, and the runs that a name on the command line means."""
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from moe_cli.config.build import did_you_mean
+from moe_cli.errors import RunNotFound
+from moe_cli.files.reading import note_unreadable, read_json, time_in
+from moe_cli.runs.folder import Run
+from moe_cli.runs.status import modified_ns
+
+
+def list_runs_by_age(path: Path) -> list[Run]:
+    """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
+    return sorted(list_runs(path), key=_age)
+
+
+def list_runs(path: Path) -> list[Run]:
+    """The same in no order, without opening a file. What lies in folders whose names begin with a dot is left out."""
+    if is_run(path):
+        return [Run(path)]
+    runs, groups = _runs_in(path)
+    return runs + [run for group in groups for run in _runs_in(group)[0]]
+
+
+def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
+    """The run folders of a folder, and its other folders; what cannot be looked into is noted."""
+    runs, others = [], []
+    try:
+        entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    except OSError as error:
+        note_unreadable(path, f"cannot be listed: {error.strerror}")
+        return [], []
+    for entry in entries:
+        try:
+            if not entry.is_dir():
+                continue
+        except OSError as error:
+            note_unreadable(entry.path, f"cannot be looked into: {error.strerror}")
+            continue
+        if is_run(entry.path):
+            runs.append(Run(path / entry.name))
+        else:
+            others.append(path / entry.name)
+    return runs, others
+
+
+def is_run(folder: Path | str) -> bool:
+    """Whether it is the folder of a run: it has a config.json, of whatever kind and state."""
+    try:
+        os.lstat(os.path.join(folder, "config.json"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        note_unreadable(folder, f"cannot be looked into: {error.strerror}")
+        return False
+    return True
+
+
+def _age(run: Run) -> tuple[float, str]:
+    """The sort key of a run: when it was created, then its id."""
+    status = read_json(run.path / "status.json") or {}
+    return time_in(status.get("created")) or 0.0, run.id
+
+
+def sweep_folder(name: str) -> str:
+    """The folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
+    return name.replace("/", "-")
+
+
+def spellings(name: str) -> list[str]:
+    """The name as it is typed, as the folder of a sweep, and as a run in such a folder: paper/x, paper-x, paper-x/RUN."""
+    sweep, slash, last = name.rpartition("/")
+    return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
+
+
+def find_runs(outputs: Path, name: str | None, runs: Sequence[Run] | None = None) -> list[Run]:
+    """Returns the runs that a name on the command line means, in no order; without a name, all of them.
+
+    A name is, and the first that fits counts: a sweep or a run of the outputs folder (paper/x, paper-x, paper/x/RUN), any
+    other folder, `latest`, a run id in any sweep, the beginning of one (RUN or SWEEP/RUN), or a pattern of one (*-8x2-*).
+
+    Args:
+        runs: every run of the outputs folder, where they are known.
+
+    Raises:
+        RunNotFound: the name means no run, or there are no runs.
+    """
+    if name and (folder := find_folder(outputs, name)):
+        return list_runs(folder)
+    runs = list_runs(outputs) if runs is None else runs
+    if not runs:
+        raise RunNotFound(f"no runs in {outputs}. Make one: moe train")
+    if name is None:
+        return [*runs]
+    if name == "latest":
+        return [max(runs, key=_age)]
+    found = [run for run in runs if run.id == name]
+    for fits in (str.startswith, fnmatchcase):
+        found = found or [
+            run for run in runs
+            if any(fits(text, each) for text in (run.id, f"{run.group}/{run.id}") for each in spellings(name))
+        ]  # fmt: skip
+    if not found:
+        hint = did_you_mean(name, [*dict.fromkeys(run.group for run in runs), *(run.id for run in runs)])
+        raise RunNotFound(f"no sweep, run or folder '{name}' in {outputs}.{hint} See: moe runs ls")
+    return found
+
+
+def find_run(outputs: Path, name: str) -> Run:
+    """Returns the one run that a name means, see `find_runs`. Raises RunNotFound: none, or more than one."""
+    found = find_runs(outputs, name)
+    if len(found) > 1:
+        listed = ", ".join(f"{run.group}/{run.id}" for run in sorted(found, key=lambda run: (run.group, run.id))[:4])
+        more = ", ..." if len(found) > 4 else ""
+        raise RunNotFound(f"'{name}' could be {len(found)} runs: {listed}{more}. Give more of the name.")
+    return found[0]
+
+
+def find_folder(outputs: Path, name: str) -> Path | None:
+    """Returns the folder with runs, or of a run, that a name means: one of the outputs folder, or any other."""
+    places = [*(outputs / each for each in spellings(name)), Path(name).expanduser().absolute()]
+    return next((folder for folder in places if is_run(folder) or (folder.is_dir() and list_runs(folder))), None)
+
+
+def find_sweep(outputs: Path, name: str) -> Path:
+    """Returns the folder of a sweep, `runs` included. Raises RunNotFound: there is no such sweep."""
+    for folder in (outputs / each for each in spellings(name)):
+        if folder.is_dir() and not is_run(folder) and list_runs(folder):
+            return folder
+    sweeps = sorted({run.group for run in list_runs(outputs)})
+    hint = did_you_mean(name, sweeps) or (f" There are: {', '.join(sweeps[:8])}." if sweeps else "")
+    raise RunNotFound(f"no sweep '{name}' in {outputs}.{hint}")
+
+
+def newest_sweep(outputs: Path) -> str:
+    """The sweep that was begun or worked on last; of folders other than `runs`, unless there is no other.
+
+    Raises:
+        RunNotFound: there are no runs.
+    """
+    groups: dict[str, float] = {}
+    for run in find_runs(outputs, None):
+        groups[run.group] = max(groups.get(run.group, 0.0), modified_ns(str(run.path / "status.json")) / 1e9)
+    sweeps = {name: seen for name, seen in groups.items() if name != "runs"} or groups
+    return max(sweeps, key=lambda name: sweeps[name])

@@ -1,0 +1,104 @@
+"""Writes the files of a run while it trains. Use it while holding the run's lock."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from moe_cli.files.checksums import Mark, damage, mark, sealed
+from moe_cli.files.reading import read_json, read_lines
+from moe_cli.files.writing import (
+    append,
+    json_safe,
+    write_json,
+    write_text,
+)
+from moe_cli.formatting import print_line
+from moe_cli.runs.folder import COMPLETED, Run
+
+# What a run adds to as it goes.
+RECORD_FILES = ("metrics.jsonl", "routing.jsonl")
+
+
+class Recorder:
+    """Writes a run's files. Use it while holding `lock`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._marks: dict[str, Mark] = {}
+        self._status = {**(read_json(run.path / "status.json") or {}), "pid": os.getpid(), "host": socket.gethostname()}
+
+    def status(self, status: str, **fields: Any) -> None:
+        """Sets the status; also the heartbeat that tells other machines that this one lives."""
+        self._status.update(status=status, heartbeat=time.time(), **fields)
+        write_json(self.run.path / "status.json", self._status)
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        self._append("metrics.jsonl", record)
+
+    def routing(self, record: Mapping[str, Any]) -> None:
+        self._append("routing.jsonl", record)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with append(self.run.path / name) as file:
+            file.write(json.dumps(json_safe(record)).encode() + b"\n")
+
+    def mark(self) -> dict[str, Mark]:
+        """How far the records have come, once they are on the disk: for the checkpoint that counts on them."""
+        self._marks = {name: mark(self.run.path / name, self._marks.get(name, Mark())) for name in RECORD_FILES}
+        return self._marks
+
+    def check(self, marks: Any, step: int) -> None:
+        """Holds the records against the marks of the checkpoint of a step. What is gone is said, here and with the results."""
+        found = (
+            [damage(self.run.path / name, marks.get(name), step) for name in RECORD_FILES]
+            if isinstance(marks, dict)
+            else []
+        )
+        if any(found):
+            self._status["damage"] = "; ".join(filter(None, found))
+            print_line(f"note: {self.run.id} goes on, but {self._status['damage']}.")
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""
+        self._marks = {}
+        for name in RECORD_FILES:
+            path = self.run.path / name
+            if path.exists():
+                kept = (each for each in read_lines(path) if not each.get("whole_split") and _step(each) <= step)
+                write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def meta(self, content: Mapping[str, Any]) -> None:
+        write_json(self.run.path / "meta.json", content)
+
+    def complete(self, summary: Mapping[str, Any]) -> None:
+        """Writes the results last of all: their presence means that the run is complete."""
+        self.status(COMPLETED, reason=self._status.get("damage"))
+        write_json(self.run.path / "summary.json", sealed(json_safe(summary)))
+
+
+def _step(record: Mapping[str, Any]) -> float:
+    """The step of a record; 0 where it has none."""
+    step = record.get("step", 0)
+    return step if isinstance(step, int | float) else 0
+
+
+class NullRecorder(Recorder):
+    """Writes nothing: of the processes of one training, the first one writes."""
+
+    def status(self, status: str, **fields: Any) -> None: ...
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None: ...
+
+    def mark(self) -> dict[str, Mark]:
+        return {}
+
+    def check(self, marks: Any, step: int) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def meta(self, content: Mapping[str, Any]) -> None: ...
+
+    def complete(self, summary: Mapping[str, Any]) -> None: ...
