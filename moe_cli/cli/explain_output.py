@@ -184,7 +184,7 @@ def page_content(said: Explained, made: str) -> dict[str, object]:
                 for choices in layer.choices] for layer in said.found.layers]  # fmt: skip
     stride = 1 + max((weight for layer in weights for choices in layer for _, weight, _ in choices), default=0)
     return {
-        "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "made": made, "window": said.found.window, "chosen": said.shown or 0,
+        "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "generated": made, "window": said.found.window, "chosen": said.shown or 0,
         "tokens": [spelled(token) for token in tokens],
         "breaks": [place for place, token in enumerate(tokens) if token.text.endswith("\n")],
         "spaces": [place for place, token in enumerate(tokens) if token.text.endswith(" ")],

@@ -51,10 +51,10 @@ def test_the_page_holds_the_table(swept: Path) -> None:
 def test_sparsity_intervals_and_front_are_there_to_be_drawn(swept: Path) -> None:
     """For each row sparsity 1 - k / E, FLOPs, the half-width of the interval, and whether it is on the front."""
     rows = content_of((swept / "page.html").read_text())["rows"]
-    assert [1 - 2 / 16, 1 - 2 / 8, 1 - 2 / 4, 0] == [row["at"]["sparsity"] for row in rows]
-    assert [6e6 + 1e4 * expert for expert in (16, 8, 4, 1)] == [row["at"]["flops_per_token"] for row in rows]
-    assert all(row["half"]["val_bpb"] > 0 for row in rows)
-    assert [True] * 4 == [row["front"] for row in rows]  # sparser is better, and slower
+    assert [1 - 2 / 16, 1 - 2 / 8, 1 - 2 / 4, 0] == [row["values"]["sparsity"] for row in rows]
+    assert [6e6 + 1e4 * expert for expert in (16, 8, 4, 1)] == [row["values"]["flops_per_token"] for row in rows]
+    assert all(row["interval"]["val_bpb"] > 0 for row in rows)
+    assert [True] * 4 == [row["pareto"] for row in rows]  # sparser is better, and slower
 
 
 def test_any_setting_that_varies_in_number_can_be_drawn(tmp_path: Path) -> None:
@@ -67,12 +67,12 @@ def test_any_setting_that_varies_in_number_can_be_drawn(tmp_path: Path) -> None:
     assert {"expert", "k", "capacity", "optim.lr"} < {*names}
     assert "router" not in names
     by_expert = {
-        row["at"]["expert"]: row["at"] for row in content["rows"] if row["settings"].get("router") != "sigmoid"
+        row["values"]["expert"]: row["values"] for row in content["rows"] if row["settings"].get("router") != "sigmoid"
     }
     assert (None, 2, 1) == tuple(by_expert[expert]["k"] for expert in (1, 4, 8))
     assert (None, None, 1.25) == tuple(by_expert[expert]["capacity"] for expert in (1, 4, 8))
     assert 0.5 == by_expert[8]["optim.lr"] != by_expert[4]["optim.lr"]
-    assert {True} == {set(names) == set(row["at"]) for row in content["rows"]}
+    assert {True} == {set(names) == set(row["values"]) for row in content["rows"]}
 
 
 def test_tolerances_of_the_front_are_in_the_page(swept: Path) -> None:
@@ -83,7 +83,7 @@ def test_tolerances_of_the_front_are_in_the_page(swept: Path) -> None:
     }
     assert {1.0, 1.02, 1.10} == {each["same"] for each in content["quantities"]}
     # FLOPs within 1 % are equal, so of the front by FLOPs only the lowest loss is left.
-    assert [True, False, False, False] == [row["front_by_flops"] for row in content["rows"]]
+    assert [[0]] == content["fronts"]["flops_per_token|val_bpb"]
 
 
 def test_the_heading_is_not_said_twice(swept: Path) -> None:

@@ -1,25 +1,28 @@
-// Which rows are shown, in which order; the table of them. Charts ask `shown()` and are told of changes.
+// Which rows are shown, in which order; the table of them. Charts ask `shown()` and subscribe to changes.
 const state = { sort: null, down: false, words: "", hidden: new Set(), open: new Set() };
-const listeners = [];
+const subscribers = [];
 
-function changed() { for (const listen of listeners) listen(); }
+function notify() { for (const refresh of subscribers) refresh(); }
 function shown() { return ordered().filter(row => !state.hidden.has(row.index)); }
-function ordered() { return sorted(page.rows.filter(row => holds(row, state.words))); }
+function ordered() { return sorted(page.rows.filter(row => matches(row, state.words))); }
 
 const SIGNS = { ">=": (a, b) => a >= b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, "<": (a, b) => a < b };
 
-// Every word must hold: `expert>=8`, `router=topk`, or text that stands anywhere in the row.
-function holds(row, words) { return words.toLowerCase().split(/\s+/).every(word => !word || word_holds(row, word)); }
+// Every word must match: `expert>=8`, `router=topk`, or text that stands anywhere in the row.
+function matches(row, words) {
+  return words.toLowerCase().split(/\s+/).every(word => !word || matches_word(row, word));
+}
 
-function word_holds(row, word) {
+function matches_word(row, word) {
   const parts = word.match(/^([^<>=!]+)(>=|<=|!=|==|=|>|<)(.*)$/);
   if (parts) {
     const value = value_of(row, parts[1]);
     if (value !== undefined) {
-      const asked = parts[3].trim(), number = Number(asked);
-      if (SIGNS[parts[2]]) return isNumber(value) && asked !== "" && SIGNS[parts[2]](value, number);
+      const wanted = parts[3].trim(), number = Number(wanted);
+      if (SIGNS[parts[2]]) return isNumber(value) && wanted !== "" && SIGNS[parts[2]](value, number);
       const text = value === null ? "-" : String(value).toLowerCase();
-      const equal = text === asked || (isNumber(value) && asked !== "" && value === number) || (value === null && asked === "null");
+      const equal = text === wanted || (isNumber(value) && wanted !== "" && value === number)
+        || (value === null && wanted === "null");
       return (parts[2] === "!=") !== equal;
     }
   }
@@ -27,8 +30,9 @@ function word_holds(row, word) {
 }
 
 function value_of(row, name) {
-  const index = page.columns.findIndex(column => column.name.toLowerCase() === name || column.heading.toLowerCase() === name);
-  if (index >= 0) return row.values[index];
+  const index = page.columns.findIndex(({ name: key, heading }) =>
+    [key, heading].some(each => each.toLowerCase() === name));
+  if (index >= 0) return row.sort_keys[index];
   const key = page.settings.names.find(each => each.toLowerCase() === name);
   return key === undefined ? undefined : setting(row, key);
 }
@@ -38,7 +42,7 @@ function setting(row, name) {
 }
 
 // Numbers before text, what has no value last, whichever way.
-function before(a, b) {
+function compare(a, b) {
   if (isNumber(a) && isNumber(b)) return a - b;
   if (isNumber(a) !== isNumber(b)) return isNumber(a) ? -1 : 1;
   return String(a).localeCompare(String(b), "en", { numeric: true });
@@ -46,37 +50,47 @@ function before(a, b) {
 
 function sorted(rows) {
   if (state.sort === null) return rows;
-  const there = rows.filter(row => row.values[state.sort] !== null), gone = rows.filter(row => row.values[state.sort] === null);
-  there.sort((a, b) => before(a.values[state.sort], b.values[state.sort]) * (state.down ? -1 : 1));
-  return there.concat(gone);
+  const key = row => row.sort_keys[state.sort];
+  const known = rows.filter(row => key(row) !== null).sort((a, b) => compare(key(a), key(b)) * (state.down ? -1 : 1));
+  return known.concat(rows.filter(row => key(row) === null));
 }
 
 function cell(column, text) {
   const [mean, spread] = text.split(" +- ");
-  return el("td", { class: column.left ? "left" : null }, mean, spread === undefined ? null : el("span", { class: "spread" }, ` ± ${spread}`));
+  const interval = spread === undefined ? null : el("span", { class: "spread" }, ` ± ${spread}`);
+  return el("td", { class: column.left ? "left" : null }, mean, interval);
 }
 
 function mark(row) {
-  const marks = [row.mark || null, row.front ? "Pareto" : null].filter(Boolean);
+  const marks = [row.mark || null, row.pareto ? "Pareto" : null].filter(Boolean);
   return el("td", { class: "left mark" }, marks.join(", "));
 }
 
 function row_of(row) {
-  const open = state.open.has(row.index), several = row.runs.length > 1;
-  const pick = el("input", { type: "checkbox", checked: !state.hidden.has(row.index), "aria-label": `draw ${row.label}`,
-    onchange: event => { event.target.checked ? state.hidden.delete(row.index) : state.hidden.add(row.index); changed(); } });
+  const open = state.open.has(row.index), hidden = state.hidden.has(row.index), several = row.runs.length > 1;
+  const drawn = el("input", { type: "checkbox", checked: !hidden, "aria-label": `draw ${row.label}`,
+    onchange: event => {
+      event.target.checked ? state.hidden.delete(row.index) : state.hidden.add(row.index);
+      notify();
+    } });
   const more = el("button", { type: "button", "aria-expanded": String(open), "aria-label": `runs of ${row.label}`,
-    onclick: () => { open ? state.open.delete(row.index) : state.open.add(row.index); changed(); focus_on(row.index); }, "data-row": row.index },
-    open ? "▾" : "▸");
-  const first = el("td", { class: `left pick ${look(row.index)}` }, pick, el("span", { class: "swatch" }), row.runs.length && !page.by_run ? more : null,
-    several ? el("span", { class: "quiet seeds" }, `${row.runs.length} seeds`) : null);
+    onclick: () => {
+      open ? state.open.delete(row.index) : state.open.add(row.index);
+      notify();
+      focus_on(row.index);
+    }, "data-row": row.index }, open ? "▾" : "▸");
+  const seeds = several ? el("span", { class: "quiet seeds" }, `${row.runs.length} seeds`) : null;
+  const first = el("td", { class: `left pick ${look(row.index)}` }, drawn, el("span", { class: "swatch" }),
+    row.runs.length && !page.by_run ? more : null, seeds);
   const cells = page.columns.map((column, index) => cell(column, row.cells[index]));
-  const lines = [el("tr", { class: [row.best ? "best" : "", state.hidden.has(row.index) ? "off" : ""].join(" ") }, first, mark(row), ...cells)];
-  if (open) for (const run of row.runs) {
-    const name = el("td", { class: "left name", colspan: 2 }, `seed ${run.seed === null ? "-" : run.seed}`, el("br"), [run.id, ...run.tags].join("  "));
-    lines.push(el("tr", { class: "run" }, name, ...page.columns.map((column, index) => cell(column, run.cells[index]))));
-  }
-  return lines;
+  const line = el("tr", { class: [row.best ? "best" : "", hidden ? "off" : ""].join(" ") }, first, mark(row), ...cells);
+  return open ? [line, ...row.runs.map(line_of_run)] : [line];
+}
+
+function line_of_run(run) {
+  const name = el("td", { class: "left name", colspan: 2 }, `seed ${run.seed === null ? "-" : run.seed}`, el("br"),
+    [run.id, ...run.tags].join("  "));
+  return el("tr", { class: "run" }, name, ...page.columns.map((column, index) => cell(column, run.cells[index])));
 }
 
 function focus_on(index) {
@@ -86,30 +100,37 @@ function focus_on(index) {
 
 function heading(column, index) {
   const here = state.sort === index;
+  const order = here ? (state.down ? "descending" : "ascending") : "none";
   const button = el("button", { type: "button", "data-column": column.name, title: "sort", onclick: () => {
-    state.down = here ? !state.down : false; state.sort = index; changed();
+    state.down = here ? !state.down : false;
+    state.sort = index;
+    notify();
     document.querySelectorAll("#rows thead button")[index].focus();
   } }, column.heading, here ? (state.down ? " ▼" : " ▲") : "");
-  return el("th", { scope: "col", class: column.left ? "left" : null, "aria-sort": here ? (state.down ? "descending" : "ascending") : "none" }, button);
+  return el("th", { scope: "col", class: column.left ? "left" : null, "aria-sort": order }, button);
 }
 
 function table_section() {
-  const host = el("div", { class: "scroll tall", id: "rows", tabindex: 0, role: "region", "aria-label": "Table of configurations" });
+  const host = el("div", { class: "scroll tall", id: "rows", tabindex: 0, role: "region",
+    "aria-label": "Table of configurations" });
   const count = el("p", { class: "quiet", "aria-live": "polite", id: "count" });
-  const words = el("input", { type: "search", id: "words", autocomplete: "off", spellcheck: "false", placeholder: "expert>=8 topk",
-    oninput: event => { state.words = event.target.value; changed(); } });
-  const all = el("button", { type: "button", onclick: () => { state.hidden.clear(); changed(); } }, "Draw all");
-  const none = el("button", { type: "button", onclick: () => { page.rows.forEach(row => state.hidden.add(row.index)); changed(); } }, "Draw none");
+  const words = el("input", { type: "search", id: "words", autocomplete: "off", spellcheck: "false",
+    placeholder: "expert>=8 topk", oninput: event => { state.words = event.target.value; notify(); } });
+  const button = (text, act) => el("button", { type: "button", onclick: () => { act(); notify(); } }, text);
+  const all = button("Draw all", () => state.hidden.clear());
+  const none = button("Draw none", () => page.rows.forEach(row => state.hidden.add(row.index)));
   const refresh = () => {
-    const rows = ordered(), at = [host.scrollLeft, host.scrollTop];
-    const what = page.by_run ? "run" : "configuration";
-    const head = el("tr", {}, el("th", { scope: "col", class: "left" }, "drawn"), el("th", { scope: "col", class: "left" }, el("span", { class: "unseen" }, "mark")), ...page.columns.map(heading));
-    host.replaceChildren(el("table", {}, el("caption", { class: "unseen" }, `A row per ${what}; intervals are 95 %, each for one comparison`), el("thead", {}, head),
-      el("tbody", {}, rows.map(row_of))));
+    const rows = ordered(), at = [host.scrollLeft, host.scrollTop], what = page.by_run ? "run" : "configuration";
+    const head = el("tr", {}, el("th", { scope: "col", class: "left" }, "drawn"),
+      el("th", { scope: "col", class: "left" }, el("span", { class: "unseen" }, "mark")), ...page.columns.map(heading));
+    const text = `A row per ${what}; intervals are 95 %, each for one comparison`;
+    const caption = el("caption", { class: "unseen" }, text);
+    host.replaceChildren(el("table", {}, caption, el("thead", {}, head), el("tbody", {}, rows.map(row_of))));
     [host.scrollLeft, host.scrollTop] = at;
-    count.textContent = `${rows.length} of ${page.rows.length} ${what}s` + (rows.length ? "" : ": none has all these words");
+    const none = rows.length ? "" : ": none has all these words";
+    count.textContent = `${rows.length} of ${page.rows.length} ${what}s${none}`;
   };
-  listeners.push(refresh);
-  const hint = "Words that must hold: text, or a column or setting with =, !=, >=, <=, >, <";
+  subscribers.push(refresh);
+  const hint = "Words that must match: text, or a column or setting with =, !=, >=, <=, >, <";
   return section("table", "Table", el("div", { class: "controls" }, labelled(hint, words), all, none), count, host);
 }
