@@ -74,7 +74,8 @@ function curves_section() {
 function plot(host, drawn, metric, along, { log, seeds, whole }) {
   const all = drawn.flatMap(each => seeds ? each.curves.flat() : each.mean), ys = all.map(each => each[1]);
   const { root, x, y, box, width } = axes(host, { xs: all.map(each => each[0]), ys: whole ? ys : spread_of(ys),
-    logX: log, pad: 0.01, height: 380, x: along, y: metric, label: `${metric} over ${along} of ${drawn.length} configurations. `
+    logX: log, pad: 0.01, height: 380, x: along, y: metric,
+    label: `${metric} over ${along} of ${drawn.length} configurations. `
       + "Arrow keys: left and right along a line, up and down between lines." });
   const frame = { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top };
   const clip = draw("g", { "clip-path": "url(#within)" });

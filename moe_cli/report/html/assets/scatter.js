@@ -98,7 +98,8 @@ function scatter_section() {
     + "the ring is that of the table: loss, FLOPs, speed and memory. Differences within a tolerance count as equal "
     + `(${tolerances()}).`;
   const titled = (title, host) => el("div", {}, el("h3", {}, title), host);
-  const pair = el("div", { class: "pair" }, titled("Loss against sparsity", first), titled("Loss against FLOPs", second));
+  const pair = el("div", { class: "pair" }, titled("Loss against sparsity", first),
+    titled("Loss against FLOPs", second));
   const controls = el("div", { class: "controls" }, labelled("across", across), labelled("up", up));
   return section("tradeoffs", "What it costs", names, pair, el("h3", {}, "Any against any"), controls, third,
     el("p", { class: "note" }, note));
