@@ -95,6 +95,7 @@ METRICS = (
            -1, "count", log_scale=True, range=_FLOPS, description="matrix products of Muon; 0 for AdamW and SGD"),
     Metric("val_perplexity", "perplexity", "validation, perplexity", "perplexity per token", LOSS, -1, digits=2,
            range="1 to vocabulary", description="exp(`val_loss`)"),
+    Metric("vocab_size", "vocabulary", "vocabulary size", "tokens", SIZE, 0, "count", whole=True),
     Metric("val_tokens", "val tokens", "validation tokens", "tokens", SIZE, 0, "count", whole=True),
     Metric("val_bytes", "val bytes", "validation bytes", "bytes", SIZE, 0, "count", whole=True),
     Metric("capacity_val_loss", "loss @ capacity", "validation at the training capacity, nats", _NATS, LOSS, -1,

@@ -104,7 +104,20 @@ def test_every_command_runs(shared_nest: None, tmp_path: Path, monkeypatch: pyte
 def test_every_command_has_help_with_an_example() -> None:
     """`moe COMMAND --help` shows an example line, and a page mentions the command."""
     listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(app, ["--help"]).stdout.split("Commands:")[1], flags=re.M)
-    assert listed == ["train", "eval", "sample", "explain", "sweep", "report", "plan", "config", "runs", "bench"]
+    assert listed == [
+        "train",
+        "eval",
+        "sample",
+        "explain",
+        "sweep",
+        "report",
+        "recommend",
+        "scaling",
+        "plan",
+        "config",
+        "runs",
+        "bench",
+    ]
     for name in listed:
         assert f"Example: moe {name}" in " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
         assert any(f"moe {name}" in text for text in PAGES.values())

@@ -18,9 +18,11 @@ from moe_cli.cli.config import config
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
 from moe_cli.cli.plan import plan
+from moe_cli.cli.recommend import recommend
 from moe_cli.cli.report import report
 from moe_cli.cli.runs.app import runs
 from moe_cli.cli.sample import sample
+from moe_cli.cli.scaling import scaling
 from moe_cli.cli.sweep import sweep
 from moe_cli.cli.terminal import echo, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.train import train
@@ -151,7 +153,7 @@ def _root(
     """Experiments with sparse mixtures of experts: train, sweep, report."""
 
 
-for command in (train, evaluate, sample, explain, sweep, report, plan, config):
+for command in (train, evaluate, sample, explain, sweep, report, recommend, scaling, plan, config):
     app.command("eval" if command is evaluate else command.__name__)(command)
 app.add_typer(runs, name="runs")
 app.add_typer(bench, name="bench")

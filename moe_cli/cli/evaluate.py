@@ -137,14 +137,13 @@ def _evaluate(trained: "TrainedModel", policy: "EvalConfig") -> "Evaluation":
     from dataclasses import replace
 
     from moe_cli.tasks.registry import make_task
+    from moe_cli.training.evaluate import eval_policy
     from moe_cli.training.evaluate import evaluate as evaluate_model
 
     config = trained.config
     task = make_task(replace(config, eval=policy), trained.task.corpus)
-    return evaluate_model(
-        trained.model, task, config.train.batch_size, top_k=policy.k, capacity_factor=policy.capacity,
-        drop=policy.drop, precision=config.train.precision,
-    )  # fmt: skip
+    size, precision = config.train.batch_size, config.train.precision
+    return evaluate_model(trained.model, task, size, policy=eval_policy(policy), precision=precision)
 
 
 def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domains: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json, print_written
 
 if TYPE_CHECKING:
     from moe_cli.cli.explain_output import Explained
@@ -31,25 +31,25 @@ def explain(
     layer: Annotated[
         int | None, typer.Option(metavar="N", help="One sparse layer, from 1, with more of its experts.")
     ] = None,
-    html: Annotated[
+    page: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write one page for a browser, which needs no network. Another's page is never replaced."),
+        typer.Option("--output", "-o", metavar="FILE.html", help="Write a page without network instead."),
     ] = None,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Show which experts each token of a text goes to. Example: moe explain latest "def __init__(self):" """
-    from moe_cli.cli.export import export_files
     from moe_cli.errors import ConfigError
-    from moe_cli.report.html.atomic_write import check_overwrite
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
 
-    if html and as_json:
-        raise ConfigError("--json has no effect on a page: leave --html or --json out.")
-    for path in export_files(html, None):
-        check_overwrite(path, COMMAND)
+    if page and as_json:
+        raise ConfigError("--json prints, --output writes a page: give one of them.")
+    if page:
+        from moe_cli.report.export import check_files
+
+        check_files([page], (".html",), COMMAND)
     text = _read(text)
     folder = outputs_folder(outputs)
     found = find_run(folder, run)
@@ -67,7 +67,7 @@ def explain(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, trained.config.train.precision
     )
     name, shown = trained.task.corpus.tokenizer.name, None if layer is None else layer - 1
-    _tell(Explained(found.id, trained.step, config, policy, name, explanation, shown), html, as_json)
+    _tell(Explained(found.id, trained.step, config, policy, name, explanation, shown), page, as_json)
 
 
 def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
@@ -131,12 +131,12 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
                        one.get("drop", config.eval.drop))  # fmt: skip
 
 
-def _tell(said: "Explained", html: Path | None, as_json: bool) -> None:
+def _tell(said: "Explained", page: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from moe_cli.cli.console import Terminal, text_width
     from moe_cli.cli.explain_output import explained_lines
-    from moe_cli.cli.plot import ascii_only
+    from moe_cli.cli.terminal import ascii_only
     from moe_cli.cli.text_table import print_lines
 
     if as_json:
@@ -145,8 +145,8 @@ def _tell(said: "Explained", html: Path | None, as_json: bool) -> None:
         print_json({"run": said.run, "step": said.step, "k": said.k,
                     "capacity": said.policy.capacity, "tokenizer": said.tokenizer, **content})  # fmt: skip
         return
-    if html is not None:
-        _write(said, html.expanduser())
+    if page is not None:
+        _write(said, page.expanduser())
         return
     console = Terminal(highlight=False, emoji=False, markup=False)
     print_lines(console, explained_lines(said, text_width(console), ascii_only()))
@@ -159,7 +159,6 @@ def _write(said: "Explained", path: Path) -> None:
     from moe_cli import __version__
     from moe_cli.cli.console import PIPED_WIDTH
     from moe_cli.cli.explain_output import explained_lines, page_content, title
-    from moe_cli.cli.export import print_written
     from moe_cli.report.html.atomic_write import write_file
     from moe_cli.report.html.explain_page import explain_page
 

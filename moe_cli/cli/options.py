@@ -1,15 +1,13 @@
 """Options and arguments that several commands share, and how they print."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from moe_cli.cli.terminal import echo, echo_data
 from moe_cli.formatting import printable
-
-if TYPE_CHECKING:
-    pass
 
 Overrides = Annotated[
     list[str] | None,
@@ -32,6 +30,20 @@ ConfigDir = Annotated[
 ForceMemory = Annotated[
     bool, typer.Option("--force-memory", help="Start even what needs far more memory than there is.")
 ]
+Sweeps = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SWEEP", help="Sweeps, runs, beginnings of ids, patterns or folders. None: all runs."),
+]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONDITION", help="Take only runs and rows for which this holds: 'expert >= 8 and router == \"topk\"'."
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(metavar="SETTINGS", help="Take differences to the configurations with these settings: balance=none."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -42,6 +54,14 @@ def print_json(content: Any) -> None:
     from moe_cli.files.writing import json_safe
 
     echo_data(json.dumps(json_safe(content), indent=2))
+
+
+def print_written(files: Sequence[Path]) -> None:
+    """The path and size of each file."""
+    for path in (each.expanduser() for each in files):
+        size = path.stat().st_size
+        text = f"{size / 1e6:.2f} MB" if size > 99_999 else f"{size / 1e3:.1f} kB"
+        echo(f"{printable(str(path))}   {text}")
 
 
 def print_notes(notes: tuple[str, ...]) -> None:

@@ -23,7 +23,6 @@ from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
 from moe_cli.runs.status import RunStatus, StatusCache, read_status
 
 if TYPE_CHECKING:
-    from moe_cli.sweeps.plan import SweepPlan
     from moe_cli.sweeps.scheduler import Progress
 
 REDRAW_SECONDS = 0.5
@@ -339,16 +338,16 @@ class Board:
 
 
 class SweepDisplay:
-    """The board of a sweep at work, told by its executor, and a line for each run that ends.
+    """The live panel of a sweep, fed by the scheduler, and a line for each run that ends.
 
     Args:
-        runs: those of the plan, of which `todo` are to be carried out.
+        labels: the runs of the sweep with their labels.
+        todo: those that are to be carried out.
     """
 
-    def __init__(self, console: Console, planned: "SweepPlan", runs: "list[Run]", todo: "list[Run]") -> None:
-        labels = {run.path: point.label for run, point in zip(runs, planned.points, strict=False)}
-        self.board = Board(console, labels)
-        self.runs = runs
+    def __init__(self, console: Console, labels: Mapping[Run, str], todo: Sequence[Run]) -> None:
+        self.board = Board(console, {run.path: label for run, label in labels.items()})
+        self.runs = [*labels]
         self._todo = {run.path for run in todo}
         self._before: dict[Path, RunStatus] = {}
         self._ended: dict[Path, RunStatus] = {}

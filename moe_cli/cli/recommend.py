@@ -1,79 +1,56 @@
-"""moe report --recommend: what to use, in a few lines for a memo, or as JSON."""
+"""moe recommend."""
 
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import print_json
+from moe_cli.cli.options import AsJson, Baseline, Outputs, Sweeps, Where, print_json
 from moe_cli.cli.terminal import echo
-from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from moe_cli.report.recommend.recommendation import Recommendation
-    from moe_cli.report.run_row import RunRow, Settings
 
-Recommend = Annotated[
-    bool, typer.Option("--recommend", help="What to use, how sure that is, its cost, what to run next.")
-]
-Across = Annotated[
+AllowDifferent = Annotated[
     str | None,
     typer.Option(
-        metavar="A,B",
-        help="With --recommend: rank runs that differ in data, tokenizer, validation, eval_context, budget or code.",
+        metavar="A,B", help="Rank runs that differ in data, tokenizer, validation, eval_context, budget or code too."
     ),
 ]
 
 
-def check_options(recommend: bool, form: str, others: Mapping[str, object]) -> None:
-    """Raises ConfigError: an option that has no effect here."""
-    if not recommend:
-        raise ConfigError("--across is for --recommend: moe report --recommend --across code")
-    if form not in ("table", "json"):
-        raise ConfigError(f"--recommend prints text or, with --format json, JSON; not {form}.")
-    check_alone("--recommend", others)
-
-
-def check_alone(option: str, others: Mapping[str, object]) -> None:
-    """Raises ConfigError: another option that has no effect with this one."""
-    for name, value in others.items():
-        if value:
-            raise ConfigError(f"{name} has no effect with {option}: leave one of them out.")
-
-
-def print_recommendation(
-    runs: "Sequence[RunRow]",
-    condition: str | None,
-    across: str | None,
-    baselines: "Callable[[Sequence[RunRow], Collection[str]], tuple[Settings | None, list[RunRow]]]",
-    as_json: bool,
-    width: int,
+def recommend(
+    sweeps: Sweeps = None,
+    where: Where = None,
+    baseline: Baseline = None,
+    allow_different: AllowDifferent = None,
+    as_json: AsJson = False,
+    outputs: Outputs = None,
 ) -> None:
-    """Prints the recommendation as JSON, or as lines, and remembers the look at it.
-
-    Args:
-        baselines: gives, for the chosen runs and all that were selected, the baseline and runs elsewhere that may serve as it.
-
-    Raises:
-        MoeError: no run is complete.
-    """
+    """Say which configuration to use, how sure that is and what to run next. Example: moe recommend sparsity"""
+    from moe_cli.cli.console import text_width
+    from moe_cli.report.baseline import find_baseline
+    from moe_cli.report.load import load_selection
     from moe_cli.report.recommend.looks import remember
     from moe_cli.report.recommend.recommendation import make_recommendation
     from moe_cli.report.table import select_runs
+    from moe_cli.runs.folder import outputs_folder
 
-    names = tuple(name.strip() for name in (across or "").split(",") if name.strip())
-    chosen = select_runs(runs, condition)
-    baseline, extra = baselines(chosen, [run.path for run in runs])
-    found = make_recommendation(chosen, names, extra, baseline)
+    folder = outputs_folder(outputs)
+    runs = load_selection(folder, sweeps or [])
+    chosen = select_runs(runs, where)
+    whole = not sweeps and where is None
+    base, extra = find_baseline(baseline, folder, chosen, [run.path for run in runs], whole=whole)
+    aspects = tuple(name.strip() for name in (allow_different or "").split(",") if name.strip())
+    found = make_recommendation(chosen, aspects, extra, base)
     if as_json:
         print_json(found.to_dict())
     else:
-        _print_memo(found, width)
+        _print_lines(found, text_width())
     remember(found.look)
 
 
-def _print_memo(found: "Recommendation", width: int) -> None:
+def _print_lines(found: "Recommendation", width: int) -> None:
     """The lines, wrapped; a command is a line of its own that can be pasted."""
     from moe_cli.report.recommend.text import format_recommendation
 

@@ -1,23 +1,17 @@
 """moe report."""
 
-from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import moe_cli
-from moe_cli.cli.export import Html, To, check_export, export_files, print_written, write_files
-from moe_cli.cli.options import Outputs, print_notes
-from moe_cli.cli.plot import PlotOption, ascii_only, print_plot
-from moe_cli.cli.recommend import Across, Recommend, check_alone, check_options, print_recommendation
-from moe_cli.cli.scaling import FitOption, FitRequest, Predict, Validate, check_fit, print_fit
+from moe_cli.cli.options import Baseline, Outputs, Sweeps, Where, print_notes, print_written
 from moe_cli.cli.terminal import echo_data
+from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from moe_cli.report.run_row import RunRow, Settings
     from moe_cli.report.table import ReportTable
 
 
@@ -31,122 +25,77 @@ class Format(StrEnum):
     LATEX = "latex"
 
 
-Selection = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="SELECTION", help="Sweeps, run ids, their beginnings, patterns or folders. None: all runs."),
+FormatOption = Annotated[Format | None, typer.Option("--format", help="How to print it.  [default: table]")]
+Sort = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Sort rows by a column; -COLUMN: the largest value first.")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
-Filter = Annotated[
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="Show these columns, by name or heading: k,val_bpb,MaxVio,train.steps."),
+]
+ByRun = Annotated[
+    bool, typer.Option("--runs", help="Show a row per run: without means over seeds, also unfinished runs.")
+]
+Plot = Annotated[
     str | None,
     typer.Option(
-        "--filter", metavar="CONDITION", help="Runs and rows to show, such as 'expert >= 8 and router == \"topk\"'."
+        metavar="Y:X[:SERIES]", help="Draw a chart: val_bpb:expert, val_loss:sparsity, val_bpb:active_flops:k."
     ),
 ]
-Sort = Annotated[str | None, typer.Option(metavar="COLUMN", help="Order of the rows; -COLUMN: the largest first.")]
-Columns = Annotated[str | None, typer.Option(metavar="A,B,C", help="Columns to show, such as k,val_bpb,train.steps.")]
-BaselineOption = Annotated[
-    str | None,
+Files = Annotated[
+    list[Path] | None,
     typer.Option(
-        "--baseline",
-        metavar="SETTINGS",
-        help="Take differences to the configurations with these settings, such as balance=none.",
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write a file instead: .html (a page without network), .csv, .json, .md, .tex, .png or .svg. Repeatable.",
     ),
 ]
-ByRun = Annotated[bool, typer.Option("--runs", help="A row per run: seeds are not folded, unfinished runs are shown.")]
 
 
 def report(  # noqa: PLR0913  (an argument for each option)
-    selection: Selection = None,
-    form: FormatOption = Format.TABLE,
-    condition: Filter = None,
+    sweeps: Sweeps = None,
+    form: FormatOption = None,
+    where: Where = None,
     sort: Sort = None,
     columns: Columns = None,
     by_run: ByRun = False,
-    baseline: BaselineOption = None,
-    html: Html = None,
-    to: To = None,
-    recommend: Recommend = False,
-    across: Across = None,
-    fit: FitOption = None,
-    predict: Predict = None,
-    validate: Validate = False,
-    plot: PlotOption = None,
+    baseline: Baseline = None,
+    plot: Plot = None,
+    files: Files = None,
     outputs: Outputs = None,
 ) -> None:
-    """Compare runs, seeds folded to mean and interval. Example: moe report sparsity --filter 'expert >= 8'"""
-    from moe_cli.cli.console import text_width
+    """Compare runs: means over seeds with intervals. Example: moe report sparsity --where 'expert >= 8'"""
+    from moe_cli.report.baseline import find_baseline
+    from moe_cli.report.export import check_files, export
     from moe_cli.report.html.page_data import Source
-    from moe_cli.report.load import load_selection
+    from moe_cli.report.load import load_selection, title_of
     from moe_cli.report.recommend.looks import remember
     from moe_cli.report.table import ReportQuery, build_table
     from moe_cli.runs.folder import outputs_folder
 
-    check_fit(fit, predict, validate)
-    request = None if fit is None else FitRequest(fit, tuple(predict or ()), validate, condition)
-    files = export_files(html, to)
-    shaping = {"--sort": sort, "--columns": columns, "--runs": by_run, "--baseline": baseline}
-    _check(files, form, across, {"--plot": plot, "--recommend": recommend, "--fit": fit}, shaping)
+    if (files and (form or plot)) or (plot and form not in (None, Format.TABLE)):
+        raise ConfigError("--output, --format and --plot are three ways to show a report: give one of them.")
+    check_files(files or [])
     folder = outputs_folder(outputs)
-    runs = load_selection(folder, selection or [])
-    title = _title(selection or [], list(dict.fromkeys(run.group for run in runs)))
-    if request is not None and not files:
-        return print_fit(runs, title, request, form.value)
-    if recommend or across is not None:
-        bases = partial(_baselines, baseline, folder, whole=not selection and condition is None)
-        return print_recommendation(runs, condition, across, bases, form is Format.JSON, text_width())
-    base, extra = _baselines(baseline, folder, runs, whole=not selection)
+    runs = load_selection(folder, sweeps or [])
+    title = title_of(runs, sweeps or [])
+    base, extra = find_baseline(baseline, folder, runs, whole=not sweeps)
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-    table = build_table(runs, ReportQuery(condition, sort, names, by_run), extra, base)
+    table = build_table(runs, ReportQuery(where, sort, names, by_run), extra, base)
     if files:
         source = Source(runs, extra, title, f"moe {moe_cli.__version__}")
-        print_written(write_files(files, table, source, request))
-    elif plot is not None:
-        return print_plot(table, title, plot, form.value)
+        export(files, table, source)
+        print_written(files)
+    elif plot:
+        return _print_chart(table, title, plot)
     else:
-        _print(table, title, form, [run.path for run in runs])
+        _print(table, title, form or Format.TABLE, [run.path for run in runs])
     remember(table.look)
 
 
-def _baselines(
-    text: str | None, outputs: Path, runs: "Sequence[RunRow]", also: Collection[str] = (), *, whole: bool
-) -> "tuple[Settings | None, list[RunRow]]":
-    """The settings that differences are taken to, None if not given, and other runs that may serve as baselines.
-
-    Raises:
-        ConfigError: the settings given fit no configuration, or several.
-    """
-    from moe_cli.config.baselines import parse_baseline
-    from moe_cli.report.baseline import chosen_baseline, extra_baseline_runs
-
-    given = None if text is None else parse_baseline(text)
-    extra = [] if whole else extra_baseline_runs(outputs, runs, given, also)
-    return None if text is None else chosen_baseline(text, runs, extra), extra
-
-
-def _check(
-    files: Mapping[Path, str],
-    form: Format,
-    across: str | None,
-    answers: Mapping[str, object],
-    shaping: Mapping[str, object],
-) -> None:
-    """Raises ConfigError: an option without effect, such as one that shapes a table where none is made."""
-    plot, recommend, fit = (answers[name] for name in ("--plot", "--recommend", "--fit"))
-    if files:
-        check_export(files, {"--format": form is not Format.TABLE, "--across": across is not None, **answers})
-    elif recommend or across is not None:
-        without_effect = {name: value for name, value in shaping.items() if name != "--baseline"}
-        check_options(bool(recommend), form, {"--fit": fit, **without_effect, "--plot": plot})
-    elif fit is not None:
-        check_alone("--fit", {**shaping, "--plot": plot})
-
-
-def _title(selection: list[str], groups: list[str]) -> str:
-    return " ".join(selection) or (groups[0] if len(groups) == 1 else "all runs")
-
-
 def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> None:
-    from moe_cli.report.importance import searched
+    from moe_cli.report.importance import load_importances
     from moe_cli.report.render.latex import latex_text
     from moe_cli.report.render.tables import csv_text, json_text, markdown_text
 
@@ -154,7 +103,7 @@ def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> 
         _print_table(table, title, paths)
         return
     if form is Format.JSON:
-        found, notes = searched(paths)
+        found, notes = load_importances(paths)
         echo_data(json_text(table, found))
         print_notes(notes)
         return
@@ -164,13 +113,24 @@ def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> 
 
 def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
     from moe_cli.cli.console import Terminal, text_width
-    from moe_cli.report.importance import searched
+    from moe_cli.cli.terminal import ascii_only
+    from moe_cli.report.importance import load_importances
     from moe_cli.report.render.captions import importance
     from moe_cli.report.render.tables import table_lines
 
     console = Terminal(highlight=False, emoji=False, markup=False)
     width = text_width(console)
-    found, notes = searched(paths)
+    found, notes = load_importances(paths)
     for line in [*table_lines(table, title, width, not ascii_only()), *importance(found, width)]:
         console.print(line, soft_wrap=True)
     print_notes(notes)
+
+
+def _print_chart(table: "ReportTable", title: str, request: str) -> None:
+    from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.terminal import ascii_only
+    from moe_cli.cli.text_table import print_lines
+    from moe_cli.report.render.charts import chart_lines, make_chart
+
+    console = Terminal(highlight=False, emoji=False, markup=False)
+    print_lines(console, chart_lines(make_chart(table, request), title, text_width(console), ascii_only=ascii_only()))

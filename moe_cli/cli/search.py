@@ -1,4 +1,4 @@
-"""What moe sweep --search prints: what is searched, how it goes, what was found."""
+"""What moe sweep --sampler prints: what is searched, how it goes, what was found."""
 
 import time
 from pathlib import Path
@@ -21,18 +21,16 @@ if TYPE_CHECKING:
 
 Sampler = Annotated[
     str | None,
-    typer.Option(
-        "--search", metavar="tpe|random", help="Draw settings instead of running all combinations. Needs Optuna."
-    ),
+    typer.Option(metavar="tpe|random", help="Search: draw settings, not every combination. Needs Optuna."),
 ]
-Trials = Annotated[int | None, typer.Option(metavar="N", help="Configurations that a search tries.  [default: 20]")]
+Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]")]
 Objective = Annotated[
-    str | None, typer.Option(metavar="RESULT[,RESULT]", help="What a search improves.  [default: val_bpb]")
+    str | None, typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]")
 ]
 Prune = Annotated[
-    str | None, typer.Option(metavar="asha|hyperband|median", help="A search stops runs that are behind the others.")
+    str | None, typer.Option(metavar="asha|hyperband|median", help="Stop runs that are behind the others.")
 ]
-SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Another one draws otherwise.  [default: 0]")]
+SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]")]
 
 
 def print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> None:
@@ -90,7 +88,7 @@ def notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
     notes = list(ahead.notes)
     if plan.size is not None and plan.size <= plan.trials:
         notes.append(
-            f"{plan.size:,} configurations are no more than {plural(plan.trials, 'trial')}: without --search each is run once"
+            f"{plan.size:,} configurations are no more than {plural(plan.trials, 'trial')}: without --sampler each is run once"
         )
     if plan.prune and len(plan.seeds) > 1:
         notes.append("runs are pruned at their first seed; only what survives is repeated with the others")

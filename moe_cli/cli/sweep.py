@@ -23,34 +23,33 @@ Seeds = Annotated[
 Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, max=JOBS, help="Runs at a time.", show_default=False)]
 Where = Annotated[
     list[str] | None,
-    typer.Option(metavar="CONDITION", help="Only points of which this holds, such as 'k <= expert'. May be repeated."),
+    typer.Option(
+        metavar="CONDITION", help="Only points that meet this condition, such as 'k <= expert'. May be repeated."
+    ),
 ]
 Name = Annotated[
     str | None, typer.Option(help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].", show_default=False)
 ]
 Baseline = Annotated[
     str | None,
-    typer.Option(
-        metavar="SETTINGS", help="What the report takes differences to, such as balance=none.", show_default=False
-    ),
+    typer.Option(metavar="SETTINGS", help="Baseline of the report, such as balance=none.", show_default=False),
 ]
-Force = Annotated[
-    bool, typer.Option("--force", help="Run every point from the start; what there is goes to the trash.")
-]
-RerunOn = Annotated[
-    str | None, typer.Option(metavar="code", help="Run points again that other code has made.", show_default=False)
+Force = Annotated[bool, typer.Option("--force", help="Start every run again; what there is goes to the trash.")]
+RerunStale = Annotated[
+    bool, typer.Option("--rerun-stale", help="Start runs again that another version of the code has made.")
 ]
 Timeout = Annotated[
-    str | None, typer.Option(metavar="DURATION", help="A run may take no longer: 30s, 10m, 2h.", show_default=False)
+    str | None, typer.Option(metavar="DURATION", help="Stop a run after this long: 30s, 10m, 2h.", show_default=False)
 ]
-Retries = Annotated[
-    int, typer.Option(min=0, max=RETRIES, help="Start a run that failed so many times more.", show_default=False)
-]
+Retries = Annotated[int, typer.Option(min=0, max=RETRIES, help="Retry a failed run up to N times.", show_default=False)]
 ExecutorName = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Who runs it: local, ray, slurm [default: local].", show_default=False),
+    typer.Option(metavar="NAME", help="Executor: local, ray or slurm [default: local].", show_default=False),
 ]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop when the first run fails.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
+
+# What a command that was stopped says last.
+STOPPED = "stopped. The same command continues: runs with a checkpoint from there, others from the start."
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
@@ -61,7 +60,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
     force: Force = False,
-    rerun_on: RerunOn = None,
+    rerun_stale: RerunStale = False,
     force_memory: ForceMemory = False,
     timeout: Timeout = None,
     retries: Retries = 0,
@@ -86,16 +85,14 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.sweeps.scheduler import Rules
     from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_words
 
-    _check_again(force, rerun_on, retry_failed)
     folder, console = outputs_folder(outputs), Terminal(unread=130)
     chosen, words = split_executor(words or [], executor, config_dir)
     rules = Rules(_seconds(timeout), retries, fail_fast)
-    execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_on is not None, force_memory)
+    execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir, "baseline": baseline}
     with _interruptible(console):
         plan = plan_words(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given)
-        _check_search(is_search := isinstance(plan, SearchPlan), force, rerun_on)
-        view = SearchView(console) if is_search else SweepView(console)
+        view = SearchView(console) if isinstance(plan, SearchPlan) else SweepView(console)
         prepared = prepare(plan, folder, execution, build=not dry_run)
         if dry_run:
             return view.preview(prepared)
@@ -106,34 +103,15 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
 @contextmanager
 def _interruptible(console: "Console") -> Iterator[None]:
-    """Ctrl-C within it ends the command with a line and exit code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print("stopped. The same command continues: runs with a checkpoint from there, others from the start.")
-        raise typer.Exit(130) from None
+    """Within it a signal that stops the command ends it with a line and exit code 130."""
+    from moe_cli.training.signals import interrupt_on_signals
 
-
-def _check_again(force: bool, rerun_on: str | None, retry_failed: bool) -> None:
-    """Raises ConfigError for what is unknown or has no effect."""
-    from moe_cli.errors import ConfigError
-
-    if rerun_on not in (None, "code"):
-        raise ConfigError(f"--rerun-on {rerun_on}: no such choice. There is: code.")
-    if force and (rerun_on or retry_failed):
-        other = "--rerun-on" if rerun_on else "--retry-failed"
-        raise ConfigError(f"--force runs every point again: {other} has no effect beside it. Leave it out.")
-
-
-def _check_search(is_search: bool, force: bool, rerun_on: str | None) -> None:
-    """Raises ConfigError: a search draws points, it has none to run again."""
-    from moe_cli.errors import ConfigError
-
-    if is_search and (force or rerun_on):
-        raise ConfigError(
-            f"{'--force' if force else '--rerun-on'} is for sweeps; a search keeps what it has found. "
-            "Start another: --name NAME"
-        )
+    with interrupt_on_signals():
+        try:
+            yield
+        except KeyboardInterrupt:
+            console.print(STOPPED, soft_wrap=True)
+            raise typer.Exit(130) from None
 
 
 def _seconds(text: str | None) -> float | None:

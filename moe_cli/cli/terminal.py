@@ -56,6 +56,16 @@ def is_screen(stream: object) -> bool:
         return False
 
 
+def ascii_only() -> bool:
+    """Whether lines and blocks cannot be shown: by the encoding of the output, or in the C locale."""
+    try:
+        "┤─│".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    locale = next((value for name in ("LC_ALL", "LC_CTYPE", "LANG") if (value := os.environ.get(name))), "")
+    return locale in ("C", "POSIX")
+
+
 def end_unread(code: int) -> NoReturn:
     """Ends the command when its reader, such as `head`, has gone: without a word, and without a second error at the end."""
     for stream in (sys.stdout, sys.stderr):

@@ -1,6 +1,7 @@
 """Views of a sweep and of a search in a terminal: what is printed before they start, while runs are at work and at the end."""
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.markup import escape
 
 from moe_cli.cli import search
 from moe_cli.cli.progress import SweepDisplay, reason_of
-from moe_cli.cli.sweep_preview import Ahead, print_head, print_points, statuses
+from moe_cli.cli.sweep_preview import print_head, print_points
 from moe_cli.formatting import plural
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 from moe_cli.runs.status import read_status
@@ -40,24 +41,24 @@ class SweepView(TerminalView):
 
     def preview(self, prepared: Any) -> None:
         """Every point with its cost, for --dry-run."""
-        ahead = describe(prepared)
-        print_head(self.console, ahead)
-        print_points(self.console, ahead)
+        print_head(self.console, prepared)
+        print_points(self.console, prepared)
 
     def begin(self, prepared: PreparedSweep, feed: Listed, pool: Any) -> None:
         # How many runs a Ray cluster has room for is known once it is connected.
-        connected = pool is not None and prepared.execution.executor.name == "ray"
-        print_head(self.console, describe(prepared, pool.workers if connected else None))
+        if pool is not None and prepared.execution.executor.name == "ray" and pool.workers:
+            prepared = replace(prepared, execution=replace(prepared.execution, jobs=pool.workers))
+        print_head(self.console, prepared)
 
     def watch(self, prepared: PreparedSweep, feed: Listed) -> AbstractContextManager[Observer]:
-        todo = to_do(prepared.runs, prepared.execution.retry_failed)
-        return SweepDisplay(self.console, prepared.plan, list(prepared.runs), todo)
+        labels = {each.run: each.label for each in prepared.runs}
+        return SweepDisplay(self.console, labels, to_do([*labels], prepared.execution.retry_failed))
 
     def end(self, prepared: PreparedSweep, feed: Listed) -> None:
         def say(text: str) -> None:
             self.console.print(text, highlight=False, soft_wrap=True)
 
-        runs, name = prepared.runs, escape(prepared.plan.name)
+        runs, name = [each.run for each in prepared.runs], escape(prepared.plan.name)
         states = [run.status()["status"] for run in runs]
         done, failed, pruned = (states.count(status) for status in (COMPLETED, FAILED, PRUNED))
         also = f", {pruned} pruned" if pruned else ""
@@ -76,7 +77,7 @@ class SearchView(TerminalView):
 
     def preview(self, prepared: Any) -> None:
         """What would be searched, for --dry-run."""
-        jobs = at_once(prepared.execution.executor, prepared.execution.jobs, prepared.plans)
+        jobs = at_once(prepared.execution.executor, prepared.execution.jobs, prepared.estimates)
         self._head(prepared, min(jobs, prepared.most) if jobs else None)
 
     def begin(self, prepared: PreparedSearch, feed: "SearchFeed", pool: Any) -> None:
@@ -90,12 +91,3 @@ class SearchView(TerminalView):
 
     def end(self, prepared: PreparedSearch, feed: "SearchFeed") -> None:
         self.complete = search.print_end(self.console, feed)
-
-
-def describe(prepared: PreparedSweep, workers: int | None = None) -> Ahead:
-    """The sweep before it starts, with `workers` runs at a time where that is known."""
-    execution = prepared.execution
-    return Ahead(
-        prepared.plan, prepared.plans, statuses(prepared.runs, prepared.outdated), workers or execution.jobs,
-        execution.retry_failed, execution.executor, len(prepared.outdated),
-    )  # fmt: skip

@@ -279,7 +279,7 @@ def discrete(composer: Composer, axis: Axis) -> Axis:
     """The axis with values for a glob. Raises ConfigError for an interval, of which only a search makes values."""
     if isinstance(axis.values[0], Interval):
         raise ConfigError(
-            f"'{axis}' is an interval, from which only a search draws: --search. Or write: {axis.key}=1,2,4"
+            f"'{axis}' is an interval, from which only a search draws: --sampler. Or write: {axis.key}=1,2,4"
         )
     return composer.expanded(axis)
 

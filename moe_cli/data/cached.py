@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any
 
 from moe_cli.errors import DataError, UnsafePath
-from moe_cli.files.checksums import read_sealed, sealed
+from moe_cli.files.checksums import read_sealed, write_sealed
 from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.files.writing import new_folder, rename, write_text
 from moe_cli.formatting import print_line
@@ -43,7 +43,7 @@ def write_checksums(folder: Path) -> None:
         while size > block_bytes * MAX_BLOCKS:
             block_bytes *= 2
         files[path.name] = {"bytes": size, "block_bytes": block_bytes, "crc32": list(_checksums(path, block_bytes))}
-    write_text(folder / CHECKSUMS, json.dumps(sealed({"files": files})) + "\n")
+    write_sealed(folder / CHECKSUMS, {"files": files})
 
 
 def _checksums(path: Path, block_bytes: int) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """summary.json: the results of a run, from one evaluation over the whole validation split."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,23 +19,24 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     """The results: one evaluation over the whole validation split, and what it took to get there."""
     from moe_cli.distributed import collectives
     from moe_cli.metrics import LAYER_METRICS
-    from moe_cli.training.evaluate import evaluate
+    from moe_cli.training.evaluate import eval_policy, evaluate
 
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
-    look = partial(evaluate, model, top_k=config.eval.k, precision=config.train.precision)
-    chosen = partial(look, capacity_factor=config.eval.capacity, drop=config.eval.drop)
-    result = chosen(task, size)
+    policy = eval_policy(config.eval)
+    eval_with = partial(evaluate, model, precision=config.train.precision)
+    result = eval_with(task, size, policy=policy)
     routing: dict[str, float | None] = {**dict.fromkeys(LAYER_METRICS), **(result.routing_metrics() or {})}
-    limited = look(task, size, capacity_factor=config.capacity, drop=config.eval.drop) if config.drops else None
+    limited = eval_with(task, size, policy=replace(policy, capacity_factor=config.capacity)) if config.drops else None
     hardest = task.hardest()
-    pseudo = chosen(hardest, size).perplexity if hardest else None
+    pseudo = eval_with(hardest, size, policy=policy).perplexity if hardest else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     routing["router_saturation"] = _record_final_routing(run, training, result)
-    costs = cost(config, model_vocab_size(config, corpus))
+    vocab_size = model_vocab_size(config, corpus)
+    costs = cost(config, vocab_size)
     train_loss = None
     for record in run.read_metrics():
         train_loss = record.get("train/loss", train_loss)
@@ -42,7 +44,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "run": run.id, "status": "completed", "expert": config.expert, "k": config.k, "capacity": config.capacity,
         "router": config.router.name if config.router else None,
         "balance": config.balance.name if config.balance else None,
-        "seed": config.seed, "params": costs.num_params, "active_params": costs.num_active_params,
+        "seed": config.seed, "vocab_size": vocab_size, "params": costs.num_params, "active_params": costs.num_active_params,
         "flops_per_token": costs.flops_per_token, "forward_flops_per_token": costs.forward_flops_per_token,
         "model_flops_per_token": costs.model_flops_per_token, "optimizer_flops_per_step": costs.optimizer_flops_per_step,
         "val_loss": result.loss, "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity,

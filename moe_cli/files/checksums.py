@@ -1,6 +1,8 @@
-"""Checksums of what a run records: taken where it is written, held against the files where they are used.
+"""Checksums of what a run writes: taken where it is written, compared where it is read.
 
-A checkpoint marks how far the records had come; the summary holds its own checksum.
+A sealed file (summary.json and state.json of a run, checksums.json of a cache) holds the checksum of its own content; the
+latter two hold those of the files beside them too. A checkpoint marks how far the records had come. One rule for all: a
+checksum that is missing means damage, like a wrong one.
 """
 
 import hashlib
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_cli.files.reading import Name, Unreadable, note_unreadable, open_regular, read_json, read_lines
+from moe_cli.files.writing import json_safe, write_json
 
 CHECKSUM = "checksum"
 _CHUNK_BYTES = 2**20
@@ -48,9 +51,9 @@ def _extended(file: Any, before: Mark, stop: int | None) -> Mark:
 
 
 def damage(path: Path, marked: Any, step: int) -> str | None:
-    """How a file differs from what was marked of it at a step, None if it begins as it did; what is no mark says nothing."""
+    """Returns how a file differs from what was marked of it at a step, None if it begins as it did then."""
     if not isinstance(marked, list | tuple) or len(marked) != 3 or any(type(each) is not int for each in marked):
-        return None
+        return f"{path.name} may be damaged: the checkpoint does not say how far it had come"
     known = Mark(*marked)
     try:
         with open_regular(path) as file:
@@ -71,22 +74,31 @@ def _belongs(record: Mapping[str, Any], step: int) -> bool:
     return isinstance(found, int) and found <= step and not record.get("whole_split")
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content, which is plain JSON, with its checksum."""
-    return {**content, CHECKSUM: _sha256(content)}
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the content with its checksum: the whole file, or the old one stays."""
+    safe = json_safe(content)
+    write_json(path, {**safe, CHECKSUM: _sha256(safe)})
+
+
+def unsealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns what was sealed. Raises Unreadable: it has another checksum, or none."""
+    inner = {key: value for key, value in content.items() if key != CHECKSUM}
+    if content.get(CHECKSUM) != _sha256(inner):
+        raise Unreadable(
+            "is not as it was written: " + ("it has another checksum" if CHECKSUM in content else "it has no checksum")
+        )
+    return inner
 
 
 def read_sealed(path: Name) -> dict[str, Any] | None:
-    """The object in a file, without its checksum; None when it is absent or, which is noted, not as it was written.
-
-    A file without a checksum, which another program may have written, is taken as it is.
-    """
+    """Returns what was sealed in a file; None when it is absent or, which is noted, not as it was written."""
     content = read_json(path)
-    if content is None or (checksum := content.pop(CHECKSUM, None)) is None:
-        return content
-    if checksum == _sha256(content):
-        return content
-    note_unreadable(path, "is not as the run wrote it: its checksum is another")
+    if content is None:
+        return None
+    try:
+        return unsealed(content)
+    except Unreadable as problem:
+        note_unreadable(path, str(problem))
     return None
 
 

@@ -68,6 +68,23 @@ def extra_baseline_runs(
             if row.status == COMPLETED and any(is_baseline(row, each) for each in wanted)]  # fmt: skip
 
 
+def find_baseline(
+    text: str | None, outputs: Path, runs: Sequence[RunRow], also: Collection[str] = (), *, whole: bool
+) -> tuple[Settings | None, list[RunRow]]:
+    """The baseline that `--baseline` names, None without the option, and other runs that may serve as it.
+
+    Args:
+        also: folders of runs that may serve too.
+        whole: `runs` are all runs of the outputs folder.
+
+    Raises:
+        ConfigError: no configuration has these settings, or several have them.
+    """
+    named = None if text is None else parse_baseline(text)
+    extra = [] if whole else extra_baseline_runs(outputs, runs, named, also)
+    return None if text is None else chosen_baseline(text, runs, extra), extra
+
+
 def chosen_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow] = ()) -> Settings:
     """The settings that `--baseline` names.
 

@@ -79,6 +79,12 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
     return read_rows(list({run.path.resolve(): run for run in chosen}.values()))
 
 
+def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
+    """The title of a report on these runs: the names given, or the only sweep."""
+    groups = list(dict.fromkeys(run.group for run in runs))
+    return " ".join(names) or (groups[0] if len(groups) == 1 else "all runs")
+
+
 def read_rows(runs: Sequence[Run]) -> list[RunRow]:
     """One row per run, oldest first."""
     with _without_garbage_collection():

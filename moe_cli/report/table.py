@@ -183,11 +183,11 @@ def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
     known = column_names(runs)
     expression = with_columns(parse_expression(condition), [*known, *JSON_KEYS])
     if together := sorted(expression.names.intersection(JSON_KEYS).difference(known)):
-        raise ConfigError(f"--filter chooses runs here, and {together[0]} is of a row of several: {condition}")
+        raise ConfigError(f"--where chooses runs here, and {together[0]} is of a row of several: {condition}")
     expression.check(known)
     chosen = [run for run in runs if matches([expression], run)]
     if not chosen:
-        raise ConfigError(f"no run matches --filter '{condition}'.")
+        raise ConfigError(f"no run matches --where '{condition}'.")
     return chosen
 
 

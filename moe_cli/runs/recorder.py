@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from moe_cli.files.checksums import Mark, damage, mark, sealed
+from moe_cli.files.checksums import Mark, damage, mark, write_sealed
 from moe_cli.files.reading import read_json, read_lines
 from moe_cli.files.writing import (
     append,
@@ -52,11 +52,8 @@ class Recorder:
 
     def check(self, marks: Any, step: int) -> None:
         """Holds the records against the marks of the checkpoint of a step. What is gone is said, here and with the results."""
-        found = (
-            [damage(self.run.path / name, marks.get(name), step) for name in RECORD_FILES]
-            if isinstance(marks, dict)
-            else []
-        )
+        known = marks if isinstance(marks, dict) else {}
+        found = [damage(self.run.path / name, known.get(name), step) for name in RECORD_FILES]
         if any(found):
             self._status["damage"] = "; ".join(filter(None, found))
             print_line(f"note: {self.run.id} goes on, but {self._status['damage']}.")
@@ -76,7 +73,7 @@ class Recorder:
     def complete(self, summary: Mapping[str, Any]) -> None:
         """Writes the results last of all: their presence means that the run is complete."""
         self.status(COMPLETED, reason=self._status.get("damage"))
-        write_json(self.run.path / "summary.json", sealed(json_safe(summary)))
+        write_sealed(self.run.path / "summary.json", summary)
 
 
 def _step(record: Mapping[str, Any]) -> float:

@@ -153,7 +153,7 @@ def _check_size(blocks: Sequence[Block], seeds: int) -> None:
     if number > CONFIGURATIONS or number * seeds > RUNS:
         raise ConfigError(
             f"{shortened(number)} configurations x {seeds} seeds are too many: the most are {CONFIGURATIONS:,} and "
-            f"{RUNS:,} runs.\nGive fewer values or seeds, or draw some of them: --search random --trials 100"
+            f"{RUNS:,} runs.\nGive fewer values or seeds, or draw some of them: --sampler random --trials 100"
         )
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.executors import Executor
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.machine import check_devices
-from moe_cli.execution.memory import check_memory
+from moe_cli.execution.memory import check_memory, check_run_memory
 from moe_cli.runs.corpora import record_corpora
-from moe_cli.runs.folder import Run, make_group
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group
 from moe_cli.runs.locks import sweep_lock
 from moe_cli.runs.trash import check_idle
 from moe_cli.sweeps.executors.make import at_once, make_pool
@@ -36,8 +38,8 @@ class Execution:
     Attributes:
         jobs: runs at a time; None: what this machine bears, or what the cluster gives.
         retry_failed: runs that failed are run again, from their last checkpoint.
-        force, rerun_on_code: all runs start again, or those of other code; what there is goes to the trash.
-        force_memory: runs that need far more memory than this machine has are begun all the same.
+        force, rerun_stale: all runs start again, or those of another version of the code; what there is goes to the trash.
+        force_memory: runs that need far more memory than this machine has start all the same.
     """
 
     executor: Executor
@@ -45,44 +47,94 @@ class Execution:
     rules: Rules = field(default_factory=Rules)
     retry_failed: bool = False
     force: bool = False
-    rerun_on_code: bool = False
+    rerun_stale: bool = False
     force_memory: bool = False
+
+    @property
+    def checks_memory(self) -> bool:
+        """Whether a run is refused that needs far more memory than there is: of a cluster's machines that is not known."""
+        return self.executor.name == "local" and not self.force_memory
+
+    def check(self, is_search: bool) -> None:
+        """Raises ConfigError for an option that has no effect."""
+        other = "--rerun-stale" if self.rerun_stale else "--retry-failed"
+        if is_search and (self.force or self.rerun_stale):
+            option = "--force" if self.force else other
+            raise ConfigError(f"{option} is for sweeps; a search keeps what it has found. Start another: --name NAME")
+        if self.force and (self.rerun_stale or self.retry_failed):
+            raise ConfigError(f"--force starts every run again: {other} has no effect. Leave it out.")
+
+
+NEW = "new"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep before it starts.
+
+    Attributes:
+        label: names what varies: expert=16 k=2 seed=1.
+        run: its folder, made or not.
+        status: that of its folder; `new` where there is none, and where it starts again.
+        restarts: whether what there is goes to the trash and the run starts again.
+    """
+
+    label: str
+    config: RunConfig
+    estimate: RunEstimate
+    run: Run
+    status: str
+    restarts: bool = False
+
+    def is_pending(self, retry_failed: bool) -> bool:
+        """Whether it is to be carried out now."""
+        return self.status not in (COMPLETED, PRUNED) and (retry_failed or self.status != FAILED)
 
 
 @dataclass(frozen=True)
 class PreparedSweep:
-    """A sweep that can start.
-
-    Attributes:
-        plans: the cost of each run.
-        runs: their folders, made or not.
-        outdated: those of them that start again.
-    """
+    """A sweep that can start."""
 
     plan: SweepPlan
     outputs: Path
     execution: Execution
-    plans: Sequence[RunEstimate]
-    runs: Sequence[Run]
-    outdated: Sequence[Run]
+    runs: Sequence[PlannedRun]
+
+    @property
+    def estimates(self) -> list[RunEstimate]:
+        return [each.estimate for each in self.runs]
+
+    @property
+    def pending(self) -> list[PlannedRun]:
+        """The runs that are to be carried out now."""
+        return [each for each in self.runs if each.is_pending(self.execution.retry_failed)]
+
+    @property
+    def restarted(self) -> list[Run]:
+        """The runs that start again."""
+        return [each.run for each in self.runs if each.restarts]
+
+    @property
+    def max_parallel(self) -> int | None:
+        """Runs at a time; None: as many as a cluster has room for."""
+        most = at_once(self.execution.executor, self.execution.jobs, self.estimates)
+        return None if most is None else min(most, len(self.runs))
 
     @property
     def jobs(self) -> int | None:
-        """Runs at a time, as many as there are at the most; None: what the cluster gives."""
-        if self.execution.executor.name != "local":
-            return self.execution.jobs
-        return min(at_once(self.execution.executor, self.execution.jobs, self.plans) or 1, len(self.plans))
+        """Runs at a time that the executor is asked for; None: as many as it has room for."""
+        return self.max_parallel if self.execution.executor.name == "local" else self.execution.jobs
 
     def has_work(self) -> bool:
-        return bool(self.outdated or to_do(self.runs, self.execution.retry_failed))
+        return bool(self.pending)
 
     @contextmanager
     def begin(self, pool: Any) -> Iterator[Listed]:
         """Moves the outdated runs to the trash and makes the folders; if that fails, all lies where it lay."""
-        removed = discard(self.outdated, self.outputs)
+        removed = discard(self.restarted, self.outputs)
         try:
             if pool:
-                _record_data(make_group(self.outputs, self.plan.name), self.plans, replace=self.execution.force)
+                _record_data(make_group(self.outputs, self.plan.name), self.estimates, replace=self.execution.force)
             runs = self.plan.open(self.outputs)
         except BaseException:
             put_back(removed, self.outputs)
@@ -101,8 +153,8 @@ class PreparedSearch:
     preview: "Preview"
 
     @property
-    def plans(self) -> Sequence[RunEstimate]:
-        return self.preview.plans
+    def estimates(self) -> Sequence[RunEstimate]:
+        return self.preview.estimates
 
     @property
     def jobs(self) -> int | None:
@@ -131,12 +183,17 @@ class PreparedSearch:
         from moe_cli.sweeps.search import SearchFeed, open_study
 
         study = open_study(self.plan, self.outputs, self.preview.evaluations)
-        _record_data(self.outputs / self.plan.name, self.plans)
+        _record_data(self.outputs / self.plan.name, self.estimates)
 
         def at_a_time() -> int:
             return min(pool.workers, self.most) if pool else 1
 
-        with SearchFeed(self.plan, study, self.outputs, at_a_time, self.execution.retry_failed).at_work() as feed:
+        def check(config: RunConfig) -> None:
+            if self.execution.checks_memory:
+                check_run_memory(config, self.outputs)
+
+        feed = SearchFeed(self.plan, study, self.outputs, at_a_time, self.execution.retry_failed, check)
+        with feed.at_work():
             yield feed
 
 
@@ -172,34 +229,38 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
     Raises:
         MoeError: a device, a library or the data are missing, or a run that is to start again is at work.
     """
+    execution.check(isinstance(plan, SearchPlan))
     check = check_devices if execution.executor.name == "local" else _check_nothing
     if isinstance(plan, SearchPlan):
         from moe_cli.sweeps.search_estimate import preview
 
-        search = PreparedSearch(plan, outputs, execution, preview(plan, outputs))
-        check([each.config for each in search.plans])
-        _check_memory(search.plans, execution, build)
+        checks_memory = build and execution.checks_memory
+        search = PreparedSearch(plan, outputs, execution, preview(plan, outputs, checks_memory))
+        check([each.config for each in search.estimates])
         return search
     plan = plan.pinned(outputs)
-    configs = [point.config for point in plan.points]
+    configs, runs = [point.config for point in plan.points], plan.existing(outputs)
     check(configs)
-    plans, runs = estimate_runs(configs, outputs, measure_flops(), build=build), plan.existing(outputs)
-    _check_memory(plans, execution, build)
-    again = outdated(runs, force=execution.force, code=execution.rerun_on_code)
+    estimates = estimate_runs(configs, outputs, measure_flops(), build=build)
+    if build and execution.checks_memory:
+        check_memory(estimates)
+    again = set(outdated(runs, force=execution.force, code=execution.rerun_stale))
     for run in again if build else ():
         check_idle(run)
-    return PreparedSweep(plan, outputs, execution, plans, runs, again)
+    planned = [
+        PlannedRun(point.label, point.config, estimate, run, _status(run, run in again), run in again)
+        for point, estimate, run in zip(plan.points, estimates, runs, strict=True)
+    ]
+    return PreparedSweep(plan, outputs, execution, planned)
+
+
+def _status(run: Run, restarts: bool) -> str:
+    return NEW if restarts or not run.path.exists() else str(run.status()["status"])
 
 
 def _record_data(folder: Path, estimates: Sequence[RunEstimate], replace: bool = False) -> None:
     """Records in a sweep's folder the data that its runs learn from. Raises DataError: other data than before."""
     record_corpora(folder, [(each.config.data, each.corpus.meta) for each in estimates], replace)
-
-
-def _check_memory(plans: Sequence[RunEstimate], execution: Execution, build: bool) -> None:
-    """Raises ConfigError for a run that needs far more memory than this machine has, if it is this one that runs it."""
-    if build and execution.executor.name == "local":
-        check_memory(plans, execution.force_memory)
 
 
 def _check_nothing(configs: object) -> None:
@@ -214,7 +275,7 @@ def run_sweep(prepared: Prepared, view: View = SILENT) -> None:
     """
     execution, pool = prepared.execution, None
     if prepared.has_work():
-        pool = make_pool(execution.executor, prepared.outputs, prepared.jobs, prepared.plans)
+        pool = make_pool(execution.executor, prepared.outputs, prepared.jobs, prepared.estimates)
     with ExitStack() as stack:
         if pool:
             stack.callback(pool.close)

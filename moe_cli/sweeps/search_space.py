@@ -134,7 +134,7 @@ class SearchPlan:
 def plan_if_search(
     words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **given: Any
 ) -> SearchPlan | None:
-    """`plan_search`, if one is asked for: by --search, or by the file that the first word names.
+    """`plan_search`, if one is asked for: by --sampler, or by the file that the first word names.
 
     Raises:
         ConfigError: a word or an option is wrong, or an option of a search stands without one.
@@ -143,7 +143,7 @@ def plan_if_search(
     if options.sampler is not None or (named(words) and load_sweep_file(composer, words[0]).search is not None):
         return plan_search(words, options, composer=composer, **given)
     if typed := options.given():
-        raise ConfigError(f"{typed} is for a search. Add: --search tpe")
+        raise ConfigError(f"{typed} is for a search. Add: --sampler tpe")
     return None
 
 
@@ -182,7 +182,7 @@ def plan_search(
     where: Sequence[str] = (),
     composer: Composer,
 ) -> SearchPlan:
-    """The search of `moe sweep WORDS --search ...`: settings with one value are fixed, the others are drawn.
+    """The search of `moe sweep WORDS --sampler ...`: settings with one value are fixed, the others are drawn.
 
     Raises:
         ConfigError: a word or an option is wrong, or nothing is left to draw.
@@ -211,7 +211,7 @@ def plan_search(
     return SearchPlan(
         check_folder(name if name is not None else sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH), sweep.question, space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
-        conditions, tuple(chosen), one_of("--search", options.sampler, SAMPLERS) or block.sampler or "tpe",
+        conditions, tuple(chosen), one_of("--sampler", options.sampler, SAMPLERS) or block.sampler or "tpe",
         check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
         _search_seed(options.seed), composer, tuple(words), declared_by(words, sweep.question, sweep.baseline),
     )  # fmt: skip
@@ -243,7 +243,7 @@ def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any
     if len(sweep.blocks) > 1 or any(len(dimension.keys) > 1 for dimension in sweep.blocks[0].dimensions):
         raise ConfigError(
             f"the sweep {sweep.name} names whole configurations (zip, points or union), and a search draws single "
-            "settings. Run it without --search."
+            "settings. Run it without --sampler."
         )
     domains: dict[str, Domain] = {}
     for dimension in sweep.blocks[0].dimensions:

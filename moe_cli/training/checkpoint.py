@@ -6,7 +6,6 @@ checkpoints/step_00000120/model.safetensors, optimizer.safetensors, ema.safetens
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 
 from moe_cli.distributed import collectives
 from moe_cli.errors import CheckpointError, DiskFull, TrainingError, UnsafePath
+from moe_cli.files.checksums import unsealed, write_sealed
 from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
-from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename, write_json
+from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
 from moe_cli.formatting import is_utf8, print_line
 from moe_cli.runs.folder import Run
 from moe_cli.training.optimizers import Optimizers, WeightAverage
@@ -250,17 +250,13 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     for name, content in snapshot.files.items():
         save_file(content, folder / name)
         adopt(folder / name)
-    checksums = {"state": _sha256_of_state(snapshot.state), **{name: _sha256(folder / name) for name in snapshot.files}}
-    write_json(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": snapshot.state})
+    checksums = {name: _sha256(folder / name) for name in snapshot.files}
+    write_sealed(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": snapshot.state})
 
 
 def _sha256(path: Path) -> str:
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sha256_of_state(state: Any) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def latest_checkpoint(run: Run) -> Checkpoint:
@@ -335,22 +331,19 @@ def _open(folder: Path) -> Checkpoint:
     """The checkpoint in a folder, once its checksums hold."""
     try:
         content = parse_object(read_bytes(folder / "state.json"))
+        if content.get("format") != FORMAT:
+            raise CheckpointError(f"{folder} has format {content.get('format')}; this version of moe reads {FORMAT}.")
+        content = unsealed(content)
     except FileNotFoundError:
         raise _damaged(folder, "state.json is missing") from None
     except Unreadable as reason:
         raise _damaged(folder, f"state.json {reason}") from None
-    if content.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has format {content.get('format')}; this version of moe reads {FORMAT}.")
     state, checksums = content.get("state"), content.get("checksums")
-    if (
-        not isinstance(state, dict)
-        or not isinstance(checksums, dict)
-        or _sha256_of_state(state) != checksums.get("state")
-    ):
-        raise _damaged(folder, "state.json does not have its checksum")
+    if not isinstance(state, dict) or not isinstance(checksums, dict):
+        raise _damaged(folder, "state.json is no state of a training")
     if problem := _problem(state, int(folder.name.removeprefix("step_"))):
         raise _damaged(folder, f"state.json has {problem}")
-    for name in (*_FILES, *([_EMA] if _EMA in checksums else [])):
+    for name in (*_FILES, *([_EMA] if _EMA in checksums or (folder / _EMA).exists() else [])):
         try:
             same = _sha256(folder / name) == checksums.get(name)
         except FileNotFoundError:

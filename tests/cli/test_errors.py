@@ -47,10 +47,9 @@ WRONG = {
     "Or give values: moe sweep k=1,2",
     "sweep seed=1,2 --seeds 2": "error: seed=1,2 and --seeds 2 both choose seeds: give one.",
     "sweep k=1,2 --timeout 5": "error: --timeout 5 is not a time. Give a number with a unit: 30s, 10m, 2h or 1h30m.",
-    "sweep k=1,2 --rerun-on data": "error: --rerun-on data: no such choice. There is: code.",
-    "sweep k=1,2 --force --retry-failed": "error: --force runs every point again: --retry-failed has no effect beside it. "
+    "sweep k=1,2 --force --retry-failed": "error: --force starts every run again: --retry-failed has no effect. "
     "Leave it out.",
-    "sweep k=1,2 --force --rerun-on code": "error: --force runs every point again: --rerun-on has no effect beside it. "
+    "sweep k=1,2 --force --rerun-stale": "error: --force starts every run again: --rerun-stale has no effect. "
     "Leave it out.",
     "sweep k=1,2 --name a/b": "error: --name a/b must be a plain folder name.",
 }

@@ -168,8 +168,8 @@ WRONG = {
     ("latest", "a", "--layer", "0"): "--layer 0: RUN has sparse layers 1 to 2.",
     ("latest", "a", "--layer", "3"): "--layer 3: RUN has sparse layers 1 to 2.",
     ("latest", "a", "--checkpoint", "5"): "RUN has no checkpoint '5'. There are: latest, 6, 4.",
-    ("latest", "a", "--html", "no/such.html"): "no folder no: make it, or name another.",
-    ("latest", "a", "--html", "a.html", "--json"): "--json has no effect on a page: leave --html or --json out.",
+    ("latest", "a", "-o", "no/such.html"): "no folder no: make it, or name another.",
+    ("latest", "a", "-o", "a.html", "--json"): "--json prints, --output writes a page: give one of them.",
     ("latest", "a" * 16_385): "the text has 16,385 tokens: 16,384 are the most. Give a part of it.",
     ("absent", "a"): "no sweep, run or folder 'absent' in OUTPUTS. See: moe runs ls",
 }  # fmt: skip
@@ -336,7 +336,7 @@ def test_help_names_everything() -> None:
     shown = " ".join(CliRunner().invoke(app, ["explain", "--help"]).stdout.split())
     for word in (
         "--layer N",
-        "--html FILE",
+        "--output",
         "--json",
         "--checkpoint WHICH",
         "reads it from standard input",

@@ -107,7 +107,7 @@ def test_settings_that_read_the_same_text_share_its_hash(folder: Path, moe: Moe)
 def test_a_search_fixes_its_data(folder: Path, moe: Moe) -> None:
     """As a sweep does: it does not go on with other data."""
     pytest.importorskip("optuna")
-    search = ("sweep", *HERE, "optim.lr=interval(0.01,0.02)", "--search", "random", "-j", 1, "--trials")
+    search = ("sweep", *HERE, "optim.lr=interval(0.01,0.02)", "--sampler", "random", "-j", 1, "--trials")
     assert 0 == moe(*search, 1).exit_code
     assert 0 == moe(*search, 2).exit_code
     (folder / "c.txt").write_text(words(4000, 7))

@@ -1,7 +1,6 @@
 """The board: right counts, best and time left; no line too wide; plain lines when piped; what a stopped sweep leaves."""
 
 import io
-import json
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from moe_cli import load_runs, recommend
 from moe_cli.cli.progress import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
 from moe_cli.cli.runs.watch import SweepFolder, run_panel, watch_run, watch_sweep
-from moe_cli.files.writing import write_json
+from moe_cli.files.checksums import write_sealed
 from moe_cli.report.configuration import aggregate_seeds, best_rows
 from moe_cli.report.load import rows_below
 from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run
@@ -20,7 +19,7 @@ from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.status import read_status, read_statuses
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
 from moe_cli.sweeps.scheduler import Progress
-from tests.report.folders import complete, set_status, stopped, summary, sweep_of_three_seeds
+from tests.report.folders import complete, edit_summary, set_status, stopped, summary, sweep_of_three_seeds
 
 NOW = 1_000_000.0
 
@@ -136,8 +135,7 @@ def test_a_sweep_over_budgets_shows_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("model", "unit"), [("vit", "nats/image"), ("bert", "nats/masked token")])
 def test_losses_are_given_for_what_the_task_answers(tmp_path: Path, model: str, unit: str) -> None:
     """An image has no bytes of text: its loss is so many nats, and they are no token's."""
-    path = complete(tmp_path, 1.6, expert=8, model=model).path / "summary.json"
-    write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
+    edit_summary(complete(tmp_path, 1.6, expert=8, model=model).path, val_bpb=None)
     found = read_statuses(list_runs_by_age(tmp_path))
     assert unit in ended_line(found[0], "expert=8").plain
     assert [unit] == [best.unit for best in best_so_far(found, {})]
@@ -160,9 +158,13 @@ def sweep_at_hand(outputs: Path) -> tuple[SweepPlan, list[Run]]:
     return plan, plan.open(outputs)
 
 
+def labelled(plan: SweepPlan, runs: list[Run]) -> dict[Run, str]:
+    return {run: point.label for run, point in zip(runs, plan.points, strict=True)}
+
+
 def finish(run: Run, val_bpb: float) -> None:
     set_status(run, COMPLETED)
-    write_json(run.path / "summary.json", summary(run, run.config(), val_bpb))
+    write_sealed(run.path / "summary.json", summary(run, run.config(), val_bpb))
 
 
 def test_a_sweep_prints_a_line_for_each_end(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_a_sweep_prints_a_line_for_each_end(tmp_path: Path) -> None:
     plan, runs = sweep_at_hand(tmp_path)
     console = Console(file=io.StringIO(), width=80)
     progress = Progress(len(runs))
-    with SweepDisplay(console, plan, runs, runs) as display:
+    with SweepDisplay(console, labelled(plan, runs), runs) as display:
         display(progress)
         progress.waiting -= 1
         finish(runs[0], 1.7)
@@ -198,9 +200,9 @@ def test_a_sweep_counts_what_was_done_before(tmp_path: Path) -> None:
     finish(runs[0], 1.7)
     set_status(runs[1], FAILED, reason="x")
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    with SweepDisplay(console, plan, runs, []) as display:
+    with SweepDisplay(console, labelled(plan, runs), []) as display:
         before = display._standing(Progress())
-    with SweepDisplay(console, plan, runs, [runs[1]]) as display:
+    with SweepDisplay(console, labelled(plan, runs), [runs[1]]) as display:
         again = display._standing(Progress(1))
     assert (len(before.done), len(before.failed), before.waiting) == (1, 1, 0)
     assert (len(again.done), len(again.failed), again.waiting) == (1, 0, 1)
@@ -210,7 +212,7 @@ def test_a_terminal_gets_a_panel(tmp_path: Path) -> None:
     """It is drawn, and gone when the display ends; the lines above it stay."""
     plan, runs = sweep_at_hand(tmp_path)
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
-    with SweepDisplay(console, plan, runs, runs) as display:
+    with SweepDisplay(console, labelled(plan, runs), runs) as display:
         display(Progress(len(runs)))
         assert isinstance(console.file, io.StringIO)
         assert "2 waiting" in console.file.getvalue()

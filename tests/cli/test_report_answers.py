@@ -1,7 +1,8 @@
-"""moe report --fit and --plot, moe runs experts, and what is drawn where the terminal is not UTF-8."""
+"""moe scaling, moe report --plot, moe runs experts, and what is drawn where the terminal is not UTF-8."""
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def outputs(tmp_path: Path) -> Path:
 
 def test_a_fit_is_printed_with_its_answers(outputs: Path, moe: Moe) -> None:
     """The law with constants near those planted, dense equivalents, a prediction and the largest held out."""
-    found = moe("report", "scaling", "--fit", "ludziejewski", "--predict", "expert=32", "--validate")
+    found = moe("scaling", "scaling", "--law", "ludziejewski", "--predict", "expert=32", "--validate")
     assert 0 == found.exit_code, found.output
     for part in (
         "scaling law ludziejewski",
@@ -54,7 +55,7 @@ def test_a_fit_is_printed_with_its_answers(outputs: Path, moe: Moe) -> None:
         "largest, held out",
     ):
         assert part in found.stdout
-    record = json.loads(moe("report", "scaling", "--fit", "ludziejewski", "--validate", "--format", "json").stdout)
+    record = json.loads(moe("scaling", "scaling", "--law", "ludziejewski", "--validate", "--json").stdout)
     constants = {each["name"]: each for each in record["constants"]}
     assert TRUE["c"] == pytest.approx(constants["c"]["value"], abs=0.1)
     assert 27 == record["configurations"]
@@ -65,23 +66,22 @@ def test_a_fit_is_printed_with_its_answers(outputs: Path, moe: Moe) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--predict", "expert=8"], "add --fit auto"),
-        (["--validate"], "add --fit auto"),
-        (["--fit", "nobody"], "ludziejewski"),
-        (["--fit", "auto", "--format", "csv"], "--format json"),
-        (["--fit", "auto", "--filter", "expert == 999"], "no run matches"),
-        (["--fit", "auto", "--predict", "expert"], "give settings such as"),
-        (["--fit", "auto", "--predict", "'expert=8"], "quote is not closed"),
-        (["--fit", "auto", "--predict", "expert=8 train.minutes=3"], "the budget is a time"),
-        (["--fit", "auto", "--filter", "expert == 4"], "moe sweep scaling"),
-        (["--plot", "val_bpb"], "as Y:X"),
-        (["--plot", "val_bpb:nope"], "no column 'nope'"),
-        (["--plot", "val_bpb:expert", "--format", "csv"], "has no effect"),
+        ("scaling --law abc", "ludziejewski"),
+        ("scaling --where 'expert == 999'", "no run matches"),
+        ("scaling --predict expert", "give settings such as"),
+        ("""scaling --predict "'expert=8" """, "quote is not closed"),
+        ("scaling --predict 'expert=8 train.minutes=3'", "the budget is a time"),
+        ("scaling --where 'expert == 4'", "moe sweep scaling"),
+        ("scaling --json -o law.html", "give the name of a .html file, without --json"),
+        ("report --plot val_bpb", "as Y:X"),
+        ("report --plot val_bpb:nope", "no column 'nope'"),
+        ("report --plot val_bpb:expert --format csv", "give one of them"),
     ],
 )
-def test_wrong_requests_are_refused(outputs: Path, moe: Moe, words: list[str], says: str) -> None:
+def test_wrong_requests_are_refused(outputs: Path, moe: Moe, words: str, says: str) -> None:
     """In a few lines with what to do, exit code 2."""
-    found = moe("report", "scaling", *words)
+    command, *options = shlex.split(words)
+    found = moe(command, "scaling", *options)
     assert 2 == found.exit_code
     assert says in found.stderr
     assert len(found.stderr.splitlines()) <= 6
@@ -90,7 +90,7 @@ def test_wrong_requests_are_refused(outputs: Path, moe: Moe, words: list[str], s
 def test_one_size_of_model_supports_no_law(tmp_path: Path, moe: Moe) -> None:
     """It says what is missing and which sweep would give it."""
     sweep_of_three_seeds(tmp_path / "outputs")
-    found = moe("report", "--fit", "auto")
+    found = moe("scaling")
     assert 2 == found.exit_code
     assert "needs at least 3 sizes of model; these runs have 1" in found.stderr
     assert "moe sweep scaling" in found.stderr
@@ -132,7 +132,7 @@ def test_a_terminal_without_utf8_gets_ascii(tmp_path: Path) -> None:
         (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     words = "import sys; from moe_cli.cli.app import main; sys.argv[0] = 'moe'; main()"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MOE_OUTPUTS": str(outputs)}
-    for command in (["diff", runs[0].id, runs[1].id], ["show", runs[0].id], ["health", runs[0].id]):
+    for command in (["diff", runs[0].id, runs[1].id], ["show", runs[0].id], ["experts", runs[0].id]):
         found = subprocess.run(
             [sys.executable, "-c", words, "runs", *command], env=environment, capture_output=True, check=False
         )

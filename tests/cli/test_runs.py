@@ -74,7 +74,7 @@ def test_tags_are_shown_everywhere(moe: Moe, outputs: Path) -> None:
     assert "good,baseline" in moe("runs", "ls").stdout
     assert "tags good, baseline" in moe("runs", "show", done.id).stdout
     assert list(load_runs(outputs)["tags"]) == [["good", "baseline"], [], []]
-    found = json.loads(moe("report", "--filter", "'good' in tags", "--format", "json").stdout)
+    found = json.loads(moe("report", "--where", "'good' in tags", "--format", "json").stdout)
     assert [row["runs"] for row in found] == [[done.id]]
     assert moe("runs", "tag", done.id, "good", "--remove").stdout == f"{done.id}   tags baseline\n"
     assert "has no tag 'good'" in moe("runs", "tag", failed.id, "good", "--remove").stderr

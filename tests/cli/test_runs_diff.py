@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moe_cli.cli.runs.diff import compare
-from moe_cli.files.writing import write_json
+from moe_cli.files.checksums import write_sealed
 from moe_cli.runs.folder import FAILED, Run
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, stopped
@@ -106,7 +106,7 @@ def test_damaged_runs_are_compared_as_far_as_they_go(tmp_path: Path, moe: Moe) -
     """Results of the wrong type are as if they were not there."""
     outputs = tmp_path / "outputs"
     a, b = complete(outputs, 1.8, expert=8), complete(outputs, 1.7, expert=4)
-    write_json(b.path / "summary.json", {"val_bpb": "low", "tokens": [1]})
+    write_sealed(b.path / "summary.json", {"val_bpb": "low", "tokens": [1]})
     (b.path / "routing.jsonl").write_text('{"layer": 0, "tokens_per_expert": ["x"]}\n{"layer": "1"}\n[]\n')
     assert moe("runs", "diff", a.id, b.id).exit_code == 0
     assert {each.name: each.b for each in compare(a, b).measures}["val_bpb"] is None

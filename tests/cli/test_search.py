@@ -1,4 +1,4 @@
-"""moe sweep --search as a user meets it: the plan, the end, real pruning, and every mistake."""
+"""moe sweep --sampler as a user meets it: the plan, the end, real pruning, and every mistake."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ LR = "optim.lr=tag(log,interval(0.001,0.1))"
 
 def test_a_dry_run_says_what_would_be_searched(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """Space, size, objectives, pruning and the time of all trials are printed, and nothing is made."""
-    words = ["sweep", *settings, "expert=4,8", "k=1,2", "--search", "tpe", "--trials", "30", "--dry-run"]
+    words = ["sweep", *settings, "expert=4,8", "k=1,2", "--sampler", "tpe", "--trials", "30", "--dry-run"]
     text = moe(*words, "--prune", "asha").output
     for part in ("tpe search: 30 trials: 0 done before, 30 to go", "expert=4,8", "k=1,2", "size       4 configurations",
                  "val_bpb (lower is better)", "asha, looking at 5 evaluations of a run", "at most about",
-                 "without --search each is run once", "train.steps=6"):  # fmt: skip
+                 "without --sampler each is run once", "train.steps=6"):  # fmt: skip
         assert part in text
     assert not (tmp_path / "outputs" / "search").exists()
     several = moe(*words, "--objective", "val_loss,tokens_per_second", LR).output
@@ -32,7 +32,7 @@ def test_a_dry_run_says_what_would_be_searched(moe: Moe, settings: list[str], tm
 
 def test_the_end_says_what_was_found(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """How many trials ended how, the best as words for moe train, which name its run; a second call does nothing."""
-    words = ["sweep", *settings, LR, "expert=4", "--search", "random", "--trials", "2", "--name", "mine", "-j", "2"]
+    words = ["sweep", *settings, LR, "expert=4", "--sampler", "random", "--trials", "2", "--name", "mine", "-j", "2"]
     result = moe(*words)
     assert 0 == result.exit_code, result.output
     assert "2 of 2 trials: 2 completed, 0 pruned, 0 failed" in result.output
@@ -49,45 +49,48 @@ def test_the_end_says_what_was_found(moe: Moe, settings: list[str], tmp_path: Pa
 
 
 WRONG = [
-    ([LR], "draws: --search"),
-    (["k=1,2", "--trials", "3"], "--trials 3 is for a search. Add: --search tpe"),
+    ([LR], "draws: --sampler"),
+    (["k=1,2", "--trials", "3"], "--trials 3 is for a search. Add: --sampler tpe"),
     (["k=1,2", "--prune", "asha"], "--prune asha is for a search."),
     (["k=1,2", "--objective", "val_bpb"], "--objective val_bpb is for a search."),
     (["k=1,2", "--search-seed", "1"], "--search-seed 1 is for a search."),
-    ([LR, "--search", "grid"], "--search grid is not one of: tpe, random."),
-    ([LR, "--search", "tpe", "--trials", "0"], "--trials 0 is not a whole number of at least 1 and at most 100000."),
+    ([LR, "--sampler", "grid"], "--sampler grid is not one of: tpe, random."),
+    ([LR, "--sampler", "tpe", "--trials", "0"], "--trials 0 is not a whole number of at least 1 and at most 100000."),
     (
-        [LR, "--search", "tpe", "--search-seed", "-1"],
+        [LR, "--sampler", "tpe", "--search-seed", "-1"],
         "--search-seed -1 is not a whole number of at least 0 and at most 4294967295.",
     ),
     (
-        [LR, "--search", "tpe", "--prune", "ashha"],
+        [LR, "--sampler", "tpe", "--prune", "ashha"],
         "--prune ashha is not one of: asha, hyperband, median. Did you mean 'asha'?",
     ),
-    ([LR, "--search", "tpe", "--prune", "asha", "--objective", "val_bpb,params"], "not by val_bpb and params"),
-    ([LR, "--search", "tpe", "--prune", "asha", "--objective", "params"], "params is known at the end of a run only"),
+    ([LR, "--sampler", "tpe", "--prune", "asha", "--objective", "val_bpb,params"], "not by val_bpb and params"),
+    ([LR, "--sampler", "tpe", "--prune", "asha", "--objective", "params"], "params is known at the end of a run only"),
     (
-        [LR, "--search", "tpe", "--prune", "asha", "train.eval_every=6"],
+        [LR, "--sampler", "tpe", "--prune", "asha", "train.eval_every=6"],
         "with train.eval_every=6 of 6 steps there are none.",
     ),
-    ([LR, "--search", "tpe", "--objective", "val_bpp"], "--objective val_bpp: no such result. Did you mean 'val_bpb'?"),
-    ([LR, "--search", "tpe", "--objective", "val_bpb,val_bpb"], "names a result twice"),
-    (["k=2", "--search", "tpe"], "nothing to search: every setting has one value."),
-    (["exprt=2", "--search", "tpe"], "no setting 'exprt'. Did you mean 'expert'?"),
-    (["optim.lrr=interval(0.1,1)", "--search", "tpe"], "no setting 'optim.lrr'. Did you mean 'optim.lr'?"),
-    (["optim.lrr=0.1,1", "--search", "tpe"], "no setting 'optim.lrr'. Did you mean 'optim.lr'?"),
-    (["router=interval(1,2)", "--search", "tpe"], "router takes none. Write: router=A,B"),
-    (["data.tokenizer=interval(1,2)", "--search", "tpe"], "data.tokenizer takes none"),
-    (["expert=interval(1.5,8)", "--search", "tpe"], "expert takes whole numbers"),
-    (["seed=interval(1,8)", "--search", "tpe"], "Give: --seeds 3"),
-    (["optim.lr=interval(0.1,0.01)", "--search", "tpe"], "low below high"),
-    (["optim.lr=tag(log,interval(0,1))", "--search", "tpe"], "above 0 with tag(log"),
-    (["expert=2,4", "k=8,9", "--search", "tpe"], "none of 100 draws can be run."),
-    (["k=1,2", "--search", "tpe", "--where", "kk > 1"], "no setting 'kk'"),
-    (["k=1,2", "--search", "tpe", "--where", "seed > 1"], "every configuration has all seeds"),
-    (["isoflop", "--search", "tpe"], "names whole configurations"),
-    ([LR, "--search", "tpe", "--name", "../x"], "must be a plain folder name"),
-    (["k=1,2", "preset=laptop", "--search", "tpe"], "Name one first"),
+    (
+        [LR, "--sampler", "tpe", "--objective", "val_bpp"],
+        "--objective val_bpp: no such result. Did you mean 'val_bpb'?",
+    ),
+    ([LR, "--sampler", "tpe", "--objective", "val_bpb,val_bpb"], "names a result twice"),
+    (["k=2", "--sampler", "tpe"], "nothing to search: every setting has one value."),
+    (["exprt=2", "--sampler", "tpe"], "no setting 'exprt'. Did you mean 'expert'?"),
+    (["optim.lrr=interval(0.1,1)", "--sampler", "tpe"], "no setting 'optim.lrr'. Did you mean 'optim.lr'?"),
+    (["optim.lrr=0.1,1", "--sampler", "tpe"], "no setting 'optim.lrr'. Did you mean 'optim.lr'?"),
+    (["router=interval(1,2)", "--sampler", "tpe"], "router takes none. Write: router=A,B"),
+    (["data.tokenizer=interval(1,2)", "--sampler", "tpe"], "data.tokenizer takes none"),
+    (["expert=interval(1.5,8)", "--sampler", "tpe"], "expert takes whole numbers"),
+    (["seed=interval(1,8)", "--sampler", "tpe"], "Give: --seeds 3"),
+    (["optim.lr=interval(0.1,0.01)", "--sampler", "tpe"], "low below high"),
+    (["optim.lr=tag(log,interval(0,1))", "--sampler", "tpe"], "above 0 with tag(log"),
+    (["expert=2,4", "k=8,9", "--sampler", "tpe"], "none of 100 draws can be run."),
+    (["k=1,2", "--sampler", "tpe", "--where", "kk > 1"], "no setting 'kk'"),
+    (["k=1,2", "--sampler", "tpe", "--where", "seed > 1"], "every configuration has all seeds"),
+    (["isoflop", "--sampler", "tpe"], "names whole configurations"),
+    ([LR, "--sampler", "tpe", "--name", "../x"], "must be a plain folder name"),
+    (["k=1,2", "preset=laptop", "--sampler", "tpe"], "Name one first"),
 ]
 
 
@@ -133,7 +136,7 @@ def test_mistakes_in_a_search_block(moe: Moe, tmp_path: Path, content: str, mess
 def test_without_optuna(moe: Moe, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A search says what to install."""
     monkeypatch.setitem(sys.modules, "optuna", None)
-    result = moe("sweep", *settings, LR, "--search", "tpe", "--trials", "1")
+    result = moe("sweep", *settings, LR, "--sampler", "tpe", "--trials", "1")
     assert 2 == result.exit_code
     assert "a search needs Optuna, which is not installed: pip install 'moe-cli[search]'" in result.output
 
@@ -143,7 +146,7 @@ def test_pruning_stops_real_training(moe: Moe, text: Path, tmp_path: Path) -> No
     """Learning rates that learn nothing are stopped before their end and keep a checkpoint; the best one is complete."""
     tiny = [word for word in TINY if not word.startswith("train.steps")]
     words = ["data=text", f"data.path={text}", *tiny, "train.steps=400", LR.replace("0.001", "0.00001")]
-    result = moe("sweep", *words, "--search", "random", "--trials", "8", "--prune", "asha", "-j", "1")
+    result = moe("sweep", *words, "--sampler", "random", "--trials", "8", "--prune", "asha", "-j", "1")
     assert 0 == result.exit_code, result.output
     runs = list_runs_by_age(tmp_path / "outputs")
     pruned = [run for run in runs if run.status()["status"] == "pruned"]
@@ -162,7 +165,7 @@ def test_pruning_stops_real_training(moe: Moe, text: Path, tmp_path: Path) -> No
 def test_a_killed_search_loses_nothing(text: Path, tmp_path: Path) -> None:
     """Killed with SIGKILL again and again, the same command ends with the trials of an undisturbed search."""
     words = ["data=text", f"data.path={text}", *TINY, "train.steps=60", LR, "k=1,2"]
-    command = [sys.executable, "-m", "moe_cli", "sweep", *words, "--search", "random", "--trials", "4", "-j", "1"]
+    command = [sys.executable, "-m", "moe_cli", "sweep", *words, "--sampler", "random", "--trials", "4", "-j", "1"]
     undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
     subprocess.run([*command, "--outputs", str(undisturbed)], check=True, capture_output=True)
     for seconds in (6, 9, 12):

@@ -123,7 +123,7 @@ def test_rerun_on_code(moe: Moe, settings: list[str], pretended: Pretended, tmp_
     moe(*GRID, *settings)
     for run in list_runs_by_age(tmp_path / "outputs"):
         write_json(run.path / "meta.json", {"packages": {"moe-cli": "0.0"}} if run.config().seed == 1 else {})
-    assert 0 == moe(*GRID, *settings, "--rerun-on", "code").exit_code
+    assert 0 == moe(*GRID, *settings, "--rerun-stale").exit_code
     assert [1] == [run.config().seed for run in pretended.seen]
 
 

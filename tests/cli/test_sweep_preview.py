@@ -7,29 +7,38 @@ from typing import Any
 
 import pytest
 
-from moe_cli.cli.sweep_preview import Ahead, head, point_lines, statuses
+from moe_cli.cli.sweep_preview import head, point_lines
 from moe_cli.config.compose import load_config
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.costs.model import cost
-from moe_cli.execution.estimate import estimate_runs
 from moe_cli.runs.folder import Run
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.plan import plan_sweep
+from moe_cli.sweeps.run_sweep import Execution, PreparedSweep, prepare
 from tests.cli.conftest import Moe
 
 UNEQUAL = "equal active parameters are not equal FLOPs: a training token costs "
 
 
+def prepared_of(words: list[str], outputs: Path, execution: Execution, **options: Any) -> PreparedSweep:
+    sweep = prepare(plan_sweep(words, **options), outputs, execution, build=False)
+    assert isinstance(sweep, PreparedSweep)
+    return sweep
+
+
 @pytest.fixture
-def ahead(settings: list[str], tmp_path: Path) -> Ahead:
+def prepared(settings: list[str], tmp_path: Path) -> PreparedSweep:
     """Two configurations of two seeds, of which one run is done and one failed; others cannot be or are not asked for."""
-    words = ["expert=2,4", "k=1,2,3", *settings]
-    planned = plan_sweep(words, seeds=2, where=["k != 2"])
-    runs = planned.existing(tmp_path)
-    plans = estimate_runs([point.config for point in planned.points], tmp_path, 1e9)
+    words, options = ["expert=2,4", "k=1,2,3", *settings], {"seeds": 2, "where": ["k != 2"]}
+    runs = plan_sweep(words, **options).existing(tmp_path)
     finish(runs[0], "completed")
     finish(runs[1], "failed")
-    return Ahead(planned, plans, statuses(runs), 2, retry_failed=False, executor=LocalExecutor())
+    return prepared_of(words, tmp_path, Execution(LocalExecutor(), 2), **options)
+
+
+def changed(prepared: PreparedSweep, **execution: Any) -> PreparedSweep:
+    """The same, carried out in another way."""
+    return replace(prepared, execution=replace(prepared.execution, **execution))
 
 
 def finish(run: Run, status: str) -> None:
@@ -38,9 +47,9 @@ def finish(run: Run, status: str) -> None:
     recorder.complete({"val_bpb": 1.0}) if status == "completed" else recorder.status(status)
 
 
-def test_head(ahead: Ahead) -> None:
+def test_head(prepared: PreparedSweep) -> None:
     """How many are done, to go and failed; each point that cannot be with its reason; how many `where` leaves out."""
-    lines = [line for _, line in head(ahead)]
+    lines = [line for _, line in head(prepared)]
     assert (
         lines[0]
         == "3 configurations x 2 seeds = 6 runs: 1 done before, 4 to go, 1 failed before (--retry-failed runs them again)"
@@ -48,19 +57,14 @@ def test_head(ahead: Ahead) -> None:
     assert lines[1].startswith("  left out  expert=2 k=3: k=3 is more than expert=2")
     assert lines[2] == "  where     leaves out 2 more"
     assert lines[-1].startswith("about ")
-    again = [
-        line
-        for _, line in head(
-            Ahead(ahead.planned, ahead.plans, ahead.status, 2, retry_failed=True, executor=LocalExecutor())
-        )
-    ]
+    again = [line for _, line in head(changed(prepared, retry_failed=True))]
     assert again[0].endswith("1 done before, 5 to go")
 
 
-def test_what_was_pruned_is_counted(ahead: Ahead) -> None:
+def test_what_was_pruned_is_counted(prepared: PreparedSweep) -> None:
     """It is neither done nor to go."""
-    status = ["pruned", *ahead.status[1:]]
-    assert "runs: 0 done before, 1 pruned before, 4 to go" in head(replace(ahead, status=status))[0][1]
+    runs = [replace(prepared.runs[0], status="pruned"), *prepared.runs[1:]]
+    assert "runs: 0 done before, 1 pruned before, 4 to go" in head(replace(prepared, runs=runs))[0][1]
 
 
 @pytest.mark.parametrize(
@@ -84,18 +88,18 @@ def test_what_was_pruned_is_counted(ahead: Ahead) -> None:
     ],
 )
 def test_how_long_it_takes_is_told_as_far_as_it_is_known(
-    ahead: Ahead, executor: Executor, jobs: int | None, said: str
+    prepared: PreparedSweep, executor: Executor, jobs: int | None, said: str
 ) -> None:
     """This machine's cores say nothing of a cluster."""
-    assert re.match(said, head(replace(ahead, executor=executor, jobs=jobs))[-1][1])
+    assert re.match(said, head(changed(prepared, executor=executor, jobs=jobs))[-1][1])
 
 
-def test_cores_that_would_idle_or_be_crowded_are_told(ahead: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_that_would_idle_or_be_crowded_are_told(prepared: PreparedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster what is reserved for a run is held against its threads, here all threads against the cores."""
 
     def said(threads: int, executor: Executor, jobs: int = 1) -> list[str]:
-        plans = [replace(plan, threads=threads) for plan in ahead.plans]
-        lines = head(replace(ahead, plans=plans, executor=executor, jobs=jobs))
+        runs = [replace(each, estimate=replace(each.estimate, threads=threads)) for each in prepared.runs]
+        lines = head(changed(replace(prepared, runs=runs), executor=executor, jobs=jobs))
         return [line.removeprefix("  crowded   ") for _, line in lines if "crowded" in line]
 
     monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
@@ -107,9 +111,9 @@ def test_cores_that_would_idle_or_be_crowded_are_told(ahead: Ahead, monkeypatch:
     assert ["4 threads on 2 cores: slower. Fewer: -j"] == said(2, LocalExecutor(), 2)
 
 
-def test_sums_are_those_of_the_points(ahead: Ahead) -> None:
+def test_sums_are_those_of_the_points(prepared: PreparedSweep) -> None:
     """Tokens of all and of what is to go: six steps of 4 x 16 tokens each; the status of every point."""
-    lines = point_lines(ahead, None)
+    lines = point_lines(prepared, None)
     assert len(lines) == 1 + 6 + 2
     assert [line.split()[-1] for line in lines[1:7]] == ["completed", "failed", *["new"] * 4]
     assert [line.split(":")[0] for line in lines[7:]] == ["total", "to go"]
@@ -118,9 +122,9 @@ def test_sums_are_those_of_the_points(ahead: Ahead) -> None:
 
 
 @pytest.mark.parametrize("width", [72, 80])
-def test_a_narrow_terminal_loses_no_word(ahead: Ahead, width: int) -> None:
+def test_a_narrow_terminal_loses_no_word(prepared: PreparedSweep, width: int) -> None:
     """Names that have no room go on below, and no line is longer than the terminal."""
-    wide, narrow = point_lines(ahead, None), point_lines(ahead, width)
+    wide, narrow = point_lines(prepared, None), point_lines(prepared, width)
     assert max(map(len, narrow)) <= width
     assert sorted(word for line in wide for word in line.split()) == sorted(
         word for line in narrow for word in line.split()
@@ -130,9 +134,8 @@ def test_a_narrow_terminal_loses_no_word(ahead: Ahead, width: int) -> None:
 def test_a_budget_of_time_has_no_tokens(settings: list[str], tmp_path: Path) -> None:
     """A dash for what is not known, and the time."""
     words = [word for word in settings if not word.startswith("train.steps")]
-    planned = plan_sweep(["expert=2,4", "train.minutes=2", *words])
-    plans: Any = estimate_runs([point.config for point in planned.points], tmp_path, 1e9)
-    lines = point_lines(Ahead(planned, plans, ["new", "new"], 1, retry_failed=False, executor=LocalExecutor()), None)
+    words = ["expert=2,4", "train.minutes=2", *words]
+    lines = point_lines(prepared_of(words, tmp_path, Execution(LocalExecutor(), 1)), None)
     assert [line.split()[4:6] for line in lines[1:3]] == [["-", "-"]] * 2
     assert "4m" in lines[-1]
 

@@ -17,7 +17,7 @@ from tests.tiny import tiny_config
 
 
 @pytest.mark.parametrize(
-    "words", [["train"], ["sweep", "k=1,2"], ["sweep", "k=1,2", "--search", "random", "--trials", "2"]]
+    "words", [["train"], ["sweep", "k=1,2"], ["sweep", "k=1,2", "--sampler", "random", "--trials", "2"]]
 )
 def test_a_dry_run_refuses_a_device_that_is_not_there(moe: Moe, settings: list[str], words: list[str]) -> None:
     """With the error of the run itself."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from moe_cli.cli.options import print_json
 from moe_cli.cli.search import _step
 from moe_cli.cli.train_progress import print_summary
-from moe_cli.files.writing import write_json
+from moe_cli.files.checksums import write_sealed
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.runs.recorder import Recorder
 from tests.tiny import tiny_config
@@ -21,7 +21,7 @@ from tests.tiny import tiny_config
 def test_a_perplexity_beyond_every_float_is_shown(finished: Run, tmp_path: Path) -> None:
     """exp(800) is infinite and stands as null in summary.json; the summary on the screen says inf."""
     run = Run(Path(shutil.copytree(finished.path, tmp_path / finished.id)))
-    write_json(run.path / "summary.json", {**(run.summary() or {}), "val_loss": 800.0, "val_perplexity": math.inf})
+    write_sealed(run.path / "summary.json", {**(run.summary() or {}), "val_loss": 800.0, "val_perplexity": math.inf})
     text = io.StringIO()
     print_summary(Console(file=text, width=120), run)
     assert "800.000 nats/token" in text.getvalue()

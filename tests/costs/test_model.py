@@ -29,8 +29,8 @@ from moe_cli.costs.model import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
-from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.training.optimizers import make_optimizers
 from tests.tiny import TINY, tiny_config
 
@@ -138,19 +138,20 @@ def one_training_step(name: str) -> tuple[Transformer, Any]:
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *UNUSUAL])
-def test_parameters_equal_the_modules(name: str) -> None:
-    """num_params is the number of trained numbers, to the last."""
-    assert sum(param.numel() for param in model_of(name).parameters()) == cost(config(name), V).num_params
+def test_parameters_and_state_equal_the_modules(name: str) -> None:
+    """num_params counts every trained number; weights, gradients and optimizer state take state_bytes, counters aside.
 
-
-@every_config
-def test_active_parameters_are_k_experts_and_all_the_rest(name: str) -> None:
-    """Counted from the modules: all parameters but E - K of E experts in every sparse layer."""
-    model, asked = model_of(name), config(name)
-    idle = sum(param[asked.k :].numel() for layer in moe_layers(model) for param in layer.experts.parameters())
-    costs = cost(asked, V)
-    assert costs.num_params - idle == costs.num_active_params
-    assert len(moe_layers(model)) == costs.num_sparse_layers
+    The matrix products of an optimizer step are those that torch counts: Muon's, for the others have none.
+    """
+    model, optimizers = one_training_step(name)
+    costs = cost(config(name), V)
+    assert costs.num_params == sum(param.numel() for param in model.parameters())
+    with FlopCounterMode(display=False) as counter:
+        optimizers.step(0.5)
+    assert costs.optimizer_flops_per_step == counter.get_total_flops()
+    tensors = [*model.parameters(), *(param.grad for param in model.parameters())]
+    tensors += [value for key, value in optimizers.state_tensors().items() if not key.endswith(".step")]
+    assert costs.state_bytes == sum(tensor.nbytes for tensor in tensors)
 
 
 def test_null_experts_take_their_share_of_the_active_parameters() -> None:
@@ -163,8 +164,10 @@ def test_null_experts_take_their_share_of_the_active_parameters() -> None:
 
 
 @every_config
-def test_forward_flops_equal_torchs_counter(name: str) -> None:
-    """FLOPs per token of a forward pass over full contexts agree with torch within 2 %."""
+def test_active_parameters_and_forward_flops_are_those_of_k_experts(name: str) -> None:
+    """All parameters but E - K of E experts in every sparse layer; FLOPs of a pass over full contexts as torch counts them,
+    within 2 %.
+    """
     # Torch counts the attention of this back end alone among those of a CPU.
     # Nor does it see into oneDNN's recurrent layers.
     with (
@@ -176,29 +179,13 @@ def test_forward_flops_equal_torchs_counter(name: str) -> None:
         for layer in moe_layers(model):
             layer.dispatch = "grouped"  # torch does not count its grouped product
         model(*inputs_of(config(name), 2, V))
-    costs = cost(config(name), V)
-    assert counter.get_total_flops() / (2 * config(name).model.context_length) == pytest.approx(
+    asked, costs = config(name), cost(config(name), V)
+    assert counter.get_total_flops() / (2 * asked.model.context_length) == pytest.approx(
         costs.forward_flops_per_token, rel=0.02
     )
-
-
-@every_config
-def test_optimizer_flops_equal_torchs_counter(name: str) -> None:
-    """Muon's matrix products, counted by torch during a step, are those of the formula; AdamW has none."""
-    _, optimizers = one_training_step(name)
-    with FlopCounterMode(display=False) as counter:
-        optimizers.step(0.5)
-    assert counter.get_total_flops() == cost(config(name), V).optimizer_flops_per_step
-
-
-@pytest.mark.parametrize("name", [*CONFIGS, *UNUSUAL])
-def test_state_bytes_are_those_of_the_tensors(name: str) -> None:
-    """Weights, gradients and optimizer state after a step take what the formula says, but for a counter a parameter."""
-    model, optimizers = one_training_step(name)
-    optimizers.step(0.5)
-    tensors = [*model.parameters(), *(param.grad for param in model.parameters())]
-    tensors += [value for key, value in optimizers.state_tensors().items() if not key.endswith(".step")]
-    assert sum(tensor.nbytes for tensor in tensors) == cost(config(name), V).state_bytes
+    idle = sum(param[asked.k :].numel() for layer in moe_layers(model) for param in layer.experts.parameters())
+    assert costs.num_active_params == costs.num_params - idle
+    assert costs.num_sparse_layers == len(moe_layers(model))
 
 
 class Held(TorchDispatchMode):

@@ -77,7 +77,7 @@ class Work:
         moe(
             "sweep",
             "expert=choice(4,8)",
-            "--search",
+            "--sampler",
             "random",
             "--trials",
             trials,

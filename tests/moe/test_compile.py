@@ -14,7 +14,8 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
 from moe_cli.moe.backends.loop import _compiled_experts, grouped_loop
 from moe_cli.moe.experts import Experts
-from tests.moe.backends.test_dispatch import E, assert_same, every_capacity, every_router, make_case
+from moe_cli.moe.routing import Routing
+from tests.moe.backends.test_dispatch import E, F, assert_same, make_case
 from tests.tiny import randomise
 
 # Raised inside the compiler, not by anything we call.
@@ -70,26 +71,21 @@ def compile_whole(capacity: float | None, drop: str) -> None:
     assert_same(outcome(model, model, tokens), outcome(model, torch.compile(model, fullgraph=True), tokens), 1e-4)
 
 
-@every_capacity
-@every_router
-def test_the_operator_equals_the_loop(router: str, capacity: float | None) -> None:
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("capacity", [None, 0.5])
+def test_the_operator_equals_the_loop(capacity: float | None, with_mask: bool) -> None:
     """What the compiler sees gives the loop's answer and gradients to the last bit."""
+    case = make_case("top2", 64, capacity)
+    mask = torch.randint(0, 3, (128, F), generator=torch.Generator().manual_seed(3)).double() if with_mask else None
 
-    def operator(experts: Experts, x: Tensor, routing: object) -> Tensor:
-        return _compiled_experts(
-            x,
-            routing.token_ids,
-            routing.expert_ids,
-            routing.weights,
-            routing.kept,
-            *experts.parameters(),
-            None,
-            "glu",
-            "silu",
-        )[0]
+    def loop(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
+        return grouped_loop(experts, x, routing, mask)
 
-    case = make_case(router, 64, capacity)
-    assert_same(case.outcome(grouped_loop), case.outcome(operator), 0.0)
+    def operator(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
+        record = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
+        return _compiled_experts(x, *record, *experts.parameters(), mask, "glu", "silu")[0]
+
+    assert_same(case.outcome(loop), case.outcome(operator), 0.0)
 
 
 @pytest.mark.slow

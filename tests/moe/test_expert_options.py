@@ -2,54 +2,16 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from moe_cli.config.routers import TopKConfig
 from moe_cli.errors import ConfigError
-from moe_cli.moe.backends.dispatch import grouped_mm, reference
-from moe_cli.moe.backends.loop import _compiled_experts, grouped_loop
-from moe_cli.moe.backends.padded import einsum, padded
+from moe_cli.moe.backends.dispatch import reference
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routing import Routing
-from tests.moe.backends.test_dispatch import Backend, F, assert_same, every_capacity, make_case
-from tests.moe.formulas import ROUTERS
-
-
-def operator(experts: Experts, x: Tensor, routing: Routing, mask: Tensor | None = None) -> Tensor:
-    """The loop as a compiler sees it."""
-    record = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
-    return _compiled_experts(x, *record, *experts.parameters(), mask, experts.kind, experts.activation)[0]
-
-
-def with_mask(backend: Backend) -> Backend:
-    def masked(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-        draw = torch.Generator().manual_seed(3)
-        mask = torch.randint(0, 3, (len(routing.expert_ids), F), generator=draw).to(x.dtype)
-        return backend(experts, x, routing, mask)
-
-    return masked
-
-
-@pytest.mark.parametrize("backend", [grouped_loop, operator, padded, einsum])
-@pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("mlp", "relu2")])
-@every_capacity
-@pytest.mark.parametrize("router", ROUTERS)
-def test_a_mask_means_the_same_to_every_back_end(
-    router: str, capacity: float | None, kind: str, activation: str, backend: Backend
-) -> None:
-    """Each assignment has its own factors, whatever the order of work: y and all gradients equal reference's."""
-    case = make_case(router, 9, capacity, kind, activation)
-    assert_same(case.outcome(with_mask(reference)), case.outcome(with_mask(backend)), 1e-10)
-
-
-@every_capacity
-def test_a_mask_in_the_grouped_product(capacity: float | None) -> None:
-    """grouped_mm too, in float32."""
-    case = make_case("top2", 9, capacity, dtype=torch.float32)
-    assert_same(case.outcome(with_mask(reference)), case.outcome(with_mask(grouped_mm)), 1e-5)
+from tests.moe.backends.test_dispatch import F, make_case
 
 
 def test_what_a_mask_does() -> None:

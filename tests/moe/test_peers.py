@@ -20,16 +20,15 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
 from moe_cli.config.balances import SwitchBalance, own_convention
-from moe_cli.config.routers import RouterConfig, SigmoidConfig, SoftConfig, SwitchConfig, TopKConfig
-from moe_cli.moe.backends.dispatch import BACKENDS
+from moe_cli.config.routers import RouterConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.balance import load_balancing_loss
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routers.token_choice import top_indices
-from moe_cli.moe.routing import from_choices
+from moe_cli.moe.routers.router import top_indices
+from moe_cli.moe.routing import routing_from_top_k
+from moe_cli.moe.soft import SoftMoELayer
 
 D, F = 16, 24
 SIZES = [(8, 2), (4, 4), (6, 3), (16, 5)]
-every_backend = pytest.mark.parametrize("dispatch", BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ def pair(layer: MoELayer, peer: nn.Module, theirs: dict[str, Tensor]) -> Pair:
     return Pair(layer, peer.train(), params)
 
 
-def make_layer(num_experts: int, top_k: int, router: RouterConfig, dispatch: str, **options: object) -> MoELayer:
+def make_layer(num_experts: int, top_k: int, router: RouterConfig, **options: object) -> MoELayer:
     torch.manual_seed(0)
-    layer = MoELayer(D, num_experts, top_k, F, router=router, dispatch=dispatch, **options)  # type: ignore[arg-type]
+    layer = MoELayer(D, num_experts, top_k, F, router=router, **options)  # type: ignore[arg-type]
     nn.init.normal_(layer.router.gate.weight)
     return layer
 
@@ -76,40 +75,38 @@ def assert_equal(both: Pair, x: Tensor) -> None:
         assert torch.allclose(theirs.grad, ours.grad, atol=1e-5, rtol=1e-5), name
 
 
-def mixtral(num_experts: int, top_k: int, dispatch: str) -> Pair:
+def mixtral(num_experts: int, top_k: int) -> Pair:
     config = MixtralConfig(hidden_size=D, intermediate_size=F, num_local_experts=num_experts, num_experts_per_tok=top_k)
     peer = MixtralSparseMoeBlock(config)
-    return pair(make_layer(num_experts, top_k, TopKConfig(), dispatch), peer, stacked(peer))
+    return pair(make_layer(num_experts, top_k, TopKConfig()), peer, stacked(peer))
 
 
-def olmoe(num_experts: int, top_k: int, dispatch: str) -> Pair:
+def olmoe(num_experts: int, top_k: int) -> Pair:
     """Weights that are not renormalised."""
     config = OlmoeConfig(
         hidden_size=D, intermediate_size=F, num_experts=num_experts, num_experts_per_tok=top_k, norm_topk_prob=False
     )
     peer = OlmoeSparseMoeBlock(config)
-    return pair(make_layer(num_experts, top_k, TopKConfig(renormalise=False), dispatch), peer, stacked(peer))
+    return pair(make_layer(num_experts, top_k, TopKConfig(renormalise=False)), peer, stacked(peer))
 
 
-def qwen3(num_experts: int, top_k: int, dispatch: str) -> Pair:
+def qwen3(num_experts: int, top_k: int) -> Pair:
     config = Qwen3MoeConfig(
         hidden_size=D, moe_intermediate_size=F, num_experts=num_experts, num_experts_per_tok=top_k, norm_topk_prob=True
     )
     peer = Qwen3MoeSparseMoeBlock(config)
-    return pair(make_layer(num_experts, top_k, TopKConfig(renormalise=True), dispatch), peer, stacked(peer))
+    return pair(make_layer(num_experts, top_k, TopKConfig(renormalise=True)), peer, stacked(peer))
 
 
-@every_backend
 @pytest.mark.parametrize(("num_experts", "top_k"), SIZES)
 @pytest.mark.parametrize("make", [mixtral, olmoe, qwen3])
-def test_equals_softmax_blocks(make: Callable[..., Pair], num_experts: int, top_k: int, dispatch: str) -> None:
+def test_equals_softmax_blocks(make: Callable[..., Pair], num_experts: int, top_k: int) -> None:
     """Mixtral, OLMoE and Qwen3-MoE."""
-    assert_equal(make(num_experts, top_k, dispatch), torch.randn(2, 20, D))
+    assert_equal(make(num_experts, top_k), torch.randn(2, 20, D))
 
 
-@every_backend
 @pytest.mark.parametrize(("groups", "top_groups"), [(1, 1), (4, 2), (2, 1)])
-def test_equals_deepseek_v3(groups: int, top_groups: int, dispatch: str) -> None:
+def test_equals_deepseek_v3(groups: int, top_groups: int) -> None:
     """Sigmoid scores, bias on the choice, group-limited choice, scale, and a shared expert of twice the width."""
     config = DeepseekV3Config(
         hidden_size=D, moe_intermediate_size=F, n_routed_experts=8, num_experts_per_tok=2, n_group=groups,
@@ -117,7 +114,7 @@ def test_equals_deepseek_v3(groups: int, top_groups: int, dispatch: str) -> None
     )  # fmt: skip
     peer = DeepseekV3MoE(config)
     router = SigmoidConfig(scale=2.5, groups=groups, top_groups=top_groups)
-    layer = make_layer(8, 2, router, dispatch, shared_experts=2)
+    layer = make_layer(8, 2, router, shared_experts=2)
     bias = torch.linspace(-0.3, 0.3, 8)
     layer.router.expert_bias.copy_(bias)
     peer.gate.e_score_correction_bias.copy_(bias)
@@ -133,9 +130,8 @@ def test_equals_deepseek_v3(groups: int, top_groups: int, dispatch: str) -> None
     assert_equal(both, torch.randn(2, 20, D))
 
 
-@every_backend
 @pytest.mark.parametrize("room", [None, 1.0, 0.5])
-def test_equals_switch(room: float | None, dispatch: str) -> None:
+def test_equals_switch(room: float | None) -> None:
     """One expert per token, weighted by its probability, the first to come kept: on one sequence."""
     capacity = 10**6 if room is None else math.ceil(20 * room / 4)
     config = SwitchTransformersConfig(
@@ -143,9 +139,7 @@ def test_equals_switch(room: float | None, dispatch: str) -> None:
         dense_act_fn="relu",
     )  # fmt: skip
     peer = SwitchTransformersSparseMLP(config)
-    layer = make_layer(
-        4, 1, SwitchConfig(jitter=0.0), dispatch, ffn_type="mlp", activation="relu", capacity_factor=room
-    )
+    layer = make_layer(4, 1, SwitchConfig(jitter=0.0), ffn_type="mlp", activation="relu", capacity_factor=room)
     stacks = {"wi": layer.experts.w_in, "wo": layer.experts.w_out}
     theirs = {name: nn.Parameter(torch.empty_like(stack)) for name, stack in stacks.items()}
     both = pair(layer, peer, {"router.gate.weight": peer.router.classifier.weight, "experts.w_in": theirs["wi"],
@@ -165,20 +159,19 @@ def test_a_coefficient_of_transformers_is_converted(num_experts: int, top_k: int
     theirs = load_balancing_loss_func((logits,), num_experts, top_k)
     probs = logits.softmax(-1)
     chosen = top_indices(probs, top_k)
-    ours = load_balancing_loss(from_choices(logits, probs, chosen, probs.gather(1, chosen)))
+    ours = load_balancing_loss(routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen)))
     converted = own_convention(SwitchBalance(weight=0.02, convention="hf"), top_k)
     assert (0.02 * theirs).item() == pytest.approx(converted.weight * ours.item(), rel=1e-5)
     assert converted == own_convention(converted, top_k)
 
 
-@every_backend
 @pytest.mark.parametrize("slots", [1, 3])
-def test_equals_soft_moe_pytorch(slots: int, dispatch: str) -> None:
+def test_equals_soft_moe_pytorch(slots: int) -> None:
     """The mixture of soft-moe-pytorch. It mixes normalised tokens where the paper and this layer normalise for the scores
     alone, so both are shown tokens of norm 1; its gains are set to what makes its norms plain.
     """
     torch.manual_seed(0)
-    layer = MoELayer(D, 4, 1, F, router=SoftConfig(slots=slots), ffn_type="mlp", activation="gelu", dispatch=dispatch)
+    layer = SoftMoELayer(D, 4, F, slots, ffn_type="mlp", activation="gelu")
     layer.router.scale.data.fill_(3.0)
     peer = SoftMoE(D, num_experts=4, num_slots=slots, expert_mult=F / D)
     slot_embeds = layer.router.phi.detach().view(4, slots, D)

@@ -130,6 +130,10 @@ def report(outputs: Path, *words: str) -> Result:
     return CliRunner().invoke(app, ["report", *words, "--outputs", str(outputs)])
 
 
+def recommendation(outputs: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["recommend", *words, "--outputs", str(outputs)])
+
+
 def test_baselines_elsewhere_are_found_by_their_settings(tmp_path: Path) -> None:
     """A dense run whose folder has another name serves as baseline, one that is only named so does not; the same for a
     declared baseline and its weight.
@@ -138,14 +142,14 @@ def test_baselines_elsewhere_are_found_by_their_settings(tmp_path: Path) -> None
     complete(tmp_path, 9.0, "other", expert=4).path.rename(tmp_path / "other" / "gpt-dense-s0")
     complete(tmp_path, 1.8, "mine", expert=8)
     assert "-10.0 %" in report(tmp_path, "mine").stdout
-    assert "-10.0 % against dense" in " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
+    assert "-10.0 % against dense" in " ".join(recommendation(tmp_path, "mine").stdout.split())
     with_baseline(tmp_path, {"balance": "z"})
     for weight, loss in ((None, 1.6), (0.5, 5.0)):
         complete(
             tmp_path, loss, "third", balance="z", **({} if weight is None else {"k": 1, "balance__weight": weight})
         )
     assert "+12.5 %" in report(tmp_path, "mine").stdout
-    assert "against balance=z" in " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
+    assert "against balance=z" in " ".join(recommendation(tmp_path, "mine").stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -189,8 +193,9 @@ def test_a_baseline_that_fits_no_or_several_configurations_is_refused(tmp_path: 
     complete(tmp_path, 2.0, "mine", balance="none")
     complete(tmp_path, 1.9, "mine", balance="switch")
     complete(tmp_path, 1.8, "mine", balance="switch", balance__weight=0.5)
-    for words in ((), ("--recommend",), ("--to", str(tmp_path / "x.csv"))):
-        result = report(tmp_path, "mine", "--baseline", text, *words)
+    words = ("mine", "--baseline", text)
+    file = ("-o", str(tmp_path / "x.csv"))
+    for result in (report(tmp_path, *words), recommendation(tmp_path, *words), report(tmp_path, *words, *file)):
         assert (2, 1) == (result.exit_code, len(result.stderr.splitlines())), result.output
         assert message in result.stderr
 
@@ -208,13 +213,13 @@ def test_any_configuration_can_be_the_baseline(tmp_path: Path) -> None:
     assert "baseline   balance=none, compared at equal router" in report(tmp_path, *words).stdout
     rows = json.loads(report(tmp_path, *words, "--format", "json").stdout)
     assert [-0.1, -0.1, -0.05, -0.05, 0, 0] == pytest.approx(sorted(row["vs_baseline"] for row in rows), abs=1e-6)
-    assert "It beats balance=none by 10.0 %" in report(tmp_path, *words, "--recommend").stdout
+    assert "It beats balance=none by 10.0 %" in recommendation(tmp_path, *words).stdout
     assert (
         "use expert=8 k=2 router=topk balance=switch"
-        in report(tmp_path, *words, "--filter", 'balance != "none"', "--recommend").stdout
+        in recommendation(tmp_path, *words, "--where", 'balance != "none"').stdout
     )
     page = tmp_path / "page.html"
-    assert 0 == report(tmp_path, *words, "--html", str(page)).exit_code
+    assert 0 == report(tmp_path, *words, "-o", str(page)).exit_code
     assert "It beats balance=none by 10.0 %" in page.read_text()
 
 
@@ -244,7 +249,7 @@ def test_an_ambiguous_declared_baseline_is_said(tmp_path: Path) -> None:
     result = report(tmp_path, "mine")
     text = " ".join(result.stdout.split())
     assert "baseline balance=switch fits several configurations where one is needed" in text
-    assert 0 == report(tmp_path, "mine", "--recommend").exit_code
+    assert 0 == recommendation(tmp_path, "mine").exit_code
     assert "-10.0 %" in report(tmp_path, "mine", "--baseline", "balance=switch balance.weight=0.01").stdout
 
 
@@ -263,7 +268,7 @@ def test_without_a_baseline_each_is_compared_with_the_lowest(tmp_path: Path) -> 
         "2 configurations compared: 1 worse, 1 inconclusive; verdicts allow for all 3 pairs (Holm), for the lowest was chosen by its result"
         in text
     )
-    memo = " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
+    memo = " ".join(recommendation(tmp_path, "mine").stdout.split())
     assert "Whether experts pay is not known" in memo
     assert "allow for all 3 pairs" in memo
 
@@ -334,8 +339,8 @@ def test_a_baseline_that_compares_nothing_is_refused(tmp_path: Path, baseline: s
     complete(tmp_path, 2.0, "mine", balance="none", k=1)
     complete(tmp_path, 1.9, "mine", balance="switch", k=2)
     complete(tmp_path, 1.9, "mine", balance="switch", k=2, train__steps=9)
-    for words in ((), ("--recommend",)):
-        result = report(tmp_path, "mine", "--baseline", baseline, *words)
+    words = ("mine", "--baseline", baseline)
+    for result in (report(tmp_path, *words), recommendation(tmp_path, *words)):
         assert (2, 1) == (result.exit_code, len(result.stderr.splitlines())), result.output
         assert message in result.stderr
 
@@ -369,10 +374,10 @@ def test_the_next_sweep_keeps_the_baseline_that_was_typed(tmp_path: Path) -> Non
     for seed in range(2):
         for balance, loss in (("none", 2.0), ("switch", 1.9)):
             complete(tmp_path, loss + 0.01 * seed * len(balance), "mine", balance=balance, seed=seed)
-    command = report(tmp_path, "mine", "--recommend", "--baseline", 'balance == "none"').stdout.splitlines()[-1]
+    command = recommendation(tmp_path, "mine", "--baseline", 'balance == "none"').stdout.splitlines()[-1]
     words = shlex.split(command)
     assert {"balance": "none"} == parse_baseline(words[words.index("--baseline") + 1])
-    assert "--baseline" not in report(tmp_path, "mine", "--recommend").stdout.splitlines()[-1]
+    assert "--baseline" not in recommendation(tmp_path, "mine").stdout.splitlines()[-1]
 
 
 def test_the_dense_baseline_of_an_upcycled_configuration_is_trained_from_the_start(tmp_path: Path) -> None:
@@ -398,7 +403,7 @@ def test_baseline_of_loss_0_is_there(tmp_path: Path) -> None:
         complete(tmp_path, 0.5 * seed, "mine", expert=8, seed=seed)
     assert {1: 0.0, 4: 0.0, 8: None} == {row["expert"]: row["vs_baseline"] for row in view_of(tmp_path).rows}
     assert {3} == {row["shared_seeds"] for row in view_of(tmp_path).rows}
-    table, advice = report(tmp_path, "mine").stdout, report(tmp_path, "mine", "--recommend").stdout
+    table, advice = report(tmp_path, "mine").stdout, recommendation(tmp_path, "mine").stdout
     assert "baseline   expert=1 (dense)" in table
     assert "its loss is 0: differences relative to it are undefined for 1 of 2" in table
     assert "moe sweep expert=1" not in table

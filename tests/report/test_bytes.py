@@ -41,7 +41,7 @@ def outputs(tmp_path: Path) -> Path:
 def test_every_export_is_written(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """In a working directory whose name is no UTF-8, to a file whose name is none."""
     monkeypatch.chdir(outputs.parent)
-    result = CliRunner().invoke(app, ["report", BYTES, "--to", name])
+    result = CliRunner().invoke(app, ["report", BYTES, "-o", name])
     assert 0 == result.exit_code, result.output
     assert (outputs.parent / name).read_bytes().decode()
 

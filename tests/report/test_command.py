@@ -37,7 +37,7 @@ def test_selection_filter_sort_columns_and_runs(tmp_path: Path) -> None:
     """The options reach the report together."""
     sweep_of_three_seeds(tmp_path)
     condition = "expert == 8 and seed != 1"
-    words = ["sparsity", "--filter", condition, "--sort", "-val_bpb", "--columns", "k, seed", "--runs"]
+    words = ["sparsity", "--where", condition, "--sort", "-val_bpb", "--columns", "k, seed", "--runs"]
     assert report(tmp_path, *words, "--format", "csv").stdout.split() == ["k,seed", "1,2", "2,2", "1,0", "2,0"]
 
 
@@ -56,8 +56,8 @@ def test_a_baseline_outside_the_selection_is_found(tmp_path: Path) -> None:
         (["nosuch"], "no sweep, run or folder 'nosuch'"),
         (["--sort", "exprt"], "no column 'exprt'. Did you mean 'expert'?"),
         (["--columns", "exprt"], "no column 'exprt'. Did you mean 'expert'?"),
-        (["--filter", "expert = 8"], "Write == to compare"),
-        (["--filter", "__import__('os')"], "is not allowed"),
+        (["--where", "expert = 8"], "Write == to compare"),
+        (["--where", "__import__('os')"], "is not allowed"),
     ],
 )
 def test_wrong_words_are_one_line_and_exit_code_2(tmp_path: Path, words: list[str], message: str) -> None:

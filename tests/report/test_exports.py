@@ -26,10 +26,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("ending", "form"), [("csv", "csv"), ("md", "md"), ("json", "json"), ("tex", "latex")])
 def test_a_file_holds_what_the_terminal_prints(outputs: Path, tmp_path: Path, ending: str, form: str) -> None:
-    """--to FILE and --format give the same text; a file there before is replaced."""
+    """-o FILE and --format give the same text; a file there before is replaced."""
     file = tmp_path / f"r.{ending}"
     file.write_text("old")
-    result = report(outputs, "--to", file)
+    result = report(outputs, "-o", file)
     assert (0, True) == (result.exit_code, str(file) in result.stdout)
     assert report(outputs, "--format", form).stdout.rstrip() == file.read_text().rstrip()
 
@@ -94,7 +94,7 @@ def test_latex_compiles(outputs: Path, tmp_path: Path) -> None:
     """With pdflatex and booktabs alone, without a warning of a line too wide; what is hostile is printed."""
     if shutil.which("pdflatex") is None or subprocess.run(["kpsewhich", "booktabs.sty"], check=False).returncode:
         pytest.skip("no pdflatex with booktabs on this machine")
-    assert 0 == report(outputs, "--to", tmp_path / "r.tex").exit_code
+    assert 0 == report(outputs, "-o", tmp_path / "r.tex").exit_code
     hostile = escaped(HOSTILE + '\\input{no-such-file} ^^M ~ | "')
     said = {}
     for name, content in (("table", "\\input{r}"), ("text", hostile)):
@@ -114,7 +114,7 @@ def test_figures_show_every_configuration(outputs: Path, tmp_path: Path, ending:
     """Three charts with their axes named, and the configurations by name; twice the same file."""
     pytest.importorskip("matplotlib")
     file = tmp_path / f"r.{ending}"
-    assert 0 == report(outputs, "--to", file).exit_code
+    assert 0 == report(outputs, "-o", file).exit_code
     content = file.read_bytes()
     if ending == "png":
         assert content.startswith(PNG)
@@ -128,7 +128,7 @@ def test_figures_show_every_configuration(outputs: Path, tmp_path: Path, ending:
         "expert=1 (dense)",
     ):
         assert words in text
-    report(outputs, "--to", file)
+    report(outputs, "-o", file)
     assert content == file.read_bytes()
 
 
@@ -137,14 +137,14 @@ def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     complete(tmp_path / "o", 1.9, "a$b$<svg>", expert=1)
     complete(tmp_path / "o", 1.8, "a$b$<svg>", expert=4, k=2)
-    assert 0 == report(tmp_path / "o", "--to", tmp_path / "r.svg").exit_code
+    assert 0 == report(tmp_path / "o", "-o", tmp_path / "r.svg").exit_code
     assert "a$b$<svg>" in "".join(ET.fromstring((tmp_path / "r.svg").read_bytes()).itertext())
 
 
 def test_several_files_at_once(outputs: Path, tmp_path: Path) -> None:
     """Each by its ending, capitals too; the page among them."""
     names = ("r.csv", "r.MD", "r.html")
-    words: list[Any] = [word for name in names for word in ("--to", tmp_path / name)]
+    words: list[Any] = [word for name in names for word in ("-o", tmp_path / name)]
     assert 0 == report(outputs, *words).exit_code
     assert all((tmp_path / name).stat().st_size > 100 for name in names)
 
@@ -152,14 +152,12 @@ def test_several_files_at_once(outputs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--to", "r.xlsx"], "the ending says what to write. It can be .html, .csv"),
-        (["--to", "r"], "the ending says what to write"),
-        (["--to", "a.csv", "--to", "a.csv"], "a file is named twice"),
-        (["--to", "no/such/a.csv"], "no folder no/such"),
-        (["--to", "a.csv", "--format", "json"], "--format has no effect on files"),
-        (["--to", "a.csv", "--recommend"], "--recommend has no effect on files"),
-        (["--to", "a.html", "--across", "code"], "--across has no effect on files"),
-        (["--to", "a.csv", "--fit", "auto"], "--fit has no effect on files: only a page shows it. Add --html FILE"),
+        (["-o", "r.xlsx"], "the ending says what to write. It can be .html, .csv"),
+        (["-o", "r"], "the ending says what to write"),
+        (["-o", "a.csv", "-o", "a.csv"], "a file is named twice"),
+        (["-o", "no/such/a.csv"], "no folder no/such"),
+        (["-o", "a.csv", "--format", "json"], "give one of them"),
+        (["-o", "a.csv", "--plot", "val_bpb:expert"], "give one of them"),
     ],
 )
 def test_what_is_refused(
@@ -184,13 +182,13 @@ def test_a_library_that_is_not_there(
     for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    result = report(outputs, "--to", tmp_path / file)
+    result = report(outputs, "-o", tmp_path / file)
     assert (2, True) == (result.exit_code, f"pip install 'moe-cli[{extra}]'" in result.stderr)
     assert not (tmp_path / file).exists()
 
 
 def test_a_disk_that_cannot_be_written(outputs: Path, tmp_path: Path) -> None:
     """An error in one line, and the old file as it was."""
-    result = report(outputs, "--to", "/proc/r.csv")
+    result = report(outputs, "-o", "/proc/r.csv")
     assert (True, True) == (result.exit_code in (1, 2), "cannot write" in result.stderr)
     assert "Traceback" not in result.output

@@ -8,6 +8,7 @@ import pytest
 
 from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
+from moe_cli.files.checksums import write_sealed
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
 from moe_cli.metrics import LOSS, ROUTING, SIZE, SPEED, TEXT_REFERENCE, keys_of
@@ -23,7 +24,7 @@ def test_a_complete_run_has_its_results_and_settings(tmp_path: Path) -> None:
     """Every key of summary.json and every setting is a column with the value that is on disk."""
     run = complete(tmp_path, 1.75, expert=8, k=2, train__steps=300)
     row = load_runs(tmp_path).iloc[0]
-    written = read_json(run.path / "summary.json") or {}
+    written = run.summary() or {}
     assert {key for key, value in written.items() if value is not None and row[key] != value} == set()
     assert {key for key, value in written.items() if value is None and pd.notna(row[key])} == set()
     config = configure(expert=8, k=2, train__steps=300)
@@ -178,7 +179,7 @@ def test_a_copied_folder_reads_the_same(tmp_path: Path) -> None:
     (tmp_path / "a" / "runs").rename(tmp_path / "b" / "moved")
     row = load_runs(tmp_path / "b").iloc[0]
     assert (row["group"], row["val_bpb"]) == ("moved", 1.75)
-    write_json(Path(row["path"]) / "summary.json", {})
+    write_sealed(Path(row["path"]) / "summary.json", {})
     assert load_runs(tmp_path / "b")["val_bpb"].isna().all()
 
 

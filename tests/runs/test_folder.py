@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError, RunBusy, RunNotFound
+from moe_cli.files.checksums import write_sealed
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import make_folder, write_json
 from moe_cli.runs.folder import Run, create_run, open_or_create_run, outputs_folder
@@ -240,8 +241,7 @@ def test_a_run_is_complete_when_its_summary_is_there(tmp_path: Path, monkeypatch
     run = make(tmp_path)
     recorder = Recorder(run)
     with monkeypatch.context() as patch:
-        patch.setattr("moe_cli.runs.recorder.write_json", lambda path, content: path.name == "summary.json" or
-                      write_json(path, content))  # fmt: skip
+        patch.setattr("moe_cli.runs.recorder.write_sealed", lambda path, content: None)
         recorder.complete({"val_loss": 1.0})
     assert ("interrupted", None) == (run.status()["status"], run.summary())
     recorder.status("failed", reason="of an earlier attempt")
@@ -286,7 +286,7 @@ def test_a_sweeps_run_takes_over_how_it_is_carried_out(tmp_path: Path) -> None:
     with lock(run.path):
         assert config == open_or_create_run(tmp_path, "sweep", again).config()
     assert again == open_or_create_run(tmp_path, "sweep", again).config()
-    (run.path / "summary.json").write_text("{}")
+    write_sealed(run.path / "summary.json", {})
     assert again == open_or_create_run(tmp_path, "sweep", config).config()
 
 

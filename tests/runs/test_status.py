@@ -10,6 +10,7 @@ import pytest
 import moe_cli.runs.folder
 import moe_cli.runs.status
 from moe_cli.errors import RunNotFound
+from moe_cli.files.checksums import write_sealed
 from moe_cli.files.writing import write_json
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, Run
 from moe_cli.runs.lookup import find_runs, list_runs_by_age, newest_sweep
@@ -57,7 +58,7 @@ def test_strangers_files_stop_nothing(tmp_path: Path) -> None:
     each = read_status(run)
     assert (each.reason, each.created, each.step, each.steps, each.written) == ("['x']", 0.0, 0, 0, 0.0)
     assert each.tags == ("good",)
-    write_json(run.path / "summary.json", {"val_bpb": "low", "steps": None})
+    write_sealed(run.path / "summary.json", {"val_bpb": "low", "steps": None})
     assert (read_status(run).status, read_status(run).val_bpb) == (COMPLETED, None)
 
 

@@ -317,7 +317,7 @@ def test_a_baseline_can_be_declared_on_the_command_line(tmp_path: Path) -> None:
     named = plan_sweep(["paper/loss_free_table2", "train.steps=2"], baseline='balance == "none"')
     assert {"balance": "none"} == named.baseline
     with pytest.raises(ConfigError, match="--baseline balance=none is for sweeps; a search draws"):
-        sweep(["optim.lr=interval(0.01,0.1)"], search="random", baseline="balance=none", outputs=tmp_path)
+        sweep(["optim.lr=interval(0.01,0.1)"], sampler="random", baseline="balance=none", outputs=tmp_path)
 
 
 def test_a_baseline_that_cannot_be_run_is_refused() -> None:
@@ -352,8 +352,8 @@ WRONG = [
     (["preset=workstation", "k=1,2"], {}, "'preset=workstation' chooses the size of a named sweep. Name one first: moe config --groups"),
     (["sparsity", "preset=laptop,cluster"], {}, "'preset=laptop,cluster' names several presets: a sweep has one."),
     (["sparsity", "preset=galaxy"], {}, "FILE: no preset 'galaxy' in the sweep sparsity. There are: laptop, workstation, cluster."),
-    (["optim.lr=interval(0.01,0.1)"], {}, "'optim.lr=interval(0.01,0.1)' is an interval, from which only a search draws: --search. Or write: optim.lr=1,2,4"),
-    (["optim.lr=tag(log,interval(0.01,0.1))"], {}, "'optim.lr=tag(log,interval(0.01,0.1))' is an interval, from which only a search draws: --search. Or write: optim.lr=1,2,4"),
+    (["optim.lr=interval(0.01,0.1)"], {}, "'optim.lr=interval(0.01,0.1)' is an interval, from which only a search draws: --sampler. Or write: optim.lr=1,2,4"),
+    (["optim.lr=tag(log,interval(0.01,0.1))"], {}, "'optim.lr=tag(log,interval(0.01,0.1))' is an interval, from which only a search draws: --sampler. Or write: optim.lr=1,2,4"),
     (["optim.lr=tag(big,interval(0.01,0.1))"], {}, "'optim.lr=tag(big,interval(0.01,0.1))': a tag of an interval can be: log."),
     (["k=interval(4,1)"], {}, "'k=interval(4,1)' is empty: write interval(low,high), low below high, and above 0 with tag(log,...)."),
     (["k=glob(*)"], {}, "'k=glob([*])' chooses among files, and only groups have them: model, task, router, balance, data, optim, train, experiment."),

@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 from moe_cli import sweep
 from moe_cli.cli.app import app
+from moe_cli.config.compose import load_config
 from moe_cli.errors import MoeError, RunBusy
+from moe_cli.execution.estimate import estimate_runs
+from moe_cli.execution.memory import memory_bytes
 from moe_cli.files.writing import rename
 from moe_cli.runs import trash
 from moe_cli.runs.folder import Run
@@ -176,7 +179,7 @@ def test_a_search_that_cannot_start_leaves_nothing(outputs: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "ray", None)
     before = content(outputs)
     with pytest.raises(MoeError, match="executor=ray needs Ray"):
-        sweep(["data=text", "data.path=words.txt", *TINY], search="random", executor="ray", outputs=outputs)
+        sweep(["data=text", "data.path=words.txt", *TINY], sampler="random", executor="ray", outputs=outputs)
     assert before == content(outputs)
     assert not (outputs / "search").exists()
 
@@ -185,7 +188,7 @@ def search_exit_code(monkeypatch: pytest.MonkeyPatch, outputs: Path, fails: set[
     """Of a search over four expert counts, those of `fails` fail."""
     pool = FakePool(lambda config: None if config.expert in fails else {"val_bpb": 1.0 / config.expert})
     monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: pool)
-    words = ["data=text", "data.path=words.txt", *TINY, "expert=2,4,8,16", "--search", "random", "--trials", "8"]
+    words = ["data=text", "data.path=words.txt", *TINY, "expert=2,4,8,16", "--sampler", "random", "--trials", "8"]
     result = CliRunner().invoke(app, ["sweep", *words, "--outputs", str(outputs), *options])
     assert isinstance(result.exception, SystemExit | None), result.output
     return result.exit_code
@@ -202,7 +205,7 @@ def test_a_search_with_a_result_has_succeeded(outputs: Path, monkeypatch: pytest
 def test_devices_are_checked_once_in_python(outputs: Path) -> None:
     """A device that is not there is one error, and no run is made that would fail."""
     words = ["data=text", "data.path=words.txt", *TINY, "train.device=cuda:7"]
-    for more in ({}, {"search": "random"}):
+    for more in ({}, {"sampler": "random"}):
         with pytest.raises(MoeError, match=r"train\.device=cuda:7: torch sees"):
             sweep(words, outputs=outputs, name="gpu", **more)
     assert not (outputs / "gpu").exists()
@@ -224,7 +227,7 @@ def test_python_gives_the_notes_of_the_command(
     """A setting that is set aside is said by the logger moe_cli; with progress, printed as the command prints it."""
     monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: FakePool(lambda config: {"val_bpb": 1.0}))
     words = ["data=text", "data.path=words.txt", *TINY, "eval.k=1", "expert=1,2"]
-    options: dict[str, Any] = {"search": "random", "trials": 2} if kind == "search" else {}
+    options: dict[str, Any] = {"sampler": "random", "trials": 2} if kind == "search" else {}
     sweep(words, outputs=outputs, name="quiet", **options)
     notes = [record.getMessage() for record in caplog.records if record.name == "moe_cli"]
     assert "" == capsys.readouterr().out
@@ -233,3 +236,19 @@ def test_python_gives_the_notes_of_the_command(
     assert notes
     assert [] == [note for note in notes if note not in printed]
     assert "moe report shown" in printed
+
+
+def test_a_search_draws_no_run_that_needs_far_more_memory_than_there_is(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a draw is set aside and does not count as a trial; --force-memory runs it. With no other draw it is an error."""
+    monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: FakePool(lambda config: {"val_bpb": 1.0}))
+    words = ["data=text", "data.path=words.txt", *TINY[1:], "match=none"]
+    small = estimate_runs([load_config([*words, "expert=2"]).config], outputs, 1e9)
+    monkeypatch.setattr("moe_cli.execution.memory.total_memory_bytes", lambda: memory_bytes(small[0].cost) // 2 + 1)
+    options: dict[str, Any] = {"sampler": "random", "trials": 6, "outputs": outputs}
+    found = sweep([*words, "expert=2,1024"], **options, name="refused")
+    assert {2} == set(found["expert"])
+    assert {2, 1024} == set(sweep([*words, "expert=2,1024"], **options, name="forced", force_memory=True)["expert"])
+    with pytest.raises(MoeError, match="of memory are needed"):
+        sweep([*words, "expert=1024,2048"], **options, name="none")

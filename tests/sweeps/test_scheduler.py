@@ -106,7 +106,7 @@ def test_an_interrupt_asks_the_workers_to_save(tmp_path: Path, words: list[str],
 
 def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
     """sweep(...) carries out a grid where it is told and gives a row per run; a wrong word raises MoeError."""
-    frame = sweep(["expert=1,4", "k=1", *words], seeds=1, workers=2, outputs=tmp_path / "outputs")
+    frame = sweep(["expert=1,4", "k=1", *words], seeds=1, jobs=2, outputs=tmp_path / "outputs")
     assert sorted(frame["expert"]) == [1, 4]
     assert ["sweep", "sweep"] == [run.group for run in list_runs_by_age(tmp_path / "outputs")]
     assert frame["val_bpb"].notna().all()
@@ -114,7 +114,7 @@ def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
     (dense,) = [run for run in list_runs_by_age(tmp_path / "outputs") if run.config().dense]
     write_json(dense.path / "meta.json", {**dense.meta(), "packages": {"moe-cli": "0"}})
     outputs = tmp_path / "outputs"
-    again = sweep(["expert=1,4", "k=1", *words], seeds=1, where=["expert == 1"], rerun_on_code=True, outputs=outputs)
+    again = sweep(["expert=1,4", "k=1", *words], seeds=1, where=["expert == 1"], rerun_stale=True, outputs=outputs)
     assert "0" != dense.meta()["packages"]["moe-cli"]
     assert sorted(again["expert"]) == [1, 4]
     with pytest.raises(MoeError, match="no point"):

@@ -392,7 +392,7 @@ def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
     from tests.cli.conftest import TINY
 
     words = [LR, "data=text", f"data.path={text_file}", *TINY]
-    frame = sweep(words, search="random", trials=2, workers=2, outputs=tmp_path, name="mine")
+    frame = sweep(words, sampler="random", trials=2, jobs=2, outputs=tmp_path, name="mine")
     assert 2 == len(frame)
     assert frame["val_bpb"].notna().all()
     assert (tmp_path / "mine" / JOURNAL).is_file()

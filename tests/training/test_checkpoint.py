@@ -18,6 +18,7 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
+from moe_cli.files.checksums import unsealed, write_sealed
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Run
 from moe_cli.training import checkpoint as module
@@ -113,7 +114,7 @@ def test_a_damaged_file_is_named(run: Run, name: str, damage: str) -> None:
         path.write_bytes({"cut": bytes(raw[:-9]), "flip": bytes(raw), "empty": b""}[damage])
     with pytest.raises(
         CheckpointError,
-        match=rf"is damaged: {name} (is missing|is empty|is a pipe|is not whole|does not have its checksum)",
+        match=rf"is damaged: {name} (is missing|is empty|is a pipe|is not whole|is not as it was written|does not have its checksum)",
     ) as caught:
         latest_checkpoint(run)
     assert "Use another: --checkpoint 4; moe train --resume goes on" in str(caught.value)
@@ -131,6 +132,16 @@ def test_no_flipped_bit_of_the_state_passes(run: Run) -> None:
         except CheckpointError:
             refused += 1
     assert refused > len(raw) / 6
+
+
+@pytest.mark.parametrize("name", ["checksum", "checksums"])
+def test_a_state_without_checksums_is_damaged(run: Run, name: str) -> None:
+    """An edit is not hidden by deleting what would show it."""
+    path = newest(run) / "state.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != name}))
+    with pytest.raises(CheckpointError, match=r"is damaged: state.json is not as it was written: it has"):
+        latest_checkpoint(run)
 
 
 def test_after_deleting_the_damaged_one_the_one_before_is_used(run: Run) -> None:
@@ -199,9 +210,9 @@ def test_a_pickle_is_refused_unopened(run: Run, tmp_path: Path, text_file: Path,
     dump(Bomb(tmp_path / "executed"), content)
     folder = newest(run)
     (folder / "model.safetensors").write_bytes(content.getvalue())
-    state = json.loads((folder / "state.json").read_text())
+    state = unsealed(json.loads((folder / "state.json").read_text()))
     state["checksums"]["model.safetensors"] = module._sha256(folder / "model.safetensors")
-    (folder / "state.json").write_text(json.dumps(state))
+    write_sealed(folder / "state.json", state)
     (folder / "model.pt").write_bytes(content.getvalue())
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         latest_checkpoint(run).load_model(make_model(tiny_config(text_file), 256))
@@ -215,7 +226,7 @@ def test_a_save_that_fails_keeps_the_old(run: Run, parts: Any, monkeypatch: pyte
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    places = {"tensors": (module, "save_file"), "state": (module, "write_json"), "rename": (module, "rename")}
+    places = {"tensors": (module, "save_file"), "state": (module, "write_sealed"), "rename": (module, "rename")}
     monkeypatch.setattr(*places[where], full)
     before = sorted(os.listdir(run.path / "checkpoints"))
     with pytest.raises(TrainingError, match="No space left on device"):

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal
-from moe_cli.cli.plot import ascii_only
 from moe_cli.cli.runs.show import Load, load_of, violation
+from moe_cli.cli.terminal import ascii_only
 from moe_cli.cli.text_chart import plot
 from moe_cli.cli.text_table import Column, print_lines, table_lines
 from moe_cli.config.build import show

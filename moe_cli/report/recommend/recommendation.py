@@ -204,7 +204,7 @@ def make_recommendation(
 def _options(found: "_Compared", typed: Settings | None) -> list[str]:
     """What the next sweep needs besides its settings: the baseline that was typed, and all runs made by one code."""
     settings = shlex.join(f"{name}={show(value)}" for name, value in (typed or {}).items())
-    return [*(["--baseline", settings] if typed else []), *(["--rerun-on", CODE] if CODE in found.left_out else [])]
+    return [*(["--baseline", settings] if typed else []), *(["--rerun-stale"] if CODE in found.left_out else [])]
 
 
 @dataclass(frozen=True)

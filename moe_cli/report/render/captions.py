@@ -209,7 +209,7 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
     versions = count_code_versions(paths) if 1 < len(paths) <= MAX_RUNS_FOR_CODE_VERSIONS else 1
     if versions > 1:
         lines += _prose(
-            f"made by {versions} states of the code: compare with care, or filter. --recommend keeps to one",
+            f"made by {versions} states of the code: compare with care, or filter. moe recommend keeps to one",
             width,
             "yellow",
         )

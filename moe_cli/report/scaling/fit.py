@@ -156,7 +156,7 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
             rejected.append(Rejected(name, None, str(error)))
             continue
         if len(each.points) < len(points):
-            rejected.append(Rejected(name, None, f"{name} has no term for dense runs. Fit the others: --fit {name}"))
+            rejected.append(Rejected(name, None, f"{name} has no term for dense runs. Fit the others: --law {name}"))
         else:
             found.append(each)
     if not found:
@@ -211,7 +211,7 @@ def check_support(law: Law, points: Points) -> None:
             span = f"{min(values):.3g} to {max(values):.3g}"
             raise Unsupported(
                 f"{law.name} has no term for {WORDS[column].split()[-1]}, of which these runs have {levels(values)} levels ({span}).\n"
-                f"Give runs of one level with --filter, or fit another law: --fit ludziejewski"
+                f"Give runs of one level with --where, or fit another law: --law ludziejewski"
             )
     for column, least in law.distinct.items():
         there = levels(getattr(points, column))
@@ -244,7 +244,7 @@ def _fitted(law: Law, points: Points) -> Fit:
     last = minimise(model, target, np.vstack([theta[None], second.theta]), HUBER * scale, 200)
     theta = last.theta[np.argmin(last.cost)]
     if not np.isfinite(theta).all() or not math.isfinite(last.cost.min()):
-        raise Unsupported(f"no constants of {law.name} describe these runs.\nTry another law: --fit ludziejewski")
+        raise Unsupported(f"no constants of {law.name} describe these runs.\nTry another law: --law ludziejewski")
     residuals = model(theta[None])[0] - target[0]
     scale = robust_scale(residuals, len(theta))
     _check_identified(law, jacobian(model, theta[None])[0], scale)

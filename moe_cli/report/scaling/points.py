@@ -99,13 +99,13 @@ def make_points(runs: Sequence[RunRow]) -> Named:
     if len({run.corpus_sha256 for run in usable}) > 1:
         raise ConfigError(
             "the runs learned from different data, so no one law holds for their losses.\n"
-            "Give the runs of one corpus: moe report SWEEP --fit, or --filter 'corpus == \"NAME\"'"
+            "Give the runs of one corpus: moe scaling SWEEP, or --where 'corpus == \"NAME\"'"
         )
     kinds = ("data.tokenizer", "data.bpe_vocab", *HELD_OUT)
     if len({(*(run.settings.get(name) for name in kinds), eval_windows(run.settings)) for run in usable}) > 1:
         raise ConfigError(
             "the runs differ in tokenizer, validation split or evaluation context, and a law is of nats per token: no one law holds for them.\n"
-            "Give runs of one kind, such as: --filter 'data.tokenizer == \"bytes\"'"
+            "Give runs of one kind, such as: --where 'data.tokenizer == \"bytes\"'"
         )
     settings = settings_of(column_names(runs))
     places: dict[tuple[Any, ...], int] = {}

@@ -1,4 +1,4 @@
-"""Everything `--fit` says of some runs, in one record: the fit, the answers that were asked for, and the same for programs."""
+"""Everything `moe scaling` says of some runs, in one record: the fit, the answers that were asked for, and the same for programs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -62,7 +62,7 @@ def report(outputs: Path, *words: object) -> Result:
 
 def page_of(outputs: Path, file: Path, *words: object) -> str:
     """The page that moe report writes of these runs."""
-    result = report(outputs, *words, "--html", file)
+    result = report(outputs, *words, "-o", file)
     assert result.exit_code == 0, result.output
     return file.read_text(encoding="utf-8")
 

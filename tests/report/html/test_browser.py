@@ -202,7 +202,7 @@ def test_seeds_open(opened: Any) -> None:
 def test_other_views_are_pages_too(opened: Any, tmp_path: Path) -> None:
     """A row per run, one run alone, and no row at all: each opens without an error and shows what it has."""
     runs = sweep(tmp_path / "o", seeds=1, experts=(1, 4))
-    for words, rows in ((("--runs",), 2), ((runs[1].id,), 1), (("--filter", "expert > 99"), 0)):
+    for words, rows in ((("--runs",), 2), ((runs[1].id,), 1), (("--where", "expert > 99"), 0)):
         page_of(tmp_path / "o", tmp_path / "other.html", *words)
         page = opened(file=tmp_path / "other.html")
         assert rows == page.locator("#rows tbody tr").count()
@@ -247,7 +247,8 @@ def test_marks_of_an_axis_have_one_unit(opened: Any) -> None:
 def test_a_scaling_law_is_drawn_and_told(browser: Any, opened: Any, tmp_path: Path) -> None:
     """Points that were measured, lines of the law, a legend that toggles, values by pointer and by keyboard."""
     planted(tmp_path / "o", experts=(1, 2, 4))
-    page_of(tmp_path / "o", tmp_path / "fit.html", "--fit", "ludziejewski")
+    words = ["scaling", "--law", "ludziejewski", "-o", str(tmp_path / "fit.html"), "--outputs", str(tmp_path / "o")]
+    assert 0 == CliRunner().invoke(app, words).exit_code
     page = opened(file=tmp_path / "fit.html")
     chart = page.locator("#scaling-chart")
     assert (36, 9) == (chart.locator(".point").count(), chart.locator(".line").count())
@@ -332,7 +333,7 @@ def test_an_explained_text_is_told_by_pointing_and_by_keyboard(opened: Any, fini
     file, text, outputs = tmp_path / "text.html", f"ba né\n{HOSTILE}", str(finished.path.parents[1])
     words = ["explain", "latest", text, "eval.capacity=0.5", "--outputs", outputs]
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
-    assert CliRunner().invoke(app, [*words, "--html", str(file)]).exit_code == 0
+    assert CliRunner().invoke(app, [*words, "-o", str(file)]).exit_code == 0
     page = opened(file=file)
     for layer in (0, 1):
         page.select_option("#layer", str(layer))

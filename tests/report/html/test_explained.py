@@ -19,7 +19,7 @@ TEXT = f"ba né\n{HOSTILE} \u202edone"
 
 
 def write(finished: Run, file: Path, *words: object) -> Any:
-    words = ("explain", "latest", *words, "--html", file, "--outputs", finished.path.parents[1])
+    words = ("explain", "latest", *words, "-o", file, "--outputs", finished.path.parents[1])
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
@@ -111,7 +111,7 @@ def test_a_run_of_any_name(finished: Run, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, words).stdout
     assert shown.startswith("<b>x??[2J   step 6")
     assert shown.replace("\n", "").isprintable()
-    assert 0 == CliRunner().invoke(app, [*words, "--html", str(tmp_path / "a.html")]).exit_code
+    assert 0 == CliRunner().invoke(app, [*words, "-o", str(tmp_path / "a.html")]).exit_code
     assert "<b>" not in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 

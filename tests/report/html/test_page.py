@@ -15,7 +15,7 @@ from moe_cli.report.html.atomic_write import write_file
 from moe_cli.report.html.downsample import downsampled, rounded
 from moe_cli.report.html.page import as_script_data
 from moe_cli.report.pareto import tolerance
-from tests.report.folders import complete
+from tests.report.folders import complete, edit_summary
 from tests.report.html.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
 
 
@@ -131,8 +131,7 @@ def test_nothing_of_a_stranger_is_markup(tmp_path: Path) -> None:
         config["router"] = {"name": HOSTILE} if config["expert"] > 1 else None
         (run.path / "config.json").write_text(json.dumps(config))
         (run.path / "tags.json").write_text(json.dumps({"tags": [HOSTILE]}))
-        summary = json.loads((run.path / "summary.json").read_text())
-        (run.path / "summary.json").write_text(json.dumps({**summary, "corpus": HOSTILE}))
+        edit_summary(run.path, corpus=HOSTILE)
     page = page_of(tmp_path / "o", tmp_path / "page.html")
     assert "window.stolen" in page
     assert 2 == page.count("<script") == page.count("</script>")
@@ -175,12 +174,12 @@ def test_a_page_of_a_hundred_runs_is_below_two_megabytes(tmp_path: Path) -> None
     assert 100 == len(content_of(page)["rows"])
 
 
-@pytest.mark.parametrize("words", [(), ("--runs",), ("--filter", "expert > 99"), ("--columns", "k,val_bpb,seconds")])
+@pytest.mark.parametrize("words", [(), ("--runs",), ("--where", "expert > 99"), ("--columns", "k,val_bpb,seconds")])
 def test_pages_of_other_views(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A row per run, no rows at all, columns of choice: all are pages, and hold what the terminal shows."""
     sweep(tmp_path / "o", seeds=2, experts=(1, 4))
-    result = report(tmp_path / "o", *words, "--html", tmp_path / "page.html")
-    if "--filter" in words:
+    result = report(tmp_path / "o", *words, "-o", tmp_path / "page.html")
+    if "--where" in words:
         assert result.exit_code in (0, 2)
         return
     content = content_of((tmp_path / "page.html").read_text())
@@ -203,13 +202,13 @@ def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
     """Another's file is left as it is, with an error; a page made before is made anew; a folder is no file."""
     sweep(tmp_path / "o", seeds=1, experts=(1, 4))
     (tmp_path / "mine.html").write_text("<p>mine")
-    result = report(tmp_path / "o", "--html", tmp_path / "mine.html")
+    result = report(tmp_path / "o", "-o", tmp_path / "mine.html")
     assert (2, "<p>mine") == (result.exit_code, (tmp_path / "mine.html").read_text())
     assert "was not made by moe report: it is left as it is" in result.stderr
     page_of(tmp_path / "o", tmp_path / "page.html")
     page_of(tmp_path / "o", tmp_path / "page.html")
     for place, message in ((tmp_path, "is not a file"), (tmp_path / "no" / "page.html", "no folder")):
-        result = report(tmp_path / "o", "--html", place)
+        result = report(tmp_path / "o", "-o", place)
         assert (2, True) == (result.exit_code, message in result.stderr)
 
 

@@ -172,7 +172,7 @@ def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple
             noise = random.Random(f"{number} {seed}").gauss(0, 0.03)
             complete(tmp_path, 1.8 + 0.001 * number + noise, "mine", {"seconds": 60.0}, seed=seed, **point)
     done = sum(len(row["seeds"]) for row in aggregate_seeds(rows_below(tmp_path)).configurations)
-    result = CliRunner().invoke(app, ["report", "mine", "--recommend", "--outputs", str(tmp_path)])
+    result = CliRunner().invoke(app, ["recommend", "mine", "--outputs", str(tmp_path)])
     command = shlex.split(result.stdout.splitlines()[-1])
     assert "moe sweep" == " ".join(command[:2])
     for name in axes:
@@ -197,7 +197,7 @@ def test_json_of_a_recommendation_names_baseline_ties_and_look(tmp_path: Path) -
     """A program reads what the memo says."""
     make(tmp_path, "none", 1.700, COLLAPSED)
     make(tmp_path, "switch", 1.702)
-    words = ["report", "mine", "--recommend", "--format", "json", "--outputs", str(tmp_path)]
+    words = ["recommend", "mine", "--json", "--outputs", str(tmp_path)]
     content = json.loads(CliRunner().invoke(app, words).stdout)
     assert ({"expert": 1}, ["expert=8 k=2 balance=none"], "health", 1, 1) == tuple(
         content[name] for name in ("baseline", "ties", "because", "look", "pairs")
@@ -227,9 +227,7 @@ def test_the_baseline_is_recommended_where_the_others_are_worse(tmp_path: Path) 
         complete(tmp_path, 1.7 + 0.01 * seed, "mine", expert=1, seed=seed)
         for expert in (4, 8):
             complete(tmp_path, 1.9 + 0.01 * seed + expert * 1e-4 * seed, "mine", expert=expert, k=2, seed=seed)
-    outcome = CliRunner().invoke(
-        app, ["report", "mine", "--recommend", "--filter", "expert >= 4", "--outputs", str(tmp_path)]
-    )
+    outcome = CliRunner().invoke(app, ["recommend", "mine", "--where", "expert >= 4", "--outputs", str(tmp_path)])
     text = " ".join(outcome.stdout.split())
     assert "use the dense model (expert=1). The best of the others is expert=4 k=2" in text
     assert "it is worse by 1" in text
@@ -261,9 +259,9 @@ def test_page_table_and_memo_agree_under_a_filter(tmp_path: Path) -> None:
         complete(tmp_path, 1.85 + 0.01 * seed, "other", expert=1, seed=seed + 3)
     condition = "expert == 4 or expert == 8"
     page = tmp_path / "page.html"
-    for words in (("--recommend",), ("--html", str(page))):
-        outcome = CliRunner().invoke(app, ["report", "mine", "--filter", condition, *words, "--outputs", str(tmp_path)])
-        text = " ".join((outcome.stdout if "--recommend" in words else page.read_text()).split())
+    for words in (("recommend",), ("report", "-o", str(page))):
+        outcome = CliRunner().invoke(app, [*words, "mine", "--where", condition, "--outputs", str(tmp_path)])
+        text = " ".join((page.read_text() if "-o" in words else outcome.stdout).split())
         assert "use expert=8 k=2" in text
         assert "It beats the dense model" in text
     assert [8] == [

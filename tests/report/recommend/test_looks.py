@@ -31,8 +31,8 @@ def begin(outputs: Path, group: str = "mine") -> None:
     write_json(outputs / group / "sweep.json", {"name": group, "question": "Why?", "baseline": None})
 
 
-def report(outputs: Path, *words: str) -> str:
-    result = CliRunner().invoke(app, ["report", "mine", *words, "--outputs", str(outputs)])
+def report(outputs: Path, *words: str, command: str = "report") -> str:
+    result = CliRunner().invoke(app, [command, "mine", *words, "--outputs", str(outputs)])
     assert result.exit_code == 0, result.output
     return " ".join(result.stdout.split())
 
@@ -49,13 +49,14 @@ def test_a_look_at_more_seeds_is_counted_once(tmp_path: Path) -> None:
     assert [] == remembered(tmp_path)
     add_seeds(tmp_path, range(1, 3))
     assert "This is look" not in report(tmp_path)
-    for words in ((), ("--recommend",), ("--format", "json"), ("--runs",)):
+    report(tmp_path, command="recommend")
+    for words in ((), ("--format", "json"), ("--runs",)):
         report(tmp_path, *words)
     add_seeds(tmp_path, range(3, 5))
     assert "This is look 2." in report(tmp_path)
-    assert "This is look 2." in report(tmp_path, "--recommend")
+    assert "This is look 2." in report(tmp_path, command="recommend")
     add_seeds(tmp_path, range(5, 6))
-    assert 3 == json.loads(report(tmp_path, "--recommend", "--format", "json"))["look"]
+    assert 3 == json.loads(report(tmp_path, "--json", command="recommend"))["look"]
     assert [[3], [5], [6]] == [list(look["seeds"].values()) for look in remembered(tmp_path)]
     assert [3, 5, 6] == [look["runs"] for look in remembered(tmp_path)]
     assert "Why?" == (read_json(tmp_path / "mine" / "sweep.json") or {})["question"]
@@ -79,7 +80,7 @@ def test_files_are_looks_and_a_figure_of_losses_is_none(tmp_path: Path) -> None:
     add_seeds(tmp_path, range(3))
     report(tmp_path, "--plot", "val_bpb:expert")
     assert [] == remembered(tmp_path)
-    report(tmp_path, "--to", str(tmp_path / "table.csv"))
+    report(tmp_path, "-o", str(tmp_path / "table.csv"))
     assert 1 == len(remembered(tmp_path))
 
 
@@ -97,7 +98,7 @@ def test_a_folder_that_cannot_be_written_is_reported_all_the_same(
 
     monkeypatch.setattr(looks, "change_record", refuse)
     assert "inconclusive" in report(tmp_path)
-    assert "inconclusive" in report(tmp_path, "--recommend")
+    assert "inconclusive" in report(tmp_path, command="recommend")
     assert [] == remembered(tmp_path)
 
 

@@ -18,7 +18,7 @@ from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.recommend.text import format_recommendation
 from moe_cli.runs.folder import FAILED, Run
-from tests.report.folders import complete, stopped
+from tests.report.folders import complete, edit_summary, stopped
 from tests.report.test_long_format import write_lines
 
 ON = "On python (ababab), 1.02M tokens, gpt of 4 layers x 96: "
@@ -46,6 +46,10 @@ def found(outputs: Path, *across: str) -> tuple[Recommendation, str]:
 
 def report(outputs: Path, *words: str) -> Result:
     return CliRunner().invoke(app, ["report", *words, "--outputs", str(outputs)])
+
+
+def recommendation(outputs: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["recommend", *words, "--outputs", str(outputs)])
 
 
 def test_the_best_that_is_told_better_than_dense(tmp_path: Path) -> None:
@@ -104,7 +108,7 @@ def test_a_single_configuration_beside_a_dense_model_of_another_sweep(tmp_path: 
     for seed in range(3):
         complete(tmp_path, 2.0 + 0.001 * seed, "other", seed=seed, **DENSE)
         complete(tmp_path, 2.2 + 0.002 * seed, "mine", seed=seed, **EIGHT)
-    said = " ".join(report(tmp_path, "mine", "--recommend").stdout.split())
+    said = " ".join(recommendation(tmp_path, "mine").stdout.split())
     assert f"{ON}use the dense model (expert=1). The best of the others is expert=8 k=2" in said
     assert "it is worse by 10.0 %" in said
 
@@ -115,7 +119,7 @@ def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
     make(tmp_path / "o", 1.76, EIGHT)
     make(tmp_path / "o", 1.70, SIXTEEN)
     for words, outputs in (((), tmp_path / "o"), ((str(tmp_path / "o"),), tmp_path / "elsewhere")):
-        result = report(outputs, *words, "--recommend", "--filter", "expert == 8")
+        result = recommendation(outputs, *words, "--where", "expert == 8")
         assert "use expert=8 k=2" in result.stdout, result.output
         assert "It beats the dense model" in " ".join(result.stdout.split())
         assert "expert=16" not in result.stdout.partition("To be surer")[0]
@@ -123,7 +127,7 @@ def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
         ("expert == 99", "no run matches"),
         ("vs_baseline < 0", "vs_baseline is of a row of several"),
     ):
-        result = report(tmp_path / "o", "--recommend", "--filter", condition)
+        result = recommendation(tmp_path / "o", "--where", condition)
         assert (2, True) == (result.exit_code, message in result.stderr), result.output
 
 
@@ -195,8 +199,8 @@ def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None
     answer, text = found(tmp_path)
     assert (answer.settings["expert"], dict(answer.left_out)) == (8, {aspect: 3})
     alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == "eval_context" else ""
-    assert f"Left out: 3 runs of other {aspect}{alike}; to rank them too: --across {aspect}" in text
-    assert (aspect == "code") == ("--rerun-on code" in (answer.next or ""))  # else the runs asked for may be there
+    assert f"Left out: 3 runs of other {aspect}{alike}; to rank them too: --allow-different {aspect}" in text
+    assert (aspect == "code") == ("--rerun-stale" in (answer.next or ""))  # else the runs asked for may be there
     across, _ = found(tmp_path, aspect)
     assert across.left_out == {}
     assert across.runner_up is not None or across.settings["expert"] == 16
@@ -208,8 +212,7 @@ def test_tokenizers_are_compared_in_bits_per_byte_only(tmp_path: Path) -> None:
     make(tmp_path, 1.70, {**EIGHT, "data__tokenizer": "chars"})
     assert found(tmp_path)[0].left_out == {}
     for run in load_runs(tmp_path)["path"]:
-        path = Path(run) / "summary.json"
-        write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
+        edit_summary(Path(run), val_bpb=None)
     assert found(tmp_path)[0].left_out == {"tokenizer": 3}
 
 
@@ -255,18 +258,14 @@ def test_command_line(tmp_path: Path) -> None:
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.70, EIGHT)
     lines = (
-        CliRunner()
-        .invoke(app, ["report", "--recommend", "--outputs", str(tmp_path)], env={"COLUMNS": "70"})
-        .stdout.splitlines()
+        CliRunner().invoke(app, ["recommend", "--outputs", str(tmp_path)], env={"COLUMNS": "70"}).stdout.splitlines()
     )
     assert " ".join(" ".join(lines).split()).startswith(f"{ON}use expert=8 k=2 (topk, switch, dropless).")
     assert max(len(line) for line in lines if "moe sweep" not in line) <= 70
-    content = json.loads(report(tmp_path, "--recommend", "--format", "json").stdout)
+    content = json.loads(recommendation(tmp_path, "--json").stdout)
     assert (content["settings"]["expert"], content["gain"]["verdict"]) == (8, "better")
-    for words, message in ((["--across", "code"], "--across is for --recommend"), (["--recommend", "--runs"], "no effect"),
-                           (["--recommend", "--format", "csv"], "not csv"), (["--recommend", "--across", "cod"], "Did you mean 'code'")):  # fmt: skip
-        result = report(tmp_path, *words)
-        assert (result.exit_code, message in result.stderr) == (2, True), result.output
+    result = recommendation(tmp_path, "--allow-different", "cod")
+    assert (2, True) == (result.exit_code, "Did you mean 'code'" in result.stderr), result.output
     with pytest.raises(ConfigError, match="no aspect"):
         recommend(load_runs(tmp_path), ["x"])
 
@@ -278,7 +277,7 @@ def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
         path = run.path / "config.json"
         path.write_text(path.read_text().replace('"topk"', '"t\\u001b[2Jk"'))
     stopped(tmp_path, FAILED, "\x1b[2J", "sparsity", expert=64, k=8)
-    result = report(tmp_path, "--recommend")
+    result = recommendation(tmp_path)
     assert (result.exit_code, "\x1b" in result.stdout) == (0, False)
 
 
@@ -329,7 +328,7 @@ def test_costs_are_known_whichever_seeds_the_best_has(tmp_path: Path) -> None:
     for seed in (3, 4, 5):
         complete(tmp_path, 1.7 + 0.001 * seed, "mine", {"tokens_per_second": 10_000.0}, seed=seed, **EIGHT)
     assert found(tmp_path)[0].speed == pytest.approx(0.5)
-    result = report(tmp_path, "mine", "--recommend", "--format", "json")
+    result = recommendation(tmp_path, "mine", "--json")
     assert json.loads(result.stdout)["speed"] == pytest.approx(0.5)
 
 
@@ -339,7 +338,7 @@ def test_baselines_from_elsewhere_are_of_one_kind(tmp_path: Path) -> None:
         complete(tmp_path, 2.0, "other", {"tokens": 5}, seed=seed, **DENSE)
         complete(tmp_path, 1.7, "mine", seed=seed, **EIGHT)
         complete(tmp_path, 1.8, "mine", seed=seed, **SIXTEEN)
-    result = report(tmp_path, "mine", "--recommend")
+    result = recommendation(tmp_path, "mine")
     assert "Whether experts pay is not known" in " ".join(result.stdout.split())
 
 
@@ -349,18 +348,10 @@ def test_odd_runs_are_left_alone(tmp_path: Path) -> None:
     make(tmp_path, 1.7, EIGHT)
     odd = complete(tmp_path, 1.0, "sparsity", expert=64, k=2)
     for value in (None, "many", [3]):
-        for name in ("config.json", "summary.json"):
-            content = json.loads((odd.path / name).read_text())
-            (odd.path / name).write_text(json.dumps({**content, "expert": value}))
+        content = json.loads((odd.path / "config.json").read_text())
+        (odd.path / "config.json").write_text(json.dumps({**content, "expert": value}))
+        edit_summary(odd.path, expert=value)
         assert found(tmp_path)[0].settings["expert"] == 8
-        for words in (("--recommend",), ("--html", tmp_path / "page.html"), ("--plot", "val_bpb:sparsity")):
+        assert 0 == recommendation(tmp_path).exit_code
+        for words in (("-o", tmp_path / "page.html"), ("--plot", "val_bpb:sparsity")):
             assert report(tmp_path, *map(str, words)).exit_code == 0, words
-
-
-def test_options_without_effect_are_refused(tmp_path: Path) -> None:
-    """Beside --recommend and --fit."""
-    make(tmp_path, 2.0, DENSE)
-    for words in (("--recommend", "--plot", "val_bpb:expert"), ("--recommend", "--fit", "auto"), ("--fit", "auto", "--plot", "val_bpb:expert"),
-                  ("--fit", "auto", "--sort", "k")):  # fmt: skip
-        result = report(tmp_path, *words)
-        assert (2, True) == (result.exit_code, "no effect" in result.stderr), words

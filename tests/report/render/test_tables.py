@@ -11,7 +11,6 @@ import pytest
 
 from moe_cli.config.compose import load_config
 from moe_cli.errors import ConfigError
-from moe_cli.files.writing import write_json
 from moe_cli.formatting import count, percent, printable
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import make_columns, truncate_left
@@ -22,7 +21,7 @@ from moe_cli.report.render.tables import csv_text, json_text, markdown_text, tab
 from moe_cli.report.run_row import settings_of
 from moe_cli.report.table import ReportQuery, ReportTable, build_table
 from moe_cli.runs.folder import FAILED, PENDING
-from tests.report.folders import complete, configure, stopped, sweep_of_three_seeds
+from tests.report.folders import complete, configure, edit_summary, stopped, sweep_of_three_seeds
 
 
 def view(outputs: Path, **question: Any) -> ReportTable:
@@ -339,8 +338,8 @@ def mixed(outputs: Path) -> None:
         complete(outputs, loss, expert=expert)
     for expert, loss in ((4, 1.0), (8, 4.9)):
         results = {"corpus": "digits", "corpus_sha256": "cd" * 32}
-        path = complete(outputs, loss, results=results, expert=expert, model="vit", data="digits").path / "summary.json"
-        write_json(path, {**json.loads(path.read_text()), "val_bpb": None})
+        run = complete(outputs, loss, results=results, expert=expert, model="vit", data="digits")
+        edit_summary(run.path, val_bpb=None)
 
 
 def test_what_tells_models_apart_stands_first(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""moe report --fit: laws through simulated run folders, predictions, validation; refused where runs are too few."""
+"""moe scaling: laws through simulated run folders, predictions, validation; refused where runs are too few."""
 
 import json
 import math
@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
+from moe_cli.cli.app import app
 from moe_cli.report.scaling.points import Points
 from tests.report.folders import complete
-from tests.report.html.pages import content_of, page_of, report
+from tests.report.html.pages import content_of
 from tests.report.scaling.planted import JOINT, joint
 
 WIDTHS, STEPS, EXPERTS = (32, 64, 96, 128), (100, 400, 1600), (1, 2, 4, 8)
@@ -43,6 +45,10 @@ def planted(outputs: Path, experts: tuple[int, ...] = EXPERTS, widths: tuple[int
                 )
 
 
+def scaling(outputs: Path, *words: object) -> Result:
+    return CliRunner().invoke(app, ["scaling", *map(str, words), "--outputs", str(outputs)])
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scaling")
@@ -51,7 +57,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fitted(outputs: Path, *words: str) -> dict[str, Any]:
-    result = report(outputs, "--fit", *words, "--format", "json")
+    result = scaling(outputs, "--law", *words, "--json")
     assert result.exit_code == 0, result.output
     content: dict[str, Any] = json.loads(result.stdout, parse_constant=lambda word: pytest.fail(word))
     return content
@@ -109,7 +115,7 @@ def test_lines_fit_the_terminal(outputs: Path, monkeypatch: pytest.MonkeyPatch, 
     """Constants, errors, equivalents and validation, none wider than the window."""
     monkeypatch.setenv("COLUMNS", str(width))
     far = ("--predict", "expert=8 k=1 model.d_model=1024 train.steps=1600")
-    text = report(outputs, "--fit", "ludziejewski", "--validate", *far).stdout
+    text = scaling(outputs, "--law", "ludziejewski", "--validate", *far).stdout
     assert max(map(len, text.splitlines())) <= width
     for words in (
         "largest, held out",
@@ -123,8 +129,9 @@ def test_lines_fit_the_terminal(outputs: Path, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.slow
 def test_the_page_shows_the_fit(outputs: Path, tmp_path: Path) -> None:
-    """With --html the law, its constants and a chart stand in the page."""
-    sections = content_of(page_of(outputs, tmp_path / "page.html", "--fit", "ludziejewski"))["sections"]
+    """With -o page.html the law, its constants and a chart stand in the page."""
+    assert 0 == scaling(outputs, "--law", "ludziejewski", "-o", tmp_path / "page.html").exit_code
+    sections = content_of((tmp_path / "page.html").read_text(encoding="utf-8"))["sections"]
     charts = [each for each in sections if each["chart"]]
     assert charts
     told = [cell for each in sections for row in each["rows"] for cell in row] + [
@@ -136,20 +143,17 @@ def test_the_page_shows_the_fit(outputs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--fit", "chinchilla"], "no scaling law 'chinchilla'. There are: clark, krajewski, abnar, ludziejewski, and auto."),
-        (["--predict", "expert=4"], "--predict is an answer of a fitted law: add --fit auto"),
-        (["--validate"], "--validate is an answer of a fitted law: add --fit auto"),
-        (["--fit", "auto", "--format", "csv"], "--fit prints a table or json, not csv"),
-        (["--fit", "ludziejewski", "--predict", "expert"], "give settings such as 'expert=64 k=2"),
-        (["--fit", "ludziejewski", "--predict", "expert=64 'k=2"], "a quote is not closed"),
-        (["--fit", "ludziejewski", "--predict", "exprt=64"], "Did you mean 'expert'?"),
-        (["--fit", "ludziejewski", "--predict", "train.minutes=3"], "the budget is a time"),
-        (["--fit", "auto", "--filter", "expert > 99"], "no run matches --filter 'expert > 99'."),
+        (["--law", "chinchilla"], "no scaling law 'chinchilla'. There are: clark, krajewski, abnar, ludziejewski, and auto."),
+        (["--law", "ludziejewski", "--predict", "expert"], "give settings such as 'expert=64 k=2"),
+        (["--law", "ludziejewski", "--predict", "expert=64 'k=2"], "a quote is not closed"),
+        (["--law", "ludziejewski", "--predict", "exprt=64"], "Did you mean 'expert'?"),
+        (["--law", "ludziejewski", "--predict", "train.minutes=3"], "the budget is a time"),
+        (["--where", "expert > 99"], "no run matches --where 'expert > 99'."),
     ],
 )  # fmt: skip
 def test_what_is_refused(outputs: Path, words: list[str], message: str) -> None:
     """With exit code 2, in at most three lines."""
-    result = report(outputs, *words)
+    result = scaling(outputs, *words)
     assert (2, True) == (result.exit_code, message in result.stderr), result.output
     assert len(result.stderr.splitlines()) <= 3
 
@@ -157,5 +161,5 @@ def test_what_is_refused(outputs: Path, words: list[str], message: str) -> None:
 def test_too_few_runs_say_which_to_make(tmp_path: Path) -> None:
     """One size is no law; the command that makes others is named."""
     planted(tmp_path, widths=(64,))
-    result = report(tmp_path, "--fit", "auto")
+    result = scaling(tmp_path)
     assert (2, True) == (result.exit_code, "moe sweep scaling" in result.stderr), result.output
