@@ -75,6 +75,7 @@ class Results:
     domain_specialisation: float | None = None
     null_fraction: float | None = None
     router_saturation: float | None = None
+    vocab_size: float | None = None
     steps: float | None = None
     tokens: float | None = None
     seconds: float | None = None

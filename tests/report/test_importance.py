@@ -10,7 +10,15 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError
 from moe_cli.report import importance as module
-from moe_cli.report.importance import FEWEST, STUDY, import_optuna, importances, load_study, open_journal, load_importances
+from moe_cli.report.importance import (
+    FEWEST,
+    STUDY,
+    import_optuna,
+    importances,
+    load_importances,
+    load_study,
+    open_journal,
+)
 from tests.report.folders import complete, stopped
 
 

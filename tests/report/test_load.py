@@ -9,8 +9,6 @@ import pytest
 from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import write_sealed
-from moe_cli.files.reading import read_json
-from moe_cli.files.writing import write_json
 from moe_cli.metrics import LOSS, ROUTING, SIZE, SPEED, TEXT_REFERENCE, keys_of
 from moe_cli.report.baseline import extra_baseline_runs
 from moe_cli.report.frame import from_frame, python_lists

@@ -37,7 +37,9 @@ def format_recommendation(found: Recommendation) -> list[str]:
         )
     for aspect, number in found.left_out.items():
         alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == EVAL_CONTEXT else ""
-        lines.append(f"Left out: {plural(number, 'run')} of other {aspect}{alike}; to rank them too: --allow-different {aspect}")
+        lines.append(
+            f"Left out: {plural(number, 'run')} of other {aspect}{alike}; to rank them too: --allow-different {aspect}"
+        )
     if found.next is None:
         return [*lines, "No command is given for a next sweep: this version of moe cannot make these settings."]
     about = f" takes about {duration(found.next_seconds)}, one run at a time" if found.next_seconds else ""

@@ -54,6 +54,5 @@ def _overrides_of_largest(runs: Sequence[RunRow], given: Collection[str]) -> tup
     overrides = overrides_of(largest, {*given, *(budgets if of_budget else ())})
     if not of_budget and not any(overrides.get(name) for name in budgets):
         overrides["train.tokens"] = largest.results.tokens
-    vocab_size = largest.others.get("vocab_size")
     words = [f"{key}={show(value)}" for key, value in overrides.items()]
-    return words, vocab_size if isinstance(vocab_size, int) and vocab_size > 0 else DEFAULT_VOCAB_SIZE
+    return words, int(largest.results.vocab_size or DEFAULT_VOCAB_SIZE)

@@ -207,8 +207,9 @@ def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
     assert "was not made by moe report: it is left as it is" in result.stderr
     page_of(tmp_path / "o", tmp_path / "page.html")
     page_of(tmp_path / "o", tmp_path / "page.html")
-    for place, message in ((tmp_path, "is not a file"), (tmp_path / "no" / "page.html", "no folder")):
-        result = report(tmp_path / "o", "-o", place)
+    (tmp_path / "folder.html").mkdir()
+    for place, message in (("folder.html", "is not a file"), ("no/page.html", "no folder")):
+        result = report(tmp_path / "o", "-o", tmp_path / place)
         assert (2, True) == (result.exit_code, message in result.stderr)
 
 
