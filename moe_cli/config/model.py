@@ -40,7 +40,7 @@ class LayersConfig(Settings):
     context_length: int = setting(at_least=1, at_most=2**24)
     vocab_size: int | None = setting(at_least=1, at_most=2**32)
     dropout: float = setting(fraction=True)
-    dispatch: Literal["auto", "grouped", "padded", "einsum", "reference"] = setting()
+    dispatch: Literal["auto", "loop", "grouped_mm", "einsum", "reference"] = setting()
 
     def check(self) -> None:
         if self.moe_layer_freq > self.stack_layers:

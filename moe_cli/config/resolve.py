@@ -340,7 +340,7 @@ def _takes_all_experts(config: RunConfig) -> bool:
 
 
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """With the coefficient of the balancing loss in our convention, and the plainest of equal scopes."""
+    """With the plainest of equal scopes."""
     balance = config.balance or NoBalance()
     router: str = config.router.name if config.router else ""
     for method in methods_of(balance):

@@ -153,7 +153,7 @@ def test_equals_switch(room: float | None) -> None:
 
 @pytest.mark.parametrize(("num_experts", "top_k"), [(8, 1), (8, 2), (6, 3), (4, 4)])
 def test_a_coefficient_of_transformers_is_worth_k_times_as_much(num_experts: int, top_k: int) -> None:
-    """The load-balancing loss of transformers is K times ours, so `balance.weight` is K times router_aux_loss_coef."""
+    """Their load-balancing loss is K times ours, for one layer."""
     logits = 2 * torch.randn(30, num_experts, generator=torch.Generator().manual_seed(0))
     theirs = load_balancing_loss_func((logits,), num_experts, top_k)
     probs = logits.softmax(-1)
