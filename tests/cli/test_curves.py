@@ -16,15 +16,10 @@ from moe_cli.cli.search import _step
 from moe_cli.config.data import TokenData
 from moe_cli.metrics import TARGETS, target
 from moe_cli.report.columns import curve_column
-<<<<<<< HEAD:tests/cli/test_curves.py
-from moe_cli.report.load import load_runs
-from moe_cli.report.recommend.recommendation import _curve
-from moe_cli.report.run_comparison import compare_runs
-=======
 from moe_cli.report.configuration import aggregate_seeds
 from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.recommendation import estimates_over_time
->>>>>>> main:tests/cli/test_text_chart.py
+from moe_cli.report.run_comparison import compare_runs
 from moe_cli.runs.curves import Curve, validation_curve, validation_curves
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import read_status
