@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal
-from moe_cli.cli.runs.show import Load, load_of, violation
+from moe_cli.cli.runs.show import Load, expert_load, violation
 from moe_cli.cli.terminal import ascii_only
 from moe_cli.cli.text_chart import plot
 from moe_cli.cli.text_table import Column, print_lines, table_lines
@@ -74,7 +74,7 @@ class Comparison:
                                     "b_is": each.verdict or None} for each in self.measures},
             "curves": {name.lower(): [{"tokens": int(x), curve.result: y} for x, y in curve.points]
                        for name, curve in _curves_of(self).items()},
-            "tokens_per_expert": {name: {str(layer): load for layer, load in load_of(run).items()}
+            "tokens_per_expert": {name: {str(layer): load for layer, load in expert_load(run).items()}
                                   for name, run in (("a", self.a.run), ("b", self.b.run))},
         }  # fmt: skip
 
@@ -231,7 +231,7 @@ def _curves(comparison: Comparison, width: int) -> list[Text]:
 
 
 def _loads(comparison: Comparison, width: int) -> list[Text]:
-    loads = load_of(comparison.a.run), load_of(comparison.b.run)
+    loads = expert_load(comparison.a.run), expert_load(comparison.b.run)
     layers = sorted({*loads[0], *loads[1]})
     if not layers:
         return []

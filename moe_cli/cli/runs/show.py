@@ -23,7 +23,7 @@ BARS_WIDTH = 32
 Load = list[float]
 
 
-def load_of(run: Run) -> dict[int, Load]:
+def expert_load(run: Run) -> dict[int, Load]:
     """Per layer, how often each expert was chosen when somebody looked last."""
     newest: dict[int, Load] = {}
     for record in run.read_routing():
@@ -57,7 +57,7 @@ def run_record(run: Run) -> dict[str, Any]:
         "created": each.created or None, "step": each.step, "steps": each.steps or None, "tags": list(each.tags),
         "settings": changed_settings(run), "results": each.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
-        "tokens_per_expert": {str(layer): load for layer, load in load_of(run).items()},
+        "tokens_per_expert": {str(layer): load for layer, load in expert_load(run).items()},
         "meta": run.meta() or None, "checkpoints": [str(path) for path in run.checkpoints()],
         "bytes": size_of(run.path),
     }  # fmt: skip
@@ -79,10 +79,10 @@ def print_run(run: Run) -> None:
     width = console.width if console.is_terminal else PIPED_WIDTH
     print_lines(console, [title])
     for label, pieces in rows:
-        print_lines(console, wrapped(label, pieces, width))
+        print_lines(console, wrap_labelled(label, pieces, width))
 
 
-def wrapped(label: str, pieces: Sequence[str], width: int) -> list[Text]:
+def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
     """Pieces side by side after a label, on as many lines as it takes; a piece is cut only where it fits on none."""
     room = max(8, width - LABEL_WIDTH)
     lines = [""]
@@ -149,7 +149,7 @@ def _curve(run: Run) -> list[tuple[str, list[str]]]:
 
 def _load(run: Run) -> list[tuple[str, list[str]]]:
     layers = [f"L{layer + 1} {bars(load, BARS_WIDTH)} {percent(violation(load), signed=True)}"
-              for layer, load in load_of(run).items()]  # fmt: skip
+              for layer, load in expert_load(run).items()]  # fmt: skip
     return [("load", layers)] if layers else []
 
 
