@@ -134,10 +134,9 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
 def _tell(said: "Explained", page: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.cli.explain_output import explained_lines
     from moe_cli.cli.terminal import ascii_only
-    from moe_cli.cli.text_table import print_lines
 
     if as_json:
         layers = [asdict(layer) for layer in said.layers]

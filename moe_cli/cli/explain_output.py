@@ -15,7 +15,7 @@ from moe_cli.config.routers import null_experts
 from moe_cli.formatting import percent, plural, printable
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, heat_map
-from moe_cli.report.scaling.lines import prose, table
+from moe_cli.report.render.terminal import plain_table, wrap
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
@@ -75,17 +75,17 @@ class Explained:
 
 def explained_lines(said: Explained, width: int, ascii_only: bool = False, most: int | None = None) -> list[Text]:
     """What was done, the text with its experts (of the first `most` tokens; None: of all), what that measures."""
-    lines = [*prose(title(said), width, "bold")]
+    lines = [*wrap(title(said), width, "bold")]
     reading = "Under each token its experts, the strongest first, and the weight of each one's answer."
     for sentence in [*sentences(said), reading]:
-        lines += prose(sentence, width, "dim")
+        lines += wrap(sentence, width, "dim")
     lines += _text(said, width, ascii_only, most)
     rows = [(f"L{each.layer + 1}", each.load) for each in said.layers]
     lines += [Text(), Text("load of this text: 1 is a fair share", "dim")]
     lines += heat_map(rows, 2.0, width, ASCII_SHADES if ascii_only else SHADES, "{:.2f}")
-    lines += [Text(), *table(*measures(said), width), Text()]
+    lines += [Text(), *plain_table(*measures(said), width), Text()]
     for sentence in legend(said):
-        lines += prose(sentence, width, "dim")
+        lines += wrap(sentence, width, "dim")
     return lines
 
 
@@ -256,11 +256,11 @@ def _text(said: Explained, width: int, ascii_only: bool, most_tokens: int | None
         for block in _blocks(columns[first : first + said.found.window], room):
             lines += [Text(), *_block(block, labels)]
     if len(columns) < len(said.found.tokens):
-        lines += [Text(), *prose(f"The first {len(columns):,} of {len(said.found.tokens):,} tokens.", width, "dim")]
+        lines += [Text(), *wrap(f"The first {len(columns):,} of {len(said.found.tokens):,} tokens.", width, "dim")]
     left = max(len(choices) for layer in said.layers for choices in layer.choices) - most
     if left > 0:
         more = "--layer 1 shows more" if said.shown is None else "--json has all"
-        lines += [Text(), *prose(f"Of each token up to {left} weaker experts are left out: {more}.", width, "dim")]
+        lines += [Text(), *wrap(f"Of each token up to {left} weaker experts are left out: {more}.", width, "dim")]
     return lines
 
 

@@ -15,10 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli.text_table import Column, table_lines
 from moe_cli.formatting import count, duration, percent, printable, score
 from moe_cli.metrics import target
 from moe_cli.report.intervals import Estimate, mean_and_interval
+from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
 from moe_cli.runs.status import RunStatus, StatusCache, read_status
 
@@ -198,12 +198,12 @@ def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Seque
     return line
 
 
-def _row_label(name: str, number: int) -> Column:
-    return Column("", [f"  {name:<8}"] + [" " * 10] * (number - 1), left=True, styles=["dim"] * number)
+def _row_label(name: str, number: int) -> TextColumn:
+    return TextColumn("", [f"  {name:<8}"] + [" " * 10] * (number - 1), align_left=True, styles=["dim"] * number)
 
 
-def _labels(texts: Sequence[str], size: int) -> Column:
-    return Column("", [f"{printable(text):<{size}}" for text in texts], left=True, shrinks=size)
+def _labels(texts: Sequence[str], size: int) -> TextColumn:
+    return TextColumn("", [f"{printable(text):<{size}}" for text in texts], align_left=True, min_width=size)
 
 
 def _running_lines(
@@ -216,15 +216,15 @@ def _running_lines(
     return table_lines(
         [
             _row_label("running", len(running)), _labels(texts, size),
-            Column("", [_step(each) for each in running]),
-            Column("", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], left=True),
-            Column("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
-                        for each in running], leaves=2),
-            Column("", [_load(load) for load in loads], leaves=1, styles=[_load_style(load) for load in loads]),
-            Column("", [_dead(each.dead_experts) for each in running], leaves=3,
+            TextColumn("", [_step(each) for each in running]),
+            TextColumn("", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], align_left=True),
+            TextColumn("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
+                        for each in running], drop_order=2),
+            TextColumn("", [_load(load) for load in loads], drop_order=1, styles=[_load_style(load) for load in loads]),
+            TextColumn("", [_dead(each.dead_experts) for each in running], drop_order=3,
                    styles=["yellow" if each.dead_experts else "" for each in running]),
-            Column("", ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running], leaves=5),
-            Column("", [_left_of(each, now) for each in running], leaves=4),
+            TextColumn("", ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running], drop_order=5),
+            TextColumn("", [_left_of(each, now) for each in running], drop_order=4),
         ],
         width, header=False,
     )  # fmt: skip
@@ -265,11 +265,11 @@ def _best_lines(best: Sequence[BestSoFar], size: int, width: int) -> list[Text]:
     return table_lines(
         [
             _row_label("best", len(best)), _labels([each.label for each in best], size),
-            Column("", losses, styles=["green"] * len(best)),
-            Column("", dense, left=True, leaves=1),
-            Column("", [_load(each.load) for each in best], leaves=2, styles=[_load_style(each.load) for each in best]),
-            Column("", [_dead(each.dead) for each in best], leaves=3, styles=["yellow" if each.dead else "" for each in best]),
-            Column("", [f"{each.seeds} seeds" if each.seeds > 1 else "" for each in best], leaves=4),
+            TextColumn("", losses, styles=["green"] * len(best)),
+            TextColumn("", dense, align_left=True, drop_order=1),
+            TextColumn("", [_load(each.load) for each in best], drop_order=2, styles=[_load_style(each.load) for each in best]),
+            TextColumn("", [_dead(each.dead) for each in best], drop_order=3, styles=["yellow" if each.dead else "" for each in best]),
+            TextColumn("", [f"{each.seeds} seeds" if each.seeds > 1 else "" for each in best], drop_order=4),
         ],
         width, header=False,
     )  # fmt: skip
@@ -286,7 +286,7 @@ def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size:
     reasons = [failure_reason(each) for each in failed]
     return table_lines(
         [_row_label("failed", len(failed)), _labels(texts, size),
-         Column("", reasons, left=True, shrinks=10, styles=["red"] * len(failed))],
+         TextColumn("", reasons, align_left=True, min_width=10, styles=["red"] * len(failed))],
         width, header=False,
     )  # fmt: skip
 

@@ -1,6 +1,5 @@
 """moe recommend."""
 
-import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,12 +52,11 @@ def recommend(
 def _print_lines(found: "Recommendation", width: int) -> None:
     """The lines, wrapped; a command is a line of its own that can be pasted."""
     from moe_cli.report.recommend.text import memo
+    from moe_cli.report.render.terminal import wrap
 
     for number, line in enumerate(memo(found)):
         indent = "  " if number else ""
-        if line.startswith("moe "):
-            echo(indent + line)
-            continue
-        wrapped = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False,
-                                break_long_words=False)  # fmt: skip
-        echo("\n".join(wrapped))
+        lines = (
+            [indent + line] if line.startswith("moe ") else [each.plain for each in wrap(line, width, indent=indent)]
+        )
+        echo("\n".join(lines))

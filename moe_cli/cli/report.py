@@ -127,9 +127,8 @@ def _print_table(view: "View", title: str, paths: list[str]) -> None:
 
 
 def _print_chart(view: "View", title: str, request: str) -> None:
-    from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.cli.terminal import ascii_only
-    from moe_cli.cli.text_table import print_lines
     from moe_cli.report.render.charts import chart_lines, make_chart
 
     console = Terminal(highlight=False, emoji=False, markup=False)

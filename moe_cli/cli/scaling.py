@@ -32,8 +32,7 @@ def scaling(
     outputs: Outputs = None,
 ) -> None:
     """Fit a scaling law to runs of several sizes. Example: moe scaling isoflop --predict 'expert=64 k=2'"""
-    from moe_cli.cli.console import Terminal, text_width
-    from moe_cli.cli.text_table import print_lines
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.load import load_selection, title_of
     from moe_cli.report.scaling.lines import study_lines
     from moe_cli.report.scaling.settings import points_of

@@ -5,8 +5,8 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
+from moe_cli.cli.console import print_lines
 from moe_cli.cli.runs.show import wrap_labelled
-from moe_cli.cli.text_table import print_lines
 from moe_cli.data.load import describe, remarks
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes

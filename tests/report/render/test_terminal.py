@@ -3,14 +3,14 @@
 import pytest
 
 from moe_cli.cli.text_chart import plot
-from moe_cli.cli.text_table import Column, table_lines
 from moe_cli.formatting import sparkline
+from moe_cli.report.render.terminal import TextColumn, table_lines
 
 TABLE = [
-    Column("name", ["a", "bb-long-name"], left=True, shrinks=4),
-    Column("loss", ["1.5", "12.25"]),
-    Column("tok/s", ["10", "20"], leaves=1),
-    Column("dead", ["0 %", "1 %"], leaves=2),
+    TextColumn("name", ["a", "bb-long-name"], align_left=True, min_width=4),
+    TextColumn("loss", ["1.5", "12.25"]),
+    TextColumn("tok/s", ["10", "20"], drop_order=1),
+    TextColumn("dead", ["0 %", "1 %"], drop_order=2),
 ]
 
 
@@ -43,7 +43,7 @@ def test_long_text_shrinks_before_columns_leave() -> None:
 
 def test_wide_characters_and_escapes_do_not_shift_columns() -> None:
     """A character may be two columns wide; control characters are shown as question marks."""
-    table = [Column("", ["深い", "a\x1b[2J"], left=True), Column("", ["1", "2"])]
+    table = [TextColumn("", ["深い", "a\x1b[2J"], align_left=True), TextColumn("", ["1", "2"])]
     lines = table_lines(table, 80, header=False)
     assert [line.plain for line in lines] == ["深い   1", "a?[2J  2"]
     assert [line.cell_len for line in lines] == [8, 8]
@@ -51,7 +51,7 @@ def test_wide_characters_and_escapes_do_not_shift_columns() -> None:
 
 def test_empty_columns_take_no_room() -> None:
     """A column without heading and text is as if it were not there."""
-    table = [Column("a", ["1"]), Column("", [""]), Column("b", ["2"])]
+    table = [TextColumn("a", ["1"]), TextColumn("", [""]), TextColumn("b", ["2"])]
     assert table_lines(table, 80)[1].plain == "1  2"
 
 
