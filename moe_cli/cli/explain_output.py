@@ -175,8 +175,8 @@ def legend(said: Explained) -> list[str]:
 
 
 def page_content(said: Explained, made: str) -> dict[str, object]:
-    """What the script of `moe_cli.report.html.explained` reads."""
-    from moe_cli.report.html.explained import packed
+    """What the script of `moe_cli.report.html.explain_page` reads."""
+    from moe_cli.report.html.explain_page import packed
 
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
     tokens, (headings, rows) = said.found.tokens, measures(replace(said, shown=None))
@@ -184,7 +184,7 @@ def page_content(said: Explained, made: str) -> dict[str, object]:
                 for choices in layer.choices] for layer in said.found.layers]  # fmt: skip
     stride = 1 + max((weight for layer in weights for choices in layer for _, weight, _ in choices), default=0)
     return {
-        "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "made": made, "window": said.found.window, "chosen": said.shown or 0,
+        "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "generated": made, "window": said.found.window, "chosen": said.shown or 0,
         "tokens": [spelled(token) for token in tokens],
         "breaks": [place for place, token in enumerate(tokens) if token.text.endswith("\n")],
         "spaces": [place for place, token in enumerate(tokens) if token.text.endswith(" ")],

@@ -71,21 +71,15 @@ class BestSoFar:
 
 def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[BestSoFar]:
     """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
-    from moe_cli.report.aggregate import comparable
+    from moe_cli.report.load import make_row
+    from moe_cli.report.run_row import comparison_key
 
     groups: dict[Any, dict[str, list[RunStatus]]] = {}
     for each in done:
         if _loss(each) is not None:
-            group = groups.setdefault(comparable(_row(each)), {})
+            group = groups.setdefault(comparison_key(make_row(each.run, each.run.config_dict(), each.results, {})), {})
             group.setdefault(_configuration(each.run), []).append(each)
     return [_best(list(group.values()), labels) for group in groups.values()]
-
-
-def _row(each: RunStatus) -> dict[str, Any]:
-    """Settings and results of a run, as the report has them."""
-    from moe_cli.report.load import flatten
-
-    return {"corpus_sha256": None, "tokens": None, **flatten(each.run.config_dict()), **each.results}
 
 
 def _best(configurations: Sequence[Sequence[RunStatus]], labels: Mapping[Path, str]) -> BestSoFar:

@@ -15,7 +15,7 @@ def rounded(value: float | None, digits: int = DIGITS) -> float | int | None:
     return int(short) if short == int(short) and abs(short) < 2**53 else short
 
 
-def thinned(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[int], list[float]]:
+def downsampled(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[int], list[float]]:
     """At most so many points: the means of neighbours, each at the step of the last of them; the last point stays."""
     size = len(steps)
     if size <= most:

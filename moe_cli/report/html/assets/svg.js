@@ -1,4 +1,4 @@
-// What all charts share: elements, numbers, scales, axes, the tip. Text is only ever set as text, never read as markup.
+// What all charts share: elements, numbers, scales, axes. Text is only ever set as text, never read as markup.
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 10, DASHES = 4;
 
@@ -91,7 +91,8 @@ function axes(host, options) {
   }
   root.append(draw("path", { class: "axis", d: `M${box.left},${box.top}V${box.bottom}H${box.right}` }));
   root.append(draw("text", { x: (box.left + box.right) / 2, y: height - 8, "text-anchor": "middle" }, options.x));
-  root.append(draw("text", { x: -(box.top + box.bottom) / 2, y: 13, transform: "rotate(-90)", "text-anchor": "middle" }, options.y));
+  root.append(draw("text", { x: -(box.top + box.bottom) / 2, y: 13, transform: "rotate(-90)", "text-anchor": "middle" },
+    options.y));
   host.replaceChildren(root);
   return { root, x, y, box, width, height };
 }
@@ -112,43 +113,23 @@ function shape(index, x, y, size, attributes) {
   return draw("path", { ...attributes, d: outline });
 }
 
-const tip = {
-  show(event, text) {
-    const node = document.getElementById("tip");
-    node.textContent = text;
-    node.hidden = false;
-    const box = node.getBoundingClientRect(), page = document.documentElement;
-    const left = Math.min(event.clientX + 14, page.clientWidth - box.width - 6);
-    const above = event.clientY + 18 + box.height > page.clientHeight;
-    node.style.left = `${Math.max(4, left) + window.scrollX}px`;
-    node.style.top = `${(above ? event.clientY - box.height - 12 : event.clientY + 18) + window.scrollY}px`;
-  },
-  at(root, x, y, width, text) {
-    const box = root.getBoundingClientRect(), by = box.width / width;
-    tip.show({ clientX: box.left + x * by, clientY: box.top + y * by }, text);
-    document.getElementById("said").textContent = text;
-  },
-  hide() { document.getElementById("tip").hidden = true; },
-};
-
-// The place of a pointer in the units of a chart.
-function pointer(event, root, width) {
-  const box = root.getBoundingClientRect();
-  return { x: (event.clientX - box.left) * width / box.width, y: (event.clientY - box.top) * width / box.width };
-}
-
 function options(select, entries, chosen) {
-  select.replaceChildren(...entries.map(([value, text]) => el("option", { value, selected: String(value) === String(chosen) }, text)));
+  select.replaceChildren(...entries.map(([value, text]) =>
+    el("option", { value, selected: String(value) === String(chosen) }, text)));
 }
 
 function labelled(text, control) { return el("label", {}, text, control); }
-function ticked(text, checked, change) {
-  return el("label", { class: "flat" }, el("input", { type: "checkbox", checked, onchange: event => change(event.target.checked) }), text);
+
+function checkbox(text, checked, change) {
+  const box = el("input", { type: "checkbox", checked, onchange: event => change(event.target.checked) });
+  return el("label", { class: "flat" }, box, text);
 }
 
-function cut(text, most) { return text.length > most ? `${text.slice(0, most - 1)}…` : text; }
+function truncate(text, most) { return text.length > most ? `${text.slice(0, most - 1)}…` : text; }
 
 function plain_table(headings, rows) {
-  return el("table", {}, el("thead", {}, el("tr", {}, headings.map((text, index) => el("th", { scope: "col", class: "left" }, text)))),
-    el("tbody", {}, rows.map(cells => el("tr", {}, cells.map((text, index) => index ? el("td", { class: "left" }, text) : el("th", { scope: "row", class: "left" }, text))))));
+  const head = el("tr", {}, headings.map(text => el("th", { scope: "col", class: "left" }, text)));
+  const cell = (text, index) =>
+    index ? el("td", { class: "left" }, text) : el("th", { scope: "row", class: "left" }, text);
+  return el("table", {}, el("thead", {}, head), el("tbody", {}, rows.map(cells => el("tr", {}, cells.map(cell)))));
 }

@@ -4,16 +4,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from moe_cli.report.html import Parts, assembled
+from moe_cli.report.html.page import PageTemplate, render
 
 GENERATOR = "moe explain"
-SCRIPTS = ("draw.js", "experts.js", "frame.js", "explained.js")
+SCRIPTS = ("svg.js", "interaction.js", "experts.js", "page_shell.js", "explain.js")
 
 
-def explained_page(content: dict[str, object], title: str, plain: str, program: str) -> str:
+def explain_page(content: dict[str, object], title: str, plain: str, program: str) -> str:
     """The page; `plain` is what is shown where scripts are switched off."""
-    parts = Parts(title, plain, f"{GENERATOR}, {program}", SCRIPTS, ("page.css", "explained.css"), ("text", "text"))
-    return assembled(content, parts)
+    template = PageTemplate(
+        title, plain, f"{GENERATOR}, {program}", SCRIPTS, ("page.css", "explain.css"), ("text", "text")
+    )
+    return render(content, template)
 
 
 def packed(choices: Sequence[Iterable[tuple[int, int, bool]]], stride: int) -> str:

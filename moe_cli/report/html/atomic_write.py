@@ -6,13 +6,13 @@ from pathlib import Path
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import is_inside_outputs, write_bytes
 from moe_cli.formatting import printable
-from moe_cli.report.html import GENERATOR
+from moe_cli.report.html.page import GENERATOR
 
 # The name of the program stands near the beginning of a page.
 HEAD_BYTES = 4096
 
 
-def check_ours(path: Path, command: str = GENERATOR) -> None:
+def check_overwrite(path: Path, command: str = GENERATOR) -> None:
     """Raises ConfigError: the file is there and is no page of this command, so that it is not ours to replace."""
     try:
         with open(path, "rb") as file:

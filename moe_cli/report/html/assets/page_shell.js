@@ -1,12 +1,16 @@
 // What every page has: sections, colours, print, and drawing again when the window changes.
 function section(id, title, ...parts) {
-  return el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title`, tabindex: -1 }, title), ...parts);
+  const heading = el("h2", { id: `${id}-title`, tabindex: -1 }, title);
+  return el("section", { id, "aria-labelledby": `${id}-title` }, heading, ...parts);
 }
 
 const THEMES = ["auto", "light", "dark"];
 const preference = window.matchMedia("(prefers-color-scheme: dark)");
 let theme = "auto";
-try { theme = THEMES.includes(localStorage.getItem("moe-theme")) ? localStorage.getItem("moe-theme") : "auto"; } catch { /* kept nowhere */ }
+try {
+  const stored = localStorage.getItem("moe-theme");
+  theme = THEMES.includes(stored) ? stored : "auto";
+} catch { /* the browser stores nothing */ }
 
 function paint(chosen) {
   const dark = chosen === "auto" ? preference.matches : chosen === "dark";
@@ -22,7 +26,7 @@ function open_page(sections, below, redraw) {
   tools.hidden = false;
   button.addEventListener("click", () => {
     theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-    try { localStorage.setItem("moe-theme", theme); } catch { /* kept nowhere */ }
+    try { localStorage.setItem("moe-theme", theme); } catch { /* the browser stores nothing */ }
     paint(theme);
   });
   preference.addEventListener("change", () => paint(theme));
@@ -31,7 +35,8 @@ function open_page(sections, below, redraw) {
   document.getElementById("print").addEventListener("click", () => window.print());
   paint(theme);
   document.getElementById("main").replaceChildren(...sections);
-  document.getElementById("contents").replaceChildren(...sections.map(each => el("a", { href: `#${each.id}` }, each.firstChild.textContent)));
+  document.getElementById("contents").replaceChildren(...sections.map(each =>
+    el("a", { href: `#${each.id}` }, each.firstChild.textContent)));
   document.getElementById("footer").replaceChildren(...below.map(line => el("p", {}, line.replaceAll(" +- ", " ± "))));
   redraw();
   let width = window.innerWidth, waiting = 0;
@@ -41,7 +46,7 @@ function open_page(sections, below, redraw) {
     window.clearTimeout(waiting);
     waiting = window.setTimeout(redraw, 120);
   });
-  document.addEventListener("keydown", event => { if (event.key === "Escape") tip.hide(); });
+  document.addEventListener("keydown", event => { if (event.key === "Escape") tooltip.hide(); });
   document.documentElement.dataset.ready = "yes";
 }
 
