@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_cli.cli.runs.show import expert_load
 from moe_cli.metrics import ESTIMATES
 from moe_cli.report.curves import thinned_curves
 from moe_cli.report.expert_usage import health
