@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.cli.runs.show import expert_load
 from moe_cli.metrics import ESTIMATES
 from moe_cli.report.curves import thinned_curves
-from moe_cli.report.expert_usage import health
+from moe_cli.report.expert_usage import expert_load, health
 from moe_cli.report.long_format import load_curves
 from moe_cli.runs.curves import ThinnedCurve, validation_curve
 from moe_cli.runs.folder import Run
