@@ -265,5 +265,5 @@ def test_looking_after_runs_imports_no_torch(outputs: Path, words: list[str]) ->
     )
     command = [sys.executable, "-c", code, "runs", *words, "--outputs", str(outputs)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    allowed = {"show": "['hydra']", "watch": "['pandas']"}
+    allowed = {"show": "['hydra']"}
     assert printed.splitlines()[-1] == allowed.get(words[0], "[]")
