@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +46,6 @@ LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_", "test
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest come first: nobody waits for them at the end, and workers that have nothing left take none of them away."""
     items.sort(key=lambda item: not item.name.startswith(LONGEST))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def composed_once() -> Iterator[None]:
-    """What the packaged conf/ composes to is worked out once for all tests of a process: a command would do it anew."""
-    from moe_cli.config.compose import Composer, packaged_conf
-
-    def once(method: Callable[..., Any]) -> Callable[..., Any]:
-        known: dict[tuple[str, ...], Any] = {}
-
-        def remembered(self: Composer, *words: str) -> Any:
-            if self.folders != [packaged_conf()]:  # a test's own folder may change
-                return method(self, *words)
-            if words not in known:
-                known[words] = method(self, *words)
-            return known[words]
-
-        return remembered
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("_compose", "_choices"):
-            patch.setattr(Composer, name, once(getattr(Composer, name)))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,10 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     return ConfigLoaderImpl(path)
 
 
+# The first composer of the packaged conf/ alone, whose compositions the others share: its files do not change.
+_PACKAGED: dict[Path, "Composer"] = {}
+
+
 class Composer:
     """Composes conf/, with the user's own folder before the packaged one."""
 
@@ -123,9 +127,10 @@ class Composer:
         self.folders = [folder for folder in (self.user.folder, packaged_conf()) if folder]
         # Files of the user's folder that were composed, relative to it.
         self.used: dict[str, None] = {}
-        self.compose = cache(self._compose)
-        self.base = cache(self._base)
-        self.choices = cache(self._choices)
+        first = self if self.user.folder else _PACKAGED.setdefault(packaged_conf(), self)
+        self.compose = cache(self._compose) if first is self else first.compose
+        self.base = cache(self._base) if first is self else first.base
+        self.choices = cache(self._choices) if first is self else first.choices
 
     @cached_property
     def loader(self) -> "ConfigLoaderImpl":
