@@ -1,5 +1,6 @@
 """What all tests share: shapes checked, one thread, no deadlines (others use the machine too), a little text and one finished run."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ torch.set_num_threads(1)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
-settings.register_profile("quick", deadline=None, max_examples=40)
+settings.register_profile("quick", deadline=None, max_examples=25, database=None)
 settings.load_profile("quick")
 
 # Imports of moe_cli stand inside the fixtures: at the top they would come before the run-time type checks.
@@ -38,6 +39,12 @@ def checked_shapes(request: pytest.FixtureRequest) -> None:
 def unchecked_shapes(checked_shapes: None) -> None:
     """For long trainings; and for what is compiled, as the checks are Python that torch.compile cannot follow."""
     jaxtyping.config.update("jaxtyping_disable", True)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and large libraries stay until the end: the collector need not look through them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_", "test_four_processes_")
