@@ -1,4 +1,4 @@
-"""Who takes part in `moe bench`: our layer, a plain loop over modules, and the dense network all are measured against.
+"""Who takes part in `moe bench layer`: our layer, a plain loop over modules, and the dense network all are measured against.
 
 T tokens, E experts, K chosen per token, D width, F width of an expert.
 """
@@ -94,7 +94,7 @@ class LoopOfLinears(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, layer: MoELayer) -> None:
-        self.gate.weight.copy_(layer.router.gate.weight)
+        self.gate.weight.copy_(layer.router.get_parameter("gate.weight"))
         for mine, theirs in ((self.w_in, layer.experts.w_in), (self.w_out, layer.experts.w_out)):
             for linear, weight in zip(mine, theirs, strict=True):
                 linear.weight.copy_(weight)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""`moe bench`: one layer, forward and backward, against the dense network of equal active FLOPs. T tokens, D width.
+"""`moe bench layer`: one layer, forward and backward, against the dense network of equal active FLOPs. T tokens, D width.
 
 efficiency = time of a SwiGLU network over T K tokens / time of the whole layer: router, top-k, dispatch, experts and
 combine. 1 means that sparsity is free.
@@ -20,7 +20,6 @@ from moe_cli.bench.timing import Spread, interleave, ratios, reason, saved_bytes
 from moe_cli.errors import ConfigError
 from moe_cli.execution.machine import total_memory_bytes
 from moe_cli.formatting import count
-from moe_cli.moe.routing_metrics import tokens_per_expert
 
 # A contestant whose single pass takes more than this share of the time would leave too few rounds to the others.
 MOST_OF_THE_TIME = 0.15
@@ -99,7 +98,7 @@ def run_match(
             lambda number: _inputs(shape, number + 1, device), seconds,
         )  # fmt: skip
         largest = int(
-            tokens_per_expert(make_layer(shape, device=device).route(_inputs(shape, 0, device).x[: shape.tokens])).max()
+            make_layer(shape, device=device).route(_inputs(shape, 0, device).x[: shape.tokens]).tokens_per_expert.max()
         )
     scores = [
         Score(name, spread(times[name]), ratios(times["dense"], times[name]), saved[name]) for name in contestants

@@ -50,7 +50,7 @@ def _transformers(
     block.experts.config._experts_implementation = implementation
     layer: Any = make_layer(shape)
     with torch.no_grad():
-        block.gate.weight.copy_(layer.router.gate.weight)
+        block.gate.weight.copy_(layer.router.get_parameter("gate.weight"))
         block.experts.gate_up_proj.copy_(layer.experts.w_in)
         block.experts.down_proj.copy_(layer.experts.w_out)
     return Contestant(name, block.to(device, DTYPES[shape.dtype]), shape.tokens, partial(_first, block))

@@ -1,4 +1,4 @@
-"""What `moe bench` prints: a table per shape that fits 80 columns, and the lines around it."""
+"""What `moe bench layer` prints: a table per shape that fits 80 columns, and the lines around it."""
 
 from collections.abc import Mapping
 

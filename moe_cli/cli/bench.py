@@ -1,4 +1,4 @@
-"""moe bench, moe bench step."""
+"""moe bench layer, moe bench step."""
 
 import re
 from collections.abc import Iterable
@@ -9,10 +9,14 @@ import typer
 from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
 from moe_cli.config.bounds import BENCH, SECONDS, shortened
 
-bench = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+bench = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Time one layer or a training step against other implementations. Example: moe bench layer --experts 8,64",
+)
 
 Seconds = Annotated[
-    float, typer.Option("--seconds", metavar="S", help="Time to measure each shape.", min=0.0, max=SECONDS)
+    float, typer.Option("--seconds", metavar="S", help="Measure each shape for this time.", min=0.0, max=SECONDS)
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")]
 
@@ -21,29 +25,26 @@ def _axis(meaning: str) -> object:
     return typer.Option(metavar="A,B,..", help=meaning)
 
 
-@bench.callback()
+@bench.command()
 def layer(  # noqa: PLR0913  (an option each)
-    ctx: typer.Context,
-    tokens: Annotated[str, _axis("Tokens in a pass.")] = "2048",
-    experts: Annotated[str, _axis("Experts.")] = "8,64",
-    k: Annotated[str, _axis("Experts chosen per token.")] = "2",
-    d_model: Annotated[str, _axis("Width of a token.")] = "128",
+    tokens: Annotated[str, _axis("Tokens per pass.")] = "2048",
+    experts: Annotated[str, _axis("Number of experts.")] = "8,64",
+    k: Annotated[str, _axis("Experts per token.")] = "2",
+    d_model: Annotated[str, _axis("Width of a token vector.")] = "128",
     d_expert: Annotated[str, _axis("Width of an expert.")] = "256",
-    dtype: Annotated[str, _axis("float32, bfloat16.")] = "float32",
-    threads: Annotated[str, _axis("Threads of the processor.")] = "1",
-    dispatch: Annotated[str, _axis("Back ends of our layer.")] = "auto",
+    dtype: Annotated[str, _axis("float32 or bfloat16.")] = "float32",
+    threads: Annotated[str, _axis("CPU threads.")] = "1",
+    dispatch: Annotated[str, _axis("Back ends of the layer.")] = "auto",
     seconds: Seconds = 20.0,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Time one layer, forward and backward, against a dense network of equal active FLOPs and every other library that
-    is installed. Example: moe bench --experts 8,64 --k 2
+    """Time one layer, forward and backward, against a dense network of equal active FLOPs and other libraries.
+    Example: moe bench layer --experts 8,64 --k 2
     """
-    if ctx.invoked_subcommand is not None:
-        return
     numbers = {"tokens": tokens, "experts": experts, "k": k, "d_model": d_model, "d_expert": d_expert}
     axes: dict[str, list[int] | list[str]] = {name: _whole_numbers(name, text) for name, text in numbers.items()}
-    axes["dtype"] = _words("dtype", dtype, ("float32", "bfloat16"))
+    axes["dtype"] = _choices("dtype", dtype, ("float32", "bfloat16"))
     axes["threads"] = _whole_numbers("threads", threads)
 
     from moe_cli.bench.layer import make_grid, records, run_match
@@ -53,7 +54,7 @@ def layer(  # noqa: PLR0913  (an option each)
     from moe_cli.moe.backends.dispatch import BACKENDS
 
     keep_freed_memory()  # as in training
-    dispatches = _words("dispatch", dispatch, BACKENDS)
+    dispatches = _choices("dispatch", dispatch, BACKENDS)
     found: list[dict[str, object]] = []
     for shape in make_grid(axes):
         match = run_match(shape, dispatches, seconds, str(pick_device(device, "--device ")))
@@ -69,8 +70,8 @@ def layer(  # noqa: PLR0913  (an option each)
 @bench.command()
 def step(
     overrides: Overrides = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile too: half a minute each.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Under bfloat16 autocast too.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile too: half a minute each.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Time bfloat16 autocast too.")] = False,
     seconds: Seconds = 30.0,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
@@ -135,7 +136,7 @@ def _whole_numbers(name: str, text: str) -> list[int]:
     return numbers
 
 
-def _words(name: str, text: str, options: Iterable[str]) -> list[str]:
+def _choices(name: str, text: str, options: Iterable[str]) -> list[str]:
     from moe_cli.errors import ConfigError
 
     parts, options = _parts(text), list(options)

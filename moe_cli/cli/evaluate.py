@@ -9,9 +9,9 @@ import typer
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName, print_json
 
 if TYPE_CHECKING:
-    from moe_cli.cli.text_table import Column
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.execution.trained_model import TrainedModel
+    from moe_cli.report.render.terminal import TextColumn
     from moe_cli.training.evaluate import Evaluation
 
 DEFAULT_CAPACITY = 1.25
@@ -45,10 +45,10 @@ def evaluate(
     config = found.config()
     policies = _policies(config, overrides or [])
 
-    from moe_cli.cli.console import Terminal
-    from moe_cli.cli.text_table import print_lines, table_lines
+    from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.metrics import sees_later_tokens, target
+    from moe_cli.report.render.terminal import table_lines
 
     trained = load_trained(found, folder, checkpoint, SPLITS[split])
     results = [(policy, _evaluate(trained, policy)) for policy in policies]
@@ -137,14 +137,13 @@ def _evaluate(trained: "TrainedModel", policy: "EvalConfig") -> "Evaluation":
     from dataclasses import replace
 
     from moe_cli.tasks.registry import make_task
+    from moe_cli.training.evaluate import eval_policy
     from moe_cli.training.evaluate import evaluate as evaluate_model
 
     config = trained.config
     task = make_task(replace(config, eval=policy), trained.task.corpus)
-    return evaluate_model(
-        trained.model, task, config.train.batch_size, top_k=policy.k, capacity_factor=policy.capacity,
-        drop=policy.drop, precision=config.train.precision,
-    )  # fmt: skip
+    size, precision = config.train.batch_size, config.train.precision
+    return evaluate_model(trained.model, task, size, policy=eval_policy(policy), precision=precision)
 
 
 def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domains: bool) -> dict[str, Any]:
@@ -168,25 +167,25 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
     }  # fmt: skip
 
 
-def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
-    from moe_cli.cli.text_table import Column
+def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
     from moe_cli.formatting import known
     from moe_cli.metrics import BY_KEY, TASK, keys_of
+    from moe_cli.report.render.terminal import TextColumn
 
-    def metric(name: str, leaves: int) -> Column:
+    def metric(name: str, leaves: int) -> TextColumn:
         found = BY_KEY[name]
-        return Column(found.label, ["-" if row[name] is None else found.write(row[name]) for row in rows], leaves)
+        return TextColumn(found.label, ["-" if row[name] is None else found.write(row[name]) for row in rows], leaves)
 
     measures = [metric(name, 1) for name in keys_of(TASK) if name in rows[0]]
     bits = [known(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
     return [
-        Column("routing", [row["routing"] for row in rows], left=True, leaves=4),
-        Column("k", [str(row["k"]) for row in rows]),
-        Column("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
-        *([Column("drop", [row["drop"] or "-" for row in rows], left=True)] if len(_drops(rows)) > 1 else []),
-        *([Column("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
-        Column(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
-        *([Column("bits/byte", bits)] if bits else []), *measures,
+        TextColumn("routing", [row["routing"] for row in rows], align_left=True, drop_order=4),
+        TextColumn("k", [str(row["k"]) for row in rows]),
+        TextColumn("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
+        *([TextColumn("drop", [row["drop"] or "-" for row in rows], align_left=True)] if len(_drops(rows)) > 1 else []),
+        *([TextColumn("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
+        TextColumn(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
+        *([TextColumn("bits/byte", bits)] if bits else []), *measures,
         metric("dropped_fraction", 2), metric("max_violation", 3), metric("dead_experts", 5),
     ]  # fmt: skip
 
@@ -199,9 +198,9 @@ def _windows(rows: list[dict[str, Any]]) -> set[tuple[int, int]]:
     return {(row["context_length"], row["stride"]) for row in rows}
 
 
-def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
+def _domain_table(rows: list[dict[str, Any]]) -> "list[TextColumn]":
     """A row for each domain, the hardest first, a column for each evaluation."""
-    from moe_cli.cli.text_table import Column
+    from moe_cli.report.render.terminal import TextColumn
 
     names = sorted(rows[0]["domains"], key=lambda name: -rows[0]["domains"][name])
 
@@ -214,7 +213,7 @@ def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
         return f"k={row['k']}{limit}{drop}{window}"
 
     return [
-        Column("domain", names, left=True, shrinks=12),
-        *(Column(heading(row), [f"{row['domains'][name]:z.4f}" for name in names], leaves=place)
+        TextColumn("domain", names, align_left=True, min_width=12),
+        *(TextColumn(heading(row), [f"{row['domains'][name]:z.4f}" for name in names], drop_order=place)
           for place, row in enumerate(rows)),
     ]  # fmt: skip

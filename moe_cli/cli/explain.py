@@ -134,10 +134,9 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
 def _tell(said: "Explained", page: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.cli.explain_output import explained_lines
     from moe_cli.cli.terminal import ascii_only
-    from moe_cli.cli.text_table import print_lines
 
     if as_json:
         layers = [asdict(layer) for layer in said.layers]
@@ -159,11 +158,11 @@ def _write(said: "Explained", path: Path) -> None:
     from moe_cli import __version__
     from moe_cli.cli.console import PIPED_WIDTH
     from moe_cli.cli.explain_output import explained_lines, page_content, title
-    from moe_cli.report.html.explained import explained_page
-    from moe_cli.report.html.write import write_file
+    from moe_cli.report.html.atomic_write import write_file
+    from moe_cli.report.html.explain_page import explain_page
 
     program = f"moe {__version__}"
     made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
     plain = "\n".join(line.plain for line in explained_lines(said, PIPED_WIDTH, most=MOST_PLAIN))
-    write_file(path, explained_page(page_content(said, made), title(said), plain, program))
+    write_file(path, explain_page(page_content(said, made), title(said), plain, program))
     print_written([path])

@@ -15,7 +15,7 @@ from moe_cli.config.routers import null_experts
 from moe_cli.formatting import percent, plural, printable
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, heat_map
-from moe_cli.report.scaling.lines import prose, table
+from moe_cli.report.render.terminal import plain_table, wrap
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
@@ -75,17 +75,17 @@ class Explained:
 
 def explained_lines(said: Explained, width: int, ascii_only: bool = False, most: int | None = None) -> list[Text]:
     """What was done, the text with its experts (of the first `most` tokens; None: of all), what that measures."""
-    lines = [*prose(title(said), width, "bold")]
+    lines = [*wrap(title(said), width, "bold")]
     reading = "Under each token its experts, the strongest first, and the weight of each one's answer."
     for sentence in [*sentences(said), reading]:
-        lines += prose(sentence, width, "dim")
+        lines += wrap(sentence, width, "dim")
     lines += _text(said, width, ascii_only, most)
     rows = [(f"L{each.layer + 1}", each.load) for each in said.layers]
     lines += [Text(), Text("load of this text: 1 is a fair share", "dim")]
     lines += heat_map(rows, 2.0, width, ASCII_SHADES if ascii_only else SHADES, "{:.2f}")
-    lines += [Text(), *table(*measures(said), width), Text()]
+    lines += [Text(), *plain_table(*measures(said), width), Text()]
     for sentence in legend(said):
-        lines += prose(sentence, width, "dim")
+        lines += wrap(sentence, width, "dim")
     return lines
 
 
@@ -175,8 +175,8 @@ def legend(said: Explained) -> list[str]:
 
 
 def page_content(said: Explained, made: str) -> dict[str, object]:
-    """What the script of `moe_cli.report.html.explained` reads."""
-    from moe_cli.report.html.explained import packed
+    """What the script of `moe_cli.report.html.explain_page` reads."""
+    from moe_cli.report.html.explain_page import packed
 
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
     tokens, (headings, rows) = said.found.tokens, measures(replace(said, shown=None))
@@ -184,7 +184,7 @@ def page_content(said: Explained, made: str) -> dict[str, object]:
                 for choices in layer.choices] for layer in said.found.layers]  # fmt: skip
     stride = 1 + max((weight for layer in weights for choices in layer for _, weight, _ in choices), default=0)
     return {
-        "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "made": made, "window": said.found.window, "chosen": said.shown or 0,
+        "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "generated": made, "window": said.found.window, "chosen": said.shown or 0,
         "tokens": [spelled(token) for token in tokens],
         "breaks": [place for place, token in enumerate(tokens) if token.text.endswith("\n")],
         "spaces": [place for place, token in enumerate(tokens) if token.text.endswith(" ")],
@@ -256,11 +256,11 @@ def _text(said: Explained, width: int, ascii_only: bool, most_tokens: int | None
         for block in _blocks(columns[first : first + said.found.window], room):
             lines += [Text(), *_block(block, labels)]
     if len(columns) < len(said.found.tokens):
-        lines += [Text(), *prose(f"The first {len(columns):,} of {len(said.found.tokens):,} tokens.", width, "dim")]
+        lines += [Text(), *wrap(f"The first {len(columns):,} of {len(said.found.tokens):,} tokens.", width, "dim")]
     left = max(len(choices) for layer in said.layers for choices in layer.choices) - most
     if left > 0:
         more = "--layer 1 shows more" if said.shown is None else "--json has all"
-        lines += [Text(), *prose(f"Of each token up to {left} weaker experts are left out: {more}.", width, "dim")]
+        lines += [Text(), *wrap(f"Of each token up to {left} weaker experts are left out: {more}.", width, "dim")]
     return lines
 
 

@@ -10,25 +10,29 @@ from moe_cli.config.bounds import GPUS, shortened
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.text import Text
+
     from moe_cli.config.schema import RunConfig
     from moe_cli.costs.model import Cost
     from moe_cli.costs.multi_gpu import Device
 
-Gpus = Annotated[int, typer.Option(metavar="N", help="How many GPUs train it.")]
-OnDevice = Annotated[str, typer.Option(metavar="NAME", help="h100, h200, b200, mi300x, a100, l4 or rtx4090.")]
-Efficiency = Annotated[float, typer.Option(metavar="SHARE", help="Share of the device's peak that is reached.")]
+Gpus = Annotated[int, typer.Option(metavar="N", help="Number of GPUs that train it.")]
+Gpu = Annotated[str, typer.Option(metavar="NAME", help="Model of GPU: h100, h200, b200, mi300x, a100, l4 or rtx4090.")]
+Mfu = Annotated[
+    float, typer.Option(metavar="SHARE", help="Model FLOP utilisation: the share of the GPU's peak that is reached.")
+]
 
 
 def plan(
     overrides: Overrides = None,
     gpus: Gpus = 8,
-    device: OnDevice = "h100",
-    efficiency: Efficiency = 0.4,
+    gpu: Gpu = "h100",
+    mfu: Mfu = 0.4,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Price a configuration of any size, without building it. Example: moe plan experiment=published/mixtral_8x7b"""
+    """Estimate parameters, FLOPs, memory and time of a configuration without building it. Example: moe plan experiment=published/mixtral_8x7b"""
     from moe_cli.config.build import did_you_mean
     from moe_cli.config.compose import load_config
     from moe_cli.costs.model import cost
@@ -38,15 +42,15 @@ def plan(
 
     if not 1 <= gpus <= GPUS:
         raise ConfigError(f"--gpus={shortened(gpus)} must be at least 1{f' and at most {GPUS}' if gpus > 1 else ''}.")
-    if not 0 < efficiency <= 1:
-        raise ConfigError(f"--efficiency={efficiency:g} must be above 0 and at most 1.")
-    if device not in DEVICES:
-        raise ConfigError(f"--device={device}:{did_you_mean(device, DEVICES)} There are: {', '.join(DEVICES)}.")
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu={mfu:g} must be above 0 and at most 1.")
+    if gpu not in DEVICES:
+        raise ConfigError(f"--gpu={gpu}:{did_you_mean(gpu, DEVICES)} Available: {', '.join(DEVICES)}.")
     resolved = load_config(overrides or [], "plan", config_dir)
     print_notes(resolved.notes)
     config = resolved.config
     vocab_size = _vocab_size(config, outputs_folder(outputs))
-    content = _priced(config, cost(config, vocab_size), vocab_size, gpus, DEVICES[device], efficiency)
+    content = _priced(config, cost(config, vocab_size), vocab_size, gpus, DEVICES[gpu], mfu)
     if as_json:
         print_json(content)
     else:
@@ -70,7 +74,7 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
 
 
 def _priced(
-    config: "RunConfig", costs: "Cost", vocab_size: int, gpus: int, device: "Device", efficiency: float
+    config: "RunConfig", costs: "Cost", vocab_size: int, gpus: int, gpu: "Device", mfu: float
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -88,18 +92,20 @@ def _priced(
         "tokens": None if steps is None else steps * config.tokens_per_step, "training_flops": flops,
         "model_flops": None if steps is None else steps * costs.tokens_per_step * costs.model_flops_per_token,
         "optimizer_flops": None if steps is None else steps * costs.optimizer_flops_per_step,
-        "gpus": gpus, "device": asdict(device), "efficiency": efficiency,
-        "seconds": None if flops is None else seconds_on(device, flops, gpus, efficiency),
-        "tokens_per_second": gpus * device.flops * efficiency / costs.flops_per_token,
+        "gpus": gpus, "gpu": asdict(gpu), "mfu": mfu,
+        "seconds": None if flops is None else seconds_on(gpu, flops, gpus, mfu),
+        "tokens_per_second": gpus * gpu.flops * mfu / costs.flops_per_token,
         "shares": [
-            {**asdict(share), "memory_bytes": share.memory_bytes, "fits": share.memory_bytes <= device.memory_bytes}
+            {**asdict(share), "memory_bytes": share.memory_bytes, "fits": share.memory_bytes <= gpu.memory_bytes}
             for share in shares(config, costs, gpus)
         ],
     }  # fmt: skip
 
 
 def _print(content: dict[str, Any]) -> None:
-    from moe_cli.cli.console import Terminal
+    from rich.text import Text
+
+    from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.formatting import count, percent
 
     console = Terminal()
@@ -120,7 +126,7 @@ def _print(content: dict[str, Any]) -> None:
     ]  # fmt: skip
     for label, text in rows:
         console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
-    console.print(_table(content))
+    print_lines(console, [Text("  ") + line for line in _table(content)])
     console.print(
         "  Of each GPU, in float32, at even load. gathered: of a sharded block, whole; all-to-all: leaves it in a step.",
         style="dim", soft_wrap=True,
@@ -130,9 +136,9 @@ def _print(content: dict[str, Any]) -> None:
 def _time(content: dict[str, Any]) -> str:
     from moe_cli.formatting import count, duration, percent
 
-    device = content["device"]
-    rate = f"{count(content['tokens_per_second'])} tokens/s on {content['gpus']} x {device['name']}"
-    assumed = f"at {percent(content['efficiency'])} of {count(device['flops'])}FLOP/s each (--efficiency)"
+    gpu = content["gpu"]
+    rate = f"{count(content['tokens_per_second'])} tokens/s on {content['gpus']} x {gpu['name']}"
+    assumed = f"at {percent(content['mfu'])} of {count(gpu['flops'])}FLOP/s each (--mfu)"
     length = "" if content["seconds"] is None else f"about {_days(content['seconds'], duration)}   "
     return f"{length}{rate} {assumed}"
 
@@ -142,20 +148,15 @@ def _days(seconds: float, duration: Any) -> str:
     return f"{days:,.0f} days" if days >= 10 else f"{days:.1f} days" if days >= 2 else duration(seconds)
 
 
-def _table(content: dict[str, Any]) -> Any:
-    from rich.table import Table
-
+def _table(content: dict[str, Any]) -> "list[Text]":
     from moe_cli.formatting import count
+    from moe_cli.report.render.terminal import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2), header_style="dim")
-    table.add_column("launch", no_wrap=True)
     parts = {"state": "state_bytes", "gathered": "gathered_bytes", "batch": "activation_bytes",
              "memory": "memory_bytes", "all-to-all": "all_to_all_bytes"}  # fmt: skip
-    for name in parts:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(f"{count(content['device']['memory_bytes'])}B")
+    rows = []
     for share in content["shares"]:
-        way = share["shard"] + (f" ep {share['members']}" if share["members"] > 1 else "")
+        launch = share["shard"] + (f" ep {share['members']}" if share["members"] > 1 else "")
         numbers = [f"{count(share[name])}B" if share[name] else "-" for name in parts.values()]
-        table.add_row(way, *numbers, "fits" if share["fits"] else "no")
-    return table
+        rows.append([launch, *numbers, "fits" if share["fits"] else "no"])
+    return plain_table(["launch", *parts, f"{count(content['gpu']['memory_bytes'])}B"], rows, None)

@@ -15,10 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli.text_table import Column, table_lines
 from moe_cli.formatting import count, duration, percent, printable, score
 from moe_cli.metrics import target
 from moe_cli.report.intervals import Estimate, mean_and_interval
+from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
 from moe_cli.runs.status import RunStatus, StatusCache, read_status
 
@@ -71,21 +71,15 @@ class Best:
 
 def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[Best]:
     """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
-    from moe_cli.report.aggregate import comparable
+    from moe_cli.report.load import make_row
+    from moe_cli.report.run_row import comparison_key
 
     groups: dict[Any, dict[str, list[RunStatus]]] = {}
     for each in done:
         if _loss(each) is not None:
-            group = groups.setdefault(comparable(_row(each)), {})
+            group = groups.setdefault(comparison_key(make_row(each.run, each.run.config_dict(), each.results, {})), {})
             group.setdefault(_configuration(each.run), []).append(each)
     return [_best(list(group.values()), labels) for group in groups.values()]
-
-
-def _row(each: RunStatus) -> dict[str, Any]:
-    """Settings and results of a run, as the report has them."""
-    from moe_cli.report.load import flatten
-
-    return {"corpus_sha256": None, "tokens": None, **flatten(each.run.config_dict()), **each.results}
 
 
 def _best(configurations: Sequence[Sequence[RunStatus]], labels: Mapping[Path, str]) -> Best:
@@ -198,12 +192,12 @@ def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Seque
     return line
 
 
-def _kind(name: str, number: int) -> Column:
-    return Column("", [f"  {name:<8}"] + [" " * 10] * (number - 1), left=True, styles=["dim"] * number)
+def _kind(name: str, number: int) -> TextColumn:
+    return TextColumn("", [f"  {name:<8}"] + [" " * 10] * (number - 1), align_left=True, styles=["dim"] * number)
 
 
-def _labels(texts: Sequence[str], size: int) -> Column:
-    return Column("", [f"{printable(text):<{size}}" for text in texts], left=True, shrinks=size)
+def _labels(texts: Sequence[str], size: int) -> TextColumn:
+    return TextColumn("", [f"{printable(text):<{size}}" for text in texts], align_left=True, min_width=size)
 
 
 def _running_lines(
@@ -216,15 +210,15 @@ def _running_lines(
     return table_lines(
         [
             _kind("running", len(running)), _labels(texts, size),
-            Column("", [_step(each) for each in running]),
-            Column("", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], left=True),
-            Column("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
-                        for each in running], leaves=2),
-            Column("", [_load(load) for load in loads], leaves=1, styles=[_alarm(load) for load in loads]),
-            Column("", [_dead(each.dead_experts) for each in running], leaves=3,
+            TextColumn("", [_step(each) for each in running]),
+            TextColumn("", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], align_left=True),
+            TextColumn("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
+                        for each in running], drop_order=2),
+            TextColumn("", [_load(load) for load in loads], drop_order=1, styles=[_alarm(load) for load in loads]),
+            TextColumn("", [_dead(each.dead_experts) for each in running], drop_order=3,
                    styles=["yellow" if each.dead_experts else "" for each in running]),
-            Column("", ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running], leaves=5),
-            Column("", [_left_of(each, now) for each in running], leaves=4),
+            TextColumn("", ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running], drop_order=5),
+            TextColumn("", [_left_of(each, now) for each in running], drop_order=4),
         ],
         width, header=False,
     )  # fmt: skip
@@ -265,11 +259,11 @@ def _best_lines(best: Sequence[Best], size: int, width: int) -> list[Text]:
     return table_lines(
         [
             _kind("best", len(best)), _labels([each.label for each in best], size),
-            Column("", losses, styles=["green"] * len(best)),
-            Column("", dense, left=True, leaves=1),
-            Column("", [_load(each.load) for each in best], leaves=2, styles=[_alarm(each.load) for each in best]),
-            Column("", [_dead(each.dead) for each in best], leaves=3, styles=["yellow" if each.dead else "" for each in best]),
-            Column("", [f"{each.seeds} seeds" if each.seeds > 1 else "" for each in best], leaves=4),
+            TextColumn("", losses, styles=["green"] * len(best)),
+            TextColumn("", dense, align_left=True, drop_order=1),
+            TextColumn("", [_load(each.load) for each in best], drop_order=2, styles=[_alarm(each.load) for each in best]),
+            TextColumn("", [_dead(each.dead) for each in best], drop_order=3, styles=["yellow" if each.dead else "" for each in best]),
+            TextColumn("", [f"{each.seeds} seeds" if each.seeds > 1 else "" for each in best], drop_order=4),
         ],
         width, header=False,
     )  # fmt: skip
@@ -286,7 +280,7 @@ def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size:
     reasons = [reason_of(each) for each in failed]
     return table_lines(
         [_kind("failed", len(failed)), _labels(texts, size),
-         Column("", reasons, left=True, shrinks=10, styles=["red"] * len(failed))],
+         TextColumn("", reasons, align_left=True, min_width=10, styles=["red"] * len(failed))],
         width, header=False,
     )  # fmt: skip
 

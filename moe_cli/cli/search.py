@@ -233,25 +233,30 @@ def _best(feed: "SearchFeed") -> list[str]:
 def _front(feed: "SearchFeed") -> list[str]:
     """The trials of which none is better in everything, as an aligned table, and the words of each."""
     from moe_cli.formatting import plural
+    from moe_cli.report.render.terminal import TextColumn, table_lines
 
     plan, trials = feed.plan, feed.best()
-    rows = [list(plan.objectives), *([write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)]
-                                     for trial in trials)]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = ["settings", *(plan.label(trial.params) for trial in trials)]
-    lines = ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), label])
-             for row, label in zip(rows, last, strict=True)]  # fmt: skip
-    commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
-    return (
+    if not trials:
+        return []
+    rows = [
         [
-            f"Pareto front: {plural(len(trials), 'trial')} that no other trial beats" + _equal(plan.objectives),
-            *lines,
-            "the first of them:",
-            *commands,
+            *(write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)),
+            plan.label(trial.params),
         ]
-        if trials
-        else []
-    )
+        for trial in trials
+    ]
+    columns = zip([*plan.objectives, "settings"], zip(*rows, strict=True), strict=True)
+    lines = [
+        line.plain
+        for line in table_lines([TextColumn(*each, align_left=each[0] == "settings") for each in columns], None)
+    ]
+    commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
+    return [
+        f"Pareto front: {plural(len(trials), 'trial')} that no other trial beats" + _equal(plan.objectives),
+        *lines,
+        "the first of them:",
+        *commands,
+    ]
 
 
 def _equal(objectives: "Sequence[str]") -> str:

@@ -48,6 +48,9 @@ ExecutorName = Annotated[
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
 
+# What a command that was stopped says last.
+STOPPED = "stopped. The same command continues: runs with a checkpoint from there, others from the start."
+
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
     words: Words = None,
@@ -100,12 +103,15 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
 @contextmanager
 def _interruptible(console: "Console") -> Iterator[None]:
-    """Ctrl-C within it ends the command with a line and exit code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print("stopped. The same command continues: runs with a checkpoint from there, others from the start.")
-        raise typer.Exit(130) from None
+    """Within it a signal that stops the command ends it with a line and exit code 130."""
+    from moe_cli.training.signals import interrupt_on_signals
+
+    with interrupt_on_signals():
+        try:
+            yield
+        except KeyboardInterrupt:
+            console.print(STOPPED, soft_wrap=True)
+            raise typer.Exit(130) from None
 
 
 def _seconds(text: str | None) -> float | None:

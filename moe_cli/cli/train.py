@@ -66,9 +66,9 @@ def train(
     device = pick_device(config.train.device)  # before a folder is made
     run = run or _open(config, folder, force)
     print_notes(_begun_before(run, repeated=new))
-    if config.launch.num_processes > 1 and not launched():
-        _launch(console, run, config, folder, as_json)
-    else:
+    with _interruptible(console, run):
+        if config.launch.num_processes > 1 and not launched():
+            return _launch(console, run, config, folder, as_json)
         with _read(run):
             print_plan(console, plan, str(run.path))
         print_notes(run_warnings(plan, device.type))
@@ -122,6 +122,19 @@ def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
     if precision != here:
         notes.append(f"it goes on in {precision}, as it began; a new run would compute in {here} here.")
     return tuple(notes)
+
+
+@contextmanager
+def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
+    """Within it a signal that stops the command before training handles signals ends it with a line."""
+    from moe_cli.training.signals import interrupt_on_signals
+
+    with interrupt_on_signals():
+        try:
+            yield
+        except KeyboardInterrupt:
+            _print_stopped(console, run)
+            raise typer.Exit(130) from None
 
 
 @contextmanager

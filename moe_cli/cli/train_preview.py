@@ -5,8 +5,8 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from moe_cli.cli.runs.show import wrapped
-from moe_cli.cli.text_table import print_lines
+from moe_cli.cli.console import print_lines
+from moe_cli.cli.runs.show import wrap_labelled
 from moe_cli.data.load import describe, remarks
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
@@ -52,7 +52,9 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
 def print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
     """Each after its label; on a terminal what has no room beside the rest goes on below, and no word is cut."""
     for label, text in rows:
-        print_lines(console, wrapped(label, text.split("   "), console.width if console.is_terminal else sys.maxsize))
+        print_lines(
+            console, wrap_labelled(label, text.split("   "), console.width if console.is_terminal else sys.maxsize)
+        )
 
 
 def _routing_line(plan: RunEstimate) -> str:

@@ -112,7 +112,7 @@ def _size(summary: dict[str, Any], unit: str) -> str:
 
 def print_summary(console: Console, run: Run) -> None:
     """The results, beside the reference lines, and what to try next."""
-    from moe_cli.report.baseline import twin_command
+    from moe_cli.report.baseline import dense_baseline_command
 
     summary = run.summary()
     assert summary is not None
@@ -152,6 +152,6 @@ def print_summary(console: Console, run: Run) -> None:
     if any(number for number, _ in events):
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']
-    commands = [*samples, twin_command(run.config()), "moe report"]
+    commands = [*samples, dense_baseline_command(run.config()), "moe report"]
     rows += [("" if number else "next", each) for number, each in enumerate(commands)]
     print_rows(console, rows)

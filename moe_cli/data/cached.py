@@ -1,23 +1,28 @@
-"""Folders of the cache as they are used: held against the checksums that were taken when they were built.
+"""Checks folders of the cache against the checksums that were taken when they were built.
 
-The first use reads every file; later ones compare sizes and times with those of that use, and some blocks by chance. What is
-damaged is set aside, to be built again.
+A file is compared whole at every use. Of a large token file each block is compared when it is first read, by the reader
+itself (`BlockChecksums`). That takes about 10 us a training window, and no byte is read from the disk that was not read
+anyway, since the system reads whole pages. A damaged folder is set aside, to be built again.
 """
 
-import json
+import mmap
 import os
-import random
+import re
 import zlib
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moe_cli.errors import DataError, UnsafePath
 from moe_cli.files.checksums import read_sealed, write_sealed
 from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
-from moe_cli.files.writing import new_folder, rename, write_text
+from moe_cli.files.writing import delete, new_folder, rename, write_bytes
 from moe_cli.formatting import print_line
 
 META = "meta.json"
@@ -25,31 +30,97 @@ Types = type | UnionType
 OF_ALL_DATA: Mapping[str, Types] = {
     "name": str, "source": str, "sha256": str, "num_documents": int, "vocab_size": int, "domains": list,
 }  # fmt: skip
-CHECKSUMS, CHECKED = "checksums.json", ".checked.json"
+CHECKSUMS, BLOCKS = "checksums.json", "checksums.bin"
 # How the names of folders begin that are being built, or taken apart.
 BUILDING = ".building-"
-# A file is checked in blocks of so many bytes, larger ones where that would be more than MAX_BLOCKS; later in so many.
-MIN_BLOCK_BYTES, MAX_BLOCKS, SAMPLED_BLOCKS = 2**18, 2**12, 4
+# Bytes of a block, the page of an operating system. A token file of more than WHOLE_BYTES is checked while it is read.
+BLOCK_BYTES, WHOLE_BYTES = 2**12, 2**25
+_TOKEN_FILE = re.compile(r"(train|val|test)_\d+\.bin")
+# The checksums of 4 TB.
+MAX_CHECKSUM_BYTES = 2**32
 # meta.json holds the tokenizer, which may be large.
 MAX_META_BYTES = 2**29
 
 
 def write_checksums(folder: Path) -> None:
     """Takes the checksums of all files of a folder that has just been built."""
-    files = {}
+    files, checksums = {}, array("I")
     for path in sorted(folder.iterdir()):
-        size = path.stat().st_size
-        block_bytes = MIN_BLOCK_BYTES
-        while size > block_bytes * MAX_BLOCKS:
-            block_bytes *= 2
-        files[path.name] = {"bytes": size, "block_bytes": block_bytes, "crc32": list(_checksums(path, block_bytes))}
-    write_sealed(folder / CHECKSUMS, {"files": files})
+        files[path.name] = {"bytes": path.stat().st_size, "first_block": len(checksums)}
+        checksums.extend(_checksums(path))
+    content = np.asarray(checksums, "<u4").tobytes()
+    write_bytes(folder / BLOCKS, content)
+    write_sealed(folder / CHECKSUMS, {"files": files, "crc32": zlib.crc32(content)})
 
 
-def _checksums(path: Path, block_bytes: int) -> Iterator[int]:
+def _checksums(path: Path) -> Iterator[int]:
     with open_regular(path) as file:
-        while block := file.read(block_bytes):
+        while block := file.read(BLOCK_BYTES):
             yield zlib.crc32(block)
+
+
+def _read_checksums(folder: Path) -> dict[str, tuple[int, NDArray[np.uint32]]]:
+    """Returns the size of each file and the checksums of its blocks. Raises OSError, Unreadable: they are damaged."""
+    content = read_sealed(folder / CHECKSUMS)
+    files = content.get("files") if content else None
+    if content is None or not isinstance(files, dict) or META not in files:
+        raise Unreadable(f"{CHECKSUMS} is missing or damaged")
+    try:
+        raw = read_bytes(folder / BLOCKS, MAX_CHECKSUM_BYTES)
+    except Unreadable as problem:
+        raise Unreadable(f"{BLOCKS} {problem}") from None
+    if zlib.crc32(raw) != content.get("crc32"):
+        raise Unreadable(f"{BLOCKS} has changed")
+    checksums, result = np.frombuffer(raw, "<u4"), {}
+    for name, known in files.items():
+        size, first = (known.get("bytes"), known.get("first_block")) if isinstance(known, dict) else (None, None)
+        if os.path.basename(name) != name or type(size) is not int or type(first) is not int or min(size, first) < 0:
+            raise Unreadable(f"{CHECKSUMS} is damaged")
+        result[name] = size, checksums[first : first - (-size // BLOCK_BYTES)]
+    return result
+
+
+def _is_checked_by_reader(name: str, size: int) -> bool:
+    return size > WHOLE_BYTES and _TOKEN_FILE.fullmatch(name) is not None
+
+
+class BlockChecksums:
+    """Compares the blocks of large token files with their checksums, each once, when it is first read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            files = _read_checksums(folder)
+        except (OSError, Unreadable) as problem:  # `built` has read them a moment ago
+            raise DataError(f"{folder} has changed while it was opened: {problem}. Start again.") from None
+        self._blocks = {
+            name: (checksums, np.zeros(len(checksums), bool))
+            for name, (size, checksums) in files.items()
+            if _is_checked_by_reader(name, size)
+        }
+
+    def check(self, name: str, content: mmap.mmap, start: int, stop: int) -> None:
+        """Checks the blocks that hold the bytes from `start` to `stop` of a file.
+
+        Raises:
+            DataError: one is not as it was built. The folder is marked, so that its next use builds it again.
+        """
+        if name not in self._blocks:
+            return
+        checksums, is_checked = self._blocks[name]
+        first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
+        if is_checked[first:last].all():
+            return
+        for number in range(first, last):
+            begin = number * BLOCK_BYTES
+            if zlib.crc32(content[begin : begin + BLOCK_BYTES]) != checksums[number]:
+                with suppress(OSError, UnsafePath):
+                    delete(self.folder / CHECKSUMS)
+                raise DataError(
+                    f"{self.folder / name} is damaged: its bytes from {begin:,} to {begin + BLOCK_BYTES:,} are not as they "
+                    "were built. It is built again at its next use: start again, or go on with moe train --resume"
+                )
+            is_checked[number] = True
 
 
 def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any] | None:
@@ -91,45 +162,14 @@ def just_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str,
 
 def _check(folder: Path) -> None:
     """Raises OSError, Unreadable: a file is not as it was built."""
-    content = read_sealed(folder / CHECKSUMS)
-    files = content.get("files") if content else None
-    if not isinstance(files, dict) or META not in files:
-        raise Unreadable(f"{CHECKSUMS} is missing or damaged")
-    stamps = {}
-    for name, known in files.items():
-        if os.path.basename(name) != name or not isinstance(known, dict):
-            raise Unreadable(f"{CHECKSUMS} is damaged")
-        status = os.stat(folder / name)
-        stamps[name] = [status.st_size, status.st_mtime_ns, status.st_ino]
-        if status.st_size != known.get("bytes"):
+    for name, (size, checksums) in _read_checksums(folder).items():
+        if os.stat(folder / name).st_size != size:
             raise Unreadable(f"{name} has another size")
-    try:
-        seen = parse_object(read_bytes(folder / CHECKED)) == stamps
-    except (FileNotFoundError, Unreadable):
-        seen = False
-    for name, known in files.items():
-        _check_file(folder / name, known, sample=seen)
-    if not seen:
-        with suppress(OSError, UnsafePath):  # the next use then reads everything again
-            write_text(folder / CHECKED, json.dumps(stamps))
-
-
-def _check_file(path: Path, known: dict[str, Any], sample: bool) -> None:
-    """Raises FileNotFoundError, Unreadable: a block that is looked at is not as it was built."""
-    block_bytes, checksums = known.get("block_bytes"), known.get("crc32")
-    if type(block_bytes) is not int or not 0 < block_bytes < 2**32 or not isinstance(checksums, list):
-        raise Unreadable(f"{CHECKSUMS} is damaged")
-    places: Any = range(len(checksums))
-    if sample and len(checksums) > SAMPLED_BLOCKS:
-        places = sorted(random.SystemRandom().sample(places, SAMPLED_BLOCKS))
-    try:
-        with open_regular(path) as file:
-            for place in places:
-                file.seek(place * block_bytes)
-                if zlib.crc32(file.read(block_bytes)) != checksums[place]:
-                    raise Unreadable("has changed")
-    except Unreadable as problem:
-        raise Unreadable(f"{path.name} {problem}") from None
+        try:
+            if not _is_checked_by_reader(name, size) and [*_checksums(folder / name)] != checksums.tolist():
+                raise Unreadable("has changed")
+        except Unreadable as problem:
+            raise Unreadable(f"{name} {problem}") from None
 
 
 def _set_aside(folder: Path, what: str, reason: str, before: os.stat_result) -> None:

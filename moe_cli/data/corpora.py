@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, TextsData, TokenData
 from moe_cli.data.bpe import hash_of, read_tokenizer
-from moe_cli.data.cached import OF_ALL_DATA, built, just_built
+from moe_cli.data.cached import OF_ALL_DATA, BlockChecksums, built, just_built
 from moe_cli.data.corpus_builder import build
 from moe_cli.data.corpus_files import Texts, list_texts, source
 from moe_cli.data.hub import list_hub
@@ -41,11 +41,13 @@ class Corpus:
 
     Attributes:
         judged: what models are judged by, `val` or `test`.
+        checksums: those of large token files; None: the user's own files have none.
     """
 
     folder: Path
     meta: dict[str, Any]
     judged: str = "val"
+    checksums: BlockChecksums | None = None
 
     @cached_property
     def train(self) -> Tokens:
@@ -97,7 +99,7 @@ class Corpus:
     def _tokens(self, key: str, scattered: bool = False) -> Tokens:
         shards = [Shard(self.folder / name, first_byte, size) for name, first_byte, size in self.meta[key]]
         large = sum(shard.num_tokens for shard in shards) >= LARGE
-        return Tokens(shards, self.meta["dtype"], scattered and large)
+        return Tokens(shards, self.meta["dtype"], scattered and large, self.checksums)
 
 
 def load_corpus(
@@ -144,7 +146,8 @@ def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True)
             return _foreseen(data, cache, outputs)
         build(data, texts, folder)
         meta = just_built(folder, "token files", _META)
-    return Corpus(folder, {**meta, "notes": texts.notes})  # other files may lie next to the same text now
+    # Other files may lie next to the same text now.
+    return Corpus(folder, {**meta, "notes": texts.notes}, checksums=BlockChecksums(folder))
 
 
 def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:
@@ -157,7 +160,7 @@ def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:
         "vocab_size": size,
         "num_used": size,
     }
-    return Corpus(plain.folder, plain.meta | foreseen)
+    return replace(plain, meta=plain.meta | foreseen)
 
 
 def _key(data: TextsData, texts: Texts) -> str:

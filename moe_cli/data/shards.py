@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from moe_cli.data.cached import BlockChecksums
 from moe_cli.data.file_list import open_file
 from moe_cli.errors import DataError
 
@@ -51,10 +52,17 @@ class Tokens:
     With `scattered`, the system reads no more than it is asked for, instead of what stands around it.
     """
 
-    def __init__(self, shards: Sequence[Shard], dtype: DTypeLike, scattered: bool = False) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        dtype: DTypeLike,
+        scattered: bool = False,
+        checksums: BlockChecksums | None = None,
+    ) -> None:
         self.shards = [shard for shard in shards if shard.num_tokens]
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.scattered = scattered
+        self.checksums = checksums
         self._open: WeakValueDictionary[int, _Mapped] = WeakValueDictionary()
         self._ends = np.cumsum([shard.num_tokens for shard in self.shards], dtype=np.int64)
         self._mapped = lru_cache(maxsize=MOST_OPEN)(self._map)
@@ -63,15 +71,21 @@ class Tokens:
         return int(self._ends[-1]) if self.shards else 0
 
     def __getitem__(self, place: slice) -> NDArray[Any]:
-        """Raises DataError when a file has become shorter or is gone."""
+        """Raises DataError when a file has become shorter, is gone or is damaged."""
         start, stop, step = place.indices(len(self))
         assert step == 1
-        pieces = [
-            self._whole(number).tokens[first:last] for number, first, last in self._pieces(start, max(start, stop))
-        ]
+        pieces = [self._piece(*piece) for piece in self._pieces(start, max(start, stop))]
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
+
+    def _piece(self, number: int, first: int, last: int) -> NDArray[Any]:
+        mapped = self._whole(number)
+        if self.checksums is not None:
+            shard, width = self.shards[number], self.dtype.itemsize
+            start = shard.first_byte + first * width
+            self.checksums.check(shard.path.name, mapped.file, start, start + (last - first) * width)
+        return mapped.tokens[first:last]
 
     def __iter__(self) -> Iterator[int]:
         for block in blocks(self):

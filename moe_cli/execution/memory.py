@@ -41,6 +41,11 @@ def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
             raise ConfigError(f"{why}\nTo try it all the same: --force-memory")
 
 
+def check_run_memory(config: RunConfig, outputs: Path) -> None:
+    """The same for a configuration whose data have to be loaded. Raises DataError, ConfigError."""
+    check_step_memory(config, model_vocab_size(config, load_run_data(config, outputs)))
+
+
 def check_step_memory(config: RunConfig, vocab_size: int) -> None:
     """The same for a single step of a configuration, which no data are read for."""
     if why := _refusal(config, cost(config, vocab_size)):

@@ -1,6 +1,7 @@
 """summary.json: the results of a run, from one evaluation over the whole validation split."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,17 +19,17 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     """The results: one evaluation over the whole validation split, and what it took to get there."""
     from moe_cli.distributed import collectives
     from moe_cli.metrics import LAYER_METRICS
-    from moe_cli.training.evaluate import evaluate
+    from moe_cli.training.evaluate import eval_policy, evaluate
 
     size = config.train.batch_size
     model, task, state = training.model, training.task, training.state
-    look = partial(evaluate, model, top_k=config.eval.k, precision=config.train.precision)
-    chosen = partial(look, capacity_factor=config.eval.capacity, drop=config.eval.drop)
-    result = chosen(task, size)
+    policy = eval_policy(config.eval)
+    eval_with = partial(evaluate, model, precision=config.train.precision)
+    result = eval_with(task, size, policy=policy)
     routing: dict[str, float | None] = {**dict.fromkeys(LAYER_METRICS), **(result.routing_metrics() or {})}
-    limited = look(task, size, capacity_factor=config.capacity, drop=config.eval.drop) if config.drops else None
+    limited = eval_with(task, size, policy=replace(policy, capacity_factor=config.capacity)) if config.drops else None
     hardest = task.hardest()
-    pseudo = chosen(hardest, size).perplexity if hardest else None
+    pseudo = eval_with(hardest, size, policy=policy).perplexity if hardest else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless

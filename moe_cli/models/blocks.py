@@ -12,8 +12,10 @@ from moe_cli.config.model import ModelConfig, TransformerConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.kv_cache import Past
 from moe_cli.moe.experts import FeedForward, init_matrix
-from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.layer import MoELayer, make_layer
+from moe_cli.moe.routing import Routing, RoutingPolicy
+from moe_cli.moe.soft import SoftMoELayer
+from moe_cli.moe.sparse_layer import SparseLayer
 
 # Who sees whom: True where the position of the row sees that of the column, of which there are P + L with P remembered.
 Seen = Bool[Tensor, "#B 1 L PL"] | None
@@ -195,12 +197,26 @@ class Block(nn.Module):
         mask: Bool[Tensor, "B L"] | None = None,
         seen: Seen = None,
         past: Past | None = None,
-    ) -> tuple[Float[Tensor, "B L D"], Routing | None]:
-        """The block's output and who went where; padding, False in `mask`, goes to no expert."""
+        policy: RoutingPolicy | None = None,
+    ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
+        """Returns the block's output and its routing, if it is sparse; padding, False in `mask`, goes to no expert."""
         x = x + self.dropout(self.attention(self.attention_norm(x), seen, past))
-        normed = self.ffn_norm(x)
-        y, routing = self.ffn(normed, token_ids, mask) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
-        return x + self.dropout(y), routing
+        y, routings = run_ffn(self.ffn, self.ffn_norm(x), token_ids, mask, policy)
+        return x + self.dropout(y), routings
+
+
+def run_ffn(
+    ffn: nn.Module,
+    x: Float[Tensor, "*batch D"],
+    token_ids: Int[Tensor, "*batch"] | None = None,
+    mask: Bool[Tensor, "*batch"] | None = None,
+    policy: RoutingPolicy | None = None,
+) -> tuple[Float[Tensor, "*batch D"], list[Routing]]:
+    """Returns the output of a dense network or a sparse layer, and the routing of the latter."""
+    if not isinstance(ffn, SparseLayer):
+        return ffn(x), []
+    y, routing = ffn(x, token_ids, mask, policy)
+    return y, [routing]
 
 
 def reset_normal(
@@ -213,6 +229,11 @@ def reset_normal(
             scale = (2 * num_layers) ** -0.5 if last else 1.0
             scale *= expert_scale**0.5 if ".experts." in name else 1.0
             nn.init.normal_(param, std=std * scale, generator=generator)
+
+
+def output_logits(x: Float[Tensor, "B L D"], embedding: nn.Embedding, head: nn.Linear | None) -> Float[Tensor, "B L V"]:
+    """Scores of all tokens, by the head or, where there is none, by the embedding (tied)."""
+    return F.linear(x, embedding.weight if head is None else head.weight)
 
 
 def attention_dropout(model: TransformerConfig) -> float:
@@ -228,13 +249,13 @@ def make_dense_layer(model: ModelConfig) -> FeedForward:
     return FeedForward(model.d_model, model.d_ff, kind=model.ffn_type, activation=model.activation)
 
 
-def make_moe_layer(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer:
-    """The layer that a resolved configuration describes; `causal` as the model is, unless given."""
+def make_moe_layer(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer | SoftMoELayer:
+    """Builds the layer that a resolved configuration describes; `causal` as the model is, by default."""
     model = config.model
     assert config.router is not None
     assert config.k is not None
     assert model.d_expert is not None
-    return MoELayer(
+    return make_layer(
         model.d_model,
         config.expert,
         config.k,

@@ -4,16 +4,14 @@ B sequences, L positions, D width, V tokens.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_cli.config.model import LSTMConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import make_dense_layer, make_moe_layer
+from moe_cli.models.blocks import make_dense_layer, make_moe_layer, output_logits, run_ffn
 from moe_cli.models.kv_cache import Cache, Past
-from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.routing import Routing, RoutingPolicy
 
 EMBEDDING_STD = 1.0
 
@@ -40,11 +38,12 @@ class LSTMBlock(nn.Module):
         token_ids: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
         past: Past | None = None,
-    ) -> tuple[Float[Tensor, "B L D"], Routing | None]:
-        """The block's output and who went where; padding, False in `mask` and behind the tokens, goes to no expert."""
+        policy: RoutingPolicy | None = None,
+    ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
+        """Returns the block's output and its routing, if it is sparse; padding, False in `mask` and behind the tokens, goes to no expert."""
         x = x + self.dropout(recur(self.recurrent, x, past))
-        y, routing = self.ffn(x, token_ids, mask) if isinstance(self.ffn, MoELayer) else (self.ffn(x), None)
-        return x + self.dropout(y.sigmoid() if self.sigmoid else y), routing
+        y, routings = run_ffn(self.ffn, x, token_ids, mask, policy)
+        return x + self.dropout(y.sigmoid() if self.sigmoid else y), routings
 
 
 class LSTMModel(nn.Module):
@@ -82,6 +81,7 @@ class LSTMModel(nn.Module):
         tokens: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
         cache: Cache | None = None,
+        policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Logits of the next token at every position, and the routing of every sparse layer.
 
@@ -90,15 +90,14 @@ class LSTMModel(nn.Module):
         """
         pasts = [cache.layers[layer] if cache else None for layer in range(len(self.blocks) + 1)]
         x = self.dropout(self.embedding(tokens))
-        routings = []
+        routings: list[Routing] = []
         for block, past in zip(self.blocks, pasts, strict=False):
-            x, routing = block(x, tokens, mask, past)
-            if routing is not None:
-                routings.append(routing)
+            x, new = block(x, tokens, mask, past, policy)
+            routings += new
         x = x + self.dropout(recur(self.recurrent, x, pasts[-1]))
         if cache:
             cache.length += tokens.shape[1]
-        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight), routings
+        return output_logits(x, self.embedding, self.head), routings
 
 
 def recur(lstm: nn.LSTM, x: Float[Tensor, "B L D"], past: Past | None) -> Float[Tensor, "B L D"]:

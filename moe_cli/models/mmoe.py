@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import MMoEConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import make_dense_layer, make_moe_layer
+from moe_cli.models.blocks import make_dense_layer, make_moe_layer, run_ffn
 from moe_cli.moe.experts import FeedForward, init_matrix
 from moe_cli.moe.gates import TaskGates
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.routing import Routing, RoutingPolicy
+from moe_cli.moe.soft import SoftMoELayer
 
 EMBEDDING_STD = 0.1
 
@@ -78,20 +79,19 @@ class MMoE(nn.Module):
         if self.factor_embedding is not None:
             nn.init.normal_(self.factor_embedding.weight, std=EMBEDDING_STD, generator=generator)
 
-    def forward(self, pairs: Int[Tensor, "B 2"]) -> tuple[Float[Tensor, "B G"], list[Routing], Float[Tensor, "B 2"]]:
+    def forward(
+        self, pairs: Int[Tensor, "B 2"], policy: RoutingPolicy | None = None
+    ) -> tuple[Float[Tensor, "B G"], list[Routing], Float[Tensor, "B 2"]]:
         """For each pair of a user's and an item's row the answer to each task, the routing of every sparse layer, and for
         each pair the sums of the squares of what was looked up: of the embeddings, and of biases and factors.
         """
         embedded, biases = self.embedding(pairs), self.bias_embedding(pairs)
         own = _squares(biases)
         x = self.dropout(embedded.flatten(1)).unsqueeze(1).expand(-1, self.num_tasks, -1)
-        routings = []
+        routings: list[Routing] = []
         for block in self.blocks:
-            if isinstance(block, MoELayer):
-                x, routing = block(x)
-                routings.append(routing)
-            else:
-                x = block(x)
+            x, new = run_ffn(block, x, policy=policy)
+            routings += new
         answers = torch.stack([tower(x[:, task]) for task, tower in enumerate(self.towers)], dim=1)
         answers = answers + biases.sum(1) + self.bias
         if self.factor_embedding is not None:
@@ -105,7 +105,7 @@ def _squares(rows: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:
     return rows.square().sum((1, 2))
 
 
-def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | FeedForward:
+def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | SoftMoELayer | FeedForward:
     """A layer of experts with a gate for each task, or a dense one."""
     if not sparse:
         return make_dense_layer(config.model)

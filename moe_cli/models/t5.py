@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import T5Config
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import make_dense_layer, make_moe_layer
+from moe_cli.models.blocks import make_dense_layer, make_moe_layer, output_logits, run_ffn
 from moe_cli.moe.experts import init_matrix
-from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.routing import Routing, RoutingPolicy
 
 # The last matrix of every residual branch and an untied head start at zero: the model starts as the uniform guess.
 OUT_SCALE = 0.0
@@ -123,15 +122,15 @@ class T5Block(nn.Module):
         token_ids: Int[Tensor, "B M"],
         bias: Float[Tensor, "1 N M M"],
         encoded: Float[Tensor, "B L D"] | None = None,
-    ) -> tuple[Float[Tensor, "B M D"], Routing | None]:
-        """The block's output and who went where."""
+        policy: RoutingPolicy | None = None,
+    ) -> tuple[Float[Tensor, "B M D"], list[Routing]]:
+        """Returns the block's output and its routing, if it is sparse."""
         normed = self.attention_norm(x)
         x = x + self.dropout(self.attention(normed, normed, bias))
         if self.cross_norm is not None and self.cross_attention is not None:
             x = x + self.dropout(self.cross_attention(self.cross_norm(x), encoded))
-        normed = self.ffn_norm(x)
-        y, routing = self.ffn(normed, token_ids) if isinstance(self.ffn, MoELayer) else (self.ffn(normed), None)
-        return x + self.dropout(y), routing
+        y, routings = run_ffn(self.ffn, self.ffn_norm(x), token_ids, policy=policy)
+        return x + self.dropout(y), routings
 
 
 class T5(nn.Module):
@@ -173,22 +172,22 @@ class T5(nn.Module):
             nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, tokens: Int[Tensor, "B L"], answer: Int[Tensor, "B M"]
+        self, tokens: Int[Tensor, "B L"], answer: Int[Tensor, "B M"], policy: RoutingPolicy | None = None
     ) -> tuple[Float[Tensor, "B M V"], list[Routing]]:
         """Logits of the token after each one of `answer`, and the routings of the sparse blocks, the encoder's first."""
-        routings: list[Routing] = []
-        encoded = self.encoder_norm(self._stack(tokens, self.encoder_bias, None, routings))
-        x = self.norm(self._stack(answer, self.decoder_bias, encoded, routings))
-        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight), routings
+        encoded, routings = self._stack(tokens, self.encoder_bias, None, policy)
+        encoded = self.encoder_norm(encoded)
+        x, decoder_routings = self._stack(answer, self.decoder_bias, encoded, policy)
+        return output_logits(self.norm(x), self.embedding, self.head), routings + decoder_routings
 
     def _stack(
-        self, tokens: Int[Tensor, "B M"], bias: DistanceBias, encoded: Tensor | None, routings: list[Routing]
-    ) -> Float[Tensor, "B M D"]:
-        """What one stack makes of tokens; its routings are added to the list."""
+        self, tokens: Int[Tensor, "B M"], bias: DistanceBias, encoded: Tensor | None, policy: RoutingPolicy | None
+    ) -> tuple[Float[Tensor, "B M D"], list[Routing]]:
+        """Returns the output of one stack and its routings."""
+        routings: list[Routing] = []
         x = self.dropout(self.embedding(tokens))
         scores = bias(tokens.shape[1])
         for block in self.blocks[: self.depth] if encoded is None else self.blocks[self.depth :]:
-            x, routing = block(x, tokens, scores, encoded)
-            if routing is not None:
-                routings.append(routing)
-        return self.dropout(x)  # type: ignore[no-any-return]
+            x, new = block(x, tokens, scores, encoded, policy)
+            routings += new
+        return self.dropout(x), routings

@@ -4,15 +4,14 @@ B sequences, L positions, V tokens.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import Block, make_norm, reset_normal, visible
+from moe_cli.models.blocks import Block, make_norm, output_logits, reset_normal, visible
 from moe_cli.models.kv_cache import Cache
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.routing import Routing, RoutingPolicy
 
 # The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.
 OUT_SCALE = 0.0
@@ -32,7 +31,7 @@ class Transformer(nn.Module):
         model = config.model
         assert isinstance(model, TransformerConfig)
         self.causal, self.window = model.causal, model.sliding_window
-        self.embedding = nn.Embedding(vocab_size, model.d_model)
+        self.embedding = self.make_embedding(config, vocab_size)
         self.embedding_dropout = nn.Dropout(model.dropout)
         learned = model.position_encoding == "learned"
         self.positions = nn.Embedding(model.context_length, model.d_model) if learned else None
@@ -45,14 +44,20 @@ class Transformer(nn.Module):
         self.norm = make_norm(model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
+    def make_embedding(self, config: RunConfig, vocab_size: int) -> nn.Module:
+        return nn.Embedding(vocab_size, config.model.d_model)
+
+    def reset_embedding(self, generator: torch.Generator) -> None:
+        std = 0.02 if self.head is None else EMBEDDING_STD
+        nn.init.normal_(self.embedding.get_parameter("weight"), std=std, generator=generator)
+
     def reset_parameters(self, seed: int) -> None:
         """Initial weights, decided by the seed alone.
 
         With `init_std` as in GPT-2: normal, the last matrix of every branch divided by sqrt(2 layers). Else by fan-in.
         """
         generator = torch.Generator().manual_seed(seed)
-        tied = self.head is None
-        nn.init.normal_(self.embedding.weight, std=0.02 if tied else EMBEDDING_STD, generator=generator)
+        self.reset_embedding(generator)
         for block in self.blocks:
             block.reset_parameters(generator, OUT_SCALE)  # type: ignore[operator]
         if self.head is not None:
@@ -68,29 +73,43 @@ class Transformer(nn.Module):
         mask: Bool[Tensor, "B L"] | None = None,
         documents: Int[Tensor, "B L"] | None = None,
         cache: Cache | None = None,
+        policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """Logits at every position, of the token after it (gpt) or of the token that stands there (bert), and the routing of every sparse block.
+        """Logits at every position, of the token after it (gpt) or of the token there (bert), and the routing of every sparse block.
 
         Args:
-            mask: False for padding, which nobody sees and no expert gets.
-            documents: which document each token is of; a position sees those of its own alone.
+            mask: False for padding, which no position attends to and no expert gets.
+            documents: which document each token is of; a position attends only to those of its own.
             cache: of the tokens before these (gpt), which are then added to it; not with `mask` or `documents`.
+            policy: of the sparse layers; None: as trained.
         """
-        length, past = tokens.shape[1], cache.length if cache else 0
-        x = self.embedding(tokens)
+        x, routings = self.run_blocks(self.embedding(tokens), tokens, mask, documents, cache, policy)
+        assert isinstance(self.embedding, nn.Embedding)
+        return self.cap_logits(output_logits(x, self.embedding, self.head)), routings
+
+    def run_blocks(
+        self,
+        x: Float[Tensor, "B L D"],
+        token_ids: Int[Tensor, "B L"] | None = None,
+        mask: Bool[Tensor, "B L"] | None = None,
+        documents: Int[Tensor, "B L"] | None = None,
+        cache: Cache | None = None,
+        policy: RoutingPolicy | None = None,
+    ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
+        """Adds positions to embedded tokens and runs all blocks and the last norm."""
+        length, past = x.shape[1], cache.length if cache else 0
         if self.positions is not None:
             x = x + self.positions.weight[past : past + length]
         x = self.embedding_dropout(x)
-        seen = visible(length, self.causal, self.window, mask, documents, tokens.device, past)
-        routings = []
+        seen = visible(length, self.causal, self.window, mask, documents, x.device, past)
+        routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
-            x, routing = block(x, tokens, mask, seen, cache.layers[layer] if cache else None)
-            if routing is not None:
-                routings.append(routing)
+            x, new = block(x, token_ids, mask, seen, cache.layers[layer] if cache else None, policy)
+            routings += new
         if cache:
             cache.length += length
-        x = self.norm(x)
-        logits = F.linear(x, self.embedding.weight if self.head is None else self.head.weight)
-        return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(
-            logits / self.logit_softcap
-        ), routings
+        return self.norm(x), routings
+
+    def cap_logits(self, logits: Tensor) -> Tensor:
+        """cap * tanh(logits / cap), where model.logit_softcap is set."""
+        return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(logits / self.logit_softcap)

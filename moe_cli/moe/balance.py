@@ -29,7 +29,6 @@ from moe_cli.config.balances import (
 )
 from moe_cli.distributed.collectives import all_reduce_mean, all_reduce_sum
 from moe_cli.moe.routing import Routing
-from moe_cli.moe.routing_metrics import tokens_per_expert
 
 
 def load_balancing_loss(
@@ -187,7 +186,6 @@ def _load(routing: Routing) -> Tensor:
 
 
 LOSSES: dict[type, Callable[[Routing], Tensor]] = {
-    SwitchBalance: lambda routing: load_balancing_loss(routing, asked=all_reduce_sum(tokens_per_expert(routing))),
     ImportanceBalance: _importance,
     LoadBalance: _load,
     ZBalance: lambda routing: router_z_loss(routing.logits),
@@ -199,25 +197,33 @@ LOSSES: dict[type, Callable[[Routing], Tensor]] = {
 def auxiliary_losses(
     balance: BalanceConfig | None,
     routings: Sequence[Routing],
-    asked: Sequence[Int[Tensor, " E"]] | None = None,
+    *,
+    batch_counts: Sequence[Int[Tensor, " E"]] | None = None,
+    step_counts: Sequence[Int[Tensor, " E"]] | None = None,
     num_sequences: int = 1,
 ) -> dict[LossBalance, Tensor]:
     """Each balancing loss of the configuration, averaged over layers, before its weight; empty when there is none.
 
     Args:
-        asked: per layer, the assignments asked in the optimizer step so far, this batch included; for scope `global`.
+        batch_counts: per layer, the assignments to each expert in the batch of all processes; for scope `batch`. By
+            default counted here.
+        step_counts: the same in the optimizer step so far, this batch included; for scope `global`. By default those of
+            the batch.
         num_sequences: sequences in the batch; for scope `sequence`.
     """
-    asked = asked if asked is not None else [tokens_per_expert(routing) for routing in routings]
+    if batch_counts is None:
+        batch_counts = [all_reduce_sum(routing.tokens_per_expert) for routing in routings]
+    scopes = {"batch": batch_counts, "global": batch_counts if step_counts is None else step_counts}
     losses: dict[LossBalance, Tensor] = {}
     for method in methods_of(balance) if routings else ():
         if isinstance(method, LossFreeBalance | QuantileBalance):
             continue
-        if isinstance(method, SwitchBalance) and method.scope == "global":
-            each = [load_balancing_loss(routing, asked=counts) for routing, counts in zip(routings, asked, strict=True)]
-        elif isinstance(method, SwitchBalance) and method.scope == "sequence":
-            each = [load_balancing_loss(routing, num_sequences=num_sequences) for routing in routings]
+        if isinstance(method, SwitchBalance) and method.scope == "sequence":
+            layers = [load_balancing_loss(routing, num_sequences=num_sequences) for routing in routings]
+        elif isinstance(method, SwitchBalance):
+            counts = scopes[method.scope]
+            layers = [load_balancing_loss(routing, asked=each) for routing, each in zip(routings, counts, strict=True)]
         else:
-            each = [LOSSES[type(method)](routing) for routing in routings]
-        losses[method] = torch.stack(each).mean()
+            layers = [LOSSES[type(method)](routing) for routing in routings]
+        losses[method] = torch.stack(layers).mean()
     return losses

@@ -17,13 +17,8 @@ from moe_cli.moe.permutation import make_plan
 from moe_cli.moe.routing import Routing, drop_overflow
 
 
-def drop_overflow_everywhere(routing: Routing, capacity: int, drop: str, rounds: int) -> Routing:
-    """`drop_overflow` over the tokens of all processes: an expert keeps at most `capacity` assignments of all of them.
-
-    Args:
-        rounds: the record holds so many choices of each token, first choices of all tokens before second ones; 1 for a
-            record that goes token by token.
-    """
+def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
+    """`drop_overflow` over the tokens of all processes: an expert keeps at most `capacity` assignments of all of them."""
     if collectives.world_size() == 1:
         return drop_overflow(routing, capacity, drop)
     asked = routing.probs[routing.token_ids, routing.expert_ids].detach().float()
@@ -38,7 +33,7 @@ def drop_overflow_everywhere(routing: Routing, capacity: int, drop: str, rounds:
         )
     ]
     # In the order in which one process would have recorded them: round by round, in each the processes in turn.
-    turn = torch.cat([torch.arange(length) // max(1, length // rounds) for length in lengths])
+    turn = torch.cat([torch.arange(length) // max(1, length // routing.rounds) for length in lengths])
     order = torch.argsort(turn, stable=True).to(mine.device)
     experts, scores = torch.cat(parts)[order].unbind(1)
     everyone = Routing(

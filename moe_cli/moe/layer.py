@@ -1,63 +1,54 @@
 """The mixture-of-experts layer: route, drop, dispatch, combine. T tokens, E experts, K chosen per token, D width."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from typing import Unpack
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.ranges import above, between, share, whole
-from moe_cli.config.routers import HashConfig, RouterConfig, check_router
-from moe_cli.distributed.collectives import ExpertGroup, world_size
+from moe_cli.config.ranges import above, between, whole
+from moe_cli.config.routers import HashConfig, RouterConfig, SoftConfig, check_router
+from moe_cli.distributed.collectives import world_size
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.dispatch import BACKENDS
-from moe_cli.moe.expert_parallel import compute_divided, drop_overflow_everywhere
-from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
-from moe_cli.moe.gates import LinearGate
-from moe_cli.moe.routers.expert_choice import ExpertChoiceRouter
-from moe_cli.moe.routers.registry import CONFIGS, make_router
-from moe_cli.moe.routers.soft import SoftRouter
-from moe_cli.moe.routers.token_choice import ReluRouter
+from moe_cli.moe.expert_parallel import drop_overflow_global
+from moe_cli.moe.experts import Experts
+from moe_cli.moe.routers.registry import ROUTER_CONFIGS, make_router
+from moe_cli.moe.routers.router import Router
 from moe_cli.moe.routing import (
     Routing,
+    RoutingPolicy,
     Sequences,
-    computed,
     drop_overflow,
     drop_overflow_in_order,
     expert_capacity,
     renormalised,
 )
+from moe_cli.moe.soft import SoftMoELayer
+from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer, check_choice
 
-DROPS = ("position", "probability", "random", "causal")
+DROP_POLICIES = ("position", "probability", "random", "causal")
 
 
-class MoELayer(nn.Module):
-    """Sends each token to `top_k` of `num_experts` feed-forward networks and sums their weighted answers.
+class MoELayer(SparseLayer):
+    """Sends each token to `top_k` of `num_experts` feed-forward networks and sums their weighted outputs.
 
     Args:
         d_model: width D of a token, in and out.
         num_experts: E.
         top_k: K, at most E.
         d_expert: hidden width of one expert.
-        router: a name of `moe_cli.moe.routers.registry.CONFIGS` (topk, switch, sigmoid, ...), or its config with options.
+        router: a name of `moe_cli.moe.routers.registry.ROUTER_CONFIGS` (topk, switch, ...), or its config with options.
         capacity_factor: None drops nothing; else an expert takes at most ceil(factor * T * K / E) assignments of one
-            forward pass in training. At evaluation nothing is dropped unless `eval_capacity_factor` is set.
-        drop: who is dropped, `position`, `probability` or `random` (see `drop_overflow`), or `causal`
-            (`drop_overflow_in_order`): an expert then takes at most ceil(factor * L * K / E) assignments of each sequence
-            of L positions, the first ones.
-        renormalise_after_drop: give the weights of what was dropped to what a token kept.
-        ffn_type: `glu` (gated) or `mlp`.
-        activation: silu, gelu, relu or relu2; by default silu for glu and gelu for mlp.
-        shared_experts: experts of width d_expert that see every token; their answers are added.
-        shared_gate: weight those answers by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
-        expert_dropout: share of the routed experts' hidden values that training leaves out (Switch 2101.03961, 2.4).
-        expert_init_scale: variance of the routed experts' first weights times fan-in; Switch takes 0.1 (section 2.4).
-        dispatch: back end, a name of `moe_cli.moe.backends.dispatch.BACKENDS`.
-        vocab_size: how many token ids there are; only for router=hash.
-        causal: tokens must not depend on later ones of their sequence. Routers that look at them are refused, and an
-            `eval_capacity_factor` drops by `causal` unless `eval_drop` says otherwise.
+            forward pass in training. At evaluation nothing is dropped unless a `RoutingPolicy` says so.
+        drop: rule by which assignments are dropped, `position`, `probability` or `random` (see `drop_overflow`), or
+            `causal` (`drop_overflow_in_order`): an expert then takes at most ceil(factor * L * K / E) assignments of
+            each sequence of L positions, the first ones.
+        renormalise_after_drop: give the weights of dropped assignments to those that a token kept.
+        vocab_size: number of token ids; only for router=hash.
+        causal: tokens must not depend on later ones of their sequence. Routers that look at them are refused, and a
+            policy with a capacity drops by `causal` unless it names another rule.
+        options: of the experts, see `ExpertOptions`: ffn_type, activation, shared_experts, dispatch, ...
 
     Without tokens (an empty batch, or one that is all padding) the output is empty or zero, and every balancing loss 0.
 
@@ -65,6 +56,8 @@ class MoELayer(nn.Module):
         ConfigError: a count or width is no whole number of at least 1, K is more than E, the capacity is not above 0, a
             name is unknown, or settings exclude each other.
     """
+
+    router: Router
 
     def __init__(  # noqa: PLR0913  (every argument is a property of the layer that users choose)
         self,
@@ -76,102 +69,52 @@ class MoELayer(nn.Module):
         router: str | RouterConfig = "topk",
         capacity_factor: float | None = None,
         drop: str = "position",
-        ffn_type: str = "glu",
-        activation: str | None = None,
-        shared_experts: int = 0,
-        shared_gate: bool = False,
-        expert_dropout: float = 0.0,
-        expert_init_scale: float = 1.0,
-        dispatch: str = "auto",
         renormalise_after_drop: bool = False,
         vocab_size: int | None = None,
         causal: bool = False,
+        **options: Unpack[ExpertOptions],
     ) -> None:
-        super().__init__()
-        router = _router_config(router, num_experts, top_k, vocab_size, causal)
-        whole("d_model", d_model)
-        whole("d_expert", d_expert)
-        whole("shared_experts", shared_experts, 0)
-        _one_of("drop", drop, DROPS)
-        _one_of("ffn_type", ffn_type, ("glu", "mlp"))
-        _one_of("dispatch", dispatch, BACKENDS)
-        activation = activation or ("silu" if ffn_type == "glu" else "gelu")
-        _one_of("activation", activation, ACTIVATIONS)
+        config = _router_config(router, num_experts, top_k, vocab_size, causal)
+        check_choice("drop", drop, DROP_POLICIES)
         above("capacity_factor", capacity_factor, 0)
-        above("expert_init_scale", expert_init_scale, 0)
-        share("expert_dropout", expert_dropout)
+        super().__init__(
+            d_model,
+            num_experts,
+            d_expert,
+            lambda experts: make_router(config, d_model, num_experts, top_k, experts, vocab_size),
+            **options,
+        )
         self.top_k = top_k
         self.capacity_factor = capacity_factor
-        self.eval_capacity_factor: float | None = None
-        self.eval_drop: str | None = None
         self.drop = drop
         self.causal = causal
         self.renormalise_after_drop = renormalise_after_drop
-        self.dispatch = dispatch
-        self.expert_init_scale = expert_init_scale
-        self.num_experts = num_experts
-        self.expert_group: ExpertGroup | None = None
-        experts = Experts(
-            num_experts, d_model, d_expert, d_model, kind=ffn_type, activation=activation, dropout=expert_dropout
-        )
-        self.router = make_router(router, d_model, num_experts, top_k, experts, vocab_size)
-        self.experts = experts
-        self.shared_experts = (
-            FeedForward(d_model, shared_experts * d_expert, kind=ffn_type, activation=activation)
-            if shared_experts
-            else None
-        )
-        self.shared_gate = LinearGate(d_model, 1) if shared_experts and shared_gate else None
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
-        self.router.reset_parameters(generator)
-        self.experts.reset_parameters(generator, out_scale, self.expert_init_scale)
-        if self.shared_experts is not None:
-            self.shared_experts.reset_parameters(generator, out_scale)
-        if self.shared_gate is not None:
-            self.shared_gate.reset_parameters(generator)
 
     def forward(
         self,
         x: Float[Tensor, "*batch D"],
         token_ids: Int[Tensor, "*batch"] | None = None,
         mask: Bool[Tensor, "*batch"] | None = None,
+        policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "*batch D"], Routing]:
-        """The layer's output and who went where.
+        """Returns the layer's output and the record of its assignments.
 
         Args:
-            x: tokens of any leading shape; all of them are routed together (router=soft mixes within a sequence, the
-                last dimension but one).
-            token_ids: what each token is; read by router=hash.
-            mask: False for padding, which never reaches the router: it takes no room, is not counted, and gets zero.
+            x: tokens of any leading shape; all of them are routed together.
+            token_ids: the vocabulary id of each token; read by router=hash.
+            mask: False for padding, which never reaches the router: it takes no capacity, is not counted, and gets zero.
+            policy: how to route; None: in training as trained, at evaluation dropless.
         """
-        if x.ndim == 1:  # one token: a batch of one
-            ids, one = (None if each is None else each.unsqueeze(0) for each in (token_ids, mask))
-            y, routing = self(x.unsqueeze(0), ids, one)
-            return y.squeeze(0), routing
-        length = x.shape[-2]
+        length = x.shape[-2] if x.ndim > 1 else 1
         sequences = Sequences(x.shape[:-1].numel() // max(1, length), length, mask)
-        if mask is None:
-            return self._answer(x, token_ids, sequences)
-        if isinstance(self.router, SoftRouter):  # sequences must stay whole; from shared experts a zero gets zero
-            return self._answer(x.masked_fill(~mask.unsqueeze(-1), 0), None, sequences)
-        y, routing = self._answer(x[mask], None if token_ids is None else token_ids[mask], sequences)
-        return x.new_zeros(x.shape, dtype=y.dtype).index_put((mask,), y), routing
-
-    def _answer(
-        self, x: Float[Tensor, "*batch D"], token_ids: Int[Tensor, "*batch"] | None, sequences: Sequences
-    ) -> tuple[Float[Tensor, "*batch D"], Routing]:
-        """The same of tokens that are routed; with soft, padding among them."""
-        tokens = x.reshape(-1, x.shape[-1])
-        if isinstance(self.router, SoftRouter):
-            y, routing = self._mix(x, sequences.mask)
-        else:
-            routing = self.route(tokens, None if token_ids is None else token_ids.flatten(), sequences)
-            y = self._compute(tokens, routing)
-        if self.shared_experts is not None:
-            shared = self.shared_experts(tokens)
-            y = y + (shared if self.shared_gate is None else self.shared_gate(tokens).sigmoid() * shared)
+        tokens, token_ids = x.reshape(-1, x.shape[-1]), None if token_ids is None else token_ids.flatten()
+        if mask is not None:
+            mask = mask.flatten()
+            tokens, token_ids = tokens[mask], None if token_ids is None else token_ids[mask]
+        routing = self.route(tokens, token_ids, sequences, policy)
+        y = self.add_shared(self.run_experts(tokens, routing), tokens)
+        if mask is not None:
+            y = y.new_zeros(len(mask), y.shape[1]).index_put((mask,), y)
         return y.view(x.shape), routing
 
     def route(
@@ -179,56 +122,79 @@ class MoELayer(nn.Module):
         tokens: Float[Tensor, "T D"],
         token_ids: Int[Tensor, " T"] | None = None,
         sequences: Sequences | None = None,
+        policy: RoutingPolicy | None = None,
     ) -> Routing:
-        """Who goes where, overflow dropped; without `sequences` the tokens are one."""
-        factor = self.capacity_factor if self.training else self.eval_capacity_factor
-        if isinstance(self.router, ExpertChoiceRouter):  # the experts take as many as they have room for
-            self.router.capacity_factor = factor or self.capacity_factor or 1.0
-            factor = None
-        routing: Routing = self.router(tokens, token_ids) if self.router.reads_token_ids else self.router(tokens)
-        if null := self.router.num_experts - self.num_experts:
-            routing = replace(routing, num_null=null)
-        if factor is None:
+        """Returns the assignments of the tokens, overflow dropped; without `sequences` the tokens are one.
+
+        Raises:
+            ConfigError: the policy's K is not between 1 and E.
+        """
+        if policy is None:
+            policy = RoutingPolicy(None, self.capacity_factor, self.drop) if self.training else RoutingPolicy()
+        elif policy.top_k is not None:
+            between("top_k", policy.top_k, 1, self.num_experts)
+            whole("top_k", policy.top_k)
+        if self.router.fills_capacity and policy.capacity_factor is None:
+            policy = replace(policy, capacity_factor=self.capacity_factor)
+        routing: Routing = self.router(tokens, token_ids, policy)
+        if num_null := self.num_choices - self.num_experts:
+            routing = replace(routing, num_null=num_null)
+        if policy.capacity_factor is None or self.router.fills_capacity:
             return routing
-        drop = self.drop if self.training else self.eval_drop or ("causal" if self.causal else self.drop)
-        if drop == "causal":
-            sequences = sequences or Sequences(1, len(tokens))
-            capacity = expert_capacity(sequences.length, self.num_experts, self.router.top_k, factor)
-            routing = drop_overflow_in_order(routing, capacity, sequences)
-        elif self.training:  # over the batch of all processes
-            capacity = expert_capacity(world_size() * len(tokens), self.num_experts, self.router.top_k, factor)
-            rounds = 1 if isinstance(self.router, ReluRouter) else self.router.top_k
-            routing = drop_overflow_everywhere(routing, capacity, drop, rounds)
-        else:
-            capacity = expert_capacity(len(tokens), self.num_experts, self.router.top_k, factor)
-            routing = drop_overflow(routing, capacity, drop)
+        routing = self._drop_overflow(routing, policy, policy.capacity_factor, sequences or Sequences(1, len(tokens)))
         return renormalised(routing) if self.renormalise_after_drop else routing
 
-    def _compute(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
-        routing = computed(routing)
-        if self.expert_group is not None:
-            return compute_divided(self.experts, tokens, routing, self.expert_group, BACKENDS[self.dispatch])
-        return BACKENDS[self.dispatch](self.experts, tokens, routing, self.experts.draw_mask(len(routing.expert_ids)))
+    @property
+    def num_choices(self) -> int:
+        return self.router.num_experts
 
-    def divide(self, group: ExpertGroup) -> None:
-        """Keeps this process's part of the experts; the others are asked for their answers. E is a multiple of M."""
-        self.expert_group = group
-        self.experts.keep(group.own)
+    def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
+        self.router.after_step(assigned, num_tokens)
 
-    def _mix(
-        self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None
-    ) -> tuple[Float[Tensor, "T D"], Routing]:
-        """Soft MoE: the experts work on the slots, and every token mixes the slots' answers; padding gets zero."""
-        x = x[(None,) * (3 - x.ndim)].flatten(0, -3)  # sequences [G, L, D]; fewer dimensions are one sequence
-        mask = None if mask is None else mask.reshape(x.shape[:-1])
-        logits = self.router.logits(x)
-        slots = self.router.slot_tokens(x, logits, mask)
-        answers = self._compute(slots, self.router.slot_routing(len(x), x.device))
-        y = logits.softmax(-1).to(answers.dtype) @ answers.view(len(x), logits.shape[-1], answers.shape[-1])
-        if mask is None:
-            return y.flatten(0, 1), self.router.token_routing(logits.flatten(0, 1))
-        y = y.masked_fill(~mask.unsqueeze(-1), 0)
-        return y.flatten(0, 1), self.router.token_routing(logits[mask])
+    def _drop_overflow(self, routing: Routing, policy: RoutingPolicy, factor: float, sequences: Sequences) -> Routing:
+        """Drops what is over an expert's capacity: of each sequence, of the batch of all processes (training), or of this batch."""
+        drop = policy.drop or ("causal" if self.causal else self.drop)
+        top_k = policy.top_k or self.top_k
+        if drop == "causal":
+            capacity = expert_capacity(sequences.length, self.num_experts, top_k, factor)
+            return drop_overflow_in_order(routing, capacity, sequences)
+        num_tokens = routing.num_tokens * (world_size() if self.training else 1)
+        capacity = expert_capacity(num_tokens, self.num_experts, top_k, factor)
+        return (drop_overflow_global if self.training else drop_overflow)(routing, capacity, drop)
+
+
+def make_layer(  # noqa: PLR0913  (those of MoELayer)
+    d_model: int,
+    num_experts: int,
+    top_k: int,
+    d_expert: int,
+    *,
+    router: str | RouterConfig = "topk",
+    capacity_factor: float | None = None,
+    drop: str = "position",
+    renormalise_after_drop: bool = False,
+    vocab_size: int | None = None,
+    causal: bool = False,
+    **options: Unpack[ExpertOptions],
+) -> MoELayer | SoftMoELayer:
+    """Builds the sparse layer of any router: `SoftMoELayer` for soft, which K and capacity mean nothing to, or `MoELayer`."""
+    config = SoftConfig() if router == "soft" else router
+    if isinstance(config, SoftConfig):
+        check_router(config, num_experts, top_k, causal)
+        return SoftMoELayer(d_model, num_experts, d_expert, config.slots, **options)
+    return MoELayer(
+        d_model,
+        num_experts,
+        top_k,
+        d_expert,
+        router=config,
+        capacity_factor=capacity_factor,
+        drop=drop,
+        renormalise_after_drop=renormalise_after_drop,
+        vocab_size=vocab_size,
+        causal=causal,
+        **options,
+    )
 
 
 def _router_config(
@@ -238,54 +204,21 @@ def _router_config(
     if isinstance(top_k, int) and not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
     whole("top_k", top_k)
+    if router == "soft" or isinstance(router, SoftConfig):
+        raise ConfigError("router=soft is a layer of its own. Use moe_cli.moe.soft.SoftMoELayer.")
     if isinstance(router, str):
-        _one_of("router", router, CONFIGS)
-        router = CONFIGS[router]()
-    if type(router) not in CONFIGS.values():
-        raise ConfigError(f"router={router!r} is not a router's configuration. Give a name: {', '.join(CONFIGS)}.")
+        check_choice("router", router, ROUTER_CONFIGS)
+        router = ROUTER_CONFIGS[router]()
+    if type(router) not in ROUTER_CONFIGS.values():
+        raise ConfigError(
+            f"router={router!r} is not a router's configuration. Give a name: {', '.join(ROUTER_CONFIGS)}."
+        )
     if vocab_size is not None:
         whole("vocab_size", vocab_size)
     check_router(router, num_experts, top_k, causal)
     if isinstance(router, HashConfig) and vocab_size is None:
-        raise ConfigError("router=hash needs vocab_size: it has a place for every token id.")
+        raise ConfigError("router=hash needs vocab_size, the number of token ids in its table.")
     return router
-
-
-def _one_of(name: str, value: str, options: Collection[str]) -> None:
-    if value not in options:
-        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(options)}.")
-
-
-def moe_layers(model: nn.Module) -> list[MoELayer]:
-    """The mixture-of-experts layers of a model, first to last."""
-    return [module for module in model.modules() if isinstance(module, MoELayer)]
-
-
-@contextmanager
-def evaluation_policy(
-    model: nn.Module, top_k: int | None, capacity_factor: float | None, drop: str | None = None
-) -> Iterator[None]:
-    """Within it, evaluation chooses `top_k` experts and drops by `capacity_factor` (None: never) those that `drop` says.
-
-    None is as trained for the others; for `drop`, `causal` in layers of causal models.
-
-    Raises:
-        ConfigError: the capacity is not above 0, or a layer has fewer experts than `top_k`.
-    """
-    above("capacity_factor", capacity_factor, 0)
-    layers = moe_layers(model)
-    for layer in layers:
-        between("top_k", layer.top_k if top_k is None else top_k, 1, layer.num_experts)
-        whole("top_k", layer.top_k if top_k is None else top_k)
-    for layer in layers:
-        layer.router.top_k = layer.top_k if top_k is None else top_k
-        layer.eval_capacity_factor, layer.eval_drop = capacity_factor, drop
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.router.top_k = layer.top_k
-            layer.eval_capacity_factor = layer.eval_drop = None
 
 
 class SparseExpertModel(nn.Module):

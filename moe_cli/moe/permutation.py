@@ -40,18 +40,28 @@ class Plan:
 
 def make_plan(routing: Routing) -> Plan:
     """The plan of a routing."""
-    return sort_rows(routing.token_ids, routing.expert_ids, routing.kept, (routing.num_tokens, routing.num_experts))
+    size = (routing.num_tokens, routing.num_experts)
+    return sort_rows(routing.token_ids, routing.expert_ids, routing.kept, size, routing.tokens_per_expert)
 
 
 def sort_rows(
-    token_ids: Int[Tensor, " A"], expert_ids: Int[Tensor, " A"], kept: Bool[Tensor, " A"], size: tuple[int, int]
+    token_ids: Int[Tensor, " A"],
+    expert_ids: Int[Tensor, " A"],
+    kept: Bool[Tensor, " A"],
+    size: tuple[int, int],
+    tokens_per_expert: Int[Tensor, " E"] | None = None,
 ) -> Plan:
-    """The plan of these assignments, `size` being (T, E). On a CPU through numpy, whose radix sort is fastest."""
+    """The plan of these assignments, `size` being (T, E). On a CPU through numpy, whose radix sort is fastest.
+
+    Args:
+        tokens_per_expert: the number of assignments to each expert, kept or not, where it is known.
+    """
     num_tokens, num_experts = size
     assignments = kept.nonzero().squeeze(1)
     expert_ids, token_ids = expert_ids[assignments], token_ids[assignments]
     by_expert = stable_argsort(expert_ids, num_experts)
-    counts = torch.bincount(expert_ids, minlength=num_experts)
+    if tokens_per_expert is None or len(assignments) < len(kept):
+        tokens_per_expert = torch.bincount(expert_ids, minlength=num_experts)
     rows = torch.empty_like(by_expert)
     rows[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
     by_token = stable_argsort(token_ids, num_tokens)
@@ -59,7 +69,7 @@ def sort_rows(
     return Plan(
         assignments=assignments[by_expert],
         token_ids=token_ids[by_expert],
-        counts=counts.tolist(),
+        counts=tokens_per_expert.tolist(),
         bag_rows=rows[by_token],
         bag_starts=per_token.cumsum(0) - per_token,
     )

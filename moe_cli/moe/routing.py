@@ -1,10 +1,11 @@
-"""Who goes where: the Routing record that links routers, capacity, back ends, losses and measures.
+"""Which tokens go to which experts: the Routing record that links routers, capacity, back ends, losses and measures.
 
 T tokens, E experts, K chosen per token, A assignments (a token sent to an expert), C capacity of an expert.
 """
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,8 +15,29 @@ from moe_cli.config.ranges import above, at_least
 
 
 @dataclass(frozen=True)
+class RoutingPolicy:
+    """How a forward pass routes, where that may differ from how the model was trained.
+
+    Attributes:
+        top_k: K; None: as trained.
+        capacity_factor: None drops nothing; experts that choose their tokens then have the capacity of training.
+        drop: which assignments are dropped; None: `causal` in layers of causal models, else as trained.
+
+    Raises:
+        ConfigError: the capacity is not above 0.
+    """
+
+    top_k: int | None = None
+    capacity_factor: float | None = None
+    drop: str | None = None
+
+    def __post_init__(self) -> None:
+        above("capacity_factor", self.capacity_factor, 0)
+
+
+@dataclass(frozen=True)
 class Routing:
-    """Every assignment a router asked for, in the order in which an expert's room is given out.
+    """Every assignment a router made, in the order in which an expert's capacity is given out.
 
     Attributes:
         logits: float32 scores of every token for every expert.
@@ -26,8 +48,9 @@ class Routing:
         kept: False where the expert had no room; such an assignment contributes nothing.
         clean_logits: the scores before a router's noise; None where there is none.
         noise_std: the standard deviation of that noise.
-        penalty: a loss of the router's own, already weighted; None where there is none.
+        router_loss: a loss of the router's own, already weighted; None where there is none.
         num_null: how many of the E experts, the last ones, compute nothing (null experts).
+        rounds: passes over the tokens in this order, K where first choices of all tokens precede second ones.
     """
 
     logits: Float[Tensor, "T E"]
@@ -38,8 +61,9 @@ class Routing:
     kept: Bool[Tensor, " A"]
     clean_logits: Float[Tensor, "T E"] | None = None
     noise_std: Float[Tensor, "T E"] | None = None
-    penalty: Float[Tensor, ""] | None = None
+    router_loss: Float[Tensor, ""] | None = None
     num_null: int = 0
+    rounds: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -49,8 +73,18 @@ class Routing:
     def num_experts(self) -> int:
         return self.probs.shape[1]
 
+    @cached_property
+    def tokens_per_expert(self) -> Int[Tensor, " E"]:
+        """Assignments to each expert, null ones too, before drops: T * K in all when each token chooses K."""
+        return torch.bincount(self.expert_ids, minlength=self.num_experts)
 
-def from_choices(
+    @cached_property
+    def kept_per_expert(self) -> Int[Tensor, " E"]:
+        """Assignments that each expert kept."""
+        return torch.bincount(self.expert_ids[self.kept], minlength=self.num_experts)
+
+
+def routing_from_top_k(
     logits: Float[Tensor, "T E"],
     probs: Float[Tensor, "T E"],
     chosen: Int[Tensor, "T K"],
@@ -64,7 +98,7 @@ def from_choices(
     token_ids = torch.arange(num_tokens, device=chosen.device).repeat(top_k)
     kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=chosen.device)
     expert_ids, weights = chosen.T.reshape(-1), weights.T.reshape(-1)
-    return Routing(logits, probs, token_ids, expert_ids, weights, kept, clean_logits, noise_std)
+    return Routing(logits, probs, token_ids, expert_ids, weights, kept, clean_logits, noise_std, rounds=top_k)
 
 
 def computed(routing: Routing) -> Routing:
@@ -159,7 +193,7 @@ class Sequences:
 
     number: int
     length: int
-    mask: Bool[Tensor, "*batch L"] | None = None
+    mask: Bool[Tensor, "*positions"] | None = None
 
     def ids(self, device: torch.device) -> Int[Tensor, " T"]:
         """The number of the sequence of each token."""

@@ -16,15 +16,6 @@ from moe_cli.moe.routing import Routing, computed
 DEAD_BELOW = 0.01
 
 
-def tokens_per_expert(routing: Routing, *, kept: bool = False) -> Int[Tensor, " E"]:
-    """Assignments asked of each expert, null ones too, before drops; with `kept`, those it kept.
-
-    Sums to T * K when nothing drops.
-    """
-    chosen = routing.expert_ids[routing.kept] if kept else routing.expert_ids
-    return torch.bincount(chosen, minlength=routing.num_experts)
-
-
 def max_violation(tokens_per_expert: Tensor) -> float:
     """MaxVio: (largest load - mean load) / mean load; 0 is even, E / K - 1 at most (arXiv:2408.15664)."""
     load = tokens_per_expert.double()

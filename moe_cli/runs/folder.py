@@ -60,7 +60,11 @@ _DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 def outputs_folder(option: Path | None = None) -> Path:
     """Where runs are kept: the option, else $MOE_OUTPUTS, else ./outputs. Links below it are not written through."""
-    return guard(Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute())
+    folder = Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise ConfigError(f"{nearest} is not a folder, and runs are kept in one. Choose another: --outputs DIR")
+    return guard(folder)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from moe_cli.errors import ConfigError
+from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.reading import read_json
-from moe_cli.files.writing import write_json
+from moe_cli.files.writing import is_full, way_on, write_json
 from moe_cli.runs.folder import Run
 
 MAX_TAG_LENGTH = 40
@@ -33,5 +33,9 @@ def check_tag(text: str) -> str:
 
 
 def set_tags(run: Run, tags: Sequence[str]) -> None:
-    """Replaces the tags of a run, all at once. A run at work may be tagged."""
-    write_json(run.path / "tags.json", {"tags": list(tags)})
+    """Replaces the tags of a run, all at once. A run at work may be tagged. Raises MoeError: they cannot be written."""
+    try:
+        write_json(run.path / "tags.json", {"tags": list(tags)})
+    except OSError as error:
+        way = way_on(error) if is_full(error) else f"Copy the run and tag the copy: cp -r {run.path} FOLDER"
+        raise MoeError(f"cannot write tags to {run.path}: {error.strerror}. {way}") from None

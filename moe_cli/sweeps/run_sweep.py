@@ -15,7 +15,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.machine import check_devices
-from moe_cli.execution.memory import check_memory
+from moe_cli.execution.memory import check_memory, check_run_memory
 from moe_cli.runs.corpora import record_corpora
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group
 from moe_cli.runs.locks import sweep_lock
@@ -49,6 +49,11 @@ class Execution:
     force: bool = False
     rerun_stale: bool = False
     force_memory: bool = False
+
+    @property
+    def checks_memory(self) -> bool:
+        """Whether a run is refused that needs far more memory than there is: of a cluster's machines that is not known."""
+        return self.executor.name == "local" and not self.force_memory
 
     def check(self, is_search: bool) -> None:
         """Raises ConfigError for an option that has no effect."""
@@ -183,7 +188,12 @@ class PreparedSearch:
         def at_a_time() -> int:
             return min(pool.workers, self.most) if pool else 1
 
-        with SearchFeed(self.plan, study, self.outputs, at_a_time, self.execution.retry_failed).at_work() as feed:
+        def check(config: RunConfig) -> None:
+            if self.execution.checks_memory:
+                check_run_memory(config, self.outputs)
+
+        feed = SearchFeed(self.plan, study, self.outputs, at_a_time, self.execution.retry_failed, check)
+        with feed.at_work():
             yield feed
 
 
@@ -224,15 +234,16 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
     if isinstance(plan, SearchPlan):
         from moe_cli.sweeps.search_estimate import preview
 
-        search = PreparedSearch(plan, outputs, execution, preview(plan, outputs))
+        checks_memory = build and execution.checks_memory
+        search = PreparedSearch(plan, outputs, execution, preview(plan, outputs, checks_memory))
         check([each.config for each in search.estimates])
-        _check_memory(search.estimates, execution, build)
         return search
     plan = plan.pinned(outputs)
     configs, runs = [point.config for point in plan.points], plan.existing(outputs)
     check(configs)
     estimates = estimate_runs(configs, outputs, measure_flops(), build=build)
-    _check_memory(estimates, execution, build)
+    if build and execution.checks_memory:
+        check_memory(estimates)
     again = set(outdated(runs, force=execution.force, code=execution.rerun_stale))
     for run in again if build else ():
         check_idle(run)
@@ -250,12 +261,6 @@ def _status(run: Run, restarts: bool) -> str:
 def _record_data(folder: Path, estimates: Sequence[RunEstimate], replace: bool = False) -> None:
     """Records in a sweep's folder the data that its runs learn from. Raises DataError: other data than before."""
     record_corpora(folder, [(each.config.data, each.corpus.meta) for each in estimates], replace)
-
-
-def _check_memory(plans: Sequence[RunEstimate], execution: Execution, build: bool) -> None:
-    """Raises ConfigError for a run that needs far more memory than this machine has, if it is this one that runs it."""
-    if build and execution.executor.name == "local":
-        check_memory(plans, execution.force_memory)
 
 
 def _check_nothing(configs: object) -> None:

@@ -6,11 +6,10 @@ a run's outcome stands in its folder, so that whatever befalls a run costs only 
 """
 
 import signal
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ from moe_cli.formatting import duration
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
 from moe_cli.runs.locks import is_locked, lock
 from moe_cli.runs.recorder import Recorder
+from moe_cli.training.signals import interrupt_on_signals
 
 POLL_SECONDS = 0.2
 # For saving: when the sweep is stopped, and when a run is.
@@ -168,7 +168,7 @@ def drive(
     """
     drive = _Drive(feed, pool, rules)
     progress = drive.progress
-    with _signals_interrupt():
+    with interrupt_on_signals():
         try:
             while drive.waiting() or progress.running:
                 drive.start()
@@ -188,28 +188,6 @@ def drive(
     progress.waiting = drive.waiting()
     observer(progress)
     return progress
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Within it SIGTERM, and the closing of the terminal, are as Ctrl-C; what is ignored, as under nohup, stays so.
-
-    In other threads than the main one, where Python allows no handlers, nothing is.
-    """
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _Drive:

@@ -117,6 +117,7 @@ class SearchFeed:
     Args:
         at_a_time: so many runs are given before the first of them has ended, as a cluster grows or shrinks: what is
             asked depends on what is known, so with 1 the trials are the same every time.
+        check: raises MoeError for a configuration that is not to be run; the trial is set aside.
     """
 
     def __init__(
@@ -126,12 +127,14 @@ class SearchFeed:
         outputs: Path,
         at_a_time: Callable[[], int] = lambda: 1,
         retry_failed: bool = False,
+        check: Callable[[RunConfig], None] = lambda config: None,
     ) -> None:
         self.plan = plan
         self.study = study
         self.outputs = outputs
         self.at_a_time = at_a_time
         self.retry_failed = retry_failed
+        self.check = check
         self.given_up: str | None = None
         self.labels: dict[Path, str] = {}
         self._distributions = distributions(plan)
@@ -267,6 +270,7 @@ class SearchFeed:
     def _begin(self, trial: "Trial") -> None:
         try:
             configs = [resolve_upcycle_source(config, self.outputs) for config in self.plan.configs(trial.params)]
+            self.check(configs[0])
         except MoeError as error:
             reason = str(error).splitlines()[0]
             self._set_aside(trial, IMPOSSIBLE, reason)

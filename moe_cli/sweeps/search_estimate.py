@@ -1,11 +1,13 @@
 """What a search will be, before it starts: some draws at random, composed and priced."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
+from moe_cli.execution.memory import check_memory
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.report.importance import import_optuna
 from moe_cli.sweeps.pruning import count_evaluations
@@ -32,8 +34,11 @@ class Preview:
     notes: tuple[str, ...]
 
 
-def preview(plan: SearchPlan, outputs: Path) -> Preview:
+def preview(plan: SearchPlan, outputs: Path, checks_memory: bool = False) -> Preview:
     """Draws DRAWS configurations, or up to PATIENCE until one can be.
+
+    Args:
+        checks_memory: count draws that need far more memory than there is as impossible.
 
     Raises:
         ConfigError: none of them can be, or pruning would have nothing to look at.
@@ -61,13 +66,30 @@ def preview(plan: SearchPlan, outputs: Path) -> Preview:
     for config in configs:
         check_has_value(plan.objectives, config)
     estimates = estimate_runs(configs, outputs, measure_flops())
+    if checks_memory:
+        estimates, refused = _split_by_memory(estimates)
+        reasons += refused
+        if not estimates:
+            raise ConfigError(refused[0])
     if "val_bpb" in plan.objectives and any(_bytes_unknown(each) for each in estimates):
-        raise ConfigError("nobody knows the bytes of these tokens, so there is no val_bpb. Add: --objective val_loss")
+        raise ConfigError("the bytes of these tokens are unknown, so there is no val_bpb. Add: --objective val_loss")
     return Preview(
         tuple(estimates), sum(each.seconds for each in estimates) / len(estimates),
         min(count_evaluations(each.config, each.steps) for each in estimates) if plan.prune else 0,
-        len(configs) / (len(configs) + len(reasons)), (*plan.composer.notes, *notes),
+        len(estimates) / (len(estimates) + len(reasons)), (*plan.composer.notes, *notes),
     )  # fmt: skip
+
+
+def _split_by_memory(estimates: Sequence[RunEstimate]) -> tuple[list[RunEstimate], list[str]]:
+    """Those that this machine has the memory for, and why the others are refused."""
+    kept, refused = [], []
+    for estimate in estimates:
+        try:
+            check_memory([estimate])
+            kept.append(estimate)
+        except ConfigError as error:
+            refused.append(str(error))
+    return kept, refused
 
 
 def _bytes_unknown(plan: RunEstimate) -> bool:

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moe_cli.config.schema import EvalConfig
 from moe_cli.distributed import collectives
 from moe_cli.metrics import layer_key
-from moe_cli.moe.layer import evaluation_policy
-from moe_cli.moe.routing import Routing, computed
+from moe_cli.moe.routing import Routing, RoutingPolicy, computed
 from moe_cli.moe.routing_metrics import (
     choices,
     co_activation,
@@ -28,7 +28,6 @@ from moe_cli.moe.routing_metrics import (
     router_saturation,
     routing_entropy,
     specialisation,
-    tokens_per_expert,
 )
 from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, Batch, Task
 from moe_cli.training.precision import autocast
@@ -74,8 +73,8 @@ class LayerUse:
         self.by_domain += group_counts(routing, domain_ids, len(self.by_domain)).cpu()
         if self.pairs is not None:
             self.pairs += co_activation(choices(routing)).cpu()
-        self.asked += tokens_per_expert(routing).cpu()
-        self.kept += tokens_per_expert(routing, kept=True).cpu()
+        self.asked += routing.tokens_per_expert.cpu()
+        self.kept += routing.kept_per_expert.cpu()
 
     def put_together(self) -> None:
         """The sums over what all processes have looked at."""
@@ -185,9 +184,7 @@ def evaluate(
     batch_size: int,
     *,
     max_tokens: int | None = None,
-    top_k: int | None = None,
-    capacity_factor: float | None = None,
-    drop: str | None = None,
+    policy: RoutingPolicy = RoutingPolicy(),  # noqa: B008  (frozen)
     precision: str = "auto",
 ) -> Evaluation:
     """The model on the validation split, in evaluation mode; leaves mode and random state as they were.
@@ -195,18 +192,16 @@ def evaluate(
     Args:
         batch_size: windows per forward pass, over which a capacity counts unless drop=causal.
         max_tokens: read about this number of tokens, spread over the split; None: the whole split.
-        top_k: experts per token; None: as trained.
-        capacity_factor: None drops nothing.
-        drop: which assignments go where there is no room; None: `causal` in layers of a causal model, else as trained.
+        policy: experts per token, and what is dropped; by default as trained, and nothing.
         precision: of the forward pass, as `train.precision`.
     """
     nats = 0.0
     num_targets = num_bytes = 0
     measured: dict[str, Tensor] = {}
     layers: list[LayerUse] = []
-    with evaluating(model, top_k, capacity_factor, precision, drop) as device:
+    with evaluating(model, policy, precision) as (routed, device):
         for batch, own in _share_out(task.val_batches(batch_size, max_tokens)):
-            scored = task.score(model, batch.to(device))
+            scored = task.score(routed, batch.to(device))
             layers = layers or [empty_use(each, task.vocab_size, len(task.domains)) for each in scored.routings]
             measured = measured or {name: torch.zeros_like(value).double().cpu() for name, value in scored.sums.items()}
             if not own:
@@ -253,19 +248,37 @@ def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
 
 
 @contextmanager
-def evaluating(
-    model: nn.Module, top_k: int | None, capacity_factor: float | None, precision: str, drop: str | None = None
-) -> Iterator[torch.device]:
-    """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before."""
+def evaluating(model: nn.Module, policy: RoutingPolicy, precision: str) -> Iterator[tuple["PolicyModel", torch.device]]:
+    """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before.
+
+    Yields the model, which then routes by the policy, and its device.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), evaluation_policy(model, top_k, capacity_factor, drop):
+    with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(0)
         with autocast(precision, device):
-            yield device
+            yield PolicyModel(model, policy), device
     model.train(was_training)
+
+
+class PolicyModel(nn.Module):
+    """A model whose sparse layers route by a policy; any model, where the policy is what they do by themselves."""
+
+    def __init__(self, model: nn.Module, policy: RoutingPolicy) -> None:
+        super().__init__()
+        self.model = model
+        self.options = {} if policy == RoutingPolicy() else {"policy": policy}
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.model(*inputs, **options, **self.options)
+
+
+def eval_policy(config: EvalConfig) -> RoutingPolicy:
+    """The policy of an evaluation's settings."""
+    return RoutingPolicy(config.k, config.capacity, config.drop)
 
 
 @torch.no_grad()
@@ -273,9 +286,9 @@ def probe(
     model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto"
 ) -> list[Bool[Tensor, "_T E"]]:
     """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
-    with evaluating(model, top_k, None, precision) as device:
+    with evaluating(model, RoutingPolicy(top_k), precision) as (routed, device):
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
-        passes = [[choices(routing).cpu() for routing in task.loss(model, batch.to(device))[1]] for batch in batches]
+        passes = [[choices(routing).cpu() for routing in task.loss(routed, batch.to(device))[1]] for batch in batches]
     return [torch.cat(layer) for layer in zip(*passes, strict=True)]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moe_cli.data.bpe import SubwordTokenizer
 from moe_cli.moe.routing import Routing
-from moe_cli.training.evaluate import LayerUse, empty_use, evaluating
+from moe_cli.training.evaluate import LayerUse, empty_use, eval_policy, evaluating
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def _routings(
     model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
 ) -> Iterator[list[Routing]]:
     """Those of all sparse layers, a forward pass for each window."""
-    with evaluating(model, policy.k, policy.capacity, precision, policy.drop) as device:
+    with evaluating(model, eval_policy(policy), precision) as (routed, device):
         for part in ids.split(window):
-            yield [_on_cpu(routing) for routing in model(part[None].to(device))[1]]
+            yield [_on_cpu(routing) for routing in routed(part[None].to(device))[1]]
 
 
 def _on_cpu(routing: Routing) -> Routing:

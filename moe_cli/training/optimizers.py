@@ -19,10 +19,10 @@ from torch.optim.adamw import adamw
 
 from moe_cli.config.layer_costs import NEWTON_SCHULZ_STEPS
 from moe_cli.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
-from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.sparse_layer import moe_layers
 
 # Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.
-_ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "patches.weight", "head.weight", "shared_gate.weight")
+_ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "head.weight", "shared_gate.weight")
 # An LSTM has its four gates in one matrix.
 _ADAM_PARTS = (".router.", ".recurrent.")
 _QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -1,5 +1,6 @@
 """Signals that ask a run to save and stop."""
 
+import math
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ from moe_cli.distributed.launch import launched
 
 # Ctrl-C, kill, and what clusters send before they take a machine away (Slurm's --signal).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# What ends a command that is not training, and how close to each other signals count as sent together.
+INTERRUPT_SIGNALS, TOGETHER_SECONDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT), 0.2
 # How often a process looks whether its parent lives, and how long it may take to save once the parent does not.
 LOOK_SECONDS, LAST_SECONDS = 0.5, 60.0
 
@@ -36,6 +39,33 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     previous = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     try:
         yield lambda: asked or (launcher is not None and os.getppid() != launcher)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def interrupt_on_signals() -> Iterator[None]:
+    """Within it SIGTERM, SIGHUP and SIGINT raise KeyboardInterrupt; what is ignored, as under nohup, stays so.
+
+    Signals that are sent together raise it once. Other threads than the main one, where Python allows no handlers, see
+    no change.
+    """
+    last = -math.inf
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > TOGETHER_SECONDS:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [number for number in INTERRUPT_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in handled}
+    try:
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -15,14 +15,13 @@ from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
 from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
-from moe_cli.moe.layer import moe_layers
-from moe_cli.moe.routers.token_choice import ReluRouter
-from moe_cli.moe.routing_metrics import dropped_fraction, max_violation, tokens_per_expert
+from moe_cli.moe.routing_metrics import dropped_fraction, max_violation
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
 from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, newest_whole, take_snapshot
-from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
+from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.precision import autocast
 from moe_cli.training.signals import stop_signals
@@ -163,7 +162,7 @@ class Training:
         train, state = self.config.train, self.state
         device = next(self.model.parameters()).device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
-        load = [torch.zeros(layer.router.num_experts, dtype=torch.int64, device=device) for layer in self.layers]
+        load = [torch.zeros(layer.num_choices, dtype=torch.int64, device=device) for layer in self.layers]
         probs: list[list[Tensor]] = [[] for _ in self.layers]
         routed = [0 for _ in self.layers]
         first = (state.step + state.data_shift) * train.grad_accumulation
@@ -176,7 +175,7 @@ class Training:
                     loss, routings = self.task.loss(self.parts.forward, batch)
                 # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
                 asked = (
-                    collectives.all_reduce_sum(torch.stack([tokens_per_expert(each) for each in routings]))
+                    collectives.all_reduce_sum(torch.stack([each.tokens_per_expert for each in routings])).unbind()
                     if routings
                     else ()
                 )
@@ -184,11 +183,17 @@ class Training:
                     counts += new
                     if isinstance(self.bias_method, QuantileBalance):
                         seen.append(collectives.all_gather_rows(routing.probs.detach()))
-                aux_losses = auxiliary_losses(self.config.balance, routings, load, num_sequences=batch.num_examples)
+                aux_losses = auxiliary_losses(
+                    self.config.balance,
+                    routings,
+                    batch_counts=asked,
+                    step_counts=load,
+                    num_sequences=batch.num_examples,
+                )
                 total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
-                penalties = [routing.penalty for routing in routings if routing.penalty is not None]
-                if penalties:
-                    total = total + torch.stack(penalties).mean()
+                router_losses = [routing.router_loss for routing in routings if routing.router_loss is not None]
+                if router_losses:
+                    total = total + torch.stack(router_losses).mean()
                 # One look at all numbers: each would make the processor wait for a GPU.
                 seen_losses = torch.stack([each.detach().double() for each in (total, loss, *aux_losses.values())])
                 total_value, loss_value, *aux_values = collectives.all_reduce_mean(seen_losses).tolist()
@@ -239,8 +244,7 @@ class Training:
         self.optimizers.zero_grad()
         self._update_bias(learned.load, learned.probs)
         for layer, counts, num_tokens in zip(self.layers, learned.load, learned.routed, strict=True):
-            if isinstance(layer.router, ReluRouter):
-                layer.router.after_step(counts, num_tokens)
+            layer.after_step(counts, num_tokens)
         return lr_factor
 
     def _survive(self, error: NotFiniteError) -> None:
@@ -285,7 +289,7 @@ class Training:
         """Balancing by bias: once per optimizer step, from the counts or probabilities of the whole step."""
         if self.bias_method is not None:
             for layer, counts, seen in zip(self.layers, load, probs, strict=True):
-                bias: Tensor = layer.router.expert_bias
+                bias = layer.router.get_buffer("expert_bias")
                 bias.copy_(update_bias(self.bias_method, bias, counts, seen, layer.top_k))
 
     def _record(self, learned: Learned, lr_factor: float) -> None:
@@ -359,8 +363,7 @@ class Training:
     def _evaluate_model(self) -> Evaluation:
         result = evaluate(
             self.model, self.task, self.config.train.batch_size, max_tokens=self.config.train.eval_tokens,
-            top_k=self.config.eval.k, capacity_factor=self.config.eval.capacity,
-            drop=self.config.eval.drop, precision=self.config.train.precision,
+            policy=eval_policy(self.config.eval), precision=self.config.train.precision,
         )  # fmt: skip
         routing = {validation_key(key): value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {ESTIMATES["val_loss"]: result.loss, ESTIMATES["val_bpb"]: result.bits_per_byte}

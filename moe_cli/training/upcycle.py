@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from moe_cli.errors import ConfigError
-from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.sparse_layer import SparseLayer
 from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import latest_checkpoint
 
@@ -27,7 +27,7 @@ def upcycle(model: nn.Module, source: Run) -> None:
         ConfigError: a tensor of either model has no counterpart of its shape in the other.
     """
     dense = latest_checkpoint(source).model_tensors()
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, MoELayer)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
     copied = set()
     for name, param in model.named_parameters():
         layer = next((prefix for prefix in layers if name.startswith(f"{prefix}.")), None)

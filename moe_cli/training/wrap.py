@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.distributed import collectives
 from moe_cli.distributed.collectives import ExpertGroup, make_expert_group
-from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.sparse_layer import moe_layers
 
 
 class Parallel:
@@ -43,7 +43,7 @@ class Parallel:
         if config.expert_parallel_size > 1 and layers:
             self.experts = make_expert_group(device.type, config.expert_parallel_size)
             for layer in layers:
-                layer.divide(self.experts)
+                layer.shard_experts(self.experts)
             members = {param for layer in layers for param in layer.experts.parameters()}
             self._divided = {name: param for name, param in model.named_parameters() if param in members}
         if config.data_parallel == "fsdp":

@@ -1,4 +1,4 @@
-"""moe bench without its clock: who takes part, with which weights, and what is said about them."""
+"""moe bench layer without its clock: who takes part, with which weights, and what is said about them."""
 
 import json
 from collections.abc import Callable
@@ -262,7 +262,7 @@ def test_the_threads_are_given_back() -> None:
 
 def test_the_table_says_it_all_within_80_columns() -> None:
     """The heading names shape and rows per expert; a line per contestant, the best first, none wider than 80."""
-    result = CliRunner().invoke(app, ["bench", *TINY], env={"COLUMNS": "80"})
+    result = CliRunner().invoke(app, ["bench", "layer", *TINY], env={"COLUMNS": "80"})
     assert 0 == result.exit_code, result.output
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
@@ -278,7 +278,7 @@ def test_the_table_says_it_all_within_80_columns() -> None:
 
 def test_json_is_a_list_of_plain_objects() -> None:
     """One object per contestant and shape, the dense network included; notes stay off standard output."""
-    result = CliRunner().invoke(app, ["bench", *TINY, "--k", "1,2", "--dispatch", "grouped,padded", "--json"])
+    result = CliRunner().invoke(app, ["bench", "layer", *TINY, "--k", "1,2", "--dispatch", "grouped,padded", "--json"])
     assert 0 == result.exit_code, result.output
     found = json.loads(result.stdout)
     keys = {"contestant", "tokens", "experts", "k", "d_model", "d_expert", "dtype", "threads", "device",
@@ -327,7 +327,7 @@ def test_records_hold_what_was_measured(dtype: str) -> None:
 )
 def test_wrong_options_are_named(words: list[str], expected: str) -> None:
     """One line, exit code 2."""
-    result = CliRunner().invoke(app, ["bench", *words])
+    result = CliRunner().invoke(app, ["bench", "layer", *words])
     assert (2, f"error: {expected}\n") == (result.exit_code, result.stderr)
 
 

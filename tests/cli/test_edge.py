@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import signal
 import sys
 from pathlib import Path
 
@@ -157,7 +159,7 @@ def test_a_benchmark_names_what_is_too_much(moe: Moe) -> None:
     }
     wrong |= {"step train.batch_size=16000000": "of memory are needed, and this machine has"}
     for words, why in wrong.items():
-        result = moe("bench", *words.split())
+        result = moe("bench", "layer", *words.split())
         assert (2, True) == (result.exit_code, why in result.stderr), result.output
         assert 1 == len(result.stderr.splitlines())
 
@@ -192,3 +194,32 @@ def test_no_tick_stands_twice(values: tuple[float, float]) -> None:
     below = next(line for number, line in enumerate(shown) if number and "└" in shown[number - 1]).split()
     assert len(set(below)) == len(below) > 0
     assert "-0" not in " ".join([*ticks, *below]).replace("e-0", "")
+
+
+@pytest.mark.parametrize("words", [["train"], ["sweep", "k=1,2"]])
+def test_two_signals_after_the_plan_end_with_the_way_on(
+    words: list[str], settings: list[str], monkeypatch: pytest.MonkeyPatch, moe: Moe
+) -> None:
+    """SIGTERM and SIGINT sent together before training begins: one line that says how to go on, and exit code 130."""
+
+    def send(*arguments: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("moe_cli.cli.train_preview.print_plan", send)
+    monkeypatch.setattr("moe_cli.cli.views.print_head", send)
+    result = moe(*words, *settings)
+    assert 130 == result.exit_code
+    assert re.search(r"Go on with: moe train --resume gpt|The same command continues", result.stdout.splitlines()[-1])
+    assert before == signal.getsignal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("path", ["afile", "afile/outputs"])
+@pytest.mark.parametrize("words", ["train", "sweep k=1,2 --dry-run", "report", "runs ls", "eval latest", "runs clean"])
+def test_outputs_in_a_file_are_refused(words: str, path: str, tmp_path: Path, moe: Moe) -> None:
+    """The message says what is wrong and what to do, for every command."""
+    (tmp_path / "afile").write_text("text")
+    result = moe(*words.split(), "--outputs", str(tmp_path / path))
+    expected = f"error: {tmp_path / 'afile'} is not a folder, and runs are kept in one. Choose another: --outputs DIR\n"
+    assert (2, expected) == (result.exit_code, result.stderr)

@@ -309,7 +309,7 @@ def test_colour_never_says_more(explain: Explain, monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv(name, value)
         shown = Terminal()
         said = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])
-        from moe_cli.cli.text_table import print_lines
+        from moe_cli.cli.console import print_lines
 
         print_lines(Console(file=shown, width=80, color_system="truecolor"), explained_lines(said, 80))
         return shown.getvalue()

@@ -13,7 +13,7 @@ from tests.cli.conftest import Moe
 def test_the_numbers_are_those_of_the_configuration(moe: Moe) -> None:
     """Counts as `cost` gives them, time as work over rate, and a way for each division that is possible."""
     words = ("expert=8", "k=2", "train.steps=100")
-    content = json.loads(moe("plan", *words, "--gpus", 4, "--device", "a100", "--efficiency", 0.5, "--json").stdout)
+    content = json.loads(moe("plan", *words, "--gpus", 4, "--gpu", "a100", "--mfu", 0.5, "--json").stdout)
     config = load_config(words).config
     costs, steps = cost(config, 256), training_steps(config, 256)
     assert (costs.num_params, costs.num_active_params) == (content["params"], content["active_params"])
@@ -63,8 +63,8 @@ def test_a_budget_of_time_has_no_time_to_tell(moe: Moe) -> None:
     ("words", "message"),
     [
         (["--gpus", 0], "--gpus=0 must be at least 1."),
-        (["--efficiency", 1.5], "--efficiency=1.5 must be above 0 and at most 1."),
-        (["--device", "h10"], "--device=h10: Did you mean 'h100'? There are: h100, h200"),
+        (["--mfu", 1.5], "--mfu=1.5 must be above 0 and at most 1."),
+        (["--gpu", "h10"], "--gpu=h10: Did you mean 'h100'? Available: h100, h200"),
         (["exprt=8"], "no setting 'exprt'"),
     ],
 )

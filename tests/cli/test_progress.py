@@ -11,7 +11,8 @@ from moe_cli import load_runs, recommend
 from moe_cli.cli.progress import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
 from moe_cli.cli.runs.watch import SweepFolder, run_panel, watch_run, watch_sweep
 from moe_cli.files.checksums import write_sealed
-from moe_cli.report.aggregate import best_rows, fold, rows_of
+from moe_cli.report.configuration import aggregate_seeds, best_rows
+from moe_cli.report.load import rows_below
 from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run
 from moe_cli.runs.locks import sweep_lock
 from moe_cli.runs.lookup import list_runs_by_age
@@ -110,7 +111,7 @@ def test_runs_that_are_not_ranked_together_have_a_best_each(tmp_path: Path) -> N
         for flops in (1e12, 3e12):
             complete(tmp_path, bits - flops / 1e14, expert=expert, train__flops=flops)
     found = best_so_far(read_statuses(list_runs_by_age(tmp_path)), {})
-    rows = best_rows(rows_of(fold(load_runs(tmp_path))))
+    rows = best_rows(aggregate_seeds(rows_below(tmp_path)).configurations)
     assert 4 == len(rows)
     assert sorted(row["val_bpb"] for row in rows) == sorted(best.loss.mean for best in found)
 

@@ -15,10 +15,10 @@ from moe_cli.cli.runs.watch import run_panel
 from moe_cli.cli.search import _step
 from moe_cli.config.data import TokenData
 from moe_cli.metrics import TARGETS, target
-from moe_cli.report.aggregate import fold, rows_of
 from moe_cli.report.columns import curve_column
-from moe_cli.report.load import load_runs
-from moe_cli.report.recommend.recommendation import _curve
+from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.load import rows_below
+from moe_cli.report.recommend.recommendation import estimates_over_time
 from moe_cli.runs.curves import Curve, validation_curve, validation_curves
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import read_status
@@ -59,9 +59,9 @@ def test_every_task_has_a_curve_everywhere(kind: str, tmp_path: Path, capsys: py
     assert isinstance(console.file, io.StringIO)
     assert f"curve {curve.values[0]:.3f}" in console.file.getvalue()
     assert _step(run).endswith(f"{'bpb' if kind == 'gpt' else 'loss'} {curve.values[-1]:.3f}")
-    column = curve_column(rows_of(fold(load_runs(tmp_path / "outputs"))))
+    column = curve_column(aggregate_seeds(rows_below(tmp_path / "outputs")).configurations)
     assert column is not None
-    assert set() < {value for _, value in _curve(str(run.path))} <= set(curve.values)
+    assert set() < {value for _, value in estimates_over_time(str(run.path))} <= set(curve.values)
 
 
 def test_the_kinds_are_all_there_are() -> None:

@@ -4,18 +4,20 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
-from moe_cli.config.bounds import most_of
+from moe_cli.config.bounds import MOST, most_of
 from moe_cli.config.build import kinds_of, names_of
 from moe_cli.config.compose import Composer, load_config
+from moe_cli.config.executors import RayExecutor, SlurmExecutor, load_executor
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.words import parse_word
 from moe_cli.costs.model import cost, training_steps
@@ -104,12 +106,36 @@ def test_a_setting_refuses_or_bears_absurd_numbers(key: str) -> None:
             assert len(wrong) < 1000
 
 
+EXECUTOR_SETTINGS = [
+    (kind, each.name)
+    for kind in (RayExecutor, SlurmExecutor)
+    for each in fields(kind)
+    if {int, float} & {*get_args(get_type_hints(kind)[each.name]), get_type_hints(kind)[each.name]}
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), EXECUTOR_SETTINGS)
+def test_a_setting_of_an_executor_refuses_or_bears_absurd_numbers(kind: Any, name: str) -> None:
+    """As a setting of a run does; and it has a bound of its own."""
+    key = f"executor.{name}"
+    assert key in MOST
+    for value in (*ABSURD, str(MOST[key])):
+        wrong = None
+        try:
+            with at_once(f"{key}={value[:40]}"):
+                load_executor([f"executor={kind.name}", f"{key}={value}"])
+        except ConfigError as error:
+            wrong = str(error)
+        assert wrong is None or (len(wrong.splitlines()) <= 3 and len(wrong) < 1000)
+        assert wrong is not None or value in ("0", str(MOST[key])), value
+
+
 def options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Every option that takes a number, with the command it belongs to."""
     for each in command.params:
         kind = getattr(getattr(each, "type_descriptor", None), "annotation", None)
         if kind in (int, float) or (
-            path == ("bench",) and each.name in ("tokens", "experts", "k", "threads", "d_model")
+            path == ("bench", "layer") and each.name in ("tokens", "experts", "k", "threads", "d_model")
         ):
             yield path, each.opts[-1]
     for name, sub in getattr(command, "commands", {}).items():
@@ -123,7 +149,7 @@ ARGUMENTS = {
     ("explain",): ["latest", "text"],
     ("runs", "experts"): ["latest"],
     ("plan",): [],
-    ("bench",): [],
+    ("bench", "layer"): [],
     ("bench", "step"): ["expert=0"],
 }
 

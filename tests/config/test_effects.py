@@ -9,7 +9,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -28,10 +28,11 @@ from moe_cli.costs.model import training_steps
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.models.registry import make_model
+from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.runs.folder import Run
 from moe_cli.runs.recorder import NullRecorder
 from moe_cli.tasks.registry import make_task
-from moe_cli.training.evaluate import evaluate
+from moe_cli.training.evaluate import eval_policy, evaluate
 from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.trainer import Training
 from moe_cli.training.wrap import Parallel
@@ -278,15 +279,14 @@ class Results:
             return self._looks(config, training)
 
     def _looks(self, config: RunConfig, training: Training) -> object:
-        policy = {"top_k": config.eval.k, "precision": config.train.precision}
-        chosen = {**policy, "capacity_factor": config.eval.capacity, "drop": config.eval.drop}
-        looks = [evaluate(training.model, training.task, 8, max_tokens=64, **chosen)]
+        policy = eval_policy(config.eval)
+        look = partial(evaluate, training.model, batch_size=8, precision=config.train.precision)
+        looks = [look(training.task, max_tokens=64, policy=policy)]
         if config.capacity is not None:
-            looks.append(
-                evaluate(training.model, training.task, 8, max_tokens=64, **policy, capacity_factor=config.capacity)
-            )
+            trained = RoutingPolicy(config.eval.k, config.capacity)
+            looks.append(look(training.task, max_tokens=64, policy=trained))
         if hardest := training.task.hardest():
-            looks.append(evaluate(training.model, hardest, 8, **chosen))
+            looks.append(look(hardest, policy=policy))
         weights = {name: tensor.numpy().tobytes() for name, tensor in training.model.state_dict().items()}
         losses = [(look.loss, look.num_tokens, sorted(look.measures.items())) for look in looks]
         return weights, losses, training.task.meta["sha256"], int(training.task.meta["vocab_size"])

@@ -25,9 +25,9 @@ from moe_cli.errors import ConfigError
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.models.blocks import make_moe_layer
 from moe_cli.models.registry import make_model
-from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routers.registry import ROUTERS
-from moe_cli.moe.routers.token_choice import Router
+from moe_cli.moe.routers.router import GatedRouter
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import create_run
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.registry import make_task
@@ -53,14 +53,14 @@ LARGE_PATCHES = {**TINY["vit"], "model": replace(TINY["vit"]["model"], num_layer
 @pytest.fixture
 def even_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates compute, and then answer so that tokens choose all experts, null ones too, in turn."""
-    logits = Router.logits
+    logits = GatedRouter.logits
 
-    def in_turn(self: Router, x: Tensor) -> Tensor:
+    def in_turn(self: GatedRouter, x: Tensor) -> Tensor:
         scores = logits(self, x)
         places = torch.arange(len(x))[:, None] * self.top_k + torch.arange(self.top_k)
         return 0 * scores + torch.full_like(scores, -50.0).scatter(1, places % self.num_experts, 50.0)
 
-    monkeypatch.setattr(Router, "logits", in_turn)
+    monkeypatch.setattr(GatedRouter, "logits", in_turn)
 
 
 def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:

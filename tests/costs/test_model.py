@@ -29,8 +29,8 @@ from moe_cli.costs.model import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
-from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import expert_capacity
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.training.optimizers import make_optimizers
 from tests.tiny import TINY, tiny_config
 

@@ -14,6 +14,7 @@ from moe_cli.data.cached import write_checksums
 from moe_cli.data.corpora import load_corpus
 from moe_cli.data.images import load_images
 from moe_cli.data.ratings import load_ratings
+from moe_cli.errors import DataError
 from tests.tiny import words
 
 
@@ -93,29 +94,26 @@ def test_a_description_of_other_types_is_made_again(tmp_path: Path, load: Callab
     for change in ({}, {**first.meta, "vocab_size": "x"}, dict.fromkeys(first.meta)):
         (first.folder / "meta.json").write_text(json.dumps(change))
         (first.folder / "checksums.json").unlink()
-        (first.folder / ".checked.json").unlink()
+        (first.folder / "checksums.bin").unlink()
         write_checksums(first.folder)
         assert expected == load(tmp_path / "cache")[1]
 
 
-def test_the_first_use_reads_everything_and_later_ones_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a file has been read whole, blocks are looked at by chance as long as size and time are the same."""
-    from moe_cli.data import cached as module
-
-    monkeypatch.setattr(module, "MIN_BLOCK_BYTES", 16)
-    (tmp_path / "text.txt").write_text(words(3000))
-    found, _ = _corpus(tmp_path / "cache")
+def test_a_large_token_file_is_checked_where_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flipped bit that neither size nor time shows is found in the block that holds it; the next use builds it again."""
+    monkeypatch.setattr("moe_cli.data.cached.WHOLE_BYTES", 0)
+    (tmp_path / "text.txt").write_text(words(20_000))
+    _, expected = _corpus(tmp_path / "cache")
+    found = load_corpus(TextData(path=str(tmp_path / "text.txt")), 8, tmp_path / "cache")
     path = found.folder / "train_0000.bin"
-    read: list[int] = []
-    monkeypatch.setattr(
-        module.zlib, "crc32", lambda block, crc=0, crc32=module.zlib.crc32: read.append(len(block)) or crc32(block, crc)
-    )
-    _corpus(tmp_path / "cache")
-    assert 0 < len(read) < path.stat().st_size / 32
-    os.utime(path)
-    read.clear()
-    _corpus(tmp_path / "cache")
-    assert len(read) > path.stat().st_size / 17
+    flip(path)
+    damaged = path.stat().st_size // 2 // 4096 * 4096
+    assert expected[0][:damaged] == found.train[:damaged].tobytes()
+    with pytest.raises(
+        DataError, match=rf"is damaged: its bytes from {damaged:,} to {damaged + 4096:,} are not as they"
+    ):
+        found.train[damaged - 5 : damaged + 5]
+    assert expected == _corpus(tmp_path / "cache")[1]
 
 
 def test_no_reader_of_tokens_is_built_for_half_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

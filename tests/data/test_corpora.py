@@ -327,7 +327,7 @@ def test_a_corpus_appears_whole(tmp_path: Path, text_file: Path, monkeypatch: py
     assert [True] == [name.startswith(".building-") for name in seen]
     names = sorted(path.name for path in corpus.folder.iterdir())
     assert [
-        ".checked.json",
+        "checksums.bin",
         "checksums.json",
         "domains.bin",
         "meta.json",

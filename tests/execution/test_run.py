@@ -39,6 +39,7 @@ from moe_cli.execution.worker import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, E
 from moe_cli.files.writing import write_json
 from moe_cli.metrics import LAYER_METRICS
 from moe_cli.moe.backends import dispatch
+from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.runs.locks import lock
 from moe_cli.runs.lookup import list_runs_by_age
@@ -115,7 +116,7 @@ def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_pa
     content = summary(run)
     trained = load_trained(run, tmp_path)
     assert evaluate(trained.model, trained.task, 4).loss == content["val_loss"]
-    limited = evaluate(trained.model, trained.task, 4, capacity_factor=0.5)
+    limited = evaluate(trained.model, trained.task, 4, policy=RoutingPolicy(capacity_factor=0.5))
     assert limited.loss == content["capacity_val_loss"]
     assert content["val_loss"] != content["capacity_val_loss"]
     assert "causal" == content["capacity_val_drop"]
@@ -126,7 +127,7 @@ def test_evaluation_has_a_k_and_a_capacity_of_its_own(text_file: Path, tmp_path:
     """eval.k and eval.capacity decide the summary's figures, and those of the curve."""
     run = finish(tiny_config(text_file, eval={"k": 1, "capacity": 0.5}, train={"eval_every": 3}), tmp_path)
     trained = load_trained(run, tmp_path)
-    assert evaluate(trained.model, trained.task, 4, top_k=1, capacity_factor=0.5).loss == summary(run)["val_loss"]
+    assert evaluate(trained.model, trained.task, 4, policy=RoutingPolicy(1, 0.5)).loss == summary(run)["val_loss"]
     assert summary(run)["dropped_fraction"] > 0
     curve = [record for record in run.routing() if not record.get("whole_split")]
     assert [64, 64] == [sum(record["tokens_per_expert"]) for record in curve]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_cli.config.compose import load_config
 from moe_cli.models.lstm import LSTMModel, make_lstm, reset_lstm
 from moe_cli.models.registry import make_model
-from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.sparse_layer import moe_layers
 from tests.tiny import TINY, randomise, tiny_config
 
 V, L = 11, 9

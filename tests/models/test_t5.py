@@ -16,7 +16,8 @@ from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, SwitchConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.models.t5 import T5, distance_buckets
-from moe_cli.moe.layer import MoELayer, moe_layers
+from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.sparse_layer import moe_layers
 from tests.tiny import TINY, randomise, tiny_config
 
 V, L, M = 13, 9, 5
@@ -64,7 +65,7 @@ def test_every_position_of_the_encoder_sees_all() -> None:
     """What the encoder makes of each token answers to a change of any."""
     model = model_of()
     read, _ = tokens()
-    encode = lambda shown: model._stack(shown, model.encoder_bias, None, [])  # noqa: E731
+    encode = lambda shown: model._stack(shown, model.encoder_bias, None, None)[0]  # noqa: E731
     for place in range(L):
         other = read.clone()
         other[:, place] = (other[:, place] + 1) % V

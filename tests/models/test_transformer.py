@@ -19,7 +19,8 @@ from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.blocks import make_norm
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
-from moe_cli.moe.layer import MoELayer, moe_layers
+from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.training.generate import Drawing, sample
 from tests.tiny import TINY, finish, randomise, tiny_config
 

@@ -35,9 +35,9 @@ from moe_cli.moe.balance import (
     update_expert_bias,
 )
 from moe_cli.moe.routers.registry import make_router
-from moe_cli.moe.routers.token_choice import top_indices
-from moe_cli.moe.routing import Routing, drop_overflow, from_choices
-from moe_cli.moe.routing_metrics import max_violation, tokens_per_expert
+from moe_cli.moe.routers.router import top_indices
+from moe_cli.moe.routing import Routing, drop_overflow, routing_from_top_k
+from moe_cli.moe.routing_metrics import max_violation
 from tests.moe.formulas import dense
 
 E = 8
@@ -46,7 +46,7 @@ every_k = pytest.mark.parametrize("top_k", [1, 2, 3, E])
 
 def routing_of(logits: Tensor, chosen: Tensor) -> Routing:
     probs = logits.softmax(-1)
-    return from_choices(logits, probs, chosen, probs.gather(1, chosen))
+    return routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen))
 
 
 def random_logits(num_tokens: int, seed: int = 0) -> Tensor:
@@ -110,7 +110,7 @@ def test_balancing_loss_teaches_through_the_probabilities_alone() -> None:
     routing = routing_of(logits, top_indices(logits, 2))
     probs = routing.probs.clone().requires_grad_()
     load_balancing_loss(replace(routing, probs=probs)).backward()
-    asked_per_token = tokens_per_expert(routing) / 6
+    asked_per_token = routing.tokens_per_expert / 6
     assert torch.allclose((E / 2 * asked_per_token / 6).expand(6, E).double(), probs.grad, atol=1e-6)
 
 
@@ -153,11 +153,11 @@ def test_the_bias_evens_out_a_skewed_gate() -> None:
     x = torch.randn(512, E) + 1
     torch.nn.init.eye_(router.gate.weight)
     router.gate.weight.data[0] += 0.3
-    before = max_violation(tokens_per_expert(router(x)))
+    before = max_violation(router(x).tokens_per_expert)
     for _ in range(300):
-        router.expert_bias.copy_(update_expert_bias(router.expert_bias, tokens_per_expert(router(x)), 0.005))
+        router.expert_bias.copy_(update_expert_bias(router.expert_bias, router(x).tokens_per_expert, 0.005))
     assert before > 1
-    assert max_violation(tokens_per_expert(router(x))) < 0.2
+    assert max_violation(router(x).tokens_per_expert) < 0.2
 
 
 @pytest.mark.parametrize("num_sequences", [1, 2, 5, 20])
@@ -187,7 +187,7 @@ def test_counts_of_a_whole_step_give_the_global_loss(top_k: int) -> None:
     logits = 3 * random_logits(24)
     whole = routing_of(logits, top_indices(logits, top_k))
     parts = [routing_of(part, top_indices(part, top_k)) for part in logits.chunk(4)]
-    asked = tokens_per_expert(whole)
+    asked = whole.tokens_per_expert
     losses = [load_balancing_loss(part, asked=asked).item() for part in parts]
     assert sum(losses) / 4 == pytest.approx(load_balancing_loss(whole).item())
     assert load_balancing_loss(whole, asked=asked) == load_balancing_loss(whole)
@@ -246,7 +246,7 @@ def test_load_is_the_chance_to_be_chosen_again(top_k: int) -> None:
 def test_load_with_little_noise_is_the_load(top_k: int) -> None:
     """As the noise vanishes the estimate becomes the counts, and the loss their squared variation."""
     clean, _, std = noisy(40)
-    counts = tokens_per_expert(routing_of(clean, top_indices(clean, top_k))).double()
+    counts = routing_of(clean, top_indices(clean, top_k)).tokens_per_expert.double()
     expected = counts.var(correction=0) / counts.mean() ** 2
     assert load_loss(clean, clean, 1e-9 * std, top_k).item() == pytest.approx(expected.item())
 
@@ -405,7 +405,7 @@ def test_scopes_take_their_share_of_the_step() -> None:
     """`sequence` looks at each sequence of the batch, `global` at the counts it is given, `batch` at neither."""
     layers = [collapsed(0)]
     even = [torch.full((E,), 10)]
-    context: dict[str, Any] = {"asked": even, "num_sequences": 2}
+    context: dict[str, Any] = {"step_counts": even, "num_sequences": 2}
     expected = {"batch": E, "sequence": E, "global": 1}
     for scope, loss in expected.items():
         balance = SwitchBalance(scope=scope)  # type: ignore[arg-type]
@@ -432,7 +432,8 @@ def test_a_dense_model_has_no_auxiliary_loss() -> None:
 
 def test_every_balance_is_a_loss_a_bias_or_none() -> None:
     """Each method of the schema has a loss, or sets the bias, or is known to do nothing."""
-    assert {*LOSSES, LossFreeBalance, QuantileBalance, NoBalance, CombinedBalance} == set(get_args(BalanceConfig))
+    others = {SwitchBalance, LossFreeBalance, QuantileBalance, NoBalance, CombinedBalance}
+    assert {*LOSSES, *others} == set(get_args(BalanceConfig))
     for kind in (LossFreeBalance, QuantileBalance):
         assert kind() == bias_method(kind())
-    assert {None} == {bias_method(kind()) for kind in (*LOSSES, NoBalance)} | {bias_method(None)}
+    assert {None} == {bias_method(kind()) for kind in (*LOSSES, SwitchBalance, NoBalance)} | {bias_method(None)}

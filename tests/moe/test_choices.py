@@ -29,8 +29,9 @@ from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routers.fixed import balanced_table
 from moe_cli.moe.routers.registry import make_router
 from moe_cli.moe.routers.sinkhorn import sinkhorn
-from moe_cli.moe.routing import Routing
-from moe_cli.moe.routing_metrics import dropped_fraction, tokens_per_expert
+from moe_cli.moe.routing import Routing, RoutingPolicy
+from moe_cli.moe.routing_metrics import dropped_fraction
+from moe_cli.moe.soft import SoftMoELayer
 from tests.moe.formulas import dense, network
 
 E, D = 8, 6
@@ -145,10 +146,9 @@ def test_sinkhorn_chooses_by_balance_in_training_alone(top_k: int) -> None:
 def test_expert_choice_equals_its_formula(factor: float, capacity: int) -> None:
     """Every expert takes the C tokens of highest probability for it, C = ceil(factor T K / E), weighted by that."""
     router, x = make(ExpertChoiceConfig()), tokens()
-    router.capacity_factor = factor
     probs = (x @ router.gate.weight.T).softmax(-1)
     expected = probs * largest(probs.T, capacity).T
-    routing = router(x)
+    routing = router(x, policy=RoutingPolicy(capacity_factor=factor))
     assert torch.allclose(expected, matrix(routing))
     assert [capacity] * E == torch.bincount(routing.expert_ids, minlength=E).tolist()
 
@@ -190,9 +190,9 @@ def test_relu_equals_its_formula() -> None:
     expected = (x @ router.gate.weight.T).clamp(min=0)
     routing = router(x)
     assert torch.allclose(expected, matrix(routing))
-    assert (int((expected > 0).sum()), None) == (len(routing.weights), routing.penalty)
+    assert (int((expected > 0).sum()), None) == (len(routing.weights), routing.router_loss)
     load = (expected > 0).double().mean(0) * E / 2
-    assert torch.allclose(0.25 * (expected * load).sum() / (40 * E), router.train()(x).penalty)
+    assert torch.allclose(0.25 * (expected * load).sum() / (40 * E), router.train()(x).router_loss)
 
 
 def test_relu_comes_to_the_sparsity_asked_for() -> None:
@@ -213,7 +213,7 @@ def test_relu_comes_to_the_sparsity_asked_for() -> None:
         optimizer.zero_grad()
         routing = router(x)
         # A task that likes every weight at 1, against which the penalty has to push.
-        (routing.penalty + (routing.logits - 1).square().mean()).backward()
+        (routing.router_loss + (routing.logits - 1).square().mean()).backward()
         optimizer.step()
         router.after_step(torch.bincount(routing.expert_ids, minlength=E), 200)
         fired.append(len(routing.weights) / 200)
@@ -225,7 +225,7 @@ def test_relu_comes_to_the_sparsity_asked_for() -> None:
 def test_soft_equals_its_formula(slots: int) -> None:
     """Slots are mixtures over positions, experts answer slots, tokens mix answers: the paper's three lines."""
     torch.manual_seed(0)
-    layer = MoELayer(D, 4, 1, 5, router=SoftConfig(slots=slots)).double()
+    layer = SoftMoELayer(D, 4, 5, slots).double()
     x = torch.randn(3, 7, D, dtype=torch.float64)
     y, routing = layer(x)
     unit = layer.router.phi / layer.router.phi.norm(dim=1, keepdim=True)
@@ -297,7 +297,7 @@ def test_an_expert_that_scores_itself_learns_only_if_chosen() -> None:
 
 
 @pytest.mark.parametrize("config", [NoisyTopKConfig(), SigmoidConfig(), SinkhornConfig(), ReluConfig(), HashConfig(),
-                                    HashConfig(weights="constant"), ExpertChoiceConfig(), SoftConfig(slots=2),
+                                    HashConfig(weights="constant"), ExpertChoiceConfig(),
                                     SigmoidConfig(score="cosine", null_experts=3), TopKConfig(score="mlp")])  # fmt: skip
 def test_gates_have_as_many_parameters_as_they_are_said_to(config: RouterConfig) -> None:
     """gate_params, from the configuration alone, counts the router's parameters."""
@@ -326,10 +326,9 @@ def test_null_experts_compute_nothing() -> None:
 def test_null_experts_take_no_room_and_need_none(drop: str, training: bool) -> None:
     """C = ceil(1.0 * 64 * 2 / 8) = 16 with four null experts too, which keep all that asks for them."""
     layer = MoELayer(D, 8, 2, 5, router=TopKConfig(null_experts=4), capacity_factor=1.0, drop=drop).train(training)
-    layer.eval_capacity_factor = 1.0
     layer.router.expert_bias[torch.tensor([3, 10])] = 5.0
-    _, routing = layer(torch.randn(64, D))
-    kept = tokens_per_expert(routing, kept=True)
+    _, routing = layer(torch.randn(64, D), policy=RoutingPolicy(capacity_factor=1.0))
+    kept = routing.kept_per_expert
     assert [16 if expert == 3 else 64 if expert == 10 else 0 for expert in range(12)] == kept.tolist()
     assert dropped_fraction(routing) == pytest.approx(48 / 64)
 

@@ -13,9 +13,10 @@ from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, Top
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.experts import FeedForward
-from moe_cli.moe.layer import MoELayer, SparseExpertModel, evaluation_policy, moe_layers
-from moe_cli.moe.routing import expert_capacity
-from moe_cli.moe.routing_metrics import dropped_fraction, tokens_per_expert
+from moe_cli.moe.layer import MoELayer, SparseExpertModel
+from moe_cli.moe.routing import RoutingPolicy, expert_capacity
+from moe_cli.moe.routing_metrics import dropped_fraction
+from moe_cli.moe.sparse_layer import moe_layers
 from tests.moe.formulas import KINDS, network, top_k_weights
 
 E, D, F = 6, 5, 7
@@ -132,7 +133,7 @@ def test_capacity_is_never_exceeded(top_k: int, factor: float, drop: str) -> Non
     layer, x = make_layer(top_k, capacity_factor=factor, drop=drop), tokens(64)
     routing = layer(x)[1]
     capacity = expert_capacity(64, E, top_k, factor)
-    assert torch.equal(tokens_per_expert(routing).clamp(max=capacity), tokens_per_expert(routing, kept=True))
+    assert torch.equal(routing.tokens_per_expert.clamp(max=capacity), routing.kept_per_expert)
     assert dropped_fraction(routing) > 0
 
 
@@ -174,31 +175,20 @@ def test_evaluation_is_dropless_by_default() -> None:
     assert layer.eval()(x)[1].kept.all()
 
 
-def test_evaluation_policy_sets_and_restores() -> None:
-    """Within the policy evaluation uses its K and capacity; after it, also after an error, what was trained."""
-    model = torch.nn.ModuleList([make_layer(2), make_layer(3)]).eval()
-    x = tokens(64)
-    with evaluation_policy(model, 1, 0.5):
-        for layer in model:
-            routing = layer(x)[1]
-            assert 64 == len(routing.token_ids)
-            assert tokens_per_expert(routing, kept=True).max() == expert_capacity(64, E, 1, 0.5)
-    with pytest.raises(ZeroDivisionError), evaluation_policy(model, 1, 0.5):
-        raise ZeroDivisionError
-    for layer, top_k in zip(model, (2, 3), strict=True):
-        routing = layer(x)[1]
-        assert 64 * top_k == len(routing.token_ids)
-        assert routing.kept.all()
+def test_a_policy_sets_k_and_capacity_of_one_pass() -> None:
+    """A pass with the policy uses its K and capacity; the next without it those of the layer."""
+    layer, x = make_layer(2).eval(), tokens(64)
+    routing = layer(x, policy=RoutingPolicy(1, 0.5))[1]
+    assert 64 == len(routing.token_ids)
+    assert expert_capacity(64, E, 1, 0.5) == routing.kept_per_expert.max()
+    assert 64 * 2 == layer(x)[1].kept.sum()
 
 
-def test_evaluation_policy_says_who_is_dropped() -> None:
-    """By probability the weakest of each expert go, by position the last, whatever training does; afterwards as trained."""
+def test_a_policy_sets_the_rule_of_dropping() -> None:
+    """By probability the weakest of each expert go, by position the last, as in training by default."""
     layer, x = make_layer(1, drop="position").eval(), tokens(64)
-    with evaluation_policy(layer, None, 0.5):
-        by_position = layer(x)[1]
-    with evaluation_policy(layer, None, 0.5, "probability"):
-        by_probability = layer(x)[1]
-    assert layer.eval_drop is None
+    by_position = layer(x, policy=RoutingPolicy(None, 0.5))[1]
+    by_probability = layer(x, policy=RoutingPolicy(None, 0.5, "probability"))[1]
     for routing, order in ((by_position, -by_position.token_ids.double()), (by_probability, by_probability.weights)):
         for expert in range(E):
             own = routing.expert_ids == expert
@@ -207,12 +197,10 @@ def test_evaluation_policy_says_who_is_dropped() -> None:
     assert not torch.equal(by_position.kept, by_probability.kept)
 
 
-def test_evaluation_policy_without_k_keeps_each_layers_own() -> None:
+def test_a_policy_without_k_keeps_each_layers_own() -> None:
     """None for K leaves the trained K; None for the capacity drops nothing."""
-    model = torch.nn.ModuleList([make_layer(2, capacity_factor=0.5), make_layer(3)]).eval()
-    with evaluation_policy(model, None, None):
-        assert [40, 60] == [len(layer(tokens())[1].kept) for layer in model]
-        assert all(layer(tokens())[1].kept.all() for layer in model)
+    for layer, expected in ((make_layer(2, capacity_factor=0.5), 40), (make_layer(3), 60)):
+        assert expected == layer.eval()(tokens(), policy=RoutingPolicy())[1].kept.sum()
 
 
 @pytest.mark.parametrize("router", ["topk", "expert_choice"])
@@ -221,27 +209,15 @@ def test_a_capacity_without_meaning_is_refused(router: str, factor: float) -> No
     """In training and at evaluation, also where the experts choose: 0 must not mean "as trained"."""
     with pytest.raises(ConfigError, match=r"^capacity_factor="):
         MoELayer(D, E, 2, F, router=router, capacity_factor=factor)
-    with pytest.raises(ConfigError, match=r"^capacity_factor="), evaluation_policy(make_layer(), None, factor):
-        pass
+    with pytest.raises(ConfigError, match=r"^capacity_factor="):
+        RoutingPolicy(capacity_factor=factor)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, E + 1])
 def test_a_policy_chooses_some_of_the_experts(top_k: int) -> None:
     """0 must not mean "as trained"."""
-    layer = make_layer(2)
-    with (
-        pytest.raises(ConfigError, match=rf"^top_k={top_k} must be between 1 and {E}\.$"),
-        evaluation_policy(layer, top_k, None),
-    ):
-        pass
-    assert 2 == layer.router.top_k
-
-
-def test_the_trained_capacity_does_not_bind_the_policy() -> None:
-    """The policy's capacity is for evaluation; training inside it keeps its own."""
-    layer = make_layer(2, capacity_factor=0.25).train()
-    with evaluation_policy(layer, None, float(E)):
-        assert not layer(tokens())[1].kept.all()
+    with pytest.raises(ConfigError, match=rf"^top_k={top_k} must be between 1 and {E}\.$"):
+        make_layer(2)(tokens(), policy=RoutingPolicy(top_k))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4), (2, 1, 3)])
@@ -326,7 +302,7 @@ def test_moe_layers_come_first_to_last() -> None:
         ({"top_k": 0}, "top_k=0 must be between 1 and num_experts=6."),
         (
             {"router": "tokp"},
-            "router='tokp' is not one of: topk, switch, noisy_topk, sigmoid, sinkhorn, relu, hash, expert_choice, soft, random.",
+            "router='tokp' is not one of: topk, switch, noisy_topk, sigmoid, sinkhorn, relu, hash, expert_choice, random.",
         ),
         ({"router": "switch"}, "k=2: router=switch sends each token to one expert. Use k=1, or router=topk."),
         (

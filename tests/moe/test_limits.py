@@ -1,7 +1,6 @@
 """What a layer makes of no tokens, of one expert, and of numbers that are none."""
 
 import math
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -21,10 +20,11 @@ from moe_cli.moe import routing_metrics
 from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.balance import auxiliary_losses, quantile_bias, update_expert_bias
 from moe_cli.moe.gates import LinearGate, TaskGates
-from moe_cli.moe.layer import MoELayer, SparseExpertModel, evaluation_policy
-from moe_cli.moe.routers.registry import CONFIGS
+from moe_cli.moe.layer import MoELayer, SparseExpertModel, make_layer
+from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.moe.routers.token_choice import ReluRouter
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.routing import Routing, RoutingPolicy
+from moe_cli.moe.sparse_layer import SparseLayer
 
 # No tokens in every place, one token, and several.
 SHAPES = ((0, 8), (2, 0, 8), (0, 5, 8), (8,), (1, 1, 8), (2, 3, 8))
@@ -42,8 +42,8 @@ def make_mask(name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
     return mask
 
 
-def check_measures(layer: MoELayer, routing: Routing) -> None:
-    asked = routing_metrics.tokens_per_expert(routing)
+def check_measures(layer: SparseLayer, routing: Routing) -> None:
+    asked = routing.tokens_per_expert
     measures = [routing_metrics.max_violation(asked), routing_metrics.load_cv(asked), routing_metrics.dead_experts(asked), routing_metrics.dropped_fraction(routing),
                 routing_metrics.routing_entropy(routing.probs)]  # fmt: skip
     assert all(map(math.isfinite, measures)), measures
@@ -55,9 +55,9 @@ def check_measures(layer: MoELayer, routing: Routing) -> None:
         assert layer.router.l1.isfinite()
 
 
-def check_pass(layer: MoELayer, shape: tuple[int, ...], masked: str) -> None:
+def check_pass(layer: SparseLayer, shape: tuple[int, ...], masked: str, policy: RoutingPolicy | None = None) -> None:
     x = torch.randn(shape, requires_grad=True)
-    y, routing = layer(x, torch.zeros(shape[:-1], dtype=torch.int64), make_mask(masked, shape[:-1]))
+    y, routing = layer(x, torch.zeros(shape[:-1], dtype=torch.int64), make_mask(masked, shape[:-1]), policy)
     assert x.shape == y.shape
     losses = [value for balance in BALANCES for value in auxiliary_losses(balance, [routing]).values()]
     if masked != "one padded":
@@ -65,8 +65,8 @@ def check_pass(layer: MoELayer, shape: tuple[int, ...], masked: str) -> None:
         losses += auxiliary_losses(SwitchBalance(scope="sequence"), [routing], num_sequences=sequences).values()
     if routing.clean_logits is not None:
         losses += auxiliary_losses(LoadBalance(), [routing]).values()
-    if routing.penalty is not None:
-        losses.append(routing.penalty)
+    if routing.router_loss is not None:
+        losses.append(routing.router_loss)
     loss = y.square().sum() + torch.stack(losses).sum()
     assert loss.isfinite()
     if routing.num_tokens == 0:
@@ -79,29 +79,29 @@ def check_pass(layer: MoELayer, shape: tuple[int, ...], masked: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 2), (1, 1)], ids=["E4", "E1"])
-@pytest.mark.parametrize("router", CONFIGS)
+@pytest.mark.parametrize("router", [*ROUTER_CONFIGS, "soft"])
 def test_no_tokens_and_one_expert_have_a_result(router: str, size: tuple[int, int]) -> None:
     """Output, losses, gradients, bias and measures are finite for every router, shape, mask and capacity; 0 without tokens."""
     num_experts, top_k = (size[0], 1) if router == "switch" else size
     for capacity, drop in ((None, "position"), (1.0, "position"), (1.0, "causal")):
         try:
-            layer = MoELayer(
+            layer = make_layer(
                 8, num_experts, top_k, 8, router=router, capacity_factor=capacity, drop=drop, vocab_size=16
             )
         except ConfigError:
             continue  # this router takes no such capacity
-        layer.eval_capacity_factor = capacity
+        policy = RoutingPolicy(capacity_factor=capacity)
         for shape in SHAPES:
             for masked in MASKS:
                 layer.train(masked != "full")
-                check_pass(layer, shape, masked)
+                check_pass(layer, shape, masked, None if layer.training else policy)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_back_ends_compute_nothing(backend: str) -> None:
     """Every back end answers a batch without tokens, of choices and of slots."""
     for router in ("topk", "expert_choice", "soft"):
-        layer = MoELayer(8, 4, 2, 8, router=router, dispatch=backend)
+        layer = make_layer(8, 4, 2, 8, router=router, dispatch=backend)
         for shape in SHAPES:
             check_pass(layer, shape, "all padding")
 
@@ -134,16 +134,15 @@ def test_fractions_of_a_layer_are_numbers(value: float) -> None:
     for name in ("capacity_factor", "expert_init_scale", *(("expert_dropout",) if value != 0 else ())):
         with pytest.raises(ConfigError, match=name):
             MoELayer(8, 4, 2, 8, **{name: value})
-    layer = MoELayer(8, 4, 2, 8)
-    with pytest.raises(ConfigError, match="capacity_factor"), ExitStack() as stack:
-        stack.enter_context(evaluation_policy(layer, None, value))
+    with pytest.raises(ConfigError, match="capacity_factor"):
+        RoutingPolicy(capacity_factor=value)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 5])
 def test_evaluation_takes_as_many_experts_as_there_are(top_k: int) -> None:
     """0 experts are not taken for none named."""
-    with pytest.raises(ConfigError, match="top_k"), ExitStack() as stack:
-        stack.enter_context(evaluation_policy(MoELayer(8, 4, 2, 8), top_k, None))
+    with pytest.raises(ConfigError, match="top_k"):
+        MoELayer(8, 4, 2, 8)(torch.randn(3, 8), policy=RoutingPolicy(top_k))
 
 
 @pytest.mark.parametrize("value", [1.5, math.nan, "4", [4], None], ids=str)

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_cli.config.routers import SigmoidConfig, SoftConfig, TokenChoice, TopKConfig
-from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routers.registry import CONFIGS
+from moe_cli.moe.layer import make_layer
+from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.moe.routing import Routing
+from moe_cli.moe.soft import SoftMoELayer
+from moe_cli.moe.sparse_layer import SparseLayer
 
 D, E, SEQUENCES, LENGTH = 6, 4, 3, 5
-ROUTERS: dict[str, Any] = {name: config() for name, config in CONFIGS.items()} | {
+ROUTERS: dict[str, Any] = {name: config() for name, config in ROUTER_CONFIGS.items()} | {
+    "soft": SoftConfig(),
     "topk-cosine": TopKConfig(score="cosine"),
     "topk-activation": TopKConfig(score="activation"),
     "topk-null": TopKConfig(null_experts=2),
@@ -26,9 +29,9 @@ every_router = pytest.mark.parametrize("name", ROUTERS)
 IDS = torch.arange(SEQUENCES * LENGTH).view(SEQUENCES, LENGTH)
 
 
-def make_layer(name: str, **options: Any) -> MoELayer:
+def layer_of(name: str, **options: Any) -> SparseLayer:
     torch.manual_seed(0)
-    layer = MoELayer(
+    layer = make_layer(
         D, E, 1 if name == "switch" else 2, 7, router=ROUTERS[name], vocab_size=99,
         shared_experts=1, shared_gate=True, **options,
     ).double()  # fmt: skip
@@ -37,7 +40,7 @@ def make_layer(name: str, **options: Any) -> MoELayer:
     return layer
 
 
-def answer(layer: MoELayer, x: Tensor, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Routing]:
+def answer(layer: SparseLayer, x: Tensor, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Routing]:
     """The layer's answer with the same random numbers every time."""
     torch.manual_seed(1)
     y, routing = layer(x, ids, mask)
@@ -50,7 +53,7 @@ def examples() -> Tensor:
 
 def test_every_router_is_here() -> None:
     """A router that is added later cannot be left out, nor a score."""
-    assert CONFIGS.keys() <= ROUTERS.keys()
+    assert ROUTER_CONFIGS.keys() <= ROUTERS.keys()
     scores = {config.score for config in ROUTERS.values() if isinstance(config, TokenChoice)}
     assert {"linear", "cosine", "mlp", "activation"} == scores
 
@@ -59,7 +62,7 @@ def test_every_router_is_here() -> None:
 def test_a_mask_that_hides_nothing_changes_nothing(name: str) -> None:
     """All True: the same output, record and gradient, to the last bit, in training and at evaluation."""
     for capacity, training in itertools.product((None, 0.6), (True, False)):
-        layer = make_layer(name, capacity_factor=capacity).train(training)
+        layer = layer_of(name, capacity_factor=capacity).train(training)
         outcomes = []
         for mask in (None, torch.ones(SEQUENCES, LENGTH, dtype=torch.bool)):
             x = examples().requires_grad_()
@@ -75,7 +78,7 @@ def test_a_mask_that_hides_nothing_changes_nothing(name: str) -> None:
 @given(bits=st.lists(st.booleans(), min_size=SEQUENCES * LENGTH, max_size=SEQUENCES * LENGTH), training=st.booleans())
 def test_what_is_hidden_has_no_influence(name: str, bits: list[bool], training: bool) -> None:
     """NaN and unknown ids in place of hidden tokens change nothing; those get zero, and every gradient is finite."""
-    layer, mask = make_layer(name, capacity_factor=0.6).train(training), torch.tensor(bits).view(SEQUENCES, LENGTH)
+    layer, mask = layer_of(name, capacity_factor=0.6).train(training), torch.tensor(bits).view(SEQUENCES, LENGTH)
     x = examples()
     expected, record = answer(layer, x, IDS, mask)
     hidden = x.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
@@ -84,7 +87,7 @@ def test_what_is_hidden_has_no_influence(name: str, bits: list[bool], training: 
     assert not y[~mask].any()
     assert int(mask.sum()) == routing.num_tokens == record.num_tokens
     assert torch.equal(record.probs, routing.probs)
-    loss = y.square().sum() + (0 if routing.penalty is None else routing.penalty)
+    loss = y.square().sum() + (0 if routing.router_loss is None else routing.router_loss)
     loss.backward()
     assert hidden.grad is not None
     assert not hidden.grad[~mask].any()
@@ -97,7 +100,7 @@ def test_what_is_hidden_has_no_influence(name: str, bits: list[bool], training: 
 def test_soft_mixes_within_a_sequence(lengths: list[int], slots: int) -> None:
     """Each padded sequence gets what it gets alone and unpadded; one that is all padding gets zeros."""
     torch.manual_seed(0)
-    layer, x = MoELayer(D, E, 2, 7, router=SoftConfig(slots=slots), shared_experts=1).double(), examples()
+    layer, x = SoftMoELayer(D, E, 7, slots, shared_experts=1).double(), examples()
     y, _ = layer(x, mask=torch.arange(LENGTH) < torch.tensor(lengths).unsqueeze(1))
     for sequence, padded, length in zip(x, y, lengths, strict=True):
         assert not padded[length:].any()
@@ -107,12 +110,12 @@ def test_soft_mixes_within_a_sequence(lengths: list[int], slots: int) -> None:
 @every_router
 def test_tokens_come_in_any_shape_and_number(name: str) -> None:
     """No tokens at all, one, or several leading dimensions: the output has the input's shape and finite gradients."""
-    layer = make_layer(name, capacity_factor=1.0)
+    layer = layer_of(name, capacity_factor=1.0)
     for shape in ((0,), (0, 5), (3, 0), (), (1,), (2, 3, 5)):
         x = torch.randn(*shape, D, dtype=torch.float64, requires_grad=True)
         y, routing = layer(x, torch.zeros(shape, dtype=torch.int64))
         assert x.shape == y.shape
         assert x.shape[:-1].numel() == routing.num_tokens
-        (y.sum() + (0 if routing.penalty is None else routing.penalty)).backward()
+        (y.sum() + (0 if routing.router_loss is None else routing.router_loss)).backward()
         for param in (x, *layer.parameters()):
             assert param.grad is None or param.grad.isfinite().all()

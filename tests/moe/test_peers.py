@@ -20,11 +20,12 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
 from moe_cli.config.balances import SwitchBalance, own_convention
-from moe_cli.config.routers import RouterConfig, SigmoidConfig, SoftConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import RouterConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.balance import load_balancing_loss
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routers.token_choice import top_indices
-from moe_cli.moe.routing import from_choices
+from moe_cli.moe.routers.router import top_indices
+from moe_cli.moe.routing import routing_from_top_k
+from moe_cli.moe.soft import SoftMoELayer
 
 D, F = 16, 24
 SIZES = [(8, 2), (4, 4), (6, 3), (16, 5)]
@@ -158,7 +159,7 @@ def test_a_coefficient_of_transformers_is_converted(num_experts: int, top_k: int
     theirs = load_balancing_loss_func((logits,), num_experts, top_k)
     probs = logits.softmax(-1)
     chosen = top_indices(probs, top_k)
-    ours = load_balancing_loss(from_choices(logits, probs, chosen, probs.gather(1, chosen)))
+    ours = load_balancing_loss(routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen)))
     converted = own_convention(SwitchBalance(weight=0.02, convention="hf"), top_k)
     assert (0.02 * theirs).item() == pytest.approx(converted.weight * ours.item(), rel=1e-5)
     assert converted == own_convention(converted, top_k)
@@ -170,7 +171,7 @@ def test_equals_soft_moe_pytorch(slots: int) -> None:
     alone, so both are shown tokens of norm 1; its gains are set to what makes its norms plain.
     """
     torch.manual_seed(0)
-    layer = MoELayer(D, 4, 1, F, router=SoftConfig(slots=slots), ffn_type="mlp", activation="gelu")
+    layer = SoftMoELayer(D, 4, F, slots, ffn_type="mlp", activation="gelu")
     layer.router.scale.data.fill_(3.0)
     peer = SoftMoE(D, num_experts=4, num_slots=slots, expert_mult=F / D)
     slot_embeds = layer.router.phi.detach().view(4, slots, D)

@@ -18,7 +18,8 @@ from moe_cli.config.routers import (
     TopKConfig,
 )
 from moe_cli.moe.backends.dispatch import BACKENDS
-from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.layer import MoELayer, make_layer
+from moe_cli.moe.soft import SoftMoELayer
 
 E, D, F, V = 4, 6, 18, 11
 ROUTERS: dict[str, RouterConfig] = {
@@ -39,9 +40,9 @@ ROUTERS: dict[str, RouterConfig] = {
 every_router = pytest.mark.parametrize("router", ROUTERS)
 
 
-def make(router: str, dispatch: str, **options: Any) -> MoELayer:
+def make(router: str, dispatch: str, **options: Any) -> MoELayer | SoftMoELayer:
     torch.manual_seed(0)
-    layer = MoELayer(D, E, 2, F, router=ROUTERS[router], dispatch=dispatch, vocab_size=V, **options).double()
+    layer = make_layer(D, E, 2, F, router=ROUTERS[router], dispatch=dispatch, vocab_size=V, **options).double()
     for weight in layer.router.parameters():
         torch.nn.init.normal_(weight, std=0.5)
     return layer
@@ -54,7 +55,7 @@ def tokens(num_tokens: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(V, (1, num_tokens), generator=generator)
 
 
-def outcome(layer: MoELayer, num_tokens: int) -> dict[str, Tensor]:
+def outcome(layer: MoELayer | SoftMoELayer, num_tokens: int) -> dict[str, Tensor]:
     """The answer, and the gradient of the input and of every parameter for an answer's gradient drawn at random."""
     x, ids = tokens(num_tokens)
     inputs = {"x": x.requires_grad_(), **dict(layer.named_parameters())}

@@ -11,14 +11,16 @@ from moe_cli.config.routers import (
     RandomConfig,
     RouterConfig,
     SigmoidConfig,
+    SoftConfig,
     SwitchConfig,
     TopKConfig,
     sums_to_one,
 )
 from moe_cli.moe.gates import GATE_STD
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routers.registry import CONFIGS, ROUTERS, make_router
-from moe_cli.moe.routers.token_choice import top_indices
+from moe_cli.moe.routers.registry import ROUTER_CONFIGS, ROUTERS, make_router
+from moe_cli.moe.routers.router import top_indices
+from moe_cli.moe.routers.token_choice import renormalises
 from tests.moe.formulas import ROUTERS as CASES
 from tests.moe.formulas import dense, top_k_weights
 
@@ -99,7 +101,7 @@ def test_a_single_choice_still_teaches_the_gate(name: str) -> None:
 @pytest.mark.parametrize(("top_k", "expected"), [(1, False), (2, True)])
 def test_renormalisation_is_decided_by_k_when_left_open(top_k: int, expected: bool) -> None:
     """renormalise=null means: unless K is 1."""
-    assert expected == make_router(TopKConfig(), D, E, top_k).renormalise
+    assert expected == renormalises(make_router(TopKConfig(), D, E, top_k))
 
 
 @pytest.mark.parametrize("name", ["top1", "top2", "top5", "switch"])
@@ -210,8 +212,8 @@ def test_top_indices_sorts_and_prefers_the_earlier_expert(top_k: int) -> None:
     assert torch.equal(before, scores)
 
 
-FIRST = {name: (config(), name) for name, config in CONFIGS.items() if name != "soft"} | {
-    f"{name}-{score}": (CONFIGS[name](score=score), name)
+FIRST = {name: (config(), name) for name, config in ROUTER_CONFIGS.items()} | {
+    f"{name}-{score}": (ROUTER_CONFIGS[name](score=score), name)
     for name in ("topk", "switch", "noisy_topk", "sigmoid", "sinkhorn")
     for score in ("cosine", "mlp", "activation")
 }
@@ -245,7 +247,7 @@ def test_equal_scores_go_to_the_lowest_index(name: str) -> None:
 
 
 SUMS: list[tuple[RouterConfig, int]] = [
-    *((config(), top_k) for config in CONFIGS.values() for top_k in (1, 2)),
+    *((config(), top_k) for config in ROUTER_CONFIGS.values() for top_k in (1, 2)),
     *((config(renormalise=value), 2) for config in (TopKConfig, SigmoidConfig) for value in (True, False)),
     (TopKConfig(null_experts=2), 2),
     (SigmoidConfig(scale=2.5), 2),
@@ -280,7 +282,8 @@ def test_the_gate_starts_small_and_from_its_generator() -> None:
 
 def test_every_router_of_the_schema_can_be_made() -> None:
     """The schema's variants, ROUTERS and the names that users type agree."""
-    assert set(get_args(RouterConfig)) == set(ROUTERS) == set(CONFIGS.values())
-    for name, config in CONFIGS.items():
+    assert {SoftConfig, *ROUTERS} == set(get_args(RouterConfig))
+    assert set(ROUTERS) == set(ROUTER_CONFIGS.values())
+    for name, config in ROUTER_CONFIGS.items():
         assert name == config.name
         assert isinstance(make_router(config(), D, E, 2, vocab_size=9), ROUTERS[config])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.errors import ConfigError
-from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, from_choices, renormalised
+from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, renormalised, routing_from_top_k
 from tests.moe.formulas import dense, routings
 
 
@@ -18,7 +18,7 @@ def routing_of(chosen: list[list[int]], num_experts: int, probs: torch.Tensor | 
     choices = torch.tensor(chosen)
     if probs is None:
         probs = torch.full((len(choices), num_experts), 1 / num_experts)
-    return from_choices(probs.log(), probs, choices, probs.gather(1, choices))
+    return routing_from_top_k(probs.log(), probs, choices, probs.gather(1, choices))
 
 
 def assignments(routing: Routing) -> list[tuple[int, int]]:
@@ -29,7 +29,7 @@ def test_first_choices_of_all_tokens_stand_before_second_choices() -> None:
     """The record lists every first choice in token order, then every second choice, with its own weight."""
     weights = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
     choices = torch.tensor([[0, 1], [2, 0], [1, 2]])
-    routing = from_choices(torch.zeros(3, 3), torch.full((3, 3), 1 / 3), choices, weights)
+    routing = routing_from_top_k(torch.zeros(3, 3), torch.full((3, 3), 1 / 3), choices, weights)
 
     assert [(0, 0), (1, 2), (2, 1), (0, 1), (1, 0), (2, 2)] == assignments(routing)
     assert torch.equal(torch.tensor([0.9, 0.8, 0.7, 0.1, 0.2, 0.3]), routing.weights)

@@ -19,7 +19,6 @@ from moe_cli.moe.routing_metrics import (
     router_saturation,
     routing_entropy,
     specialisation,
-    tokens_per_expert,
 )
 from tests.moe.formulas import dense, routings
 
@@ -28,8 +27,8 @@ from tests.moe.formulas import dense, routings
 def test_tokens_per_expert_counts_assignments(routing: Routing) -> None:
     """Asked and kept assignments of each expert equal the column sums of the dense matrices."""
     ones = torch.ones(len(routing.kept), dtype=torch.float64)
-    assert dense(routing, ones).sum(0).tolist() == tokens_per_expert(routing).tolist()
-    assert dense(routing, ones * routing.kept).sum(0).tolist() == tokens_per_expert(routing, kept=True).tolist()
+    assert dense(routing, ones).sum(0).tolist() == routing.tokens_per_expert.tolist()
+    assert dense(routing, ones * routing.kept).sum(0).tolist() == routing.kept_per_expert.tolist()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +161,7 @@ def test_group_counts_split_the_load(routing: Routing, seed: int) -> None:
     """Groups together make the load, and each is the load of its own tokens."""
     groups = torch.randint(3, (routing.num_tokens,), generator=torch.Generator().manual_seed(seed))
     counts = group_counts(routing, groups, 3)
-    assert tokens_per_expert(routing).tolist() == counts.sum(0).tolist()
+    assert routing.tokens_per_expert.tolist() == counts.sum(0).tolist()
     for group in range(3):
         theirs = routing.expert_ids[groups[routing.token_ids] == group]
         assert torch.bincount(theirs, minlength=routing.num_experts).tolist() == counts[group].tolist()

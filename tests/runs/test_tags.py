@@ -1,5 +1,7 @@
 """Tags and the mark of a sweep at work."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_cli.config.data import PythonData
-from moe_cli.errors import ConfigError, DataError
+from moe_cli.errors import ConfigError, DataError, MoeError
 from moe_cli.files.reading import read_json
 from moe_cli.report.sweep_record import read_record, record_command
 from moe_cli.runs.corpora import record_corpora
@@ -75,3 +77,20 @@ def test_notes_that_cannot_be_read_are_not_written_over(tmp_path: Path, content:
     record_command(tmp_path, ["moe", "sweep"], {}, seeds=[0], where=[], version=None)
     assert content == (tmp_path / "sweep.json.damaged").read_bytes()
     assert 1 == len(read_record(tmp_path)["commands"])
+
+
+@pytest.mark.parametrize(
+    ("number", "way"), [(errno.EROFS, "Copy the run and tag the copy: cp -r "), (errno.ENOSPC, "Free space")]
+)
+def test_tags_that_cannot_be_written_name_a_way_on(
+    number: int, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only folder is copied; a full disk needs space."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    run = stopped(tmp_path, "pending")
+    monkeypatch.setattr("moe_cli.runs.tags.write_json", fail)
+    with pytest.raises(MoeError, match=f"^cannot write tags to {run.path}: {os.strerror(number)}. {way}"):
+        set_tags(run, ["good"])

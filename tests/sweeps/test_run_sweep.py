@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 from moe_cli import sweep
 from moe_cli.cli.app import app
+from moe_cli.config.compose import load_config
 from moe_cli.errors import MoeError, RunBusy
+from moe_cli.execution.estimate import estimate_runs
+from moe_cli.execution.memory import memory_bytes
 from moe_cli.files.writing import rename
 from moe_cli.runs import trash
 from moe_cli.runs.folder import Run
@@ -235,3 +238,19 @@ def test_python_gives_the_notes_of_the_command(
     assert notes
     assert [] == [note for note in notes if note not in printed]
     assert "moe report shown" in printed
+
+
+def test_a_search_draws_no_run_that_needs_far_more_memory_than_there_is(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a draw is set aside and does not count as a trial; --force-memory runs it. With no other draw it is an error."""
+    monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: FakePool(lambda config: {"val_bpb": 1.0}))
+    words = ["data=text", "data.path=words.txt", *TINY[1:], "match=none"]
+    small = estimate_runs([load_config([*words, "expert=2"]).config], outputs, 1e9)
+    monkeypatch.setattr("moe_cli.execution.memory.total_memory_bytes", lambda: memory_bytes(small[0].cost) // 2 + 1)
+    options: dict[str, Any] = {"sampler": "random", "trials": 6, "outputs": outputs}
+    found = sweep([*words, "expert=2,1024"], **options, name="refused")
+    assert {2} == set(found["expert"])
+    assert {2, 1024} == set(sweep([*words, "expert=2,1024"], **options, name="forced", force_memory=True)["expert"])
+    with pytest.raises(MoeError, match="of memory are needed"):
+        sweep([*words, "expert=1024,2048"], **options, name="none")

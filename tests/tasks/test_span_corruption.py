@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from moe_cli.config.tasks import SpanCorruption
 from moe_cli.data.corpora import Corpus
 from moe_cli.models.registry import make_model
-from moe_cli.moe.routing_metrics import tokens_per_expert
 from moe_cli.tasks.span_corruption import SpanTask
 from moe_cli.training.evaluate import evaluate
 from tests.data.made_token_files import Held
@@ -142,7 +141,7 @@ def test_experts_are_counted_by_the_tokens_of_their_own_stack(text_file: Path, t
     assert 2 == len(result.layers)
     for layer, tokens, number in zip(result.layers, read, (0, 1), strict=True):
         assert torch.equal(2 * torch.bincount(tokens, minlength=task.vocab_size), layer.by_token.per_token())
-        assert torch.equal(sum(tokens_per_expert(each[number]) for each in routings), layer.asked)
+        assert torch.equal(sum(each[number].tokens_per_expert for each in routings), layer.asked)
         assert len(tokens) == layer.num_tokens == layer.by_domain.sum() // 2
 
 

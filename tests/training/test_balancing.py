@@ -21,8 +21,8 @@ from moe_cli.config.balances import (
 )
 from moe_cli.config.schema import MuonConfig
 from moe_cli.moe.balance import quantile_bias
-from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing import Routing
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.report.load import load_runs
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.trainer import Training

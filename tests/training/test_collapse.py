@@ -1,4 +1,4 @@
-"""From a collapsed start, which methods of balancing bring every expert back to work? The table of docs/explanation/balancing.md is this test.
+"""From a collapsed start, which methods of balancing bring every expert back to work? The table of docs/results/balancing.md is this test.
 
 Eight experts, two chosen, a gate that favours the first for every token; 1000 steps of 512 tokens on one file of source
 text. What is judged is MaxVio in the last 50 steps, mean over steps and layers: 3 is the most, below 0.6 is recovered.
@@ -35,7 +35,7 @@ STEPS = 1000
 JUDGED = 50
 RECOVERED = 0.6
 TEXT = Path(random.__file__)
-PAGE = Path(__file__).parents[2] / "docs/explanation/balancing.md"
+PAGE = Path(__file__).parents[2] / "docs/results/balancing.md"
 CASES: list[tuple[BalanceConfig, bool]] = [
     (NoBalance(), False),
     (SwitchBalance(), False),

@@ -17,9 +17,9 @@ from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.metrics import LAYER_METRICS
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
-from moe_cli.moe.layer import moe_layers
-from moe_cli.moe.routing import Routing, expert_capacity
+from moe_cli.moe.routing import Routing, RoutingPolicy, expert_capacity
 from moe_cli.moe.routing_metrics import specialisation
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import token_use
 from moe_cli.training.evaluate import LayerUse, evaluate, expert_lists, probe, saturations
@@ -73,7 +73,7 @@ def test_a_uniform_guess_costs_log2_v_bits_a_token(tmp_path: Path, tokenizer: An
 
 @pytest.mark.parametrize("training", [True, False])
 def test_an_evaluation_leaves_no_trace(make: Any, training: bool) -> None:
-    """Random state, mode, weights, expert bias and routing policy are as before; asked again, the answer is equal."""
+    """Random state, mode, weights and expert bias are as before; asked again, the answer is equal."""
     model, task = make(router=RandomConfig(), model={"dropout": 0.3})
     model.train(training)
     sparse = make()[0]
@@ -82,13 +82,12 @@ def test_an_evaluation_leaves_no_trace(make: Any, training: bool) -> None:
         modes = [module.training for module in evaluated.modules()]
         torch.manual_seed(7)
         random = torch.get_rng_state()
-        results = [evaluate(evaluated, task, 8, top_k=1, capacity_factor=0.5) for _ in range(2)]
+        results = [evaluate(evaluated, task, 8, policy=RoutingPolicy(1, 0.5)) for _ in range(2)]
         assert torch.equal(random, torch.get_rng_state())
         assert modes == [module.training for module in evaluated.modules()]
         assert all(torch.equal(value, state[name]) for name, value in evaluated.state_dict().items())
-        assert all((2, None) == (layer.router.top_k, layer.eval_capacity_factor) for layer in moe_layers(evaluated))
         torch.manual_seed(8)
-        results.append(evaluate(evaluated, task, 8, top_k=1, capacity_factor=0.5))
+        results.append(evaluate(evaluated, task, 8, policy=RoutingPolicy(1, 0.5)))
         assert results[0].loss == results[1].loss == results[2].loss
 
 
@@ -102,7 +101,7 @@ def test_part_of_the_text_is_part_of_the_cost(make: Any) -> None:
 def test_every_assignment_is_counted(make: Any, top_k: int | None) -> None:
     """Each layer's counts sum to K * tokens, with training's K or evaluation's own."""
     model, task = make()
-    result = evaluate(model, task, 8, top_k=top_k)
+    result = evaluate(model, task, 8, policy=RoutingPolicy(top_k))
     assert 2 == len(result.layers)
     for number, record in enumerate(result.layer_records()):
         assert number == record["layer"]
@@ -114,7 +113,7 @@ def test_every_assignment_is_counted(make: Any, top_k: int | None) -> None:
 def test_evaluations_k_changes_the_answer(make: Any) -> None:
     """eval.k = training's k is the default; another k gives another loss."""
     model, task = make()
-    losses = [evaluate(model, task, 8, top_k=k).loss for k in (None, 2, 1)]
+    losses = [evaluate(model, task, 8, policy=RoutingPolicy(k)).loss for k in (None, 2, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -122,7 +121,7 @@ def test_only_a_capacity_drops(make: Any) -> None:
     """Evaluation is dropless though training is not, unless asked; then no expert keeps more than its capacity."""
     model, task = make(capacity=0.5)
     assert 0 == evaluate(model, task, 8).routing_metrics()["dropped_fraction"]
-    result = evaluate(model, task, 8, capacity_factor=0.5)
+    result = evaluate(model, task, 8, policy=RoutingPolicy(capacity_factor=0.5))
     passes = [batch.num_targets for batch in task.val_batches(8)]
     room = sum(expert_capacity(tokens, 4, 2, 0.5) for tokens in passes)
     for layer in result.layers:
@@ -231,7 +230,7 @@ def test_null_experts_are_in_no_measure_of_experts(make: Any) -> None:
     for layer in moe_layers(model):  # a third of all assignments are second choices of null experts
         torch.nn.init.zeros_(layer.router.gate.weight)
         layer.router.expert_bias.copy_(torch.tensor([3.0, 0, 0, 0, 2.0, 0, 0]))
-    result = evaluate(model, task, 8, max_tokens=64, capacity_factor=0.5)
+    result = evaluate(model, task, 8, max_tokens=64, policy=RoutingPolicy(capacity_factor=0.5))
     for record in result.layer_records(tables=True):
         asked, kept = record["tokens_per_expert"], record["kept_per_expert"]
         assert (4, 4) == (len(asked), len(record["co_activation"]))

@@ -29,7 +29,7 @@ from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig,
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.data import shuffle
 from moe_cli.execution.run import run_one
-from moe_cli.moe.routers.registry import CONFIGS
+from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.state import StepView
 from moe_cli.training.trainer import Training
@@ -135,7 +135,7 @@ def test_ready_made_tokens_go_on_in_the_middle_of_an_epoch(
 
 def settings_of_every_kind() -> dict[str, dict[str, Any]]:
     """Each router, each balance and each optimizer that a causal model can have, by its name."""
-    routers = {name: each for name, each in CONFIGS.items() if name not in ("expert_choice", "soft")}
+    routers = {name: each for name, each in ROUTER_CONFIGS.items() if name not in ("expert_choice", "soft")}
     one = {"switch", "hash"}
     return {
         **{name: {"router": each(), "k": 1 if name in one else 2, "balance": NoBalance()} for name, each in routers.items()},

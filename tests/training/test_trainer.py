@@ -25,8 +25,8 @@ from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.models.registry import make_model
-from moe_cli.moe.layer import moe_layers
 from moe_cli.moe.routing_metrics import max_violation
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.causal_lm import TextTask

@@ -10,7 +10,7 @@ from moe_cli.config.routers import SwitchConfig
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.registry import make_model
-from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.upcycle import upcycle
 from tests.tiny import finish, tiny_config

@@ -17,7 +17,7 @@ from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.execution.upcycling import NOT_UPCYCLED, check_upcycle
 from moe_cli.models.registry import MODELS, make_model
-from moe_cli.moe.layer import moe_layers
+from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.upcycle import upcycle

@@ -76,9 +76,9 @@ def _record(each: "RunStatus") -> dict[str, Any]:
 def _print_list(shown: "list[RunStatus]") -> None:
     import time
 
-    from moe_cli.cli.console import Terminal
-    from moe_cli.cli.text_table import Column, print_lines, table_lines
+    from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.formatting import age, count, percent
+    from moe_cli.report.render.terminal import TextColumn, table_lines
 
     styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
     now, console = time.time(), Terminal()
@@ -88,19 +88,19 @@ def _print_list(shown: "list[RunStatus]") -> None:
         return "-" if value is None else f"{value:{form}}"
 
     columns = [
-        Column("run", [each.run.id for each in shown], left=True, shrinks=16),
-        Column("sweep", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
-        Column("status", [each.status for each in shown], left=True, styles=[styles.get(each.status, "") for each in shown]),
-        Column("done", [f"{100 * each.share:.0f} %" if each.steps else "-" for each in shown]),
-        Column("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
-        Column("age", [age(now - each.created) if each.created else "-" for each in shown]),
-        Column("tags", [",".join(each.tags) for each in shown], left=True, shrinks=12),
-        Column("val loss", [written(each.val_loss, ".3f") for each in shown], leaves=6),
-        Column("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], leaves=7),
-        Column("MaxVio", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
-        Column("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], leaves=9),
-        Column("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], leaves=10),
-        Column("reason", [(each.reason or "").split("\n")[0] for each in shown], left=True, leaves=5, shrinks=16),
+        TextColumn("run", [each.run.id for each in shown], align_left=True, min_width=16),
+        TextColumn("sweep", [each.run.group for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8),
+        TextColumn("status", [each.status for each in shown], align_left=True, styles=[styles.get(each.status, "") for each in shown]),
+        TextColumn("done", [f"{100 * each.share:.0f} %" if each.steps else "-" for each in shown]),
+        TextColumn("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
+        TextColumn("age", [age(now - each.created) if each.created else "-" for each in shown]),
+        TextColumn("tags", [",".join(each.tags) for each in shown], align_left=True, min_width=12),
+        TextColumn("val loss", [written(each.val_loss, ".3f") for each in shown], drop_order=6),
+        TextColumn("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], drop_order=7),
+        TextColumn("MaxVio", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], drop_order=8),
+        TextColumn("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], drop_order=9),
+        TextColumn("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], drop_order=10),
+        TextColumn("reason", [(each.reason or "").split("\n")[0] for each in shown], align_left=True, drop_order=5, min_width=16),
     ]  # fmt: skip
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
 

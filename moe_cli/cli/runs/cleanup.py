@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from moe_cli.cli.console import Terminal
+from moe_cli.cli.console import Terminal, print_lines
 from moe_cli.cli.terminal import echo
-from moe_cli.cli.text_table import Column, print_lines, table_lines
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import age, count
+from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.cleanup import DAY, Reclaimable, delete_reclaimable, size_of
 from moe_cli.runs.trash import TrashedRun
 
@@ -43,10 +43,10 @@ def print_trash(trash: Sequence[TrashedRun]) -> None:
         return
     now = time.time()
     columns = [
-        Column("removed", [f"{age(now - each.removed)} ago" for each in trash]),
-        Column("from", [each.origin or "?" for each in trash], left=True, shrinks=20),
-        Column("size", [f"{count(size_of(each.path))}B" for each in trash]),
-        Column("name in the trash", [each.path.name for each in trash], left=True, leaves=1),
+        TextColumn("removed", [f"{age(now - each.removed)} ago" for each in trash]),
+        TextColumn("from", [each.origin or "?" for each in trash], align_left=True, min_width=20),
+        TextColumn("size", [f"{count(size_of(each.path))}B" for each in trash]),
+        TextColumn("name in the trash", [each.path.name for each in trash], align_left=True, drop_order=1),
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     if console.is_terminal:
@@ -84,10 +84,10 @@ def print_waste(
     kinds = [kind for kind in KINDS if any(each.kind == kind for each in waste)]
     sums = [sum(each.num_bytes for each in waste if each.kind == kind) for kind in kinds]
     columns = [
-        Column("what", [KINDS[kind][0] for kind in kinds], left=True, shrinks=16),
-        Column("number", [str(sum(each.kind == kind for each in waste)) for kind in kinds]),
-        Column("size", [f"{count(size)}B" for size in sums]),
-        Column("with", [KINDS[kind][1] or "-" for kind in kinds], left=True),
+        TextColumn("what", [KINDS[kind][0] for kind in kinds], align_left=True, min_width=16),
+        TextColumn("number", [str(sum(each.kind == kind for each in waste)) for kind in kinds]),
+        TextColumn("size", [f"{count(size)}B" for size in sums]),
+        TextColumn("with", [KINDS[kind][1] or "-" for kind in kinds], align_left=True),
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     total = sum(each.num_bytes for each in chosen)

@@ -8,15 +8,15 @@ from typing import Any
 from rich.text import Text
 
 from moe_cli.cli.config import flat
-from moe_cli.cli.console import PIPED_WIDTH, Terminal
+from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.cli.runs.show import Load, load_of, violation
 from moe_cli.cli.terminal import ascii_only
 from moe_cli.cli.text_chart import plot
-from moe_cli.cli.text_table import Column, print_lines, table_lines
 from moe_cli.config.build import show
 from moe_cli.config.data import HELD_OUT
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, eval_windows, keys_of
+from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.curves import Curve, number, validation_curves
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import RunStatus, read_status
@@ -176,9 +176,9 @@ def _settings(comparison: Comparison, width: int) -> list[Text]:
         return [Text(), Text("no setting differs", "bold")]
     pairs = comparison.settings
     table = table_lines(
-        [Column("settings", list(pairs), left=True, shrinks=12),
-         Column("A", [show(a) for a, _ in pairs.values()], left=True, shrinks=8),
-         Column("B", [show(b) for _, b in pairs.values()], left=True, shrinks=8)], width,
+        [TextColumn("settings", list(pairs), align_left=True, min_width=12),
+         TextColumn("A", [show(a) for a, _ in pairs.values()], align_left=True, min_width=8),
+         TextColumn("B", [show(b) for _, b in pairs.values()], align_left=True, min_width=8)], width,
     )  # fmt: skip
     return [Text(), *table]
 
@@ -190,12 +190,12 @@ def _measures(comparison: Comparison, width: int) -> list[Text]:
     styles = {"better": "green", "worse": "red", "": ""}
     return [Text(), *table_lines(
         [
-            Column("results", [each.name for each in shown], left=True),
-            Column("A", [_written(each.name, each.a) for each in shown]),
-            Column("B", [_written(each.name, each.b) for each in shown]),
-            Column("B - A", [_written(each.name, each.difference, signed=True) for each in shown]),
-            Column("", ["" if each.relative is None else percent(each.relative, signed=True) for each in shown]),
-            Column("", [each.verdict and f"B {each.verdict}" for each in shown], left=True,
+            TextColumn("results", [each.name for each in shown], align_left=True),
+            TextColumn("A", [_written(each.name, each.a) for each in shown]),
+            TextColumn("B", [_written(each.name, each.b) for each in shown]),
+            TextColumn("B - A", [_written(each.name, each.difference, signed=True) for each in shown]),
+            TextColumn("", ["" if each.relative is None else percent(each.relative, signed=True) for each in shown]),
+            TextColumn("", [each.verdict and f"B {each.verdict}" for each in shown], align_left=True,
                    styles=[styles[each.verdict] for each in shown]),
         ], width)]  # fmt: skip
 
@@ -244,6 +244,6 @@ def _loads(comparison: Comparison, width: int) -> list[Text]:
 
     first, second = [drawn(loads[0].get(layer)) for layer in layers], [drawn(loads[1].get(layer)) for layer in layers]
     return [Text(), *table_lines(
-        [Column("load", [f"L{layer + 1}" for layer in layers], left=True),
-         Column("A", [bar for bar, _ in first], left=True), Column("MaxVio", [worst for _, worst in first]),
-         Column("B", [bar for bar, _ in second], left=True), Column("MaxVio", [worst for _, worst in second])], width)]  # fmt: skip
+        [TextColumn("load", [f"L{layer + 1}" for layer in layers], align_left=True),
+         TextColumn("A", [bar for bar, _ in first], align_left=True), TextColumn("MaxVio", [worst for _, worst in first]),
+         TextColumn("B", [bar for bar, _ in second], align_left=True), TextColumn("MaxVio", [worst for _, worst in second])], width)]  # fmt: skip

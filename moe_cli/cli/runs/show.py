@@ -7,11 +7,11 @@ from typing import Any
 from rich.text import Text
 
 from moe_cli.cli.config import flat
-from moe_cli.cli.console import PIPED_WIDTH, Terminal
-from moe_cli.cli.text_table import print_lines
+from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.config.build import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, target
+from moe_cli.report.render.terminal import pack
 from moe_cli.runs.cleanup import size_of
 from moe_cli.runs.curves import number, validation_curve
 from moe_cli.runs.folder import COMPLETED, Run
@@ -79,21 +79,16 @@ def print_run(run: Run) -> None:
     width = console.width if console.is_terminal else PIPED_WIDTH
     print_lines(console, [title])
     for label, pieces in rows:
-        print_lines(console, wrapped(label, pieces, width))
+        print_lines(console, wrap_labelled(label, pieces, width))
 
 
-def wrapped(label: str, pieces: Sequence[str], width: int) -> list[Text]:
-    """Pieces side by side after a label, on as many lines as it takes; a piece is cut only where it fits on none."""
-    room = max(8, width - LABEL_WIDTH)
-    lines = [""]
-    for piece in map(printable, pieces):
-        together = f"{lines[-1]}   {piece}" if lines[-1] else piece
-        if len(together) <= room or not lines[-1]:
-            lines[-1] = together
-        else:
-            lines.append(piece)
-    return [Text.assemble((f"  {label if number == 0 else '':<{LABEL_WIDTH - 2}}", "dim"), line)
-            for number, line in enumerate(lines)]  # fmt: skip
+def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
+    """Pieces side by side after a label, on as many lines as it takes."""
+    lines = pack([*map(printable, pieces)], max(8, width - LABEL_WIDTH))
+    labels = [label, *[""] * (len(lines) - 1)]
+    return [
+        Text.assemble((f"  {label:<{LABEL_WIDTH - 2}}", "dim"), line) for label, line in zip(labels, lines, strict=True)
+    ]
 
 
 def _settings(run: Run) -> list[str]:

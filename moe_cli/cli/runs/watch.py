@@ -117,16 +117,16 @@ def _end(console: Console, name: str, standing: Standing) -> int:
 def labels_of(runs: Sequence[Run]) -> dict[Path, str]:
     """What tells the runs of a sweep apart, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
     from moe_cli.config.build import show
-    from moe_cli.report.aggregate import applies, settings_of, varying
     from moe_cli.report.load import flatten
+    from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
 
     rows = {run: flatten(values) for run in runs if (values := run.config_dict())}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     rows = {run: {**dict.fromkeys(names), **row} for run, row in rows.items()}
-    chosen = varying(list(rows.values()), settings_of(names))
+    chosen = varying_settings(list(rows.values()), settings_of(names))
     labels = {run.path: run.id for run in runs}
     for run, row in rows.items():
-        words = [f"{name}={show(row[name])}" for name in chosen if applies(name, row)] or [run.id]
+        words = [f"{name}={show(row[name])}" for name in chosen if setting_applies(name, row)] or [run.id]
         labels[run.path] = " ".join([*words, f"seed={show(row.get('seed'))}"])
     return labels
 

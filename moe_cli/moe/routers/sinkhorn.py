@@ -4,36 +4,35 @@ T tokens, E experts (null ones included), K chosen per token, D width.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_cli.config.routers import SinkhornConfig
 from moe_cli.distributed.collectives import all_gather_rows, local_rows
-from moe_cli.moe.experts import Experts
-from moe_cli.moe.routers.token_choice import Router, top_indices
-from moe_cli.moe.routing import Routing, from_choices
+from moe_cli.moe.routers.router import GatedRouter, top_indices
+from moe_cli.moe.routing import Routing, RoutingPolicy, routing_from_top_k
 
 
-class SinkhornRouter(Router):
+class SinkhornRouter(GatedRouter):
     """Balanced choice by Sinkhorn iterations in training, the plain K largest at evaluation (S-BASE, 2202.01169).
 
-    The iterations only decide who is chosen; the weights are the softmax, renormalised for K > 1, and carry the gradient.
+    The iterations decide the choice only; the weights are the softmax, renormalised for K > 1, and carry the gradient.
     """
 
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, config: SinkhornConfig, experts: Experts | None = None
-    ) -> None:
-        super().__init__(d_model, num_experts, top_k, config, experts)
-        self.iterations = config.iterations
+    config: SinkhornConfig
 
-    def forward(self, x: Float[Tensor, "T D"]) -> Routing:
-        logits, probs = self.scores(x)
+    def route(
+        self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None, policy: RoutingPolicy
+    ) -> Routing:
+        logits, probs = self.scores(tokens)
+        top_k = policy.top_k or self.top_k
         if self.training:
-            chosen = top_indices(local_rows(sinkhorn(all_gather_rows(logits.detach()), self.iterations)), self.top_k)
+            balanced = sinkhorn(all_gather_rows(logits.detach()), self.config.iterations)
+            chosen = top_indices(local_rows(balanced), top_k)
         else:
-            chosen = self.choose(probs)
-        weights = probs.gather(1, chosen) if self.top_k == 1 else logits.gather(1, chosen).softmax(-1)
-        return from_choices(logits, probs, chosen, weights)
+            chosen = self.select_experts(probs, policy)
+        weights = probs.gather(1, chosen) if top_k == 1 else logits.gather(1, chosen).softmax(-1)
+        return routing_from_top_k(logits, probs, chosen, weights)
 
 
 def sinkhorn(logits: Float[Tensor, "T E"], iterations: int) -> Float[Tensor, "T E"]:

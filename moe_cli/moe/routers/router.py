@@ -1,0 +1,126 @@
+"""The protocol of all routers, `Router.route`, and the gate that most of them share.
+
+Of equal scores the expert of the lowest index is chosen (on a GPU, the one that torch.topk takes): a token of zeros, or
+a gate of zeros, goes to experts 0 to K - 1. Gates therefore start at small random weights, never at zero.
+
+To add a router: a config class in config/routers.py, a subclass of `Router` or `GatedRouter` with a `route` in this
+package, one line in ROUTERS (routers/registry.py), and conf/router/NAME.yaml.
+T tokens, E experts (null ones included), K chosen per token, D width.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from moe_cli.config.routers import TokenChoice
+from moe_cli.moe.experts import Experts
+from moe_cli.moe.gates import make_gate
+from moe_cli.moe.routing import Routing, RoutingPolicy
+
+
+class Router(nn.Module, ABC):
+    """Decides which tokens go to which experts.
+
+    Attributes:
+        num_experts: E.
+        top_k: K, unless a policy names another.
+        config: the options of the router, an instance of its class in config/routers.py.
+        fills_capacity: experts choose their tokens, up to their capacity, so that no assignment is dropped afterwards.
+    """
+
+    fills_capacity: ClassVar[bool] = False
+
+    def __init__(
+        self, d_model: int, num_experts: int, top_k: int, config: object, experts: Experts | None = None
+    ) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.config = config
+
+    @abstractmethod
+    def route(
+        self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None, policy: RoutingPolicy
+    ) -> Routing:
+        """Returns the assignments of all tokens, before any is dropped.
+
+        Args:
+            token_ids: the vocabulary id of each token; only router=hash reads it.
+            policy: K, and the capacity factor for routers that fill it.
+        """
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "T D"],
+        token_ids: Int[Tensor, " T"] | None = None,
+        policy: RoutingPolicy | None = None,
+    ) -> Routing:
+        """`route`, by default with the router's own K."""
+        return self.route(tokens, token_ids, policy or RoutingPolicy())
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Initialises the weights; a router without a gate has none."""
+
+    def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
+        """Adapts what the router sets without a gradient, after an optimizer step with these assignments per expert."""
+
+
+class GatedRouter(Router):
+    """A router with a gate, which is float32 whatever the precision of the rest."""
+
+    expert_bias: Tensor
+
+    def __init__(
+        self, d_model: int, num_experts: int, top_k: int, config: object, experts: Experts | None = None
+    ) -> None:
+        options = config if isinstance(config, TokenChoice) else TokenChoice()
+        super().__init__(d_model, num_experts + options.null_experts, top_k, config, experts)
+        self.temperature = options.temperature
+        self.gate = make_gate(options.score, d_model, self.num_experts, experts)
+        # Moves the choice and never the weight: loss-free balancing, arXiv:2408.15664.
+        self.register_buffer("expert_bias", torch.zeros(self.num_experts))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        self.gate.reset_parameters(generator)  # type: ignore[operator]
+
+    def logits(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+        """The gate's scores over the temperature, in float32 (float64 for float64 weights) also under autocast."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            weight = next(self.gate.parameters(), tokens)
+            scores: Tensor = self.gate(tokens.to(gate_dtype(weight))) / self.temperature
+            return scores
+
+    def scores(self, tokens: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T E"], Float[Tensor, "T E"]]:
+        """Returns the logits and their softmax."""
+        logits = self.logits(tokens)
+        return logits, logits.softmax(-1)
+
+    def select_experts(self, scores: Float[Tensor, "T E"], policy: RoutingPolicy) -> Int[Tensor, "T K"]:
+        """Returns the K experts of highest score plus bias, best first."""
+        return top_indices(scores.detach() + self.expert_bias, policy.top_k or self.top_k)
+
+
+def gate_dtype(tensor: Tensor) -> torch.dtype:
+    """The precision in which scores are computed: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
+    """Indices of the K largest per row, largest first; on a CPU the earlier first among equals.
+
+    On a CPU, for small K, K times argmax is as fast as `topk`, which leaves the order of equals open.
+    """
+    if scores.device.type != "cpu":
+        return scores.topk(top_k, dim=-1).indices
+    if not 0 < top_k <= 8:
+        return scores.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
+    scores = scores.clone()
+    chosen = []
+    for _ in range(top_k):
+        best = scores.argmax(-1, keepdim=True)
+        chosen.append(best)
+        scores.scatter_(1, best, -torch.inf)
+    return torch.cat(chosen, dim=1)

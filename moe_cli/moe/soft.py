@@ -1,0 +1,118 @@
+"""Soft MoE: every expert sees mixtures of all tokens. G sequences, L positions, E experts, S slots each, D width."""
+
+from typing import Unpack
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from moe_cli.config.ranges import whole
+from moe_cli.moe.routers.router import gate_dtype
+from moe_cli.moe.routing import Routing, RoutingPolicy
+from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer
+
+
+class SoftMoELayer(SparseLayer):
+    """Experts work on slots, which are mixtures of a sequence's tokens, and every token mixes the slots' outputs.
+
+    Soft MoE 2308.00951, section 2, with the normalisation of 2.3: dispatch weights are a softmax over the positions of a
+    sequence, combine weights one over the slots. Nothing is chosen and nothing dropped. Not for causal models: a slot
+    holds later tokens.
+
+    Args:
+        d_model: width D of a token, in and out.
+        num_experts: E.
+        d_expert: hidden width of one expert.
+        slots: S, slots of each expert.
+
+    Raises:
+        ConfigError: a count or width is no whole number of at least 1, or a name is unknown.
+    """
+
+    def __init__(
+        self, d_model: int, num_experts: int, d_expert: int, slots: int = 1, **options: Unpack[ExpertOptions]
+    ) -> None:
+        whole("num_experts", num_experts)
+        whole("slots", slots)
+        super().__init__(d_model, num_experts, d_expert, lambda _: SlotGate(d_model, num_experts, slots), **options)
+        self.router: SlotGate
+        self.top_k = num_experts
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch D"],
+        token_ids: Int[Tensor, "*batch"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
+        policy: RoutingPolicy | None = None,
+    ) -> tuple[Float[Tensor, "*batch D"], Routing]:
+        """Returns the layer's output and its record seen from the tokens: each uses every expert.
+
+        Args:
+            x: sequences, the last dimension but one being positions.
+            token_ids: not read, and nor is `policy`: they are arguments of every sparse layer.
+            mask: False for padding, which is in no slot and gets zero.
+        """
+        x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
+        tokens = x.reshape(-1, x.shape[-1])
+        sequences = x.reshape((1,) * (3 - x.ndim) + x.shape).flatten(0, -3)
+        mask = None if mask is None else mask.reshape(sequences.shape[:-1])
+        logits = self.router(sequences)
+        slots = self.router.mix_tokens(sequences, logits, mask)
+        outputs = self.run_experts(slots, self.router.slot_routing(len(sequences), x.device))
+        y = logits.softmax(-1).to(outputs.dtype) @ outputs.view(len(sequences), logits.shape[-1], outputs.shape[-1])
+        y = y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0)
+        y = self.add_shared(y.flatten(0, 1), tokens)
+        return y.view(x.shape), self.router.token_routing(logits.flatten(0, 1) if mask is None else logits[mask])
+
+
+class SlotGate(nn.Module):
+    """Scores of every position for every slot, and what follows from them."""
+
+    def __init__(self, d_model: int, num_experts: int, slots: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.slots = slots
+        self.phi = nn.Parameter(torch.empty(num_experts * slots, d_model))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.phi, std=self.phi.shape[1] ** -0.5, generator=generator)
+        nn.init.ones_(self.scale)
+
+    def forward(self, x: Float[Tensor, "G L D"]) -> Float[Tensor, "G L S_E"]:
+        """The score of every position for every slot, in float32 (float64 for float64 weights)."""
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = gate_dtype(self.phi)
+            phi = self.scale.to(dtype) * F.normalize(self.phi.to(dtype), dim=-1)
+            return F.linear(F.normalize(x.to(dtype), dim=-1), phi)
+
+    def mix_tokens(
+        self, x: Float[Tensor, "G L D"], logits: Float[Tensor, "G L S_E"], mask: Bool[Tensor, "G L"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """Contents of the G * E * S slots, without padding (False in `mask`); zeros where all is padding."""
+        if mask is not None:
+            logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
+        weights = logits.softmax(1)
+        if mask is not None:
+            weights = weights.masked_fill(~mask.unsqueeze(-1), 0)
+        return (weights.to(x.dtype).mT @ x).flatten(0, 1)
+
+    def slot_routing(self, num_sequences: int, device: torch.device) -> Routing:
+        """Sends every slot to its one expert with weight 1."""
+        expert_ids = torch.arange(self.num_experts, device=device).repeat_interleave(self.slots).repeat(num_sequences)
+        ones = torch.ones(len(expert_ids), device=device)
+        even = ones.unsqueeze(1).expand(-1, self.num_experts)
+        slots = torch.arange(len(expert_ids), device=device)
+        return Routing(torch.zeros_like(even), even / self.num_experts, slots, expert_ids, ones, ones.bool())
+
+    def token_routing(self, flat: Float[Tensor, "T S_E"]) -> Routing:
+        """The record seen from the tokens: each uses every expert, with the sum of its slots' combine weights."""
+        by_expert = flat.unflatten(-1, (self.num_experts, self.slots))
+        probs = flat.softmax(-1).unflatten(-1, (self.num_experts, self.slots)).sum(-1)
+        tokens = torch.arange(len(flat), device=flat.device)
+        expert_ids = torch.arange(self.num_experts, device=flat.device).repeat_interleave(len(flat))
+        kept = torch.ones(len(expert_ids), dtype=torch.bool, device=flat.device)
+        return Routing(
+            by_expert.logsumexp(-1), probs, tokens.repeat(self.num_experts), expert_ids, probs.T.flatten(), kept
+        )

@@ -1,0 +1,144 @@
+"""What every sparse layer has: routed experts with a back end, and shared experts that see all tokens.
+
+T tokens, A assignments, E experts, D width.
+"""
+
+from collections.abc import Callable, Collection
+from typing import TypedDict
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from moe_cli.config.ranges import above, share, whole
+from moe_cli.distributed.collectives import ExpertGroup
+from moe_cli.errors import ConfigError
+from moe_cli.moe.backends.dispatch import BACKENDS
+from moe_cli.moe.expert_parallel import compute_divided
+from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
+from moe_cli.moe.gates import LinearGate
+from moe_cli.moe.routing import Routing, computed
+
+
+class ExpertOptions(TypedDict, total=False):
+    """Options of every sparse layer.
+
+    Attributes:
+        ffn_type: `glu` (gated, the default) or `mlp`.
+        activation: silu, gelu, relu or relu2; by default silu for glu and gelu for mlp.
+        shared_experts: experts of width d_expert that see every token; their outputs are added. Default 0.
+        shared_gate: weight those outputs by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
+        expert_dropout: fraction of the routed experts' hidden values that training leaves out (Switch 2101.03961, 2.4).
+        expert_init_scale: variance of the routed experts' first weights times fan-in; Switch takes 0.1 (section 2.4).
+        dispatch: back end, a name of `moe_cli.moe.backends.dispatch.BACKENDS`; default `auto`.
+    """
+
+    ffn_type: str
+    activation: str | None
+    shared_experts: int
+    shared_gate: bool
+    expert_dropout: float
+    expert_init_scale: float
+    dispatch: str
+
+
+class SparseLayer(nn.Module):
+    """Routed and shared experts; how tokens reach them is up to the subclass.
+
+    Args:
+        router: builds the module that scores tokens from the experts, which it may read.
+
+    Attributes:
+        top_k: experts per token; E where every token uses all.
+    """
+
+    top_k: int
+
+    def __init__(  # noqa: PLR0913  (every argument is a property of the layer that users choose)
+        self,
+        d_model: int,
+        num_experts: int,
+        d_expert: int,
+        router: Callable[[Experts], nn.Module],
+        *,
+        ffn_type: str = "glu",
+        activation: str | None = None,
+        shared_experts: int = 0,
+        shared_gate: bool = False,
+        expert_dropout: float = 0.0,
+        expert_init_scale: float = 1.0,
+        dispatch: str = "auto",
+    ) -> None:
+        super().__init__()
+        whole("d_model", d_model)
+        whole("d_expert", d_expert)
+        whole("shared_experts", shared_experts, 0)
+        check_choice("ffn_type", ffn_type, ("glu", "mlp"))
+        check_choice("dispatch", dispatch, BACKENDS)
+        activation = activation or ("silu" if ffn_type == "glu" else "gelu")
+        check_choice("activation", activation, ACTIVATIONS)
+        above("expert_init_scale", expert_init_scale, 0)
+        share("expert_dropout", expert_dropout)
+        self.num_experts = num_experts
+        self.dispatch = dispatch
+        self.expert_init_scale = expert_init_scale
+        self.expert_group: ExpertGroup | None = None
+        experts = Experts(
+            num_experts, d_model, d_expert, d_model, kind=ffn_type, activation=activation, dropout=expert_dropout
+        )
+        self.router = router(experts)
+        self.experts = experts
+        self.shared_experts = (
+            FeedForward(d_model, shared_experts * d_expert, kind=ffn_type, activation=activation)
+            if shared_experts
+            else None
+        )
+        self.shared_gate = LinearGate(d_model, 1) if shared_experts and shared_gate else None
+        self.reset_parameters()
+
+    @property
+    def num_choices(self) -> int:
+        """Experts that the router scores, null ones included."""
+        return self.num_experts
+
+    def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
+        self.router.reset_parameters(generator)  # type: ignore[operator]
+        self.experts.reset_parameters(generator, out_scale, self.expert_init_scale)
+        if self.shared_experts is not None:
+            self.shared_experts.reset_parameters(generator, out_scale)
+        if self.shared_gate is not None:
+            self.shared_gate.reset_parameters(generator)
+
+    def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
+        """Lets the router adapt what it sets without a gradient, after an optimizer step with these assignments."""
+
+    def shard_experts(self, group: ExpertGroup) -> None:
+        """Keeps this process's part of the experts and reaches the others through `group`. E is a multiple of M."""
+        self.expert_group = group
+        self.experts.keep(group.own)
+
+    def run_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
+        """Returns each token's weighted sum of the outputs of the experts that kept it."""
+        routing = computed(routing)
+        backend = BACKENDS[self.dispatch]
+        if self.expert_group is not None:
+            return compute_divided(self.experts, tokens, routing, self.expert_group, backend)
+        return backend(self.experts, tokens, routing, self.experts.draw_mask(len(routing.expert_ids)))
+
+    def add_shared(self, y: Float[Tensor, "T D"], tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        """Adds the output of the shared experts, where there are any."""
+        if self.shared_experts is None:
+            return y
+        shared: Tensor = self.shared_experts(tokens)
+        return y + (shared if self.shared_gate is None else self.shared_gate(tokens).sigmoid() * shared)
+
+
+def check_choice(name: str, value: str, options: Collection[str]) -> None:
+    """Raises ConfigError for a value that is none of the options."""
+    if value not in options:
+        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(options)}.")
+
+
+def moe_layers(model: nn.Module) -> list[SparseLayer]:
+    """The sparse layers of a model, first to last."""
+    return [module for module in model.modules() if isinstance(module, SparseLayer)]
