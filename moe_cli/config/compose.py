@@ -9,7 +9,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -115,8 +115,8 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     return ConfigLoaderImpl(path)
 
 
-# The first composer of the packaged conf/ alone, whose compositions the others share: its files do not change.
-_PACKAGED: dict[Path, "Composer"] = {}
+# What the packaged conf/ alone composes to, shared by all composers of a process: its files do not change.
+_PACKAGED: dict[Path, tuple[Any, Any, Any]] = {}
 
 
 class Composer:
@@ -127,10 +127,11 @@ class Composer:
         self.folders = [folder for folder in (self.user.folder, packaged_conf()) if folder]
         # Files of the user's folder that were composed, relative to it.
         self.used: dict[str, None] = {}
-        first = self if self.user.folder else _PACKAGED.setdefault(packaged_conf(), self)
-        self.compose = cache(self._compose) if first is self else first.compose
-        self.base = cache(self._base) if first is self else first.base
-        self.choices = cache(self._choices) if first is self else first.choices
+        own = cache(self._compose), cache(self._base), cache(self._choices)
+        shared = own if self.user.folder else _PACKAGED.setdefault(packaged_conf(), own)
+        self.compose: Callable[..., dict[str, Any]] = shared[0]
+        self.base: Callable[..., _Base] = shared[1]
+        self.choices: Callable[[str], list[str]] = shared[2]
 
     @cached_property
     def loader(self) -> "ConfigLoaderImpl":

@@ -313,6 +313,7 @@ def test_the_worker_says_with_its_exit_code_how_it_went(
     assert "error: data.path=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_worker_is_a_program(text_file: Path, tmp_path: Path) -> None:
     """python -m moe_cli.execution.worker RUN_FOLDER OUTPUTS trains, and prints nothing when all is well."""
     run = create_run(tmp_path, "runs", tiny_config(text_file, train={"steps": 1}))

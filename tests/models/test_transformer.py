@@ -269,6 +269,7 @@ def test_the_seed_alone_decides_the_weights() -> None:
     assert not torch.equal(states[0]["embedding.weight"], states[2]["embedding.weight"])
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("router", [*ROUTERS, "random"])
 def test_one_batch_can_be_learned_by_heart(router: str) -> None:
     """A few dozen steps on one batch bring the loss near zero: the gradient reaches what it must."""
