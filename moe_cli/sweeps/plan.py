@@ -40,7 +40,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkipCandidate:
     """A point that cannot be, and why."""
 
     label: str
@@ -63,7 +63,7 @@ class SweepPlan:
     name: str
     question: str
     points: tuple[Point, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SkipCandidate, ...]
     num_repeats: int
     num_seeds: int
     notes: tuple[str, ...]
@@ -220,7 +220,7 @@ class _Found:
 
     configs: dict[RunConfig, str] = field(default_factory=dict)
     run_ids: set[str] = field(default_factory=set)
-    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    left_out: dict[str, SkipCandidate] = field(default_factory=dict)
     repeats: int = 0
     excluded: int = 0
     notes: dict[str, None] = field(default_factory=dict)
@@ -264,7 +264,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     for values, where in points:
         label, resolved = write(values), compose(composer, {**values, "seed": seed}, where)
         if isinstance(resolved, str):
-            found.left_out[label] = LeftOut(label or "this point", resolved)
+            found.left_out[label] = SkipCandidate(label or "this point", resolved)
             continue
         if resolved is None:
             found.excluded += 1
@@ -294,7 +294,7 @@ def _add_baselines(
             first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.wrong_baseline |= isinstance(error, BadValue)
-            found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
+            found.left_out[label] = SkipCandidate(f"baseline {label}".rstrip(), str(error))
             reasons[str(error)] = None
     if reasons and not first:
         found.no_baseline = "\n".join([*reasons][:2])
