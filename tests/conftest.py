@@ -83,7 +83,7 @@ def nests() -> Iterator[Any]:
 @pytest.fixture
 def shared_nest(nests: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps fork their runs from a process that those before have left: for tests of something else than that process."""
-    monkeypatch.setattr("moe_cli.sweeps.executors.local.Nest", nests)
+    monkeypatch.setattr("moe_cli.sweeps.executors.local.ForkServer", nests)
 
 
 @pytest.fixture(scope="session")
