@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
     """What the packaged conf/ composes to is worked out once for all tests of a process: a command would do it anew."""
-    from moe_cli.config.compose import Composer, packaged_conf
+    from moe_cli.config.compose import Composer
+    from moe_cli.config.settings import packaged_conf
 
     def once(method: Callable[..., Any]) -> Callable[..., Any]:
         known: dict[tuple[str, ...], Any] = {}

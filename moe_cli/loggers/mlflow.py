@@ -20,7 +20,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.files.writing import edit, hold
 from moe_cli.loggers.logger import (
     ResumeState,

@@ -10,10 +10,11 @@ from moe_cli import __version__
 from moe_cli.config.axes import Axis
 from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.bounds import CONFIGURATIONS, RUNS, SEEDS, shortened
-from moe_cli.config.build import build, names_of, show
+from moe_cli.config.build import build, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file

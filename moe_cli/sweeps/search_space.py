@@ -7,10 +7,11 @@ from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEARCH_SEED, shortened
-from moe_cli.config.build import did_you_mean, kinds_of, names_of, show
+from moe_cli.config.build import did_you_mean, kinds_of, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
 from moe_cli.loggers.logger import RunContext

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moe_cli import __version__, sweep
-from moe_cli.config.compose import Composer, load_config, packaged_conf
+from moe_cli.config.compose import Composer, load_config
+from moe_cli.config.settings import packaged_conf
 from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
 from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError

@@ -116,7 +116,7 @@ def _end(console: Console, name: str, standing: SweepProgress) -> int:
 
 def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
     """What tells the runs of a sweep apart, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
-    from moe_cli.config.build import show
+    from moe_cli.config.ranges import show
     from moe_cli.report.load import flatten
     from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
 
