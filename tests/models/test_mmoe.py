@@ -149,6 +149,7 @@ def test_the_squares_are_of_all_that_was_looked_up() -> None:
         torch.testing.assert_close(model(PAIRS)[2][:, column], torch.stack(expected))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}, {"router": SwitchConfig(), "k": 1}])
 def test_a_batch_is_learned_by_heart(tmp_path: Path, sparse: dict[str, Any]) -> None:
     """A few dozen steps on one batch leave little of its loss."""
@@ -166,7 +167,8 @@ def test_a_batch_is_learned_by_heart(tmp_path: Path, sparse: dict[str, Any]) -> 
     assert loss.item() < first / 20
 
 
-@pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("sparse", [{}, pytest.param({"expert": 1, "k": 1}, marks=pytest.mark.slow)])
 def test_planted_clusters_are_found(tmp_path: Path, sparse: dict[str, Any]) -> None:
     """A short training beats the user and item means, and comes half the way from them to the rule behind the data."""
     data = replace(TINY["mmoe"]["data"], users=60, items=40, num_pairs=2000, clusters=3, noise=0.3)
