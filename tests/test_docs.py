@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,8 @@ def run_block(block: Block, space: dict[str, Any]) -> None:
     """Runs each command, or the Python code, and compares exit codes and what is printed."""
     flags = {hint for hint in block.hints if re.match(r"run$|sweep$|slow$|exit=|output=", hint)}
     if block.kind == "python":
-        with redirect_stdout(io.StringIO()) as printed:
+        with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+            warnings.simplefilter("default")  # those of other libraries are no error here
             exec(block.code, space)  # noqa: S102  (our own file)
         if block.output is not None and "output=any" not in flags:
             assert block.output == printed.getvalue()
