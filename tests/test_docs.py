@@ -7,7 +7,7 @@ A page is one test, in a folder of its own. Comments `<!-- test: ... -->` in the
 - `skip`: another test runs the block.
 - `output=any`: what Python prints is not compared.
 - `-model.num_heads`: takes a word away from those that make a training tiny.
-- Every other word is added to each train, sweep and bench command, in place of one with the same key.
+- Every other word is added to each train, sweep, sample and bench command, in place of one with the same key.
 """
 
 import io
@@ -88,7 +88,7 @@ def replaced(words: list[str], others: list[str]) -> list[str]:
 def tiny_command(command: str, hints: tuple[str, ...]) -> list[str]:
     """The words of `moe ...` as it is run: the page's own, made small by the defaults here and by the page's hints."""
     words = shlex.split(command, comments=True)[1:]
-    if words[0] not in ("train", "sweep", "bench"):
+    if words[0] not in ("train", "sweep", "bench", "sample"):
         return words
     added = [hint for hint in hints if not hint.startswith("-") or hint.startswith("--")]
     if words[0] in ("train", "sweep") and "--resume" not in words:
