@@ -9,7 +9,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -25,10 +25,12 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import combine
-from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of, show
-from moe_cli.config.folders import GROUPS, find_user_conf, is_text, packaged_conf
+from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
+from moe_cli.config.folders import GROUPS, find_user_conf, is_text
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
+from moe_cli.config.settings import packaged_conf
 from moe_cli.config.tasks import WITH_MODEL, what_follows
 from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
@@ -115,6 +117,10 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     return ConfigLoaderImpl(path)
 
 
+# What the packaged conf/ alone composes to, shared by all composers of a process: its files do not change.
+_PACKAGED: dict[Path, tuple[Any, Any, Any]] = {}
+
+
 class Composer:
     """Composes conf/, with the user's own folder before the packaged one."""
 
@@ -123,9 +129,11 @@ class Composer:
         self.folders = [folder for folder in (self.user.folder, packaged_conf()) if folder]
         # Files of the user's folder that were composed, relative to it.
         self.used: dict[str, None] = {}
-        self.compose = cache(self._compose)
-        self.base = cache(self._base)
-        self.choices = cache(self._choices)
+        own = cache(self._compose), cache(self._base), cache(self._choices)
+        shared = own if self.user.folder else _PACKAGED.setdefault(packaged_conf(), own)
+        self.compose: Callable[..., dict[str, Any]] = shared[0]
+        self.base: Callable[..., _Base] = shared[1]
+        self.choices: Callable[[str], list[str]] = shared[2]
 
     @cached_property
     def loader(self) -> "ConfigLoaderImpl":
