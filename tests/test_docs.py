@@ -117,7 +117,7 @@ def run_block(block: Block, space: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="session")
-def prepared(nests: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes a folder with a text, and in it a finished run or sweep; each once for all pages of this process."""
     folders: dict[str, Path] = {}
 
@@ -128,7 +128,6 @@ def prepared(nests: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
             command = {"run": "moe train expert=8", "sweep": "moe sweep sparsity expert=1,8 k=2 --seeds 2"}.get(what)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folders[what])
-                patch.setattr("moe_cli.sweeps.executors.local.Nest", nests)
                 for command in COMMANDS.get(what, ()):
                     result = CliRunner().invoke(app, tiny_command(command, ()))
                     assert result.exit_code == 0, result.output
