@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moe_cli.cli.evaluate import policy_values
+from moe_cli.cli.evaluate import eval_overrides
 from moe_cli.config.balances import BalanceLoss, LossFreeBalance, QuantileBalance, SwitchBalance
 from moe_cli.config.build import build
 from moe_cli.config.compose import Composer, load_config
@@ -448,5 +448,5 @@ def test_an_evaluation_refuses_what_has_no_effect(router: str, words: str) -> No
     """`moe eval RUN` says that the router of the run does not know the setting."""
     config = load_config(["model=bert", f"router={router}"]).config
     with pytest.raises(ConfigError) as error:
-        policy_values(config, [words])
+        eval_overrides(config, [words])
     assert f"'{words.partition('=')[0]}' has no effect with router={router}. Leave it out." == str(error.value)
