@@ -139,14 +139,14 @@ def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
 
 @contextmanager
 def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
-    """What is printed within it before the run begins: where nobody reads it, that is why the run was not carried out."""
+    """Within it output is printed before the run begins; if it has no reader, the run is marked as interrupted."""
     from moe_cli.runs.folder import INTERRUPTED
     from moe_cli.runs.recorder import Recorder
 
     try:
         yield
     except (BrokenPipeError, SystemExit):  # rich exits
-        Recorder(run).status(INTERRUPTED, reason="stopped at once: nobody reads its output")
+        Recorder(run).status(INTERRUPTED, reason="stopped at once: its output has no reader")
         end_unread(130)
 
 
@@ -179,7 +179,7 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
 
 
 def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:
-    """In several processes, of which the first does what `_train` does."""
+    """Trains in several processes; the first does what `_train` does."""
     from moe_cli.execution.run import run_launched
 
     words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder), "--force-memory"]
@@ -196,7 +196,7 @@ def _print_stopped(console: "Console", run: "Run") -> None:
 
 
 def _run_nonzero_rank(outputs: Path) -> None:
-    """What every process but the first does: the same training, without a word."""
+    """Trains in a process that is not the first: the same training, without output."""
     from moe_cli.distributed import collectives
     from moe_cli.execution.run import run_one
     from moe_cli.runs.folder import Run

@@ -19,7 +19,7 @@ from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 EXIT_OK, EXIT_FAILED, EXIT_BUSY, EXIT_DISK_FULL, EXIT_INTERRUPTED = 0, 1, 4, 5, 130
-# The process id of a worker's parent, without which it should not go on.
+# Environment variable with the parent's pid; the worker exits when that process dies.
 PARENT_PID_ENV = "MOE_PARENT"
 
 

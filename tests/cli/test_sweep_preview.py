@@ -104,9 +104,7 @@ def test_cores_that_would_idle_or_be_crowded_are_told(prepared: PreparedSweep, m
 
     monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
     assert [] == said(2, RayExecutor(cpus=2), 9) == said(1, LocalExecutor(), 2)
-    assert ["4 cores reserved for each run, of which it uses 1. To use all: train.threads=4"] == said(
-        1, RayExecutor(cpus=4)
-    )
+    assert ["4 cores reserved for each run, and it uses 1. To use all: train.threads=4"] == said(1, RayExecutor(cpus=4))
     assert ["2 threads on 1 core of each run: slower. Reserve more: executor.cpus=2"] == said(2, SlurmExecutor())
     assert ["4 threads on 2 cores: slower. Fewer: -j"] == said(2, LocalExecutor(), 2)
 
