@@ -4,13 +4,13 @@ from dataclasses import asdict
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import cost, training_steps
-from moe_cli.costs.multi_gpu import Device, seconds_on, shares
+from moe_cli.costs.model import estimate_cost, training_steps
+from moe_cli.costs.multi_gpu import Device, per_gpu_costs, seconds_on
 
 
 def price(config: RunConfig, vocab_size: int, gpus: int, gpu: Device, mfu: float) -> dict[str, Any]:
     """What a training costs on `gpus` GPUs that reach the share `mfu` of their peak; times in seconds, sizes in bytes."""
-    costs = cost(config, vocab_size)
+    costs = estimate_cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
     flops = None if steps is None else steps * costs.flops_per_step
     return {
@@ -27,6 +27,6 @@ def price(config: RunConfig, vocab_size: int, gpus: int, gpu: Device, mfu: float
         "tokens_per_second": gpus * gpu.flops * mfu / costs.flops_per_token,
         "shares": [
             {**asdict(share), "memory_bytes": share.memory_bytes, "fits": share.memory_bytes <= gpu.memory_bytes}
-            for share in shares(config, costs, gpus)
+            for share in per_gpu_costs(config, costs, gpus)
         ],
     }  # fmt: skip
