@@ -13,6 +13,7 @@ FLOPs are two quantities, of the model and of the optimizer; FLOPs alone are the
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from moe_cli.config.layer_costs import (
     TRAINING_PASSES,
@@ -81,8 +82,9 @@ class Cost:
         return self.flops_per_step / self.tokens_per_step
 
 
+@lru_cache(maxsize=1024)  # a run asks for it when it picks threads, steps, compilation, and for its summary
 def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
-    """The cost of a resolved configuration."""
+    """Returns the cost of a resolved configuration, counted once."""
     model, backbone = config.model, backbone_cost(config, vocab_size)
     sparse, read, d_expert = len(config.sparse_layers), stack_input_fraction(config), model.d_expert or 0
     dense = model.num_layers - sparse
