@@ -140,7 +140,7 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 
 def read_conf(name: str) -> dict[str, Any]:
     """The content of a file of the packaged conf/."""
-    content: dict[str, Any] = yaml.load((packaged_conf() / f"{name}.yaml").read_bytes(), _LOADER)
+    content: dict[str, Any] = _LOADER((packaged_conf() / f"{name}.yaml").read_bytes()).get_single_data()
     return content
 
 

@@ -12,7 +12,7 @@ from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
-from moe_cli.moe.backends.loop import experts_loop_op
+from moe_cli.moe.backends.loop import experts_loop_op, loop
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routing import Routing
 from tests.moe.backends.test_dispatch import E, F, assert_same, make_case
@@ -76,14 +76,14 @@ def test_the_operator_equals_the_loop(capacity: float | None, with_mask: bool) -
     case = make_case("top2", 64, capacity)
     mask = torch.randint(0, 3, (128, F), generator=torch.Generator().manual_seed(3)).double() if with_mask else None
 
-    def loop(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
+    def by_loop(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         return loop(experts, x, routing, mask)
 
-    def operator(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
+    def by_operator(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         record = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
         return experts_loop_op(x, *record, *experts.parameters(), mask, "glu", "silu")[0]
 
-    assert_same(case.outcome(loop), case.outcome(operator), 0.0)
+    assert_same(case.outcome(by_loop), case.outcome(by_operator), 0.0)
 
 
 @pytest.mark.slow
