@@ -15,7 +15,7 @@ from moe_cli.execution.runtime_tuning import keep_freed_memory, spin_briefly
 from moe_cli.files.writing import is_full
 from moe_cli.formatting import print_line
 from moe_cli.runs.folder import Run
-from moe_cli.training.signals import follow
+from moe_cli.training.signals import exit_with_parent
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 EXIT_OK, EXIT_FAILED, EXIT_BUSY, EXIT_DISK_FULL, EXIT_INTERRUPTED = 0, 1, 4, 5, 130
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     spin_briefly()
     keep_freed_memory()
     if parent := os.environ.pop(PARENT_PID_ENV, None):
-        follow(int(parent))
+        exit_with_parent(int(parent))
     code = main(*sys.argv[1:])
     if launched():
         leave(code)

@@ -34,8 +34,8 @@ from moe_cli.runs.recorder import NullRecorder
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.evaluate import eval_policy, evaluate
 from moe_cli.training.optimizers import make_optimizers
-from moe_cli.training.trainer import Training
-from moe_cli.training.wrap import Parallel
+from moe_cli.training.trainer import Trainer
+from moe_cli.training.wrap import DistributedModel
 from tests.tiny import words
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -268,8 +268,8 @@ class Results:
         corpus = load_run_data(config, self.folder)
         task, size = make_task(config, corpus), model_vocab_size(config, corpus)
         model = make_model(config, size)
-        training = Training(
-            config, Parallel(config.launch, model), task, make_optimizers(config.optim, model), NullRecorder(Run(self.folder)),
+        training = Trainer(
+            config, DistributedModel(config.launch, model), task, make_optimizers(config.optim, model), NullRecorder(Run(self.folder)),
             training_steps(config, size), lambda view: None,
         )  # fmt: skip
         torch.manual_seed(config.seed)
@@ -278,15 +278,15 @@ class Results:
         with training.averaged():
             return self._looks(config, training)
 
-    def _looks(self, config: RunConfig, training: Training) -> object:
+    def _looks(self, config: RunConfig, training: Trainer) -> object:
         policy = eval_policy(config.eval)
         look = partial(evaluate, training.model, batch_size=8, precision=config.train.precision)
         looks = [look(training.task, max_tokens=64, policy=policy)]
         if config.capacity is not None:
             trained = RoutingPolicy(config.eval.k, config.capacity)
             looks.append(look(training.task, max_tokens=64, policy=trained))
-        if hardest := training.task.hardest():
-            looks.append(look(hardest, policy=policy))
+        if pseudo_perplexity_task := training.task.pseudo_perplexity_task():
+            looks.append(look(pseudo_perplexity_task, policy=policy))
         weights = {name: tensor.numpy().tobytes() for name, tensor in training.model.state_dict().items()}
         losses = [(look.loss, look.num_tokens, sorted(look.measures.items())) for look in looks]
         return weights, losses, training.task.meta["sha256"], int(training.task.meta["vocab_size"])
