@@ -1,134 +1,196 @@
-"""README and docs/ tell the truth: their commands run and their links lead somewhere."""
+"""README and docs/ are true: their commands run, their Python prints what they show, and their links lead somewhere.
 
+A page is one test, in a folder of its own. Comments `<!-- test: ... -->` in the page hold for the next block:
+- `run` or `sweep`: the folder has two finished runs, or a finished sweep.
+- `slow`: the block is one of the slow tests.
+- `exit=2`: the exit code to expect.
+- `skip`: another test runs the block.
+- `output=any`: what Python prints is not compared.
+- `-model.num_heads`: takes a word away from those that make a training tiny.
+- Every other word is added to each train, sweep and bench command, in place of one with the same key.
+"""
+
+import io
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.config.compose import GROUPS, Composer
-from tests.cli.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
-# In the order of their commands: later pages use the runs of earlier ones.
 PAGES = {
-    path: (ROOT / f"{path}.md").read_text(encoding="utf-8")
-    for path in (
-        "README",
-        *(f"docs/howto/{page}" for page in ("train", "data")),
-        "docs/explanation/models",
-        *(f"docs/howto/{page}" for page in ("several-processes", "loggers", "plan", "evaluate", "explain", "sweep")),
-        *(f"docs/howto/{page}" for page in ("search", "clusters", "report", "bench")),
-        *(f"docs/results/{page}" for page in ("sparsity", "models", "routers")),
-        *(f"docs/explanation/{page}" for page in ("routers", "balancing", "concepts")),
-        *(f"docs/reference/{page}" for page in ("metrics", "python")),
-        *(f"docs/howto/{page}" for page in ("runs", "add-a-router")),
-        "docs/tutorial/moe-from-scratch",
-        "docs/benchmarks",
-    )
+    str(path.relative_to(ROOT).with_suffix("")): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
-# Processes that each import torch anew, or a logger's library: of the slow tests.
-STARTS_PROCESSES = ("launch.num_processes", "mlflow")
-BENCH = ("--tokens=16", "--d-model=16", "--d-expert=8")  # a later option holds
 TEXT = "the router sends each token to two experts and the gate learns from both "
-
-
-# What a model has not of the settings of TINY; and those that learn from no text.
-NOT_OF = {"lstm": ("model.num_heads",), "vit": ("model.context_length",),
-          "mmoe": ("model.context_length", "model.num_heads")}  # fmt: skip
-OWN_DATA = ("vit", "images", "mmoe", "ratings")
-
-
-def console_commands() -> list[str]:
-    """Every `$ moe ...` line of the console blocks, in order, without trailing comments."""
-    blocks = [block for text in PAGES.values() for block in re.findall(r"```console\n(.*?)```", text, flags=re.S)]
-    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ moe ")]
-    return ["moe train", *(line.split("  #")[0].strip() for line in lines)]  # the quick start trains first
-
-
-def shortened(command: str) -> list[str]:
-    """The command's words, with settings that make it take an instant; what the page shows stays as it is."""
-    words = shlex.split(command)[1:]
-    own = {word.split("=")[0] for word in words}
-    tiny = [
-        word.replace("steps=6", "steps=2") for word in (*TINY, "train.eval_every=1") if word.split("=")[0] not in own
-    ]
-    if any(word.startswith(("train.tokens=", "train.minutes=", "train.flops=")) for word in words):
-        tiny = [word for word in tiny if not word.startswith("train.steps")]
-    words = ["train.minutes=0.005" if word.startswith("train.minutes=") else word for word in words]
-    words = ["train.steps=2" if word.startswith("train.steps=") else word for word in words]
-    if "paper/shazeer_table7" in words:
-        words = [*words, "expert=4,8"]
-    if words[:2] == ["sweep", "router"]:
-        words.append("k=2")  # half the points
-    words = ["--trials=2" if word.startswith("--trials=") else word for word in words]
-    if "--seeds" in words:
-        words[words.index("--seeds") + 1] = "2"
-    if words[0] == "bench":
-        sizes = [word for word in tiny if word.startswith("model.")] if "step" in words else BENCH
-        return [*words, *sizes, "--seconds=0"]
-    if words[0] in ("train", "sweep") and "--resume" not in words:
-        chosen = {word.partition("=")[2] for word in words if word.startswith(("model=", "task="))}
-        if "mmoe" in chosen:
-            tiny.append("data.num_pairs=600")
-        chosen |= {"lstm"} if " paper/shazeer" in " ".join(words) else set()
-        left = [name for family, names in NOT_OF.items() if family in chosen for name in names]
-        tiny = [word for word in tiny if word.split("=")[0] not in left]
-        own_data = any(word.startswith("data=") for word in words) or chosen & set(OWN_DATA)
-        data = [] if own_data else ["data=text", "data.path=notes.txt"]
-        words = [words[0], *words[1:], *data, *tiny, *(["--jobs=2"] if words[0] == "sweep" else [])]
-    return words
-
-
-@pytest.mark.parametrize(
-    "slow", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["most", "starting processes"]
+TINY = [
+    *("model.d_model=16", "model.d_ff=32", "model.num_layers=2", "model.num_heads=2", "model.context_length=16"),
+    *("train.steps=2", "train.batch_size=4", "train.log_every=2", "train.eval_every=1", "train.threads=1"),
+    *("data=text", "data.path=notes.txt"),
+]
+# What prepares the folder of a page.
+COMMANDS = {
+    "run": ("moe train expert=1", "moe train expert=8"),
+    "sweep": ("moe sweep sparsity expert=1,8 k=2 --seeds 2",),
+}
+BLOCK = re.compile(
+    r"<!-- test: (?P<hint>.*?) -->|^```(?P<kind>\w+)\n(?P<code>.*?)^```(?:\n\n```text\n(?P<output>.*?)^```)?",
+    re.S | re.M,
 )
-def test_every_command_runs(shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
-    """In the order of the pages, in one folder, as a reader would; only model and budget are made small."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A console or Python block of a page, with the words of the hints above it."""
+
+    kind: str
+    code: str
+    output: str | None
+    hints: tuple[str, ...]
+
+
+def read_blocks(text: str) -> list[Block]:
+    """The blocks of a page that can be run."""
+    blocks, hints = [], ()
+    for match in BLOCK.finditer(text):
+        if match["hint"]:
+            hints = (*hints, *shlex.split(match["hint"]))
+        else:
+            if match["kind"] in ("console", "python") and "skip" not in hints:
+                blocks.append(Block(match["kind"], match["code"], match["output"], hints))
+            hints = ()
+    return blocks
+
+
+def key_of(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def replaced(words: list[str], others: list[str]) -> list[str]:
+    """The words, with those that set the same key as another replaced by it, and then the rest: the last option wins."""
+    new = {key_of(word): word for word in others}
+    return [word if word.startswith("-") else new.pop(key_of(word), word) for word in words] + list(new.values())
+
+
+def tiny_command(command: str, hints: tuple[str, ...]) -> list[str]:
+    """The words of `moe ...` as it is run: the page's own, made small by the defaults here and by the page's hints."""
+    words = shlex.split(command, comments=True)[1:]
+    if words[0] not in ("train", "sweep", "bench"):
+        return words
+    added = [hint for hint in hints if not hint.startswith("-") or hint.startswith("--")]
+    if words[0] in ("train", "sweep") and "--resume" not in words:
+        removed = {hint[1:] for hint in hints if re.match(r"-\w", hint)} | {key_of(word) for word in words}
+        removed |= {"data.path"} & removed or ({"data.path"} if "data" in removed else set())
+        words += [word for word in TINY if key_of(word) not in removed]
+    return replaced(words, added)
+
+
+def run_block(block: Block, space: dict[str, Any]) -> None:
+    """Runs each command, or the Python code, and compares exit codes and what is printed."""
+    flags = {hint for hint in block.hints if re.match(r"run$|sweep$|slow$|exit=|output=", hint)}
+    if block.kind == "python":
+        with redirect_stdout(io.StringIO()) as printed:
+            exec(block.code, space)  # noqa: S102  (our own file)
+        if block.output is not None and "output=any" not in flags:
+            assert block.output == printed.getvalue()
+        return
+    expected = next((int(flag[5:]) for flag in flags if flag.startswith("exit=")), 0)
+    for line in block.code.splitlines():
+        if line.startswith("$ moe "):
+            words = tiny_command(line[2:], tuple(hint for hint in block.hints if hint not in flags))
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == expected, f"{line}\n{words}\n{result.output}\n{result.exception!r}"
+
+
+@pytest.fixture(scope="session")
+def prepared(nests: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes a folder with a text, and in it a finished run or sweep; each once for all pages of this process."""
+    folders: dict[str, Path] = {}
+
+    def prepare(what: str) -> Path:
+        if what not in folders:
+            folders[what] = tmp_path_factory.mktemp(what)
+            (folders[what] / "notes.txt").write_text(TEXT * 60)
+            command = {"run": "moe train expert=8", "sweep": "moe sweep sparsity expert=1,8 k=2 --seeds 2"}.get(what)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folders[what])
+                patch.setattr("moe_cli.sweeps.executors.local.Nest", nests)
+                for command in COMMANDS.get(what, ()):
+                    result = CliRunner().invoke(app, tiny_command(command, ()))
+                    assert result.exit_code == 0, result.output
+        return folders[what]
+
+    return prepare
+
+
+def cases() -> list[Any]:
+    """Every page that has a block to run; the slow blocks of a page are a case of their own."""
+    found = []
+    for page, text in PAGES.items():
+        blocks = read_blocks(text)
+        for slow in (False, True):
+            if any(("slow" in block.hints) == slow for block in blocks):
+                marks = [pytest.mark.slow] if slow else []
+                found.append(pytest.param(page, slow, id=f"{page}{', slow' if slow else ''}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("page", "slow"), cases())
+def test_page(
+    page: str, slow: bool, prepared: Any, shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands and the Python of a page run in their order; only model and budget are made small."""
+    blocks = read_blocks(PAGES[page])
+    what = next((hint for block in blocks for hint in block.hints if hint in ("run", "sweep")), "text")
+    shutil.copytree(prepared(what), tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOE_OUTPUTS", raising=False)
-    (tmp_path / "notes.txt").write_text(TEXT * 60)
-    commands = [line for line in console_commands() if slow == any(word in line for word in STARTS_PROCESSES)]
-    assert len(commands) >= (4 if slow else 70)
-    for command in commands:
-        result = CliRunner().invoke(app, shortened(command))
-        expected = 2 if "exprt" in command else 0
-        assert result.exit_code == expected, f"{command}\n{result.output}\n{result.exception!r}"
+    space: dict[str, Any] = {"__name__": "page"}
+    with torch.random.fork_rng():
+        try:
+            for block in blocks:
+                if ("slow" in block.hints) == slow:
+                    run_block(block, space)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def test_hints_are_applied() -> None:
+    """Hints replace words of the same key, add others, and take away words that make a training tiny."""
+    words = tiny_command(
+        "moe sweep model=lstm train.steps=300  # a note", ("-model.num_heads", "train.steps=2", "--seeds=2")
+    )
+    assert words[:3] == ["sweep", "model=lstm", "train.steps=2"]
+    assert words[-1] == "--seeds=2"
+    assert not [word for word in words if word.startswith("model.num_heads")]
+    assert tiny_command("moe report", ("--seeds=2",)) == ["report"]
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    """`moe COMMAND --help` shows an example line, and a page mentions the command."""
+    """`moe COMMAND --help` shows an example line, and a page runs the command."""
     listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(app, ["--help"]).stdout.split("Commands:")[1], flags=re.M)
-    assert listed == [
-        "train",
-        "eval",
-        "sample",
-        "explain",
-        "sweep",
-        "report",
-        "recommend",
-        "scaling",
-        "plan",
-        "config",
-        "runs",
-        "bench",
-    ]
+    run = {shlex.split(line)[2] for text in PAGES.values() for line in re.findall(r"^\$ moe .*", text, flags=re.M)}
+    assert run == set(listed)
     for name in listed:
         assert f"Example: moe {name}" in " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
-        assert any(f"moe {name}" in text for text in PAGES.values())
 
 
 def test_links_and_pictures_exist() -> None:
     """Every relative link of every page leads to a file of the project, and every anchor to a heading."""
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")]
-    assert {ROOT / f"{path}.md" for path in PAGES} <= set(pages)
     broken = []
-    for page in pages:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")]:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             name, _, anchor = target.partition("#")
             linked = page.parent / name if name else page
@@ -143,11 +205,11 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
-def test_every_page_is_listed() -> None:
-    """A page of docs/ whose commands no test runs fails here."""
-    assert {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("docs/**/*.md")} == set(PAGES) - {
-        "README"
-    }
+def test_every_page_is_linked() -> None:
+    """The index of docs/ links to every page of docs/."""
+    index = ROOT / "docs/README.md"
+    links = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", index.read_text())}
+    assert set(ROOT.glob("docs/**/*.md")) - {index} <= links
 
 
 def test_every_choice_is_documented() -> None:
@@ -158,12 +220,11 @@ def test_every_choice_is_documented() -> None:
             assert composer.describe(group, choice), f"{group}/{choice}"
 
 
-@pytest.mark.parametrize("metric", ["max_violation", "routing_entropy", "mean_routing_entropy", "dropped_fraction",
-                                    "dead_experts", "load_cv", "token_specialisation", "router_saturation", "domain_specialisation", "val_loss",
-                                    "val_bpb", "flops_per_token", "model_flops_per_token", "optimizer_flops_per_step", "null_fraction", "active_params"])  # fmt: skip
-def test_metrics_table_is_complete(metric: str) -> None:
-    """Every measure of a summary stands in the table of metrics."""
-    assert f"| `{metric}` |" in PAGES["docs/reference/metrics"]
+def test_generated_pages_are_current() -> None:
+    """The reference is what docs/generate.py writes: after a change of the program, run `python docs/generate.py`."""
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    for name, text in generate["pages"]().items():
+        assert (ROOT / "docs/reference" / name).read_text(encoding="utf-8") == text, name
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from moe_cli.metrics import BY_CURVE_KEY, LAYER_METRICS, METRICS, TRAINING, layer_key, unequal_flops
-from moe_cli.report.load import load_runs
-from moe_cli.report.render.captions import below
-from moe_cli.report.view import Question, make_view
+from moe_cli.report.load import rows_below
+from moe_cli.report.render.captions import footer_lines
+from moe_cli.report.table import ReportQuery, build_table
 from tests.report.folders import complete
 from tests.tiny import finish, tiny_config, words
 
@@ -48,7 +48,7 @@ def test_match_flops_is_advised_where_it_is_a_way(tmp_path: Path, settings: dict
     """Not for dense models of two optimizers, and not where it is set already."""
     for optim, flops in (("adamw", 6e6), ("muon", 9e6)):
         complete(tmp_path, 1.8, optim=optim, results={"flops_per_token": flops, "active_params": 1e6}, **settings)
-    text = " ".join(line.plain.strip() for line in below(make_view(load_runs(tmp_path), Question()), 100))
+    text = " ".join(line.plain.strip() for line in footer_lines(build_table(rows_below(tmp_path), ReportQuery()), 100))
     assert f"{NOTE}6.00M to 9.00M (1.5x)" in text
     assert advised == ("For equal FLOPs: match=flops" in text)
 
@@ -57,7 +57,7 @@ def test_reports_say_how_much_equal_sizes_differ(tmp_path: Path) -> None:
     """Below the table of runs with their own FLOPs."""
     complete(tmp_path, 1.8, expert=1)
     complete(tmp_path, 1.7, expert=8, results={"flops_per_token": 9e6})
-    text = " ".join(line.plain.strip() for line in below(make_view(load_runs(tmp_path), Question()), 100))
+    text = " ".join(line.plain.strip() for line in footer_lines(build_table(rows_below(tmp_path), ReportQuery()), 100))
     assert f"{NOTE}6.00M to 9.00M (1.5x)" in text
 
 
@@ -75,12 +75,3 @@ def test_keys_and_headings_are_unique() -> None:
     columns = [metric for metric in METRICS if metric.kind != TRAINING]
     for names in ([metric.key for metric in METRICS], [metric.label for metric in columns]):
         assert len(set(names)) == len(names)
-
-
-def test_the_documents_define_metrics_as_the_registry_does() -> None:
-    """Each metric with a definition has its row in the table of docs/reference/metrics.md."""
-    text = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
-    for metric in METRICS:
-        assert not metric.description or f"| `{metric.key}` | {metric.range} | {metric.description} |" in text, (
-            metric.key
-        )

@@ -24,7 +24,7 @@ from moe_cli.files.writing import append
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, open_or_create_run, outputs_folder
 from moe_cli.runs.locks import is_locked
 from moe_cli.sweeps.rerun import discard, outdated
-from moe_cli.sweeps.scheduler import explain
+from moe_cli.sweeps.scheduler import record_worker_failure
 
 if TYPE_CHECKING:
     pass
@@ -110,14 +110,14 @@ def _finished(process: "subprocess.Popen[Any]") -> int:
 
 
 def _failure(run: Run, code: int) -> MoeError:
-    """Why a run is not complete, by its folder: `moe train` and a worker have other exit codes for the same end."""
+    """Returns why a run is not complete, by its folder: `moe train` and a worker differ in exit codes."""
     if is_locked(run.path):
         return RunBusy(f"{run.id} is being written by another process: wait for it or stop it.")
     if code == EXIT_INTERRUPTED:
         return TrainingError(f"{run.id} was stopped; {run.kept()}. Go on with: moe train --resume {run.id}")
     status = run.status()
     if code < 0 or status["status"] not in (FAILED, INTERRUPTED):
-        explain(run, code)
+        record_worker_failure(run, code)
         status = run.status()
     # The kind of an end that is no failure stands nowhere but in its exit code.
     kind = DiskFull if code == EXIT_DISK_FULL else TrainingError

@@ -2,11 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from moe_cli.cli.terminal import end_unread, is_harmless, is_screen, shown
 
@@ -59,3 +60,11 @@ def _environment() -> Mapping[str, str]:
         if value.isascii() and value.isdigit() and int(value[:9]) > 0:
             found[name] = str(min(MAX_WIDTH, max(MIN_WIDTH, int(value[:9]))))
     return found
+
+
+def print_lines(console: Console, lines: Sequence[Text]) -> None:
+    """Each on a line of its own, however long."""
+    if console.is_terminal or console.color_system is not None:
+        console.print(Text("\n").join(lines), soft_wrap=True, highlight=False)
+    else:
+        console.file.write("".join(f"{shown(line.plain)}\n" for line in lines))

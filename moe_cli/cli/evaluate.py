@@ -9,19 +9,21 @@ import typer
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName, print_json
 
 if TYPE_CHECKING:
-    from moe_cli.cli.text_table import Column
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.execution.trained_model import TrainedModel
+    from moe_cli.report.render.terminal import TextColumn
     from moe_cli.training.evaluate import Evaluation
 
 DEFAULT_CAPACITY = 1.25
-# What may still be chosen once a model is trained, eval.NAME: how tokens are routed, and the windows they are read in.
-POLICY = ("k", "capacity", "drop")
+# Settings eval.NAME that a trained model can be evaluated with: routing, and windows.
+EVAL_OVERRIDES = ("k", "capacity", "drop")
 WINDOWS = ("context_length", "stride")
-# What to judge by, and how its figures begin in JSON.
+# Splits, and the prefixes of their keys in JSON.
 SPLITS = {"validation": "val", "test": "test"}
-Split = Annotated[str, typer.Option("--split", metavar="validation|test", help="What to judge by.")]
-Domains = Annotated[bool, typer.Option("--domains", help="The loss of each domain (of images, of each class) as well.")]
+Split = Annotated[str, typer.Option("--split", metavar="validation|test", help="Split to evaluate.")]
+Domains = Annotated[
+    bool, typer.Option("--domains", help="Print the loss of each domain too; of images, of each class.")
+]
 
 
 def evaluate(
@@ -45,10 +47,10 @@ def evaluate(
     config = found.config()
     policies = _policies(config, overrides or [])
 
-    from moe_cli.cli.console import Terminal
-    from moe_cli.cli.text_table import print_lines, table_lines
+    from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.metrics import sees_later_tokens, target
+    from moe_cli.report.render.terminal import table_lines
 
     trained = load_trained(found, folder, checkpoint, SPLITS[split])
     results = [(policy, _evaluate(trained, policy)) for policy in policies]
@@ -77,14 +79,14 @@ def evaluate(
 
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
-    """Every combination of the values given, each k dropless too."""
+    """Returns every combination of the values; each k dropless too."""
     from moe_cli.config.routers import SoftConfig
 
-    values = policy_values(config, overrides, (*POLICY, *WINDOWS))
+    values = eval_overrides(config, overrides, (*EVAL_OVERRIDES, *WINDOWS))
     one_way = config.dense or isinstance(config.router, SoftConfig)
     limits = values.get("capacity", [config.eval.capacity or config.capacity or DEFAULT_CAPACITY])
     return [
-        make_policy(config, k, capacity, None if capacity is None else drop, length, stride)
+        eval_config(config, k, capacity, None if capacity is None else drop, length, stride)
         for length in values.get("context_length", [config.eval.context_length])
         for stride in values.get("stride", [config.eval.stride])
         for k in values.get("k", [config.eval.k])
@@ -93,8 +95,10 @@ def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
     ]
 
 
-def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str] = POLICY) -> dict[str, list[Any]]:
-    """The values given for eval.NAME; anything else belongs to training and cannot change now."""
+def eval_overrides(
+    config: "RunConfig", overrides: list[str], names: Sequence[str] = EVAL_OVERRIDES
+) -> dict[str, list[Any]]:
+    """Returns the values of each eval.NAME. Raises ConfigError for other settings, which are fixed by training."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.config.words import parse_overrides
@@ -104,12 +108,12 @@ def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str
     for axis in parse_overrides(overrides):
         group, _, name = axis.key.partition(".")
         if group != "eval" or name not in names:
-            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in POLICY else ""
+            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in EVAL_OVERRIDES else ""
             *others, last = (f"eval.{each}" for each in names)
             raise ConfigError(
                 f"'{axis.key}' is fixed once a model is trained.{hint} This command takes {', '.join(others)} and {last}."
             )
-        if config.dense and name in POLICY:
+        if config.dense and name in EVAL_OVERRIDES:
             raise ConfigError(f"'{axis.key}' has no effect on a dense model (expert=1).")
         if config.router is not None and axis.key in IDLE_AT_EVALUATION.get(config.router.name, ()):
             raise ConfigError(f"'{axis.key}' has no effect with router={config.router.name}. Leave it out.")
@@ -119,10 +123,10 @@ def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str
     return values
 
 
-def make_policy(
+def eval_config(
     config: "RunConfig", k: Any, capacity: Any, drop: Any, context_length: Any = None, stride: Any = None
 ) -> "EvalConfig":
-    """Raises ConfigError: it cannot be, of itself or with so many experts."""
+    """Raises ConfigError: a value is invalid, or too large for the number of experts."""
     from dataclasses import replace
 
     from moe_cli.config.build import build
@@ -167,25 +171,25 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
     }  # fmt: skip
 
 
-def _table(rows: list[dict[str, Any]], unit: str) -> "list[Column]":
-    from moe_cli.cli.text_table import Column
+def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
     from moe_cli.formatting import known
     from moe_cli.metrics import BY_KEY, TASK, keys_of
+    from moe_cli.report.render.terminal import TextColumn
 
-    def metric(name: str, leaves: int) -> Column:
+    def metric(name: str, leaves: int) -> TextColumn:
         found = BY_KEY[name]
-        return Column(found.label, ["-" if row[name] is None else found.write(row[name]) for row in rows], leaves)
+        return TextColumn(found.label, ["-" if row[name] is None else found.write(row[name]) for row in rows], leaves)
 
     measures = [metric(name, 1) for name in keys_of(TASK) if name in rows[0]]
     bits = [known(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
     return [
-        Column("routing", [row["routing"] for row in rows], left=True, leaves=4),
-        Column("k", [str(row["k"]) for row in rows]),
-        Column("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
-        *([Column("drop", [row["drop"] or "-" for row in rows], left=True)] if len(_drops(rows)) > 1 else []),
-        *([Column("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
-        Column(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
-        *([Column("bits/byte", bits)] if bits else []), *measures,
+        TextColumn("routing", [row["routing"] for row in rows], align_left=True, drop_order=4),
+        TextColumn("k", [str(row["k"]) for row in rows]),
+        TextColumn("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
+        *([TextColumn("drop", [row["drop"] or "-" for row in rows], align_left=True)] if len(_drops(rows)) > 1 else []),
+        *([TextColumn("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
+        TextColumn(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
+        *([TextColumn("bits/byte", bits)] if bits else []), *measures,
         metric("dropped_fraction", 2), metric("max_violation", 3), metric("dead_experts", 5),
     ]  # fmt: skip
 
@@ -198,9 +202,9 @@ def _windows(rows: list[dict[str, Any]]) -> set[tuple[int, int]]:
     return {(row["context_length"], row["stride"]) for row in rows}
 
 
-def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
+def _domain_table(rows: list[dict[str, Any]]) -> "list[TextColumn]":
     """A row for each domain, the hardest first, a column for each evaluation."""
-    from moe_cli.cli.text_table import Column
+    from moe_cli.report.render.terminal import TextColumn
 
     names = sorted(rows[0]["domains"], key=lambda name: -rows[0]["domains"][name])
 
@@ -213,7 +217,7 @@ def _domain_table(rows: list[dict[str, Any]]) -> "list[Column]":
         return f"k={row['k']}{limit}{drop}{window}"
 
     return [
-        Column("domain", names, left=True, shrinks=12),
-        *(Column(heading(row), [f"{row['domains'][name]:z.4f}" for name in names], leaves=place)
+        TextColumn("domain", names, align_left=True, min_width=12),
+        *(TextColumn(heading(row), [f"{row['domains'][name]:z.4f}" for name in names], drop_order=place)
           for place, row in enumerate(rows)),
     ]  # fmt: skip

@@ -10,6 +10,8 @@ from moe_cli.config.bounds import GPUS, shortened
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.text import Text
+
     from moe_cli.config.schema import RunConfig
     from moe_cli.costs.model import Cost
     from moe_cli.costs.multi_gpu import Device
@@ -57,7 +59,7 @@ def plan(
 
 def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
     """Of the model, else of its data, which are looked at only where their tokens must be counted."""
-    from moe_cli.config.data import CorpusConfig, TokenData
+    from moe_cli.config.data import CorpusConfig, TokenFilesConfig
     from moe_cli.execution.data import load_data_read_only, model_vocab_size
 
     if config.model.vocab_size is not None:
@@ -66,7 +68,7 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
         return 256 + config.task.special_tokens
     if isinstance(config.data, CorpusConfig) and config.data.num_bpe_tokens is not None:
         return config.data.num_bpe_tokens + config.task.special_tokens
-    if isinstance(config.data, TokenData):
+    if isinstance(config.data, TokenFilesConfig):
         return (config.data.vocab_size or 0) + config.task.special_tokens
     return model_vocab_size(config, load_data_read_only(config.data, config.model.context_length, outputs))
 
@@ -101,7 +103,9 @@ def _priced(
 
 
 def _print(content: dict[str, Any]) -> None:
-    from moe_cli.cli.console import Terminal
+    from rich.text import Text
+
+    from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.formatting import count, percent
 
     console = Terminal()
@@ -122,7 +126,7 @@ def _print(content: dict[str, Any]) -> None:
     ]  # fmt: skip
     for label, text in rows:
         console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
-    console.print(_table(content))
+    print_lines(console, [Text("  ") + line for line in _table(content)])
     console.print(
         "  Of each GPU, in float32, at even load. gathered: of a sharded block, whole; all-to-all: leaves it in a step.",
         style="dim", soft_wrap=True,
@@ -144,20 +148,15 @@ def _days(seconds: float, duration: Any) -> str:
     return f"{days:,.0f} days" if days >= 10 else f"{days:.1f} days" if days >= 2 else duration(seconds)
 
 
-def _table(content: dict[str, Any]) -> Any:
-    from rich.table import Table
-
+def _table(content: dict[str, Any]) -> "list[Text]":
     from moe_cli.formatting import count
+    from moe_cli.report.render.terminal import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2), header_style="dim")
-    table.add_column("launch", no_wrap=True)
     parts = {"state": "state_bytes", "gathered": "gathered_bytes", "batch": "activation_bytes",
              "memory": "memory_bytes", "all-to-all": "all_to_all_bytes"}  # fmt: skip
-    for name in parts:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(f"{count(content['gpu']['memory_bytes'])}B")
+    rows = []
     for share in content["shares"]:
-        way = share["shard"] + (f" ep {share['members']}" if share["members"] > 1 else "")
+        launch = share["shard"] + (f" ep {share['members']}" if share["members"] > 1 else "")
         numbers = [f"{count(share[name])}B" if share[name] else "-" for name in parts.values()]
-        table.add_row(way, *numbers, "fits" if share["fits"] else "no")
-    return table
+        rows.append([launch, *numbers, "fits" if share["fits"] else "no"])
+    return plain_table(["launch", *parts, f"{count(content['gpu']['memory_bytes'])}B"], rows, None)

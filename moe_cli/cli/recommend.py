@@ -1,6 +1,5 @@
 """moe recommend."""
 
-import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,17 +31,17 @@ def recommend(
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
     from moe_cli.report.recommend.looks import remember
-    from moe_cli.report.recommend.recommendation import recommend as make_recommendation
-    from moe_cli.report.view import select
+    from moe_cli.report.recommend.recommendation import make_recommendation
+    from moe_cli.report.table import select_runs
     from moe_cli.runs.folder import outputs_folder
 
     folder = outputs_folder(outputs)
-    frame = load_selection(folder, sweeps or [])
-    chosen = select(frame, where)
+    runs = load_selection(folder, sweeps or [])
+    chosen = select_runs(runs, where)
     whole = not sweeps and where is None
-    base, elsewhere = find_baseline(baseline, folder, chosen, frame["path"], whole=whole)
+    base, extra = find_baseline(baseline, folder, chosen, [run.path for run in runs], whole=whole)
     aspects = tuple(name.strip() for name in (allow_different or "").split(",") if name.strip())
-    found = make_recommendation(chosen, aspects, elsewhere, base)
+    found = make_recommendation(chosen, aspects, extra, base)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -52,13 +51,12 @@ def recommend(
 
 def _print_lines(found: "Recommendation", width: int) -> None:
     """The lines, wrapped; a command is a line of its own that can be pasted."""
-    from moe_cli.report.recommend.text import memo
+    from moe_cli.report.recommend.text import format_recommendation
+    from moe_cli.report.render.terminal import wrap
 
-    for number, line in enumerate(memo(found)):
+    for number, line in enumerate(format_recommendation(found)):
         indent = "  " if number else ""
-        if line.startswith("moe "):
-            echo(indent + line)
-            continue
-        wrapped = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False,
-                                break_long_words=False)  # fmt: skip
-        echo("\n".join(wrapped))
+        lines = (
+            [indent + line] if line.startswith("moe ") else [each.plain for each in wrap(line, width, indent=indent)]
+        )
+        echo("\n".join(lines))

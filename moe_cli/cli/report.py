@@ -12,7 +12,7 @@ from moe_cli.cli.terminal import echo_data
 from moe_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from moe_cli.report.view import View
+    from moe_cli.report.table import ReportTable
 
 
 class Format(StrEnum):
@@ -68,69 +68,68 @@ def report(  # noqa: PLR0913  (an argument for each option)
     """Compare runs: means over seeds with intervals. Example: moe report sparsity --where 'expert >= 8'"""
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.export import check_files, export
-    from moe_cli.report.html.content import Source
+    from moe_cli.report.html.page_data import Source
     from moe_cli.report.load import load_selection, title_of
     from moe_cli.report.recommend.looks import remember
-    from moe_cli.report.view import Question, make_view
+    from moe_cli.report.table import ReportQuery, build_table
     from moe_cli.runs.folder import outputs_folder
 
     if (files and (form or plot)) or (plot and form not in (None, Format.TABLE)):
         raise ConfigError("--output, --format and --plot are three ways to show a report: give one of them.")
     check_files(files or [])
     folder = outputs_folder(outputs)
-    frame = load_selection(folder, sweeps or [])
-    title = title_of(frame, sweeps or [])
-    base, elsewhere = find_baseline(baseline, folder, frame, whole=not sweeps)
+    runs = load_selection(folder, sweeps or [])
+    title = title_of(runs, sweeps or [])
+    base, extra = find_baseline(baseline, folder, runs, whole=not sweeps)
     names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-    view = make_view(frame, Question(where, sort, names, by_run), elsewhere, base)
+    table = build_table(runs, ReportQuery(where, sort, names, by_run), extra, base)
     if files:
-        source = Source(frame, elsewhere, title, f"moe {moe_cli.__version__}")
-        export(files, view, source)
+        source = Source(runs, extra, title, f"moe {moe_cli.__version__}")
+        export(files, table, source)
         print_written(files)
     elif plot:
-        return _print_chart(view, title, plot)
+        return _print_chart(table, title, plot)
     else:
-        _print(view, title, form or Format.TABLE, list(frame["path"]))
-    remember(view.look)
+        _print(table, title, form or Format.TABLE, [run.path for run in runs])
+    remember(table.look)
 
 
-def _print(view: "View", title: str, form: Format, paths: list[str]) -> None:
-    from moe_cli.report.importance import searched
+def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> None:
+    from moe_cli.report.importance import load_importances
     from moe_cli.report.render.latex import latex_text
     from moe_cli.report.render.tables import csv_text, json_text, markdown_text
 
     if form is Format.TABLE:
-        _print_table(view, title, paths)
+        _print_table(table, title, paths)
         return
     if form is Format.JSON:
-        found, notes = searched(paths)
-        echo_data(json_text(view, found))
+        found, notes = load_importances(paths)
+        echo_data(json_text(table, found))
         print_notes(notes)
         return
     write = {Format.CSV: csv_text, Format.MD: markdown_text, Format.LATEX: latex_text}[form]
-    echo_data(write(view).rstrip("\n"))
+    echo_data(write(table).rstrip("\n"))
 
 
-def _print_table(view: "View", title: str, paths: list[str]) -> None:
+def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
     from moe_cli.cli.console import Terminal, text_width
     from moe_cli.cli.terminal import ascii_only
-    from moe_cli.report.importance import searched
+    from moe_cli.report.importance import load_importances
     from moe_cli.report.render.captions import importance
     from moe_cli.report.render.tables import table_lines
 
     console = Terminal(highlight=False, emoji=False, markup=False)
     width = text_width(console)
-    found, notes = searched(paths)
-    for line in [*table_lines(view, title, width, not ascii_only()), *importance(found, width)]:
+    found, notes = load_importances(paths)
+    for line in [*table_lines(table, title, width, not ascii_only()), *importance(found, width)]:
         console.print(line, soft_wrap=True)
     print_notes(notes)
 
 
-def _print_chart(view: "View", title: str, request: str) -> None:
-    from moe_cli.cli.console import Terminal, text_width
+def _print_chart(table: "ReportTable", title: str, request: str) -> None:
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.cli.terminal import ascii_only
-    from moe_cli.cli.text_table import print_lines
     from moe_cli.report.render.charts import chart_lines, make_chart
 
     console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, chart_lines(make_chart(view, request), title, text_width(console), ascii_only=ascii_only()))
+    print_lines(console, chart_lines(make_chart(table, request), title, text_width(console), ascii_only=ascii_only()))

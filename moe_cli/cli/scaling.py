@@ -32,27 +32,27 @@ def scaling(
     outputs: Outputs = None,
 ) -> None:
     """Fit a scaling law to runs of several sizes. Example: moe scaling isoflop --predict 'expert=64 k=2'"""
-    from moe_cli.cli.console import Terminal, text_width
-    from moe_cli.cli.text_table import print_lines
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.load import load_selection, title_of
     from moe_cli.report.scaling.lines import study_lines
     from moe_cli.report.scaling.settings import points_of
     from moe_cli.report.scaling.study import study, study_record
-    from moe_cli.report.view import select
+    from moe_cli.report.table import select_runs
     from moe_cli.runs.folder import outputs_folder
 
     if page and (as_json or page.suffix.lower() != ".html"):
         raise ConfigError("--output writes a page: give the name of a .html file, without --json.")
-    frame = load_selection(outputs_folder(outputs), sweeps or [])
-    chosen, title = select(frame, where), title_of(frame, sweeps or [])
+    runs = load_selection(outputs_folder(outputs), sweeps or [])
+    chosen, title = select_runs(runs, where), title_of(runs, sweeps or [])
     found = study(chosen, law, {" ".join(each.split()): points_of(each, chosen) for each in predict or ()}, validate)
     if page:
         from moe_cli.report.export import check_files, export
-        from moe_cli.report.html.content import Source
-        from moe_cli.report.view import Question, make_view
+        from moe_cli.report.html.page_data import Source
+        from moe_cli.report.table import ReportQuery, build_table
 
         check_files([page])
-        export([page], make_view(chosen, Question()), Source(chosen, None, title, f"moe {moe_cli.__version__}"), found)
+        source = Source(chosen, (), title, f"moe {moe_cli.__version__}")
+        export([page], build_table(chosen, ReportQuery()), source, found)
         print_written([page])
     elif as_json:
         print_json(study_record(found))

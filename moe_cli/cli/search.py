@@ -1,4 +1,4 @@
-"""What moe sweep --sampler prints: what is searched, how it goes, what was found."""
+"""Output of a search: its plan, its progress, its result."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
     from moe_cli.sweeps.scheduler import Progress
     from moe_cli.sweeps.search import SearchFeed
-    from moe_cli.sweeps.search_estimate import Preview
+    from moe_cli.sweeps.search_estimate import SearchEstimate
     from moe_cli.sweeps.search_space import SearchPlan
 
 
@@ -33,25 +33,25 @@ Prune = Annotated[
 SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]")]
 
 
-def print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> None:
+def print_head(console: "Console", plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> None:
     from rich.markup import escape
 
-    for style, line in head(plan, ahead, folder, jobs):
+    for style, line in summary_lines(plan, ahead, folder, jobs):
         console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
 
-def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
-    """What is searched and what it will take, so many `jobs` at a time if that is known: lines, each with its style."""
+def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
+    """Returns (style, line) of the search and its expected time at `jobs` runs at a time, where that is known."""
     from moe_cli.formatting import duration, plural
     from moe_cli.metrics import BY_KEY
     from moe_cli.report.importance import load_study
-    from moe_cli.sweeps.search import check_asked, counted
-    from moe_cli.sweeps.search_space import written
+    from moe_cli.sweeps.search import check_identity, counted_trials
+    from moe_cli.sweeps.search_space import format_domain
 
     study = load_study(folder / plan.name)
     if study:
-        check_asked(plan, study, folder / plan.name)
-    trials = counted(study.get_trials(deepcopy=False)) if study else []
+        check_identity(plan, study, folder / plan.name)
+    trials = counted_trials(study.get_trials(deepcopy=False)) if study else []
     done = sum(trial.state.is_finished() for trial in trials)
     lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
     seeds = f" x {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
@@ -60,7 +60,7 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
         ("", f"{plan.sampler} search: {plural(plan.trials, 'trial')}{seeds}: {done} done before, {to_go} to go")
     )
     size = plan.size
-    lines += [("", f"  {'space' if not index else '':<10} {key}={written(domain)}")
+    lines += [("", f"  {'space' if not index else '':<10} {key}={format_domain(domain)}")
               for index, (key, domain) in enumerate(plan.space.items())]  # fmt: skip
     lines.append(("", f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
                       + (f", of which about {100 * ahead.possible:z.0f} % can be" if ahead.possible < 1 else "")))  # fmt: skip
@@ -81,8 +81,8 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
     return lines
 
 
-def notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
-    """What should be known before it starts."""
+def notes(plan: "SearchPlan", ahead: "SearchEstimate") -> list[str]:
+    """Returns notes on a search before it starts."""
     from moe_cli.formatting import plural
 
     notes = list(ahead.notes)
@@ -137,10 +137,10 @@ class SearchDisplay:
         label, summary = escape(self.feed.labels[run.path]), run.summary()
         if summary:
             results = [(name, summary.get(name)) for name in self.feed.plan.objectives]
-            told = "   ".join(
+            shown = "   ".join(
                 f"{name} {'-' if value is None else write_result(name, value)}" for name, value in results
             )
-            return f"[green]done[/]    {label}   {told}"
+            return f"[green]done[/]    {label}   {shown}"
         status = run.status()
         style, word = ("yellow", "pruned") if status["status"] == "pruned" else ("red", "failed")
         return f"[{style}]{word}[/]  {label}   [dim]{escape(str(status.get('reason')))}[/]"
@@ -193,7 +193,7 @@ def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
 
 
 def print_end(console: "Console", feed: "SearchFeed") -> bool:
-    """What was found; gives whether all trials are done and one of them has a result. Single trials may fail."""
+    """Prints the result; returns whether all trials are done and one has a result. Single trials may fail."""
     from rich.markup import escape
 
     from moe_cli.formatting import plural
@@ -207,12 +207,12 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     say(
         f"{len(states)} of {plural(feed.plan.trials, 'trial')}: {completed} completed, {pruned} pruned, {failed} failed"
     )
-    if feed.given_up:
-        say(f"[yellow]stopped asking:[/] {escape(feed.given_up)}")
+    if feed.stop_reason:
+        say(f"[yellow]stopped asking:[/] {escape(feed.stop_reason)}")
     for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
         say(escape(line))
     lines = importance_lines(importances(feed.study))
-    for line in lines or [f"importance: to be told from {FEWEST} completed trials that differ"]:
+    for line in lines or [f"importance: known from {FEWEST} completed trials that differ"]:
         say(f"[dim]{escape(line)}[/]")
     say(f"See: moe report {escape(feed.plan.name)}")
     if failed:
@@ -231,27 +231,32 @@ def _best(feed: "SearchFeed") -> list[str]:
 
 
 def _front(feed: "SearchFeed") -> list[str]:
-    """The trials of which none is better in everything, as an aligned table, and the words of each."""
+    """Returns the trials of the Pareto front as an aligned table, and the command of the first."""
     from moe_cli.formatting import plural
+    from moe_cli.report.render.terminal import TextColumn, table_lines
 
     plan, trials = feed.plan, feed.best()
-    rows = [list(plan.objectives), *([write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)]
-                                     for trial in trials)]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = ["settings", *(plan.label(trial.params) for trial in trials)]
-    lines = ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), label])
-             for row, label in zip(rows, last, strict=True)]  # fmt: skip
-    commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
-    return (
+    if not trials:
+        return []
+    rows = [
         [
-            f"Pareto front: {plural(len(trials), 'trial')} that no other trial beats" + _equal(plan.objectives),
-            *lines,
-            "the first of them:",
-            *commands,
+            *(write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)),
+            plan.label(trial.params),
         ]
-        if trials
-        else []
-    )
+        for trial in trials
+    ]
+    columns = zip([*plan.objectives, "settings"], zip(*rows, strict=True), strict=True)
+    lines = [
+        line.plain
+        for line in table_lines([TextColumn(*each, align_left=each[0] == "settings") for each in columns], None)
+    ]
+    commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
+    return [
+        f"Pareto front: {plural(len(trials), 'trial')} that no other trial beats" + _equal(plan.objectives),
+        *lines,
+        "the first of them:",
+        *commands,
+    ]
 
 
 def _equal(objectives: "Sequence[str]") -> str:

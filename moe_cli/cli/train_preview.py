@@ -1,19 +1,19 @@
-"""What moe train prints before it starts: a plan. Without torch, unless a capacity limits experts."""
+"""The plan that moe train prints before it starts. Without torch, unless a capacity limits experts."""
 
 import sys
 
 from rich.console import Console
 from rich.markup import escape
 
-from moe_cli.cli.runs.show import wrapped
-from moe_cli.cli.text_table import print_lines
+from moe_cli.cli.console import print_lines
+from moe_cli.cli.runs.show import wrap_labelled
 from moe_cli.data.load import data_notes, describe
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
 from moe_cli.formatting import count, duration, percent, plural
 
 
-def shape(plan: RunEstimate) -> str:
+def model_label(plan: RunEstimate) -> str:
     """gpt 8x2, gpt dense."""
     config = plan.config
     return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
@@ -22,7 +22,9 @@ def shape(plan: RunEstimate) -> str:
 def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
     """Parameters, sparsity, cost, expected time and where the run is kept, before anything starts."""
     config, costs = plan.config, plan.cost
-    console.print(f"[bold]{shape(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False)
+    console.print(
+        f"[bold]{model_label(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False
+    )
     active = percent(costs.num_active_params / costs.num_params)
     parameters = f"{count(costs.num_params)} total   {count(costs.num_active_params)} active ({active})"
     if not config.dense:
@@ -50,9 +52,11 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
 
 
 def print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
-    """Each after its label; on a terminal what has no room beside the rest goes on below, and no word is cut."""
+    """Prints each text after its label; on a terminal long texts wrap between words."""
     for label, text in rows:
-        print_lines(console, wrapped(label, text.split("   "), console.width if console.is_terminal else sys.maxsize))
+        print_lines(
+            console, wrap_labelled(label, text.split("   "), console.width if console.is_terminal else sys.maxsize)
+        )
 
 
 def _routing_line(plan: RunEstimate) -> str:

@@ -1,4 +1,4 @@
-"""What `moe train` shows: progress that redraws itself on a terminal or plain lines when piped, a summary."""
+"""Output of `moe train`: progress, redrawn on a terminal or plain lines when piped, and a summary."""
 
 import math
 import time
@@ -22,7 +22,7 @@ from moe_cli.training.state import StepReport
 MAX_LAYER_BARS = 8
 
 
-class Display:
+class TrainProgress:
     """Shows each step: a redrawn panel on a terminal, a line at each evaluation otherwise."""
 
     def __init__(self, console: Console) -> None:
@@ -32,7 +32,7 @@ class Display:
         self._printed: Evaluation | None = None
         self._started: tuple[float, float] | None = None
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "TrainProgress":
         if self._live:
             self._live.start()
         return self
@@ -104,15 +104,15 @@ def _val(val: Evaluation | None) -> str:
 
 
 def _size(summary: dict[str, Any], unit: str) -> str:
-    """Of the validation split: its bytes, or where nobody knows them what was asked."""
+    """Returns the size of the validation split: its bytes, or where they are unknown its tokens or images."""
     if summary["val_bytes"] is None:
         return f"{count(summary['val_tokens'])} {unit}s"
     return f"{count(summary['val_bytes'])} bytes"
 
 
 def print_summary(console: Console, run: Run) -> None:
-    """The results, beside the reference lines, and what to try next."""
-    from moe_cli.report.baseline import twin_command
+    """Prints the results, the reference lines, and commands to try next."""
+    from moe_cli.report.baseline import dense_baseline_command
 
     summary = run.summary()
     assert summary is not None
@@ -152,6 +152,6 @@ def print_summary(console: Console, run: Run) -> None:
     if any(number for number, _ in events):
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']
-    commands = [*samples, twin_command(run.config()), "moe report"]
+    commands = [*samples, dense_baseline_command(run.config()), "moe report"]
     rows += [("" if number else "next", each) for number, each in enumerate(commands)]
     print_rows(console, rows)

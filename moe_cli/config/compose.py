@@ -9,7 +9,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -25,10 +25,12 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import combine
-from moe_cli.config.build import build, did_you_mean, names_of, show
-from moe_cli.config.folders import GROUPS, find_user_conf, is_text, packaged_conf
+from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
+from moe_cli.config.folders import GROUPS, find_user_conf, is_text
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
+from moe_cli.config.settings import packaged_conf
 from moe_cli.config.tasks import WITH_MODEL, what_follows
 from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
@@ -115,6 +117,10 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     return ConfigLoaderImpl(path)
 
 
+# What the packaged conf/ alone composes to, shared by all composers of a process: its files do not change.
+_PACKAGED: dict[Path, tuple[Any, Any, Any]] = {}
+
+
 class Composer:
     """Composes conf/, with the user's own folder before the packaged one."""
 
@@ -123,9 +129,11 @@ class Composer:
         self.folders = [folder for folder in (self.user.folder, packaged_conf()) if folder]
         # Files of the user's folder that were composed, relative to it.
         self.used: dict[str, None] = {}
-        self.compose = cache(self._compose)
-        self.base = cache(self._base)
-        self.choices = cache(self._choices)
+        own = cache(self._compose), cache(self._base), cache(self._choices)
+        shared = own if self.user.folder else _PACKAGED.setdefault(packaged_conf(), own)
+        self.compose: Callable[..., dict[str, Any]] = shared[0]
+        self.base: Callable[..., _Base] = shared[1]
+        self.choices: Callable[[str], list[str]] = shared[2]
 
     @cached_property
     def loader(self) -> "ConfigLoaderImpl":
@@ -261,7 +269,7 @@ class Composer:
         follows |= self._brought(tree, follows, groups)
         if follows:
             tree = self._grouped({**groups, **follows})
-        return _Base(tree, frozenset(leaf for leaf in _leaves(tree) if not leaf.endswith(".name")),
+        return _Base(tree, frozenset(leaf for leaf in flatten_dict(tree) if not leaf.endswith(".name")),
                      not _refers(repr(tree)), {})  # fmt: skip
 
     def _brought(self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
@@ -318,7 +326,7 @@ class Composer:
         if group in GROUPS and setting == "name":
             raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={show(value)}")
         if key not in base.known:
-            known = [leaf for leaf in _leaves(base.tree) if leaf in base.known]
+            known = [leaf for leaf in flatten_dict(base.tree) if leaf in base.known]
             within = [leaf for leaf in known if leaf.startswith(key + ".")]
             if within:
                 raise ConfigError(f"'{key}' is a group of settings. Set one of them, such as {within[0]}=...")
@@ -340,7 +348,7 @@ class Composer:
         if name and "+" in name and several:
             raise ConfigError(f"no setting '{key}' with {group}={name}. Each method has its own: {', '.join(several)}")
         choices = self._default_first(group) if name else []
-        if having := [choice for choice in choices if key in _leaves(self.compose(f"{group}={choice}"))]:
+        if having := [choice for choice in choices if key in flatten_dict(self.compose(f"{group}={choice}"))]:
             raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={', '.join(having)}.")
         if group == "executor":
             raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
@@ -362,13 +370,6 @@ def _refers(text: str) -> bool:
 def _parts(group: str, choice: Any) -> list[Any]:
     """The choices that one word names: `balance=switch+z` names two."""
     return choice.split("+") if group == "balance" and isinstance(choice, str) else [choice]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key, value in tree.items():
-        keys += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return keys
 
 
 def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import TOKENIZERS, TextData, TextsData
+from moe_cli.config.data import TOKENIZERS, BuiltCorpusConfig, TextFilesConfig
 from moe_cli.data.baselines import bigram_bits_per_byte, gzip_bits_per_byte, unigram_baselines
 from moe_cli.data.bpe import SEPARATOR, SubwordTokenizer, read_tokenizer, slice_utf8, train_bpe
 from moe_cli.data.cache_folders import atomic_folder
@@ -76,7 +76,7 @@ class EncodedCorpus:
     lossless: bool
 
 
-def build(data: TextsData, texts: CorpusSource, folder: Path) -> None:
+def build(data: BuiltCorpusConfig, texts: CorpusSource, folder: Path) -> None:
     """Makes the folder of a corpus: train_0000.bin ..., val_0000.bin ..., test_0000.bin ... if there is a test split, where
     documents begin, and meta.json.
 
@@ -117,7 +117,7 @@ def build(data: TextsData, texts: CorpusSource, folder: Path) -> None:
 
 
 def _meta(
-    data: TextsData, texts: CorpusSource, scan: CorpusScan, tokenizer: Tokenizer, encoded: EncodedCorpus
+    data: BuiltCorpusConfig, texts: CorpusSource, scan: CorpusScan, tokenizer: Tokenizer, encoded: EncodedCorpus
 ) -> dict[str, Any]:
     dtype = _dtype(tokenizer)
     splits = dict(zip(SPLITS, encoded.shards, strict=True))
@@ -160,7 +160,7 @@ def _domain_names(files: Sequence[CorpusFile], scan: CorpusScan) -> list[str]:
     return sorted({file.domain for file, digest in zip(files, scan.hashes, strict=True) if digest is not None})
 
 
-def _scan(data: TextsData, files: Sequence[CorpusFile]) -> CorpusScan:
+def _scan(data: BuiltCorpusConfig, files: Sequence[CorpusFile]) -> CorpusScan:
     """Raises DataError when there is no text."""
     scan, owners = CorpusScan(), array("q")
     for number, file in enumerate(files):
@@ -170,7 +170,7 @@ def _scan(data: TextsData, files: Sequence[CorpusFile]) -> CorpusScan:
             scan.hashes.append(scan.sha256.digest())
             scan.bytes_of[file.domain] += scan.num_bytes - before[1]
         except NotText as problem:
-            if len(files) == 1 and isinstance(data, TextData):
+            if len(files) == 1 and isinstance(data, TextFilesConfig):
                 where = source(data) if file.path == Path(data.path or "") else file.path
                 raise DataError(f"{where} {problem}") from None
             if len(scan.not_text) < MAX_NAMED:

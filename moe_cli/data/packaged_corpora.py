@@ -15,14 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_cli.config.data import (
-    ASVData,
-    KJVData,
-    MixData,
-    NamedData,
-    PythonData,
-    ShakespeareData,
-    TinyShakespeareData,
-    TorchData,
+    PackagedCorpusConfig,
 )
 from moe_cli.data.corpus_files import CorpusFile, CorpusSource, domain_of, hash_shuffled
 from moe_cli.data.documents import Document, document, read_documents
@@ -44,14 +37,14 @@ class NotInstalled(DataError):
     """The package that brings a corpus is not there."""
 
 
-def list_installed(data: NamedData) -> CorpusSource:
+def list_installed(data: PackagedCorpusConfig) -> CorpusSource:
     """Files and their domains, in an order that is fixed but mixes the folders.
 
     Raises:
         NotInstalled: the package is not there.
         DataError: it has no such files.
     """
-    found = _SOURCES[type(data)]()
+    found = _SOURCES[data.name]()
     if not found.files:
         raise DataError(f"data={data.name}: {found.version} has no such files where it is installed.")
     return found
@@ -150,14 +143,14 @@ def _mix() -> CorpusSource:
     return CorpusSource(files, states, ", ".join(dict.fromkeys(versions)), missing)
 
 
-_SOURCES: dict[type, Callable[[], CorpusSource]] = {
-    PythonData: _python,
-    TorchData: _torch,
-    ShakespeareData: _shakespeare,
-    TinyShakespeareData: _tiny_shakespeare,
-    KJVData: partial(_bible, "bible_kjv"),
-    ASVData: partial(_bible, "bible_asv"),
-    MixData: _mix,
+_SOURCES: dict[str, Callable[[], CorpusSource]] = {
+    "python": _python,
+    "torch_sources": _torch,
+    "shakespeare": _shakespeare,
+    "tiny_shakespeare": _tiny_shakespeare,
+    "bible_kjv": partial(_bible, "bible_kjv"),
+    "bible_asv": partial(_bible, "bible_asv"),
+    "corpora_mix": _mix,
 }
 _MIX_SOURCES: dict[str, Callable[[], CorpusSource]] = {
     "python": _python,

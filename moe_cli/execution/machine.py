@@ -1,4 +1,4 @@
-"""What this machine has for a run: threads, device, memory; and where a run was made."""
+"""The machine: threads, device and memory for a run; and the environment that a run records."""
 
 import importlib.metadata
 import math
@@ -29,14 +29,14 @@ _CORPUS = ("name", "source", "version", "sha256", "num_bytes", "num_documents", 
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
 # Where control groups are, version 2 and 1, and which of them are this process's.
 _GROUPS, _OWN_GROUPS, _CPU_TIMES = "/sys/fs/cgroup", "/proc/self/cgroup", "/proc/stat"
-_HOME = Path(__file__).resolve().parents[2]
+_REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     """train.threads, else $OMP_NUM_THREADS, else by the work of a batch: a thread per FLOPS_PER_THREAD, at most the cores.
 
     Never by what else the machine does: the number of threads decides how sums are split, so that the last digits depend
-    on it. The same configuration gives the same digits whatever the load and however many runs go on beside it. The
+    on it. The same configuration gives the same digits at any load and any number of other runs. The
     processes of one training share the cores.
     """
     if config.train.threads is not None:
@@ -49,8 +49,8 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
 
 
-def crowding(threads: int) -> str | None:
-    """What to be told when `threads` and what else is at work are more than the cores there are; None when they fit."""
+def oversubscription_warning(threads: int) -> str | None:
+    """Returns a warning when `threads` and the other busy cores exceed the cores; None when they fit."""
     cores, busy = count_cores(), _busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
         return None
@@ -59,7 +59,7 @@ def crowding(threads: int) -> str | None:
 
 
 def _busy_cores() -> float:
-    """How many of this process's cores are at work for others, over a tenth of a second; 0 where the system does not tell.
+    """Returns how many of this process's cores other processes keep busy, over a tenth of a second; 0 if unknown.
 
     Cores that it may not run on do not count, nor do those that it has no time for under a quota.
     """
@@ -126,7 +126,7 @@ def _own_cores() -> Collection[int]:
 
 
 def _quota_cores() -> float | None:
-    """How many cores' time this process gets: the least quota of its groups, as containers set it; None: no limit."""
+    """Returns the CPU quota of this process in cores, the least of its control groups; None: no limit."""
     quotas = []
     for folder in _group_folders("cpu"):
         limit = _words_of(f"{folder}/cpu.max") or [
@@ -183,7 +183,7 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def available_memory_bytes() -> int | None:
-    """What new processes may take without anything being swapped out, within this group's limit; None: nobody tells."""
+    """Returns the memory that new processes may take without swapping, within this group's limit; None: unknown."""
     available = _number_after("/proc/meminfo", "MemAvailable:")
     free = [1024 * available] if available is not None else []
     for folder in _group_folders("memory"):
@@ -231,12 +231,12 @@ def _number_after(path: str, word: str = "") -> int | None:
 
 
 def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str | None, str]:
-    """What tells the code of a run, by its meta.json, from other code; without one: the code as it is now.
+    """Returns what identifies the code of a run by its meta.json; without one, of the code as it is now.
 
     The version of the package, the commit of a checkout, and what had been changed in the package since.
     """
     if meta is None:
-        meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_HOME)}
+        meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_REPO_ROOT)}
     packages, git = ({**part} if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
     changes = str(git.get("diff") or "").split("diff --git ")
     package = "".join(change for change in changes if change.startswith("a/moe_cli/"))
@@ -250,14 +250,14 @@ def peak_memory_bytes() -> int:
 
 
 def describe_environment(corpus: Data) -> dict[str, Any]:
-    """Where and with what a run was made: command line, code, packages, hardware, corpus."""
+    """Returns the environment of a run: command line, code, packages, hardware, corpus."""
     import torch
 
     return {
         "argv": sys.argv,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git_state(_HOME),
+        "git": _git_state(_REPO_ROOT),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

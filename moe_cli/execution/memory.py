@@ -13,7 +13,7 @@ from moe_cli.formatting import count
 
 # What a process holds besides its model: torch and what it loads while it works, freed blocks, and the counts of evaluations.
 PROCESS_BYTES = 470e6
-# A run is refused that is expected to take so many times the memory there is; one that takes more than is free is noted.
+# A run is refused that is expected to take more than this many times the memory; one above the free memory is noted.
 MAX_MEMORY_RATIO = 2
 _REMEDY = "Lower train.batch_size, model.context_length or the model's size."
 
@@ -24,7 +24,7 @@ def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
 
 
 def memory_warning(plan: RunEstimate) -> str | None:
-    """What to be told of a run that is expected to take more memory than is free; None: it fits, or a GPU may hold it."""
+    """Returns a warning when a run may take more memory than is free; None: it fits, or a GPU may hold it."""
     need, free = memory_bytes(plan.cost), available_memory_bytes()
     if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
         return None
@@ -53,7 +53,7 @@ def check_step_memory(config: RunConfig, vocab_size: int) -> None:
 
 
 def _refusal(config: RunConfig, costs: Cost) -> str | None:
-    """What to say of a run that needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
+    """Returns why a run needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
     total = total_memory_bytes()
     need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
     if total is None or need <= MAX_MEMORY_RATIO * total or (config.train.device != "cpu" and visible_gpus()):

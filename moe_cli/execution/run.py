@@ -25,7 +25,7 @@ from moe_cli.execution.summary import summarise
 from moe_cli.execution.trained_model import with_decided_precision
 from moe_cli.execution.upcycling import check_upcycle
 from moe_cli.files.writing import delete, guard
-from moe_cli.loggers.recorder import check_loggers, make_recorder
+from moe_cli.loggers.logging_recorder import check_loggers, make_recorder
 from moe_cli.runs.corpora import check_corpus
 from moe_cli.runs.folder import INTERRUPTED, RUNNING, Run
 from moe_cli.runs.locks import lock
@@ -33,13 +33,13 @@ from moe_cli.runs.recorder import NullRecorder, Recorder
 
 
 def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
-    """Carries a run out in its folder, from its last checkpoint if it has one, else from the start.
+    """Trains and evaluates a run in its folder, from its last checkpoint if it has one.
 
     Args:
         observer: called with a `training.state.StepReport` after every step.
 
     Raises:
-        MoeError: anything the user can mend; it also stands in status.json.
+        MoeError: anything the user can fix; the reason is also in status.json.
     """
     guard(outputs)
     if run.summary() is not None:
@@ -141,7 +141,7 @@ def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> b
 
 
 def _leave_process_group() -> None:
-    """Leaves the other processes, when all are done and nothing of the model, which held on to them, is left."""
+    """Destroys the process group after all ranks finish; the model is collected first because it holds the group."""
     from moe_cli.distributed import collectives
 
     if collectives.world_size() > 1:
@@ -166,5 +166,5 @@ def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> No
     if state.get("digest") != config.digest:
         raise CheckpointError(
             f"{run.id} was begun with other settings (or another version of moe): {run.path / 'config.json'} has changed "
-            f"since, {state.get('digest')} is now {config.digest}.\nPut it back, or start anew: moe train"
+            f"since, {state.get('digest')} is now {config.digest}.\nPut it back, or start again: moe train"
         )

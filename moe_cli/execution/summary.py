@@ -32,7 +32,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     pseudo = eval_with(pseudo_perplexity_task, size, policy=policy).perplexity if pseudo_perplexity_task else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
-    if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
+    if limited:  # dropped at the training capacity; the loss is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     routing["router_saturation"] = _record_final_routing(run, training, result)
     vocab_size = model_vocab_size(config, corpus)
@@ -64,20 +64,20 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
 
 
 def _backend_used(config: RunConfig, layers: Any) -> str | None:
-    """What computed the experts in training: with dispatch=auto the pick for batches of this size."""
+    """Returns the back end used in training; with dispatch=auto the one chosen at this batch size."""
     import torch
 
-    from moe_cli.moe.backends.dispatch import choose_backend, make_regime
+    from moe_cli.moe.backends.dispatch import backend_query, choose_backend
 
     if not layers or config.model.dispatch != "auto":
         return config.model.dispatch if layers else None
     experts = layers[0].experts
     rows = config.train.batch_size * config.model.context_length * assignments_per_token(config) / config.expert
-    return choose_backend(make_regime(experts, getattr(torch, config.train.precision), rows))
+    return choose_backend(backend_query(experts, getattr(torch, config.train.precision), rows))
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
-    """Writes each layer's use over the whole split; gives how far routing had settled halfway, None if nobody looked."""
+    """Writes each layer's use over the whole split; returns the saturation at half the steps, None if unknown."""
     from moe_cli.training.evaluate import probe_routing, saturations
 
     step = training.state.step

@@ -1,10 +1,11 @@
-"""What a logger is: the seam between a run's recorder and what shows its metrics elsewhere."""
+"""The protocol of a logger, and what loggers share."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from moe_cli.config.build import flatten_dict
 from moe_cli.config.schema import RunConfig
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
@@ -15,7 +16,7 @@ DEFAULT_PROJECT = "moe"
 
 
 @dataclass(frozen=True)
-class About:
+class RunContext:
     """The run that is logged. outputs: where runs are kept, and what they share."""
 
     run: Run
@@ -28,31 +29,31 @@ class About:
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted name."""
-        return dict(_dotted(self.config.to_dict()))
+        return flatten_dict(self.config.to_dict())
 
     def tags(self) -> tuple[str, ...]:
         return read_tags(self.run)
 
 
 @dataclass(frozen=True)
-class Past:
-    """Where a run stands as it begins, goes on, or goes back.
+class ResumeState:
+    """The records of a run as it begins, goes on, or returns to a checkpoint.
 
     Attributes:
         step: what was recorded after it is void; -1: all.
         kept: the records up to it.
-        told: of each name the last step that had been recorded, and so told to a logger if there was one.
+        last_logged_steps: the last step recorded under each name, which every logger then had.
     """
 
     step: int
     kept: Sequence[Mapping[str, Any]]
-    told: Mapping[str, int]
+    last_logged_steps: Mapping[str, int]
 
 
 class Logger(Protocol):
     """One way to show a run elsewhere. What fails in it is an exception, which the caller bears."""
 
-    def start(self, past: Past) -> None:
+    def start(self, past: ResumeState) -> None:
         """Begins, or goes on where `past` says; again within a run that goes back to a checkpoint."""
 
     def metrics(self, record: Mapping[str, Any]) -> None:
@@ -63,7 +64,7 @@ class Logger(Protocol):
 
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """What can be drawn of a record or a summary: its finite numbers, without the step."""
+    """Returns the finite numbers of a record or a summary, without the step."""
     finite = (-float("inf"), float("inf"))
     return {
         key: value for key, value in record.items()
@@ -71,17 +72,17 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     }  # fmt: skip
 
 
-class Once:
+class StepDeduplicator:
     """For what cannot take a point back: every point is given once, the first time."""
 
-    def __init__(self, told: Mapping[str, int]) -> None:
-        self.told = dict(told)
+    def __init__(self, last_logged_steps: Mapping[str, int]) -> None:
+        self.last_logged_steps = dict(last_logged_steps)
 
     def new(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """The numbers of a record that lie beyond what was told under their names."""
+        """Returns the numbers of a record at steps that were not logged yet under their names."""
         step = step_of(record)
-        found = {key: value for key, value in numbers(record).items() if step > self.told.get(key, -1)}
-        self.told.update(dict.fromkeys(found, step))
+        found = {key: value for key, value in numbers(record).items() if step > self.last_logged_steps.get(key, -1)}
+        self.last_logged_steps.update(dict.fromkeys(found, step))
         return found
 
 
@@ -104,44 +105,36 @@ def results(summary: Mapping[str, Any] | None) -> dict[str, float]:
     return {f"summary/{key}": value for key, value in numbers(summary or {}).items()}
 
 
-def remembered(run: Run, name: str) -> str | None:
-    """What a logger calls this run, if it has been there before. Stands in loggers.json."""
+def load_external_id(run: Run, name: str) -> str | None:
+    """Returns the id that a logger gave this run before, from loggers.json."""
     found = (read_json(run.path / "loggers.json") or {}).get(name)
     return found if isinstance(found, str) else None
 
 
-def remember(run: Run, name: str, called: str) -> None:
+def save_external_id(run: Run, name: str, called: str) -> None:
     write_json(run.path / "loggers.json", {**(read_json(run.path / "loggers.json") or {}), name: called})
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-class OnceLogger:
-    """What the loggers that take no step twice, and know a run by a name of their own, have in common."""
+class DeduplicatingLogger:
+    """Base of loggers that accept no step twice and have an id of their own for a run."""
 
     name: ClassVar[str]
 
-    def __init__(self, about: About) -> None:
-        self.about = about
+    def __init__(self, about: RunContext) -> None:
+        self.context = about
         self.run: Any = None
-        self.once = Once({})
+        self.once = StepDeduplicator({})
 
     def open(self, known: str | None) -> str:
         """Sets `run`, as it was or new; its name there. `known` is the name it had before, if it had one."""
         raise NotImplementedError
 
-    def start(self, past: Past) -> None:
+    def start(self, past: ResumeState) -> None:
         if self.run is not None:
             return
-        known = remembered(self.about.run, self.name)
-        remember(self.about.run, self.name, self.open(known))
-        self.once = Once(past.told if known else {})
+        known = load_external_id(self.context.run, self.name)
+        save_external_id(self.context.run, self.name, self.open(known))
+        self.once = StepDeduplicator(past.last_logged_steps if known else {})
         for record in past.kept:
             self.metrics(record)
 

@@ -1,28 +1,29 @@
 """What stands in a column of the report: its heading, how its values are written, and how soon it makes room."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from moe_cli.config.build import did_you_mean, show
+from moe_cli.config.build import did_you_mean
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import plural, printable, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of
-from moe_cli.report.aggregate import DENSE, PLAIN_KEYS, Row, applies, measures_itself
+from moe_cli.report.configuration import JSON_KEYS, Configuration
+from moe_cli.report.run_row import DENSE, Cell, Settings, setting_applies
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import Run
 
-LONGEST_CELL = 36
-CURVE, CURVE_WIDTH, MOST_CURVES = "curve", 16, 60
+MAX_CELL_WIDTH = 36
+CURVE, CURVE_WIDTH, MAX_CURVES = "curve", 16, 60
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
-FIRST_TO_LEAVE = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
+DROP_ORDER = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
                   "tokens_per_second", "params", "verdict", "shared_seeds", "vs_baseline")  # fmt: skip
 # A setting's heading is its last part, and its group's where that says nothing.
-NAMELESS = ("name", "weight", "k", "capacity")
+AMBIGUOUS_KEYS = ("name", "weight", "k", "capacity")
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,32 @@ class Column:
 
     name: str
     heading: str
-    write: Callable[[Row], str]
+    write: Callable[[Configuration], str]
     left: bool = False
 
 
-def result_columns(rows: Collection[Row], baseline: Mapping[str, Any] = DENSE, to_lowest: bool = False) -> list[Column]:
+def result_columns(
+    rows: Collection[Configuration], baseline: Settings = DENSE, to_lowest: bool = False
+) -> list[Column]:
     """The measured columns worth showing for these rows; differences are taken to the baseline, or to the lowest."""
     measured = [name for name in keys_of(TASK) if any(row.get(name) is not None for row in rows)]
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_baseline",
              "tokens_per_second"]  # fmt: skip
-    if measured and all(row["val_bpb"] is None for row in rows):  # no text
+    if measured and all(row.results.val_bpb is None for row in rows):  # no text
         names.remove("val_bpb")
-    if baseline == DENSE and not to_lowest and all(row["expert"] == 1 for row in rows):
+    if baseline == DENSE and not to_lowest and all(row.is_dense for row in rows):
         names.remove("vs_baseline")
-    if any(row["vs_baseline_interval"] is not None for row in rows):
+    if any(row.vs_baseline_interval is not None for row in rows):
         names.insert(names.index("vs_baseline") + 1, "verdict")
-    if "vs_baseline" in names and any((row["shared_seeds"] or 0) not in (0, len(row["seeds"])) for row in rows):
+    if "vs_baseline" in names and any((row.shared_seeds or 0) not in (0, len(row.seeds)) for row in rows):
         names.insert(names.index("vs_baseline") + 1, "shared_seeds")
-    if any(row["max_violation"] is not None for row in rows):
+    if any(row.results.max_violation is not None for row in rows):
         names.append("max_violation")
-    if any(row["dropped_fraction"] for row in rows):
+    if any(row.results.dropped_fraction for row in rows):
         names.append("dropped_fraction")
-    if any(row["capacity_val_loss"] is not None for row in rows):
+    if any(row.results.capacity_val_loss is not None for row in rows):
         names.append("capacity_val_loss")
-    if any(row["dead_experts"] is not None for row in rows):
+    if any(row.results.dead_experts is not None for row in rows):
         names.append("dead_experts")
     return [_result(name, to_lowest) for name in names]
 
@@ -64,24 +67,24 @@ def _result(name: str, to_lowest: bool) -> Column:
     return replace(column, heading="vs lowest") if name == "vs_baseline" and to_lowest else column
 
 
-def curve_column(rows: Collection[Row]) -> Column | None:
+def curve_column(rows: Collection[Configuration]) -> Column | None:
     """The validation curve as a sparkline, of a row's first run; None without curves, and for long reports."""
-    if len(rows) > MOST_CURVES:
+    if len(rows) > MAX_CURVES:
         return None
-    drawn = {row["path"]: _sparkline(row) for row in rows}
-    return Column(CURVE, CURVE, lambda row: drawn[row["path"]], left=True) if set(drawn.values()) - {"-"} else None
+    drawn = {row.path: _sparkline(row) for row in rows}
+    return Column(CURVE, CURVE, lambda row: drawn[row.path], left=True) if set(drawn.values()) - {"-"} else None
 
 
-def _sparkline(row: Row) -> str:
+def _sparkline(row: Configuration) -> str:
     """On a logarithmic scale, where late gains are seen; fewer than two evaluations are no curve."""
-    values = [math.log(value) for value in validation_curve(Run(Path(row["path"]))).values if value > 0]
+    values = [math.log(value) for value in validation_curve(Run(Path(row.path))).values if value > 0]
     return sparkline(values, CURVE_WIDTH) if len(values) > 1 else "-"
 
 
-def never_leave(rows: Collection[Row]) -> tuple[str, str]:
+def required_columns(rows: Collection[Configuration]) -> tuple[str, str]:
     """What stands in every table: which run, and its score."""
-    judged = [row for row in rows if row["val_loss"] is not None or row["val_bpb"] is not None]
-    return ("run", "val_bpb" if all(row["val_bpb"] is not None for row in judged) else "val_loss")
+    judged = [row for row in rows if row.results.val_loss is not None or row.results.val_bpb is not None]
+    return ("run", "val_bpb" if all(row.results.val_bpb is not None for row in judged) else "val_loss")
 
 
 def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:
@@ -114,7 +117,7 @@ def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) 
     by_heading = {heading_of(name): name for name in known}
     hint = (
         did_you_mean(text, [*known, *by_heading])
-        or f" There are: {', '.join(PLAIN_KEYS)}, and settings such as train.steps."
+        or f" There are: {', '.join(JSON_KEYS)}, and settings such as train.steps."
     )
     raise ConfigError(f"no column '{text}'.{hint}")
 
@@ -124,39 +127,39 @@ def heading_of(name: str) -> str:
     if name in _RESULTS:
         return _RESULTS[name].heading
     group, _, last = name.rpartition(".")
-    if not group or last not in NAMELESS:
+    if not group or last not in AMBIGUOUS_KEYS:
         return last
     return group if last == "name" else f"{group.replace('.', ' ')} {last}"
 
 
-def _writer(name: str) -> Callable[[Row], str]:
-    def write(row: Row) -> str:
-        value = row[name]
-        if not applies(name, row) and row["expert"] is not None:
+def _writer(name: str) -> Callable[[Configuration], str]:
+    def write(row: Configuration) -> str:
+        value = row.get(name)
+        if not setting_applies(name, row.settings) and row.expert is not None:
             return "-"
-        if name == "reason" and value:
-            return printable(value.strip().splitlines()[0])[:LONGEST_CELL]
-        if name == "capacity" and value is None and row["expert"] is not None:
+        if name == "reason" and isinstance(value, str) and value:
+            return printable(value.strip().splitlines()[0])[:MAX_CELL_WIDTH]
+        if name == "capacity" and value is None and row.expert is not None:
             return "dropless"
         return cell(value)
 
     return write
 
 
-def cell(value: Any) -> str:
+def cell(value: Cell) -> str:
     """Any value as it stands in a table: short, on one line, and harmless to a terminal."""
     if value is None or value == []:
         return "-"
     if isinstance(value, list):
-        return shorten(printable(",".join(show(item) for item in value)))
+        return truncate_left(printable(",".join(show(item) for item in value)))
     if isinstance(value, float):
         return f"{value:.4g}"
-    return shorten(printable(show(value)))
+    return truncate_left(printable(show(value)))
 
 
-def shorten(text: str) -> str:
+def truncate_left(text: str) -> str:
     """The end of the text, which tells paths and run ids apart, when it is too long."""
-    return text if len(text) <= LONGEST_CELL else "..." + text[3 - LONGEST_CELL :]
+    return text if len(text) <= MAX_CELL_WIDTH else "..." + text[3 - MAX_CELL_WIDTH :]
 
 
 def _with_interval(value: float | None, interval: float | None, digits: int, factor: float = 1, sign: str = "") -> str:
@@ -172,35 +175,45 @@ def _with_interval(value: float | None, interval: float | None, digits: int, fac
     return text + unit + PLUS_MINUS + (spread if float(spread) or not interval else least)
 
 
-def _loss(name: str) -> Callable[[Row], str]:
-    return lambda row: _with_interval(row[name], row.get(f"{name}_interval"), BY_KEY[name].digits)
+def _loss(name: str) -> Callable[[Configuration], str]:
+    return lambda row: _with_interval(_number(row, name), _number(row, f"{name}_interval"), BY_KEY[name].digits)
 
 
-def _vs_baseline(row: Row) -> str:
-    if row["vs_baseline"] == 0 and measures_itself(row):
+def _vs_baseline(row: Configuration) -> str:
+    if row.vs_baseline == 0 and row.is_own_baseline:
         return "0"
-    return _with_interval(row["vs_baseline"], row["vs_baseline_interval"], 1, 100, "+")
+    return _with_interval(row.vs_baseline, row.vs_baseline_interval, 1, 100, "+")
 
 
-def _shared_seeds(row: Row) -> str:
+def _shared_seeds(row: Configuration) -> str:
     """How many of the row's seeds the baseline has too."""
-    shared = row["shared_seeds"]
-    return "-" if shared is None or measures_itself(row) else f"{shared} of {len(row['seeds'])}"
+    shared = row.shared_seeds
+    return "-" if shared is None or row.is_own_baseline else f"{shared} of {len(row.seeds)}"
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: Configuration) -> str:
     """What the seeds allow to say, and how many more of them would decide."""
-    if row["verdict"] is None:
+    if row.verdict is None:
         return ""
-    return f"{row['verdict']}" + (f", +{plural(row['more_seeds'], 'seed')}" if row["more_seeds"] else "")
+    return f"{row.verdict}" + (f", +{plural(row.more_seeds, 'seed')}" if row.more_seeds else "")
 
 
-def _value(name: str) -> Callable[[Row], str]:
+def _value(name: str) -> Callable[[Configuration], str]:
     metric = BY_KEY[name]
-    return lambda row: "-" if row.get(name) is None else metric.write(row[name])
+
+    def write(row: Configuration) -> str:
+        value = _number(row, name)
+        return "-" if value is None else metric.write(value)
+
+    return write
 
 
-_WRITERS: dict[str, Callable[[Row], str]] = {
+def _number(row: Configuration, name: str) -> float | None:
+    value = row.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+_WRITERS: dict[str, Callable[[Configuration], str]] = {
     **{name: _loss(name) for name in ("val_loss", "val_bpb", "capacity_val_loss")},
     "vs_baseline": _vs_baseline,
     "shared_seeds": _shared_seeds,

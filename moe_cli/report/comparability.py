@@ -13,7 +13,7 @@ from moe_cli.config.build import did_you_mean
 from moe_cli.config.data import HELD_OUT
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import eval_windows
-from moe_cli.report.aggregate import Row
+from moe_cli.report.run_row import RunRow
 from moe_cli.runs.folder import Run
 
 DATA, TOKENIZER, VALIDATION, BUDGET, CODE = "data", "tokenizer", "validation", "budget", "code"
@@ -22,10 +22,10 @@ ASPECTS = (DATA, TOKENIZER, VALIDATION, EVAL_CONTEXT, BUDGET, CODE)
 
 
 @dataclass(frozen=True)
-class Sorted:
+class ComparableRuns:
     """Runs that are alike, and for each aspect in which others are not, how many of these there are."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[RunRow, ...]
     left_out: Mapping[str, int]
 
 
@@ -39,79 +39,87 @@ def check_across(names: Collection[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def sort_out(rows: Collection[Row], across: Collection[str] = ()) -> Sorted:
-    """The complete runs of the kind that shows most, see `_most`, unless an aspect may differ.
+def select_comparable(rows: Collection[RunRow], across: Collection[str] = ()) -> ComparableRuns:
+    """The complete runs of the kind that shows most, see `_largest_group`, unless an aspect may differ.
 
     Bits per byte are comparable between tokenizers of the same text and validation bytes (docs/explanation/concepts.md, 9): where all
     runs have them, the tokenizer is no aspect. Nats per token are not.
     """
-    free = set(across) | ({TOKENIZER} if all(row["val_bpb"] is not None for row in rows) else set())
+    free = set(across) | ({TOKENIZER} if all(row.results.val_bpb is not None for row in rows) else set())
     kept = list(rows)
     left_out: dict[str, int] = {}
-    codes = {id(row): _code(row) for row in rows} if CODE not in free else {}
+    codes = {id(row): _code_version(row.path) for row in rows} if CODE not in free else {}
     for aspect in ASPECTS:
         if aspect in free or not kept:
             continue
-        kinds = [codes[id(row)] if aspect == CODE else _kind(aspect, row) for row in kept]
-        most = _most(kept, kinds)
+        kinds = [codes[id(row)] if aspect == CODE else _aspect_value(aspect, row) for row in kept]
+        most = _largest_group(kept, kinds)
         if len(set(kinds)) > 1:
             left_out[aspect] = sum(kind != most for kind in kinds)
         kept = [row for row, kind in zip(kept, kinds, strict=True) if kind == most]
-    return Sorted(tuple(kept), left_out)
+    return ComparableRuns(tuple(kept), left_out)
 
 
-def same_kind(row: Row, other: Row, across: Collection[str] = ()) -> bool:
+def is_comparable(row: RunRow, other: RunRow, across: Collection[str] = ()) -> bool:
     """Whether two runs may be compared, but for the aspects that may differ."""
-    free = set(across) | ({TOKENIZER} if row["val_bpb"] is not None and other["val_bpb"] is not None else set())
+    free = set(across) | (
+        {TOKENIZER} if row.results.val_bpb is not None and other.results.val_bpb is not None else set()
+    )
     return all(
-        aspect in free or (_code(row) == _code(other) if aspect == CODE else _kind(aspect, row) == _kind(aspect, other))
+        aspect in free
+        or (
+            _code_version(row.path) == _code_version(other.path)
+            if aspect == CODE
+            else _aspect_value(aspect, row) == _aspect_value(aspect, other)
+        )
         for aspect in ASPECTS
     )
 
 
-def code_versions(rows: Collection[Row]) -> int:
-    """How many states of the program these runs were made with."""
-    return len({_code(row) for row in rows})
+def count_code_versions(paths: Collection[str]) -> int:
+    """The number of states of the program that these runs were made with."""
+    return len({_code_version(path) for path in paths})
 
 
-def _most(rows: Collection[Row], kinds: Collection[Any]) -> Any:
+def _largest_group(rows: Collection[RunRow], kinds: Collection[Any]) -> Any:
     """The kind that shows most: of most configurations with several seeds, then of most configurations, then of most runs.
 
     A configuration is here what a run's name says: experts, k, capacity, router and balance. Of equal kinds the newest.
     """
     seeds: dict[Any, dict[Any, set[Any]]] = {}
     for row, kind in zip(rows, kinds, strict=True):
-        shape = (row["expert"], row["k"], row["capacity"], row["router"], row["balance"])
-        seeds.setdefault(kind, {}).setdefault(shape, set()).add(row["seed"])
+        shape = (row.expert, row.k, row.capacity, row.router, row.balance)
+        seeds.setdefault(kind, {}).setdefault(shape, set()).add(row.seed)
     runs = Counter(kinds)
     newest = dict(zip(kinds, rows, strict=True))
 
     def richness(kind: Any) -> tuple[int, int, int, float]:
         repeated = sum(len(each) > 1 for each in seeds[kind].values())
-        return (repeated, len(seeds[kind]), runs[kind], newest[kind]["created"] or 0.0)
+        return (repeated, len(seeds[kind]), runs[kind], newest[kind].created or 0.0)
 
     return max(seeds, key=richness)
 
 
-def _kind(aspect: str, row: Row) -> Any:
+def _aspect_value(aspect: str, row: RunRow) -> Any:
+    settings = row.settings
     if aspect == DATA:
-        data = row["corpus_sha256"] or (row.get("data.name"), row.get("data.path"))
-        return (data, row.get("task.name") or "causal_lm")
+        data = row.corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
+        return (data, settings.get("task.name") or "causal_lm")
     if aspect == TOKENIZER:
-        return (row.get("data.tokenizer"), row.get("data.bpe_vocab"))
+        return (settings.get("data.tokenizer"), settings.get("data.bpe_vocab"))
     if aspect == VALIDATION:
-        return tuple(row.get(name) for name in HELD_OUT)
+        return tuple(settings.get(name) for name in HELD_OUT)
     if aspect == EVAL_CONTEXT:
-        return eval_windows(row)
+        return eval_windows(settings)
     for budget in ("train.flops", "train.minutes"):
-        if row.get(budget) is not None:
-            return (budget, row[budget])
-    return ("tokens", row["tokens"])
+        if settings.get(budget) is not None:
+            return (budget, settings[budget])
+    return ("tokens", row.results.tokens)
 
 
-def _code(row: Row) -> tuple[Any, ...]:
+def _code_version(path: str) -> tuple[Any, ...]:
     """Version, commit and uncommitted changes of the package, as meta.json has them; all None where it says nothing."""
-    meta = Run(Path(row["path"])).meta()
+    meta = Run(Path(path)).meta()
     packages, git = (part if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
     changes = str(git.get("diff") or "").split("diff --git ")
     package = "".join(change for change in changes if change.startswith("a/moe_cli/"))

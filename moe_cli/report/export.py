@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import printable
-from moe_cli.report.html import GENERATOR, page_text
-from moe_cli.report.html.answers import answer_section, fit_sections
-from moe_cli.report.html.content import Source
-from moe_cli.report.html.write import check_ours, write_file
-from moe_cli.report.importance import searched
+from moe_cli.report.html.atomic_write import check_overwrite, write_file
+from moe_cli.report.html.page import GENERATOR, page_text
+from moe_cli.report.html.page_data import Source
+from moe_cli.report.html.recommendation import fit_sections, recommendation_section
+from moe_cli.report.importance import load_importances
 from moe_cli.report.render.latex import latex_text
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text
-from moe_cli.report.view import View
+from moe_cli.report.run_row import RunRow
+from moe_cli.report.table import ReportTable
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from moe_cli.report.scaling.study import Study
 
 ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".png", ".svg")
@@ -35,40 +34,37 @@ def check_files(files: Sequence[Path], endings: Sequence[str] = ENDINGS, command
         if not path.parent.is_dir():
             raise ConfigError(f"no folder {printable(str(path.parent))}: make it, or name another.")
         if path.suffix.lower() == ".html":
-            check_ours(path, command)
+            check_overwrite(path, command)
     if len(set(paths)) < len(paths):
         raise ConfigError("a file is named twice: give every --output a name of its own.")
 
 
-def export(files: Sequence[Path], view: View, source: Source, law: "Study | None" = None) -> None:
+def export(files: Sequence[Path], table: ReportTable, source: Source, law: "Study | None" = None) -> None:
     """Writes each file whole or leaves the old one; a page with the scaling law, if there is one.
 
     Raises:
         MoeError: a library is not installed, or a file cannot be written.
     """
     for path in files:
-        write_file(path.expanduser(), _content(path.suffix.lower(), view, source, law))
+        write_file(path.expanduser(), _content(path.suffix.lower(), table, source, law))
 
 
-def _content(ending: str, view: View, source: Source, law: "Study | None") -> str | bytes:
+def _content(ending: str, table: ReportTable, source: Source, law: "Study | None") -> str | bytes:
     if ending == ".html":
-        sections = answer_section(*_chosen(view, source), view.baseline)
-        return page_text(view, source, sections + (fit_sections(law, source.title) if law else []))
+        sections = recommendation_section(*_shown_runs(table, source), table.baseline)
+        return page_text(table, source, sections + (fit_sections(law, source.title) if law else []))
     if ending in (".png", ".svg"):
         from moe_cli.report.render.figures import figure_bytes
 
-        return figure_bytes(view, ending, source.title)
+        return figure_bytes(table, ending, source.title)
     if ending == ".json":
-        return json_text(view, searched(list(source.frame["path"]))[0]) + "\n"
-    return {".csv": csv_text, ".md": markdown_text, ".tex": latex_text}[ending](view)
+        return json_text(table, load_importances([run.path for run in source.runs])[0]) + "\n"
+    return {".csv": csv_text, ".md": markdown_text, ".tex": latex_text}[ending](table)
 
 
-def _chosen(view: View, source: Source) -> "tuple[pd.DataFrame, pd.DataFrame | None]":
+def _shown_runs(table: ReportTable, source: Source) -> tuple[list[RunRow], list[RunRow]]:
     """The runs of the rows shown, and all others, which may serve as their baselines."""
-    import pandas as pd
-
-    shown = source.frame["path"].isin([path for paths in view.frame["paths"] for path in paths])
-    hidden = source.frame[~shown]
-    if source.elsewhere is None or hidden.empty:
-        return source.frame[shown], source.elsewhere if hidden.empty else hidden
-    return source.frame[shown], pd.concat([hidden, source.elsewhere])
+    paths = {run.path for row in table.all_rows for run in row.runs}
+    shown = [run for run in source.runs if run.path in paths]
+    hidden = [run for run in source.runs if run.path not in paths]
+    return shown, [*hidden, *source.extra_baselines]

@@ -162,7 +162,7 @@ def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def searched(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str, float]]], tuple[str, ...]]:
+def load_importances(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str, float]]], tuple[str, ...]]:
     """The importances of every search among whose runs these folders are, by the name of the sweep.
 
     Beside them, why those of a search cannot be told: a report goes on without.

@@ -1,42 +1,50 @@
-"""Run folders -> a pandas frame with one row per run."""
+"""Run folders -> rows of the report: one `RunRow` per run."""
 
 import gc
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
 from moe_cli.files.reading import read_json
 from moe_cli.formatting import as_utf8, is_utf8
-from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, TEXT_REFERENCE, keys_of
+from moe_cli.metrics import BY_KEY
+from moe_cli.report.run_row import (
+    EXECUTION,
+    IDENTITY,
+    RESULTS,
+    Results,
+    RunRow,
+    is_setting,
+)
 from moe_cli.runs.folder import FAILED, Run
 from moe_cli.runs.lookup import find_runs, list_runs
 from moe_cli.runs.tags import parse_tags
 
-# What a run has measured, see `moe_cli.metrics`: columns that every frame has.
-UNITS = {key: BY_KEY[key].unit for key in keys_of(SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE)}
-COUNTS = tuple(key for key in UNITS if BY_KEY[key].whole)
-# Columns that lead to folders.
-PATHS = ("path", "baseline_path")
-IDENTITY = ("run", "group", "status", "reason", "created", "path", "tags")
-SETTINGS = ("expert", "k", "capacity", "router", "balance", "seed")
-CORPUS = ("corpus", "corpus_sha256")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+UNITS = {key: BY_KEY[key].unit for key in RESULTS}
 SCALARS = frozenset({type(None), str, int, float, bool})
+# The types of columns, whatever files hold; of all others it follows from the values.
 DTYPES = {
-    **dict.fromkeys(("run", "group", "status", "reason", "path", "router", "balance", *CORPUS), "str"),
-    **dict.fromkeys(("expert", "k", "seed", *COUNTS), "Int64"),
-    **dict.fromkeys((key for key in UNITS if key not in COUNTS), "float64"),
+    **dict.fromkeys(
+        ("run", "group", "status", "reason", "path", "router", "balance", "corpus", "corpus_sha256"), "str"
+    ),
+    **dict.fromkeys(("expert", "k", "seed"), "Int64"),
+    **{key: "Int64" if BY_KEY[key].whole else "float64" for key in RESULTS},
     **dict.fromkeys(("capacity", "created"), "float64"),
     "tags": "object",
 }
 
 
-def load_runs(path: str | Path) -> pd.DataFrame:
+def load_runs(path: str | Path) -> "pd.DataFrame":
     """One row per run at or below a folder, oldest first; without runs, no rows.
 
     Columns: `run`, `group`, `status`, `reason` (why it failed), `created`, `path`, `tags` (a list), the keys of summary.json, and every
@@ -46,88 +54,99 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     Raises:
         RunNotFound: there is no such folder.
     """
+    from moe_cli.report.frame import to_frame
+
+    return to_frame(rows_below(path))
+
+
+def rows_below(path: str | Path) -> list[RunRow]:
+    """The runs at or below a folder, oldest first. Raises RunNotFound: there is no such folder."""
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
-    return runs_frame(list_runs(folder))
+    return read_rows(list_runs(folder))
 
 
-def load_selection(outputs: Path, names: Collection[str] = ()) -> pd.DataFrame:
+def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
     """The runs a user means by names of sweeps, run ids, their beginnings or patterns, `latest`, or folders.
 
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
     """
     every = list_runs(outputs)
-    asked: list[str | None] = [*names] if names else [None]
-    chosen = [run for name in asked for run in find_runs(outputs, name, every)]
-    return runs_frame(list({run.path.resolve(): run for run in chosen}.values()))
+    wanted: list[str | None] = [*names] if names else [None]
+    chosen = [run for name in wanted for run in find_runs(outputs, name, every)]
+    return read_rows(list({run.path.resolve(): run for run in chosen}.values()))
 
 
-def title_of(frame: pd.DataFrame, names: Collection[str]) -> str:
+def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
     """The title of a report on these runs: the names given, or the only sweep."""
-    groups = frame["group"].unique()
-    return " ".join(names) or (str(groups[0]) if len(groups) == 1 else "all runs")
+    groups = list(dict.fromkeys(run.group for run in runs))
+    return " ".join(names) or (groups[0] if len(groups) == 1 else "all runs")
 
 
-def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run, oldest first; see `load_runs`."""
+def read_rows(runs: Sequence[Run]) -> list[RunRow]:
+    """One row per run, oldest first."""
+    with _without_garbage_collection():
+        rows = rows_from_values([_read(run) for run in runs])
+        return sorted(rows, key=lambda row: (row.created or 0.0, row.run))
+
+
+@contextmanager
+def _without_garbage_collection() -> "Iterator[None]":
+    """Millions of small objects are made that all stay: collecting garbage would take a third of the time."""
     collecting = gc.isenabled()
-    gc.disable()  # of millions of small objects that all stay: a third of the time
+    gc.disable()
     try:
-        read = sorted(((_read(run), run) for run in runs), key=lambda each: (each[0]["created"] or 0.0, each[1].id))
-        return _frame([row for row, _ in read], [run for _, run in read])
+        yield
     finally:
         if collecting:
             gc.enable()
 
 
-def _frame(rows: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> pd.DataFrame:
-    where = {
-        "run": [run.id for run in runs],
-        "group": [run.group for run in runs],
-        "path": [str(run.path) for run in runs],
-    }
-    names = dict.fromkeys([*IDENTITY, *SETTINGS, *UNITS, *CORPUS, *chain.from_iterable(rows)])
-    made = {}
-    # Settings stand last, so that what was measured is seen first.
-    for name in sorted(names, key=lambda name: name in ("drop", "match") or "." in name):
-        if name in where:
-            made[name] = text_series(name, where[name])
-        else:
-            made[as_utf8(name)] = _series(name, [row.get(name) for row in rows])
-    frame = pd.DataFrame(made)
-    frame.attrs["units"] = {**UNITS, "created": "seconds since 1970"}
-    return frame
-
-
 def _read(run: Run) -> dict[str, Any]:
-    """The settings, results and status of a run."""
+    """The settings, results and status of a run, by column."""
     folder = str(run.path)  # path objects would take a tenth of the time
     config = read_json(f"{folder}/config.json")
     results = read_sealed(f"{folder}/summary.json")
-    status = run.really(read_json(f"{folder}/status.json") or {}, results is not None)
+    status = run.effective_status(read_json(f"{folder}/status.json") or {}, results is not None)
+    if config:
+        run.fits(config)
+    values = run_values(run, config or {}, results or {}, status)
+    values["tags"] = parse_tags(read_json(f"{folder}/tags.json"))
+    return values
+
+
+def make_row(run: Run, config: Mapping[str, Any], results: Mapping[str, Any], status: Mapping[str, Any]) -> RunRow:
+    """The row of one run from the content of its files."""
+    return rows_from_values([run_values(run, config, results, status)])[0]
+
+
+def run_values(
+    run: Run, config: Mapping[str, Any], results: Mapping[str, Any], status: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The columns of a run from the content of its files, without its tags."""
     state, reason = str(status.get("status")), status.get("reason")
     try:
-        settings = flatten(config or {})
+        settings = flatten(config)
     except RecursionError:
-        config, settings = None, {}
+        config, settings = {}, {}
     if not config:
         state, reason, results = FAILED, "config.json cannot be read", {}
-    else:
-        run.fits(config)
-    if "data.val_fraction" in settings:  # of runs from before there was one
-        settings.setdefault("data.test_fraction", 0.0)
     if settings.get("expert") == 1:
         settings["capacity"] = settings["router"] = settings["balance"] = None
-    measured = {key: value for key, value in (results or {}).items() if _is_scalar(value)}
-    identity = {"status": state, "reason": reason if _is_scalar(reason) else str(reason)}
-    identity.update(created=_number(status.get("created")), tags=list(parse_tags(read_json(f"{folder}/tags.json"))))
-    return {**settings, **measured, **identity}
+    for key, value in results.items():
+        if type(value) in SCALARS:
+            settings[key] = value
+    settings.update(
+        run=run.id, group=run.group, path=str(run.path), status=state,
+        reason=reason if type(reason) in SCALARS else str(reason), created=status.get("created"), tags=(),
+    )  # fmt: skip
+    return settings
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names; the name of the router and of the balancing loss stand for the group."""
+    """Nested settings by their dotted names; `router` and `balance` are the names of the choices."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if type(value) in SCALARS:
@@ -142,49 +161,86 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def rows_from_values(read: Sequence[dict[str, Any]]) -> list[RunRow]:
+    """Rows from the columns of runs, each column with values of one type wherever they have one in common."""
+    # Most runs have the same columns: what follows from names alone is done once for all of these.
+    members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for values in read:
+        members.setdefault(tuple(values), []).append(values)
+    columns: dict[str, list[list[Any]]] = {}
+    for names, group in members.items():
+        for name, column in zip(names, zip(*(values.values() for values in group), strict=True), strict=True):
+            columns.setdefault(name, []).append(list(column))
+    for name, parts in columns.items():
+        if name not in ("run", "group", "path", "tags"):
+            _unify(DTYPES.get(name), parts)
+    places = dict.fromkeys(columns, 0)
+    rows = []
+    for names, group in members.items():
+        own = [columns[name][places[name]] for name in names]
+        for name in names:
+            places[name] += 1
+        rows += _rows(names, own, len(group))
+    order = {id(values): place for place, values in enumerate(chain.from_iterable(members.values()))}
+    return [rows[order[id(values)]] for values in read]
+
+
+def _rows(names: Sequence[str], columns: Sequence[list[Any]], size: int) -> list[RunRow]:
+    """The rows of runs that have the same columns."""
+    by_name = dict(zip(map(as_utf8, names), columns, strict=True))
+    settings = [name for name in by_name if is_setting(name)]
+    execution = [name for name in by_name if name in EXECUTION]
+    results = [name for name in by_name if name in RESULTS and name not in settings]
+    others = by_name.keys() - {*settings, *execution, *results, *IDENTITY}
+    parts = [
+        _dicts(part, by_name, size) for part in (settings, execution, [name for name in by_name if name in others])
+    ]
+    measured = [Results(**values) for values in _dicts(results, by_name, size)]
+    missing = [None] * size
+    identity = zip(*(by_name.get(name, missing) for name in IDENTITY), strict=True)
+    return [
+        RunRow(run, group, path, status, reason, created, tuple(tags or ()), chosen, how, found, rest)
+        for (run, group, status, reason, created, path, tags), chosen, how, rest, found in zip(
+            identity, *parts, measured, strict=True
+        )
+    ]
+
+
+def _dicts(names: Sequence[str], columns: Mapping[str, list[Any]], size: int) -> list[dict[str, Any]]:
+    if not names:
+        return [{} for _ in range(size)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
+
+
+def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
+    """Gives the values of one column, in place, the type of the column; what is not of that type becomes None."""
+    kinds = {kind for part in parts for kind in set(map(type, part))} - {type(None)}
+    if dtype is None:
+        dtype = (
+            "Int64"
+            if kinds == {int}
+            else "float64"
+            if kinds and kinds <= {int, float}
+            else "str"
+            if kinds == {str}
+            else ""
+        )
+    for part in parts:
+        if dtype == "float64" and kinds - {float}:
+            part[:] = [None if math.isnan(number := _number(value)) else number for value in part]
+        elif dtype == "Int64" and (kinds - {int} or any(value is not None and abs(value) >= 2**63 for value in part)):
+            part[:] = map(_whole, part)
+        elif dtype == "str" and (kinds - {str} or not all(value is None or value.isascii() for value in part)):
+            part[:] = [None if value is None else _whole_text(str(value)) for value in part]
+
+
 def _whole_text(text: str) -> str:
-    """The text with halves of characters, which JSON may hold and pandas does not take, as '?'."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def _is_scalar(value: Any) -> bool:
-    return type(value) in SCALARS
-
-
-def _series(name: str, values: list[Any]) -> "pd.Series[Any]":
-    dtype = DTYPES.get(name) or _dtype(values)
-    if dtype == "float64":
-        return pd.Series([_number(value) for value in values], dtype=dtype)
-    if dtype == "Int64":
-        return pd.Series([_whole(value) for value in values], dtype=dtype)
-    if dtype == "str":
-        return text_series(name, [None if value is None else _whole_text(str(value)) for value in values])
-    return pd.Series(values, dtype=dtype)
-
-
-def text_series(name: str, values: Sequence[str | None]) -> "pd.Series[Any]":
-    """A column of text, which pandas keeps as UTF-8; paths that are none stay Python's, so that they lead to the files."""
-    if all(value is None or is_utf8(value) for value in set(values)):
-        return pd.Series(values, dtype="str")
-    if name in PATHS:
-        return pd.Series(values, dtype="object")
-    return pd.Series([None if value is None else as_utf8(value) for value in values], dtype="str")
-
-
-def _dtype(values: list[Any]) -> str:
-    """What all values that are there have in common."""
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {bool}:
-        return "boolean"
-    if kinds == {int}:
-        return "Int64"
-    if kinds and kinds <= {int, float}:
-        return "float64"
-    return "str" if kinds == {str} else "object"
+    """The text with halves of characters, which JSON may hold, as '?'."""
+    return text if is_utf8(text) else text.encode("utf-8", "replace").decode()
 
 
 def _number(value: Any) -> float:
-    """The value as a number, NaN when it is none: a result written by a stranger must not stop the report."""
+    """The value as a finite number; NaN for everything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -195,15 +251,3 @@ def _number(value: Any) -> float:
 def _whole(value: Any) -> int | None:
     number = _number(value)
     return int(value) if number == number and number == int(number) and abs(number) < 2**63 else None
-
-
-def plain(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """The columns as lists of Python values, with None for whatever is not there."""
-    bare = pd.DataFrame(frame)  # without attrs, of which pandas would make a deep copy for every column
-    return {
-        str(name): [
-            None if missing else value
-            for value, missing in zip(column.astype(object).tolist(), column.isna().tolist(), strict=True)
-        ]
-        for name, column in bare.items()
-    }

@@ -1,21 +1,25 @@
-"""Verdicts on differences measured on a few seeds: better, worse or cannot tell, by paired t-tests with Holm's correction."""
+"""Verdicts on differences measured on a few seeds: better, worse or inconclusive, by paired t-tests with Holm's correction."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 
-from moe_cli.report.intervals import CONFIDENCE, paired_differences, t_cdf, t_quantile
+from moe_cli.report.intervals import CONFIDENCE, Estimate, paired_difference, paired_differences, t_cdf, t_quantile
 
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 ERROR_RATE = 1 - CONFIDENCE
 POWER = 0.8
-# So many seeds nobody runs: the difference is nothing that matters.
-MOST_SEEDS = 1000
+# All pairs of more configurations are not compared.
+MAX_CONFIGURATIONS = 100
+# A difference that needs more seeds does not matter.
+MAX_SEEDS = 1000
+Scores = Mapping[int, float]
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedSample:
     """Relative differences to a baseline over shared seeds, negative is better: how many, mean, standard deviation.
 
     The deviation is None for a single seed.
@@ -35,7 +39,7 @@ class Paired:
         return 2 * t_cdf(-abs(self.mean) / self.deviation * math.sqrt(self.seeds), self.seeds - 1)
 
 
-def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired | None:
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> PairedSample | None:
     """The paired differences of two configurations; None without a shared seed, or where a baseline of 0 leaves one undefined."""
     differences = paired_differences(values, baseline)
     if not differences:
@@ -43,10 +47,10 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired
     seeds = len(differences)
     mean = math.fsum(differences) / seeds
     if seeds == 1:
-        return Paired(1, mean, None)
+        return PairedSample(1, mean, None)
     # Of equal differences rounding leaves a spread that is none.
     spread = math.sqrt(math.fsum((each - mean) ** 2 for each in differences) / (seeds - 1))
-    return Paired(seeds, mean, spread if spread > 1e-12 else 0.0)
+    return PairedSample(seeds, mean, spread if spread > 1e-12 else 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -64,8 +68,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdicts(differences: Sequence[Paired]) -> list[str]:
-    """Better, worse or cannot tell for each of several comparisons with one baseline, allowing for their number."""
+def verdicts(differences: Sequence[PairedSample]) -> list[str]:
+    """Better, worse or inconclusive for each of several comparisons with one baseline, allowing for their number."""
     tested = [index for index, each in enumerate(differences) if each.p_value is not None]
     adjusted = dict(zip(tested, holm([differences[index].p_value or 0.0 for index in tested]), strict=True))
     return [
@@ -74,7 +78,7 @@ def verdicts(differences: Sequence[Paired]) -> list[str]:
     ]
 
 
-def more_seeds(difference: Paired, comparisons: int = 1) -> int | None:
+def additional_seeds_needed(difference: PairedSample, comparisons: int = 1) -> int | None:
     """How many seeds more would tell the difference from 0 in four of five cases, if it and its spread are as measured.
 
     The least n with n >= ((t(1 - a / 2) + t(0.8)) s / d)^2, t with n - 1 degrees of freedom, a = 5 % / comparisons (the
@@ -84,12 +88,18 @@ def more_seeds(difference: Paired, comparisons: int = 1) -> int | None:
     if difference.deviation is None or difference.mean == 0:
         return None
     ratio = difference.deviation / abs(difference.mean)
-    low, high = 2, MOST_SEEDS
-    if _least(high, comparisons) * ratio > math.sqrt(high):
+
+    def is_enough(seeds: int) -> bool:
+        return _detectable_effect(seeds, comparisons) * ratio <= math.sqrt(seeds)
+
+    if not is_enough(MAX_SEEDS):
         return None
+    low, high = 2, 2
+    while not is_enough(high):  # quantiles of few degrees of freedom are quick
+        low, high = high + 1, min(2 * high, MAX_SEEDS)
     while low < high:
         middle = (low + high) // 2
-        if _least(middle, comparisons) * ratio <= math.sqrt(middle):
+        if is_enough(middle):
             high = middle
         else:
             low = middle + 1
@@ -97,7 +107,59 @@ def more_seeds(difference: Paired, comparisons: int = 1) -> int | None:
 
 
 @cache
-def _least(seeds: int, comparisons: int) -> float:
+def _detectable_effect(seeds: int, comparisons: int) -> float:
     """How many standard errors a difference must be for a test of that many seeds to find it with probability POWER."""
     df = seeds - 1
     return t_quantile(1 - ERROR_RATE / comparisons / 2, df) + t_quantile(POWER, df)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One configuration against another: relative difference with its interval, what it is based on, and what it shows."""
+
+    estimate: Estimate
+    sample: PairedSample
+    verdict: str
+    more_seeds: int | None
+
+
+def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Difference | None]], int]:
+    """Compares the members of each group, the lowest first, with the first one, by the scores of their seeds.
+
+    The first was chosen because it is the lowest, so the comparisons with it are not the only ones that were made: Holm's
+    procedure is applied to all pairs within the groups. The probability of one false verdict among all pairs is then at
+    most 5 %, and so is that among the pairs with whichever member is the lowest.
+
+    Returns:
+        A difference for each member (None for the first, and where no seed is shared), and the number of pairs tested.
+    """
+    pairs, adjusted = _all_pairs(groups)
+    found: list[list[Difference | None]] = [[None] * len(group) for group in groups]
+    for (index, one, other), sample in pairs.items():
+        estimate = paired_difference(groups[index][other], groups[index][one])
+        if one == 0 and estimate is not None:
+            decided = adjusted.get((index, one, other), 1.0) < ERROR_RATE
+            verdict = (BETTER if sample.mean < 0 else WORSE) if decided else INCONCLUSIVE
+            more = None if decided else additional_seeds_needed(sample, max(1, len(adjusted)))
+            found[index][other] = Difference(estimate, sample, verdict, more)
+    return found, len(adjusted)
+
+
+def decided_pairs(groups: Sequence[Sequence[Scores]]) -> tuple[set[tuple[int, int, int]], int]:
+    """The pairs (group, one member, a later one) that differ, allowing for all pairs, and how many pairs were tested."""
+    _, adjusted = _all_pairs(groups)
+    return {place for place, p_value in adjusted.items() if p_value < ERROR_RATE}, len(adjusted)
+
+
+def _all_pairs(
+    groups: Sequence[Sequence[Scores]],
+) -> tuple[dict[tuple[int, int, int], PairedSample], dict[tuple[int, int, int], float]]:
+    """The paired differences of all pairs within the groups, and their adjusted p-values where there are several seeds."""
+    pairs = {
+        (index, one, other): sample
+        for index, group in enumerate(groups) if len(group) <= MAX_CONFIGURATIONS
+        for one, other in combinations(range(len(group)), 2)
+        if (sample := paired(group[other], group[one])) is not None
+    }  # fmt: skip
+    tested = {place: p for place, sample in pairs.items() if (p := sample.p_value) is not None}
+    return pairs, dict(zip(tested, holm(list(tested.values())), strict=True))

@@ -288,7 +288,7 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
         is_matrix = [
             param.ndim >= 2
             and not name.endswith(_ADAM_SUFFIXES)
-            and not any(part in f".{name}" for part in _ADAM_PARTS)
+            and not any(optimizer in f".{name}" for optimizer in _ADAM_PARTS)
             for name, param in named
         ]
         matrices = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if matrix]

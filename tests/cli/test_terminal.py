@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 
 from moe_cli.cli import terminal
 from moe_cli.cli.app import app
-from moe_cli.cli.console import Terminal, text_width
+from moe_cli.cli.console import Terminal, print_lines, text_width
 from moe_cli.cli.terminal import echo, echo_data, is_screen, shown
-from moe_cli.cli.text_table import print_lines
 from tests.report.folders import complete
 
 PACKAGE = Path(terminal.__file__).parents[1]

@@ -92,7 +92,6 @@ CHOICES = [
     (["balance=z+z"], "balance=z+z names a method twice."),
     (["balance=switch+none"], "balance=none is the control without balancing: it cannot be combined."),
     (["balance.scope=word"], "balance.scope=word is not one of: batch, sequence, global."),
-    (["balance.convention=their"], "balance.convention=their is not one of: ours, hf."),
     (["drop=positon"], "drop=positon is not one of: position, probability, random, causal. Did you mean 'position'?"),
     (["match=all"], "match=all is not one of: active, total, flops, model_flops, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),

@@ -18,13 +18,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.balances import NoBalance
-from moe_cli.config.compose import load_config, packaged_conf
-from moe_cli.config.data import TextData
+from moe_cli.config.compose import load_config
+from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.layer_costs import read_lengths
 from moe_cli.config.model import GPTConfig, MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, SoftConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
+from moe_cli.config.settings import packaged_conf
 from moe_cli.costs.model import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
@@ -177,7 +178,7 @@ def test_active_parameters_and_forward_flops_are_those_of_k_experts(name: str) -
     ):
         model = model_of(name).eval()
         for layer in moe_layers(model):
-            layer.dispatch = "grouped"  # torch does not count its grouped product
+            layer.dispatch = "loop"  # torch does not count its grouped product
         model(*inputs_of(config(name), 2, V))
     asked, costs = config(name), cost(config(name), V)
     assert counter.get_total_flops() / (2 * asked.model.context_length) == pytest.approx(
@@ -221,7 +222,7 @@ class Held(TorchDispatchMode):
 def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     """The most bytes held in forward and backward, beside weights and gradients, at widths where they matter."""
     changes = {**CONFIGS, **UNUSUAL, "limited": {"capacity": 0.25}, "no qk norm": {"model": {"qk_norm": False}}}[name]
-    sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "grouped"}
+    sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "loop"}
     given = changes.get("model", {})
     if not isinstance(given, dict):  # another family
         fixed = ("context_length",) if isinstance(given, ViTConfig | MMoEConfig) else ()
@@ -301,7 +302,9 @@ def test_matched_experts_have_the_active_parameters_of_the_dense_model(
     """
     model = GPTConfig(d_model=64, num_heads=4, d_ff=512, shared_experts=shared, ffn_type=kind, num_layers=3)
     router = {"router": RandomConfig(), "balance": NoBalance()} if gateless else {}
-    asked = RunConfig(expert=num_experts, k=min(top_k, num_experts), model=model, data=TextData(path="text"), **router)
+    asked = RunConfig(
+        expert=num_experts, k=min(top_k, num_experts), model=model, data=TextFilesConfig(path="text"), **router
+    )
     sparse = resolve(asked).config
     dense = resolve(replace(asked, expert=1, k=1)).config
     actives = [cost(each, V).num_active_params for each in (sparse, dense)]

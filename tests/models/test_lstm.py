@@ -101,6 +101,7 @@ def test_a_new_model_guesses_uniformly_and_remembers() -> None:
     assert lstm.weight_hh_l0.abs().max() <= 6**-0.5
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
     """Some dozen steps on one batch bring the loss near zero."""

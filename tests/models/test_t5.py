@@ -205,6 +205,7 @@ def test_model_and_task_bring_each_other_along(wanted: list[str]) -> None:
     assert ("t5", "span_corruption", "python") == (config.model.name, config.task.name, config.data.name)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
     """A hundred steps on one batch leave next to no loss."""

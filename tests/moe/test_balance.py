@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +13,16 @@ from torch import Tensor
 from moe_cli.config import balances
 from moe_cli.config.balances import (
     BalanceConfig,
+    BalanceLoss,
     CombinedBalance,
     LossFreeBalance,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
-    ZBalance,
 )
+from moe_cli.config.build import names_of_variants
 from moe_cli.config.routers import TopKConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.moe.balance import (
     LOSSES,
     auxiliary_losses,
@@ -47,6 +49,17 @@ every_k = pytest.mark.parametrize("top_k", [1, 2, 3, E])
 def routing_of(logits: Tensor, chosen: Tensor) -> Routing:
     probs = logits.softmax(-1)
     return routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen))
+
+
+def record_of(weights: Tensor) -> Routing:
+    """Every token with every expert, with these weights."""
+    token_ids, expert_ids = torch.ones_like(weights).nonzero().unbind(1)
+    kept = torch.ones(len(token_ids), dtype=torch.bool)
+    return Routing(weights, weights, token_ids, expert_ids, weights.flatten(), kept)
+
+
+def squared_cv(values: Tensor) -> Tensor:
+    return values.var(correction=0) / values.mean() ** 2
 
 
 def random_logits(num_tokens: int, seed: int = 0) -> Tensor:
@@ -196,7 +209,7 @@ def test_counts_of_a_whole_step_give_the_global_loss(top_k: int) -> None:
 def test_importance_by_hand() -> None:
     """Sums of weights 3 and 1: variance 1 over mean 2 squared."""
     weights = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.5], [0.0, 0.5]], dtype=torch.float64)
-    assert importance_loss(weights).item() == pytest.approx(1 / 4)
+    assert importance_loss(record_of(weights)).item() == pytest.approx(1 / 4)
 
 
 @every_k
@@ -204,8 +217,8 @@ def test_importance_of_k_equal_experts(top_k: int) -> None:
     """Even weights cost 0; K of E that share all weight alike cost E / K - 1."""
     weights = torch.zeros(5, E, dtype=torch.float64)
     weights[:, :top_k] = 0.3
-    assert importance_loss(weights).item() == pytest.approx(E / top_k - 1, abs=1e-12)
-    assert importance_loss(torch.full_like(weights, 0.7)).item() == pytest.approx(0, abs=1e-12)
+    assert importance_loss(record_of(weights)).item() == pytest.approx(E / top_k - 1, abs=1e-12)
+    assert importance_loss(record_of(torch.full_like(weights, 0.7))).item() == pytest.approx(0, abs=1e-12)
 
 
 @every_k
@@ -213,8 +226,8 @@ def test_importance_of_a_routing_is_that_of_its_weights_laid_out(top_k: int) -> 
     """The loss of the configuration is Shazeer's on the T x E matrix of all weights asked for, and teaches them."""
     logits = random_logits(20).requires_grad_()
     routing = drop_overflow(routing_of(logits, top_indices(logits.detach(), top_k)), 1)
-    loss = only_loss(balances.ImportanceBalance(), [routing])
-    assert loss.item() == pytest.approx(importance_loss(dense(routing, routing.weights)).item())
+    loss = only_loss(balances.BalanceLoss(name="importance"), [routing])
+    assert loss.item() == pytest.approx(squared_cv(dense(routing, routing.weights).sum(0)).item())
     loss.backward()
     assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
@@ -273,7 +286,7 @@ def test_load_of_a_routing_is_that_of_its_noise(top_k: int) -> None:
     routing = routing_of(noisy_logits, top_indices(noisy_logits, top_k))
     routing = replace(routing, clean_logits=clean, noise_std=std)
     expected = load_loss(clean, noisy_logits, std, top_k)
-    assert expected.item() == only_loss(balances.LoadBalance(), [routing]).item()
+    assert expected.item() == only_loss(balances.BalanceLoss(name="load"), [routing]).item()
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 4, E])
@@ -367,7 +380,7 @@ def test_opposite_collapses_of_two_layers_do_not_cancel(scope: Any) -> None:
 
 EXPECTED = {
     "switch": load_balancing_loss,
-    "importance": lambda routing: importance_loss(dense(routing, routing.weights)),
+    "importance": lambda routing: squared_cv(dense(routing, routing.weights).sum(0)),
     "load": lambda routing: load_loss(routing.clean_logits, routing.logits, routing.noise_std, 2),
     "z": lambda routing: router_z_loss(routing.logits),
     "entropy": lambda routing: entropy_loss(routing.probs),
@@ -384,20 +397,30 @@ def three_layers() -> list[Routing]:
     return routings
 
 
-@pytest.mark.parametrize("kind", LOSSES)
-def test_auxiliary_loss_is_the_mean_over_layers(kind: Any) -> None:
+def balance_of(name: str) -> Any:
+    """The configuration of a loss by its name."""
+    return SwitchBalance() if name == "switch" else BalanceLoss(name=name)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_auxiliary_loss_is_the_mean_over_layers(name: str) -> None:
     """Each layer is measured by the loss that the config names, before its weight."""
     layers = three_layers()
-    expected = sum(EXPECTED[kind().name](routing).item() for routing in layers) / 3
-    assert only_loss(kind(), layers).item() == pytest.approx(expected)
+    expected = sum(EXPECTED[name](routing).item() for routing in layers) / 3
+    assert only_loss(balance_of(name), layers).item() == pytest.approx(expected)
 
 
 def test_every_loss_of_a_combination_is_measured_by_itself() -> None:
     """switch+z+loss_free gives the losses of switch and of z, and the bias method beside them."""
-    balance = CombinedBalance("switch+z+loss_free", switch=SwitchBalance(), z=ZBalance(), loss_free=LossFreeBalance())
+    balance = CombinedBalance(
+        "switch+z+loss_free", switch=SwitchBalance(), z=BalanceLoss(name="z"), loss_free=LossFreeBalance()
+    )
     layers = three_layers()
     losses = auxiliary_losses(balance, layers)
-    assert {SwitchBalance(): only_loss(SwitchBalance(), layers), ZBalance(): only_loss(ZBalance(), layers)} == losses
+    assert {
+        SwitchBalance(): only_loss(SwitchBalance(), layers),
+        BalanceLoss(name="z"): only_loss(BalanceLoss(name="z"), layers),
+    } == losses
     assert LossFreeBalance() == bias_method(balance)
 
 
@@ -432,8 +455,7 @@ def test_a_dense_model_has_no_auxiliary_loss() -> None:
 
 def test_every_balance_is_a_loss_a_bias_or_none() -> None:
     """Each method of the schema has a loss, or sets the bias, or is known to do nothing."""
-    others = {SwitchBalance, LossFreeBalance, QuantileBalance, NoBalance, CombinedBalance}
-    assert {*LOSSES, *others} == set(get_args(BalanceConfig))
+    assert {*LOSSES, "switch", "loss_free", "quantile", "none"} == names_of_variants(RunConfig, "balance") - {"+"}
     for kind in (LossFreeBalance, QuantileBalance):
         assert kind() == bias_method(kind())
-    assert {None} == {bias_method(kind()) for kind in (*LOSSES, SwitchBalance, NoBalance)} | {bias_method(None)}
+    assert {None} == {bias_method(each) for each in (*map(balance_of, LOSSES), SwitchBalance(), NoBalance(), None)}

@@ -6,27 +6,32 @@ from typing import Any
 
 import pytest
 
-from moe_cli import load_runs
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
-from moe_cli.report.aggregate import applies, best_rows, comparable, fold, rows_of, settings_of, varying
+from moe_cli.report.configuration import Configuration, aggregate_seeds, best_rows
 from moe_cli.report.intervals import mean_and_interval, paired_difference
+from moe_cli.report.load import rows_below
+from moe_cli.report.run_row import column_names, comparison_key, setting_applies, settings_of, varying_settings
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
 from tests.report.folders import complete, configure, set_status, stopped, sweep_of_three_seeds
 
 
-def folded(outputs: Path, **options: Any) -> list[dict[str, Any]]:
-    return rows_of(fold(load_runs(outputs), **options))
+def folded(outputs: Path, **options: Any) -> list[Configuration]:
+    return aggregate_seeds(rows_below(outputs), **options).configurations
 
 
-def only(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+def only(rows: list[Configuration], **wanted: Any) -> Configuration:
     found = [row for row in rows if all(row[name.replace("__", ".")] == value for name, value in wanted.items())]
     assert len(found) == 1, found
     return found[0]
 
 
 def vary(outputs: Path) -> list[str]:
-    rows = folded(outputs)
-    return varying(rows, settings_of(rows[0]))
+    return varying_of(folded(outputs))
+
+
+def varying_of(rows: list[Configuration]) -> list[str]:
+    settings = [row.settings for row in rows]
+    return varying_settings(settings, settings_of(dict.fromkeys(name for each in settings for name in each)))
 
 
 def created(run: Run, seconds: float) -> Run:
@@ -119,7 +124,7 @@ def test_a_baseline_elsewhere_is_used_and_not_shown(tmp_path: Path) -> None:
     """A dense run outside the selection is a baseline; one inside is preferred when it is newer."""
     complete(tmp_path / "there", 2.0, expert=1)
     complete(tmp_path / "here", 1.8, expert=8)
-    row = only(folded(tmp_path / "here", elsewhere=load_runs(tmp_path / "there")))
+    row = only(folded(tmp_path / "here", extra_baselines=rows_below(tmp_path / "there")))
     assert row["vs_baseline"] == pytest.approx(-0.1)
 
 
@@ -129,7 +134,7 @@ def test_the_newest_of_two_runs_with_one_seed_counts(tmp_path: Path) -> None:
     created(complete(tmp_path, 1.9, expert=8, seed=0), 1000.0)
     row = only(folded(tmp_path))
     assert (row["val_bpb"], row["seeds"], row["val_bpb_interval"]) == (1.7, [0], None)
-    assert rows_of(fold(load_runs(tmp_path).iloc[::-1]))[0]["val_bpb"] == 1.7
+    assert aggregate_seeds(rows_below(tmp_path)[::-1]).configurations[0].results.val_bpb == 1.7
     assert len(folded(tmp_path, by_run=True)) == 2
 
 
@@ -193,14 +198,14 @@ def test_every_setting_applies_to_a_sparse_model_and_resolution_says_which_to_a_
               "model.dispatch": "reference"}  # fmt: skip
     changed = configure(expert=1, **{key.replace(".", "__"): value for key, value in sparse.items() if key != "k"})
     assert changed == configure(expert=1)
-    assert {name for name in sparse if applies(name, {"expert": 1})} == set()
-    assert {name for name in sparse if not applies(name, {"expert": 8})} == set()
+    assert {name for name in sparse if setting_applies(name, {"expert": 1})} == set()
+    assert {name for name in sparse if not setting_applies(name, {"expert": 8})} == set()
 
 
 def test_all_settings_but_seed_and_execution_tell_runs_apart(tmp_path: Path) -> None:
     """The settings that part configurations are those of a run's identity."""
     complete(tmp_path, 1.7)
-    names = set(settings_of(load_runs(tmp_path).columns))
+    names = set(settings_of(column_names(rows_below(tmp_path))))
     top = {field.name for field in dataclasses.fields(RunConfig)} - {
         "seed",
         "model",
@@ -262,8 +267,6 @@ def test_tasks_are_no_rivals(tmp_path: Path) -> None:
     """Runs of one corpus at one budget are ranked within their task, and settings of another model tell nothing apart."""
     complete(tmp_path, 1.7, results={"tokens": 10**6})
     complete(tmp_path, 1.6, results={"tokens": 10**6, "val_accuracy": 0.5}, model="bert")
-    rows = rows_of(fold(load_runs(tmp_path)))
-    assert 2 == len({comparable(row) for row in rows})
-    assert {"model.name", "task.name"} == {
-        name for name in varying(rows, settings_of(map(str, rows[0]))) if "." in name
-    }
+    rows = aggregate_seeds(rows_below(tmp_path)).configurations
+    assert 2 == len({comparison_key(row) for row in rows})
+    assert {"model.name", "task.name"} == {name for name in varying_of(rows) if "." in name}

@@ -13,20 +13,19 @@ from moe_cli.cli.app import app
 from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.compose import load_config
 from moe_cli.files.writing import write_json
-from moe_cli.report.aggregate import DENSE, rows_of
-from moe_cli.report.baseline import sweep_baseline, twin_command
-from moe_cli.report.load import load_runs
-from moe_cli.report.pairs import compare_with_first
+from moe_cli.report.baseline import dense_baseline_command, sweep_baseline
+from moe_cli.report.load import rows_below
 from moe_cli.report.render.tables import table_lines
-from moe_cli.report.significance import INCONCLUSIVE
-from moe_cli.report.view import Question, View, make_view
+from moe_cli.report.run_row import DENSE
+from moe_cli.report.significance import INCONCLUSIVE, compare_with_first
+from moe_cli.report.table import ReportQuery, ReportTable, build_table
 from tests.report.folders import complete
 
 RANDOM = {"router": "random"}
 
 
-def view_of(outputs: Path, **question: Any) -> View:
-    return make_view(load_runs(outputs), Question(**question))
+def view_of(outputs: Path, **question: Any) -> ReportTable:
+    return build_table(rows_below(outputs), ReportQuery(**question))
 
 
 def with_baseline(outputs: Path, baseline: Any, group: str = "mine") -> None:
@@ -34,8 +33,8 @@ def with_baseline(outputs: Path, baseline: Any, group: str = "mine") -> None:
     write_json(outputs / group / "sweep.json", {"name": group, "baseline": baseline})
 
 
-def differences(view: View) -> dict[Any, Any]:
-    return {(row["router"], row["k"]): row["vs_baseline"] for row in rows_of(view.frame)}
+def differences(view: ReportTable) -> dict[Any, Any]:
+    return {(row["router"], row["k"]): row["vs_baseline"] for row in view.all_rows}
 
 
 def test_differences_are_taken_to_the_sweeps_baseline(tmp_path: Path) -> None:
@@ -51,7 +50,7 @@ def test_differences_are_taken_to_the_sweeps_baseline(tmp_path: Path) -> None:
         ("random", 1): 0, ("random", 2): 0, ("topk", 1): pytest.approx(-0.1), ("topk", 2): pytest.approx(-0.1),
         (None, 1): None,
     }  # fmt: skip
-    rows = {(row["router"], row["k"]): row for row in rows_of(view.frame)}
+    rows = {(row["router"], row["k"]): row for row in view.all_rows}
     assert rows["topk", 2]["baseline"] == rows["random", 2]["runs"][0]
     assert rows["random", 2]["vs_baseline_interval"] is None
     assert rows["topk", 2]["vs_baseline_interval"] == pytest.approx(0, abs=1e-9)
@@ -100,7 +99,7 @@ def test_what_a_baseline_brings_along_need_not_be_equal(
     with_baseline(tmp_path, baseline)
     complete(tmp_path, 2.0, group="mine", **{key.replace(".", "__"): value for key, value in baseline.items()})
     complete(tmp_path, 1.8, group="mine", **other)
-    assert sorted(row["vs_baseline"] for row in rows_of(view_of(tmp_path).frame)) == [pytest.approx(-0.1), 0]
+    assert sorted(row["vs_baseline"] for row in view_of(tmp_path).all_rows) == [pytest.approx(-0.1), 0]
 
 
 def test_what_a_baseline_does_not_bring_along_must_be_equal(tmp_path: Path) -> None:
@@ -115,16 +114,16 @@ def test_several_sweeps_have_no_baseline_but_the_dense_model(tmp_path: Path) -> 
     """One sweep, or several of one mind, say it; else, and where a file cannot be read, it is the dense model."""
     complete(tmp_path, 2.0, group="mine", router="random")
     complete(tmp_path, 2.0, group="other", router="random")
-    assert sweep_baseline(load_runs(tmp_path)) == DENSE
+    assert sweep_baseline(rows_below(tmp_path)) == DENSE
     with_baseline(tmp_path, RANDOM)
-    assert sweep_baseline(load_runs(tmp_path)) == DENSE
-    assert sweep_baseline(load_runs(tmp_path / "mine")) == RANDOM
+    assert sweep_baseline(rows_below(tmp_path)) == DENSE
+    assert sweep_baseline(rows_below(tmp_path / "mine")) == RANDOM
     with_baseline(tmp_path, RANDOM, "other")
-    assert sweep_baseline(load_runs(tmp_path)) == RANDOM
+    assert sweep_baseline(rows_below(tmp_path)) == RANDOM
     with_baseline(tmp_path, None)
-    assert sweep_baseline(load_runs(tmp_path / "mine")) == DENSE
+    assert sweep_baseline(rows_below(tmp_path / "mine")) == DENSE
     (tmp_path / "mine" / "sweep.json").write_text("{")
-    assert sweep_baseline(load_runs(tmp_path / "mine")) == DENSE
+    assert sweep_baseline(rows_below(tmp_path / "mine")) == DENSE
 
 
 def report(outputs: Path, *words: str) -> Result:
@@ -321,9 +320,9 @@ def test_the_twin_of_a_run_is_that_of_its_own_settings(words: str, monkeypatch: 
     given = shlex.split(words)
     shared = [word for word in given if word.partition("=")[0] not in ("expert", "k", "capacity", "router")]
     dense = load_config([*shared, "expert=1", "k=1"]).config
-    moe, train, *twin = shlex.split(twin_command(load_config(given).config))
+    moe, train, *twin = shlex.split(dense_baseline_command(load_config(given).config))
     assert ("moe", "train", dense) == (moe, train, load_config(twin).config)
-    back = shlex.split(twin_command(dense))[2:]
+    back = shlex.split(dense_baseline_command(dense))[2:]
     assert load_config([*shared, "expert=8", "k=2"]).config == load_config(back).config
 
 
@@ -355,7 +354,7 @@ def test_no_difference_is_taken_across_what_is_ranked_apart(tmp_path: Path, othe
         complete(tmp_path, 2.0 + 0.01 * seed, "mine", balance="none", seed=seed, **other)
         complete(tmp_path, 1.8 + 0.02 * seed, "mine", balance="switch", seed=seed)
     view = view_of(tmp_path)
-    assert [None] * 2 == [row["verdict"] for row in rows_of(view.frame)]
+    assert [None] * 2 == [row["verdict"] for row in view.all_rows]
     text = " ".join(" ".join(line.plain for line in table_lines(view, "mine", 120)).split())
     assert "was not run with the same settings, seeds, budget and evaluation context" in text
 
@@ -425,5 +424,5 @@ def test_own_runs_of_the_baseline_count_before_newer_ones_of_other_folders(tmp_p
     complete(tmp_path, 2.0, "mine", expert=1)
     complete(tmp_path, 1.0, "mine", expert=8)
     complete(tmp_path, 4.0, "other", expert=1)
-    view = make_view(load_runs(tmp_path / "mine"), Question(), elsewhere=load_runs(tmp_path / "other"))
+    view = build_table(rows_below(tmp_path / "mine"), ReportQuery(), extra_baselines=rows_below(tmp_path / "other"))
     assert {1: 0.0, 8: -0.5} == {row["expert"]: row["vs_baseline"] for row in view.rows}

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_cli import load_runs
 from moe_cli.errors import ConfigError
 from moe_cli.report.columns import curve_column
+from moe_cli.report.load import rows_below
 from moe_cli.report.render.tables import csv_text, json_text, table_lines
-from moe_cli.report.view import Question, make_view
+from moe_cli.report.table import ReportQuery, build_table
 from tests.report.folders import complete, sweep_of_three_seeds
 from tests.report.render.test_tables import headings, view
 
@@ -49,16 +49,16 @@ def test_every_heading_is_a_name_for_columns(runs: list[dict[str, Any]], seeds: 
                 )
                 records = [json.dumps({"step": step, "val/bpb": 8 / step}) for step in (1, 2, 4)]
                 (run.path / "metrics.jsonl").write_text("\n".join(records))
-        frame = load_runs(folder)
-        shown = make_view(frame, Question(by_run=by_run))
+        rows = rows_below(folder)
+        shown = build_table(rows, ReportQuery(by_run=by_run))
         columns = [*shown.columns, *filter(None, [curve_column(shown.rows)])]
         for column in columns:
             sort = None if column.name == "curve" else column.heading
-            asked = make_view(frame, Question(columns=(column.heading,), by_run=by_run, sort=sort))
+            asked = build_table(rows, ReportQuery(columns=(column.heading,), by_run=by_run, sort=sort))
             assert [(column.name, column.heading)] == [(each.name, each.heading) for each in asked.columns]
             assert sorted(map(column.write, shown.rows)) == sorted(map(asked.columns[0].write, asked.rows))
             assert column.name in json.loads(json_text(asked))[0]
-        together = make_view(frame, Question(columns=tuple(column.heading for column in columns), by_run=by_run))
+        together = build_table(rows, ReportQuery(columns=tuple(column.heading for column in columns), by_run=by_run))
         assert [column.name for column in columns] == [each.name for each in together.columns]
 
 

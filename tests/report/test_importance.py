@@ -10,7 +10,15 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError
 from moe_cli.report import importance as module
-from moe_cli.report.importance import FEWEST, STUDY, import_optuna, importances, load_study, open_journal, searched
+from moe_cli.report.importance import (
+    FEWEST,
+    STUDY,
+    import_optuna,
+    importances,
+    load_importances,
+    load_study,
+    open_journal,
+)
 from tests.report.folders import complete, stopped
 
 
@@ -84,7 +92,7 @@ def test_a_report_without_a_search_asks_for_no_optuna(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(module, "import_optuna", missing)
     run = complete(tmp_path, 1.5, "tune", expert=8)
-    assert ({}, ()) == searched([str(run.path)])
+    assert ({}, ()) == load_importances([str(run.path)])
     (tmp_path / "tune" / module.JOURNAL).write_text("")
     result = CliRunner().invoke(app, ["report", "tune", "--outputs", str(tmp_path)])
     assert 0 == result.exit_code

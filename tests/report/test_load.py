@@ -9,10 +9,11 @@ import pytest
 from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import write_sealed
-from moe_cli.files.reading import read_json
-from moe_cli.files.writing import write_json
-from moe_cli.report.baseline import baseline_runs_elsewhere
-from moe_cli.report.load import UNITS, load_selection, plain
+from moe_cli.metrics import LOSS, ROUTING, SIZE, SPEED, TEXT_REFERENCE, keys_of
+from moe_cli.report.baseline import extra_baseline_runs
+from moe_cli.report.frame import from_frame, python_lists
+from moe_cli.report.load import UNITS, load_selection, rows_below
+from moe_cli.report.run_row import RESULTS
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, RUNNING, create_run
 from tests.report.folders import complete, configure, set_status, stopped, sweep_of_three_seeds
 
@@ -109,17 +110,6 @@ def test_values_of_the_wrong_type_are_null(tmp_path: Path) -> None:
     assert "extra" not in frame
 
 
-def test_runs_from_before_there_were_test_splits(tmp_path: Path) -> None:
-    """What they do not say is what those without a test split say, so that both are compared."""
-    for seed in (0, 1):
-        run = complete(tmp_path, 1.75, expert=8, seed=seed)
-        if seed:
-            config = read_json(run.path / "config.json") or {}
-            del config["data"]["test_fraction"]
-            write_json(run.path / "config.json", config)
-    assert [0.0, 0.0] == load_runs(tmp_path)["data.test_fraction"].tolist()
-
-
 def test_a_dense_run_has_no_router(tmp_path: Path) -> None:
     """Router and balance are null, k is 1."""
     complete(tmp_path, 1.83, expert=1)
@@ -142,7 +132,7 @@ def test_selection(tmp_path: Path) -> None:
     run = complete(tmp_path, 1.7, "runs", expert=4, k=2)
 
     def found(*names: str) -> list[str]:
-        return sorted(load_selection(tmp_path, names)["run"])
+        return sorted(row.run for row in load_selection(tmp_path, names))
 
     assert len(found()) == 13
     assert len(found("sparsity")) == 12
@@ -169,8 +159,8 @@ def test_baseline_runs_elsewhere(tmp_path: Path) -> None:
     dense = complete(tmp_path, 1.8, "runs", expert=1, seed=9)
     complete(tmp_path, 1.8, "runs", expert=4, seed=9)
     stopped(tmp_path, FAILED, "boom", expert=1, seed=10)
-    assert baseline_runs_elsewhere(tmp_path, load_selection(tmp_path, ["sparsity"]))["run"].tolist() == [dense.id]
-    assert len(baseline_runs_elsewhere(tmp_path, load_selection(tmp_path))) == 0
+    assert [row.run for row in extra_baseline_runs(tmp_path, load_selection(tmp_path, ["sparsity"]))] == [dense.id]
+    assert len(extra_baseline_runs(tmp_path, load_selection(tmp_path))) == 0
 
 
 def test_runs_are_in_order_of_creation(tmp_path: Path) -> None:
@@ -197,5 +187,20 @@ def test_plain_values_are_pythons_own() -> None:
                           "list": [[1], None]})  # fmt: skip
     frame.attrs["units"] = {"number": "bits"}
     expected = {"whole": [1, None], "number": [0.5, None], "word": ["a", None], "list": [[1], None]}
-    assert expected == plain(frame)
-    assert [int, float, str, list] == [type(values[0]) for values in plain(frame).values()]
+    assert expected == python_lists(frame)
+    assert [int, float, str, list] == [type(values[0]) for values in python_lists(frame).values()]
+
+
+def test_a_frame_gives_back_its_rows(tmp_path: Path) -> None:
+    """What Python users pass to `recommend` is what the report read from the folders."""
+    sweep_of_three_seeds(tmp_path)
+    stopped(tmp_path, FAILED, "out of memory", expert=64, k=2)
+    rows = rows_below(tmp_path)
+    found = from_frame(load_runs(tmp_path))
+    for name in load_runs(tmp_path).columns:
+        assert [row.get(name) for row in rows] == [row.get(name) for row in found], name
+
+
+def test_results_are_metrics_of_the_registry() -> None:
+    """The fields of `Results` are the keys of the metrics that a run has."""
+    assert set(keys_of(SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE)) == set(RESULTS)

@@ -40,7 +40,7 @@ def test_a_real_runs_frames_are_its_files(finished: Run) -> None:
         for expert, asked in enumerate(record["tokens_per_expert"])
     }
     keys = zip(routing["step"], routing["whole_split"], routing["layer"], routing["expert"], strict=True)
-    assert loads == dict(zip(keys, routing["asked"], strict=True))
+    assert loads == dict(zip(keys, routing["assignments"], strict=True))
     assert routing["saturation"].between(0, 1).sum() == (~routing["whole_split"]).sum() > 0
 
 
@@ -92,7 +92,7 @@ def test_hostile_lines_stop_nothing(tmp_path: Path) -> None:
     write_lines(run, "routing.jsonl", *records, {**layer_record(1, 2, [1, 1]), "kept_per_expert": [1]})
     routing = load_routing(run)
     assert routing["layer"].tolist() == [1, 1, 2, 2]
-    assert routing["kept"].isna().tolist() == [False, False, True, True]
+    assert routing["kept_assignments"].isna().tolist() == [False, False, True, True]
     assert routing["load_cv"].isna().all()
     (run.path / "config.json").write_text("[")
     assert load_curves(run)["tokens"].isna().all()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_cli.report.aggregate import fold, rows_of
-from moe_cli.report.load import load_runs
+from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.load import rows_below
 from moe_cli.report.pareto import as_cost, on_front, tolerance
 from tests.report.folders import complete
 
@@ -100,5 +100,5 @@ def test_marks_of_the_table_are_tested_against_all_rows(tmp_path: Path, order: t
     for place in order:
         val_bpb, speed = rows[place]
         complete(tmp_path, val_bpb, "sweep", {"tokens_per_second": speed, "params": 1}, expert=2 + place, k=1)
-    marks = {row["val_bpb"]: row["pareto"] for row in rows_of(fold(load_runs(tmp_path)))}
+    marks = {row["val_bpb"]: row["pareto"] for row in aggregate_seeds(rows_below(tmp_path)).configurations}
     assert {1.70: True, 1.75: False, 1.80: False} == marks

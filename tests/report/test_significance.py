@@ -12,9 +12,9 @@ from moe_cli.report.significance import (
     BETTER,
     INCONCLUSIVE,
     WORSE,
-    Paired,
+    PairedSample,
+    additional_seeds_needed,
     holm,
-    more_seeds,
     paired,
     verdicts,
 )
@@ -41,7 +41,7 @@ def test_pairs_without_spread() -> None:
     same = paired({0: 1.1, 1: 2.2}, {0: 1.0, 1: 2.0})
     assert same is not None
     assert same.p_value == 0.0
-    assert Paired(3, 0.0, 0.0).p_value == 1.0
+    assert PairedSample(3, 0.0, 0.0).p_value == 1.0
     assert paired({0: 1.0}, {1: 1.0}) is None
 
 
@@ -57,13 +57,13 @@ def test_holm_by_its_definition(p_values: list[float]) -> None:
 
 def test_verdicts_allow_for_their_number() -> None:
     """What is certain on its own at p = 0.02 is not among five; one seed tells nothing."""
-    sure = Paired(3, -0.03, 0.03 * 3**0.5 / stats.t.ppf(1 - 0.01, 2))
+    sure = PairedSample(3, -0.03, 0.03 * 3**0.5 / stats.t.ppf(1 - 0.01, 2))
     assert sure.p_value == pytest.approx(0.02)
     assert verdicts([sure]) == [BETTER]
-    assert verdicts([Paired(3, 0.03, sure.deviation)]) == [WORSE]
-    unsure = Paired(3, 0.0, 0.1)
+    assert verdicts([PairedSample(3, 0.03, sure.deviation)]) == [WORSE]
+    unsure = PairedSample(3, 0.0, 0.1)
     assert verdicts([sure, *[unsure] * 4]) == [INCONCLUSIVE] * 5
-    assert verdicts([sure, *[Paired(1, -0.5, None)] * 4]) == [BETTER, *[INCONCLUSIVE] * 4]
+    assert verdicts([sure, *[PairedSample(1, -0.5, None)] * 4]) == [BETTER, *[INCONCLUSIVE] * 4]
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.7, 1.0, 2.0, 3.3])
@@ -74,7 +74,7 @@ def test_seeds_that_would_decide_have_the_power(ratio: float) -> None:
         limit = stats.t.ppf(0.975, seeds - 1)
         return float(stats.nct.sf(limit, seeds - 1, seeds**0.5 / ratio))
 
-    more = more_seeds(Paired(2, -0.01, 0.01 * ratio))
+    more = additional_seeds_needed(PairedSample(2, -0.01, 0.01 * ratio))
     assert more is not None
     seeds = 2 + more
     assert power(seeds) == pytest.approx(0.8, abs=0.08) or (seeds == 3 and power(3) > 0.8)
@@ -84,10 +84,13 @@ def test_seeds_that_would_decide_have_the_power(ratio: float) -> None:
 
 def test_seeds_that_would_decide_are_not_said_without_reason() -> None:
     """Not for one seed, no difference, or one that a thousand seeds would not show; more comparisons need more."""
-    assert more_seeds(Paired(1, -0.1, None)) is None
-    assert more_seeds(Paired(3, 0.0, 0.1)) is None
-    assert more_seeds(Paired(3, 1e-6, 0.1)) is None
-    few, many = more_seeds(Paired(3, 0.1, 0.2)), more_seeds(Paired(3, 0.1, 0.2), 10)
+    assert additional_seeds_needed(PairedSample(1, -0.1, None)) is None
+    assert additional_seeds_needed(PairedSample(3, 0.0, 0.1)) is None
+    assert additional_seeds_needed(PairedSample(3, 1e-6, 0.1)) is None
+    few, many = (
+        additional_seeds_needed(PairedSample(3, 0.1, 0.2)),
+        additional_seeds_needed(PairedSample(3, 0.1, 0.2), 10),
+    )
     assert few is not None
     assert many is not None
     assert few < many

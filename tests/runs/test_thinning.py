@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.cli.runs.show import load_of
 from moe_cli.metrics import ESTIMATES
-from moe_cli.report.expert_usage import health
-from moe_cli.report.long_format import drawn_curves, load_curves
+from moe_cli.report.curves import thinned_curves
+from moe_cli.report.expert_usage import expert_load, health
+from moe_cli.report.long_format import load_curves
 from moe_cli.runs.curves import ThinnedCurve, validation_curve
 from moe_cli.runs.folder import Run
 from tests.report.folders import complete
@@ -68,7 +68,7 @@ def test_few_points_are_all_kept() -> None:
     assert ["(3.0, 'x')", "(nan, 'x')"] == list(map(str, curve.points.values()))
 
 
-@pytest.mark.parametrize("look", [validation_curve, lambda run: drawn_curves([run], ["lr"]), health, load_of])
+@pytest.mark.parametrize("look", [validation_curve, lambda run: thinned_curves(run, ["lr"]), health, expert_load])
 def test_displays_of_many_records_take_little_memory(run: Run, look: Callable[[Run], Any]) -> None:
     """The curve of `runs show`, those of the page, and the load of the experts: a fraction of what all records take."""
     tracemalloc.start()
@@ -83,7 +83,7 @@ def test_displays_reach_to_the_last_record(run: Run) -> None:
     """What is left out lies between the first and the last."""
     points = validation_curve(run).points
     assert (0, NUM_RECORDS - 1) == (points[0][0], points[-1][0])
-    assert NUM_RECORDS - 1 == drawn_curves([run], ["lr"])["step"].max() == health(run).layers[0].step
+    assert NUM_RECORDS - 1 == thinned_curves(run, ["lr"])["lr"][-1].step == health(run).layers[0].step
 
 
 def test_few_records_are_drawn_as_they_are(tmp_path: Path) -> None:
@@ -92,7 +92,8 @@ def test_few_records_are_drawn_as_they_are(tmp_path: Path) -> None:
     (run.path / "metrics.jsonl").write_text(
         "".join(f'{{"step": {step}, "tokens": {step}, "lr": {step / 7}}}\n' for step in range(50))
     )
-    assert load_curves(run).equals(drawn_curves([run], ["lr"]))
+    drawn = [(point.step, point.tokens, point.value) for point in thinned_curves(run, ["lr"])["lr"]]
+    assert drawn == list(load_curves(run)[["step", "tokens", "value"]].itertuples(index=False, name=None))
 
 
 def test_no_more_points_are_held_than_asked_for() -> None:

@@ -23,6 +23,7 @@ from moe_cli.training.evaluate import evaluate
 from moe_cli.training.upcycle import upcycle
 from tests.tiny import TINY, finish, tiny_config, tiny_task
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 FAMILIES: dict[str, dict[str, Any]] = {"gpt": {}, **TINY}
 # What a sparse model may have that its dense run has not; the dense function is the same.
 GROWTHS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ OTHERS: dict[str, Any] = {
     "num_layers": 6, "d_model": 24, "d_ff": 40, "d_expert": 16, "ffn_type": "glu", "activation": "relu2",
     "expert_dropout": 0.1, "expert_init_scale": 0.1, "shared_experts": 1, "shared_gate": True, "moe_layer_freq": 2,
     "first_k_dense": 1, "context_length": 12, "vocab_size": 300, "tie_embeddings": True, "dropout": 0.3,
-    "dispatch": "padded", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "sliding_window": 5, "attention_dropout": 0.3,
+    "dispatch": "einsum", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "sliding_window": 5, "attention_dropout": 0.3,
     "kv_lora_rank": 6, "q_lora_rank": 8, "qk_rope_head_dim": 2, "norm": "layer", "qk_norm": False, "position_encoding": {"rope": "learned", "learned": "rope"},
     "rope_base": 500.0, "logit_softcap": 30.0, "init_std": 0.05, "patch_size": 4, "sigmoid": False, "d_tower": 12, "mf_dim": 4,
     "relative_attention_num_buckets": 16, "relative_attention_max_distance": 64,
@@ -97,7 +98,16 @@ def test_every_family_is_here() -> None:
     assert MODELS.keys() == FAMILIES.keys()
 
 
-@pytest.mark.parametrize(("name", "growth"), [case for case in product(FAMILIES, GROWTHS) if case not in IMPOSSIBLE])
+@pytest.mark.parametrize(
+    ("name", "growth"),
+    [
+        case
+        if "gpt" in case or case[1] in ("as it is", "shared, gated")
+        else pytest.param(*case, marks=pytest.mark.slow)
+        for case in product(FAMILIES, GROWTHS)
+        if case not in IMPOSSIBLE
+    ],
+)
 def test_every_family_starts_as_its_dense_run(
     text_file: Path, dense_runs: dict[str, Run], name: str, growth: str
 ) -> None:

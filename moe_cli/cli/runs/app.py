@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after runs. Example: moe runs ls")
 
 Statuses = Annotated[
-    str | None, typer.Option("--status", metavar="A,B", help="Only runs that are so, such as failed,interrupted.")
+    str | None, typer.Option("--status", metavar="A,B", help="Filter by status, such as failed,interrupted.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -32,7 +32,6 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
-    from moe_cli.formatting import plural
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_runs
     from moe_cli.runs.status import read_statuses
@@ -45,7 +44,7 @@ def ls(
     elif shown:
         _print_list(shown)
     else:
-        echo(f"of {plural(len(found), 'run')} none is as asked for.", err=True)
+        echo(f"no matching runs ({len(found)} checked).", err=True)
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:
@@ -76,9 +75,9 @@ def _record(each: "RunStatus") -> dict[str, Any]:
 def _print_list(shown: "list[RunStatus]") -> None:
     import time
 
-    from moe_cli.cli.console import Terminal
-    from moe_cli.cli.text_table import Column, print_lines, table_lines
+    from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.formatting import age, count, percent
+    from moe_cli.report.render.terminal import TextColumn, table_lines
 
     styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
     now, console = time.time(), Terminal()
@@ -88,19 +87,19 @@ def _print_list(shown: "list[RunStatus]") -> None:
         return "-" if value is None else f"{value:{form}}"
 
     columns = [
-        Column("run", [each.run.id for each in shown], left=True, shrinks=16),
-        Column("sweep", [each.run.group for each in shown], leaves=0 if several else 4, left=True, shrinks=8),
-        Column("status", [each.status for each in shown], left=True, styles=[styles.get(each.status, "") for each in shown]),
-        Column("done", [f"{100 * each.share:.0f} %" if each.steps else "-" for each in shown]),
-        Column("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
-        Column("age", [age(now - each.created) if each.created else "-" for each in shown]),
-        Column("tags", [",".join(each.tags) for each in shown], left=True, shrinks=12),
-        Column("val loss", [written(each.val_loss, ".3f") for each in shown], leaves=6),
-        Column("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], leaves=7),
-        Column("MaxVio", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], leaves=8),
-        Column("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], leaves=9),
-        Column("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], leaves=10),
-        Column("reason", [(each.reason or "").split("\n")[0] for each in shown], left=True, leaves=5, shrinks=16),
+        TextColumn("run", [each.run.id for each in shown], align_left=True, min_width=16),
+        TextColumn("sweep", [each.run.group for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8),
+        TextColumn("status", [each.status for each in shown], align_left=True, styles=[styles.get(each.status, "") for each in shown]),
+        TextColumn("done", [f"{100 * each.progress:.0f} %" if each.steps else "-" for each in shown]),
+        TextColumn("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
+        TextColumn("age", [age(now - each.created) if each.created else "-" for each in shown]),
+        TextColumn("tags", [",".join(each.tags) for each in shown], align_left=True, min_width=12),
+        TextColumn("val loss", [written(each.val_loss, ".3f") for each in shown], drop_order=6),
+        TextColumn("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], drop_order=7),
+        TextColumn("MaxVio", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], drop_order=8),
+        TextColumn("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], drop_order=9),
+        TextColumn("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], drop_order=10),
+        TextColumn("reason", [(each.reason or "").split("\n")[0] for each in shown], align_left=True, drop_order=5, min_width=16),
     ]  # fmt: skip
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
 
@@ -128,7 +127,7 @@ def experts(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """How a run used its experts: load, balance, domains, tokens. Example: moe runs experts latest --layer 2"""
+    """Show a run's use of its experts: load, balance, domains, tokens. Example: moe runs experts latest --layer 2"""
     from moe_cli.cli.runs.experts import print_experts
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
@@ -144,8 +143,9 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Two runs side by side: settings, metrics, curves, experts' load. Example: moe runs diff gpt-8x2 gpt-dense"""
-    from moe_cli.cli.runs.diff import compare, print_comparison
+    from moe_cli.cli.runs.diff import print_comparison
     from moe_cli.errors import ConfigError
+    from moe_cli.report.run_comparison import compare_runs
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
 
@@ -153,7 +153,7 @@ def diff(
     pair = find_run(folder, first), find_run(folder, second)
     if pair[0].path.resolve() == pair[1].path.resolve():
         raise ConfigError(f"'{first}' and '{second}' are one run, {pair[0].id}: give two.")
-    comparison = compare(*pair)
+    comparison = compare_runs(*pair)
     if as_json:
         print_json(comparison.record())
     else:
@@ -164,10 +164,10 @@ def diff(
 def tag_run(
     run: RunName,
     tags: Annotated[list[str], typer.Argument(metavar="TAG", help="Words to find it by.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Take these tags away.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove these tags.")] = False,
     outputs: Outputs = None,
 ) -> None:
-    """Give a run tags, or take them away. Example: moe runs tag latest baseline"""
+    """Add tags to a run, or remove them. Example: moe runs tag latest baseline"""
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
     from moe_cli.runs.tags import check_tag, read_tags, set_tags
@@ -181,7 +181,7 @@ def tag_run(
     after += [] if remove else [tag for tag in given if tag not in before]
     if len(idle) < len(given):
         set_tags(found, after)
-    _say(f"{found.id}   tags {', '.join(after) or 'none'}")
+    _echo(f"{found.id}   tags {', '.join(after) or 'none'}")
 
 
 @runs.command()
@@ -202,24 +202,24 @@ def rm(
         raise ConfigError("say which: either runs by name, or --status and --sweep. See: moe runs ls")
     chosen = _named(folder, names) if names else _matching(folder, status, sweep)
     if not chosen:
-        echo("no run is as asked for: nothing is removed.", err=True)
+        echo("no matching runs: nothing is removed.", err=True)
         return
     for run in chosen:
         check_idle(run)  # before the first is moved
     if len(chosen) > 1 and not yes:
-        _ask(f"move {len(chosen)} runs to the trash?", [f"{run.group}/{run.id}" for run in chosen])
+        _confirm(f"move {len(chosen)} runs to the trash?", [f"{run.group}/{run.id}" for run in chosen])
     moved = 0
     try:
         for run in chosen:
             remove(run, folder)
             moved += 1
             if len(chosen) <= 10:
-                _say(f"removed {run.group}/{run.id}")
+                _echo(f"removed {run.group}/{run.id}")
     except MoeError as error:
         raise type(error)(f"{error}\n{moved} of {len(chosen)} runs were removed." if moved else str(error)) from None
     groups = {run.group for run in chosen}
     undo = f"moe runs restore {chosen[0].id if moved == 1 else ' '.join(sorted(groups))}"
-    _say(f"{moved} {'run is' if moved == 1 else 'runs are'} in the trash. Undo: {undo}")
+    _echo(f"{moved} {'run is' if moved == 1 else 'runs are'} in the trash. Undo: {undo}")
 
 
 def _named(outputs: Path, names: list[str]) -> "list[Run]":
@@ -238,22 +238,22 @@ def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run
     return [each.run for each in read_statuses(runs) if each.status in wanted]
 
 
-def _ask(question: str, names: list[str]) -> None:
-    """Raises ConfigError where there is nobody to ask; leaves with exit code 1 when the answer is no."""
+def _confirm(question: str, names: list[str]) -> None:
+    """Asks on a terminal. Raises ConfigError without one; exits with code 1 when the answer is no."""
     from moe_cli.errors import ConfigError
 
     if not sys.stdin.isatty():
-        raise ConfigError(f"{question} There is nobody to ask here: say it with --yes")
+        raise ConfigError(f"{question} Not a terminal: pass --yes to confirm.")
     for name in names[:10]:
-        _say(f"  {name}")
+        _echo(f"  {name}")
     if len(names) > 10:
-        _say(f"  and {len(names) - 10} more")
+        _echo(f"  and {len(names) - 10} more")
     if not typer.confirm(question):
-        _say("nothing is removed.")
+        _echo("nothing is removed.")
         raise typer.Exit(1)
 
 
-def _say(text: str) -> None:
+def _echo(text: str) -> None:
     from moe_cli.formatting import printable
 
     echo(printable(text))
@@ -282,7 +282,7 @@ def restore(
         for removed in chosen.values():
             back.append(bring_back(removed, folder))
             if not as_json:
-                _say(f"restored {back[-1].group}/{back[-1].id}")
+                _echo(f"restored {back[-1].group}/{back[-1].id}")
         if as_json:
             print_json([{"run": run.id, "sweep": run.group, "path": str(run.path)} for run in back])
     elif as_json:
@@ -294,31 +294,31 @@ def restore(
 @runs.command()
 def clean(
     older_than: Annotated[
-        str, typer.Option("--older-than", metavar="30d", help="Runs in the trash for so long; 0d: all, 12h: hours.")
+        str, typer.Option("--older-than", metavar="30d", help="Trash older than this; 0d: all, 12h: hours.")
     ] = "30d",
     checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Of complete runs, all checkpoints but the newest and the best.")
+        bool, typer.Option("--checkpoints", help="Older checkpoints of complete runs, but not the best.")
     ] = False,
     cache: Annotated[bool, typer.Option("--cache", help="Cached data that no run uses.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Free it, for good.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete permanently.")] = False,
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what could be freed; free it with --yes. Example: moe runs clean --older-than 0d --checkpoints --yes"""
-    from moe_cli.cli.runs.cleanup import free_all, parse_age, print_waste
+    """List what could be deleted; delete it with --yes. Example: moe runs clean --older-than 0d --checkpoints --yes"""
+    from moe_cli.cli.runs.cleanup import delete_all, parse_age, print_reclaimable
     from moe_cli.runs.cleanup import find_reclaimable
     from moe_cli.runs.folder import outputs_folder
 
     waste = list(find_reclaimable(outputs_folder(outputs), parse_age(older_than)))
     options = {"trash": True, "unfinished": True, "checkpoints": checkpoints, "cache": cache}
     chosen = [each for each in waste if options[each.kind]]
-    freed = free_all(chosen) if yes else []
+    freed = delete_all(chosen) if yes else []
     if as_json:
         records = [{"kind": each.kind, "path": str(each.path), "bytes": each.num_bytes, "why": each.why,
                     "chosen": options[each.kind], "freed": each in freed} for each in waste]  # fmt: skip
         print_json(records)
     else:
-        print_waste(waste, chosen, freed if yes else None)
+        print_reclaimable(waste, chosen, freed if yes else None)
 
 
 @runs.command()
@@ -330,10 +330,10 @@ def watch(
 ) -> None:
     """The live table from another terminal. Exit code 3: runs are not complete. Example: moe runs watch sparsity"""
     from moe_cli.cli.console import Terminal
-    from moe_cli.cli.runs.watch import pick, watch_run, watch_sweep
+    from moe_cli.cli.runs.watch import resolve_target, watch_run, watch_sweep
     from moe_cli.runs.folder import Run, outputs_folder
 
-    found, console = pick(outputs_folder(outputs), name), Terminal()
+    found, console = resolve_target(outputs_folder(outputs), name), Terminal()
     code = watch_run(console, found) if isinstance(found, Run) else watch_sweep(console, found)
     if code:
         raise typer.Exit(code)

@@ -1,15 +1,15 @@
-"""What moe runs restore and clean print: the trash, and what can be freed."""
+"""Output of moe runs restore and clean: the trash, and what can be deleted."""
 
 import re
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from moe_cli.cli.console import Terminal
+from moe_cli.cli.console import Terminal, print_lines
 from moe_cli.cli.terminal import echo
-from moe_cli.cli.text_table import Column, print_lines, table_lines
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import age, count
+from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.cleanup import DAY, Reclaimable, delete_reclaimable, size_of
 from moe_cli.runs.trash import TrashedRun
 
@@ -43,17 +43,17 @@ def print_trash(trash: Sequence[TrashedRun]) -> None:
         return
     now = time.time()
     columns = [
-        Column("removed", [f"{age(now - each.removed)} ago" for each in trash]),
-        Column("from", [each.origin or "?" for each in trash], left=True, shrinks=20),
-        Column("size", [f"{count(size_of(each.path))}B" for each in trash]),
-        Column("name in the trash", [each.path.name for each in trash], left=True, leaves=1),
+        TextColumn("removed", [f"{age(now - each.removed)} ago" for each in trash]),
+        TextColumn("from", [each.origin or "?" for each in trash], align_left=True, min_width=20),
+        TextColumn("size", [f"{count(size_of(each.path))}B" for each in trash]),
+        TextColumn("name in the trash", [each.path.name for each in trash], align_left=True, drop_order=1),
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     if console.is_terminal:
         echo("Bring one back: moe runs restore RUN      Free all: moe runs clean --older-than 0d --yes")
 
 
-def free_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
+def delete_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
     """Frees it, and gives what was not in use by then. Raises MoeError, after all others were freed."""
     freed, errors = [], []
     for each in waste:
@@ -67,10 +67,10 @@ def free_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
     return freed
 
 
-def print_waste(
+def print_reclaimable(
     waste: Sequence[Reclaimable], chosen: Sequence[Reclaimable], freed: Sequence[Reclaimable] | None
 ) -> None:
-    """What could be freed, by kind, or what was."""
+    """Prints what could be deleted by kind, or what was."""
     console = Terminal()
     if freed is not None:
         total = sum(each.num_bytes for each in freed)
@@ -84,15 +84,15 @@ def print_waste(
     kinds = [kind for kind in KINDS if any(each.kind == kind for each in waste)]
     sums = [sum(each.num_bytes for each in waste if each.kind == kind) for kind in kinds]
     columns = [
-        Column("what", [KINDS[kind][0] for kind in kinds], left=True, shrinks=16),
-        Column("number", [str(sum(each.kind == kind for each in waste)) for kind in kinds]),
-        Column("size", [f"{count(size)}B" for size in sums]),
-        Column("with", [KINDS[kind][1] or "-" for kind in kinds], left=True),
+        TextColumn("what", [KINDS[kind][0] for kind in kinds], align_left=True, min_width=16),
+        TextColumn("number", [str(sum(each.kind == kind for each in waste)) for kind in kinds]),
+        TextColumn("size", [f"{count(size)}B" for size in sums]),
+        TextColumn("with", [KINDS[kind][1] or "-" for kind in kinds], align_left=True),
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     total = sum(each.num_bytes for each in chosen)
     if chosen:
-        echo(f"nothing was freed. With --yes: {_counted(chosen)}, {count(total)}B, for good.")
+        echo(f"nothing was deleted. With --yes, permanently: {_counted(chosen)}, {count(total)}B.")
     else:
         echo("nothing was freed. Add the option of what you do not need, and --yes.")
 

@@ -9,10 +9,9 @@ if TYPE_CHECKING:
 
 def print_experts(run: "Run", layer: int | None, as_json: bool) -> None:
     """The health of all layers and the tables of one, counted from 1. Raises ConfigError where there is none to show."""
-    from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.cli.options import print_json
     from moe_cli.cli.terminal import ascii_only
-    from moe_cli.cli.text_table import print_lines
     from moe_cli.errors import ConfigError
     from moe_cli.report.expert_usage import health
     from moe_cli.report.render.expert_usage import health_lines

@@ -1,4 +1,4 @@
-"""What moe runs show prints: one run, from its folder alone."""
+"""Output of moe runs show: one run, from its folder alone."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,13 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.cli.config import flat
-from moe_cli.cli.console import PIPED_WIDTH, Terminal
-from moe_cli.cli.text_table import print_lines
-from moe_cli.config.build import show
+from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
+from moe_cli.config.build import flatten_dict
+from moe_cli.config.ranges import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
-from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, target
+from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, max_violation, target
+from moe_cli.report.expert_usage import expert_load
+from moe_cli.report.render.terminal import pack
 from moe_cli.runs.cleanup import size_of
 from moe_cli.runs.curves import number, validation_curve
 from moe_cli.runs.folder import COMPLETED, Run
@@ -20,33 +21,18 @@ from moe_cli.runs.status import RunStatus, read_status
 LABEL_WIDTH = 15
 CURVE_WIDTH = 40
 BARS_WIDTH = 32
-Load = list[float]
-
-
-def load_of(run: Run) -> dict[int, Load]:
-    """Per layer, how often each expert was chosen when somebody looked last."""
-    newest: dict[int, Load] = {}
-    for record in run.read_routing():
-        layer, counts = record.get("layer"), record.get("tokens_per_expert")
-        if isinstance(layer, int) and isinstance(counts, list) and counts:
-            known = [number(each) for each in counts]
-            if all(each is not None and each >= 0 for each in known):
-                newest[layer] = [each or 0.0 for each in known]
-    return dict(sorted(newest.items()))
-
-
-def violation(load: Load) -> float:
-    """(largest - mean) / mean, as max_violation."""
-    mean = sum(load) / len(load)
-    return (max(load) - mean) / mean if mean else 0.0
 
 
 def changed_settings(run: Run) -> dict[str, Any]:
     """The settings that differ from the defaults, by their dotted names."""
     from moe_cli.config.compose import load_config
 
-    default = flat(load_config([], "config").config.to_dict())
-    return {key: value for key, value in flat(run.config_dict()).items() if key not in default or default[key] != value}
+    default = flatten_dict(load_config([], "config").config.to_dict())
+    return {
+        key: value
+        for key, value in flatten_dict(run.config_dict()).items()
+        if key not in default or default[key] != value
+    }
 
 
 def run_record(run: Run) -> dict[str, Any]:
@@ -57,7 +43,7 @@ def run_record(run: Run) -> dict[str, Any]:
         "created": each.created or None, "step": each.step, "steps": each.steps or None, "tags": list(each.tags),
         "settings": changed_settings(run), "results": each.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
-        "tokens_per_expert": {str(layer): load for layer, load in load_of(run).items()},
+        "tokens_per_expert": {str(layer): load for layer, load in expert_load(run).items()},
         "meta": run.meta() or None, "checkpoints": [str(path) for path in run.checkpoints()],
         "bytes": size_of(run.path),
     }  # fmt: skip
@@ -79,21 +65,16 @@ def print_run(run: Run) -> None:
     width = console.width if console.is_terminal else PIPED_WIDTH
     print_lines(console, [title])
     for label, pieces in rows:
-        print_lines(console, wrapped(label, pieces, width))
+        print_lines(console, wrap_labelled(label, pieces, width))
 
 
-def wrapped(label: str, pieces: Sequence[str], width: int) -> list[Text]:
-    """Pieces side by side after a label, on as many lines as it takes; a piece is cut only where it fits on none."""
-    room = max(8, width - LABEL_WIDTH)
-    lines = [""]
-    for piece in map(printable, pieces):
-        together = f"{lines[-1]}   {piece}" if lines[-1] else piece
-        if len(together) <= room or not lines[-1]:
-            lines[-1] = together
-        else:
-            lines.append(piece)
-    return [Text.assemble((f"  {label if number == 0 else '':<{LABEL_WIDTH - 2}}", "dim"), line)
-            for number, line in enumerate(lines)]  # fmt: skip
+def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
+    """Pieces side by side after a label, on as many lines as it takes."""
+    lines = pack([*map(printable, pieces)], max(8, width - LABEL_WIDTH))
+    labels = [label, *[""] * (len(lines) - 1)]
+    return [
+        Text.assemble((f"  {label:<{LABEL_WIDTH - 2}}", "dim"), line) for label, line in zip(labels, lines, strict=True)
+    ]
 
 
 def _settings(run: Run) -> list[str]:
@@ -103,7 +84,7 @@ def _settings(run: Run) -> list[str]:
 
 
 def _results(each: RunStatus) -> list[tuple[str, list[str]]]:
-    """What is known of the results; figures that are absent or of another type are left out."""
+    """Returns the results by label; values that are absent or of another type are left out."""
     found = {key: number(value) for key, value in each.results.items()}
 
     def pieces(**forms: str) -> list[str]:
@@ -148,13 +129,13 @@ def _curve(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def _load(run: Run) -> list[tuple[str, list[str]]]:
-    layers = [f"L{layer + 1} {bars(load, BARS_WIDTH)} {percent(violation(load), signed=True)}"
-              for layer, load in load_of(run).items()]  # fmt: skip
+    layers = [f"L{layer + 1} {bars(load, BARS_WIDTH)} {percent(max_violation(load), signed=True)}"
+              for layer, load in expert_load(run).items()]  # fmt: skip
     return [("load", layers)] if layers else []
 
 
 def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Where it ran, on which code and text. Whatever a stranger's file has in their place is left out."""
+    """Returns where it ran, with its code and data. Values of another type are left out."""
     rows = []
     packages = meta.get("packages") if isinstance(meta.get("packages"), dict) else {}
     place = [str(meta[key]) for key in ("platform", "gpu") if meta.get(key)]

@@ -1,15 +1,22 @@
 """Which configuration is recommended. The memo, the marks of the table and the page all follow this one decision."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from moe_cli.formatting import percent, printable
-from moe_cli.report.aggregate import DENSE, Row, comparable, is_baseline, score
+from moe_cli.report.configuration import Configuration, group_comparable
 from moe_cli.report.intervals import CONFIDENCE, t_quantile
-from moe_cli.report.pairs import decided_pairs
 from moe_cli.report.pareto import tolerance
-from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE, Paired, more_seeds, paired
+from moe_cli.report.run_row import DENSE, Record, Settings, comparison_key, is_baseline
+from moe_cli.report.significance import (
+    BETTER,
+    INCONCLUSIVE,
+    WORSE,
+    PairedSample,
+    additional_seeds_needed,
+    decided_pairs,
+    paired,
+)
 
 # Routing has collapsed when more than this share of the experts is dead: weights are paid for that no token uses. One
 # dead expert in one layer of one seed is below it in all but the smallest models.
@@ -22,21 +29,17 @@ SAME_LOSS = 0.005
 # With one seed nothing is tested: configurations that differ by less than this count as a tie.
 ONE_SEED_TIE = 0.01
 
-Runs = Mapping[str, Row]
-
 
 @dataclass(frozen=True)
 class Known:
     """What configurations are compared by.
 
     Attributes:
-        runs: the runs of the configurations, by path.
         differing: the pairs of configurations that differ, by the paths of their first runs, where verdicts allow for
             all pairs.
         pairs: how many pairs that is; None: verdicts are on differences to a baseline, and a pair is tested on its own.
     """
 
-    runs: Runs
     differing: frozenset[frozenset[str]] = frozenset()
     pairs: int | None = None
 
@@ -72,19 +75,19 @@ class Choice:
         ties: those of equal data and budget that are not distinguishable from the recommended one, the lowest first.
         passed_over: the lowest, where another that ties with it is recommended.
         because: why it was passed over: "health" or "cost".
-        known: what `against` compares by.
+        known: what `compare` compares by.
     """
 
-    row: Row
+    row: Configuration
     reason: str
-    runner_up: Row | None
-    ties: tuple[Row, ...] = ()
-    passed_over: Row | None = None
+    runner_up: Configuration | None
+    ties: tuple[Configuration, ...] = ()
+    passed_over: Configuration | None = None
     because: str = ""
-    known: Known = field(default_factory=lambda: Known({}))
+    known: Known = field(default_factory=lambda: Known())
 
 
-def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE, pairs: bool = False) -> Choice:
+def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: bool = False) -> Choice:
     """The decision for complete configurations with a score.
 
     First comes the lowest whose verdict against its baseline is better; else the baseline; else the lowest. If routing
@@ -92,24 +95,24 @@ def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE,
     and are within SAME_LOSS of it.
 
     Args:
-        runs: the runs of the rows, by path.
         pairs: the verdicts are on differences to the lowest, not to a baseline.
     """
-    known = _all_pairs(rows, runs) if pairs else Known(runs)
+    known = _test_all_pairs(rows) if pairs else Known()
     ranked = sorted(rows, key=_rank(rows, baseline))
-    standing = [] if pairs else [row for row in ranked if row["verdict"] == BETTER or _was_compared_with(row, rows)]
+    compared = _compared_with(rows)
+    standing = [] if pairs else [row for row in ranked if row.verdict == BETTER or not compared.isdisjoint(row.paths)]
     one_seed = has_one_seed(rows)
     pool = ranked if one_seed or not standing else standing
     first = pool[0]
-    if len(pool) > 1 and first["verdict"] == BETTER == pool[1]["verdict"] and _verdict(first, pool[1], known) == BETTER:
+    if len(pool) > 1 and first.verdict == BETTER == pool[1].verdict and _verdict(first, pool[1], known) == BETTER:
         first = pool[1]
     reason = _reason(rows, first, baseline, one_seed, pairs)
     row, because = first, ""
     if is_collapsed(first):
         healthy = [each for each in _ties(first, ranked, known) if not is_collapsed(each)]
         if healthy:
-            row, because = next((each for each in healthy if each["verdict"] == BETTER), healthy[0]), "health"
-            reason = "tie" if reason in ("better", "baseline") and row["verdict"] != BETTER else reason
+            row, because = next((each for each in healthy if each.verdict == BETTER), healthy[0]), "health"
+            reason = "tie" if reason in ("better", "baseline") and row.verdict != BETTER else reason
     if reason in ("better", "untested"):
         cheapest = _cheapest(row, [each for each in pool if each is not row], known)
         row, because = (row, because) if cheapest is row else (cheapest, because or "cost")
@@ -118,171 +121,171 @@ def choose(rows: Sequence[Row], runs: Runs, baseline: Mapping[str, Any] = DENSE,
                   first if row is not first else None, because, known)  # fmt: skip
 
 
-def is_collapsed(row: Row) -> bool:
+def is_collapsed(row: Configuration) -> bool:
     """Whether the routing of a configuration has collapsed, see MAX_DEAD_EXPERTS and MAX_IMBALANCE."""
-    return (row.get("dead_experts") or 0.0) > MAX_DEAD_EXPERTS or (_imbalance(row) or 0.0) > MAX_IMBALANCE
+    return (row.results.dead_experts or 0.0) > MAX_DEAD_EXPERTS or (_imbalance(row) or 0.0) > MAX_IMBALANCE
 
 
-def _imbalance(row: Row) -> float | None:
+def _imbalance(row: Configuration) -> float | None:
     """The load of the most loaded expert between an even load, 0, and all tokens, 1; None for a dense model."""
-    if row.get("max_violation") is None or not row["k"] or row["expert"] <= row["k"]:
-        return None
-    return float(row["max_violation"] / (row["expert"] / row["k"] - 1))
+    largest = _max_possible_violation(row)
+    return None if row.results.max_violation is None or largest is None else row.results.max_violation / largest
 
 
-def health_text(row: Row) -> str:
+def _max_possible_violation(row: Configuration) -> float | None:
+    """MaxVio when every token chooses the same experts; None for a dense model."""
+    return row.expert / row.k - 1 if row.k and row.expert and row.expert > row.k else None
+
+
+def health_text(row: Configuration) -> str:
     """25 % dead experts, MaxVio 2.93 of at most 3."""
-    parts = [f"{percent(row['dead_experts'])} dead experts"] if row.get("dead_experts") is not None else []
-    if _imbalance(row) is not None:
-        parts.append(f"MaxVio {row['max_violation']:.2f} of at most {row['expert'] / row['k'] - 1:.3g}")
+    parts = [f"{percent(row.results.dead_experts)} dead experts"] if row.results.dead_experts is not None else []
+    largest = _max_possible_violation(row)
+    if row.results.max_violation is not None and largest is not None:
+        parts.append(f"MaxVio {row.results.max_violation:.2f} of at most {largest:.3g}")
     return ", ".join(parts)
 
 
-def has_one_seed(rows: Sequence[Row]) -> bool:
+def has_one_seed(rows: Sequence[Configuration]) -> bool:
     """Whether no comparison has a second seed; without comparisons, whether no configuration has one."""
-    compared = [row["shared_seeds"] for row in rows if row["verdict"] is not None]
-    return max(compared or [len(row["seeds"]) for row in rows], default=0) <= 1
+    compared = [row.shared_seeds or 0 for row in rows if row.verdict is not None]
+    return max(compared or [len(row.seeds) for row in rows], default=0) <= 1
 
 
-def baseline_path(row: Row, baseline: Mapping[str, Any]) -> str | None:
+def baseline_path(row: Configuration, baseline: Settings) -> str | None:
     """The folder of a run of its baseline; of its own where it is one."""
-    path: str | None = row["baseline_path"] or (row["paths"][0] if is_baseline(row, baseline) else None)
-    return path
+    return row.baseline_path or (row.path if is_baseline(row, baseline) else None)
 
 
-def _was_compared_with(row: Row, rows: Sequence[Row]) -> bool:
-    return any(each["verdict"] is not None and each["baseline_path"] in row["paths"] for each in rows)
+def _compared_with(rows: Sequence[Configuration]) -> set[str | None]:
+    """The folders of the baselines of verdicts."""
+    return {row.baseline_path for row in rows if row.verdict is not None}
 
 
-def _rank(rows: Sequence[Row], baseline: Mapping[str, Any]) -> Callable[[Row], tuple[bool, float]]:
+def _rank(rows: Sequence[Configuration], baseline: Settings) -> Callable[[Configuration], tuple[bool, float]]:
     """The lowest first: by the difference to the baseline, which is paired by seed, where one baseline serves for all.
 
     Means over different seeds would rank seeds, not configurations.
     """
-    bases = {
-        next((index for index, row in enumerate(rows) if baseline_path(each, baseline) in row["paths"]), None)
-        for each in rows
-    }
+    by_path: dict[str | None, int] = {path: index for index, row in enumerate(rows) for path in row.paths}
+    bases = {by_path.get(baseline_path(each, baseline)) for each in rows}
     shared = len(bases) == 1 and None not in bases
 
-    def rank(row: Row) -> tuple[bool, float]:
-        if shared and row["vs_baseline"] is not None:
-            return (False, row["vs_baseline"])
-        return (shared, score(row) or 0.0)
+    def rank(row: Configuration) -> tuple[bool, float]:
+        if shared and row.vs_baseline is not None:
+            return (False, row.vs_baseline)
+        return (shared, row.primary_loss or 0.0)
 
     return rank
 
 
-def _reason(rows: Sequence[Row], best: Row, baseline: Mapping[str, Any], one_seed: bool, pairs: bool) -> str:
-    if len(rows) == 1 and best["verdict"] is None:
+def _reason(rows: Sequence[Configuration], best: Configuration, baseline: Settings, one_seed: bool, pairs: bool) -> str:
+    if len(rows) == 1 and best.verdict is None:
         return "single"
     if one_seed:
         return "one seed"
     if pairs:
         return "untested"
-    if best["verdict"] in (BETTER, WORSE):
-        return "better" if best["verdict"] == BETTER else "worse"
-    return "baseline" if is_baseline(best, baseline) and _was_compared_with(best, rows) else "untested"
+    if best.verdict in (BETTER, WORSE):
+        return "better" if best.verdict == BETTER else "worse"
+    return "baseline" if is_baseline(best, baseline) and not _compared_with(rows).isdisjoint(best.paths) else "untested"
 
 
-def _ties(best: Row, ranked: Sequence[Row], known: Known) -> list[Row]:
+def _ties(best: Configuration, ranked: Sequence[Configuration], known: Known) -> list[Configuration]:
     """The configurations of equal data and budget that are not distinguishable from the best."""
     return [
-        row for row in ranked if row is not best and comparable(row) == comparable(best) and _is_tie(best, row, known)
+        row
+        for row in ranked
+        if row is not best and comparison_key(row) == comparison_key(best) and _is_tie(best, row, known)
     ]
 
 
-def _is_tie(best: Row, row: Row, known: Known) -> bool:
-    found = against(best, row, known)
+def _is_tie(best: Configuration, row: Configuration, known: Known) -> bool:
+    found = compare(best, row, known)
     if found is None:
         return False
     return abs(found.difference) < ONE_SEED_TIE if found.seeds == 1 else found.verdict == INCONCLUSIVE
 
 
-def _cheapest(best: Row, others: Sequence[Row], known: Known) -> Row:
+def _cheapest(best: Configuration, others: Sequence[Configuration], known: Known) -> Configuration:
     """The cheapest of those that tie with the best and are within SAME_LOSS of it: fewer FLOPs, else fewer parameters."""
     chosen = best
     for row in others:
-        found = against(best, row, known)
+        found = compare(best, row, known)
         close = found is not None and found.verdict == INCONCLUSIVE and abs(found.difference) < SAME_LOSS
-        if close and comparable(row) == comparable(best) and not is_collapsed(row) and _is_cheaper(row, chosen):
+        if close and comparison_key(row) == comparison_key(best) and not is_collapsed(row) and _is_cheaper(row, chosen):
             chosen = row
     return chosen
 
 
-def _is_cheaper(one: Row, other: Row) -> bool:
+def _is_cheaper(one: Configuration, other: Configuration) -> bool:
     same = tolerance("flops_per_token")
-    for name in ("flops_per_token", "params"):
-        if not one.get(name) or not other.get(name):
+    for a, b in (
+        (one.results.flops_per_token, other.results.flops_per_token),
+        (one.results.params, other.results.params),
+    ):
+        if not a or not b:
             return False
-        if one[name] * same < other[name] or other[name] * same < one[name]:
-            return bool(one[name] < other[name])
+        if a * same < b or b * same < a:
+            return a < b
     return False
 
 
-def _verdict(best: Row, other: Row, known: Known) -> str | None:
-    found = against(best, other, known)
+def _verdict(best: Configuration, other: Configuration, known: Known) -> str | None:
+    found = compare(best, other, known)
     return found.verdict if found else None
 
 
-def to_baseline(row: Row, name: str) -> Comparison | None:
+def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None:
     """What the table says of the row's difference to its baseline, under the name of either."""
-    if row["verdict"] is None:
+    if row.verdict is None or row.vs_baseline is None or row.shared_seeds is None:
         return None
     return Comparison(
-        name, row["vs_baseline"], row["vs_baseline_interval"], row["shared_seeds"], row["verdict"], row["more_seeds"],
-        row["verdict"] == BETTER,
+        name, row.vs_baseline, row.vs_baseline_interval, row.shared_seeds, row.verdict, row.more_seeds,
+        row.verdict == BETTER,
     )  # fmt: skip
 
 
-def against(best: Row, other: Row, known: Known, names: Collection[str] = ()) -> Comparison | None:
+def compare(best: Configuration, other: Configuration, known: Known, names: Collection[str] = ()) -> Comparison | None:
     """The other configuration against the best, paired by seed.
 
     Where the best is the other's baseline, the comparison of the table, which allows for all of them. Without a baseline
     the verdict allows for all pairs; else it is on this pair alone.
     """
-    if other["baseline_path"] in best["paths"]:
-        return to_baseline(other, label(other, names))
-    sample = paired(_scores(other, known.runs), _scores(best, known.runs))
+    if other.baseline_path in best.paths:
+        return comparison_with_baseline(other, label(other, names))
+    sample = paired(other.losses, best.losses)
     if sample is None:
         return None
     half = _half_width(sample)
-    if known.pairs is not None and comparable(best) == comparable(other):
-        decided = frozenset((best["path"], other["path"])) in known.differing
+    if known.pairs is not None and comparison_key(best) == comparison_key(other):
+        decided = frozenset((best.path, other.path)) in known.differing
     else:
         decided = half is not None and abs(sample.mean) > half
     verdict = (BETTER if sample.mean < 0 else WORSE) if decided else INCONCLUSIVE
-    more = None if decided else more_seeds(sample, max(1, known.pairs or 1))
-    return Comparison(label(other, names), sample.mean, half, sample.seeds, verdict, more, other["verdict"] == BETTER)
+    more = None if decided else additional_seeds_needed(sample, max(1, known.pairs or 1))
+    return Comparison(label(other, names), sample.mean, half, sample.seeds, verdict, more, other.verdict == BETTER)
 
 
-def _all_pairs(rows: Sequence[Row], runs: Runs) -> Known:
+def _test_all_pairs(rows: Sequence[Configuration]) -> Known:
     """Tests every pair of configurations that may be ranked together, as the table does without a baseline."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: score(row) or 0.0):
-        groups.setdefault(comparable(row), []).append(row)
-    kinds = list(groups.values())
-    decided, tested = decided_pairs([[_scores(row, runs) for row in group] for group in kinds])
-    differing = (frozenset((kinds[kind][one]["path"], kinds[kind][other]["path"])) for kind, one, other in decided)
-    return Known(runs, frozenset(differing), tested)
+    groups = [[rows[place] for place in group] for group in group_comparable(rows).values()]
+    decided, tested = decided_pairs([[row.losses for row in group] for group in groups])
+    differing = (frozenset((groups[group][one].path, groups[group][other].path)) for group, one, other in decided)
+    return Known(frozenset(differing), tested)
 
 
-def _half_width(sample: Paired) -> float | None:
+def _half_width(sample: PairedSample) -> float | None:
     if sample.deviation is None:
         return None
     return float(t_quantile((1 + CONFIDENCE) / 2, sample.seeds - 1) * sample.deviation / sample.seeds**0.5)
 
 
-def _scores(row: Row, runs: Runs) -> dict[int, float]:
-    found = [runs[path] for path in row["paths"] if path in runs]
-    return {run["seed"]: value for run in found if run["seed"] is not None and (value := score(run)) is not None}
-
-
-def label(row: Row, names: Collection[str]) -> str:
+def label(row: Record, names: Collection[str]) -> str:
     """expert=16 k=2, and what else tells it apart."""
-    from moe_cli.config.build import show
+    from moe_cli.config.ranges import show
 
-    main = ["expert=1"] if row["expert"] == 1 else [f"expert={row['expert']}", f"k={row['k']}"]
-    others = [f"{name}={show(row[name])}" for name in names
+    main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={row.k}"]
+    others = [f"{name}={show(row.get(name))}" for name in names
               if name not in ("expert", "k") and row.get(name) is not None]  # fmt: skip
     return printable(" ".join([*main, *others]))

@@ -5,6 +5,7 @@ because of a verdict has looked too. Python's `recommend` and `load_runs` only r
 not another one.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.sweep_record import change_record, entries, read_record
-
-Row = Mapping[str, Any]
 
 # How often a configuration that is no better than its baseline is called better after 1, 2, ... looks, when FIRST_SEEDS
 # are run first, and after each look that cannot tell as many more as it advises, at most MAX_ADDED_SEEDS. Simulated for
@@ -37,23 +37,23 @@ class Look:
     new: Mapping[Path, Mapping[str, int]] = field(default_factory=dict)
 
 
-def look_at(rows: Sequence[Row], baseline: Mapping[str, Any] | None) -> Look:
+def look_at(rows: Sequence[Configuration], baseline: Mapping[str, Any] | None) -> Look:
     """Which look at the verdicts of these rows this is. Only sweeps that have a sweep.json remember theirs."""
-    judged = [row for row in rows if row["verdict"] is not None and row["shared_seeds"] > 1]
-    records = {folder: read_record(folder) for row in judged for folder in _folders(row)}
+    judged = [(row, row.shared_seeds) for row in rows if row.verdict is not None and (row.shared_seeds or 0) > 1]
+    records = {folder: read_record(Path(folder)) for folder in {each for row, _ in judged for each in _folders(row)}}
     kept = dict(baseline) if baseline is not None else None
     looks = {folder: [each for each in entries(record, "looks") if each.get("baseline") == kept]
              for folder, record in records.items() if record}  # fmt: skip
     number = 0
-    new: dict[Path, dict[str, int]] = {folder: {} for folder in looks}
-    for row in judged:
-        before = {seeds for folder in _folders(row) for each in looks.get(folder, ()) for seeds in _seeds(each, row)}
-        fresh = row["shared_seeds"] > max(before, default=0)
-        number = max(number, len(before) + fresh)
-        first = {Path(path).parent: Path(path).name for path in reversed(row["paths"])}
-        for folder in first.keys() & new.keys() if fresh else ():
-            new[folder][first[folder]] = row["shared_seeds"]
-    return Look(number, kept, {folder: seeds for folder, seeds in new.items() if seeds})
+    new: dict[str, dict[str, int]] = {folder: {} for folder in looks}
+    for row, shared_seeds in judged:
+        folders = _folders(row)
+        before = {seeds for folder in folders for each in looks.get(folder, ()) for seeds in _seeds(each, row)}
+        is_new = (shared_seeds or 0) > max(before, default=0)
+        number = max(number, len(before) + is_new)
+        for folder in folders.keys() & new.keys() if is_new else ():
+            new[folder][folders[folder]] = shared_seeds or 0
+    return Look(number, kept, {Path(folder): seeds for folder, seeds in new.items() if seeds})
 
 
 def remember(look: Look) -> None:
@@ -78,12 +78,13 @@ def looks_sentence(look: Look) -> str:
     return text + (f" This is look {look.number}." if look.number > 1 else "")
 
 
-def _folders(row: Row) -> set[Path]:
-    return {Path(path).parent for path in row["paths"]}
+def _folders(row: Configuration) -> dict[str, str]:
+    """The sweep folders of a configuration, each with its first run there."""
+    return {os.path.dirname(path): os.path.basename(path) for path in reversed(row.paths)}
 
 
-def _seeds(look: Mapping[str, Any], row: Row) -> set[int]:
-    """How many seeds of the configuration a look in the past had."""
+def _seeds(look: Mapping[str, Any], row: Configuration) -> set[int]:
+    """The numbers of seeds of the configuration that a past look had."""
     known = look.get("seeds")
-    found = [known.get(run) for run in row["runs"]] if isinstance(known, dict) else []
+    found = [known.get(run.run) for run in row.runs] if isinstance(known, dict) else []
     return {seeds for seeds in found if isinstance(seeds, int)}

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.errors import MoeError
-from moe_cli.report.aggregate import DENSE, EXECUTION, Row, applies, is_baseline
-from moe_cli.report.baseline import differences_to, resolved_point
+from moe_cli.report.baseline import changed_settings, resolved_settings
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.choice import Choice
+from moe_cli.report.run_row import DENSE, Settings, Value, is_baseline, setting_applies
 
-FEWEST_SEEDS, MOST_SEEDS = 3, 20
+MIN_SEEDS, MAX_SEEDS = 3, 20
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class NextSweep:
 
 def next_sweep(
     choice: Choice,
-    rows: Sequence[Row],
+    rows: Sequence[Configuration],
     names: Collection[str],
-    baseline: Mapping[str, Any],
+    baseline: Settings,
     more: int | None,
     options: Sequence[str] = (),
 ) -> NextSweep | None:
@@ -55,24 +56,24 @@ def next_sweep(
     if 1 in axes["expert"] and 1 not in ks:  # a dense model has k=1
         condition = f" --where {shlex.quote('expert == 1 or k != 1')}"
         ks = [1, *ks]
-    done = max((len(row["seeds"]) for row in rows), default=1)
-    seeds = min(MOST_SEEDS, max(FEWEST_SEEDS, done + (more or (2 if done >= FEWEST_SEEDS else 0))))
+    done = max((len(row.seeds) for row in rows), default=1)
+    seeds = min(MAX_SEEDS, max(MIN_SEEDS, done + (more or (2 if done >= MIN_SEEDS else 0))))
     written = {name.removesuffix(".name"): ",".join(map(show, values)) for name, values in {**axes, "k": ks}.items()}
     words = {**settings, **written}
-    name = best["group"] if best["group"] not in (None, "runs", "sweep") and best["group"].isprintable() else ""
+    name = best.group if best.group not in ("runs", "sweep") and best.group.isprintable() else ""
     options = [*(["--name", name] if name else []), *options]
     command = f"moe sweep {_written(words, written)} --seeds {seeds}{condition} {shlex.join(options)}".rstrip()
     return NextSweep(command, _seconds(axes, rows, seeds))
 
 
 def _experts(
-    contenders: Sequence[Row], rows: Sequence[Row], names: Collection[str], baseline: Mapping[str, Any]
+    contenders: Sequence[Configuration], rows: Sequence[Configuration], names: Collection[str], baseline: Settings
 ) -> list[int]:
     """The numbers of experts of the contenders, and, where they varied, those next to the best; with dense if it was asked."""
-    best, there = contenders[0]["expert"], sorted({row["expert"] for row in rows})
-    wanted = {row["expert"] for row in contenders if row["expert"] > 1}
+    best, there = _num_experts(contenders[0]), sorted({_num_experts(row) for row in rows})
+    wanted = {each for row in contenders if (each := _num_experts(row)) > 1}
     only_experts = set(names) <= {"expert", "k"}
-    if (only_experts and baseline == DENSE) or any(row["expert"] == 1 for row in rows):
+    if (only_experts and baseline == DENSE) or any(row.is_dense for row in rows):
         wanted.add(1)
     sparse = [each for each in there if each > 1]
     if best == 1:
@@ -83,58 +84,66 @@ def _experts(
     return sorted(wanted)
 
 
-def _ks(contenders: Sequence[Row], experts: Collection[int]) -> list[int]:
-    found = {row["k"] for row in contenders if row["expert"] in experts and row["expert"] > 1 and row["k"]}
+def _num_experts(row: Configuration) -> int:
+    return row.expert or 1
+
+
+def _ks(contenders: Sequence[Configuration], experts: Collection[int]) -> list[int]:
+    found = {row.k for row in contenders if _num_experts(row) in experts and not row.is_dense and row.k}
     return sorted(found) or [2]
 
 
-def _values(name: str, contenders: Sequence[Row], rows: Sequence[Row]) -> list[Any]:
+def _values(name: str, contenders: Sequence[Configuration], rows: Sequence[Configuration]) -> list[Any]:
     """The values of the contenders; of all rows where these have but one, as the setting is part of the question."""
-    found = list(dict.fromkeys(row[name] for row in contenders if applies(name, row)))
-    return found if len(found) > 1 else list(dict.fromkeys(row[name] for row in rows if applies(name, row)))
+    found = list(dict.fromkeys(row.settings.get(name) for row in contenders if setting_applies(name, row.settings)))
+    return (
+        found
+        if len(found) > 1
+        else list(dict.fromkeys(row.settings.get(name) for row in rows if setting_applies(name, row.settings)))
+    )
 
 
-def _seconds(axes: Mapping[str, Sequence[Any]], rows: Sequence[Row], seeds: int) -> float | None:
+def _seconds(axes: Mapping[str, Sequence[Any]], rows: Sequence[Configuration], seeds: int) -> float | None:
     """Configurations x seeds that are not done yet, each as long as the runs there are."""
-    seconds = [row["seconds"] for row in rows if row.get("seconds")]
+    seconds = [row.results.seconds for row in rows if row.results.seconds]
     if not seconds:
         return None
     shared = prod(
-        len(values) for name, values in axes.items() if name not in ("expert", "k") and applies(name, {"expert": 1})
+        len(values) for name, values in axes.items() if name not in ("expert", "k") and setting_applies(name, DENSE)
     )
     sparse = prod(map(len, axes.values())) // len(axes["expert"]) * sum(each > 1 for each in axes["expert"])
     planned = seeds * (sparse + shared * (1 in axes["expert"]))
-    done = sum(min(seeds, len(row["seeds"])) for row in rows
-               if all(row[name] in values for name, values in axes.items() if applies(name, row)))  # fmt: skip
+    done = sum(min(seeds, len(row.seeds)) for row in rows
+               if all(row.settings.get(name) in values for name, values in axes.items() if setting_applies(name, row.settings)))  # fmt: skip
     return float(max(1, planned - done) * sum(seconds) / len(seconds))
 
 
-def _settings(row: Row) -> dict[str, Any] | None:
+def _settings(row: Configuration) -> dict[str, Value] | None:
     """How the row differs from the defaults; None where this version cannot make it."""
     from moe_cli.config.compose import Composer
 
-    words: dict[str, Any] = {"expert": row["expert"] if row["expert"] > 1 else 8}
-    if row["expert"] > 1:
-        words["k"] = row["k"]
-    own = {name: value for name, value in row.items()
-           if (("." in name and name not in EXECUTION) or name in ("capacity", "drop", "match"))
-           and applies(name, row)}  # fmt: skip
+    words: dict[str, Value] = {"expert": 8 if row.is_dense else row.expert}
+    if not row.is_dense:
+        words["k"] = row.k
+    own = {name: value for name, value in row.settings.items()
+           if ("." in name or name in ("capacity", "drop", "match")) and setting_applies(name, row.settings)}  # fmt: skip
     try:
         composer = Composer()
         for group in ("router", "balance"):
-            if row["expert"] > 1 and row[group] and "+" not in str(row[group]):
-                words[group] = row[group]
-        default = resolved_point(composer, words)
+            choice = row.settings.get(group)
+            if not row.is_dense and choice and "+" not in str(choice):
+                words[group] = choice
+        default = resolved_settings(composer, words)
         for group in ("model", "data", "optim"):
             if own.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
                 words[group] = own[f"{group}.name"]
         words.update((name, own[name]) for name in ("data.path", "data.vocab_size") if own.get(name))
-        words.update(differences_to(resolved_point(composer, words), own, with_null=False))
-        words.update(differences_to(resolved_point(composer, words), own, with_null=True))
-        resolved_point(composer, words)
+        words.update(changed_settings(resolved_settings(composer, words), own, with_null=False))
+        words.update(changed_settings(resolved_settings(composer, words), own, with_null=True))
+        resolved_settings(composer, words)
         for group in ("router", "balance"):
             bare = {name: value for name, value in words.items() if name != group}
-            if group in words and resolved_point(composer, bare) == resolved_point(composer, words):
+            if group in words and resolved_settings(composer, bare) == resolved_settings(composer, words):
                 words = bare
     except MoeError:
         return None

@@ -5,45 +5,45 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, plural, printable
 from moe_cli.metrics import EQUAL, target_of
-from moe_cli.report.aggregate import (
-    Row,
-    applies,
-    fold,
-    is_baseline,
-    is_countable,
-    is_undefined,
-    rows_of,
-    score,
-    settings_of,
-    varying,
-)
 from moe_cli.report.baseline import baseline_name, sweep_baseline
-from moe_cli.report.comparability import CODE, check_across, same_kind, sort_out
+from moe_cli.report.comparability import CODE, check_across, is_comparable, select_comparable
+from moe_cli.report.configuration import Configuration, aggregate_seeds
+from moe_cli.report.curves import thinned_curves
 from moe_cli.report.intervals import mean_and_interval
-from moe_cli.report.long_format import drawn_curves
 from moe_cli.report.recommend.choice import (
     Comparison,
-    against,
     baseline_path,
     choose,
+    compare,
+    comparison_with_baseline,
     health_text,
     is_collapsed,
     label,
-    to_baseline,
 )
 from moe_cli.report.recommend.looks import Look, look_at
 from moe_cli.report.recommend.next_sweep import next_sweep
+from moe_cli.report.run_row import (
+    RunRow,
+    Settings,
+    Value,
+    column_names,
+    is_baseline,
+    setting_applies,
+    settings_of,
+    varying_settings,
+)
 from moe_cli.report.scaling.sentence import scaling_sentence
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN = ("expert", "k", "capacity", "router", "balance")
 
@@ -97,8 +97,8 @@ class Recommendation:
     """
 
     context: str
-    baseline: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    baseline: Settings
+    settings: Settings
     label: str
     reason: str
     score: float
@@ -137,58 +137,71 @@ class Recommendation:
 
 
 def recommend(
-    frame: pd.DataFrame,
+    frame: "pd.DataFrame",
     across: Collection[str] = (),
-    elsewhere: pd.DataFrame | None = None,
-    baseline: Mapping[str, Any] | None = None,
+    elsewhere: "pd.DataFrame | None" = None,
+    baseline: Settings | None = None,
 ) -> Recommendation:
-    """What a frame of `load_runs` says to use.
+    """The recommendation for a frame of `load_runs`; see `make_recommendation`, whose arguments these are as frames."""
+    from moe_cli.report.frame import from_frame
+
+    extra = [] if elsewhere is None else from_frame(elsewhere)
+    return make_recommendation(from_frame(frame), across, extra, baseline)
+
+
+def make_recommendation(
+    runs: Sequence[RunRow],
+    across: Collection[str] = (),
+    extra_baselines: Sequence[RunRow] = (),
+    baseline: Settings | None = None,
+) -> Recommendation:
+    """What to use, by these runs.
 
     Args:
         across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, eval_context,
             budget, code.
-        elsewhere: runs that may serve as baselines.
+        extra_baselines: runs that may serve as baselines.
         baseline: the settings of what configurations are compared with; None: what the sweep declares, else the dense model.
 
     Raises:
         MoeError: no run is complete.
         ConfigError: `across` names no aspect.
     """
-    found = _compare(frame, across, elsewhere, baseline)
-    choice = choose(found.rows, found.runs, found.baseline, found.pairs is not None)
-    best, base = choice.row, _base_row(found, choice.row)
-    gain = to_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
-    second = against(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
+    found = _compare_all(runs, across, extra_baselines, baseline)
+    choice = choose(found.rows, found.baseline, found.pairs is not None)
+    best, base = choice.row, _baseline_row(found, choice.row)
+    gain = comparison_with_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
+    second = compare(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
     wanted = [each.more_seeds for each in (gain, second) if each and each.more_seeds]
     following = next_sweep(choice, found.rows, found.names, found.baseline, min(wanted, default=None),
                            _options(found, baseline))  # fmt: skip
-    flops = [row["flops_per_token"] for row in found.rows if row["flops_per_token"]]
-    passed, alone = choice.passed_over, [row for row in found.rows if row["verdict"] is None]
+    flops = [row.results.flops_per_token for row in found.rows if row.results.flops_per_token]
+    passed, alone = choice.passed_over, [row for row in found.rows if row.verdict is None]
     return Recommendation(
-        context=_context(best), baseline=found.baseline, settings={name: best[name] for name in SHOWN},
-        label=label(best, found.names), reason=choice.reason, score=score(best) or 0.0,
-        unit=f"nats/{target_of(best.get('task.name'))}" if best["val_bpb"] is None else "bits/byte", seeds=len(best["seeds"]),
-        is_baseline=is_baseline(best, found.baseline),
+        context=_context(best), baseline=found.baseline, settings={name: best.settings.get(name) for name in SHOWN},
+        label=label(best, found.names), reason=choice.reason, score=best.primary_loss or 0.0,
+        unit=f"nats/{target_of(best.settings.get('task.name'))}" if best.results.val_bpb is None else "bits/byte",
+        seeds=len(best.seeds), is_baseline=is_baseline(best, found.baseline),
         gain=gain, runner_up=second, ties=tuple(label(row, found.names) for row in choice.ties),
-        passed_over=against(best, passed, choice.known, found.names) if passed else None,
+        passed_over=compare(best, passed, choice.known, found.names) if passed else None,
         passed_over_health=health_text(passed) if passed and is_collapsed(passed) else "", because=choice.because,
         health=health_text(best) if is_collapsed(best) else "",
         comparisons=len(found.rows) - len(alone), pairs=found.pairs,
         weights=_ratio(best, base, "params"), speed=_ratio(best, base, "tokens_per_second"),
-        memory=_ratio(best, base, "peak_memory_bytes"), equal_time=_equal_time(best, base, found.runs),
+        memory=_ratio(best, base, "peak_memory_bytes"), equal_time=_equal_time(best, base),
         equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
-        flops=best["flops_per_token"] / min(flops) if flops and best["flops_per_token"] else 1.0,
+        flops=best.results.flops_per_token / min(flops) if flops and best.results.flops_per_token else 1.0,
         alone=0 if found.pairs is not None
-        else sum(not is_baseline(row, found.baseline) and row["baseline_path"] is None for row in alone),
-        undefined=sum(map(is_undefined, found.rows)),
-        not_tried=_not_tried(found.rows, found.names, best), failed=_failed(rows_of(frame), found.names),
-        left_out=found.left_out, scaling=scaling_sentence(found.frame, best["paths"]),
+        else sum(not is_baseline(row, found.baseline) and row.baseline_path is None for row in alone),
+        undefined=sum(row.is_undefined for row in found.rows),
+        not_tried=_not_tried(found.rows, found.names, best), failed=_failed(runs, found.names),
+        left_out=found.left_out, scaling=scaling_sentence(found.runs, best.paths),
         next=following.command if following else None, next_seconds=following.seconds if following else None,
         look=look_at(found.rows, found.baseline if found.pairs is None else None),
     )  # fmt: skip
 
 
-def _options(found: "_Compared", typed: Mapping[str, Any] | None) -> list[str]:
+def _options(found: "_Compared", typed: Settings | None) -> list[str]:
     """What the next sweep needs besides its settings: the baseline that was typed, and all runs made by one code."""
     settings = shlex.join(f"{name}={show(value)}" for name, value in (typed or {}).items())
     return [*(["--baseline", settings] if typed else []), *(["--rerun-stale"] if CODE in found.left_out else [])]
@@ -197,113 +210,97 @@ def _options(found: "_Compared", typed: Mapping[str, Any] | None) -> list[str]:
 @dataclass(frozen=True)
 class _Compared:
     """Attributes:
-    frame: the runs that are alike; left_out: how many are not, for each aspect.
-    rows: their configurations; names: the settings that vary; pairs: see `aggregate`.
-    outside: the baselines from elsewhere, as rows.
-    runs: all of these runs, by path.
+    runs: those that are comparable; left_out: how many are not, for each aspect.
+    rows: their configurations; names: the settings that vary; pairs: see `Aggregate`.
+    outside: the configurations of the extra baselines.
     """
 
-    frame: pd.DataFrame
+    runs: Sequence[RunRow]
     left_out: Mapping[str, int]
-    rows: list[Row]
+    rows: list[Configuration]
     names: list[str]
     pairs: int | None
-    outside: list[Row]
-    runs: dict[str, Row]
-    baseline: Mapping[str, Any]
+    outside: list[Configuration]
+    baseline: Settings
 
 
-def _compare(
-    frame: pd.DataFrame, across: Collection[str], elsewhere: pd.DataFrame | None, baseline: Mapping[str, Any] | None
+def _compare_all(
+    runs: Sequence[RunRow], across: Collection[str], extra_baselines: Sequence[RunRow], baseline: Settings | None
 ) -> _Compared:
-    """The complete runs that are alike, folded and compared with the baseline. Raises what `recommend` does."""
+    """The complete runs that are comparable, aggregated and compared with the baseline. Raises what `recommend` does."""
     free = check_across(across)
-    complete = [
-        run for run in rows_of(frame) if is_countable(run) and run["status"] == COMPLETED and score(run) is not None
-    ]
+    complete = [run for run in runs if run.is_countable and run.status == COMPLETED and run.primary_loss is not None]
     if not complete:
-        raise MoeError(f"no run of {len(frame)} is complete: nothing can be recommended. See: moe report --runs")
-    alike = sort_out(complete, free)
-    own = frame[frame["path"].isin([run["path"] for run in alike.rows])]
+        raise MoeError(f"no run of {len(runs)} is complete: nothing can be recommended. See: moe report --runs")
+    comparable = select_comparable(complete, free)
+    first, chosen = comparable.rows[0], {run.path for run in comparable.rows}
+    own = [run for run in runs if run.path in chosen]
     base = sweep_baseline(own) if baseline is None else baseline
-    others = _alike(elsewhere, alike.rows[0], free, base)
-    folded = fold(own, elsewhere=others, baseline=base)
-    rows = [row for row in rows_of(folded) if score(row) is not None]
-    runs = {run["path"]: run for run in (*alike.rows, *([] if others is None else rows_of(others)))}
-    outside = [] if others is None else rows_of(fold(others, baseline=base))
-    names = varying(rows, settings_of([str(name) for name in frame.columns]))
-    return _Compared(own, alike.left_out, rows, names, folded.attrs["pairs"], outside, runs, base)
+    extra = [run for run in extra_baselines
+             if run.status == COMPLETED and run.primary_loss is not None and is_baseline(run, base)
+             and run.is_countable and is_comparable(run, first, free)]  # fmt: skip
+    aggregate = aggregate_seeds(own, extra_baselines=extra, baseline=base)
+    rows = [row for row in aggregate.configurations if row.primary_loss is not None]
+    outside = aggregate_seeds(extra, baseline=base).configurations
+    names = varying_settings([row.settings for row in rows], settings_of(column_names(runs)))
+    return _Compared(own, comparable.left_out, rows, names, aggregate.pairs, outside, base)
 
 
-def _base_row(found: _Compared, best: Row) -> Row | None:
+def _baseline_row(found: _Compared, best: Configuration) -> Configuration | None:
     """The row of the baseline of the best, or the best itself where it is one; None without one."""
     path = baseline_path(best, found.baseline)
     return next(
-        (row for row in (*found.rows, *found.outside) if is_baseline(row, found.baseline) and path in row["paths"]),
-        None,
+        (row for row in (*found.rows, *found.outside) if is_baseline(row, found.baseline) and path in row.paths), None
     )
 
 
-def _alike(
-    elsewhere: pd.DataFrame | None, run: Row, free: Collection[str], baseline: Mapping[str, Any]
-) -> pd.DataFrame | None:
-    """The baselines from elsewhere that may be held against this run."""
-    if elsewhere is None:
-        return None
-    fitting = [row["path"] for row in rows_of(elsewhere)
-               if row["status"] == COMPLETED and score(row) is not None and is_baseline(row, baseline)
-               and is_countable(row) and same_kind(row, run, free)]  # fmt: skip
-    return elsewhere[elsewhere["path"].isin(fitting)]
-
-
-def _context(row: Row) -> str:
+def _context(row: Configuration) -> str:
     """python (29845f), 1.23M tokens, gpt of 4 layers x 96."""
-    data = printable(str(row["corpus"] or row.get("data.name") or "data"))
-    digest = f" ({printable(str(row['corpus_sha256']))[:6]})" if row["corpus_sha256"] else ""
-    tokens = [f"{count(row['tokens'])} tokens"] if row["tokens"] else []
-    layers, width = row.get("model.num_layers"), row.get("model.d_model")
+    data = printable(str(row.corpus or row.settings.get("data.name") or "data"))
+    digest = f" ({printable(row.corpus_sha256)[:6]})" if row.corpus_sha256 else ""
+    tokens = [f"{count(row.results.tokens)} tokens"] if row.results.tokens else []
+    layers, width = row.settings.get("model.num_layers"), row.settings.get("model.d_model")
     shape = f" of {plural(int(layers), 'layer')} x {width}" if layers and width else ""
-    return ", ".join([f"{data}{digest}", *tokens, f"{printable(str(row.get('model.name') or 'model'))}{shape}"])
+    return ", ".join(
+        [f"{data}{digest}", *tokens, f"{printable(str(row.settings.get('model.name') or 'model'))}{shape}"]
+    )
 
 
-def _ratio(best: Row, base: Row | None, name: str) -> float | None:
-    if base is None or base is best or not base.get(name) or not best.get(name):
+def _ratio(best: Configuration, base: Configuration | None, name: str) -> float | None:
+    if base is None or base is best:
         return None
-    return float(best[name] / base[name])
+    own, other = best.get(name), base.get(name)
+    return own / other if isinstance(own, int | float) and isinstance(other, int | float) and own and other else None
 
 
-def _equal_time(best: Row, base: Row | None, known: Mapping[str, Row]) -> EqualTime | None:
+def _equal_time(best: Configuration, base: Configuration | None) -> EqualTime | None:
     """Estimates on the same part of the validation split at the seconds of the baseline's last estimate, paired by seed."""
     if base is None or base is best:
         return None
-    own, others = ({known[path]["seed"]: known[path] for path in row["paths"] if path in known} for row in (best, base))
+    own, others = ({run.seed: run for run in row.runs if run.seed is not None} for row in (best, base))
     differences, shares = [], []
-    for seed in sorted(own.keys() & others.keys() - {None}):
-        mine, theirs = _curve(own[seed]["path"]), _curve(others[seed]["path"])
-        at = _at(mine, theirs[-1][0]) if theirs else None
-        if at is not None and theirs[-1][1]:
-            differences.append(at / theirs[-1][1] - 1)
-            shares.append(min(1.0, theirs[-1][0] / others[seed]["seconds"]) if others[seed]["seconds"] else 1.0)
+    for seed in sorted(own.keys() & others.keys()):
+        mine, theirs = estimates_over_time(own[seed].path), estimates_over_time(others[seed].path)
+        value = _interpolated(mine, theirs[-1][0]) if theirs else None
+        if value is not None and theirs[-1][1]:
+            differences.append(value / theirs[-1][1] - 1)
+            seconds = others[seed].results.seconds
+            shares.append(min(1.0, theirs[-1][0] / seconds) if seconds else 1.0)
     if not differences:
         return None
     found = mean_and_interval(differences)
     return EqualTime(found.mean, found.half_width, len(differences), sum(shares) / len(shares))
 
 
-def _curve(path: str) -> list[tuple[float, float]]:
+def estimates_over_time(path: str) -> list[tuple[float, float]]:
     """(seconds of training, estimate) at every evaluation whose time is between two records."""
-    frame = drawn_curves([Run(Path(path))], ["seconds"]).dropna(subset=["value"])
-    times = _points(frame, "seconds")
-    placed = [(_at(times, step), value) for step, value in validation_curve(Run(Path(path))).points]
+    run = Run(Path(path))
+    times = [(float(point.step), point.value) for point in thinned_curves(run, ["seconds"])["seconds"]]
+    placed = [(_interpolated(times, step), value) for step, value in validation_curve(run).points]
     return [(second, value) for second, value in placed if second is not None]
 
 
-def _points(frame: pd.DataFrame, metric: str) -> list[tuple[float, float]]:
-    chosen = frame[frame["metric"] == metric].sort_values("step")
-    return list(zip(chosen["step"].astype(float), chosen["value"], strict=True))
-
-
-def _at(points: Sequence[tuple[float, float]], x: float) -> float | None:
+def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float | None:
     """Straight between points; None outside."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if x0 <= x <= x1:
@@ -311,31 +308,29 @@ def _at(points: Sequence[tuple[float, float]], x: float) -> float | None:
     return None
 
 
-def _not_tried(rows: Sequence[Row], names: Collection[str], best: Row) -> tuple[str, ...]:
-    sparse = [row for row in rows if row["expert"] != 1]
+def _not_tried(rows: Sequence[Configuration], names: Collection[str], best: Configuration) -> tuple[str, ...]:
+    sparse = [row for row in rows if not row.is_dense]
     if not sparse:
         return ("any experts",)
+    row = sparse[0] if best.is_dense else best
     lacking = []
-    chosen = best
-    best = best if best["expert"] != 1 else sparse[0]
-    if chosen is best and best["expert"] == max(row["expert"] for row in sparse):
-        lacking.append(f"more than {best['expert']} experts")
+    if row is best and row.expert == max(each.expert or 0 for each in sparse):
+        lacking.append(f"more than {row.expert} experts")
     for name in ("k", "capacity", "router", "balance", "balance.weight", "model.d_expert", "optim.lr"):
-        if (
-            name not in names
-            and name in best
-            and applies(name, best)
-            and (best[name] is not None or name == "capacity")
-        ):
-            value = "dropless" if name == "capacity" and best[name] is None else printable(str(best[name]))
-            lacking.append(f"other {name} than {value}" if value != "dropless" else "a capacity")
+        value: Value = row.settings.get(name)
+        if name in names or name not in row.settings or not setting_applies(name, row.settings):
+            continue
+        if value is not None:
+            lacking.append(f"other {name} than {printable(str(value))}")
+        elif name == "capacity":
+            lacking.append("a capacity")
     return tuple(lacking[:5])
 
 
-def _failed(runs: Sequence[Row], names: Collection[str]) -> tuple[str, ...]:
+def _failed(runs: Sequence[RunRow], names: Collection[str]) -> tuple[str, ...]:
     found = {}
     for run in runs:
-        if run["status"] == FAILED and is_countable(run):
-            reason = (run["reason"] or "see traceback.txt").strip().splitlines()[0]
-            found[label(run, [name for name in names if name in run])] = printable(reason)
+        if run.status == FAILED and run.is_countable:
+            reason = (run.reason or "see traceback.txt").strip().splitlines()[0]
+            found[label(run, names)] = printable(reason)
     return tuple(f"{name}: {reason}" for name, reason in found.items())

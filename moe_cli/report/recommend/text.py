@@ -1,20 +1,20 @@
 """A recommendation in a few lines that can be pasted into a memo."""
 
 from moe_cli.formatting import duration, percent, plural, printable
-from moe_cli.report.aggregate import DENSE
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.comparability import EVAL_CONTEXT
 from moe_cli.report.recommend.choice import Comparison
 from moe_cli.report.recommend.looks import looks_sentence
 from moe_cli.report.recommend.recommendation import Recommendation
+from moe_cli.report.run_row import DENSE
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 
 # From this many times the FLOPs of the cheapest configuration on, the memo names the ratio.
-DEARER = 1.1
+FLOPS_NOTE_RATIO = 1.1
 MAX_TIES = 4
 
 
-def memo(found: Recommendation) -> list[str]:
+def format_recommendation(found: Recommendation) -> list[str]:
     """The lines of `moe recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
     lines = [*_headline(found), *_health(found)]
     lines += [*_ties(found), *_cost(found)] if found.reason != "worse" else []
@@ -184,7 +184,7 @@ def _cost(found: Recommendation) -> list[str]:
         return []
     base = "dense" if found.baseline == DENSE else "the baseline"
     text = f"It costs {', '.join(parts)} of {base}, as measured"
-    if found.flops > DEARER:
+    if found.flops > FLOPS_NOTE_RATIO:
         text += f", and {found.flops:.1f}x the FLOPs per token of the cheapest configuration compared"
     lines = [text + "."]
     equal = found.equal_time

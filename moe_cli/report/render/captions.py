@@ -1,6 +1,5 @@
 """The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
 
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.text import Text
@@ -8,60 +7,65 @@ from rich.text import Text
 from moe_cli.config.tasks import CAUSAL_MODELS
 from moe_cli.formatting import count, plural, printable
 from moe_cli.metrics import eval_windows, format_references, sees_later_tokens, target_of, unequal_flops
-from moe_cli.report.aggregate import DENSE, Row, comparable, is_baseline, is_undefined, score, shared_with
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
-from moe_cli.report.columns import shorten
-from moe_cli.report.comparability import code_versions
+from moe_cli.report.columns import truncate_left
+from moe_cli.report.comparability import count_code_versions
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.looks import looks_sentence
+from moe_cli.report.render.terminal import pack, wrap
+from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
-from moe_cli.report.view import View
-from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
+from moe_cli.report.table import ReportTable
+from moe_cli.runs.folder import FAILED, PRUNED
 
 # Of more runs nobody looks up the code.
-MOST_LOOKED_AT = 1000
+MAX_RUNS_FOR_CODE_VERSIONS = 1000
 UNDEFINED = "its loss is 0: differences relative to it are undefined"
 NOT_RUN = "was not run with the same settings, seeds, budget and evaluation context"
-OF_EXPERTS = ("expert", "k", "router", "balance", "capacity")
-CONSTANTS = (*OF_EXPERTS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
+EXPERT_SETTINGS = ("expert", "k", "router", "balance", "capacity")
+CONSTANTS = (*EXPERT_SETTINGS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
 
 
-def above(view: View, title: str, width: int) -> list[Text]:
+def header_lines(table: ReportTable, title: str, width: int) -> list[Text]:
     """What the rows are: how many, on which data, at which budget and size, against which baseline."""
-    rows = [row for row in view.rows if row["status"] == COMPLETED]
-    pieces = [_size(view, rows)]
-    corpora = {row["corpus_sha256"]: row["corpus"] for row in rows}
+    rows = [row for row in table.rows if row.is_complete]
+    pieces = [_size(table, rows)]
+    corpora = {row.corpus_sha256: row.corpus for row in rows}
     if len(corpora) > 1:
         pieces.append(f"{len(corpora)} corpora")
     elif any(corpora.values()):
-        pieces.append(f"{shorten(printable(rows[0]['corpus']))} corpus")
-    if any(row["tokens"] for row in rows):
-        pieces.append(_span((row["tokens"] for row in rows), count) + " tokens")
-    if any(row["active_params"] for row in rows):
-        pieces.append("active parameters " + _span((row["active_params"] for row in rows), count))
-    lines = _pack([shorten(printable(title)), *pieces], width, "   ", " " * 2)
-    lines[0].stylize("bold", 0, len(shorten(printable(title))))
-    return lines + _baseline(view, rows, width)
+        pieces.append(f"{truncate_left(printable(str(rows[0].corpus)))} corpus")
+    if any(row.results.tokens for row in rows):
+        pieces.append(_span((row.results.tokens for row in rows), count) + " tokens")
+    if any(row.results.active_params for row in rows):
+        pieces.append("active parameters " + _span((row.results.active_params for row in rows), count))
+    lines = [Text(line) for line in pack([truncate_left(printable(title)), *pieces], width, "   ", "  ")]
+    lines[0].stylize("bold", 0, len(truncate_left(printable(title))))
+    return lines + _baseline(table, rows, width)
 
 
-def _size(view: View, rows: Sequence[Row]) -> str:
-    if view.by_run or (view.rows and not rows):
-        return plural(len(view.rows), "run") + ("" if rows else ", none with results")
+def _size(table: ReportTable, rows: Sequence[Configuration]) -> str:
+    if table.by_run or (table.rows and not rows):
+        return plural(len(table.rows), "run") + ("" if rows else ", none with results")
     size = plural(len(rows), "configuration")
-    seeds = sorted({len(row["seeds"]) for row in rows})
+    seeds = sorted({len(row.seeds) for row in rows})
     if len(seeds) > 1:
         return f"{size}, {seeds[0]} to {seeds[-1]} seeds"
     return size + (f", {plural(seeds[0], 'seed')}" if seeds else "") + (" each" if len(rows) > 1 else "")
 
 
-def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
-    dense = view.baseline == DENSE
-    name = "expert=1 (dense)" if dense else baseline_name(view.baseline)
-    others = [row for row in rows if not is_baseline(row, view.baseline)]
-    without, undefined = [row for row in others if row["baseline_path"] is None], list(filter(is_undefined, others))
-    if view.pairs is not None:
+def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
+    dense = table.baseline == DENSE
+    name = "expert=1 (dense)" if dense else baseline_name(table.baseline)
+    others = [row for row in rows if not is_baseline(row, table.baseline)]
+    without, undefined = (
+        [row for row in others if row.baseline_path is None],
+        [row for row in others if row.is_undefined],
+    )
+    if table.pairs is not None:
         also = ", or with a dense model:" if dense and others else ""
-        missing = _pairs_for(rows, view, name)
-        lines = _prose(
+        missing = _pairs_for(rows, table, name)
+        lines = wrap(
             f"baseline   none: {missing}differences are to the lowest. Compare with another: --baseline SETTING=VALUE{also}",
             width,
             "",
@@ -69,123 +73,130 @@ def _baseline(view: View, rows: Sequence[Row], width: int) -> list[Text]:
         return lines + ([Text("  " + printable(baseline_command(rows[0])))] if also else [])
     lines = []
     if len(without) < len(others):
-        equal = [name for name in shared_with(view.baseline, view.varying) if name in view.varying]
+        equal = [name for name in table.aggregate.baselines.shared if name in table.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
-        lines += _prose(f"baseline   {printable(name)}{at}", width, "")
+        lines += wrap(f"baseline   {printable(name)}{at}", width, "")
     if undefined:
         which = "" if len(undefined) == len(others) else f" for {len(undefined)} of {len(others)}"
-        lines += _prose(f"{UNDEFINED}{which}", width, "yellow")
-    if view.frame.attrs["ambiguous"]:
-        lines += _prose(
-            f"baseline   {name} {ambiguity(view.frame.attrs['ambiguous'])} --baseline SETTING=VALUE", width, "yellow"
+        lines += wrap(f"{UNDEFINED}{which}", width, "yellow")
+    if table.aggregate.baselines.ambiguous:
+        lines += wrap(
+            f"baseline   {name} {ambiguity(table.aggregate.baselines.ambiguous)} --baseline SETTING=VALUE",
+            width,
+            "yellow",
         )
     elif without:
         which = "" if len(without) == len(others) else f" for {len(without)} of {len(others)}"
         if not dense:
             missing = f"baseline   none{which}: {printable(name)} {NOT_RUN}"
-            return lines + _prose(missing, width, "yellow")
-        lines += _prose(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
+            return lines + wrap(missing, width, "yellow")
+        lines += wrap(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
         lines.append(Text("  " + printable(baseline_command(without[0])), "yellow"))
     return lines
 
 
-def _pairs_for(rows: Sequence[Row], view: View, name: str) -> str:
+def _pairs_for(rows: Sequence[Configuration], table: ReportTable, name: str) -> str:
     """Why a declared baseline does not serve, so that the lowest does."""
-    if view.baseline == DENSE:
+    if table.baseline == DENSE:
         return ""
-    all_fit = all(is_baseline(row, view.baseline) for row in rows)
+    all_fit = all(is_baseline(row, table.baseline) for row in rows)
     return f"{printable(name)} {'fits every configuration' if all_fit else NOT_RUN}, so "
 
 
-def below(view: View, width: int) -> list[Text]:
+def footer_lines(table: ReportTable, width: int) -> list[Text]:
     """How to read the table, what all rows share, and what asks for care."""
-    rows = [row for row in view.rows if row["status"] == COMPLETED]
+    rows = [row for row in table.rows if row.is_complete]
     lines = []
-    if any(row["val_loss_interval"] is not None for row in rows):
-        lines += _prose(f"intervals: 95 % over seeds; {differences(view)}", width, "dim")
+    if any(row.val_loss_interval is not None for row in rows):
+        lines += wrap(f"intervals: 95 % over seeds; {differences(table)}", width, "dim")
         lines += (
-            _prose(_judged(rows, view), width, "dim")
-            if any(row["vs_baseline_interval"] is not None for row in rows)
+            wrap(_verdict_summary(rows, table), width, "dim")
+            if any(row.vs_baseline_interval is not None for row in rows)
             else []
         )
-    elif rows and not view.by_run:
-        lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
-    if len({(row["corpus_sha256"], row.get("task.name")) for row in rows}) == 1 and (
-        known := format_references(rows[0])
+    elif rows and not table.by_run:
+        lines += wrap("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
+    if len({(row.corpus_sha256, row.settings.get("task.name")) for row in rows}) == 1 and (
+        known := format_references(rows[0].others)
     ):
-        lines += _pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ", "dim")
-    costs = [(row["active_params"], row["tokens"], row["flops_per_token"]) for row in rows]
-    can_match = any(row["expert"] != 1 and row.get("match") != "flops" for row in rows)
+        lines += [Text(line, "dim") for line in pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ")]
+    costs = [(row.results.active_params, row.results.tokens, row.results.flops_per_token) for row in rows]
+    can_match = any(not row.is_dense and row.settings.get("match") != "flops" for row in rows)
     if note := unequal_flops(costs, can_match=can_match):
-        lines += _prose(note, width, "dim")
+        lines += wrap(note, width, "dim")
     lines += _limited(rows, width)
-    shared = _constants(view, rows)
+    shared = _constants(table, rows)
     if shared:
-        lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")
-    return lines + _cautions(view, rows, width)
+        lines += [
+            Text(line, "dim") for line in pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ")
+        ]
+    return lines + _warnings(table, rows, width)
 
 
-def differences(view: View) -> str:
+def differences(table: ReportTable) -> str:
     """What the differences are taken to, and how they are paired."""
-    to = "the lowest" if view.pairs is not None else "the dense model" if view.baseline == DENSE else "the baseline"
+    to = "the lowest" if table.pairs is not None else "the dense model" if table.baseline == DENSE else "the baseline"
     return f"differences to {to} are paired by seed"
 
 
-def _judged(rows: Sequence[Row], view: View) -> str:
+def _verdict_summary(rows: Sequence[Configuration], table: ReportTable) -> str:
     """How many comparisons there were, what came of them, and what looking again does to them."""
-    found = [row["verdict"] for row in rows if row["verdict"]]
+    found = [row.verdict for row in rows if row.verdict]
     counted = ", ".join(f"{found.count(word)} {word}" for word in (BETTER, WORSE, INCONCLUSIVE) if word in found)
-    comparisons, allowing = view.frame.attrs["comparisons"], ""
-    if view.pairs:
+    comparisons, allowing = table.aggregate.comparisons, ""
+    if table.pairs:
         allowing = (
-            f"; verdicts allow for all {plural(view.pairs, 'pair')} (Holm), for the lowest was chosen by its result"
+            f"; verdicts allow for all {plural(table.pairs, 'pair')} (Holm), for the lowest was chosen by its result"
         )
     elif comparisons > 1:
         allowing = f"; verdicts allow for {comparisons} comparisons (Holm)"
     if any(
-        row["verdict"] == INCONCLUSIVE
-        and row["vs_baseline_interval"] is not None
-        and abs(row["vs_baseline"]) > row["vs_baseline_interval"]
+        row.verdict == INCONCLUSIVE
+        and row.vs_baseline_interval is not None
+        and row.vs_baseline is not None
+        and abs(row.vs_baseline) > row.vs_baseline_interval
         for row in rows
     ):
         allowing += ", an interval for its own alone: it can leave out 0 where the verdict is 'inconclusive'"
     text = f"{plural(len(found), 'configuration')} compared: {counted}{allowing}"
-    if any(row["more_seeds"] for row in rows) or view.look.number > 1:
-        text += f". {looks_sentence(view.look)}"
+    if any(row.more_seeds for row in rows) or table.look.number > 1:
+        text += f". {looks_sentence(table.look)}"
     return text
 
 
-def _constants(view: View, rows: Sequence[Row]) -> list[str]:
+def _constants(table: ReportTable, rows: Sequence[Configuration]) -> list[str]:
     """Settings that matter and are equal wherever they apply."""
     shared = []
-    hidden = {column.name for column in view.columns} | set(view.varying)
+    hidden = {column.name for column in table.columns} | set(table.varying)
     for name in CONSTANTS:
-        subjects = [row for row in rows if row["expert"] != 1] if name in OF_EXPERTS else rows
-        values = {row.get(name) for row in subjects}
+        subjects = [row for row in rows if not row.is_dense] if name in EXPERT_SETTINGS else rows
+        values = {row.settings.get(name) for row in subjects}
         if name in hidden or len(values) != 1 or (values == {None} and name != "capacity"):
             continue
         shared.append(_constant(name, subjects, hidden))
-    contexts = [row["eval_context"] for row in rows if row["eval_context"]]
+    contexts = [row.results.eval_context for row in rows if row.results.eval_context]
     return [*shared, f"validation context {_span(contexts, '{:.1f}'.format)}"] if contexts else shared
 
 
-def _constant(name: str, rows: Sequence[Row], hidden: set[str]) -> str:
-    value = rows[0][name]
+def _constant(name: str, rows: Sequence[Configuration], hidden: set[str]) -> str:
+    settings = rows[0].settings
+    value = settings.get(name)
     if name == "capacity" and value is None:
         return "dropless"
     text = f"{name.rpartition('.')[2] if not name.endswith('.name') else name.split('.')[0]} {printable(str(value))}"
-    for detail in [setting for setting in rows[0] if setting.startswith("balance.")] if name == "balance" else ():
-        if isinstance(rows[0][detail], int | float) and detail not in hidden:
-            text += f" {rows[0][detail]:g}"
+    for detail in [setting for setting in settings if setting.startswith("balance.")] if name == "balance" else ():
+        weight = settings[detail]
+        if isinstance(weight, int | float) and detail not in hidden:
+            text += f" {weight:g}"
     return text
 
 
-def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
+def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
     lines = []
-    data = {row["corpus_sha256"]: row["corpus"] for row in rows}
-    targets = sorted({target_of(row.get("task.name")) for row in rows})
+    data = {row.corpus_sha256: row.corpus for row in rows}
+    targets = sorted({target_of(row.settings.get("task.name")) for row in rows})
     if len(targets) > 1:
-        lines += _prose(
+        lines += wrap(
             f"different tasks: nats per {', '.join(targets)} do not compare. Ranked within one task only.",
             width,
             "yellow",
@@ -193,52 +204,48 @@ def _cautions(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     if len(data) > 1:
         names = sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data.items())
         named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
+        lines += wrap(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
     else:
-        lines += _unlike(view, [row for row in rows if score(row) is not None], width)
-    paths = [path for row in rows for path in row["paths"]]
-    versions = code_versions([{"path": path} for path in paths]) if 1 < len(paths) <= MOST_LOOKED_AT else 1
+        lines += _unlike(table, [row for row in rows if row.primary_loss is not None], width)
+    paths = [path for row in rows for path in row.paths]
+    versions = count_code_versions(paths) if 1 < len(paths) <= MAX_RUNS_FOR_CODE_VERSIONS else 1
     if versions > 1:
-        lines += _prose(
+        lines += wrap(
             f"made by {versions} states of the code: compare with care, or filter. moe recommend keeps to one",
             width,
             "yellow",
         )
-    replaced = sum(view.frame.attrs["replaced"].get(row["path"], 0) for row in rows)
+    replaced = sum(row.num_replaced for row in rows)
     if replaced:
-        lines += _prose(
+        lines += wrap(
             f"{plural(replaced, 'run')} not counted: the same configuration and seed was run again", width, "yellow"
         )
-    failed = [row for row in view.unfinished if row["status"] == FAILED]
+    failed = [row for row in table.unfinished if row.status == FAILED]
     if failed:
-        reason = (failed[0]["reason"] or "see traceback.txt in its folder").strip().splitlines()[0]
-        first = f"{shorten(printable(failed[0]['run']))}: {printable(reason)}"
-        lines += _prose(f"{len(failed)} failed, the first {first}", width, "red")
-    pruned = sum(row["status"] == PRUNED for row in view.unfinished)
+        reason = (failed[0].reason or "see traceback.txt in its folder").strip().splitlines()[0]
+        first = f"{truncate_left(printable(failed[0].run))}: {printable(reason)}"
+        lines += wrap(f"{len(failed)} failed, the first {first}", width, "red")
+    pruned = sum(row.status == PRUNED for row in table.unfinished)
     if pruned:
-        lines += _prose(
-            f"{plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim"
-        )
-    others = [row["status"] for row in view.unfinished if row["status"] not in (FAILED, PRUNED)]
+        lines += wrap(f"{plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim")
+    others = [row.status for row in table.unfinished if row.status not in (FAILED, PRUNED)]
     if others:
         counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))
-        seen = "" if view.by_run or not rows else "; to see them: moe report --runs"
-        lines += _prose(f"without results yet: {counted}{seen}", width, "yellow")
+        seen = "" if table.by_run or not rows else "; to see them: moe report --runs"
+        lines += wrap(f"without results yet: {counted}{seen}", width, "yellow")
     return lines
 
 
-def _unlike(view: View, rows: Sequence[Row], width: int) -> list[Text]:
+def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
     """Why rows of the same data are not ranked together: their budgets, and how much context a validation token has."""
     lines = []
-    if len({comparable(row)[1:] for row in rows}) > 1:
+    if len({comparison_key(row)[1:] for row in rows}) > 1:
         steps = ""
-        if "model.context_length" in view.varying:
+        if "model.context_length" in table.varying:
             steps = ". A step of another model.context_length has other tokens: give train.tokens, not train.steps"
-        lines += _prose(
-            f"different budgets: best and recommended are said among equal ones only{steps}", width, "yellow"
-        )
-    if len({eval_windows(row) for row in rows}) > 1:
-        lines += _prose(
+        lines += wrap(f"different budgets: best and recommended are said among equal ones only{steps}", width, "yellow")
+    if len({eval_windows(row.settings) for row in rows}) > 1:
+        lines += wrap(
             "different evaluation contexts: ranked within one only. To compare, give all the same eval.context_length "
             "and eval.stride",
             width,
@@ -247,22 +254,29 @@ def _unlike(view: View, rows: Sequence[Row], width: int) -> list[Text]:
     return lines
 
 
-def _limited(rows: Sequence[Row], width: int) -> list[Text]:
+def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
     """How a capacity dropped assignments at evaluation, where it did."""
-    rules = {rule for row in rows if row["capacity_val_loss"] is not None and (rule := row.get("capacity_val_drop"))}
+    rules = {
+        rule
+        for row in rows
+        if row.results.capacity_val_loss is not None and (rule := row.others.get("capacity_val_drop"))
+    }
     lines = []
     if rules == {"causal"}:
-        lines += _prose(
+        lines += wrap(
             "loss @ capacity: at the capacity of training, counted over each sequence; no later token takes the place of an "
             "earlier one (drop=causal)",
             width,
             "dim",
         )
     elif rules:
-        lines += _prose(f"loss @ capacity: at the capacity of training, drop={', '.join(sorted(rules))}", width, "dim")
-    seen = {row["eval.drop"] for row in rows if row.get("model.name") in CAUSAL_MODELS and row.get("eval.drop")}
+        lines += wrap(
+            f"loss @ capacity: at the capacity of training, drop={', '.join(sorted(map(str, rules)))}", width, "dim"
+        )
+    seen = {str(drop) for row in rows
+            if row.settings.get("model.name") in CAUSAL_MODELS and (drop := row.settings.get("eval.drop"))}  # fmt: skip
     for drop in sorted(seen - {"causal"}):
-        lines += _prose(f"val loss: {sees_later_tokens(drop)}", width, "yellow")
+        lines += wrap(f"val loss: {sees_later_tokens(drop)}", width, "yellow")
     return lines
 
 
@@ -271,38 +285,23 @@ def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: in
     lines = []
     for name, objectives in found.items():
         for objective, shares in objectives.items():
-            which = (f" in {shorten(printable(name))}" if len(found) > 1 else "") + (
+            which = (f" in {truncate_left(printable(name))}" if len(found) > 1 else "") + (
                 f" for {objective}" if len(objectives) > 1 else "")  # fmt: skip
             pieces = [f"{printable(key)} {share:.2f}" for key, share in shares.items()]
-            lines += _pack([f"importance{which}: {pieces[0]}", *pieces[1:]], width, ", ", "  ", "dim")
+            lines += [
+                Text(line, "dim") for line in pack([f"importance{which}: {pieces[0]}", *pieces[1:]], width, ", ", "  ")
+            ]
     return lines
 
 
-def left_out(headings: Sequence[str], width: int) -> list[Text]:
+def hidden_columns_note(headings: Sequence[str], width: int) -> list[Text]:
     """Says which columns a narrow terminal has no room for."""
     if not headings:
         return []
-    return _prose(f"no room for: {', '.join(headings)}; shown by --columns or a wider window", width, "dim")
+    return wrap(f"no room for: {', '.join(headings)}; shown by --columns or a wider window", width, "dim")
 
 
 def _span(values: Iterable[float | None], write: Callable[[float], str]) -> str:
     there = [value for value in values if value is not None]
     least, most = write(min(there)), write(max(there))
     return least if least == most else f"{least} to {most}"
-
-
-def _prose(sentence: str, width: int, style: str) -> list[Text]:
-    lines = textwrap.wrap(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
-    return [Text(line, style) for line in lines]
-
-
-def _pack(pieces: Sequence[str], width: int, gap: str, indent: str, style: str = "") -> list[Text]:
-    """The pieces on as few lines as hold them whole; a piece longer than a line has one to itself."""
-    lines = [pieces[0]]
-    for piece in pieces[1:]:
-        if len(lines[-1]) + len(gap) + len(piece) <= width:
-            lines[-1] += gap + piece
-        else:
-            lines[-1] += gap.rstrip()
-            lines.append(indent + piece)
-    return [Text(line, style) for line in lines]

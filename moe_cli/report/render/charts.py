@@ -1,6 +1,6 @@
 """Points of a report drawn with characters: one column against another, a mark for each series, intervals as bars.
 
-Written here because rich is there anyway: plotext, the library for it, is unmaintained since 2022 and draws no error bars.
+Written here because rich is installed anyway; a plotting library would be one more dependency.
 """
 
 import math
@@ -10,26 +10,39 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, printable
-from moe_cli.report.aggregate import TOP_LEVEL, Row, applies
 from moe_cli.report.columns import column_named
-from moe_cli.report.view import View
+from moe_cli.report.configuration import Configuration
+from moe_cli.report.run_row import TOP_LEVEL, Cell, setting_applies
+from moe_cli.report.table import ReportTable
 
 MARKS = "ox+*#@%&"
 # Beyond so many times the least, an axis is logarithmic.
-WIDE = 8.0
+LOG_AXIS_RATIO = 8.0
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "red", "cyan", "magenta")
-SEVERAL = "="
+OVERLAP_MARK = "="
+
+
+def _sparsity(row: Configuration) -> float | None:
+    if row.is_dense:
+        return 0.0
+    return 1 - row.k / row.expert if row.expert and row.k else None
+
+
+def _product(a: float | None, b: float | None) -> float | None:
+    return a * b if a and b is not None else None
+
+
 # What can be drawn though it is no column: from the columns of a row. train_flops is the sum of model and optimizer.
-DERIVED: dict[str, Callable[[Row], float | None]] = {
-    "sparsity": lambda row: 1 - row["k"] / row["expert"] if row["expert"] and row["expert"] > 1 and row["k"] else 0.0 if row["expert"] == 1 else None,
-    "active_flops": lambda row: row.get("forward_flops_per_token"),
-    "model_flops": lambda row: row["tokens"] * row["model_flops_per_token"] if row["tokens"] and row.get("model_flops_per_token") else None,
-    "optimizer_flops": lambda row: row["steps"] * row["optimizer_flops_per_step"] if row.get("steps") and row.get("optimizer_flops_per_step") is not None else None,
-    "train_flops": lambda row: row["flops_per_token"] * row["tokens"] if row["flops_per_token"] and row["tokens"] else None,
-}  # fmt: skip
+DERIVED: dict[str, Callable[[Configuration], float | None]] = {
+    "sparsity": _sparsity,
+    "active_flops": lambda row: row.results.forward_flops_per_token,
+    "model_flops": lambda row: _product(row.results.tokens, row.results.model_flops_per_token or None),
+    "optimizer_flops": lambda row: _product(row.results.steps, row.results.optimizer_flops_per_step),
+    "train_flops": lambda row: _product(row.results.flops_per_token, row.results.tokens or None),
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,8 @@ class Chart:
     left_out: int
 
 
-def make_chart(view: View, request: str) -> Chart:
-    """`Y:X` or `Y:X:SERIES` of a view: columns of the report, or a name of DERIVED.
+def make_chart(table: ReportTable, request: str) -> Chart:
+    """`Y:X` or `Y:X:SERIES` of a report: columns of the report, or a name of DERIVED.
 
     Raises:
         ConfigError: a name that is no column or holds no numbers, or nothing to draw.
@@ -70,18 +83,18 @@ def make_chart(view: View, request: str) -> Chart:
         raise ConfigError(
             f"--plot {request}: give two columns as Y:X, such as val_bpb:expert, or a third for the marks, as Y:X:k"
         )
-    known = [*map(str, view.frame.columns), *DERIVED]
-    parts = [column_named(name, known, view.columns) for name in parts]
+    known = [*table.aggregate.columns, *DERIVED]
+    parts = [column_named(name, known, table.columns) for name in parts]
     y, x = parts[:2]
-    by = parts[2] if len(parts) == 3 else _series_setting(view, x)
+    by = parts[2] if len(parts) == 3 else _series_setting(table, x)
     groups: dict[Any, list[Point]] = {}
     left_out = 0
-    for row in view.rows:
-        place, height = _value(row, x), _value(row, y)
+    for row in table.rows:
+        place, height = number_of(row, x), number_of(row, y)
         if place is None or height is None:
             left_out += 1
             continue
-        groups.setdefault(_series_name(row, by), []).append(Point(place, height, row.get(f"{y}_interval")))
+        groups.setdefault(_series_name(row, by), []).append(Point(place, height, number_of(row, f"{y}_interval")))
     if not groups:
         raise ConfigError(f"--plot {request}: no row has a number for both {y} and {x}.")
     series = [
@@ -90,33 +103,34 @@ def make_chart(view: View, request: str) -> Chart:
     return Chart(y, x, tuple(series), left_out)
 
 
-def _value(row: Row, name: str) -> float | None:
-    value = DERIVED[name](row) if name in DERIVED else row[name]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number and value is not None else None
+def number_of(row: Configuration, name: str) -> float | None:
+    """The value of a column, or of a name of DERIVED, if it is a finite number."""
+    value = DERIVED[name](row) if name in DERIVED else row.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None  # type: ignore[arg-type]
 
 
-def _series_setting(view: View, x: str) -> str | None:
+def _series_setting(table: ReportTable, x: str) -> str | None:
     """Of the settings that vary, the one with the fewest values, those of experts before all others, that is not the x axis, nor decided by it."""
     candidates = {}
-    for name in view.varying:
-        values = {_series_name(row, name) for row in view.rows if applies(name, row)}
+    for name in table.varying:
+        values = {_series_name(row, name) for row in table.rows if setting_applies(name, row.settings)}
         places: dict[Any, set[Any]] = {}
-        for row in view.rows:
-            if applies(name, row):
-                places.setdefault(_value(row, x), set()).add(row[name])
-        if name != x and len(values) > 1 and (any(len(each) > 1 for each in places.values()) or x not in view.varying):
+        for row in table.rows:
+            if setting_applies(name, row.settings):
+                places.setdefault(number_of(row, x), set()).add(row.get(name))
+        if name != x and len(values) > 1 and (any(len(each) > 1 for each in places.values()) or x not in table.varying):
             candidates[name] = len(values)
     fitting = {name: size for name, size in candidates.items() if size <= len(MARKS) - 1}
     return min(fitting, key=lambda name: (name not in TOP_LEVEL, fitting[name])) if fitting else None
 
 
-def _series_name(row: Row, by: str | None) -> str:
+def _series_name(row: Configuration, by: str | None) -> str:
     if by is None:
         return ""
-    if not applies(by, row):
+    if not setting_applies(by, row.settings):
         return "dense"
-    value = _value(row, by) if by in DERIVED else row[by]
+    value: Cell = number_of(row, by) if by in DERIVED else row.get(by)
     text = (
         f"{value:.4g}"
         if isinstance(value, float)
@@ -156,7 +170,7 @@ class Axis:
 def make_axis(values: Sequence[float]) -> Axis:
     """From the least to the most; logarithmic where all are above zero and span more than a factor of 8."""
     low, high = min(values), max(values)
-    return Axis(low, high, low > 0 and high / low > WIDE)
+    return Axis(low, high, low > 0 and high / low > LOG_AXIS_RATIO)
 
 
 def chart_lines(chart: Chart, title: str, width: int, height: int = 18, ascii_only: bool = False) -> list[Text]:
@@ -210,7 +224,7 @@ def _drawn(chart: Chart, across: Axis, up: Axis, room: int, height: int) -> list
         for point in series.points:
             row, column = row_of(point.y), round(across.place(point.x) * (room - 1))
             there = cells[row][column][0]
-            cells[row][column] = (mark, style) if there in (" ", "|", mark) else (SEVERAL, "bold")
+            cells[row][column] = (mark, style) if there in (" ", "|", mark) else (OVERLAP_MARK, "bold")
     return cells
 
 
@@ -263,7 +277,7 @@ def _remarks(chart: Chart, across: Axis, up: Axis, width: int) -> list[Text]:
     if len(chart.series) > len(MARKS):
         remarks.append("marks repeat: choose fewer series with Y:X:SERIES")
     if len(chart.series) > 1:
-        remarks.append(f"{SEVERAL} several series")
+        remarks.append(f"{OVERLAP_MARK} several series")
     if chart.left_out:
         remarks.append(f"{chart.left_out} row{'s' if chart.left_out > 1 else ''} without a number")
     lines = [""]

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moe_cli.formatting import percent, plural, printable, sparkline
 from moe_cli.report.expert_usage import Health, LayerHealth, TopToken
-from moe_cli.report.scaling.lines import prose, table
+from moe_cli.report.render.terminal import plain_table, wrap
 
 SHADES, ASCII_SHADES = " ░▒▓█", " .:*#"
 CURVE_WIDTH = 24
@@ -26,7 +26,7 @@ def health_lines(found: Health, layer: int | None, width: int, ascii_only: bool 
     layers = f"{plural(len(found.layers), 'sparse layer')} of {plural(size, 'expert')}"
     shades = ASCII_SHADES if ascii_only else SHADES
     return [
-        *prose(f"{printable(found.run)}   {layers}   {of}, step {shown.step:,}", width, "bold"),
+        *wrap(f"{printable(found.run)}   {layers}   {of}, step {shown.step:,}", width, "bold"),
         Text(),
         *_load(found, width, shades),
         Text(),
@@ -75,7 +75,7 @@ def heat_map(
             if shown < size
             else f", E1 to E{size} from left to right"
         )
-        lines += prose(
+        lines += wrap(
             f"'{shades[0]}{shades[1]}{shades[2]}{shades[3]}{shades[4]}' is 0 to {form.format(factor * most)} and more{left}",
             width,
             "dim",
@@ -94,9 +94,9 @@ def _measures(found: Health, width: int) -> list[Text]:
          "-" if each.entropy is None else f"{each.entropy:.2f}")
         for each in found.layers
     ]  # fmt: skip
-    lines = table(("layer", "MaxVio", "dead", "dropped", "entropy"), rows, width)
+    lines = plain_table(("layer", "MaxVio", "dead", "dropped", "entropy"), rows, width)
     if found.dropped and not any(each.dropped for each in found.layers):
-        lines += prose(f"evaluated dropless; the capacity of training drops {percent(found.dropped)}", width, "dim")
+        lines += wrap(f"evaluated dropless; the capacity of training drops {percent(found.dropped)}", width, "dim")
     return lines
 
 
@@ -127,8 +127,8 @@ def _over_time(found: Health, width: int, ascii_only: bool) -> list[Text]:
         return []
     return [
         Text(),
-        *table(("layer", "MaxVio in training", "as routed at the end"), rows, width, text=3),
-        *prose(
+        *plain_table(("layer", "MaxVio in training", "as routed at the end"), rows, width, num_left=3),
+        *wrap(
             "as routed at the end: the share of all choices that had already become what they are at the end",
             width,
             "dim",
@@ -155,7 +155,7 @@ def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades
         )
         lines += [
             Text(),
-            *prose(
+            *wrap(
                 f"{name} domains{' (classes)' if found.images else ''}: % of each one's assignments{left}", width, "dim"
             ),
         ]
@@ -166,7 +166,7 @@ def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades
     ):
         lines += [
             Text(),
-            *prose(f"{name} chosen together: % of the row's tokens that chose the column too", width, "dim"),
+            *wrap(f"{name} chosen together: % of the row's tokens that chose the column too", width, "dim"),
         ]
         rows = [
             (f"E{i + 1}", [0.0 if i == j else cell for j, cell in enumerate(row)])
@@ -176,7 +176,7 @@ def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades
     if any(shown.top_tokens):
         lines += [
             Text(),
-            *prose(
+            *wrap(
                 f"{name} {'patches (row:column)' if found.images else 'tokens'} that choose each expert more than chance, "
                 f"with the share of their choices{_ceiling(shown, found.k)}",
                 width,
@@ -186,7 +186,7 @@ def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades
         lines += [_tokens(number, tokens, width) for number, tokens in enumerate(shown.top_tokens)]
     if lines and len(found.layers) > 1:
         why = f"{name} is the most uneven layer. " if chosen else ""
-        lines += [Text(), *prose(f"{why}Others: --layer 1 to {len(found.layers)}", width, "dim")]
+        lines += [Text(), *wrap(f"{why}Others: --layer 1 to {len(found.layers)}", width, "dim")]
     return lines
 
 

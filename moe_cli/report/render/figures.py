@@ -1,4 +1,4 @@
-"""A view as a figure for a paper or a slide: loss against sparsity, against FLOPs, and over training. Asks for matplotlib."""
+"""A report as a figure for a paper or a slide: loss against sparsity, against FLOPs, and over training. Asks for matplotlib."""
 
 import io
 from collections.abc import Sequence
@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import printable
 from moe_cli.metrics import BY_KEY, ESTIMATES, curve_title
-from moe_cli.report.aggregate import Row, comparable, front_of
-from moe_cli.report.columns import never_leave, shorten
-from moe_cli.report.html.content import label_of
-from moe_cli.report.render.charts import DERIVED
-from moe_cli.report.view import View
-from moe_cli.runs.folder import COMPLETED, Run
+from moe_cli.report.columns import required_columns, truncate_left
+from moe_cli.report.configuration import Configuration, pareto_front
+from moe_cli.report.curves import thinned_curves
+from moe_cli.report.html.page_data import label_of
+from moe_cli.report.render.charts import number_of
+from moe_cli.report.run_row import comparison_key
+from moe_cli.report.table import ReportTable
+from moe_cli.runs.folder import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # More names than these would leave no room for the figure.
-MOST_NAMES = 16
+MAX_NAMES = 16
 MARKERS = "os^Dv<>ph*X8"
 
 
-def figure_bytes(view: View, ending: str, title: str) -> bytes:
+def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
     """A .png or .svg of the rows with results. Raises ConfigError: matplotlib is not installed, or nothing to draw."""
     try:
         from matplotlib import rc_context
@@ -31,9 +33,9 @@ def figure_bytes(view: View, ending: str, title: str) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("figures need matplotlib, which is not installed: pip install 'moe-cli[plots]'") from None
-    rows = [row for row in view.rows if row["status"] == COMPLETED]
-    score = never_leave(rows)[1] if rows else "val_bpb"
-    rows = [row for row in rows if row[score] is not None]
+    rows = [row for row in table.rows if row.is_complete]
+    score = required_columns(rows)[1] if rows else "val_bpb"
+    rows = [row for row in rows if row.get(score) is not None]
     if not rows:
         raise ConfigError("there is nothing to draw: no run shown is complete.")
     file = io.BytesIO()
@@ -42,12 +44,12 @@ def figure_bytes(view: View, ending: str, title: str) -> bytes:
         figure = Figure(figsize=(12.6, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         first, second, third = figure.subplots(1, 3)
-        _points(first, view, rows, score, "sparsity")
-        _points(second, view, rows, score, "flops_per_token")
-        _curves(third, view, rows, score)
+        _points(first, table, rows, score, "sparsity")
+        _points(second, table, rows, score, "flops_per_token")
+        _curves(third, table, rows, score)
         figure.suptitle(printable(title))
         handles, names = first.get_legend_handles_labels()
-        if 1 < len(names) <= MOST_NAMES:
+        if 1 < len(names) <= MAX_NAMES:
             figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
         about = {"Date": None} if ending == ".svg" else {"Software": "moe report"}
         figure.savefig(file, format=ending[1:], dpi=200, metadata=about)
@@ -58,12 +60,12 @@ def _look(index: int) -> dict[str, Any]:
     return {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _points(axes: "Axes", view: View, rows: Sequence[Row], score: str, name: str) -> None:
-    places = [DERIVED[name](row) if name in DERIVED else row[name] for row in rows]
+def _points(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], score: str, name: str) -> None:
+    places = [number_of(row, name) for row in rows]
     for index, (row, place) in enumerate(zip(rows, places, strict=True)):
-        axes.errorbar([] if place is None else [place], [] if place is None else [row[score]],
-                      yerr=None if place is None or row[f"{score}_interval"] is None else [row[f"{score}_interval"]],
-                      capsize=3, linestyle="none", label=shorten(label_of(row, view)), **_look(index))  # fmt: skip
+        half, at = number_of(row, f"{score}_interval"), [] if place is None else [place]
+        axes.errorbar(at, [number_of(row, score) or 0.0] if at else [], yerr=None if not at or half is None else [half],
+                      capsize=3, linestyle="none", label=truncate_left(label_of(row, table)), **_look(index))  # fmt: skip
     axes.set_ylabel(BY_KEY[score].title)
     axes.grid(alpha=0.3)
     if name == "sparsity":
@@ -74,7 +76,7 @@ def _points(axes: "Axes", view: View, rows: Sequence[Row], score: str, name: str
     there = [place for place in places if place]
     if there and max(there) > 1.5 * min(there):
         axes.set_xscale("log")
-    for front in _fronts([row for row in rows if row[name]], name, score):
+    for front in _fronts([row for row in rows if row.get(name)], name, score):
         axes.plot([x for x, _ in front], [y for _, y in front], "--", color="0.3", linewidth=1, zorder=0)
         axes.set_xlabel("training FLOP per token; dashed: Pareto front")
 
@@ -86,25 +88,26 @@ def _count_in_thousands(axes: "Axes") -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _fronts(rows: Sequence[Row], name: str, score: str) -> list[list[tuple[float, float]]]:
+def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[tuple[float, float]]]:
     """The Pareto front of the score and a cost, of at least two points, for each data set and budget."""
-    fronts: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
-    for row, mark in zip(rows, front_of(rows, {name: -1}), strict=True):
+    fronts: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+    for row, mark in zip(rows, pareto_front(rows, {name: -1}), strict=True):
         if mark:
-            fronts.setdefault(comparable(row), []).append((row[name], row[score]))
+            fronts.setdefault(comparison_key(row), []).append(
+                (number_of(row, name) or 0.0, number_of(row, score) or 0.0)
+            )
     return [sorted(front) for front in fronts.values() if len(set(front)) > 1]
 
 
-def _curves(axes: "Axes", view: View, rows: Sequence[Row], score: str) -> None:
+def _curves(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], score: str) -> None:
     """The first run of every row, over tokens."""
-    from moe_cli.report.long_format import drawn_curves
-
-    frame = drawn_curves([Run(Path(row["path"])) for row in rows], [ESTIMATES[score]])
-    frame = frame[(frame["metric"] == ESTIMATES[score]) & frame["tokens"].notna() & frame["value"].notna()]
+    key = ESTIMATES[score]
     for index, row in enumerate(rows):
-        part = frame[(frame["run"] == row["run"]) & (frame["group"] == row["group"])]
+        points = [point for point in thinned_curves(Run(Path(row.path)), [key])[key] if point.tokens is not None]
         look = {**_look(index), "marker": ""}
-        axes.plot(part["tokens"].astype(float).tolist(), part["value"].tolist(), linewidth=1.4, **look)
+        axes.plot(
+            [float(point.tokens or 0) for point in points], [point.value for point in points], linewidth=1.4, **look
+        )
     axes.set_xlabel("training tokens; the first seed of each")
     _count_in_thousands(axes)
     axes.set_ylabel(curve_title(ESTIMATES[score]))

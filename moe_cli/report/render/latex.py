@@ -1,12 +1,12 @@
-"""A view as a LaTeX table, ready for a paper: booktabs, the lowest loss in bold, intervals behind +-."""
+"""A report as a LaTeX table, ready for a paper: booktabs, the lowest loss in bold, intervals behind +-."""
 
 import re
 
 from moe_cli.formatting import printable
 from moe_cli.report.columns import PLUS_MINUS, Column
-from moe_cli.report.render.captions import below, differences
+from moe_cli.report.render.captions import differences, footer_lines
 from moe_cli.report.render.tables import columns_within
-from moe_cli.report.view import View
+from moe_cli.report.table import ReportTable
 
 ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -21,17 +21,17 @@ NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?[kMGTPEZY]?")
 SCORES = ("val_bpb", "val_loss", "vs_baseline")
 
 
-def latex_text(view: View) -> str:
-    """A table environment as wide as a page: the columns of the view, or as many as fit; needs \\usepackage{booktabs} alone."""
-    columns = view.columns if view.names else _chosen(view)
-    missing = [printable(column.heading) for column in view.columns if column not in columns]
+def latex_text(table: ReportTable) -> str:
+    """A table environment as wide as a page: the columns of the report, or as many as fit; needs \\usepackage{booktabs} alone."""
+    columns = table.columns if table.names else _chosen(table)
+    missing = [printable(column.heading) for column in table.columns if column not in columns]
     lines = ["% made by moe report; needs \\usepackage{booktabs}"]
     if missing:
         lines.append(f"% left out: {', '.join(missing)}; --columns has what you ask for")
     lines += [
         "\\begin{table}",
         "  \\centering\\small",
-        f"  \\caption{{{_caption(view)}}}",
+        f"  \\caption{{{_caption(table)}}}",
         "  \\label{tab:moe}",
         "  \\vspace{1ex}",
         f"  \\begin{{tabular}}{{@{{}}{''.join('l' if column.left else 'r' for column in columns)}@{{}}}}",
@@ -39,24 +39,24 @@ def latex_text(view: View) -> str:
         "    " + " & ".join(escaped(column.heading) for column in columns) + r" \\",
         "    \\midrule",
     ]
-    for row in view.rows:
-        best = any(row is each for each in view.best)
+    for row in table.rows:
+        best = any(row is each for each in table.best)
         cells = [cell(column.write(row), best and column.name in SCORES) for column in columns]
         lines.append("    " + " & ".join(cells) + r" \\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
 
 
-def _chosen(view: View) -> list[Column]:
+def _chosen(table: ReportTable) -> list[Column]:
     """What fits, without the verdict in words: the caption says that an interval is for one comparison."""
-    said = [column for column in view.columns if column.name != "verdict"]
-    return columns_within(said, view.rows, PAPER_WIDTH)
+    said = [column for column in table.columns if column.name != "verdict"]
+    return columns_within(said, table.rows, PAPER_WIDTH)
 
 
-def _caption(view: View) -> str:
-    shared = [line.plain for line in below(view, NEVER_BROKEN) if line.plain.startswith("the same for all")]
-    intervals = any(row["val_loss_interval"] is not None for row in view.rows)
-    what = f"Means over seeds with 95 % intervals, each for one comparison; {differences(view)}." if intervals else ""
-    best = "The lowest loss in bold." if view.best else ""
+def _caption(table: ReportTable) -> str:
+    shared = [line.plain for line in footer_lines(table, NEVER_BROKEN) if line.plain.startswith("the same for all")]
+    intervals = any(row.val_loss_interval is not None for row in table.rows)
+    what = f"Means over seeds with 95 % intervals, each for one comparison; {differences(table)}." if intervals else ""
+    best = "The lowest loss in bold." if table.best else ""
     also = f"{shared[0][0].upper()}{shared[0][1:]}." if shared else ""
     return " ".join(escaped(part) for part in (what, best, also) if part)
 

@@ -1,4 +1,4 @@
-"""A view as text: aligned for a terminal, or csv, json and markdown."""
+"""A report as text: aligned for a terminal, or csv, json and markdown."""
 
 import csv
 import io
@@ -10,41 +10,46 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from moe_cli.formatting import BARS, DIGITS
-from moe_cli.report.aggregate import PLAIN_KEYS, Row, rows_of
-from moe_cli.report.columns import CURVE, CURVE_WIDTH, FIRST_TO_LEAVE, PLUS_MINUS, Column, curve_column, never_leave
-from moe_cli.report.load import plain
-from moe_cli.report.render.captions import above, below, left_out
-from moe_cli.report.view import View
+from moe_cli.report.columns import CURVE, CURVE_WIDTH, DROP_ORDER, PLUS_MINUS, Column, curve_column, required_columns
+from moe_cli.report.configuration import JSON_KEYS, Configuration
+from moe_cli.report.render.captions import footer_lines, header_lines, hidden_columns_note
+from moe_cli.report.run_row import Cell
+from moe_cli.report.table import ReportTable
 
 GAP = "  "
 BEST, LOWEST, RECOMMENDED, PARETO = "best", "lowest", "recommended", "pareto"
 IN_BOLD = (BEST, RECOMMENDED)
 
 
-def table_lines(view: View, title: str, width: int, curves: bool = True) -> list[Text]:
+def table_lines(table: ReportTable, title: str, width: int, curves: bool = True) -> list[Text]:
     """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room.
 
     With `curves`, those of training as sparklines where everything else has room; without, one that was asked for is in
     digits.
     """
-    if not view.rows:
-        return [*above(view, title, width), Text(), Text("no row matches the filter", "yellow"), *below(view, width)]
-    cells = {column.name: _aligned([column.write(row) for row in view.rows]) for column in view.columns}
+    if not table.rows:
+        return [
+            *header_lines(table, title, width),
+            Text(),
+            Text("no row matches the filter", "yellow"),
+            *footer_lines(table, width),
+        ]
+    cells = {column.name: _aligned([column.write(row) for row in table.rows]) for column in table.columns}
     if CURVE in cells and not curves:
         cells[CURVE] = [text.translate(str.maketrans(BARS, DIGITS)) for text in cells[CURVE]]
-    widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in view.columns}
-    marks = [mark_of(row, view) for row in view.rows]
+    widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in table.columns}
+    marks = [mark_of(row, table) for row in table.rows]
     room = width - (len(GAP) + max(map(len, marks)) if any(marks) else 0)
-    kept = _fitting(view.columns, widths, room, never_leave(view.rows))
+    kept = _fitting(table.columns, widths, room, required_columns(table.rows))
     used = sum(widths[column.name] + len(GAP) for column in kept)
     if (
         curves
-        and not view.names
-        and kept == list(view.columns)
+        and not table.names
+        and kept == list(table.columns)
         and used + CURVE_WIDTH <= room
-        and (curve := curve_column(view.rows))
+        and (curve := curve_column(table.rows))
     ):
-        cells[curve.name], widths[curve.name] = [curve.write(row) for row in view.rows], CURVE_WIDTH
+        cells[curve.name], widths[curve.name] = [curve.write(row) for row in table.rows], CURVE_WIDTH
         kept.append(curve)
     header = _line([_pad(column.heading, widths[column.name], column.left) for column in kept])
     lines = [Text(header.rstrip(), "dim")]
@@ -53,25 +58,25 @@ def table_lines(view: View, title: str, width: int, curves: bool = True) -> list
         chosen = mark in IN_BOLD
         marked = Text.assemble((line, "bold" if chosen else ""), GAP, (mark, "bold green" if chosen else "dim"))
         lines.append(marked if mark else Text(line.rstrip()))
-    missing = left_out([column.heading for column in view.columns if column not in kept], width)
-    return [*above(view, title, width), Text(), *lines, Text(), *below(view, width), *missing]
+    missing = hidden_columns_note([column.heading for column in table.columns if column not in kept], width)
+    return [*header_lines(table, title, width), Text(), *lines, Text(), *footer_lines(table, width), *missing]
 
 
-def columns_within(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
+def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], width: int) -> list[Column]:
     """Those that stand side by side in so many characters, after the least important have left."""
     widths = {
         column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
         for column in columns
     }
-    return _fitting(columns, widths, width, never_leave(rows))
+    return _fitting(columns, widths, width, required_columns(rows))
 
 
-def mark_of(row: Row, view: View) -> str:
+def mark_of(row: Configuration, table: ReportTable) -> str:
     """best: the lowest loss, and recommended. Where these are two rows, each has its own mark. Others may be on the front."""
     lowest, recommended, front = (
-        any(row is each for each in rows) for rows in (view.best, view.recommended, view.pareto)
+        any(row is each for each in rows) for rows in (table.best, table.recommended, table.pareto)
     )
-    if lowest and (recommended or view.by_run):
+    if lowest and (recommended or table.by_run):
         return BEST
     return LOWEST if lowest else RECOMMENDED if recommended else PARETO if front else ""
 
@@ -98,7 +103,7 @@ def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, stay
     """The columns that fit side by side, after the least important have left."""
     kept = list(columns)
     names = [column.name for column in columns]
-    order = [name for name in FIRST_TO_LEAVE if name in names]
+    order = [name for name in DROP_ORDER if name in names]
     order += [name for name in reversed(names) if name not in order]
     leaving = [name for name in order if name not in staying]
     while leaving and sum(widths[column.name] + len(GAP) for column in kept) - len(GAP) > width:
@@ -107,39 +112,43 @@ def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, stay
     return kept
 
 
-def json_text(view: View, importance: Mapping[str, Any] | None = None) -> str:
-    """A list of objects, one per row, with the plain keys and the settings that vary; null where there is no value.
+def json_text(table: ReportTable, importance: Mapping[str, Any] | None = None) -> str:
+    """A list of objects, one per row, with the keys of `JSON_KEYS` and the settings that vary; null where there is no value.
 
-    Rows of a sweep that was a search hold its `importance` too, which is given by the sweep's name.
+    Rows of a sweep that was a search have its `importance` too, which is given by the sweep's name.
     """
-    names = view.names or (*PLAIN_KEYS, *(name for name in view.json_varying if name not in PLAIN_KEYS))
+    names = table.names or (*JSON_KEYS, *(name for name in table.all_varying if name not in JSON_KEYS))
     content = []
-    for row in rows_of(view.frame):
-        found = {"importance": importance[row["group"]]} if importance and row["group"] in importance else {}
-        content.append({**{name: row[name] for name in names}, **found})
+    for row in table.all_rows:
+        found = {"importance": importance[row.group]} if importance and row.group in importance else {}
+        content.append({**{name: table.value(row, name) for name in names}, **found})
     return json.dumps(content, indent=2, allow_nan=False)
 
 
-def csv_text(view: View) -> str:
-    """Every column of the frame, or those asked for, to full precision; lists are joined by spaces."""
-    columns = plain(view.frame[list(view.names)] if view.names else view.frame)
+def csv_text(table: ReportTable) -> str:
+    """Every column, or those of the query, to full precision; lists are joined by spaces."""
+    names = table.names or table.aggregate.columns
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for values in zip(*columns.values(), strict=True):
-        writer.writerow(" ".join(map(str, value)) if isinstance(value, list) else value for value in values)
+    writer.writerow(names)
+    for row in table.all_rows:
+        writer.writerow(_csv_cell(table.value(row, name)) for name in names)
     return text.getvalue()
 
 
-def markdown_text(view: View) -> str:
+def _csv_cell(value: Cell) -> object:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def markdown_text(table: ReportTable) -> str:
     """The table of the terminal with all its columns, whatever their width; in bold the same rows."""
     lines = [
-        "| " + " | ".join(_escaped(column.heading) for column in view.columns) + " |",
-        "|" + "|".join(":--" if column.left else "--:" for column in view.columns) + "|",
+        "| " + " | ".join(_escaped(column.heading) for column in table.columns) + " |",
+        "|" + "|".join(":--" if column.left else "--:" for column in table.columns) + "|",
     ]
-    for row in view.rows:
-        mark = "**" if mark_of(row, view) in IN_BOLD else ""
-        cells = [_escaped(column.write(row)) for column in view.columns]
+    for row in table.rows:
+        mark = "**" if mark_of(row, table) in IN_BOLD else ""
+        cells = [_escaped(column.write(row)) for column in table.columns]
         # Two marks around nothing would be printed as they are.
         lines.append("| " + " | ".join(f"{mark}{cell}{mark}" if cell else "" for cell in cells) + " |")
     return "\n".join(lines) + "\n"

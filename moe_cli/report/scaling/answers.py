@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from moe_cli.errors import ConfigError
+from moe_cli.report.run_row import RunRow
 from moe_cli.report.scaling.fit import SEED, Fit, Noise, Unsupported, fit, quantiles
 from moe_cli.report.scaling.points import Array, Points, make_points
 from moe_cli.runs.folder import COMPLETED
@@ -215,22 +215,22 @@ def _throughput(firsts: Points, sparse: Points) -> list[float | None]:
     return result
 
 
-def iso_flop(frame: pd.DataFrame) -> tuple[IsoFlop, ...]:
+def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
     """A curve for each budget (`train.flops`) and expansion of the complete runs; none where runs have other budgets."""
-    if "train.flops" not in frame:
-        return ()
-    chosen = frame[(frame["status"] == COMPLETED) & frame["train.flops"].notna()]
-    if chosen.empty:
-        return ()
+    by_budget: dict[float, list[RunRow]] = {}
+    for run in runs:
+        budget = run.settings.get("train.flops")
+        if run.status == COMPLETED and isinstance(budget, int | float):
+            by_budget.setdefault(float(budget), []).append(run)
     curves = []
-    for budget in sorted(set(chosen["train.flops"])):
+    for budget in sorted(by_budget):
         try:
-            points = make_points(chosen[chosen["train.flops"] == budget]).points.firsts()
+            points = make_points(by_budget[budget]).points.firsts()
         except ConfigError:
             continue
-        for expansion in np.unique(points.expansion):
-            at = points.take(points.expansion == expansion)
-            curves.append(make_iso_flop(float(budget), float(expansion), at.active, at.loss))
+        for each in np.unique(points.expansion):
+            at = points.take(points.expansion == each)
+            curves.append(make_iso_flop(budget, float(each), at.active, at.loss))
     return tuple(curves)
 
 

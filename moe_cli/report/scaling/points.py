@@ -4,18 +4,26 @@ M runs, C configurations.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from moe_cli.config.data import HELD_OUT
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import count
 from moe_cli.metrics import eval_windows
-from moe_cli.report.load import plain
+from moe_cli.report.run_row import (
+    RunRow,
+    Settings,
+    column_names,
+    setting_applies,
+    settings_of,
+    varying_settings,
+)
 from moe_cli.runs.folder import COMPLETED
 
 Array = NDArray[Any]
@@ -79,94 +87,80 @@ class Named:
     left_out: int
 
 
-def make_points(frame: pd.DataFrame) -> Named:
-    """The complete runs of a frame of runs (`load_runs`), each configuration's seeds together.
+def make_points(runs: Sequence[RunRow]) -> Named:
+    """The complete runs, each configuration's seeds together.
 
     Raises:
         ConfigError: there are none, or they learned from different data, so that their losses are no one law's.
     """
-    from moe_cli.report.aggregate import settings_of, varying
-
-    runs = _rows(frame)
-    complete = [run for run in runs if run["status"] == COMPLETED]
-    usable = [run for run in complete if _usable(run)]
+    usable = [run for run in runs if run.status == COMPLETED and _is_usable(run)]
     if not usable:
         raise ConfigError(f"no complete run among {len(runs)} to fit a law to. Make some: moe sweep scaling")
-    if len({run["corpus_sha256"] for run in usable}) > 1:
+    if len({run.corpus_sha256 for run in usable}) > 1:
         raise ConfigError(
             "the runs learned from different data, so no one law holds for their losses.\n"
             "Give the runs of one corpus: moe scaling SWEEP, or --where 'corpus == \"NAME\"'"
         )
     kinds = ("data.tokenizer", "data.bpe_vocab", *HELD_OUT)
-    if len({(*(run.get(name) for name in kinds), eval_windows(run)) for run in usable}) > 1:
+    if len({(*(run.settings.get(name) for name in kinds), eval_windows(run.settings)) for run in usable}) > 1:
         raise ConfigError(
             "the runs differ in tokenizer, validation split or evaluation context, and a law is of nats per token: no one law holds for them.\n"
             "Give runs of one kind, such as: --where 'data.tokenizer == \"bytes\"'"
         )
-    settings = settings_of(frame.columns)
+    settings = settings_of(column_names(runs))
     places: dict[tuple[Any, ...], int] = {}
-    clusters = [places.setdefault(tuple(run.get(name) for name in settings), len(places)) for run in usable]
-    names = varying(usable, settings)
+    clusters = [places.setdefault(tuple(run.settings.get(name) for name in settings), len(places)) for run in usable]
+    names = varying_settings([run.settings for run in usable], settings)
     labels = tuple(_label(run, names) for run in usable)
     return Named(_arrays(usable, clusters), labels, len(runs) - len(usable))
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    columns = plain(frame)
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def _is_usable(run: RunRow) -> bool:
+    found = run.results
+    sizes = (found.params, found.active_params, found.flops_per_token, found.tokens, found.val_loss, run.expert)
+    return all(size is not None and size > 0 for size in sizes)
 
 
-def _usable(run: Mapping[str, Any]) -> bool:
-    numbers = ("params", "active_params", "flops_per_token", "tokens", "val_loss", "expert")
-    return all(isinstance(run.get(name), int | float) and run[name] > 0 for name in numbers)
-
-
-def _label(run: Mapping[str, Any], names: list[str]) -> str:
+def _label(run: RunRow, names: list[str]) -> str:
     """What the law sees of a configuration, and what else tells it apart: expert=16 k=2, 1.05M active, 2.46M tokens."""
-    from moe_cli.config.build import show
-    from moe_cli.formatting import count
-    from moe_cli.report.aggregate import applies
-
     seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")
-    who = f"expert={run['expert']}" + (f" k={run['k']}" if run["expert"] > 1 and run.get("k") else "")
-    others = [f"{name.rpartition('.')[2]}={show(run[name])}" for name in names
-              if name not in seen and not name.startswith("model.") and applies(name, dict(run)) and run[name] is not None]  # fmt: skip
-    return ", ".join(
-        [" ".join([who, *others]), f"{count(run['active_params'])} active", f"{count(run['tokens'])} tokens"]
-    )
+    who = f"expert={run.expert}" + (f" k={run.k}" if not run.is_dense and run.k else "")
+    others = [f"{name.rpartition('.')[2]}={show(value)}" for name in names
+              if name not in seen and not name.startswith("model.") and setting_applies(name, run.settings)
+              and (value := run.settings.get(name)) is not None]  # fmt: skip
+    sizes = [f"{count(run.results.active_params or 0)} active", f"{count(run.results.tokens or 0)} tokens"]
+    return ", ".join([" ".join([who, *others]), *sizes])
 
 
-def _arrays(runs: list[dict[str, Any]], clusters: list[int]) -> Points:
-    def column(value: Callable[[dict[str, Any]], float]) -> Array:
-        return np.array([float(value(run)) for run in runs])
+def _arrays(runs: Sequence[RunRow], clusters: list[int]) -> Points:
+    def column(value: Callable[[RunRow], float | None]) -> Array:
+        return np.array([math.nan if (found := value(run)) is None else float(found) for run in runs])
 
     return Points(
-        column(lambda run: run["params"]),
-        column(lambda run: run["active_params"]),
-        column(expansion),
-        column(lambda run: 1 / expansion(run)),
-        column(granularity),
-        column(lambda run: run["tokens"]),
-        column(lambda run: run["tokens"] * run["flops_per_token"]),
-        column(lambda run: run["val_loss"]),
+        column(lambda run: run.results.params),
+        column(lambda run: run.results.active_params),
+        column(lambda run: expansion(run.settings)),
+        column(lambda run: 1 / expansion(run.settings)),
+        column(lambda run: granularity(run.settings)),
+        column(lambda run: run.results.tokens),
+        column(lambda run: (run.results.tokens or 0) * (run.results.flops_per_token or 0)),
+        column(lambda run: run.results.val_loss),
         np.array(clusters),
-        column(lambda run: run.get("tokens_per_second") or math.nan),
-        column(lambda run: -1 if run["seed"] is None else run["seed"]),
+        column(lambda run: run.results.tokens_per_second or None),
+        column(lambda run: -1 if run.seed is None else run.seed),
     )
 
 
-def expansion(run: Mapping[str, Any]) -> float:
+def expansion(settings: Settings) -> float:
     """E / K; 1 when dense, or where a router has no fixed K."""
-    k = run.get("k")
-    return (
-        max(1.0, run["expert"] / k)
-        if run["expert"] > 1 and isinstance(k, int | float) and k > 0
-        else float(run["expert"])
-    )
+    expert, k = settings.get("expert"), settings.get("k")
+    assert isinstance(expert, int)
+    return max(1.0, expert / k) if expert > 1 and isinstance(k, int | float) and k > 0 else float(expert)
 
 
-def granularity(run: Mapping[str, Any]) -> float:
+def granularity(settings: Settings) -> float:
     """d_ff / d_expert; 1 when dense."""
-    wide, narrow = run.get("model.d_ff"), run.get("model.d_expert")
-    known = isinstance(wide, int | float) and isinstance(narrow, int | float) and narrow > 0
-    return float(wide) / float(narrow) if known and run["expert"] > 1 else 1.0  # type: ignore[arg-type]
+    wide, narrow = settings.get("model.d_ff"), settings.get("model.d_expert")
+    if settings.get("expert") == 1 or not isinstance(wide, int | float) or not isinstance(narrow, int | float):
+        return 1.0
+    return float(wide) / float(narrow) if narrow > 0 else 1.0

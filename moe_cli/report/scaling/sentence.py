@@ -1,25 +1,24 @@
 """What a scaling law adds to a recommendation, in one sentence."""
 
 import math
-from collections.abc import Collection
-
-import pandas as pd
+from collections.abc import Collection, Sequence
 
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import percent
+from moe_cli.report.run_row import RunRow
 from moe_cli.report.scaling.answers import dense_equivalents
 from moe_cli.report.scaling.fit import fit
 from moe_cli.report.scaling.points import make_points
 
 
-def scaling_sentence(frame: pd.DataFrame, paths: Collection[str]) -> str | None:
-    """The dense model that would do as well as the configuration of the runs in these folders, by a law fitted to all of the frame.
+def scaling_sentence(runs: Sequence[RunRow], paths: Collection[str]) -> str | None:
+    """The dense model that would do as well as the configuration of the runs in these folders, by a law fitted to all runs.
 
-    None where the frame supports no law, the configuration is dense, or the law leaves the answer without an upper end.
+    None where the runs support no law, the configuration is dense, or the law leaves the answer without an upper end.
     """
-    own = frame["path"].isin(list(paths))
+    own = [run for run in runs if run.path in paths]
     try:
-        points = make_points(pd.concat([frame[own], frame[~own]])).points
+        points = make_points([*own, *(run for run in runs if run.path not in paths)]).points
         found = fit(points)
     except ConfigError:
         return None

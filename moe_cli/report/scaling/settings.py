@@ -1,25 +1,24 @@
 """Sizes of configurations that were not run, for predictions."""
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
-import pandas as pd
 
-from moe_cli.config.build import show
 from moe_cli.config.compose import load_config
+from moe_cli.config.ranges import show
 from moe_cli.config.schema import BUDGETS
 from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError
-from moe_cli.report.aggregate import rows_of
-from moe_cli.report.baseline import words_like
+from moe_cli.report.baseline import overrides_of
 from moe_cli.report.load import flatten
+from moe_cli.report.run_row import RunRow
 from moe_cli.report.scaling.points import Points, expansion, granularity
 
 DEFAULT_VOCAB_SIZE = 256
 
 
-def points_of(text: str, frame: pd.DataFrame) -> Points:
+def points_of(text: str, runs: Sequence[RunRow]) -> Points:
     """The sizes of a configuration: its settings in `text` and, for the rest, those of the largest of the runs.
 
     Raises:
@@ -31,7 +30,7 @@ def points_of(text: str, frame: pd.DataFrame) -> Points:
         raise ConfigError(f"--predict {text}: a quote is not closed. Give settings such as 'expert=64 k=2'") from None
     if not given or any("=" not in word for word in given):
         raise ConfigError(f"--predict '{text}': give settings such as 'expert=64 k=2 train.tokens=1000000'")
-    overrides, vocab_size = _overrides_of_largest(frame, {word.split("=")[0] for word in given})
+    overrides, vocab_size = _overrides_of_largest(runs, {word.split("=")[0] for word in given})
     config = load_config([*overrides, *given]).config
     costs, steps = cost(config, vocab_size), training_steps(config, vocab_size)
     if steps is None:
@@ -44,17 +43,16 @@ def points_of(text: str, frame: pd.DataFrame) -> Points:
     return Points(*(np.array([value]) for value in values))
 
 
-def _overrides_of_largest(frame: pd.DataFrame, given: Collection[str]) -> tuple[list[str], int]:
+def _overrides_of_largest(runs: Sequence[RunRow], given: Collection[str]) -> tuple[list[str], int]:
     """The settings of the run with the most training FLOPs without those in `given`, and its vocabulary size."""
-    runs = [row for row in rows_of(frame) if row["flops_per_token"] and row["tokens"] and row["params"]]
-    if not runs:
+    measured = [run for run in runs if run.results.flops_per_token and run.results.tokens and run.results.params]
+    if not measured:
         return [], DEFAULT_VOCAB_SIZE
-    largest = max(runs, key=lambda row: row["flops_per_token"] * row["tokens"])
+    largest = max(measured, key=lambda run: (run.results.flops_per_token or 0) * (run.results.tokens or 0))
     budgets = {f"train.{name}" for name in BUDGETS}
     of_budget = budgets.intersection(given)
-    overrides = words_like(largest, {*given, *(budgets if of_budget else ())})
+    overrides = overrides_of(largest, {*given, *(budgets if of_budget else ())})
     if not of_budget and not any(overrides.get(name) for name in budgets):
-        overrides["train.tokens"] = largest["tokens"]
-    return [f"{key}={show(value)}" for key, value in overrides.items()], int(
-        largest.get("vocab_size") or DEFAULT_VOCAB_SIZE
-    )
+        overrides["train.tokens"] = largest.results.tokens
+    words = [f"{key}={show(value)}" for key, value in overrides.items()]
+    return words, int(largest.results.vocab_size or DEFAULT_VOCAB_SIZE)

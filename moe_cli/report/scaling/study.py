@@ -1,11 +1,10 @@
 """Everything `moe scaling` says of some runs, in one record: the fit, the answers that were asked for, and the same for programs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-
+from moe_cli.report.run_row import RunRow
 from moe_cli.report.scaling.answers import (
     DenseEquivalent,
     IsoFlop,
@@ -38,12 +37,12 @@ class Study:
 
 
 def study(
-    frame: pd.DataFrame,
+    runs: Sequence[RunRow],
     law: str = AUTO,
     wanted: Mapping[str, Points] | None = None,
     hold_out: bool = False,
 ) -> Study:
-    """Fits a scaling law to a frame of runs (`load_runs`) and answers.
+    """Fits a scaling law to runs and answers.
 
     Args:
         law: clark, krajewski, abnar, ludziejewski, or auto: that of the least error on configurations held out.
@@ -53,12 +52,12 @@ def study(
     Raises:
         ConfigError: no such law, no runs, or runs that cannot support it; it says which runs would.
     """
-    named = make_points(frame)
+    named = make_points(runs)
     found = fit(named.points, law)
     predictions = tuple(each for label, point in (wanted or {}).items() for each in predict(found, point, [label]))
     validation = validate(named.points, named.labels, law) if hold_out else None
     labels = {int(cluster): label for cluster, label in zip(named.points.cluster, named.labels, strict=True)}
-    return Study(found, named.left_out, dense_equivalents(found, labels), iso_flop(frame), predictions, validation)
+    return Study(found, named.left_out, dense_equivalents(found, labels), iso_flop(runs), predictions, validation)
 
 
 def study_record(result: Study) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from moe_cli.execution.memory import estimate_memory, memory_bytes
 from moe_cli.execution.worker import PARENT_PID_ENV
 from moe_cli.files.writing import append
 from moe_cli.runs.folder import Run
-from moe_cli.sweeps.executors.fork_server import Fork, Nest
+from moe_cli.sweeps.executors.fork_server import ForkedRun, ForkServer
 
 
 def default_workers(plans: Sequence[RunEstimate]) -> int:
-    """How many of these runs go on at a time: one per GPU, else as many as there are cores for their threads.
+    """Returns how many of these runs go on at a time: one per GPU, else by the cores for their threads.
 
     Never more than memory bears.
     """
@@ -44,7 +44,7 @@ class Process:
     """
 
     def __init__(self, run: Run, outputs: Path, environment: dict[str, str]) -> None:
-        self.end, theirs = os.pipe()
+        self.exit_fd, theirs = os.pipe()
         try:
             with append(run.path / "log.txt") as log:
                 self.process = subprocess.Popen(
@@ -53,7 +53,7 @@ class Process:
                     env={**os.environ, **environment, PARENT_PID_ENV: str(os.getpid())}, start_new_session=True,
                 )  # fmt: skip
         except BaseException:
-            os.close(self.end)
+            os.close(self.exit_fd)
             raise
         finally:
             os.close(theirs)
@@ -74,19 +74,19 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a run at work has been given.
+class Slot:
+    """The share of the machine that a running run has.
 
     Attributes:
         need: bytes of main memory it is expected to take.
         gpus: names, as CUDA_VISIBLE_DEVICES takes them.
     """
 
-    job: Process | Fork
+    job: Process | ForkedRun
     need: int
     gpus: tuple[str, ...]
 
-    def to_come(self) -> int:
+    def memory_still_needed(self) -> int:
         """The memory it is still expected to take."""
         return max(0, self.need - (resident_bytes(self.job.pid) if self.job.pid else 0))
 
@@ -103,8 +103,8 @@ class LocalPool:
         self.workers = workers
         self.gpus = visible_gpus()
         self._warm = warm
-        self._nest: Nest | None = None
-        self._places: list[Place] = []
+        self._nest: ForkServer | None = None
+        self._places: list[Slot] = []
         self._needs: dict[Path, int] = {}
 
     def room(self) -> int:
@@ -112,24 +112,24 @@ class LocalPool:
             if place.job.poll() is not None:
                 self._places.remove(place)
                 if isinstance(place.job, Process):
-                    os.close(place.job.end)
+                    os.close(place.job.exit_fd)
         return self.workers - len(self._places)
 
     def fits(self, run: Run) -> bool:
-        """Whether it is expected to find the memory it takes beside the runs at work."""
+        """Whether the memory that it is expected to take is free while the other runs go on."""
         available = available_memory_bytes()
         if available is None:
             return True
-        return self._need(run) <= available - sum(place.to_come() for place in self._places)
+        return self._need(run) <= available - sum(place.memory_still_needed() for place in self._places)
 
-    def start(self, run: Run) -> Process | Fork:
+    def start(self, run: Run) -> Process | ForkedRun:
         try:
             config = run.config()
         except MoeError:  # the worker will say what is wrong with it
             config = None
         gpus = self._free_gpus(config) if config else ()
         job = self._start_warm(run) if config and self._forks(config) else self._start_cold(run, gpus)
-        self._places.append(Place(job, self._need(run), gpus))
+        self._places.append(Slot(job, self._need(run), gpus))
         return job
 
     def _forks(self, config: RunConfig) -> bool:
@@ -140,7 +140,7 @@ class LocalPool:
         device = config.train.device
         return device == "cpu" or (device == "auto" and not self.gpus)
 
-    def _start_warm(self, run: Run) -> Process | Fork:
+    def _start_warm(self, run: Run) -> Process | ForkedRun:
         if self._nest is not None and self._nest.gone:
             self._warm = self._nest.ready
             self._close_nest()
@@ -148,7 +148,7 @@ class LocalPool:
                 return self._start_cold(run, ())
         if self._nest is None:
             # The libraries of numpy start threads when they are imported, which must not be there when it forks.
-            self._nest = Nest(self.outputs, {"OPENBLAS_NUM_THREADS": "1"})
+            self._nest = ForkServer(self.outputs, {"OPENBLAS_NUM_THREADS": "1"})
         return self._nest.start(run, self.outputs)
 
     def _start_cold(self, run: Run, gpus: tuple[str, ...]) -> Process:
@@ -171,14 +171,14 @@ class LocalPool:
         return self._needs[run.path]
 
     def wait(self, seconds: float) -> None:
-        """Until a run ends, or so many seconds."""
+        """Waits until a run ends, at most `seconds`."""
         self.room()  # what has ended must not be waited for again
-        ends = [place.job.end for place in self._places if isinstance(place.job, Process)]
+        ends = [place.job.exit_fd for place in self._places if isinstance(place.job, Process)]
         if self._nest is not None and not self._nest.gone:
             ends.append(self._nest.channel.fileno())
         select.select(ends, [], [], seconds)
         if self._nest is not None:
-            self._nest.listen()
+            self._nest.receive()
 
     def close(self) -> None:
         for place in self._places:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
-from moe_cli.report.html.explained import packed
+from moe_cli.report.html.explain_page import packed
 from moe_cli.runs.folder import Run
 from tests.report.html.pages import HOSTILE, content_of
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.report.html import as_script_data
-from moe_cli.report.html.thin import rounded, thinned
-from moe_cli.report.html.write import write_file
+from moe_cli.report.html.atomic_write import write_file
+from moe_cli.report.html.downsample import downsampled, rounded
+from moe_cli.report.html.page import as_script_data
 from moe_cli.report.pareto import tolerance
 from tests.report.folders import complete, edit_summary
 from tests.report.html.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
@@ -51,10 +51,10 @@ def test_the_page_holds_the_table(swept: Path) -> None:
 def test_sparsity_intervals_and_front_are_there_to_be_drawn(swept: Path) -> None:
     """For each row sparsity 1 - k / E, FLOPs, the half-width of the interval, and whether it is on the front."""
     rows = content_of((swept / "page.html").read_text())["rows"]
-    assert [1 - 2 / 16, 1 - 2 / 8, 1 - 2 / 4, 0] == [row["at"]["sparsity"] for row in rows]
-    assert [6e6 + 1e4 * expert for expert in (16, 8, 4, 1)] == [row["at"]["flops_per_token"] for row in rows]
-    assert all(row["half"]["val_bpb"] > 0 for row in rows)
-    assert [True] * 4 == [row["front"] for row in rows]  # sparser is better, and slower
+    assert [1 - 2 / 16, 1 - 2 / 8, 1 - 2 / 4, 0] == [row["values"]["sparsity"] for row in rows]
+    assert [6e6 + 1e4 * expert for expert in (16, 8, 4, 1)] == [row["values"]["flops_per_token"] for row in rows]
+    assert all(row["interval"]["val_bpb"] > 0 for row in rows)
+    assert [True] * 4 == [row["pareto"] for row in rows]  # sparser is better, and slower
 
 
 def test_any_setting_that_varies_in_number_can_be_drawn(tmp_path: Path) -> None:
@@ -67,12 +67,12 @@ def test_any_setting_that_varies_in_number_can_be_drawn(tmp_path: Path) -> None:
     assert {"expert", "k", "capacity", "optim.lr"} < {*names}
     assert "router" not in names
     by_expert = {
-        row["at"]["expert"]: row["at"] for row in content["rows"] if row["settings"].get("router") != "sigmoid"
+        row["values"]["expert"]: row["values"] for row in content["rows"] if row["settings"].get("router") != "sigmoid"
     }
     assert (None, 2, 1) == tuple(by_expert[expert]["k"] for expert in (1, 4, 8))
     assert (None, None, 1.25) == tuple(by_expert[expert]["capacity"] for expert in (1, 4, 8))
     assert 0.5 == by_expert[8]["optim.lr"] != by_expert[4]["optim.lr"]
-    assert {True} == {set(names) == set(row["at"]) for row in content["rows"]}
+    assert {True} == {set(names) == set(row["values"]) for row in content["rows"]}
 
 
 def test_tolerances_of_the_front_are_in_the_page(swept: Path) -> None:
@@ -83,7 +83,7 @@ def test_tolerances_of_the_front_are_in_the_page(swept: Path) -> None:
     }
     assert {1.0, 1.02, 1.10} == {each["same"] for each in content["quantities"]}
     # FLOPs within 1 % are equal, so of the front by FLOPs only the lowest loss is left.
-    assert [True, False, False, False] == [row["front_by_flops"] for row in content["rows"]]
+    assert [[0]] == content["fronts"]["flops_per_token|val_bpb"]
 
 
 def test_the_heading_is_not_said_twice(swept: Path) -> None:
@@ -110,7 +110,7 @@ def _contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_are_told_apart(theme: str) -> None:
     """Text and numbers in heat maps have 4.5 to 1 against what is behind them, lines and edges of controls 3 to 1 (WCAG 2.1)."""
-    style = files("moe_cli.report.html").joinpath("parts", "page.css").read_text()
+    style = files("moe_cli.report.html").joinpath("assets", "page.css").read_text()
     block = re.search(rf'data-theme="{theme}"\] \{{(.*?)\}}', style, flags=re.S)
     assert block
     colours = dict(re.findall(r"--(\w+): (#\w+)", block[1]))
@@ -207,8 +207,9 @@ def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
     assert "was not made by moe report: it is left as it is" in result.stderr
     page_of(tmp_path / "o", tmp_path / "page.html")
     page_of(tmp_path / "o", tmp_path / "page.html")
-    for place, message in ((tmp_path, "is not a file"), (tmp_path / "no" / "page.html", "no folder")):
-        result = report(tmp_path / "o", "-o", place)
+    (tmp_path / "folder.html").mkdir()
+    for place, message in (("folder.html", "is not a file"), ("no/page.html", "no folder")):
+        result = report(tmp_path / "o", "-o", tmp_path / place)
         assert (2, True) == (result.exit_code, message in result.stderr)
 
 
@@ -242,9 +243,9 @@ def test_script_data_cannot_end_a_script() -> None:
 def test_thinned_curves_keep_their_end_and_mean() -> None:
     """At most so many points, the last as it was, each other the mean of its neighbours at the step of the last of them."""
     steps, values = list(range(1, 1001)), [float(step) for step in range(1, 1001)]
-    at, means = thinned(steps, values, 10)
+    at, means = downsampled(steps, values, 10)
     assert list(range(100, 1001, 100)) == at
     assert [50.5 + 100 * place for place in range(9)] == means[:9]
     assert 1000.0 == means[9]
-    assert (steps, values) == thinned(steps, values, 1000)
+    assert (steps, values) == downsampled(steps, values, 1000)
     assert [1.2346, 12, None, None] == [rounded(1.23456789), rounded(12.0), rounded(float("inf")), rounded(None)]

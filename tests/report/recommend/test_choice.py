@@ -12,12 +12,15 @@ from typer.testing import CliRunner
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
 from moe_cli.files.writing import write_json
-from moe_cli.report.aggregate import fold, rows_of
-from moe_cli.report.html.content import Source, page_content
-from moe_cli.report.recommend.choice import Known, against, choose, is_collapsed
-from moe_cli.report.recommend.text import memo
+from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.html.page_data import Source, page_content
+from moe_cli.report.load import rows_below
+from moe_cli.report.recommend.choice import Known, choose, compare, is_collapsed
+from moe_cli.report.recommend.text import format_recommendation
 from moe_cli.report.render.tables import mark_of, markdown_text, table_lines
-from moe_cli.report.view import Question, make_view
+from moe_cli.report.run_row import Results, RunRow
+from moe_cli.report.table import ReportQuery, build_table
+from moe_cli.runs.folder import COMPLETED
 from tests.report.folders import complete
 
 COLLAPSED = {"dead_experts": 0.25, "max_violation": 2.93}
@@ -35,7 +38,7 @@ def make(
 
 
 def marks(outputs: Path, **question: Any) -> dict[str, str]:
-    view = make_view(load_runs(outputs), Question(**question))
+    view = build_table(rows_below(outputs), ReportQuery(**question))
     return {str(row["balance"]): mark_of(row, view) for row in view.rows}
 
 
@@ -46,16 +49,17 @@ def test_health_decides_between_ties(tmp_path: Path) -> None:
     make(tmp_path, "z", 1.703)
     frame = load_runs(tmp_path)
     answer = recommend(frame)
-    text = " ".join(memo(answer))
+    text = " ".join(format_recommendation(answer))
     assert ("switch", "health") == (answer.settings["balance"], answer.because)
     assert "use expert=8 k=2 balance=switch" in text
     assert "its routing has collapsed (25 % dead experts, MaxVio 2.93 of at most 3): it is passed over." in text
     assert ("expert=8 k=2 balance=none", "expert=8 k=2 balance=z") == answer.ties
     assert {"none": "lowest", "switch": "recommended", "z": "pareto"} == marks(tmp_path) | {"z": "pareto"}
-    view = make_view(frame, Question())
+    runs = rows_below(tmp_path)
+    view = build_table(runs, ReportQuery())
     bold = [line for line in markdown_text(view).splitlines() if "**" in line]
     assert ["switch"] == [balance for line in bold for balance in ("none", "switch", "z") if f"**{balance}**" in line]
-    rows = page_content(view, Source(frame, None, "mine", "moe"), ())["rows"]
+    rows = page_content(view, Source(runs, (), "mine", "moe"), ())["rows"]
     assert {"none": "lowest", "switch": "recommended"} == {
         str(row["balance"]): shown["mark"] for row, shown in zip(view.rows, rows, strict=True) if shown["mark"]
     }
@@ -75,7 +79,7 @@ def test_a_collapsed_configuration_that_is_beyond_doubt_better_is_named(tmp_path
             )
     answer = recommend(load_runs(tmp_path))
     assert ("none", "") == (answer.settings["balance"], answer.because)
-    assert "Its routing has collapsed (25 % dead experts" in " ".join(memo(answer))
+    assert "Its routing has collapsed (25 % dead experts" in " ".join(format_recommendation(answer))
 
 
 def test_a_collapsed_baseline_gives_way_to_what_ties_with_it(tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_a_collapsed_baseline_gives_way_to_what_ties_with_it(tmp_path: Path) -> 
     make(tmp_path, "switch", 1.702)
     answer = recommend(load_runs(tmp_path))
     assert ("tie", "switch") == (answer.reason, answer.settings["balance"])
-    assert "it is not distinguishable from balance=none" in memo(answer)[0]
+    assert "it is not distinguishable from balance=none" in format_recommendation(answer)[0]
 
 
 def test_cost_decides_between_close_ties(tmp_path: Path) -> None:
@@ -94,7 +98,7 @@ def test_cost_decides_between_close_ties(tmp_path: Path) -> None:
     make(tmp_path, "switch", 1.702, {"flops_per_token": 3e6})
     answer = recommend(load_runs(tmp_path))
     assert ("switch", "cost") == (answer.settings["balance"], answer.because)
-    assert "and costs more: it is passed over." in " ".join(memo(answer))
+    assert "and costs more: it is passed over." in " ".join(format_recommendation(answer))
     make(tmp_path, "z", 1.750, {"flops_per_token": 1e6})
     assert "switch" == recommend(load_runs(tmp_path)).settings["balance"]
 
@@ -115,8 +119,9 @@ def test_with_one_seed_only_small_differences_are_ties(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_collapse(expert: int, k: int, dead: float | None, violation: float | None, collapsed: bool) -> None:
     """More than 5 % dead experts, or three quarters of the way from an even load to all tokens on one expert."""
-    row = {"expert": expert, "k": k, "dead_experts": dead, "max_violation": violation}
-    assert collapsed == is_collapsed(row)
+    run = RunRow("run", "runs", "/run", COMPLETED, None, None, (), {"expert": expert, "k": k},
+                 results=Results(dead_experts=dead, max_violation=violation))  # fmt: skip
+    assert collapsed == is_collapsed(aggregate_seeds([run]).configurations[0])
 
 
 def test_dense_that_is_recommended_is_marked_beside_the_lowest(tmp_path: Path) -> None:
@@ -125,8 +130,8 @@ def test_dense_that_is_recommended_is_marked_beside_the_lowest(tmp_path: Path) -
         complete(tmp_path, 1.83, "mine", expert=1, seed=seed)
         complete(tmp_path, 1.82 + spread, "mine", expert=8, seed=seed)
     frame = load_runs(tmp_path)
-    assert "use the dense model" in memo(recommend(frame))[0]
-    lines = [line.plain for line in table_lines(make_view(frame, Question()), "mine", 140)]
+    assert "use the dense model" in format_recommendation(recommend(frame))[0]
+    lines = [line.plain for line in table_lines(build_table(rows_below(tmp_path), ReportQuery()), "mine", 140)]
     assert [("8", "lowest"), ("1", "recommended")] == [
         (line.split()[0], line.split()[-1]) for line in lines if line.endswith(("lowest", "recommended", "best"))
     ]
@@ -144,7 +149,7 @@ def test_the_declared_baseline_is_that_of_the_recommendation(tmp_path: Path) -> 
         complete(tmp_path, 2.0 + 0.01 * seed, "mine", balance="none", seed=seed)
         complete(tmp_path, 1.8 + 0.011 * seed, "mine", balance="switch", seed=seed)
     answer = recommend(load_runs(tmp_path))
-    text = " ".join(memo(answer))
+    text = " ".join(format_recommendation(answer))
     assert ("better", {"balance": "none"}, "switch") == (answer.reason, answer.baseline, answer.settings["balance"])
     assert "It beats balance=none by 9." in text
     assert "dense" not in text
@@ -166,7 +171,7 @@ def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple
         for seed in range(2):
             noise = random.Random(f"{number} {seed}").gauss(0, 0.03)
             complete(tmp_path, 1.8 + 0.001 * number + noise, "mine", {"seconds": 60.0}, seed=seed, **point)
-    done = sum(len(row["seeds"]) for row in rows_of(fold(load_runs(tmp_path))))
+    done = sum(len(row["seeds"]) for row in aggregate_seeds(rows_below(tmp_path)).configurations)
     result = CliRunner().invoke(app, ["recommend", "mine", "--outputs", str(tmp_path)])
     command = shlex.split(result.stdout.splitlines()[-1])
     assert "moe sweep" == " ".join(command[:2])
@@ -204,7 +209,7 @@ def test_dense_models_do_not_lack_a_dense_model(tmp_path: Path) -> None:
     for seed in range(3):
         for lr, loss in ((0.01, 2.0), (0.02, 1.9)):
             complete(tmp_path, loss + 0.01 * seed + lr * seed**2, "mine", expert=1, optim__lr=lr, seed=seed)
-    assert "no dense model" not in " ".join(memo(recommend(load_runs(tmp_path))))
+    assert "no dense model" not in " ".join(format_recommendation(recommend(load_runs(tmp_path))))
 
 
 def test_one_seed_is_said_where_nothing_could_be_compared(tmp_path: Path) -> None:
@@ -213,7 +218,7 @@ def test_one_seed_is_said_where_nothing_could_be_compared(tmp_path: Path) -> Non
     complete(tmp_path, 1.9, "mine", balance="switch", seed=1)
     answer = recommend(load_runs(tmp_path))
     assert "one seed" == answer.reason
-    assert "one seed tells nothing for sure" in memo(answer)[0]
+    assert "one seed tells nothing for sure" in format_recommendation(answer)[0]
 
 
 def test_the_baseline_is_recommended_where_the_others_are_worse(tmp_path: Path) -> None:
@@ -226,7 +231,7 @@ def test_the_baseline_is_recommended_where_the_others_are_worse(tmp_path: Path) 
     text = " ".join(outcome.stdout.split())
     assert "use the dense model (expert=1). The best of the others is expert=4 k=2" in text
     assert "it is worse by 1" in text
-    view = make_view(load_runs(tmp_path), Question("expert >= 4"))
+    view = build_table(rows_below(tmp_path), ReportQuery("expert >= 4"))
     assert [] == view.recommended
 
 
@@ -234,7 +239,7 @@ def test_what_is_passed_over_is_not_named_as_the_nearest_too(tmp_path: Path) -> 
     """One difference is given once."""
     make(tmp_path, "none", 1.700, COLLAPSED)
     make(tmp_path, "switch", 1.702)
-    text = " ".join(memo(recommend(load_runs(tmp_path))))
+    text = " ".join(format_recommendation(recommend(load_runs(tmp_path))))
     assert "The lowest, expert=8 k=2 balance=none" in text
     assert "The nearest" not in text
 
@@ -259,7 +264,9 @@ def test_page_table_and_memo_agree_under_a_filter(tmp_path: Path) -> None:
         text = " ".join((page.read_text() if "-o" in words else outcome.stdout).split())
         assert "use expert=8 k=2" in text
         assert "It beats the dense model" in text
-    assert [8] == [row["expert"] for row in make_view(load_runs(tmp_path / "mine"), Question(condition)).recommended]
+    assert [8] == [
+        row["expert"] for row in build_table(rows_below(tmp_path / "mine"), ReportQuery(condition)).recommended
+    ]
 
 
 def test_verdicts_on_a_row_that_is_not_the_lowest_allow_for_all_pairs(tmp_path: Path) -> None:
@@ -273,12 +280,10 @@ def test_verdicts_on_a_row_that_is_not_the_lowest_allow_for_all_pairs(tmp_path: 
     for balance, values in losses.items():
         for seed, loss in enumerate(values):
             complete(tmp_path, loss, "mine", COLLAPSED if balance == "none" else None, balance=balance, seed=seed)
-    frame = load_runs(tmp_path)
-    rows = {row["balance"]: row for row in rows_of(fold(frame))}
-    runs = {run["path"]: run for run in rows_of(frame)}
-    chosen = choose(list(rows.values()), runs, pairs=True)
+    rows = {row.balance: row for row in aggregate_seeds(rows_below(tmp_path)).configurations}
+    chosen = choose(list(rows.values()), pairs=True)
     assert (6, "switch") == (chosen.known.pairs, chosen.row["balance"])
-    alone, strict = (against(chosen.row, rows["z"], known) for known in (Known(runs), chosen.known))
+    alone, strict = (compare(chosen.row, rows["z"], known) for known in (Known(), chosen.known))
     assert alone is not None
     assert strict is not None
     assert ("worse", "inconclusive") == (alone.verdict, strict.verdict)

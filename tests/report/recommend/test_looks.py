@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from moe_cli import load_runs
 from moe_cli.cli.app import app
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
+from moe_cli.report.load import rows_below
 from moe_cli.report.recommend import looks
 from moe_cli.report.recommend.looks import FALSE_BETTER, FIRST_SEEDS, MAX_ADDED_SEEDS, look_at
-from moe_cli.report.significance import ERROR_RATE, Paired, more_seeds
-from moe_cli.report.view import Question, make_view
+from moe_cli.report.significance import ERROR_RATE, PairedSample, additional_seeds_needed
+from moe_cli.report.table import ReportQuery, build_table
 from tests.report.folders import complete
 
 
@@ -133,7 +133,7 @@ def test_several_sweeps_remember_each_their_own(tmp_path: Path) -> None:
         add_seeds(tmp_path, range(3), group, model__d_model=width)
     report(tmp_path, "other")
     assert [1, 1] == [len(remembered(tmp_path, group)) for group in ("mine", "other")]
-    assert 1 == look_at(make_view(load_runs(tmp_path), Question()).rows, {"expert": 1}).number
+    assert 1 == look_at(build_table(rows_below(tmp_path), ReportQuery()).rows, {"expert": 1}).number
 
 
 @pytest.mark.slow
@@ -144,12 +144,12 @@ def test_false_better_by_simulation() -> None:
     for _ in range(repetitions):
         values = random.standard_normal(FIRST_SEEDS)
         for look in range(len(FALSE_BETTER)):
-            found = Paired(len(values), float(values.mean()), float(values.std(ddof=1)))
+            found = PairedSample(len(values), float(values.mean()), float(values.std(ddof=1)))
             assert found.p_value is not None
             if found.p_value < ERROR_RATE:
                 decided[look] += 1
                 break
-            more = min(MAX_ADDED_SEEDS, more_seeds(found) or MAX_ADDED_SEEDS)
+            more = min(MAX_ADDED_SEEDS, additional_seeds_needed(found) or MAX_ADDED_SEEDS)
             values = np.concatenate([values, random.standard_normal(more)])
     # By symmetry half of the false verdicts are 'better'.
     rates = np.cumsum(decided) / repetitions / 2

@@ -13,9 +13,10 @@ from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import write_json
-from moe_cli.report.aggregate import fold, rows_of
+from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.recommendation import Recommendation
-from moe_cli.report.recommend.text import memo
+from moe_cli.report.recommend.text import format_recommendation
 from moe_cli.runs.folder import FAILED, Run
 from tests.report.folders import complete, edit_summary, stopped
 from tests.report.test_long_format import write_lines
@@ -40,7 +41,7 @@ def make(
 
 def found(outputs: Path, *across: str) -> tuple[Recommendation, str]:
     answer = recommend(load_runs(outputs), across)
-    return answer, "\n".join(memo(answer))
+    return answer, "\n".join(format_recommendation(answer))
 
 
 def report(outputs: Path, *words: str) -> Result:
@@ -86,7 +87,7 @@ def test_seeds_that_would_decide_are_those_of_the_table(tmp_path: Path) -> None:
     make(tmp_path, 1.82, EIGHT, noise=0.01)
     for k in (1, 4):
         make(tmp_path, 1.9, {"expert": 8, "k": k}, noise=0.1)
-    more = next(row["more_seeds"] for row in rows_of(fold(load_runs(tmp_path))) if row["k"] == 2)
+    more = next(row["more_seeds"] for row in aggregate_seeds(rows_below(tmp_path)).configurations if row["k"] == 2)
     answer, text = found(tmp_path)
     assert ("baseline", 3) == (answer.reason, answer.comparisons)
     assert f"inconclusive with 3 seeds; about {more} more would decide." in text

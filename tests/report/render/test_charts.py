@@ -6,23 +6,23 @@ from typing import Any
 import pytest
 
 from moe_cli.errors import ConfigError
-from moe_cli.report.load import load_runs
+from moe_cli.report.load import rows_below
 from moe_cli.report.render.charts import Chart, Point, Series, chart_lines, make_axis, make_chart
-from moe_cli.report.view import Question, View, make_view
+from moe_cli.report.table import ReportQuery, ReportTable, build_table
 from tests.report.folders import complete, stopped, sweep_of_three_seeds
 
 
 @pytest.fixture
-def view(tmp_path: Path) -> View:
+def view(tmp_path: Path) -> ReportTable:
     sweep_of_three_seeds(tmp_path)
-    return make_view(load_runs(tmp_path), Question())
+    return build_table(rows_below(tmp_path), ReportQuery())
 
 
 def drawn(chart: Chart, width: int = 60, **more: Any) -> list[str]:
     return [each.plain for each in chart_lines(chart, "t", width, **more)]
 
 
-def test_points_are_the_means_of_rows(view: View) -> None:
+def test_points_are_the_means_of_rows(view: ReportTable) -> None:
     """Mean over seeds against the column, a series for each k, with the half width of the interval of the table."""
     chart = make_chart(view, "val_bpb:expert:k")
     assert ["dense", "k=1", "k=2"] == [each.name for each in chart.series]
@@ -34,7 +34,7 @@ def test_points_are_the_means_of_rows(view: View) -> None:
     assert chart == make_chart(view, "val_bpb:expert")
 
 
-def test_derived_columns(view: View) -> None:
+def test_derived_columns(view: ReportTable) -> None:
     """Sparsity is 1 - k/E, 0 for a dense model; FLOPs are those of the forward pass, of the whole training, and of its parts."""
     chart = make_chart(view, "val_bpb:sparsity")
     assert {0.0, 1 - 1 / 8, 1 - 2 / 8, 1 - 2 / 16} == {point.x for each in chart.series for point in each.points}
@@ -52,7 +52,7 @@ def test_rows_without_a_number_are_counted(tmp_path: Path) -> None:
     complete(tmp_path, 1.8, expert=8)
     complete(tmp_path, 1.7, expert=16, results={"max_violation": None})
     stopped(tmp_path, "failed", expert=4)
-    chart = make_chart(make_view(load_runs(tmp_path), Question()), "max_violation:expert")
+    chart = make_chart(build_table(rows_below(tmp_path), ReportQuery()), "max_violation:expert")
     assert 1 == chart.left_out
     assert "1 row without a number" in drawn(chart)[-1]
 
@@ -116,7 +116,7 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path: Path) -> None:
     for expert in (2, 4):
         for name in ("a\x1b[2J", "[red]b"):
             complete(tmp_path, 1.8, expert=expert, data="text", data__path=name)
-    chart = make_chart(make_view(load_runs(tmp_path), Question()), "val_bpb:expert:data.path")
+    chart = make_chart(build_table(rows_below(tmp_path), ReportQuery()), "val_bpb:expert:data.path")
     lines = [each.plain for each in chart_lines(chart, "t\x1b]0;x\x07\n", 100)]
     assert all(line.isprintable() for line in lines)
     assert "[red]b" in lines[1]
@@ -127,7 +127,7 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path: Path) -> None:
     [("val_bpb", "as Y:X"), ("a:b:c:d", "as Y:X"), (":expert", "as Y:X"), ("val_bpb:nope", "no column 'nope'"),
      ("router:expert", "no row has a number")],
 )  # fmt: skip
-def test_wrong_requests_are_refused(view: View, request_: str, says: str) -> None:
+def test_wrong_requests_are_refused(view: ReportTable, request_: str, says: str) -> None:
     """With what to give instead."""
     with pytest.raises(ConfigError, match=says):
         make_chart(view, request_)

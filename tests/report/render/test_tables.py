@@ -3,28 +3,29 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moe_cli import load_runs
 from moe_cli.config.compose import load_config
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, percent, printable
-from moe_cli.report.aggregate import PLAIN_KEYS, fold, rows_of, settings_of, shared_with_dense
 from moe_cli.report.baseline import baseline_command
-from moe_cli.report.columns import make_columns, shorten
+from moe_cli.report.columns import make_columns, truncate_left
+from moe_cli.report.configuration import JSON_KEYS, aggregate_seeds, shared_with_dense
 from moe_cli.report.intervals import mean_and_interval, paired_difference
-from moe_cli.report.load import UNITS, flatten
+from moe_cli.report.load import UNITS, flatten, rows_below
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text, table_lines
-from moe_cli.report.view import Question, View, make_view
+from moe_cli.report.run_row import settings_of
+from moe_cli.report.table import ReportQuery, ReportTable, build_table
 from moe_cli.runs.folder import FAILED, PENDING
 from tests.report.folders import complete, configure, edit_summary, stopped, sweep_of_three_seeds
 
 
-def view(outputs: Path, **question: Any) -> View:
-    return make_view(load_runs(outputs), Question(**question))
+def view(outputs: Path, **question: Any) -> ReportTable:
+    return build_table(rows_below(outputs), ReportQuery(**question))
 
 
 def lines(outputs: Path, width: int = 120, **question: Any) -> list[str]:
@@ -200,12 +201,12 @@ def test_the_advised_command_makes_the_baseline(tmp_path: Path, settings: dict[s
     import shlex
 
     complete(tmp_path, 1.7, expert=8, **settings)
-    row = rows_of(fold(load_runs(tmp_path)))[0]
+    row = aggregate_seeds(rows_below(tmp_path)).configurations[0]
     words = shlex.split(baseline_command(row))
     assert words[:3] == ["moe", "train", "expert=1"]
     advised = load_config(words[2:]).config
     values = flatten(advised.to_dict())
-    shared = [name for name in shared_with_dense(settings_of(row)) if row[name] is not None or name in values]
+    shared = [name for name in shared_with_dense(settings_of(row.settings)) if row[name] is not None or name in values]
     assert {name: values.get(name) for name in shared} == {name: row[name] for name in shared}
     assert advised.seed == settings.get("seed", 0)
 
@@ -214,7 +215,7 @@ def test_the_advised_command_covers_all_seeds(tmp_path: Path) -> None:
     """Several seeds are a sweep over them."""
     for seed in (0, 2):
         complete(tmp_path, 1.7, expert=8, seed=seed)
-    words = baseline_command(rows_of(fold(load_runs(tmp_path)))[0]).split()
+    words = baseline_command(aggregate_seeds(rows_below(tmp_path)).configurations[0]).split()
     assert (words[:3], words[-1]) == (["moe", "sweep", "expert=1"], "seed=0,2")
 
 
@@ -369,10 +370,12 @@ def test_the_line_of_the_baseline_is_folded(tmp_path: Path) -> None:
     assert max(map(len, lines(tmp_path, 80))) <= 80
 
 
-def test_one_seed_more_is_no_seeds() -> None:
+def test_one_seed_more_is_no_seeds(tmp_path: Path) -> None:
     """The verdict counts as people do."""
+    complete(tmp_path, 1.7)
     (column,) = make_columns(["verdict"])
-    said = {more: column.write({"verdict": "inconclusive", "more_seeds": more}) for more in (None, 1, 2)}
+    row = aggregate_seeds(rows_below(tmp_path)).configurations[0]
+    said = {more: column.write(replace(row, verdict="inconclusive", more_seeds=more)) for more in (None, 1, 2)}
     assert {None: "inconclusive", 1: "inconclusive, +1 seed", 2: "inconclusive, +2 seeds"} == said
 
 
@@ -419,7 +422,7 @@ def test_rows_without_the_value_are_last_either_way(tmp_path: Path, sort: str) -
     """Null is neither small nor large."""
     sweep_of_three_seeds(tmp_path)
     stopped(tmp_path, PENDING, expert=32)
-    values = [row[sort.removeprefix("-")] for row in rows_of(view(tmp_path, sort=sort).frame)]
+    values = [row[sort.removeprefix("-")] for row in view(tmp_path, sort=sort).all_rows]
     missing = [value is None for value in values]
     assert missing == sorted(missing)
     assert True in missing
@@ -472,8 +475,8 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
     complete(tmp_path, 1.6, "sparsity", expert=8, k=2, train__steps=900)
     stopped(tmp_path, FAILED, "out of memory", "sparsity", expert=64, k=8)
     content = json.loads(json_text(view(tmp_path)), parse_constant=lambda word: pytest.fail(word))
-    assert [list(entry) for entry in content] == [[*PLAIN_KEYS, "train.steps"]] * 6
-    assert set(PLAIN_KEYS) == {
+    assert [list(entry) for entry in content] == [[*JSON_KEYS, "train.steps"]] * 6
+    assert set(JSON_KEYS) == {
         "run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", "params",
         "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation",
         "dropped_fraction", "dead_experts", "val_loss_interval", "val_bpb_interval", "vs_baseline", "vs_baseline_interval", "shared_seeds", "verdict", "more_seeds", "pareto",
@@ -512,9 +515,9 @@ def test_csv_holds_every_column_to_full_precision(tmp_path: Path) -> None:
     sweep_of_three_seeds(tmp_path)
     shown = view(tmp_path)
     rows = list(csv.DictReader(io.StringIO(csv_text(shown))))
-    assert list(rows[0]) == list(shown.frame.columns)
+    assert list(rows[0]) == shown.aggregate.columns
     assert set(UNITS) <= set(rows[0])
-    assert [float(row["val_bpb"]) for row in rows] == shown.frame["val_bpb"].tolist()
+    assert [float(row["val_bpb"]) for row in rows] == [row.results.val_bpb for row in shown.all_rows]
     assert (rows[0]["params"], rows[0]["seeds"], rows[0]["capacity"]) == ("16000000", "0 1 2", "")
     assert csv_text(view(tmp_path, columns=("expert", "k"))) == "expert,k\n16,2\n8,2\n8,1\n1,1\n"
     assert csv_text(view(tmp_path, columns=("expert", "k"), condition="k > 9")) == "expert,k\n"
@@ -547,9 +550,9 @@ def test_percents() -> None:
 
 def test_long_text_keeps_its_end() -> None:
     """Paths and ids differ at the end."""
-    assert shorten("a" * 36) == "a" * 36
-    assert shorten("/long/folder/of/many/parts/and/more/file.txt").endswith("file.txt")
-    assert len(shorten("x" * 99)) == 36
+    assert truncate_left("a" * 36) == "a" * 36
+    assert truncate_left("/long/folder/of/many/parts/and/more/file.txt").endswith("file.txt")
+    assert len(truncate_left("x" * 99)) == 36
     assert printable("a\x1b[31mb\n") == "a?[31mb?"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_cli import load_runs, recommend
-from moe_cli.report.recommend.text import memo
+from moe_cli.report.recommend.text import format_recommendation
 from tests.report.folders import complete
 
 NOISE = np.random.default_rng(5)
@@ -40,7 +40,7 @@ def test_the_dense_equal_of_what_is_recommended(tmp_path: Path) -> None:
     times, low = map(float, words[0].split())
     assert abs(times / 8 - 1) < 0.05
     assert low <= times <= float(words[1])
-    assert found.scaling in memo(found)
+    assert found.scaling in format_recommendation(found)
 
 
 def test_nothing_where_runs_support_no_law(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""A recorder that tells loggers what it records. metrics.jsonl is written first and stays the truth."""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.loggers import loggers_of
+from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
+from moe_cli.formatting import print_line
+from moe_cli.loggers.logger import Logger, ResumeState, RunContext, last_steps, step_of
+from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
+from moe_cli.runs.recorder import Recorder
+
+# Each in the module of its name, which needs the library of that name.
+CLASSES = {"tensorboard": "TensorBoardLogger", "mlflow": "MLflowLogger", "wandb": "WandbLogger",
+           "trackio": "TrackioLogger"}  # fmt: skip
+REASON_LENGTH = 200  # some libraries tell everything at once
+LOCAL_MLFLOW = ("sqlalchemy", "alembic")  # what MLflow's own file of runs takes
+
+
+def check_loggers(log: str | None) -> None:
+    """Raises ConfigError when a library that `log` needs is not installed."""
+    for name in loggers_of(log):
+        local = LOCAL_MLFLOW if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI") else ()
+        missing = [needed for needed in (name, *local) if not _installed(needed)]
+        if missing:
+            raise ConfigError(
+                f"log={name} needs {' and '.join(missing)}, not installed here. Install: pip install 'moe-cli[{name}]'"
+            )
+
+
+def _installed(name: str) -> bool:
+    """Whether a package can be imported; a mere folder of that name, such as ./wandb, is none."""
+    try:
+        found = find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.origin is not None
+
+
+def make_recorder(run: Run, config: RunConfig, outputs: Path) -> Recorder:
+    """The recorder of a run, with the loggers that its configuration asks for."""
+    return LoggedRecorder(RunContext(run, config, outputs)) if config.log else Recorder(run)
+
+
+def _make(name: str, about: RunContext) -> Logger:
+    logger: Logger = getattr(importlib.import_module(f"moe_cli.loggers.{name}"), CLASSES[name])(about)
+    return logger
+
+
+class LoggedRecorder(Recorder):
+    """Writes as `Recorder` does, then tells. A logger that fails is left out from then on; training goes on."""
+
+    def __init__(self, about: RunContext) -> None:
+        super().__init__(about.run)
+        self.context = about
+        self.loggers: dict[str, Logger] = {}
+        self.begun = False
+        self.step = 0
+
+    def rewind(self, step: int) -> None:
+        """Also where a run begins: loggers start, or go back as the records do."""
+        last_logged_steps = last_steps(self.run.read_metrics())
+        super().rewind(step)
+        past = ResumeState(step, tuple(self.run.read_metrics()), last_logged_steps)
+        self.step = max(0, step)
+        if not self.begun:
+            self.begun = True
+            for name in loggers_of(self.context.config.log):
+                self._try(name, partial(self._add, name))
+        self._tell(lambda logger: logger.start(past))
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        super().metrics(record)
+        self.step = step_of(record)
+        self._tell(lambda logger: logger.metrics(record))
+
+    def status(self, status: str, **fields: Any) -> None:
+        super().status(status, **fields)
+        if status in (FAILED, INTERRUPTED):
+            self._finish(status, None)
+
+    def complete(self, summary: Mapping[str, Any]) -> None:
+        super().complete(summary)
+        self._finish(COMPLETED, summary)
+
+    def _finish(self, status: str, summary: Mapping[str, Any] | None) -> None:
+        self._tell(lambda logger: logger.finish(status, self.step, summary))
+        self.loggers.clear()
+
+    def _add(self, name: str) -> None:
+        self.loggers[name] = _make(name, self.context)
+
+    def _tell(self, call: Callable[[Logger], None]) -> None:
+        for name, logger in list(self.loggers.items()):
+            self._try(name, partial(call, logger))
+
+    def _try(self, name: str, call: Callable[[], None]) -> None:
+        """Calls; if it fails, says so once and goes on without this logger. Warnings of a library about itself are its own."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                call()
+        except Exception as error:
+            self.loggers.pop(name, None)
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0][:REASON_LENGTH]
+            text = f"warning: log={name} failed and gets nothing more of this run, which goes on: {reason}"
+            print_line(text)

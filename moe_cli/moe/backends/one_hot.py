@@ -1,0 +1,35 @@
+"""The back end of one-hot matrices: [E, C, D], C rows per expert, unused rows filled with zeros.
+
+T tokens, R kept assignments (rows), E experts, C the largest load, D widths, F hidden width, H = 2F (gated) or F.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moe_cli.moe.experts import Experts, hidden
+from moe_cli.moe.permutation import make_plan, operands, places_in_expert
+from moe_cli.moe.routing import Routing
+
+
+def einsum(
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+) -> Float[Tensor, "T D_out"]:
+    """One-hot dispatch and combine tensors [T, E, C], algorithm 1 of GShard, arXiv:2006.16668: for teaching, not speed.
+
+    dispatched = dispatch x, y = combine answers: the sums over T and over (E, C) are the sending and collecting.
+    Kept for backward, by autograd: both tensors [T, E, C], x, the dispatched input [E, C, D_in], the first product
+    [E, C, H], what the activation makes of it, and the answers [E, C, D_out]. Nothing is recomputed.
+    """
+    plan = make_plan(routing)
+    given = operands(experts, x)
+    place = (plan.token_ids, routing.expert_ids[plan.assignments], places_in_expert(plan))
+    nothing = given.x.new_zeros(len(x), len(plan.counts), max(plan.counts))
+    dispatch = nothing.index_put(place, nothing.new_ones(()))
+    combine = nothing.index_put(place, routing.weights[plan.assignments].to(nothing.dtype))
+    dispatched = torch.einsum("tec,td->ecd", dispatch, given.x)
+    act = hidden(torch.einsum("ecd,ehd->ech", dispatched, given.w_in), experts.kind, experts.activation)
+    if mask is not None:
+        act = act * torch.zeros_like(act).index_put(place[1:], mask[plan.assignments].to(act.dtype))
+    answers = torch.einsum("ecf,edf->ecd", act, given.w_out)
+    return torch.einsum("tec,ecd->td", combine, answers)

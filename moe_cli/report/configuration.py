@@ -1,0 +1,494 @@
+"""Runs -> configurations: means over seeds with intervals, differences to the baseline, verdicts and the Pareto front."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from operator import attrgetter
+
+from moe_cli.config.expressions import Expression
+from moe_cli.metrics import BY_KEY
+from moe_cli.report.intervals import mean_and_interval, paired_difference
+from moe_cli.report.pareto import as_cost, on_front, tolerance
+from moe_cli.report.run_row import (
+    CORPUS,
+    DENSE,
+    RESULTS,
+    Cell,
+    Record,
+    Results,
+    RunRow,
+    Settings,
+    Value,
+    column_names,
+    comparison_key,
+    is_baseline,
+    matches,
+    setting_applies,
+    setting_parents,
+    settings_of,
+)
+from moe_cli.report.significance import (
+    INCONCLUSIVE,
+    PairedSample,
+    additional_seeds_needed,
+    compare_with_first,
+    paired,
+    verdicts,
+)
+from moe_cli.runs.folder import COMPLETED
+
+MAIN_RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second",
+                "max_violation", "dropped_fraction", "dead_experts")  # fmt: skip
+# The keys of every object of the JSON export, and the first columns of the CSV export.
+JSON_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", *MAIN_RESULTS,
+              "val_loss_interval", "val_bpb_interval", "vs_baseline", "vs_baseline_interval",
+              "shared_seeds", "verdict", "more_seeds", "pareto")  # fmt: skip
+# The Pareto front compares these too, and the direction in which each is better.
+COSTS = {key: BY_KEY[key].direction for key in ("flops_per_token", "tokens_per_second", "peak_memory_bytes")}
+_OWN = frozenset(("run", "runs", "paths", "seed", "seeds", "tags", "status", "reason", "created", "path", "group", "val_loss_interval", "val_bpb_interval", "vs_baseline",
+                  "vs_baseline_interval", "shared_seeds", "baseline", "baseline_path", "verdict", "more_seeds", "pareto"))  # fmt: skip
+_results_of = attrgetter(*RESULTS)
+
+Key = tuple[Value, ...]
+SeedRuns = Mapping[int | None, RunRow]
+
+
+@dataclass(frozen=True)
+class Configuration(Record):
+    """The runs of one configuration.
+
+    Attributes:
+        runs: in order of seed; several only if all are complete.
+        settings: those of the first run; the others have the same but for the seed.
+        execution, results, others: means over complete runs; text where all runs have the same.
+        val_loss_interval, val_bpb_interval: half-widths of the 95 % intervals of the means; None for one seed.
+        vs_baseline, vs_baseline_interval: the relative difference to the baseline, paired by seed; negative is better.
+        shared_seeds: the seeds it rests on.
+        baseline, baseline_path: the run of the baseline that has the first of these seeds.
+        verdict: better, worse or inconclusive, with Holm's correction; None where nothing is tested.
+        more_seeds: the additional seeds that would decide, where the verdict is inconclusive.
+        pareto: whether no comparable configuration dominates it; None without one that is comparable.
+        num_replaced: complete runs of it that do not count, because their seed was run again.
+    """
+
+    runs: tuple[RunRow, ...]
+    settings: Settings
+    execution: Settings
+    results: Results
+    others: Settings
+    val_loss_interval: float | None = None
+    val_bpb_interval: float | None = None
+    vs_baseline: float | None = None
+    vs_baseline_interval: float | None = None
+    shared_seeds: int | None = None
+    baseline: str | None = None
+    baseline_path: str | None = None
+    verdict: str | None = None
+    more_seeds: int | None = None
+    pareto: bool | None = None
+    num_replaced: int = field(default=0, compare=False)
+
+    @property
+    def run(self) -> str:
+        return self.runs[0].run
+
+    @property
+    def group(self) -> str:
+        return self.runs[0].group
+
+    @property
+    def path(self) -> str:
+        return self.runs[0].path
+
+    @property
+    def status(self) -> str:
+        return self.runs[0].status
+
+    @property
+    def reason(self) -> str | None:
+        return self.runs[0].reason
+
+    @property
+    def created(self) -> float | None:
+        return self.runs[0].created
+
+    @property
+    def is_complete(self) -> bool:
+        return self.status == COMPLETED
+
+    @cached_property
+    def paths(self) -> list[str]:
+        return [run.path for run in self.runs]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs if run.seed is not None]
+
+    @property
+    def seed(self) -> int | None:
+        return self.runs[0].seed if len(self.runs) == 1 else None
+
+    @property
+    def tags(self) -> list[str]:
+        return list(dict.fromkeys(tag for run in self.runs for tag in run.tags))
+
+    @cached_property
+    def losses(self) -> dict[int, float]:
+        """The primary loss of each seed."""
+        return losses_by_seed(self.runs)
+
+    @property
+    def is_own_baseline(self) -> bool:
+        """By folder: runs of one id may lie in several."""
+        return self.baseline_path in self.paths
+
+    @property
+    def is_undefined(self) -> bool:
+        """Whether it has a baseline but no difference to it: relative to a loss of 0 there is none."""
+        return self.baseline_path is not None and self.vs_baseline is None
+
+    def get(self, name: str) -> Cell:
+        if name == "runs":
+            return [run.run for run in self.runs]
+        if name in _OWN:
+            value: Cell = getattr(self, name)
+            return value
+        return super().get(name)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The runs that differences are taken to.
+
+    Attributes:
+        runs: by what a configuration shares with its baseline, and by seed.
+        shared: the settings that a configuration must share with its baseline.
+        ambiguous: the first runs of configurations among which a baseline cannot be chosen.
+    """
+
+    runs: Mapping[Key, SeedRuns]
+    shared: tuple[str, ...]
+    ambiguous: tuple[RunRow, ...]
+
+    def of(self, run: RunRow) -> SeedRuns | None:
+        """The runs of the baseline of a run's configuration; None where losses may not be ranked together."""
+        found = self.runs.get(_applicable_key(run, self.shared))
+        return found if found and comparison_key(next(iter(found.values()))) == comparison_key(run) else None
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Configurations and what their verdicts rest on.
+
+    Attributes:
+        columns: the names of all columns.
+        baselines: what differences are taken to.
+        pairs: the pairs of configurations that the verdicts allow for; None where there is a baseline.
+    """
+
+    configurations: list[Configuration]
+    columns: list[str]
+    baselines: Baselines
+    pairs: int | None
+
+    @property
+    def comparisons(self) -> int:
+        return sum(each.verdict is not None for each in self.configurations)
+
+    def single_runs(self, configuration: Configuration) -> list[Configuration]:
+        """Each run of a configuration as a configuration of its own, with its difference to the baseline."""
+        return [_aggregate([run], self.baselines)[0] for run in configuration.runs]
+
+
+def aggregate_seeds(
+    runs: Sequence[RunRow],
+    by_run: bool = False,
+    extra_baselines: Sequence[RunRow] = (),
+    baseline: Settings = DENSE,
+    conditions: Collection[Expression] = (),
+) -> Aggregate:
+    """One configuration per set of runs that differ in the seed alone.
+
+    Runs are one configuration when every setting but the seed is equal, and the data too. Of two runs with one seed the
+    newer counts. Runs without results are configurations of their own. With `by_run`, every run is one. The baseline of a
+    configuration has the settings of `baseline`, and otherwise those of the configuration. Where no configuration is its
+    baseline or all are, each is compared with the one of the lowest loss.
+
+    Args:
+        extra_baselines: runs that may serve as baselines, but are in no configuration.
+        conditions: runs for which not all of these hold may serve as baselines, but are in no configuration.
+    """
+    columns = column_names(runs)
+    settings = settings_of(columns)
+    baselines = find_baselines(runs, extra_baselines, baseline, settings)
+    runs = [run for run in runs if matches(conditions, run)]
+    if by_run:
+        rows = [_aggregate([run], baselines)[0] for run in runs]
+        return Aggregate(rows, _all_columns(columns, settings), baselines, None)
+    groups = _group_seeds(runs, settings)
+    replaced = Counter(_key(run, settings) for run in runs if run.status == COMPLETED)
+    made = []
+    for key, seeds in groups.items():
+        row, sample = _aggregate(_by_seed(seeds), baselines)
+        made.append((replace(row, num_replaced=replaced[key] - len(seeds)), sample))
+    made += [_aggregate([run], baselines) for run in runs if run.status != COMPLETED]
+    rows = _add_verdicts([row for row, _ in made], [sample for _, sample in made])
+    rows = _add_pareto(rows)
+    pairs = None
+    one_kind = len({is_baseline(row, baseline) for row in rows if row.primary_loss is not None}) == 1
+    if one_kind and not any(row.baseline_path is not None and not row.is_own_baseline for row in rows):
+        rows, pairs = _compare_with_lowest(rows)
+    return Aggregate(rows, _all_columns(columns, settings), baselines, pairs)
+
+
+def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """The columns of configurations: the most important first, settings last."""
+    last = ["reason", "group", "created", "path", "paths", "baseline", "baseline_path", *CORPUS]
+    chosen = {*settings, *last}
+    return list(dict.fromkeys([*JSON_KEYS, *(name for name in columns if name not in chosen), *last, *settings]))
+
+
+def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configuration, PairedSample | None]:
+    """A configuration without verdict, and the paired differences that its verdict rests on."""
+    first = runs[0]
+    done = [run for run in runs if run.status == COMPLETED]
+    if len(done) == 1 == len(runs):
+        results, execution, others = first.results, first.execution, first.others
+    else:
+        measured = zip(*(_results_of(run.results) for run in done), strict=True) if done else []
+        results = Results(*(_mean(values) for values in measured))  # type: ignore[arg-type]
+        execution = {name: _mean([run.execution.get(name) for run in done]) for name in first.execution}
+        others = {name: _mean([run.others.get(name) for run in done]) for name in _names(done, first)}
+        others |= {name: first.others.get(name) for name in CORPUS}
+    row = Configuration(
+        tuple(runs), first.settings, execution, results, others,
+        _half_width([run.results.val_loss for run in done]), _half_width([run.results.val_bpb for run in done]),
+    )  # fmt: skip
+    baseline = baselines.of(first) if done else None
+    return _compare_with_baseline(row, done, baseline) if baseline else (row, None)
+
+
+def _names(done: Sequence[RunRow], first: RunRow) -> list[str]:
+    return list(dict.fromkeys(name for run in (first, *done) for name in run.others))
+
+
+def _compare_with_baseline(
+    row: Configuration, runs: Sequence[RunRow], baseline: SeedRuns
+) -> tuple[Configuration, PairedSample | None]:
+    own, other = losses_by_seed(runs), losses_by_seed(baseline.values())
+    shared = own.keys() & other.keys()
+    if not shared:
+        return row, None
+    first = next(baseline[run.seed] for run in runs if run.seed in shared)
+    row = replace(row, shared_seeds=len(shared), baseline=first.run, baseline_path=first.path)
+    difference, sample = paired_difference(own, other), paired(own, other)
+    if difference is None or sample is None:
+        return row, None
+    if row.is_own_baseline:  # a difference of 0 to itself is no measurement
+        return replace(row, vs_baseline=difference.mean), None
+    return replace(row, vs_baseline=difference.mean, vs_baseline_interval=difference.half_width), sample
+
+
+def _add_verdicts(rows: Sequence[Configuration], samples: Sequence[PairedSample | None]) -> list[Configuration]:
+    """With the verdicts on the differences to the baseline."""
+    tested = [sample for sample in samples if sample is not None]
+    found = iter(verdicts(tested))
+    result = []
+    for row, sample in zip(rows, samples, strict=True):
+        if sample is None:
+            result.append(row)
+            continue
+        verdict = next(found)
+        more = additional_seeds_needed(sample, len(tested)) if verdict == INCONCLUSIVE else None
+        result.append(replace(row, verdict=verdict, more_seeds=more))
+    return result
+
+
+def _add_pareto(rows: Sequence[Configuration]) -> list[Configuration]:
+    """With the Pareto front of those that are comparable with others."""
+    scored = [place for place, row in enumerate(rows) if row.primary_loss is not None]
+    sizes = Counter(comparison_key(rows[place]) for place in scored)
+    result = list(rows)
+    for place, mark in zip(scored, pareto_front([rows[place] for place in scored], COSTS), strict=True):
+        if sizes[comparison_key(rows[place])] > 1:
+            result[place] = replace(rows[place], pareto=mark)
+    return result
+
+
+def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configuration], int | None]:
+    """Compares every configuration with the lowest of those it is comparable with.
+
+    Returns the number of pairs tested too, None where nothing can be compared.
+    """
+    result = list(rows)
+    groups = [group for group in group_comparable(rows).values() if len(group) > 1]
+    found, pairs = compare_with_first([[rows[place].losses for place in group] for group in groups])
+    if not any(each is not None for differences in found for each in differences):
+        return result, None
+    for group, differences in zip(groups, found, strict=True):
+        if not any(differences):
+            continue
+        first = rows[group[0]]
+        result[group[0]] = replace(
+            first,
+            baseline=first.run,
+            baseline_path=first.path,
+            vs_baseline=0.0,
+            vs_baseline_interval=None,
+            shared_seeds=len(first.losses),
+        )
+        for place, each in zip(group, differences, strict=True):
+            if each is not None:
+                result[place] = replace(
+                    rows[place],
+                    baseline=first.run,
+                    baseline_path=first.path,
+                    vs_baseline=each.estimate.mean,
+                    vs_baseline_interval=each.estimate.half_width,
+                    shared_seeds=each.sample.seeds,
+                    verdict=each.verdict,
+                    more_seeds=each.more_seeds,
+                )
+    return result, pairs
+
+
+def group_comparable(rows: Sequence[Record]) -> dict[tuple[object, ...], list[int]]:
+    """The places of rows that may be ranked together, the lowest loss first; without rows that have no loss."""
+    scored = sorted((loss, place) for place, row in enumerate(rows) if (loss := row.primary_loss) is not None)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for _, place in scored:
+        groups.setdefault(comparison_key(rows[place]), []).append(place)
+    return groups
+
+
+def best_rows(rows: Sequence[Configuration]) -> list[Configuration]:
+    """The configuration of the lowest loss in every comparable group of at least two."""
+    return [rows[group[0]] for group in group_comparable(rows).values() if len(group) > 1]
+
+
+def pareto_front(rows: Sequence[Record], costs: Mapping[str, int]) -> list[bool]:
+    """Whether each row, all with a loss, is on the Pareto front of its comparable rows in loss and costs.
+
+    Args:
+        costs: columns, and whether the larger (1) or the smaller value (-1) is better.
+    """
+    points = [(row.primary_loss, *(as_cost(_number(row, name), costs[name]) for name in costs)) for row in rows]
+    return fronts_of(rows, points, [1.0, *map(tolerance, costs)])
+
+
+def fronts_of(
+    rows: Sequence[Record], points: Sequence[Sequence[float | None]], tolerances: Sequence[float]
+) -> list[bool]:
+    """Whether the point of each row is on the Pareto front of the points of its comparable rows."""
+    marks = [False] * len(rows)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(comparison_key(row), []).append(place)
+    for places in groups.values():
+        for place, mark in zip(places, on_front([points[place] for place in places], tolerances), strict=True):
+            marks[place] = mark
+    return marks
+
+
+def _number(row: Record, name: str) -> float | None:
+    value = row.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def find_baselines(
+    runs: Sequence[RunRow], extra_baselines: Iterable[RunRow], baseline: Settings, settings: Sequence[str]
+) -> Baselines:
+    """The runs of the baseline.
+
+    Where configurations of `runs` and of `extra_baselines` fit, those of `runs` count, and of one configuration their
+    seeds before those of `extra_baselines`. Where several fit, none is chosen: they are ambiguous. A dense model shares
+    with a baseline of several experts only what a dense model has too.
+    """
+    own, others = (
+        [_drop_inapplicable(run) for run in each if is_baseline(run, baseline)] for each in (runs, extra_baselines)
+    )
+    preferred, candidates = _group_seeds(own, settings), _group_seeds([*others, *own], settings)
+    for configuration, seeds in preferred.items():
+        candidates[configuration] |= seeds
+    shared = shared_with(baseline, settings)
+    fitting: dict[Key, dict[Key, dict[int | None, RunRow]]] = {}
+    for configuration, seeds in candidates.items():
+        fitting.setdefault(_key(next(iter(seeds.values())), shared), {})[configuration] = seeds
+    found: dict[Key, SeedRuns] = {}
+    ambiguous: list[RunRow] = []
+    for key, alternatives in fitting.items():
+        chosen = [each for each in alternatives if each in preferred] or list(alternatives)
+        if len(chosen) == 1:
+            found[key] = alternatives[chosen[0]]
+        elif chosen[0] in preferred:
+            ambiguous += [next(iter(alternatives[each].values())) for each in chosen]
+    if "expert" in baseline:
+        for_dense = [(_dense_key(next(iter(seeds.values())), shared), seeds) for seeds in found.values()]
+        number = Counter(key for key, _ in for_dense)
+        found = {**{key: seeds for key, seeds in for_dense if number[key] == 1}, **found}
+    return Baselines(found, tuple(shared), tuple(ambiguous))
+
+
+def _group_seeds(runs: Iterable[RunRow], settings: Sequence[str]) -> dict[Key, dict[int | None, RunRow]]:
+    """The complete runs by what they share, and by seed; of two runs with one seed, the newer."""
+    groups: dict[Key, dict[int | None, RunRow]] = {}
+    for run in sorted((run for run in runs if run.status == COMPLETED), key=lambda run: run.created or 0):
+        groups.setdefault(_key(run, settings), {})[run.seed] = run
+    return groups
+
+
+def _by_seed(seeds: SeedRuns) -> list[RunRow]:
+    return sorted(seeds.values(), key=lambda run: (run.seed is None, run.seed))
+
+
+def _key(run: RunRow, settings: Sequence[str]) -> Key:
+    return (*map(run.settings.get, settings), run.corpus_sha256)
+
+
+def _applicable_key(run: RunRow, settings: Sequence[str]) -> Key:
+    """The same without the settings that have no effect in the run."""
+    own = run.settings
+    return (*(own.get(name) if setting_applies(name, own) else None for name in settings), run.corpus_sha256)
+
+
+def _dense_key(run: RunRow, settings: Sequence[str]) -> Key:
+    """The same with those settings alone that a dense model has too."""
+    return (*(run.settings.get(name) if setting_applies(name, DENSE) else None for name in settings), run.corpus_sha256)
+
+
+def _drop_inapplicable(run: RunRow) -> RunRow:
+    """Without the settings that have no effect in the run, in which baselines may differ."""
+    own = run.settings
+    return replace(run, settings={name: value if setting_applies(name, own) else None for name, value in own.items()})
+
+
+def shared_with_dense(settings: Iterable[str]) -> list[str]:
+    """The settings that a model must share with a dense one to be compared with it."""
+    return [name for name in settings if name != "expert" and setting_applies(name, DENSE)]
+
+
+def shared_with(baseline: Settings, settings: Sequence[str]) -> list[str]:
+    """The settings that a configuration must share with its baseline: all that the baseline neither names nor decides."""
+    named = set(baseline) | ({"balance"} if "router" in baseline else set())  # not every router has a balance
+    shared = shared_with_dense(settings) if baseline.get("expert") == 1 else list(settings)
+    return [name for name in shared if not named & {name, name.partition(".")[0], *setting_parents(name)}]
+
+
+def losses_by_seed(runs: Iterable[RunRow]) -> dict[int, float]:
+    """The primary loss of each run that has one, by seed."""
+    return {run.seed: loss for run in runs if run.seed is not None and (loss := run.primary_loss) is not None}
+
+
+def _half_width(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean_and_interval(known).half_width if known else None
+
+
+def _mean(values: Sequence[Value]) -> Value:
+    """The mean; the value itself where all are equal, so that counts stay whole; None for unequal text."""
+    known = [value for value in values if value is not None]
+    if len(set(known)) == 1:
+        return known[0]
+    numbers = [value for value in known if isinstance(value, int | float)]
+    return mean_and_interval(numbers).mean if numbers and len(numbers) == len(known) else None

@@ -1,0 +1,85 @@
+"""Curves of metrics.jsonl as typed points, thinned as they are read: for charts, figures and the page."""
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moe_cli.runs.curves import ThinnedCurve
+from moe_cli.runs.folder import Run
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One value of a metric; `tokens` are those seen in training by then, None where the run does not say."""
+
+    step: int
+    tokens: int | None
+    value: float
+
+
+def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePoint]]:
+    """The finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`."""
+    curves = {metric: ThinnedCurve() for metric in metrics}
+    for step, tokens, metric, value in read_values(run, metrics):
+        curves[metric].add(step, value, tokens)
+    per_step = tokens_per_step(run)
+    return {
+        metric: [
+            CurvePoint(int(step), tokens_at(tokens, int(step), per_step), value)
+            for step, (value, tokens) in sorted(curve.points.items())
+            if not math.isnan(value)
+        ]
+        for metric, curve in curves.items()
+    }
+
+
+def read_values(run: Run, metrics: Collection[str] | None = None) -> Iterator[tuple[int, int | None, str, float]]:
+    """Step, tokens, metric and value of each measurement of metrics.jsonl, or of some metrics."""
+    for record in run.read_metrics():
+        step, tokens = whole_number(record.get("step")), whole_number(record.get("tokens"))
+        if step is None:
+            continue
+        for metric, recorded in record.items():
+            if metric not in ("step", "tokens") and (metrics is None or metric in metrics):
+                value = measured_value(recorded)
+                if value is not None:
+                    yield step, tokens, metric, value
+
+
+def tokens_per_step(run: Run) -> int | None:
+    """See RunConfig.tokens_per_step; None where config.json does not say."""
+    config = run.config_dict()
+    train, model = config.get("train"), config.get("model")
+    if not isinstance(train, dict) or not isinstance(model, dict):
+        return None
+    factors = [
+        whole_number(train.get("batch_size")),
+        whole_number(train.get("grad_accumulation", 1)),
+        whole_number(model.get("context_length")),
+    ]
+    known = [factor for factor in factors if factor is not None]
+    return math.prod(known) if len(known) == len(factors) else None
+
+
+def tokens_at(recorded: int | None, step: int, per_step: int | None) -> int | None:
+    """The tokens seen in training by a step."""
+    tokens = step * per_step if recorded is None and per_step is not None else recorded
+    return None if tokens is None or tokens >= 2**63 else tokens
+
+
+def whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+
+
+def measured_value(recorded: Any) -> float | None:
+    """A measurement: NaN for null, which the file has for values that were not finite; None for what is no number."""
+    if recorded is None:
+        return math.nan
+    if isinstance(recorded, bool) or not isinstance(recorded, int | float):
+        return None
+    try:
+        value = float(recorded)
+    except OverflowError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan

@@ -1,0 +1,72 @@
+// Sections that Python has written: lines, a table, a chart of points and lines.
+function static_section(content) {
+  const parts = [], lines = content.lines.map(line => line.replaceAll(" +- ", " ± "));
+  if (!content.preformatted) parts.push(...lines.map((line, index) => static_line(content, line, index)));
+  if (content.chart) {
+    const host = el("div", { class: "chart", id: `${content.id}-chart` });
+    const names = el("div", { class: "legend", role: "group", "aria-label": "Drawn lines" });
+    const hidden = new Set();
+    parts.push(names, host);
+    subscribers.push(() => static_chart(host, names, content.chart, hidden));
+  }
+  if (content.note) parts.push(el("p", { class: "note" }, content.note));
+  if (content.preformatted) {
+    const attributes = { tabindex: 0, role: "region", "aria-label": `${content.title} in words` };
+    parts.push(el("pre", attributes, lines.join("\n")));
+  }
+  if (content.rows.length) parts.push(el("div", { class: "scroll" }, plain_table(content.headings, content.rows)));
+  return section(content.id, content.title, ...parts);
+}
+
+function static_line(content, line, index) {
+  if (line.startsWith("moe ")) {
+    return el("pre", { class: "command", tabindex: 0, role: "region", "aria-label": "command" }, line);
+  }
+  return el("p", { class: content.id === "answer" ? (index ? "answer" : "answer lead") : null }, line);
+}
+
+function static_legend(names, chart, hidden, redraw) {
+  const styles = new Map(chart.series.map(each => [each.style, each.name]));
+  names.replaceChildren(...[...styles].map(([style, name]) => el("button", { type: "button", class: look(style),
+    "aria-pressed": String(!hidden.has(style)), "data-style": style,
+    onclick: () => {
+      hidden.has(style) ? hidden.delete(style) : hidden.add(style);
+      redraw();
+      names.querySelector(`[data-style="${style}"]`).focus();
+    } }, el("span", { class: "swatch" }), name)));
+}
+
+function static_chart(host, names, chart, hidden) {
+  static_legend(names, chart, hidden, () => static_chart(host, names, chart, hidden));
+  const series = chart.series.filter(each => !hidden.has(each.style)), all = series.flatMap(each => each.points);
+  if (!all.length) { host.replaceChildren(el("p", { class: "quiet" }, "Nothing is drawn.")); return; }
+  const { root, x, y, width } = axes(host, { xs: all.map(each => each[0]), ys: all.map(each => each[1]),
+    logX: chart.log_x, logY: chart.log_y, height: 360, x: chart.x, y: chart.y,
+    label: `${chart.y} over ${chart.x}. Arrow keys move between points.` });
+  const points = [];
+  for (const each of series) {
+    const group = draw("g", { class: look(each.style) }), places = each.points.map(([a, b]) => [x(a), y(b)]);
+    if (each.line) group.append(draw("path", { class: `line ${dash(each.style)}`, d: path(places) }));
+    places.forEach(([left, top], index) => {
+      if (each.mark === "point") group.append(shape(each.style, left, top, 4.5, { class: "point" }));
+      if (each.mark === "ring") group.append(draw("circle", { class: "ring", cx: left, cy: top, r: 8 }));
+      const [a, b] = each.points[index], text = `${each.name}\n${chart.y} ${written(b)}\n${chart.x} ${written(a)}`;
+      if (each.mark) points.push({ place: { x: left, y: top }, text });
+    });
+    root.append(group);
+  }
+  const ring = draw("circle", { class: "ring", r: 8, visibility: "hidden" });
+  root.append(ring);
+  points.sort((a, b) => a.place.x - b.place.x || b.place.y - a.place.y);
+  interactive(root, width, {
+    find: place => nearest_item(points, place, 30),
+    move: step_through(points),
+    show: ({ place, text }) => {
+      ring.setAttribute("cx", place.x);
+      ring.setAttribute("cy", place.y);
+      ring.setAttribute("visibility", "visible");
+      return { ...place, text };
+    },
+    clear: () => ring.setAttribute("visibility", "hidden"),
+  });
+}

@@ -1,0 +1,97 @@
+"""One page for a browser: a report as a single HTML file that needs no network.
+
+Charts are SVG, drawn by 800 lines of our own; why no plotting library does it stands in .github/CONTRIBUTING.md.
+
+Nothing of a run is ever markup: it stands as JSON in a script element that no browser executes, without a single `<`, and
+the page puts it on the screen as text. A content security policy allows only the page's own script and style, by hash.
+"""
+
+import html
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from json import dumps
+
+from moe_cli.formatting import printable
+from moe_cli.report.html.page_data import Source, page_content
+from moe_cli.report.html.section import Section
+from moe_cli.report.render.tables import table_lines
+from moe_cli.report.table import ReportTable
+
+GENERATOR = "moe report"
+SCRIPTS = (
+    "svg.js",
+    "interaction.js",
+    "table.js",
+    "curves.js",
+    "scatter.js",
+    "experts.js",
+    "static_section.js",
+    "page_shell.js",
+    "report.js",
+)
+# What is shown where scripts are switched off.
+PLAIN_WIDTH = 120
+
+
+def page_text(table: ReportTable, source: Source, sections: Sequence[Section] = ()) -> str:
+    """The page of a report.
+
+    Args:
+        sections: what else to show, written beforehand; those with `before_table` stand before the table.
+    """
+    plain = "\n".join(line.plain for line in table_lines(table, source.title, PLAIN_WIDTH, curves=False))
+    content = page_content(table, source, sections)
+    return render(content, PageTemplate(source.title, plain, f"{GENERATOR}, {source.program}", SCRIPTS))
+
+
+@dataclass(frozen=True)
+class PageTemplate:
+    """What a page is made of beside its content.
+
+    Attributes:
+        plain: what is shown where scripts are switched off.
+        scripts, styles: files of assets/, in order.
+        first: the anchor that the keyboard skips to, and what is there.
+    """
+
+    title: str
+    plain: str
+    generator: str
+    scripts: tuple[str, ...]
+    styles: tuple[str, ...] = ("page.css",)
+    first: tuple[str, str] = ("rows", "table")
+
+
+def render(content: object, template: PageTemplate) -> str:
+    """One file that asks nothing of a network."""
+    style = "".join(map(_asset, template.styles))
+    script = '(() => {\n"use strict";\n' + "".join(map(_asset, template.scripts)) + "})();\n"
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy, "generator": html.escape(template.generator), "title": html.escape(printable(template.title)), "style": style,
+        "anchor": template.first[0], "what": template.first[1], "plain": html.escape(template.plain), "content": as_script_data(content),
+        "script": script,
+    }  # fmt: skip
+    # In one pass: what stands in a part is never looked at again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("page.html"))
+
+
+def as_script_data(content: object) -> str:
+    """JSON that can stand inside a script element whatever it says: no `<`, `>` or `&`, and ASCII alone."""
+    text = dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _asset(name: str) -> str:
+    return files("moe_cli.report.html").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + b64encode(sha256(text.encode()).digest()).decode()

@@ -1,0 +1,228 @@
+"""A report as the plain values that the page reads: rows and their runs, quantities to draw, settings."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+from moe_cli.config.ranges import show
+from moe_cli.formatting import printable
+from moe_cli.metrics import BY_KEY
+from moe_cli.report.columns import Column, required_columns, truncate_left
+from moe_cli.report.configuration import Configuration, fronts_of
+from moe_cli.report.html.curves_and_experts import curve_content, expert_content
+from moe_cli.report.html.downsample import rounded
+from moe_cli.report.html.section import Section
+from moe_cli.report.pareto import as_cost, tolerance
+from moe_cli.report.render.captions import footer_lines, header_lines
+from moe_cli.report.render.charts import DERIVED, make_axis, number_of
+from moe_cli.report.render.tables import BEST, PARETO, RECOMMENDED, mark_of
+from moe_cli.report.run_row import TOP_LEVEL, Cell, RunRow, comparison_key, setting_applies, settings_of
+from moe_cli.report.table import ReportTable
+
+LINE_WIDTH = 10_000  # lines are the page's to wrap
+MAX_UNFINISHED = 100
+MAX_TEXT_LENGTH = 300
+# What can be drawn against what, see `moe_cli.metrics`.
+QUANTITIES = ("sparsity", "flops_per_token", "train_flops", "model_flops", "active_params", "params",
+              "tokens_per_second", "peak_memory_bytes", "seconds", "tokens", "val_bpb", "val_loss", "max_violation",
+              "dead_experts", "dropped_fraction")  # fmt: skip
+Value = float | int | str | bool | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a report comes from.
+
+    Attributes:
+        runs: all runs that were selected.
+        extra_baselines: other runs that may serve as baselines.
+        title: of the report.
+        program: that made it, with its version.
+    """
+
+    runs: Sequence[RunRow]
+    extra_baselines: Sequence[RunRow]
+    title: str
+    program: str
+
+
+def page_content(table: ReportTable, source: Source, sections: Sequence[Section]) -> dict[str, Any]:
+    """Everything that the page shows."""
+    runs = [[row] if table.by_run else table.aggregate.single_runs(row) for row in table.rows]
+    score = required_columns(table.rows)[1] if table.rows else "val_bpb"
+    curves, notes = curve_content(runs)
+    experts, more = expert_content(runs)
+    settings = _settings(table)
+    quantities = _quantities(table)
+    return {
+        "title": printable(source.title),
+        "generated": f"made by {source.program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
+        "by_run": table.by_run, "score": score, "above": _above(table, source.title),
+        "below": _lines(footer_lines(table, LINE_WIDTH)), "notes": [*notes, *more],
+        "columns": [{"name": column.name, "heading": printable(column.heading), "left": column.left}
+                    for column in table.columns],
+        "rows": _rows(table, runs, settings, quantities), "quantities": quantities, "fronts": _fronts(table, quantities),
+        "settings": settings, "curves": curves, "experts": experts,
+        "sections": [each.content() for each in (*sections, *_unfinished(table))],
+    }  # fmt: skip
+
+
+def _above(table: ReportTable, title: str) -> list[str]:
+    """The lines above the table; the title, which the first begins with, is the page's heading already."""
+    first, *others = _lines(header_lines(table, title, LINE_WIDTH))
+    return [line for line in (first.removeprefix(truncate_left(printable(title))).lstrip(), *others) if line]
+
+
+def _lines(lines: Sequence[Any]) -> list[str]:
+    return [line.plain for line in lines]
+
+
+def _rows(
+    table: ReportTable,
+    runs: Sequence[Sequence[Configuration]],
+    settings: Mapping[str, Any],
+    quantities: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    content = []
+    for index, (row, members) in enumerate(zip(table.rows, runs, strict=True)):
+        cells = [printable(column.write(row)) for column in table.columns]
+        label = label_of(row, table)
+        mark = mark_of(row, table)
+        words = [label, *cells, *(f"{run.run} {' '.join(run.tags)}" for run in members), row.status]
+        content.append({
+            "index": index, "label": label, "cells": cells,
+            "sort_keys": [_sort_key(row, column) for column in table.columns],
+            "best": mark in (BEST, RECOMMENDED), "mark": mark if mark != PARETO else "", "pareto": bool(row.pareto),
+            "text": printable(" ".join(words)).lower(), "flops": _plain(row.results.flops_per_token),
+            "values": {each["name"]: _plain(_quantity(row, each["name"])) for each in quantities},
+            "interval": {"val_bpb": _plain(row.val_bpb_interval), "val_loss": _plain(row.val_loss_interval)},
+            "settings": settings["of"][index],
+            "runs": [_run(run, table) for run in members],
+        })  # fmt: skip
+    return content
+
+
+def _run(run: Configuration, table: ReportTable) -> dict[str, Any]:
+    return {
+        "id": printable(run.run), "seed": _plain(run.seed), "tags": [printable(tag) for tag in run.tags],
+        "cells": [printable(column.write(run)) for column in table.columns],
+    }  # fmt: skip
+
+
+def label_of(row: Configuration, table: ReportTable) -> str:
+    """The settings that tell the row apart, or the run where none does."""
+    words = [_word(name, row) for name in table.varying if setting_applies(name, row.settings)]
+    if table.by_run or not words:
+        words = [row.run if len(row.runs) <= 1 else f"expert={show(row.expert)} k={show(row.k)}"]
+    if row.is_dense:
+        words.append("(dense)")
+    return printable(" ".join(words))[:MAX_TEXT_LENGTH]
+
+
+def _word(name: str, row: Configuration) -> str:
+    value = row.get(name)
+    return "dropless" if name == "capacity" and value is None else f"{name.removesuffix('.name')}={show(value)}"
+
+
+def _sort_key(row: Configuration, column: Column) -> Value:
+    """The value that a column is sorted by; its text where the value is no number or text."""
+    value = row.get(column.name)
+    if value is None or column.write(row) == "-":
+        return None
+    return _plain(value) if isinstance(value, str | int | float) else printable(column.write(row))
+
+
+def _plain(value: Cell) -> Value:
+    if isinstance(value, str):
+        return printable(value)[:MAX_TEXT_LENGTH]
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**53):
+        return value
+    return rounded(float(value), 7) if isinstance(value, int | float) else None
+
+
+def _quantity(row: Configuration, name: str) -> Cell:
+    if name in DERIVED:
+        return DERIVED[name](row)
+    return row.get(name) if setting_applies(name, row.settings) else None
+
+
+def _quantities(table: ReportTable) -> list[dict[str, Any]]:
+    """The metrics that some row has, and the settings that vary in number."""
+    metrics = [BY_KEY[name] for name in QUANTITIES if any(_quantity(row, name) is not None for row in table.rows)]
+    known = [(metric.key, metric.title, metric.log_scale, metric.direction) for metric in metrics]
+    known += [
+        (name, printable(name), make_axis(values).log, 0) for name in table.varying if (values := _numbers(table, name))
+    ]
+    return [{"name": name, "heading": text, "log": log, "better": way, "same": tolerance(name)}
+            for name, text, log, way in known]  # fmt: skip
+
+
+def _numbers(table: ReportTable, name: str) -> list[float]:
+    """The values of a setting where all that are there are numbers; empty for other settings."""
+    values = [value for row in table.rows if (value := _quantity(row, name)) is not None]
+    numbers = [
+        value
+        for value in values
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    ]
+    return numbers if len(numbers) == len(values) else []
+
+
+def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
+    """By "X|Y", for each pair of quantities that have a better side: the rows on the Pareto front, a list for each group
+    of comparable rows, by X.
+    """
+    directed = [(each["name"], each["better"]) for each in quantities if each["better"]]
+    found = {}
+    for (x, x_better), (y, y_better) in permutations(directed, 2):
+        points = [(place, number_of(row, x), number_of(row, y)) for place, row in enumerate(table.rows)]
+        known = [(place, a, b) for place, a, b in points if a is not None and b is not None]
+        costs = [(as_cost(a, x_better), as_cost(b, y_better)) for _, a, b in known]
+        marks = fronts_of([table.rows[place] for place, _, _ in known], costs, (tolerance(x), tolerance(y)))
+        groups: dict[object, list[int]] = {}
+        for (place, _, _), mark in sorted(zip(known, marks, strict=True), key=lambda each: (each[0][1], -each[0][2])):
+            if mark:
+                groups.setdefault(comparison_key(table.rows[place]), []).append(place)
+        found[f"{x}|{y}"] = list(groups.values())
+    return found
+
+
+def _settings(table: ReportTable) -> dict[str, Any]:
+    """The settings that are the same for all rows, and those of each row alone."""
+    names = settings_of(table.aggregate.columns)
+    each = [{name: _setting(row, name) for name in names if setting_applies(name, row.settings)} for row in table.rows]
+    same = {name: each[0].get(name) for name in names if each and len({repr(one.get(name)) for one in each}) == 1}
+    own = [{name: value for name, value in one.items() if name not in same} for one in each]
+    return {
+        "names": [printable(name) for name in names],
+        "same": {printable(name): value for name, value in same.items() if value is not None or name in TOP_LEVEL},
+        "of": [{printable(name): value for name, value in one.items()} for one in own],
+    }
+
+
+def _setting(row: Configuration, name: str) -> Value:
+    value = row.get(name)
+    return None if isinstance(value, float) and not math.isfinite(value) else _plain(value)
+
+
+def _unfinished(table: ReportTable) -> list[Section]:
+    """Which runs have no results, and why."""
+    if not table.unfinished:
+        return []
+    rows = [
+        (row.run, row.status, ((row.reason or "").strip().splitlines() or ["-"])[0][:MAX_TEXT_LENGTH])
+        for row in table.unfinished[:MAX_UNFINISHED]
+    ]
+    more = len(table.unfinished) - len(rows)
+    return [
+        Section(
+            "unfinished",
+            "Without results",
+            (f"and {more} more",) if more else (),
+            ("run", "status", "why"),
+            tuple(rows),
+        )
+    ]

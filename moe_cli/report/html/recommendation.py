@@ -1,0 +1,89 @@
+"""Sections of a page that say what the runs mean: the recommendation, and a scaling law through them."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_cli.errors import MoeError
+from moe_cli.formatting import count, printable
+from moe_cli.report.html.section import RING, Chart, Line, Section
+from moe_cli.report.recommend.recommendation import make_recommendation
+from moe_cli.report.recommend.text import format_recommendation
+from moe_cli.report.run_row import RunRow, Settings
+from moe_cli.report.scaling.lines import study_lines
+
+if TYPE_CHECKING:
+    from moe_cli.report.scaling.answers import IsoFlop
+    from moe_cli.report.scaling.fit import Fit
+    from moe_cli.report.scaling.points import Array, Points
+    from moe_cli.report.scaling.study import Study
+
+LINE_WIDTH = 110
+
+
+def recommendation_section(
+    runs: Sequence[RunRow], extra_baselines: Sequence[RunRow], baseline: Settings | None = None
+) -> list[Section]:
+    """What `moe recommend` says of these runs; nothing where there is nothing to recommend."""
+    try:
+        lines = format_recommendation(make_recommendation(runs, (), extra_baselines, baseline))
+    except MoeError:
+        return []
+    return [Section("answer", "In short", tuple(lines), before_table=True)]
+
+
+def fit_sections(found: "Study", title: str) -> list[Section]:
+    """The law against what was measured, its constants and answers, and loss against size at equal FLOPs."""
+    first, *others = (line.plain for line in study_lines(found, title, LINE_WIDTH))
+    text = (first.removeprefix(printable(title)).lstrip(), *others)  # the page has its title
+    note = f"Points were measured; lines are what the {found.fit.law.name} law says of them, each through runs of equal tokens."
+    sections = [Section("scaling", "Scaling law", text, chart=_fitted(found.fit), preformatted=True, note=note)]
+    if found.iso_flop:
+        lines = tuple(line for style, each in enumerate(found.iso_flop) for line in _iso_lines(style, each))
+        chart = Chart("active parameters", "loss, nats per token", lines, log_x=True)
+        note = "A line is one budget; a ring its best size, by a parabola of log loss over log size."
+        sections.append(Section("isoflop", "Loss against size at equal training FLOPs", chart=chart, note=note))
+    return sections
+
+
+def _fitted(found: "Fit") -> Chart:
+    """Measured loss over training FLOPs, and what the law says where other things are equal."""
+    points = found.points
+    said = np.exp(found.log_loss(points))
+    lines = []
+    for style, each in enumerate(sorted(set(points.expansion.tolist()))):
+        chosen = points.expansion == each
+        name = "dense" if each == 1 else f"{each:g} experts per chosen one"
+        lines.append(Line(name, _pairs(points.flops[chosen], points.loss[chosen]), style))
+        lines += [
+            Line(name, _pairs(points.flops[one], said[one]), style, connect=True, mark="")
+            for one in _equal(points, chosen)
+        ]
+    return Chart("training FLOP", "loss, nats per token", tuple(lines), log_x=True)
+
+
+def _equal(points: "Points", chosen: "Array") -> list["Array"]:
+    """The chosen points of equal tokens and equal shape of expert, by FLOPs, where they are of several sizes."""
+    found = []
+    keys = list(zip(points.tokens, points.granularity, points.density, strict=True))
+    for key in sorted({keys[place] for place in np.flatnonzero(chosen)}):
+        places = np.array([place for place in np.flatnonzero(chosen) if keys[place] == key])
+        if len(set(points.flops[places].tolist())) > 1:
+            found.append(places[np.argsort(points.flops[places])])
+    return found
+
+
+def _iso_lines(style: int, each: "IsoFlop") -> list[Line]:
+    """What was measured at one budget, and the size of least loss."""
+    name = f"{count(each.flops)}FLOP, " + ("dense" if each.expansion == 1 else f"expert/k {each.expansion:g}")
+    lines = [Line(name, _pairs(each.sizes, each.losses), style, connect=True)]
+    if each.best is not None and each.best_loss is not None:
+        lines.append(Line(name, _pairs([each.best], [each.best_loss]), style, mark=RING))
+    return lines
+
+
+def _pairs(xs: object, ys: object) -> tuple[tuple[float, float], ...]:
+    together = zip(np.asarray(xs, float).tolist(), np.asarray(ys, float).tolist(), strict=True)
+    return tuple((x, y) for x, y in together if x > 0 and math.isfinite(x) and math.isfinite(y))

@@ -1,0 +1,133 @@
+"""Text for a terminal of any width: tables whose least important columns are dropped first, wrapped sentences, packed pieces."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Span, Text
+
+from moe_cli.formatting import printable
+
+GAP = "  "
+MIN_LABEL_WIDTH, MIN_PROSE_WIDTH = 8, 20
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """One column.
+
+    Attributes:
+        cells: one text for each row.
+        drop_order: columns with larger numbers leave sooner when there is no room; 0 stays.
+        align_left: set to the left; numbers are set to the right.
+        styles: a style for each row; empty: none.
+        min_width: the least width to which long cells are cut before any column is dropped; None: they are not cut.
+    """
+
+    heading: str
+    cells: Sequence[str]
+    drop_order: int = 0
+    align_left: bool = False
+    styles: Sequence[str] = ()
+    min_width: int | None = None
+
+
+def table_lines(columns: Sequence[TextColumn], width: int | None, header: bool = True) -> list[Text]:
+    """The rows under their headings, no line wider than `width`; None: as wide as it gets, with all columns."""
+    widths = [
+        max(map(cell_len, map(printable, (column.heading if header else "", *column.cells)))) for column in columns
+    ]
+    kept = [index for index, size in enumerate(widths) if size]
+    if width is not None:
+        kept, widths = _fit(columns, kept, widths, width)
+    lines = [_line([(columns[index].heading, "dim", index) for index in kept], columns, widths)] if header else []
+    for row in range(len(columns[0].cells)):
+        cells = [(columns[index].cells[row], _style(columns[index], row), index) for index in kept]
+        lines.append(_line(cells, columns, widths))
+    for line in lines:
+        line.rstrip()
+        if width is not None:
+            line.truncate(width, overflow="ellipsis")
+    return lines
+
+
+def _style(column: TextColumn, row: int) -> str:
+    return column.styles[row] if column.styles else ""
+
+
+def _fit(columns: Sequence[TextColumn], kept: list[int], widths: list[int], width: int) -> tuple[list[int], list[int]]:
+    """Which columns stay and how wide: what may shrink does so first, then columns leave."""
+    widths = list(widths)
+    leaving = sorted(
+        (index for index in kept if columns[index].drop_order), key=lambda index: -columns[index].drop_order
+    )
+    while True:
+        least = [widths[index] if columns[index].min_width is None else min(widths[index], columns[index].min_width or 0)
+                 for index in kept]  # fmt: skip
+        room = width - len(GAP) * (len(kept) - 1)
+        if sum(least) <= room or not leaving:
+            break
+        kept = [index for index in kept if index != leaving[0]]
+        del leaving[0]
+    spare = max(0, room - sum(least))
+    for index, smallest in zip(kept, least, strict=True):
+        given = min(widths[index] - smallest, spare)
+        spare -= given
+        widths[index] = smallest + given
+    return kept, widths
+
+
+def _line(cells: Sequence[tuple[str, str, int]], columns: Sequence[TextColumn], widths: Sequence[int]) -> Text:
+    parts, spans, length = [], [], 0
+    for cell, style, index in cells:
+        text, size = printable(cell), widths[index]
+        if cell_len(text) > size:
+            text = set_cell_size(text, max(0, size - 1)) + "…"
+        space = " " * (size - cell_len(text))
+        padded = text + space if columns[index].align_left else space + text
+        if style:
+            spans.append(Span(length, length + len(padded), style))
+        parts.append(padded)
+        length += len(padded) + len(GAP)
+    return Text(GAP.join(parts), no_wrap=True, overflow="ellipsis", spans=spans)
+
+
+def plain_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, num_left: int = 1
+) -> list[Text]:
+    """A table of texts, its first `num_left` columns set to the left; long cells of the first one are cut."""
+    columns = [
+        TextColumn(
+            heading,
+            [row[index] for row in rows],
+            align_left=index < num_left,
+            min_width=None if index else MIN_LABEL_WIDTH,
+        )
+        for index, heading in enumerate(headings)
+    ]
+    return table_lines(columns, width)
+
+
+def wrap(sentence: str, width: int, style: str = "", indent: str = "") -> list[Text]:
+    """A sentence on as many lines as it takes, continued with a deeper indent."""
+    lines = textwrap.wrap(
+        sentence,
+        max(MIN_PROSE_WIDTH, width),
+        initial_indent=indent,
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+    )
+    return [Text(line, style) for line in lines]
+
+
+def pack(pieces: Sequence[str], width: int, gap: str = "   ", indent: str = "") -> list[str]:
+    """Pieces side by side on as few lines as hold them whole; a piece longer than a line has a line of its own."""
+    lines = list(pieces[:1])
+    for piece in pieces[1:]:
+        if len(lines[-1]) + len(gap) + len(piece) <= width:
+            lines[-1] += gap + piece
+        else:
+            lines[-1] += gap.rstrip()
+            lines.append(indent + piece)
+    return lines

@@ -1,0 +1,289 @@
+"""One run as the report has it: who it is, its settings and its results; and what settings mean for comparisons."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from itertools import chain
+
+from moe_cli.config.data import HELD_OUT
+from moe_cli.config.expressions import Expression
+from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.resolve import SPARSE_ONLY, concerns
+from moe_cli.config.schema import EXECUTION_KEYS
+from moe_cli.metrics import eval_windows
+
+Value = str | int | float | bool | None
+Settings = Mapping[str, Value]
+# A column may also hold a list: tags, seeds, runs.
+Cell = Value | Sequence[str] | Sequence[int] | Sequence[float]
+
+IDENTITY = ("run", "group", "status", "reason", "created", "path", "tags")
+SETTINGS = ("expert", "k", "capacity", "router", "balance", "seed")
+CORPUS = ("corpus", "corpus_sha256")
+MODEL_TASK_DATA = ("model.name", "task.name", "data.name")
+TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
+# How a run is carried out, which does not change what it learns.
+EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
+                       *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
+# Columns in which the runs of one configuration may differ before anything is measured.
+RUN_LEVEL_COLUMNS = EXECUTION | {*IDENTITY, "seed"}
+# The settings that decide each of these. They tell configurations apart only where their parents are equal.
+SETTING_PARENTS: dict[str, tuple[str, ...]] = {
+    "drop": ("capacity",),
+    "renormalise_after_drop": ("capacity",),
+    **{f"{group}.name": () for group in ("model", "task", "data")},
+    **{f"{group}.": (f"{group}.name",) for group in ("model", "task", "data")},
+    "model.d_expert": ("model.name", "model.d_ff", "match"),
+    "eval.context_length": ("model.context_length",),
+    "eval.stride": ("model.context_length", "eval.context_length"),
+    "router.": ("router", "k"),
+    "balance.": ("balance",),
+    "optim.name": (),
+    "optim.schedule": ("optim.name",),
+    "optim.": ("optim.name", "optim.schedule"),
+}
+# The baseline unless a sweep or the user names another: the model without experts.
+DENSE: Mapping[str, Value] = {"expert": 1}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a run, or their means over runs; the fields are metrics of the registry `moe_cli.metrics`."""
+
+    params: float | None = None
+    active_params: float | None = None
+    flops_per_token: float | None = None
+    val_loss: float | None = None
+    val_bpb: float | None = None
+    tokens_per_second: float | None = None
+    max_violation: float | None = None
+    dropped_fraction: float | None = None
+    dead_experts: float | None = None
+    forward_flops_per_token: float | None = None
+    model_flops_per_token: float | None = None
+    optimizer_flops_per_step: float | None = None
+    val_perplexity: float | None = None
+    val_tokens: float | None = None
+    val_bytes: float | None = None
+    capacity_val_loss: float | None = None
+    eval_context: float | None = None
+    train_loss: float | None = None
+    routing_entropy: float | None = None
+    mean_routing_entropy: float | None = None
+    load_cv: float | None = None
+    token_specialisation: float | None = None
+    domain_specialisation: float | None = None
+    null_fraction: float | None = None
+    router_saturation: float | None = None
+    vocab_size: float | None = None
+    steps: float | None = None
+    tokens: float | None = None
+    seconds: float | None = None
+    peak_memory_bytes: float | None = None
+    bigram_bpb: float | None = None
+    gzip_bpb: float | None = None
+
+
+RESULTS = tuple(entry.name for entry in fields(Results))
+_RESULTS = frozenset(RESULTS)
+
+
+class Record:
+    """What a run and a configuration of several runs have in common.
+
+    `record[name]` and `record.get(name)` give the value of any column; None where there is none.
+    """
+
+    settings: Settings
+    execution: Settings
+    results: Results
+    others: Settings
+
+    @property
+    def expert(self) -> int | None:
+        return self._whole("expert")
+
+    @property
+    def k(self) -> int | None:
+        return self._whole("k")
+
+    @property
+    def capacity(self) -> float | None:
+        value = self.settings.get("capacity")
+        return value if isinstance(value, int | float) else None
+
+    @property
+    def router(self) -> str | None:
+        return self._text("router")
+
+    @property
+    def balance(self) -> str | None:
+        return self._text("balance")
+
+    @property
+    def corpus(self) -> str | None:
+        value = self.others.get("corpus")
+        return None if value is None else str(value)
+
+    @property
+    def corpus_sha256(self) -> str | None:
+        value = self.others.get("corpus_sha256")
+        return None if value is None else str(value)
+
+    def _whole(self, name: str) -> int | None:
+        value = self.settings.get(name)
+        return value if isinstance(value, int) else None
+
+    def _text(self, name: str) -> str | None:
+        value = self.settings.get(name)
+        return None if value is None else str(value)
+
+    @property
+    def is_dense(self) -> bool:
+        return self.expert == 1
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether the record says how many experts it has; files of other programs may not."""
+        return self.expert is not None and self.expert >= 1
+
+    @property
+    def primary_loss(self) -> float | None:
+        """The loss that configurations are ranked by: bits per byte, or nats where there are no bytes."""
+        return self.results.val_loss if self.results.val_bpb is None else self.results.val_bpb
+
+    def get(self, name: str) -> Cell:
+        if name in self.settings:
+            return self.settings[name]
+        if name in _RESULTS:
+            value: float | None = getattr(self.results, name)
+            return value
+        if name in self.execution:
+            return self.execution[name]
+        return self.others.get(name)
+
+    def __getitem__(self, name: str) -> Cell:
+        return self.get(name)
+
+
+@dataclass(frozen=True)
+class RunRow(Record):
+    """One run.
+
+    Attributes:
+        run, group, path: its id, the folder it lies in, and where that is.
+        reason: why it failed or was stopped.
+        created: seconds since 1970.
+        settings: what decides what is learned, and the seed, by dotted names; `router` and `balance` are names.
+        execution: the settings of `EXECUTION`.
+        results: empty before the run is complete.
+        others: what else summary.json and config.json hold, such as the corpus.
+    """
+
+    run: str
+    group: str
+    path: str
+    status: str
+    reason: str | None
+    created: float | None
+    tags: tuple[str, ...]
+    settings: Settings
+    execution: Settings = field(default_factory=dict)
+    results: Results = field(default_factory=Results)
+    others: Settings = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int | None:
+        return self._whole("seed")
+
+    def get(self, name: str) -> Cell:
+        if name == "tags":
+            return list(self.tags)
+        if name in IDENTITY:
+            value: Value = getattr(self, name)
+            return value
+        return super().get(name)
+
+
+def column_names(rows: Iterable[RunRow]) -> list[str]:
+    """The columns of runs: identity, settings, results, corpus, what else there is, and settings by dotted names last."""
+    found = chain.from_iterable((*row.settings, *row.execution, *row.others) for row in rows)
+    names = dict.fromkeys([*IDENTITY, *SETTINGS, *RESULTS, *CORPUS, *found])
+    return sorted(names, key=lambda name: name in ("drop", "match") or "." in name)
+
+
+def settings_of(columns: Iterable[str]) -> list[str]:
+    """The columns that decide what is learned, without the seed: those that matter most first."""
+    columns = list(columns)
+    dotted = [name for name in columns if "." in name and name not in EXECUTION and name not in MODEL_TASK_DATA]
+    return [name for name in (*MODEL_TASK_DATA, *TOP_LEVEL) if name in columns] + dotted
+
+
+def is_setting(name: str) -> bool:
+    """Whether a column decides what is learned, the seed included."""
+    return ("." in name or name in TOP_LEVEL or name == "seed") and name not in EXECUTION
+
+
+@cache
+def _is_sparse_only(name: str) -> bool:
+    return concerns(name, SPARSE_ONLY)
+
+
+def setting_applies(name: str, settings: Settings) -> bool:
+    """Whether a setting has an effect in a configuration with these settings."""
+    if name == "model.d_expert" and settings.get("match") in ("active", "total", "flops", "model_flops"):
+        return False
+    return settings.get("expert") != 1 or not _is_sparse_only(name)
+
+
+def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[str]:
+    """The settings that tell these configurations apart, in order.
+
+    A setting counts only where it applies. One that others decide (a weight by the balancing loss it belongs to) counts
+    only when configurations equal in those others still differ in it.
+    """
+    chosen = []
+    for name in names:
+        if len({row.get(name) for row in rows}) < 2:
+            continue
+        parents = setting_parents(name)
+        values: dict[tuple[Value, ...], set[Value]] = {}
+        for row in rows:
+            if setting_applies(name, row):
+                values.setdefault(tuple(row.get(parent) for parent in parents), set()).add(row.get(name))
+        if any(len(alternatives) > 1 for alternatives in values.values()):
+            chosen.append(name)
+    return chosen
+
+
+def setting_parents(name: str) -> tuple[str, ...]:
+    """The settings that decide this one."""
+    group = name.partition(".")[0] + "." if "." in name else ""
+    return SETTING_PARENTS[name] if name in SETTING_PARENTS else SETTING_PARENTS.get(group, ())
+
+
+def comparison_key(row: Record) -> tuple[object, ...]:
+    """What rows share when their losses may be ranked: the data, the task, the evaluation context and the budget."""
+    settings = row.settings
+    corpus = row.corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
+    task = (settings.get("task.name") or "causal_lm", eval_windows(settings))
+    data = (corpus, *task, *(settings.get(name) for name in HELD_OUT))
+    for budget in ("train.flops", "train.minutes"):
+        if settings.get(budget) is not None:
+            return (data, budget, settings[budget])
+    return (data, "tokens", row.results.tokens)
+
+
+def is_baseline(row: Record, baseline: Settings) -> bool:
+    """Whether a run or configuration has the settings of the baseline; a choice of a group goes by its name."""
+
+    def value(name: str) -> Cell:
+        found = row.get(name)
+        return row.get(f"{name}.name") if found is None else found
+
+    return all(value(name) == wanted for name, wanted in baseline.items())
+
+
+def matches(conditions: Iterable[Expression], row: Record) -> bool:
+    """Whether every condition is true of a row."""
+    return all(each.holds({name: row.get(name) for name in each.names}) for each in conditions)

@@ -1,0 +1,266 @@
+"""The table of a report: which configurations, in which order, under which columns."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_cli.config.expressions import Expression, parse_expression
+from moe_cli.errors import ConfigError
+from moe_cli.report.baseline import sweep_baseline
+from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
+from moe_cli.report.configuration import (
+    JSON_KEYS,
+    Aggregate,
+    Configuration,
+    aggregate_seeds,
+    best_rows,
+)
+from moe_cli.report.recommend.choice import choose
+from moe_cli.report.recommend.looks import Look, look_at
+from moe_cli.report.run_row import (
+    CORPUS,
+    RUN_LEVEL_COLUMNS,
+    SETTINGS,
+    Cell,
+    RunRow,
+    Settings,
+    column_names,
+    comparison_key,
+    matches,
+    settings_of,
+    varying_settings,
+)
+from moe_cli.runs.curves import validation_curve
+from moe_cli.runs.folder import COMPLETED, Run
+
+
+@dataclass(frozen=True)
+class ReportQuery:
+    """The options of a report: a condition, an order (`-name`: largest first), columns, a row per run or not."""
+
+    condition: str | None = None
+    sort: str | None = None
+    columns: tuple[str, ...] = ()
+    by_run: bool = False
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """The rows and columns that every renderer shows.
+
+    Attributes:
+        all_rows: the configurations for which the condition holds, in order; those without results last.
+        rows: those of a table for people: only rows with results, where there are any.
+        unfinished: the runs without results, but for those whose settings do not match the condition.
+        names: the columns that the query names; empty: the usual ones.
+        varying: the settings that tell `rows` apart.
+        all_varying: the settings that tell `all_rows` apart.
+        columns: of a table for people.
+        best: the rows of the lowest loss.
+        recommended: the rows that are recommended, see recommend/choice.py: one for each data and budget.
+        pareto: the rows of the Pareto front in loss, FLOPs, speed and memory.
+        baseline: the settings of what differences are taken to.
+        look: which look at these verdicts this is.
+        aggregate: all configurations, and what their verdicts rest on.
+    """
+
+    all_rows: list[Configuration]
+    rows: list[Configuration]
+    unfinished: list[Configuration]
+    names: tuple[str, ...]
+    varying: list[str]
+    all_varying: list[str]
+    columns: list[Column]
+    best: list[Configuration]
+    recommended: list[Configuration]
+    pareto: list[Configuration]
+    by_run: bool
+    baseline: Settings
+    look: Look
+    aggregate: Aggregate
+
+    @property
+    def pairs(self) -> int | None:
+        """The pairs that the verdicts allow for where differences are taken to the lowest; None: to the baseline."""
+        return self.aggregate.pairs
+
+    def value(self, row: Configuration, name: str) -> Cell:
+        """The value of a column, the validation curve included."""
+        return validation_curve(Run(Path(row.path))).values if name == CURVE else row.get(name)
+
+
+def build_table(
+    runs: Sequence[RunRow],
+    query: ReportQuery,
+    extra_baselines: Sequence[RunRow] = (),
+    baseline: Settings | None = None,
+) -> ReportTable:
+    """Aggregates runs over seeds and answers a query.
+
+    Args:
+        extra_baselines: runs that may serve as baselines, but are not shown.
+        baseline: the settings of what differences are taken to; None: what the sweep declares, else the dense model.
+
+    Raises:
+        ConfigError: the query names a column that is not there, or cannot be read.
+    """
+    baseline = sweep_baseline(runs) if baseline is None else baseline
+    # Means are over the runs that match. Verdicts allow for all comparisons, also those of rows that do not match.
+    parts = _parts(query.condition, [*column_names(runs), *JSON_KEYS])
+    on_runs = [part for part in parts if part.names & RUN_LEVEL_COLUMNS and not query.by_run]
+    on_rows = [part for part in parts if part not in on_runs]
+    aggregate = aggregate_seeds(runs, query.by_run, extra_baselines, baseline, on_runs)
+    known, rows = aggregate.columns, aggregate.configurations
+    settings = settings_of(known)
+    unmeasured = {*RUN_LEVEL_COLUMNS, *SETTINGS, *CORPUS, *settings}
+    _check_conditions(parts, on_runs, known, unmeasured)
+    chosen = [row for row in rows if matches(on_rows, row)]
+    shown = _with_results(chosen, query.by_run)
+    varying = _varying(shown, settings)
+    usual = _usual_columns(shown, varying, query.by_run, baseline, aggregate.pairs)
+    names = tuple(dict.fromkeys(column_named(name, [*known, CURVE], usual) for name in query.columns))
+    ordered = _sorted(chosen, _sort_key(query.sort, known, usual))
+    shown = _with_results(ordered, query.by_run)
+    to_lowest = aggregate.pairs is not None
+    return ReportTable(
+        all_rows=ordered,
+        rows=shown,
+        unfinished=_unfinished(rows, [part for part in on_rows if part.names <= unmeasured]),
+        names=names,
+        varying=varying,
+        all_varying=_varying(ordered, settings),
+        columns=make_columns(names, to_lowest) if names else usual,
+        best=best_rows(shown),
+        recommended=[] if query.by_run else _recommended(ordered, baseline, to_lowest),
+        pareto=[] if query.by_run else [row for row in shown if row.pareto],
+        by_run=query.by_run,
+        baseline=baseline,
+        look=look_at(shown, None if to_lowest else baseline),
+        aggregate=aggregate,
+    )
+
+
+def _varying(rows: Sequence[Configuration], settings: Sequence[str]) -> list[str]:
+    return varying_settings([row.settings for row in rows if row.expert is not None], settings)
+
+
+def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: bool) -> list[Configuration]:
+    """The recommended row of each group of equal data and budget that has several."""
+    candidates = [row for row in rows if row.primary_loss is not None and row.is_complete and row.is_countable]
+    groups: dict[tuple[object, ...], list[Configuration]] = {}
+    for row in candidates:
+        groups.setdefault(comparison_key(row), []).append(row)
+    choices = [choose(group, baseline, to_lowest) for group in groups.values() if len(group) > 1]
+    return [choice.row for choice in choices if choice.reason != "worse"]
+
+
+def _unfinished(rows: Sequence[Configuration], on_settings: Sequence[Expression]) -> list[Configuration]:
+    """The rows without results for whose settings the conditions hold."""
+    return [row for row in rows if row.status != COMPLETED and matches(on_settings, row)]
+
+
+def _with_results(rows: list[Configuration], by_run: bool) -> list[Configuration]:
+    """The rows with results, or all where none has, or where every run is a row."""
+    return [row for row in rows if row.is_complete or by_run] or rows
+
+
+def _usual_columns(
+    rows: Sequence[Configuration], varying: Sequence[str], by_run: bool, baseline: Settings, pairs: int | None
+) -> list[Column]:
+    several_seeds = any(len(row.runs) > 1 for row in rows)
+    identity = ["run"] if by_run or not (varying or several_seeds) else [] if varying else ["expert", "k"]
+    seeds = ["seed"] if by_run and len({row.seed for row in rows}) > 1 else []
+    status = ["status"] if any(not row.is_complete for row in rows) else []
+    if status and not any(row.is_complete for row in rows):
+        return make_columns(["run", "status", *varying, *seeds, "reason"])
+    return make_columns([*identity, *status, *varying, *seeds]) + result_columns(rows, baseline, pairs is not None)
+
+
+def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
+    """The runs that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
+    if condition is None:
+        return list(runs)
+    known = column_names(runs)
+    expression = with_columns(parse_expression(condition), [*known, *JSON_KEYS])
+    if together := sorted(expression.names.intersection(JSON_KEYS).difference(known)):
+        raise ConfigError(f"--where chooses runs here, and {together[0]} is of a row of several: {condition}")
+    expression.check(known)
+    chosen = [run for run in runs if matches([expression], run)]
+    if not chosen:
+        raise ConfigError(f"no run matches --where '{condition}'.")
+    return chosen
+
+
+def _parts(condition: str | None, known: Sequence[str]) -> tuple[Expression, ...]:
+    """The parts of a condition that `and` joins, on columns."""
+    return () if condition is None else with_columns(parse_expression(condition), known).parts
+
+
+def _check_conditions(
+    parts: Sequence[Expression], on_runs: Sequence[Expression], known: Sequence[str], unmeasured: Set[str]
+) -> None:
+    """Raises ConfigError: a condition names no column, or one part of it is on runs and on rows."""
+    for part in parts:
+        part.check(known)
+    for part in on_runs:
+        if together := sorted(part.names - unmeasured):
+            own = min(part.names & RUN_LEVEL_COLUMNS)
+            raise ConfigError(
+                f"a condition on runs ({own}) and rows ({together[0]}) at once: {part.text}\n"
+                "Join the two by 'and', or add --runs: a row per run."
+            )
+
+
+def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -> str | None:
+    """`--sort` with the name of its column; a leading minus stays."""
+    if sort is None:
+        return None
+    if sort.removeprefix("-") == CURVE:
+        raise ConfigError(f"'{CURVE}' cannot be sorted by: it is a line of values. Sort by val_loss, say.")
+    return "-" * sort.startswith("-") + column_named(sort.removeprefix("-"), known, shown)
+
+
+def _sorted(rows: Sequence[Configuration], sort: str | None) -> list[Configuration]:
+    """In order of a column, rows without a value last in both directions.
+
+    By default the lowest loss first, rows of the same data and task together, without results at the very end.
+    """
+    if sort is None:
+        return _by_loss(rows)
+    name = sort.removeprefix("-")
+    with_value = [(value, row) for row in rows if (value := row.get(name)) is not None]
+    with_value.sort(key=lambda pair: _order(pair[0]), reverse=sort.startswith("-"))
+    return [row for _, row in with_value] + [row for row in rows if row.get(name) is None]
+
+
+def _by_loss(rows: Sequence[Configuration]) -> list[Configuration]:
+    scored = sorted((loss, place) for place, row in enumerate(rows) if (loss := row.primary_loss) is not None)
+    by_data: dict[object, list[Configuration]] = {}
+    for _, place in scored:
+        by_data.setdefault(comparison_key(rows[place])[0], []).append(rows[place])
+    return [row for group in by_data.values() for row in group] + [row for row in rows if row.primary_loss is None]
+
+
+def _order(value: Cell) -> tuple[bool, Cell]:
+    """Numbers before text, so that a column that holds both has an order."""
+    if isinstance(value, list):
+        return (True, ",".join(map(str, value)))
+    return (isinstance(value, str), value)
+
+
+def with_columns(condition: Expression, known: Sequence[str]) -> Expression:
+    """The condition with the name of the column for each heading in it, such as max_violation for MaxVio.
+
+    Raises:
+        ConfigError: several columns have such a heading.
+    """
+    columns: dict[str, str] = {}
+    for name in sorted(condition.names - set(known)):
+        under = [column for column in dict.fromkeys(known) if heading_of(column) == name]
+        if len(under) > 1:
+            raise ConfigError(
+                f"no column '{name}' in '{condition.text}'. '{name}' is a heading: write {' or '.join(under)}"
+            )
+        if under:
+            columns[name] = under[0]
+    return condition.renamed(columns)
