@@ -27,7 +27,7 @@ from moe_cli.cli.sweep import sweep
 from moe_cli.cli.terminal import echo, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
-from moe_cli.distributed.launch import by_us, launched, leave, rank
+from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_moe, rank
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.execution.runtime_tuning import limit_thread_spinning
 from moe_cli.files.reading import forget_notes, noted
@@ -127,7 +127,7 @@ def _is_reported_by_another_rank(error: MoeError) -> bool:
     """Whether another process of this training reports the error: rank 0 does for all, and then ends them."""
     if rank():
         time.sleep(2)
-    return not str(error) or (isinstance(error, LostProcess) and (by_us() or rank() > 0))
+    return not str(error) or (isinstance(error, LostProcess) and (launched_by_moe() or rank() > 0))
 
 
 app = typer.Typer(
@@ -169,6 +169,6 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         code = code or flush_streams()
-        if launched():
-            leave(code)
+        if is_distributed():
+            hard_exit(code)
         raise SystemExit(code) from None

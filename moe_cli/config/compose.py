@@ -154,10 +154,12 @@ class Composer:
             self.used[path] = None
 
     def _choices(self, group: str) -> list[str]:
-        options: list[str] = self.loader.get_group_options(group)
+        """The files of a group; those that begin with `_` are bases of others."""
         folders = {path.parent.name for folder in self.folders for path in (folder / group).glob("*/*.yaml")}
-        return options + [f"{name}/{each}" for name in sorted(folders)
-                          for each in self.loader.get_group_options(f"{group}/{name}")]  # fmt: skip
+        options = [*self.loader.get_group_options(group)]
+        options += [f"{name}/{each}" for name in sorted(folders)
+                    for each in self.loader.get_group_options(f"{group}/{name}")]  # fmt: skip
+        return [each for each in options if not each.rpartition("/")[2].startswith("_")]
 
     def describe(self, group: str, choice: str) -> str:
         """The first comment of the choice's file: what it is for."""

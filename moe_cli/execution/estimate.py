@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
-from moe_cli.costs.model import Cost, cost, training_steps
+from moe_cli.costs.model import Cost, estimate_cost, training_steps
 from moe_cli.data.images import Images
 from moe_cli.data.load import Data, load_data
 from moe_cli.data.ratings import Ratings
@@ -77,7 +77,7 @@ def estimate_runs(
 def _estimate_run(config: RunConfig, corpus: Data, flops_per_second: float) -> RunEstimate:
     vocab_size = model_vocab_size(config, corpus)
     threads = pick_threads(config, vocab_size)
-    costs = cost(config, vocab_size)
+    costs = estimate_cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
     step = step_work(config, costs).seconds(flops_per_second, threads)
     training = 60 * (config.train.minutes or 0) if steps is None else steps * step

@@ -4,7 +4,7 @@ import errno
 import re
 import traceback
 
-from moe_cli.distributed.launch import launched
+from moe_cli.distributed.launch import is_distributed
 from moe_cli.errors import DiskFull, LostProcess, MoeError, TrainingError
 from moe_cli.files.writing import is_full, write_text
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run
@@ -60,7 +60,7 @@ def _not_compiled(error: BaseException) -> TrainingError | None:
 
 def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
     """Recognises errors of gloo and NCCL that mean another process has died; gloo's are plain RuntimeErrors."""
-    if not launched():
+    if not is_distributed():
         return None
     from torch.distributed import DistError
 

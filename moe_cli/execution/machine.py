@@ -15,9 +15,9 @@ from typing import Any
 
 from moe_cli.config.bounds import THREADS, shortened
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import SIZES, Data
-from moe_cli.distributed.launch import launched, local_processes, local_rank
+from moe_cli.distributed.launch import is_distributed, local_processes, local_rank
 from moe_cli.errors import MoeError
 from moe_cli.formatting import plural, printable
 
@@ -44,8 +44,10 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if re.fullmatch(r"[1-9]\d{0,3}", given, re.ASCII):
         return min(int(given), THREADS)
-    flops = cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
-    cores = count_cores() // (local_processes() if launched() else 1)
+    flops = (
+        estimate_cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
+    )
+    cores = count_cores() // (local_processes() if is_distributed() else 1)
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
 
 
@@ -90,7 +92,7 @@ def pick_device(name: str, key: str = "train.device=") -> Any:
     """The torch device of train.device, or of the option `key`. Raises MoeError when it is unknown or not there."""
     import torch
 
-    if name in ("auto", "cuda") and torch.cuda.is_available() and launched():
+    if name in ("auto", "cuda") and torch.cuda.is_available() and is_distributed():
         if local_processes() > torch.cuda.device_count():
             raise MoeError(f"{local_processes()} processes on this machine and {torch.cuda.device_count()} GPUs: each "
                            "process needs one. Lower launch.num_processes, or use train.device=cpu")  # fmt: skip

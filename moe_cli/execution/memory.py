@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import Cost, cost
+from moe_cli.costs.model import Cost, estimate_cost
 from moe_cli.errors import ConfigError
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.estimate import RunEstimate
@@ -48,7 +48,7 @@ def check_run_memory(config: RunConfig, outputs: Path) -> None:
 
 def check_step_memory(config: RunConfig, vocab_size: int) -> None:
     """The same for a single step of a configuration, which no data are read for."""
-    if why := _refusal(config, cost(config, vocab_size)):
+    if why := _refusal(config, estimate_cost(config, vocab_size)):
         raise ConfigError(why)
 
 
@@ -65,4 +65,4 @@ def _refusal(config: RunConfig, costs: Cost) -> str | None:
 
 def estimate_memory(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
     """The same for a configuration. Raises DataError, ConfigError: it cannot be run at all."""
-    return memory_bytes(cost(config, model_vocab_size(config, load_run_data(config, outputs))), on_gpu)
+    return memory_bytes(estimate_cost(config, model_vocab_size(config, load_run_data(config, outputs))), on_gpu)

@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import Data
 from moe_cli.errors import TrainingError
 from moe_cli.execution.data import model_vocab_size
@@ -36,7 +36,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     routing["router_saturation"] = _record_final_routing(run, training, result)
     vocab_size = model_vocab_size(config, corpus)
-    costs = cost(config, vocab_size)
+    costs = estimate_cost(config, vocab_size)
     train_loss = None
     for record in run.read_metrics():
         train_loss = record.get("train/loss", train_loss)

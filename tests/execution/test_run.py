@@ -19,7 +19,7 @@ import torch
 
 import moe_cli
 from moe_cli.config.schema import MuonConfig
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import SIZES
 from moe_cli.errors import (
     CheckpointError,
@@ -67,7 +67,7 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
     assert set(content) >= PROMISED
     assert all(isinstance(value, str | int | float) or value is None for value in content.values())
     config = finished.config()
-    costs = cost(config, 256)
+    costs = estimate_cost(config, 256)
     expected = {
         "run": finished.id, "status": "completed", "expert": 4, "k": 2, "capacity": None, "router": "topk",
         "balance": "switch", "seed": 0, "params": costs.num_params, "active_params": costs.num_active_params,
@@ -360,7 +360,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr("moe_cli.execution.machine._busy_cores", lambda: 7.0)
     assert 1 == pick_threads(free)
-    per_sequence = cost(free, 256).model_flops_per_token * free.model.context_length
+    per_sequence = estimate_cost(free, 256).model_flops_per_token * free.model.context_length
     for gflops, threads in ((2.5, 3), (7.5, 8), (100, 8)):
         sequences = round(gflops * 1e9 / per_sequence)
         assert threads == pick_threads(tiny_config(text_file, train={"threads": None, "batch_size": sequences}))

@@ -50,11 +50,11 @@ def test_the_model_is_its_formula(sigmoid: bool, sparse: dict[str, Any]) -> None
     model = model_of(model={"sigmoid": sigmoid}, **sparse)
     x = model.embedding.weight[tokens()]
     for block in model.blocks:
-        x = x + by_steps(block.recurrent, x)
+        x = x + by_steps(block.lstm, x)
         y = block.ffn(x)
         y = y if sparse else y[0]
         x = x + (y.sigmoid() if sigmoid else y)
-    x = x + by_steps(model.recurrent, x)
+    x = x + by_steps(model.lstm, x)
     torch.testing.assert_close(model(tokens())[0], x @ model.head.weight.T, rtol=1e-9, atol=1e-9)
 
 

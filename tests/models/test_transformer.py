@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.blocks import make_norm
@@ -293,7 +293,7 @@ def test_a_model_may_have_more_tokens_than_its_data(text_file: Path, tmp_path: P
     run = finish(config, tmp_path)
     trained = load_trained(run, tmp_path)
     assert (300, 16) == trained.model.embedding.weight.shape == trained.model.head.weight.shape
-    assert cost(config, 300).num_params == (run.summary() or {})["params"]
+    assert estimate_cost(config, 300).num_params == (run.summary() or {})["params"]
     drawn = list(sample(trained.model, [1], 80, 16, SamplingParams(50.0), seed=0, vocab_size=256))
     assert max(drawn) < 256 <= max(sample(trained.model, [1], 80, 16, SamplingParams(50.0), seed=0))
     with pytest.raises(ConfigError, match=r"model.vocab_size=200 is less than the 256 tokens of the data"):

@@ -11,7 +11,7 @@ from moe_cli import __version__, sweep
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.settings import packaged_conf
 from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
-from moe_cli.costs.model import cost, training_steps
+from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
@@ -244,7 +244,7 @@ def test_isoflop_pays_for_every_point_alike() -> None:
     for point in plan.points:
         config, budget = point.config, point.config.train.flops
         assert budget is not None
-        step = cost(config, 256).flops_per_step
+        step = estimate_cost(config, 256).flops_per_step
         assert abs((training_steps(config, 256) or 0) * step - budget) <= step / 2
         seen.add((budget, config.model.d_model, config.expert))
     assert len(seen) == len(plan.points) == 3 * 4 * 3
