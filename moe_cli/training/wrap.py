@@ -101,14 +101,14 @@ class DistributedModel:
         real = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
         return real if self.experts is None else [self.experts.local_shard(counts) for counts in real]
 
-    def gather(self, tensor: Tensor, name: str) -> Tensor:
+    def to_full(self, tensor: Tensor, name: str) -> Tensor:
         """The whole of a parameter, or of what an optimizer keeps for it; `name` is the parameter's."""
         tensor = full_tensor(tensor.detach())
         divided = name in self._expert_params and self.experts is not None and tensor.ndim
         return self.experts.gather(tensor) if divided and self.experts else tensor
 
-    def part(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
-        """The inverse of `gather`: this process's part, shaped and placed as `like`."""
+    def to_local(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
+        """The inverse of `to_full`: this process's part, shaped and placed as `like`."""
         if name in self._expert_params and self.experts is not None and tensor.ndim:
             tensor = self.experts.local_shard(tensor)
         if isinstance(like, DTensor):
