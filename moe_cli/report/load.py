@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -74,9 +75,10 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
         RunNotFound: a name that means no run, or no runs at all.
     """
     every = list_runs(outputs)
-    wanted: list[str | None] = [*names] if names else [None]
-    chosen = [run for name in wanted for run in find_runs(outputs, name, every)]
-    return read_rows(list({run.path.resolve(): run for run in chosen}.values()))
+    if len(names) < 2:
+        return read_rows(find_runs(outputs, next(iter(names), None), every))
+    chosen = [run for name in names for run in find_runs(outputs, name, every)]
+    return read_rows(list({os.path.realpath(run.path): run for run in chosen}.values()))
 
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
@@ -87,13 +89,13 @@ def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
 
 def read_rows(runs: Sequence[Run]) -> list[RunRow]:
     """One row per run, oldest first."""
-    with _without_garbage_collection():
+    with without_garbage_collection():
         rows = rows_from_values([_read(run) for run in runs])
         return sorted(rows, key=lambda row: (row.created or 0.0, row.run))
 
 
 @contextmanager
-def _without_garbage_collection() -> "Iterator[None]":
+def without_garbage_collection() -> "Iterator[None]":
     """Millions of small objects are made that all stay: collecting garbage would take a third of the time."""
     collecting = gc.isenabled()
     gc.disable()
@@ -152,7 +154,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if type(value) in SCALARS:
             flat[prefix + key] = value
         elif isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
+            name = f"{prefix}{key}."
+            if SCALARS.issuperset(map(type, value.values())):  # a group of settings: no loop in Python
+                flat.update(zip(map(name.__add__, value), value.values(), strict=True))
+            else:
+                flat.update(flatten(value, name))
         else:
             flat[prefix + key] = str(value)
     if not prefix:
@@ -228,9 +234,9 @@ def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
     for part in parts:
         if dtype == "float64" and kinds - {float}:
             part[:] = [None if math.isnan(number := _number(value)) else number for value in part]
-        elif dtype == "Int64" and (kinds - {int} or any(value is not None and abs(value) >= 2**63 for value in part)):
+        elif dtype == "Int64" and (kinds - {int} or max(map(abs, filter(None, part)), default=0) >= 2**63):
             part[:] = map(_whole, part)
-        elif dtype == "str" and (kinds - {str} or not all(value is None or value.isascii() for value in part)):
+        elif dtype == "str" and (kinds - {str} or not "".join(filter(None, part)).isascii()):
             part[:] = [None if value is None else _whole_text(str(value)) for value in part]
 
 
