@@ -3,7 +3,7 @@
 Tables, exports, charts, the page, `moe runs show` and `diff`, search objectives and docs/reference/metrics.md take these facts from here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,6 +219,12 @@ def curve_title(curve_key: str) -> str:
     """The title of a curve of metrics.jsonl."""
     part = " (part of the split)" if curve_key.startswith("val/") else ""
     return BY_CURVE_KEY[curve_key].title + part
+
+
+def max_violation(tokens_per_expert: Sequence[float]) -> float:
+    """MaxVio of the counts of one layer: (largest - mean) / mean; 0 where there are none."""
+    mean = sum(tokens_per_expert) / len(tokens_per_expert)
+    return (max(tokens_per_expert) - mean) / mean if mean else 0.0
 
 
 def target(config: Mapping[str, Any]) -> str:

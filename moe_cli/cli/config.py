@@ -10,13 +10,14 @@ from moe_cli.cli.terminal import echo
 
 def config(
     overrides: Overrides = None,
-    groups: Annotated[bool, typer.Option("--groups", help="List what can be chosen, one line each.")] = False,
-    diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the defaults.")] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="List every choice of every group.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Print only what differs from the defaults.")] = False,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the resolved configuration, and which run it would be. Example: moe config expert=8"""
+    """Print the resolved configuration and the id of its run. Example: moe config expert=8"""
+    from moe_cli.config.build import flatten_dict
     from moe_cli.config.compose import Composer, load_config
     from moe_cli.config.folders import GROUPS
     from moe_cli.config.sweep_file import list_sweeps
@@ -44,8 +45,8 @@ def config(
     print_notes(resolved.notes)
     tree = resolved.config.to_dict()
     if diff:
-        default = flat(load_config([], "config", config_dir).config.to_dict())
-        tree = {key: value for key, value in flat(tree).items() if key not in default or default[key] != value}
+        default = flatten_dict(load_config([], "config", config_dir).config.to_dict())
+        tree = {key: value for key, value in flatten_dict(tree).items() if key not in default or default[key] != value}
         if not tree and not as_json:
             echo("nothing differs from the defaults.")
             return
@@ -56,11 +57,3 @@ def config(
 
         echo(f"# moe train would make {outputs_folder(outputs) / 'runs' / resolved.config.run_id}")
         echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
-
-
-def flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested settings by their dotted names."""
-    names: dict[str, object] = {}
-    for key, value in tree.items():
-        names |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return names

@@ -13,12 +13,11 @@ from moe_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class SwitchBalance:
-    """`scope` is over what load is counted; `convention` is whose coefficient `weight` is (see `own_convention`)."""
+    """`scope` is over what load is counted."""
 
     name: Literal["switch"] = "switch"
     weight: float = 0.01
     scope: Literal["batch", "sequence", "global"] = "batch"
-    convention: Literal["ours", "hf"] = "ours"
 
 
 @dataclass(frozen=True)
@@ -163,14 +162,3 @@ def check_ranges(balance: BalanceConfig | None) -> None:
     for method in methods_of(balance):
         for name in ("weight", "bias_update_rate", "iterations"):
             above(setting_key(balance, method) + name, getattr(method, name, None), 0)
-
-
-def own_convention(method: SwitchBalance, top_k: int) -> SwitchBalance:
-    """The same balancing with the weight that belongs to a loss of 1 when balanced.
-
-    transformers' load_balancing_loss_func (Mixtral, OLMoE, Qwen3-MoE), as flaxformer's, is K where ours is 1, so that a
-    router_aux_loss_coef of theirs is worth K times as much here.
-    """
-    if method.convention == "ours":
-        return method
-    return replace(method, weight=method.weight * top_k, convention="ours")

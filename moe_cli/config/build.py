@@ -15,6 +15,17 @@ from moe_cli.errors import BadValue, ConfigError
 LARGEST = sys.float_info.max
 
 
+def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a nested dictionary by their dotted names, such as model.d_model."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten_dict(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """ " Did you mean 'expert'?" for the option nearest to `word`, or "" when none is near.
 

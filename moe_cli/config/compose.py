@@ -25,7 +25,7 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import combine
-from moe_cli.config.build import build, did_you_mean, names_of, show
+from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of, show
 from moe_cli.config.folders import GROUPS, find_user_conf, is_text, packaged_conf
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
@@ -261,7 +261,7 @@ class Composer:
         follows |= self._brought(tree, follows, groups)
         if follows:
             tree = self._grouped({**groups, **follows})
-        return _Base(tree, frozenset(leaf for leaf in _leaves(tree) if not leaf.endswith(".name")),
+        return _Base(tree, frozenset(leaf for leaf in flatten_dict(tree) if not leaf.endswith(".name")),
                      not _refers(repr(tree)), {})  # fmt: skip
 
     def _brought(self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
@@ -318,7 +318,7 @@ class Composer:
         if group in GROUPS and setting == "name":
             raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={show(value)}")
         if key not in base.known:
-            known = [leaf for leaf in _leaves(base.tree) if leaf in base.known]
+            known = [leaf for leaf in flatten_dict(base.tree) if leaf in base.known]
             within = [leaf for leaf in known if leaf.startswith(key + ".")]
             if within:
                 raise ConfigError(f"'{key}' is a group of settings. Set one of them, such as {within[0]}=...")
@@ -340,7 +340,7 @@ class Composer:
         if name and "+" in name and several:
             raise ConfigError(f"no setting '{key}' with {group}={name}. Each method has its own: {', '.join(several)}")
         choices = self._default_first(group) if name else []
-        if having := [choice for choice in choices if key in _leaves(self.compose(f"{group}={choice}"))]:
+        if having := [choice for choice in choices if key in flatten_dict(self.compose(f"{group}={choice}"))]:
             raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={', '.join(having)}.")
         if group == "executor":
             raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
@@ -362,13 +362,6 @@ def _refers(text: str) -> bool:
 def _parts(group: str, choice: Any) -> list[Any]:
     """The choices that one word names: `balance=switch+z` names two."""
     return choice.split("+") if group == "balance" and isinstance(choice, str) else [choice]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key, value in tree.items():
-        keys += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return keys
 
 
 def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class ModelConfig:
     vocab_size: int | None = None
     tie_embeddings: bool = False
     dropout: float = 0.0
-    dispatch: Literal["auto", "grouped", "padded", "einsum", "reference"] = "auto"
+    dispatch: Literal["auto", "loop", "grouped_mm", "einsum", "reference"] = "auto"
 
     def __post_init__(self) -> None:
         for key in ("num_layers", "d_model", "d_ff", "d_expert", "vocab_size", "moe_layer_freq", "context_length"):

@@ -18,12 +18,10 @@ from moe_cli.config.balances import (
     QuantileBalance,
     SwitchBalance,
     methods_of,
-    own_convention,
     replace_method,
     setting_key,
     without_method,
 )
-from moe_cli.config.build import show
 from moe_cli.config.data import (
     TOKENIZERS,
     CorpusConfig,
@@ -342,7 +340,7 @@ def _takes_all_experts(config: RunConfig) -> bool:
 
 
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """With the coefficient of the balancing loss in our convention, and the plainest of equal scopes."""
+    """With the plainest of equal scopes."""
     balance = config.balance or NoBalance()
     router: str = config.router.name if config.router else ""
     for method in methods_of(balance):
@@ -367,12 +365,7 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
             continue
         if not isinstance(method, SwitchBalance):
             continue
-        own = own_convention(method, config.k or 1)
-        if own != method:
-            notes.append(
-                f"{key}weight={show(method.weight)} in the convention of transformers (balanced = K) is "
-                f"{own.weight:g} here."
-            )
+        own = method
         if method.scope == "global" and config.train.grad_accumulation == 1:
             own = replace(own, scope="batch")
             notes += _set_aside(given, "train.grad_accumulation=1 makes a step of one batch", f"{key}scope")

@@ -50,7 +50,7 @@ class Cost:
         optim.skip_idle_experts those of the experts that are asked, at even load: all, unless a step has fewer assignments.
     tokens_per_step: tokens of an optimizer step.
     padding_flops_per_token: on top of the forward pass, what a back end with a full row of places for every expert would
-        spend on places that stay empty at even load; only `padded` and `einsum` compute them.
+        spend on places that stay empty at even load; only `einsum` computes them.
     state_bytes: weights, gradients and optimizer state, float32.
     expert_state_bytes: the routed experts' part of it.
     activation_bytes: an estimate of what one batch of a training step holds at its peak, see `_activations`.

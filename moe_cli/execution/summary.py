@@ -67,13 +67,13 @@ def _backend_used(config: RunConfig, layers: Any) -> str | None:
     """What computed the experts in training: with dispatch=auto the pick for batches of this size."""
     import torch
 
-    from moe_cli.moe.backends.dispatch import choose_backend, make_regime
+    from moe_cli.moe.backends.dispatch import backend_query, choose_backend
 
     if not layers or config.model.dispatch != "auto":
         return config.model.dispatch if layers else None
     experts = layers[0].experts
     rows = config.train.batch_size * config.model.context_length * assignments_per_token(config) / config.expert
-    return choose_backend(make_regime(experts, getattr(torch, config.train.precision), rows))
+    return choose_backend(backend_query(experts, getattr(torch, config.train.precision), rows))
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:

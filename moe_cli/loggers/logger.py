@@ -1,10 +1,11 @@
 """What a logger is: the seam between a run's recorder and what shows its metrics elsewhere."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from moe_cli.config.build import flatten_dict
 from moe_cli.config.schema import RunConfig
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
@@ -28,7 +29,7 @@ class About:
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted name."""
-        return dict(_dotted(self.config.to_dict()))
+        return flatten_dict(self.config.to_dict())
 
     def tags(self) -> tuple[str, ...]:
         return read_tags(self.run)
@@ -112,14 +113,6 @@ def remembered(run: Run, name: str) -> str | None:
 
 def remember(run: Run, name: str, called: str) -> None:
     write_json(run.path / "loggers.json", {**(read_json(run.path / "loggers.json") or {}), name: called})
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class OnceLogger:

@@ -71,15 +71,13 @@ def _mean_over_tokens(values: Float[Tensor, "T *rest"]) -> Float[Tensor, "*rest"
     return values.sum(0) / max(1, len(values))
 
 
-def importance_loss(dense_weights: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
+def importance_loss(routing: Routing) -> Float[Tensor, ""]:
     """CV^2 of the experts' importance, the sum of their weights over tokens: eq. 6-7 of Shazeer, arXiv:1701.06538.
 
     0 when even, E / K - 1 when K experts share all weight alike, E - 1 at most; population variance.
-
-    Args:
-        dense_weights: the weight of every expert's answer to every token, 0 where it was not chosen.
     """
-    return _squared_variation(dense_weights.sum(0))
+    importance = routing.weights.new_zeros(routing.num_experts)
+    return _squared_variation(importance.index_add(0, routing.expert_ids, routing.weights))
 
 
 def load_loss(
@@ -173,11 +171,6 @@ def bias_method(balance: BalanceConfig | None) -> BiasBalance | None:
     return found[0] if found else None
 
 
-def _importance(routing: Routing) -> Tensor:
-    importance = routing.weights.new_zeros(routing.num_experts)
-    return _squared_variation(importance.index_add(0, routing.expert_ids, routing.weights))
-
-
 def _load(routing: Routing) -> Tensor:
     assert routing.clean_logits is not None, "a router with noise, in training"
     assert routing.noise_std is not None
@@ -186,7 +179,7 @@ def _load(routing: Routing) -> Tensor:
 
 
 LOSSES: dict[type, Callable[[Routing], Tensor]] = {
-    ImportanceBalance: _importance,
+    ImportanceBalance: importance_loss,
     LoadBalance: _load,
     ZBalance: lambda routing: router_z_loss(routing.logits),
     EntropyBalance: lambda routing: entropy_loss(routing.probs),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from moe_cli.runs.curves import number
 from moe_cli.runs.folder import Run
 
 # An expert with less than this share of a fair load is dead, as in training.
@@ -214,3 +215,15 @@ def _top_tokens(record: Mapping[str, Any], size: int) -> tuple[tuple[TopToken, .
         )
         for row in table
     )
+
+
+def expert_load(run: Run) -> dict[int, list[float]]:
+    """For each sparse layer how many tokens chose each expert at the newest evaluation."""
+    newest: dict[int, list[float]] = {}
+    for record in run.read_routing():
+        layer, counts = record.get("layer"), record.get("tokens_per_expert")
+        if isinstance(layer, int) and isinstance(counts, list) and counts:
+            known = [number(each) for each in counts]
+            if all(each is not None and each >= 0 for each in known):
+                newest[layer] = [each or 0.0 for each in known]
+    return dict(sorted(newest.items()))

@@ -27,7 +27,7 @@ SOFTMAX = [
 
 
 def builders(shape: Shape) -> dict[str, Callable[[], Contestant]]:
-    return {**our_builders(shape, ["auto", "grouped", "padded", "einsum", "reference"]), **peer_builders(shape)}
+    return {**our_builders(shape, ["auto", "loop", "einsum", "reference"]), **peer_builders(shape)}
 
 
 def installed(shape: Shape) -> list[str]:
@@ -55,7 +55,7 @@ def test_everybody_has_the_same_active_flops(name: str, k: int) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["loop of nn.Linear", "moe, padded", "moe, einsum", "moe, reference", *SOFTMAX])
+@pytest.mark.parametrize("name", ["loop of nn.Linear", "moe, einsum", "moe, reference", *SOFTMAX])
 def test_the_same_weights_give_the_same_answers(name: str) -> None:
     """Our layer, the loop and every softmax router of transformers agree, so they do the same work."""
     x = _inputs(SHAPE, 0, "cpu").x[: SHAPE.tokens]
@@ -119,16 +119,16 @@ def test_saved_bytes_count_a_storage_once() -> None:
 def test_the_loop_keeps_what_it_says() -> None:
     """grouped keeps the first product [R, 2F], the weights and the sorting; the gate its own; x counts as input."""
     shape = replace(SHAPE, k=1)
-    layer, x = make_layer(shape, "grouped"), _inputs(shape, 0, "cpu").x.requires_grad_()
+    layer, x = make_layer(shape, "loop"), _inputs(shape, 0, "cpu").x.requires_grad_()
     routing = layer.route(x)
     rows = shape.tokens
     indices = 8 * (rows + rows + rows + shape.tokens)
     expected = 4 * rows * 2 * shape.d_expert + 4 * rows + indices
-    from moe_cli.moe.backends.loop import grouped_loop
+    from moe_cli.moe.backends.loop import loop
 
     weights = routing.weights.detach().requires_grad_()
     routing = replace(routing, weights=weights)
-    assert expected == saved_bytes(lambda: grouped_loop(layer.experts, x, routing), x, *layer.parameters())
+    assert expected == saved_bytes(lambda: loop(layer.experts, x, routing), x, *layer.parameters())
 
 
 class Clock:
@@ -185,8 +185,8 @@ def test_who_fails_is_left_out_and_the_others_go_on() -> None:
         return replace(make_dense(SHAPE), answer=lambda x: x.sum())
 
     found = {"gone": missing, "broken": failing, "unwilling": refusing, "wrong": breaking}
-    match = run_match(SHAPE, [], 0.0, builders={**our_builders(SHAPE, ["grouped"]), **found})
-    assert ["moe, grouped", "loop of nn.Linear"] == [score.name for score in match.scores]
+    match = run_match(SHAPE, [], 0.0, builders={**our_builders(SHAPE, ["loop"]), **found})
+    assert ["moe, loop", "loop of nn.Linear"] == [score.name for score in match.scores]
     assert {"gone", "broken", "unwilling", "wrong"} == match.left_out.keys()
     assert ["not installed", "failed: RuntimeError: first line", "will not"] == list(match.left_out.values())[:3]
     assert ["left out: a; c: not installed", "left out: b: will not"] == left_out_lines(
@@ -278,7 +278,7 @@ def test_the_table_says_it_all_within_80_columns() -> None:
 
 def test_json_is_a_list_of_plain_objects() -> None:
     """One object per contestant and shape, the dense network included; notes stay off standard output."""
-    result = CliRunner().invoke(app, ["bench", "layer", *TINY, "--k", "1,2", "--dispatch", "grouped,padded", "--json"])
+    result = CliRunner().invoke(app, ["bench", "layer", *TINY, "--k", "1,2", "--dispatch", "loop,einsum", "--json"])
     assert 0 == result.exit_code, result.output
     found = json.loads(result.stdout)
     keys = {"contestant", "tokens", "experts", "k", "d_model", "d_expert", "dtype", "threads", "device",
@@ -288,7 +288,7 @@ def test_json_is_a_list_of_plain_objects() -> None:
     assert {1: 6.0, 2: 12.0} == {entry["k"]: entry["rows_per_expert"] for entry in found}
     for k in (1, 2):
         names = [entry["contestant"] for entry in found if entry["k"] == k]
-        assert {"dense", "moe, grouped", "moe, padded", "loop of nn.Linear"} <= set(names)
+        assert {"dense", "moe, loop", "loop of nn.Linear"} <= set(names)
         assert (k == 1) == ("transformers Switch" in names)
     assert {1.0} == {entry["efficiency"] for entry in found if entry["contestant"] == "dense"}
     assert "left out: " in result.stderr
@@ -298,7 +298,7 @@ def test_json_is_a_list_of_plain_objects() -> None:
 def test_records_hold_what_was_measured(dtype: str) -> None:
     """Every number of a record is the match's; the spread encloses the median, and the busiest expert the mean."""
     match = run_match(
-        replace(SHAPE, dtype=dtype), ["grouped"], 0.0, builders=our_builders(replace(SHAPE, dtype=dtype), ["grouped"])
+        replace(SHAPE, dtype=dtype), ["loop"], 0.0, builders=our_builders(replace(SHAPE, dtype=dtype), ["loop"])
     )
     for entry, score in zip(records(match), [match.dense, *match.scores], strict=True):
         assert (score.name, score.seconds.median, score.saved_bytes) == (
@@ -321,7 +321,7 @@ def test_records_hold_what_was_measured(dtype: str) -> None:
         ),
         (["--d-model", "0"], "--d-model 0: give whole numbers from 1 to 65536, such as --d-model 8 or --d-model 8,64"),
         (["--dtype", "half"], "--dtype half: give some of: float32, bfloat16."),
-        (["--dispatch", "fast"], "--dispatch fast: give some of: reference, grouped, padded, einsum, auto."),
+        (["--dispatch", "fast"], "--dispatch fast: give some of: auto, loop, grouped_mm, einsum, reference."),
         (["--k", "9", "--experts", "4"], "nothing to measure: --k is more than --experts everywhere."),
     ],
 )

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from moe_cli.cli.runs.diff import compare
 from moe_cli.files.checksums import write_sealed
+from moe_cli.report.run_comparison import compare_runs
 from moe_cli.runs.folder import FAILED, Run
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, stopped
 
 
 def verdicts(a: Run, b: Run) -> dict[str, str]:
-    return {each.name: each.verdict for each in compare(a, b).measures if each.verdict}
+    return {each.name: each.verdict for each in compare_runs(a, b).measures if each.verdict}
 
 
 def evaluated(run: Run, *bits: float) -> Run:
@@ -32,13 +32,13 @@ def test_better_and_worse_follow_the_measure(tmp_path: Path) -> None:
     found = verdicts(a, b)
     assert (found["val_bpb"], found["tokens_per_second"], found["max_violation"]) == ("better", "worse", "worse")
     assert "params" not in found
-    assert {each.name: each.relative for each in compare(a, b).measures}["val_bpb"] == pytest.approx(-0.05)
+    assert {each.name: each.relative for each in compare_runs(a, b).measures}["val_bpb"] == pytest.approx(-0.05)
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:
     """Those and no others, with both values; None where one has no such setting."""
     a, b = complete(tmp_path, 1.8, expert=1), complete(tmp_path, 1.7, expert=8, k=2)
-    settings = compare(a, b).settings
+    settings = compare_runs(a, b).settings
     assert (settings["expert"], settings["router.name"]) == ((1, 8), (None, "topk"))
     assert "optim.lr" not in settings
 
@@ -59,19 +59,19 @@ def test_what_cannot_be_compared_is_not(
     """Other text, other tokens, another budget: it is said, and no loss that it touches is called better."""
     a = complete(tmp_path, 1.8, expert=8)
     b = complete(tmp_path, 1.7, expert=8, results={"tokens_per_second": 1.0, **results}, **settings)
-    comparison = compare(a, b)
+    comparison = compare_runs(a, b)
     assert any(caveat in each for each in comparison.caveats)
     found = verdicts(a, b)
     assert not set(silent) & set(found)
     assert spoken in found
-    assert compare(a, complete(tmp_path, 1.7, expert=8, seed=1)).caveats == []
+    assert compare_runs(a, complete(tmp_path, 1.7, expert=8, seed=1)).caveats == []
 
 
 def test_an_unfinished_run_is_compared_with_a_caveat(tmp_path: Path, moe: Moe) -> None:
     """Its newest estimates stand for results, and nothing is called better by them."""
     outputs = tmp_path / "outputs"
     a, b = complete(outputs, 1.8, expert=8), evaluated(stopped(outputs, FAILED, expert=4), 3.0, 2.0)
-    assert any("B is not complete" in caveat for caveat in compare(a, b).caveats)
+    assert any("B is not complete" in caveat for caveat in compare_runs(a, b).caveats)
     assert "val_bpb" not in verdicts(a, b)
     assert "not comparable: B is not complete" in moe("runs", "diff", a.id, b.id).stdout
 
@@ -80,7 +80,7 @@ def test_curves_are_over_tokens(tmp_path: Path) -> None:
     """Of two batch sizes the same step is not the same place."""
     a = evaluated(complete(tmp_path, 1.8, expert=8, train__batch_size=8), 3.0, 2.0)
     b = evaluated(complete(tmp_path, 1.8, expert=8, train__batch_size=16), 3.0, 2.0)
-    curves = compare(a, b).record()["curves"]
+    curves = compare_runs(a, b).record()["curves"]
     length = a.config().model.context_length
     assert [point["tokens"] for point in curves["a"]] == [80 * length, 160 * length]
     assert [point["tokens"] for point in curves["b"]] == [160 * length, 320 * length]
@@ -97,8 +97,8 @@ def test_everything_is_printed_side_by_side(tmp_path: Path, moe: Moe) -> None:
     assert ["val_bpb", "1.8000", "1.7100", "-0.0900", "-5.0", "%", "B", "better"] in lines
     assert ["tokens_per_second", "24.0k", "24.0k", "0", "0", "%"] in lines
     assert ["L1", "▇▃", "+50", "%", "▇▃", "+50", "%"] in lines
-    assert "3.000 ┤*" in text
-    assert "1.000 ┤" in text
+    assert "3.00 ┤=" in text
+    assert "o A   x B" in text
     assert "not comparable" not in text
 
 
@@ -109,4 +109,4 @@ def test_damaged_runs_are_compared_as_far_as_they_go(tmp_path: Path, moe: Moe) -
     write_sealed(b.path / "summary.json", {"val_bpb": "low", "tokens": [1]})
     (b.path / "routing.jsonl").write_text('{"layer": 0, "tokens_per_expert": ["x"]}\n{"layer": "1"}\n[]\n')
     assert moe("runs", "diff", a.id, b.id).exit_code == 0
-    assert {each.name: each.b for each in compare(a, b).measures}["val_bpb"] is None
+    assert {each.name: each.b for each in compare_runs(a, b).measures}["val_bpb"] is None

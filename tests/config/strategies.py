@@ -20,10 +20,8 @@ BALANCES = (
     balances.ZBalance(weight=0.5),
     balances.LossFreeBalance(),
     balances.QuantileBalance(),
-    balances.SwitchBalance(weight=0.001, scope="global", convention="hf"),
-    balances.CombinedBalance(
-        "switch+z", switch=balances.SwitchBalance(scope="sequence", convention="hf"), z=balances.ZBalance()
-    ),
+    balances.SwitchBalance(weight=0.001, scope="global"),
+    balances.CombinedBalance("switch+z", switch=balances.SwitchBalance(scope="sequence"), z=balances.ZBalance()),
     balances.NoBalance(),
     None,
 )

@@ -62,7 +62,7 @@ def test_every_method_combines(method: str) -> None:
 @pytest.mark.parametrize(
     ("balance", "expected"),
     [
-        (BOTH, {"name": "switch+z", "switch": {"weight": 0.01, "scope": "batch", "convention": "ours"},
+        (BOTH, {"name": "switch+z", "switch": {"weight": 0.01, "scope": "batch"},
                 "z": {"weight": 0.001}}),
         (ZBalance(), {"name": "z", "weight": 0.001}),
         (NoBalance(), {"name": "none"}),
@@ -124,19 +124,6 @@ def test_methods_are_listed_and_replaced() -> None:
     assert ZBalance(weight=1.0) == replace_method(ZBalance(), ZBalance(weight=1.0))
     assert ("balance.z.", "balance.") == (setting_key(BOTH, ZBalance()), setting_key(ZBalance(), ZBalance()))
     assert "z+entropy" == combine({"entropy": {"name": "entropy", "weight": 1.0}, "z": {}})["name"]
-
-
-@pytest.mark.parametrize("top_k", [1, 2, 4])
-@pytest.mark.parametrize("key", ["balance", "balance.switch"])
-def test_an_imported_coefficient_is_converted_and_said(key: str, top_k: int) -> None:
-    """With convention=hf the weight is multiplied by K, the note says both, and the run is that of our convention."""
-    choice = "switch" if key == "balance" else "switch+z"
-    words = [f"balance={choice}", f"k={top_k}"]
-    resolved = load_config([*words, f"{key}.weight=0.001", f"{key}.convention=hf"])
-    assert load_config([*words, f"{key}.weight={0.001 * top_k}"]).config == resolved.config
-    note = f"{key}.weight=0.001 in the convention of transformers (balanced = K) is {0.001 * top_k:g} here."
-    assert (note,) == resolved.notes
-    assert () == resolve(resolved.config).notes
 
 
 @pytest.mark.parametrize(

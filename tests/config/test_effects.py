@@ -127,8 +127,6 @@ EXEMPT = {
     "train.on_nan": "acts on a loss that is not finite",
     "train.upcycle_from": "needs a dense run",
     "train.precision": "auto is decided by the device where a run first starts, and kept from then on",
-    "balance.convention": "says whose the weight is; it is converted, with a note",
-    "balance.switch.convention": "the same",
     "model.dispatch": "back ends give the same results to rounding",
     "data.dtype": "null is what the header of a file says",
     "data.streaming": "how the same texts are read",

@@ -78,7 +78,7 @@ def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:
         config, Parallel(config.launch, model), make_task(config, corpus), optimizers, recorder, 1, lambda view: None
     )
     for layer in moe_layers(training.model):
-        layer.dispatch = "grouped"
+        layer.dispatch = "loop"
     own = 0
     step = training.optimizers.step
 
@@ -204,7 +204,7 @@ def test_every_router_and_option_is_priced_as_torch_counts_it(router: type[Route
                 config = draw_config(router, draw)
             except ConfigError:
                 continue
-        layer = make_moe_layer(replace(config, model=replace(config.model, dispatch="grouped")), 384)
+        layer = make_moe_layer(replace(config, model=replace(config.model, dispatch="loop")), 384)
         x = torch.randn(12, 32, config.model.d_model, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
             y, _ = layer(x, torch.arange(384).view(12, 32))

@@ -177,7 +177,7 @@ def test_active_parameters_and_forward_flops_are_those_of_k_experts(name: str) -
     ):
         model = model_of(name).eval()
         for layer in moe_layers(model):
-            layer.dispatch = "grouped"  # torch does not count its grouped product
+            layer.dispatch = "loop"  # torch does not count its grouped product
         model(*inputs_of(config(name), 2, V))
     asked, costs = config(name), cost(config(name), V)
     assert counter.get_total_flops() / (2 * asked.model.context_length) == pytest.approx(
@@ -221,7 +221,7 @@ class Held(TorchDispatchMode):
 def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     """The most bytes held in forward and backward, beside weights and gradients, at widths where they matter."""
     changes = {**CONFIGS, **UNUSUAL, "limited": {"capacity": 0.25}, "no qk norm": {"model": {"qk_norm": False}}}[name]
-    sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "grouped"}
+    sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "loop"}
     given = changes.get("model", {})
     if not isinstance(given, dict):  # another family
         fixed = ("context_length",) if isinstance(given, ViTConfig | MMoEConfig) else ()

@@ -49,6 +49,17 @@ def routing_of(logits: Tensor, chosen: Tensor) -> Routing:
     return routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen))
 
 
+def record_of(weights: Tensor) -> Routing:
+    """Every token with every expert, with these weights."""
+    token_ids, expert_ids = torch.ones_like(weights).nonzero().unbind(1)
+    kept = torch.ones(len(token_ids), dtype=torch.bool)
+    return Routing(weights, weights, token_ids, expert_ids, weights.flatten(), kept)
+
+
+def squared_cv(values: Tensor) -> Tensor:
+    return values.var(correction=0) / values.mean() ** 2
+
+
 def random_logits(num_tokens: int, seed: int = 0) -> Tensor:
     return torch.randn(num_tokens, E, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
@@ -196,7 +207,7 @@ def test_counts_of_a_whole_step_give_the_global_loss(top_k: int) -> None:
 def test_importance_by_hand() -> None:
     """Sums of weights 3 and 1: variance 1 over mean 2 squared."""
     weights = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.5], [0.0, 0.5]], dtype=torch.float64)
-    assert importance_loss(weights).item() == pytest.approx(1 / 4)
+    assert importance_loss(record_of(weights)).item() == pytest.approx(1 / 4)
 
 
 @every_k
@@ -204,8 +215,8 @@ def test_importance_of_k_equal_experts(top_k: int) -> None:
     """Even weights cost 0; K of E that share all weight alike cost E / K - 1."""
     weights = torch.zeros(5, E, dtype=torch.float64)
     weights[:, :top_k] = 0.3
-    assert importance_loss(weights).item() == pytest.approx(E / top_k - 1, abs=1e-12)
-    assert importance_loss(torch.full_like(weights, 0.7)).item() == pytest.approx(0, abs=1e-12)
+    assert importance_loss(record_of(weights)).item() == pytest.approx(E / top_k - 1, abs=1e-12)
+    assert importance_loss(record_of(torch.full_like(weights, 0.7))).item() == pytest.approx(0, abs=1e-12)
 
 
 @every_k
@@ -214,7 +225,7 @@ def test_importance_of_a_routing_is_that_of_its_weights_laid_out(top_k: int) -> 
     logits = random_logits(20).requires_grad_()
     routing = drop_overflow(routing_of(logits, top_indices(logits.detach(), top_k)), 1)
     loss = only_loss(balances.ImportanceBalance(), [routing])
-    assert loss.item() == pytest.approx(importance_loss(dense(routing, routing.weights)).item())
+    assert loss.item() == pytest.approx(squared_cv(dense(routing, routing.weights).sum(0)).item())
     loss.backward()
     assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
@@ -367,7 +378,7 @@ def test_opposite_collapses_of_two_layers_do_not_cancel(scope: Any) -> None:
 
 EXPECTED = {
     "switch": load_balancing_loss,
-    "importance": lambda routing: importance_loss(dense(routing, routing.weights)),
+    "importance": lambda routing: squared_cv(dense(routing, routing.weights).sum(0)),
     "load": lambda routing: load_loss(routing.clean_logits, routing.logits, routing.noise_std, 2),
     "z": lambda routing: router_z_loss(routing.logits),
     "entropy": lambda routing: entropy_loss(routing.probs),

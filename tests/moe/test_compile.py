@@ -12,7 +12,7 @@ from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
-from moe_cli.moe.backends.loop import _compiled_experts, grouped_loop
+from moe_cli.moe.backends.loop import _compiled_experts
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routing import Routing
 from tests.moe.backends.test_dispatch import E, F, assert_same, make_case
@@ -39,9 +39,7 @@ def outcome(model: nn.Module, network: nn.Module, tokens: Tensor) -> dict[str, T
 
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("capacity", "dispatch"), [(None, "auto"), (1.0, "auto"), (None, "grouped"), (None, "padded"), (1.0, "einsum")]
-)
+@pytest.mark.parametrize(("capacity", "dispatch"), [(None, "auto"), (1.0, "auto"), (None, "loop"), (1.0, "einsum")])
 def test_a_compiled_model_is_the_model(capacity: float | None, dispatch: str) -> None:
     """Logits and all gradients of the compiled GPT equal the plain one's, for two batches, drops included."""
     torch.compiler.reset()
@@ -79,7 +77,7 @@ def test_the_operator_equals_the_loop(capacity: float | None, with_mask: bool) -
     mask = torch.randint(0, 3, (128, F), generator=torch.Generator().manual_seed(3)).double() if with_mask else None
 
     def loop(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-        return grouped_loop(experts, x, routing, mask)
+        return loop(experts, x, routing, mask)
 
     def operator(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         record = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)

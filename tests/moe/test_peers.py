@@ -19,7 +19,6 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
-from moe_cli.config.balances import SwitchBalance, own_convention
 from moe_cli.config.routers import RouterConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.balance import load_balancing_loss
 from moe_cli.moe.layer import MoELayer
@@ -153,16 +152,14 @@ def test_equals_switch(room: float | None) -> None:
 
 
 @pytest.mark.parametrize(("num_experts", "top_k"), [(8, 1), (8, 2), (6, 3), (4, 4)])
-def test_a_coefficient_of_transformers_is_converted(num_experts: int, top_k: int) -> None:
-    """Their coefficient times their load-balancing loss is our converted weight times ours, for one layer."""
+def test_a_coefficient_of_transformers_is_worth_k_times_as_much(num_experts: int, top_k: int) -> None:
+    """Their load-balancing loss is K times ours, for one layer."""
     logits = 2 * torch.randn(30, num_experts, generator=torch.Generator().manual_seed(0))
     theirs = load_balancing_loss_func((logits,), num_experts, top_k)
     probs = logits.softmax(-1)
     chosen = top_indices(probs, top_k)
     ours = load_balancing_loss(routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen)))
-    converted = own_convention(SwitchBalance(weight=0.02, convention="hf"), top_k)
-    assert (0.02 * theirs).item() == pytest.approx(converted.weight * ours.item(), rel=1e-5)
-    assert converted == own_convention(converted, top_k)
+    assert theirs.item() == pytest.approx(top_k * ours.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("slots", [1, 3])

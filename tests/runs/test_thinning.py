@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.cli.runs.show import load_of
 from moe_cli.metrics import ESTIMATES
 from moe_cli.report.curves import thinned_curves
-from moe_cli.report.expert_usage import health
+from moe_cli.report.expert_usage import expert_load, health
 from moe_cli.report.long_format import load_curves
 from moe_cli.runs.curves import ThinnedCurve, validation_curve
 from moe_cli.runs.folder import Run
@@ -69,7 +68,7 @@ def test_few_points_are_all_kept() -> None:
     assert ["(3.0, 'x')", "(nan, 'x')"] == list(map(str, curve.points.values()))
 
 
-@pytest.mark.parametrize("look", [validation_curve, lambda run: thinned_curves(run, ["lr"]), health, load_of])
+@pytest.mark.parametrize("look", [validation_curve, lambda run: thinned_curves(run, ["lr"]), health, expert_load])
 def test_displays_of_many_records_take_little_memory(run: Run, look: Callable[[Run], Any]) -> None:
     """The curve of `runs show`, those of the page, and the load of the experts: a fraction of what all records take."""
     tracemalloc.start()

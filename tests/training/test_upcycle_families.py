@@ -43,7 +43,7 @@ OTHERS: dict[str, Any] = {
     "num_layers": 6, "d_model": 24, "d_ff": 40, "d_expert": 16, "ffn_type": "glu", "activation": "relu2",
     "expert_dropout": 0.1, "expert_init_scale": 0.1, "shared_experts": 1, "shared_gate": True, "moe_layer_freq": 2,
     "first_k_dense": 1, "context_length": 12, "vocab_size": 300, "tie_embeddings": True, "dropout": 0.3,
-    "dispatch": "padded", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "sliding_window": 5, "attention_dropout": 0.3,
+    "dispatch": "einsum", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "sliding_window": 5, "attention_dropout": 0.3,
     "kv_lora_rank": 6, "q_lora_rank": 8, "qk_rope_head_dim": 2, "norm": "layer", "qk_norm": False, "position_encoding": {"rope": "learned", "learned": "rope"},
     "rope_base": 500.0, "logit_softcap": 30.0, "init_std": 0.05, "patch_size": 4, "sigmoid": False, "d_tower": 12, "mf_dim": 4,
     "relative_attention_num_buckets": 16, "relative_attention_max_distance": 64,

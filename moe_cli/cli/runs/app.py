@@ -144,8 +144,9 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Two runs side by side: settings, metrics, curves, experts' load. Example: moe runs diff gpt-8x2 gpt-dense"""
-    from moe_cli.cli.runs.diff import compare, print_comparison
+    from moe_cli.cli.runs.diff import print_comparison
     from moe_cli.errors import ConfigError
+    from moe_cli.report.run_comparison import compare_runs
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
 
@@ -153,7 +154,7 @@ def diff(
     pair = find_run(folder, first), find_run(folder, second)
     if pair[0].path.resolve() == pair[1].path.resolve():
         raise ConfigError(f"'{first}' and '{second}' are one run, {pair[0].id}: give two.")
-    comparison = compare(*pair)
+    comparison = compare_runs(*pair)
     if as_json:
         print_json(comparison.record())
     else:

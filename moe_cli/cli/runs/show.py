@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.cli.config import flat
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
-from moe_cli.config.build import show
+from moe_cli.config.build import flatten_dict, show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
-from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, target
+from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, max_violation, target
+from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.terminal import pack
 from moe_cli.runs.cleanup import size_of
 from moe_cli.runs.curves import number, validation_curve
@@ -20,33 +20,18 @@ from moe_cli.runs.status import RunStatus, read_status
 LABEL_WIDTH = 15
 CURVE_WIDTH = 40
 BARS_WIDTH = 32
-Load = list[float]
-
-
-def load_of(run: Run) -> dict[int, Load]:
-    """Per layer, how often each expert was chosen when somebody looked last."""
-    newest: dict[int, Load] = {}
-    for record in run.read_routing():
-        layer, counts = record.get("layer"), record.get("tokens_per_expert")
-        if isinstance(layer, int) and isinstance(counts, list) and counts:
-            known = [number(each) for each in counts]
-            if all(each is not None and each >= 0 for each in known):
-                newest[layer] = [each or 0.0 for each in known]
-    return dict(sorted(newest.items()))
-
-
-def violation(load: Load) -> float:
-    """(largest - mean) / mean, as max_violation."""
-    mean = sum(load) / len(load)
-    return (max(load) - mean) / mean if mean else 0.0
 
 
 def changed_settings(run: Run) -> dict[str, Any]:
     """The settings that differ from the defaults, by their dotted names."""
     from moe_cli.config.compose import load_config
 
-    default = flat(load_config([], "config").config.to_dict())
-    return {key: value for key, value in flat(run.config_dict()).items() if key not in default or default[key] != value}
+    default = flatten_dict(load_config([], "config").config.to_dict())
+    return {
+        key: value
+        for key, value in flatten_dict(run.config_dict()).items()
+        if key not in default or default[key] != value
+    }
 
 
 def run_record(run: Run) -> dict[str, Any]:
@@ -57,7 +42,7 @@ def run_record(run: Run) -> dict[str, Any]:
         "created": each.created or None, "step": each.step, "steps": each.steps or None, "tags": list(each.tags),
         "settings": changed_settings(run), "results": each.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
-        "tokens_per_expert": {str(layer): load for layer, load in load_of(run).items()},
+        "tokens_per_expert": {str(layer): load for layer, load in expert_load(run).items()},
         "meta": run.meta() or None, "checkpoints": [str(path) for path in run.checkpoints()],
         "bytes": size_of(run.path),
     }  # fmt: skip
@@ -143,8 +128,8 @@ def _curve(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def _load(run: Run) -> list[tuple[str, list[str]]]:
-    layers = [f"L{layer + 1} {bars(load, BARS_WIDTH)} {percent(violation(load), signed=True)}"
-              for layer, load in load_of(run).items()]  # fmt: skip
+    layers = [f"L{layer + 1} {bars(load, BARS_WIDTH)} {percent(max_violation(load), signed=True)}"
+              for layer, load in expert_load(run).items()]  # fmt: skip
     return [("load", layers)] if layers else []
 
 

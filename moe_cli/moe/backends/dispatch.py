@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_cli.moe.backends.loop import grouped_loop
-from moe_cli.moe.backends.padded import einsum, padded
+from moe_cli.errors import ConfigError
+from moe_cli.moe.backends.loop import loop
+from moe_cli.moe.backends.one_hot import einsum
 from moe_cli.moe.experts import Experts, hidden
 from moe_cli.moe.permutation import make_plan, operand_dtype, operands
 from moe_cli.moe.routing import Routing
 
-# Up to so many rows per expert, on a CPU in float32, a call per product from Python costs more than it gains.
-FEW_ROWS = 32
+# Up to this many rows per expert, on a CPU in float32, a call per product from Python costs more than it gains.
+MAX_ROWS_GROUPED_MM_CPU = 32
 
 
 def reference(
@@ -47,7 +48,16 @@ def grouped_mm(
 
     Kept for backward, by autograd: the sorted input [R, D_in], the first product [R, H], what the activation makes of
     it, and the answers [R, D_out]. Nothing is recomputed.
+
+    Raises:
+        ConfigError: torch has no grouped product for this device, precision or width.
     """
+    query = backend_query(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
+    if not grouped_mm_supported(query):
+        raise ConfigError(
+            f"dispatch=grouped_mm is not available for {query.dtype} on {query.device} with widths {query.widths}. "
+            "Use dispatch=auto, or widths that are multiples of 16 bytes."
+        )
     plan = make_plan(routing)
     ends = torch.tensor(plan.counts, device=x.device).cumsum(0, dtype=torch.int32)
     given = operands(experts, x)
@@ -61,7 +71,7 @@ def grouped_mm(
 
 
 @dataclass(frozen=True)
-class Regime:
+class BackendQuery:
     """What the choice of a back end depends on.
 
     Attributes:
@@ -69,7 +79,7 @@ class Regime:
         widths: of every row that is multiplied.
         rows: assignments per expert, on average.
         capability: of a GPU; (0, 0) for anything else.
-        compiling: whether torch.compile is looking.
+        compiling: whether torch.compile traces the call.
     """
 
     device: str
@@ -80,10 +90,10 @@ class Regime:
     compiling: bool = False
 
 
-def make_regime(experts: Experts, dtype: torch.dtype, rows: float) -> Regime:
-    """The regime of these experts at so many rows each."""
+def backend_query(experts: Experts, dtype: torch.dtype, rows: float) -> BackendQuery:
+    """Describes a call of these experts with this many rows each."""
     device = experts.w_in.device
-    return Regime(
+    return BackendQuery(
         device=device.type,
         dtype=dtype,
         widths=(*experts.w_in.shape[1:], *experts.w_out.shape[1:]),
@@ -93,53 +103,37 @@ def make_regime(experts: Experts, dtype: torch.dtype, rows: float) -> Regime:
     )
 
 
-def regime_of(experts: Experts, x: Tensor, routing: Routing) -> Regime:
-    """The regime of this call."""
-    return make_regime(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
-
-
-def grouped_mm_serves(regime: Regime) -> bool:
+def grouped_mm_supported(query: BackendQuery) -> bool:
     """Whether torch's grouped product exists for this device, precision and widths. Probes features, not versions."""
-    aligned = all(width * regime.dtype.itemsize % 16 == 0 for width in regime.widths)
-    on_gpu = regime.device == "cuda" and regime.capability >= (8, 0) and regime.dtype == torch.bfloat16
-    on_cpu = regime.device == "cpu" and regime.dtype in (torch.float32, torch.bfloat16)
+    aligned = all(width * query.dtype.itemsize % 16 == 0 for width in query.widths)
+    on_gpu = query.device == "cuda" and query.capability >= (8, 0) and query.dtype == torch.bfloat16
+    on_cpu = query.device == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
     return (on_gpu or on_cpu) and aligned and hasattr(F, "grouped_mm")
 
 
-def choose_backend(regime: Regime) -> str:
-    """The fastest exact back end, `grouped_mm` or `grouped_loop`, as far as it was measured.
+def choose_backend(query: BackendQuery) -> str:
+    """The fastest exact back end, `grouped_mm` or `loop`, as far as it was measured.
 
-    On a GPU the grouped product, where it serves (not measured). On a CPU (one thread of a busy Zen 4, torch 2.13, E
-    from 8 to 1024, D from 64 to 128, forward and backward, medians of ratios of neighbouring rounds): in float32 the
-    grouped product took 0.73 to 0.94 of the loop's time at up to FEW_ROWS rows per expert and 0.88 to 1.02 above, where
-    the loop is preferred because it keeps less than half the memory; in bfloat16 0.42 to 0.92 at 4 to 1024 rows.
-    `padded` took 0.9 to 2 times the loop's time in float32; in bfloat16 it won with few experts and lost with many, so
-    it is left to those who ask for it. A compiler cannot look into the grouped product's sorting on a CPU: there the
-    loop.
+    On a GPU the grouped product, where it is supported (not measured). On a CPU (one thread of a busy Zen 4, torch 2.13,
+    E from 8 to 1024, D from 64 to 128, forward and backward, medians of ratios of neighbouring rounds): in float32 the
+    grouped product took 0.73 to 0.94 of the loop's time at up to MAX_ROWS_GROUPED_MM_CPU rows per expert and 0.88 to 1.02
+    above, where the loop is preferred because it keeps less than half the memory; in bfloat16 0.42 to 0.92 at 4 to 1024
+    rows. torch.compile cannot trace the grouped product's sorting on a CPU: there the loop.
     """
-    if not grouped_mm_serves(regime):
-        return "grouped_loop"
-    if regime.device == "cuda":
+    if not grouped_mm_supported(query):
+        return "loop"
+    if query.device == "cuda":
         return "grouped_mm"
-    small = regime.dtype == torch.bfloat16 or regime.rows <= FEW_ROWS
-    return "grouped_mm" if small and not regime.compiling else "grouped_loop"
-
-
-def grouped(
-    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
-) -> Float[Tensor, "T D_out"]:
-    """Sorted by expert: torch's grouped product on a GPU that has it, else the loop."""
-    regime = regime_of(experts, x, routing)
-    if regime.device == "cuda" and grouped_mm_serves(regime):
-        return grouped_mm(experts, x, routing, mask)
-    return grouped_loop(experts, x, routing, mask)
+    is_small = query.dtype == torch.bfloat16 or query.rows <= MAX_ROWS_GROUPED_MM_CPU
+    return "grouped_mm" if is_small and not query.compiling else "loop"
 
 
 def auto(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """What `choose_backend` says."""
-    return FASTEST[choose_backend(regime_of(experts, x, routing))](experts, x, routing, mask)
+    """Runs the back end that `choose_backend` names."""
+    query = backend_query(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
+    return BACKENDS[choose_backend(query)](experts, x, routing, mask)
 
 
 @runtime_checkable
@@ -147,11 +141,10 @@ class Backend(Protocol):
     def __call__(self, experts: Experts, x: Tensor, routing: Routing, mask: Tensor | None = None) -> Tensor: ...
 
 
-FASTEST: dict[str, Backend] = {"grouped_loop": grouped_loop, "grouped_mm": grouped_mm}
 BACKENDS: dict[str, Backend] = {
-    "reference": reference,
-    "grouped": grouped,
-    "padded": padded,
-    "einsum": einsum,
     "auto": auto,
+    "loop": loop,
+    "grouped_mm": grouped_mm,
+    "einsum": einsum,
+    "reference": reference,
 }

@@ -20,7 +20,7 @@ from moe_cli.moe.routing import Routing
 CHUNK_ROWS = 512
 
 
-def grouped_loop(
+def loop(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
     """Sorted by expert, one matrix product per expert: the fast way on a CPU, and right on any device.
@@ -122,7 +122,7 @@ def _backward(grad_y: Tensor, kept: Kept, plan: Plan, kind: str, activation: str
 
 
 class _GroupedExperts(torch.autograd.Function):
-    """The loop for ordinary execution; see `grouped_loop` for what it keeps."""
+    """The loop for ordinary execution; see `loop` for what it keeps."""
 
     @staticmethod
     def forward(

@@ -9,20 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moe_cli.errors import ConfigError
 from moe_cli.moe import permutation
-from moe_cli.moe.backends import dispatch, loop
+from moe_cli.moe.backends import dispatch
+from moe_cli.moe.backends import loop as loop_module
 from moe_cli.moe.backends.dispatch import (
     BACKENDS,
-    FASTEST,
-    Regime,
+    BackendQuery,
+    backend_query,
     choose_backend,
     grouped_mm,
-    grouped_mm_serves,
+    grouped_mm_supported,
     reference,
-    regime_of,
 )
-from moe_cli.moe.backends.loop import grouped_loop
-from moe_cli.moe.backends.padded import einsum, padded
+from moe_cli.moe.backends.loop import loop
+from moe_cli.moe.backends.one_hot import einsum
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routers.registry import make_router
 from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
@@ -31,7 +32,7 @@ from tests.moe.formulas import ACTIVATIONS, KINDS, ROUTERS, dense, network, rout
 Backend = Callable[..., Tensor]
 # Widths whose rows are multiples of 16 bytes in bfloat16 too, which the grouped product needs.
 E, D_IN, F, D_OUT = 6, 8, 24, 16
-every_backend = pytest.mark.parametrize("backend", [reference, grouped_loop, grouped_mm, padded, einsum])
+every_backend = pytest.mark.parametrize("backend", [reference, loop, grouped_mm, einsum])
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,25 @@ def assert_same(expected: dict[str, Tensor], actual: dict[str, Tensor], toleranc
 def test_every_back_end_equals_the_reference(activation: str, kind: str) -> None:
     """The output and every gradient agree: in float64, and in float32, which is the widest precision of grouped_mm."""
     wide = make_case("top2", 64, 1.0, kind, activation)
-    for backend in (grouped_loop, padded, einsum):
+    for backend in (loop, einsum):
         assert_same(wide.outcome(reference), wide.outcome(backend), 1e-10)
     narrow = make_case("top2", 64, 1.0, kind, activation, torch.float32)
-    for backend in (grouped_loop, grouped_mm):
+    for backend in (loop, grouped_mm):
         assert_same(narrow.outcome(reference), narrow.outcome(backend), 1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "grouped_mm"])  # has no float64
 def test_every_named_back_end_equals_the_reference(backend: str) -> None:
     """Whatever name a user gives to `dispatch`, the outcome is the reference's."""
     case = make_case("top2", 9, 1.0)
     assert_same(case.outcome(reference), case.outcome(BACKENDS[backend]), 1e-10)
+
+
+def test_a_grouped_product_that_torch_lacks_is_refused() -> None:
+    """dispatch=grouped_mm in float64 names what is missing and what to use."""
+    case = make_case("top2", 9, 1.0)
+    with pytest.raises(ConfigError, match=r"^dispatch=grouped_mm is not available for torch\.float64 on cpu"):
+        case.outcome(BACKENDS["grouped_mm"])
 
 
 @given(routing=routings(num_experts=E))
@@ -132,7 +140,7 @@ def test_any_routing_is_served(routing: Routing, kind: str, activation: str, wit
         return {name: value.double() for name, value in zip(names, (y, *grads), strict=True)}
 
     expected = outcome(reference, torch.float64)
-    for backend in (grouped_loop, padded, einsum):
+    for backend in (loop, einsum):
         assert_same(expected, outcome(backend, torch.float64), 1e-10)
     assert_same(expected, outcome(grouped_mm, torch.float32), 1e-4)
 
@@ -187,19 +195,19 @@ def test_gradients_without_strides_and_inputs_with_odd_ones(backend: Backend) ->
 def test_the_size_of_a_chunk_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many experts are worked on at a time, the loop equals the reference."""
     case = make_case("top2", 64, 1.0)
-    monkeypatch.setattr(loop, "CHUNK_ROWS", rows)
-    assert_same(case.outcome(reference), case.outcome(grouped_loop), 1e-10)
+    monkeypatch.setattr(loop_module, "CHUNK_ROWS", rows)
+    assert_same(case.outcome(reference), case.outcome(loop), 1e-10)
 
 
 @given(st.lists(st.integers(0, 900), min_size=1, max_size=20))
 def test_chunks_cover_every_expert_and_row_once(counts: list[int]) -> None:
     """Chunks follow each other without gaps and hold their experts' rows; only a lone expert exceeds the limit."""
-    chunks = loop.chunks(counts)
+    chunks = loop_module.chunks(counts)
     assert list(range(len(counts))) == [expert for experts, _ in chunks for expert in experts]
     row = 0
     for experts, rows in chunks:
         assert slice(row, row + sum(counts[experts.start : experts.stop])) == rows
-        assert rows.stop - rows.start <= loop.CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
+        assert rows.stop - rows.start <= loop_module.CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
         row = rows.stop
     assert sum(counts) == row
 
@@ -212,58 +220,62 @@ def test_small_integers_sort_like_large_ones(bound: int) -> None:
     assert torch.equal(torch.argsort(ids, stable=True), permutation.stable_argsort(ids, bound))
 
 
+def query_of(case: Case) -> BackendQuery:
+    return backend_query(case.experts, permutation.operand_dtype(case.x), len(case.x) * 2 / E)
+
+
 def test_the_regime_is_the_one_after_autocast() -> None:
     """float32 parameters and tokens are bfloat16 operands under autocast, float32 without it, float64 stays itself."""
     case, wide = make_case("top2", 9, dtype=torch.float32), make_case("top2", 9, dtype=torch.float64)
-    expected = Regime("cpu", torch.float32, (2 * F, D_IN, D_OUT, F), rows=9 * 2 / E)
-    assert expected == regime_of(case.experts, case.x, case.routing())
+    expected = BackendQuery("cpu", torch.float32, (2 * F, D_IN, D_OUT, F), rows=9 * 2 / E)
+    assert expected == query_of(case)
     with torch.autocast("cpu", torch.bfloat16):
-        assert replace(expected, dtype=torch.bfloat16) == regime_of(case.experts, case.x, case.routing())
-        assert replace(expected, dtype=torch.float64) == regime_of(wide.experts, wide.x, wide.routing())
+        assert replace(expected, dtype=torch.bfloat16) == query_of(case)
+        assert replace(expected, dtype=torch.float64) == query_of(wide)
 
 
-GPU = Regime("cuda", torch.bfloat16, (64, 8), 1000, (8, 0))
-CPU = Regime("cpu", torch.float32, (64, 8), 1000)
+GPU = BackendQuery("cuda", torch.bfloat16, (64, 8), 1000, (8, 0))
+CPU = BackendQuery("cpu", torch.float32, (64, 8), 1000)
 
 
 @pytest.mark.parametrize(
-    ("regime", "serves", "expected"),
+    ("query", "supported", "expected"),
     [
         (GPU, True, "grouped_mm"),
         (replace(GPU, capability=(9, 0)), True, "grouped_mm"),
         (replace(GPU, compiling=True), True, "grouped_mm"),
-        (replace(GPU, capability=(7, 5)), False, "grouped_loop"),
-        (replace(GPU, dtype=torch.float32), False, "grouped_loop"),
-        (replace(GPU, widths=(64, 12)), False, "grouped_loop"),
-        (replace(GPU, device="mps", capability=(0, 0)), False, "grouped_loop"),
-        (CPU, True, "grouped_loop"),
+        (replace(GPU, capability=(7, 5)), False, "loop"),
+        (replace(GPU, dtype=torch.float32), False, "loop"),
+        (replace(GPU, widths=(64, 12)), False, "loop"),
+        (replace(GPU, device="mps", capability=(0, 0)), False, "loop"),
+        (CPU, True, "loop"),
         (replace(CPU, rows=32), True, "grouped_mm"),
-        (replace(CPU, rows=33), True, "grouped_loop"),
-        (replace(CPU, rows=32, compiling=True), True, "grouped_loop"),
-        (replace(CPU, rows=32, widths=(64, 6)), False, "grouped_loop"),
-        (replace(CPU, rows=32, dtype=torch.float64), False, "grouped_loop"),
+        (replace(CPU, rows=33), True, "loop"),
+        (replace(CPU, rows=32, compiling=True), True, "loop"),
+        (replace(CPU, rows=32, widths=(64, 6)), False, "loop"),
+        (replace(CPU, rows=32, dtype=torch.float64), False, "loop"),
         (replace(CPU, dtype=torch.bfloat16), True, "grouped_mm"),
-        (replace(CPU, dtype=torch.bfloat16, compiling=True), True, "grouped_loop"),
+        (replace(CPU, dtype=torch.bfloat16, compiling=True), True, "loop"),
     ],
 )
-def test_the_choice_follows_the_regime(regime: Regime, serves: bool, expected: str) -> None:
+def test_the_choice_follows_the_regime(query: BackendQuery, supported: bool, expected: str) -> None:
     """Device, precision after autocast, row strides and rows per expert decide, and nothing else does."""
-    assert serves == grouped_mm_serves(regime)
-    assert expected == choose_backend(regime)
-    assert expected in FASTEST
+    assert supported == grouped_mm_supported(query)
+    assert expected == choose_backend(query)
+    assert expected in BACKENDS
 
 
-@pytest.mark.parametrize(("num_tokens", "expected"), [(9, "grouped_mm"), (300, "grouped_loop")])
+@pytest.mark.parametrize(("num_tokens", "expected"), [(9, "grouped_mm"), (300, "loop")])
 def test_auto_takes_what_is_chosen(num_tokens: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` calls the back end of its regime, and only that one."""
     called = []
-    for name, backend in list(FASTEST.items()):
+    for name, backend in {name: BACKENDS[name] for name in ("loop", "grouped_mm")}.items():
         monkeypatch.setitem(
-            FASTEST, name, lambda *words, name=name, backend=backend: called.append(name) or backend(*words)
+            BACKENDS, name, lambda *words, name=name, backend=backend: called.append(name) or backend(*words)
         )
     case = make_case("top2", num_tokens, dtype=torch.float32)
     assert torch.allclose(
-        grouped_loop(case.experts, case.x, case.routing()),
+        loop(case.experts, case.x, case.routing()),
         dispatch.auto(case.experts, case.x, case.routing()),
         atol=1e-5,
     )
@@ -271,7 +283,7 @@ def test_auto_takes_what_is_chosen(num_tokens: int, expected: str, monkeypatch: 
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize("backend", [reference, grouped_loop, padded, einsum])
+@pytest.mark.parametrize("backend", [reference, loop, einsum])
 def test_gradients_are_those_of_finite_differences(backend: Backend) -> None:
     """gradcheck of every back end that multiplies in float64, on a tiny layer with drops."""
     torch.manual_seed(0)

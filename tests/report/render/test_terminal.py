@@ -1,8 +1,7 @@
-"""Tables that never wrap, and curves drawn with characters."""
+"""Tables that never wrap, and sparklines."""
 
 import pytest
 
-from moe_cli.cli.text_chart import plot
 from moe_cli.formatting import sparkline
 from moe_cli.report.render.terminal import TextColumn, table_lines
 
@@ -61,21 +60,3 @@ def test_sparkline_spans_lowest_to_highest() -> None:
     assert sparkline([3.0, 3.0], 10) == "▁▁"
     assert sparkline([0.0, 0.0, 4.0, 9.0, 10.0, 14.0], 3) == "▁▅█"
     assert sparkline([], 5) == ""
-
-
-def test_plot_draws_each_curve_with_its_letter() -> None:
-    """Straight lines between points, the largest value at the top, a star where both curves meet."""
-    lines = plot({"A": [(0, 2.0), (10, 0.0)], "B": [(0, 2.0), (10, 2.0)]}, 18, 3)
-    assert lines[0].startswith("2.000 ┤")
-    assert (lines[0][7], lines[-1][-1]) == ("*", "A")
-    assert lines[0].endswith("B")
-    assert set(lines[1].strip(" ┤")) == {"A"}
-    assert lines[2].startswith("0.000 ┤")
-    assert max(map(len, lines)) <= 18
-
-
-def test_plot_of_little() -> None:
-    """No curve, one point, and a curve that stays where it is."""
-    assert plot({}, 40, 5) == []
-    assert "A" in plot({"A": [(3.0, 1.0)]}, 40, 5)[-1]
-    assert plot({"A": [(0.0, 1.0), (1.0, 1.0)]}, 20, 3)[-1].count("A") > 5

@@ -1,4 +1,4 @@
-"""Back ends with a fixed place for everybody: [E, C, D], C rows per expert, empty places filled with zeros.
+"""The back end of one-hot matrices: [E, C, D], C rows per expert, unused rows filled with zeros.
 
 T tokens, R kept assignments (rows), E experts, C the largest load, D widths, F hidden width, H = 2F (gated) or F.
 """
@@ -10,32 +10,6 @@ from torch import Tensor
 from moe_cli.moe.experts import Experts, hidden
 from moe_cli.moe.permutation import make_plan, operands, places_in_expert
 from moe_cli.moe.routing import Routing
-
-
-def padded(
-    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
-) -> Float[Tensor, "T D_out"]:
-    """Every expert works on C rows, as many as the busiest has: two batched products, whatever E.
-
-    Kept for backward, by autograd: the padded input [E, C, D_in], the first product [E, C, H], what the activation
-    makes of it (2 [E, C, F] if gated, else [E, C, F]) and the answers' rows [R, D_out]. Nothing is recomputed.
-    Time and memory grow with the unevenness of the load: C = T K / E only when balanced.
-    """
-    plan = make_plan(routing)
-    given = operands(experts, x)
-    capacity = max(plan.counts)
-    slots = routing.expert_ids[plan.assignments] * capacity + places_in_expert(plan)
-    rows = given.x.index_select(0, plan.token_ids)
-    places = rows.new_zeros(len(plan.counts) * capacity, rows.shape[1]).index_copy(0, slots, rows)
-    pre = torch.bmm(places.view(len(plan.counts), capacity, rows.shape[1]), given.w_in.mT)
-    act = hidden(pre, experts.kind, experts.activation)
-    if mask is not None:
-        rows_mask = mask[plan.assignments].to(act.dtype)
-        act = act * act.new_zeros(len(places), act.shape[2]).index_copy(0, slots, rows_mask).view(act.shape)
-    answers = torch.bmm(act, given.w_out.mT)
-    weights = routing.weights.index_select(0, plan.assignments).to(answers.dtype).unsqueeze(1)
-    weighted = answers.flatten(0, 1).index_select(0, slots) * weights
-    return weighted.new_zeros(len(x), weighted.shape[1]).index_add(0, plan.token_ids, weighted)
 
 
 def einsum(

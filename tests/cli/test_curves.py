@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from moe_cli.cli.runs.diff import compare, print_comparison
+from moe_cli.cli.runs.diff import print_comparison
 from moe_cli.cli.runs.show import print_run, run_record
 from moe_cli.cli.runs.watch import run_panel
 from moe_cli.cli.search import _step
@@ -19,6 +19,7 @@ from moe_cli.report.columns import curve_column
 from moe_cli.report.configuration import aggregate_seeds
 from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.recommendation import estimates_over_time
+from moe_cli.report.run_comparison import compare_runs
 from moe_cli.runs.curves import Curve, validation_curve, validation_curves
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import read_status
@@ -50,10 +51,10 @@ def test_every_task_has_a_curve_everywhere(kind: str, tmp_path: Path, capsys: py
     assert [{"step": step, curve.result: value} for step, value in curve.points] == run_record(run)["curve"]
     print_run(run)
     assert f"{curve.unit} at {len(curve.points)} evaluations" in capsys.readouterr().out
-    comparison = compare(run, run)
+    comparison = compare_runs(run, run)
     assert [value for _, value in curve.points] == [point[curve.result] for point in comparison.record()["curves"]["a"]]
     print_comparison(comparison)
-    assert f"validation, {curve.unit}   over tokens" in capsys.readouterr().out
+    assert f"validation, {curve.unit}, against training tokens" in capsys.readouterr().out
     console = Console(file=io.StringIO(), width=100)
     console.print(run_panel(read_status(run), curve.values, 100, 0.0))
     assert isinstance(console.file, io.StringIO)
@@ -84,5 +85,5 @@ def test_two_runs_are_drawn_in_one_unit(tmp_path: Path) -> None:
     assert [((10, 2.0),), ()] == [curve.points for curve in validation_curves([bits, none])]
     assert "bits/byte" == validation_curve(bits).unit
     assert [[{"tokens": 10 * bits.config().tokens_per_step, "val_loss": 1.4}]] == [
-        compare(bits, nats).record()["curves"]["a"]
+        compare_runs(bits, nats).record()["curves"]["a"]
     ]

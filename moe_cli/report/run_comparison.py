@@ -1,0 +1,148 @@
+"""Comparison of two runs: settings, results, curves, and whether their results are comparable."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moe_cli.config.build import flatten_dict
+from moe_cli.config.data import HELD_OUT
+from moe_cli.formatting import count
+from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, eval_windows, keys_of
+from moe_cli.report.expert_usage import expert_load
+from moe_cli.runs.curves import Curve, number, validation_curves
+from moe_cli.runs.folder import Run
+from moe_cli.runs.status import RunStatus, read_status
+
+PER_STEP = ("train.batch_size", "train.grad_accumulation", "model.context_length")
+# Not comparable between different texts.
+LOSS_METRICS = keys_of(LOSS)
+PER_TOKEN = tuple(key for key in LOSS_METRICS if key != "val_bpb")
+# The metrics shown, in this order. Sizes were chosen: a smaller one is not better.
+SHOWN = keys_of(LOSS, SIZE, SPEED, ROUTING)
+
+
+@dataclass(frozen=True)
+class MetricDifference:
+    """One metric of both runs.
+
+    Attributes:
+        verdict: `better` or `worse`, of B against A; "" where that has no meaning.
+    """
+
+    name: str
+    a: float | None
+    b: float | None
+    verdict: str
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.a is None or self.b is None else self.b - self.a
+
+    @property
+    def relative(self) -> float | None:
+        return self.difference / abs(self.a) if self.difference is not None and self.a else None
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Attributes:
+    settings: those that differ, with the value of A and of B; None where a run has no such setting.
+    caveats: why results are not comparable; empty: they are.
+    """
+
+    a: RunStatus
+    b: RunStatus
+    settings: dict[str, tuple[Any, Any]]
+    measures: list[MetricDifference]
+    caveats: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "a": self.a.run.id, "b": self.b.run.id, "caveats": self.caveats,
+            "settings": {key: {"a": a, "b": b} for key, (a, b) in self.settings.items()},
+            "metrics": {each.name: {"a": each.a, "b": each.b, "difference": each.difference, "relative": each.relative,
+                                    "b_is": each.verdict or None} for each in self.measures},
+            "curves": {name.lower(): [{"tokens": int(x), curve.result: y} for x, y in curve.points]
+                       for name, curve in curves_over_tokens(self).items()},
+            "tokens_per_expert": {name: {str(layer): load for layer, load in expert_load(run).items()}
+                                  for name, run in (("a", self.a.run), ("b", self.b.run))},
+        }  # fmt: skip
+
+
+def compare_runs(first: Run, second: Run) -> RunComparison:
+    """Compares two runs; the newest estimates are the results of one that is not complete."""
+    a, b = read_status(first), read_status(second)
+    configs = flatten_dict(first.config_dict()), flatten_dict(second.config_dict())
+    names = dict.fromkeys([*configs[0], *configs[1]])
+    settings = {key: (configs[0].get(key), configs[1].get(key)) for key in names
+                if configs[0].get(key) != configs[1].get(key)}  # fmt: skip
+    caveats, meaningless = _caveats(a, b, settings)
+    results = _results(a), _results(b)
+    measures = []
+    for name in SHOWN:
+        pair = results[0].get(name), results[1].get(name)
+        if pair != (None, None):
+            measures.append(MetricDifference(name, *pair, "" if name in meaningless else _verdict(name, *pair)))
+    return RunComparison(a, b, settings, measures, caveats)
+
+
+def _results(each: RunStatus) -> Mapping[str, float | None]:
+    newest = {"val_bpb": each.val_bpb, "val_loss": each.val_loss, "train_loss": each.train_loss,
+              "tokens_per_second": each.tokens_per_second, "max_violation": each.max_violation,
+              "dead_experts": each.dead_experts, "steps": float(each.step)}  # fmt: skip
+    return {**newest, **{key: number(value) for key, value in each.results.items()}}
+
+
+def _verdict(name: str, a: float | None, b: float | None) -> str:
+    metric = BY_KEY[name]
+    if a is None or b is None or a == b or not metric.direction or metric.kind == SIZE:
+        return ""
+    return "better" if (b - a) * metric.direction > 0 else "worse"
+
+
+def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
+    """Why two runs are not comparable, and the metrics whose difference then means nothing."""
+    caveats, meaningless = [], set[str]()
+    texts = [_text(each) for each in (a, b)]
+    if (None not in texts and texts[0] != texts[1]) or {*HELD_OUT} & {*settings}:
+        caveats.append("they learned from different texts: no loss of one says anything about the other")
+        meaningless |= set(LOSS_METRICS)
+    if "data.tokenizer" in settings or "data.bpe_vocab" in settings:
+        caveats.append("their tokens differ: losses per token cannot be compared, bits per byte can")
+        meaningless |= set(PER_TOKEN)
+    windows = [eval_windows(flatten_dict(each.run.config_dict())) for each in (a, b)]
+    if windows[0] != windows[1]:
+        caveats.append(
+            "their validation tokens have unlike contexts: give both the same eval.context_length and eval.stride"
+        )
+        meaningless |= set(LOSS_METRICS) - {"train_loss"}
+    tokens = [number(each.results.get("tokens")) for each in (a, b)]
+    if None not in tokens and tokens[0] != tokens[1]:
+        caveats.append(
+            f"they learned from {count(tokens[0] or 0)} and {count(tokens[1] or 0)} tokens: different budgets"
+        )
+        meaningless |= set(LOSS_METRICS)
+    unfinished = [name for name, each in (("A", a), ("B", b)) if not each.results]
+    if unfinished:
+        caveats.append(f"{' and '.join(unfinished)} {'is' if len(unfinished) == 1 else 'are'} not complete: "
+                       "its results are estimates on part of the validation text")  # fmt: skip
+        meaningless |= set(LOSS_METRICS)
+    return caveats, meaningless
+
+
+def _text(each: RunStatus) -> Any:
+    corpus = each.run.meta().get("corpus")
+    return each.results.get("corpus_sha256") or (corpus.get("sha256") if isinstance(corpus, dict) else None)
+
+
+def curves_over_tokens(comparison: RunComparison) -> dict[str, Curve]:
+    """The curves of A and B in one unit and over tokens, so that batches of different sizes compare."""
+    runs = {"A": comparison.a.run, "B": comparison.b.run}
+    found = {}
+    for (name, run), curve in zip(runs.items(), validation_curves(list(runs.values())), strict=True):
+        settings = flatten_dict(run.config_dict())
+        per_step = math.prod(number(settings.get(key)) or 1.0 for key in PER_STEP)
+        found[name] = replace(curve, points=tuple((step * per_step, value) for step, value in curve.points))
+    return found
