@@ -13,7 +13,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.report.baseline import overrides_of
 from moe_cli.report.load import flatten
 from moe_cli.report.run_row import RunRow
-from moe_cli.report.scaling.points import Points, expansion, granularity
+from moe_cli.report.scaling.observations import Points, expansion, granularity
 
 DEFAULT_VOCAB_SIZE = 256
 
