@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
     """What the packaged conf/ composes to is worked out once for all tests of a process: a command would do it anew."""
-    from moe_cli.config.compose import Composer, packaged_conf
+    from moe_cli.config.compose import Composer
+    from moe_cli.config.settings import packaged_conf
 
     def once(method: Callable[..., Any]) -> Callable[..., Any]:
         known: dict[tuple[str, ...], Any] = {}
@@ -83,7 +84,7 @@ def nests() -> Iterator[Any]:
 @pytest.fixture
 def shared_nest(nests: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps fork their runs from a process that those before have left: for tests of something else than that process."""
-    monkeypatch.setattr("moe_cli.sweeps.executors.local.Nest", nests)
+    monkeypatch.setattr("moe_cli.sweeps.executors.local.ForkServer", nests)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ import select
 from collections.abc import Mapping
 from pathlib import Path
 
-from moe_cli.sweeps.executors.fork_server import Nest
+from moe_cli.sweeps.executors.fork_server import ForkServer
 
 
-class SharedNest(Nest):
+class SharedNest(ForkServer):
     """Closing it ends the runs and leaves the parent of them for the next sweep."""
 
     def close(self) -> None:
@@ -19,16 +19,16 @@ class SharedNest(Nest):
 
 
 class Nests:
-    """In place of the class `Nest`: one that is there already, or a new one where it has died."""
+    """In place of the class `ForkServer`: one that is there already, or a new one where it has died."""
 
     def __init__(self) -> None:
         self.nests: list[SharedNest] = []
 
-    def __call__(self, outputs: Path, environment: Mapping[str, str]) -> Nest:
+    def __call__(self, outputs: Path, environment: Mapping[str, str]) -> ForkServer:
         if not self.nests or self.nests[-1].gone:
             self.nests.append(SharedNest(outputs, environment))
         return self.nests[-1]
 
     def end(self) -> None:
         for nest in self.nests:
-            Nest.close(nest)
+            ForkServer.close(nest)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from moe_cli.config.balances import CombinedBalance, ImportanceBalance, LoadBalance
-from moe_cli.config.data import DigitsData, PlantedData, TextData
+from moe_cli.config.balances import BalanceLoss, CombinedBalance
+from moe_cli.config.data import PackagedImagesConfig, SyntheticRatingsConfig, TextFilesConfig
 from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, MMoEConfig, T5Config, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
@@ -40,18 +40,20 @@ TINY: dict[str, dict[str, Any]] = {
     "vit": {
         "model": ViTConfig(num_layers=2, num_heads=2, **{**SIZES, "context_length": 16}),
         "task": ImageTask(),
-        "data": DigitsData(),
+        "data": PackagedImagesConfig(name="digits"),
     },
     "mmoe": {
         "model": MMoEConfig(d_tower=8, dropout=0.0, **{**SIZES, "context_length": 2}),
         "task": RatingTask(),
-        "data": PlantedData(users=30, items=20, clusters=2, num_pairs=400),
+        "data": SyntheticRatingsConfig(users=30, items=20, clusters=2, num_pairs=400),
     },
     "t5": {"model": T5Config(num_layers=4, num_heads=2, **SIZES), "task": SpanCorruption(num_sentinels=4)},
     "lstm": {
         "model": LSTMConfig(num_layers=2, **SIZES),
         "router": NoisyTopKConfig(),
-        "balance": CombinedBalance("importance+load", importance=ImportanceBalance(), load=LoadBalance()),
+        "balance": CombinedBalance(
+            "importance+load", importance=BalanceLoss(name="importance"), load=BalanceLoss(name="load")
+        ),
     },
 }
 
@@ -63,7 +65,7 @@ def tiny_config(path: Path, **changes: Any) -> RunConfig:
         k=2,
         match="none",
         model=GPTConfig(num_layers=2, num_heads=2, d_model=16, d_ff=32, d_expert=12, context_length=16, ffn_type="mlp"),
-        data=TextData(path=str(path)),
+        data=TextFilesConfig(path=str(path)),
         optim=MuonConfig(lr=0.03, adam_lr=0.01),
         train=TrainConfig(steps=6, batch_size=4, eval_tokens=64, log_every=1, threads=1, device="cpu"),
     )

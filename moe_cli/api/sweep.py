@@ -13,7 +13,7 @@ from moe_cli.config.executors import split_executor
 from moe_cli.config.ranges import above, between
 from moe_cli.runs.folder import outputs_folder
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
-from moe_cli.sweeps.scheduler import Rules
+from moe_cli.sweeps.scheduler import FailurePolicy
 from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_words
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         where: conditions that hold of every point, such as "k <= expert".
         baseline: settings of what the report's differences are taken to, such as "balance=none".
         force, rerun_stale: start runs again, all or those of another version of the code; what there is goes to the trash.
-        force_memory, timeout, retries, fail_fast: see `Execution` and `Rules`.
+        force_memory, timeout, retries, fail_fast: see `Execution` and `FailurePolicy`.
         sampler: "tpe" or "random" searches the settings; the options after it are for a search.
         progress: print what `moe sweep` prints.
 
@@ -69,7 +69,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     above("timeout", timeout, 0)
     folder = outputs_folder(outputs)
     chosen, words = split_executor(words, executor)
-    rules = Rules(timeout, retries, fail_fast)
+    rules = FailurePolicy(timeout, retries, fail_fast)
     execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
     plan = plan_words(words, options, baseline=baseline, seeds=seeds, name=name, where=where)

@@ -24,7 +24,7 @@ from moe_cli.files.writing import append
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, open_or_create_run, outputs_folder
 from moe_cli.runs.locks import is_locked
 from moe_cli.sweeps.rerun import discard, outdated
-from moe_cli.sweeps.scheduler import explain
+from moe_cli.sweeps.scheduler import record_worker_failure
 
 if TYPE_CHECKING:
     pass
@@ -117,7 +117,7 @@ def _failure(run: Run, code: int) -> MoeError:
         return TrainingError(f"{run.id} was stopped; {run.kept()}. Go on with: moe train --resume {run.id}")
     status = run.status()
     if code < 0 or status["status"] not in (FAILED, INTERRUPTED):
-        explain(run, code)
+        record_worker_failure(run, code)
         status = run.status()
     # The kind of an end that is no failure stands nowhere but in its exit code.
     kind = DiskFull if code == EXIT_DISK_FULL else TrainingError

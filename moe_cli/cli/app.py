@@ -29,7 +29,7 @@ from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
 from moe_cli.distributed.launch import by_us, launched, leave, rank
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
-from moe_cli.execution.runtime_tuning import spin_briefly
+from moe_cli.execution.runtime_tuning import limit_thread_spinning
 from moe_cli.files.reading import forget_notes, noted
 from moe_cli.files.writing import is_full, way_on
 from moe_cli.formatting import printable
@@ -160,7 +160,7 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
-    spin_briefly()
+    limit_thread_spinning()
     prepare_streams()
     try:
         app()

@@ -50,10 +50,10 @@ def layer(  # noqa: PLR0913  (an option each)
     from moe_cli.bench.layer import make_grid, records, run_match
     from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines
     from moe_cli.execution.machine import pick_device
-    from moe_cli.execution.runtime_tuning import keep_freed_memory
+    from moe_cli.execution.runtime_tuning import configure_malloc
     from moe_cli.moe.backends.dispatch import BACKENDS
 
-    keep_freed_memory()  # as in training
+    configure_malloc()  # as in training
     dispatches = _choices("dispatch", dispatch, BACKENDS)
     found: list[dict[str, object]] = []
     for shape in make_grid(axes):
@@ -85,9 +85,9 @@ def step(
     from moe_cli.config.words import parse_overrides
     from moe_cli.execution.machine import pick_device, pick_threads
     from moe_cli.execution.memory import check_step_memory
-    from moe_cli.execution.runtime_tuning import keep_freed_memory
+    from moe_cli.execution.runtime_tuning import configure_malloc
 
-    keep_freed_memory()  # as in training
+    configure_malloc()  # as in training
     words = overrides or []
     keys = [axis.key for axis in parse_overrides(words)]
     kept = [word for word in words if word.partition("=")[0].split(".")[0] != "optim"]

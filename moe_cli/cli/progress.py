@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 REDRAW_SECONDS = 0.5
 # The least number of failed runs, and of budgets, that have a line, however low the terminal is.
-FEWEST_SHOWN = 3
+MIN_LINES = 3
 # Below this share of a run its speed says nothing yet: the first steps are slow.
-ENOUGH = 0.05
+MIN_FRACTION_FOR_ETA = 0.05
 # What stands beside a label at the least.
-STEP_AND_LOSS = 38
-NARROWEST_BAR, WIDEST_BAR = 6, 40
+MIN_DETAIL_WIDTH = 38
+MIN_BAR_WIDTH, MAX_BAR_WIDTH = 6, 40
 
 
 @dataclass(frozen=True)
-class Standing:
+class SweepProgress:
     """Where many runs stand. `waiting` counts those that nobody has begun or goes on with, `pruned` those given up."""
 
     done: Sequence[RunStatus]
@@ -51,7 +51,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Best:
+class BestSoFar:
     """The configuration of the lowest loss so far, over its seeds, among those of equal data and budget.
 
     Attributes:
@@ -69,7 +69,7 @@ class Best:
     is_dense: bool
 
 
-def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[Best]:
+def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[BestSoFar]:
     """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
     from moe_cli.report.load import make_row
     from moe_cli.report.run_row import comparison_key
@@ -82,14 +82,14 @@ def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[B
     return [_best(list(group.values()), labels) for group in groups.values()]
 
 
-def _best(configurations: Sequence[Sequence[RunStatus]], labels: Mapping[Path, str]) -> Best:
+def _best(configurations: Sequence[Sequence[RunStatus]], labels: Mapping[Path, str]) -> BestSoFar:
     means = [mean_and_interval([_loss(each) or 0.0 for each in group]) for group in configurations]
     place = min(range(len(means)), key=lambda place: means[place].mean)
     best, first = configurations[place], configurations[place][0]
     dense = [
         mean.mean for mean, group in zip(means, configurations, strict=True) if group[0].results.get("expert") == 1
     ]
-    return Best(
+    return BestSoFar(
         _without_seed(labels.get(first.run.path, first.run.id)), means[place],
         f"nats/{_target(first.run)}" if first.val_bpb is None else "bits/byte", len(best),
         _mean([each.max_violation for each in best]), _mean([each.dead_experts for each in best]),
@@ -123,27 +123,27 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def seconds_left(standing: Standing, now: float) -> float | None:
+def eta_seconds(standing: SweepProgress, now: float) -> float | None:
     """About how long the rest takes if as many runs go on at a time as now, each as long as those before; None: unknown."""
-    took = [each.written - each.started for each in standing.done if 0 < each.started < each.written]
-    whole = {each.run: (now - each.started) / each.share for each in standing.running
-             if each.started and each.share > ENOUGH}  # fmt: skip
+    took = [each.last_heartbeat - each.started for each in standing.done if 0 < each.started < each.last_heartbeat]
+    whole = {each.run: (now - each.started) / each.progress for each in standing.running
+             if each.started and each.progress > MIN_FRACTION_FOR_ETA}  # fmt: skip
     usual = _mean(took) or _mean(list(whole.values()))
     if usual is None or not standing.running:
         return None
-    rest = sum(whole.get(each.run, usual) * (1 - each.share) for each in standing.running)
+    rest = sum(whole.get(each.run, usual) * (1 - each.progress) for each in standing.running)
     return (rest + usual * standing.waiting) / len(standing.running)
 
 
-def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
+def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
     """Counts and bar, what is running, the best so far, what failed: at most `height` lines of `width`."""
     found = best_so_far(standing.done, labels)
-    best = found[: max(FEWEST_SHOWN, height // 8)]
-    failed = list(standing.failed)[-max(FEWEST_SHOWN, height // 8) :]
+    best = found[: max(MIN_LINES, height // 8)]
+    failed = list(standing.failed)[-max(MIN_LINES, height // 8) :]
     room = max(1, height - len(failed) - max(1, len(best)) - (len(found) > len(best)) - 5)
     running = list(standing.running)[:room]
     names = [labels.get(each.run.path, each.run.id) for each in (*running, *failed)] + [each.label for each in best]
-    size = min(max(map(len, names), default=0), max(16, width - STEP_AND_LOSS))
+    size = min(max(map(len, names), default=0), max(16, width - MIN_DETAIL_WIDTH))
     lines: list[Any] = [_head(standing, width, now)]
     lines += _running_lines(running, labels, size, width, now)
     if len(standing.running) > room:
@@ -159,8 +159,8 @@ def panel(standing: Standing, labels: Mapping[Path, str], width: int, height: in
     return Group(*lines)
 
 
-def _head(standing: Standing, width: int, now: float) -> Table:
-    ended, left = len(standing.done) + len(standing.failed) + standing.pruned, seconds_left(standing, now)
+def _head(standing: SweepProgress, width: int, now: float) -> Table:
+    ended, left = len(standing.done) + len(standing.failed) + standing.pruned, eta_seconds(standing, now)
     counts = {"done": len(standing.done), "running": len(standing.running), "failed": len(standing.failed),
               "pruned": standing.pruned, "waiting": standing.waiting}  # fmt: skip
     styles = {"failed": "red", "waiting": "dim"}
@@ -168,7 +168,7 @@ def _head(standing: Standing, width: int, now: float) -> Table:
              if number or name in ("done", "running")}  # fmt: skip
     if left is not None:
         texts["left"] = Text(f"{duration(left)} left")
-    share = (ended + sum(each.share for each in standing.running)) / max(1, standing.total)
+    share = (ended + sum(each.progress for each in standing.running)) / max(1, standing.total)
     return bar_line(
         f" {ended}/{standing.total}", share, texts, ("waiting", "pruned", "running", "done", "failed"), width
     )
@@ -182,17 +182,17 @@ def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Seque
         return width - len(first) - 2 - sum(len(text) + 2 for text in kept.values())
 
     for name in leaving:
-        if room() < NARROWEST_BAR:
+        if room() < MIN_BAR_WIDTH:
             kept.pop(name, None)
     line = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(len(kept) + 2):
         line.add_column(no_wrap=True, overflow="ellipsis")
-    bar = ProgressBar(total=1, completed=share, width=max(NARROWEST_BAR, min(WIDEST_BAR, room())))
+    bar = ProgressBar(total=1, completed=share, width=max(MIN_BAR_WIDTH, min(MAX_BAR_WIDTH, room())))
     line.add_row(first, bar, *kept.values())
     return line
 
 
-def _kind(name: str, number: int) -> TextColumn:
+def _row_label(name: str, number: int) -> TextColumn:
     return TextColumn("", [f"  {name:<8}"] + [" " * 10] * (number - 1), align_left=True, styles=["dim"] * number)
 
 
@@ -209,12 +209,12 @@ def _running_lines(
     loads = [each.max_violation for each in running]
     return table_lines(
         [
-            _kind("running", len(running)), _labels(texts, size),
+            _row_label("running", len(running)), _labels(texts, size),
             TextColumn("", [_step(each) for each in running]),
             TextColumn("", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], align_left=True),
             TextColumn("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
                         for each in running], drop_order=2),
-            TextColumn("", [_load(load) for load in loads], drop_order=1, styles=[_alarm(load) for load in loads]),
+            TextColumn("", [_load(load) for load in loads], drop_order=1, styles=[_load_style(load) for load in loads]),
             TextColumn("", [_dead(each.dead_experts) for each in running], drop_order=3,
                    styles=["yellow" if each.dead_experts else "" for each in running]),
             TextColumn("", ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running], drop_order=5),
@@ -227,22 +227,22 @@ def _running_lines(
 def _step(each: RunStatus) -> str:
     if not each.step:
         return "starting"
-    if each.share == 1:
+    if each.progress == 1:
         return "evaluating"
     return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
 
 
 def _left_of(each: RunStatus, now: float) -> str:
-    if not ENOUGH < each.share < 1 or not each.started:
+    if not MIN_FRACTION_FOR_ETA < each.progress < 1 or not each.started:
         return ""
-    return duration((now - each.started) / each.share * (1 - each.share)) + " left"
+    return duration((now - each.started) / each.progress * (1 - each.progress)) + " left"
 
 
 def _load(load: float | None) -> str:
     return "" if load is None else f"MaxVio {percent(load, signed=True)}"
 
 
-def _alarm(load: float | None) -> str:
+def _load_style(load: float | None) -> str:
     return "" if load is None else "red" if load > 2 else "yellow" if load > 1 else ""
 
 
@@ -250,7 +250,7 @@ def _dead(share: float | None) -> str:
     return "" if share is None else f"dead {percent(share)}"
 
 
-def _best_lines(best: Sequence[Best], size: int, width: int) -> list[Text]:
+def _best_lines(best: Sequence[BestSoFar], size: int, width: int) -> list[Text]:
     """A line for each budget and data set."""
     if not best:
         return []
@@ -258,10 +258,10 @@ def _best_lines(best: Sequence[Best], size: int, width: int) -> list[Text]:
     dense = ["is dense" if each.is_dense else "" if each.dense is None else f"dense {each.dense:z.3f}" for each in best]
     return table_lines(
         [
-            _kind("best", len(best)), _labels([each.label for each in best], size),
+            _row_label("best", len(best)), _labels([each.label for each in best], size),
             TextColumn("", losses, styles=["green"] * len(best)),
             TextColumn("", dense, align_left=True, drop_order=1),
-            TextColumn("", [_load(each.load) for each in best], drop_order=2, styles=[_alarm(each.load) for each in best]),
+            TextColumn("", [_load(each.load) for each in best], drop_order=2, styles=[_load_style(each.load) for each in best]),
             TextColumn("", [_dead(each.dead) for each in best], drop_order=3, styles=["yellow" if each.dead else "" for each in best]),
             TextColumn("", [f"{each.seeds} seeds" if each.seeds > 1 else "" for each in best], drop_order=4),
         ],
@@ -277,30 +277,30 @@ def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size:
     if not failed:
         return []
     texts = [labels.get(each.run.path, each.run.id) for each in failed]
-    reasons = [reason_of(each) for each in failed]
+    reasons = [failure_reason(each) for each in failed]
     return table_lines(
-        [_kind("failed", len(failed)), _labels(texts, size),
+        [_row_label("failed", len(failed)), _labels(texts, size),
          TextColumn("", reasons, align_left=True, min_width=10, styles=["red"] * len(failed))],
         width, header=False,
     )  # fmt: skip
 
 
-def reason_of(each: RunStatus) -> str:
+def failure_reason(each: RunStatus) -> str:
     """Why it ended, on one line."""
     return printable((each.reason or "no reason is known").strip().split("\n")[0])
 
 
-def ended_line(each: RunStatus, label: str) -> Text:
+def finished_line(each: RunStatus, label: str) -> Text:
     """A run that is done or failed, on one line."""
     if each.status == COMPLETED:
         result = "-" if each.val_loss is None else score(each.val_bpb, each.val_loss, _target(each.run))
         speed = "-" if each.tokens_per_second is None else count(each.tokens_per_second)
         return Text.assemble(("done", "green"), f"    {printable(label)}   {result}   {speed} tok/s")
     name, style = ("failed", "red") if each.status == FAILED else ("stopped", "yellow")
-    return Text.assemble((name, style), " " * (8 - len(name)), f"{printable(label)}   {reason_of(each)}")
+    return Text.assemble((name, style), " " * (8 - len(name)), f"{printable(label)}   {failure_reason(each)}")
 
 
-class Board:
+class LivePanel:
     """A panel that is redrawn on a terminal; otherwise nothing but the lines printed."""
 
     def __init__(self, console: Console, labels: Mapping[Path, str]) -> None:
@@ -309,7 +309,7 @@ class Board:
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._drawn = 0.0
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "LivePanel":
         if self._live:
             self._live.start()
         return self
@@ -333,7 +333,7 @@ class Board:
             self._drawn = time.monotonic()
             self._live.update(content, refresh=True)
 
-    def show(self, standing: Standing) -> None:
+    def show(self, standing: SweepProgress) -> None:
         self.draw(panel(standing, self.labels, self.console.width, self.console.height, time.time()))
 
 
@@ -346,7 +346,7 @@ class SweepDisplay:
     """
 
     def __init__(self, console: Console, labels: Mapping[Run, str], todo: Sequence[Run]) -> None:
-        self.board = Board(console, {run.path: label for run, label in labels.items()})
+        self.board = LivePanel(console, {run.path: label for run, label in labels.items()})
         self.runs = [*labels]
         self._todo = {run.path for run in todo}
         self._before: dict[Path, RunStatus] = {}
@@ -366,19 +366,19 @@ class SweepDisplay:
         for run in (*progress.finished, *progress.failed):
             before = self._ended.get(run.path)
             if before is None or (before.status != COMPLETED and run in progress.finished):
-                self._ended[run.path] = self._watcher.look(run)
-                self.board.print(ended_line(self._ended[run.path], self.board.label(run)))
+                self._ended[run.path] = self._watcher.get(run)
+                self.board.print(finished_line(self._ended[run.path], self.board.label(run)))
                 changed = True
         if changed or self.board.due():
             self.board.show(self._standing(progress))
 
-    def _standing(self, progress: "Progress") -> Standing:
+    def _standing(self, progress: "Progress") -> SweepProgress:
         running = {run.path for run in progress.running}
         ended = {path: each for path, each in {**self._before, **self._ended}.items() if path not in running}
         pruned = {path for path, each in ended.items() if each.status == PRUNED} | {run.path for run in progress.pruned}
-        return Standing(
+        return SweepProgress(
             done=[each for each in ended.values() if each.status == COMPLETED],
-            running=[self._watcher.look(run) for run in progress.running],
+            running=[self._watcher.get(run) for run in progress.running],
             failed=[each for path, each in ended.items() if each.status != COMPLETED and path not in pruned],
             waiting=progress.waiting,
             pruned=len(pruned),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
     from moe_cli.sweeps.scheduler import Progress
     from moe_cli.sweeps.search import SearchFeed
-    from moe_cli.sweeps.search_estimate import Preview
+    from moe_cli.sweeps.search_estimate import SearchEstimate
     from moe_cli.sweeps.search_space import SearchPlan
 
 
@@ -33,25 +33,25 @@ Prune = Annotated[
 SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]")]
 
 
-def print_head(console: "Console", plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> None:
+def print_head(console: "Console", plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> None:
     from rich.markup import escape
 
-    for style, line in head(plan, ahead, folder, jobs):
+    for style, line in summary_lines(plan, ahead, folder, jobs):
         console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
 
-def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
+def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
     """What is searched and what it will take, so many `jobs` at a time if that is known: lines, each with its style."""
     from moe_cli.formatting import duration, plural
     from moe_cli.metrics import BY_KEY
     from moe_cli.report.importance import load_study
-    from moe_cli.sweeps.search import check_asked, counted
-    from moe_cli.sweeps.search_space import written
+    from moe_cli.sweeps.search import check_identity, counted_trials
+    from moe_cli.sweeps.search_space import format_domain
 
     study = load_study(folder / plan.name)
     if study:
-        check_asked(plan, study, folder / plan.name)
-    trials = counted(study.get_trials(deepcopy=False)) if study else []
+        check_identity(plan, study, folder / plan.name)
+    trials = counted_trials(study.get_trials(deepcopy=False)) if study else []
     done = sum(trial.state.is_finished() for trial in trials)
     lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
     seeds = f" x {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
@@ -60,7 +60,7 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
         ("", f"{plan.sampler} search: {plural(plan.trials, 'trial')}{seeds}: {done} done before, {to_go} to go")
     )
     size = plan.size
-    lines += [("", f"  {'space' if not index else '':<10} {key}={written(domain)}")
+    lines += [("", f"  {'space' if not index else '':<10} {key}={format_domain(domain)}")
               for index, (key, domain) in enumerate(plan.space.items())]  # fmt: skip
     lines.append(("", f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
                       + (f", of which about {100 * ahead.possible:z.0f} % can be" if ahead.possible < 1 else "")))  # fmt: skip
@@ -81,7 +81,7 @@ def head(plan: "SearchPlan", ahead: "Preview", folder: Path, jobs: int | None) -
     return lines
 
 
-def notes(plan: "SearchPlan", ahead: "Preview") -> list[str]:
+def notes(plan: "SearchPlan", ahead: "SearchEstimate") -> list[str]:
     """What should be known before it starts."""
     from moe_cli.formatting import plural
 
@@ -207,8 +207,8 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     say(
         f"{len(states)} of {plural(feed.plan.trials, 'trial')}: {completed} completed, {pruned} pruned, {failed} failed"
     )
-    if feed.given_up:
-        say(f"[yellow]stopped asking:[/] {escape(feed.given_up)}")
+    if feed.stop_reason:
+        say(f"[yellow]stopped asking:[/] {escape(feed.stop_reason)}")
     for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
         say(escape(line))
     lines = importance_lines(importances(feed.study))

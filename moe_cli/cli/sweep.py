@@ -82,12 +82,12 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.config.executors import split_executor
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.sweeps.run_sweep import Execution, prepare, run_sweep
-    from moe_cli.sweeps.scheduler import Rules
+    from moe_cli.sweeps.scheduler import FailurePolicy
     from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_words
 
     folder, console = outputs_folder(outputs), Terminal(unread=130)
     chosen, words = split_executor(words or [], executor, config_dir)
-    rules = Rules(_seconds(timeout), retries, fail_fast)
+    rules = FailurePolicy(_seconds(timeout), retries, fail_fast)
     execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir, "baseline": baseline}
     with _interruptible(console):

@@ -21,13 +21,13 @@ def print_head(console: "Console", prepared: "PreparedSweep") -> None:
     """The question, how many runs, and whatever asks for a look."""
     from rich.markup import escape
 
-    for style, text in head(prepared):
+    for style, text in summary_lines(prepared):
         lines = _wrap(text, console.width, CONTINUATION_INDENT) if console.is_terminal else [text]
         for line in lines:
             console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
 
-def head(prepared: "PreparedSweep") -> list[tuple[str, str]]:
+def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     """Lines, each with its style."""
     from moe_cli.formatting import plural
     from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED

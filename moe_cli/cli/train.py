@@ -37,8 +37,8 @@ def train(
 
     folder = outputs_folder(outputs)
     if rank():
-        return _follow(folder)
-    run = _begun(folder) if resume is None else _to_resume(resume, overrides or [], config_dir, folder, force)
+        return _run_nonzero_rank(folder)
+    run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir)
 
     from moe_cli.cli.console import Terminal
@@ -64,12 +64,12 @@ def train(
         return print_notes(tuple(filter(None, [memory_warning(plan)])))
     check_memory([plan], force_memory)
     device = pick_device(config.train.device)  # before a folder is made
-    run = run or _open(config, folder, force)
-    print_notes(_begun_before(run, repeated=new))
+    run = run or _open_run(config, folder, force)
+    print_notes(_resume_notes(run, repeated=new))
     with _interruptible(console, run):
         if config.launch.num_processes > 1 and not launched():
             return _launch(console, run, config, folder, as_json)
-        with _read(run):
+        with _mark_interrupted_if_unread(run):
             print_plan(console, plan, str(run.path))
         print_notes(run_warnings(plan, device.type))
         _train(console, run, folder, as_json)
@@ -91,7 +91,7 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
     return True
 
 
-def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
+def _open_run(config: "RunConfig", folder: Path, force: bool) -> "Run":
     """The run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
     from moe_cli.runs.folder import Run, open_or_create_run
     from moe_cli.sweeps.rerun import discard, outdated
@@ -100,7 +100,7 @@ def _open(config: "RunConfig", folder: Path, force: bool) -> "Run":
     return open_or_create_run(folder, "runs", config)
 
 
-def _begun_before(run: "Run", repeated: bool) -> tuple[str, ...]:
+def _resume_notes(run: "Run", repeated: bool) -> tuple[str, ...]:
     """Notes on a run that goes on: from where, if its command was repeated, and in the precision that it began in."""
     from moe_cli.execution.machine import pick_device
     from moe_cli.execution.trained_model import with_decided_precision
@@ -138,7 +138,7 @@ def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
 
 
 @contextmanager
-def _read(run: "Run") -> Iterator[None]:
+def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
     """What is printed within it before the run begins: where nobody reads it, that is why the run was not carried out."""
     from moe_cli.runs.folder import INTERRUPTED
     from moe_cli.runs.recorder import Recorder
@@ -152,17 +152,17 @@ def _read(run: "Run") -> Iterator[None]:
 
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     """In this process, which shows how it goes; the first of several if a launcher has started it."""
-    from moe_cli.cli.train_progress import Display, print_summary
+    from moe_cli.cli.train_progress import TrainProgress, print_summary
     from moe_cli.distributed import collectives
     from moe_cli.distributed.launch import by_us, launched
     from moe_cli.execution.run import run_one
-    from moe_cli.execution.runtime_tuning import keep_freed_memory
+    from moe_cli.execution.runtime_tuning import configure_malloc
 
-    keep_freed_memory()
+    configure_malloc()
     collectives.init_process_group()
     collectives.broadcast_object(str(run.path))
     try:
-        with Display(console) as display:
+        with TrainProgress(console) as display:
             run_one(run, folder, display)
     except KeyboardInterrupt:
         pass  # what the last checkpoint holds is saved
@@ -195,7 +195,7 @@ def _print_stopped(console: "Console", run: "Run") -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
-def _follow(outputs: Path) -> None:
+def _run_nonzero_rank(outputs: Path) -> None:
     """What every process but the first does: the same training, without a word."""
     from moe_cli.distributed import collectives
     from moe_cli.execution.run import run_one
@@ -205,7 +205,7 @@ def _follow(outputs: Path) -> None:
     run_one(Run(Path(collectives.broadcast_object(None))), outputs)
 
 
-def _begun(outputs: Path) -> "Run | None":
+def _restarted_run(outputs: Path) -> "Run | None":
     """The run that this process's job was at when one of its processes died, if that is why it starts."""
     from moe_cli.distributed.launch import job, restarted
     from moe_cli.runs.lookup import list_runs_by_age
@@ -222,10 +222,10 @@ def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
     return resolved.config
 
 
-def _to_resume(name: str, changes: list[str], config_dir: Path | None, outputs: Path, force: bool) -> "Run":
+def _resumed_run(name: str, changes: list[str], config_dir: Path | None, outputs: Path, force: bool) -> "Run":
     from moe_cli.config.compose import carried_out, execution_settings
     from moe_cli.errors import ConfigError
-    from moe_cli.loggers.recorder import check_loggers
+    from moe_cli.loggers.logging_recorder import check_loggers
     from moe_cli.runs.folder import COMPLETED, PENDING, rewrite_config
     from moe_cli.runs.lookup import find_run
 

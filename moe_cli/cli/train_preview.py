@@ -13,7 +13,7 @@ from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
 from moe_cli.formatting import count, duration, percent, plural
 
 
-def shape(plan: RunEstimate) -> str:
+def model_label(plan: RunEstimate) -> str:
     """gpt 8x2, gpt dense."""
     config = plan.config
     return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
@@ -22,7 +22,9 @@ def shape(plan: RunEstimate) -> str:
 def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
     """Parameters, sparsity, cost, expected time and where the run is kept, before anything starts."""
     config, costs = plan.config, plan.cost
-    console.print(f"[bold]{shape(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False)
+    console.print(
+        f"[bold]{model_label(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False
+    )
     active = percent(costs.num_active_params / costs.num_params)
     parameters = f"{count(costs.num_params)} total   {count(costs.num_active_params)} active ({active})"
     if not config.dense:

@@ -22,7 +22,7 @@ from moe_cli.training.state import StepView
 MAX_LAYER_BARS = 8
 
 
-class Display:
+class TrainProgress:
     """Shows each step: a redrawn panel on a terminal, a line at each evaluation otherwise."""
 
     def __init__(self, console: Console) -> None:
@@ -32,7 +32,7 @@ class Display:
         self._printed: Evaluation | None = None
         self._started: tuple[float, float] | None = None
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "TrainProgress":
         if self._live:
             self._live.start()
         return self

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from moe_cli.cli import search
-from moe_cli.cli.progress import SweepDisplay, reason_of
+from moe_cli.cli.progress import SweepDisplay, failure_reason
 from moe_cli.cli.sweep_preview import print_head, print_points
 from moe_cli.formatting import plural
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 from moe_cli.runs.status import read_status
-from moe_cli.sweeps.executors.make import at_once
+from moe_cli.sweeps.executors.make import max_parallel
 from moe_cli.sweeps.run_sweep import PreparedSearch, PreparedSweep, View
-from moe_cli.sweeps.scheduler import Listed, Observer, to_do
+from moe_cli.sweeps.scheduler import Observer, RunList, pending_runs
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.search import SearchFeed
@@ -44,17 +44,17 @@ class SweepView(TerminalView):
         print_head(self.console, prepared)
         print_points(self.console, prepared)
 
-    def begin(self, prepared: PreparedSweep, feed: Listed, pool: Any) -> None:
+    def begin(self, prepared: PreparedSweep, feed: RunList, pool: Any) -> None:
         # How many runs a Ray cluster has room for is known once it is connected.
         if pool is not None and prepared.execution.executor.name == "ray" and pool.workers:
             prepared = replace(prepared, execution=replace(prepared.execution, jobs=pool.workers))
         print_head(self.console, prepared)
 
-    def watch(self, prepared: PreparedSweep, feed: Listed) -> AbstractContextManager[Observer]:
+    def watch(self, prepared: PreparedSweep, feed: RunList) -> AbstractContextManager[Observer]:
         labels = {each.run: each.label for each in prepared.runs}
-        return SweepDisplay(self.console, labels, to_do([*labels], prepared.execution.retry_failed))
+        return SweepDisplay(self.console, labels, pending_runs([*labels], prepared.execution.retry_failed))
 
-    def end(self, prepared: PreparedSweep, feed: Listed) -> None:
+    def end(self, prepared: PreparedSweep, feed: RunList) -> None:
         def say(text: str) -> None:
             self.console.print(text, highlight=False, soft_wrap=True)
 
@@ -65,7 +65,7 @@ class SweepView(TerminalView):
         say(f"{done} of {plural(len(runs), 'run')} complete{also}. See: moe report {name}")
         if failed:
             first = runs[states.index(FAILED)]
-            say(f"[red]{failed} failed[/], the first because: {escape(reason_of(read_status(first)))}")
+            say(f"[red]{failed} failed[/], the first because: {escape(failure_reason(read_status(first)))}")
             say(f"See: moe runs ls {name} --status failed   Run them again with --retry-failed.")
         if left := len(runs) - done - failed - pruned:
             say(f"{left} not done; the same command continues.")
@@ -77,7 +77,7 @@ class SearchView(TerminalView):
 
     def preview(self, prepared: Any) -> None:
         """What would be searched, for --dry-run."""
-        jobs = at_once(prepared.execution.executor, prepared.execution.jobs, prepared.estimates)
+        jobs = max_parallel(prepared.execution.executor, prepared.execution.jobs, prepared.estimates)
         self._head(prepared, min(jobs, prepared.most) if jobs else None)
 
     def begin(self, prepared: PreparedSearch, feed: "SearchFeed", pool: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 
 

@@ -4,70 +4,53 @@ One method is its own class; several (`balance=switch+z`) are a CombinedBalance 
 """
 
 import dataclasses
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
-from moe_cli.config.ranges import above
+from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class SwitchBalance:
-    """`scope` is over what load is counted."""
+class _Balance(Settings):
+    group: ClassVar[str] = "balance"
+
+
+@dataclass(frozen=True)
+class SwitchBalance(_Balance):
+    """The load-balancing loss, 1 when balanced; `scope`: the tokens over which load is counted."""
 
     name: Literal["switch"] = "switch"
-    weight: float = 0.01
-    scope: Literal["batch", "sequence", "global"] = "batch"
+    weight: float = setting(above=0)
+    scope: Literal["batch", "sequence", "global"] = setting()
 
 
 @dataclass(frozen=True)
-class ImportanceBalance:
-    name: Literal["importance"] = "importance"
-    weight: float = 0.01
+class BalanceLoss(_Balance):
+    """A loss that has nothing to set but its weight."""
+
+    name: Literal["importance", "load", "z", "entropy", "mutual_information"] = field(kw_only=True)
+    weight: float = setting(above=0)
 
 
 @dataclass(frozen=True)
-class LoadBalance:
-    name: Literal["load"] = "load"
-    weight: float = 0.01
-
-
-@dataclass(frozen=True)
-class ZBalance:
-    name: Literal["z"] = "z"
-    weight: float = 0.001
-
-
-@dataclass(frozen=True)
-class LossFreeBalance:
+class LossFreeBalance(_Balance):
     name: Literal["loss_free"] = "loss_free"
-    bias_update_rate: float = 0.001
+    bias_update_rate: float = setting(above=0)
 
 
 @dataclass(frozen=True)
-class QuantileBalance:
+class QuantileBalance(_Balance):
     name: Literal["quantile"] = "quantile"
-    iterations: int = 4
+    iterations: int = setting(above=0, at_most=10_000)
 
 
 @dataclass(frozen=True)
-class EntropyBalance:
-    name: Literal["entropy"] = "entropy"
-    weight: float = 0.01
-
-
-@dataclass(frozen=True)
-class MutualInformationBalance:
-    name: Literal["mutual_information"] = "mutual_information"
-    weight: float = 0.01
-
-
-@dataclass(frozen=True)
-class NoBalance:
+class NoBalance(_Balance):
     name: Literal["none"] = "none"
 
 
-LossBalance = SwitchBalance | ImportanceBalance | LoadBalance | ZBalance | EntropyBalance | MutualInformationBalance
+LossBalance = SwitchBalance | BalanceLoss
 BiasBalance = LossFreeBalance | QuantileBalance
 Method = LossBalance | BiasBalance
 
@@ -78,13 +61,13 @@ class CombinedBalance:
 
     name: str = "+"
     switch: SwitchBalance | None = None
-    importance: ImportanceBalance | None = None
-    load: LoadBalance | None = None
-    z: ZBalance | None = None
+    importance: BalanceLoss | None = None
+    load: BalanceLoss | None = None
+    z: BalanceLoss | None = None
     loss_free: LossFreeBalance | None = None
     quantile: QuantileBalance | None = None
-    entropy: EntropyBalance | None = None
-    mutual_information: MutualInformationBalance | None = None
+    entropy: BalanceLoss | None = None
+    mutual_information: BalanceLoss | None = None
 
     def __post_init__(self) -> None:
         held = [method.name for method in self.methods]
@@ -151,14 +134,3 @@ def without_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
         return rest[0] if rest else NoBalance()
     kept: dict[str, Any] = {each.name: each for each in rest}
     return CombinedBalance("+".join(kept), **kept)
-
-
-def check_ranges(balance: BalanceConfig | None) -> None:
-    """Every number of a balance is above 0.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for method in methods_of(balance):
-        for name in ("weight", "bias_update_rate", "iterations"):
-            above(setting_key(balance, method) + name, getattr(method, name, None), 0)

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from moe_cli.config.bounds import check_most, most_of, shortened
+from moe_cli.config.bounds import shortened
+from moe_cli.config.ranges import show
+from moe_cli.config.settings import Limits, limits_of
 from moe_cli.errors import BadValue, ConfigError
 
 # Excludes infinities, NaN, and whole numbers that no float can hold.
@@ -42,15 +44,6 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
-def show(value: Any) -> str:
-    """A value as a user types it: null, true, 0.5, text."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
-
-
 def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """An instance of the dataclass `cls` from a nested dictionary.
 
@@ -64,7 +57,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     for name in required:
         if name not in values:
             raise ConfigError(f"setting '{prefix}{name}' is missing.")
-    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in values.items()})
+    limits = limits_of(cls)
+    return cls(**{key: _convert(value, hints[key], prefix + key, limits.get(key)) for key, value in values.items()})
 
 
 _type_hints = cache(get_type_hints)
@@ -102,7 +96,13 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
 
 def names_of_variants(cls: type, group: str) -> set[str]:
     """What the variants of a group are called."""
-    return {variant.name for variant in _options(_type_hints(cls)[group])[0] if hasattr(variant, "name")}
+    variants = [each for each in _options(_type_hints(cls)[group])[0] if "name" in _type_hints(each)]
+    return {name for variant in variants for name in _variant_names(variant)}
+
+
+def _variant_names(variant: type) -> tuple[str, ...]:
+    """The names that choose a variant of a group; "+" is the combination of others."""
+    return get_args(_type_hints(variant)["name"]) or ("+",)
 
 
 def kinds_of(cls: type, name: str) -> set[type]:
@@ -123,7 +123,10 @@ def _options(hint: Any) -> tuple[list[Any], list[Any]]:
     return variants, sorted(plain, key=lambda option: option is type(None))
 
 
-def _convert(value: Any, hint: Any, key: str) -> Any:
+_ANY = Limits()
+
+
+def _convert(value: Any, hint: Any, key: str, limits: Limits | None = None) -> Any:
     variants, plain = _options(hint)
     optional = type(None) in plain
     if value is None and optional:
@@ -132,7 +135,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return _convert_group(value, variants, key)
     if plain[0] == tuple[str, ...]:
         return _convert_lines(value, key)
-    return _convert_scalar(value, plain[0], key, optional)
+    return _convert_scalar(value, plain[0], key, optional, limits or _ANY)
 
 
 def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
@@ -141,8 +144,9 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}={show(value)} is one value, but '{key}' is a group of settings.")
     if len(variants) == 1:
-        return build(variants[0], value, key + ".")
-    by_name = {variant.name: variant for variant in variants}
+        named = {"name": key.rpartition(".")[2]} if "name" in _required(variants[0]) else {}  # of a combined balance
+        return build(variants[0], named | dict(value), key + ".")
+    by_name = {name: variant for variant in variants for name in _variant_names(variant)}
     name = value.get("name")
     combining = by_name.pop("+", None)  # the variant, if there is one, that holds several others: its name is a+b
     if combining and isinstance(name, str) and "+" in name:
@@ -169,7 +173,7 @@ def _choice(value: Any, choices: list[str], key: str) -> str:
     raise BadValue(f"{key}={show(value)} is not one of: {', '.join(choices)}.{did_you_mean(show(value), choices)}")
 
 
-def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
+def _convert_scalar(value: Any, hint: Any, key: str, optional: bool, limits: Limits) -> Any:
     or_null = " or null" if optional else ""
     if isinstance(value, list):
         listed = ",".join(show(item) for item in value)
@@ -184,7 +188,8 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool) -> Any:
         raise BadValue(f"{key}={show(value)} was read as a number. Put quotes around it: '{key}=\"...\"'")
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if hint in (int, float) and is_number and (hint is float or value == int(value)):
-        check_most(key, value, most_of(key, hint is int))
+        limits.check_most(key, value)
+        limits.check(key, hint(value))
         return hint(value)
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
     raise BadValue(f"{key}={shortened(show(value))} is not {kind}{or_null}.")

@@ -25,10 +25,12 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import combine
-from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of, show
-from moe_cli.config.folders import GROUPS, find_user_conf, is_text, packaged_conf
+from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
+from moe_cli.config.folders import GROUPS, find_user_conf, is_text
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
+from moe_cli.config.settings import packaged_conf
 from moe_cli.config.tasks import WITH_MODEL, what_follows
 from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text

@@ -4,14 +4,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
-from moe_cli.config.build import build, did_you_mean, show
+from moe_cli.config.build import build, did_you_mean
 from moe_cli.config.compose import Composer
 from moe_cli.config.folders import is_text
-from moe_cli.config.ranges import above, at_least
+from moe_cli.config.ranges import show
+from moe_cli.config.settings import Settings, setting
 from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
@@ -21,28 +22,27 @@ _MEMORY = re.compile(r"\d+[KMGT]?")
 
 
 @dataclass(frozen=True)
-class LocalExecutor:
+class _Executor(Settings):
+    group: ClassVar[str] = "executor"
+
+
+@dataclass(frozen=True)
+class LocalExecutor(_Executor):
     """This machine; `-j` says how many runs at a time."""
 
     name: Literal["local"] = "local"
 
 
 @dataclass(frozen=True)
-class RayExecutor:
-    """Attributes:
-    address: None, Ray is started on this machine; `auto`, the cluster it belongs to; HOST:PORT of a head.
-    cpus: cores of a run; train.threads says how many it uses.
-    gpus: GPUs of a run, parts too; None: one where the cluster has any.
-    """
+class RayExecutor(_Executor):
+    """A Ray cluster, or Ray on this machine."""
 
     name: Literal["ray"] = "ray"
-    address: str | None = None
-    cpus: int = 1
-    gpus: float | None = None
+    address: str | None = setting()
+    cpus: int = setting(at_least=1, at_most=2**16)
+    gpus: float | None = setting(at_least=0, at_most=2**16)
 
-    def __post_init__(self) -> None:
-        at_least("executor.cpus", self.cpus, 1)
-        at_least("executor.gpus", self.gpus, 0)
+    def check(self) -> None:
         if self.address is not None and self.address != "auto" and not re.fullmatch(r"[^\s/]+:\d+", self.address):
             raise ConfigError(f"executor.address={self.address} is not null, auto or HOST:PORT, such as 10.0.0.1:6379.")
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
@@ -50,39 +50,25 @@ class RayExecutor:
 
 
 @dataclass(frozen=True)
-class SlurmExecutor:
-    """What `sbatch` is asked for; None leaves a thing to the cluster.
-
-    Attributes:
-        gpus, gres: GPUs of a run, in one of two ways.
-        cpus: cores of a run; train.threads says how many it uses.
-        time: the longest a job goes on, as sbatch writes it. A run that needs longer goes on in another job.
-        array_parallelism: runs at a time.
-        requeue: taken from a node, a job queues again.
-        save_seconds: a job is asked to save so long before its time is up.
-        setup: lines of shell that come before a run.
-    """
+class SlurmExecutor(_Executor):
+    """Options of `sbatch`; None leaves one to the cluster. `gpus` and `gres` are two ways to ask for GPUs."""
 
     name: Literal["slurm"] = "slurm"
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpus: int | None = None
-    gres: str | None = None
-    cpus: int = 1
-    mem: str | None = None
-    time: str | None = None
-    array_parallelism: int | None = None
-    requeue: bool = True
-    save_seconds: int = 60
-    setup: tuple[str, ...] = ()
+    partition: str | None = setting()
+    account: str | None = setting()
+    qos: str | None = setting()
+    constraint: str | None = setting()
+    gpus: int | None = setting(at_least=0, at_most=2**16)
+    gres: str | None = setting()
+    cpus: int = setting(at_least=1, at_most=2**16)
+    mem: str | None = setting()
+    time: str | None = setting()
+    array_parallelism: int | None = setting(at_least=1, at_most=10**6)
+    requeue: bool = setting()
+    save_seconds: int = setting(above=0, at_most=10**7)
+    setup: tuple[str, ...] = setting()
 
-    def __post_init__(self) -> None:
-        at_least("executor.cpus", self.cpus, 1)
-        at_least("executor.gpus", self.gpus, 0)
-        at_least("executor.array_parallelism", self.array_parallelism, 1)
-        above("executor.save_seconds", self.save_seconds, 0)
+    def check(self) -> None:
         if self.gpus is not None and self.gres is not None:
             raise ConfigError(f"executor.gpus={self.gpus} and executor.gres={self.gres} both choose GPUs: give one.")
         if self.time is not None and not _TIME.fullmatch(self.time):
@@ -167,11 +153,11 @@ def _file(composer: Composer, name: str) -> dict[str, Any]:
 def _refuse_unknown(settings: dict[str, Any]) -> None:
     """Raises ConfigError for a setting that the executor does not have."""
     name = settings["name"]
-    for setting in settings:
-        if setting in _SETTINGS[name]:
+    for key in settings:
+        if key in _SETTINGS[name]:
             continue
-        other = next((other for other, known in _SETTINGS.items() if setting in known), None)
-        hint = f" It belongs to executor={other}." if other else did_you_mean(setting, _SETTINGS[name])
-        listed = ", ".join(key for key in _SETTINGS[name] if key != "name")
+        other = next((other for other, known in _SETTINGS.items() if key in known), None)
+        hint = f" It belongs to executor={other}." if other else did_you_mean(key, _SETTINGS[name])
+        listed = ", ".join(each for each in _SETTINGS[name] if each != "name")
         hint = hint or (f" There are: {listed}." if listed else "")
-        raise ConfigError(f"no setting 'executor.{setting}' with executor={name}.{hint}")
+        raise ConfigError(f"no setting 'executor.{key}' with executor={name}.{hint}")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from moe_cli.config.build import did_you_mean, show
+from moe_cli.config.build import did_you_mean
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 
 LONGEST = 1000

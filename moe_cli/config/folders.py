@@ -10,6 +10,7 @@ import yaml
 
 from moe_cli.config.build import names_of, names_of_variants, takes_text
 from moe_cli.config.schema import RunConfig, TrainConfig
+from moe_cli.config.settings import packaged_conf
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
@@ -37,15 +38,6 @@ class UserConf:
     folder: Path | None = None
     asked: bool = False
     note: str | None = None
-
-
-def packaged_conf() -> Path:
-    """The conf/ folder that came with the program: inside the wheel, or next to the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise ConfigError(f"the program's own conf/ folder is missing next to {package}. Install it again.")
 
 
 def find_user_conf(config_dir: Path | None) -> UserConf:

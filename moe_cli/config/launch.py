@@ -1,14 +1,15 @@
 """How many processes train one model, and what each of them has."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from moe_cli.config.ranges import at_least
+from moe_cli.config.bounds import PROCESSES
+from moe_cli.config.settings import Settings, read_conf, setting
 from moe_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class LaunchConfig:
+class LaunchConfig(Settings):
     """No part of what is learned: results are those of one process, to rounding.
 
     Attributes:
@@ -18,15 +19,17 @@ class LaunchConfig:
         max_restarts: how often a job whose process died starts again by itself, from its last checkpoint.
     """
 
-    num_processes: int = 1
-    data_parallel: Literal["dp", "fsdp"] = "dp"
-    expert_parallel_size: int = 1
-    max_restarts: int = 0
+    group: ClassVar[str] = "launch"
+    num_processes: int = setting(at_least=1, at_most=PROCESSES)
+    data_parallel: Literal["dp", "fsdp"] = setting()
+    expert_parallel_size: int = setting(at_least=1, at_most=PROCESSES)
+    max_restarts: int = setting(at_least=0, at_most=10_000)
 
-    def __post_init__(self) -> None:
-        at_least("launch.num_processes", self.num_processes, 1)
-        at_least("launch.expert_parallel_size", self.expert_parallel_size, 1)
-        at_least("launch.max_restarts", self.max_restarts, 0)
+    @classmethod
+    def from_conf(cls, name: str) -> dict[str, Any]:
+        return dict(read_conf("config")["launch"])
+
+    def check(self) -> None:
         if self.num_processes % self.expert_parallel_size:
             raise ConfigError(
                 f"launch.num_processes={self.num_processes} cannot be divided into groups of "

@@ -1,6 +1,7 @@
 """Where else metrics go: `log=tensorboard+mlflow`. Settings that change nothing of what is learned."""
 
-from moe_cli.config.build import did_you_mean, show
+from moe_cli.config.build import did_you_mean
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 
 LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_cli.config.ranges import above, at_least, share
+from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
 
-DEFAULT_ROPE_BASE = 10_000.0
+MAX_WIDTH = 2**20
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class LayersConfig(Settings):
     """What all families share: layers of a width, of which every `moe_layer_freq`-th has a mixture of experts.
 
     Attributes:
@@ -18,38 +18,31 @@ class ModelConfig:
         vocab_size: rows of the embedding and the head; None: as many as the data have tokens.
     """
 
+    group: ClassVar[str] = "model"
     # Whether a position sees only those before it, as a model that writes text must.
     causal: ClassVar[bool] = True
     # Gates of a sparse layer, for each of so many tasks one.
     num_tasks: ClassVar[int] = 1
     # Of equally many layers: an encoder and a decoder are two.
     stacks: ClassVar[int] = 1
-    num_layers: int = 4
-    d_model: int = 96
-    d_ff: int = 288
-    d_expert: int | None = None
-    ffn_type: Literal["glu", "mlp"] = "glu"
-    activation: Literal["silu", "gelu", "relu", "relu2"] = "silu"
-    expert_dropout: float = 0.0
-    expert_init_scale: float = 1.0
-    shared_experts: int = 0
-    shared_gate: bool = False
-    moe_layer_freq: int = 1
-    first_k_dense: int = 0
-    context_length: int = 128
-    vocab_size: int | None = None
-    tie_embeddings: bool = False
-    dropout: float = 0.0
-    dispatch: Literal["auto", "loop", "grouped_mm", "einsum", "reference"] = "auto"
+    num_layers: int = setting(at_least=1, at_most=10_000)
+    d_model: int = setting(at_least=1, at_most=MAX_WIDTH)
+    d_ff: int = setting(at_least=1, at_most=2**24)
+    d_expert: int | None = setting(at_least=1, at_most=2**24)
+    ffn_type: Literal["glu", "mlp"] = setting()
+    activation: Literal["silu", "gelu", "relu", "relu2"] = setting()
+    expert_dropout: float = setting(fraction=True)
+    expert_init_scale: float = setting(above=0)
+    shared_experts: int = setting(at_least=0, at_most=2**16)
+    shared_gate: bool = setting()
+    moe_layer_freq: int = setting(at_least=1)
+    first_k_dense: int = setting(at_least=0)
+    context_length: int = setting(at_least=1, at_most=2**24)
+    vocab_size: int | None = setting(at_least=1, at_most=2**32)
+    dropout: float = setting(fraction=True)
+    dispatch: Literal["auto", "loop", "grouped_mm", "einsum", "reference"] = setting()
 
-    def __post_init__(self) -> None:
-        for key in ("num_layers", "d_model", "d_ff", "d_expert", "vocab_size", "moe_layer_freq", "context_length"):
-            at_least(f"model.{key}", getattr(self, key), 1)
-        at_least("model.shared_experts", self.shared_experts, 0)
-        at_least("model.first_k_dense", self.first_k_dense, 0)
-        share("model.dropout", self.dropout)
-        share("model.expert_dropout", self.expert_dropout)
-        above("model.expert_init_scale", self.expert_init_scale, 0)
+    def check(self) -> None:
         if self.moe_layer_freq > self.stack_layers:
             raise ConfigError(
                 f"model.moe_layer_freq={self.moe_layer_freq} is more than {self._stack}: "
@@ -91,7 +84,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TransformerConfig(ModelConfig):
+class TransformerConfig(LayersConfig):
     """Blocks of attention and a feed-forward network.
 
     Attributes:
@@ -102,38 +95,24 @@ class TransformerConfig(ModelConfig):
         qk_rope_head_dim: values of a query and of a key that turn with the position, beside d_head that do not. Only with kv_lora_rank.
     """
 
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    d_head: int | None = None
-    sliding_window: int | None = None
-    attention_dropout: float | None = None
-    kv_lora_rank: int | None = None
-    q_lora_rank: int | None = None
-    qk_rope_head_dim: int | None = None
-    norm: Literal["rms", "layer"] = "rms"
-    qk_norm: bool = True
-    position_encoding: Literal["rope", "learned"] = "rope"
-    rope_base: float = DEFAULT_ROPE_BASE
-    logit_softcap: float | None = None
-    init_std: float | None = None
+    num_heads: int | None = setting(at_least=1, at_most=2**16)
+    num_kv_heads: int | None = setting(at_least=1, at_most=2**16)
+    d_head: int | None = setting(at_least=1, at_most=MAX_WIDTH)
+    sliding_window: int | None = setting(at_least=1)
+    attention_dropout: float | None = setting(fraction=True)
+    kv_lora_rank: int | None = setting(at_least=1, at_most=MAX_WIDTH)
+    q_lora_rank: int | None = setting(at_least=1, at_most=MAX_WIDTH)
+    qk_rope_head_dim: int | None = setting(at_least=1, at_most=MAX_WIDTH)
+    tie_embeddings: bool = setting()
+    norm: Literal["rms", "layer"] = setting()
+    qk_norm: bool = setting()
+    position_encoding: Literal["rope", "learned"] = setting()
+    rope_base: float = setting(above=1)
+    logit_softcap: float | None = setting(above=0)
+    init_std: float | None = setting(above=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in (
-            "num_heads",
-            "num_kv_heads",
-            "d_head",
-            "sliding_window",
-            "kv_lora_rank",
-            "q_lora_rank",
-            "qk_rope_head_dim",
-        ):
-            at_least(f"model.{key}", getattr(self, key), 1)
-        above("model.logit_softcap", self.logit_softcap, 0)
-        above("model.init_std", self.init_std, 0)
-        above("model.rope_base", self.rope_base, 1)
-        if self.attention_dropout is not None:
-            share("model.attention_dropout", self.attention_dropout)
+    def check(self) -> None:
+        super().check()
         if self.num_heads is not None:
             self._check_heads(self.num_heads)
         if self.kv_lora_rank is not None:
@@ -196,18 +175,16 @@ class ViTConfig(TransformerConfig):
 
     causal: ClassVar[bool] = False
     name: Literal["vit"] = "vit"
-    patch_size: int = 2
-    position_encoding: Literal["rope", "learned"] = "learned"
+    patch_size: int = setting(at_least=1)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("model.patch_size", self.patch_size, 1)
+    def check(self) -> None:
+        super().check()
         if self.tie_embeddings:
             raise ConfigError("model.tie_embeddings=true: a model of images has no embedding to share. Leave it out.")
 
 
 @dataclass(frozen=True)
-class LSTMConfig(ModelConfig):
+class LSTMConfig(LayersConfig):
     """LSTM layers with feed-forward layers between them (arXiv:1701.06538, appendix C); one LSTM more than `num_layers`.
 
     Attributes:
@@ -215,16 +192,12 @@ class LSTMConfig(ModelConfig):
     """
 
     name: Literal["lstm"] = "lstm"
-    num_layers: int = 1
-    d_model: int = 128
-    d_ff: int = 512
-    ffn_type: Literal["glu", "mlp"] = "mlp"
-    activation: Literal["silu", "gelu", "relu", "relu2"] = "relu"
-    sigmoid: bool = True
+    sigmoid: bool = setting()
+    tie_embeddings: bool = setting()
 
 
 @dataclass(frozen=True)
-class MMoEConfig(ModelConfig):
+class MMoEConfig(LayersConfig):
     """Experts shared by two tasks, a gate and a tower for each (MMoE, doi 10.1145/3219819.3220007).
 
     Attributes:
@@ -237,18 +210,11 @@ class MMoEConfig(ModelConfig):
     causal: ClassVar[bool] = False
     num_tasks: ClassVar[int] = 2
     name: Literal["mmoe"] = "mmoe"
-    num_layers: int = 1
-    d_model: int = 64
-    d_ff: int = 256
-    d_tower: int = 32
-    mf_dim: int = 16
-    dropout: float = 0.1
-    context_length: int = 2
+    d_tower: int = setting(at_least=1, at_most=MAX_WIDTH)
+    mf_dim: int = setting(at_least=0, at_most=MAX_WIDTH)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("model.d_tower", self.d_tower, 1)
-        at_least("model.mf_dim", self.mf_dim, 0)
+    def check(self) -> None:
+        super().check()
         if self.d_model % 2:
             raise ConfigError(f"model.d_model={self.d_model} is odd: users and items have half of it each.")
         if self.context_length != self.num_tasks:
@@ -256,14 +222,10 @@ class MMoEConfig(ModelConfig):
                 f"model.context_length={self.context_length}: a pair of user and item is routed {self.num_tasks} times, "
                 "once for each task. Leave it out."
             )
-        if self.tie_embeddings:
-            raise ConfigError(
-                "model.tie_embeddings=true: a model of ratings has no head over its embedding. Leave it out."
-            )
 
 
 @dataclass(frozen=True)
-class T5Config(ModelConfig):
+class T5Config(LayersConfig):
     """An encoder, and a decoder that looks at what the encoder made of the text (T5, arXiv:1910.10683, section 2.1).
 
     Attributes:
@@ -275,21 +237,18 @@ class T5Config(ModelConfig):
 
     stacks: ClassVar[int] = 2
     name: Literal["t5"] = "t5"
-    num_heads: int | None = None
-    d_head: int | None = None
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    moe_layer_freq: int = 2
+    num_heads: int | None = setting(at_least=1, at_most=2**16)
+    d_head: int | None = setting(at_least=1, at_most=MAX_WIDTH)
+    relative_attention_num_buckets: int = setting(at_least=4, at_most=2**16)
+    relative_attention_max_distance: int = setting()
+    tie_embeddings: bool = setting()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.num_layers % 2:
             raise ConfigError(
                 f"model.num_layers={self.num_layers} is odd: half are of the encoder, half of the decoder."
             )
-        super().__post_init__()
-        at_least("model.num_heads", self.num_heads, 1)
-        at_least("model.d_head", self.d_head, 1)
-        at_least("model.relative_attention_num_buckets", self.relative_attention_num_buckets, 4)
+        super().check()
         if self.relative_attention_num_buckets % 4:
             raise ConfigError(
                 f"model.relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of 4: half are of each side."
@@ -305,4 +264,4 @@ class T5Config(ModelConfig):
             )
 
 
-AnyModel = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | T5Config | MMoEConfig
+ModelConfig = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | T5Config | MMoEConfig

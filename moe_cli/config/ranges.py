@@ -1,12 +1,21 @@
 """Checks of a setting's range, in one wording."""
 
 import math
+from typing import Any
 
-from moe_cli.config.build import show
 from moe_cli.errors import BadValue
 
 # The most a count may be: beyond it a tensor's sizes overflow, whatever the machine.
 MAX_COUNT = 2**31 - 1
+
+
+def show(value: Any) -> str:
+    """A value as a user types it: null, true, 0.5, text."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
 def whole(key: str, value: int, minimum: int = 1) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from moe_cli.config.balances import (
-    LoadBalance,
     LossFreeBalance,
     NoBalance,
     QuantileBalance,
@@ -26,13 +25,13 @@ from moe_cli.config.data import (
     TOKENIZERS,
     CorpusConfig,
     DataConfig,
-    HubData,
+    HubConfig,
     ImageData,
-    MovieLensData,
+    MovieLensConfig,
     is_local,
 )
 from moe_cli.config.matching import matched_d_expert
-from moe_cli.config.model import DEFAULT_ROPE_BASE, T5Config, TransformerConfig, ViTConfig
+from moe_cli.config.model import T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,
@@ -48,6 +47,7 @@ from moe_cli.config.routers import (
     sums_to_one,
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, RunConfig
+from moe_cli.config.settings import default_of
 from moe_cli.config.tasks import RatingTask, SpanCorruption
 from moe_cli.errors import ConfigError
 
@@ -134,10 +134,10 @@ def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> 
         model = replace(config.model, num_heads=heads, d_head=config.model.d_head or config.model.d_model // heads)
         config = replace(config, model=model)
     if isinstance(config.task, RatingTask) and config.task.l2_embedding is None:
-        fitting = L2_STARS if isinstance(config.data, MovieLensData) else L2_PLANTED
+        fitting = L2_STARS if isinstance(config.data, MovieLensConfig) else L2_PLANTED
         config = replace(config, task=replace(config.task, l2_embedding=fitting))
     if isinstance(config.task, SpanCorruption):
-        config.task.check(config.model.context_length)
+        config.task.check_sentinels(config.model.context_length)
     # What says the same as null is null.
     length, stride = config.eval.context_length, config.eval.stride
     return replace(
@@ -171,7 +171,7 @@ def _with_attention(model: Transformer, given: Collection[str], notes: list[str]
     if model.attention_dropout == model.dropout:
         model = replace(model, attention_dropout=None)
     if model.position_encoding == "learned":
-        model = replace(model, rope_base=DEFAULT_ROPE_BASE)
+        model = replace(model, rope_base=default_of(model, "rope_base"))
         notes += _set_aside(given, "model.position_encoding=learned turns nothing", "model.rope_base")
     return model
 
@@ -344,7 +344,7 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
     balance = config.balance or NoBalance()
     router: str = config.router.name if config.router else ""
     for method in methods_of(balance):
-        if isinstance(method, LoadBalance) and router != "noisy_topk":
+        if method.name == "load" and router != "noisy_topk":
             raise ConfigError(
                 f"balance={balance.name}: the load loss is estimated from the noise of the router, and "
                 f"router={router} has none. Use router=noisy_topk, or balance=importance."
@@ -355,9 +355,7 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
                 f"Use one of router={','.join(BIASED[type(method)])}."
             )
         key = setting_key(balance, method)
-        if _takes_all_experts(config) and isinstance(
-            method, SwitchBalance | LoadBalance | LossFreeBalance | QuantileBalance
-        ):
+        if _takes_all_experts(config) and method.name in ("switch", "load", "loss_free", "quantile"):
             name = key.strip(".")
             typed = [name if each == "balance" else each for each in given]
             notes += _set_aside(typed, f"k={config.k} is all experts, which are loaded alike", name)
@@ -436,7 +434,7 @@ def _with_paths(data: DataConfig) -> DataConfig:
     path: str | None = getattr(data, "path", None)
     if exclude := getattr(data, "exclude", ()):
         data = replace(data, exclude=tuple(sorted(set(exclude))))  # type: ignore[arg-type]
-    if path is not None and not (isinstance(data, HubData) and not is_local(path)):
+    if path is not None and not (isinstance(data, HubConfig) and not is_local(path)):
         data = replace(data, path=_absolute(path))  # type: ignore[arg-type]
     if isinstance(data, CorpusConfig) and data.tokenizer not in TOKENIZERS:
         data = replace(data, tokenizer=_absolute(data.tokenizer))

@@ -1,23 +1,26 @@
 """What can be set of each router. `k` is top_k."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from moe_cli.config.ranges import above, at_least, share
+from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class TokenChoice:
+class _Router(Settings):
+    group: ClassVar[str] = "router"
+
+
+@dataclass(frozen=True)
+class TokenChoiceConfig(_Router):
     """What routers share in which every token chooses its own experts by scores."""
 
-    score: Literal["linear", "cosine", "mlp", "activation"] = "linear"
-    temperature: float = 1.0
-    null_experts: int = 0
+    score: Literal["linear", "cosine", "mlp", "activation"] = setting()
+    temperature: float = setting(above=0)
+    null_experts: int = setting(at_least=0, at_most=2**20)
 
-    def __post_init__(self) -> None:
-        above("router.temperature", self.temperature, 0)
-        at_least("router.null_experts", self.null_experts, 0)
+    def check(self) -> None:
         if self.score == "activation" and self.null_experts:
             raise ConfigError(
                 f"router.null_experts={self.null_experts} with router.score=activation: an expert that computes nothing "
@@ -26,41 +29,34 @@ class TokenChoice:
 
 
 @dataclass(frozen=True)
-class TopKConfig(TokenChoice):
+class TopKConfig(TokenChoiceConfig):
     name: Literal["topk"] = "topk"
-    renormalise: bool | None = None
+    renormalise: bool | None = setting()
 
 
 @dataclass(frozen=True)
-class SwitchConfig(TokenChoice):
+class SwitchConfig(TokenChoiceConfig):
     name: Literal["switch"] = "switch"
-    jitter: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("router.jitter", self.jitter)
+    jitter: float = setting(fraction=True)
 
 
 @dataclass(frozen=True)
-class NoisyTopKConfig(TokenChoice):
+class NoisyTopKConfig(TokenChoiceConfig):
     name: Literal["noisy_topk"] = "noisy_topk"
 
 
 @dataclass(frozen=True)
-class SigmoidConfig(TokenChoice):
+class SigmoidConfig(TokenChoiceConfig):
     """`groups` of neighbouring experts, of which a token may use `top_groups`; 1 of 1 is no limit."""
 
     name: Literal["sigmoid"] = "sigmoid"
-    renormalise: bool | None = None
-    scale: float = 1.0
-    groups: int = 1
-    top_groups: int = 1
+    renormalise: bool | None = setting()
+    scale: float = setting(above=0)
+    groups: int = setting(at_least=1, at_most=2**20)
+    top_groups: int = setting(at_least=1, at_most=2**20)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("router.scale", self.scale, 0)
-        at_least("router.groups", self.groups, 1)
-        at_least("router.top_groups", self.top_groups, 1)
+    def check(self) -> None:
+        super().check()
         if self.top_groups > self.groups:
             raise ConfigError(f"router.top_groups={self.top_groups} is more than router.groups={self.groups}.")
         if self.groups > 1 and self.null_experts:
@@ -68,32 +64,24 @@ class SigmoidConfig(TokenChoice):
 
 
 @dataclass(frozen=True)
-class SinkhornConfig(TokenChoice):
+class SinkhornConfig(TokenChoiceConfig):
     name: Literal["sinkhorn"] = "sinkhorn"
-    iterations: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("router.iterations", self.iterations, 1)
+    iterations: int = setting(at_least=1, at_most=10_000)
 
 
 @dataclass(frozen=True)
-class ReluConfig:
+class ReluConfig(_Router):
     """`l1` is where the coefficient starts; each step multiplies or divides it by `l1_rate`."""
 
     name: Literal["relu"] = "relu"
-    l1: float = 1e-8
-    l1_rate: float = 1.2
-
-    def __post_init__(self) -> None:
-        above("router.l1", self.l1, 0)
-        above("router.l1_rate", self.l1_rate, 1)
+    l1: float = setting(above=0)
+    l1_rate: float = setting(above=1)
 
 
 @dataclass(frozen=True)
-class HashConfig:
+class HashConfig(_Router):
     name: Literal["hash"] = "hash"
-    weights: Literal["learned", "constant"] = "learned"
+    weights: Literal["learned", "constant"] = setting()
 
     @property
     def learned(self) -> bool:
@@ -101,21 +89,18 @@ class HashConfig:
 
 
 @dataclass(frozen=True)
-class ExpertChoiceConfig:
+class ExpertChoiceConfig(_Router):
     name: Literal["expert_choice"] = "expert_choice"
 
 
 @dataclass(frozen=True)
-class SoftConfig:
+class SoftConfig(_Router):
     name: Literal["soft"] = "soft"
-    slots: int = 1
-
-    def __post_init__(self) -> None:
-        at_least("router.slots", self.slots, 1)
+    slots: int = setting(at_least=1, at_most=2**16)
 
 
 @dataclass(frozen=True)
-class RandomConfig:
+class RandomConfig(_Router):
     name: Literal["random"] = "random"
 
 
@@ -133,7 +118,7 @@ IDLE_AT_EVALUATION = {"soft": ("eval.k", "eval.capacity", "eval.drop"), "expert_
 
 def null_experts(router: RouterConfig | None) -> int:
     """Experts that compute nothing, beside the `expert` ones."""
-    return router.null_experts if isinstance(router, TokenChoice) else 0
+    return router.null_experts if isinstance(router, TokenChoiceConfig) else 0
 
 
 # Rows of an expert's first matrix that score=activation reads.
@@ -148,7 +133,7 @@ def gate_params(router: RouterConfig | None, d_model: int, num_experts: int) -> 
         return num_experts * router.slots * d_model + 1
     columns = num_experts + null_experts(router)
     linear = columns * d_model
-    if not isinstance(router, TokenChoice):
+    if not isinstance(router, TokenChoiceConfig):
         return linear
     width = cosine_width(columns)
     scores = {"linear": linear, "cosine": width * (d_model + columns) + 1, "mlp": d_model**2 + linear, "activation": 0}
@@ -166,9 +151,9 @@ def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int, expe
     if isinstance(router, SoftConfig):
         return 3 * 2 * num_experts * router.slots * d_model
     products = gate_params(router, d_model, num_experts)
-    if isinstance(router, TokenChoice) and router.score == "cosine":
+    if isinstance(router, TokenChoiceConfig) and router.score == "cosine":
         products -= 1  # the temperature
-    if isinstance(router, TokenChoice) and router.score == "activation":
+    if isinstance(router, TokenChoiceConfig) and router.score == "activation":
         products += min(ACTIVATION_WIDTH, expert_rows) * num_experts * d_model
     return 2 * products
 
@@ -223,7 +208,7 @@ def check_task_router(router: RouterConfig | None) -> None:
         raise ConfigError(
             "router=soft mixes the tokens of an example, and those of a pair are the same pair for each task. Use router=topk"
         )
-    if isinstance(router, TokenChoice) and router.score == "activation":
+    if isinstance(router, TokenChoiceConfig) and router.score == "activation":
         raise ConfigError(
             "router.score=activation asks the experts, which would answer alike for each task. Use router.score=linear"
         )

@@ -9,16 +9,17 @@ import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, check_ranges, methods_of
-from moe_cli.config.build import build, show
-from moe_cli.config.data import CorpusConfig, DataConfig, PythonData
+from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, methods_of
+from moe_cli.config.bounds import THREADS
+from moe_cli.config.build import build
+from moe_cli.config.data import CorpusConfig, DataConfig
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
-from moe_cli.config.model import AnyModel, GPTConfig
-from moe_cli.config.ranges import above, at_least, between, share
+from moe_cli.config.model import ModelConfig
+from moe_cli.config.ranges import show
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,
@@ -26,11 +27,11 @@ from moe_cli.config.routers import (
     RouterConfig,
     SinkhornConfig,
     SoftConfig,
-    TopKConfig,
     check_router,
     check_task_router,
 )
-from moe_cli.config.tasks import TEXT_TASKS, CausalLM, TaskConfig, check_task
+from moe_cli.config.settings import Settings, read_choice, read_conf, setting
+from moe_cli.config.tasks import TEXT_TASKS, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 
 DEFAULT_STEPS = 1500
@@ -39,8 +40,6 @@ Match = Literal["active", "total", "flops", "model_flops", "none"]
 # Which assignments are dropped where an expert has no room; see `moe_cli.moe.routing.drop_overflow`.
 Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
-# Settings of the data that came later, as all was before.
-LATER = {"test_fraction": 0.0, "test_fold": None}
 # Settings of train= that change how a run is carried out or logged, but not what is learned: no part of its identity.
 EXECUTION_KEYS = (
     "threads",
@@ -62,7 +61,7 @@ def is_execution(key: str) -> bool:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """What every optimizer shares: the schedule, as shares of the training budget, and clipping.
 
     Attributes:
@@ -70,49 +69,36 @@ class OptimConfig:
         ema_decay: the average of the weights, of which each step keeps this share, is what is evaluated.
     """
 
-    lr: float = 0.01
-    weight_decay: float = 0.0
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
-    warmup_fraction: float = 0.02
-    decay_fraction: float | None = None
-    min_lr_ratio: float | None = None
-    grad_clip: float | None = 1.0
-    skip_idle_experts: bool = False
-    ema_decay: float | None = None
+    group: ClassVar[str] = "optim"
+    lr: float = setting(above=0)
+    weight_decay: float = setting(at_least=0)
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = setting()
+    warmup_fraction: float = setting(between=(0, 1))
+    decay_fraction: float | None = setting(between=(0, 1))
+    min_lr_ratio: float | None = setting(between=(0, 1))
+    grad_clip: float | None = setting(above=0)
+    skip_idle_experts: bool = setting()
+    ema_decay: float | None = setting(fraction=True)
 
-    def __post_init__(self) -> None:
-        above("optim.lr", self.lr, 0)
-        at_least("optim.weight_decay", self.weight_decay, 0)
-        for key in ("warmup_fraction", "decay_fraction", "min_lr_ratio"):
-            between(f"optim.{key}", getattr(self, key) or 0, 0, 1)
+    def check(self) -> None:
         if self.warmup_fraction + (self.decay_fraction or 0) > 1:
             raise ConfigError(
                 f"optim.warmup_fraction={show(self.warmup_fraction)} and optim.decay_fraction={show(self.decay_fraction)} are shares of the budget: "
                 "together at most 1."
             )
-        above("optim.grad_clip", self.grad_clip, 0)
-        if self.ema_decay is not None:
-            share("optim.ema_decay", self.ema_decay)
 
 
 @dataclass(frozen=True)
 class AdamConfig(OptimConfig):
     """Optimizers that train all or some parameters with AdamW."""
 
-    beta1: float = 0.9
-    beta2: float = 0.95
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("optim.beta1", self.beta1)
-        share("optim.beta2", self.beta2)
+    beta1: float = setting(fraction=True)
+    beta2: float = setting(fraction=True)
 
 
 @dataclass(frozen=True)
 class AdamWConfig(AdamConfig):
     name: Literal["adamw"] = "adamw"
-    lr: float = 0.008
-    warmup_fraction: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -120,13 +106,7 @@ class SGDConfig(OptimConfig):
     """Gradient descent with momentum."""
 
     name: Literal["sgd"] = "sgd"
-    lr: float = 0.3
-    warmup_fraction: float = 0.05
-    momentum: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("optim.momentum", self.momentum)
+    momentum: float = setting(fraction=True)
 
 
 @dataclass(frozen=True)
@@ -134,40 +114,39 @@ class MuonConfig(AdamConfig):
     """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`)."""
 
     name: Literal["muon"] = "muon"
-    lr: float = 0.02
-    adam_lr: float = 0.005
-    momentum: float = 0.95
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("optim.adam_lr", self.adam_lr, 0)
-        share("optim.momentum", self.momentum)
+    adam_lr: float = setting(above=0)
+    momentum: float = setting(fraction=True)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """The budget (one of steps, tokens, flops, minutes), the batch, and how often things are written."""
 
-    steps: int | None = None
-    tokens: int | None = None
-    flops: float | None = None
-    minutes: float | None = None
-    batch_size: int = 16
-    grad_accumulation: int = 1
-    eval_every: int | None = None
-    eval_tokens: int = 32_768
-    checkpoint_every: int | None = None
-    log_every: int = 10
-    threads: int | None = None
-    device: str = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    upcycle_from: str | None = None
-    on_nan: Literal["stop", "skip", "rewind"] = "stop"
-    keep_checkpoints: int = 2
-    keep_best: bool = False
+    group: ClassVar[str] = "train"
+    steps: int | None = setting(at_least=1, at_most=10**12)
+    tokens: int | None = setting(at_least=1, at_most=10**18)
+    flops: float | None = setting(above=0, at_most=1e29)
+    minutes: float | None = setting(above=0, at_most=1e7)
+    batch_size: int = setting(at_least=1, at_most=2**24)
+    grad_accumulation: int = setting(at_least=1, at_most=2**20)
+    eval_every: int | None = setting(at_least=1)
+    eval_tokens: int = setting(at_least=1)
+    checkpoint_every: int | None = setting(at_least=1)
+    log_every: int = setting(at_least=1)
+    threads: int | None = setting(at_least=1, at_most=THREADS)
+    device: str = setting()
+    compile: Literal["auto", "on", "off"] = setting()
+    precision: Literal["auto", "float32", "bfloat16"] = setting()
+    upcycle_from: str | None = setting()
+    on_nan: Literal["stop", "skip", "rewind"] = setting()
+    keep_checkpoints: int = setting(at_least=1)
+    keep_best: bool = setting()
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def from_conf(cls, name: str) -> dict[str, Any]:
+        return read_choice("train", "default")
+
+    def check(self) -> None:
         if self.upcycle_from == "latest":
             raise ConfigError(
                 "train.upcycle_from=latest means another run after every run. Give a run id: see moe report --runs"
@@ -178,17 +157,12 @@ class TrainConfig:
                 f"{' and '.join(f'train.{name}={show(getattr(self, name))}' for name in given)} are "
                 f"{len(given)} budgets: give one, and null to the others."
             )
-        for key in ("steps", "tokens", "batch_size", "grad_accumulation", "eval_every", "eval_tokens",
-                    "checkpoint_every", "log_every", "threads", "keep_checkpoints"):  # fmt: skip
-            at_least(f"train.{key}", getattr(self, key), 1)
-        above("train.flops", self.flops, 0)
-        above("train.minutes", self.minutes, 0)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"train.device={self.device} is not one of: auto, cpu, cuda, cuda:N.")
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Settings):
     """How a trained model is routed and read at evaluation; null: as many experts as in training, and nothing dropped.
 
     Attributes:
@@ -198,47 +172,52 @@ class EvalConfig:
             lie side by side.
     """
 
-    k: int | None = None
-    capacity: float | None = None
-    drop: Drop | None = None
-    context_length: int | None = None
-    stride: int | None = None
+    group: ClassVar[str] = "eval"
+    k: int | None = setting(at_least=1, at_most=2**20)
+    capacity: float | None = setting(above=0, at_most=1e6)
+    drop: Drop | None = setting()
+    context_length: int | None = setting(at_least=1)
+    stride: int | None = setting(at_least=1)
 
-    def __post_init__(self) -> None:
-        for key in ("k", "context_length", "stride"):
-            at_least(f"eval.{key}", getattr(self, key), 1)
-        above("eval.capacity", self.capacity, 0)
+    @classmethod
+    def from_conf(cls, name: str) -> dict[str, Any]:
+        return dict(read_conf("config")["eval"])
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """All that decides one run. Resolved: nothing that can be derived from the rest is left open."""
 
-    expert: int = 8
-    k: int | None = None
-    capacity: float | None = None
-    drop: Drop | None = None
-    renormalise_after_drop: bool = False
-    match: Match = "active"
-    seed: int = 0
-    log: str | None = None
-    log_project: str | None = None
-    model: AnyModel = field(default_factory=GPTConfig)
-    router: RouterConfig | None = field(default_factory=TopKConfig)
-    balance: BalanceConfig | None = field(default_factory=SwitchBalance)
-    task: TaskConfig = field(default_factory=CausalLM)
-    data: DataConfig = field(default_factory=PythonData)
-    optim: MuonConfig | AdamWConfig | SGDConfig = field(default_factory=MuonConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    group: ClassVar[str] = ""
+    expert: int = setting(at_least=1, at_most=2**20)
+    k: int | None = setting(at_least=1, at_most=2**20)
+    capacity: float | None = setting(above=0, at_most=1e6)
+    drop: Drop | None = setting()
+    renormalise_after_drop: bool = setting()
+    match: Match = setting()
+    seed: int = setting(at_least=0, at_most=2**63 - 1)
+    log: str | None = setting()
+    log_project: str | None = setting()
+    model: ModelConfig = setting()
+    router: RouterConfig | None = setting()
+    balance: BalanceConfig | None = setting()
+    task: TaskConfig = setting()
+    data: DataConfig = setting()
+    optim: MuonConfig | AdamWConfig | SGDConfig = setting()
+    train: TrainConfig = setting()
+    eval: EvalConfig = setting()
+    launch: LaunchConfig = setting()
 
-    def __post_init__(self) -> None:
-        at_least("expert", self.expert, 1)
-        at_least("k", self.k, 1)
-        at_least("seed", self.seed, 0)
-        above("capacity", self.capacity, 0)
-        check_ranges(self.balance)
+    @classmethod
+    def from_conf(cls, name: str) -> dict[str, Any]:
+        values = read_conf("config")
+        choices = {
+            group: choice for each in values.pop("defaults") if each != "_self_" for group, choice in each.items()
+        }
+        groups = {group: read_choice(group, choice) for group, choice in choices.items() if choice is not None}
+        return dict(vars(build(cls, values | groups)))
+
+    def check(self) -> None:
         check_task(self.task, self.model.name, self.data.name)
         self._check_choice()
         check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
@@ -388,7 +367,7 @@ def digest_of(values: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class _OfModel:
-    model: AnyModel
+    model: ModelConfig
 
 
 # By the settings of a model as text: of many runs few models differ.
@@ -419,8 +398,6 @@ def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
     model = values["model"] | {"sparse_layers": sparse_layers}
     through = ("moe_layer_freq", "first_k_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
     values["model"] = {key: value for key, value in model.items() if key not in through}
-    # A setting that came later names no other configuration where it changes nothing.
-    values["data"] = {key: value for key, value in values["data"].items() if value != LATER.get(key, ...)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

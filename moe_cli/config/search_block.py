@@ -17,7 +17,8 @@ from typing import Any
 
 from moe_cli.config.axes import Interval
 from moe_cli.config.bounds import TRIALS, shortened
-from moe_cli.config.build import LARGEST, did_you_mean, show
+from moe_cli.config.build import LARGEST, did_you_mean
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 
 SAMPLERS = ("tpe", "random")

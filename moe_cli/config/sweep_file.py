@@ -19,10 +19,11 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEEDS
-from moe_cli.config.build import did_you_mean, show, takes_text
+from moe_cli.config.build import did_you_mean, takes_text
 from moe_cli.config.compose import Composer, three_lines
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
+from moe_cli.config.ranges import show
 from moe_cli.config.schema import BUDGETS, Match, RunConfig
 from moe_cli.config.search_block import SearchBlock, parse_search
 from moe_cli.config.words import parse_word

@@ -4,12 +4,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_cli.config.ranges import at_least, between
+from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class _Task(Settings):
+    group: ClassVar[str] = "task"
+
+
+@dataclass(frozen=True)
+class CausalLM(_Task):
     """Guess the next token."""
 
     special_tokens: ClassVar[int] = 0
@@ -17,7 +22,7 @@ class CausalLM:
 
 
 @dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(_Task):
     """Guess tokens that were masked, from both sides (BERT, arXiv:1810.04805, section 3.1).
 
     Attributes:
@@ -29,16 +34,12 @@ class MaskedLM:
     # The mask, which no text holds.
     special_tokens: ClassVar[int] = 1
     name: Literal["masked_lm"] = "masked_lm"
-    mask_prob: float = 0.15
-    mask_token_prob: float = 0.8
-    random_token_prob: float = 0.1
-    pseudo_perplexity_tokens: int = 512
+    mask_prob: float = setting(between=(0.01, 0.99))
+    mask_token_prob: float = setting(between=(0, 1))
+    random_token_prob: float = setting(between=(0, 1))
+    pseudo_perplexity_tokens: int = setting(between=(0, 2**20))
 
-    def __post_init__(self) -> None:
-        between("task.mask_prob", self.mask_prob, 0.01, 0.99)
-        between("task.mask_token_prob", self.mask_token_prob, 0, 1)
-        between("task.random_token_prob", self.random_token_prob, 0, 1)
-        between("task.pseudo_perplexity_tokens", self.pseudo_perplexity_tokens, 0, 2**20)
+    def check(self) -> None:
         if self.mask_token_prob + self.random_token_prob > 1:
             raise ConfigError(
                 f"task.mask_token_prob={self.mask_token_prob:g} and task.random_token_prob={self.random_token_prob:g} are shares of what is masked: together at most 1."
@@ -46,7 +47,7 @@ class MaskedLM:
 
 
 @dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruption(_Task):
     """Write the spans that were taken out of a text (T5, arXiv:1910.10683, section 3.1.4).
 
     Attributes:
@@ -56,14 +57,9 @@ class SpanCorruption:
     """
 
     name: Literal["span_corruption"] = "span_corruption"
-    noise_density: float = 0.15
-    mean_noise_span_length: float = 3.0
-    num_sentinels: int = 100
-
-    def __post_init__(self) -> None:
-        between("task.noise_density", self.noise_density, 0.01, 0.5)
-        between("task.mean_noise_span_length", self.mean_noise_span_length, 1, 1000)
-        between("task.num_sentinels", self.num_sentinels, 2, 2**20)
+    noise_density: float = setting(between=(0.01, 0.5))
+    mean_noise_span_length: float = setting(between=(1, 1000))
+    num_sentinels: int = setting(between=(2, 2**20))
 
     @property
     def special_tokens(self) -> int:
@@ -80,7 +76,7 @@ class SpanCorruption:
         taken, number = self.spans(window)
         return window - taken + number, taken + number + 1
 
-    def check(self, window: int) -> None:
+    def check_sentinels(self, window: int) -> None:
         """Raises ConfigError where a window has more spans than there are sentinels."""
         number = self.spans(window)[1]
         if number >= self.num_sentinels:
@@ -91,7 +87,7 @@ class SpanCorruption:
 
 
 @dataclass(frozen=True)
-class ImageTask:
+class ImageTask(_Task):
     """Tell the class of an image."""
 
     special_tokens: ClassVar[int] = 0
@@ -99,7 +95,7 @@ class ImageTask:
 
 
 @dataclass(frozen=True)
-class RatingTask:
+class RatingTask(_Task):
     """Say how a user will rate an item, and whether the user will click on it.
 
     Attributes:
@@ -109,12 +105,8 @@ class RatingTask:
 
     special_tokens: ClassVar[int] = 0
     name: Literal["ratings"] = "ratings"
-    l2: float = 0.04
-    l2_embedding: float | None = None
-
-    def __post_init__(self) -> None:
-        at_least("task.l2", self.l2, 0)
-        at_least("task.l2_embedding", self.l2_embedding, 0)
+    l2: float = setting(at_least=0)
+    l2_embedding: float | None = setting(at_least=0)
 
 
 TaskConfig = CausalLM | MaskedLM | SpanCorruption | ImageTask | RatingTask

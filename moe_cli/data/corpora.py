@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import TOKENIZERS, CorpusData, HubData, TextData, TextsData, TokenData
+from moe_cli.config.data import TOKENIZERS, BuiltCorpusConfig, CorpusData, HubConfig, TextFilesConfig, TokenFilesConfig
 from moe_cli.data.bpe import hash_of, read_tokenizer
 from moe_cli.data.cached import OF_ALL_DATA, BlockChecksums, built, just_built
 from moe_cli.data.corpus_builder import build
@@ -114,7 +114,7 @@ def load_corpus(
     Raises:
         DataError: a path that is missing, empty, not text, or too short for one context.
     """
-    if isinstance(data, TokenData):
+    if isinstance(data, TokenFilesConfig):
         corpus = Corpus(cache, describe_ready(data, outputs))
     else:
         corpus = _built(data, cache, outputs, build)
@@ -127,14 +127,14 @@ def load_corpus(
     return corpus
 
 
-def texts_of(data: TextsData, outputs: Path | None = None) -> Texts:
+def texts_of(data: BuiltCorpusConfig, outputs: Path | None = None) -> Texts:
     """What the corpus is made of. Raises DataError: there is nothing."""
-    if isinstance(data, TextData):
+    if isinstance(data, TextFilesConfig):
         return list_texts(data, outputs)
-    return list_hub(data, outputs) if isinstance(data, HubData) else list_installed(data)
+    return list_hub(data, outputs) if isinstance(data, HubConfig) else list_installed(data)
 
 
-def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True) -> Corpus:
+def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, now: bool = True) -> Corpus:
     subwords = data.tokenizer not in ("bytes", "chars")
     if subwords:
         tokenizers_library()  # before anything that takes long
@@ -150,7 +150,7 @@ def _built(data: TextsData, cache: Path, outputs: Path | None, now: bool = True)
     return Corpus(folder, {**meta, "notes": texts.notes}, checksums=BlockChecksums(folder))
 
 
-def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:
+def _foreseen(data: BuiltCorpusConfig, cache: Path, outputs: Path | None) -> Corpus:
     """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
     plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache, outputs)
     size = data.num_bpe_tokens or read_tokenizer(data.tokenizer).vocab_size
@@ -163,7 +163,7 @@ def _foreseen(data: TextsData, cache: Path, outputs: Path | None) -> Corpus:
     return replace(plain, meta=plain.meta | foreseen)
 
 
-def _key(data: TextsData, texts: Texts) -> str:
+def _key(data: BuiltCorpusConfig, texts: Texts) -> str:
     tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_of(data.tokenizer)
     shares = [data.val_fraction, data.test_fraction]
     content = [FORMAT, tokenizer, data.num_bpe_tokens, shares, getattr(data, "field", None), texts.state]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import TOKENIZERS, TextData, TextsData
+from moe_cli.config.data import TOKENIZERS, BuiltCorpusConfig, TextFilesConfig
 from moe_cli.data.baselines import bigram_bits_per_byte, gzip_bits_per_byte, unigram_references
 from moe_cli.data.bpe import SEPARATOR, SubwordTokenizer, part_of, read_tokenizer, train_bpe
 from moe_cli.data.cache_folders import building
@@ -76,7 +76,7 @@ class Written:
     lossless: bool
 
 
-def build(data: TextsData, texts: Texts, folder: Path) -> None:
+def build(data: BuiltCorpusConfig, texts: Texts, folder: Path) -> None:
     """Makes the folder of a corpus: train_0000.bin ..., val_0000.bin ..., test_0000.bin ... if there is a test split, where
     documents begin, and meta.json.
 
@@ -112,7 +112,9 @@ def build(data: TextsData, texts: Texts, folder: Path) -> None:
         (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _meta(data: TextsData, texts: Texts, survey: Survey, tokenizer: Tokenizer, written: Written) -> dict[str, Any]:
+def _meta(
+    data: BuiltCorpusConfig, texts: Texts, survey: Survey, tokenizer: Tokenizer, written: Written
+) -> dict[str, Any]:
     dtype = _dtype(tokenizer)
     splits = dict(zip(SPLITS, written.shards, strict=True))
     train, val = Tokens(splits["train"], dtype), Tokens(splits["val"], dtype)
@@ -154,7 +156,7 @@ def _domain_names(files: Sequence[File], survey: Survey) -> list[str]:
     return sorted({file.domain for file, digest in zip(files, survey.hashes, strict=True) if digest is not None})
 
 
-def _survey(data: TextsData, files: Sequence[File]) -> Survey:
+def _survey(data: BuiltCorpusConfig, files: Sequence[File]) -> Survey:
     """Raises DataError when there is no text."""
     survey, owners = Survey(), array("q")
     for number, file in enumerate(files):
@@ -164,7 +166,7 @@ def _survey(data: TextsData, files: Sequence[File]) -> Survey:
             survey.hashes.append(survey.sha256.digest())
             survey.bytes_of[file.domain] += survey.num_bytes - before[1]
         except NotText as problem:
-            if len(files) == 1 and isinstance(data, TextData):
+            if len(files) == 1 and isinstance(data, TextFilesConfig):
                 where = source(data) if file.path == Path(data.path or "") else file.path
                 raise DataError(f"{where} {problem}") from None
             if len(survey.not_text) < MAX_NAMED:

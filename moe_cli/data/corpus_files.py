@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from moe_cli.config.data import CorpusData, HubData, TextData, TokenData
+from moe_cli.config.data import CorpusData, HubConfig, TextFilesConfig, TokenFilesConfig
 from moe_cli.data.documents import RECORDS, Document, has_records, read_documents
 from moe_cli.data.file_list import find_files, stamps
 from moe_cli.data.splits import TEST, check_shares, splits_by_name, unheeded
@@ -50,10 +50,14 @@ class Texts:
 
 def source(data: CorpusData) -> str:
     """The data as the user gave them, for messages."""
-    return f"data.path={data.path}" if isinstance(data, TextData | TokenData | HubData) else f"data={data.name}"
+    return (
+        f"data.path={data.path}"
+        if isinstance(data, TextFilesConfig | TokenFilesConfig | HubConfig)
+        else f"data={data.name}"
+    )
 
 
-def list_texts(data: TextData, outputs: Path | None = None) -> Texts:
+def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> Texts:
     """The user's files; what lies in the outputs folder is none.
 
     Raises:

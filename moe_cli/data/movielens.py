@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_cli.config.data import MovieLensData
+from moe_cli.config.data import MovieLensConfig
 from moe_cli.data.documents import HEAD_BYTES, other_encoding
 from moe_cli.data.file_list import check_readable, find_named, open_file
 from moe_cli.data.synthetic_ratings import Interactions
@@ -28,7 +28,7 @@ HEADER = "userid,movieid,rating"
 MOST = 1e6
 
 
-def find_ratings(data: MovieLensData) -> Path:
+def find_ratings(data: MovieLensConfig) -> Path:
     """The file of ratings. Raises DataError: there is none."""
     given = data.path or ""
     check_readable(Path(given), f"data.path={given}")
@@ -40,7 +40,7 @@ def find_ratings(data: MovieLensData) -> Path:
     return path
 
 
-def read_movielens(data: MovieLensData) -> Interactions:
+def read_movielens(data: MovieLensConfig) -> Interactions:
     """The ratings of a file, users and items numbered as they come.
 
     Raises:

@@ -15,14 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_cli.config.data import (
-    ASVData,
-    KJVData,
-    MixData,
-    NamedData,
-    PythonData,
-    ShakespeareData,
-    TinyShakespeareData,
-    TorchData,
+    PackagedCorpusConfig,
 )
 from moe_cli.data.corpus_files import File, Texts, domain_of, mixed
 from moe_cli.data.documents import Document, document, read_documents
@@ -44,14 +37,14 @@ class NotInstalled(DataError):
     """The package that brings a corpus is not there."""
 
 
-def list_installed(data: NamedData) -> Texts:
+def list_installed(data: PackagedCorpusConfig) -> Texts:
     """Files and their domains, in an order that is fixed but mixes the folders.
 
     Raises:
         NotInstalled: the package is not there.
         DataError: it has no such files.
     """
-    found = _LISTS[type(data)]()
+    found = _LISTS[data.name]()
     if not found.files:
         raise DataError(f"data={data.name}: {found.version} has no such files where it is installed.")
     return found
@@ -150,14 +143,14 @@ def _mix() -> Texts:
     return Texts(files, states, ", ".join(dict.fromkeys(versions)), missing)
 
 
-_LISTS: dict[type, Callable[[], Texts]] = {
-    PythonData: _python,
-    TorchData: _torch,
-    ShakespeareData: _shakespeare,
-    TinyShakespeareData: _tiny_shakespeare,
-    KJVData: partial(_bible, "bible_kjv"),
-    ASVData: partial(_bible, "bible_asv"),
-    MixData: _mix,
+_LISTS: dict[str, Callable[[], Texts]] = {
+    "python": _python,
+    "torch_sources": _torch,
+    "shakespeare": _shakespeare,
+    "tiny_shakespeare": _tiny_shakespeare,
+    "bible_kjv": partial(_bible, "bible_kjv"),
+    "bible_asv": partial(_bible, "bible_asv"),
+    "corpora_mix": _mix,
 }
 _PARTS: dict[str, Callable[[], Texts]] = {
     "python": _python,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import MovieLensData, RatingData
+from moe_cli.config.data import MovieLensConfig, RatingData
 from moe_cli.data.cache_folders import building
 from moe_cli.data.cached import META, OF_ALL_DATA, built, just_built
 from moe_cli.data.file_list import stamps
@@ -91,14 +91,14 @@ def load_ratings(data: RatingData, cache: Path) -> Ratings:
 
 def _key(data: RatingData) -> str:
     content: list[Any] = [FORMAT, dataclasses.asdict(data)]
-    if isinstance(data, MovieLensData):
+    if isinstance(data, MovieLensConfig):
         content.append(stamps([find_ratings(data)]))
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _build(data: RatingData, folder: Path) -> None:
-    found = read_movielens(data) if isinstance(data, MovieLensData) else plant(data)
-    source = f"data.path={data.path}" if isinstance(data, MovieLensData) else f"data={data.name}"
+    found = read_movielens(data) if isinstance(data, MovieLensConfig) else plant(data)
+    source = f"data.path={data.path}" if isinstance(data, MovieLensConfig) else f"data={data.name}"
     every = Pairs(np.stack((found.users, found.num_users + found.items), 1), found.ratings, found.clicks)
     held_out = held_out_fold(len(every), data.fold, data.num_folds)
     tested = np.zeros_like(held_out)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import DataConfig
+from moe_cli.config.settings import default_of
 from moe_cli.errors import DataError
 
 # The splits, and what each is for.
@@ -82,7 +83,7 @@ def check_shares(data: DataConfig, parts: Collection[int], where: str) -> None:
     """
     for part, key in ((VAL, "val_fraction"), (TEST, "test_fraction")):
         share = getattr(data, key)
-        if part in parts and share != getattr(type(data), key):
+        if part in parts and share != default_of(data, key):
             raise DataError(
                 f"data.{key}={share} has no effect: the names in {where} say what is for training and what is held out. "
                 "Leave it out."

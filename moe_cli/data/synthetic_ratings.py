@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import PlantedData
+from moe_cli.config.data import SyntheticRatingsConfig
 
 # Standard deviations: of what a user adds to a rating, of what an item does, of what the meeting of two clusters does; of
 # the last in the logit of a click, which is CLICK_MEAN on average.
@@ -36,7 +36,7 @@ class Interactions:
     chances: NDArray[np.float64] | None = None
 
 
-def plant(data: PlantedData) -> Interactions:
+def plant(data: SyntheticRatingsConfig) -> Interactions:
     """Every user and every item is of a hidden cluster. With a table A of C x C standard normal numbers, and B another of
     which each entry has correlation `task_correlation` with A's:
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from moe_cli.config.data import TokenData
+from moe_cli.config.data import TokenFilesConfig
 from moe_cli.data.corpus_files import source
 from moe_cli.data.file_list import find_files, open_file
 from moe_cli.data.shards import Shard, Tokens, cut
@@ -32,7 +32,7 @@ PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".npz")
 BLOCKS, BLOCK_BYTES = 1024, 2**16
 
 
-def describe_ready(data: TokenData, outputs: Path | None = None) -> dict[str, Any]:
+def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[str, Any]:
     """What is known of token files without reading them all; as the meta.json of corpora that are built.
 
     The hash is of the length of each split and of blocks spread evenly over it, wherever one file ends and the next
@@ -99,7 +99,7 @@ class _Content:
     header: str | None
 
 
-def _content(data: TokenData, path: Path) -> _Content:
+def _content(data: TokenFilesConfig, path: Path) -> _Content:
     """The tokens of a file, by its header if it has one. Raises DataError."""
     if path.suffix.lower() in PACKED:
         raise DataError(f"{path} is packed, and token files are read in place. Unpack it.")
@@ -119,7 +119,7 @@ def _content(data: TokenData, path: Path) -> _Content:
     return _Content(_shard(data, path, HEADER_BYTES, size, num_tokens), LLM_C)
 
 
-def _npy_content(data: TokenData, path: Path, file: IO[bytes], size: int) -> _Content:
+def _npy_content(data: TokenFilesConfig, path: Path, file: IO[bytes], size: int) -> _Content:
     """The tokens of a file that numpy.save wrote."""
     file.seek(0)
     try:
@@ -141,13 +141,13 @@ def _npy_content(data: TokenData, path: Path, file: IO[bytes], size: int) -> _Co
     return _Content(_shard(data, path, file.tell(), size, shape[0]), NPY)
 
 
-def _check_dtype(data: TokenData, path: Path, dtype: str, header: str) -> None:
+def _check_dtype(data: TokenFilesConfig, path: Path, dtype: str, header: str) -> None:
     """Raises DataError when a header says another type than data.dtype."""
     if data.dtype != dtype:
         raise DataError(f"{path} holds {dtype}, by its header ({header}). Use data.dtype={dtype}")
 
 
-def _shard(data: TokenData, path: Path, first_byte: int, size: int, num_tokens: int | None) -> Shard:
+def _shard(data: TokenFilesConfig, path: Path, first_byte: int, size: int, num_tokens: int | None) -> Shard:
     """The tokens behind a header that says how many there are; None: there is no header."""
     width = np.dtype(data.dtype).itemsize
     if num_tokens is None and size % width:
@@ -164,7 +164,7 @@ def _shard(data: TokenData, path: Path, first_byte: int, size: int, num_tokens: 
     return Shard(path, first_byte, (size - first_byte) // width)
 
 
-def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Shard]) -> tuple[list[Shard], ...]:
+def _split(data: TokenFilesConfig, train: list[Shard], val: list[Shard], test: list[Shard]) -> tuple[list[Shard], ...]:
     """The splits: what files hold out, at most data.val_tokens of each, else the share at the end of what is for training.
 
     Raises:
@@ -184,7 +184,7 @@ def _split(data: TokenData, train: list[Shard], val: list[Shard], test: list[Sha
     return train, held_out["val"], held_out["test"]
 
 
-def _sample(data: TokenData, shards: Sequence[Shard], digest: Any) -> None:
+def _sample(data: TokenFilesConfig, shards: Sequence[Shard], digest: Any) -> None:
     """Hashes blocks of a split, and looks whether the vocabulary has their tokens."""
     tokens = Tokens(shards, data.dtype)
     length = BLOCK_BYTES // tokens.dtype.itemsize

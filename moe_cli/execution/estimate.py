@@ -15,7 +15,7 @@ from moe_cli.data.load import Data, load_data
 from moe_cli.data.ratings import Ratings
 from moe_cli.execution.data import load_data_read_only, model_vocab_size
 from moe_cli.execution.machine import pick_threads
-from moe_cli.loggers.recorder import check_loggers
+from moe_cli.loggers.logging_recorder import check_loggers
 
 # What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
 # of its speed; Muon's, of which many are done at once and in bfloat16, all of it.

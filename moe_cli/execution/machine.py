@@ -29,7 +29,7 @@ _CORPUS = ("name", "source", "version", "sha256", "num_bytes", "num_documents", 
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
 # Where control groups are, version 2 and 1, and which of them are this process's.
 _GROUPS, _OWN_GROUPS, _CPU_TIMES = "/sys/fs/cgroup", "/proc/self/cgroup", "/proc/stat"
-_HOME = Path(__file__).resolve().parents[2]
+_REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
@@ -49,7 +49,7 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
 
 
-def crowding(threads: int) -> str | None:
+def oversubscription_warning(threads: int) -> str | None:
     """What to be told when `threads` and what else is at work are more than the cores there are; None when they fit."""
     cores, busy = count_cores(), _busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
@@ -236,7 +236,7 @@ def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str
     The version of the package, the commit of a checkout, and what had been changed in the package since.
     """
     if meta is None:
-        meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_HOME)}
+        meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_REPO_ROOT)}
     packages, git = ({**part} if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
     changes = str(git.get("diff") or "").split("diff --git ")
     package = "".join(change for change in changes if change.startswith("a/moe_cli/"))
@@ -257,7 +257,7 @@ def describe_environment(corpus: Data) -> dict[str, Any]:
         "argv": sys.argv,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git_state(_HOME),
+        "git": _git_state(_REPO_ROOT),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -25,7 +25,7 @@ from moe_cli.execution.summary import summarise
 from moe_cli.execution.trained_model import with_decided_precision
 from moe_cli.execution.upcycling import check_upcycle
 from moe_cli.files.writing import delete, guard
-from moe_cli.loggers.recorder import check_loggers, make_recorder
+from moe_cli.loggers.logging_recorder import check_loggers, make_recorder
 from moe_cli.runs.corpora import check_corpus
 from moe_cli.runs.folder import INTERRUPTED, RUNNING, Run
 from moe_cli.runs.locks import lock

@@ -8,7 +8,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _PAD_BYTES = 2**26
 
 
-def keep_freed_memory() -> bool:
+def configure_malloc() -> bool:
     """Has glibc keep what is freed for what is asked next, and tells whether it will; other systems stay as they are.
 
     A large block is otherwise given back and taken anew at every training step, and the first touch of a fresh page
@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
     )
 
 
-def spin_briefly() -> None:
+def limit_thread_spinning() -> None:
     """Has threads that wait for others go to sleep soon; to be called before torch is loaded.
 
     Else they spin, and on a machine with other work to do a thread that has something to do waits for the core of one that

@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.build import show
 from moe_cli.config.data import HELD_OUT, TOKENIZERS, CorpusConfig, DataConfig
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption

@@ -11,7 +11,7 @@ from pathlib import Path
 from moe_cli.distributed.launch import by_us, launched, leave
 from moe_cli.errors import DiskFull, LostProcess, MoeError, RunBusy
 from moe_cli.execution.run import run_one
-from moe_cli.execution.runtime_tuning import keep_freed_memory, spin_briefly
+from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spinning
 from moe_cli.files.writing import is_full
 from moe_cli.formatting import print_line
 from moe_cli.runs.folder import Run
@@ -43,8 +43,8 @@ def main(run_folder: str, outputs: str) -> int:
 
 
 if __name__ == "__main__":
-    spin_briefly()
-    keep_freed_memory()
+    limit_thread_spinning()
+    configure_malloc()
     if parent := os.environ.pop(PARENT_PID_ENV, None):
         follow(int(parent))
     code = main(*sys.argv[1:])

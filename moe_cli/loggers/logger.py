@@ -16,7 +16,7 @@ DEFAULT_PROJECT = "moe"
 
 
 @dataclass(frozen=True)
-class About:
+class RunContext:
     """The run that is logged. outputs: where runs are kept, and what they share."""
 
     run: Run
@@ -36,7 +36,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Past:
+class ResumeState:
     """Where a run stands as it begins, goes on, or goes back.
 
     Attributes:
@@ -47,13 +47,13 @@ class Past:
 
     step: int
     kept: Sequence[Mapping[str, Any]]
-    told: Mapping[str, int]
+    last_logged_steps: Mapping[str, int]
 
 
 class Logger(Protocol):
     """One way to show a run elsewhere. What fails in it is an exception, which the caller bears."""
 
-    def start(self, past: Past) -> None:
+    def start(self, past: ResumeState) -> None:
         """Begins, or goes on where `past` says; again within a run that goes back to a checkpoint."""
 
     def metrics(self, record: Mapping[str, Any]) -> None:
@@ -72,17 +72,17 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     }  # fmt: skip
 
 
-class Once:
+class StepDeduplicator:
     """For what cannot take a point back: every point is given once, the first time."""
 
     def __init__(self, told: Mapping[str, int]) -> None:
-        self.told = dict(told)
+        self.last_logged_steps = dict(told)
 
     def new(self, record: Mapping[str, Any]) -> dict[str, float]:
         """The numbers of a record that lie beyond what was told under their names."""
         step = step_of(record)
-        found = {key: value for key, value in numbers(record).items() if step > self.told.get(key, -1)}
-        self.told.update(dict.fromkeys(found, step))
+        found = {key: value for key, value in numbers(record).items() if step > self.last_logged_steps.get(key, -1)}
+        self.last_logged_steps.update(dict.fromkeys(found, step))
         return found
 
 
@@ -105,36 +105,36 @@ def results(summary: Mapping[str, Any] | None) -> dict[str, float]:
     return {f"summary/{key}": value for key, value in numbers(summary or {}).items()}
 
 
-def remembered(run: Run, name: str) -> str | None:
+def load_external_id(run: Run, name: str) -> str | None:
     """What a logger calls this run, if it has been there before. Stands in loggers.json."""
     found = (read_json(run.path / "loggers.json") or {}).get(name)
     return found if isinstance(found, str) else None
 
 
-def remember(run: Run, name: str, called: str) -> None:
+def save_external_id(run: Run, name: str, called: str) -> None:
     write_json(run.path / "loggers.json", {**(read_json(run.path / "loggers.json") or {}), name: called})
 
 
-class OnceLogger:
+class DeduplicatingLogger:
     """What the loggers that take no step twice, and know a run by a name of their own, have in common."""
 
     name: ClassVar[str]
 
-    def __init__(self, about: About) -> None:
-        self.about = about
+    def __init__(self, about: RunContext) -> None:
+        self.context = about
         self.run: Any = None
-        self.once = Once({})
+        self.once = StepDeduplicator({})
 
     def open(self, known: str | None) -> str:
         """Sets `run`, as it was or new; its name there. `known` is the name it had before, if it had one."""
         raise NotImplementedError
 
-    def start(self, past: Past) -> None:
+    def start(self, past: ResumeState) -> None:
         if self.run is not None:
             return
-        known = remembered(self.about.run, self.name)
-        remember(self.about.run, self.name, self.open(known))
-        self.once = Once(past.told if known else {})
+        known = load_external_id(self.context.run, self.name)
+        save_external_id(self.context.run, self.name, self.open(known))
+        self.once = StepDeduplicator(past.last_logged_steps if known else {})
         for record in past.kept:
             self.metrics(record)
 

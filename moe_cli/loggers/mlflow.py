@@ -20,9 +20,17 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.files.writing import edit, hold
-from moe_cli.loggers.logger import About, Once, Past, remember, remembered, results, step_of
+from moe_cli.loggers.logger import (
+    ResumeState,
+    RunContext,
+    StepDeduplicator,
+    load_external_id,
+    results,
+    save_external_id,
+    step_of,
+)
 from moe_cli.runs.folder import COMPLETED, FAILED
 
 SECONDS = 1.0  # between two messages: each takes some milliseconds
@@ -35,30 +43,30 @@ ENDS = {COMPLETED: "FINISHED", FAILED: "FAILED"}
 class MLflowLogger:
     """Metrics under the names of metrics.jsonl; settings as params; results as metrics `summary/...`; tags `moe.*`."""
 
-    def __init__(self, about: About) -> None:
+    def __init__(self, about: RunContext) -> None:
         for name in ("mlflow", "alembic"):  # they tell of every table they make
             logging.getLogger(name).setLevel(logging.ERROR)
-        self.about = about
+        self.context = about
         own = f"sqlite:///{about.outputs / 'mlflow.db'}"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or own
         self.local = self.uri == own
         self.client: MlflowClient | None = None
         self.run_id = ""
-        self.once = Once({})
+        self.once = StepDeduplicator({})
         self.waiting: list[Metric] = []
         self.sent = 0.0
 
-    def start(self, past: Past) -> None:
+    def start(self, past: ResumeState) -> None:
         if self.client is not None:  # it goes back within a run
             return
         with self._first():
             self.client = MlflowClient(tracking_uri=self.uri)
-            experiment = self._experiment(self.about.project(os.environ.get("MLFLOW_EXPERIMENT_NAME")))
+            experiment = self._experiment(self.context.project(os.environ.get("MLFLOW_EXPERIMENT_NAME")))
         found = self._found()
         self.run_id = found or self._create(experiment)
         if found:
             self.client.update_run(found, status="RUNNING")
-            self.once = Once({key: self._last_step(key) for key in self.client.get_run(found).data.metrics})
+            self.once = StepDeduplicator({key: self._last_step(key) for key in self.client.get_run(found).data.metrics})
         for record in past.kept:
             self.metrics(record)
 
@@ -74,7 +82,7 @@ class MLflowLogger:
         self._send()
         words = {key: value for key, value in (summary or {}).items() if isinstance(value, str)}
         tags = [RunTag(f"moe.{key}", value) for key, value in words.items()]
-        self.client.log_batch(self.run_id, tags=[*tags, RunTag("moe.tags", ", ".join(self.about.tags()))])
+        self.client.log_batch(self.run_id, tags=[*tags, RunTag("moe.tags", ", ".join(self.context.tags()))])
         self.client.set_terminated(self.run_id, ENDS.get(status, "KILLED"))
 
     def _add(self, record: Mapping[str, Any]) -> None:
@@ -97,13 +105,13 @@ class MLflowLogger:
             return
         for name in DATABASE:
             with suppress(FileNotFoundError):
-                edit(self.about.outputs / name).close()  # raises UnsafePath
-        with hold(self.about.outputs / ".mlflow.lock"):
+                edit(self.context.outputs / name).close()  # raises UnsafePath
+        with hold(self.context.outputs / ".mlflow.lock"):
             yield
 
     def _experiment(self, name: str) -> str:
         assert self.client is not None
-        place = (self.about.outputs / ".mlflow").as_uri() if self.local else None
+        place = (self.context.outputs / ".mlflow").as_uri() if self.local else None
         found = self.client.get_experiment_by_name(name)
         try:
             return str(found.experiment_id if found else self.client.create_experiment(name, artifact_location=place))
@@ -115,7 +123,7 @@ class MLflowLogger:
     def _found(self) -> str | None:
         """The run that is there from before, unless it was deleted or is in another place."""
         assert self.client is not None
-        run_id = remembered(self.about.run, "mlflow")
+        run_id = load_external_id(self.context.run, "mlflow")
         try:
             run = self.client.get_run(run_id) if run_id else None
         except MlflowException:
@@ -124,11 +132,11 @@ class MLflowLogger:
 
     def _create(self, experiment: str) -> str:
         assert self.client is not None
-        run = self.about.run
-        tags = {"moe.group": run.group, "moe.folder": str(run.path), "moe.tags": ", ".join(self.about.tags())}
+        run = self.context.run
+        tags = {"moe.group": run.group, "moe.folder": str(run.path), "moe.tags": ", ".join(self.context.tags())}
         run_id = str(self.client.create_run(experiment, run_name=run.id, tags=tags).info.run_id)
-        remember(run, "mlflow", run_id)
-        params = [Param(key, show(value)) for key, value in self.about.settings().items()]
+        save_external_id(run, "mlflow", run_id)
+        params = [Param(key, show(value)) for key, value in self.context.settings().items()]
         for first in range(0, len(params), MOST_PARAMS):
             self.client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
         return run_id

@@ -15,20 +15,20 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from moe_cli.files.writing import make_folder
-from moe_cli.loggers.logger import About, Past, numbers, results, step_of
+from moe_cli.loggers.logger import ResumeState, RunContext, numbers, results, step_of
 from moe_cli.runs.folder import COMPLETED
 
 
 class TensorBoardLogger:
     """Scalars under the names of metrics.jsonl; settings as hyperparameters; results as scalars `summary/...`."""
 
-    def __init__(self, about: About) -> None:
-        self.about = about
+    def __init__(self, about: RunContext) -> None:
+        self.context = about
         self.folder = about.run.path / "tensorboard"
         self.writer: EventFileWriter | None = None
 
-    def start(self, past: Past) -> None:
-        last = max(past.told.values(), default=None)
+    def start(self, past: ResumeState) -> None:
+        last = max(past.last_logged_steps.values(), default=None)
         if self.writer is None:
             files = sorted(self.folder.glob("events.out.tfevents.*"))
             last = _last_step(files)
@@ -36,8 +36,8 @@ class TensorBoardLogger:
             self.writer = EventFileWriter(str(make_folder(self.folder)))
         if last is not None:
             self._write(Event(step=past.step + 1, session_log=SessionLog(status=SessionLog.START)))
-        start = plugin_data_pb2.SessionStartInfo(group_name=self.about.run.id, start_time_secs=time.time())
-        for key, value in self.about.settings().items():
+        start = plugin_data_pb2.SessionStartInfo(group_name=self.context.run.id, start_time_secs=time.time())
+        for key, value in self.context.settings().items():
             if value is not None:  # the dashboard would take a column of numbers and nulls for words
                 _set(start.hparams[key], value)
         self._hparams(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))

@@ -10,19 +10,19 @@ from typing import Any
 
 import trackio
 
-from moe_cli.loggers.logger import OnceLogger, results
+from moe_cli.loggers.logger import DeduplicatingLogger, results
 
 
-class TrackioLogger(OnceLogger):
+class TrackioLogger(DeduplicatingLogger):
     """Metrics under the names of metrics.jsonl; settings as config; results as metrics `summary/...`."""
 
     name = "trackio"
 
     def open(self, known: str | None) -> str:
-        run = self.about.run
+        run = self.context.run
         with redirect_stdout(io.StringIO()):  # it prints how to look at it
             self.run = trackio.init(
-                project=self.about.project(), name=run.id, group=run.group, config=self.about.settings(),
+                project=self.context.project(), name=run.id, group=run.group, config=self.context.settings(),
                 resume="allow" if known else "never", embed=False,
             )  # fmt: skip
         return run.id

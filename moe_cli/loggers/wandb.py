@@ -11,24 +11,24 @@ from typing import Any
 import wandb
 
 from moe_cli.files.writing import make_folder
-from moe_cli.loggers.logger import OnceLogger, results
+from moe_cli.loggers.logger import DeduplicatingLogger, results
 from moe_cli.runs.folder import COMPLETED
 
 
-class WandbLogger(OnceLogger):
+class WandbLogger(DeduplicatingLogger):
     """History under the names of metrics.jsonl, several records of one step as one; settings as config; results in the summary."""
 
     name = "wandb"
 
     def open(self, known: str | None) -> str:
-        run = self.about.run
+        run = self.context.run
         called = known or uuid.uuid4().hex[:12]
         if "WANDB_DIR" not in os.environ:
             make_folder(run.path / "wandb")
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
-            project=self.about.project(os.environ.get("WANDB_PROJECT")), dir=os.environ.get("WANDB_DIR") or run.path,
-            id=called, name=run.id, group=run.group, tags=self.about.tags(), config=self.about.settings(), mode=mode, allow_val_change=True,
+            project=self.context.project(os.environ.get("WANDB_PROJECT")), dir=os.environ.get("WANDB_DIR") or run.path,
+            id=called, name=run.id, group=run.group, tags=self.context.tags(), config=self.context.settings(), mode=mode, allow_val_change=True,
             resume="allow" if mode == "online" else None, settings={"console": "off", "silent": True},
         )  # fmt: skip
         return called

@@ -57,6 +57,7 @@ class LSTMModel(nn.Module):
     def __init__(self, config: RunConfig, vocab_size: int) -> None:
         super().__init__()
         model = config.model
+        assert isinstance(model, LSTMConfig)
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = nn.ModuleList(

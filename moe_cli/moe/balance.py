@@ -16,15 +16,10 @@ from torch import Tensor
 from moe_cli.config.balances import (
     BalanceConfig,
     BiasBalance,
-    EntropyBalance,
-    ImportanceBalance,
-    LoadBalance,
     LossBalance,
     LossFreeBalance,
-    MutualInformationBalance,
     QuantileBalance,
     SwitchBalance,
-    ZBalance,
     methods_of,
 )
 from moe_cli.distributed.collectives import all_reduce_mean, all_reduce_sum
@@ -178,12 +173,12 @@ def _load(routing: Routing) -> Tensor:
     return load_loss(routing.clean_logits, routing.logits, routing.noise_std, top_k)
 
 
-LOSSES: dict[type, Callable[[Routing], Tensor]] = {
-    ImportanceBalance: importance_loss,
-    LoadBalance: _load,
-    ZBalance: lambda routing: router_z_loss(routing.logits),
-    EntropyBalance: lambda routing: entropy_loss(routing.probs),
-    MutualInformationBalance: lambda routing: mutual_information_loss(routing.probs),
+LOSSES: dict[str, Callable[[Routing], Tensor]] = {
+    "importance": importance_loss,
+    "load": _load,
+    "z": lambda routing: router_z_loss(routing.logits),
+    "entropy": lambda routing: entropy_loss(routing.probs),
+    "mutual_information": lambda routing: mutual_information_loss(routing.probs),
 }
 
 
@@ -217,6 +212,6 @@ def auxiliary_losses(
             counts = scopes[method.scope]
             layers = [load_balancing_loss(routing, asked=each) for routing, each in zip(routings, counts, strict=True)]
         else:
-            layers = [LOSSES[type(method)](routing) for routing in routings]
+            layers = [LOSSES[method.name](routing) for routing in routings]
         losses[method] = torch.stack(layers).mean()
     return losses

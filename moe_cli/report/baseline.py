@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_cli.config.baselines import parse_baseline
-from moe_cli.config.build import did_you_mean, show
+from moe_cli.config.build import did_you_mean
+from moe_cli.config.ranges import show
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import printable

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_cli.config.build import did_you_mean, show
+from moe_cli.config.build import did_you_mean
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import plural, printable, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of

@@ -111,7 +111,7 @@ def _read(run: Run) -> dict[str, Any]:
     folder = str(run.path)  # path objects would take a tenth of the time
     config = read_json(f"{folder}/config.json")
     results = read_sealed(f"{folder}/summary.json")
-    status = run.really(read_json(f"{folder}/status.json") or {}, results is not None)
+    status = run.effective_status(read_json(f"{folder}/status.json") or {}, results is not None)
     if config:
         run.fits(config)
     values = run_values(run, config or {}, results or {}, status)

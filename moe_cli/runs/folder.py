@@ -123,9 +123,9 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """status.json, with `status` as it really is: completed with a summary, and running while its process lives."""
-        return self.really(read_json(self.path / "status.json") or {}, self.summary() is not None)
+        return self.effective_status(read_json(self.path / "status.json") or {}, self.summary() is not None)
 
-    def really(self, status: dict[str, Any], complete: bool) -> dict[str, Any]:
+    def effective_status(self, status: dict[str, Any], complete: bool) -> dict[str, Any]:
         """The same for a status.json that was read, given whether there is a summary."""
         if complete:
             return {**status, "status": COMPLETED}

@@ -36,7 +36,7 @@ class RunStatus:
     reason: str | None
     created: float
     started: float
-    written: float
+    last_heartbeat: float
     step: int
     steps: int
     val_loss: float | None
@@ -49,7 +49,7 @@ class RunStatus:
     tags: tuple[str, ...] = ()
 
     @property
-    def share(self) -> float:
+    def progress(self) -> float:
         """How much of its steps is done, 0 to 1; 0 when nobody knows how many there are."""
         if self.status == COMPLETED:
             return 1.0
@@ -59,7 +59,7 @@ class RunStatus:
 def read_status(run: Run) -> RunStatus:
     """Reads a run folder. Whatever is absent, torn or of another type counts as unknown."""
     results = run.summary()
-    status = run.really(read_json(run.path / "status.json") or {}, results is not None)
+    status = run.effective_status(read_json(run.path / "status.json") or {}, results is not None)
     newest = _newest(run) if results is None and status["status"] == RUNNING else {}
     found = results or {}
     reason = status.get("reason")
@@ -67,7 +67,7 @@ def read_status(run: Run) -> RunStatus:
     return RunStatus(
         run=run, status=status["status"], reason=str(reason) if reason else None,
         created=time_in(status.get("created")) or 0.0, started=time_in(status.get("started")) or 0.0,
-        written=time_in(status.get("heartbeat")) or 0.0,
+        last_heartbeat=time_in(status.get("heartbeat")) or 0.0,
         step=_whole(found.get("steps")) or max(_whole(newest.get("step")), _whole(status.get("step"))),
         steps=steps or _whole(found.get("steps")),
         **{key: number(found.get(key, newest.get(BY_KEY[key].curve_key or ""))) for key in MEASURED},
@@ -98,7 +98,7 @@ class StatusCache:
     def __init__(self) -> None:
         self._kept: dict[Path, tuple[tuple[int, ...], RunStatus]] = {}
 
-    def look(self, run: Run) -> RunStatus:
+    def get(self, run: Run) -> RunStatus:
         stamp = tuple(modified_ns(os.path.join(run.path, name)) for name in WATCHED_FILES)
         kept = self._kept.get(run.path)
         if kept and kept[0] == stamp and (kept[1].status != RUNNING or run.status()["status"] == RUNNING):

@@ -10,10 +10,11 @@ from moe_cli import __version__
 from moe_cli.config.axes import Axis
 from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.bounds import CONFIGURATIONS, RUNS, SEEDS, shortened
-from moe_cli.config.build import build, names_of, show
+from moe_cli.config.build import build, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
@@ -28,11 +29,11 @@ from moe_cli.runs.lookup import sweep_folder
 
 AD_HOC = "sweep"
 # Of the name of a sweep's folder: file systems take 255, and files beside it are named after it.
-MOST_BYTES = 200
+MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One run of a sweep; the label names what varies: expert=16 k=2 seed=1."""
 
     label: str
@@ -40,7 +41,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedPoint:
     """A point that cannot be, and why."""
 
     label: str
@@ -62,8 +63,8 @@ class SweepPlan:
 
     name: str
     question: str
-    points: tuple[Point, ...]
-    left_out: tuple[LeftOut, ...]
+    points: tuple[SweepPoint, ...]
+    left_out: tuple[SkippedPoint, ...]
     num_repeats: int
     num_seeds: int
     notes: tuple[str, ...]
@@ -76,12 +77,12 @@ class SweepPlan:
     def num_configurations(self) -> int:
         return len(self.points) // self.num_seeds
 
-    def pinned(self, outputs: Path) -> "SweepPlan":
+    def with_upcycle_source(self, outputs: Path) -> "SweepPlan":
         """With the run that points start from found in the outputs folder. Raises MoeError when it does not fit."""
         points = (replace(point, config=resolve_upcycle_source(point.config, outputs)) for point in self.points)
         return replace(self, points=tuple(points))
 
-    def open(self, outputs: Path) -> list[Run]:
+    def create_runs(self, outputs: Path) -> list[Run]:
         """The run folders of the points, made where they are missing, and beside them what the sweep is."""
         runs = [open_or_create_run(outputs, self.name, point.config) for point in self.points]
         seeds = dict.fromkeys(point.config.seed for point in self.points)
@@ -90,7 +91,7 @@ class SweepPlan:
                        version=__version__)  # fmt: skip
         return runs
 
-    def existing(self, outputs: Path) -> list[Run]:
+    def run_dirs(self, outputs: Path) -> list[Run]:
         """The run folders the points have or would have; nothing is made."""
         return [Run(outputs / self.name / point.config.run_id) for point in self.points]
 
@@ -116,7 +117,7 @@ def plan_sweep(
         ConfigError: a word is wrong, or no point is left.
     """
     composer = Composer(config_dir)
-    axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
+    axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
     sweep = source_of(composer, words, axes.pop("preset", None))
     assert sweep.search is None, "planned by plan_search"
     if baseline is not None:
@@ -124,12 +125,12 @@ def plan_sweep(
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
     conditions = parse_conditions(where)
-    if not named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
+    if not is_named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
         composer.point({key: axis.values[0] for key, axis in axes.items()})  # an unknown name is the greater fault
         raise ConfigError(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
         )
-    blocks = [_typed(block, axes.values(), conditions) for block in sweep.blocks]
+    blocks = [_apply_overrides(block, axes.values(), conditions) for block in sweep.blocks]
     _check_size(blocks, len(chosen))
     found = _find(composer, blocks, sweep.baseline, chosen[0])
     if not found.configs:
@@ -138,7 +139,7 @@ def plan_sweep(
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
-        Point(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
+        SweepPoint(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
         for seed in chosen for config, label in found.configs.items()
     ]  # fmt: skip
     return SweepPlan(
@@ -161,28 +162,28 @@ def check_folder(folder: str) -> str:
     """The folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
     if Path(folder).name != folder or folder.startswith(".") or not folder.isprintable() or not folder.strip():
         raise ConfigError(f"--name {printable(shortened(folder))} must be a plain folder name.")
-    if len(os.fsencode(folder)) > MOST_BYTES:
-        raise ConfigError(f"--name {shortened(folder)} is too long: the most is {MOST_BYTES} bytes.")
+    if len(os.fsencode(folder)) > MAX_NAME_BYTES:
+        raise ConfigError(f"--name {shortened(folder)} is too long: the most is {MAX_NAME_BYTES} bytes.")
     if folder == "latest":
         raise ConfigError("--name latest means the newest run to other commands. Choose another name.")
     return folder
 
 
-def named(words: Sequence[str]) -> bool:
+def is_named(words: Sequence[str]) -> bool:
     """Whether the first word is the name of a sweep."""
     return bool(words) and "=" not in words[0]
 
 
 def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -> dict[str, Any]:
     """What a command declares of its sweep: a named sweep both, one typed by hand the baseline it gives, if any."""
-    if named(words):
+    if is_named(words):
         return {"question": question, "baseline": baseline}
     return {} if baseline is None else {"baseline": baseline}
 
 
 def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
     """The named sweep in the size of its preset; for one typed by hand, an empty one."""
-    if named(words):
+    if is_named(words):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
         return load_sweep_file(composer, words[0], SMALLEST if preset is None else show(preset.values[0]))
@@ -202,7 +203,7 @@ def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int
     return list(dict.fromkeys(build(RunConfig, {"seed": value}).seed for value in axis.values))
 
 
-def _typed(block: Block, axes: Iterable[Axis], conditions: tuple[Expression, ...]) -> Block:
+def _apply_overrides(block: Block, axes: Iterable[Axis], conditions: tuple[Expression, ...]) -> Block:
     """The block of a file with what was typed laid over it."""
     for axis in axes:
         block = block.overridden(Dimension(tuple({axis.key: value} for value in axis.values)))
@@ -220,7 +221,7 @@ class _Found:
 
     configs: dict[RunConfig, str] = field(default_factory=dict)
     run_ids: set[str] = field(default_factory=set)
-    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    left_out: dict[str, SkippedPoint] = field(default_factory=dict)
     repeats: int = 0
     excluded: int = 0
     notes: dict[str, None] = field(default_factory=dict)
@@ -264,7 +265,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
     for values, where in points:
         label, resolved = write(values), compose(composer, {**values, "seed": seed}, where)
         if isinstance(resolved, str):
-            found.left_out[label] = LeftOut(label or "this point", resolved)
+            found.left_out[label] = SkippedPoint(label or "this point", resolved)
             continue
         if resolved is None:
             found.excluded += 1
@@ -294,7 +295,7 @@ def _add_baselines(
             first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.wrong_baseline |= isinstance(error, BadValue)
-            found.left_out[label] = LeftOut(f"baseline {label}".rstrip(), str(error))
+            found.left_out[label] = SkippedPoint(f"baseline {label}".rstrip(), str(error))
             reasons[str(error)] = None
     if reasons and not first:
         found.no_baseline = "\n".join([*reasons][:2])
@@ -369,8 +370,8 @@ def _with_baseline(values: Partial, baseline: Partial) -> dict[str, Any]:
 
 def _labels(points: Sequence[Partial], baseline: Partial | None) -> Callable[[Partial], str]:
     """Writes a configuration by the settings that vary, in the order in which they were named."""
-    named: dict[str, set[str]] = {}
+    is_named: dict[str, set[str]] = {}
     for key, value in (item for values in (*points, baseline or {}) for item in values.items()):
-        named.setdefault(key, set()).add(show(value))
-    varying = [key for key, shown in named.items() if len(shown) > 1 or not all(key in values for values in points)]
+        is_named.setdefault(key, set()).add(show(value))
+    varying = [key for key, shown in is_named.items() if len(shown) > 1 or not all(key in values for values in points)]
     return lambda values: " ".join(f"{key}={show(values[key])}" for key in varying if key in values)

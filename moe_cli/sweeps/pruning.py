@@ -54,7 +54,7 @@ def count_evaluations(config: RunConfig, steps: int | None) -> int:
     return count
 
 
-class Watch:
+class PruningMonitor:
     """Follows one run's evaluations: reports each once, and asks whether the run should go on."""
 
     def __init__(self, run: "Run", trial: "Trial", objective: str) -> None:
@@ -65,7 +65,7 @@ class Watch:
         self._steps: list[int] = []
         self._size = -1
 
-    def look(self) -> str | None:
+    def check(self) -> str | None:
         """What the run had reached when it was found not worth going on with; None while it is."""
         try:
             size = (self.run.path / "metrics.jsonl").stat().st_size

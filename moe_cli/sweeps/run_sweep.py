@@ -20,15 +20,15 @@ from moe_cli.runs.corpora import record_corpora
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group
 from moe_cli.runs.locks import sweep_lock
 from moe_cli.runs.trash import check_idle
-from moe_cli.sweeps.executors.make import at_once, make_pool
+from moe_cli.sweeps.executors.make import make_pool, max_parallel
 from moe_cli.sweeps.plan import SweepPlan
 from moe_cli.sweeps.rerun import discard, outdated, put_back
-from moe_cli.sweeps.scheduler import Feed, Listed, Observer, Rules, drive, to_do
+from moe_cli.sweeps.scheduler import FailurePolicy, Observer, RunList, RunSource, pending_runs, run_all
 from moe_cli.sweeps.search_space import SearchPlan
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.search import SearchFeed
-    from moe_cli.sweeps.search_estimate import Preview
+    from moe_cli.sweeps.search_estimate import SearchEstimate
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Execution:
 
     executor: Executor
     jobs: int | None = None
-    rules: Rules = field(default_factory=Rules)
+    rules: FailurePolicy = field(default_factory=FailurePolicy)
     retry_failed: bool = False
     force: bool = False
     rerun_stale: bool = False
@@ -117,7 +117,7 @@ class PreparedSweep:
     @property
     def max_parallel(self) -> int | None:
         """Runs at a time; None: as many as a cluster has room for."""
-        most = at_once(self.execution.executor, self.execution.jobs, self.estimates)
+        most = max_parallel(self.execution.executor, self.execution.jobs, self.estimates)
         return None if most is None else min(most, len(self.runs))
 
     @property
@@ -129,18 +129,18 @@ class PreparedSweep:
         return bool(self.pending)
 
     @contextmanager
-    def begin(self, pool: Any) -> Iterator[Listed]:
+    def begin(self, pool: Any) -> Iterator[RunList]:
         """Moves the outdated runs to the trash and makes the folders; if that fails, all lies where it lay."""
         removed = discard(self.restarted, self.outputs)
         try:
             if pool:
                 _record_data(make_group(self.outputs, self.plan.name), self.estimates, replace=self.execution.force)
-            runs = self.plan.open(self.outputs)
+            runs = self.plan.create_runs(self.outputs)
         except BaseException:
             put_back(removed, self.outputs)
             raise
         with sweep_lock(self.outputs / self.plan.name):
-            yield Listed(to_do(runs, self.execution.retry_failed))
+            yield RunList(pending_runs(runs, self.execution.retry_failed))
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class PreparedSearch:
     plan: SearchPlan
     outputs: Path
     execution: Execution
-    preview: "Preview"
+    preview: "SearchEstimate"
 
     @property
     def estimates(self) -> Sequence[RunEstimate]:
@@ -167,12 +167,12 @@ class PreparedSearch:
 
     def has_work(self) -> bool:
         from moe_cli.report.importance import load_study
-        from moe_cli.sweeps.search import SearchFeed, check_asked
+        from moe_cli.sweeps.search import SearchFeed, check_identity
 
         study = load_study(self.outputs / self.plan.name)
         if study is None:
             return True
-        check_asked(self.plan, study, self.outputs / self.plan.name)
+        check_identity(self.plan, study, self.outputs / self.plan.name)
         feed = SearchFeed(self.plan, study, self.outputs)
         failed = any(trial.state.name == "FAIL" for trial in feed.trials())
         return feed.waiting() > 0 or (self.execution.retry_failed and failed)
@@ -232,14 +232,14 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
     execution.check(isinstance(plan, SearchPlan))
     check = check_devices if execution.executor.name == "local" else _check_nothing
     if isinstance(plan, SearchPlan):
-        from moe_cli.sweeps.search_estimate import preview
+        from moe_cli.sweeps.search_estimate import estimate_search
 
         checks_memory = build and execution.checks_memory
-        search = PreparedSearch(plan, outputs, execution, preview(plan, outputs, checks_memory))
+        search = PreparedSearch(plan, outputs, execution, estimate_search(plan, outputs, checks_memory))
         check([each.config for each in search.estimates])
         return search
-    plan = plan.pinned(outputs)
-    configs, runs = [point.config for point in plan.points], plan.existing(outputs)
+    plan = plan.with_upcycle_source(outputs)
+    configs, runs = [point.config for point in plan.points], plan.run_dirs(outputs)
     check(configs)
     estimates = estimate_runs(configs, outputs, measure_flops(), build=build)
     if build and execution.checks_memory:
@@ -279,10 +279,10 @@ def run_sweep(prepared: Prepared, view: View = SILENT) -> None:
     with ExitStack() as stack:
         if pool:
             stack.callback(pool.close)
-        begun: AbstractContextManager[Feed] = prepared.begin(pool)
+        begun: AbstractContextManager[RunSource] = prepared.begin(pool)
         feed = stack.enter_context(begun)
         view.begin(prepared, feed, pool)
         if pool:
             with view.watch(prepared, feed) as observer:
-                drive(feed, pool, observer, execution.rules, view.stop)
+                run_all(feed, pool, observer, execution.rules, view.stop)
     view.end(prepared, feed)

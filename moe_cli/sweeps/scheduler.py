@@ -54,7 +54,7 @@ class Pool(Protocol):
 
 
 @runtime_checkable
-class Wakes(Protocol):
+class SupportsWait(Protocol):
     """A pool that knows at once when a run ends."""
 
     def wait(self, seconds: float) -> None:
@@ -62,7 +62,7 @@ class Wakes(Protocol):
 
 
 @runtime_checkable
-class Weighs(Protocol):
+class SupportsCapacity(Protocol):
     """A pool that knows what runs take."""
 
     def fits(self, run: Run) -> bool:
@@ -70,20 +70,20 @@ class Weighs(Protocol):
 
 
 @runtime_checkable
-class Queues(Protocol):
+class SupportsQueueState(Protocol):
     """A job that may have to wait for a place."""
 
     def queued(self) -> bool:
         """Whether it waits."""
 
 
-class Feed(Protocol):
+class RunSource(Protocol):
     """Which runs are wanted."""
 
-    def take(self) -> Run | None:
+    def next_run(self) -> Run | None:
         """The next run, or None if there is none now."""
 
-    def put_back(self, run: Run) -> None:
+    def requeue(self, run: Run) -> None:
         """It is at work elsewhere: ask again later."""
 
     def ended(self, run: Run) -> None:
@@ -92,20 +92,20 @@ class Feed(Protocol):
     def waiting(self) -> int:
         """How many runs `take` will still give, as far as is known; 0 ends the sweep when nothing runs."""
 
-    def unpromising(self, running: Sequence[Run]) -> list[Run]:
+    def to_prune(self, running: Sequence[Run]) -> list[Run]:
         """Those at work that are to be stopped for good: pruned."""
 
 
-class Listed:
+class RunList:
     """A feed of runs that are known from the start."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = deque(runs)
 
-    def take(self) -> Run | None:
+    def next_run(self) -> Run | None:
         return self._runs.popleft() if self._runs else None
 
-    def put_back(self, run: Run) -> None:
+    def requeue(self, run: Run) -> None:
         self._runs.append(run)
 
     def ended(self, run: Run) -> None: ...
@@ -113,12 +113,12 @@ class Listed:
     def waiting(self) -> int:
         return len(self._runs)
 
-    def unpromising(self, running: Sequence[Run]) -> list[Run]:
+    def to_prune(self, running: Sequence[Run]) -> list[Run]:
         return []
 
 
 @dataclass(frozen=True)
-class Rules:
+class FailurePolicy:
     """What becomes of runs that fail.
 
     Attributes:
@@ -151,12 +151,12 @@ class Progress:
 Observer = Callable[[Progress], None]
 
 
-def _say_nothing(*progress: Progress) -> None: ...
+def _ignore(*progress: Progress) -> None: ...
 
 
-def drive(
-    feed: Feed, pool: Pool, observer: Observer = _say_nothing, rules: Rules = Rules(),
-    on_stop: Callable[[], None] = _say_nothing,
+def run_all(
+    feed: RunSource, pool: Pool, observer: Observer = _ignore, rules: FailurePolicy = FailurePolicy(),
+    on_stop: Callable[[], None] = _ignore,
 ) -> Progress:  # fmt: skip
     """Carries out what the feed gives, until it gives no more.
 
@@ -166,61 +166,61 @@ def drive(
     Raises:
         DiskFull: a run could not write; it and the others go on with the same command.
     """
-    drive = _Drive(feed, pool, rules)
-    progress = drive.progress
+    run_all = _Scheduler(feed, pool, rules)
+    progress = run_all.progress
     with interrupt_on_signals():
         try:
-            while drive.waiting() or progress.running:
-                drive.start()
-                drive.collect()
-                progress.waiting = drive.waiting()
+            while run_all.waiting() or progress.running:
+                run_all.start()
+                run_all.collect()
+                progress.waiting = run_all.waiting()
                 observer(progress)
                 if rules.fail_fast and progress.failed:
-                    drive.stop(on_stop)
+                    run_all.stop(on_stop)
                     break
-                drive.look_after()
-                drive.wait()
+                run_all.enforce_limits()
+                run_all.wait()
         except BaseException:
-            drive.stop(on_stop)
+            run_all.stop(on_stop)
             raise
         finally:
             pool.close()
-    progress.waiting = drive.waiting()
+    progress.waiting = run_all.waiting()
     observer(progress)
     return progress
 
 
-class _Drive:
+class _Scheduler:
     """What is known of each run while a sweep goes on."""
 
-    def __init__(self, feed: Feed, pool: Pool, rules: Rules) -> None:
+    def __init__(self, feed: RunSource, pool: Pool, rules: FailurePolicy) -> None:
         self.feed = feed
         self.pool = pool
         self.rules = rules
         self.progress = Progress()
         self.began = time.time()
-        self.held: Run | None = None  # taken from the feed, waits for memory
+        self.deferred: Run | None = None  # taken from the feed, waits for memory
         self.starts = Counter[Run]()
         self.started: dict[Run, float] = {}
-        self.endings: dict[Run, _Ending] = {}
+        self.endings: dict[Run, _StopRequest] = {}
 
     def waiting(self) -> int:
-        return self.feed.waiting() + (self.held is not None)
+        return self.feed.waiting() + (self.deferred is not None)
 
     def start(self) -> None:
         for _ in range(self.waiting()):
             if self.pool.room() < 1:
                 return
-            run = self.held or self.feed.take()
-            self.held = None
+            run = self.deferred or self.feed.next_run()
+            self.deferred = None
             if run is None:
                 return
             if self._settled(run):
                 self.feed.ended(run)
             elif is_locked(run.path):
-                self.feed.put_back(run)
-            elif self.progress.running and isinstance(self.pool, Weighs) and not self.pool.fits(run):
-                self.held = run
+                self.feed.requeue(run)
+            elif self.progress.running and isinstance(self.pool, SupportsCapacity) and not self.pool.fits(run):
+                self.deferred = run
                 return
             else:
                 self._begin(run)
@@ -232,7 +232,7 @@ class _Drive:
                 check_file(run.path / name)
             self.progress.running[run] = self.pool.start(run)
         except UnsafePath as error:
-            _record(run, FAILED, str(error))
+            _record_end(run, FAILED, str(error))
             self.progress.failed.append(run)
             self.feed.ended(run)
         else:
@@ -262,7 +262,7 @@ class _Drive:
                 del self.progress.running[run]
                 self._end(run, code, self.endings.pop(run, None))
 
-    def _end(self, run: Run, code: int, ending: "_Ending | None") -> None:
+    def _end(self, run: Run, code: int, ending: "_StopRequest | None") -> None:
         progress, again = self.progress, False
         if run.summary() is not None:
             progress.finished.append(run)
@@ -275,34 +275,34 @@ class _Drive:
         elif not ending and self.starts[run] <= self.rules.retries:
             progress.retried += 1
             again = True
-        elif not (_record(run, ending.status, ending.reason) if ending else explain(run, code)):
+        elif not (_record_end(run, ending.status, ending.reason) if ending else record_worker_failure(run, code)):
             again = True  # another process has taken it up meanwhile
         else:
             (progress.pruned if ending and ending.status == PRUNED else progress.failed).append(run)
-        (self.feed.put_back if again else self.feed.ended)(run)
+        (self.feed.requeue if again else self.feed.ended)(run)
 
-    def look_after(self) -> None:
+    def enforce_limits(self) -> None:
         """Asks those to stop that take too long or promise nothing, and ends those that do not."""
         now, running, limit = time.monotonic(), self.progress.running, self.rules.timeout
-        for run in self.feed.unpromising([run for run in running if run not in self.endings]):
+        for run in self.feed.to_prune([run for run in running if run not in self.endings]):
             step = run.status().get("step")
-            self._ask(run, _Ending(PRUNED, f"pruned: others do better{f' (step {step})' if step else ''}", now))
+            self._ask(run, _StopRequest(PRUNED, f"pruned: others do better{f' (step {step})' if step else ''}", now))
         for run, job in running.items():
-            if isinstance(job, Queues) and job.queued():
+            if isinstance(job, SupportsQueueState) and job.queued():
                 self.started[run] = now
             if run in self.endings:
                 if now - self.endings[run].asked > GRACE_SECONDS:
                     job.kill()
             elif limit is not None and now - self.started[run] > limit:
-                self._ask(run, _Ending(FAILED, f"took longer than {duration(limit)} (--timeout)", now))
+                self._ask(run, _StopRequest(FAILED, f"took longer than {duration(limit)} (--timeout)", now))
 
-    def _ask(self, run: Run, ending: "_Ending") -> None:
+    def _ask(self, run: Run, ending: "_StopRequest") -> None:
         self.endings[run] = ending
         self.progress.running[run].stop()
 
     def wait(self) -> None:
         """Until there may be something to do; at most POLL_SECONDS, for displays."""
-        if isinstance(self.pool, Wakes):
+        if isinstance(self.pool, SupportsWait):
             self.pool.wait(POLL_SECONDS)
         else:
             time.sleep(POLL_SECONDS)
@@ -329,7 +329,7 @@ class _Drive:
 
 
 @dataclass(frozen=True)
-class _Ending:
+class _StopRequest:
     """Why a run was asked to stop, and what it will have been; `asked` by the monotonic clock."""
 
     status: str
@@ -337,7 +337,7 @@ class _Ending:
     asked: float
 
 
-def explain(run: Run, code: int) -> bool:
+def record_worker_failure(run: Run, code: int) -> bool:
     """Writes why a worker ended that could not say so itself; False if another process is working on the run."""
     status = run.status()
     if code == EXIT_FAILED and status["status"] == FAILED and status.get("reason"):
@@ -351,10 +351,10 @@ def explain(run: Run, code: int) -> bool:
     else:
         reason = status.get("reason") or f"ended with exit code {code}"
     log = run.path / "log.txt"
-    return _record(run, FAILED, f"{reason} (log: {log})" if log.is_file() else reason)
+    return _record_end(run, FAILED, f"{reason} (log: {log})" if log.is_file() else reason)
 
 
-def _record(run: Run, status: str, reason: str) -> bool:
+def _record_end(run: Run, status: str, reason: str) -> bool:
     """Writes how a run has ended; False if another process is working on it."""
     try:
         with lock(run.path):
@@ -369,7 +369,7 @@ def _record(run: Run, status: str, reason: str) -> bool:
     return True
 
 
-def to_do(runs: Sequence[Run], retry_failed: bool) -> list[Run]:
+def pending_runs(runs: Sequence[Run], retry_failed: bool) -> list[Run]:
     """The runs that are neither done nor pruned; failed ones only on request."""
     skip = {COMPLETED, PRUNED} if retry_failed else {COMPLETED, PRUNED, FAILED}
     return [run for run in runs if run.status()["status"] not in skip]

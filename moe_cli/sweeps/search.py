@@ -28,7 +28,7 @@ from moe_cli.report.sweep_record import record_command
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group, open_or_create_run
 from moe_cli.runs.locks import is_locked, lock, sweep_lock
 from moe_cli.runs.recorder import Recorder
-from moe_cli.sweeps.pruning import Watch, make_pruner
+from moe_cli.sweeps.pruning import PruningMonitor, make_pruner
 from moe_cli.sweeps.search_space import SearchPlan, is_whole
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 # So many draws in a row that cannot be: there is little to find.
-PATIENCE = 100
+MAX_FAILED_DRAWS = 100
 # What stands in a trial's attributes.
-OWNER, REASON, ASIDE, UNPROMISING, AGAIN = "owner", "reason", "set_aside", "unpromising", "again"
+OWNER, REASON, EXCLUDED, UNPROMISING, RETRY_OF = "owner", "reason", "set_aside", "unpromising", "again"
 # Why a trial does not count as one of those asked for.
-IMPOSSIBLE, LOST = "impossible", "lost"
+IMPOSSIBLE, ORPHANED = "impossible", "lost"
 SEARCHERS = ".searchers"
 
 
@@ -84,16 +84,16 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
             directions=["maximize" if BY_KEY[name].direction > 0 else "minimize" for name in plan.objectives],
         )  # fmt: skip
         if "asked" not in study.user_attrs:
-            study.set_user_attr("asked", json.loads(json.dumps(plan.asked)))
-    check_asked(plan, study, folder)
+            study.set_user_attr("asked", json.loads(json.dumps(plan.identity)))
+    check_identity(plan, study, folder)
     where = [each.text for each in plan.where]
     record_command(folder, plan.typed, plan.declared, seeds=plan.seeds, where=where, version=__version__)
     return study
 
 
-def check_asked(plan: SearchPlan, study: "Study", folder: Path) -> None:
+def check_identity(plan: SearchPlan, study: "Study", folder: Path) -> None:
     """Raises ConfigError when the search of the folder asks something else."""
-    asked, before = json.loads(json.dumps(plan.asked)), study.user_attrs.get("asked", {})
+    asked, before = json.loads(json.dumps(plan.identity)), study.user_attrs.get("asked", {})
     other = [part for part in asked if asked[part] != before.get(part)]
     if other:
         raise ConfigError(
@@ -103,7 +103,7 @@ def check_asked(plan: SearchPlan, study: "Study", folder: Path) -> None:
 
 
 @dataclass
-class _Open:
+class _OpenTrial:
     """A trial in this process's hands."""
 
     trial: "Trial"
@@ -112,7 +112,7 @@ class _Open:
 
 
 class SearchFeed:
-    """Gives the runs of a search's trials; see `driver.Feed`.
+    """Gives the runs of a search's trials; see `scheduler.RunSource`.
 
     Args:
         at_a_time: so many runs are given before the first of them has ended, as a cluster grows or shrinks: what is
@@ -135,15 +135,15 @@ class SearchFeed:
         self.at_a_time = at_a_time
         self.retry_failed = retry_failed
         self.check = check
-        self.given_up: str | None = None
+        self.stop_reason: str | None = None
         self.labels: dict[Path, str] = {}
         self._distributions = distributions(plan)
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _OpenTrial] = {}
         self._wanted: deque[Run] = deque()
         self._busy: deque[Run] = deque()
         self._taken: set[Run] = set()
         self._seen_to_end: set[Run] = set()
-        self._watched: dict[Run, Watch] = {}
+        self._watched: dict[Run, PruningMonitor] = {}
         self._impossible = 0
         self._owner = f"{os.getpid()}-{os.urandom(4).hex()}"
 
@@ -164,7 +164,7 @@ class SearchFeed:
 
     def trials(self) -> "list[FrozenTrial]":
         """Those that were asked for and begun, here or elsewhere."""
-        return counted(self.study.get_trials(deepcopy=False))
+        return counted_trials(self.study.get_trials(deepcopy=False))
 
     def best(self) -> "list[FrozenTrial]":
         """The best trial, or with several objectives the front, in order of the first; none before a result is there.
@@ -175,7 +175,7 @@ class SearchFeed:
         unique = {self.plan.label(trial.params): trial for trial in reversed(completed)}
         return pareto_front(list(unique.values()), self.plan.objectives)
 
-    def take(self) -> Run | None:
+    def next_run(self) -> Run | None:
         if len(self._taken) >= self.at_a_time():
             return None
         run = self._next()
@@ -194,7 +194,7 @@ class SearchFeed:
                 return self._busy.popleft() if self._busy else None
         return self._wanted.popleft()
 
-    def put_back(self, run: Run) -> None:
+    def requeue(self, run: Run) -> None:
         self._taken.discard(run)
         self._busy.append(run)
 
@@ -208,10 +208,10 @@ class SearchFeed:
     def waiting(self) -> int:
         """Trials of other searches count: if those are gone before they are done, they are taken up here."""
         trials = self.study.get_trials(deepcopy=False)
-        elsewhere = sum(_running(trial) and trial.number not in self._open for trial in trials)
+        elsewhere = sum(_is_running(trial) and trial.number not in self._open for trial in trials)
         return len(self._wanted) + len(self._busy) + elsewhere + self._to_ask(trials)
 
-    def unpromising(self, running: Sequence[Run]) -> list[Run]:
+    def to_prune(self, running: Sequence[Run]) -> list[Run]:
         if self.plan.prune is None:
             return []
         return [run for run in running if self._is_unpromising(run)]
@@ -222,23 +222,23 @@ class SearchFeed:
         if not mine:
             return False
         if run not in self._watched:
-            self._watched[run] = Watch(run, mine[0].trial, self.plan.objectives[0])
-        found = self._watched[run].look()
+            self._watched[run] = PruningMonitor(run, mine[0].trial, self.plan.objectives[0])
+        found = self._watched[run].check()
         if found is not None:
             for each in mine:
                 each.trial.set_user_attr(UNPROMISING, f"by {self.plan.prune}: {found}")
         return found is not None
 
     def _to_ask(self, trials: "Sequence[FrozenTrial]") -> int:
-        if self.given_up:
+        if self.stop_reason:
             return 0
-        return max(0, self.plan.trials - len(counted(trials)))
+        return max(0, self.plan.trials - len(counted_trials(trials)))
 
     def _next_trial(self) -> bool:
         """Begins a trial, or takes one up that was left; False if there is none to be had now."""
         with hold(self.outputs / self.plan.name / ".search.lock"):
             trials = self.study.get_trials(deepcopy=False)
-            trial = self._left_behind(trials) or (self._ask(trials) if self._to_ask(trials) else None)
+            trial = self._orphaned_trial(trials) or (self._ask(trials) if self._to_ask(trials) else None)
             if trial is None:
                 return False
             trial.set_user_attr(OWNER, self._owner)
@@ -246,24 +246,28 @@ class SearchFeed:
         return True
 
     def _ask(self, trials: "Sequence[FrozenTrial]") -> "Trial":
-        index = sum(trial.user_attrs.get(ASIDE) != LOST for trial in trials)
+        index = sum(trial.user_attrs.get(EXCLUDED) != ORPHANED for trial in trials)
         self.study.sampler = make_sampler(self.plan.sampler, self.plan.search_seed, index)
         return self.study.ask(self._distributions)
 
-    def _left_behind(self, trials: "Sequence[FrozenTrial]") -> "Trial | None":
+    def _orphaned_trial(self, trials: "Sequence[FrozenTrial]") -> "Trial | None":
         """A trial of a search that is gone. One that was killed while it was drawn is drawn anew."""
         from optuna.trial import Trial
 
         for frozen in trials:
-            if not _running(frozen) or frozen.number in self._open or self._lives(frozen.user_attrs.get(OWNER)):
+            if (
+                not _is_running(frozen)
+                or frozen.number in self._open
+                or self._owner_is_alive(frozen.user_attrs.get(OWNER))
+            ):
                 continue
             trial = Trial(self.study, frozen._trial_id)
             if set(frozen.params) == set(self._distributions):
                 return trial
-            self._set_aside(trial, LOST, "the search was killed while it was drawn")
+            self._set_aside(trial, ORPHANED, "the search was killed while it was drawn")
         return None
 
-    def _lives(self, owner: Any) -> bool:
+    def _owner_is_alive(self, owner: Any) -> bool:
         place = self.outputs / self.plan.name / SEARCHERS / str(owner)
         return owner == self._owner or (owner is not None and is_locked(place))
 
@@ -275,11 +279,11 @@ class SearchFeed:
             reason = str(error).splitlines()[0]
             self._set_aside(trial, IMPOSSIBLE, reason)
             self._impossible += 1
-            if self._impossible >= PATIENCE:
-                self.given_up = f"{PATIENCE} draws in a row cannot be, the last: {reason}"
+            if self._impossible >= MAX_FAILED_DRAWS:
+                self.stop_reason = f"{MAX_FAILED_DRAWS} draws in a row cannot be, the last: {reason}"
             return
         self._impossible = 0
-        self._open[trial.number] = _Open(trial, configs)
+        self._open[trial.number] = _OpenTrial(trial, configs)
         # Only what is not pruned at its first seed is repeated with others.
         self._want(trial.number, 1 if self.plan.prune else len(configs))
         self._settle(trial.number)
@@ -287,7 +291,7 @@ class SearchFeed:
     def _set_aside(self, trial: "Trial", why: str, reason: str) -> None:
         """Ends a trial that is not counted."""
         trial.set_user_attr(REASON, reason)
-        trial.set_user_attr(ASIDE, why)
+        trial.set_user_attr(EXCLUDED, why)
         self._tell(trial.number, FAILED)
 
     def _want(self, number: int, seeds: int) -> None:
@@ -299,10 +303,10 @@ class SearchFeed:
             self.labels[run.path] = label + (f" seed={config.seed}" if len(each.configs) > 1 else "")
             each.runs.append(run)
             known = run in self._taken or run in self._wanted or run in self._busy
-            if self._standing(run) is None and not known:
+            if self._final_status(run) is None and not known:
                 self._wanted.append(run)
 
-    def _standing(self, run: Run) -> str | None:
+    def _final_status(self, run: Run) -> str | None:
         """completed, pruned or failed; None while there is something to do."""
         status = str(run.status()["status"])
         if status == FAILED and run in self._busy:  # it will be tried again
@@ -316,7 +320,7 @@ class SearchFeed:
         each = self._open[number]
         if UNPROMISING in each.trial.user_attrs:
             self._prune(each)
-        standing = [self._standing(run) for run in each.runs]
+        standing = [self._final_status(run) for run in each.runs]
         for state in (FAILED, PRUNED):
             if state in standing:
                 self._end(number, state, each.runs[standing.index(state)])
@@ -329,7 +333,7 @@ class SearchFeed:
             return
         self._end(number, COMPLETED, each.runs[0])
 
-    def _prune(self, each: _Open) -> None:
+    def _prune(self, each: _OpenTrial) -> None:
         """Says in the run's folder why it was pruned, unless it was complete before it could be stopped."""
         reason = f"pruned {each.trial.user_attrs[UNPROMISING]}"
         run = each.runs[0]
@@ -372,9 +376,9 @@ class SearchFeed:
 
     def _ask_again(self) -> None:
         """Failed trials once more, with the settings they had."""
-        for trial in counted(self.study.get_trials(deepcopy=False)):
+        for trial in counted_trials(self.study.get_trials(deepcopy=False)):
             if trial.state.name == "FAIL":
-                self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+                self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
 
 def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> "list[FrozenTrial]":
@@ -391,12 +395,12 @@ def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> 
     return [trial for _, trial in sorted(kept, key=lambda pair: (pair[0], pair[1].number))]
 
 
-def counted(trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":
+def counted_trials(trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":
     """Those that were asked for and begun: without what could not be, and what was tried again."""
-    again = {trial.user_attrs.get(AGAIN) for trial in trials}
+    again = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     return [trial for trial in trials
-            if ASIDE not in trial.user_attrs and trial.state.name != "WAITING" and trial.number not in again]  # fmt: skip
+            if EXCLUDED not in trial.user_attrs and trial.state.name != "WAITING" and trial.number not in again]  # fmt: skip
 
 
-def _running(trial: "FrozenTrial") -> bool:
+def _is_running(trial: "FrozenTrial") -> bool:
     return trial.state.name == "RUNNING"

@@ -11,14 +11,14 @@ from moe_cli.execution.memory import check_memory
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.report.importance import import_optuna
 from moe_cli.sweeps.pruning import count_evaluations
-from moe_cli.sweeps.search import PATIENCE, distributions
+from moe_cli.sweeps.search import MAX_FAILED_DRAWS, distributions
 from moe_cli.sweeps.search_space import SearchPlan, check_has_value
 
-DRAWS = 24
+NUM_SAMPLES = 24
 
 
 @dataclass(frozen=True)
-class Preview:
+class SearchEstimate:
     """Attributes:
     estimates: of some draws that can be, at the first seed.
     seconds: expected time of a run, on average over them.
@@ -34,7 +34,7 @@ class Preview:
     notes: tuple[str, ...]
 
 
-def preview(plan: SearchPlan, outputs: Path, checks_memory: bool = False) -> Preview:
+def estimate_search(plan: SearchPlan, outputs: Path, checks_memory: bool = False) -> SearchEstimate:
     """Draws DRAWS configurations, or up to PATIENCE until one can be.
 
     Args:
@@ -50,8 +50,8 @@ def preview(plan: SearchPlan, outputs: Path, checks_memory: bool = False) -> Pre
     configs: list[RunConfig] = []
     notes: dict[str, None] = {}
     reasons: list[str] = []
-    for number in range(PATIENCE):
-        if number >= DRAWS and configs:
+    for number in range(MAX_FAILED_DRAWS):
+        if number >= NUM_SAMPLES and configs:
             break
         try:
             resolved = plan.resolved(study.ask(space).params)
@@ -61,7 +61,7 @@ def preview(plan: SearchPlan, outputs: Path, checks_memory: bool = False) -> Pre
             reasons.append(str(error))
     if not configs:
         raise ConfigError(
-            reasons[0] if len(set(reasons)) == 1 else f"none of {PATIENCE} draws can be run.\n{reasons[0]}"
+            reasons[0] if len(set(reasons)) == 1 else f"none of {MAX_FAILED_DRAWS} draws can be run.\n{reasons[0]}"
         )
     for config in configs:
         check_has_value(plan.objectives, config)
@@ -73,7 +73,7 @@ def preview(plan: SearchPlan, outputs: Path, checks_memory: bool = False) -> Pre
             raise ConfigError(refused[0])
     if "val_bpb" in plan.objectives and any(_bytes_unknown(each) for each in estimates):
         raise ConfigError("the bytes of these tokens are unknown, so there is no val_bpb. Add: --objective val_loss")
-    return Preview(
+    return SearchEstimate(
         tuple(estimates), sum(each.seconds for each in estimates) / len(estimates),
         min(count_evaluations(each.config, each.steps) for each in estimates) if plan.prune else 0,
         len(estimates) / (len(estimates) + len(reasons)), (*plan.composer.notes, *notes),

@@ -7,10 +7,11 @@ from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEARCH_SEED, shortened
-from moe_cli.config.build import did_you_mean, kinds_of, names_of, show
+from moe_cli.config.build import did_you_mean, kinds_of, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
@@ -25,7 +26,7 @@ from moe_cli.sweeps.plan import (
     check_folder,
     compose,
     declared_by,
-    named,
+    is_named,
     parse_conditions,
     plan_sweep,
     seeds_of,
@@ -86,11 +87,11 @@ class SearchPlan:
     declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What must be equal for trials to belong to one search."""
         fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}
         return {
-            "space": {key: written(domain) for key, domain in self.space.items()}, "settings": fixed,
+            "space": {key: format_domain(domain) for key, domain in self.space.items()}, "settings": fixed,
             "objectives": list(self.objectives), "seeds": list(self.seeds), "where": [each.text for each in self.where],
         }  # fmt: skip
 
@@ -140,7 +141,7 @@ def plan_if_search(
         ConfigError: a word or an option is wrong, or an option of a search stands without one.
     """
     composer = Composer(config_dir)
-    if options.sampler is not None or (named(words) and load_sweep_file(composer, words[0]).search is not None):
+    if options.sampler is not None or (is_named(words) and load_sweep_file(composer, words[0]).search is not None):
         return plan_search(words, options, composer=composer, **given)
     if typed := options.given():
         raise ConfigError(f"{typed} is for a search. Add: --sampler tpe")
@@ -187,7 +188,7 @@ def plan_search(
     Raises:
         ConfigError: a word or an option is wrong, or nothing is left to draw.
     """
-    axes = {axis.key: axis for axis in parse_overrides(words[1:] if named(words) else words)}
+    axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
     sweep = source_of(composer, words, axes.pop("preset", None))
     block = sweep.search or SearchBlock({})
     seed = axes.pop("seed", None)
@@ -209,7 +210,7 @@ def plan_search(
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name if name is not None else sweep_folder(sweep.name) if named(words) else AD_HOC_SEARCH), sweep.question, space,
+        check_folder(name if name is not None else sweep_folder(sweep.name) if is_named(words) else AD_HOC_SEARCH), sweep.question, space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
         conditions, tuple(chosen), one_of("--sampler", options.sampler, SAMPLERS) or block.sampler or "tpe",
         check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
@@ -253,7 +254,7 @@ def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any
     for axis in axes:
         if axis.key in BUDGET_KEYS and axis.values != (None,):
             domains = {key: domain for key, domain in domains.items() if key not in BUDGET_KEYS}
-        domains[axis.key] = _typed(composer, axis)
+        domains[axis.key] = _domain_of(composer, axis)
     for key, domain in domains.items():
         if isinstance(domain, Interval):
             _check_interval(key, domain)
@@ -262,7 +263,7 @@ def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any
     }
 
 
-def _typed(composer: Composer, axis: Axis) -> Domain:
+def _domain_of(composer: Composer, axis: Axis) -> Domain:
     first = axis.values[0]
     return checked(axis.key, first) if isinstance(first, Interval) else composer.expanded(axis).values
 
@@ -341,6 +342,6 @@ def _rounded(domain: Domain, value: Any) -> Any:
     return min(max(float(f"{value:.{DIGITS}g}"), domain.low), domain.high)
 
 
-def written(domain: Domain) -> str:
+def format_domain(domain: Domain) -> str:
     """The domain as it may be typed."""
     return str(domain) if isinstance(domain, Interval) else ",".join(map(show, domain))

@@ -13,7 +13,7 @@ from moe_cli.cli.runs.diff import print_comparison
 from moe_cli.cli.runs.show import print_run, run_record
 from moe_cli.cli.runs.watch import run_panel
 from moe_cli.cli.search import _step
-from moe_cli.config.data import TokenData
+from moe_cli.config.data import TokenFilesConfig
 from moe_cli.metrics import TARGETS, target
 from moe_cli.report.columns import curve_column
 from moe_cli.report.configuration import aggregate_seeds
@@ -38,7 +38,7 @@ def trained(kind: str, folder: Path) -> Run:
     if kind == "tokens":
         raw(folder / "tokens" / "train.bin", np.arange(3000) % 50)
         raw(folder / "tokens" / "val.bin", np.arange(300) % 50)
-        changes = {"data": TokenData(path=str(folder / "tokens"), vocab_size=50)}
+        changes = {"data": TokenFilesConfig(path=str(folder / "tokens"), vocab_size=50)}
     return finish(tiny_config(folder / "words.txt", **changes), folder / "outputs")
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from moe_cli import load_runs, recommend
-from moe_cli.cli.progress import Standing, SweepDisplay, best_so_far, ended_line, panel, seconds_left
+from moe_cli.cli.progress import SweepDisplay, SweepProgress, best_so_far, eta_seconds, finished_line, panel
 from moe_cli.cli.runs.watch import SweepFolder, run_panel, watch_run, watch_sweep
 from moe_cli.files.checksums import write_sealed
 from moe_cli.report.configuration import aggregate_seeds, best_rows
@@ -31,12 +31,12 @@ def render(content: object, width: int) -> list[str]:
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
-def standing_of(runs: list[Run], waiting: int = 0) -> Standing:
+def standing_of(runs: list[Run], waiting: int = 0) -> SweepProgress:
     seen = read_statuses(runs)
     done, running, failed = (
         [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED)
     )
-    return Standing(done, running, failed, waiting)
+    return SweepProgress(done, running, failed, waiting)
 
 
 def going_on(outputs: Path, step: int, started: float = NOW - 100, **settings: int) -> Run:
@@ -48,7 +48,7 @@ def going_on(outputs: Path, step: int, started: float = NOW - 100, **settings: i
 
 
 @pytest.fixture
-def mixed(tmp_path: Path) -> Standing:
+def mixed(tmp_path: Path) -> SweepProgress:
     """Twelve runs done, two running, one failed, three waiting."""
     sweep_of_three_seeds(tmp_path)
     going_on(tmp_path, 50, expert=16, k=4)
@@ -58,7 +58,7 @@ def mixed(tmp_path: Path) -> Standing:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 160, 200])
-def test_the_panel_fits_every_width(mixed: Standing, width: int) -> None:
+def test_the_panel_fits_every_width(mixed: SweepProgress, width: int) -> None:
     """No line is wider than the terminal, and each thing has a line of its own."""
     lines = render(panel(mixed, {}, width, 24, NOW), width)
     assert max(map(len, lines)) <= width
@@ -66,7 +66,7 @@ def test_the_panel_fits_every_width(mixed: Standing, width: int) -> None:
     assert len(lines) == 5
 
 
-def test_the_panel_says_what_matters(mixed: Standing) -> None:
+def test_the_panel_says_what_matters(mixed: SweepProgress) -> None:
     """Counts, the running run's step, loss, speed and experts, the best beside the dense model, and the reason of failure."""
     text = "\n".join(render(panel(mixed, {}, 160, 24, NOW), 160))
     for part in ("13/18", "12 done", "2 running", "1 failed", "3 waiting", "step 50/100", "val 1.360", "24.1k tok/s",
@@ -137,7 +137,7 @@ def test_losses_are_given_for_what_the_task_answers(tmp_path: Path, model: str, 
     """An image has no bytes of text: its loss is so many nats, and they are no token's."""
     edit_summary(complete(tmp_path, 1.6, expert=8, model=model).path, val_bpb=None)
     found = read_statuses(list_runs_by_age(tmp_path))
-    assert unit in ended_line(found[0], "expert=8").plain
+    assert unit in finished_line(found[0], "expert=8").plain
     assert [unit] == [best.unit for best in best_so_far(found, {})]
     assert unit == recommend(load_runs(tmp_path)).unit
 
@@ -148,14 +148,14 @@ def test_time_left(tmp_path: Path) -> None:
     set_status(done, COMPLETED, started=NOW - 500, heartbeat=NOW - 200)
     half, fresh = going_on(tmp_path, 50, expert=4), going_on(tmp_path, 0, NOW, expert=8)
     standing = standing_of([done, half, fresh], waiting=3)
-    assert seconds_left(standing, NOW) == pytest.approx((100 + 300 + 3 * 300) / 2)
-    assert seconds_left(standing_of([fresh], waiting=3), NOW) is None
-    assert seconds_left(standing_of([half], waiting=1), NOW) == pytest.approx(100 + 200)
+    assert eta_seconds(standing, NOW) == pytest.approx((100 + 300 + 3 * 300) / 2)
+    assert eta_seconds(standing_of([fresh], waiting=3), NOW) is None
+    assert eta_seconds(standing_of([half], waiting=1), NOW) == pytest.approx(100 + 200)
 
 
 def sweep_at_hand(outputs: Path) -> tuple[SweepPlan, list[Run]]:
     plan = plan_sweep(["expert=1,4", "k=1", "train.steps=20"], name="mine")
-    return plan, plan.open(outputs)
+    return plan, plan.create_runs(outputs)
 
 
 def labelled(plan: SweepPlan, runs: list[Run]) -> dict[Run, str]:

@@ -12,7 +12,7 @@ from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import run_sweep
 from moe_cli.sweeps.executors import local
-from moe_cli.sweeps.scheduler import Feed, Progress, Rules
+from moe_cli.sweeps.scheduler import FailurePolicy, Progress, RunSource
 from tests.cli.conftest import Moe
 
 GRID = ("sweep", "seed=0,1,2")
@@ -22,14 +22,14 @@ class Pretended:
     """Instead of `drive`: completes what the feed gives, but for runs with another fate; keeps what it was called with."""
 
     def __init__(self) -> None:
-        self.rules = Rules()
+        self.rules = FailurePolicy()
         self.workers = 0
         self.seen: list[Run] = []
         self.fates: dict[int, str] = {}
 
-    def __call__(self, feed: Feed, pool: Any, observer: Any, rules: Rules, on_stop: Any) -> Progress:
+    def __call__(self, feed: RunSource, pool: Any, observer: Any, rules: FailurePolicy, on_stop: Any) -> Progress:
         self.rules, self.workers, self.seen = rules, pool.workers, []
-        while run := feed.take():
+        while run := feed.next_run():
             self.seen.append(run)
             fate = self.fates.get(run.config().seed, "completed")
             if fate == "completed":
@@ -42,20 +42,22 @@ class Pretended:
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     pretended = Pretended()
-    monkeypatch.setattr(run_sweep, "drive", pretended)
+    monkeypatch.setattr(run_sweep, "run_all", pretended)
     return pretended
 
 
 @pytest.mark.parametrize(
     ("words", "rules"),
     [
-        ((), Rules()),
-        (("--timeout", "1h30m"), Rules(timeout=5400)),
-        (("--retries", 3), Rules(retries=3)),
-        (("--fail-fast",), Rules(fail_fast=True)),
+        ((), FailurePolicy()),
+        (("--timeout", "1h30m"), FailurePolicy(timeout=5400)),
+        (("--retries", 3), FailurePolicy(retries=3)),
+        (("--fail-fast",), FailurePolicy(fail_fast=True)),
     ],
 )
-def test_rules(moe: Moe, settings: list[str], pretended: Pretended, words: tuple[Any, ...], rules: Rules) -> None:
+def test_rules(
+    moe: Moe, settings: list[str], pretended: Pretended, words: tuple[Any, ...], rules: FailurePolicy
+) -> None:
     """--timeout, --retries and --fail-fast are the rules by which runs are driven."""
     result = moe(*GRID, *settings, *words)
     assert (0, rules) == (result.exit_code, pretended.rules), result.output
@@ -144,6 +146,6 @@ def test_a_full_disk_is_an_error_in_two_lines(moe: Moe, settings: list[str], mon
     def fail(*arguments: object) -> None:
         raise DiskFull("the disk is full\nMake room; the same command goes on.")
 
-    monkeypatch.setattr(run_sweep, "drive", fail)
+    monkeypatch.setattr(run_sweep, "run_all", fail)
     result = moe(*GRID, *settings)
     assert (1, "error: the disk is full\nMake room; the same command goes on.\n") == (result.exit_code, result.stderr)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli.cli.sweep_preview import head, point_lines
+from moe_cli.cli.sweep_preview import point_lines, summary_lines
 from moe_cli.config.compose import load_config
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from moe_cli.costs.model import cost
@@ -30,7 +30,7 @@ def prepared_of(words: list[str], outputs: Path, execution: Execution, **options
 def prepared(settings: list[str], tmp_path: Path) -> PreparedSweep:
     """Two configurations of two seeds, of which one run is done and one failed; others cannot be or are not asked for."""
     words, options = ["expert=2,4", "k=1,2,3", *settings], {"seeds": 2, "where": ["k != 2"]}
-    runs = plan_sweep(words, **options).existing(tmp_path)
+    runs = plan_sweep(words, **options).run_dirs(tmp_path)
     finish(runs[0], "completed")
     finish(runs[1], "failed")
     return prepared_of(words, tmp_path, Execution(LocalExecutor(), 2), **options)
@@ -49,7 +49,7 @@ def finish(run: Run, status: str) -> None:
 
 def test_head(prepared: PreparedSweep) -> None:
     """How many are done, to go and failed; each point that cannot be with its reason; how many `where` leaves out."""
-    lines = [line for _, line in head(prepared)]
+    lines = [line for _, line in summary_lines(prepared)]
     assert (
         lines[0]
         == "3 configurations x 2 seeds = 6 runs: 1 done before, 4 to go, 1 failed before (--retry-failed runs them again)"
@@ -57,14 +57,14 @@ def test_head(prepared: PreparedSweep) -> None:
     assert lines[1].startswith("  left out  expert=2 k=3: k=3 is more than expert=2")
     assert lines[2] == "  where     leaves out 2 more"
     assert lines[-1].startswith("about ")
-    again = [line for _, line in head(changed(prepared, retry_failed=True))]
+    again = [line for _, line in summary_lines(changed(prepared, retry_failed=True))]
     assert again[0].endswith("1 done before, 5 to go")
 
 
 def test_what_was_pruned_is_counted(prepared: PreparedSweep) -> None:
     """It is neither done nor to go."""
     runs = [replace(prepared.runs[0], status="pruned"), *prepared.runs[1:]]
-    assert "runs: 0 done before, 1 pruned before, 4 to go" in head(replace(prepared, runs=runs))[0][1]
+    assert "runs: 0 done before, 1 pruned before, 4 to go" in summary_lines(replace(prepared, runs=runs))[0][1]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_how_long_it_takes_is_told_as_far_as_it_is_known(
     prepared: PreparedSweep, executor: Executor, jobs: int | None, said: str
 ) -> None:
     """This machine's cores say nothing of a cluster."""
-    assert re.match(said, head(changed(prepared, executor=executor, jobs=jobs))[-1][1])
+    assert re.match(said, summary_lines(changed(prepared, executor=executor, jobs=jobs))[-1][1])
 
 
 def test_cores_that_would_idle_or_be_crowded_are_told(prepared: PreparedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_cores_that_would_idle_or_be_crowded_are_told(prepared: PreparedSweep, m
 
     def said(threads: int, executor: Executor, jobs: int = 1) -> list[str]:
         runs = [replace(each, estimate=replace(each.estimate, threads=threads)) for each in prepared.runs]
-        lines = head(changed(replace(prepared, runs=runs), executor=executor, jobs=jobs))
+        lines = summary_lines(changed(replace(prepared, runs=runs), executor=executor, jobs=jobs))
         return [line.removeprefix("  crowded   ") for _, line in lines if "crowded" in line]
 
     monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)

@@ -4,7 +4,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from moe_cli.config import balances, routers, schema
-from moe_cli.config.data import PythonData, TextData, TokenData
+from moe_cli.config.data import PackagedCorpusConfig, TextFilesConfig, TokenFilesConfig
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.errors import ConfigError
 
@@ -17,11 +18,13 @@ ROUTERS = (
 )
 BALANCES = (
     balances.SwitchBalance(),
-    balances.ZBalance(weight=0.5),
+    balances.BalanceLoss(name="z", weight=0.5),
     balances.LossFreeBalance(),
     balances.QuantileBalance(),
     balances.SwitchBalance(weight=0.001, scope="global"),
-    balances.CombinedBalance("switch+z", switch=balances.SwitchBalance(scope="sequence"), z=balances.ZBalance()),
+    balances.CombinedBalance(
+        "switch+z", switch=balances.SwitchBalance(scope="sequence"), z=balances.BalanceLoss(name="z")
+    ),
     balances.NoBalance(),
     None,
 )
@@ -36,7 +39,7 @@ OPTIMIZERS = (
 @st.composite
 def configs(draw: st.DrawFn) -> schema.RunConfig:
     """A valid configuration as a user may leave it, with much of it open."""
-    model = schema.GPTConfig(
+    model = GPTConfig(
         d_ff=draw(st.integers(256, 2048)),
         ffn_type=draw(st.sampled_from(["glu", "mlp"])),
         shared_experts=draw(st.integers(0, 2)),
@@ -46,9 +49,9 @@ def configs(draw: st.DrawFn) -> schema.RunConfig:
     data = draw(
         st.sampled_from(
             [
-                PythonData(),
-                TextData(path="/text/a.txt"),
-                TokenData(path="/tokens", vocab_size=50_257),
+                PackagedCorpusConfig(name="python"),
+                TextFilesConfig(path="/text/a.txt"),
+                TokenFilesConfig(path="/tokens", vocab_size=50_257),
             ]
         )
     )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 
 from moe_cli.config.bounds import shortened
-from moe_cli.config.build import build, did_you_mean, show
+from moe_cli.config.build import build, did_you_mean
+from moe_cli.config.ranges import show
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig, TrainConfig, from_dict
 from moe_cli.errors import ConfigError

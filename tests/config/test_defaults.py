@@ -1,29 +1,25 @@
-"""Every default of conf/ is the default of its dataclass, and a comment that names a derived default names the right one."""
+"""conf/ is the only place where defaults stand, and a comment that names a derived default names the right one."""
 
 import dataclasses
+import json
 import re
-from typing import Any, get_args
+import shutil
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 
-from moe_cli.config.balances import BalanceConfig
-from moe_cli.config.build import build
-from moe_cli.config.compose import Composer, packaged_conf
-from moe_cli.config.data import DataConfig
-from moe_cli.config.model import AnyModel
+from moe_cli.config import settings
+from moe_cli.config.build import build, names_of_variants
+from moe_cli.config.compose import Composer
+from moe_cli.config.executors import Executor, LocalExecutor
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
-from moe_cli.config.routers import RouterConfig
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
-from moe_cli.config.tasks import TaskConfig
+from moe_cli.config.schema import EvalConfig, MuonConfig, RunConfig
+from moe_cli.config.settings import FROM_CONF, Settings, packaged_conf
 
-VARIANTS: dict[str, Any] = {
-    "model": AnyModel, "task": TaskConfig, "router": RouterConfig, "balance": BalanceConfig, "data": DataConfig,
-    "optim": MuonConfig | AdamWConfig | SGDConfig,
-}  # fmt: skip
-# What a family refuses, and its file of conf/ therefore does not offer.
-REFUSED = {"mmoe": {"tie_embeddings"}}
-CHOICES = [(group, cls) for group, union in VARIANTS.items() for cls in get_args(union) if cls.name != "+"]
+GROUPS = ("model", "task", "router", "balance", "data", "optim")
 
 
 @pytest.fixture(scope="module")
@@ -31,29 +27,74 @@ def composer() -> Composer:
     return Composer()
 
 
-def defaults(cls: type) -> dict[str, Any]:
-    """The fields of a dataclass with their defaults, as YAML has them."""
-    values = {field.name: field.default for field in dataclasses.fields(cls)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+def subclasses(cls: type) -> list[type]:
+    return [each for sub in cls.__subclasses__() for each in (sub, *subclasses(sub))]
 
 
-@pytest.mark.parametrize(("group", "cls"), CHOICES, ids=lambda each: getattr(each, "name", each))
-def test_a_choice_of_conf_and_its_dataclass_have_the_same_defaults(group: str, cls: Any, composer: Composer) -> None:
-    """Every field stands in the file of its choice, with the same value, and nothing else does."""
-    expected = {name: value for name, value in defaults(cls).items() if name not in REFUSED.get(cls.name, ())}
-    assert expected == composer.compose(f"{group}={cls.name}")[group]
+def test_no_config_dataclass_has_a_default_of_its_own() -> None:
+    """Every field but `name`, which selects the class, takes its default from conf/."""
+    classes = subclasses(Settings)
+    assert {RunConfig, MuonConfig, EvalConfig, GPTConfig, LocalExecutor} <= set(classes)
+    own = [f"{cls.__name__}.{each.name}" for cls in classes for each in dataclasses.fields(cls)
+           if each.name != "name" and each.default is not FROM_CONF]  # fmt: skip
+    assert [] == own
 
 
-def test_every_choice_of_a_group_has_a_dataclass(composer: Composer) -> None:
-    """The comparison above misses no file of conf/."""
-    files = {(group, name) for group in VARIANTS for name in composer.choices(group)}
-    assert files == {(group, cls.name) for group, cls in CHOICES}
+@pytest.fixture
+def edited_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A copy of conf/ that stands in for the packaged one."""
+    shutil.copytree(packaged_conf(), tmp_path / "conf")
+    monkeypatch.setattr(settings, "packaged_conf", lambda: tmp_path / "conf")
+    settings.defaults_of.cache_clear()
+    yield tmp_path / "conf"
+    settings.defaults_of.cache_clear()
+
+
+def test_a_default_follows_its_file(edited_conf: Path) -> None:
+    """A changed number of conf/ is the default of the dataclass, of those based on the same file, and of a whole run."""
+    for name, old, new in (("model/gpt", "d_ff: 288", "d_ff: 384"), ("config", "expert: 8 ", "expert: 4 ")):
+        file = edited_conf / f"{name}.yaml"
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+    assert (384, 4, 384) == (GPTConfig().d_ff, RunConfig().expert, RunConfig().model.d_ff)
+
+
+def test_a_file_that_lacks_a_setting_is_named(edited_conf: Path) -> None:
+    """Nothing takes the place of a default that conf/ does not have."""
+    (edited_conf / "optim" / "muon.yaml").write_text("name: muon\nlr: 0.02\n")
+    with pytest.raises(settings.ConfigError, match=r"^conf/optim/muon.yaml lacks adam_lr, beta1, "):
+        MuonConfig()
+
+
+def plain(config: Any) -> str:
+    """As JSON, in which 0 and 0.0 differ as they do in a digest."""
+    return json.dumps(config.to_dict(), sort_keys=True)
 
 
 def test_a_run_without_settings_is_what_moe_train_composes(composer: Composer) -> None:
     """RunConfig() has the values of conf/config.yaml and of the groups that it chooses, before and after resolving."""
-    assert build(RunConfig, composer.tree({})) == RunConfig()
+    assert plain(build(RunConfig, composer.tree({}))) == plain(RunConfig())
     assert composer.point({}) == resolve(RunConfig())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_hydra_and_the_dataclasses_read_the_same_files(group: str, composer: Composer) -> None:
+    """Every choice of a group has a class, and the settings that Hydra composes are those that the class reads."""
+    choices = composer.choices(group)
+    assert set(choices) == names_of_variants(RunConfig, group) - {"+"}
+    for choice in choices:
+        assert composer.compose(f"{group}={choice}")[group] == settings.read_choice(group, choice)
+
+
+def test_every_choice_and_executor_has_all_its_settings() -> None:
+    """No file of conf/ lacks a setting of its class, and none has one more."""
+    variants = [(each, name) for group in GROUPS for each in get_args(get_type_hints(RunConfig)[group])
+                if isinstance(each, type) and issubclass(each, Settings)
+                for name in get_args(get_type_hints(each)["name"])]  # fmt: skip
+    variants += [(each, each.name) for each in get_args(Executor)]
+    assert len(variants) > 40
+    for cls, name in variants:
+        assert {each.name for each in dataclasses.fields(cls)} == settings.defaults_of(cls, name).keys(), name
 
 
 # Comments such as "null: 0.6" on settings that are open in conf/ and filled in by resolve.

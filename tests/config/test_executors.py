@@ -7,8 +7,9 @@ import yaml
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
-from moe_cli.config.compose import Composer, packaged_conf
+from moe_cli.config.compose import Composer
 from moe_cli.config.executors import LocalExecutor, RayExecutor, SlurmExecutor, load_executor
+from moe_cli.config.settings import packaged_conf
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.config.compose import Composer, load_config, packaged_conf
+from moe_cli.config.compose import Composer, load_config
+from moe_cli.config.settings import packaged_conf
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep
 from tests.config.test_compose import TINY, write

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from moe_cli.config.compose import load_config
-from moe_cli.config.data import PlantedData
+from moe_cli.config.data import SyntheticRatingsConfig
 from moe_cli.config.model import MMoEConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import TopKConfig
@@ -47,16 +47,12 @@ def test_what_makes_no_sense_is_refused(words: list[str], message: str) -> None:
     assert message == str(caught.value)
 
 
-def test_a_head_over_the_embedding_is_refused() -> None:
-    """From Python too, where the setting can be given."""
-    with pytest.raises(ConfigError, match=r"^model\.tie_embeddings=true: a model of ratings has no head"):
-        MMoEConfig(tie_embeddings=True)
-
-
 @pytest.mark.parametrize("changes", [{}, {"expert": 16, "k": 4}, {"router": TopKConfig(score="cosine")}])
 def test_a_match_counts_the_gates_of_both_tasks(changes: dict[str, Any]) -> None:
     """match=active: as many active parameters as the dense twin, to 1 %."""
-    config = RunConfig(model=MMoEConfig(d_model=32, d_ff=384), task=RatingTask(), data=PlantedData(), **changes)
+    config = RunConfig(
+        model=MMoEConfig(d_model=32, d_ff=384), task=RatingTask(), data=SyntheticRatingsConfig(), **changes
+    )
     dense = resolve(RunConfig(expert=1, model=config.model, task=config.task, data=config.data)).config
     active = [cost(each, 0).num_active_params for each in (resolve(config).config, dense)]
     assert active[1] == pytest.approx(active[0], rel=0.01)

@@ -18,13 +18,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.balances import NoBalance
-from moe_cli.config.compose import load_config, packaged_conf
-from moe_cli.config.data import TextData
+from moe_cli.config.compose import load_config
+from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.layer_costs import read_lengths
 from moe_cli.config.model import GPTConfig, MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, SoftConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
+from moe_cli.config.settings import packaged_conf
 from moe_cli.costs.model import all_to_all_bytes_per_step, cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
@@ -301,7 +302,9 @@ def test_matched_experts_have_the_active_parameters_of_the_dense_model(
     """
     model = GPTConfig(d_model=64, num_heads=4, d_ff=512, shared_experts=shared, ffn_type=kind, num_layers=3)
     router = {"router": RandomConfig(), "balance": NoBalance()} if gateless else {}
-    asked = RunConfig(expert=num_experts, k=min(top_k, num_experts), model=model, data=TextData(path="text"), **router)
+    asked = RunConfig(
+        expert=num_experts, k=min(top_k, num_experts), model=model, data=TextFilesConfig(path="text"), **router
+    )
     sparse = resolve(asked).config
     dense = resolve(replace(asked, expert=1, k=1)).config
     actives = [cost(each, V).num_active_params for each in (sparse, dense)]

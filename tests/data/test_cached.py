@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_cli.config.data import DigitsData, PlantedData, TextData
+from moe_cli.config.data import PackagedImagesConfig, SyntheticRatingsConfig, TextFilesConfig
 from moe_cli.data.cached import write_checksums
 from moe_cli.data.corpora import load_corpus
 from moe_cli.data.images import load_images
@@ -19,19 +19,19 @@ from tests.tiny import words
 
 
 def _corpus(cache: Path) -> Any:
-    found = load_corpus(TextData(path=str(cache.parent / "text.txt")), 8, cache)
+    found = load_corpus(TextFilesConfig(path=str(cache.parent / "text.txt")), 8, cache)
     return found, [found.train[:].tobytes(), found.val[:].tobytes(), found.starts.tobytes(), found.domain_ids.tobytes()]
 
 
 def _images(cache: Path) -> Any:
-    found = load_images(DigitsData(), cache)
+    found = load_images(PackagedImagesConfig(name="digits"), cache)
     return found, [
         np.asarray(part).tobytes() for split in (found.train, found.val) for part in (split.pixels, split.labels)
     ]
 
 
 def _ratings(cache: Path) -> Any:
-    found = load_ratings(PlantedData(users=30, items=20, clusters=2, num_pairs=400), cache)
+    found = load_ratings(SyntheticRatingsConfig(users=30, items=20, clusters=2, num_pairs=400), cache)
     return found, [part.tobytes() for split in (found.train, found.val) for part in vars(split).values()]
 
 
@@ -104,7 +104,7 @@ def test_a_large_token_file_is_checked_where_it_is_read(tmp_path: Path, monkeypa
     monkeypatch.setattr("moe_cli.data.cached.WHOLE_BYTES", 0)
     (tmp_path / "text.txt").write_text(words(20_000))
     _, expected = _corpus(tmp_path / "cache")
-    found = load_corpus(TextData(path=str(tmp_path / "text.txt")), 8, tmp_path / "cache")
+    found = load_corpus(TextFilesConfig(path=str(tmp_path / "text.txt")), 8, tmp_path / "cache")
     path = found.folder / "train_0000.bin"
     flip(path)
     damaged = path.stat().st_size // 2 // 4096 * 4096

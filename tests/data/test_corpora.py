@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_cli.config.data import PythonData, TextData
+from moe_cli.config.data import PackagedCorpusConfig, TextFilesConfig
 from moe_cli.data import cache_folders, corpora, corpus_builder
 from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.data.load import judged_by_test
@@ -21,7 +21,7 @@ from tests.tiny import words
 
 
 def load(path: Path, cache: Path, context_length: int = 16, **options: Any) -> Corpus:
-    return load_corpus(TextData(path=str(path), **options), context_length, cache)
+    return load_corpus(TextFilesConfig(path=str(path), **options), context_length, cache)
 
 
 def write(folder: Path, texts: dict[str, str]) -> Path:
@@ -38,7 +38,7 @@ def many(folder: Path, count: int = 30) -> Path:
 
 def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
     """data=python is there without a download: megabytes, prose and code apart, a small validation split, no tests."""
-    corpus = load_corpus(PythonData(val_fraction=0.02), 128, tmp_path)
+    corpus = load_corpus(PackagedCorpusConfig(name="python", val_fraction=0.02), 128, tmp_path)
     assert {"docs", "modules", "json", "email"} <= set(corpus.meta["domains"])
     assert not {"test", "idle_test", "encodings", "site-packages"} & set(corpus.meta["domains"])
     assert corpus.meta["num_bytes"] > 5_000_000
@@ -342,10 +342,10 @@ def test_processes_that_start_at_once_see_one_whole_corpus(tmp_path: Path) -> No
     path = write(tmp_path, {"text.txt": words(100_000)}) / "text.txt"
     code = (
         "import sys; from pathlib import Path\n"
-        "from moe_cli.config.data import TextData\n"
+        "from moe_cli.config.data import TextFilesConfig\n"
         "from moe_cli.data.corpora import load_corpus\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "corpus = load_corpus(TextData(path=sys.argv[1]), 16, Path(sys.argv[2]))\n"
+        "corpus = load_corpus(TextFilesConfig(path=sys.argv[1]), 16, Path(sys.argv[2]))\n"
         "print(corpus.meta['sha256'], sum(corpus.train), sum(corpus.val))\n"
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "cache")]

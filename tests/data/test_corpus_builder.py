@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.config.data import PythonData
+from moe_cli.config.data import PackagedCorpusConfig
 from moe_cli.data import corpus_builder, documents, shards
 from moe_cli.data.corpora import Corpus, load_corpus, texts_of
 from moe_cli.data.splits import SPLITS, choose_held_out
@@ -27,11 +27,11 @@ from tests.tiny import words
 
 BUILD = (
     "import sys; from pathlib import Path\n"
-    "from moe_cli.config.data import TextData\n"
+    "from moe_cli.config.data import TextFilesConfig\n"
     "from moe_cli.data.corpora import load_corpus\n"
     "from moe_cli.errors import DataError\n"
     "{before}\n"
-    "try:\n    print(load_corpus(TextData(path=sys.argv[1]), 16, Path(sys.argv[2])).meta['sha256'])\n"
+    "try:\n    print(load_corpus(TextFilesConfig(path=sys.argv[1]), 16, Path(sys.argv[2])).meta['sha256'])\n"
     "except DataError as error:\n    print(error); sys.exit(2)\n"
 )
 
@@ -95,7 +95,7 @@ def test_a_corpus_is_what_it_is_in_memory(
 
 def test_the_standard_library_is_what_it_was(tmp_path: Path) -> None:
     """Tokens, split and hash of data=python are those of all its files at once."""
-    data = PythonData(val_fraction=0.02)
+    data = PackagedCorpusConfig(name="python", val_fraction=0.02)
     texts = []
     for file in texts_of(data).files:
         raw = file.path.read_bytes()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.config.data import MovieLensData, TextData
+from moe_cli.config.data import MovieLensConfig, TextFilesConfig
 from moe_cli.data import documents as module
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.documents import NotText, read_documents
@@ -222,7 +222,7 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str) -> 
     """By the mark that they begin with, with the command that converts them."""
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     (tmp_path / name).write_bytes((mark + '[{"text": "' + words(300) + '"}]\n').encode(encoding))
-    data = MovieLensData(path=str(tmp_path)) if name == "u.data" else TextData(path=str(tmp_path / name))
+    data = MovieLensConfig(path=str(tmp_path)) if name == "u.data" else TextFilesConfig(path=str(tmp_path / name))
     with pytest.raises(DataError) as error:
         load_data(data, 16, tmp_path / "outputs")
     known = encoding.upper().removesuffix("-BE")
@@ -372,11 +372,11 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """A text of 200 MB becomes a corpus where no more than 100 MB of memory can be had."""
     code = (
         "import re, resource, sys; from pathlib import Path\n"
-        "from moe_cli.config.data import TextData\n"
+        "from moe_cli.config.data import TextFilesConfig\n"
         "from moe_cli.data.corpora import load_corpus\n"
         "data = int(re.search(r'VmData:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (data + 100_000_000, -1))\n"
-        "corpus = load_corpus(TextData(path=sys.argv[1], tokenizer='chars'), 16, Path(sys.argv[2]))\n"
+        "corpus = load_corpus(TextFilesConfig(path=sys.argv[1], tokenizer='chars'), 16, Path(sys.argv[2]))\n"
         "print(corpus.meta['num_bytes'])\n"
     )
     block = words(1_000_000).encode()

@@ -14,7 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.config.data import FashionData, FolderData, MovieLensData, TextData, TokenData
+from moe_cli.config.data import (
+    FashionMnistConfig,
+    ImageFolderConfig,
+    MovieLensConfig,
+    TextFilesConfig,
+    TokenFilesConfig,
+)
 from moe_cli.config.model import MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
@@ -32,9 +38,9 @@ LENGTH = 16
 def read(data: Any, outputs: Path) -> Data:
     """The data of a configuration as it is resolved before a run."""
     family: dict[str, Any] = {}
-    if isinstance(data, FolderData | FashionData):
+    if isinstance(data, ImageFolderConfig | FashionMnistConfig):
         family = {"model": ViTConfig(), "task": ImageTask()}
-    elif isinstance(data, MovieLensData):
+    elif isinstance(data, MovieLensConfig):
         family = {"model": MMoEConfig(), "task": RatingTask()}
     return load_data(resolve(RunConfig(data=data, **family)).config.data, LENGTH, outputs)
 
@@ -77,13 +83,13 @@ def make_tokens(path: Path, number: int) -> None:
 
 
 KINDS = {
-    "text": Kind(".txt", make_text, TextData, lambda data: data.meta["num_documents"]),
+    "text": Kind(".txt", make_text, TextFilesConfig, lambda data: data.meta["num_documents"]),
     "images": Kind(
-        ".png", make_image, lambda **given: FolderData(val_fraction=0.3, **given),
+        ".png", make_image, lambda **given: ImageFolderConfig(val_fraction=0.3, **given),
         lambda data: data.meta["num_documents"],
     ),
     "tokens": Kind(
-        ".bin", make_tokens, lambda **given: TokenData(vocab_size=1000, **given),
+        ".bin", make_tokens, lambda **given: TokenFilesConfig(vocab_size=1000, **given),
         lambda data: (data.meta["train_tokens"] + data.meta["val_tokens"] + 399) // 400,
     ),
 }  # fmt: skip
@@ -214,7 +220,7 @@ def test_process_substitution_is_refused_by_its_name() -> None:
     reading, writing = os.pipe()
     try:
         with pytest.raises(DataError, match=f"data.path=/dev/fd/{reading} is a pipe, and only files are read"):
-            read(TextData(path=f"/dev/fd/{reading}"), Path("outputs"))
+            read(TextFilesConfig(path=f"/dev/fd/{reading}"), Path("outputs"))
     finally:
         os.close(reading)
         os.close(writing)
@@ -227,9 +233,9 @@ def test_files_of_fixed_names_may_be_no_pipes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(words(3000))
     pytest.importorskip("tokenizers")
     cases = {
-        "u.data": MovieLensData(path=str(tmp_path)),
-        "train-images-idx3-ubyte.gz": FashionData(path=str(tmp_path)),
-        "tokenizer.json": TextData(path=str(tmp_path / "a.txt"), tokenizer=str(tmp_path / "tokenizer.json")),
+        "u.data": MovieLensConfig(path=str(tmp_path)),
+        "train-images-idx3-ubyte.gz": FashionMnistConfig(path=str(tmp_path)),
+        "tokenizer.json": TextFilesConfig(path=str(tmp_path / "a.txt"), tokenizer=str(tmp_path / "tokenizer.json")),
     }
     for name, data in cases.items():
         with pytest.raises(DataError, match=f"{name} is a pipe, and only files are read"):
@@ -275,7 +281,7 @@ def test_a_link_says_by_its_own_name_what_a_file_is(tmp_path: Path, ending: str,
     snapshot.mkdir(parents=True)
     (snapshot / f"train{ending}").symlink_to("../../../blobs/" + blob.name)
     path = {"file": snapshot / f"train{ending}", "folder": snapshot.parent, "pattern": snapshot / "*"}[given]
-    found: Any = read(TextData(path=str(path)), tmp_path / "outputs")
+    found: Any = read(TextFilesConfig(path=str(path)), tmp_path / "outputs")
     assert len(texts) == found.meta["num_documents"]
     assert sum(map(len, texts)) == found.meta["num_bytes"]
 
@@ -285,7 +291,7 @@ def test_a_name_with_an_ending_counts_before_one_without(tmp_path: Path) -> None
     texts = lines(tmp_path / "repository" / "blobs" / "abc")
     (tmp_path / "repository" / "snapshots").mkdir()
     (tmp_path / "repository" / "snapshots" / "train.jsonl").symlink_to("../blobs/abc")
-    found: Any = read(TextData(path=str(tmp_path / "repository")), tmp_path / "outputs")
+    found: Any = read(TextFilesConfig(path=str(tmp_path / "repository")), tmp_path / "outputs")
     assert len(texts) == found.meta["num_documents"]
 
 
@@ -297,12 +303,12 @@ def test_links_of_every_kind_keep_their_names(tmp_path: Path, name: str) -> None
     if name == "u.data":
         (blobs / "x").write_text("".join(f"{i % 6}\t{i % 5}\t{1 + i % 5}\t0\n" for i in range(60)))
         (tmp_path / name).symlink_to(blobs / "x")
-        assert 60 == read(MovieLensData(path=str(tmp_path / name)), tmp_path / "outputs").meta["num_documents"]
+        assert 60 == read(MovieLensConfig(path=str(tmp_path / name)), tmp_path / "outputs").meta["num_documents"]
     elif name == "t.bin":
         make_tokens(blobs / "x", 0)
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / name).symlink_to(blobs / "x")
-        data = TokenData(path=str(tmp_path / "mine"), vocab_size=1000, val_fraction=0.2)
+        data = TokenFilesConfig(path=str(tmp_path / "mine"), vocab_size=1000, val_fraction=0.2)
         assert 1 == KINDS["tokens"].count(read(data, tmp_path / "outputs"))
     else:
         for label, number in (("cat", 0), ("dog", 1), ("cat", 2), ("dog", 3), ("cat", 4), ("dog", 5)):
@@ -310,7 +316,7 @@ def test_links_of_every_kind_keep_their_names(tmp_path: Path, name: str) -> None
             (tmp_path / "mine" / label).mkdir(parents=True, exist_ok=True)
             (blobs / "blob.png").rename(blobs / str(number))
             (tmp_path / "mine" / label / f"{number}.png").symlink_to(blobs / str(number))
-        assert 6 == read(FolderData(path=str(tmp_path / "mine")), tmp_path / "outputs").meta["num_documents"]
+        assert 6 == read(ImageFolderConfig(path=str(tmp_path / "mine")), tmp_path / "outputs").meta["num_documents"]
 
 
 def test_a_validation_file_may_be_a_link(tmp_path: Path) -> None:
@@ -318,7 +324,7 @@ def test_a_validation_file_may_be_a_link(tmp_path: Path) -> None:
     write(tmp_path / "mine", {"train.txt": words(3000)})
     (tmp_path / "elsewhere.txt").write_text(words(500, 1))
     (tmp_path / "mine" / "val.txt").symlink_to(tmp_path / "elsewhere.txt")
-    found: Any = read(TextData(path=str(tmp_path / "mine")), tmp_path / "outputs")
+    found: Any = read(TextFilesConfig(path=str(tmp_path / "mine")), tmp_path / "outputs")
     assert found.meta["by_name"]
     assert words(500, 1) == found.tokenizer.decode([*found.val]).strip("\0")
 
@@ -336,14 +342,14 @@ def test_a_path_without_files_is_named(tmp_path: Path, make: Any, message: str) 
     """A link that leads nowhere or in a circle, nothing, an empty folder."""
     make(tmp_path / "a.txt")
     with pytest.raises(DataError) as error:
-        load_data(TextData(path=str(tmp_path / "a.txt")), LENGTH, tmp_path / "outputs")
+        load_data(TextFilesConfig(path=str(tmp_path / "a.txt")), LENGTH, tmp_path / "outputs")
     assert f"data.path={tmp_path / 'a.txt'} {message}" == str(error.value)
 
 
 def test_a_name_that_is_too_long_is_an_error_of_ours(tmp_path: Path) -> None:
     """The system refuses it before it looks for it."""
     with pytest.raises(DataError, match="File name too long"):
-        load_data(TextData(path=str(tmp_path / ("x" * 300))), LENGTH, tmp_path / "outputs")
+        load_data(TextFilesConfig(path=str(tmp_path / ("x" * 300))), LENGTH, tmp_path / "outputs")
 
 
 @given(st.recursive(st.just(("a.txt",)), lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=8), st.data())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moe_cli.config.compose import load_config
-from moe_cli.config.data import HubData
+from moe_cli.config.data import HubConfig
 from moe_cli.data.corpora import Corpus, load_corpus
 from moe_cli.errors import DataError
 from moe_cli.runs.folder import create_run
@@ -46,7 +46,7 @@ def saved(folder: Path, kind: str) -> Path:
 
 
 def load(path: Path | str, cache: Path, **options: Any) -> Corpus:
-    return load_corpus(HubData(path=str(path), **options), 16, cache)
+    return load_corpus(HubConfig(path=str(path), **options), 16, cache)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -137,7 +137,7 @@ def test_a_name_on_the_hub_stays_a_name(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_run_learns_from_a_stream(tmp_path: Path) -> None:
     """From beginning to end."""
-    data = HubData(path=str(saved(tmp_path / "set", "jsonl")), streaming=True, val_fraction=0.1)
+    data = HubConfig(path=str(saved(tmp_path / "set", "jsonl")), streaming=True, val_fraction=0.1)
     summary = finish(tiny_config(tmp_path, data=data, train={"steps": 2}), tmp_path).summary()
     assert (summary or {})["corpus"] == "hf"
 

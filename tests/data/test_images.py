@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_cli.config.compose import load_config
-from moe_cli.config.data import DigitsData, FashionData, FolderData
+from moe_cli.config.data import FashionMnistConfig, ImageFolderConfig, PackagedImagesConfig
 from moe_cli.data.images import Images, load_images, mean_and_std
 from moe_cli.data.load import judged_by_test, remarks
 from moe_cli.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ PIL = pytest.importorskip("PIL.Image")
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
     pytest.importorskip("sklearn")
-    return load_images(DigitsData(), tmp_path_factory.mktemp("cache"))
+    return load_images(PackagedImagesConfig(name="digits"), tmp_path_factory.mktemp("cache"))
 
 
 def idx(path: Path, array: np.ndarray, packed: bool = True) -> None:
@@ -29,22 +29,22 @@ def idx(path: Path, array: np.ndarray, packed: bool = True) -> None:
     path.write_bytes(gzip.compress(content) if packed else content)
 
 
-def fashion(folder: Path, packed: bool = True, **changes: np.ndarray) -> FashionData:
+def fashion(folder: Path, packed: bool = True, **changes: np.ndarray) -> FashionMnistConfig:
     draw = np.random.default_rng(0)
     arrays = {f"{split}-{kind}": array for split, size in (("train", 30), ("t10k", 12)) for kind, array in (
         ("images-idx3-ubyte", draw.integers(256, size=(size, 28, 28))), ("labels-idx1-ubyte", draw.integers(10, size=size)))}  # fmt: skip
     for name, array in {**arrays, **changes}.items():
         idx(folder / (name + (".gz" if packed else "")), array, packed)
-    return FashionData(path=str(folder))
+    return FashionMnistConfig(path=str(folder))
 
 
-def folder_of(root: Path, classes: dict[str, int], size: tuple[int, int] = (10, 6)) -> FolderData:
+def folder_of(root: Path, classes: dict[str, int], size: tuple[int, int] = (10, 6)) -> ImageFolderConfig:
     """Images of one colour each: class c has red 40 c, image i green 10 i."""
     for number, (name, count) in enumerate(classes.items()):
         (root / name).mkdir(parents=True)
         for i in range(count):
             PIL.new("RGB", size, (40 * number, 10 * i, 0)).save(root / name / f"{i:03d}.png")
-    return FolderData(path=str(root), image_size=8, val_fraction=0.25)
+    return ImageFolderConfig(path=str(root), image_size=8, val_fraction=0.25)
 
 
 def test_digits_are_those_of_scikit_learn(digits: Images) -> None:
@@ -72,9 +72,11 @@ def test_labels_belong_to_their_images(digits: Images) -> None:
 
 def test_what_was_read_is_kept(digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second time the files of the cache are taken; another share for validation is another set."""
-    again = load_images(DigitsData(), digits.folder.parent)
+    again = load_images(PackagedImagesConfig(name="digits"), digits.folder.parent)
     assert (digits.folder, digits.meta["sha256"]) == (again.folder, again.meta["sha256"])
-    assert load_images(DigitsData(val_fraction=0.5), tmp_path).meta["val_images"] == pytest.approx(898, abs=5)
+    assert load_images(PackagedImagesConfig(name="digits", val_fraction=0.5), tmp_path).meta[
+        "val_images"
+    ] == pytest.approx(898, abs=5)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -99,7 +101,10 @@ def test_idx_files_are_read(tmp_path: Path, packed: bool) -> None:
 
 def test_a_share_of_each_class_is_for_a_test(digits: Images, tmp_path: Path) -> None:
     """Three splits hold every image once, of each class the same shares, whatever share is for validation."""
-    splits = [load_images(DigitsData(test_fraction=0.1, val_fraction=share), tmp_path) for share in (0.2, 0.3)]
+    splits = [
+        load_images(PackagedImagesConfig(name="digits", test_fraction=0.1, val_fraction=share), tmp_path)
+        for share in (0.2, 0.3)
+    ]
     parts = [splits[0].train, splits[0].val, judged_by_test(splits[0]).val]
     together = np.concatenate([part.pixels for part in parts]).reshape(1797, -1)
     ours = np.concatenate([part.pixels for part in (digits.train, digits.val)]).reshape(1797, -1)
@@ -115,7 +120,7 @@ def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
     """Folders train, val and test are no classes: each holds the classes, and is what it says."""
     for number, name in enumerate(given):
         folder_of(tmp_path / "mine" / name, {"cat": 8 + number, "dog": 4 + number})
-    images = load_images(FolderData(path=str(tmp_path / "mine"), image_size=8), tmp_path / "cache")
+    images = load_images(ImageFolderConfig(path=str(tmp_path / "mine"), image_size=8), tmp_path / "cache")
     assert ["cat", "dog"] == images.meta["domains"]
     splits = (images.train, images.val, judged_by_test(images).val)
     sizes = [[6, 3], [2, 1], [9, 5]] if len(given) == 2 else [[8, 4], [9, 5], [10, 6]]
@@ -124,7 +129,7 @@ def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
         assert np.array_equal(40 * split.labels, split.pixels[:, 3, 3, 0])
     for key in ("test_fraction", *(["val_fraction"] if "val" in given else [])):
         with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect: the names in data.path"):
-            load_images(FolderData(path=str(tmp_path / "mine"), **{key: 0.3}), tmp_path / "cache")
+            load_images(ImageFolderConfig(path=str(tmp_path / "mine"), **{key: 0.3}), tmp_path / "cache")
 
 
 def test_splits_among_classes_are_told(tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:
     assert np.array_equal(40 * images.train.labels, images.train.pixels[:, 3, 3, 0])
     greens = np.concatenate([split.pixels[split.labels == 0, 0, 0, 1] for split in (images.train, images.val)])
     assert [10 * i for i in range(8)] == sorted(greens.tolist())
-    grey = load_images(FolderData(path=str(tmp_path / "mine"), image_size=8, channels=1), tmp_path / "cache")
+    grey = load_images(ImageFolderConfig(path=str(tmp_path / "mine"), image_size=8, channels=1), tmp_path / "cache")
     assert (8, 8, 1) == grey.train.pixels.shape[1:]
     PIL.new("RGB", (4, 4)).save(tmp_path / "mine" / "dog" / "new.png")
     assert 13 == load_images(folder_again(tmp_path / "mine"), tmp_path / "cache").meta["num_documents"]
@@ -160,14 +165,16 @@ def test_sixteen_bits_become_eight(tmp_path: Path, ending: str) -> None:
         for number in range(4):
             values = np.arange(64, dtype=np.uint16).reshape(8, 8) * (500 + 100 * number)
             PIL.fromarray(values).save(tmp_path / name / f"{number}.{ending}")
-    images = load_images(FolderData(path=str(tmp_path), image_size=8, channels=1, val_fraction=0.25), tmp_path / "c")
+    images = load_images(
+        ImageFolderConfig(path=str(tmp_path), image_size=8, channels=1, val_fraction=0.25), tmp_path / "c"
+    )
     found = {int(image.max()) for image in np.asarray(images.train.pixels)}
     assert found <= {round(63 * (500 + 100 * number) / 257) for number in range(4)}
     assert len(found) > 1
 
 
-def folder_again(root: Path) -> FolderData:
-    return FolderData(path=str(root), image_size=8, val_fraction=0.25)
+def folder_again(root: Path) -> ImageFolderConfig:
+    return ImageFolderConfig(path=str(root), image_size=8, val_fraction=0.25)
 
 
 def spoil_text(root: Path) -> None:
@@ -210,7 +217,7 @@ def test_too_few_classes_or_images(tmp_path: Path, classes: dict[str, int], mess
 def test_files_that_are_no_idx(tmp_path: Path) -> None:
     """A missing file, labels in the place of images, a torn file, labels beyond ten classes."""
     with pytest.raises(DataError, match=r"has no train-images-idx3-ubyte\.gz"):
-        load_images(FashionData(path=str(tmp_path)), tmp_path / "cache")
+        load_images(FashionMnistConfig(path=str(tmp_path)), tmp_path / "cache")
     data = fashion(tmp_path)
     idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.full(12, 77))
     with pytest.raises(DataError, match="t10k holds 12 images"):

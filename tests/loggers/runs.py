@@ -6,7 +6,7 @@ from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.loggers.logger import numbers
-from moe_cli.loggers.recorder import make_recorder
+from moe_cli.loggers.logging_recorder import make_recorder
 from moe_cli.runs.folder import Run, create_run, rewrite_config
 from moe_cli.runs.recorder import Recorder
 from tests.tiny import tiny_config

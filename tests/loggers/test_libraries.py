@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli.loggers.logger import About
+from moe_cli.loggers.logger import RunContext
 from moe_cli.runs.folder import INTERRUPTED, Run
 from tests.loggers.runs import begin, go_on, logged_config, tell
 
@@ -111,7 +111,7 @@ def test_wandb_is_offline_and_in_the_run_folder(text_file: Path, tmp_path: Path,
     run, _ = begin(logged_config(text_file, "wandb"), tmp_path)
     asked = wandb[0][1]
     expected = {"mode": "offline", "dir": run.path, "project": "moe", "name": run.id, "group": "runs", "resume": None,
-                "config": About(run, run.config(), tmp_path).settings()}  # fmt: skip
+                "config": RunContext(run, run.config(), tmp_path).settings()}  # fmt: skip
     assert expected == {key: asked[key] for key in expected}
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
-from moe_cli.loggers.logger import About
+from moe_cli.loggers.logger import RunContext
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run
 from moe_cli.runs.lookup import list_runs_by_age
 from tests.loggers.runs import Points, begin, go_on, logged_config, points, tell
@@ -71,7 +71,7 @@ def test_settings_results_and_tags(trained: Run, outputs: Path) -> None:
     """Settings are params as they are typed, numbers of the summary metrics, its words tags; the run has finished."""
     found = client(outputs).get_run(called(trained))
     summary = trained.summary() or {}
-    settings = About(trained, trained.config(), outputs).settings()
+    settings = RunContext(trained, trained.config(), outputs).settings()
     assert {key: show(value) for key, value in settings.items()} == found.data.params
     assert {f"summary/{key}": value for key, value in summary.items() if isinstance(value, int | float)} == {
         key: value for key, value in found.data.metrics.items() if key.startswith("summary/")

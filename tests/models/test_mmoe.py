@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.compose import load_config
-from moe_cli.config.data import MovieLensData, PlantedData
+from moe_cli.config.data import MovieLensConfig, SyntheticRatingsConfig
 from moe_cli.config.model import MMoEConfig
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
@@ -202,7 +202,7 @@ def factorised(train: Pairs, rows: NDArray[np.int64], rank: int, penalty: float)
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_planted_ratings_are_guessed_nearly_as_well_as_by_factorisation(tmp_path: Path, sparse: dict[str, Any]) -> None:
     """RMSE within 5 % of the best of six biased matrix factorisations, chosen with the answers in sight."""
-    data = PlantedData(users=400, items=300, clusters=4, num_pairs=20_000)
+    data = SyntheticRatingsConfig(users=400, items=300, clusters=4, num_pairs=20_000)
     train, val = (getattr(load_ratings(data, tmp_path), split) for split in ("train", "val"))
     errors = [
         rmse(factorised(train, val.rows, rank, penalty) - val.ratings)
@@ -241,7 +241,7 @@ def test_stars_as_of_movielens_are_guessed_as_well_as_by_factorisation(tmp_path:
     """
     write_stars(tmp_path)
     config = load_config(["data=movielens", f"data.path={tmp_path}", "train.device=cpu", "train.threads=1"]).config
-    assert isinstance(config.data, MovieLensData)
+    assert isinstance(config.data, MovieLensConfig)
     train, val = (getattr(load_ratings(config.data, tmp_path), split) for split in ("train", "val"))
     errors = [
         rmse(factorised(train, val.rows, rank, penalty) - val.ratings)

@@ -7,12 +7,8 @@ import pytest
 import torch
 
 from moe_cli.config.balances import (
-    EntropyBalance,
-    ImportanceBalance,
-    LoadBalance,
-    MutualInformationBalance,
+    BalanceLoss,
     SwitchBalance,
-    ZBalance,
 )
 from moe_cli.config.ranges import above, at_least, between, share, whole
 from moe_cli.errors import ConfigError
@@ -29,7 +25,7 @@ from moe_cli.moe.sparse_layer import SparseLayer
 # No tokens in every place, one token, and several.
 SHAPES = ((0, 8), (2, 0, 8), (0, 5, 8), (8,), (1, 1, 8), (2, 3, 8))
 MASKS = ("none", "full", "all padding", "one padded")
-BALANCES = (SwitchBalance(), SwitchBalance(scope="global"), ImportanceBalance(), ZBalance(), EntropyBalance(), MutualInformationBalance())  # fmt: skip
+BALANCES = (SwitchBalance(), SwitchBalance(scope="global"), BalanceLoss(name="importance"), BalanceLoss(name="z"), BalanceLoss(name="entropy"), BalanceLoss(name="mutual_information"))  # fmt: skip
 BAD_COUNTS = (0, -1, True, 10**30)
 
 
@@ -64,7 +60,7 @@ def check_pass(layer: SparseLayer, shape: tuple[int, ...], masked: str, policy: 
         sequences = math.prod(shape[:-2]) if len(shape) > 2 else 1
         losses += auxiliary_losses(SwitchBalance(scope="sequence"), [routing], num_sequences=sequences).values()
     if routing.clean_logits is not None:
-        losses += auxiliary_losses(LoadBalance(), [routing]).values()
+        losses += auxiliary_losses(BalanceLoss(name="load"), [routing]).values()
     if routing.router_loss is not None:
         losses.append(routing.router_loss)
     loss = y.square().sum() + torch.stack(losses).sum()

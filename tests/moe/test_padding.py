@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_cli.config.routers import SigmoidConfig, SoftConfig, TokenChoice, TopKConfig
+from moe_cli.config.routers import SigmoidConfig, SoftConfig, TokenChoiceConfig, TopKConfig
 from moe_cli.moe.layer import make_layer
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.moe.routing import Routing
@@ -54,7 +54,7 @@ def examples() -> Tensor:
 def test_every_router_is_here() -> None:
     """A router that is added later cannot be left out, nor a score."""
     assert ROUTER_CONFIGS.keys() <= ROUTERS.keys()
-    scores = {config.score for config in ROUTERS.values() if isinstance(config, TokenChoice)}
+    scores = {config.score for config in ROUTERS.values() if isinstance(config, TokenChoiceConfig)}
     assert {"linear", "cosine", "mlp", "activation"} == scores
 
 

@@ -35,7 +35,7 @@ def test_a_complete_run_shows_its_results(tmp_path: Path) -> None:
     run = complete(tmp_path, 1.75, expert=8, k=2)
     set_status(run, COMPLETED, steps=9_999)
     each = read_status(run)
-    assert (each.status, each.val_bpb, each.max_violation, each.share) == (COMPLETED, 1.75, 0.21, 1.0)
+    assert (each.status, each.val_bpb, each.max_violation, each.progress) == (COMPLETED, 1.75, 0.21, 1.0)
 
 
 def test_a_running_run_shows_its_newest_estimates(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_running_run_shows_its_newest_estimates(tmp_path: Path) -> None:
     with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 30, "val/lo')
     each = read_status(run)
-    assert (each.status, each.step, each.share) == (RUNNING, 25, 0.25)
+    assert (each.status, each.step, each.progress) == (RUNNING, 25, 0.25)
     assert (each.val_loss, each.val_bpb, each.train_loss, each.max_violation) == (1.5, 2.1, 1.4, 0.4)
 
 
@@ -56,7 +56,7 @@ def test_strangers_files_stop_nothing(tmp_path: Path) -> None:
     set_status(run, FAILED, reason=["x"], created="long ago", step=-3, steps="many", heartbeat=True)
     write_json(run.path / "tags.json", {"tags": ["good", 3, None]})
     each = read_status(run)
-    assert (each.reason, each.created, each.step, each.steps, each.written) == ("['x']", 0.0, 0, 0, 0.0)
+    assert (each.reason, each.created, each.step, each.steps, each.last_heartbeat) == ("['x']", 0.0, 0, 0, 0.0)
     assert each.tags == ("good",)
     write_sealed(run.path / "summary.json", {"val_bpb": "low", "steps": None})
     assert (read_status(run).status, read_status(run).val_bpb) == (COMPLETED, None)
@@ -74,20 +74,20 @@ def test_a_watcher_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pyte
     read: list[Run] = []
     monkeypatch.setattr(moe_cli.runs.status, "read_status", lambda run: (read.append(run), read_status(run))[1])
     run, watcher = stopped(tmp_path, PENDING), StatusCache()
-    first = watcher.look(run)
-    assert watcher.look(run) is first
+    first = watcher.get(run)
+    assert watcher.get(run) is first
     assert len(read) == 1
     set_status(run, FAILED, reason="out of memory")
     os.utime(run.path / "status.json", ns=(1, 1))  # clocks of file systems are coarse
-    assert (watcher.look(run).status, len(read)) == (FAILED, 2)
+    assert (watcher.get(run).status, len(read)) == (FAILED, 2)
 
 
 def test_a_watcher_notices_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose files stay as they are is interrupted once its process has been silent for long."""
     run, watcher = run_elsewhere(tmp_path), StatusCache()
-    assert watcher.look(run).status == RUNNING
+    assert watcher.get(run).status == RUNNING
     monkeypatch.setattr(moe_cli.runs.folder, "HEARTBEAT_TIMEOUT", 0.0)
-    assert watcher.look(run).status == INTERRUPTED
+    assert watcher.get(run).status == INTERRUPTED
 
 
 def test_runs_are_found_by_sweep_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

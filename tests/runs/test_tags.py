@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.config.data import PythonData
+from moe_cli.config.data import PackagedCorpusConfig
 from moe_cli.errors import ConfigError, DataError, MoeError
 from moe_cli.files.reading import read_json
 from moe_cli.report.sweep_record import read_record, record_command
@@ -67,7 +67,7 @@ def test_a_killed_process_is_not_at_work(tmp_path: Path) -> None:
 def test_notes_that_cannot_be_read_are_not_written_over(tmp_path: Path, content: bytes) -> None:
     """Which data a sweep learns from is asked for; the record of a sweep is set aside, and begun again."""
     (tmp_path / "corpora.json").write_bytes(content)
-    found = [(PythonData(), {"sha256": "ab", "source": "data=python"})]
+    found = [(PackagedCorpusConfig(name="python"), {"sha256": "ab", "source": "data=python"})]
     with pytest.raises(DataError, match="the runs of the sweep learn from the data that it names"):
         record_corpora(tmp_path, found)
     assert content == (tmp_path / "corpora.json").read_bytes()

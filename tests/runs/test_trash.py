@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from moe_cli.config.data import DataConfig, DigitsData, PlantedData, TextData
+from moe_cli.config.data import DataConfig, PackagedImagesConfig, SyntheticRatingsConfig, TextFilesConfig
 from moe_cli.data.load import Data, load_data
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
 from moe_cli.files.writing import write_json
@@ -183,7 +183,11 @@ def test_token_files_that_a_run_uses_stay(tmp_path: Path) -> None:
 
 def test_cached_data_of_every_kind_are_waste_once_no_run_uses_them(tmp_path: Path, text_file: Path) -> None:
     """Whatever load_data leaves in the cache is found when no run uses it, and is kept while a run does."""
-    data: list[DataConfig] = [TextData(path=str(text_file)), DigitsData(), PlantedData()]
+    data: list[DataConfig] = [
+        TextFilesConfig(path=str(text_file)),
+        PackagedImagesConfig(name="digits"),
+        SyntheticRatingsConfig(),
+    ]
     loaded = [load_data(each, 16, tmp_path) for each in data]
     assert set(get_args(Data)) == set(map(type, loaded))
     folders = sorted(path.parent for path in (tmp_path / ".cache").rglob("meta.json"))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moe_cli import __version__, sweep
-from moe_cli.config.compose import Composer, load_config, packaged_conf
+from moe_cli.config.compose import Composer, load_config
+from moe_cli.config.settings import packaged_conf
 from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
 from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError
@@ -257,7 +258,7 @@ def test_the_sweep_is_written_beside_its_runs_and_left_alone(tmp_path: Path) -> 
     """What it is, its baseline, its commands, when it was first made; the same command changes no file."""
     plan = plan_sweep(["paper/loss_free_table2", "train.steps=2"])
     before = time.time()
-    runs = plan.open(tmp_path)
+    runs = plan.create_runs(tmp_path)
     written = recorded(tmp_path / plan.name)
     assert before <= written.pop("created") <= time.time()
     assert before <= written["commands"][0].pop("time") <= time.time()
@@ -271,12 +272,12 @@ def test_the_sweep_is_written_beside_its_runs_and_left_alone(tmp_path: Path) -> 
     assert {"name": "paper-loss_free_table2", **declared, "commands": [{**command, **declared}]} == written
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     stamps = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
-    assert runs == plan.open(tmp_path) == plan.existing(tmp_path)
+    assert runs == plan.create_runs(tmp_path) == plan.run_dirs(tmp_path)
     assert stamps == {
         path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()
     }
     created = recorded(tmp_path / plan.name)["created"]
-    plan_sweep(["paper/loss_free_table2", "train.steps=3"]).open(tmp_path)
+    plan_sweep(["paper/loss_free_table2", "train.steps=3"]).create_runs(tmp_path)
     changed = recorded(tmp_path / plan.name)
     assert (created, "train.steps=3") == (changed["created"], changed["commands"][1]["words"][1])
 
@@ -284,10 +285,10 @@ def test_the_sweep_is_written_beside_its_runs_and_left_alone(tmp_path: Path) -> 
 def test_a_second_command_keeps_what_the_first_declared(tmp_path: Path) -> None:
     """A sweep typed by hand under the name of a named one leaves question, baseline and looks, and adds its command."""
     first = plan_sweep(["paper/loss_free_table2", "train.steps=2"])
-    first.open(tmp_path)
+    first.create_runs(tmp_path)
     folder = tmp_path / first.name
     write_json(folder / "sweep.json", {**recorded(folder), "looks": [{"runs": 4}]})
-    plan_sweep(["k=1,2", "train.steps=2"], name=first.name, seeds=2, where=["k < 9"]).open(tmp_path)
+    plan_sweep(["k=1,2", "train.steps=2"], name=first.name, seeds=2, where=["k < 9"]).create_runs(tmp_path)
     after = recorded(folder)
     assert (first.question, first.baseline, [{"runs": 4}]) == (after["question"], after["baseline"], after["looks"])
     last = after["commands"][-1]
@@ -297,9 +298,9 @@ def test_a_second_command_keeps_what_the_first_declared(tmp_path: Path) -> None:
 def test_a_baseline_that_is_declared_later_wins(tmp_path: Path) -> None:
     """Another named sweep in the same folder replaces question and baseline; the old ones stay with their command."""
     first = plan_sweep(["paper/loss_free_table2", "train.steps=2"], name="mine")
-    first.open(tmp_path)
+    first.create_runs(tmp_path)
     second = plan_sweep(["paper/shazeer_table6", "train.steps=2"], name="mine")
-    second.open(tmp_path)
+    second.create_runs(tmp_path)
     after = recorded(tmp_path / "mine")
     assert (second.question, {"balance": "none"}) == (after["question"], after["baseline"])
     assert [first.baseline, second.baseline] == [command["baseline"] for command in after["commands"]]
@@ -311,8 +312,8 @@ def test_a_baseline_can_be_declared_on_the_command_line(tmp_path: Path) -> None:
     assert ["balance=none seed=0", "balance=switch seed=0", "balance=z seed=0"] == [
         point.label for point in plan.points
     ]
-    plan.open(tmp_path)
-    plan_sweep(["balance=switch,z", "train.steps=2"], seeds=2).open(tmp_path)
+    plan.create_runs(tmp_path)
+    plan_sweep(["balance=switch,z", "train.steps=2"], seeds=2).create_runs(tmp_path)
     assert {"balance": "none"} == recorded(tmp_path / "sweep")["baseline"]
     named = plan_sweep(["paper/loss_free_table2", "train.steps=2"], baseline='balance == "none"')
     assert {"balance": "none"} == named.baseline

@@ -15,7 +15,7 @@ from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import scheduler
 from moe_cli.sweeps.pruning import EVALUATIONS, count_evaluations, make_pruner
-from moe_cli.sweeps.scheduler import drive, to_do
+from moe_cli.sweeps.scheduler import pending_runs, run_all
 from moe_cli.sweeps.search import SearchFeed, open_study
 from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_search
 
@@ -81,7 +81,7 @@ def loss(config: RunConfig, looks: int) -> float:
 def search(asked: SearchPlan, outputs: Path, at_a_time: int = 1) -> tuple[SearchFeed, EvaluatingPool]:
     pool = EvaluatingPool(at_a_time)
     with SearchFeed(asked, open_study(asked, outputs, EVALUATIONS), outputs, lambda: at_a_time).at_work() as feed:
-        drive(feed, pool)
+        run_all(feed, pool)
     return feed, pool
 
 
@@ -100,7 +100,7 @@ def test_what_is_behind_is_stopped_for_good(tmp_path: Path, name: str) -> None:
     assert {"pruned"} == {run.status()["status"] for run in pruned}
     assert all(run.status()["reason"].startswith(f"pruned by {name}: val_bpb ") for run in pruned)
     assert [] == search(asked, tmp_path)[1].jobs
-    assert [] == to_do(list_runs_by_age(tmp_path), retry_failed=True)
+    assert [] == pending_runs(list_runs_by_age(tmp_path), retry_failed=True)
 
 
 def test_every_evaluation_is_reported_once_in_order(tmp_path: Path) -> None:
@@ -117,12 +117,12 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_not_reported_twice(tmp_path: Pa
     """After the sweep was killed, evaluations that are made again keep their numbers."""
     asked = plan(LR, trials=1, prune="median")
     first = SearchFeed(asked, open_study(asked, tmp_path, EVALUATIONS), tmp_path)
-    run = first.take()
+    run = first.next_run()
     assert run is not None
     job = EvaluatingJob(run)
     for _ in range(4):
         job.poll()
-        assert [] == first.unpromising([run])
+        assert [] == first.to_prune([run])
     with lock(run.path):
         Recorder(run).rewind(20)
     feed, pool = search(asked, tmp_path)
@@ -147,7 +147,7 @@ def test_a_trial_found_unpromising_is_not_begun_again(tmp_path: Path) -> None:
     """The sweep was killed between that and the run's end: the next one prunes it without starting it."""
     asked = plan(LR, trials=1)
     first = SearchFeed(asked, open_study(asked, tmp_path, EVALUATIONS), tmp_path)
-    run = first.take()
+    run = first.next_run()
     assert run is not None
     first._open[0].trial.set_user_attr("unpromising", "by asha: val_bpb 9.000 at evaluation 1")
     feed, pool = search(asked, tmp_path)

@@ -140,7 +140,7 @@ def test_a_run_at_work_keeps_all_where_they_are(outputs: Path) -> None:
     assert before == content(outputs)
 
 
-@pytest.mark.parametrize("killed_at", ["open_or_create_run", "drive"])
+@pytest.mark.parametrize("killed_at", ["open_or_create_run", "run_all"])
 def test_what_was_moved_comes_back_after_a_kill(killed_at: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the move to the trash and the first run, the sweep can be restored, and is as it was."""
 
@@ -169,7 +169,7 @@ def test_a_sweep_is_marked_while_it_is_at_work(outputs: Path, monkeypatch: pytes
     def drive(*arguments: object) -> None:
         seen.append(is_sweep_running(outputs / "sweep"))
 
-    monkeypatch.setattr(run_sweep, "drive", drive)
+    monkeypatch.setattr(run_sweep, "run_all", drive)
     sweep(["data=text", "data.path=words.txt", *TINY], outputs=outputs, force=True)
     assert [True, False] == [*seen, is_sweep_running(outputs / "sweep")]
 

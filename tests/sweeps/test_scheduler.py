@@ -21,7 +21,7 @@ from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import scheduler as module
 from moe_cli.sweeps.executors import local
 from moe_cli.sweeps.executors.local import LocalPool
-from moe_cli.sweeps.scheduler import Listed, Observer, Progress, drive, explain, to_do
+from moe_cli.sweeps.scheduler import Observer, Progress, RunList, pending_runs, record_worker_failure, run_all
 from tests.cli.conftest import TINY
 
 # What becomes of runs is asked here; of the process that they are forked from, in test_local.py.
@@ -43,7 +43,7 @@ def make_runs(outputs: Path, words: list[str], *settings: str) -> list[Run]:
 def run_local(
     runs: list[Run], outputs: Path, workers: int, observer: Observer = lambda progress: None, warm: bool = True
 ) -> Progress:
-    return drive(Listed(runs), LocalPool(outputs, workers, warm), observer)
+    return run_all(RunList(runs), LocalPool(outputs, workers, warm), observer)
 
 
 @pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -59,8 +59,8 @@ def test_a_killed_worker_costs_only_itself(tmp_path: Path, words: list[str], war
     assert (progress.failed, progress.finished) == ([first], [second])
     assert first.status()["status"] == "failed"
     assert first.status()["reason"].startswith("killed by signal 9 (SIGKILL)")
-    assert to_do([first, second], retry_failed=False) == []
-    assert to_do([first, second], retry_failed=True) == [first]
+    assert pending_runs([first, second], retry_failed=False) == []
+    assert pending_runs([first, second], retry_failed=True) == [first]
 
 
 def test_a_busy_run_is_waited_for(tmp_path: Path, words: list[str]) -> None:
@@ -202,8 +202,8 @@ def test_a_worker_that_could_not_say_why_it_ended_is_explained(
     """The run is failed, with what its exit code tells and where its log is; a reason of its own is kept."""
     (run,) = make_runs(tmp_path, words, "train.steps=4")
     (run.path / "log.txt").write_text("")
-    explain(run, code)
+    record_worker_failure(run, code)
     assert ("failed", f"{reason} (log: {run.path / 'log.txt'})") == (run.status()["status"], run.status()["reason"])
     Recorder(run).status("failed", reason="its own")
-    explain(run, EXIT_FAILED)
+    record_worker_failure(run, EXIT_FAILED)
     assert "its own" == run.status()["reason"]

@@ -20,9 +20,9 @@ from moe_cli.report.importance import JOURNAL, STUDY, open_journal
 from moe_cli.runs.folder import Run
 from moe_cli.runs.locks import lock
 from moe_cli.sweeps import scheduler
-from moe_cli.sweeps.scheduler import Progress, drive
-from moe_cli.sweeps.search import LOST, SearchFeed, counted, open_study, pareto_front
-from moe_cli.sweeps.search_estimate import preview
+from moe_cli.sweeps.scheduler import Progress, run_all
+from moe_cli.sweeps.search import ORPHANED, SearchFeed, counted_trials, open_study, pareto_front
+from moe_cli.sweeps.search_estimate import estimate_search
 from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_search
 from tests.sweeps.fake import FakePool, Results
 
@@ -54,7 +54,7 @@ def search(
 ) -> tuple[SearchFeed, FakePool]:  # fmt: skip
     pool = FakePool(results, at_a_time)
     with SearchFeed(asked, open_study(asked, outputs, 9), outputs, lambda: at_a_time, retry).at_work() as feed:
-        drive(feed, pool, observer)
+        run_all(feed, pool, observer)
     return feed, pool
 
 
@@ -120,7 +120,7 @@ def test_a_running_trial_of_a_dead_search_is_taken_up(tmp_path: Path) -> None:
     asked = plan(LR)
     study = open_study(asked, tmp_path, 9)
     killed = SearchFeed(asked, study, tmp_path)
-    run = killed.take()
+    run = killed.next_run()
     assert run is not None
     feed, pool = search(asked, tmp_path)
     assert run == pool.started[0]
@@ -135,7 +135,7 @@ def test_a_trial_that_was_killed_while_drawn_is_drawn_anew(tmp_path: Path) -> No
     study.ask().suggest_float("optim.lr", 0.001, 0.1, log=True)
     feed, _ = search(asked, tmp_path / "b")
     assert drawn(undisturbed) == drawn(feed)
-    assert LOST == feed.study.trials[0].user_attrs["set_aside"]
+    assert ORPHANED == feed.study.trials[0].user_attrs["set_aside"]
 
 
 def test_a_torn_line_of_the_journal_is_cut_off(tmp_path: Path) -> None:
@@ -202,9 +202,9 @@ def test_a_search_of_nothing_possible_gives_up(tmp_path: Path) -> None:
     asked = plan("expert=2,4", "k=1,2", where=("k > expert",))
     feed, pool = search(asked, tmp_path)
     assert (100, []) == (len(feed.study.trials), pool.started)
-    assert "100 draws in a row cannot be, the last: a condition of 'where' does not hold." == feed.given_up
+    assert "100 draws in a row cannot be, the last: a condition of 'where' does not hold." == feed.stop_reason
     with pytest.raises(ConfigError, match="a condition of 'where' does not hold"):
-        preview(asked, tmp_path)
+        estimate_search(asked, tmp_path)
 
 
 def test_equal_configurations_are_trained_once(tmp_path: Path) -> None:
@@ -245,26 +245,26 @@ def test_a_run_that_is_tried_again_comes_before_new_trials(tmp_path: Path) -> No
     """What has been put back is given next; a run at work elsewhere is not waited for while there are others."""
     asked = plan(LR)
     with SearchFeed(asked, open_study(asked, tmp_path, 9), tmp_path, lambda: 3).at_work() as feed:
-        first, second = feed.take(), feed.take()
+        first, second = feed.next_run(), feed.next_run()
         assert first
         assert second
-        feed.put_back(first)
-        assert first == feed.take()
-        feed.put_back(second)
+        feed.requeue(first)
+        assert first == feed.next_run()
+        feed.requeue(second)
         with lock(second.path):
-            third = feed.take()
+            third = feed.next_run()
             assert third not in (None, first, second)
-            feed.put_back(first)
-            assert first == feed.take()
+            feed.requeue(first)
+            assert first == feed.next_run()
 
 
 def test_room_that_a_cluster_gains_is_used(tmp_path: Path) -> None:
     """So many runs are given as there is room for at the time."""
     asked, room = plan(LR), [1]
     with SearchFeed(asked, open_study(asked, tmp_path, 9), tmp_path, lambda: room[0]).at_work() as feed:
-        assert [True, False] == [feed.take() is not None for _ in range(2)]
+        assert [True, False] == [feed.next_run() is not None for _ in range(2)]
         room[0] = 3
-        assert [True, True, False] == [feed.take() is not None for _ in range(3)]
+        assert [True, True, False] == [feed.next_run() is not None for _ in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_result_that_some_draws_have_not_is_refused(
     """Before a run is trained for nothing."""
     asked = plan(*words, "data=text", f"data.path={text_file}", "model.context_length=16", objective=objective)
     with pytest.raises(ConfigError, match=said):
-        preview(asked, tmp_path)
+        estimate_search(asked, tmp_path)
 
 
 def test_a_trials_value_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_named_searches(name: str, tmp_path: Path, text_file: Path) -> None:
         asked = plan_search([name, f"preset={preset}", "data=text", f"data.path={text_file}", "train.threads=1"],
                             SearchOptions(), composer=Composer())  # fmt: skip
         assert asked.question.endswith("?")
-        assert 1.0 == preview(asked, tmp_path).possible
+        assert 1.0 == estimate_search(asked, tmp_path).possible
         trials.append(asked.trials)
     assert sorted(set(trials)) == trials
 
@@ -398,7 +398,7 @@ def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
     assert (tmp_path / "mine" / JOURNAL).is_file()
     assert 1 == len(open_journal(tmp_path / "mine").get_all_studies())
     assert STUDY == open_journal(tmp_path / "mine").get_all_studies()[0].study_name
-    assert 2 == len(counted(open_study(plan_search([*words], SearchOptions("random", 2), name="mine", composer=Composer()),
+    assert 2 == len(counted_trials(open_study(plan_search([*words], SearchOptions("random", 2), name="mine", composer=Composer()),
                                        tmp_path, 9).trials))  # fmt: skip
 
 

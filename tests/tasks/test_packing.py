@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.config.compose import load_config
-from moe_cli.config.data import TextData
+from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.data.corpora import load_corpus
 from moe_cli.data.document_windows import document_windows
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, packing: str, family: str = "gpt", **changes: Any) -> Any:
-    data = TextData(path=str(folder), packing=packing, val_fraction=0.3)  # type: ignore[arg-type]
+    data = TextFilesConfig(path=str(folder), packing=packing, val_fraction=0.3)  # type: ignore[arg-type]
     return tiny_config(folder, **{**TINY.get(family, {}), "data": data, **changes})
 
 
@@ -200,7 +200,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     folder: Path, tmp_path: Path, family: str, packing: str, tokenizer: str
 ) -> None:
     """Stopped after three of six steps, the weights at the end are those of a run that was not, to the last bit."""
-    changes = {"data": TextData(path=str(folder), packing=packing, tokenizer=tokenizer, val_fraction=0.3,
+    changes = {"data": TextFilesConfig(path=str(folder), packing=packing, tokenizer=tokenizer, val_fraction=0.3,
                                 bpe_vocab=300 if tokenizer == "bpe" else None)}  # fmt: skip
     if family == "bert":
         changes["task"] = MaskedLM(pseudo_perplexity_tokens=8)
@@ -246,7 +246,7 @@ def test_what_is_refused(given: list[str], message: str) -> None:
 def test_one_document_cannot_be_told_apart(text_file: Path, tmp_path: Path) -> None:
     """A single file."""
     with pytest.raises(DataError, match=r"is one document, and data.packing=pad tells documents apart. Use concat"):
-        load_corpus(TextData(path=str(text_file), packing="pad"), L, tmp_path)
+        load_corpus(TextFilesConfig(path=str(text_file), packing="pad"), L, tmp_path)
 
 
 def test_how_much_is_padding_is_said(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_cli.config.compose import load_config
-from moe_cli.config.data import TextData
+from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.schema import EvalConfig
 from moe_cli.data.document_windows import document_windows
 from moe_cli.errors import ConfigError
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(folder: Path, family: str = "gpt", packing: str = "concat", **changes: Any) -> Any:
     given = {**TINY.get(family, {})}
     if family not in ("vit", "mmoe"):
-        given["data"] = TextData(path=str(folder), packing=packing, val_fraction=0.3)  # type: ignore[arg-type]
+        given["data"] = TextFilesConfig(path=str(folder), packing=packing, val_fraction=0.3)  # type: ignore[arg-type]
         model = given.get("model") or tiny_config(folder).model
         given["model"] = replace(model, context_length=L)
     return tiny_config(folder, **{**given, **changes})

@@ -13,15 +13,11 @@ import torch
 
 from moe_cli.config.balances import (
     BalanceConfig,
-    EntropyBalance,
-    ImportanceBalance,
-    LoadBalance,
+    BalanceLoss,
     LossFreeBalance,
-    MutualInformationBalance,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
-    ZBalance,
 )
 from moe_cli.config.routers import NoisyTopKConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig
@@ -40,18 +36,18 @@ CASES: list[tuple[BalanceConfig, bool]] = [
     (NoBalance(), False),
     (SwitchBalance(), False),
     (SwitchBalance(weight=1.0), True),
-    (ImportanceBalance(), False),
-    (ImportanceBalance(weight=1.0), True),
-    (LoadBalance(), True),
-    (LoadBalance(weight=1.0), True),
-    (ZBalance(), False),
-    (ZBalance(weight=1.0), False),
+    (BalanceLoss(name="importance"), False),
+    (BalanceLoss(name="importance", weight=1.0), True),
+    (BalanceLoss(name="load"), True),
+    (BalanceLoss(name="load", weight=1.0), True),
+    (BalanceLoss(name="z"), False),
+    (BalanceLoss(name="z", weight=1.0), False),
     (LossFreeBalance(), True),
     (QuantileBalance(), True),
-    (EntropyBalance(), False),
-    (EntropyBalance(weight=1.0), True),
-    (MutualInformationBalance(), False),
-    (MutualInformationBalance(weight=1.0), False),
+    (BalanceLoss(name="entropy"), False),
+    (BalanceLoss(name="entropy", weight=1.0), True),
+    (BalanceLoss(name="mutual_information"), False),
+    (BalanceLoss(name="mutual_information", weight=1.0), False),
 ]
 
 
@@ -60,7 +56,7 @@ def collapsed_training(balance: BalanceConfig, outputs: Path) -> Training:
 
     Gates have no bias of their own: it comes through a feature of the embedding that is the same for every token.
     """
-    router = NoisyTopKConfig() if isinstance(balance, LoadBalance) else TopKConfig()
+    router = NoisyTopKConfig() if balance.name == "load" else TopKConfig()
     config = tiny_config(
         TEXT, expert=8, k=2, router=router, balance=balance, optim=AdamWConfig(lr=0.003),
         train={"steps": STEPS, "batch_size": 32, "log_every": STEPS},

@@ -10,22 +10,20 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
 from moe_cli.config.balances import (
+    BalanceLoss,
     CombinedBalance,
-    LoadBalance,
     LossFreeBalance,
-    Method,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
-    ZBalance,
 )
-from moe_cli.config.data import TokenData
+from moe_cli.config.data import TokenFilesConfig
 from moe_cli.config.routers import NoisyTopKConfig, RandomConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.data import shuffle
@@ -79,7 +77,7 @@ def stop_at(step: int) -> Any:
     [
         ({"router": TopKConfig(), "balance": SwitchBalance(), "optim": MuonConfig(lr=0.03, adam_lr=0.01)}, 4),
         ({"router": TopKConfig(), "balance": LossFreeBalance(), "optim": AdamWConfig(lr=0.01)}, 5),
-        ({"router": TopKConfig(), "balance": ZBalance(), "optim": AdamWConfig(lr=0.01), "capacity": 1.0}, 3),
+        ({"router": TopKConfig(), "balance": BalanceLoss(name="z"), "optim": AdamWConfig(lr=0.01), "capacity": 1.0}, 3),
         ({"router": SwitchConfig(jitter=0.1), "k": 1, "balance": SwitchBalance(), "optim": AdamWConfig(lr=0.01)}, 4),
         ({"router": SwitchConfig(jitter=0.1), "k": 1, "balance": LossFreeBalance()}, 1),
         ({"router": SwitchConfig(), "k": 1, "balance": NoBalance()}, 7),
@@ -126,7 +124,7 @@ def test_ready_made_tokens_go_on_in_the_middle_of_an_epoch(
     for number in range(3):
         with_header(tmp_path / "tokens" / f"train_{number}.bin", [(7 * i * i + number) % 50 for i in range(167)])
     raw(tmp_path / "tokens" / "val.bin", [i % 50 for i in range(100)])
-    data = TokenData(path=str(tmp_path / "tokens"), vocab_size=50)
+    data = TokenFilesConfig(path=str(tmp_path / "tokens"), vocab_size=50)
     config = tiny_config(tmp_path, data=data, train={**TRAIN, "steps": 16})
     whole = finish(config, tmp_path / "whole")
     for stop in (2, 4, 15):
@@ -145,8 +143,9 @@ def settings_of_every_kind() -> dict[str, dict[str, Any]]:
         "null experts": {"router": TopKConfig(null_experts=2)},
         "cosine": {"router": TopKConfig(score="cosine")},
         "grouped": {"expert": 8, "router": SigmoidConfig(groups=4, top_groups=2), "balance": LossFreeBalance()},
-        **{each.__name__: {"balance": each()} for each in get_args(Method) if each is not NoBalance and each is not LoadBalance},
-        "LoadBalance": {"router": NoisyTopKConfig(), "balance": LoadBalance()},
+        **{each.__name__: {"balance": each()} for each in (SwitchBalance, LossFreeBalance, QuantileBalance)},
+        **{name: {"balance": BalanceLoss(name=name)} for name in ("importance", "z", "entropy", "mutual_information")},
+        "load": {"router": NoisyTopKConfig(), "balance": BalanceLoss(name="load")},
         **{f"{each.__name__} ema": {"optim": each(lr=0.01, ema_decay=0.9)} for each in (MuonConfig, AdamWConfig, SGDConfig)},
         "latent": {"model": {"kv_lora_rank": 6}},
         "gpt-2": {"model": {"norm": "layer", "position_encoding": "learned", "qk_norm": False, "init_std": 0.02}},

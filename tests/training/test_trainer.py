@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, ZBalance
+from moe_cli.config.balances import BalanceLoss, LossFreeBalance, NoBalance, SwitchBalance
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
@@ -114,7 +114,9 @@ def test_without_loss_free_balancing_there_is_no_bias(text_file: Path, tmp_path:
     assert not any(layer.router.expert_bias.any() for layer in training.layers)
 
 
-@pytest.mark.parametrize("balance", [SwitchBalance(weight=3.0), ZBalance(weight=0.5), NoBalance(), LossFreeBalance()])
+@pytest.mark.parametrize(
+    "balance", [SwitchBalance(weight=3.0), BalanceLoss(name="z", weight=0.5), NoBalance(), LossFreeBalance()]
+)
 def test_the_balancing_loss_is_added_with_its_weight(text_file: Path, tmp_path: Path, balance: Any) -> None:
     """A step of gradient descent is that on cross-entropy + weight * mean over layers of the loss written out.
 

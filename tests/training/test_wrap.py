@@ -16,11 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from moe_cli.config.balances import (
-    EntropyBalance,
-    ImportanceBalance,
-    LoadBalance,
+    BalanceLoss,
     LossFreeBalance,
-    MutualInformationBalance,
     QuantileBalance,
     SwitchBalance,
 )
@@ -68,16 +65,21 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "capacity-probability": (EXPERTS, {"capacity": 0.6, "drop": "probability", "renormalise_after_drop": True}),
     "capacity-causal": ({}, {"capacity": 0.6, "drop": "causal", "eval": {"stride": 5}}),
     "global": (BOTH, {"balance": SwitchBalance(weight=0.5, scope="global"), "train": {"grad_accumulation": 2}}),
-    "importance": ({}, {"balance": ImportanceBalance(weight=0.5)}),
-    "entropy": (FSDP, {"balance": EntropyBalance(weight=0.5)}),
-    "information": ({}, {"balance": MutualInformationBalance(weight=0.5)}),
+    "importance": ({}, {"balance": BalanceLoss(name="importance", weight=0.5)}),
+    "entropy": (FSDP, {"balance": BalanceLoss(name="entropy", weight=0.5)}),
+    "information": ({}, {"balance": BalanceLoss(name="mutual_information", weight=0.5)}),
     "loss-free": (EXPERTS, {"balance": LossFreeBalance(bias_update_rate=0.05)}),
     "quantile": ({}, {"balance": QuantileBalance()}),
     "sinkhorn": ({}, {"router": SinkhornConfig()}),
     "expert-choice": ({}, {**TINY["bert"], "router": ExpertChoiceConfig(), "balance": None}),
     "expert-choice-capacity": (
         BOTH,
-        {**TINY["bert"], "router": ExpertChoiceConfig(), "capacity": 0.6, "balance": ImportanceBalance(weight=0.5)},
+        {
+            **TINY["bert"],
+            "router": ExpertChoiceConfig(),
+            "capacity": 0.6,
+            "balance": BalanceLoss(name="importance", weight=0.5),
+        },
     ),
     "soft": (EXPERTS, {**TINY["bert"], "router": SoftConfig(slots=2), "balance": None}),
     "relu": (EXPERTS, {"router": ReluConfig(), "balance": None}),
@@ -114,7 +116,7 @@ QUICK = {name: CASES[name] for name in (
 # Random numbers are drawn anew in each process: such runs are other runs, that must end as well.
 NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random": ({}, {"router": RandomConfig(), "balance": None}),
-    "noisy": (BOTH, {"router": NoisyTopKConfig(), "balance": LoadBalance(weight=0.1)}),
+    "noisy": (BOTH, {"router": NoisyTopKConfig(), "balance": BalanceLoss(name="load", weight=0.1)}),
     "jitter": (FSDP, {"router": SwitchConfig(jitter=0.1), "k": 1}),
     "dropout": (EXPERTS, {"model": {"dropout": 0.1, "expert_dropout": 0.2}}),
     "random-drops": ({}, {"capacity": 0.6, "drop": "random"}),

@@ -91,7 +91,7 @@ def _print_list(shown: "list[RunStatus]") -> None:
         TextColumn("run", [each.run.id for each in shown], align_left=True, min_width=16),
         TextColumn("sweep", [each.run.group for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8),
         TextColumn("status", [each.status for each in shown], align_left=True, styles=[styles.get(each.status, "") for each in shown]),
-        TextColumn("done", [f"{100 * each.share:.0f} %" if each.steps else "-" for each in shown]),
+        TextColumn("done", [f"{100 * each.progress:.0f} %" if each.steps else "-" for each in shown]),
         TextColumn("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
         TextColumn("age", [age(now - each.created) if each.created else "-" for each in shown]),
         TextColumn("tags", [",".join(each.tags) for each in shown], align_left=True, min_width=12),
@@ -182,7 +182,7 @@ def tag_run(
     after += [] if remove else [tag for tag in given if tag not in before]
     if len(idle) < len(given):
         set_tags(found, after)
-    _say(f"{found.id}   tags {', '.join(after) or 'none'}")
+    _echo(f"{found.id}   tags {', '.join(after) or 'none'}")
 
 
 @runs.command()
@@ -208,19 +208,19 @@ def rm(
     for run in chosen:
         check_idle(run)  # before the first is moved
     if len(chosen) > 1 and not yes:
-        _ask(f"move {len(chosen)} runs to the trash?", [f"{run.group}/{run.id}" for run in chosen])
+        _confirm(f"move {len(chosen)} runs to the trash?", [f"{run.group}/{run.id}" for run in chosen])
     moved = 0
     try:
         for run in chosen:
             remove(run, folder)
             moved += 1
             if len(chosen) <= 10:
-                _say(f"removed {run.group}/{run.id}")
+                _echo(f"removed {run.group}/{run.id}")
     except MoeError as error:
         raise type(error)(f"{error}\n{moved} of {len(chosen)} runs were removed." if moved else str(error)) from None
     groups = {run.group for run in chosen}
     undo = f"moe runs restore {chosen[0].id if moved == 1 else ' '.join(sorted(groups))}"
-    _say(f"{moved} {'run is' if moved == 1 else 'runs are'} in the trash. Undo: {undo}")
+    _echo(f"{moved} {'run is' if moved == 1 else 'runs are'} in the trash. Undo: {undo}")
 
 
 def _named(outputs: Path, names: list[str]) -> "list[Run]":
@@ -239,22 +239,22 @@ def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run
     return [each.run for each in read_statuses(runs) if each.status in wanted]
 
 
-def _ask(question: str, names: list[str]) -> None:
+def _confirm(question: str, names: list[str]) -> None:
     """Raises ConfigError where there is nobody to ask; leaves with exit code 1 when the answer is no."""
     from moe_cli.errors import ConfigError
 
     if not sys.stdin.isatty():
         raise ConfigError(f"{question} There is nobody to ask here: say it with --yes")
     for name in names[:10]:
-        _say(f"  {name}")
+        _echo(f"  {name}")
     if len(names) > 10:
-        _say(f"  and {len(names) - 10} more")
+        _echo(f"  and {len(names) - 10} more")
     if not typer.confirm(question):
-        _say("nothing is removed.")
+        _echo("nothing is removed.")
         raise typer.Exit(1)
 
 
-def _say(text: str) -> None:
+def _echo(text: str) -> None:
     from moe_cli.formatting import printable
 
     echo(printable(text))
@@ -283,7 +283,7 @@ def restore(
         for removed in chosen.values():
             back.append(bring_back(removed, folder))
             if not as_json:
-                _say(f"restored {back[-1].group}/{back[-1].id}")
+                _echo(f"restored {back[-1].group}/{back[-1].id}")
         if as_json:
             print_json([{"run": run.id, "sweep": run.group, "path": str(run.path)} for run in back])
     elif as_json:
@@ -306,20 +306,20 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """Say what could be freed; free it with --yes. Example: moe runs clean --older-than 0d --checkpoints --yes"""
-    from moe_cli.cli.runs.cleanup import free_all, parse_age, print_waste
+    from moe_cli.cli.runs.cleanup import delete_all, parse_age, print_reclaimable
     from moe_cli.runs.cleanup import find_reclaimable
     from moe_cli.runs.folder import outputs_folder
 
     waste = list(find_reclaimable(outputs_folder(outputs), parse_age(older_than)))
     options = {"trash": True, "unfinished": True, "checkpoints": checkpoints, "cache": cache}
     chosen = [each for each in waste if options[each.kind]]
-    freed = free_all(chosen) if yes else []
+    freed = delete_all(chosen) if yes else []
     if as_json:
         records = [{"kind": each.kind, "path": str(each.path), "bytes": each.num_bytes, "why": each.why,
                     "chosen": options[each.kind], "freed": each in freed} for each in waste]  # fmt: skip
         print_json(records)
     else:
-        print_waste(waste, chosen, freed if yes else None)
+        print_reclaimable(waste, chosen, freed if yes else None)
 
 
 @runs.command()
@@ -331,10 +331,10 @@ def watch(
 ) -> None:
     """The live table from another terminal. Exit code 3: runs are not complete. Example: moe runs watch sparsity"""
     from moe_cli.cli.console import Terminal
-    from moe_cli.cli.runs.watch import pick, watch_run, watch_sweep
+    from moe_cli.cli.runs.watch import resolve_target, watch_run, watch_sweep
     from moe_cli.runs.folder import Run, outputs_folder
 
-    found, console = pick(outputs_folder(outputs), name), Terminal()
+    found, console = resolve_target(outputs_folder(outputs), name), Terminal()
     code = watch_run(console, found) if isinstance(found, Run) else watch_sweep(console, found)
     if code:
         raise typer.Exit(code)

@@ -53,7 +53,7 @@ def print_trash(trash: Sequence[TrashedRun]) -> None:
         echo("Bring one back: moe runs restore RUN      Free all: moe runs clean --older-than 0d --yes")
 
 
-def free_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
+def delete_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
     """Frees it, and gives what was not in use by then. Raises MoeError, after all others were freed."""
     freed, errors = [], []
     for each in waste:
@@ -67,7 +67,7 @@ def free_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
     return freed
 
 
-def print_waste(
+def print_reclaimable(
     waste: Sequence[Reclaimable], chosen: Sequence[Reclaimable], freed: Sequence[Reclaimable] | None
 ) -> None:
     """What could be freed, by kind, or what was."""

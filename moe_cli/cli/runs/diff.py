@@ -4,7 +4,7 @@ from rich.text import Text
 
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.cli.terminal import ascii_only
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.metrics import BY_KEY, max_violation
 from moe_cli.report.expert_usage import expert_load

@@ -7,7 +7,8 @@ from typing import Any
 from rich.text import Text
 
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
-from moe_cli.config.build import flatten_dict, show
+from moe_cli.config.build import flatten_dict
+from moe_cli.config.ranges import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
 from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, max_violation, target
 from moe_cli.report.expert_usage import expert_load

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.text import Text
 
-from moe_cli.cli.progress import Board, Standing, bar_line, ended_line, reason_of
+from moe_cli.cli.progress import LivePanel, SweepProgress, bar_line, failure_reason, finished_line
 from moe_cli.formatting import count, duration, percent, plural, printable, sparkline
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, PRUNED, RUNNING, Run
@@ -17,15 +17,15 @@ from moe_cli.runs.locks import is_sweep_running
 from moe_cli.runs.lookup import find_folder, find_run, is_run, list_runs, list_runs_by_age, newest_sweep
 from moe_cli.runs.status import RunStatus, StatusCache
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 # A sweep on which nobody here is at work, and whose folders were silent for so long, was stopped.
-SILENT_SECONDS = 60.0
+STALE_SECONDS = 60.0
 RESCAN_SECONDS = 10.0
 CURVE_WIDTH = 40
 Sleep = Callable[[float], None]
 
 
-def pick(outputs: Path, name: str | None) -> Path | Run:
+def resolve_target(outputs: Path, name: str | None) -> Path | Run:
     """What to watch: the folder of a sweep, or a run. Without a name the newest sweep, or the newest run if there is none.
 
     Raises:
@@ -57,25 +57,25 @@ class SweepFolder:
         found, self.runs, old = found, found, self.runs
         return found != old
 
-    def standing(self) -> tuple[Standing, float]:
+    def standing(self) -> tuple[SweepProgress, float]:
         """Where they stand, and when one of them last gave a sign of life."""
-        seen = [self._watcher.look(run) for run in self.runs]
+        seen = [self._watcher.get(run) for run in self.runs]
         by = {
             status: [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED, PRUNED)
         }
         waiting = len(seen) - sum(map(len, by.values()))
-        sign = max((max(each.created, each.started, each.written) for each in seen), default=0.0)
-        return Standing(by[COMPLETED], by[RUNNING], by[FAILED], waiting, len(by[PRUNED])), sign
+        sign = max((max(each.created, each.started, each.last_heartbeat) for each in seen), default=0.0)
+        return SweepProgress(by[COMPLETED], by[RUNNING], by[FAILED], waiting, len(by[PRUNED])), sign
 
 
 def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> int:
     """Shows a sweep until nothing is left to do or nobody does it. The exit code: 0, or 3 if runs are not complete."""
     sweep = SweepFolder(folder)
     told: dict[Path, str] | None = None
-    with Board(console, {}) as board:
+    with LivePanel(console, {}) as board:
         while True:
             if sweep.rescan():
-                board.labels = labels_of(sweep.runs)
+                board.labels = run_labels(sweep.runs)
             standing, sign = sweep.standing()
             changed = _changed(standing, told or {})
             for each in changed if not console.is_terminal or told is not None else []:
@@ -83,25 +83,25 @@ def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> in
                     board.print(_change(each, board.label(each.run)))
             told = {**(told or {}), **{each.run.path: each.status for each in changed}}
             board.show(standing)
-            waits = standing.waiting and (is_sweep_running(folder) or time.time() - sign < SILENT_SECONDS)
+            waits = standing.waiting and (is_sweep_running(folder) or time.time() - sign < STALE_SECONDS)
             if not standing.running and not waits:
                 break
-            sleep(LOOK_SECONDS)
+            sleep(POLL_SECONDS)
     return _end(console, folder.name, standing)
 
 
-def _changed(standing: Standing, told: Mapping[Path, str]) -> list[RunStatus]:
+def _changed(standing: SweepProgress, told: Mapping[Path, str]) -> list[RunStatus]:
     """The runs that began or ended since `told`, in the order in which they did."""
     seen = (*standing.done, *standing.failed, *standing.running)
     changed = [each for each in seen if told.get(each.run.path) != each.status]
-    return sorted(changed, key=lambda each: each.started if each.status == RUNNING else each.written)
+    return sorted(changed, key=lambda each: each.started if each.status == RUNNING else each.last_heartbeat)
 
 
 def _change(each: RunStatus, label: str) -> Text:
-    return Text(f"running {printable(label)}") if each.status == RUNNING else ended_line(each, label)
+    return Text(f"running {printable(label)}") if each.status == RUNNING else finished_line(each, label)
 
 
-def _end(console: Console, name: str, standing: Standing) -> int:
+def _end(console: Console, name: str, standing: SweepProgress) -> int:
     text = f"{len(standing.done)} of {plural(standing.total, 'run')} complete"
     text += f", {len(standing.failed)} failed" if standing.failed else ""
     text += f", {standing.pruned} pruned" if standing.pruned else ""
@@ -114,9 +114,9 @@ def _end(console: Console, name: str, standing: Standing) -> int:
     return 3 if standing.failed or standing.waiting else 0
 
 
-def labels_of(runs: Sequence[Run]) -> dict[Path, str]:
+def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
     """What tells the runs of a sweep apart, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
-    from moe_cli.config.build import show
+    from moe_cli.config.ranges import show
     from moe_cli.report.load import flatten
     from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
 
@@ -135,9 +135,9 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     """Shows a run until it ends or nobody is at work on it. The exit code: 0 if it is complete, else 1."""
     watcher, told = StatusCache(), None
     last, curve = None, list[float]()
-    with Board(console, {}) as board:
+    with LivePanel(console, {}) as board:
         while True:
-            each = watcher.look(run)
+            each = watcher.get(run)
             if each is not last:
                 last, curve = each, validation_curve(run).values
             news = each.val_loss if each.status == RUNNING else None
@@ -147,9 +147,9 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
             board.draw(run_panel(each, curve, console.width, time.time()))
             if each.status != RUNNING and not _waits(each):
                 break
-            sleep(LOOK_SECONDS)
+            sleep(POLL_SECONDS)
     if each.status in (COMPLETED, FAILED, PRUNED):
-        board.print(ended_line(each, run.id))
+        board.print(finished_line(each, run.id))
     else:
         hint = f"Go on with: moe train --resume {printable(run.id)}"
         board.print(Text(f"{printable(run.id)} is {each.status}: nobody is at work on it. {hint}"))
@@ -158,7 +158,7 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
 
 def _waits(each: RunStatus) -> bool:
     """Whether somebody is about to begin it or to go on with it: its sweep, or a training that has only just been made."""
-    young = each.status == PENDING and time.time() - each.created < SILENT_SECONDS
+    young = each.status == PENDING and time.time() - each.created < STALE_SECONDS
     return each.status in (PENDING, INTERRUPTED) and (young or is_sweep_running(each.run.path.parent))
 
 
@@ -168,12 +168,12 @@ def _step(each: RunStatus) -> str:
 
 def run_panel(each: RunStatus, curve: Sequence[float], width: int, now: float) -> Group:
     """The progress of one run: step and time left, losses and load, the curve so far."""
-    texts = {"share": Text(f"{100 * each.share:z.0f} %")}
+    texts = {"share": Text(f"{100 * each.progress:z.0f} %")}
     if each.tokens_per_second is not None:
         texts["speed"] = Text(f"{count(each.tokens_per_second)} tok/s")
-    if each.started and 0 < each.share < 1:
-        texts["left"] = Text(duration((now - each.started) / each.share * (1 - each.share)) + " left")
-    head = bar_line(_step(each), each.share, texts, ("speed", "share"), width)
+    if each.started and 0 < each.progress < 1:
+        texts["left"] = Text(duration((now - each.started) / each.progress * (1 - each.progress)) + " left")
+    head = bar_line(_step(each), each.progress, texts, ("speed", "share"), width)
     rows: list[Any] = [
         Text(f"{printable(each.run.id)}   {each.status}", "bold", no_wrap=True, overflow="ellipsis"),
         head,
@@ -182,7 +182,7 @@ def run_panel(each: RunStatus, curve: Sequence[float], width: int, now: float) -
     if len(curve) > 1:
         rows.append(Text(f"  curve {curve[0]:z.3f} {sparkline(curve, CURVE_WIDTH)} {curve[-1]:z.3f}", no_wrap=True))
     if each.status == FAILED:
-        rows.append(Text(reason_of(each), "red", no_wrap=True, overflow="ellipsis"))
+        rows.append(Text(failure_reason(each), "red", no_wrap=True, overflow="ellipsis"))
     return Group(*rows)
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.routers import TokenChoice
+from moe_cli.config.routers import TokenChoiceConfig, TopKConfig
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.gates import make_gate
 from moe_cli.moe.routing import Routing, RoutingPolicy
@@ -76,7 +76,8 @@ class GatedRouter(Router):
     def __init__(
         self, d_model: int, num_experts: int, top_k: int, config: object, experts: Experts | None = None
     ) -> None:
-        options = config if isinstance(config, TokenChoice) else TokenChoice()
+        plain = TopKConfig(score="linear", temperature=1.0, null_experts=0)
+        options = config if isinstance(config, TokenChoiceConfig) else plain
         super().__init__(d_model, num_experts + options.null_experts, top_k, config, experts)
         self.temperature = options.temperature
         self.gate = make_gate(options.score, d_model, self.num_experts, experts)

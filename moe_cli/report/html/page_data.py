@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.formatting import printable
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.columns import Column, required_columns, truncate_left

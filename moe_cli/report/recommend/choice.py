@@ -283,7 +283,7 @@ def _half_width(sample: PairedSample) -> float | None:
 
 def label(row: Record, names: Collection[str]) -> str:
     """expert=16 k=2, and what else tells it apart."""
-    from moe_cli.config.build import show
+    from moe_cli.config.ranges import show
 
     main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={row.k}"]
     others = [f"{name}={show(row.get(name))}" for name in names

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.errors import MoeError
 from moe_cli.report.baseline import changed_settings, resolved_settings
 from moe_cli.report.configuration import Configuration

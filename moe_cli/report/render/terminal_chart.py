@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.config.build import show
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, printable
 from moe_cli.report.columns import column_named

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.build import show
 from moe_cli.config.data import HELD_OUT
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count
 from moe_cli.metrics import eval_windows

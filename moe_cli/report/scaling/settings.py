@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from moe_cli.config.build import show
 from moe_cli.config.compose import load_config
+from moe_cli.config.ranges import show
 from moe_cli.config.schema import BUDGETS
 from moe_cli.costs.model import cost, training_steps
 from moe_cli.errors import ConfigError

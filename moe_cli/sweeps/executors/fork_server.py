@@ -19,10 +19,10 @@ WORKER = "moe_cli.sweeps.executors.fork_server_process"
 CLOSE_SECONDS = 10.0
 
 
-class Fork:
+class ForkedRun:
     """A run in a process that the parent of all of them has forked."""
 
-    def __init__(self, run: Run, nest: "Nest") -> None:
+    def __init__(self, run: Run, nest: "ForkServer") -> None:
         self.folder = str(run.path)
         self.nest = nest
         self.pid: int | None = None
@@ -30,24 +30,24 @@ class Fork:
 
     def poll(self) -> int | None:
         if self.code is None:
-            self.nest.listen()
+            self.nest.receive()
         return self.code
 
     def stop(self) -> None:
         if not self.nest.ready:  # nothing has begun that could be saved, and nobody should wait for torch
             self.code = EXIT_INTERRUPTED
-        self.nest.say(run=self.folder, signal=int(signal.SIGTERM))
+        self.nest.send(run=self.folder, signal=int(signal.SIGTERM))
 
     def kill(self) -> None:
-        self.nest.say(run=self.folder, signal=int(signal.SIGKILL))
+        self.nest.send(run=self.folder, signal=int(signal.SIGKILL))
 
 
-class Nest:
+class ForkServer:
     """The parent process of forked runs. If it dies, its runs save and stop: their code is BUSY, to be asked for again."""
 
     def __init__(self, outputs: Path, environment: Mapping[str, str]) -> None:
         self.channel, theirs = socket.socketpair()
-        self.forks: dict[str, Fork] = {}
+        self.forks: dict[str, ForkedRun] = {}
         self.ready = False
         self.gone = False
         self._begun = b""
@@ -59,17 +59,17 @@ class Nest:
             )  # fmt: skip
         self.channel.setblocking(False)
 
-    def start(self, run: Run, outputs: Path) -> Fork:
-        fork = self.forks[str(run.path)] = Fork(run, self)
-        self.say(run=fork.folder, outputs=str(outputs))
+    def start(self, run: Run, outputs: Path) -> ForkedRun:
+        fork = self.forks[str(run.path)] = ForkedRun(run, self)
+        self.send(run=fork.folder, outputs=str(outputs))
         return fork
 
-    def say(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         # A socket that is full or broken belongs to a parent that is gone: `listen` will see it.
         with suppress(OSError):
             self.channel.sendall(json.dumps(message).encode() + b"\n")
 
-    def listen(self) -> None:
+    def receive(self) -> None:
         """Takes in what the parent has said."""
         while not self.gone:
             try:

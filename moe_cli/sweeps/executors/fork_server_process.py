@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from moe_cli.distributed.launch import leave
 from moe_cli.execution import worker
-from moe_cli.execution.runtime_tuning import keep_freed_memory, spin_briefly
+from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spinning
 from moe_cli.files.writing import append
 from moe_cli.training.signals import follow
 
@@ -37,19 +37,19 @@ IMPORTED = ("torch._dynamo", "moe_cli.models.registry", "moe_cli.tasks.registry"
 
 
 def main(descriptor: str, _outputs: str) -> None:
-    spin_briefly()
-    keep_freed_memory()
+    limit_thread_spinning()
+    configure_malloc()
     for name in IMPORTED:
         importlib.import_module(name)
     # What is there now lives as long as the process: a collection must not touch, and so copy, its pages.
     gc.collect()
     gc.freeze()
     with suppress(BrokenPipeError, ConnectionResetError):
-        Parent(socket.socket(fileno=int(descriptor))).serve()
+        ForkServerProcess(socket.socket(fileno=int(descriptor))).serve()
     # Those that are still at work see that their parent has gone, save and stop.
 
 
-class Parent:
+class ForkServerProcess:
     """Forks a process for every run that is asked for, and tells when one has ended."""
 
     def __init__(self, channel: socket.socket) -> None:

@@ -19,7 +19,7 @@ from moe_cli.execution.memory import estimate_memory, memory_bytes
 from moe_cli.execution.worker import PARENT_PID_ENV
 from moe_cli.files.writing import append
 from moe_cli.runs.folder import Run
-from moe_cli.sweeps.executors.fork_server import Fork, Nest
+from moe_cli.sweeps.executors.fork_server import ForkedRun, ForkServer
 
 
 def default_workers(plans: Sequence[RunEstimate]) -> int:
@@ -44,7 +44,7 @@ class Process:
     """
 
     def __init__(self, run: Run, outputs: Path, environment: dict[str, str]) -> None:
-        self.end, theirs = os.pipe()
+        self.exit_fd, theirs = os.pipe()
         try:
             with append(run.path / "log.txt") as log:
                 self.process = subprocess.Popen(
@@ -53,7 +53,7 @@ class Process:
                     env={**os.environ, **environment, PARENT_PID_ENV: str(os.getpid())}, start_new_session=True,
                 )  # fmt: skip
         except BaseException:
-            os.close(self.end)
+            os.close(self.exit_fd)
             raise
         finally:
             os.close(theirs)
@@ -74,7 +74,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """What a run at work has been given.
 
     Attributes:
@@ -82,11 +82,11 @@ class Place:
         gpus: names, as CUDA_VISIBLE_DEVICES takes them.
     """
 
-    job: Process | Fork
+    job: Process | ForkedRun
     need: int
     gpus: tuple[str, ...]
 
-    def to_come(self) -> int:
+    def memory_still_needed(self) -> int:
         """The memory it is still expected to take."""
         return max(0, self.need - (resident_bytes(self.job.pid) if self.job.pid else 0))
 
@@ -103,8 +103,8 @@ class LocalPool:
         self.workers = workers
         self.gpus = visible_gpus()
         self._warm = warm
-        self._nest: Nest | None = None
-        self._places: list[Place] = []
+        self._nest: ForkServer | None = None
+        self._places: list[Slot] = []
         self._needs: dict[Path, int] = {}
 
     def room(self) -> int:
@@ -112,7 +112,7 @@ class LocalPool:
             if place.job.poll() is not None:
                 self._places.remove(place)
                 if isinstance(place.job, Process):
-                    os.close(place.job.end)
+                    os.close(place.job.exit_fd)
         return self.workers - len(self._places)
 
     def fits(self, run: Run) -> bool:
@@ -120,16 +120,16 @@ class LocalPool:
         available = available_memory_bytes()
         if available is None:
             return True
-        return self._need(run) <= available - sum(place.to_come() for place in self._places)
+        return self._need(run) <= available - sum(place.memory_still_needed() for place in self._places)
 
-    def start(self, run: Run) -> Process | Fork:
+    def start(self, run: Run) -> Process | ForkedRun:
         try:
             config = run.config()
         except MoeError:  # the worker will say what is wrong with it
             config = None
         gpus = self._free_gpus(config) if config else ()
         job = self._start_warm(run) if config and self._forks(config) else self._start_cold(run, gpus)
-        self._places.append(Place(job, self._need(run), gpus))
+        self._places.append(Slot(job, self._need(run), gpus))
         return job
 
     def _forks(self, config: RunConfig) -> bool:
@@ -140,7 +140,7 @@ class LocalPool:
         device = config.train.device
         return device == "cpu" or (device == "auto" and not self.gpus)
 
-    def _start_warm(self, run: Run) -> Process | Fork:
+    def _start_warm(self, run: Run) -> Process | ForkedRun:
         if self._nest is not None and self._nest.gone:
             self._warm = self._nest.ready
             self._close_nest()
@@ -148,7 +148,7 @@ class LocalPool:
                 return self._start_cold(run, ())
         if self._nest is None:
             # The libraries of numpy start threads when they are imported, which must not be there when it forks.
-            self._nest = Nest(self.outputs, {"OPENBLAS_NUM_THREADS": "1"})
+            self._nest = ForkServer(self.outputs, {"OPENBLAS_NUM_THREADS": "1"})
         return self._nest.start(run, self.outputs)
 
     def _start_cold(self, run: Run, gpus: tuple[str, ...]) -> Process:
@@ -173,12 +173,12 @@ class LocalPool:
     def wait(self, seconds: float) -> None:
         """Until a run ends, or so many seconds."""
         self.room()  # what has ended must not be waited for again
-        ends = [place.job.end for place in self._places if isinstance(place.job, Process)]
+        ends = [place.job.exit_fd for place in self._places if isinstance(place.job, Process)]
         if self._nest is not None and not self._nest.gone:
             ends.append(self._nest.channel.fileno())
         select.select(ends, [], [], seconds)
         if self._nest is not None:
-            self._nest.listen()
+            self._nest.receive()
 
     def close(self) -> None:
         for place in self._places:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.executors.slurm import SlurmPool
 
 
-def at_once(executor: Executor, workers: int | None, plans: Sequence[RunEstimate]) -> int | None:
+def max_parallel(executor: Executor, workers: int | None, plans: Sequence[RunEstimate]) -> int | None:
     """How many of these runs go on at a time; None: as many as a cluster has room for, which is not known before."""
     if isinstance(executor, LocalExecutor):
         return workers or default_workers(plans)

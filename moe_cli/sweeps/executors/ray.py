@@ -28,9 +28,9 @@ from moe_cli.runs.locks import break_lock, is_locked
 CONNECT_SECONDS, HEALTH_SECONDS = 5.0, 20.0
 KILL_SECONDS = 10.0
 # How often the nodes are looked at, and how long a sweep waits for one when there is none.
-LOOK_SECONDS, NODELESS_SECONDS = 2.0, 60.0
+POLL_SECONDS, NO_NODE_TIMEOUT = 2.0, 60.0
 # A run that has lost its actor so often is the cause of it.
-LOSSES = 3
+MAX_LOSSES = 3
 # Runs hand no objects around: what Ray sets aside for them is the least it takes.
 OBJECT_BYTES = 80 * 2**20
 
@@ -53,7 +53,7 @@ def connect(address: str | None) -> Any:
         return ray
     if address not in (None, "auto"):
         _probe(str(address))
-    _hush()
+    _silence_driver_output()
     start: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_BYTES} if address is None else {}
     try:
         with _own_sigterm():
@@ -86,7 +86,7 @@ def _probe(address: str) -> None:
     )
 
 
-def _hush() -> None:
+def _silence_driver_output() -> None:
     """Keeps Ray from printing on our display what happens to its nodes: pages when one dies. It has no setting for that."""
     from ray._private import worker
 
@@ -105,7 +105,7 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, previous)
 
 
-def _keeper_class() -> type:
+def _run_actor_class() -> type:
     """The class of the actors. Made in a function so that Ray sends it along: nodes need nothing of us to receive it."""
 
     class Keeper:
@@ -156,7 +156,7 @@ class RayJob:
             except errors.ActorUnavailableError:  # for the moment; the worker can be asked again how it ended
                 self.end = None
             except (errors.RayActorError, errors.WorkerCrashedError):
-                self.code = EXIT_INTERRUPTED if self.stopping else self.pool.lost(self.run)
+                self.code = EXIT_INTERRUPTED if self.stopping else self.pool.on_actor_lost(self.run)
             if self.code is not None:
                 self.pool.ray.kill(self.keeper)
         return self.code
@@ -216,14 +216,14 @@ class RayPool:
         self.cpus = executor.cpus
         has_gpus = any(node["Resources"].get("GPU") for node in self._nodes())
         self.gpus = float(has_gpus) if executor.gpus is None else executor.gpus
-        self.actors = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=2)(_keeper_class())
+        self.actors = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=2)(_run_actor_class())
         self.environment = _environment(self.gpus)
         self._workers = workers
         self._jobs: list[RayJob] = []
         self._losses: Counter[Path] = Counter()
-        self._looked, self._places = -LOOK_SECONDS, 0
+        self._looked, self._places = -POLL_SECONDS, 0
         self._nodeless: float | None = None
-        if workers is None and self.places() == 0:
+        if workers is None and self.capacity() == 0:
             largest = max((node["Resources"].get("CPU", 0) for node in self._nodes()), default=0)
             self.close()
             raise MoeError(
@@ -234,15 +234,15 @@ class RayPool:
     @property
     def workers(self) -> int:
         """Runs at a time."""
-        return self.places() if self._workers is None else self._workers
+        return self.capacity() if self._workers is None else self._workers
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
-    def places(self) -> int:
+    def capacity(self) -> int:
         """How many runs the living nodes have room for."""
         now = time.monotonic()
-        if now - self._looked >= LOOK_SECONDS:
+        if now - self._looked >= POLL_SECONDS:
             has = [node["Resources"] for node in self._nodes()]
             by_cpu = [int(each.get("CPU", 0) // self.cpus) for each in has]
             by_gpu = [int(each.get("GPU", 0) // self.gpus) for each in has] if self.gpus else by_cpu
@@ -256,7 +256,7 @@ class RayPool:
             self._nodeless = None
             return room
         self._nodeless = self._nodeless or time.monotonic()
-        if time.monotonic() - self._nodeless > NODELESS_SECONDS:
+        if time.monotonic() - self._nodeless > NO_NODE_TIMEOUT:
             raise MoeError(
                 "the Ray cluster has had no node for a run for a minute. Add nodes; the same command continues."
             )
@@ -267,13 +267,13 @@ class RayPool:
         self._jobs.append(job)
         return job
 
-    def lost(self, run: Run) -> int:
+    def on_actor_lost(self, run: Run) -> int:
         """What is to become of a run whose actor died: it is tried again, on another node, but not for ever."""
         self._losses[run.path] += 1
         alive = {node["NodeManagerHostname"] for node in self._nodes()}
         if is_locked(run.path) and run.status().get("host") not in alive | {socket.gethostname()}:
             break_lock(run.path)
-        return EXIT_BUSY if self._losses[run.path] <= LOSSES else -signal.SIGKILL
+        return EXIT_BUSY if self._losses[run.path] <= MAX_LOSSES else -signal.SIGKILL
 
     def close(self) -> None:
         for job in self._jobs:

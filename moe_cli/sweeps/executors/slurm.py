@@ -29,24 +29,24 @@ from moe_cli.runs.folder import Run
 
 JOB_FILE = "slurm.json"
 # Slurm is asked about all jobs at once; the longer nothing changes, the more seldom.
-LEAST_SECONDS, MOST_SECONDS, SLOWER = 2.0, 30.0, 1.5
+MIN_SECONDS, MAX_SECONDS, SLOWER = 2.0, 30.0, 1.5
 # So long Slurm may be out of reach, as it is while it is restarted.
-SILENT_SECONDS = 600.0
+NO_ANSWER_TIMEOUT = 600.0
 COMMAND_SECONDS = 60.0
 # As many jobs as an array may have on a cluster with Slurm's own settings.
-MOST_JOBS = 1000
+MAX_JOBS = 1000
 # A run that has lost its job so often without a step in between is the cause of it.
-LOSSES = 3
+MAX_LOSSES = 3
 # Exit codes of a job: it sees no run; a shell's word for a worker that SIGTERM has ended.
-UNSEEN, TERMINATED = 66, 143
-OVER = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "PREEMPTED", "BOOT_FAIL",
+EXIT_RUN_NOT_VISIBLE, TERMINATED = 66, 143
+TERMINAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "PREEMPTED", "BOOT_FAIL",
                   "DEADLINE", "REVOKED"})  # fmt: skip
 # Over by no fault of the run's, or of its time limit: it goes on in another job.
-TAKEN = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
+PREEMPTED_STATES = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
 # It has no node yet, or none any more.
-QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"})
+WAITING_STATES = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"})
 # Reasons for which a job waits that do not pass.
-NEVER = frozenset({"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "InvalidAccount",
+UNSCHEDULABLE_REASONS = frozenset({"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "InvalidAccount",
                    "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed"})  # fmt: skip
 
 SCRIPT = """\
@@ -127,7 +127,7 @@ def script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
     """What every job of an array does: the line of the file `runs` with its number is its run's folder."""
     return SCRIPT.format(
         list=shlex.quote(str(runs)), python=shlex.quote(sys.executable), outputs=shlex.quote(str(outputs)),
-        unseen=UNSEEN, stopped=EXIT_INTERRUPTED, terminated=TERMINATED, setup="\n".join(executor.setup) or ":",
+        unseen=EXIT_RUN_NOT_VISIBLE, stopped=EXIT_INTERRUPTED, terminated=TERMINATED, setup="\n".join(executor.setup) or ":",
         requeue="yes" if executor.requeue else "no",
     )  # fmt: skip
 
@@ -174,14 +174,14 @@ class SlurmPool:
     def __init__(self, executor: SlurmExecutor, outputs: Path, workers: int | None) -> None:
         self.executor = executor
         self.outputs = outputs
-        self._most = workers or MOST_JOBS
+        self._most = workers or MAX_JOBS
         self.to_stop: list[SlurmJob] = []
         self.to_kill: list[SlurmJob] = []
         self._jobs: list[SlurmJob] = []
         self._unsent: list[SlurmJob] = []
         self._losses: Counter[Path] = Counter()
         self._known = states()
-        self._looked, self._pause, self._answered = time.monotonic(), LEAST_SECONDS, time.monotonic()
+        self._looked, self._pause, self._answered = time.monotonic(), MIN_SECONDS, time.monotonic()
 
     @property
     def workers(self) -> int:
@@ -196,7 +196,7 @@ class SlurmPool:
         """Sent with all others that are started before the next look."""
         number = (read_json(run.path / JOB_FILE) or {}).get("job")
         state = self._known.get(str(number))
-        job = SlurmJob(self, run, str(number) if state and state.name not in OVER else None)
+        job = SlurmJob(self, run, str(number) if state and state.name not in TERMINAL_STATES else None)
         self._jobs.append(job)
         if job.number is None:
             self._unsent.append(job)
@@ -205,7 +205,7 @@ class SlurmPool:
     def queued(self, number: str | None) -> bool:
         """Whether a job waits for a node; one that Slurm has not been asked about since it was sent does."""
         state = self._known.get(number) if number else None
-        return state is None or state.name in QUEUED
+        return state is None or state.name in WAITING_STATES
 
     def refresh(self) -> None:
         """Sends what is to be sent, cancels what is to be cancelled, and looks how the jobs are, if it is time."""
@@ -218,10 +218,10 @@ class SlurmPool:
         try:
             known = states()
         except MoeError:
-            if now - self._answered > SILENT_SECONDS:
+            if now - self._answered > NO_ANSWER_TIMEOUT:
                 raise
             return
-        self._pause = LEAST_SECONDS if known != self._known else min(MOST_SECONDS, SLOWER * self._pause)
+        self._pause = MIN_SECONDS if known != self._known else min(MAX_SECONDS, SLOWER * self._pause)
         self._known, self._answered = known, now
         for job in self._jobs:
             if job.code is None and job.number is not None:
@@ -237,7 +237,7 @@ class SlurmPool:
                 command("scancel", "--signal=KILL", "--full", *killed)
         if killed or stopped:
             command("scancel", *killed, *stopped)
-            self._pause = LEAST_SECONDS
+            self._pause = MIN_SECONDS
 
     def _send(self) -> None:
         """One array of all that were started; those that were stopped before are not sent."""
@@ -254,12 +254,12 @@ class SlurmPool:
         for number, job in enumerate(jobs, start=1):
             job.number = f"{array}_{number}"
             write_json(job.run.path / JOB_FILE, {"job": job.number, "script": str(file)})
-        self._looked, self._pause = time.monotonic(), LEAST_SECONDS
+        self._looked, self._pause = time.monotonic(), MIN_SECONDS
 
     def _outcome(self, job: SlurmJob, state: State | None) -> int | None:
         """None while a job may go on; then what `Job.poll` gives. A job that Slurm has forgotten is over."""
-        if state is not None and state.name not in OVER:
-            if state.name == "PENDING" and state.reason in NEVER and not job.ending:
+        if state is not None and state.name not in TERMINAL_STATES:
+            if state.name == "PENDING" and state.reason in UNSCHEDULABLE_REASONS and not job.ending:
                 raise MoeError(
                     f"Slurm will not start {job.run.id}: {state.reason} (job {job.number}).\n"
                     "Change what executor. asks for; the same command goes on from there."
@@ -270,14 +270,14 @@ class SlurmPool:
             return EXIT_OK
         if job.ending or (state is not None and state.name == "CANCELLED"):
             return -signal.SIGKILL if job.killed else EXIT_INTERRUPTED
-        if state is not None and state.code == UNSEEN:
+        if state is not None and state.code == EXIT_RUN_NOT_VISIBLE:
             raise MoeError(
                 f"a node does not see {job.run.path}, or {sys.executable} (job {job.number}).\n"
                 "Runs on Slurm need outputs, data and Python at the same paths on all nodes. Give a shared folder: --outputs DIR"
             )
         if state is not None and state.name == "OUT_OF_MEMORY":
             return -signal.SIGKILL
-        if state is None or state.name in TAKEN or state.code in (0, EXIT_INTERRUPTED, TERMINATED):
+        if state is None or state.name in PREEMPTED_STATES or state.code in (0, EXIT_INTERRUPTED, TERMINATED):
             return self._again(job)
         return state.code if state.code < 128 else 128 - state.code
 
@@ -285,7 +285,7 @@ class SlurmPool:
         """What is to become of a run whose job was ended by others: another job, but not for ever without a step."""
         moved = job.run.status().get("step") != job.step
         self._losses[job.run.path] = 0 if moved else self._losses[job.run.path] + 1
-        return EXIT_BUSY if self._losses[job.run.path] <= LOSSES else EXIT_INTERRUPTED
+        return EXIT_BUSY if self._losses[job.run.path] <= MAX_LOSSES else EXIT_INTERRUPTED
 
     def close(self) -> None:
         """Leaves no job behind. If this process is killed, they stay: that is how a sweep can be left alone."""

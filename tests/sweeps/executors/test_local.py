@@ -18,9 +18,9 @@ from moe_cli.execution.estimate import RunEstimate, estimate_runs
 from moe_cli.execution.memory import PROCESS_BYTES, estimate_memory
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.sweeps.executors import fork_server, local
-from moe_cli.sweeps.executors.fork_server import Fork, Nest
-from moe_cli.sweeps.executors.local import LocalPool, Place, default_workers
-from moe_cli.sweeps.scheduler import Listed, Progress, drive
+from moe_cli.sweeps.executors.fork_server import ForkedRun, ForkServer
+from moe_cli.sweeps.executors.local import LocalPool, Slot, default_workers
+from moe_cli.sweeps.scheduler import Progress, RunList, run_all
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 
@@ -96,7 +96,7 @@ class IdleNest:
 def idle(monkeypatch: pytest.MonkeyPatch, machine: None) -> None:
     """Nothing is really started."""
     monkeypatch.setattr(local, "Process", Idle)
-    monkeypatch.setattr(local, "Nest", IdleNest)
+    monkeypatch.setattr(local, "ForkServer", IdleNest)
 
 
 def make(outputs: Path, text: Path, *configs: dict[str, object]) -> list[Run]:
@@ -185,7 +185,7 @@ def test_what_a_place_still_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(local, "resident_bytes", lambda pid: 70)
     job = Idle(Run(tmp_path), tmp_path, {})
     job.pid = 1
-    assert (30, 0) == (Place(job, 100, ()).to_come(), Place(job, 50, ()).to_come())
+    assert (30, 0) == (Slot(job, 100, ()).memory_still_needed(), Slot(job, 50, ()).memory_still_needed())
 
 
 CASES: list[dict[str, object]] = [
@@ -198,9 +198,9 @@ CASES: list[dict[str, object]] = [
 ]
 
 
-def run_all(outputs: Path, text: Path, warm: bool) -> list[Run]:
+def run_cases(outputs: Path, text: Path, warm: bool) -> list[Run]:
     runs = make(outputs, text, *CASES)
-    progress = drive(Listed(runs), LocalPool(outputs, 2, warm))
+    progress = run_all(RunList(runs), LocalPool(outputs, 2, warm))
     assert set(runs) == set(progress.finished), [run.status() for run in runs]
     return runs
 
@@ -208,8 +208,8 @@ def run_all(outputs: Path, text: Path, warm: bool) -> list[Run]:
 @pytest.mark.slow
 def test_forked_runs_are_as_runs_from_nothing(tmp_path: Path, text_file: Path) -> None:
     """Routers with and without noise, seeds, numbers of threads: weights, records and results alike to the last bit."""
-    cold = run_all(tmp_path / "cold", text_file, warm=False)
-    forked = run_all(tmp_path / "warm", text_file, warm=True)
+    cold = run_cases(tmp_path / "cold", text_file, warm=False)
+    forked = run_cases(tmp_path / "warm", text_file, warm=True)
     for one, other in zip(cold, forked, strict=True):
         assert_equal_runs(one, other)
         assert one.meta()["threads"] == other.meta()["threads"]
@@ -227,7 +227,7 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
             threads.append(len(os.listdir(f"/proc/{pool._nest.process.pid}/task")))
             os.kill(run.status()["pid"], signal.SIGUSR1)
 
-    progress = drive(Listed([run]), pool, look)
+    progress = run_all(RunList([run]), pool, look)
     assert [1] == sorted(set(threads))
     assert ([run], f"stopped from outside; {run.kept()}") == (
         progress.failed, run.status()["reason"].split(" (log")[0],
@@ -238,7 +238,7 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
 def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, text_file: Path) -> None:
     """Its run saves, stops and is carried on from there by the next: it is neither lost nor failed."""
     (run,) = make(tmp_path, text_file, {"train": {"steps": 60, "checkpoint_every": 1}})
-    pool, killed = LocalPool(tmp_path, 1), list[Nest]()
+    pool, killed = LocalPool(tmp_path, 1), list[ForkServer]()
 
     def kill_once(progress: Progress) -> None:
         assert pool._warm or killed, "it did not start"
@@ -246,7 +246,7 @@ def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, t
             killed.append(pool._nest)
             pool._nest.process.kill()
 
-    progress = drive(Listed([run]), pool, kill_once)
+    progress = run_all(RunList([run]), pool, kill_once)
     assert ([run], [], 1) == (progress.finished, progress.failed, len(killed))
     assert 2 == run.status()["starts"]
     assert list(range(1, 61)) == [each["step"] for each in run.metrics() if "train/loss" in each]
@@ -259,7 +259,7 @@ def test_without_a_parent_for_forks_runs_start_from_nothing(
     runs = make(tmp_path, text_file, {})
     monkeypatch.setattr(fork_server, "WORKER", "moe_cli.no_such_module")
     pool = LocalPool(tmp_path, 1)
-    progress = drive(Listed(runs), pool)
+    progress = run_all(RunList(runs), pool)
     assert (set(runs), False) == (set(progress.finished), pool._warm)
 
 
@@ -283,7 +283,7 @@ def test_a_pool_with_a_run_at_work_can_be_closed_twice(text_file: Path, tmp_path
     """A second Ctrl-C kills what runs and closes the pool; the sweep closes it again at its end."""
     pool = LocalPool(tmp_path, 1)
     job = pool.start(create_run(tmp_path, "sweep", tiny_config(text_file)))
-    assert isinstance(job, Fork)
+    assert isinstance(job, ForkedRun)
     pool.close()
     pool.close()
     assert job.nest.process.returncode is not None

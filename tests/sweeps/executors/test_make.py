@@ -11,7 +11,7 @@ from moe_cli.execution.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from moe_cli.runs.folder import Run
 from moe_cli.runs.locks import is_locked
 from moe_cli.sweeps.executors.make import make_pool
-from moe_cli.sweeps.scheduler import Job, Weighs
+from moe_cli.sweeps.scheduler import Job, SupportsCapacity
 from tests.sweeps.clusters import HAS_RAY, HAS_SLURM, NO_RAY, NO_SLURM, make_runs, slurm_daemons, wait_until
 
 KINDS = [
@@ -47,7 +47,7 @@ def test_every_pool_keeps_the_contract(executor: Any, tmp_path: Path) -> None:
     pool = make_pool(executor, tmp_path / "outputs", 2, [])
     try:
         assert (2, 2) == (pool.workers, pool.room())
-        if isinstance(pool, Weighs):  # asked first, as by the driver: the first answer takes seconds
+        if isinstance(pool, SupportsCapacity):  # asked first, as by the driver: the first answer takes seconds
             assert all(map(pool.fits, (short, wrong)))
         jobs: list[Job] = [pool.start(short), pool.start(wrong)]
         assert 0 == pool.room()

@@ -16,7 +16,7 @@ from moe_cli.runs.locks import is_locked, lock
 from moe_cli.sweeps.executors import ray as ray_pool
 from moe_cli.sweeps.executors.local import LocalPool
 from moe_cli.sweeps.executors.ray import RayPool, connect
-from moe_cli.sweeps.scheduler import Listed, Progress, drive
+from moe_cli.sweeps.scheduler import Progress, RunList, run_all
 from tests.sweeps.clusters import HAS_RAY, NO_RAY, make_runs
 from tests.training.test_resume import assert_equal_runs
 
@@ -70,13 +70,13 @@ def test_a_node_that_dies_costs_no_run(cluster: Any, tmp_path: Path, capfd: pyte
                     lost.append(True)
                     cluster.remove_node(node, allow_graceful=False)
 
-    progress = drive(Listed(runs), pool, kill_a_node)
+    progress = run_all(RunList(runs), pool, kill_a_node)
     assert [True] == lost
     assert (sorted(run.id for run in runs), []) == (sorted(run.id for run in progress.finished), progress.failed)
     assert len(runs) < len(started)
     assert ("", "") == tuple(capfd.readouterr())
     undisturbed = make_runs(tmp_path / "undisturbed", *settings)
-    drive(Listed(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
+    run_all(RunList(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
     for run, other in zip(runs, undisturbed, strict=True):
         assert_equal_runs(run, other)
 
@@ -208,9 +208,9 @@ def test_a_cluster_without_nodes_is_not_waited_for_long(
     ray = fake({"CPU": 2.0})
     pool = RayPool(RayExecutor(), tmp_path, None)
     ray.alive = []
-    monkeypatch.setattr(ray_pool, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(ray_pool, "POLL_SECONDS", 0.0)
     assert 0 == pool.room()
-    monkeypatch.setattr(ray_pool, "NODELESS_SECONDS", 0.0)
+    monkeypatch.setattr(ray_pool, "NO_NODE_TIMEOUT", 0.0)
     with pytest.raises(MoeError, match="has had no node"):
         pool.room()
 
@@ -223,9 +223,9 @@ def test_the_lock_of_a_dead_host_does_not_block(fake: Any, tmp_path: Path) -> No
     for host, held in (("node0", True), (socket.gethostname(), True), ("gone", False)):
         (run.path / "status.json").write_text(f'{{"status": "running", "host": "{host}"}}')
         with lock(run.path):
-            assert ray_pool.BUSY == pool.lost(run)
+            assert ray_pool.EXIT_BUSY == pool.on_actor_lost(run)
             assert held == is_locked(run.path)
-    assert -9 == pool.lost(run)
+    assert -9 == pool.on_actor_lost(run)
 
 
 def test_a_node_that_does_not_see_the_outputs_ends_the_sweep(fake: Any, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.executors import slurm as slurm_pool
 from moe_cli.sweeps.executors.local import LocalPool
 from moe_cli.sweeps.executors.slurm import SlurmPool, script, submission
-from moe_cli.sweeps.scheduler import Job, Listed, Progress, drive
+from moe_cli.sweeps.scheduler import Job, Progress, RunList, run_all
 from tests.sweeps.clusters import HAS_SLURM, NO_SLURM, make_runs, slurm_daemons, wait_until
 from tests.training.test_resume import assert_equal_runs
 
@@ -129,7 +129,7 @@ def test_what_becomes_of_a_job(
     slurm.jobs = {"10_1": (state, exit_code, "None")} if state else {}
     assert [outcome] == look(jobs, slurm)
     assert (outcome is None) == (runs[0].path / "slurm.json").exists()
-    assert (outcome is not None) == (pool.room() == slurm_pool.MOST_JOBS)
+    assert (outcome is not None) == (pool.room() == slurm_pool.MAX_JOBS)
 
 
 def test_a_complete_run_is_done_however_its_job_ended(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_job_is_a_shell_script(tmp_path: Path) -> None:
     assert "\nmodule load x\nexport A=1\n" in text
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
     done = subprocess.run(["sh"], input=text, text=True, env={**os.environ, "SLURM_ARRAY_TASK_ID": "1"}, check=False)
-    assert slurm_pool.UNSEEN == done.returncode
+    assert slurm_pool.EXIT_RUN_NOT_VISIBLE == done.returncode
     assert "--no-requeue" in submission(SlurmExecutor(requeue=False), "moe", 1)
 
 
@@ -290,7 +290,7 @@ def start_now(numbers: list[str]) -> None:
 @needs_slurm
 def test_a_preempted_job_goes_on_exactly(daemons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs of a higher partition take both nodes: what ran is requeued, resumed, and ends to the bit as if undisturbed."""
-    monkeypatch.setattr(slurm_pool, "MOST_SECONDS", 2.0)
+    monkeypatch.setattr(slurm_pool, "MAX_SECONDS", 2.0)
     settings = [f"train.steps=300 train.checkpoint_every=10 seed={seed}" for seed in range(2)]
     runs = make_runs(tmp_path / "outputs", *settings)
     taken: dict[str, int] = {}
@@ -304,13 +304,13 @@ def test_a_preempted_job_goes_on_exactly(daemons: Path, tmp_path: Path, monkeypa
         taken.update({run.id: run.status()["step"] for run in runs if jobs[run] in waiting})
         start_now(waiting)
 
-    progress = drive(
-        Listed(runs), SlurmPool(SlurmExecutor(cpus=1, partition="low"), tmp_path / "outputs", None), preempt
+    progress = run_all(
+        RunList(runs), SlurmPool(SlurmExecutor(cpus=1, partition="low"), tmp_path / "outputs", None), preempt
     )
     assert (2, []) == (len(progress.finished), progress.failed)
     assert all(0 < step < 300 for step in taken.values())
     undisturbed = make_runs(tmp_path / "undisturbed", *settings)
-    drive(Listed(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
+    run_all(RunList(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
     for run, other in zip(runs, undisturbed, strict=True):
         assert_equal_runs(run, other)
 

@@ -13,7 +13,7 @@ from moe_cli.config.loggers import loggers_of
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import print_line
-from moe_cli.loggers.logger import About, Logger, Past, last_steps, step_of
+from moe_cli.loggers.logger import Logger, ResumeState, RunContext, last_steps, step_of
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
 from moe_cli.runs.recorder import Recorder
 
@@ -46,10 +46,10 @@ def _installed(name: str) -> bool:
 
 def make_recorder(run: Run, config: RunConfig, outputs: Path) -> Recorder:
     """The recorder of a run, with the loggers that its configuration asks for."""
-    return LoggedRecorder(About(run, config, outputs)) if config.log else Recorder(run)
+    return LoggedRecorder(RunContext(run, config, outputs)) if config.log else Recorder(run)
 
 
-def _make(name: str, about: About) -> Logger:
+def _make(name: str, about: RunContext) -> Logger:
     logger: Logger = getattr(importlib.import_module(f"moe_cli.loggers.{name}"), CLASSES[name])(about)
     return logger
 
@@ -57,9 +57,9 @@ def _make(name: str, about: About) -> Logger:
 class LoggedRecorder(Recorder):
     """Writes as `Recorder` does, then tells. A logger that fails is left out from then on; training goes on."""
 
-    def __init__(self, about: About) -> None:
+    def __init__(self, about: RunContext) -> None:
         super().__init__(about.run)
-        self.about = about
+        self.context = about
         self.loggers: dict[str, Logger] = {}
         self.begun = False
         self.step = 0
@@ -68,11 +68,11 @@ class LoggedRecorder(Recorder):
         """Also where a run begins: loggers start, or go back as the records do."""
         told = last_steps(self.run.read_metrics())
         super().rewind(step)
-        past = Past(step, tuple(self.run.read_metrics()), told)
+        past = ResumeState(step, tuple(self.run.read_metrics()), told)
         self.step = max(0, step)
         if not self.begun:
             self.begun = True
-            for name in loggers_of(self.about.config.log):
+            for name in loggers_of(self.context.config.log):
                 self._try(name, partial(self._add, name))
         self._tell(lambda logger: logger.start(past))
 
@@ -95,7 +95,7 @@ class LoggedRecorder(Recorder):
         self.loggers.clear()
 
     def _add(self, name: str) -> None:
-        self.loggers[name] = _make(name, self.about)
+        self.loggers[name] = _make(name, self.context)
 
     def _tell(self, call: Callable[[Logger], None]) -> None:
         for name, logger in list(self.loggers.items()):

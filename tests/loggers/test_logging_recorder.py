@@ -13,9 +13,9 @@ from moe_cli import train
 from moe_cli.config.loggers import LOGGERS
 from moe_cli.errors import ConfigError
 from moe_cli.execution.run import run_one
-from moe_cli.loggers import recorder as recorders
-from moe_cli.loggers.logger import Past
-from moe_cli.loggers.recorder import check_loggers, make_recorder
+from moe_cli.loggers import logging_recorder as recorders
+from moe_cli.loggers.logger import ResumeState
+from moe_cli.loggers.logging_recorder import check_loggers, make_recorder
 from moe_cli.runs.folder import FAILED, create_run
 from moe_cli.runs.recorder import Recorder
 from tests.loggers.runs import begin, logged_config, points, tell
@@ -36,7 +36,7 @@ class Failing:
         if what == self.where:
             raise RuntimeError("no such server\nand a long story")
 
-    def start(self, past: Past) -> None:
+    def start(self, past: ResumeState) -> None:
         self._ask("start")
 
     def metrics(self, record: Mapping[str, Any]) -> None:

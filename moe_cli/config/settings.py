@@ -1,0 +1,147 @@
+"""What all config dataclasses share: conf/ is the only place of their defaults, and a range stands on its field.
+
+A field is declared as `d_ff: int = setting(at_least=1)`. Where it is not given, its value is that of the file of conf/
+that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from moe_cli.config.bounds import MOST_NUMBER, MOST_WHOLE, check_most
+from moe_cli.config.ranges import above, at_least, between, share
+from moe_cli.errors import ConfigError
+
+
+class _FromConf:
+    def __repr__(self) -> str:
+        return "(as conf/ says)"
+
+
+FROM_CONF = _FromConf()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The range of a number; null is always allowed here. `fraction`: at least 0 and below 1."""
+
+    at_least: float | None = None
+    above: float | None = None
+    between: tuple[float, float] | None = None
+    fraction: bool = False
+    at_most: float | None = None
+
+    @cached_property
+    def has_range(self) -> bool:
+        return self != Limits()
+
+    def check(self, key: str, value: Any) -> None:
+        """Raises BadValue where the value of the setting `key` is outside."""
+        if value is None:
+            return
+        if self.between is not None:
+            between(key, value, *self.between)
+        if self.fraction:
+            share(key, value)
+        if self.above is not None:
+            above(key, value, self.above)
+        if self.at_least is not None:
+            at_least(key, value, self.at_least)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self.check_most(key, value)
+
+    def check_most(self, key: str, value: float) -> None:
+        """Raises BadValue where a number is larger than any value of the setting; every number has such a bound."""
+        check_most(key, value, self.at_most or (MOST_WHOLE if isinstance(value, int) else MOST_NUMBER))
+
+
+def setting(
+    *, at_least: float | None = None, above: float | None = None, between: tuple[float, float] | None = None,
+    fraction: bool = False, at_most: float | None = None,
+) -> Any:  # fmt: skip
+    """A field of a config dataclass: its default stands in conf/, its range here."""
+    return dataclasses.field(
+        default=FROM_CONF, metadata={"limits": Limits(at_least, above, between, fraction, at_most)}
+    )
+
+
+_NUMBERS = (int, float)
+
+
+@cache
+def limits_of(cls: Any) -> dict[str, Limits]:
+    """The ranges of the settings of a config dataclass."""
+    return {each.name: each.metadata["limits"] for each in dataclasses.fields(cls) if "limits" in each.metadata}
+
+
+class Settings:
+    """Base of the config dataclasses. `group` is the group of conf/ that the class belongs to; "" is the whole."""
+
+    group: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        cls: Any = type(self)
+        prefix, values = f"{self.group}." if self.group else "", self.__dict__
+        for name, limits in limits_of(cls).items():
+            value = values[name]
+            if value is FROM_CONF:
+                value = values[name] = defaults_of(cls, values.get("name", ""))[name]
+            if type(value) in _NUMBERS or limits.has_range:
+                limits.check(prefix + name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ConfigError where settings do not go together."""
+
+    @classmethod
+    def from_conf(cls, name: str) -> dict[str, Any]:
+        """The settings in the file of conf/ that belongs to the class, or to its variant `name`."""
+        return read_choice(cls.group, name)
+
+
+@cache
+def defaults_of(cls: Any, name: str) -> Mapping[str, Any]:
+    """The default of every setting of a class, as its fields have them. Raises ConfigError where conf/ lacks one."""
+    values = cls.from_conf(name)
+    missing = limits_of(cls).keys() - values.keys()
+    if missing:
+        raise ConfigError(f"conf/{cls.group}/{name}.yaml lacks {', '.join(sorted(missing))}.")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def default_of(config: Settings, name: str) -> Any:
+    """The default of a setting of a configuration; None where its class has no such setting."""
+    cls: Any = type(config)
+    return defaults_of(cls, getattr(config, "name", "")).get(name)
+
+
+def packaged_conf() -> Path:
+    """The conf/ folder that came with the program: inside the wheel, or next to the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"the program's own conf/ folder is missing next to {package}. Install it again.")
+
+
+def read_choice(group: str, name: str) -> dict[str, Any]:
+    """The settings of conf/GROUP/NAME.yaml, and those of the files of its group that its `defaults` name."""
+    values = read_conf(f"{group}/{name}")
+    merged: dict[str, Any] = {}
+    for base in values.pop("defaults", ["_self_"]):
+        merged |= values if base == "_self_" else read_choice(group, base)
+    return merged
+
+
+def read_conf(name: str) -> dict[str, Any]:
+    """The content of a file of the packaged conf/."""
+    content: dict[str, Any] = yaml.load((packaged_conf() / f"{name}.yaml").read_bytes(), _LOADER)
+    return content
+
+
+_LOADER: Callable[..., Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
