@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_cli.config.build import SCALARS, flatten_dict
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
 from moe_cli.files.reading import read_json
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNITS = {key: BY_KEY[key].unit for key in RESULTS}
-SCALARS = frozenset({type(None), str, int, float, bool})
 # The types of columns, whatever files hold; of all others it follows from the values.
 DTYPES = {
     **dict.fromkeys(
@@ -130,7 +130,7 @@ def run_values(
     """The columns of a run from the content of its files, without its tags."""
     state, reason = str(status.get("status")), status.get("reason")
     try:
-        settings = flatten(config)
+        settings = flat_settings(config)
     except RecursionError:
         config, settings = {}, {}
     if not config:
@@ -147,23 +147,13 @@ def run_values(
     return settings
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names; `router` and `balance` are the names of the choices."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if type(value) in SCALARS:
-            flat[prefix + key] = value
-        elif isinstance(value, dict):
-            name = f"{prefix}{key}."
-            if SCALARS.issuperset(map(type, value.values())):  # a group of settings: no loop in Python
-                flat.update(zip(map(name.__add__, value), value.values(), strict=True))
-            else:
-                flat.update(flatten(value, name))
-        else:
-            flat[prefix + key] = str(value)
-    if not prefix:
-        for group in ("router", "balance"):
-            flat[group] = flat.pop(f"{group}.name", None)
+def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config.json by dotted names; `router` and `balance` are the names of the choices."""
+    flat = flatten_dict(config)
+    if not SCALARS.issuperset(map(type, flat.values())):
+        flat = {name: value if type(value) in SCALARS else str(value) for name, value in flat.items()}
+    for group in ("router", "balance"):
+        flat[group] = flat.pop(f"{group}.name", None)
     return flat
 
 

@@ -332,7 +332,7 @@ def test_costs_are_known_whichever_seeds_the_best_has(tmp_path: Path) -> None:
         complete(tmp_path, 2.0 + 0.001 * seed, "sparsity", {"tokens_per_second": 20_000.0}, seed=seed, **DENSE)
     for seed in (3, 4, 5):
         complete(tmp_path, 1.7 + 0.001 * seed, "mine", {"tokens_per_second": 10_000.0}, seed=seed, **EIGHT)
-    assert found(tmp_path)[0].speed == pytest.approx(0.5)
+    assert found(tmp_path)[0].throughput_ratio == pytest.approx(0.5)
     result = recommendation(tmp_path, "mine", "--json")
     assert json.loads(result.stdout)["throughput_ratio"] == pytest.approx(0.5)
 
