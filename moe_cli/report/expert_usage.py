@@ -14,17 +14,17 @@ from moe_cli.runs.folder import Run
 
 # An expert with less than this share of a fair load is dead, as in training.
 DEAD_BELOW = 0.01
-# Of a layer, the loads of so many evaluations are remembered.
+# The loads of this many evaluations are kept per layer.
 MAX_LOOKS = 1024
 Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class TopToken:
-    """A token that chose an expert more than chance would have it.
+    """A token that chooses an expert more often than by chance.
 
     Attributes:
-        text: None where nobody knows it.
+        text: None where it is not recorded.
         count: assignments of this token to this expert; of `total` to any.
     """
 
@@ -79,7 +79,7 @@ class ExpertUsage:
 
     Attributes:
         dropped: the share of assignments that the capacity of training drops; None where the run is not complete.
-        k: experts that a token asks for; None where nobody knows.
+        k: experts that a token asks for; None where config.json does not say.
         images: whether tokens are patches of images, and domains their classes.
     """
 
@@ -91,7 +91,7 @@ class ExpertUsage:
 
 
 def read_expert_usage(run: Run) -> ExpertUsage:
-    """What routing.jsonl tells."""
+    """Reads routing.jsonl."""
     by_layer: dict[int, _Looks] = {}
     for record in run.read_routing():
         layer: Any = record.get("layer")

@@ -165,7 +165,7 @@ def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
 def load_importances(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str, float]]], tuple[str, ...]]:
     """The importances of every search among whose runs these folders are, by the name of the sweep.
 
-    Beside them, why those of a search cannot be told: a report goes on without.
+    Returns also why those of a search are missing: a report goes on without them.
     """
     found, notes = {}, []
     for folder in dict.fromkeys(Path(path).parent for path in paths):

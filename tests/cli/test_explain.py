@@ -291,7 +291,7 @@ def luminance(colour: str) -> float:
 
 def test_the_palette_is_the_pages_and_readable() -> None:
     """The colours of the page's light theme, on each of which white has a contrast of at least 4.5."""
-    css = (ROOT / "moe_cli/report/html/parts/page.css").read_text(encoding="utf-8").split("dark")[0]
+    css = (ROOT / "moe_cli/report/html/assets/page.css").read_text(encoding="utf-8").split("dark")[0]
     assert list(PALETTE) == [re.search(rf"--c{index}: (#\w+);", css)[1] for index in range(10)]  # type: ignore[index]
     assert min(1.05 / (luminance(colour) + 0.05) for colour in PALETTE) >= 4.5
 

@@ -139,13 +139,13 @@ class Recommendation:
 def recommend(
     frame: "pd.DataFrame",
     across: Collection[str] = (),
-    elsewhere: "pd.DataFrame | None" = None,
+    extra_baselines: "pd.DataFrame | None" = None,
     baseline: Settings | None = None,
 ) -> Recommendation:
     """The recommendation for a frame of `load_runs`; see `make_recommendation`, whose arguments these are as frames."""
     from moe_cli.report.frame import from_frame
 
-    extra = [] if elsewhere is None else from_frame(elsewhere)
+    extra = [] if extra_baselines is None else from_frame(extra_baselines)
     return make_recommendation(from_frame(frame), across, extra, baseline)
 
 

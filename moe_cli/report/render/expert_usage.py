@@ -14,7 +14,7 @@ from moe_cli.report.render.terminal import plain_table, wrap
 SHADES, ASCII_SHADES = " ░▒▓█", " .:*#"
 CURVE_WIDTH = 24
 MOST_DOMAINS = 16
-# A cell with a number takes so many columns, one without takes one.
+# The width of a cell with a number; one without a number takes one column.
 WIDE_CELL = 5
 
 
@@ -210,7 +210,7 @@ def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
 
 
 def spelled(token: TopToken) -> str:
-    """The text of a token in quotes, line ends and the like as escapes; its id where nobody knows it."""
+    """The text of a token in quotes, line ends and the like as escapes; its id where the text is not recorded."""
     if token.text is None or "\ufffd" in token.text:
         return f"#{token.token}"
     return printable(repr(token.text[:20]))

@@ -82,7 +82,7 @@ def _points(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], sco
 
 
 def _count_in_thousands(axes: "Axes") -> None:
-    """1.2M where else a power of ten would stand beside the axis, in the way of its name."""
+    """Writes 1.2M: a power of ten at the end of the axis would cover its name."""
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -25,7 +25,7 @@ class Analysis:
 
     Attributes:
         left_out: runs that are not complete.
-        validation: None where nobody asked.
+        validation: None without `hold_out`.
     """
 
     fit: Fit

@@ -210,7 +210,7 @@ def check_support(law: Law, points: Points) -> None:
         if levels(values) > 1:
             span = f"{min(values):.3g} to {max(values):.3g}"
             raise NotIdentifiable(
-                f"{law.name} has no term for {COLUMN_DESCRIPTION[column].split()[-1]}, of which these runs have {levels(values)} levels ({span}).\n"
+                f"{law.name} has no term for {COLUMN_DESCRIPTION[column].split()[-1]}, and these runs have {levels(values)} levels of it ({span}).\n"
                 f"Give runs of one level with --where, or fit another law: --law ludziejewski"
             )
     for column, least in law.distinct.items():

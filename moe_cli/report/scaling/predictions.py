@@ -62,7 +62,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class DenseEquivalent:
-    """A sparse configuration beside the dense model that reaches its loss on the same tokens.
+    """A sparse configuration and the dense model that reaches its loss on the same tokens.
 
     Attributes:
         compute_ratio: the model FLOPs that model takes in training over those of a dense one with the active parameters of this one, with

@@ -13,7 +13,7 @@ from moe_cli.report.scaling.predictions import MAX_COMPUTE_RATIO, DenseEquivalen
 
 # The width with room for throughput.
 WITH_SPEED = 90
-# Beyond so many times what was run, a prediction is a guess.
+# A prediction is a guess where a size exceeds those that were run by more than this factor.
 EXTRAPOLATION_WARNING = 8.0
 
 
@@ -94,7 +94,7 @@ def _compute_ratio(value: float) -> str:
 
 
 def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Text]:
-    """Without throughput where nobody measured it, or there is no room."""
+    """Leaves throughput out where it was not measured or does not fit."""
     headings = ["equals a dense model of", "x compute", "95 % interval", "x tok/s", "speed-up"]
     rows = [
         [printable(each.label), _compute_ratio(each.compute_ratio), f"{_compute_ratio(each.low)} to {_compute_ratio(each.high)}", _speed(each.throughput),
