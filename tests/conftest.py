@@ -1,8 +1,9 @@
 """What all tests share: shapes checked, one thread, no deadlines (others use the machine too), a little text and one finished run."""
 
+import gc
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ torch.set_num_threads(1)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
-settings.register_profile("quick", deadline=None, max_examples=40)
+settings.register_profile("quick", deadline=None, max_examples=25, database=None)
 settings.load_profile("quick")
 
 # Imports of moe_cli stand inside the fixtures: at the top they would come before the run-time type checks.
@@ -40,36 +41,18 @@ def unchecked_shapes(checked_shapes: None) -> None:
     jaxtyping.config.update("jaxtyping_disable", True)
 
 
+def pytest_collection_finish() -> None:
+    """Thousands of tests and large libraries stay until the end: the collector need not look through them each time."""
+    gc.collect()
+    gc.freeze()
+
+
 LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_", "test_four_processes_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest come first: nobody waits for them at the end, and workers that have nothing left take none of them away."""
     items.sort(key=lambda item: not item.name.startswith(LONGEST))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def composed_once() -> Iterator[None]:
-    """What the packaged conf/ composes to is worked out once for all tests of a process: a command would do it anew."""
-    from moe_cli.config.compose import Composer
-    from moe_cli.config.settings import packaged_conf
-
-    def once(method: Callable[..., Any]) -> Callable[..., Any]:
-        known: dict[tuple[str, ...], Any] = {}
-
-        def remembered(self: Composer, *words: str) -> Any:
-            if self.folders != [packaged_conf()]:  # a test's own folder may change
-                return method(self, *words)
-            if words not in known:
-                known[words] = method(self, *words)
-            return known[words]
-
-        return remembered
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("_compose", "_choices"):
-            patch.setattr(Composer, name, once(getattr(Composer, name)))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ A page is one test, in a folder of its own. Comments `<!-- test: ... -->` in the
 - `skip`: another test runs the block.
 - `output=any`: what Python prints is not compared.
 - `-model.num_heads`: takes a word away from those that make a training tiny.
-- Every other word is added to each train, sweep and bench command, in place of one with the same key.
+- Every other word is added to each train, sweep, sample and bench command, in place of one with the same key.
 """
 
 import io
@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def replaced(words: list[str], others: list[str]) -> list[str]:
 def tiny_command(command: str, hints: tuple[str, ...]) -> list[str]:
     """The words of `moe ...` as it is run: the page's own, made small by the defaults here and by the page's hints."""
     words = shlex.split(command, comments=True)[1:]
-    if words[0] not in ("train", "sweep", "bench"):
+    if words[0] not in ("train", "sweep", "bench", "sample"):
         return words
     added = [hint for hint in hints if not hint.startswith("-") or hint.startswith("--")]
     if words[0] in ("train", "sweep") and "--resume" not in words:
@@ -101,7 +102,8 @@ def run_block(block: Block, space: dict[str, Any]) -> None:
     """Runs each command, or the Python code, and compares exit codes and what is printed."""
     flags = {hint for hint in block.hints if re.match(r"run$|sweep$|slow$|exit=|output=", hint)}
     if block.kind == "python":
-        with redirect_stdout(io.StringIO()) as printed:
+        with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+            warnings.simplefilter("default")  # those of other libraries are no error here
             exec(block.code, space)  # noqa: S102  (our own file)
         if block.output is not None and "output=any" not in flags:
             assert block.output == printed.getvalue()
@@ -115,7 +117,7 @@ def run_block(block: Block, space: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="session")
-def prepared(nests: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes a folder with a text, and in it a finished run or sweep; each once for all pages of this process."""
     folders: dict[str, Path] = {}
 
@@ -126,7 +128,6 @@ def prepared(nests: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
             command = {"run": "moe train expert=8", "sweep": "moe sweep sparsity expert=1,8 k=2 --seeds 2"}.get(what)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folders[what])
-                patch.setattr("moe_cli.sweeps.executors.local.Nest", nests)
                 for command in COMMANDS.get(what, ()):
                     result = CliRunner().invoke(app, tiny_command(command, ()))
                     assert result.exit_code == 0, result.output

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import torch
 from torch import nn
 
@@ -78,8 +79,13 @@ def tiny_task(config: RunConfig, outputs: Path) -> TextTask:
 
 
 def finish(config: RunConfig, outputs: Path, observer: Any = None) -> Run:
-    """A new run of this configuration, carried out."""
-    return run_one(create_run(outputs, "runs", config), outputs, observer)
+    """A new run of this configuration, carried out; without the checks of shapes, which double the time of a step."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        return run_one(create_run(outputs, "runs", config), outputs, observer)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

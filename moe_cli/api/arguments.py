@@ -13,6 +13,6 @@ LOGGER = logging.getLogger("moe_cli")
 
 
 def check_list(name: str, given: Sequence[str]) -> None:
-    """Raises ConfigError for one text, of which every letter would be taken for a word."""
+    """Raises ConfigError for a string, whose letters would be taken as settings."""
     if isinstance(given, str):
         raise ConfigError(f"{name}={given!r} is one text. Give a list: {name}={given.split()!r}")

@@ -110,7 +110,7 @@ def _finished(process: "subprocess.Popen[Any]") -> int:
 
 
 def _failure(run: Run, code: int) -> MoeError:
-    """Why a run is not complete, by its folder: `moe train` and a worker have other exit codes for the same end."""
+    """Returns why a run is not complete, by its folder: `moe train` and a worker differ in exit codes."""
     if is_locked(run.path):
         return RunBusy(f"{run.id} is being written by another process: wait for it or stop it.")
     if code == EXIT_INTERRUPTED:

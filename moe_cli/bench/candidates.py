@@ -17,7 +17,7 @@ from moe_cli.moe.layer import MoELayer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class LeftOut(Exception):
+class SkipCandidate(Exception):
     """Why somebody does not take part, in one line."""
 
 
@@ -49,7 +49,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A network and how to ask it.
 
     Attributes:
@@ -60,10 +60,10 @@ class Contestant:
     name: str
     module: nn.Module
     rows: int
-    answer: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor]
 
 
-Builder = Callable[[], Contestant]
+Builder = Callable[[], Candidate]
 
 
 def make_layer(shape: Shape, dispatch: str = "auto", device: str = "cpu") -> MoELayer:
@@ -73,11 +73,11 @@ def make_layer(shape: Shape, dispatch: str = "auto", device: str = "cpu") -> MoE
     return layer.to(device, DTYPES[shape.dtype])
 
 
-def make_dense(shape: Shape, device: str = "cpu") -> Contestant:
+def make_dense(shape: Shape, device: str = "cpu") -> Candidate:
     """A SwiGLU network of an expert's width over T K tokens: the active FLOPs without routing, the limit."""
     dense = FeedForward(shape.d_model, shape.d_expert, kind="glu", activation="silu")
     dense.reset_parameters(torch.Generator().manual_seed(0))
-    return Contestant("dense", dense.to(device, DTYPES[shape.dtype]), shape.tokens * shape.k, dense)
+    return Candidate("dense", dense.to(device, DTYPES[shape.dtype]), shape.tokens * shape.k, dense)
 
 
 class LoopOfLinears(nn.Module):
@@ -115,14 +115,14 @@ class LoopOfLinears(nn.Module):
 def our_builders(shape: Shape, dispatches: Sequence[str], device: str = "cpu") -> dict[str, Builder]:
     """Our layer once per back end, and the loop, by name."""
 
-    def ours(dispatch: str) -> Contestant:
+    def ours(dispatch: str) -> Candidate:
         layer = make_layer(shape, dispatch, device)
-        return Contestant(f"moe, {dispatch}", layer, shape.tokens, lambda x: layer(x)[0])
+        return Candidate(f"moe, {dispatch}", layer, shape.tokens, lambda x: layer(x)[0])
 
-    def loop() -> Contestant:
+    def loop() -> Candidate:
         module = LoopOfLinears(shape).to(device, DTYPES[shape.dtype])
         module.copy_from(make_layer(shape, device=device))
-        return Contestant("loop of nn.Linear", module, shape.tokens, module)
+        return Candidate("loop of nn.Linear", module, shape.tokens, module)
 
     builders: dict[str, Builder] = {f"moe, {dispatch}": partial(ours, dispatch) for dispatch in dispatches}
     return {**builders, "loop of nn.Linear": loop}

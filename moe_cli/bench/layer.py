@@ -6,28 +6,45 @@ combine. 1 means that sparsity is free.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from moe_cli.bench.candidates import DTYPES, Builder, Contestant, LeftOut, Shape, make_dense, make_layer, our_builders
+from moe_cli.bench.candidates import (
+    DTYPES,
+    Builder,
+    Candidate,
+    Shape,
+    SkipCandidate,
+    make_dense,
+    make_layer,
+    our_builders,
+)
 from moe_cli.bench.peers import peer_builders
-from moe_cli.bench.timing import Spread, interleave, ratios, reason, saved_bytes, spread, synchronise
+from moe_cli.bench.timing import (
+    Spread,
+    interleave,
+    ratios,
+    saved_bytes,
+    skip_reason,
+    spread,
+    synchronise,
+    torch_threads,
+)
 from moe_cli.errors import ConfigError
 from moe_cli.execution.machine import total_memory_bytes
 from moe_cli.formatting import count
 
 # A contestant whose single pass takes more than this share of the time would leave too few rounds to the others.
-MOST_OF_THE_TIME = 0.15
-MOST_SHAPES = 1000
+MAX_TIME_FRACTION = 0.15
+MAX_SHAPES = 1000
 
 
 @dataclass(frozen=True)
-class Score:
+class LayerResult:
     """One contestant on one shape.
 
     Attributes:
@@ -43,7 +60,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Match:
+class LayerBenchmark:
     """All contestants on one shape.
 
     Attributes:
@@ -55,9 +72,9 @@ class Match:
     device: str
     rounds: int
     largest_load: int
-    dense: Score
-    scores: list[Score]
-    left_out: dict[str, str]
+    dense: LayerResult
+    results: list[LayerResult]
+    skipped: dict[str, str]
 
 
 def make_grid(axes: Mapping[str, Sequence[int | str]]) -> list[Shape]:
@@ -66,8 +83,8 @@ def make_grid(axes: Mapping[str, Sequence[int | str]]) -> list[Shape]:
     Raises:
         ConfigError: no combination can be built, or there are too many.
     """
-    if (number := math.prod(map(len, axes.values()))) > MOST_SHAPES:
-        raise ConfigError(f"{number:,} shapes are too many: the most are {MOST_SHAPES:,}. Give fewer values.")
+    if (number := math.prod(map(len, axes.values()))) > MAX_SHAPES:
+        raise ConfigError(f"{number:,} shapes are too many: the most are {MAX_SHAPES:,}. Give fewer values.")
     shapes = [Shape(**dict(zip(axes, point, strict=True))) for point in product(*axes.values())]  # type: ignore[arg-type]
     possible = [shape for shape in shapes if shape.k <= shape.experts and not (shape.k == 1 == shape.experts)]
     if not possible:
@@ -75,13 +92,13 @@ def make_grid(axes: Mapping[str, Sequence[int | str]]) -> list[Shape]:
     return possible
 
 
-def run_match(
+def run_layer_benchmark(
     shape: Shape,
     dispatches: Sequence[str],
     seconds: float,
     device: str = "cpu",
     builders: Mapping[str, Builder] | None = None,
-) -> Match:
+) -> LayerBenchmark:
     """Every contestant that can be had, timed side by side for about `seconds`.
 
     Args:
@@ -90,21 +107,21 @@ def run_match(
     _check_memory(shape, device)
     if builders is None:
         builders = {**our_builders(shape, dispatches, device), **peer_builders(shape, device)}
-    with _threads(shape.threads):
+    with torch_threads(shape.threads):
         dense = make_dense(shape, device)
-        contestants, saved, left_out = _warm_up(shape, {"dense": lambda: dense, **builders}, seconds, device)
+        candidates, saved, skipped = _warm_up(shape, {"dense": lambda: dense, **builders}, seconds, device)
         times = interleave(
-            {name: _pass(contestant, device) for name, contestant in contestants.items()},
+            {name: _pass(candidate, device) for name, candidate in candidates.items()},
             lambda number: _inputs(shape, number + 1, device), seconds,
         )  # fmt: skip
         largest = int(
             make_layer(shape, device=device).route(_inputs(shape, 0, device).x[: shape.tokens]).tokens_per_expert.max()
         )
-    scores = [
-        Score(name, spread(times[name]), ratios(times["dense"], times[name]), saved[name]) for name in contestants
+    results = [
+        LayerResult(name, spread(times[name]), ratios(times["dense"], times[name]), saved[name]) for name in candidates
     ]
     rounds = len(times["dense"])
-    return Match(shape, device, rounds, largest, scores[0], scores[1:], left_out)
+    return LayerBenchmark(shape, device, rounds, largest, results[0], results[1:], skipped)
 
 
 def _check_memory(shape: Shape, device: str) -> None:
@@ -134,69 +151,59 @@ def _inputs(shape: Shape, seed: int, device: str) -> Inputs:
     return Inputs(x, grad)
 
 
-def _pass(contestant: Contestant, device: str) -> Callable[[Inputs], None]:
+def _pass(candidate: Candidate, device: str) -> Callable[[Inputs], None]:
     """One forward and backward into new gradients, which are given back: many contestants wait beside each other."""
 
     def run(inputs: Inputs) -> None:
-        x = inputs.x[: contestant.rows].detach().requires_grad_()
-        contestant.answer(x).backward(inputs.grad[: contestant.rows])
+        x = inputs.x[: candidate.rows].detach().requires_grad_()
+        candidate.forward(x).backward(inputs.grad[: candidate.rows])
         synchronise(device)
-        contestant.module.zero_grad(set_to_none=True)
+        candidate.module.zero_grad(set_to_none=True)
 
     return run
 
 
 def _warm_up(
     shape: Shape, builders: Mapping[str, Builder], seconds: float, device: str
-) -> tuple[dict[str, Contestant], dict[str, int], dict[str, str]]:
+) -> tuple[dict[str, Candidate], dict[str, int], dict[str, str]]:
     """Who can take part, what each keeps for backward, and who is left out and why."""
-    contestants: dict[str, Contestant] = {}
+    candidates: dict[str, Candidate] = {}
     saved: dict[str, int] = {}
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     inputs = _inputs(shape, 0, device)
     for name, build in builders.items():
         try:
-            contestant = build()
-            saved[name] = _saved(contestant, inputs)
+            candidate = build()
+            saved[name] = _saved(candidate, inputs)
             started = time.perf_counter()
-            _pass(contestant, device)(inputs)
+            _pass(candidate, device)(inputs)
             taken = time.perf_counter() - started
-            if name != "dense" and taken > MOST_OF_THE_TIME * seconds and taken > 1:
-                raise LeftOut(f"one pass took {taken:.1f} s; a larger --seconds lets it take part")
+            if name != "dense" and taken > MAX_TIME_FRACTION * seconds and taken > 1:
+                raise SkipCandidate(f"one pass took {taken:.1f} s; a larger --seconds lets it take part")
         except Exception as error:  # whatever a peer raises, the others go on
-            left_out[name] = reason(error)
+            skipped[name] = skip_reason(error)
         else:
-            contestants[name] = contestant
-    return contestants, saved, left_out
+            candidates[name] = candidate
+    return candidates, saved, skipped
 
 
-def _saved(contestant: Contestant, inputs: Inputs) -> int:
-    x = inputs.x[: contestant.rows].detach().requires_grad_()
-    return saved_bytes(lambda: contestant.answer(x), x, *contestant.module.parameters())
+def _saved(candidate: Candidate, inputs: Inputs) -> int:
+    x = inputs.x[: candidate.rows].detach().requires_grad_()
+    return saved_bytes(lambda: candidate.forward(x), x, *candidate.module.parameters())
 
 
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def records(match: Match) -> list[dict[str, object]]:
+def to_dicts(benchmark: LayerBenchmark) -> list[dict[str, object]]:
     """The scores with plain keys, one object each, the dense network first."""
-    shape = match.shape
+    shape = benchmark.shape
     return [
         {
-            "contestant": score.name, "tokens": shape.tokens, "experts": shape.experts, "k": shape.k,
+            "candidate": result.name, "tokens": shape.tokens, "experts": shape.experts, "k": shape.k,
             "d_model": shape.d_model, "d_expert": shape.d_expert, "dtype": shape.dtype, "threads": shape.threads,
-            "device": match.device, "rows_per_expert": shape.rows_per_expert, "largest_load": match.largest_load,
-            "rounds": match.rounds, "seconds": score.seconds.median, "seconds_min": score.seconds.least,
-            "seconds_max": score.seconds.most, "efficiency": score.efficiency.median,
-            "efficiency_min": score.efficiency.least, "efficiency_max": score.efficiency.most,
-            "saved_bytes": score.saved_bytes,
+            "device": benchmark.device, "rows_per_expert": shape.rows_per_expert, "largest_load": benchmark.largest_load,
+            "rounds": benchmark.rounds, "seconds": result.seconds.median, "seconds_min": result.seconds.min,
+            "seconds_max": result.seconds.max, "efficiency": result.efficiency.median,
+            "efficiency_min": result.efficiency.min, "efficiency_max": result.efficiency.max,
+            "saved_bytes": result.saved_bytes,
         }
-        for score in [match.dense, *match.scores]
+        for result in [benchmark.dense, *benchmark.results]
     ]  # fmt: skip

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_cli.bench.candidates import DTYPES, Builder, Contestant, LeftOut, Shape, make_layer
+from moe_cli.bench.candidates import DTYPES, Builder, Candidate, Shape, SkipCandidate, make_layer
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 # A contestant that would copy more than this is not started: several are built beside each other.
-MOST_BYTES = 2**30
+MAX_COPY_BYTES = 2**30
 # A stacked weight indexed by expert has a full gradient per expert; more than this takes minutes.
-MOST_WRITTEN = 2**36
+MAX_GRADIENT_BYTES = 2**36
 
 
 def peer_builders(shape: Shape, device: str = "cpu") -> dict[str, Builder]:
@@ -33,19 +33,19 @@ def peer_builders(shape: Shape, device: str = "cpu") -> dict[str, Builder]:
         ("st-moe-pytorch", _st_moe),
         ("mixture-of-experts", _mixture_of_experts),
     ):
-        builders[name] = partial(_other, name, build, shape, device)
+        builders[name] = partial(_build_peer, name, build, shape, device)
     return builders
 
 
 def _transformers(
     name: str, make: Callable[[Shape], nn.Module], implementation: str, shape: Shape, device: str
-) -> Contestant:
+) -> Candidate:
     if implementation == "batched_mm":
         _refuse_copies(shape.tokens * shape.k * shape.expert_params * DTYPES[shape.dtype].itemsize, "weights")
     if implementation == "eager":
         written = shape.experts**2 * shape.expert_params * DTYPES[shape.dtype].itemsize
-        if written > MOST_WRITTEN:
-            raise LeftOut(f"would write {written / 2**30:.0f} GiB of gradients: all experts' for each expert")
+        if written > MAX_GRADIENT_BYTES:
+            raise SkipCandidate(f"would write {written / 2**30:.0f} GiB of gradients: all experts' for each expert")
     block: Any = make(shape)
     block.experts.config._experts_implementation = implementation
     layer: Any = make_layer(shape)
@@ -53,23 +53,23 @@ def _transformers(
         block.gate.weight.copy_(layer.router.get_parameter("gate.weight"))
         block.experts.gate_up_proj.copy_(layer.experts.w_in)
         block.experts.down_proj.copy_(layer.experts.w_out)
-    return Contestant(name, block.to(device, DTYPES[shape.dtype]), shape.tokens, partial(_first, block))
+    return Candidate(name, block.to(device, DTYPES[shape.dtype]), shape.tokens, partial(_call_block, block))
 
 
-def _other(name: str, build: Callable[[Shape], nn.Module], shape: Shape, device: str) -> Contestant:
+def _build_peer(name: str, build: Callable[[Shape], nn.Module], shape: Shape, device: str) -> Candidate:
     module = build(shape).to(device, DTYPES[shape.dtype])
-    return Contestant(name, module, shape.tokens, partial(_first, module))
+    return Candidate(name, module, shape.tokens, partial(_call_block, module))
 
 
-def _first(block: nn.Module, x: Tensor) -> Tensor:
+def _call_block(block: nn.Module, x: Tensor) -> Tensor:
     """[T, D] through a block that wants a batch of sequences and may answer with losses beside the output."""
     y = block(x.unsqueeze(0))
     return (y[0] if isinstance(y, tuple) else y).squeeze(0)  # type: ignore[no-any-return]
 
 
 def _refuse_copies(num_bytes: int, what: str) -> None:
-    if num_bytes > MOST_BYTES:
-        raise LeftOut(f"would copy {num_bytes / 2**30:.1f} GiB of {what}")
+    if num_bytes > MAX_COPY_BYTES:
+        raise SkipCandidate(f"would copy {num_bytes / 2**30:.1f} GiB of {what}")
 
 
 def _model(family: str) -> Any:
@@ -115,11 +115,11 @@ def _deepseek(shape: Shape) -> nn.Module:
         num_experts_per_tok=shape.k, n_group=1, topk_group=1, routed_scaling_factor=1.0,
     )  # fmt: skip
     block: nn.Module = _model("deepseek_v3").DeepseekV3MoE(config)
-    block.shared_experts = _Nothing()
+    block.shared_experts = _Zero()
     return block
 
 
-class _Nothing(nn.Module):
+class _Zero(nn.Module):
     def forward(self, x: Tensor) -> float:
         return 0.0
 
@@ -134,7 +134,7 @@ FAMILIES: dict[str, Callable[[Shape], nn.Module]] = {
 
 def _plain_width(shape: Shape) -> int:
     if shape.d_expert % 2:
-        raise LeftOut("has two matrices per expert: equal FLOPs need an even d_expert")
+        raise SkipCandidate("has two matrices per expert: equal FLOPs need an even d_expert")
     return shape.d_expert * 3 // 2
 
 
@@ -142,7 +142,7 @@ def _switch(shape: Shape) -> nn.Module:
     from transformers import SwitchTransformersConfig
 
     if shape.k != 1:
-        raise LeftOut(f"sends each token to one expert, here k={shape.k}")
+        raise SkipCandidate(f"sends each token to one expert, here k={shape.k}")
     config = SwitchTransformersConfig(
         d_model=shape.d_model, d_ff=_plain_width(shape), num_experts=shape.experts, expert_capacity=shape.tokens,
         dropout_rate=0.0, router_jitter_noise=0.0,
@@ -150,7 +150,7 @@ def _switch(shape: Shape) -> nn.Module:
     return _model("switch_transformers").SwitchTransformersSparseMLP(config)  # type: ignore[no-any-return]
 
 
-def _one_hot_places(shape: Shape) -> None:
+def _refuse_large_one_hot(shape: Shape) -> None:
     """Refuses when dispatch and combine, [T, E, C] with C = T K / E, and what leads to them, do not fit."""
     _refuse_copies(4 * shape.tokens * shape.tokens * shape.k * DTYPES[shape.dtype].itemsize, "one-hot dispatch")
 
@@ -159,8 +159,8 @@ def _st_moe(shape: Shape) -> nn.Module:
     from st_moe_pytorch import MoE
 
     if shape.k < 2:
-        raise LeftOut("needs k of at least 2")
-    _one_hot_places(shape)
+        raise SkipCandidate("needs k of at least 2")
+    _refuse_large_one_hot(shape)
     # Its width is int(dim * mult * 2 / 3); the half keeps a rounded product from losing one.
     return MoE(  # type: ignore[no-any-return]
         dim=shape.d_model, num_experts=shape.experts, gating_top_n=shape.k, threshold_train=0.0,
@@ -172,8 +172,8 @@ def _mixture_of_experts(shape: Shape) -> nn.Module:
     from mixture_of_experts import MoE
 
     if shape.k != 2:
-        raise LeftOut(f"sends each token to two experts, here k={shape.k}")
-    _one_hot_places(shape)
+        raise SkipCandidate(f"sends each token to two experts, here k={shape.k}")
+    _refuse_large_one_hot(shape)
     return MoE(  # type: ignore[no-any-return]
         dim=shape.d_model, num_experts=shape.experts, hidden_dim=_plain_width(shape), second_policy_train="all",
         capacity_factor_train=2.0,

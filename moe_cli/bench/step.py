@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.bench.timing import Spread, interleave, ratios, reason, spread, synchronise
+from moe_cli.bench.timing import Spread, interleave, ratios, skip_reason, spread, synchronise, torch_threads
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig
 from moe_cli.errors import ConfigError
@@ -24,12 +24,12 @@ from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.precision import autocast
 
 VOCAB_SIZE = 256
-YARDSTICK = "Mixtral"
+BASELINE = "Mixtral"
 OURS = "moe"
 
 
 @dataclass(frozen=True)
-class Trainee:
+class StepCandidate:
     """A model in training.
 
     Attributes:
@@ -41,7 +41,7 @@ class Trainee:
 
 
 @dataclass(frozen=True)
-class StepScore:
+class StepBenchResult:
     """Attributes:
     tokens_per_second: of whole training steps.
     ratio: tokens per second over those of the yardstick, round by round.
@@ -54,16 +54,16 @@ class StepScore:
 
 
 @dataclass(frozen=True)
-class StepMatch:
+class StepBenchmark:
     """All contestants on one configuration."""
 
     config: RunConfig
     device: str
     threads: int
     rounds: int
-    yardstick: str
-    scores: list[StepScore]
-    left_out: dict[str, str]
+    baseline: str
+    results: list[StepBenchResult]
+    skipped: dict[str, str]
 
 
 def check_comparable(config: RunConfig) -> None:
@@ -91,7 +91,7 @@ def check_comparable(config: RunConfig) -> None:
             raise ConfigError(f"{setting}: Mixtral has no counterpart to compare with. Leave it out of moe bench step.")
 
 
-def idle_settings(keys: Collection[str]) -> tuple[str, ...]:
+def unused_settings_note(keys: Collection[str]) -> tuple[str, ...]:
     """A note on the settings given that say nothing about a step on random tokens with AdamW."""
     used = ("train.batch_size", "train.threads", "train.device", "train")
     groups = ("data", "optim", "eval", "train")
@@ -99,19 +99,19 @@ def idle_settings(keys: Collection[str]) -> tuple[str, ...]:
     return (f"a step on random tokens with AdamW: {', '.join(idle)} set aside.",) if idle else ()
 
 
-def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) -> dict[str, Callable[[], Trainee]]:
+def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) -> dict[str, Callable[[], StepCandidate]]:
     """Everybody by name: Mixtral as it comes and with fused AdamW, and ours; compiled and under bfloat16 where asked."""
-    builders: dict[str, Callable[[], Trainee]] = {YARDSTICK: partial(make_theirs, config, device, fused=False)}
+    builders: dict[str, Callable[[], StepCandidate]] = {BASELINE: partial(make_mixtral, config, device, fused=False)}
     for precision in ("float32", "bfloat16") if bf16 else ("float32",):
         for compile_it in (False, True) if compiled else (False,):
             tuning = (", bf16" if precision == "bfloat16" else "") + (", compiled" if compile_it else "")
-            theirs = partial(make_theirs, config, device, fused=True)
-            builders[f"{YARDSTICK}, fused{tuning}"] = partial(theirs, precision=precision, compiled=compile_it)
-            builders[f"{OURS}{tuning}"] = partial(make_ours, config, device, precision, compile_it)
+            theirs = partial(make_mixtral, config, device, fused=True)
+            builders[f"{BASELINE}, fused{tuning}"] = partial(theirs, precision=precision, compiled=compile_it)
+            builders[f"{OURS}{tuning}"] = partial(make_moe, config, device, precision, compile_it)
     return builders
 
 
-def make_ours(config: RunConfig, device: str, precision: str = "float32", compiled: bool = False) -> Trainee:
+def make_moe(config: RunConfig, device: str, precision: str = "float32", compiled: bool = False) -> StepCandidate:
     """Our GPT with the optimizer and the balancing loss that training gives it."""
     model = make_model(config, VOCAB_SIZE).to(device)
     optimizers = make_optimizers(config.optim, model)
@@ -128,12 +128,12 @@ def make_ours(config: RunConfig, device: str, precision: str = "float32", compil
         optimizers.step(0.5)
         optimizers.zero_grad()
 
-    return Trainee(count_params(model), partial(_step, model, loss, update, precision, device))
+    return StepCandidate(count_params(model), partial(_step, model, loss, update, precision, device))
 
 
-def make_theirs(
+def make_mixtral(
     config: RunConfig, device: str, *, fused: bool, precision: str = "float32", compiled: bool = False
-) -> Trainee:
+) -> StepCandidate:
     """transformers' MixtralForCausalLM of the same size, with its own choice of back end."""
     model = mixtral(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if fused else None)
@@ -146,7 +146,7 @@ def make_theirs(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return Trainee(count_params(model), partial(_step, model, loss, update, precision, device))
+    return StepCandidate(count_params(model), partial(_step, model, loss, update, precision, device))
 
 
 def mixtral(config: RunConfig) -> nn.Module:
@@ -189,56 +189,54 @@ def _step(
     synchronise(device)
 
 
-def run_step_match(
+def run_step_benchmark(
     config: RunConfig,
-    builders: Mapping[str, Callable[[], Trainee]],
+    builders: Mapping[str, Callable[[], StepCandidate]],
     seconds: float,
     threads: int,
     device: str = "cpu",
-) -> StepMatch:
-    """Everybody's tokens per second, side by side for about `seconds` after warming up (compiling is not counted).
+) -> StepBenchmark:
+    """Measures the tokens per second of all candidates, side by side for about `seconds` after warming up (compiling is not counted).
 
     Raises:
-        ConfigError: Mixtral has no counterpart, or nobody is left.
+        ConfigError: Mixtral has no counterpart, or no candidate is left.
     """
     check_comparable(config)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        trainees, left_out = _warm_up(config, builders, device)
-        if not trainees:
-            raise ConfigError("nobody could take a step: " + "; ".join(f"{n}: {why}" for n, why in left_out.items()))
-        calls = {name: trainee.step for name, trainee in trainees.items()}
+    with torch_threads(threads):
+        candidates, skipped = _warm_up(config, builders, device)
+        if not candidates:
+            raise ConfigError(
+                "no candidate could take a step: " + "; ".join(f"{n}: {why}" for n, why in skipped.items())
+            )
+        calls = {name: candidate.step for name, candidate in candidates.items()}
         times = interleave(calls, lambda number: _tokens(config, number + 1, device), seconds)
-    finally:
-        torch.set_num_threads(before)
-    yardstick = YARDSTICK if YARDSTICK in trainees else next(iter(trainees))
+    baseline = BASELINE if BASELINE in candidates else next(iter(candidates))
     per_step = config.train.batch_size * config.model.context_length
-    scores = [
-        StepScore(
-            name, trainee.num_params, spread([per_step / taken for taken in times[name]]),
-            ratios(times[yardstick], times[name]),
+    results = [
+        StepBenchResult(
+            name, candidate.num_params, spread([per_step / taken for taken in times[name]]),
+            ratios(times[baseline], times[name]),
         )
-        for name, trainee in trainees.items()
+        for name, candidate in candidates.items()
     ]  # fmt: skip
-    return StepMatch(config, device, threads, len(times[yardstick]), yardstick, scores, left_out)
+    return StepBenchmark(config, device, threads, len(times[baseline]), baseline, results, skipped)
 
 
 def _warm_up(
-    config: RunConfig, builders: Mapping[str, Callable[[], Trainee]], device: str
-) -> tuple[dict[str, Trainee], dict[str, str]]:
-    trainees: dict[str, Trainee] = {}
-    left_out: dict[str, str] = {}
+    config: RunConfig, builders: Mapping[str, Callable[[], StepCandidate]], device: str
+) -> tuple[dict[str, StepCandidate], dict[str, str]]:
+    candidates: dict[str, StepCandidate] = {}
+    skipped: dict[str, str] = {}
     for name, build in builders.items():
         try:
-            trainee = build()
+            candidate = build()
             for number in range(2):  # the second step meets the optimizer's state and compiled code
-                trainee.step(_tokens(config, -number, device))
+                candidate.step(_tokens(config, -number, device))
         except Exception as error:  # whatever a library raises, the others go on
-            left_out[name] = reason(error)
+            skipped[name] = skip_reason(error)
         else:
-            trainees[name] = trainee
-    return trainees, left_out
+            candidates[name] = candidate
+    return candidates, skipped
 
 
 def _tokens(config: RunConfig, seed: int, device: str) -> Tensor:
@@ -247,15 +245,15 @@ def _tokens(config: RunConfig, seed: int, device: str) -> Tensor:
     return torch.randint(VOCAB_SIZE, size, generator=generator).to(device)
 
 
-def step_records(match: StepMatch) -> list[dict[str, object]]:
+def step_to_dicts(benchmark: StepBenchmark) -> list[dict[str, object]]:
     """The scores with plain keys, one object each."""
     return [
         {
-            "contestant": score.name, "params": score.num_params, "threads": match.threads, "device": match.device,
-            "rounds": match.rounds, "tokens_per_second": score.tokens_per_second.median,
-            "tokens_per_second_min": score.tokens_per_second.least,
-            "tokens_per_second_max": score.tokens_per_second.most, "yardstick": match.yardstick,
-            "ratio": score.ratio.median, "ratio_min": score.ratio.least, "ratio_max": score.ratio.most,
+            "candidate": result.name, "params": result.num_params, "threads": benchmark.threads, "device": benchmark.device,
+            "rounds": benchmark.rounds, "tokens_per_second": result.tokens_per_second.median,
+            "tokens_per_second_min": result.tokens_per_second.min,
+            "tokens_per_second_max": result.tokens_per_second.max, "baseline": benchmark.baseline,
+            "ratio": result.ratio.median, "ratio_min": result.ratio.min, "ratio_max": result.ratio.max,
         }
-        for score in match.scores
+        for result in benchmark.results
     ]  # fmt: skip

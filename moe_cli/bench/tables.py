@@ -4,63 +4,63 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from moe_cli.bench.layer import Match
-from moe_cli.bench.step import StepMatch
+from moe_cli.bench.layer import LayerBenchmark
+from moe_cli.bench.step import StepBenchmark
 from moe_cli.bench.timing import Spread
 from moe_cli.formatting import count, plural
 
 
-def layer_heading(match: Match) -> list[str]:
+def layer_heading(benchmark: LayerBenchmark) -> list[str]:
     """The shape, and what the dense network took."""
-    shape = match.shape
+    shape = benchmark.shape
     return [
         f"{shape.tokens:,} tokens   {shape.experts} experts, {shape.k} chosen   d_model {shape.d_model}   "
         f"d_expert {shape.d_expert}",
-        f"  rows per expert  {shape.rows_per_expert:g}, the busiest {match.largest_load}",
-        f"  dense            {milliseconds(match.dense.seconds.median)} ms   {shape.dtype}   "
-        f"{_where(match.device, shape.threads)}   {plural(match.rounds, 'round')}",
+        f"  rows per expert  {shape.rows_per_expert:g}, the busiest {benchmark.largest_load}",
+        f"  dense            {milliseconds(benchmark.dense.seconds.median)} ms   {shape.dtype}   "
+        f"{_where(benchmark.device, shape.threads)}   {plural(benchmark.rounds, 'round')}",
     ]
 
 
-def layer_table(match: Match) -> Table:
+def layer_table(benchmark: LayerBenchmark) -> Table:
     """Who reaches which share of the dense network's speed, the best first."""
     table = _table("layer", "efficiency", "min - max", "ms", "saved MiB")
-    for score in sorted(match.scores, key=lambda score: -score.efficiency.median):
+    for result in sorted(benchmark.results, key=lambda result: -result.efficiency.median):
         table.add_row(
-            score.name, f"{score.efficiency.median:.2f}", _range(score.efficiency, "{:.2f}"),
-            milliseconds(score.seconds.median), f"{score.saved_bytes / 2**20:.1f}",
+            result.name, f"{result.efficiency.median:.2f}", _range(result.efficiency, "{:.2f}"),
+            milliseconds(result.seconds.median), f"{result.saved_bytes / 2**20:.1f}",
         )  # fmt: skip
     return table
 
 
-def step_heading(match: StepMatch) -> list[str]:
+def step_heading(benchmark: StepBenchmark) -> list[str]:
     """The model and the batch."""
-    config, model = match.config, match.config.model
+    config, model = benchmark.config, benchmark.config.model
     return [
         f"{config.expert} experts, {config.k} chosen   {model.num_layers} layers   d_model {model.d_model}   "
         f"d_expert {model.d_expert}   context {model.context_length}",
-        f"  batch {config.train.batch_size}   {count(match.scores[0].num_params)} parameters   "
-        f"{_where(match.device, match.threads)}   "
-        f"{plural(match.rounds, 'round')}   Mixtral: transformers' MixtralForCausalLM",
+        f"  batch {config.train.batch_size}   {count(benchmark.results[0].num_params)} parameters   "
+        f"{_where(benchmark.device, benchmark.threads)}   "
+        f"{plural(benchmark.rounds, 'round')}   Mixtral: transformers' MixtralForCausalLM",
     ]
 
 
-def step_table(match: StepMatch) -> Table:
+def step_table(benchmark: StepBenchmark) -> Table:
     """Tokens per second of whole training steps, the fastest first."""
-    table = _table("training step", "tok/s", "min - max", f"x {match.yardstick}", "min - max")
-    for score in sorted(match.scores, key=lambda score: -score.ratio.median):
-        rate = score.tokens_per_second
+    table = _table("training step", "tok/s", "min - max", f"x {benchmark.baseline}", "min - max")
+    for result in sorted(benchmark.results, key=lambda result: -result.ratio.median):
+        rate = result.tokens_per_second
         table.add_row(
-            score.name, count(rate.median), f"{count(rate.least)} - {count(rate.most)}",
-            f"{score.ratio.median:.2f}", _range(score.ratio, "{:.2f}"),
+            result.name, count(rate.median), f"{count(rate.min)} - {count(rate.max)}",
+            f"{result.ratio.median:.2f}", _range(result.ratio, "{:.2f}"),
         )  # fmt: skip
     return table
 
 
-def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
+def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
     """A line for each reason, with all whom it concerns."""
     by_reason: dict[str, list[str]] = {}
-    for name, why in left_out.items():
+    for name, why in skipped.items():
         by_reason.setdefault(why, []).append(name)
     return [f"left out: {'; '.join(names)}: {why}" for why, names in by_reason.items()]
 
@@ -76,7 +76,7 @@ def _where(device: str, threads: int) -> str:
 
 
 def _range(values: Spread, form: str) -> str:
-    return f"{form.format(values.least)} - {form.format(values.most)}"
+    return f"{form.format(values.min)} - {form.format(values.max)}"
 
 
 def _table(first: str, *others: str) -> Table:

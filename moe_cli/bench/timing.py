@@ -1,7 +1,8 @@
 """How things are timed and weighed: side by side, on fresh input, again and again."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from moe_cli.bench.candidates import LeftOut
+from moe_cli.bench.candidates import SkipCandidate
 
 T = TypeVar("T")
 MIN_ROUNDS = 3
@@ -20,8 +21,8 @@ class Spread:
     """Median, least and most of many measurements."""
 
     median: float
-    least: float
-    most: float
+    min: float
+    max: float
 
 
 def spread(values: list[float]) -> Spread:
@@ -30,7 +31,7 @@ def spread(values: list[float]) -> Spread:
 
 def interleave(
     calls: Mapping[str, Callable[[T], Any]],
-    fresh: Callable[[int], T],
+    make_input: Callable[[int], T],
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
@@ -47,7 +48,7 @@ def interleave(
     end = clock() + seconds
     number = 0
     while number < MIN_ROUNDS or clock() < end:
-        value = fresh(number)
+        value = make_input(number)
         for name in order:
             started = clock()
             calls[name](value)
@@ -85,11 +86,22 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def reason(error: Exception) -> str:
+def skip_reason(error: Exception) -> str:
     """Why somebody is left out, in one line."""
-    if isinstance(error, LeftOut):
+    if isinstance(error, SkipCandidate):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return "not installed"
     first = str(error).strip().split("\n")[0]
     return f"failed: {type(error).__name__}: {first}"[:120]
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Sets the threads that torch uses, and puts the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -27,25 +27,25 @@ from moe_cli.cli.sweep import sweep
 from moe_cli.cli.terminal import echo, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
-from moe_cli.distributed.launch import by_us, launched, leave, rank
+from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_moe, rank
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.execution.runtime_tuning import limit_thread_spinning
 from moe_cli.files.reading import forget_notes, noted
 from moe_cli.files.writing import is_full, way_on
 from moe_cli.formatting import printable
 
-# Files that a command could not use are named up to so many.
-SHOWN_UNREADABLE = 12
+# At most this many unreadable files are named.
+MAX_UNREADABLE_SHOWN = 12
 
-# Of typer, which names it nowhere: what is wrong with the options of a command.
+# The error for wrong options of a command, which typer does not export.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-# Errors of the system that another path mends: it is none that can be read or written.
-ASKED_FOR = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT,
+# Errors of the system about a path that was given: exit code 2.
+ERRORS_OF_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT,
              errno.EEXIST, errno.ELOOP)  # fmt: skip
 
 
 class Group(TyperGroup):
-    """Prints what went wrong in the user's words. Here and not in main(), so that tests of the app see it too."""
+    """Prints errors in one to three lines. A group, and not main(), does so that tests of the app see them too."""
 
     def make_context(self, *words: Any, **options: Any) -> Any:
         try:
@@ -71,7 +71,7 @@ class Group(TyperGroup):
             _print_usage(error)
             raise typer.Exit(2) from None
         except MoeError as error:
-            if not _told_elsewhere(error):
+            if not _is_reported_by_another_rank(error):
                 echo(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
                 echo(str(error), err=True)
             raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
@@ -83,18 +83,18 @@ class Group(TyperGroup):
 
 
 def _print_system(error: OSError) -> int:
-    """What the system says of a file, and the exit code; of a reader that has gone, such as `head`, nothing."""
+    """Prints an error of the system and returns the exit code; nothing where the reader has gone, such as `head`."""
     if isinstance(error, BrokenPipeError):
         end_unread(0)
     where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
     echo(f"error: {error.strerror or error}{where}", err=True)
     if is_full(error):
         echo(f"{way_on(error)}, then the same command.", err=True)
-    return 2 if error.errno in ASKED_FOR else 1
+    return 2 if error.errno in ERRORS_OF_PATHS else 1
 
 
 def _print_usage(error: Any) -> None:
-    """What is wrong with an option or an argument, and where the others stand; of a command without any, its help."""
+    """Prints what is wrong with an option or an argument; for a command without arguments its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
@@ -115,17 +115,19 @@ def _check_folder() -> None:
 def _name_unreadable() -> None:
     """Names each file that the command met and could not use, on standard error."""
     lines = noted()
-    more = [f"unreadable: {len(lines) - SHOWN_UNREADABLE:,} more files"] if len(lines) > SHOWN_UNREADABLE else []
+    more = (
+        [f"unreadable: {len(lines) - MAX_UNREADABLE_SHOWN:,} more files"] if len(lines) > MAX_UNREADABLE_SHOWN else []
+    )
     with suppress(BrokenPipeError, ValueError):  # there is no reader, or standard error is closed
-        for line in lines[:SHOWN_UNREADABLE] + more:
+        for line in lines[:MAX_UNREADABLE_SHOWN] + more:
             echo(line, fg="yellow", err=True)
 
 
-def _told_elsewhere(error: MoeError) -> bool:
-    """Whether another process of this training says it: what all meet the first one says; it ends the others then."""
+def _is_reported_by_another_rank(error: MoeError) -> bool:
+    """Whether another process of this training reports the error: rank 0 does for all, and then ends them."""
     if rank():
         time.sleep(2)
-    return not str(error) or (isinstance(error, LostProcess) and (by_us() or rank() > 0))
+    return not str(error) or (isinstance(error, LostProcess) and (launched_by_moe() or rank() > 0))
 
 
 app = typer.Typer(
@@ -167,6 +169,6 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         code = code or flush_streams()
-        if launched():
-            leave(code)
+        if is_distributed():
+            hard_exit(code)
         raise SystemExit(code) from None

@@ -47,8 +47,8 @@ def layer(  # noqa: PLR0913  (an option each)
     axes["dtype"] = _choices("dtype", dtype, ("float32", "bfloat16"))
     axes["threads"] = _whole_numbers("threads", threads)
 
-    from moe_cli.bench.layer import make_grid, records, run_match
-    from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines
+    from moe_cli.bench.layer import make_grid, run_layer_benchmark, to_dicts
+    from moe_cli.bench.tables import layer_heading, layer_table, skipped_lines
     from moe_cli.execution.machine import pick_device
     from moe_cli.execution.runtime_tuning import configure_malloc
     from moe_cli.moe.backends.dispatch import BACKENDS
@@ -57,12 +57,12 @@ def layer(  # noqa: PLR0913  (an option each)
     dispatches = _choices("dispatch", dispatch, BACKENDS)
     found: list[dict[str, object]] = []
     for shape in make_grid(axes):
-        match = run_match(shape, dispatches, seconds, str(pick_device(device, "--device ")))
+        benchmark = run_layer_benchmark(shape, dispatches, seconds, str(pick_device(device, "--device ")))
         if as_json:
-            found += records(match)
-            print_notes(tuple(left_out_lines(match.left_out)))
+            found += to_dicts(benchmark)
+            print_notes(tuple(skipped_lines(benchmark.skipped)))
         else:
-            _print(layer_heading(match), layer_table(match), left_out_lines(match.left_out))
+            _print(layer_heading(benchmark), layer_table(benchmark), skipped_lines(benchmark.skipped))
     if as_json:
         print_json(found)
 
@@ -79,8 +79,8 @@ def step(
     """Time a whole training step (AdamW) against transformers' Mixtral of the same size.
     Example: moe bench step expert=16 --bf16
     """
-    from moe_cli.bench.step import VOCAB_SIZE, idle_settings, run_step_match, step_builders, step_records
-    from moe_cli.bench.tables import left_out_lines, step_heading, step_table
+    from moe_cli.bench.step import VOCAB_SIZE, run_step_benchmark, step_builders, step_to_dicts, unused_settings_note
+    from moe_cli.bench.tables import skipped_lines, step_heading, step_table
     from moe_cli.config.compose import load_config
     from moe_cli.config.words import parse_overrides
     from moe_cli.execution.machine import pick_device, pick_threads
@@ -92,18 +92,18 @@ def step(
     keys = [axis.key for axis in parse_overrides(words)]
     kept = [word for word in words if word.partition("=")[0].split(".")[0] != "optim"]
     resolved = load_config([*kept, "optim=adamw"], "bench step", config_dir)
-    print_notes(resolved.notes + idle_settings(keys))
+    print_notes(resolved.notes + unused_settings_note(keys))
 
     config = resolved.config
     device = str(pick_device(config.train.device))
     check_step_memory(config, VOCAB_SIZE)
     builders = step_builders(config, compiled, bf16, device)
-    match = run_step_match(config, builders, seconds, pick_threads(config), device)
+    benchmark = run_step_benchmark(config, builders, seconds, pick_threads(config), device)
     if as_json:
-        print_notes(tuple(left_out_lines(match.left_out)))
-        print_json(step_records(match))
+        print_notes(tuple(skipped_lines(benchmark.skipped)))
+        print_json(step_to_dicts(benchmark))
     else:
-        _print(step_heading(match), step_table(match), left_out_lines(match.left_out))
+        _print(step_heading(benchmark), step_table(benchmark), skipped_lines(benchmark.skipped))
 
 
 def _print(heading: list[str], table: object, notes: list[str]) -> None:

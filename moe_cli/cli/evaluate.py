@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from moe_cli.training.evaluate import Evaluation
 
 DEFAULT_CAPACITY = 1.25
-# What may still be chosen once a model is trained, eval.NAME: how tokens are routed, and the windows they are read in.
-POLICY = ("k", "capacity", "drop")
+# Settings eval.NAME that a trained model can be evaluated with: routing, and windows.
+EVAL_OVERRIDES = ("k", "capacity", "drop")
 WINDOWS = ("context_length", "stride")
-# What to judge by, and how its figures begin in JSON.
+# Splits, and the prefixes of their keys in JSON.
 SPLITS = {"validation": "val", "test": "test"}
-Split = Annotated[str, typer.Option("--split", metavar="validation|test", help="What to judge by.")]
-Domains = Annotated[bool, typer.Option("--domains", help="The loss of each domain (of images, of each class) as well.")]
+Split = Annotated[str, typer.Option("--split", metavar="validation|test", help="Split to evaluate.")]
+Domains = Annotated[
+    bool, typer.Option("--domains", help="Print the loss of each domain too; of images, of each class.")
+]
 
 
 def evaluate(
@@ -77,14 +79,14 @@ def evaluate(
 
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
-    """Every combination of the values given, each k dropless too."""
+    """Returns every combination of the values; each k dropless too."""
     from moe_cli.config.routers import SoftConfig
 
-    values = policy_values(config, overrides, (*POLICY, *WINDOWS))
+    values = eval_overrides(config, overrides, (*EVAL_OVERRIDES, *WINDOWS))
     one_way = config.dense or isinstance(config.router, SoftConfig)
     limits = values.get("capacity", [config.eval.capacity or config.capacity or DEFAULT_CAPACITY])
     return [
-        make_policy(config, k, capacity, None if capacity is None else drop, length, stride)
+        eval_config(config, k, capacity, None if capacity is None else drop, length, stride)
         for length in values.get("context_length", [config.eval.context_length])
         for stride in values.get("stride", [config.eval.stride])
         for k in values.get("k", [config.eval.k])
@@ -93,8 +95,10 @@ def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
     ]
 
 
-def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str] = POLICY) -> dict[str, list[Any]]:
-    """The values given for eval.NAME; anything else belongs to training and cannot change now."""
+def eval_overrides(
+    config: "RunConfig", overrides: list[str], names: Sequence[str] = EVAL_OVERRIDES
+) -> dict[str, list[Any]]:
+    """Returns the values of each eval.NAME. Raises ConfigError for other settings, which are fixed by training."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.config.words import parse_overrides
@@ -104,12 +108,12 @@ def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str
     for axis in parse_overrides(overrides):
         group, _, name = axis.key.partition(".")
         if group != "eval" or name not in names:
-            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in POLICY else ""
+            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in EVAL_OVERRIDES else ""
             *others, last = (f"eval.{each}" for each in names)
             raise ConfigError(
                 f"'{axis.key}' is fixed once a model is trained.{hint} This command takes {', '.join(others)} and {last}."
             )
-        if config.dense and name in POLICY:
+        if config.dense and name in EVAL_OVERRIDES:
             raise ConfigError(f"'{axis.key}' has no effect on a dense model (expert=1).")
         if config.router is not None and axis.key in IDLE_AT_EVALUATION.get(config.router.name, ()):
             raise ConfigError(f"'{axis.key}' has no effect with router={config.router.name}. Leave it out.")
@@ -119,10 +123,10 @@ def policy_values(config: "RunConfig", overrides: list[str], names: Sequence[str
     return values
 
 
-def make_policy(
+def eval_config(
     config: "RunConfig", k: Any, capacity: Any, drop: Any, context_length: Any = None, stride: Any = None
 ) -> "EvalConfig":
-    """Raises ConfigError: it cannot be, of itself or with so many experts."""
+    """Raises ConfigError: a value is invalid, or too large for the number of experts."""
     from dataclasses import replace
 
     from moe_cli.config.build import build

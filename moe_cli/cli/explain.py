@@ -9,27 +9,27 @@ import typer
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json, print_written
 
 if TYPE_CHECKING:
-    from moe_cli.cli.explain_output import Explained
+    from moe_cli.cli.explain_output import ExplainResult
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.tasks.causal_lm import TextTask
     from moe_cli.training.explain import TextToken
 
 # The families that read a text as it stands.
-READERS = ("gpt", "bert", "lstm")
-MOST_TOKENS = 16_384
+EXPLAINABLE_MODELS = ("gpt", "bert", "lstm")
+MAX_TOKENS = 16_384
 # Of a page's tokens, those that a browser without scripts shows.
-MOST_PLAIN = 1024
+MAX_NOSCRIPT_TOKENS = 1024
 COMMAND = "moe explain"
 
 
 def explain(
     run: RunName,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text, in quotes; - reads it from standard input.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text, in quotes; - for standard input.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="SETTING=VALUE", help="eval.k and eval.capacity.")
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(metavar="N", help="One sparse layer, from 1, with more of its experts.")
+        int | None, typer.Option(metavar="N", help="Show one sparse layer, counted from 1, with more experts per token.")
     ] = None,
     page: Annotated[
         Path | None,
@@ -57,7 +57,7 @@ def explain(
     _check(found.id, config, layer)
     policy = _policy(config, overrides or [])
 
-    from moe_cli.cli.explain_output import Explained
+    from moe_cli.cli.explain_output import ExplainResult
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.training.explain import explain as explain_text
 
@@ -67,25 +67,25 @@ def explain(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, trained.config.train.precision
     )
     name, shown = trained.task.corpus.tokenizer.name, None if layer is None else layer - 1
-    _tell(Explained(found.id, trained.step, config, policy, name, explanation, shown), page, as_json)
+    _print_result(ExplainResult(found.id, trained.step, config, policy, name, explanation, shown), page, as_json)
 
 
 def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
-    """As the model has read documents. Raises ConfigError: nobody knows how to make them, or they are too many."""
+    """The tokens of a text, as the model reads documents. Raises ConfigError: no tokenizer is known, or too many tokens."""
     from moe_cli.errors import ConfigError
     from moe_cli.training.explain import TextToken, text_tokens
 
     tokenizer = task.corpus.tokenizer
     if tokenizer is None:
-        raise ConfigError(f"{run} learned from ready-made tokens (data=tokens): nobody knows the text they stand for.")
+        raise ConfigError(f"{run} learned from ready-made tokens (data=tokens), whose text is unknown.")
     tokens = text_tokens(text, tokenizer)
-    if len(tokens) > MOST_TOKENS:
-        raise ConfigError(f"the text has {len(tokens):,} tokens: {MOST_TOKENS:,} are the most. Give a part of it.")
+    if len(tokens) > MAX_TOKENS:
+        raise ConfigError(f"the text has {len(tokens):,} tokens: {MAX_TOKENS:,} are the most. Give a part of it.")
     return [*(TextToken(each, "", 0) for each in task.beginning), *tokens]
 
 
 def _read(text: str) -> str:
-    """The text that is meant. Raises ConfigError: there is none, or it is no text."""
+    """Returns the text to explain. Raises ConfigError: it is empty or not UTF-8."""
     from moe_cli.errors import ConfigError
 
     where = "TEXT"
@@ -100,11 +100,11 @@ def _read(text: str) -> str:
 
 
 def _check(run: str, config: "RunConfig", layer: int | None) -> None:
-    """Raises ConfigError: a model that reads no text, has no experts, or not that layer."""
+    """Raises ConfigError: the model reads no text or is dense, or the layer does not exist."""
     from moe_cli.errors import ConfigError
 
-    if config.model.name not in READERS:
-        raise ConfigError(f"{run} is a {config.model.name}, which reads no plain text: {COMMAND} takes runs of {', '.join(READERS)}.")  # fmt: skip
+    if config.model.name not in EXPLAINABLE_MODELS:
+        raise ConfigError(f"{run} is a {config.model.name}, which reads no plain text: {COMMAND} takes runs of {', '.join(EXPLAINABLE_MODELS)}.")  # fmt: skip
     if config.dense:
         raise ConfigError(f"{run} is a dense model (expert=1): every token goes through the same network.")
     number = len(config.sparse_layers)
@@ -113,8 +113,8 @@ def _check(run: str, config: "RunConfig", layer: int | None) -> None:
 
 
 def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
-    """That of the run's evaluation, with what is given instead."""
-    from moe_cli.cli.evaluate import make_policy, policy_values
+    """The evaluation settings of the run, with the overrides."""
+    from moe_cli.cli.evaluate import eval_config, eval_overrides
     from moe_cli.errors import ConfigError
 
     for word in overrides:
@@ -122,16 +122,16 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
             raise ConfigError(
                 f"'{word}' is no setting. A text of several words stands in quotes: {COMMAND} RUN \"...\""
             )
-    values = policy_values(config, overrides)
+    values = eval_overrides(config, overrides)
     for name, given in values.items():
         if len(given) > 1:
             raise ConfigError(f"eval.{name} has {len(given)} values: {COMMAND} takes one.")
     one = {name: given[0] for name, given in values.items()}
-    return make_policy(config, one.get("k", config.eval.k), one.get("capacity", config.eval.capacity),
+    return eval_config(config, one.get("k", config.eval.k), one.get("capacity", config.eval.capacity),
                        one.get("drop", config.eval.drop))  # fmt: skip
 
 
-def _tell(said: "Explained", page: Path | None, as_json: bool) -> None:
+def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from moe_cli.cli.console import Terminal, print_lines, text_width
@@ -139,19 +139,19 @@ def _tell(said: "Explained", page: Path | None, as_json: bool) -> None:
     from moe_cli.cli.terminal import ascii_only
 
     if as_json:
-        layers = [asdict(layer) for layer in said.layers]
-        content = {**asdict(said.found), "layers": layers}
-        print_json({"run": said.run, "step": said.step, "k": said.k,
-                    "capacity": said.policy.capacity, "tokenizer": said.tokenizer, **content})  # fmt: skip
+        layers = [asdict(layer) for layer in result.layers]
+        content = {**asdict(result.found), "layers": layers}
+        print_json({"run": result.run, "step": result.step, "k": result.k,
+                    "capacity": result.policy.capacity, "tokenizer": result.tokenizer, **content})  # fmt: skip
         return
     if page is not None:
-        _write(said, page.expanduser())
+        _write(result, page.expanduser())
         return
     console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, explained_lines(said, text_width(console), ascii_only()))
+    print_lines(console, explained_lines(result, text_width(console), ascii_only()))
 
 
-def _write(said: "Explained", path: Path) -> None:
+def _write(result: "ExplainResult", path: Path) -> None:
     """The page, whole or not at all."""
     import time
 
@@ -163,6 +163,6 @@ def _write(said: "Explained", path: Path) -> None:
 
     program = f"moe {__version__}"
     made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
-    plain = "\n".join(line.plain for line in explained_lines(said, PIPED_WIDTH, most=MOST_PLAIN))
-    write_file(path, explain_page(page_content(said, made), title(said), plain, program))
+    plain = "\n".join(line.plain for line in explained_lines(result, PIPED_WIDTH, most=MAX_NOSCRIPT_TOKENS))
+    write_file(path, explain_page(page_content(result, made), title(result), plain, program))
     print_written([path])

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToken
 
-# White is readable on all of them, and they on a light ground: c0 to c9 of report/html/parts/page.css.
+# White is readable on all of them, and they on a light ground: c0 to c9 of report/html/assets/page.css.
 PALETTE = (
     "#0b62b5", "#b54708", "#1a7f4b", "#8a3ffc", "#b3261e", "#00757d", "#a2296b", "#6b6200", "#3f51b5", "#5b6570",
 )  # fmt: skip
 # Experts of a token that are shown, the strongest: of all layers side by side, and of one layer alone.
-OF_EACH, OF_ONE = 2, 8
+EXPERTS_PER_TOKEN_ALL, EXPERTS_PER_TOKEN_ONE_LAYER = 2, 8
 GAP = " "
-# What stands for the token between documents.
+# The text of the token between documents.
 SEPARATOR = "sep"
 SHOWN = ("max_violation", "routing_entropy", "dropped_fraction")
 RULES = {
@@ -43,7 +43,7 @@ UNEVEN = ("soft", "expert_choice", "relu")
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainResult:
     """A text explained, and by what.
 
     Attributes:
@@ -73,72 +73,72 @@ class Explained:
         return self.found.layers if self.shown is None else self.found.layers[self.shown : self.shown + 1]
 
 
-def explained_lines(said: Explained, width: int, ascii_only: bool = False, most: int | None = None) -> list[Text]:
+def explained_lines(result: ExplainResult, width: int, ascii_only: bool = False, most: int | None = None) -> list[Text]:
     """What was done, the text with its experts (of the first `most` tokens; None: of all), what that measures."""
-    lines = [*wrap(title(said), width, "bold")]
+    lines = [*wrap(title(result), width, "bold")]
     reading = "Under each token its experts, the strongest first, and the weight of each one's answer."
-    for sentence in [*sentences(said), reading]:
+    for sentence in [*sentences(result), reading]:
         lines += wrap(sentence, width, "dim")
-    lines += _text(said, width, ascii_only, most)
-    rows = [(f"L{each.layer + 1}", each.load) for each in said.layers]
+    lines += _text(result, width, ascii_only, most)
+    rows = [(f"L{each.layer + 1}", each.load) for each in result.layers]
     lines += [Text(), Text("load of this text: 1 is a fair share", "dim")]
     lines += heat_map(rows, 2.0, width, ASCII_SHADES if ascii_only else SHADES, "{:.2f}")
-    lines += [Text(), *plain_table(*measures(said), width), Text()]
-    for sentence in legend(said):
+    lines += [Text(), *plain_table(*metric_rows(result), width), Text()]
+    for sentence in legend(result):
         lines += wrap(sentence, width, "dim")
     return lines
 
 
-def title(said: Explained) -> str:
-    number, size = len(said.found.layers), len(said.found.layers[0].load)
+def title(result: ExplainResult) -> str:
+    number, size = len(result.found.layers), len(result.found.layers[0].load)
     layers = f"{plural(number, 'sparse layer')} of {plural(size, 'expert')}"
-    tokens = f"{len(said.found.tokens):,} token{'s' if len(said.found.tokens) > 1 else ''}"
-    return f"{printable(said.run)}   step {said.step:,}   {tokens} ({said.tokenizer})   {layers}"
+    tokens = f"{len(result.found.tokens):,} token{'s' if len(result.found.tokens) > 1 else ''}"
+    return f"{printable(result.run)}   step {result.step:,}   {tokens} ({result.tokenizer})   {layers}"
 
 
-def sentences(said: Explained) -> list[str]:
+def sentences(result: ExplainResult) -> list[str]:
     """What was done with the text, and how to read what is shown of it."""
-    model, window = said.config.model, said.found.window
-    passes = -(-len(said.found.tokens) // window)
+    model, window = result.config.model, result.found.window
+    passes = -(-len(result.found.tokens) // window)
     seen = "itself and those before it" if model.causal else "the whole text, of which nothing was masked"
     lines = [
         f"{'One forward pass' if passes == 1 else f'{passes} forward passes'} of this checkpoint as at evaluation "
-        f"({_routed(said)}): what the router did, not why. Each token saw {seen}."
+        f"({_routed(result)}): what the router did, not why. Each token saw {seen}."
     ]
     if passes > 1:
         lines.append(
             f"The text is longer than the context of {window}: {passes} windows, each read without the others."
         )
-    if not said.found.tokens[0].part:
+    if not result.found.tokens[0].part:
         lines.append(
             f"In training documents were kept apart: {SEPARATOR} stands before the text, as before each of them."
         )
-    if said.router in RULES:
-        lines.append(RULES[said.router])
-    lines += _layers(said)
-    if any(not choice.kept for layer in said.layers for choices in layer.choices for choice in choices):
+    if result.router in RULES:
+        lines.append(RULES[result.router])
+    lines += _layers(result)
+    if any(not choice.kept for layer in result.layers for choices in layer.choices for choice in choices):
         lines.append("An expert with an x had no room: dropped, the token goes on without its answer.")
     return lines
 
 
-def _routed(said: Explained) -> str:
+def _routed(result: ExplainResult) -> str:
     """By which rule, and how many experts and how much room there are."""
-    capacity = said.policy.capacity
-    if said.router == "soft":
+    capacity = result.policy.capacity
+    if result.router == "soft":
         return "router soft"
-    if said.router == "expert_choice":  # where nothing else is said the experts have the room they had in training
-        return f"router expert_choice, k={said.k} on average, capacity {capacity or said.config.capacity or 1:g}"
+    if result.router == "expert_choice":  # where nothing else is said the experts have the room they had in training
+        return f"router expert_choice, k={result.k} on average, capacity {capacity or result.config.capacity or 1:g}"
     limit = "dropless" if capacity is None else f"room for {capacity:g} of a fair share in each expert"
-    return f"router {said.router}, k={said.k}{' aimed at' if said.router == 'relu' else ''}, {limit}"
+    return f"router {result.router}, k={result.k}{' aimed at' if result.router == 'relu' else ''}, {limit}"
 
 
-def _layers(said: Explained) -> list[str]:
-    """What stands in the model beside the experts that are shown."""
-    model, found = said.config.model, said.found
+def _layers(result: ExplainResult) -> list[str]:
+    """The parts of the model that are not shown: shared, null and other layers' experts."""
+    model, found = result.config.model, result.found
     lines = []
     dense = model.num_layers - len(found.layers)
     if dense:
-        names = ", ".join(f"L{each.layer + 1} is layer {each.block + 1}" for each in said.layers)
+        names = ", ".join(f"L{each.layer + 1} is layer {each.block + 1}" for each in result.layers)
         lines.append(
             f"{names} of {model.num_layers}; {dense} of these {'is' if dense == 1 else 'are'} dense: one network for all tokens."
         )
@@ -148,56 +148,56 @@ def _layers(said: Explained) -> list[str]:
             f"Beside them {model.shared_experts} shared expert{'s' if several else ''} of each layer "
             f"answer{'' if several else 's'} for every token: never chosen, not shown."
         )
-    nulls = null_experts(said.config.router)
+    nulls = null_experts(result.config.router)
     if nulls:
         last = len(found.layers[0].load)
         lines.append(f"E{last + 1} to E{last + nulls} compute nothing (null experts).")
     return lines
 
 
-def measures(said: Explained) -> tuple[list[str], list[list[str]]]:
+def metric_rows(result: ExplainResult) -> tuple[list[str], list[list[str]]]:
     """A row of metrics for each layer shown, under their labels."""
     rows = [
         [f"L{each.layer + 1}"]
         + [percent(each.measures[name]) if name == "dropped_fraction" else f"{each.measures[name]:.2f}" for name in SHOWN]
-        for each in said.layers
+        for each in result.layers
     ]  # fmt: skip
     return ["layer", *(BY_KEY[name].label for name in SHOWN)], rows
 
 
-def legend(said: Explained) -> list[str]:
+def legend(result: ExplainResult) -> list[str]:
     """What the measures mean, with what their ends are here."""
     lines = [f"load, {LOAD_RANGE}: {LOAD_DESCRIPTION}."]
     lines += [f"{BY_KEY[name].label}, {BY_KEY[name].range}: {BY_KEY[name].description}." for name in SHOWN]
-    size, k = len(said.found.layers[0].load), said.k
-    here = f"Here E is {size}" + (f", K is {k} and E / K is {size / k:g}" if said.router not in UNEVEN else "")
-    return [*lines, f"{here}. Few tokens are uneven by chance alone; the whole split: moe eval {printable(said.run)}"]
+    size, k = len(result.found.layers[0].load), result.k
+    here = f"Here E is {size}" + (f", K is {k} and E / K is {size / k:g}" if result.router not in UNEVEN else "")
+    return [*lines, f"{here}. Few tokens are uneven by chance alone; the whole split: moe eval {printable(result.run)}"]
 
 
-def page_content(said: Explained, made: str) -> dict[str, object]:
+def page_content(result: ExplainResult, made: str) -> dict[str, object]:
     """What the script of `moe_cli.report.html.explain_page` reads."""
     from moe_cli.report.html.explain_page import packed
 
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
-    tokens, (headings, rows) = said.found.tokens, measures(replace(said, shown=None))
+    tokens, (headings, rows) = result.found.tokens, metric_rows(replace(result, shown=None))
     weights = [[[(choice.expert, round(100 * round(choice.weight, 2)), choice.kept) for choice in choices]
-                for choices in layer.choices] for layer in said.found.layers]  # fmt: skip
+                for choices in layer.choices] for layer in result.found.layers]  # fmt: skip
     stride = 1 + max((weight for layer in weights for choices in layer for _, weight, _ in choices), default=0)
     return {
-        "title": "Where the tokens of a text go", "above": [title(said), *sentences(said), reading], "generated": made, "window": said.found.window, "chosen": said.shown or 0,
-        "tokens": [spelled(token) for token in tokens],
+        "title": "Where the tokens of a text go", "above": [title(result), *sentences(result), reading], "generated": made, "window": result.found.window, "chosen": result.shown or 0,
+        "tokens": [format_token(token) for token in tokens],
         "breaks": [place for place, token in enumerate(tokens) if token.text.endswith("\n")],
         "spaces": [place for place, token in enumerate(tokens) if token.text.endswith(" ")],
         "layers": [
             {"name": f"L{layer.layer + 1}", "load": layer.load, "choices": packed(choices, stride)}
-            for layer, choices in zip(said.found.layers, weights, strict=True)
+            for layer, choices in zip(result.found.layers, weights, strict=True)
         ],
         "stride": stride,
-        "headings": headings, "rows": rows, "legend": legend(said),
+        "headings": headings, "rows": rows, "legend": legend(result),
     }  # fmt: skip
 
 
-def spelled(token: "TextToken", ascii_only: bool = False) -> str:
+def format_token(token: "TextToken", ascii_only: bool = False) -> str:
     """The token as it can be shown: a space as a mark, what has no width or moves a cursor as an escape."""
     if not token.part:
         return SEPARATOR
@@ -214,7 +214,7 @@ def _escaped(char: str) -> str:
     return char
 
 
-def written(weight: float) -> str:
+def format_weight(weight: float) -> str:
     """Three characters: .62, 1.0, 12."""
     return f"{weight:.0f}" if weight >= 9.95 else f"{weight:.1f}" if weight >= 0.995 else f"{weight:.2f}"[1:]
 
@@ -228,7 +228,9 @@ class _Column:
 
     @property
     def width(self) -> int:
-        cells = [text for layer in self.choices for choice in layer for text in (name(choice), written(choice.weight))]
+        cells = [
+            text for layer in self.choices for choice in layer for text in (name(choice), format_weight(choice.weight))
+        ]
         return max(map(cell_len, (self.head, "-", *cells)))
 
 
@@ -240,26 +242,26 @@ def colour(expert: int) -> str:
     return f"bold #ffffff on {PALETTE[expert % len(PALETTE)]}"
 
 
-def _text(said: Explained, width: int, ascii_only: bool, most_tokens: int | None) -> list[Text]:
-    """The tokens in blocks as wide as the terminal; each window begins anew."""
-    most = OF_EACH if said.shown is None else OF_ONE
+def _text(result: ExplainResult, width: int, ascii_only: bool, most_tokens: int | None) -> list[Text]:
+    """The tokens in blocks as wide as the terminal; each window begins on a new line."""
+    most = EXPERTS_PER_TOKEN_ALL if result.shown is None else EXPERTS_PER_TOKEN_ONE_LAYER
     columns = [
-        _Column(spelled(token, ascii_only), tuple(layer.choices[place][:most] for layer in said.layers))
-        for place, token in enumerate(said.found.tokens[:most_tokens])
+        _Column(format_token(token, ascii_only), tuple(layer.choices[place][:most] for layer in result.layers))
+        for place, token in enumerate(result.found.tokens[:most_tokens])
     ]
-    labels = [f"L{layer.layer + 1}" for layer in said.layers]
+    labels = [f"L{layer.layer + 1}" for layer in result.layers]
     room = width - max(map(len, labels)) - 1
     lines = []
-    for first in range(0, len(columns), said.found.window):
-        if len(columns) > said.found.window:
-            lines += [Text(), Text(f"window {first // said.found.window + 1}", "dim")]
-        for block in _blocks(columns[first : first + said.found.window], room):
+    for first in range(0, len(columns), result.found.window):
+        if len(columns) > result.found.window:
+            lines += [Text(), Text(f"window {first // result.found.window + 1}", "dim")]
+        for block in _blocks(columns[first : first + result.found.window], room):
             lines += [Text(), *_block(block, labels)]
-    if len(columns) < len(said.found.tokens):
-        lines += [Text(), *wrap(f"The first {len(columns):,} of {len(said.found.tokens):,} tokens.", width, "dim")]
-    left = max(len(choices) for layer in said.layers for choices in layer.choices) - most
+    if len(columns) < len(result.found.tokens):
+        lines += [Text(), *wrap(f"The first {len(columns):,} of {len(result.found.tokens):,} tokens.", width, "dim")]
+    left = max(len(choices) for layer in result.layers for choices in layer.choices) - most
     if left > 0:
-        more = "--layer 1 shows more" if said.shown is None else "--json has all"
+        more = "--layer 1 shows more" if result.shown is None else "--json has all"
         lines += [Text(), *wrap(f"Of each token up to {left} weaker experts are left out: {more}.", width, "dim")]
     return lines
 
@@ -289,7 +291,7 @@ def _block(columns: Sequence[_Column], labels: Sequence[str]) -> list[Text]:
                 text = name(choice) if choice else "-" if row == 0 else ""
                 style = colour(choice.expert) if choice and choice.kept else "strike" if choice else ""
                 names.append((_right(text, column.width), style))
-                weights.append((_right(written(choice.weight) if choice else "", column.width), ""))
+                weights.append((_right(format_weight(choice.weight) if choice else "", column.width), ""))
             lines += [_row(label if row == 0 else "", margin, names), _row("", margin, weights)]
     return lines
 

@@ -11,24 +11,24 @@ from moe_cli.formatting import printable
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="SETTING=VALUE", help="Settings, such as expert=8 k=2. All of them: moe config"),
+    typer.Argument(metavar="SETTING=VALUE", help="Settings, such as expert=8 k=2. List them: moe config"),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run id, its beginning, a folder, or 'latest'.")]
 Checkpoint = Annotated[str, typer.Option(metavar="WHICH", help="latest, best or a step.")]
 Outputs = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Where runs are kept [default: $MOE_OUTPUTS or ./outputs].", show_default=False),
+    typer.Option(metavar="DIR", help="Folder of runs [default: $MOE_OUTPUTS or ./outputs].", show_default=False),
 ]
 ConfigDir = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Your own conf/ folder, looked up before the packaged one; none: not even ./conf.",
+        help="Your conf/ folder, searched before the packaged one; none: ignore ./conf too.",
         show_default=False,
     ),
 ]
 ForceMemory = Annotated[
-    bool, typer.Option("--force-memory", help="Start even what needs far more memory than there is.")
+    bool, typer.Option("--force-memory", help="Start even if far more memory is needed than available.")
 ]
 Sweeps = Annotated[
     list[str] | None,
@@ -65,6 +65,6 @@ def print_written(files: Sequence[Path]) -> None:
 
 
 def print_notes(notes: tuple[str, ...]) -> None:
-    """What was set aside, on standard error, so that it never mixes with results."""
+    """Prints notes on standard error, so that they never mix with results."""
     for note in notes:
         echo(f"note: {printable(note)}", fg="yellow", err=True)

@@ -35,7 +35,7 @@ def plan(
     """Estimate parameters, FLOPs, memory and time of a configuration without building it. Example: moe plan experiment=published/mixtral_8x7b"""
     from moe_cli.config.build import did_you_mean
     from moe_cli.config.compose import load_config
-    from moe_cli.costs.model import cost
+    from moe_cli.costs.model import estimate_cost
     from moe_cli.costs.multi_gpu import DEVICES
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
@@ -50,7 +50,7 @@ def plan(
     print_notes(resolved.notes)
     config = resolved.config
     vocab_size = _vocab_size(config, outputs_folder(outputs))
-    content = _priced(config, cost(config, vocab_size), vocab_size, gpus, DEVICES[gpu], mfu)
+    content = _priced(config, estimate_cost(config, vocab_size), vocab_size, gpus, DEVICES[gpu], mfu)
     if as_json:
         print_json(content)
     else:
@@ -79,7 +79,7 @@ def _priced(
     from dataclasses import asdict
 
     from moe_cli.costs.model import training_steps
-    from moe_cli.costs.multi_gpu import seconds_on, shares
+    from moe_cli.costs.multi_gpu import per_gpu_costs, seconds_on
 
     steps = training_steps(config, vocab_size)
     flops = None if steps is None else steps * costs.flops_per_step
@@ -97,7 +97,7 @@ def _priced(
         "tokens_per_second": gpus * gpu.flops * mfu / costs.flops_per_token,
         "shares": [
             {**asdict(share), "memory_bytes": share.memory_bytes, "fits": share.memory_bytes <= gpu.memory_bytes}
-            for share in shares(config, costs, gpus)
+            for share in per_gpu_costs(config, costs, gpus)
         ],
     }  # fmt: skip
 

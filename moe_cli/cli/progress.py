@@ -30,14 +30,14 @@ REDRAW_SECONDS = 0.5
 MIN_LINES = 3
 # Below this share of a run its speed says nothing yet: the first steps are slow.
 MIN_FRACTION_FOR_ETA = 0.05
-# What stands beside a label at the least.
+# The least width next to a label.
 MIN_DETAIL_WIDTH = 38
 MIN_BAR_WIDTH, MAX_BAR_WIDTH = 6, 40
 
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """Where many runs stand. `waiting` counts those that nobody has begun or goes on with, `pruned` those given up."""
+    """The states of many runs. `waiting` counts those that are neither running nor ended."""
 
     done: Sequence[RunStatus]
     running: Sequence[RunStatus]
@@ -55,7 +55,7 @@ class BestSoFar:
     """The configuration of the lowest loss so far, over its seeds, among those of equal data and budget.
 
     Attributes:
-        loss: bits per byte, or nats per token or image where nobody knows the bytes, as `unit` says.
+        loss: bits per byte, or nats per token or image where the bytes are unknown, as `unit` says.
         dense: that of the best dense model of the same data and budget, if there is one.
     """
 
@@ -103,13 +103,13 @@ def _loss(each: RunStatus) -> float | None:
 
 @cache
 def _target(run: Run) -> str:
-    """What its loss is given for, read once."""
+    """Returns the unit of a run's loss, read once."""
     return target(run.config_dict())
 
 
 @cache
 def _configuration(run: Run) -> str:
-    """What runs of one configuration and different seeds have in common."""
+    """Returns a key that is equal for runs of one configuration with different seeds."""
     config = {key: value for key, value in run.config_dict().items() if key not in ("seed", "launch")}
     return json.dumps(config, sort_keys=True)
 
@@ -286,7 +286,7 @@ def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size:
 
 
 def failure_reason(each: RunStatus) -> str:
-    """Why it ended, on one line."""
+    """Returns why it ended, on one line."""
     return printable((each.reason or "no reason is known").strip().split("\n")[0])
 
 

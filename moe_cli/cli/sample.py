@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 def sample(  # noqa: PLR0913  (an option each)
     run: RunName,
-    prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "\n",
-    tokens: Annotated[int, typer.Option(min=1, max=SAMPLE_TOKENS, help="How many tokens to write.")] = 400,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; 1 draws as trained.")] = 0.7,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
+    tokens: Annotated[int, typer.Option(min=1, max=SAMPLE_TOKENS, help="Number of tokens to write.")] = 400,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Sampling temperature; 0: always the likeliest token.")
+    ] = 0.7,
     top_k: Annotated[
-        int | None, typer.Option(min=1, max=TOP_K, help="Draw from so many likeliest tokens alone.", show_default="all")
+        int | None, typer.Option(min=1, max=TOP_K, help="Sample from the K likeliest tokens.", show_default="all")
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Draw from the fewest likeliest tokens of this probability in all.", show_default="all"),
+        typer.Option(
+            help="Nucleus sampling: from the smallest set of tokens with cumulative probability P.", show_default="all"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Another seed, another text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")] = 0,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
 ) -> None:
@@ -51,9 +55,7 @@ def sample(  # noqa: PLR0913  (an option each)
     trained = load_trained(found, folder, checkpoint)
     tokenizer = trained.task.corpus.tokenizer
     if tokenizer is None:
-        raise ConfigError(
-            f"{found.id} learned from ready-made tokens (data=tokens): nobody knows the text they stand for."
-        )
+        raise ConfigError(f"{found.id} learned from ready-made tokens (data=tokens), whose text is unknown.")
     torch.manual_seed(seed)  # for router=random, which draws too
     drawing = Drawing(temperature, top_k, 1.0 if top_p is None else top_p)
     read, length = trained.task.prompt(prompt), trained.config.model.context_length

@@ -1,4 +1,4 @@
-"""What moe sweep --sampler prints: what is searched, how it goes, what was found."""
+"""Output of a search: its plan, its progress, its result."""
 
 import time
 from pathlib import Path
@@ -41,7 +41,7 @@ def print_head(console: "Console", plan: "SearchPlan", ahead: "SearchEstimate", 
 
 
 def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
-    """What is searched and what it will take, so many `jobs` at a time if that is known: lines, each with its style."""
+    """Returns (style, line) of the search and its expected time at `jobs` runs at a time, where that is known."""
     from moe_cli.formatting import duration, plural
     from moe_cli.metrics import BY_KEY
     from moe_cli.report.importance import load_study
@@ -82,7 +82,7 @@ def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, job
 
 
 def notes(plan: "SearchPlan", ahead: "SearchEstimate") -> list[str]:
-    """What should be known before it starts."""
+    """Returns notes on a search before it starts."""
     from moe_cli.formatting import plural
 
     notes = list(ahead.notes)
@@ -137,10 +137,10 @@ class SearchDisplay:
         label, summary = escape(self.feed.labels[run.path]), run.summary()
         if summary:
             results = [(name, summary.get(name)) for name in self.feed.plan.objectives]
-            told = "   ".join(
+            shown = "   ".join(
                 f"{name} {'-' if value is None else write_result(name, value)}" for name, value in results
             )
-            return f"[green]done[/]    {label}   {told}"
+            return f"[green]done[/]    {label}   {shown}"
         status = run.status()
         style, word = ("yellow", "pruned") if status["status"] == "pruned" else ("red", "failed")
         return f"[{style}]{word}[/]  {label}   [dim]{escape(str(status.get('reason')))}[/]"
@@ -193,7 +193,7 @@ def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
 
 
 def print_end(console: "Console", feed: "SearchFeed") -> bool:
-    """What was found; gives whether all trials are done and one of them has a result. Single trials may fail."""
+    """Prints the result; returns whether all trials are done and one has a result. Single trials may fail."""
     from rich.markup import escape
 
     from moe_cli.formatting import plural
@@ -212,7 +212,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
         say(escape(line))
     lines = importance_lines(importances(feed.study))
-    for line in lines or [f"importance: to be told from {MIN_TRIALS} completed trials that differ"]:
+    for line in lines or [f"importance: known from {MIN_TRIALS} completed trials that differ"]:
         say(f"[dim]{escape(line)}[/]")
     say(f"See: moe report {escape(feed.plan.name)}")
     if failed:
@@ -231,7 +231,7 @@ def _best(feed: "SearchFeed") -> list[str]:
 
 
 def _front(feed: "SearchFeed") -> list[str]:
-    """The trials of which none is better in everything, as an aligned table, and the words of each."""
+    """Returns the trials of the Pareto front as an aligned table, and the command of the first."""
     from moe_cli.formatting import plural
     from moe_cli.report.render.terminal import TextColumn, table_lines
 

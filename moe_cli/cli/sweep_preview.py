@@ -1,4 +1,4 @@
-"""What moe sweep prints before it starts: which points, what is done, what is left out and why, costs and times."""
+"""The plan that moe sweep prints before it starts: points, what is done, what is left out, costs and times."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
 
 
 def remarks(prepared: "PreparedSweep") -> list[tuple[str, str]]:
-    """What was left out or set aside, and what asks for a look: lines, each with its style."""
+    """Returns (style, line) of what was left out, of settings without effect, and of warnings."""
     from moe_cli.formatting import plural
     from moe_cli.metrics import unequal_flops
 
@@ -101,12 +101,13 @@ def _oversubscription_warning(prepared: "PreparedSweep") -> str:
     if threads > executor.cpus:
         return f"{threads} threads on {plural(executor.cpus, 'core')} of each run: slower. Reserve more: executor.cpus={threads}"
     if threads < executor.cpus and not executor.gpus and not getattr(executor, "gres", None):
-        return f"{executor.cpus} cores reserved for each run, of which it uses {threads}. To use all: train.threads={executor.cpus}"
+        reserved = executor.cpus
+        return f"{reserved} cores reserved for each run, and it uses {threads}. To use all: train.threads={reserved}"
     return ""
 
 
 def _memory_warning(estimates: "Sequence[RunEstimate]") -> str:
-    """Which runs are not expected to find the memory they take: they start all the same, each alone."""
+    """Returns a warning for runs that need more memory than is free; each of them runs alone."""
     from moe_cli.execution.machine import available_memory_bytes
     from moe_cli.execution.memory import memory_bytes
     from moe_cli.formatting import count

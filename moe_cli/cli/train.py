@@ -32,7 +32,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it. Example: moe train expert=8 k=2"""
-    from moe_cli.distributed.launch import launched, rank
+    from moe_cli.distributed.launch import is_distributed, rank
     from moe_cli.runs.folder import outputs_folder
 
     folder = outputs_folder(outputs)
@@ -55,7 +55,7 @@ def train(
     new = run is None
     if run is None:
         config = resolve_upcycle_source(config, folder)
-        if not (dry_run or force or launched()) and _is_complete(console, config, folder, as_json):
+        if not (dry_run or force or is_distributed()) and _is_complete(console, config, folder, as_json):
             return
     check_devices([config])
     plan = estimate_runs([config], folder, measure_flops(), build=not dry_run)[0]
@@ -67,7 +67,7 @@ def train(
     run = run or _open_run(config, folder, force)
     print_notes(_resume_notes(run, repeated=new))
     with _interruptible(console, run):
-        if config.launch.num_processes > 1 and not launched():
+        if config.launch.num_processes > 1 and not is_distributed():
             return _launch(console, run, config, folder, as_json)
         with _mark_interrupted_if_unread(run):
             print_plan(console, plan, str(run.path))
@@ -139,14 +139,14 @@ def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
 
 @contextmanager
 def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
-    """What is printed within it before the run begins: where nobody reads it, that is why the run was not carried out."""
+    """Within it output is printed before the run begins; if it has no reader, the run is marked as interrupted."""
     from moe_cli.runs.folder import INTERRUPTED
     from moe_cli.runs.recorder import Recorder
 
     try:
         yield
     except (BrokenPipeError, SystemExit):  # rich exits
-        Recorder(run).status(INTERRUPTED, reason="stopped at once: nobody reads its output")
+        Recorder(run).status(INTERRUPTED, reason="stopped at once: its output has no reader")
         end_unread(130)
 
 
@@ -154,7 +154,7 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     """In this process, which shows how it goes; the first of several if a launcher has started it."""
     from moe_cli.cli.train_progress import TrainProgress, print_summary
     from moe_cli.distributed import collectives
-    from moe_cli.distributed.launch import by_us, launched
+    from moe_cli.distributed.launch import is_distributed, launched_by_moe
     from moe_cli.execution.run import run_one
     from moe_cli.execution.runtime_tuning import configure_malloc
 
@@ -166,8 +166,8 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
             run_one(run, folder, display)
     except KeyboardInterrupt:
         pass  # what the last checkpoint holds is saved
-    if run.summary() is None and launched():
-        if not by_us():
+    if run.summary() is None and is_distributed():
+        if not launched_by_moe():
             _print_stopped(console, run)
     elif run.summary() is None:
         _print_stopped(console, run)
@@ -179,7 +179,7 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
 
 
 def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:
-    """In several processes, of which the first does what `_train` does."""
+    """Trains in several processes; the first does what `_train` does."""
     from moe_cli.execution.run import run_launched
 
     words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder), "--force-memory"]
@@ -196,7 +196,7 @@ def _print_stopped(console: "Console", run: "Run") -> None:
 
 
 def _run_nonzero_rank(outputs: Path) -> None:
-    """What every process but the first does: the same training, without a word."""
+    """Trains in a process that is not the first: the same training, without output."""
     from moe_cli.distributed import collectives
     from moe_cli.execution.run import run_one
     from moe_cli.runs.folder import Run
@@ -207,11 +207,11 @@ def _run_nonzero_rank(outputs: Path) -> None:
 
 def _restarted_run(outputs: Path) -> "Run | None":
     """The run that this process's job was at when one of its processes died, if that is why it starts."""
-    from moe_cli.distributed.launch import job, restarted
+    from moe_cli.distributed.launch import is_restart, job_id
     from moe_cli.runs.lookup import list_runs_by_age
 
-    runs = list_runs_by_age(outputs) if restarted() else []
-    return next((run for run in reversed(runs) if run.status().get("job") == job()), None)
+    runs = list_runs_by_age(outputs) if is_restart() else []
+    return next((run for run in reversed(runs) if run.status().get("job") == job_id()), None)
 
 
 def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":

@@ -1,4 +1,4 @@
-"""What moe train prints before it starts: a plan. Without torch, unless a capacity limits experts."""
+"""The plan that moe train prints before it starts. Without torch, unless a capacity limits experts."""
 
 import sys
 
@@ -52,7 +52,7 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
 
 
 def print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
-    """Each after its label; on a terminal what has no room beside the rest goes on below, and no word is cut."""
+    """Prints each text after its label; on a terminal long texts wrap between words."""
     for label, text in rows:
         print_lines(
             console, wrap_labelled(label, text.split("   "), console.width if console.is_terminal else sys.maxsize)

@@ -1,4 +1,4 @@
-"""What `moe train` shows: progress that redraws itself on a terminal or plain lines when piped, a summary."""
+"""Output of `moe train`: progress, redrawn on a terminal or plain lines when piped, and a summary."""
 
 import math
 import time
@@ -104,14 +104,14 @@ def _val(val: Evaluation | None) -> str:
 
 
 def _size(summary: dict[str, Any], unit: str) -> str:
-    """Of the validation split: its bytes, or where nobody knows them what was asked."""
+    """Returns the size of the validation split: its bytes, or where they are unknown its tokens or images."""
     if summary["val_bytes"] is None:
         return f"{count(summary['val_tokens'])} {unit}s"
     return f"{count(summary['val_bytes'])} bytes"
 
 
 def print_summary(console: Console, run: Run) -> None:
-    """The results, beside the reference lines, and what to try next."""
+    """Prints the results, the reference lines, and commands to try next."""
     from moe_cli.report.baseline import dense_baseline_command
 
     summary = run.summary()

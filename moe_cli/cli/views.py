@@ -76,7 +76,7 @@ class SearchView(TerminalView):
     """The trials of a search, and a line for each run that ends."""
 
     def preview(self, prepared: Any) -> None:
-        """What would be searched, for --dry-run."""
+        """Prints the search, for --dry-run."""
         jobs = max_parallel(prepared.execution.executor, prepared.execution.jobs, prepared.estimates)
         self._head(prepared, min(jobs, prepared.most) if jobs else None)
 

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -117,6 +117,10 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     return ConfigLoaderImpl(path)
 
 
+# What the packaged conf/ alone composes to, shared by all composers of a process: its files do not change.
+_PACKAGED: dict[Path, tuple[Any, Any, Any]] = {}
+
+
 class Composer:
     """Composes conf/, with the user's own folder before the packaged one."""
 
@@ -125,9 +129,11 @@ class Composer:
         self.folders = [folder for folder in (self.user.folder, packaged_conf()) if folder]
         # Files of the user's folder that were composed, relative to it.
         self.used: dict[str, None] = {}
-        self.compose = cache(self._compose)
-        self.base = cache(self._base)
-        self.choices = cache(self._choices)
+        own = cache(self._compose), cache(self._base), cache(self._choices)
+        shared = own if self.user.folder else _PACKAGED.setdefault(packaged_conf(), own)
+        self.compose: Callable[..., dict[str, Any]] = shared[0]
+        self.base: Callable[..., _Base] = shared[1]
+        self.choices: Callable[[str], list[str]] = shared[2]
 
     @cached_property
     def loader(self) -> "ConfigLoaderImpl":
@@ -148,10 +154,12 @@ class Composer:
             self.used[path] = None
 
     def _choices(self, group: str) -> list[str]:
-        options: list[str] = self.loader.get_group_options(group)
+        """The files of a group; those that begin with `_` are bases of others."""
         folders = {path.parent.name for folder in self.folders for path in (folder / group).glob("*/*.yaml")}
-        return options + [f"{name}/{each}" for name in sorted(folders)
-                          for each in self.loader.get_group_options(f"{group}/{name}")]  # fmt: skip
+        options = [*self.loader.get_group_options(group)]
+        options += [f"{name}/{each}" for name in sorted(folders)
+                    for each in self.loader.get_group_options(f"{group}/{name}")]  # fmt: skip
+        return [each for each in options if not each.rpartition("/")[2].startswith("_")]
 
     def describe(self, group: str, choice: str) -> str:
         """The first comment of the choice's file: what it is for."""

@@ -16,15 +16,15 @@ NEWTON_SCHULZ_STEPS = 5
 TRAINING_PASSES = 3
 
 
-def read_lengths(config: RunConfig) -> tuple[int, ...]:
+def stack_input_lengths(config: RunConfig) -> tuple[int, ...]:
     """Positions that each stack of layers reads of an example of L tokens."""
     length = config.model.context_length
     return config.task.lengths(length) if isinstance(config.task, SpanCorruption) else (length,)
 
 
-def read_share(config: RunConfig) -> float:
+def stack_input_fraction(config: RunConfig) -> float:
     """Of an example's tokens, how many a layer reads, on average over layers: there are equally many in each stack."""
-    lengths = read_lengths(config)
+    lengths = stack_input_lengths(config)
     return sum(lengths) / len(lengths) / config.model.context_length
 
 
@@ -61,7 +61,7 @@ def computed_per_token(config: RunConfig) -> float:
 def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> float:
     """E C / T, on average over stacks; `limited`: C is at most T."""
     room, tokens = 0.0, 0
-    for length in read_lengths(config):
+    for length in stack_input_lengths(config):
         counted = capacity_tokens(config, length)
         # As `moe_cli.moe.routing.expert_capacity`, which lives above torch.
         capacity = max(1, math.ceil(round(factor * counted * (config.k or 1) / config.expert, 9)))
@@ -118,7 +118,7 @@ def updated_experts(config: RunConfig) -> int:
     """Experts of a layer that an optimizer step changes: all; with optim.skip_idle_experts those asked, at even load."""
     if not config.optim.skip_idle_experts:
         return config.expert
-    asked = config.tokens_per_step * read_share(config) * assignments_per_token(config)
+    asked = config.tokens_per_step * stack_input_fraction(config) * assignments_per_token(config)
     return min(config.expert, math.ceil(asked))
 
 
@@ -137,14 +137,14 @@ def newton_schulz_flops(rows: int, columns: int) -> int:
 
 def dense_step_flops(config: RunConfig, with_optimizer: bool) -> float:
     """Training FLOPs of a dense layer in a step, those of the model and, if asked for, of the optimizer."""
-    tokens = config.tokens_per_step * read_share(config)
+    tokens = config.tokens_per_step * stack_input_fraction(config)
     optimizer = optimizer_flops(config, dense_matrices(config)) if with_optimizer else 0
     return TRAINING_PASSES * 2 * expert_params(config, config.model.d_ff) * tokens + optimizer
 
 
 def sparse_step_flops(config: RunConfig, d_expert: int, with_optimizer: bool) -> float:
     """The same of a sparse layer."""
-    tokens = config.tokens_per_step * read_share(config)
+    tokens = config.tokens_per_step * stack_input_fraction(config)
     matrices = sparse_matrices(config, d_expert, updated_experts(config))
     optimizer = optimizer_flops(config, matrices) if with_optimizer else 0
     return TRAINING_PASSES * sparse_forward_flops(config, d_expert) * tokens + optimizer

@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from moe_cli.config.data import ImageData
-from moe_cli.config.layer_costs import read_lengths
+from moe_cli.config.layer_costs import stack_input_lengths
 from moe_cli.config.model import LSTMConfig, MMoEConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.schema import RunConfig
 
 # Values in which 8-byte integers are counted, such as token ids.
-INTEGER = 2
+FLOATS_PER_INT64 = 2
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Backbone:
     """
 
     num_params: int
-    num_multiplied: float
+    matmul_params: float
     flops_per_token: int
-    kept_per_token: float
+    saved_values_per_token: float
     logits_per_token: float
     matrices: Counter[tuple[int, int]] = field(default_factory=Counter)
     constant_input_flops: float = 0
 
 
-def backbone(config: RunConfig, vocab_size: int) -> Backbone:
+def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
     """Of a resolved configuration."""
     model = config.model
     if isinstance(model, LSTMConfig):
@@ -49,7 +49,7 @@ def backbone(config: RunConfig, vocab_size: int) -> Backbone:
     if isinstance(model, MMoEConfig):
         return _mmoe(model, vocab_size)
     if isinstance(model, T5Config):
-        return _t5(model, read_lengths(config), vocab_size)
+        return _t5(model, stack_input_lengths(config), vocab_size)
     return _transformer(model, vocab_size)
 
 
@@ -59,9 +59,9 @@ def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
     patches, head = model.patch_size**2 * channels * model.d_model, num_classes * model.d_model
     return Backbone(
         num_params=blocks.num_params + patches + head,
-        num_multiplied=blocks.num_multiplied + patches + head / model.context_length,
+        matmul_params=blocks.matmul_params + patches + head / model.context_length,
         flops_per_token=blocks.flops_per_token,
-        kept_per_token=blocks.kept_per_token - INTEGER + model.patch_size**2 * channels,
+        saved_values_per_token=blocks.saved_values_per_token - FLOATS_PER_INT64 + model.patch_size**2 * channels,
         logits_per_token=num_classes / model.context_length,
         matrices=blocks.matrices,
         constant_input_flops=2 * patches,
@@ -87,9 +87,9 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
     return Backbone(
         num_params=depth * (3 * 4 * square + 5 * width) + 2 * width + 2 * model.relative_attention_num_buckets * (model.num_heads or 1)
         + head * (1 if model.tie_embeddings else 2),
-        num_multiplied=depth * square * 6 * (encoder + decoder) + decoder * head,
+        matmul_params=depth * square * 6 * (encoder + decoder) + decoder * head,
         flops_per_token=round(depth * 4 * heads * seen),
-        kept_per_token=round(INTEGER * (encoder + decoder) + depth * kept + norm * (encoder + decoder)),
+        saved_values_per_token=round(FLOATS_PER_INT64 * (encoder + decoder) + depth * kept + norm * (encoder + decoder)),
         logits_per_token=decoder * vocab_size,
         matrices=shapes,
     )  # fmt: skip
@@ -105,9 +105,11 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
     products = number * 8 * width * width
     return Backbone(
         num_params=products + number * 8 * width + head * (1 if model.tie_embeddings else 2),
-        num_multiplied=products + head,
+        matmul_params=products + head,
         flops_per_token=0,
-        kept_per_token=INTEGER + number * 18 * width + (model.num_layers * width if model.sigmoid else 0),
+        saved_values_per_token=FLOATS_PER_INT64
+        + number * 18 * width
+        + (model.num_layers * width if model.sigmoid else 0),
         logits_per_token=vocab_size,
         constant_input_flops=number * 8 * width * width / model.context_length,
     )
@@ -122,9 +124,9 @@ def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
     tower = width * hidden + hidden
     return Backbone(
         num_params=vocab_size * (width // 2 + tasks * (1 + model.mf_dim)) + tasks * (tower + hidden + 1),
-        num_multiplied=tower,
+        matmul_params=tower,
         flops_per_token=0,
-        kept_per_token=INTEGER + 2 * width + hidden + 2 * model.mf_dim,
+        saved_values_per_token=FLOATS_PER_INT64 + 2 * width + hidden + 2 * model.mf_dim,
         logits_per_token=1,
         matrices=Counter({(hidden, width): tasks}),
     )
@@ -138,7 +140,7 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     width, layers, heads = model.d_model, model.num_layers, model.num_heads or 1
     shapes = _attention_shapes(model)
     queries, keys, values = _attention_widths(model)
-    norms = (2 * layers + 1) * width + layers * _latents(model)
+    norms = (2 * layers + 1) * width + layers * _latent_width(model)
     positions = model.context_length * width if model.position_encoding == "learned" else 0
     head = vocab_size * width
     products = layers * sum(rows * columns for rows, columns in shapes)
@@ -147,13 +149,13 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     attention += heads * (3 if model.qk_norm else 1)
     if model.kv_lora_rank:
         attention = (
-            2 * queries + keys + 4 * values + heads + 3 * _latents(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
+            2 * queries + keys + 4 * values + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
         )
     return Backbone(
         num_params=products + norms + positions + head * (1 if model.tie_embeddings else 2),
-        num_multiplied=products + head,
+        matmul_params=products + head,
         flops_per_token=layers * 2 * model.context_length * (queries + values),
-        kept_per_token=INTEGER + layers * (2 * norm + attention) + norm,
+        saved_values_per_token=FLOATS_PER_INT64 + layers * (2 * norm + attention) + norm,
         logits_per_token=vocab_size,
         matrices=Counter({shape: layers * number for shape, number in Counter(shapes).items()}),
     )
@@ -162,8 +164,8 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
 def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
     """Width of all queries of a token that scores are made of, of its keys, and of the values that scores weigh."""
     num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
-    turned = (model.qk_rope_head_dim or 0) if model.kv_lora_rank else 0
-    queries = num_heads * (d_head + turned)
+    rope_width = (model.qk_rope_head_dim or 0) if model.kv_lora_rank else 0
+    queries = num_heads * (d_head + rope_width)
     keys = queries if model.kv_lora_rank else (model.num_kv_heads or num_heads) * d_head
     return queries, keys, num_heads * d_head
 
@@ -179,6 +181,6 @@ def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
     return shapes if model.q_lora_rank is None else [(model.q_lora_rank, width), *shapes]
 
 
-def _latents(model: TransformerConfig) -> int:
+def _latent_width(model: TransformerConfig) -> int:
     """Values of a layer's latent vectors, which are normalised."""
     return (model.q_lora_rank or 0) + model.kv_lora_rank if model.kv_lora_rank else 0

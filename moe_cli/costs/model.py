@@ -22,16 +22,16 @@ from moe_cli.config.layer_costs import (
     expert_params,
     optimizer_flops,
     places_per_token,
-    read_lengths,
-    read_share,
     sparse_forward_flops,
     sparse_matrices,
     sparse_params,
+    stack_input_fraction,
+    stack_input_lengths,
     updated_experts,
 )
 from moe_cli.config.routers import HashConfig, RandomConfig, SoftConfig, SwitchConfig, null_experts
 from moe_cli.config.schema import MuonConfig, RunConfig, SGDConfig
-from moe_cli.costs.backbone import INTEGER, Backbone, backbone
+from moe_cli.costs.backbone import FLOATS_PER_INT64, Backbone, backbone_cost
 
 BYTES_PER_PARAM = 4
 BYTES_PER_VALUE = 4
@@ -81,15 +81,15 @@ class Cost:
         return self.flops_per_step / self.tokens_per_step
 
 
-def cost(config: RunConfig, vocab_size: int) -> Cost:
+def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
     """The cost of a resolved configuration."""
-    model, rest = config.model, backbone(config, vocab_size)
-    sparse, read, d_expert = len(config.sparse_layers), read_share(config), model.d_expert or 0
+    model, backbone = config.model, backbone_cost(config, vocab_size)
+    sparse, read, d_expert = len(config.sparse_layers), stack_input_fraction(config), model.d_expert or 0
     dense = model.num_layers - sparse
     networks = dense * expert_params(config, model.d_ff)
     experts = config.expert * expert_params(config, d_expert)
-    forward = 2 * (rest.num_multiplied + read * networks) + rest.flops_per_token
-    active = total = rest.num_params + networks
+    forward = 2 * (backbone.matmul_params + read * networks) + backbone.flops_per_token
+    active = total = backbone.num_params + networks
     if sparse:
         forward += read * sparse * sparse_forward_flops(config, d_expert)
         active += round(sparse * sparse_params(config, d_expert, chosen_experts(config)))
@@ -101,20 +101,20 @@ def cost(config: RunConfig, vocab_size: int) -> Cost:
         num_active_params=active,
         num_expert_params=sparse * experts,
         forward_flops_per_token=round(forward),
-        model_flops_per_token=round(TRAINING_PASSES * forward - rest.constant_input_flops),
-        optimizer_flops_per_step=optimizer_flops(config, _matrices(config, sparse, rest, updated_experts(config))),
+        model_flops_per_token=round(TRAINING_PASSES * forward - backbone.constant_input_flops),
+        optimizer_flops_per_step=optimizer_flops(config, _matrices(config, sparse, backbone, updated_experts(config))),
         tokens_per_step=config.tokens_per_step,
         padding_flops_per_token=2 * expert_params(config, d_expert) * sparse * read * padding,
-        state_bytes=BYTES_PER_PARAM * (_copies(config) * total - _muon_params(config, sparse, rest)),
-        expert_state_bytes=BYTES_PER_PARAM * sparse * experts * (_copies(config) - muon),
-        activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, rest)),
+        state_bytes=BYTES_PER_PARAM * (_copies_per_param(config) * total - _muon_params(config, sparse, backbone)),
+        expert_state_bytes=BYTES_PER_PARAM * sparse * experts * (_copies_per_param(config) - muon),
+        activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, backbone)),
         num_sparse_layers=sparse,
     )
 
 
-def _matrices(config: RunConfig, sparse: int, rest: Backbone, experts: int) -> Counter[tuple[int, int]]:
+def _matrices(config: RunConfig, sparse: int, backbone: Backbone, experts: int) -> Counter[tuple[int, int]]:
     """How many matrices of each shape Muon orthogonalises, with `experts` in each of the `sparse` layers."""
-    matrices = Counter(rest.matrices)
+    matrices = Counter(backbone.matrices)
     for number, layer in (
         (config.model.num_layers - sparse, dense_matrices(config)),
         (sparse, sparse_matrices(config, config.model.d_expert or 0, experts)),
@@ -123,15 +123,15 @@ def _matrices(config: RunConfig, sparse: int, rest: Backbone, experts: int) -> C
     return matrices
 
 
-def _muon_params(config: RunConfig, sparse: int, rest: Backbone) -> int:
+def _muon_params(config: RunConfig, sparse: int, backbone: Backbone) -> int:
     """Parameters that Muon updates: it holds one number less for each than AdamW does."""
     if not isinstance(config.optim, MuonConfig):
         return 0
-    matrices = _matrices(config, sparse, rest, config.expert)
+    matrices = _matrices(config, sparse, backbone, config.expert)
     return sum(number * rows * columns for (rows, columns), number in matrices.items())
 
 
-def _copies(config: RunConfig) -> int:
+def _copies_per_param(config: RunConfig) -> int:
     """Numbers held per parameter: weight, gradient, the optimizer's one or two (AdamW), and the average of weights."""
     optim = config.optim
     own = int(optim.momentum > 0) if isinstance(optim, SGDConfig) else 2
@@ -142,7 +142,7 @@ def _tokens_per_pass(config: RunConfig) -> int:
     return config.train.batch_size * config.model.context_length
 
 
-def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
+def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     """Values that a batch holds at its peak: what forward keeps for backward, and what the first backward adds to it.
 
     Kept per token beside the backbone's, with D width, F hidden width, K' kept choices, V logits: a dense network 4 F if
@@ -160,7 +160,7 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     d_expert = model.d_expert or 0
     kept = computed_per_token(config)
     masks = 1 if model.expert_dropout else 0
-    rows = kept * (width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * INTEGER)
+    rows = kept * (width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * FLOATS_PER_INT64)
     shared = copies * model.shared_experts * d_expert + model.shared_gate_params
     router = config.router
     scores: float = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert + null_experts(router)
@@ -171,11 +171,13 @@ def _activations(config: RunConfig, sparse: int, rest: Backbone) -> float:
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
     gradients = config.expert * model.matrices_per_expert * width * d_expert
     last_dense = model.d_ff * (2 if copies == 1 else 1) if model.num_layers - 1 not in config.sparse_layers else 0
-    last = config.train.batch_size * read_lengths(config)[-1]
-    first = max(
-        3 * tokens * rest.logits_per_token, last * kept * backward + gradients if sparse else 0, last * last_dense
+    last_layer_tokens = config.train.batch_size * stack_input_lengths(config)[-1]
+    peak_extra = max(
+        3 * tokens * backbone.logits_per_token,
+        last_layer_tokens * kept * backward + gradients if sparse else 0,
+        last_layer_tokens * last_dense,
     )
-    return tokens * (rest.kept_per_token + read_share(config) * ffn) + first
+    return tokens * (backbone.saved_values_per_token + stack_input_fraction(config) * ffn) + peak_extra
 
 
 def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
@@ -185,7 +187,14 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
     answer back, and so do both gradients; at even load a share of 1 / W has no way to go (GShard, arXiv:2006.16668).
     """
     sparse = len(config.sparse_layers)
-    rows = sparse * config.tokens_per_step * read_share(config) * computed_per_token(config) * (ranks - 1) / ranks
+    rows = (
+        sparse
+        * config.tokens_per_step
+        * stack_input_fraction(config)
+        * computed_per_token(config)
+        * (ranks - 1)
+        / ranks
+    )
     return 4 * rows * config.model.d_model * BYTES_PER_VALUE
 
 
@@ -197,5 +206,5 @@ def training_steps(config: RunConfig, vocab_size: int) -> int | None:
     if train.tokens is not None:
         return math.ceil(train.tokens / config.tokens_per_step)
     if train.flops is not None:
-        return max(1, round(train.flops / cost(config, vocab_size).flops_per_step))
+        return max(1, round(train.flops / estimate_cost(config, vocab_size).flops_per_step))
     return None

@@ -36,7 +36,7 @@ EFFICIENCY = 0.4
 
 
 @dataclass(frozen=True)
-class Share:
+class PerGpuCost:
     """What one of several GPUs holds and sends.
 
     Attributes:
@@ -60,23 +60,23 @@ class Share:
         return self.state_bytes + self.gathered_bytes + self.activation_bytes
 
 
-def shares(config: RunConfig, costs: Cost, gpus: int) -> list[Share]:
+def per_gpu_costs(config: RunConfig, costs: Cost, gpus: int) -> list[PerGpuCost]:
     """dp, fsdp and, where experts can be divided among `gpus`, both with experts divided."""
     members = gcd(config.expert, gpus)
-    ways = [("dp", 1), ("fsdp", 1)] if gpus > 1 else [("dp", 1)]
-    ways += [(shard, members) for shard, _ in ways] if members > 1 else []
-    return [_share(config, costs, gpus, shard, each) for shard, each in ways]
+    strategies = [("dp", 1), ("fsdp", 1)] if gpus > 1 else [("dp", 1)]
+    strategies += [(shard, members) for shard, _ in strategies] if members > 1 else []
+    return [_per_gpu_cost(config, costs, gpus, shard, each) for shard, each in strategies]
 
 
-def _share(config: RunConfig, costs: Cost, gpus: int, shard: str, members: int) -> Share:
+def _per_gpu_cost(config: RunConfig, costs: Cost, gpus: int, shard: str, members: int) -> PerGpuCost:
     rest, experts = costs.state_bytes - costs.expert_state_bytes, costs.expert_state_bytes
-    cut = gpus if shard == "fsdp" else 1
+    num_shards = gpus if shard == "fsdp" else 1
     # Divided experts are not cut further: each process holds its own whole.
-    state = rest / cut + experts / (members if members > 1 else cut)
+    state = rest / num_shards + experts / (members if members > 1 else num_shards)
     in_blocks = costs.num_params - (costs.num_expert_params if members > 1 else 0)
     block = BYTES_PER_PARAM * in_blocks / config.model.num_layers
     sent = all_to_all_bytes_per_step(config, members) / gpus if members > 1 else 0.0
-    return Share(shard, members, state, 3 * block if shard == "fsdp" else 0.0, costs.activation_bytes / gpus, sent)
+    return PerGpuCost(shard, members, state, 3 * block if shard == "fsdp" else 0.0, costs.activation_bytes / gpus, sent)
 
 
 def seconds_on(device: Device, flops: float, gpus: int, efficiency: float) -> float:

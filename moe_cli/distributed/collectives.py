@@ -60,9 +60,9 @@ def broadcast_object(value: Any) -> Any:
     """What the first process says."""
     if world_size() == 1:
         return value
-    said = [value]
-    dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-    return said[0]
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0, device=torch.device("cpu"))
+    return holder[0]
 
 
 def all_reduce_max(value: float) -> float:
@@ -133,16 +133,16 @@ class ExpertGroup:
         return self.mesh["experts"].size()
 
     @property
-    def place(self) -> int:
+    def rank(self) -> int:
         return self.mesh["experts"].get_local_rank()
 
     @property
     def group(self) -> dist.ProcessGroup:
         return self.mesh.get_group("experts")
 
-    def own(self, stacked: Tensor) -> Tensor:
+    def local_shard(self, stacked: Tensor) -> Tensor:
         """This process's experts of a tensor [E, ...]."""
-        return stacked.chunk(self.size)[self.place]
+        return stacked.chunk(self.size)[self.rank]
 
     def gather(self, stacked: Tensor) -> Tensor:
         """The tensor [E, ...] of all experts, put together from the parts."""
@@ -159,23 +159,25 @@ def make_expert_group(device: str, members: int) -> ExpertGroup:
     )
 
 
-def exchanged(values: Float[Tensor, "S D"], sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:
+def all_to_all(
+    values: Float[Tensor, "S D"], send_splits: list[int], recv_splits: list[int], group: ExpertGroup
+) -> Tensor:
     """Rows to their processes, `sent[i]` of them to member i; the gradient takes the way back."""
-    return _Exchange.apply(values, sent, received, group)  # type: ignore[no-any-return]
+    return _AllToAll.apply(values, send_splits, recv_splits, group)  # type: ignore[no-any-return]
 
 
-class _Exchange(torch.autograd.Function):
+class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:
-        ctx.way = (received, sent, group)
-        return _exchange(values, sent, received, group)
+    def forward(ctx: Any, values: Tensor, send_splits: list[int], recv_splits: list[int], group: ExpertGroup) -> Tensor:
+        ctx.splits = (recv_splits, send_splits, group)
+        return _all_to_all(values, send_splits, recv_splits, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(grad, *ctx.way), None, None, None
+        return _all_to_all(grad, *ctx.splits), None, None, None
 
 
-def _exchange(values: Tensor, sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:
-    arrived = values.new_empty(sum(received), *values.shape[1:])
-    dist.all_to_all_single(arrived, values.contiguous(), received, sent, group=group.group)
-    return arrived
+def _all_to_all(values: Tensor, send_splits: list[int], recv_splits: list[int], group: ExpertGroup) -> Tensor:
+    recv_rows = values.new_empty(sum(recv_splits), *values.shape[1:])
+    dist.all_to_all_single(recv_rows, values.contiguous(), recv_splits, send_splits, group=group.group)
+    return recv_rows

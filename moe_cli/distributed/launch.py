@@ -17,50 +17,50 @@ _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 POLL_SECONDS = 0.1
 
 
-def launched() -> bool:
+def is_distributed() -> bool:
     """Whether a launcher (torchrun, or `launch`) has started this process beside others."""
-    return processes() > 1
+    return world_size() > 1
 
 
 def rank() -> int:
     """Which of the processes this one is; 0 speaks for all, and writes the run's files."""
-    return int(os.environ.get("RANK", "0")) if launched() else 0
+    return int(os.environ.get("RANK", "0")) if is_distributed() else 0
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many there are, on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
     """Which of the processes on this machine this one is."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
 
 
-def job() -> str | None:
+def job_id() -> str | None:
     """A name that the processes of one launch share, those that start after a death too."""
-    if not launched():
+    if not is_distributed():
         return None
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
 
 
-def restarted() -> bool:
+def is_restart() -> bool:
     """Whether this process takes the place of one that died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def by_us() -> bool:
+def launched_by_moe() -> bool:
     """Whether `launch` is above, and will tell of a death."""
     return "MOE_LAUNCH" in os.environ
 
 
 def local_processes() -> int:
     """How many of the processes share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
 
 
-def leave(code: int) -> NoReturn:
+def hard_exit(code: int) -> NoReturn:
     """Ends one of several processes as `sys.exit`, but not through the end of Python: there gloo's threads are seen to
     abort, and the launcher would take a training that is done for one that died.
     """

@@ -4,7 +4,7 @@ import os
 import shutil
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import cost, training_steps
+from moe_cli.costs.model import estimate_cost, training_steps
 
 # From this budget on, torch.compile's half minute is won back: it gives about 1.09 times the steps a second. In FLOPs about
 # ten minutes of one core; never a measured time or a number of cores, so that every machine decides alike.
@@ -29,7 +29,7 @@ def should_compile(config: RunConfig, vocab_size: int, device: str) -> bool:
     steps = training_steps(config, vocab_size)
     if steps is None:
         return (config.train.minutes or 0) >= COMPILE_MINUTES
-    return steps * cost(config, vocab_size).flops_per_step >= COMPILE_FLOPS
+    return steps * estimate_cost(config, vocab_size).flops_per_step >= COMPILE_FLOPS
 
 
 def has_compiler() -> bool:

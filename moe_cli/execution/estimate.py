@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
-from moe_cli.costs.model import Cost, cost, training_steps
+from moe_cli.costs.model import Cost, estimate_cost, training_steps
 from moe_cli.data.images import Images
 from moe_cli.data.load import Data, load_data
 from moe_cli.data.ratings import Ratings
@@ -18,10 +18,11 @@ from moe_cli.execution.machine import pick_threads
 from moe_cli.loggers.logging_recorder import check_loggers
 
 # What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
-# of its speed; Muon's, of which many are done at once and in bfloat16, all of it.
+# of its speed; Muon's, which are batched and in bfloat16, all of it.
 PRODUCT_EFFICIENCY = 0.7
-# Beside products, training on a batch takes the time of so many FLOPs on one thread, however small the batch: calls of torch, data, loss
-# and optimizer. For each layer and once beside them, more if it is sparse, and for each of its experts; of evaluation a third.
+# Apart from products, training on a batch takes the time of this many FLOPs on one thread, at any batch size: calls of
+# torch, data, loss and optimizer. Counted once, for each layer, more for a sparse layer, and for each expert; a third
+# of it in evaluation.
 LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
 # Evaluation counts who was chosen: for each token and sparse layer.
 COUNTING_FLOPS = 0.1e6
@@ -31,7 +32,7 @@ EVALUATIONS = 9
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run will do and cost, known before it starts.
+    """The work and cost of a run, known before it starts.
 
     Attributes:
         steps: None when the budget is a time.
@@ -76,7 +77,7 @@ def estimate_runs(
 def _estimate_run(config: RunConfig, corpus: Data, flops_per_second: float) -> RunEstimate:
     vocab_size = model_vocab_size(config, corpus)
     threads = pick_threads(config, vocab_size)
-    costs = cost(config, vocab_size)
+    costs = estimate_cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
     step = step_work(config, costs).seconds(flops_per_second, threads)
     training = 60 * (config.train.minutes or 0) if steps is None else steps * step
@@ -99,13 +100,13 @@ class Work:
 
 
 def step_work(config: RunConfig, costs: Cost) -> Work:
-    """Of one optimizer step."""
+    """Returns the work of one optimizer step."""
     products = costs.model_flops_per_token * config.tokens_per_step / PRODUCT_EFFICIENCY
     return Work(products + costs.optimizer_flops_per_step, config.train.grad_accumulation * _batch_flops(config, costs))
 
 
 def evaluation_work(config: RunConfig, costs: Cost, tokens: int) -> Work:
-    """Of an evaluation on so many tokens."""
+    """Returns the work of an evaluation on `tokens` tokens."""
     batches = math.ceil(tokens / (config.train.batch_size * config.eval_length))
     counting = tokens * costs.num_sparse_layers * COUNTING_FLOPS
     return Work(tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
@@ -113,13 +114,13 @@ def evaluation_work(config: RunConfig, costs: Cost, tokens: int) -> Work:
 
 
 def _batch_flops(config: RunConfig, costs: Cost) -> float:
-    """What training on a batch takes beside products."""
+    """Returns the FLOPs that training on a batch takes apart from products."""
     layers, sparse = config.model.num_layers, costs.num_sparse_layers
     return (1 + layers) * LAYER_FLOPS + sparse * (SPARSE_FLOPS + config.expert * EXPERT_FLOPS)
 
 
 def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[int, int]]:
-    """How many tokens are looked at how many times: in the course of so many steps, and of the whole split at the end."""
+    """Returns (tokens, number of evaluations): those during `steps` steps, and those of the whole split at the end."""
     every = config.train.eval_every
     looks = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
     found = [(min(val_tokens, config.train.eval_tokens), max(0, looks)), (val_tokens, 2 if config.capacity else 1)]
@@ -141,7 +142,7 @@ def measure_flops() -> float:
     """FLOPs per second of one core on a small matrix product, measured in a few thousandths of a second.
 
     With numpy, not torch: a plan must not wait for torch to be imported. Small, so that numpy starts no threads, which
-    would go on spinning beside torch's.
+    would go on spinning while torch's threads work.
     """
     import numpy as np
 

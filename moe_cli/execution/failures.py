@@ -4,7 +4,7 @@ import errno
 import re
 import traceback
 
-from moe_cli.distributed.launch import launched
+from moe_cli.distributed.launch import is_distributed
 from moe_cli.errors import DiskFull, LostProcess, MoeError, TrainingError
 from moe_cli.files.writing import is_full, write_text
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run
@@ -19,7 +19,7 @@ _GLOO = re.compile(r"\[\S*gloo/\S+:\d+\] |Gloo connectFullMesh failed|Applicatio
 
 
 def translate_exception(run: Run, error: BaseException) -> TrainingError | None:
-    """What Python, torch and its libraries raise; a MoeError has words of its own."""
+    """Returns an exception of Python or torch as a TrainingError; None for a MoeError and for unknown ones."""
     if isinstance(error, MoeError):
         return None
     return _disk_full(run, error) or _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error)
@@ -51,7 +51,7 @@ def _is_of_torch(error: BaseException) -> bool:
 
 
 def _not_compiled(error: BaseException) -> TrainingError | None:
-    """What torch's compiler says in pages, such as that there is no C++ compiler."""
+    """Shortens an error of torch's compiler, such as a missing C++ compiler."""
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
     reason = str(error).strip().split("\n")[0]
@@ -59,8 +59,8 @@ def _not_compiled(error: BaseException) -> TrainingError | None:
 
 
 def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
-    """What torch.distributed raises when another process is gone; gloo's errors are plain RuntimeErrors."""
-    if not launched():
+    """Recognises errors of gloo and NCCL that mean another process has died; gloo's are plain RuntimeErrors."""
+    if not is_distributed():
         return None
     from torch.distributed import DistError
 
@@ -75,7 +75,7 @@ def resume_hint(run: Run) -> str:
 
 def record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
     """Leaves the reason in the run folder; a disk too full for that must not hide the error itself."""
-    # rich exits when nobody reads what it prints: `moe train | head` has stopped the run, the run has not failed.
+    # rich exits when its output has no reader: `moe train | head` has stopped the run, the run has not failed.
     interrupted = isinstance(error, KeyboardInterrupt | SystemExit | LostProcess | DiskFull)
     reason = str(error).split("\n")[0] if isinstance(error, MoeError) else f"{type(error).__name__}: {error}"
     try:

@@ -1,4 +1,4 @@
-"""What this machine has for a run: threads, device, memory; and where a run was made."""
+"""The machine: threads, device and memory for a run; and the environment that a run records."""
 
 import importlib.metadata
 import math
@@ -15,9 +15,9 @@ from typing import Any
 
 from moe_cli.config.bounds import THREADS, shortened
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import SIZES, Data
-from moe_cli.distributed.launch import launched, local_processes, local_rank
+from moe_cli.distributed.launch import is_distributed, local_processes, local_rank
 from moe_cli.errors import MoeError
 from moe_cli.formatting import plural, printable
 
@@ -36,7 +36,7 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     """train.threads, else $OMP_NUM_THREADS, else by the work of a batch: a thread per FLOPS_PER_THREAD, at most the cores.
 
     Never by what else the machine does: the number of threads decides how sums are split, so that the last digits depend
-    on it. The same configuration gives the same digits whatever the load and however many runs go on beside it. The
+    on it. The same configuration gives the same digits at any load and any number of other runs. The
     processes of one training share the cores.
     """
     if config.train.threads is not None:
@@ -44,13 +44,15 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if re.fullmatch(r"[1-9]\d{0,3}", given, re.ASCII):
         return min(int(given), THREADS)
-    flops = cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
-    cores = count_cores() // (local_processes() if launched() else 1)
+    flops = (
+        estimate_cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
+    )
+    cores = count_cores() // (local_processes() if is_distributed() else 1)
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
 
 
 def oversubscription_warning(threads: int) -> str | None:
-    """What to be told when `threads` and what else is at work are more than the cores there are; None when they fit."""
+    """Returns a warning when `threads` and the other busy cores exceed the cores; None when they fit."""
     cores, busy = count_cores(), _busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
         return None
@@ -59,7 +61,7 @@ def oversubscription_warning(threads: int) -> str | None:
 
 
 def _busy_cores() -> float:
-    """How many of this process's cores are at work for others, over a tenth of a second; 0 where the system does not tell.
+    """Returns how many of this process's cores other processes keep busy, over a tenth of a second; 0 if unknown.
 
     Cores that it may not run on do not count, nor do those that it has no time for under a quota.
     """
@@ -90,7 +92,7 @@ def pick_device(name: str, key: str = "train.device=") -> Any:
     """The torch device of train.device, or of the option `key`. Raises MoeError when it is unknown or not there."""
     import torch
 
-    if name in ("auto", "cuda") and torch.cuda.is_available() and launched():
+    if name in ("auto", "cuda") and torch.cuda.is_available() and is_distributed():
         if local_processes() > torch.cuda.device_count():
             raise MoeError(f"{local_processes()} processes on this machine and {torch.cuda.device_count()} GPUs: each "
                            "process needs one. Lower launch.num_processes, or use train.device=cpu")  # fmt: skip
@@ -126,7 +128,7 @@ def _own_cores() -> Collection[int]:
 
 
 def _quota_cores() -> float | None:
-    """How many cores' time this process gets: the least quota of its groups, as containers set it; None: no limit."""
+    """Returns the CPU quota of this process in cores, the least of its control groups; None: no limit."""
     quotas = []
     for folder in _group_folders("cpu"):
         limit = _words_of(f"{folder}/cpu.max") or [
@@ -183,7 +185,7 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def available_memory_bytes() -> int | None:
-    """What new processes may take without anything being swapped out, within this group's limit; None: nobody tells."""
+    """Returns the memory that new processes may take without swapping, within this group's limit; None: unknown."""
     available = _number_after("/proc/meminfo", "MemAvailable:")
     free = [1024 * available] if available is not None else []
     for folder in _group_folders("memory"):
@@ -231,7 +233,7 @@ def _number_after(path: str, word: str = "") -> int | None:
 
 
 def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str | None, str]:
-    """What tells the code of a run, by its meta.json, from other code; without one: the code as it is now.
+    """Returns what identifies the code of a run by its meta.json; without one, of the code as it is now.
 
     The version of the package, the commit of a checkout, and what had been changed in the package since.
     """
@@ -250,7 +252,7 @@ def peak_memory_bytes() -> int:
 
 
 def describe_environment(corpus: Data) -> dict[str, Any]:
-    """Where and with what a run was made: command line, code, packages, hardware, corpus."""
+    """Returns the environment of a run: command line, code, packages, hardware, corpus."""
     import torch
 
     return {

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import Cost, cost
+from moe_cli.costs.model import Cost, estimate_cost
 from moe_cli.errors import ConfigError
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.estimate import RunEstimate
@@ -13,7 +13,7 @@ from moe_cli.formatting import count
 
 # What a process holds besides its model: torch and what it loads while it works, freed blocks, and the counts of evaluations.
 PROCESS_BYTES = 470e6
-# A run is refused that is expected to take so many times the memory there is; one that takes more than is free is noted.
+# A run is refused that is expected to take more than this many times the memory; one above the free memory is noted.
 MAX_MEMORY_RATIO = 2
 _REMEDY = "Lower train.batch_size, model.context_length or the model's size."
 
@@ -24,7 +24,7 @@ def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
 
 
 def memory_warning(plan: RunEstimate) -> str | None:
-    """What to be told of a run that is expected to take more memory than is free; None: it fits, or a GPU may hold it."""
+    """Returns a warning when a run may take more memory than is free; None: it fits, or a GPU may hold it."""
     need, free = memory_bytes(plan.cost), available_memory_bytes()
     if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
         return None
@@ -48,12 +48,12 @@ def check_run_memory(config: RunConfig, outputs: Path) -> None:
 
 def check_step_memory(config: RunConfig, vocab_size: int) -> None:
     """The same for a single step of a configuration, which no data are read for."""
-    if why := _refusal(config, cost(config, vocab_size)):
+    if why := _refusal(config, estimate_cost(config, vocab_size)):
         raise ConfigError(why)
 
 
 def _refusal(config: RunConfig, costs: Cost) -> str | None:
-    """What to say of a run that needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
+    """Returns why a run needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
     total = total_memory_bytes()
     need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
     if total is None or need <= MAX_MEMORY_RATIO * total or (config.train.device != "cpu" and visible_gpus()):
@@ -65,4 +65,4 @@ def _refusal(config: RunConfig, costs: Cost) -> str | None:
 
 def estimate_memory(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
     """The same for a configuration. Raises DataError, ConfigError: it cannot be run at all."""
-    return memory_bytes(cost(config, model_vocab_size(config, load_run_data(config, outputs))), on_gpu)
+    return memory_bytes(estimate_cost(config, model_vocab_size(config, load_run_data(config, outputs))), on_gpu)

@@ -11,7 +11,7 @@ from typing import Any
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import training_steps
 from moe_cli.data.load import Data
-from moe_cli.distributed.launch import job, launch, launched, processes, rank
+from moe_cli.distributed.launch import is_distributed, job_id, launch, rank, world_size
 from moe_cli.errors import CheckpointError, LostProcess, RunBusy
 from moe_cli.execution.compilation import has_compiler, should_compile
 from moe_cli.execution.data import check_same_data, load_run_data, model_vocab_size
@@ -33,19 +33,19 @@ from moe_cli.runs.recorder import NullRecorder, Recorder
 
 
 def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
-    """Carries a run out in its folder, from its last checkpoint if it has one, else from the start.
+    """Trains and evaluates a run in its folder, from its last checkpoint if it has one.
 
     Args:
         observer: called with a `training.state.StepView` after every step.
 
     Raises:
-        MoeError: anything the user can mend; it also stands in status.json.
+        MoeError: anything the user can fix; the reason is also in status.json.
     """
     guard(outputs)
     if run.summary() is not None:
         return run
     config = with_launched_world_size(run.config())
-    if config.launch.num_processes > 1 and not launched():
+    if config.launch.num_processes > 1 and not is_distributed():
         return run_launched(run, ["-m", "moe_cli.execution.worker", str(run.path), str(outputs)], config)
     # Of several processes the first holds the folder, and writes for all.
     with lock(run.path) if rank() == 0 else nullcontext():
@@ -74,7 +74,7 @@ def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
 
 def with_launched_world_size(config: RunConfig) -> RunConfig:
     """The configuration for the processes that a launcher has started, if one has. Raises ConfigError: it cannot be."""
-    return replace(config, launch=replace(config.launch, num_processes=processes())) if launched() else config
+    return replace(config, launch=replace(config.launch, num_processes=world_size())) if is_distributed() else config
 
 
 def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Recorder, observer: Any) -> None:
@@ -91,7 +91,7 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
 
     starts = run.status().get("starts")
     recorder.status(
-        RUNNING, started=time.time(), starts=1 + starts if isinstance(starts, int) else 1, reason=None, job=job()
+        RUNNING, started=time.time(), starts=1 + starts if isinstance(starts, int) else 1, reason=None, job=job_id()
     )
     if rank() == 0:
         delete(run.path / "traceback.txt", missing_ok=True)
@@ -141,7 +141,7 @@ def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> b
 
 
 def _leave_process_group() -> None:
-    """Leaves the other processes, when all are done and nothing of the model, which held on to them, is left."""
+    """Destroys the process group after all ranks finish; the model is collected first because it holds the group."""
     from moe_cli.distributed import collectives
 
     if collectives.world_size() > 1:
@@ -166,5 +166,5 @@ def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> No
     if state.get("digest") != config.digest:
         raise CheckpointError(
             f"{run.id} was begun with other settings (or another version of moe): {run.path / 'config.json'} has changed "
-            f"since, {state.get('digest')} is now {config.digest}.\nPut it back, or start anew: moe train"
+            f"since, {state.get('digest')} is now {config.digest}.\nPut it back, or start again: moe train"
         )

@@ -1,4 +1,4 @@
-"""How our own programs treat the machine: freed memory is kept, threads that wait go to sleep."""
+"""Settings of a process: malloc keeps freed memory, and waiting threads sleep."""
 
 import ctypes
 import os
@@ -11,8 +11,8 @@ _PAD_BYTES = 2**26
 def configure_malloc() -> bool:
     """Has glibc keep what is freed for what is asked next, and tells whether it will; other systems stay as they are.
 
-    A large block is otherwise given back and taken anew at every training step, and the first touch of a fresh page
-    costs several times its filling. Steps per second on two cores, beside the same without: 1.02 times with 8 experts of
+    A large block is otherwise returned and requested again at every training step, and the first touch of a fresh page
+    costs several times its filling. Steps per second on two cores, relative to without: 1.02 times with 8 experts of
     width 144, 1.19 with 64 of them, 1.36 with 32 of width 384, at -2 to 13 % more memory. For programs of our own: it
     changes the whole process.
     """

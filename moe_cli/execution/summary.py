@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import Data
 from moe_cli.errors import TrainingError
 from moe_cli.execution.data import model_vocab_size
@@ -32,11 +32,11 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     pseudo = eval_with(hardest, size, policy=policy).perplexity if hardest else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
-    if limited:  # what the capacity that the model was trained with drops; the loss beside it is dropless
+    if limited:  # dropped at the training capacity; the loss is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     routing["router_saturation"] = _record_final_routing(run, training, result)
     vocab_size = model_vocab_size(config, corpus)
-    costs = cost(config, vocab_size)
+    costs = estimate_cost(config, vocab_size)
     train_loss = None
     for record in run.read_metrics():
         train_loss = record.get("train/loss", train_loss)
@@ -64,7 +64,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
 
 
 def _backend_used(config: RunConfig, layers: Any) -> str | None:
-    """What computed the experts in training: with dispatch=auto the pick for batches of this size."""
+    """Returns the back end used in training; with dispatch=auto the one chosen at this batch size."""
     import torch
 
     from moe_cli.moe.backends.dispatch import backend_query, choose_backend
@@ -77,7 +77,7 @@ def _backend_used(config: RunConfig, layers: Any) -> str | None:
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
-    """Writes each layer's use over the whole split; gives how far routing had settled halfway, None if nobody looked."""
+    """Writes each layer's use over the whole split; returns the saturation at half the steps, None if unknown."""
     from moe_cli.training.evaluate import probe, saturations
 
     step = training.state.step

@@ -72,7 +72,7 @@ def resolve_upcycle_source(config: RunConfig, outputs: Path) -> RunConfig:
 
 
 def _token_identity(data: DataConfig, tokenizer_sha256: str | None = None) -> object:
-    """What token ids mean, in a form that is equal where they mean the same.
+    """Returns a value that is equal for data whose token ids mean the same.
 
     Bytes are the same everywhere, and so are the tokens of one tokenizer.json. Characters and `bpe` are numbered by the
     text they come from, classes, users and items by their data; the meaning of ready-made tokens is not known.
@@ -108,6 +108,6 @@ def _differing_settings(config: RunConfig, dense: RunConfig) -> Iterator[tuple[s
 
 
 def _held_out(config: RunConfig) -> dict[str, Any]:
-    """Where the data are from, and the settings that say what is not learned from."""
+    """Returns the settings of the data's source and of its held-out part."""
     names = ("data.name", "data.path", "data.exclude", *HELD_OUT)
     return {name: getattr(config.data, name.removeprefix("data."), None) for name in names}

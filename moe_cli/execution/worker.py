@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from moe_cli.distributed.launch import by_us, launched, leave
+from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_moe
 from moe_cli.errors import DiskFull, LostProcess, MoeError, RunBusy
 from moe_cli.execution.run import run_one
 from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spinning
@@ -19,7 +19,7 @@ from moe_cli.training.signals import follow
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 EXIT_OK, EXIT_FAILED, EXIT_BUSY, EXIT_DISK_FULL, EXIT_INTERRUPTED = 0, 1, 4, 5, 130
-# The process id of a worker's parent, without which it should not go on.
+# Environment variable with the parent's pid; the worker exits when that process dies.
 PARENT_PID_ENV = "MOE_PARENT"
 
 
@@ -33,13 +33,13 @@ def main(run_folder: str, outputs: str) -> int:
     except (MoeError, OSError) as error:
         if not isinstance(error, MoeError) and not is_full(error):
             raise
-        if str(error) and not (isinstance(error, LostProcess) and by_us()):
+        if str(error) and not (isinstance(error, LostProcess) and launched_by_moe()):
             with suppress(OSError):
                 print_line(f"error: {error}")
         if isinstance(error, RunBusy):
             return EXIT_BUSY
         return EXIT_DISK_FULL if is_full(error) or isinstance(error, DiskFull) else EXIT_FAILED
-    return EXIT_OK if run.summary() or launched() else EXIT_INTERRUPTED
+    return EXIT_OK if run.summary() or is_distributed() else EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":
@@ -48,6 +48,6 @@ if __name__ == "__main__":
     if parent := os.environ.pop(PARENT_PID_ENV, None):
         follow(int(parent))
     code = main(*sys.argv[1:])
-    if launched():
-        leave(code)
+    if is_distributed():
+        hard_exit(code)
     sys.exit(code)

@@ -1,1 +1,1 @@
-"""Where else the metrics of a run go as it trains: TensorBoard, MLflow, Weights & Biases, Trackio. Knows no torch."""
+"""Loggers of a run's metrics: TensorBoard, MLflow, Weights & Biases, Trackio. Know no torch."""

@@ -1,4 +1,4 @@
-"""What a logger is: the seam between a run's recorder and what shows its metrics elsewhere."""
+"""The protocol of a logger, and what loggers share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,12 +37,12 @@ class RunContext:
 
 @dataclass(frozen=True)
 class ResumeState:
-    """Where a run stands as it begins, goes on, or goes back.
+    """The records of a run as it begins, goes on, or returns to a checkpoint.
 
     Attributes:
         step: what was recorded after it is void; -1: all.
         kept: the records up to it.
-        told: of each name the last step that had been recorded, and so told to a logger if there was one.
+        last_logged_steps: the last step recorded under each name, which every logger then had.
     """
 
     step: int
@@ -64,7 +64,7 @@ class Logger(Protocol):
 
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """What can be drawn of a record or a summary: its finite numbers, without the step."""
+    """Returns the finite numbers of a record or a summary, without the step."""
     finite = (-float("inf"), float("inf"))
     return {
         key: value for key, value in record.items()
@@ -75,11 +75,11 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
 class StepDeduplicator:
     """For what cannot take a point back: every point is given once, the first time."""
 
-    def __init__(self, told: Mapping[str, int]) -> None:
-        self.last_logged_steps = dict(told)
+    def __init__(self, last_logged_steps: Mapping[str, int]) -> None:
+        self.last_logged_steps = dict(last_logged_steps)
 
     def new(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """The numbers of a record that lie beyond what was told under their names."""
+        """Returns the numbers of a record at steps that were not logged yet under their names."""
         step = step_of(record)
         found = {key: value for key, value in numbers(record).items() if step > self.last_logged_steps.get(key, -1)}
         self.last_logged_steps.update(dict.fromkeys(found, step))
@@ -106,7 +106,7 @@ def results(summary: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def load_external_id(run: Run, name: str) -> str | None:
-    """What a logger calls this run, if it has been there before. Stands in loggers.json."""
+    """Returns the id that a logger gave this run before, from loggers.json."""
     found = (read_json(run.path / "loggers.json") or {}).get(name)
     return found if isinstance(found, str) else None
 
@@ -116,7 +116,7 @@ def save_external_id(run: Run, name: str, called: str) -> None:
 
 
 class DeduplicatingLogger:
-    """What the loggers that take no step twice, and know a run by a name of their own, have in common."""
+    """Base of loggers that accept no step twice and have an id of their own for a run."""
 
     name: ClassVar[str]
 

@@ -66,9 +66,9 @@ class LoggedRecorder(Recorder):
 
     def rewind(self, step: int) -> None:
         """Also where a run begins: loggers start, or go back as the records do."""
-        told = last_steps(self.run.read_metrics())
+        last_logged_steps = last_steps(self.run.read_metrics())
         super().rewind(step)
-        past = ResumeState(step, tuple(self.run.read_metrics()), told)
+        past = ResumeState(step, tuple(self.run.read_metrics()), last_logged_steps)
         self.step = max(0, step)
         if not self.begun:
             self.begun = True

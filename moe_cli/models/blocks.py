@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import ModelConfig, TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.kv_cache import Past
+from moe_cli.models.kv_cache import LayerCache
 from moe_cli.moe.experts import FeedForward, init_matrix
 from moe_cli.moe.layer import MoELayer, make_layer
 from moe_cli.moe.routing import Routing, RoutingPolicy
@@ -18,10 +18,10 @@ from moe_cli.moe.soft import SoftMoELayer
 from moe_cli.moe.sparse_layer import SparseLayer
 
 # Who sees whom: True where the position of the row sees that of the column, of which there are P + L with P remembered.
-Seen = Bool[Tensor, "#B 1 L PL"] | None
+AttentionMask = Bool[Tensor, "#B 1 L PL"] | None
 
 
-def visible(
+def attention_mask(
     length: int,
     causal: bool,
     window: int | None,
@@ -29,7 +29,7 @@ def visible(
     documents: Int[Tensor, "B L"] | None,
     device: torch.device,
     past: int = 0,
-) -> Seen:
+) -> AttentionMask:
     """Who sees whom; None where causality alone decides, or nothing does.
 
     A position sees itself always, so that padding, which sees nothing else, stays finite.
@@ -41,18 +41,18 @@ def visible(
         past: positions before these, remembered in a cache; only without `mask` and `documents`.
     """
     total = past + length
-    alone = past == 0 or length == 1  # causality among the new positions is then that of a square, or nothing
-    if mask is None and documents is None and alone and (window is None or window >= total):
+    is_trivial = past == 0 or length == 1  # causality among the new positions is then that of a square, or nothing
+    if mask is None and documents is None and is_trivial and (window is None or window >= total):
         return None
-    places = torch.arange(total, device=device)
-    away = places[past:, None] - places[None, :]
-    seen = (away >= 0 if causal else away == away) & (away.abs() < (window or total))
-    seen = seen[None]
+    positions = torch.arange(total, device=device)
+    distance = positions[past:, None] - positions[None, :]
+    attn_mask = (distance >= 0 if causal else distance == distance) & (distance.abs() < (window or total))
+    attn_mask = attn_mask[None]
     if mask is not None:
-        seen = seen & mask[:, None, :]
+        attn_mask = attn_mask & mask[:, None, :]
     if documents is not None:
-        seen = seen & (documents[:, :, None] == documents[:, None, :])
-    return (seen | (away == 0)).unsqueeze(1)
+        attn_mask = attn_mask & (documents[:, :, None] == documents[:, None, :])
+    return (attn_mask | (distance == 0)).unsqueeze(1)
 
 
 class Rotary(nn.Module):
@@ -68,9 +68,9 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def forward(self, x: Float[Tensor, "B N L W"], first: int = 0) -> Float[Tensor, "B N L W"]:
-        """Positions from `first` on."""
-        cos, sin = (table[first : first + x.shape[2]] for table in (self.cos, self.sin))
+    def forward(self, x: Float[Tensor, "B N L W"], offset: int = 0) -> Float[Tensor, "B N L W"]:
+        """Positions from `offset` on."""
+        cos, sin = (table[offset : offset + x.shape[2]] for table in (self.cos, self.sin))
         left, right = x.chunk(2, dim=-1)
         return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         assert model.num_kv_heads
         assert model.d_head
         self.d_head = model.d_head
-        self.shares = model.num_heads != model.num_kv_heads
+        self.uses_gqa = model.num_heads != model.num_kv_heads
         self.widths = [heads * model.d_head for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
         self.qk_norm = model.qk_norm
         self.dropout = attention_dropout(model)
@@ -101,20 +101,22 @@ class Attention(nn.Module):
         init_matrix(self.qkv.weight, generator)
         init_matrix(self.out.weight, generator, out_scale)
 
-    def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None, past: Past | None = None) -> Float[Tensor, "B L D"]:
-        """Each position's mixture of those it sees (see `visible`), which may be in the past."""
+    def forward(
+        self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, past: LayerCache | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """Each position's mixture of those it sees (see `attention_mask`), which may be in the past."""
         parts = self.qkv(x).split(self.widths, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for part in parts)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        first = past.length if past else 0
+        offset = past.length if past else 0
         if self.rotary is not None:
-            q, k = self.rotary(q, first), self.rotary(k, first)
+            q, k = self.rotary(q, offset), self.rotary(k, offset)
         if past is not None:
-            k, v = past.extended(k, v)
+            k, v = past.append(k, v)
         dropout = self.dropout if self.training else 0.0
-        causal = self.causal and seen is None and first == 0
-        y = F.scaled_dot_product_attention(q, k, v, seen, dropout, causal, enable_gqa=self.shares)
+        causal = self.causal and attn_mask is None and offset == 0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, causal, enable_gqa=self.uses_gqa)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -150,22 +152,24 @@ class LatentAttention(nn.Module):
                 init_matrix(linear.weight, generator)
         init_matrix(self.out.weight, generator, out_scale)
 
-    def forward(self, x: Float[Tensor, "B L D"], seen: Seen = None, past: Past | None = None) -> Float[Tensor, "B L D"]:
-        """Each position's mixture of those it sees (see `visible`); of the past only the short vectors are kept."""
+    def forward(
+        self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, past: LayerCache | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """Each position's mixture of those it sees (see `attention_mask`); of the past only the short vectors are kept."""
         queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q = self._heads(self.q_up(queries), self.d_head + self.qk_rope_head_dim)
-        still, turning = q.split([self.d_head, self.qk_rope_head_dim], dim=-1)
+        q_nope, q_rope = q.split([self.d_head, self.qk_rope_head_dim], dim=-1)
         latent, key = self.kv_down(x).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
-        first = past.length if past else 0
-        latent, key = self.kv_norm(latent), self.rotary(key.unsqueeze(1), first)
+        offset = past.length if past else 0
+        latent, key = self.kv_norm(latent), self.rotary(key.unsqueeze(1), offset)
         if past is not None:
-            latent, key = past.extended(latent, key)
+            latent, key = past.append(latent, key)
         k, v = self._heads(self.kv_up(latent), 2 * self.d_head).chunk(2, dim=-1)
-        q = torch.cat((still, self.rotary(turning, first)), dim=-1)
+        q = torch.cat((q_nope, self.rotary(q_rope, offset)), dim=-1)
         k = torch.cat((k, key.expand(-1, k.shape[1], -1, -1)), dim=-1)
         dropout = self.dropout if self.training else 0.0
-        causal = self.causal and seen is None and first == 0
-        y = F.scaled_dot_product_attention(q, k, v, seen, dropout, causal)
+        causal = self.causal and attn_mask is None and offset == 0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     @staticmethod
@@ -195,12 +199,12 @@ class Block(nn.Module):
         x: Float[Tensor, "B L D"],
         token_ids: Int[Tensor, "B L"] | None = None,
         mask: Bool[Tensor, "B L"] | None = None,
-        seen: Seen = None,
-        past: Past | None = None,
+        attn_mask: AttentionMask = None,
+        past: LayerCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
         """Returns the block's output and its routing, if it is sparse; padding, False in `mask`, goes to no expert."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), seen, past))
+        x = x + self.dropout(self.attention(self.attention_norm(x), attn_mask, past))
         y, routings = run_ffn(self.ffn, self.ffn_norm(x), token_ids, mask, policy)
         return x + self.dropout(y), routings
 
@@ -219,14 +223,12 @@ def run_ffn(
     return y, [routing]
 
 
-def reset_normal(
-    model: nn.Module, std: float, expert_scale: float, num_layers: int, generator: torch.Generator
-) -> None:
+def init_gpt2(model: nn.Module, std: float, expert_scale: float, num_layers: int, generator: torch.Generator) -> None:
     """Weights as in GPT-2: normal, the last matrix of every branch divided by sqrt(2 layers); of experts, the variance times `expert_scale`."""
     for name, param in model.named_parameters():
         if param.ndim >= 2 and ".router." not in name:
-            last = name.endswith(("attention.out.weight", ".w_out"))
-            scale = (2 * num_layers) ** -0.5 if last else 1.0
+            is_branch_output = name.endswith(("attention.out.weight", ".w_out"))
+            scale = (2 * num_layers) ** -0.5 if is_branch_output else 1.0
             scale *= expert_scale**0.5 if ".experts." in name else 1.0
             nn.init.normal_(param, std=std * scale, generator=generator)
 

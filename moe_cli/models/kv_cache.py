@@ -8,25 +8,27 @@ from torch import Tensor
 
 
 @dataclass
-class Past:
+class LayerCache:
     """Of one layer: what attention needs of earlier positions, each [..., L, W], or an LSTM's two states. Empty at first."""
 
-    parts: tuple[Tensor, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
 
     @property
     def length(self) -> int:
         """Positions there are of an attention."""
-        return self.parts[0].shape[-2] if self.parts else 0
+        return self.tensors[0].shape[-2] if self.tensors else 0
 
-    def extended(self, *new: Tensor) -> tuple[Tensor, ...]:
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """What there is followed by what is new, along positions; kept for the next time."""
-        self.parts = tuple(torch.cat(pair, dim=-2) for pair in zip(self.parts, new, strict=True)) if self.parts else new
-        return self.parts
+        self.tensors = (
+            tuple(torch.cat(pair, dim=-2) for pair in zip(self.tensors, new, strict=True)) if self.tensors else new
+        )
+        return self.tensors
 
 
 @dataclass
-class Cache:
+class KVCache:
     """Of a model: how many tokens of each sequence it has read, and what every layer keeps of them."""
 
     length: int = 0
-    layers: defaultdict[int, Past] = field(default_factory=lambda: defaultdict(Past))
+    layers: defaultdict[int, LayerCache] = field(default_factory=lambda: defaultdict(LayerCache))

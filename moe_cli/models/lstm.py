@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moe_cli.config.model import LSTMConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.blocks import make_dense_layer, make_moe_layer, output_logits, run_ffn
-from moe_cli.models.kv_cache import Cache, Past
+from moe_cli.models.kv_cache import KVCache, LayerCache
 from moe_cli.moe.routing import Routing, RoutingPolicy
 
 EMBEDDING_STD = 1.0
@@ -23,13 +23,13 @@ class LSTMBlock(nn.Module):
         super().__init__()
         model = config.model
         assert isinstance(model, LSTMConfig)
-        self.recurrent = make_lstm(model.d_model)
+        self.lstm = make_lstm(model.d_model)
         self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
         self.sigmoid = model.sigmoid
         self.dropout = nn.Dropout(model.dropout)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        reset_lstm(self.recurrent, generator)
+        reset_lstm(self.lstm, generator)
         self.ffn.reset_parameters(generator)
 
     def forward(
@@ -37,11 +37,11 @@ class LSTMBlock(nn.Module):
         x: Float[Tensor, "B L D"],
         token_ids: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
-        past: Past | None = None,
+        past: LayerCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
         """Returns the block's output and its routing, if it is sparse; padding, False in `mask` and behind the tokens, goes to no expert."""
-        x = x + self.dropout(recur(self.recurrent, x, past))
+        x = x + self.dropout(run_lstm(self.lstm, x, past))
         y, routings = run_ffn(self.ffn, x, token_ids, mask, policy)
         return x + self.dropout(y.sigmoid() if self.sigmoid else y), routings
 
@@ -63,7 +63,7 @@ class LSTMModel(nn.Module):
         self.blocks = nn.ModuleList(
             LSTMBlock(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)
         )
-        self.recurrent = make_lstm(model.d_model)
+        self.lstm = make_lstm(model.d_model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
     def reset_parameters(self, seed: int) -> None:
@@ -73,7 +73,7 @@ class LSTMModel(nn.Module):
         nn.init.normal_(self.embedding.weight, std=std, generator=generator)
         for block in self.blocks:
             block.reset_parameters(generator)  # type: ignore[operator]
-        reset_lstm(self.recurrent, generator)
+        reset_lstm(self.lstm, generator)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
 
@@ -81,7 +81,7 @@ class LSTMModel(nn.Module):
         self,
         tokens: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Logits of the next token at every position, and the routing of every sparse layer.
@@ -89,23 +89,23 @@ class LSTMModel(nn.Module):
         Args:
             cache: of the tokens before these, which are then added to it; not with `mask`.
         """
-        pasts = [cache.layers[layer] if cache else None for layer in range(len(self.blocks) + 1)]
+        layer_caches = [cache.layers[layer] if cache else None for layer in range(len(self.blocks) + 1)]
         x = self.dropout(self.embedding(tokens))
         routings: list[Routing] = []
-        for block, past in zip(self.blocks, pasts, strict=False):
+        for block, past in zip(self.blocks, layer_caches, strict=False):
             x, new = block(x, tokens, mask, past, policy)
             routings += new
-        x = x + self.dropout(recur(self.recurrent, x, pasts[-1]))
+        x = x + self.dropout(run_lstm(self.lstm, x, layer_caches[-1]))
         if cache:
             cache.length += tokens.shape[1]
         return output_logits(x, self.embedding, self.head), routings
 
 
-def recur(lstm: nn.LSTM, x: Float[Tensor, "B L D"], past: Past | None) -> Float[Tensor, "B L D"]:
+def run_lstm(lstm: nn.LSTM, x: Float[Tensor, "B L D"], past: LayerCache | None) -> Float[Tensor, "B L D"]:
     """What the layer says at each time step, going on from a remembered state, which is then the last one."""
     if past is None:
         return lstm(x)[0]  # type: ignore[no-any-return]
-    y, past.parts = lstm(x, past.parts or None)
+    y, past.tensors = lstm(x, past.tensors or None)
     return y  # type: ignore[no-any-return]
 
 

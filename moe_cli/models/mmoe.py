@@ -12,7 +12,7 @@ from moe_cli.config.model import MMoEConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.blocks import make_dense_layer, make_moe_layer, run_ffn
 from moe_cli.moe.experts import FeedForward, init_matrix
-from moe_cli.moe.gates import TaskGates
+from moe_cli.moe.gates import PerTaskGate
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing, RoutingPolicy
 from moe_cli.moe.soft import SoftMoELayer
@@ -86,22 +86,22 @@ class MMoE(nn.Module):
         each pair the sums of the squares of what was looked up: of the embeddings, and of biases and factors.
         """
         embedded, biases = self.embedding(pairs), self.bias_embedding(pairs)
-        own = _squares(biases)
+        bias_and_factor_norms = _squared_norms(biases)
         x = self.dropout(embedded.flatten(1)).unsqueeze(1).expand(-1, self.num_tasks, -1)
         routings: list[Routing] = []
         for block in self.blocks:
             x, new = run_ffn(block, x, policy=policy)
             routings += new
-        answers = torch.stack([tower(x[:, task]) for task, tower in enumerate(self.towers)], dim=1)
-        answers = answers + biases.sum(1) + self.bias
+        predictions = torch.stack([tower(x[:, task]) for task, tower in enumerate(self.towers)], dim=1)
+        predictions = predictions + biases.sum(1) + self.bias
         if self.factor_embedding is not None:
             factors = self.factor_embedding(pairs)
-            own = own + _squares(factors)
-            answers = answers + (factors[:, 0] * factors[:, 1]).unflatten(1, (self.num_tasks, -1)).sum(-1)
-        return answers, routings, torch.stack((_squares(embedded), own), dim=1)
+            bias_and_factor_norms = bias_and_factor_norms + _squared_norms(factors)
+            predictions = predictions + (factors[:, 0] * factors[:, 1]).unflatten(1, (self.num_tasks, -1)).sum(-1)
+        return predictions, routings, torch.stack((_squared_norms(embedded), bias_and_factor_norms), dim=1)
 
 
-def _squares(rows: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:
+def _squared_norms(rows: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:
     return rows.square().sum((1, 2))
 
 
@@ -111,5 +111,5 @@ def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | 
         return make_dense_layer(config.model)
     layer = make_moe_layer(config, vocab_size)
     for name, gate in layer.router.named_children():
-        setattr(layer.router, name, TaskGates(gate, config.model.num_tasks))
+        setattr(layer.router, name, PerTaskGate(gate, config.model.num_tasks))
     return layer

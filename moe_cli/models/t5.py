@@ -21,29 +21,31 @@ OUT_SCALE = 0.0
 EMBEDDING_STD, TIED_STD = 1.0, 0.02
 
 
-def distance_buckets(away: Int[Tensor, "L M"], buckets: int, max_distance: int, both_sides: bool) -> Int[Tensor, "L M"]:
+def relative_position_bucket(
+    distance: Int[Tensor, "L M"], buckets: int, max_distance: int, both_sides: bool
+) -> Int[Tensor, "L M"]:
     """The bucket of each distance, key less query: near ones alone, farther ones by their logarithm, as in T5's code.
 
     Args:
         both_sides: half of the buckets are for keys behind the query; else those are all in bucket 0.
     """
-    first = torch.zeros_like(away)
+    first = torch.zeros_like(distance)
     if both_sides:
         buckets //= 2
-        first = (away > 0) * buckets
-    far = away.abs() if both_sides else (-away).clamp(min=0)
+        first = (distance > 0) * buckets
+    far = distance.abs() if both_sides else (-distance).clamp(min=0)
     near = buckets // 2
     logarithm = (far.clamp(min=1).double() / near).log() / math.log(max_distance / near)
     return first + torch.where(far < near, far, (near + logarithm * (buckets - near)).long().clamp(max=buckets - 1))
 
 
-class DistanceBias(nn.Module):
+class RelativePositionBias(nn.Module):
     """What is added to the scores of a stack's attention, by the distance of key and query: a number for each bucket and head."""
 
     def __init__(self, model: T5Config, causal: bool) -> None:
         super().__init__()
         assert model.num_heads
-        self.buckets, self.max_distance, self.causal = (
+        self.num_buckets, self.max_distance, self.causal = (
             model.relative_attention_num_buckets,
             model.relative_attention_max_distance,
             causal,
@@ -53,10 +55,10 @@ class DistanceBias(nn.Module):
     def forward(self, length: int) -> Float[Tensor, "1 N L L"]:
         """For so many positions; minus infinity where a causal stack must not look."""
         places = torch.arange(length, device=self.positions.weight.device)
-        away = places[None, :] - places[:, None]
-        bias = self.positions(distance_buckets(away, self.buckets, self.max_distance, not self.causal))
+        distance = places[None, :] - places[:, None]
+        bias = self.positions(relative_position_bucket(distance, self.num_buckets, self.max_distance, not self.causal))
         if self.causal:
-            bias = bias.masked_fill((away > 0).unsqueeze(-1), -torch.inf)
+            bias = bias.masked_fill((distance > 0).unsqueeze(-1), -torch.inf)
         return bias.permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
 
 
@@ -121,14 +123,14 @@ class T5Block(nn.Module):
         x: Float[Tensor, "B M D"],
         token_ids: Int[Tensor, "B M"],
         bias: Float[Tensor, "1 N M M"],
-        encoded: Float[Tensor, "B L D"] | None = None,
+        encoder_output: Float[Tensor, "B L D"] | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B M D"], list[Routing]]:
         """Returns the block's output and its routing, if it is sparse."""
         normed = self.attention_norm(x)
         x = x + self.dropout(self.attention(normed, normed, bias))
         if self.cross_norm is not None and self.cross_attention is not None:
-            x = x + self.dropout(self.cross_attention(self.cross_norm(x), encoded))
+            x = x + self.dropout(self.cross_attention(self.cross_norm(x), encoder_output))
         y, routings = run_ffn(self.ffn, self.ffn_norm(x), token_ids, policy=policy)
         return x + self.dropout(y), routings
 
@@ -147,13 +149,16 @@ class T5(nn.Module):
         super().__init__()
         model = config.model
         assert isinstance(model, T5Config)
-        self.depth = model.stack_layers
+        self.layers_per_stack = model.stack_layers
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.dropout = nn.Dropout(model.dropout)
-        self.encoder_bias, self.decoder_bias = DistanceBias(model, causal=False), DistanceBias(model, causal=True)
+        self.encoder_bias, self.decoder_bias = (
+            RelativePositionBias(model, causal=False),
+            RelativePositionBias(model, causal=True),
+        )
         # Those of the encoder, then those of the decoder.
         self.blocks = nn.ModuleList(
-            T5Block(config, layer in config.sparse_layers, layer >= self.depth, vocab_size)
+            T5Block(config, layer in config.sparse_layers, layer >= self.layers_per_stack, vocab_size)
             for layer in range(model.num_layers)
         )
         self.encoder_norm, self.norm = nn.RMSNorm(model.d_model), nn.RMSNorm(model.d_model)
@@ -172,22 +177,28 @@ class T5(nn.Module):
             nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, tokens: Int[Tensor, "B L"], answer: Int[Tensor, "B M"], policy: RoutingPolicy | None = None
+        self, tokens: Int[Tensor, "B L"], decoder_tokens: Int[Tensor, "B M"], policy: RoutingPolicy | None = None
     ) -> tuple[Float[Tensor, "B M V"], list[Routing]]:
-        """Logits of the token after each one of `answer`, and the routings of the sparse blocks, the encoder's first."""
-        encoded, routings = self._stack(tokens, self.encoder_bias, None, policy)
-        encoded = self.encoder_norm(encoded)
-        x, decoder_routings = self._stack(answer, self.decoder_bias, encoded, policy)
+        """Logits of the token after each one of `decoder_tokens`, and the routings of the sparse blocks, the encoder's first."""
+        encoder_output, routings = self._run_stack(tokens, self.encoder_bias, None, policy)
+        encoder_output = self.encoder_norm(encoder_output)
+        x, decoder_routings = self._run_stack(decoder_tokens, self.decoder_bias, encoder_output, policy)
         return output_logits(self.norm(x), self.embedding, self.head), routings + decoder_routings
 
-    def _stack(
-        self, tokens: Int[Tensor, "B M"], bias: DistanceBias, encoded: Tensor | None, policy: RoutingPolicy | None
+    def _run_stack(
+        self,
+        tokens: Int[Tensor, "B M"],
+        bias: RelativePositionBias,
+        encoder_output: Tensor | None,
+        policy: RoutingPolicy | None,
     ) -> tuple[Float[Tensor, "B M D"], list[Routing]]:
         """Returns the output of one stack and its routings."""
         routings: list[Routing] = []
         x = self.dropout(self.embedding(tokens))
         scores = bias(tokens.shape[1])
-        for block in self.blocks[: self.depth] if encoded is None else self.blocks[self.depth :]:
-            x, new = block(x, tokens, scores, encoded, policy)
+        for block in (
+            self.blocks[: self.layers_per_stack] if encoder_output is None else self.blocks[self.layers_per_stack :]
+        ):
+            x, new = block(x, tokens, scores, encoder_output, policy)
             routings += new
         return self.dropout(x), routings

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import Block, make_norm, output_logits, reset_normal, visible
-from moe_cli.models.kv_cache import Cache
+from moe_cli.models.blocks import Block, attention_mask, init_gpt2, make_norm, output_logits
+from moe_cli.models.kv_cache import KVCache
 from moe_cli.moe.routing import Routing, RoutingPolicy
 
 # The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.
@@ -65,14 +65,14 @@ class Transformer(nn.Module):
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=0.02, generator=generator)
         if self.init_std is not None:
-            reset_normal(self, self.init_std, self.expert_init_scale, len(self.blocks), generator)
+            init_gpt2(self, self.init_std, self.expert_init_scale, len(self.blocks), generator)
 
     def forward(
         self,
         tokens: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
         documents: Int[Tensor, "B L"] | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Logits at every position, of the token after it (gpt) or of the token there (bert), and the routing of every sparse block.
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
         token_ids: Int[Tensor, "B L"] | None = None,
         mask: Bool[Tensor, "B L"] | None = None,
         documents: Int[Tensor, "B L"] | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
         """Adds positions to embedded tokens and runs all blocks and the last norm."""
@@ -101,10 +101,10 @@ class Transformer(nn.Module):
         if self.positions is not None:
             x = x + self.positions.weight[past : past + length]
         x = self.embedding_dropout(x)
-        seen = visible(length, self.causal, self.window, mask, documents, x.device, past)
+        attn_mask = attention_mask(length, self.causal, self.window, mask, documents, x.device, past)
         routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
-            x, new = block(x, token_ids, mask, seen, cache.layers[layer] if cache else None, policy)
+            x, new = block(x, token_ids, mask, attn_mask, cache.layers[layer] if cache else None, policy)
             routings += new
         if cache:
             cache.length += length

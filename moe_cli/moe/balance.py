@@ -27,7 +27,7 @@ from moe_cli.moe.routing import Routing
 
 
 def load_balancing_loss(
-    routing: Routing, *, num_sequences: int = 1, asked: Int[Tensor, " E"] | None = None
+    routing: Routing, *, num_sequences: int = 1, assigned_counts: Int[Tensor, " E"] | None = None
 ) -> Float[Tensor, ""]:
     """Switch auxiliary loss, eq. 4 of arXiv:2101.03961, scaled to 1 when balanced, for every K.
 
@@ -42,18 +42,18 @@ def load_balancing_loss(
     """
     num_sequences = max(1, num_sequences)
     length = routing.num_tokens // num_sequences
-    counts = _asked_per_sequence(routing, num_sequences) if asked is None else asked.unsqueeze(0)
-    share = counts.to(routing.probs.dtype) / counts.sum(-1, keepdim=True).clamp(min=1)
+    counts = _counts_per_sequence(routing, num_sequences) if assigned_counts is None else assigned_counts.unsqueeze(0)
+    fraction = counts.to(routing.probs.dtype) / counts.sum(-1, keepdim=True).clamp(min=1)
     mean_probs = routing.probs.view(num_sequences, length, routing.num_experts).sum(1) / max(1, length)
-    return routing.num_experts * (share * mean_probs).sum(-1).mean()
+    return routing.num_experts * (fraction * mean_probs).sum(-1).mean()
 
 
-def _asked_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S E"]:
+def _counts_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S E"]:
     """Assignments asked of each expert by each of the sequences."""
     length, num_experts = routing.num_tokens // num_sequences, routing.num_experts
     assert num_sequences * length == routing.num_tokens, "sequences of equal length"
-    place = routing.token_ids // max(1, length) * num_experts + routing.expert_ids
-    return torch.bincount(place, minlength=num_sequences * num_experts).view(num_sequences, num_experts)
+    index = routing.token_ids // max(1, length) * num_experts + routing.expert_ids
+    return torch.bincount(index, minlength=num_sequences * num_experts).view(num_sequences, num_experts)
 
 
 def router_z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
@@ -72,7 +72,7 @@ def importance_loss(routing: Routing) -> Float[Tensor, ""]:
     0 when even, E / K - 1 when K experts share all weight alike, E - 1 at most; population variance.
     """
     importance = routing.weights.new_zeros(routing.num_experts)
-    return _squared_variation(importance.index_add(0, routing.expert_ids, routing.weights))
+    return squared_cv(importance.index_add(0, routing.expert_ids, routing.weights))
 
 
 def load_loss(
@@ -86,13 +86,13 @@ def load_loss(
     """
     if top_k == clean_logits.shape[-1]:
         return clean_logits.new_zeros(())
-    best = noisy_logits.topk(top_k + 1, dim=-1).values
-    chosen = noisy_logits > best[:, top_k:]
-    threshold = torch.where(chosen, best[:, top_k:], best[:, top_k - 1 : top_k])
-    return _squared_variation(torch.special.ndtr((clean_logits - threshold) / noise_std).sum(0))
+    top = noisy_logits.topk(top_k + 1, dim=-1).values
+    chosen = noisy_logits > top[:, top_k:]
+    threshold = torch.where(chosen, top[:, top_k:], top[:, top_k - 1 : top_k])
+    return squared_cv(torch.special.ndtr((clean_logits - threshold) / noise_std).sum(0))
 
 
-def _squared_variation(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
+def squared_cv(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
     values = all_reduce_mean(values)
     # Where nothing was asked of anyone, the load is even.
     return values.var(correction=0) / values.mean().square().clamp(min=torch.finfo(values.dtype).tiny)
@@ -136,14 +136,14 @@ def quantile_bias(
     the thresholds less the bias, a quantile. The bias is shifted to a mean of 0, which changes no choice.
     """
     num_tokens, num_experts = probs.shape
-    share = min(max(1, round(num_tokens * top_k / num_experts)), num_tokens - 1)
-    if top_k == num_experts or share < 1:
+    per_expert = min(max(1, round(num_tokens * top_k / num_experts)), num_tokens - 1)
+    if top_k == num_experts or per_expert < 1:
         return bias
     for _ in range(iterations):
-        best = (probs + bias).topk(top_k + 1, dim=-1).values
-        threshold = (best[:, top_k - 1] + best[:, top_k]) / 2
-        margin = (probs - threshold[:, None]).topk(share + 1, dim=0).values
-        bias = -(margin[share - 1] + margin[share]) / 2
+        top = (probs + bias).topk(top_k + 1, dim=-1).values
+        threshold = (top[:, top_k - 1] + top[:, top_k]) / 2
+        margin = (probs - threshold[:, None]).topk(per_expert + 1, dim=0).values
+        bias = -(margin[per_expert - 1] + margin[per_expert]) / 2
     return bias - bias.mean()
 
 
@@ -166,7 +166,7 @@ def bias_method(balance: BalanceConfig | None) -> BiasBalance | None:
     return found[0] if found else None
 
 
-def _load(routing: Routing) -> Tensor:
+def _routing_load_loss(routing: Routing) -> Tensor:
     assert routing.clean_logits is not None, "a router with noise, in training"
     assert routing.noise_std is not None
     top_k = max(1, len(routing.expert_ids) // max(1, routing.num_tokens))
@@ -175,7 +175,7 @@ def _load(routing: Routing) -> Tensor:
 
 LOSSES: dict[str, Callable[[Routing], Tensor]] = {
     "importance": importance_loss,
-    "load": _load,
+    "load": _routing_load_loss,
     "z": lambda routing: router_z_loss(routing.logits),
     "entropy": lambda routing: entropy_loss(routing.probs),
     "mutual_information": lambda routing: mutual_information_loss(routing.probs),
@@ -210,7 +210,10 @@ def auxiliary_losses(
             layers = [load_balancing_loss(routing, num_sequences=num_sequences) for routing in routings]
         elif isinstance(method, SwitchBalance):
             counts = scopes[method.scope]
-            layers = [load_balancing_loss(routing, asked=each) for routing, each in zip(routings, counts, strict=True)]
+            layers = [
+                load_balancing_loss(routing, assigned_counts=each)
+                for routing, each in zip(routings, counts, strict=True)
+            ]
         else:
             layers = [LOSSES[method.name](routing) for routing in routings]
         losses[method] = torch.stack(layers).mean()

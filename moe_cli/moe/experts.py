@@ -30,7 +30,7 @@ ACTIVATIONS = {
 }
 
 
-def hidden(pre: Float[Tensor, "... H"], kind: str, activation: str) -> Float[Tensor, "... F"]:
+def expert_activation(pre: Float[Tensor, "... H"], kind: str, activation: str) -> Float[Tensor, "... F"]:
     """What stands between the two matrices: act(gate) * up (GLU, arXiv:2002.05202), or act."""
     function = ACTIVATIONS[activation].function
     if kind == "glu":
@@ -39,10 +39,10 @@ def hidden(pre: Float[Tensor, "... H"], kind: str, activation: str) -> Float[Ten
     return function(pre)
 
 
-def hidden_backward(
+def expert_activation_backward(
     grad: Float[Tensor, "... F"], pre: Float[Tensor, "... H"], kind: str, activation: str
 ) -> Float[Tensor, "... H"]:
-    """The gradient of `hidden` with respect to `pre`."""
+    """The gradient of `expert_activation` with respect to `pre`."""
     act = ACTIVATIONS[activation]
     if kind == "glu":
         gate, up = pre.chunk(2, dim=-1)
@@ -83,17 +83,19 @@ class Experts(nn.Module):
         init_matrix(self.w_in, generator, init_scale**0.5)
         init_matrix(self.w_out, generator, out_scale * init_scale**0.5)
 
-    def keep(self, part: Callable[[Tensor], Tensor]) -> None:
+    def shard_(self, part: Callable[[Tensor], Tensor]) -> None:
         """Goes on with a part of the experts: `part` of [E, ...] is [E', ...]."""
         self.w_in, self.w_out = (nn.Parameter(part(stack.detach()).clone()) for stack in (self.w_in, self.w_out))
         self.num_experts = len(self.w_in)
 
-    def one(self, expert: int, x: Float[Tensor, "T D_in"], mask: Tensor | None = None) -> Float[Tensor, "T D_out"]:
+    def forward_one(
+        self, expert: int, x: Float[Tensor, "T D_in"], mask: Tensor | None = None
+    ) -> Float[Tensor, "T D_out"]:
         """The answer of one expert, its hidden values times `mask` [T, F]: what every back end must equal."""
-        act = hidden(F.linear(x, self.w_in[expert]), self.kind, self.activation)
+        act = expert_activation(F.linear(x, self.w_in[expert]), self.kind, self.activation)
         return F.linear(act if mask is None else act * mask, self.w_out[expert])
 
-    def draw_mask(self, num_assignments: int) -> Float[Tensor, "A F"] | None:
+    def sample_dropout_mask(self, num_assignments: int) -> Float[Tensor, "A F"] | None:
         """Inverted dropout of every assignment's hidden values, 0 or 1 / (1 - dropout); None: nothing is left out."""
         if not (self.training and self.dropout):
             return None
@@ -117,7 +119,7 @@ class FeedForward(nn.Module):
         init_matrix(self.w_out, generator, out_scale)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        return F.linear(hidden(F.linear(x, self.w_in), self.kind, self.activation), self.w_out)
+        return F.linear(expert_activation(F.linear(x, self.w_in), self.kind, self.activation), self.w_out)
 
 
 def init_matrix(weight: Tensor, generator: torch.Generator | None, scale: float = 1.0) -> None:

@@ -15,7 +15,7 @@ from moe_cli.config.routers import ACTIVATION_WIDTH, cosine_width
 from moe_cli.moe.experts import Experts
 
 GATE_STD = 0.02
-SMALLEST_TEMPERATURE = 0.01
+MIN_TEMPERATURE = 0.01
 
 
 class LinearGate(nn.Module):
@@ -49,7 +49,7 @@ class CosineGate(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         projected = F.normalize(F.linear(x, self.projection.to(x.dtype)), dim=-1)
-        scale = self.log_scale.to(x.dtype).clamp(max=math.log(1 / SMALLEST_TEMPERATURE)).exp()
+        scale = self.log_scale.to(x.dtype).clamp(max=math.log(1 / MIN_TEMPERATURE)).exp()
         return F.linear(projected, F.normalize(self.embedding.to(x.dtype), dim=-1)) * scale
 
 
@@ -96,7 +96,7 @@ class ActivationGate(nn.Module):
         return norms
 
 
-class TaskGates(nn.Module):
+class PerTaskGate(nn.Module):
     """A gate for each of G tasks (MMoE, doi 10.1145/3219819.3220007, section 4.2): tokens come G at a time, one for each.
 
     Args:

@@ -22,7 +22,7 @@ from moe_cli.moe.routing import (
     drop_overflow,
     drop_overflow_in_order,
     expert_capacity,
-    renormalised,
+    renormalise_kept,
 )
 from moe_cli.moe.soft import SoftMoELayer
 from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer, check_choice
@@ -142,7 +142,7 @@ class MoELayer(SparseLayer):
         if policy.capacity_factor is None or self.router.fills_capacity:
             return routing
         routing = self._drop_overflow(routing, policy, policy.capacity_factor, sequences or Sequences(1, len(tokens)))
-        return renormalised(routing) if self.renormalise_after_drop else routing
+        return renormalise_kept(routing) if self.renormalise_after_drop else routing
 
     @property
     def num_choices(self) -> int:

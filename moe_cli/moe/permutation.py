@@ -16,41 +16,41 @@ from moe_cli.moe.routing import Routing
 
 
 @dataclass(frozen=True)
-class Plan:
+class Permutation:
     """Kept assignments sorted by expert ("rows"), and how to sum them back by token.
 
     Attributes:
         assignments: which assignment each row is.
         token_ids: which token each row reads.
         counts: rows of each expert; they lie one expert after the other.
-        bag_rows: the rows again, sorted by token.
-        bag_starts: where each token's rows start in `bag_rows`.
+        token_order: the rows again, sorted by token.
+        token_offsets: where each token's rows start in `token_order`.
     """
 
     assignments: Int[Tensor, " R"]
     token_ids: Int[Tensor, " R"]
     counts: list[int]
-    bag_rows: Int[Tensor, " R"]
-    bag_starts: Int[Tensor, " T"]
+    token_order: Int[Tensor, " R"]
+    token_offsets: Int[Tensor, " T"]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.assignments, self.token_ids, self.bag_rows, self.bag_starts
+        return self.assignments, self.token_ids, self.token_order, self.token_offsets
 
 
-def make_plan(routing: Routing) -> Plan:
+def permutation_of(routing: Routing) -> Permutation:
     """The plan of a routing."""
     size = (routing.num_tokens, routing.num_experts)
-    return sort_rows(routing.token_ids, routing.expert_ids, routing.kept, size, routing.tokens_per_expert)
+    return build_permutation(routing.token_ids, routing.expert_ids, routing.kept, size, routing.tokens_per_expert)
 
 
-def sort_rows(
+def build_permutation(
     token_ids: Int[Tensor, " A"],
     expert_ids: Int[Tensor, " A"],
     kept: Bool[Tensor, " A"],
     size: tuple[int, int],
     tokens_per_expert: Int[Tensor, " E"] | None = None,
-) -> Plan:
+) -> Permutation:
     """The plan of these assignments, `size` being (T, E). On a CPU through numpy, whose radix sort is fastest.
 
     Args:
@@ -66,12 +66,12 @@ def sort_rows(
     rows[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
     by_token = stable_argsort(token_ids, num_tokens)
     per_token = torch.bincount(token_ids, minlength=num_tokens)
-    return Plan(
+    return Permutation(
         assignments=assignments[by_expert],
         token_ids=token_ids[by_expert],
         counts=tokens_per_expert.tolist(),
-        bag_rows=rows[by_token],
-        bag_starts=per_token.cumsum(0) - per_token,
+        token_order=rows[by_token],
+        token_offsets=per_token.cumsum(0) - per_token,
     )
 
 
@@ -79,26 +79,30 @@ def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
     """The stable order of ids below `bound`; numpy sorts small integers by radix."""
     if ids.device.type != "cpu":
         return torch.argsort(ids, stable=True)
-    small = np.uint8 if bound <= 2**8 else np.uint16 if bound <= 2**16 else np.int64
-    return torch.from_numpy(np.argsort(ids.numpy().astype(small), kind="stable"))
+    dtype = np.uint8 if bound <= 2**8 else np.uint16 if bound <= 2**16 else np.int64
+    return torch.from_numpy(np.argsort(ids.numpy().astype(dtype), kind="stable"))
 
 
-def places_in_expert(plan: Plan) -> Int[Tensor, " R"]:
+def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
     """How many earlier rows each row's expert has."""
-    counts = torch.tensor(plan.counts, device=plan.token_ids.device)
+    counts = torch.tensor(permutation.counts, device=permutation.token_ids.device)
     starts = counts.cumsum(0) - counts
-    return torch.arange(len(plan.token_ids), device=starts.device) - starts.repeat_interleave(counts)
+    return torch.arange(len(permutation.token_ids), device=starts.device) - starts.repeat_interleave(counts)
 
 
-def sum_by_token(plan: Plan, rows: Float[Tensor, "R D"], weights: Tensor | None = None) -> Float[Tensor, "T D"]:
+def sum_by_token(
+    permutation: Permutation, rows: Float[Tensor, "R D"], weights: Tensor | None = None
+) -> Float[Tensor, "T D"]:
     """Each token's (weighted) sum of its rows; zero for a token without any."""
     if weights is not None:
-        weights = weights.index_select(0, plan.bag_rows)
-    return F.embedding_bag(plan.bag_rows, rows, plan.bag_starts, mode="sum", per_sample_weights=weights)
+        weights = weights.index_select(0, permutation.token_order)
+    return F.embedding_bag(
+        permutation.token_order, rows, permutation.token_offsets, mode="sum", per_sample_weights=weights
+    )
 
 
 @dataclass(frozen=True)
-class Operands:
+class CastOperands:
     """What is multiplied, in the precision it is multiplied in."""
 
     x: Float[Tensor, "T D_in"]
@@ -114,9 +118,9 @@ def operand_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
-def operands(experts: Experts, x: Float[Tensor, "T D_in"]) -> Operands:
+def cast_for_matmul(experts: Experts, x: Float[Tensor, "T D_in"]) -> CastOperands:
     """Cast by hand, because autocast casts no product that is written into a place, and no grouped one."""
     if not torch.is_autocast_enabled(x.device.type):
-        return Operands(x, experts.w_in, experts.w_out)
+        return CastOperands(x, experts.w_in, experts.w_out)
     dtype = operand_dtype(x)
-    return Operands(x.to(dtype), experts.w_in.to(dtype), experts.w_out.to(dtype))
+    return CastOperands(x.to(dtype), experts.w_in.to(dtype), experts.w_out.to(dtype))

@@ -101,7 +101,7 @@ def routing_from_top_k(
     return Routing(logits, probs, token_ids, expert_ids, weights, kept, clean_logits, noise_std, rounds=top_k)
 
 
-def computed(routing: Routing) -> Routing:
+def without_null_experts(routing: Routing) -> Routing:
     """The record without null experts and the assignments to them: what is to be computed, dropped and measured."""
     if not routing.num_null:
         return routing
@@ -121,14 +121,14 @@ def computed(routing: Routing) -> Routing:
     )
 
 
-def renormalised(routing: Routing) -> Routing:
+def renormalise_kept(routing: Routing) -> Routing:
     """The record in which the kept weights of a token sum to what all its weights summed to before drops."""
     sums = [
         routing.weights.new_zeros(routing.num_tokens).index_add(0, routing.token_ids, weights)
         for weights in (routing.weights, routing.weights * routing.kept)
     ]
-    some_left = sums[1] > 0
-    factor = torch.where(some_left, sums[0] / sums[1].where(some_left, torch.ones_like(sums[1])), 1)
+    has_kept = sums[1] > 0
+    factor = torch.where(has_kept, sums[0] / sums[1].where(has_kept, torch.ones_like(sums[1])), 1)
     return replace(routing, weights=routing.weights * factor[routing.token_ids])
 
 
@@ -172,7 +172,7 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
         )
     else:
         assert drop == "position", drop
-    has_room = _place_in_queue(routing.expert_ids, routing.num_experts) < capacity
+    has_room = _position_in_queue(routing.expert_ids, routing.num_experts) < capacity
     return replace(routing, kept=routing.kept & (has_room | _to_null(routing)))
 
 
@@ -210,17 +210,17 @@ def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences
     order = torch.argsort(routing.token_ids, stable=True)  # the record has first choices before second ones
     queues = sequences.ids(order.device)[routing.token_ids] * routing.num_experts + routing.expert_ids
     has_room = torch.empty_like(routing.kept)
-    has_room[order] = _place_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
+    has_room[order] = _position_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
     return replace(routing, kept=routing.kept & (has_room | _to_null(routing)))
 
 
-def _place_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
+def _position_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
     """How many earlier assignments are in the same one of `number` queues."""
     by_queue = torch.argsort(queues, stable=True)
     # Not bincount, whose length a compiler cannot know.
     counts = torch.zeros(number, dtype=torch.int64, device=by_queue.device)
     counts.index_add_(0, queues, torch.ones_like(by_queue))
     starts = counts.cumsum(0) - counts
-    place = torch.empty_like(by_queue)
-    place[by_queue] = torch.arange(len(by_queue), device=by_queue.device)
-    return place - starts[queues]
+    index = torch.empty_like(by_queue)
+    index[by_queue] = torch.arange(len(by_queue), device=by_queue.device)
+    return index - starts[queues]

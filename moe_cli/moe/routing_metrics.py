@@ -1,6 +1,6 @@
 """How experts are used: measures of a Routing, each with its unit and range.
 
-What is measured of experts is measured of those that compute: callers leave null experts out (`moe_cli.moe.routing.computed`).
+What is measured of experts is measured of those that compute: callers leave null experts out (`moe_cli.moe.routing.without_null_experts`).
 T tokens, E experts, K chosen, G groups of tokens (domains, or the tokens of the vocabulary).
 """
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_cli.moe.routing import Routing, computed
+from moe_cli.moe.routing import Routing, without_null_experts
 
 # An expert with less than this share of a fair load over an evaluation counts as dead.
 DEAD_BELOW = 0.01
@@ -30,7 +30,7 @@ def load_cv(tokens_per_expert: Tensor) -> float:
     return load.std(correction=0).item() / mean if mean else 0.0
 
 
-def choices(routing: Routing) -> Bool[Tensor, "T E"]:
+def chosen_mask(routing: Routing) -> Bool[Tensor, "T E"]:
     """Which experts each token asked for, before drops."""
     chosen = torch.zeros(routing.probs.shape, dtype=torch.bool, device=routing.probs.device)
     chosen[routing.token_ids, routing.expert_ids] = True
@@ -53,7 +53,7 @@ def router_saturation(chosen: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -
     return (chosen & final).sum().item() / total if total else 1.0
 
 
-def group_counts(routing: Routing, groups: Int[Tensor, " T"], num_groups: int) -> Int[Tensor, "G E"]:
+def assignments_by_group(routing: Routing, groups: Int[Tensor, " T"], num_groups: int) -> Int[Tensor, "G E"]:
     """How often each group of tokens asked for each expert."""
     pairs = groups[routing.token_ids] * routing.num_experts + routing.expert_ids
     counts = torch.bincount(pairs, minlength=num_groups * routing.num_experts)
@@ -75,7 +75,7 @@ def specialisation(counts: Int[Tensor, "G E"]) -> float:
 
 def dropped_fraction(routing: Routing) -> float:
     """Share of the assignments to experts that compute that found no room, 0 to 1."""
-    kept = computed(routing).kept
+    kept = without_null_experts(routing).kept
     return 1 - kept.double().mean().item() if len(kept) else 0.0
 
 

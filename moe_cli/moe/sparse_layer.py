@@ -14,10 +14,10 @@ from moe_cli.config.ranges import above, share, whole
 from moe_cli.distributed.collectives import ExpertGroup
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.dispatch import BACKENDS
-from moe_cli.moe.expert_parallel import compute_divided
+from moe_cli.moe.expert_parallel import expert_parallel_forward
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.gates import LinearGate
-from moe_cli.moe.routing import Routing, computed
+from moe_cli.moe.routing import Routing, without_null_experts
 
 
 class ExpertOptions(TypedDict, total=False):
@@ -115,15 +115,15 @@ class SparseLayer(nn.Module):
     def shard_experts(self, group: ExpertGroup) -> None:
         """Keeps this process's part of the experts and reaches the others through `group`. E is a multiple of M."""
         self.expert_group = group
-        self.experts.keep(group.own)
+        self.experts.shard_(group.local_shard)
 
     def run_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         """Returns each token's weighted sum of the outputs of the experts that kept it."""
-        routing = computed(routing)
+        routing = without_null_experts(routing)
         backend = BACKENDS[self.dispatch]
         if self.expert_group is not None:
-            return compute_divided(self.experts, tokens, routing, self.expert_group, backend)
-        return backend(self.experts, tokens, routing, self.experts.draw_mask(len(routing.expert_ids)))
+            return expert_parallel_forward(self.experts, tokens, routing, self.expert_group, backend)
+        return backend(self.experts, tokens, routing, self.experts.sample_dropout_mask(len(routing.expert_ids)))
 
     def add_shared(self, y: Float[Tensor, "T D"], tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Adds the output of the shared experts, where there are any."""

@@ -38,12 +38,12 @@ class Reclaimable:
 
 
 def find_reclaimable(outputs: Path, older_than: float) -> Iterator[Reclaimable]:
-    """Everything that may be freed: removed runs older than so many seconds, and what no run needs."""
+    """Yields everything that may be deleted: trash older than `older_than` seconds, and what no run needs."""
     now = time.time()
     for removed in trashed_runs(outputs) if is_safe(outputs / TRASH) else ():
         if now - removed.removed >= older_than:
             yield Reclaimable(
-                "trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'nobody knows'}"
+                "trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'an unknown place'}"
             )
     runs = list_runs(outputs)
     for folder in (outputs, *sorted(path for path in outputs.glob("[!.]*") if path.is_dir()), outputs / ".cache"):
@@ -83,7 +83,7 @@ def _leftovers_of_run(run: Run) -> Iterator[tuple[Path, str]]:
 
 
 def _abandoned_in(folder: Path, *patterns: str) -> list[Path]:
-    """What a killed process has left in a folder; nothing where a link leads to it."""
+    """Returns what a killed process has left in a folder; nothing where a link leads to it."""
     return [path for pattern in patterns for path in abandoned(folder, pattern)] if is_safe(folder) else []
 
 
@@ -121,7 +121,7 @@ def _corpora_in_use(runs: Sequence[Run]) -> set[Any] | None:
 
 
 def delete_reclaimable(waste: Reclaimable) -> int:
-    """Deletes it for good and gives the bytes freed: 0 when it is in use by now.
+    """Deletes it permanently and returns the bytes freed: 0 when it is in use by now.
 
     Raises:
         MoeError: it cannot be deleted.

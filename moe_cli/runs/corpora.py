@@ -48,7 +48,7 @@ def check_corpus(run: Run, data: DataConfig, meta: Mapping[str, Any]) -> None:
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """What was noted, empty before anything was. Raises DataError: it cannot be read, and would be written over."""
+    """Returns what was recorded, empty at first. Raises DataError: it cannot be read, and would be overwritten."""
     try:
         return parse_object(read_bytes(path))
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from typing import Any
 from moe_cli.metrics import ESTIMATES, target
 from moe_cli.runs.folder import Run
 
-# Of a curve for a display so many points are remembered.
+# The most points of a curve that a display keeps.
 MAX_POINTS = 2048
 
 
@@ -84,5 +84,5 @@ class ThinnedCurve:
 
 
 def number(value: Any) -> float | None:
-    """The value if it is a number: a stranger's files must not stop a list."""
+    """Returns the value as a float, None if it is not a number: damaged files must not stop a list."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

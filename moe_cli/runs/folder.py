@@ -45,7 +45,7 @@ from moe_cli.files.writing import (
 from moe_cli.runs.locks import is_locked, lock
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
-PRUNED = "pruned"  # stopped for good, because others do better
+PRUNED = "pruned"  # stopped early, because other runs do better
 STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
 # A running run on another machine that has been silent for this long is taken for dead.
 HEARTBEAT_TIMEOUT = 120.0
@@ -59,7 +59,7 @@ _DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 
 def outputs_folder(option: Path | None = None) -> Path:
-    """Where runs are kept: the option, else $MOE_OUTPUTS, else ./outputs. Links below it are not written through."""
+    """Returns the folder of all runs: the option, else $MOE_OUTPUTS, else ./outputs. ConfigError: it is a file."""
     folder = Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
@@ -150,7 +150,7 @@ class Run:
         return sorted((self.path / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
 
     def kept(self) -> str:
-        """What a run that stopped can go on from, as part of a sentence."""
+        """Returns what a stopped run continues from, as part of a sentence."""
         folders = self.checkpoints()
         if not folders:
             return "no checkpoint was written yet: it will start again"
@@ -160,7 +160,7 @@ class Run:
         return list(self.read_metrics())
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """The records one after the other, of which there may be millions."""
+        """Yields the records; there may be millions."""
         return read_lines(self.path / "metrics.jsonl")
 
     def latest_metrics(self) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ class Recorder:
             file.write(json.dumps(json_safe(record)).encode() + b"\n")
 
     def mark(self) -> dict[str, Mark]:
-        """How far the records have come, once they are on the disk: for the checkpoint that counts on them."""
+        """Flushes the records and returns their lengths and checksums, for the checkpoint that relies on them."""
         self._marks = {name: mark(self.run.path / name, self._marks.get(name, Mark())) for name in RECORD_FILES}
         return self._marks
 

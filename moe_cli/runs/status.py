@@ -21,7 +21,7 @@ MEASURED = ("val_loss", "val_bpb", "train_loss", "tokens_per_second", "max_viola
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
         reason: why it failed or was stopped.
@@ -50,7 +50,7 @@ class RunStatus:
 
     @property
     def progress(self) -> float:
-        """How much of its steps is done, 0 to 1; 0 when nobody knows how many there are."""
+        """The fraction of its steps that is done; 0 when their number is unknown."""
         if self.status == COMPLETED:
             return 1.0
         return min(1.0, self.step / self.steps) if self.steps else 0.0

@@ -29,7 +29,7 @@ class TrashedRun:
     """A run in the trash.
 
     Attributes:
-        origin: where it lay, below the outputs folder; "" when nobody knows.
+        origin: where it lay, below the outputs folder; "" when unknown.
         removed: seconds since 1970.
     """
 
@@ -70,7 +70,7 @@ def remove(run: Run, outputs: Path) -> TrashedRun:
     except OSError as error:
         with suppress(OSError):
             delete(source / "trashed.json")
-        way = way_on(error) if is_full(error) else "Remove it by hand, for good: rm -r"
+        way = way_on(error) if is_full(error) else "Delete it by hand: rm -r"
         raise MoeError(f"cannot move {source} to {folder}: {error.strerror}. {way}") from None
     return TrashedRun(target, origin.as_posix(), moment)
 
@@ -91,7 +91,7 @@ def _free_name(folder: Path, name: str) -> Path:
 
 
 def trashed_runs(outputs: Path) -> list[TrashedRun]:
-    """What the trash holds, the last one removed last."""
+    """Returns the runs of the trash, the last one removed last."""
     try:
         folders = [Path(entry) for entry in os.scandir(outputs / TRASH) if entry.is_dir() or entry.is_symlink()]
     except OSError:
@@ -149,7 +149,7 @@ def _never_begun(run: Run) -> bool:
 
 
 def find_trashed(name: str, trash: Sequence[TrashedRun]) -> list[TrashedRun]:
-    """What a user means: a run's id or its beginning, its name in the trash, `latest`, or a sweep with all its runs.
+    """Returns the runs that a name means: an id or its beginning, a name in the trash, `latest`, or a sweep.
 
     Raises:
         RunNotFound: none, or more than one, answers to the name.

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of: every point composed and validated before the first one starts. Knows no torch."""
+"""plan_sweep(words): the runs of a sweep, all composed and validated before the first one starts. Knows no torch."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ from moe_cli.runs.folder import Run, open_or_create_run
 from moe_cli.runs.lookup import sweep_folder
 
 AD_HOC = "sweep"
-# Of the name of a sweep's folder: file systems take 255, and files beside it are named after it.
+# The longest folder name of a sweep: file systems take 255 bytes, and files near it are named after it.
 MAX_NAME_BYTES = 200
 
 
@@ -83,7 +83,7 @@ class SweepPlan:
         return replace(self, points=tuple(points))
 
     def create_runs(self, outputs: Path) -> list[Run]:
-        """The run folders of the points, made where they are missing, and beside them what the sweep is."""
+        """Creates the missing run folders, writes sweep.json, and returns all run folders."""
         runs = [open_or_create_run(outputs, self.name, point.config) for point in self.points]
         seeds = dict.fromkeys(point.config.seed for point in self.points)
         declared = declared_by(self.words, self.question, self.baseline)
@@ -175,7 +175,7 @@ def is_named(words: Sequence[str]) -> bool:
 
 
 def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -> dict[str, Any]:
-    """What a command declares of its sweep: a named sweep both, one typed by hand the baseline it gives, if any."""
+    """Returns what a command declares of its sweep: question and baseline if it is named, else the typed baseline."""
     if is_named(words):
         return {"question": question, "baseline": baseline}
     return {} if baseline is None else {"baseline": baseline}
@@ -212,7 +212,7 @@ def _apply_overrides(block: Block, axes: Iterable[Axis], conditions: tuple[Expre
 
 @dataclass
 class _Found:
-    """What became of the configurations of a sweep, at its first seed.
+    """The configurations of a sweep at its first seed, and those that were left out.
 
     Attributes:
         no_baseline: why none of its baselines can be run.
@@ -230,7 +230,7 @@ class _Found:
 
 
 def _reasons(found: _Found) -> str:
-    """Why no point can be run: the reason that all have in common, or the first ones."""
+    """Returns why no point can be run: the common reason, or the first ones."""
     reasons = {point.reason for point in found.left_out.values()}
     if len(reasons) == 1 and not found.excluded:
         return reasons.pop()
@@ -335,7 +335,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
 def _run(composer: Composer, values: Partial) -> Resolved:
     """One run of a sweep: on one thread, unless train.threads is set.
 
-    A second run beside it gains more than a second thread would, and its digits do not depend on how many go on at a time.
+    A second run at the same time gains more than a second thread, and the digits do not depend on how many runs go on.
     """
     resolved = composer.point(values)
     train = resolved.config.train
@@ -361,7 +361,7 @@ def _derived(config: RunConfig, name: str) -> Any:
 
 
 def _with_baseline(values: Partial, baseline: Partial) -> dict[str, Any]:
-    """What a configuration is compared with: its settings under those of the baseline, without what those make idle."""
+    """Returns a configuration's baseline: its settings under the baseline's, without those that have no effect."""
     idle = [key for key in baseline if key in GROUPS]
     if baseline.get("expert") == 1:
         idle += SPARSE_ONLY

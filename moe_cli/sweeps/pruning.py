@@ -1,4 +1,4 @@
-"""Which runs at work are not worth going on with: Optuna's pruners, fed with what the runs record.
+"""Prunes running runs of a search: Optuna's pruners, fed with the runs' records.
 
 A trial's steps are its evaluations, 1, 2, ...: ten times a run unless train.eval_every says otherwise, so that an equal
 step is an equal share of the budget, however long a run is.
@@ -24,7 +24,7 @@ EVALUATIONS = 9
 
 
 def make_pruner(name: str | None, evaluations: int) -> "BasePruner":
-    """The pruner for runs of so many evaluations; None: one that prunes nothing."""
+    """Returns the pruner for runs of this many evaluations; without a name one that prunes nothing."""
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
     if name == "asha":
@@ -37,7 +37,7 @@ def make_pruner(name: str | None, evaluations: int) -> "BasePruner":
 
 
 def count_evaluations(config: RunConfig, steps: int | None) -> int:
-    """How often a run evaluates before it is complete.
+    """Returns how often a run evaluates before it is complete.
 
     Raises:
         ConfigError: never, so that nothing could be pruned.
@@ -66,7 +66,7 @@ class PruningMonitor:
         self._size = -1
 
     def check(self) -> str | None:
-        """What the run had reached when it was found not worth going on with; None while it is."""
+        """Returns the value at which the run is pruned; None while it goes on."""
         try:
             size = (self.run.path / "metrics.jsonl").stat().st_size
         except OSError:

@@ -1,4 +1,4 @@
-"""Which runs of a sweep are done once more from the start: all of them, or those that other code has made."""
+"""Finds the runs of a sweep that start again: all, or those of another version of the code."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Execution:
-    """How the runs of a sweep or a search are carried out.
+    """Options of a sweep's or a search's execution.
 
     Attributes:
         jobs: runs at a time; None: what this machine bears, or what the cluster gives.
@@ -162,7 +162,7 @@ class PreparedSearch:
 
     @property
     def most(self) -> int:
-        """How many runs it has at the most."""
+        """The largest number of its runs."""
         return self.plan.trials * len(self.plan.seeds)
 
     def has_work(self) -> bool:

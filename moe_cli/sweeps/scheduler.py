@@ -44,7 +44,7 @@ class Pool(Protocol):
     """Carries runs out: on this machine, on a cluster."""
 
     def room(self) -> int:
-        """How many more runs may start now."""
+        """Returns how many more runs may start now."""
 
     def start(self, run: Run) -> Job:
         """Starts a run whose folder is there."""
@@ -58,7 +58,7 @@ class SupportsWait(Protocol):
     """A pool that knows at once when a run ends."""
 
     def wait(self, seconds: float) -> None:
-        """Until a run ends, or so many seconds."""
+        """Waits until a run ends, at most `seconds`."""
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class SupportsCapacity(Protocol):
     """A pool that knows what runs take."""
 
     def fits(self, run: Run) -> bool:
-        """Whether there is place for it beside the runs at work. Alone, every run may start."""
+        """Whether there is room for it while the other runs go on. Alone, every run may start."""
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ class SupportsQueueState(Protocol):
 
 
 class RunSource(Protocol):
-    """Which runs are wanted."""
+    """Gives the runs that are to be carried out, one after the other."""
 
     def next_run(self) -> Run | None:
         """The next run, or None if there is none now."""
@@ -90,10 +90,10 @@ class RunSource(Protocol):
         """It is completed, failed or pruned."""
 
     def waiting(self) -> int:
-        """How many runs `take` will still give, as far as is known; 0 ends the sweep when nothing runs."""
+        """Returns how many runs `next_run` will still give, as far as known; 0 ends the sweep when nothing runs."""
 
     def to_prune(self, running: Sequence[Run]) -> list[Run]:
-        """Those at work that are to be stopped for good: pruned."""
+        """Returns the running runs that are to be pruned."""
 
 
 class RunList:
@@ -119,7 +119,7 @@ class RunList:
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """What becomes of runs that fail.
+    """Limits and retries of runs that fail.
 
     Attributes:
         timeout: seconds that a run may take, time in a cluster's queue not counted; None: as many as it likes.
@@ -134,7 +134,7 @@ class FailurePolicy:
 
 @dataclass
 class Progress:
-    """Where a sweep stands; given to the observer at every change and about five times a second.
+    """The state of a sweep, given to the observer at every change and about five times a second.
 
     Attributes:
         retried: how many times a run that had failed was put back to start again.
@@ -191,7 +191,7 @@ def run_all(
 
 
 class _Scheduler:
-    """What is known of each run while a sweep goes on."""
+    """The state of each run while a sweep goes on."""
 
     def __init__(self, feed: RunSource, pool: Pool, rules: FailurePolicy) -> None:
         self.feed = feed
@@ -330,7 +330,7 @@ class _Scheduler:
 
 @dataclass(frozen=True)
 class _StopRequest:
-    """Why a run was asked to stop, and what it will have been; `asked` by the monotonic clock."""
+    """A request to stop a run: its final status, the reason, and the monotonic time of the request."""
 
     status: str
     reason: str

@@ -1,7 +1,7 @@
 """The feed of a search: Optuna says which configuration is tried next, and learns what became of it.
 
 A trial is a configuration; its runs, one a seed, are ordinary run folders beside the journal, which holds what was asked
-and told. Everything here can be killed at any time: a trial that was begun by a sweep that is gone is taken up again
+and answered. Every process may be killed at any time: a trial of a process that has died is taken up again
 with the settings it had. Searches that share a folder share the trials.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial, Trial
 
-# So many draws in a row that cannot be: there is little to find.
+# The search stops after this many impossible draws in a row.
 MAX_FAILED_DRAWS = 100
 # What stands in a trial's attributes.
 OWNER, REASON, EXCLUDED, UNPROMISING, RETRY_OF = "owner", "reason", "set_aside", "unpromising", "again"
@@ -69,7 +69,7 @@ def make_sampler(name: str, search_seed: int, index: int) -> "BaseSampler":
 
 
 def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
-    """The search in the sweep's folder, begun if it is not there; its runs evaluate so many times.
+    """Opens the search of the sweep's folder, or creates it; `evaluations` is how often a run evaluates.
 
     Raises:
         ConfigError: the one that is there asks something else.
@@ -184,7 +184,7 @@ class SearchFeed:
         return run
 
     def _next(self) -> Run | None:
-        """What was put back comes before new trials, unless it is at work elsewhere."""
+        """Returns a run that was put back before a new trial, unless another process works on it."""
         while not self._wanted:
             for run in self._busy:
                 if not is_locked(run.path):
@@ -251,7 +251,7 @@ class SearchFeed:
         return self.study.ask(self._distributions)
 
     def _orphaned_trial(self, trials: "Sequence[FrozenTrial]") -> "Trial | None":
-        """A trial of a search that is gone. One that was killed while it was drawn is drawn anew."""
+        """Returns a trial whose process has died. A trial that was killed while it was drawn is drawn again."""
         from optuna.trial import Trial
 
         for frozen in trials:
@@ -338,7 +338,7 @@ class SearchFeed:
         reason = f"pruned {each.trial.user_attrs[UNPROMISING]}"
         run = each.runs[0]
         if run.summary() is None and not is_locked(run.path) and run.status().get("reason") != reason:
-            with suppress(RunBusy), lock(run.path):  # whoever holds it now is looked at later
+            with suppress(RunBusy), lock(run.path):  # the process that holds it now is looked at later
                 Recorder(run).status(PRUNED, reason=reason)
         if run in self._wanted:
             self._wanted.remove(run)

@@ -1,4 +1,4 @@
-"""What a search will be, before it starts: some draws at random, composed and priced."""
+"""Estimates a search before it starts: random draws, composed and priced."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a search is asked: which settings are drawn from where, what is fixed, what is wanted. Knows no Optuna."""
+"""The plan of a search: the space of its settings, the fixed ones, its objectives. Knows no Optuna."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What the command line says of a search; None: what the file says, else the default."""
+    """Search options of the command line; None: the sweep file's, else the default."""
 
     sampler: str | None = None
     trials: int | None = None
@@ -88,7 +88,7 @@ class SearchPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal for trials to belong to one search."""
+        """The settings that all trials of one search share."""
         fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}
         return {
             "space": {key: format_domain(domain) for key, domain in self.space.items()}, "settings": fixed,
@@ -97,7 +97,7 @@ class SearchPlan:
 
     @property
     def size(self) -> int | None:
-        """How many configurations there are; None: endless."""
+        """The number of configurations; None: infinite."""
         size = 1
         for key, domain in self.space.items():
             number = num_values(key, domain)
@@ -114,7 +114,7 @@ class SearchPlan:
         return " ".join(f"{key}={show(value)}" for key, value in self.settings(drawn).items())
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """What was drawn, in the order of the space, fractions to four digits: words that can be typed."""
+        """Returns what was drawn in the order of the space, fractions rounded to four digits."""
         return {key: _rounded(domain, drawn[key]) for key, domain in self.space.items() if key in drawn}
 
     def resolved(self, drawn: Mapping[str, Any]) -> list[Resolved]:
@@ -240,7 +240,7 @@ def _search_seed(given: int | None) -> int:
 
 
 def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any) -> dict[str, Domain]:
-    """Where each setting comes from: the file, its part `search`, then the line, each over those before."""
+    """Returns the domain of each setting: the file's, then its part `search`, then the command line's."""
     if len(sweep.blocks) > 1 or any(len(dimension.keys) > 1 for dimension in sweep.blocks[0].dimensions):
         raise ConfigError(
             f"the sweep {sweep.name} names whole configurations (zip, points or union), and a search draws single "
@@ -291,7 +291,7 @@ def _kinds(key: str) -> set[type]:
 
 
 def num_values(key: str, domain: Domain) -> int | None:
-    """How many values a setting can be drawn from; None: endless."""
+    """Returns how many values a setting can be drawn from; None: infinitely many."""
     if not isinstance(domain, Interval):
         return len(domain)
     step = domain.step or (1 if is_whole(key) else None)

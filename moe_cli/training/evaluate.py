@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from moe_cli.config.schema import EvalConfig
 from moe_cli.distributed import collectives
 from moe_cli.metrics import layer_key
-from moe_cli.moe.routing import Routing, RoutingPolicy, computed
+from moe_cli.moe.routing import Routing, RoutingPolicy, without_null_experts
 from moe_cli.moe.routing_metrics import (
-    choices,
+    assignments_by_group,
+    chosen_mask,
     co_activation,
     dead_experts,
-    group_counts,
     load_cv,
     max_violation,
     router_saturation,
@@ -67,12 +67,12 @@ class LayerUse:
         self.entropy += routing_entropy(routing.probs) * routing.num_tokens
         self.num_tokens += routing.num_tokens
         self.to_null += len(routing.expert_ids)
-        routing = computed(routing)
+        routing = without_null_experts(routing)
         self.to_null -= len(routing.expert_ids)
         self.by_token.add(routing, token_ids)
-        self.by_domain += group_counts(routing, domain_ids, len(self.by_domain)).cpu()
+        self.by_domain += assignments_by_group(routing, domain_ids, len(self.by_domain)).cpu()
         if self.pairs is not None:
-            self.pairs += co_activation(choices(routing)).cpu()
+            self.pairs += co_activation(chosen_mask(routing)).cpu()
         self.asked += routing.tokens_per_expert.cpu()
         self.kept += routing.kept_per_expert.cpu()
 
@@ -288,7 +288,9 @@ def probe(
     """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
     with evaluating(model, RoutingPolicy(top_k), precision) as (routed, device):
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
-        passes = [[choices(routing).cpu() for routing in task.loss(routed, batch.to(device))[1]] for batch in batches]
+        passes = [
+            [chosen_mask(routing).cpu() for routing in task.loss(routed, batch.to(device))[1]] for batch in batches
+        ]
     return [torch.cat(layer) for layer in zip(*passes, strict=True)]
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_cli.models.kv_cache import Cache
+from moe_cli.models.kv_cache import KVCache
 
 # Tokens of which the first has ended its character, or is none: a character takes at most 4 bytes.
 MOST_PENDING = 4
@@ -72,7 +72,7 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     ids = list(prompt)
-    cache = Cache() if cached else None
+    cache = KVCache() if cached else None
     for _ in range(num_tokens):
         if len(ids) > context_length:
             cache = None

@@ -24,7 +24,7 @@ from moe_cli.moe.sparse_layer import moe_layers
 # Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.
 _ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "head.weight", "shared_gate.weight")
 # An LSTM has its four gates in one matrix.
-_ADAM_PARTS = (".router.", ".recurrent.")
+_ADAM_PARTS = (".router.", ".lstm.")
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from moe_cli.distributed.launch import launched
+from moe_cli.distributed.launch import is_distributed
 
 # Ctrl-C, kill, and what clusters send before they take a machine away (Slurm's --signal).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -25,7 +25,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     So does the death of the launcher, where there is one: nobody else would end these processes.
     """
     asked = False
-    launcher = os.getppid() if launched() else None
+    launcher = os.getppid() if is_distributed() else None
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked

@@ -99,7 +99,7 @@ class Parallel:
     def asked(self, load: Sequence[Tensor]) -> list[Tensor]:
         """Per layer, the counts of the experts whose parameters are here; those of null experts are left out."""
         real = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
-        return real if self.experts is None else [self.experts.own(counts) for counts in real]
+        return real if self.experts is None else [self.experts.local_shard(counts) for counts in real]
 
     def gather(self, tensor: Tensor, name: str) -> Tensor:
         """The whole of a parameter, or of what an optimizer keeps for it; `name` is the parameter's."""
@@ -110,7 +110,7 @@ class Parallel:
     def part(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
         """The inverse of `gather`: this process's part, shaped and placed as `like`."""
         if name in self._divided and self.experts is not None and tensor.ndim:
-            tensor = self.experts.own(tensor)
+            tensor = self.experts.local_shard(tensor)
         if isinstance(like, DTensor):
             return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
         return tensor

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from moe_cli.bench.candidates import Contestant, LeftOut, Shape, make_dense, make_layer, our_builders
-from moe_cli.bench.layer import _inputs, make_grid, records, run_match
-from moe_cli.bench.peers import FAMILIES, IMPLEMENTATIONS, MOST_BYTES, peer_builders
-from moe_cli.bench.tables import layer_heading, layer_table, left_out_lines, milliseconds
-from moe_cli.bench.timing import MIN_ROUNDS, interleave, ratios, reason, saved_bytes, spread
+from moe_cli.bench.candidates import Candidate, Shape, SkipCandidate, make_dense, make_layer, our_builders
+from moe_cli.bench.layer import _inputs, make_grid, run_layer_benchmark, to_dicts
+from moe_cli.bench.peers import FAMILIES, IMPLEMENTATIONS, MAX_COPY_BYTES, peer_builders
+from moe_cli.bench.tables import layer_heading, layer_table, milliseconds, skipped_lines
+from moe_cli.bench.timing import MIN_ROUNDS, interleave, ratios, saved_bytes, skip_reason, spread
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError
 
@@ -26,7 +26,7 @@ SOFTMAX = [
 ]
 
 
-def builders(shape: Shape) -> dict[str, Callable[[], Contestant]]:
+def builders(shape: Shape) -> dict[str, Callable[[], Candidate]]:
     return {**our_builders(shape, ["auto", "loop", "einsum", "reference"]), **peer_builders(shape)}
 
 
@@ -40,43 +40,41 @@ def installed(shape: Shape) -> list[str]:
 def test_everybody_has_the_same_active_flops(name: str, k: int) -> None:
     """E experts of 3 D F numbers each, gated or not: the dense network's FLOPs per row, T K rows."""
     shape = replace(SHAPE, k=k)
-    contestant = builders(shape)[name]()
+    candidate = builders(shape)[name]()
     numbers = sum(
         param.numel()
-        for path, param in contestant.module.named_parameters()
+        for path, param in candidate.module.named_parameters()
         if not any(gate in path.split(".") for gate in GATES)
     )
     dense = make_dense(shape)
     assert shape.experts * shape.expert_params == numbers
     assert shape.expert_params == sum(param.numel() for param in dense.module.parameters())
-    assert (shape.tokens, shape.tokens * k) == (contestant.rows, dense.rows)
-    assert (shape.tokens, shape.d_model) == tuple(
-        contestant.answer(_inputs(shape, 0, "cpu").x[: contestant.rows]).shape
-    )
+    assert (shape.tokens, shape.tokens * k) == (candidate.rows, dense.rows)
+    assert (shape.tokens, shape.d_model) == tuple(candidate.forward(_inputs(shape, 0, "cpu").x[: candidate.rows]).shape)
 
 
 @pytest.mark.parametrize("name", ["loop of nn.Linear", "moe, einsum", "moe, reference", *SOFTMAX])
 def test_the_same_weights_give_the_same_answers(name: str) -> None:
     """Our layer, the loop and every softmax router of transformers agree, so they do the same work."""
     x = _inputs(SHAPE, 0, "cpu").x[: SHAPE.tokens]
-    assert torch.allclose(make_layer(SHAPE)(x)[0], builders(SHAPE)[name]().answer(x), atol=1e-5)
+    assert torch.allclose(make_layer(SHAPE)(x)[0], builders(SHAPE)[name]().forward(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_deepseek_is_its_routed_experts_alone(name: str) -> None:
     """The sigmoid router's answer is the sum over chosen experts, weighted by renormalised sigmoids."""
-    contestant = builders(SHAPE)[f"transformers DeepSeek-V3, {name}"]()
+    candidate = builders(SHAPE)[f"transformers DeepSeek-V3, {name}"]()
     layer, x = make_layer(SHAPE), _inputs(SHAPE, 0, "cpu").x[: SHAPE.tokens]
     scores = torch.sigmoid(x @ layer.router.gate.weight.T)
     weights = scores * (scores >= scores.sort(-1).values[:, -SHAPE.k, None])
     weights = weights / weights.sum(-1, keepdim=True)
-    expected = sum(weights[:, i, None] * layer.experts.one(i, x) for i in range(SHAPE.experts))
-    assert torch.allclose(expected, contestant.answer(x), atol=1e-5)
+    expected = sum(weights[:, i, None] * layer.experts.forward_one(i, x) for i in range(SHAPE.experts))
+    assert torch.allclose(expected, candidate.forward(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_the_back_end_asked_for_is_the_one_that_runs(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers looks the implementation up by the name that the contestant bears."""
+    """transformers looks the implementation up by the name that the candidate has."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     asked = []
@@ -85,8 +83,8 @@ def test_the_back_end_asked_for_is_the_one_that_runs(implementation: str, monkey
         type(ALL_EXPERTS_FUNCTIONS), "get_interface",
         lambda self, name, default: asked.append(name) or original(self, name, default),
     )  # fmt: skip
-    contestant = builders(SHAPE)[f"transformers Mixtral, {implementation}"]()
-    contestant.answer(_inputs(SHAPE, 0, "cpu").x[: SHAPE.tokens])
+    candidate = builders(SHAPE)[f"transformers Mixtral, {implementation}"]()
+    candidate.forward(_inputs(SHAPE, 0, "cpu").x[: SHAPE.tokens])
     assert [implementation] == asked
 
 
@@ -159,7 +157,7 @@ def test_everybody_is_called_once_a_round_on_the_same_fresh_input() -> None:
 
 
 def test_there_are_always_a_few_rounds() -> None:
-    """Without any time every contestant is still measured MIN_ROUNDS times."""
+    """Without any time every candidate is still measured MIN_ROUNDS times."""
     assert MIN_ROUNDS == len(interleave({"a": lambda value: None}, lambda number: number, 0.0, Clock())["a"])
 
 
@@ -172,27 +170,27 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 def test_who_fails_is_left_out_and_the_others_go_on() -> None:
     """A missing package, a refusal and a failure each give one line; the rest is measured."""
 
-    def missing() -> Contestant:
+    def missing() -> Candidate:
         raise ModuleNotFoundError("No module named 'some_peer'")
 
-    def failing() -> Contestant:
+    def failing() -> Candidate:
         raise RuntimeError("first line\nsecond line")
 
-    def refusing() -> Contestant:
-        raise LeftOut("will not")
+    def refusing() -> Candidate:
+        raise SkipCandidate("will not")
 
-    def breaking() -> Contestant:
-        return replace(make_dense(SHAPE), answer=lambda x: x.sum())
+    def breaking() -> Candidate:
+        return replace(make_dense(SHAPE), forward=lambda x: x.sum())
 
     found = {"gone": missing, "broken": failing, "unwilling": refusing, "wrong": breaking}
-    match = run_match(SHAPE, [], 0.0, builders={**our_builders(SHAPE, ["loop"]), **found})
-    assert ["moe, loop", "loop of nn.Linear"] == [score.name for score in match.scores]
-    assert {"gone", "broken", "unwilling", "wrong"} == match.left_out.keys()
-    assert ["not installed", "failed: RuntimeError: first line", "will not"] == list(match.left_out.values())[:3]
-    assert ["left out: a; c: not installed", "left out: b: will not"] == left_out_lines(
+    match = run_layer_benchmark(SHAPE, [], 0.0, builders={**our_builders(SHAPE, ["loop"]), **found})
+    assert ["moe, loop", "loop of nn.Linear"] == [score.name for score in match.results]
+    assert {"gone", "broken", "unwilling", "wrong"} == match.skipped.keys()
+    assert ["not installed", "failed: RuntimeError: first line", "will not"] == list(match.skipped.values())[:3]
+    assert ["left out: a; c: not installed", "left out: b: will not"] == skipped_lines(
         {"a": "not installed", "b": "will not", "c": "not installed"}
     )
-    assert "failed: ValueError: " == reason(ValueError())
+    assert "failed: ValueError: " == skip_reason(ValueError())
 
 
 @pytest.mark.parametrize("name", ["st-moe-pytorch", "mixture-of-experts"])
@@ -203,7 +201,7 @@ def test_a_library_that_is_not_there_is_skipped(name: str, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)
     with pytest.raises(ModuleNotFoundError) as error:
         peer_builders(SHAPE)[name]()
-    assert "not installed" == reason(error.value)
+    assert "not installed" == skip_reason(error.value)
 
 
 @pytest.mark.parametrize(
@@ -225,10 +223,10 @@ def test_a_library_that_is_not_there_is_skipped(name: str, monkeypatch: pytest.M
 )
 def test_who_cannot_serve_a_shape_says_so(name: str, changes: dict[str, int], expected: str) -> None:
     """Shapes outside a library's reach, or beyond sensible memory, are refused before anything is allocated."""
-    with pytest.raises(LeftOut) as error:
+    with pytest.raises(SkipCandidate) as error:
         peer_builders(replace(SHAPE, **changes))[name]()
-    assert expected == reason(error.value)
-    assert 2**30 == MOST_BYTES
+    assert expected == skip_reason(error.value)
+    assert 2**30 == MAX_COPY_BYTES
 
 
 def test_a_grid_is_every_combination_that_can_be_built() -> None:
@@ -251,17 +249,17 @@ def test_the_threads_are_given_back() -> None:
     """A shape is measured with its own number of threads, and afterwards the old number holds."""
     before, seen = torch.get_num_threads(), []
 
-    def spying() -> Contestant:
+    def spying() -> Candidate:
         dense = make_dense(SHAPE)
-        return replace(dense, answer=lambda x: seen.append(torch.get_num_threads()) or dense.answer(x))
+        return replace(dense, forward=lambda x: seen.append(torch.get_num_threads()) or dense.forward(x))
 
-    run_match(replace(SHAPE, threads=before + 1), [], 0.0, builders={"spy": spying})
+    run_layer_benchmark(replace(SHAPE, threads=before + 1), [], 0.0, builders={"spy": spying})
     assert {before + 1} == set(seen)
     assert before == torch.get_num_threads()
 
 
 def test_the_table_says_it_all_within_80_columns() -> None:
-    """The heading names shape and rows per expert; a line per contestant, the best first, none wider than 80."""
+    """The heading names shape and rows per expert; a line per candidate, the best first, none wider than 80."""
     result = CliRunner().invoke(app, ["bench", "layer", *TINY], env={"COLUMNS": "80"})
     assert 0 == result.exit_code, result.output
     lines = result.stdout.splitlines()
@@ -277,32 +275,32 @@ def test_the_table_says_it_all_within_80_columns() -> None:
 
 
 def test_json_is_a_list_of_plain_objects() -> None:
-    """One object per contestant and shape, the dense network included; notes stay off standard output."""
+    """One object per candidate and shape, the dense network included; notes stay off standard output."""
     result = CliRunner().invoke(app, ["bench", "layer", *TINY, "--k", "1,2", "--dispatch", "loop,einsum", "--json"])
     assert 0 == result.exit_code, result.output
     found = json.loads(result.stdout)
-    keys = {"contestant", "tokens", "experts", "k", "d_model", "d_expert", "dtype", "threads", "device",
+    keys = {"candidate", "tokens", "experts", "k", "d_model", "d_expert", "dtype", "threads", "device",
             "rows_per_expert", "largest_load", "rounds", "seconds", "seconds_min", "seconds_max", "efficiency",
             "efficiency_min", "efficiency_max", "saved_bytes"}  # fmt: skip
     assert {frozenset(keys)} == {frozenset(entry) for entry in found}
     assert {1: 6.0, 2: 12.0} == {entry["k"]: entry["rows_per_expert"] for entry in found}
     for k in (1, 2):
-        names = [entry["contestant"] for entry in found if entry["k"] == k]
+        names = [entry["candidate"] for entry in found if entry["k"] == k]
         assert {"dense", "moe, loop", "loop of nn.Linear"} <= set(names)
         assert (k == 1) == ("transformers Switch" in names)
-    assert {1.0} == {entry["efficiency"] for entry in found if entry["contestant"] == "dense"}
+    assert {1.0} == {entry["efficiency"] for entry in found if entry["candidate"] == "dense"}
     assert "left out: " in result.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_records_hold_what_was_measured(dtype: str) -> None:
     """Every number of a record is the match's; the spread encloses the median, and the busiest expert the mean."""
-    match = run_match(
+    match = run_layer_benchmark(
         replace(SHAPE, dtype=dtype), ["loop"], 0.0, builders=our_builders(replace(SHAPE, dtype=dtype), ["loop"])
     )
-    for entry, score in zip(records(match), [match.dense, *match.scores], strict=True):
+    for entry, score in zip(to_dicts(match), [match.dense, *match.results], strict=True):
         assert (score.name, score.seconds.median, score.saved_bytes) == (
-            entry["contestant"], entry["seconds"], entry["saved_bytes"],
+            entry["candidate"], entry["seconds"], entry["saved_bytes"],
         )  # fmt: skip
         assert entry["efficiency_min"] <= entry["efficiency"] <= entry["efficiency_max"]
         assert entry["seconds_min"] <= entry["seconds"] <= entry["seconds_max"]

@@ -10,17 +10,17 @@ from typer.testing import CliRunner
 
 from moe_cli.bench import step as bench_step
 from moe_cli.bench.step import (
+    BASELINE,
     OURS,
-    YARDSTICK,
-    Trainee,
+    StepCandidate,
     _tokens,
-    idle_settings,
-    make_ours,
-    make_theirs,
+    make_mixtral,
+    make_moe,
     mixtral,
     next_token_loss,
-    run_step_match,
+    run_step_benchmark,
     step_builders,
+    unused_settings_note,
 )
 from moe_cli.cli.app import app
 from moe_cli.config.compose import load_config
@@ -42,7 +42,7 @@ def tiny(*words: str) -> RunConfig:
 def test_both_models_have_the_same_parameters(words: tuple[str, ...]) -> None:
     """As many numbers, in matrices of the same shapes, however they are stacked."""
     config = tiny(*words)
-    assert make_ours(config, "cpu").num_params == make_theirs(config, "cpu", fused=True).num_params
+    assert make_moe(config, "cpu").num_params == make_mixtral(config, "cpu", fused=True).num_params
     theirs = dict(mixtral(config).named_parameters())
     ours = dict(make_model(config, bench_step.VOCAB_SIZE).named_parameters())
     for mine, other in (
@@ -53,8 +53,8 @@ def test_both_models_have_the_same_parameters(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("make", [make_ours, lambda *words, **options: make_theirs(*words, fused=True, **options)])
-def test_a_step_trains(make: Callable[..., Trainee], precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [make_moe, lambda *words, **options: make_mixtral(*words, fused=True, **options)])
+def test_a_step_trains(make: Callable[..., StepCandidate], precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeated steps on one batch lower its loss: forward, backward, clipping and the update all happen."""
     losses, clipped = [], []
     original, clip = next_token_loss, torch.nn.utils.clip_grad_norm_
@@ -87,14 +87,14 @@ def test_the_balancing_loss_is_part_of_our_step(monkeypatch: pytest.MonkeyPatch)
         lambda balance, routings, **options: asked.append(len(routings)) or original(balance, routings, **options),
     )
     config = tiny()
-    make_ours(config, "cpu").step(_tokens(config, 0, "cpu"))
+    make_moe(config, "cpu").step(_tokens(config, 0, "cpu"))
     assert [config.model.num_layers] == asked
 
 
 def test_everybody_asked_for_takes_part() -> None:
-    """transformers as it comes is the yardstick; tuned and ours once per precision and, where asked, compiled."""
+    """transformers as it comes is the baseline; tuned and ours once per precision and, where asked, compiled."""
     config = tiny()
-    assert [YARDSTICK, f"{YARDSTICK}, fused", OURS] == list(step_builders(config, False, False, "cpu"))
+    assert [BASELINE, f"{BASELINE}, fused", OURS] == list(step_builders(config, False, False, "cpu"))
     assert {", bf16", ", compiled", ", bf16, compiled", ""} == {
         name.removeprefix(OURS) for name in step_builders(config, True, True, "cpu") if name.startswith(OURS)
     }
@@ -104,16 +104,16 @@ def test_everybody_asked_for_takes_part() -> None:
 def test_without_transformers_ours_is_the_yardstick() -> None:
     """A peer that is not installed is left out, and what remains is measured."""
 
-    def missing() -> Trainee:
+    def missing() -> StepCandidate:
         raise ModuleNotFoundError("No module named 'transformers'")
 
     config = tiny()
-    found = {**step_builders(config, False, False, "cpu"), YARDSTICK: missing}
-    match = run_step_match(config, {YARDSTICK: missing, OURS: found[OURS]}, 0.0, 1)
-    assert (OURS, {YARDSTICK: "not installed"}) == (match.yardstick, match.left_out)
-    assert [(OURS, 1.0)] == [(score.name, score.ratio.median) for score in match.scores]
-    with pytest.raises(ConfigError, match=r"nobody could take a step: .*not installed"):
-        run_step_match(config, {YARDSTICK: missing}, 0.0, 1)
+    found = {**step_builders(config, False, False, "cpu"), BASELINE: missing}
+    match = run_step_benchmark(config, {BASELINE: missing, OURS: found[OURS]}, 0.0, 1)
+    assert (OURS, {BASELINE: "not installed"}) == (match.baseline, match.skipped)
+    assert [(OURS, 1.0)] == [(score.name, score.ratio.median) for score in match.results]
+    with pytest.raises(ConfigError, match=r"no candidate could take a step: .*not installed"):
+        run_step_benchmark(config, {BASELINE: missing}, 0.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_without_transformers_ours_is_the_yardstick() -> None:
 def test_what_mixtral_cannot_be_is_refused(word: str) -> None:
     """A setting without counterpart would compare different models."""
     with pytest.raises(ConfigError, match=f"^{word}: Mixtral has no counterpart"):
-        run_step_match(tiny(word), {}, 0.0, 1)
+        run_step_benchmark(tiny(word), {}, 0.0, 1)
 
 
 def test_the_optimizer_is_that_of_moe_train(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +142,10 @@ def test_the_optimizer_is_that_of_moe_train(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_settings_without_effect_are_named() -> None:
     """Data, optimizer and budget say nothing about a step on random tokens; sizes do."""
-    assert () == idle_settings(["expert", "match", "model.d_model", "train.batch_size", "train.threads", "balance"])
-    assert "optim.lr, train.precision set aside" in idle_settings(["train.precision", "expert", "optim.lr"])[0]
+    assert () == unused_settings_note(
+        ["expert", "match", "model.d_model", "train.batch_size", "train.threads", "balance"]
+    )
+    assert "optim.lr, train.precision set aside" in unused_settings_note(["train.precision", "expert", "optim.lr"])[0]
 
 
 def test_the_table_fits_80_columns() -> None:
@@ -153,19 +155,19 @@ def test_the_table_fits_80_columns() -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("8 experts, 2 chosen   2 layers   d_model 16")
-    assert {"moe", "moe, bf16", YARDSTICK, f"{YARDSTICK}, fused, bf16"} <= {line.split("  ")[0] for line in lines}
+    assert {"moe", "moe, bf16", BASELINE, f"{BASELINE}, fused, bf16"} <= {line.split("  ")[0] for line in lines}
 
 
 def test_json_is_a_list_of_plain_objects() -> None:
-    """One object per contestant; ratios are to transformers as it comes, whose own is 1."""
+    """One object per candidate; ratios are to transformers as it comes, whose own is 1."""
     result = CliRunner().invoke(app, ["bench", "step", *SIZES, "optim=adamw", "--seconds", "0", "--json"])
     assert 0 == result.exit_code, result.output
     found = json.loads(result.stdout)
-    assert [YARDSTICK, f"{YARDSTICK}, fused", OURS] == [entry["contestant"] for entry in found]
+    assert [BASELINE, f"{BASELINE}, fused", OURS] == [entry["candidate"] for entry in found]
     assert 1.0 == found[0]["ratio"]
     assert 1 == len({entry["params"] for entry in found})
-    assert {"contestant", "params", "threads", "device", "rounds", "tokens_per_second", "tokens_per_second_min",
-            "tokens_per_second_max", "yardstick", "ratio", "ratio_min", "ratio_max"} == set(found[2])  # fmt: skip
+    assert {"candidate", "params", "threads", "device", "rounds", "tokens_per_second", "tokens_per_second_min",
+            "tokens_per_second_max", "baseline", "ratio", "ratio_min", "ratio_max"} == set(found[2])  # fmt: skip
     assert "optim set aside" in result.stderr
 
 
@@ -173,8 +175,8 @@ def test_json_is_a_list_of_plain_objects() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_compiled_steps_are_taken_by_both() -> None:
-    """With --compile nobody is left out."""
+    """With --compile no candidate is left out."""
     config = replace(tiny())
-    match = run_step_match(config, step_builders(config, True, False, "cpu"), 0.0, 1)
-    assert {} == match.left_out
-    assert 5 == len(match.scores)
+    match = run_step_benchmark(config, step_builders(config, True, False, "cpu"), 0.0, 1)
+    assert {} == match.skipped
+    assert 5 == len(match.results)

@@ -66,5 +66,4 @@ def test_config_names_the_run_it_would_be(moe: Moe, settings: list[str], tmp_pat
 def test_every_budget_file_offers_every_setting(name: str, moe: Moe) -> None:
     """A setting that a file of conf/train leaves out could not be set on the command line beside it."""
     shown = yaml.safe_load(moe("config", f"train={name}").stdout)
-    file = yaml.safe_load((CONF / "train" / f"{name}.yaml").read_text())
-    assert set(shown["train"]) == set(file) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(shown["train"]) == {field.name for field in dataclasses.fields(TrainConfig)}

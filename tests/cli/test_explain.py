@@ -17,13 +17,13 @@ from moe_cli.cli.explain_output import (
     PALETTE,
     SHOWN,
     UNEVEN,
-    Explained,
+    ExplainResult,
     explained_lines,
+    format_token,
+    format_weight,
     legend,
-    measures,
+    metric_rows,
     sentences,
-    spelled,
-    written,
 )
 from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, ReluConfig, SoftConfig, TopKConfig
@@ -110,7 +110,7 @@ def test_experts_and_weights_are_those_of_the_json(explain: Explain) -> None:
         choices = [each[row] for each in layer["choices"]]
         names = [f"{choice['expert'] + 1}{'' if choice['kept'] else 'x'}" for choice in choices]
         assert names == [cell for block in found for cell in cells(block[1 + 2 * row])]
-        assert [written(choice["weight"]) for choice in choices] == [
+        assert [format_weight(choice["weight"]) for choice in choices] == [
             cell for block in found for cell in cells(block[2 + 2 * row])
         ]
     assert any(not choice["kept"] for choices in layer["choices"] for choice in choices)
@@ -177,10 +177,10 @@ WRONG = {
 
 @pytest.mark.parametrize("words", WRONG, ids=lambda words: " ".join(words)[:30].encode("ascii", "replace").decode())
 def test_wrong_request(explain: Explain, finished: Run, words: tuple[str, ...]) -> None:
-    """The message is exactly what stands in the table, nothing goes to standard output, and the exit code is 2."""
+    """The message is exactly that of the table, nothing goes to standard output, and the exit code is 2."""
     result = explain(*words)
-    said = result.stderr.replace(str(finished.path.parents[1]), "OUTPUTS").replace(finished.id, "RUN")
-    assert (2, "", f"error: {WRONG[words]}\n") == (result.exit_code, result.stdout, said)
+    message = result.stderr.replace(str(finished.path.parents[1]), "OUTPUTS").replace(finished.id, "RUN")
+    assert (2, "", f"error: {WRONG[words]}\n") == (result.exit_code, result.stdout, message)
 
 
 def refused(run: Run, outputs: Path) -> list[str]:
@@ -192,25 +192,25 @@ def refused(run: Run, outputs: Path) -> list[str]:
 def test_runs_without_experts_or_text(text_file: Path, tmp_path: Path) -> None:
     """A dense run and one of images, trained or not, and one whose characters are not the text's: each is told why."""
     dense = create_run(tmp_path, "runs", tiny_config(text_file, expert=1, k=None, router=None, balance=None))
-    said = f"error: {dense.id} is a dense model (expert=1): every token goes through the same network."
-    assert [said] == refused(dense, tmp_path)
+    result = f"error: {dense.id} is a dense model (expert=1): every token goes through the same network."
+    assert [result] == refused(dense, tmp_path)
     vit = create_run(tmp_path, "runs", tiny_config(text_file, **TINY["vit"]))
-    said = f"error: {vit.id} is a vit, which reads no plain text: moe explain takes runs of gpt, bert, lstm."
-    assert [said] == refused(vit, tmp_path)
+    result = f"error: {vit.id} is a vit, which reads no plain text: moe explain takes runs of gpt, bert, lstm."
+    assert [result] == refused(vit, tmp_path)
     chars = finish(tiny_config(text_file, data={"tokenizer": "chars"}), tmp_path)
     assert ["error: 'Z' is not among the 17 characters of the corpus."] == refused(chars, tmp_path)
 
 
 def explained(
     config: RunConfig, tokens: Sequence[str], choices: Sequence[Sequence[Choice]], size: int = 4, **changes: Any
-) -> Explained:
+) -> ExplainResult:
     """A text of a run that never was: `choices` are those of each token, in each sparse layer."""
     layers = tuple(
         LayerChoices(layer, block, tuple(map(tuple, choices)), (1.0,) * size, dict.fromkeys(SHOWN, 0.5))
         for layer, block in enumerate(config.sparse_layers)
     )
     found = Explanation(16, tuple(TextToken(0, text) for text in tokens), layers)
-    return replace(Explained("run", 6, config, config.eval, "bytes", found), **changes)
+    return replace(ExplainResult("run", 6, config, config.eval, "bytes", found), **changes)
 
 
 def choice(expert: int, weight: float = 0.5, kept: bool = True) -> Choice:
@@ -228,7 +228,7 @@ def test_many_and_missing_choices(text_file: Path) -> None:
     assert "Of each token up to 9 weaker experts are left out: --layer 1 shows more." in lines
     lines = [line.plain for line in explained_lines(explained(config, "ab", [many, []], shown=1), 80)]
     assert "Of each token up to 3 weaker experts are left out: --json has all." in lines
-    assert ["12", "1.1", "1.0", ".99", ".00"] == [written(each.weight) for each in many[:5]]
+    assert ["12", "1.1", "1.0", ".99", ".00"] == [format_weight(each.weight) for each in many[:5]]
 
 
 @pytest.mark.parametrize(("changes", "piece"), [
@@ -247,38 +247,38 @@ def test_many_and_missing_choices(text_file: Path) -> None:
     ({}, "Each token saw itself and those before it."),
     ({"eval": EvalConfig(capacity=0.5)}, "room for 0.5 of a fair share in each expert"),
 ])  # fmt: skip
-def test_what_stands_beside_the_experts_is_said(text_file: Path, changes: dict[str, Any], piece: str) -> None:
+def test_parts_of_the_model_that_are_not_shown_are_named(text_file: Path, changes: dict[str, Any], piece: str) -> None:
     """Dense layers, shared and null experts, routers that do not choose k, what a token saw, the policy."""
     config = tiny_config(text_file, balance=None, **changes)
-    said = " ".join(sentences(explained(config, "a", [[choice(0)]], 4)))
-    assert piece in said
-    assert "The text is longer" not in said
-    assert isinstance(config.model, BERTConfig) == ("whole text" in said)
+    result = " ".join(sentences(explained(config, "a", [[choice(0)]], 4)))
+    assert piece in result
+    assert "The text is longer" not in result
+    assert isinstance(config.model, BERTConfig) == ("whole text" in result)
     assert (config.router.name in UNEVEN) != (", K is " in " ".join(legend(explained(config, "a", [[choice(0)]]))))  # type: ignore[union-attr]
 
 
 def test_windows_and_drops_are_said(text_file: Path) -> None:
-    """Of a text longer than the context, each window begins anew; a dropped assignment is explained where there is one."""
-    said = explained(tiny_config(text_file), "a" * 17, [[choice(0, kept=False)]] * 17)
-    assert "2 forward passes of this checkpoint" in sentences(said)[0]
-    assert "The text is longer than the context of 16: 2 windows, each read without the others." in sentences(said)
-    assert "An expert with an x had no room: dropped, the token goes on without its answer." in sentences(said)
-    lines = [line.plain for line in explained_lines(said, 200)]
+    """Of a text longer than the context, each window begins on a new line; a dropped assignment is explained where there is one."""
+    result = explained(tiny_config(text_file), "a" * 17, [[choice(0, kept=False)]] * 17)
+    assert "2 forward passes of this checkpoint" in sentences(result)[0]
+    assert "The text is longer than the context of 16: 2 windows, each read without the others." in sentences(result)
+    assert "An expert with an x had no room: dropped, the token goes on without its answer." in sentences(result)
+    lines = [line.plain for line in explained_lines(result, 200)]
     assert ["window 1", "window 2"] == [line for line in lines if line.startswith("window")]
     assert [16, 1] == [len(cells(line)) for line in lines if set(line) == {" ", "a"}]
 
 
 def test_measures_are_explained_in_the_words_of_the_registry(text_file: Path) -> None:
     """Range and description of every metric shown stand on the screen beside its values."""
-    said = explained(tiny_config(text_file), "a", [[choice(0)]])
-    screen = [line.plain for line in explained_lines(said, 400)]
+    result = explained(tiny_config(text_file), "a", [[choice(0)]])
+    screen = [line.plain for line in explained_lines(result, 400)]
     assert f"load, {LOAD_RANGE}: {LOAD_DESCRIPTION}." in screen
     for metric in (BY_KEY[name] for name in SHOWN):
         assert f"{metric.label}, {metric.range}: {metric.description}." in screen
     assert (
         ["layer", "MaxVio", "entropy", "dropped"],
         [["L1", "0.50", "0.50", "50 %"], ["L2", "0.50", "0.50", "50 %"]],
-    ) == measures(said)
+    ) == metric_rows(result)
     assert any("Here E is 4, K is 2 and E / K is 2." in line for line in screen)
 
 
@@ -308,10 +308,10 @@ def test_colour_never_says_more(explain: Explain, monkeypatch: pytest.MonkeyPatc
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         shown = Terminal()
-        said = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])
+        result = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])
         from moe_cli.cli.console import print_lines
 
-        print_lines(Console(file=shown, width=80, color_system="truecolor"), explained_lines(said, 80))
+        print_lines(Console(file=shown, width=80, color_system="truecolor"), explained_lines(result, 80))
         return shown.getvalue()
 
     coloured = screen(TERM="xterm")
@@ -319,27 +319,27 @@ def test_colour_never_says_more(explain: Explain, monkeypatch: pytest.MonkeyPatc
     assert "38;2;255;255;255" in coloured
     assert "38;2;" not in screen(NO_COLOR="1")
     plain = re.sub(r"\x1b\[[\d;]*m", "", coloured)
-    said = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])
-    assert [line.plain for line in explained_lines(said, 80)] == plain.splitlines()
+    result = explained(tiny_config(ROOT / "README.md"), "ab", [[choice(0)], [choice(1)]])
+    assert [line.plain for line in explained_lines(result, 80)] == plain.splitlines()
     assert "\x1b" not in explain("latest", "ba").stdout
 
 
 def test_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the terminal has no other characters, a space is SP, and loads are shaded in ASCII."""
-    assert ["SP", "␣"] == [spelled(TextToken(32, " "), ascii_only) for ascii_only in (True, False)]
-    said = explained(tiny_config(ROOT / "README.md"), " a", [[choice(0)], [choice(1)]])
-    assert all(line.plain.isascii() for line in explained_lines(said, 80, ascii_only=True))
+    assert ["SP", "␣"] == [format_token(TextToken(32, " "), ascii_only) for ascii_only in (True, False)]
+    result = explained(tiny_config(ROOT / "README.md"), " a", [[choice(0)], [choice(1)]])
+    assert all(line.plain.isascii() for line in explained_lines(result, 80, ascii_only=True))
 
 
 def test_help_names_everything() -> None:
-    """Every option and what stands on the line has its words in the help."""
+    """The help explains every option and argument."""
     shown = " ".join(CliRunner().invoke(app, ["explain", "--help"]).stdout.split())
     for word in (
         "--layer N",
         "--output",
         "--json",
         "--checkpoint WHICH",
-        "reads it from standard input",
+        "- for standard input",
         "eval.k and eval.capacity",
     ):
         assert word in shown

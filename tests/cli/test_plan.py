@@ -5,17 +5,17 @@ import json
 import pytest
 
 from moe_cli.config.compose import load_config
-from moe_cli.costs.model import cost, training_steps
+from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.formatting import count
 from tests.cli.conftest import Moe
 
 
 def test_the_numbers_are_those_of_the_configuration(moe: Moe) -> None:
-    """Counts as `cost` gives them, time as work over rate, and a way for each division that is possible."""
+    """Counts as `estimate_cost` gives them, time as work over rate, and a way for each division that is possible."""
     words = ("expert=8", "k=2", "train.steps=100")
     content = json.loads(moe("plan", *words, "--gpus", 4, "--gpu", "a100", "--mfu", 0.5, "--json").stdout)
     config = load_config(words).config
-    costs, steps = cost(config, 256), training_steps(config, 256)
+    costs, steps = estimate_cost(config, 256), training_steps(config, 256)
     assert (costs.num_params, costs.num_active_params) == (content["params"], content["active_params"])
     work = 100 * (config.tokens_per_step * costs.model_flops_per_token + costs.optimizer_flops_per_step)
     assert (100, work) == (steps, content["training_flops"])

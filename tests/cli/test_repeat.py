@@ -58,7 +58,7 @@ def test_force_throws_nothing_away_where_it_cannot_train(
     assert created == only_run(tmp_path / "outputs").status()["created"]
 
 
-@pytest.mark.parametrize("command", ["command", "python"])
+@pytest.mark.parametrize("command", ["command", pytest.param("python", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on(command: str, moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """The same command completes it from its checkpoint, with a note; Python does as well."""
     outputs = tmp_path / "outputs"

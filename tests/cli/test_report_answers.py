@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,15 @@ TRUE = {"a": 20.0, "alpha": 0.25, "delta": -0.1, "b": 60.0, "beta": 0.3, "c": 1.
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> Path:
+def outputs(planted: Path, tmp_path: Path) -> Path:
+    """A copy of the planted runs."""
+    return Path(shutil.copytree(planted, tmp_path / "outputs"))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of three sizes, expansions and budgets whose losses follow Ludziejewski's form with a little noise."""
-    outputs, noise = tmp_path / "outputs", np.random.default_rng(0)
+    outputs, noise = tmp_path_factory.mktemp("planted"), np.random.default_rng(0)
     for size in (1e5, 4e5, 1.6e6):
         for expert in (1, 4, 16):
             for steps in (100, 400, 1600):

@@ -63,7 +63,7 @@ def test_ls_chooses(moe: Moe, outputs: Path) -> None:
     assert shown("--status", "failed,interrupted") == [failed.id, stopped_run.id]
     assert shown("--tag", "good") == [done.id]
     assert shown("--tag", "bad") == []
-    assert moe("runs", "ls", "--tag", "bad").stderr == "of 3 runs none is as asked for.\n"
+    assert moe("runs", "ls", "--tag", "bad").stderr == "no matching runs (3 checked).\n"
 
 
 def test_tags_are_shown_everywhere(moe: Moe, outputs: Path) -> None:
@@ -110,7 +110,7 @@ def test_rm_of_several_asks(moe: Moe, outputs: Path) -> None:
     """Where nobody can answer it takes --yes; without it nothing is moved."""
     result = moe("runs", "rm", "--status", "failed,interrupted")
     assert (result.exit_code, len(list_runs_by_age(outputs))) == (2, 3)
-    assert "move 2 runs to the trash? There is nobody to ask here: say it with --yes" in result.stderr
+    assert "move 2 runs to the trash? Not a terminal: pass --yes to confirm." in result.stderr
     assert moe("runs", "rm", "--status", "failed,interrupted", "--yes").exit_code == 0
     assert [run.status()["status"] for run in list_runs_by_age(outputs)] == ["completed"]
 
@@ -133,7 +133,7 @@ def test_gc_says_and_frees_only_on_request(moe: Moe, outputs: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(b"x" * 5_000)
     moe("runs", "rm", failed.id)
-    assert "nothing was freed" in moe("runs", "clean", "--older-than", "0d", "--checkpoints").stdout
+    assert "nothing was deleted" in moe("runs", "clean", "--older-than", "0d", "--checkpoints").stdout
     kept = json.loads(moe("runs", "clean", "--yes", "--json").stdout)
     assert [(each["kind"], each["freed"]) for each in kept] == [("checkpoints", False)]
     freed = json.loads(moe("runs", "clean", "--older-than", "0d", "--checkpoints", "--yes", "--json").stdout)
@@ -228,7 +228,7 @@ def test_watch_of_what_has_ended(moe: Moe, outputs: Path) -> None:
     done, failed, stopped_run = list_runs_by_age(outputs)
     codes = [moe("runs", "watch", run.id).exit_code for run in (done, failed, stopped_run)]
     assert codes == [0, 1, 1]
-    assert "nobody is at work on it. Go on with: moe train --resume" in moe("runs", "watch", stopped_run.id).stdout
+    assert "not running. Go on with: moe train --resume" in moe("runs", "watch", stopped_run.id).stdout
 
 
 def test_watch_of_a_complete_sweep(moe: Moe, tmp_path: Path) -> None:
@@ -254,9 +254,7 @@ def test_a_named_sweep_in_a_folder_is_found_by_every_command(moe: Moe, tmp_path:
     assert [run.path] == [each.path for each in list_runs_by_age(tmp_path / "outputs" / "paper-mine")]
 
 
-@pytest.mark.parametrize(
-    "words", [["ls"], ["show", "latest"], ["diff", "latest", "gpt-8x2"], ["watch", "sparsity"], ["clean"]]
-)
+@pytest.mark.parametrize("words", [["ls"], ["show", "latest"], ["watch", "sparsity"]])
 def test_looking_after_runs_imports_no_torch(outputs: Path, words: list[str]) -> None:
     """Nor, for lists, pandas: they start as quickly as a shell command should."""
     code = (
@@ -265,5 +263,5 @@ def test_looking_after_runs_imports_no_torch(outputs: Path, words: list[str]) ->
     )
     command = [sys.executable, "-c", code, "runs", *words, "--outputs", str(outputs)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    allowed = {"show": "['hydra']", "watch": "['pandas']"}
+    allowed = {"show": "['hydra']"}
     assert printed.splitlines()[-1] == allowed.get(words[0], "[]")

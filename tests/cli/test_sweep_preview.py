@@ -10,7 +10,7 @@ import pytest
 from moe_cli.cli.sweep_preview import point_lines, summary_lines
 from moe_cli.config.compose import load_config
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.runs.folder import Run
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.plan import plan_sweep
@@ -104,9 +104,7 @@ def test_cores_that_would_idle_or_be_crowded_are_told(prepared: PreparedSweep, m
 
     monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
     assert [] == said(2, RayExecutor(cpus=2), 9) == said(1, LocalExecutor(), 2)
-    assert ["4 cores reserved for each run, of which it uses 1. To use all: train.threads=4"] == said(
-        1, RayExecutor(cpus=4)
-    )
+    assert ["4 cores reserved for each run, and it uses 1. To use all: train.threads=4"] == said(1, RayExecutor(cpus=4))
     assert ["2 threads on 1 core of each run: slower. Reserve more: executor.cpus=2"] == said(2, SlurmExecutor())
     assert ["4 threads on 2 cores: slower. Fewer: -j"] == said(2, LocalExecutor(), 2)
 
@@ -150,5 +148,5 @@ def test_sweeps_say_how_much_equal_sizes_differ(moe: Moe, text_file: Path) -> No
     assert UNEQUAL not in moe("sweep", "isoflop", *data).stdout
     for words in (("expert=16", "k=1"), ("expert=1",)):
         config = load_config(words).config
-        flops = 600 * cost(config, 256).flops_per_step
+        flops = 600 * estimate_cost(config, 256).flops_per_step
         assert f"{flops / 1e12:.3g}T" in next(line for line in listed.splitlines() if line.startswith(words[0] + " "))

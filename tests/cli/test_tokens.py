@@ -77,7 +77,7 @@ def test_sample_and_plan(moe: Moe, tokens: list[str]) -> None:
     assert moe("train", "expert=4", *tokens).exit_code == 0
     result = moe("sample", "latest")
     assert result.exit_code == 2
-    assert "learned from ready-made tokens (data=tokens): nobody knows the text they stand for." in result.stderr
+    assert "learned from ready-made tokens (data=tokens), whose text is unknown." in result.stderr
     result = moe("plan", "data=tokens", "data.path=nowhere", "data.vocab_size=12345")
     assert "vocabulary 12,345" in result.stdout
 

@@ -21,7 +21,7 @@ from moe_cli.config.executors import RayExecutor, SlurmExecutor, load_executor
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import Settings, limits_of
 from moe_cli.config.words import parse_word
-from moe_cli.costs.model import cost, training_steps
+from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import step_work
 from moe_cli.execution.memory import memory_bytes
@@ -97,7 +97,7 @@ def priced(words: list[str]) -> str | None:
     """What is wrong with a configuration; None: its cost can be counted."""
     try:
         config = load_config(words).config
-        costs = cost(config, 300)
+        costs = estimate_cost(config, 300)
         training_steps(config, 300)
         memory_bytes(costs)
         step_work(config, costs)

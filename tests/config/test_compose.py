@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from moe_cli.config import folders
+from moe_cli.config import settings
 from moe_cli.config.axes import Axis, repeated_keys, single_values
 from moe_cli.config.build import build
 from moe_cli.config.compose import (
@@ -29,7 +29,7 @@ from moe_cli.config.words import parse_overrides
 from moe_cli.errors import ConfigError
 
 CONF = packaged_conf()
-FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
+FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("[!_]*.yaml"))
 # What a choice cannot do without.
 NEEDED = {
     ("data", "tokens"): {"data.path": "tokens", "data.vocab_size": 50_257},
@@ -331,7 +331,7 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
 
 def test_a_damaged_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its own conf/ the program asks to be installed again; beside the package it finds conf/ in a checkout."""
-    monkeypatch.setattr(folders, "__file__", str(tmp_path / "moe_cli" / "config" / "folders.py"))
+    monkeypatch.setattr(settings, "__file__", str(tmp_path / "moe_cli" / "config" / "settings.py"))
     with pytest.raises(ConfigError) as error:
         packaged_conf()
     package = (tmp_path / "moe_cli").resolve()

@@ -96,7 +96,7 @@ CHOICES = [
     (["match=all"], "match=all is not one of: active, total, flops, model_flops, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
     (["model.ffn_type=gul"], "model.ffn_type=gul is not one of: glu, mlp. Did you mean 'glu'?"),
-    (["model.dispatch=fast"], "model.dispatch=fast is not one of: auto, grouped, padded, einsum, reference."),
+    (["model.dispatch=fast"], "model.dispatch=fast is not one of: auto, loop, grouped_mm, einsum, reference."),
     (
         ["data.tokenizer=gpt2"],
         "data.tokenizer=gpt2 is not one of: bytes, chars, bpe, nor the path of a tokenizer.json.",

@@ -11,7 +11,7 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import RatingTask
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
 
 
@@ -54,7 +54,7 @@ def test_a_match_counts_the_gates_of_both_tasks(changes: dict[str, Any]) -> None
         model=MMoEConfig(d_model=32, d_ff=384), task=RatingTask(), data=SyntheticRatingsConfig(), **changes
     )
     dense = resolve(RunConfig(expert=1, model=config.model, task=config.task, data=config.data)).config
-    active = [cost(each, 0).num_active_params for each in (resolve(config).config, dense)]
+    active = [estimate_cost(each, 0).num_active_params for each in (resolve(config).config, dense)]
     assert active[1] == pytest.approx(active[0], rel=0.01)
 
 

@@ -21,7 +21,7 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, is_execution
 from moe_cli.config.tasks import MaskedLM
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
 from tests.config.strategies import configs
 
@@ -264,7 +264,7 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
 
 def quantity(match: str, config: RunConfig) -> int:
     """What `match` makes equal, as the costs of a whole model count it."""
-    counted = cost(config, 256)
+    counted = estimate_cost(config, 256)
     return {
         "active": counted.num_active_params, "total": counted.num_params, "flops": counted.flops_per_step,
         "model_flops": counted.model_flops_per_token,

@@ -20,7 +20,7 @@ from moe_cli.config.model import BERTConfig, GPTConfig
 from moe_cli.config.routers import NOT_CAUSAL, RouterConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.config.tasks import MaskedLM
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.models.blocks import make_moe_layer
@@ -96,7 +96,7 @@ def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:
 
 
 def check_step(config: RunConfig, outputs: Path) -> None:
-    costs = cost(config, model_vocab_size(config, load_run_data(config, outputs)))
+    costs = estimate_cost(config, model_vocab_size(config, load_run_data(config, outputs)))
     total, own = step_flops(config, outputs)
     assert total == pytest.approx(costs.flops_per_step, rel=0.02)
     assert own == pytest.approx(costs.optimizer_flops_per_step, rel=0.02)
@@ -136,15 +136,15 @@ def test_experts_that_are_not_asked_cost_the_optimizer_nothing(text_file: Path, 
     """Of 32 experts 16 tokens ask 16, and with optim.skip_idle_experts Muon has as many to orthogonalise."""
     optim = MuonConfig(skip_idle_experts=True)
     config = tiny_config(text_file, expert=32, k=1, optim=optim, train={"batch_size": 1})
-    all_of_them = cost(replace(config, optim=MuonConfig()), V).optimizer_flops_per_step
-    assert cost(config, V).optimizer_flops_per_step < 0.75 * all_of_them
+    all_of_them = estimate_cost(replace(config, optim=MuonConfig()), V).optimizer_flops_per_step
+    assert estimate_cost(config, V).optimizer_flops_per_step < 0.75 * all_of_them
     check_step(config, tmp_path)
 
 
 def test_products_with_pixels_have_no_gradient_for_the_pixels(text_file: Path, tmp_path: Path) -> None:
     """With large patches and one narrow layer, training is less than three forward passes by more than 2 %."""
     config = tiny_config(text_file, **LARGE_PATCHES)
-    costs = cost(config, 10)
+    costs = estimate_cost(config, 10)
     assert costs.model_flops_per_token < 0.98 * 3 * costs.forward_flops_per_token
     check_step(config, tmp_path)
 

@@ -20,13 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextFilesConfig
-from moe_cli.config.layer_costs import read_lengths
+from moe_cli.config.layer_costs import stack_input_lengths
 from moe_cli.config.model import GPTConfig, MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, SoftConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
 from moe_cli.config.settings import packaged_conf
-from moe_cli.costs.model import all_to_all_bytes_per_step, cost, training_steps
+from moe_cli.costs.model import all_to_all_bytes_per_step, estimate_cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
@@ -120,7 +120,9 @@ def inputs_of(asked: RunConfig, batch: int, vocab_size: int) -> tuple[torch.Tens
     generator = torch.Generator().manual_seed(0)
     if isinstance(asked.model, ViTConfig):
         return (torch.randn(batch, 1, 8, 8, generator=generator),)
-    return tuple(torch.randint(vocab_size, (batch, length), generator=generator) for length in read_lengths(asked))
+    return tuple(
+        torch.randint(vocab_size, (batch, length), generator=generator) for length in stack_input_lengths(asked)
+    )
 
 
 def loss_of(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -145,7 +147,7 @@ def test_parameters_and_state_equal_the_modules(name: str) -> None:
     The matrix products of an optimizer step are those that torch counts: Muon's, for the others have none.
     """
     model, optimizers = one_training_step(name)
-    costs = cost(config(name), V)
+    costs = estimate_cost(config(name), V)
     assert costs.num_params == sum(param.numel() for param in model.parameters())
     with FlopCounterMode(display=False) as counter:
         optimizers.step(0.5)
@@ -160,7 +162,7 @@ def test_null_experts_take_their_share_of_the_active_parameters() -> None:
     asked = config("null experts")
     experts = [param for layer in moe_layers(make_model(asked, V)) for param in layer.experts.parameters()]
     all_of_one = sum(param[0].numel() for param in experts)
-    costs = cost(asked, V)
+    costs = estimate_cost(asked, V)
     assert round(costs.num_params - (4 - 2 * 4 / 7) * all_of_one) == costs.num_active_params
 
 
@@ -180,7 +182,7 @@ def test_active_parameters_and_forward_flops_are_those_of_k_experts(name: str) -
         for layer in moe_layers(model):
             layer.dispatch = "loop"  # torch does not count its grouped product
         model(*inputs_of(config(name), 2, V))
-    asked, costs = config(name), cost(config(name), V)
+    asked, costs = config(name), estimate_cost(config(name), V)
     assert counter.get_total_flops() / (2 * asked.model.context_length) == pytest.approx(
         costs.forward_flops_per_token, rel=0.02
     )
@@ -237,7 +239,7 @@ def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     with Held() as held:
         loss = model(*inputs)[0].flatten(0, -2)
         torch.nn.functional.cross_entropy(loss, torch.zeros(len(loss), dtype=torch.int64)).backward()
-    assert held.peak == pytest.approx(cost(asked, 256).activation_bytes, rel=0.125)
+    assert held.peak == pytest.approx(estimate_cost(asked, 256).activation_bytes, rel=0.125)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_padding_is_what_a_full_row_of_places_would_cost_more(capacity: float | 
         torch.bmm(torch.bmm(torch.zeros(4, room, 16), layer.w_in.mT), layer.w_out.mT)
     filled = 2 * 128 * (layer.w_in[0].numel() + layer.w_out[0].numel())
     expected = 2 * max(0, counter.get_total_flops() - filled)
-    assert expected == pytest.approx(64 * cost(asked, V).padding_flops_per_token)
+    assert expected == pytest.approx(64 * estimate_cost(asked, V).padding_flops_per_token)
     assert (expected > 0) == (places > 128)
 
 
@@ -273,7 +275,9 @@ def test_places_are_those_of_the_router(batch: int, top_k: int, capacity: float)
                         if top_k == 1 else TopKConfig())  # fmt: skip
     slots = 8 * expert_capacity(16 * batch, 8, top_k, capacity) - 16 * batch * top_k
     per_place = 2 * 2 * 2 * 16 * 12  # FLOPs of an expert's two matrices, in two layers
-    assert per_place * max(0, slots) == pytest.approx(16 * batch * cost(asked, V).padding_flops_per_token, abs=1e-3)
+    assert per_place * max(0, slots) == pytest.approx(
+        16 * batch * estimate_cost(asked, V).padding_flops_per_token, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(("ranks", "capacity"), [(1, None), (2, None), (4, None), (4, 0.5), (2, 1.25)])
@@ -307,7 +311,7 @@ def test_matched_experts_have_the_active_parameters_of_the_dense_model(
     )
     sparse = resolve(asked).config
     dense = resolve(replace(asked, expert=1, k=1)).config
-    actives = [cost(each, V).num_active_params for each in (sparse, dense)]
+    actives = [estimate_cost(each, V).num_active_params for each in (sparse, dense)]
     ffn = 3 * model.matrices_per_expert * 64 * 512
     column = 3 * model.matrices_per_expert * 64 * (sparse.k + shared) / 2
     assert abs(actives[0] - actives[1]) <= max(0.01 * ffn, column)
@@ -330,7 +334,9 @@ def test_the_budget_in_steps(amount: int, batch: int, accumulation: int) -> None
     per_step = 16 * batch * accumulation
     assert amount == steps(steps=amount)
     train = TrainConfig(batch_size=batch, grad_accumulation=accumulation)
-    assert amount == steps(flops=float(cost(tiny_config(Path("text"), train=train), V).flops_per_step * amount))
+    assert amount == steps(
+        flops=float(estimate_cost(tiny_config(Path("text"), train=train), V).flops_per_step * amount)
+    )
     assert math.ceil(amount / per_step) == steps(tokens=amount)
     assert 1 == steps(flops=1.0)
     assert steps(minutes=1.0) is None
@@ -340,7 +346,7 @@ def test_a_gate_for_shared_experts_is_counted() -> None:
     """A product of D more per token and sparse layer, forward."""
     shared = {"shared_experts": 1}
     plain, gated = (tiny_config(Path("text"), model={**shared, "shared_gate": gate}) for gate in (False, True))
-    difference = cost(gated, V).forward_flops_per_token - cost(plain, V).forward_flops_per_token
+    difference = estimate_cost(gated, V).forward_flops_per_token - estimate_cost(plain, V).forward_flops_per_token
     assert difference == 2 * gated.model.num_layers * gated.model.d_model
 
 
@@ -351,7 +357,7 @@ def test_jitter_holds_two_more_inputs() -> None:
         for jitter in (0.01, 0.0)
     )
     tokens = noisy.train.batch_size * noisy.model.context_length
-    difference = cost(noisy, V).activation_bytes - cost(still, V).activation_bytes
+    difference = estimate_cost(noisy, V).activation_bytes - estimate_cost(still, V).activation_bytes
     assert difference == 4 * tokens * 2 * 2 * noisy.model.d_model
 
 
@@ -371,7 +377,7 @@ def test_published_models_have_their_published_size(name: str) -> None:
     """Every file of conf/experiment/published composes, and its counts are those of its paper."""
     total, active, tolerance = PUBLISHED[name]
     config = load_config([f"experiment=published/{name}"]).config
-    costs = cost(config, config.model.vocab_size or 0)
+    costs = estimate_cost(config, config.model.vocab_size or 0)
     assert costs.num_params / 1e9 == pytest.approx(total, rel=0.01)
     if active is not None:
         assert costs.num_active_params / 1e9 == pytest.approx(active, rel=tolerance)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moe_cli.config.schema import AdamWConfig
-from moe_cli.costs.model import cost
-from moe_cli.costs.multi_gpu import DEVICES, seconds_on, shares
+from moe_cli.costs.model import estimate_cost
+from moe_cli.costs.multi_gpu import DEVICES, per_gpu_costs, seconds_on
 from tests.tiny import tiny_config
 
 V = 13
@@ -15,8 +15,8 @@ V = 13
 def test_one_gpu_holds_everything() -> None:
     """Nothing is divided, nothing travels."""
     config = tiny_config(Path("text"))
-    costs = cost(config, V)
-    (share,) = shares(config, costs, 1)
+    costs = estimate_cost(config, V)
+    (share,) = per_gpu_costs(config, costs, 1)
     assert ("dp", 1, costs.state_bytes, 0.0, 0.0) == (
         share.shard, share.members, share.state_bytes, share.gathered_bytes, share.all_to_all_bytes,
     )  # fmt: skip
@@ -26,9 +26,9 @@ def test_one_gpu_holds_everything() -> None:
 def test_ways_to_divide() -> None:
     """Every way holds its part: all of it, an N-th, the experts' M-th; four copies of each parameter with AdamW."""
     config = tiny_config(Path("text"), optim=AdamWConfig(), expert=4)
-    costs = cost(config, V)
+    costs = estimate_cost(config, V)
     experts, rest = 16 * costs.num_expert_params, 16 * (costs.num_params - costs.num_expert_params)
-    by_way = {(share.shard, share.members): share for share in shares(config, costs, 8)}
+    by_way = {(share.shard, share.members): share for share in per_gpu_costs(config, costs, 8)}
     assert {
         ("dp", 1): rest + experts, ("fsdp", 1): (rest + experts) / 8,
         ("dp", 4): rest + experts / 4, ("fsdp", 4): rest / 8 + experts / 4,
@@ -45,7 +45,9 @@ def test_ways_to_divide() -> None:
 def test_experts_that_cannot_be_divided_stay() -> None:
     """Three experts on eight GPUs: dp and fsdp alone."""
     config = tiny_config(Path("text"), expert=3)
-    assert [("dp", 1), ("fsdp", 1)] == [(share.shard, share.members) for share in shares(config, cost(config, V), 8)]
+    assert [("dp", 1), ("fsdp", 1)] == [
+        (share.shard, share.members) for share in per_gpu_costs(config, estimate_cost(config, V), 8)
+    ]
 
 
 @pytest.mark.parametrize("name", DEVICES)

@@ -11,7 +11,7 @@ from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import MuonConfig, RunConfig
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.data.bpe import train_bpe
 from moe_cli.errors import ConfigError, RunNotFound
 from moe_cli.execution import estimate as module
@@ -40,7 +40,7 @@ def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) ->
     config = tiny_config(text_file, train={"steps": None, "tokens": 1000})
     (plan,) = estimate_runs([config], tmp_path, 1e9)
     assert (16, 1024) == (plan.steps, plan.tokens)
-    assert cost(config, 256) == plan.cost
+    assert estimate_cost(config, 256) == plan.cost
     (twice,) = estimate_runs([config], tmp_path, 2e9)
     assert plan.seconds == 2 * twice.seconds
     threads = [replace(config, train=replace(config.train, threads=number)) for number in (1, 2, 4)]
@@ -58,7 +58,7 @@ def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) ->
 def test_what_a_step_takes(text_file: Path) -> None:
     """Products once for each token, the optimizer's once; beside them each batch its layers, sparse ones and experts."""
     config = tiny_config(text_file, expert=4, optim=MuonConfig())
-    costs = cost(config, 256)
+    costs = estimate_cost(config, 256)
     products = costs.model_flops_per_token * 4 * 16 / PRODUCT_EFFICIENCY
     beside = 3 * LAYER_FLOPS + 2 * (SPARSE_FLOPS + 4 * EXPERT_FLOPS)
     assert costs.optimizer_flops_per_step > 0
@@ -66,13 +66,13 @@ def test_what_a_step_takes(text_file: Path) -> None:
     twice = replace(config, train=replace(config.train, grad_accumulation=2))
     assert Work(2 * products + costs.optimizer_flops_per_step, 2 * beside) == step_work(twice, costs)
     dense = tiny_config(text_file, expert=1, k=1)
-    assert 3 * LAYER_FLOPS == step_work(dense, cost(dense, 256)).alone
+    assert 3 * LAYER_FLOPS == step_work(dense, estimate_cost(dense, 256)).alone
 
 
 def test_what_an_evaluation_takes(text_file: Path) -> None:
     """A forward pass over its tokens, a third of training's calls for each batch begun, and counting in each sparse layer."""
     config = tiny_config(text_file)
-    costs = cost(config, 256)
+    costs = estimate_cost(config, 256)
     for tokens, batches in ((64, 1), (65, 2)):
         expected = Work(
             tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
@@ -125,7 +125,7 @@ def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
     bert = tiny_config(text_file, train={"eval_tokens": 100}, **TINY["bert"])
     assert [val_tokens, 32 * 16] == evaluations(bert, tmp_path)[5:]
     timed = tiny_config(text_file, train={"steps": None, "minutes": 1.0, "eval_tokens": 100, "eval_every": 7})
-    step = step_work(timed, cost(timed, 256)).seconds(1e9, 1)
+    step = step_work(timed, estimate_cost(timed, 256)).seconds(1e9, 1)
     assert int(60 / step / 7) == len(evaluations(timed, tmp_path)) - 1
 
 

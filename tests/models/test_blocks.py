@@ -106,7 +106,7 @@ def test_a_block_is_two_residual_branches(sparse: bool) -> None:
     answer = block.ffn(norm(middle, block.ffn_norm.weight))
     y, routing = block(x, torch.zeros(x.shape[:2], dtype=torch.int64))
     torch.testing.assert_close(middle + (answer[0] if sparse else answer), y)
-    assert sparse == isinstance(block.ffn, MoELayer) == (routing is not None)
+    assert sparse == isinstance(block.ffn, MoELayer) == bool(routing)
 
 
 def test_dropout_acts_in_training_alone() -> None:

@@ -50,11 +50,11 @@ def test_the_model_is_its_formula(sigmoid: bool, sparse: dict[str, Any]) -> None
     model = model_of(model={"sigmoid": sigmoid}, **sparse)
     x = model.embedding.weight[tokens()]
     for block in model.blocks:
-        x = x + by_steps(block.recurrent, x)
+        x = x + by_steps(block.lstm, x)
         y = block.ffn(x)
         y = y if sparse else y[0]
         x = x + (y.sigmoid() if sigmoid else y)
-    x = x + by_steps(model.recurrent, x)
+    x = x + by_steps(model.lstm, x)
     torch.testing.assert_close(model(tokens())[0], x @ model.head.weight.T, rtol=1e-9, atol=1e-9)
 
 
@@ -101,6 +101,7 @@ def test_a_new_model_guesses_uniformly_and_remembers() -> None:
     assert lstm.weight_hh_l0.abs().max() <= 6**-0.5
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
     """Some dozen steps on one batch bring the loss near zero."""

@@ -15,7 +15,7 @@ from moe_cli.config.compose import load_config
 from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, SwitchConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
-from moe_cli.models.t5 import T5, distance_buckets
+from moe_cli.models.t5 import T5, relative_position_bucket
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.sparse_layer import moe_layers
 from tests.tiny import TINY, randomise, tiny_config
@@ -65,7 +65,7 @@ def test_every_position_of_the_encoder_sees_all() -> None:
     """What the encoder makes of each token answers to a change of any."""
     model = model_of()
     read, _ = tokens()
-    encode = lambda shown: model._stack(shown, model.encoder_bias, None, None)[0]  # noqa: E731
+    encode = lambda shown: model._run_stack(shown, model.encoder_bias, None, None)[0]  # noqa: E731
     for place in range(L):
         other = read.clone()
         other[:, place] = (other[:, place] + 1) % V
@@ -94,10 +94,10 @@ def test_buckets_of_distances_by_hand() -> None:
     side: 0 to 3 alone, then by the logarithm up to 32.
     """  # fmt: skip
     away = torch.tensor([[-9, -4, -3, -1, 0, 1, 2, 5, 40]])
-    assert [3, 3, 2, 1, 0, 5, 6, 7, 7] == distance_buckets(away, 8, 8, both_sides=True)[0].tolist()
+    assert [3, 3, 2, 1, 0, 5, 6, 7, 7] == relative_position_bucket(away, 8, 8, both_sides=True)[0].tolist()
     away = torch.tensor([[-100, -32, -19, -18, -7, -6, -4, -3, 0, 3]])
     # 4 + 4 ln(d / 4) / ln 8: 6.998 for 18.99, so that 7 begins at 19.03; 5 begins at 6.73.
-    assert [7, 7, 6, 6, 5, 4, 4, 3, 0, 0] == distance_buckets(away, 8, 32, both_sides=False)[0].tolist()
+    assert [7, 7, 6, 6, 5, 4, 4, 3, 0, 0] == relative_position_bucket(away, 8, 32, both_sides=False)[0].tolist()
 
 
 def test_it_starts_as_the_uniform_guess() -> None:
@@ -205,6 +205,7 @@ def test_model_and_task_bring_each_other_along(wanted: list[str]) -> None:
     assert ("t5", "span_corruption", "python") == (config.model.name, config.task.name, config.data.name)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
     """A hundred steps on one batch leave next to no loss."""

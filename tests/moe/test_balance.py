@@ -200,10 +200,10 @@ def test_counts_of_a_whole_step_give_the_global_loss(top_k: int) -> None:
     logits = 3 * random_logits(24)
     whole = routing_of(logits, top_indices(logits, top_k))
     parts = [routing_of(part, top_indices(part, top_k)) for part in logits.chunk(4)]
-    asked = whole.tokens_per_expert
-    losses = [load_balancing_loss(part, asked=asked).item() for part in parts]
+    assigned_counts = whole.tokens_per_expert
+    losses = [load_balancing_loss(part, assigned_counts=assigned_counts).item() for part in parts]
     assert sum(losses) / 4 == pytest.approx(load_balancing_loss(whole).item())
-    assert load_balancing_loss(whole, asked=asked) == load_balancing_loss(whole)
+    assert load_balancing_loss(whole, assigned_counts=assigned_counts) == load_balancing_loss(whole)
 
 
 def test_importance_by_hand() -> None:

@@ -12,7 +12,7 @@ from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
-from moe_cli.moe.backends.loop import _compiled_experts
+from moe_cli.moe.backends.loop import experts_loop_op
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routing import Routing
 from tests.moe.backends.test_dispatch import E, F, assert_same, make_case
@@ -81,7 +81,7 @@ def test_the_operator_equals_the_loop(capacity: float | None, with_mask: bool) -
 
     def operator(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         record = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
-        return _compiled_experts(x, *record, *experts.parameters(), mask, "glu", "silu")[0]
+        return experts_loop_op(x, *record, *experts.parameters(), mask, "glu", "silu")[0]
 
     assert_same(case.outcome(loop), case.outcome(operator), 0.0)
 
@@ -95,6 +95,6 @@ def test_the_operator_keeps_its_promises() -> None:
     given = (*tensors, case.experts.w_in, case.experts.w_out, None, "glu", "silu")
     # Rows of dropped assignments are left uninitialised in the second output, so values cannot be compared there.
     torch.library.opcheck(
-        _compiled_experts, given, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        experts_loop_op, given, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
     )
     assert E == len(case.experts.w_in)

@@ -30,12 +30,12 @@ def test_what_a_mask_does() -> None:
 def test_dropout_leaves_out_its_share_and_only_in_training() -> None:
     """The mask is 0 or 1 / (1 - p), its mean 1; evaluation and p = 0 have none."""
     experts = Experts(4, 8, 50, 8, dropout=0.2)
-    mask = experts.draw_mask(400)
+    mask = experts.sample_dropout_mask(400)
     assert mask is not None
     assert {0.0, 1.25} == set(mask.unique().tolist())
     assert (mask == 0).float().mean().item() == pytest.approx(0.2, abs=0.02)
-    assert experts.eval().draw_mask(400) is None
-    assert Experts(4, 8, 50, 8).draw_mask(400) is None
+    assert experts.eval().sample_dropout_mask(400) is None
+    assert Experts(4, 8, 50, 8).sample_dropout_mask(400) is None
 
 
 @pytest.mark.parametrize("dispatch", ["auto", "loop", "einsum", "reference"])

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward, hidden, hidden_backward, init_matrix
+from moe_cli.moe.experts import (
+    ACTIVATIONS,
+    Experts,
+    FeedForward,
+    expert_activation,
+    expert_activation_backward,
+    init_matrix,
+)
 from tests.moe.formulas import ACTIVATIONS as FORMULAS
 from tests.moe.formulas import KINDS, network
 
@@ -15,17 +22,17 @@ every_activation = pytest.mark.parametrize("activation", sorted(FORMULAS))
 
 
 class Hidden(torch.autograd.Function):
-    """`hidden` with `hidden_backward` as its gradient."""
+    """`expert_activation` with `expert_activation_backward` as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, kind: str, activation: str) -> Tensor:
         ctx.save_for_backward(pre)
         ctx.kind, ctx.activation = kind, activation
-        return hidden(pre, kind, activation)
+        return expert_activation(pre, kind, activation)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return hidden_backward(grad, *ctx.saved_tensors, ctx.kind, ctx.activation), None, None
+        return expert_activation_backward(grad, *ctx.saved_tensors, ctx.kind, ctx.activation), None, None
 
 
 def test_every_activation_has_a_formula() -> None:
@@ -36,14 +43,14 @@ def test_every_activation_has_a_formula() -> None:
 @every_kind
 @every_activation
 def test_hidden_backward_is_the_gradient(kind: str, activation: str) -> None:
-    """The hand-written derivative equals finite differences (gradcheck) and autograd through `hidden`."""
+    """The hand-written derivative equals finite differences (gradcheck) and autograd through `expert_activation`."""
     torch.manual_seed(0)
     pre = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: Hidden.apply(x, kind, activation), pre)
 
-    grad = torch.randn_like(hidden(pre, kind, activation))
-    (expected,) = torch.autograd.grad(hidden(pre, kind, activation), pre, grad)
-    assert torch.allclose(expected, hidden_backward(grad, pre.detach(), kind, activation), atol=1e-12)
+    grad = torch.randn_like(expert_activation(pre, kind, activation))
+    (expected,) = torch.autograd.grad(expert_activation(pre, kind, activation), pre, grad)
+    assert torch.allclose(expected, expert_activation_backward(grad, pre.detach(), kind, activation), atol=1e-12)
 
 
 @every_kind
@@ -51,9 +58,9 @@ def test_hidden_backward_is_the_gradient(kind: str, activation: str) -> None:
 def test_hidden_backward_leaves_its_arguments_alone(kind: str, activation: str) -> None:
     """Neither the incoming gradient nor the saved product is written to."""
     pre = torch.randn(4, 6, dtype=torch.float64)
-    grad = torch.randn_like(hidden(pre, kind, activation))
+    grad = torch.randn_like(expert_activation(pre, kind, activation))
     before = pre.clone(), grad.clone()
-    hidden_backward(grad, pre, kind, activation)
+    expert_activation_backward(grad, pre, kind, activation)
     assert torch.equal(before[0], pre)
     assert torch.equal(before[1], grad)
 
@@ -68,7 +75,7 @@ def test_an_expert_is_two_matrices_around_an_activation(kind: str, activation: s
     x = torch.randn(7, 4, dtype=torch.float64)
     for e in range(3):
         expected = network(x, experts.w_in[e], experts.w_out[e], kind, activation)
-        assert torch.allclose(expected, experts.one(e, x), atol=1e-12)
+        assert torch.allclose(expected, experts.forward_one(e, x), atol=1e-12)
 
 
 @every_kind
@@ -81,7 +88,7 @@ def test_the_dense_network_is_one_expert(kind: str, activation: str) -> None:
     network = FeedForward(4, 6, kind=kind, activation=activation).double()
     network.load_state_dict({"w_in": experts.w_in[1], "w_out": experts.w_out[1]})
     x = torch.randn(2, 3, 4, dtype=torch.float64)
-    assert torch.allclose(experts.one(1, x.view(6, 4)).view(2, 3, 4), network(x), atol=1e-12)
+    assert torch.allclose(experts.forward_one(1, x.view(6, 4)).view(2, 3, 4), network(x), atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])

@@ -103,7 +103,7 @@ def test_all_experts_chosen_is_their_weighted_sum() -> None:
     """With K = E every expert answers, weighted with its softmax probability."""
     layer, x = make_layer(E), tokens()
     probs = (x @ layer.router.gate.weight.T).softmax(-1)
-    expected = sum(probs[:, e, None] * layer.experts.one(e, x) for e in range(E))
+    expected = sum(probs[:, e, None] * layer.experts.forward_one(e, x) for e in range(E))
     assert torch.allclose(expected, layer(x)[0], atol=1e-12)
 
 
@@ -266,7 +266,7 @@ def test_the_random_layer_is_an_average_of_two_experts() -> None:
     """With the random router each token gets the plain mean of the K experts on its record."""
     layer, x = make_layer(2, router=RandomConfig()), tokens()
     y, routing = layer(x)
-    answers = torch.stack([layer.experts.one(e, x) for e in range(E)])
+    answers = torch.stack([layer.experts.forward_one(e, x) for e in range(E)])
     chosen = routing.expert_ids.view(2, len(x))
     expected = (answers[chosen[0], range(len(x))] + answers[chosen[1], range(len(x))]) / 2
     assert torch.allclose(expected, y, atol=1e-12)

@@ -15,7 +15,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.moe import routing_metrics
 from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.balance import auxiliary_losses, quantile_bias, update_expert_bias
-from moe_cli.moe.gates import LinearGate, TaskGates
+from moe_cli.moe.gates import LinearGate, PerTaskGate
 from moe_cli.moe.layer import MoELayer, SparseExpertModel, make_layer
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.moe.routers.token_choice import ReluRouter
@@ -104,7 +104,7 @@ def test_back_ends_compute_nothing(backend: str) -> None:
 
 def test_gates_of_tasks_take_no_tokens() -> None:
     """A gate for each task scores an empty batch."""
-    assert (0, 3) == TaskGates(LinearGate(8, 3), 2)(torch.zeros(0, 8)).shape
+    assert (0, 3) == PerTaskGate(LinearGate(8, 3), 2)(torch.zeros(0, 8)).shape
 
 
 @pytest.mark.parametrize("name", ["d_model", "num_experts", "top_k", "d_expert", "shared_experts", "vocab_size"])

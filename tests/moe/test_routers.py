@@ -267,7 +267,7 @@ def test_whose_weights_sum_to_one(config: RouterConfig, top_k: int) -> None:
         torch.nn.init.normal_(weight, std=2.0)
     x = torch.randn(2, 20, D, dtype=torch.float64)
     y, _ = layer(x, torch.arange(40).view(2, 20))
-    assert sums_to_one(config, top_k) == torch.allclose(layer.experts.one(0, x.view(-1, D)), y.view(-1, D))
+    assert sums_to_one(config, top_k) == torch.allclose(layer.experts.forward_one(0, x.view(-1, D)), y.view(-1, D))
 
 
 def test_the_gate_starts_small_and_from_its_generator() -> None:

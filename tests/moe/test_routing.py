@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.errors import ConfigError
-from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, renormalised, routing_from_top_k
+from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, renormalise_kept, routing_from_top_k
 from tests.moe.formulas import dense, routings
 
 
@@ -185,5 +185,5 @@ def test_weights_may_be_renormalised_after_a_drop() -> None:
         torch.zeros(3, 2), torch.full((3, 2), 0.5), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1]),
         torch.tensor([0.6, 0.5, 0.8, 0.4, 0.3, 0.2]), torch.tensor([True, True, False, True, False, False]),
     )  # fmt: skip
-    kept = renormalised(routing).weights * routing.kept
+    kept = renormalise_kept(routing).weights * routing.kept
     torch.testing.assert_close(torch.tensor([0.6, 0.8, 0, 0.4, 0, 0]), kept)

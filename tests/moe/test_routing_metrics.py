@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from moe_cli.moe.routing import Routing, drop_overflow
 from moe_cli.moe.routing_metrics import (
-    choices,
+    assignments_by_group,
+    chosen_mask,
     co_activation,
     dead_experts,
     dropped_fraction,
-    group_counts,
     load_cv,
     max_violation,
     router_saturation,
@@ -133,7 +133,7 @@ def test_choices_and_co_activation_count_tokens(routing: Routing) -> None:
     asked = [set() for _ in range(routing.num_tokens)]
     for token, expert in zip(routing.token_ids.tolist(), routing.expert_ids.tolist(), strict=True):
         asked[token].add(expert)
-    chosen = choices(routing)
+    chosen = chosen_mask(routing)
     assert [sorted(experts) for experts in asked] == [row.nonzero().flatten().tolist() for row in chosen]
     experts = range(routing.num_experts)
     pairs = [[sum(i in one and j in one for one in asked) for j in experts] for i in experts]
@@ -160,7 +160,7 @@ def test_saturation_by_hand() -> None:
 def test_group_counts_split_the_load(routing: Routing, seed: int) -> None:
     """Groups together make the load, and each is the load of its own tokens."""
     groups = torch.randint(3, (routing.num_tokens,), generator=torch.Generator().manual_seed(seed))
-    counts = group_counts(routing, groups, 3)
+    counts = assignments_by_group(routing, groups, 3)
     assert routing.tokens_per_expert.tolist() == counts.sum(0).tolist()
     for group in range(3):
         theirs = routing.expert_ids[groups[routing.token_ids] == group]

@@ -1,5 +1,9 @@
 """Run folders as training leaves them, without training."""
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +77,16 @@ def set_status(run: Run, status: str, **fields: Any) -> None:
 
 def sweep_of_three_seeds(outputs: Path) -> None:
     """A dense model and three sparse ones, three seeds each, in the group `sparsity`."""
+    shutil.copytree(_three_seeds(), outputs, dirs_exist_ok=True)
+
+
+@cache
+def _three_seeds() -> Path:
+    """Made once, and copied from then on."""
+    outputs = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, outputs, ignore_errors=True)
     for seed in range(3):
         complete(outputs, 1.83 + 0.01 * seed, "sparsity", expert=1, seed=seed)
         for expert, k, val_bpb in ((8, 1, 1.77), (8, 2, 1.76), (16, 2, 1.71)):
             complete(outputs, val_bpb + 0.008 * seed, "sparsity", expert=expert, k=k, seed=seed)
+    return outputs

@@ -114,8 +114,10 @@ FAILURES: dict[str, tuple[Break, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("caller", ["command", "Python"])
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize(
+    ("failure", "caller"), [*((failure, "command") for failure in FAILURES), ("no Ray", "Python"), ("no data", "Python"),
+                            ("a run cannot be moved", "Python")]
+)  # fmt: skip
 def test_what_fails_destroys_nothing(failure: str, caller: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --force, whatever keeps a sweep from starting, every complete run is as it was, byte by byte."""
     breaks, more = FAILURES[failure]

@@ -123,6 +123,7 @@ def test_a_new_model_guesses_uniformly() -> None:
     assert math.log(10) == pytest.approx(-logits.log_softmax(-1).mean().item(), rel=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
     """Some dozen steps on images of noise with classes by chance leave next to no loss."""

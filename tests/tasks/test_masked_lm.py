@@ -143,6 +143,7 @@ def test_a_run_reports_accuracy_and_pseudo_perplexity(text_file: Path, tmp_path:
     )
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
     """Some dozen steps on the hidden tokens of one batch leave next to no loss."""

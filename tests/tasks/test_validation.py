@@ -115,9 +115,17 @@ def test_sliding_windows_score_every_token_once(val: int, length: int, size: int
     assert expected == found
 
 
-@pytest.mark.parametrize(("length", "stride"), [(None, None), (None, 1), (None, 7), (12, 5)])
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
-    ("family", "packing"), [("gpt", "concat"), ("gpt", "isolate"), ("gpt", "pad"), ("lstm", "concat"), ("lstm", "pad")]
+    ("family", "packing", "length", "stride"),
+    [
+        ("gpt", "concat", None, None),
+        ("gpt", "concat", 12, 5),
+        ("gpt", "isolate", None, 7),
+        ("gpt", "pad", 12, 5),
+        ("lstm", "concat", None, 1),
+        ("lstm", "pad", None, 7),
+    ],
 )
 def test_the_loss_is_that_of_each_token_on_its_own(
     folder: Path, tmp_path: Path, family: str, packing: str, length: int | None, stride: int | None

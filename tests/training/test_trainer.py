@@ -21,7 +21,7 @@ from moe_cli.config.balances import BalanceLoss, LossFreeBalance, NoBalance, Swi
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
-from moe_cli.costs.model import cost, training_steps
+from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.models.registry import make_model
@@ -201,7 +201,7 @@ def test_gradients_are_clipped_to_the_limit(text_file: Path, tmp_path: Path) -> 
 def test_steps_and_tokens_end_on_the_step(text_file: Path, tmp_path: Path) -> None:
     """A budget of steps is met exactly, one of tokens by the step that reaches it, one of FLOPs to half a step."""
     config = tiny_config(text_file)
-    per_step = cost(config, 256).flops_per_step
+    per_step = estimate_cost(config, 256).flops_per_step
     for budget, steps in (({"steps": 3}, 3), ({"tokens": 65}, 2), ({"tokens": 64}, 1), ({"flops": 2.4 * per_step}, 2)):
         run = finish(tiny_config(text_file, train={"steps": None, **budget}), tmp_path)
         assert (steps, 64 * steps) == (run.summary()["steps"], run.summary()["tokens"])

@@ -23,6 +23,7 @@ from moe_cli.training.evaluate import evaluate
 from moe_cli.training.upcycle import upcycle
 from tests.tiny import TINY, finish, tiny_config, tiny_task
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 FAMILIES: dict[str, dict[str, Any]] = {"gpt": {}, **TINY}
 # What a sparse model may have that its dense run has not; the dense function is the same.
 GROWTHS: dict[str, dict[str, Any]] = {
@@ -97,7 +98,16 @@ def test_every_family_is_here() -> None:
     assert MODELS.keys() == FAMILIES.keys()
 
 
-@pytest.mark.parametrize(("name", "growth"), [case for case in product(FAMILIES, GROWTHS) if case not in IMPOSSIBLE])
+@pytest.mark.parametrize(
+    ("name", "growth"),
+    [
+        case
+        if "gpt" in case or case[1] in ("as it is", "shared, gated")
+        else pytest.param(*case, marks=pytest.mark.slow)
+        for case in product(FAMILIES, GROWTHS)
+        if case not in IMPOSSIBLE
+    ],
+)
 def test_every_family_starts_as_its_dense_run(
     text_file: Path, dense_runs: dict[str, Run], name: str, growth: str
 ) -> None:

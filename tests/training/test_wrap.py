@@ -110,8 +110,8 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 CASES |= STOPPED | RESUMED
 # One of each kind of thing that processes share; the others are of the slow tests, by four processes.
 QUICK = {name: CASES[name] for name in (
-    "dp", "fsdp", "experts", "both", "ema-both", "sparse-updates", "capacity", "capacity-causal", "global", "loss-free", "quantile",
-    "sinkhorn", "expert-choice", "expert-choice-capacity", "shared", "nan-skip", "bert", "t5", "mmoe", "stopped-both", "resumed-both",
+    "dp", "fsdp", "experts", "sparse-updates", "capacity", "global", "quantile", "expert-choice-capacity", "nan-skip", "t5",
+    "stopped-both", "resumed-both",
 )}  # fmt: skip
 # Random numbers are drawn anew in each process: such runs are other runs, that must end as well.
 NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from moe_cli.distributed import collectives
-from moe_cli.distributed.launch import leave, processes, rank
+from moe_cli.distributed.launch import hard_exit, rank, world_size
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run
 from moe_cli.tasks.causal_lm import TextTask
@@ -37,7 +37,7 @@ def spoiled(run: Run) -> Iterator[None]:
 
     def nan_loss(self: TextTask, model: Any, given: Any) -> Any:
         value, routings = loss(self, model, given)
-        bad = model.training and here["index"] == SPOILED and rank() == processes() - 1
+        bad = model.training and here["index"] == SPOILED and rank() == world_size() - 1
         return value * (math.nan if bad else 1.0), routings
 
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +61,7 @@ def main(outputs: str, file: str) -> None:
             run_one(Run(Path(folder)), Path(outputs), observe)
         gc.freeze()  # a run ends with a collection, which need not look at what has been imported
     stop()
-    leave(0)
+    hard_exit(0)
 
 
 if __name__ == "__main__":

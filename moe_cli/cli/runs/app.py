@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after runs. Example: moe runs ls")
 
 Statuses = Annotated[
-    str | None, typer.Option("--status", metavar="A,B", help="Only runs that are so, such as failed,interrupted.")
+    str | None, typer.Option("--status", metavar="A,B", help="Filter by status, such as failed,interrupted.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -32,7 +32,6 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
-    from moe_cli.formatting import plural
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_runs
     from moe_cli.runs.status import read_statuses
@@ -45,7 +44,7 @@ def ls(
     elif shown:
         _print_list(shown)
     else:
-        echo(f"of {plural(len(found), 'run')} none is as asked for.", err=True)
+        echo(f"no matching runs ({len(found)} checked).", err=True)
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:
@@ -128,7 +127,7 @@ def experts(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """How a run used its experts: load, balance, domains, tokens. Example: moe runs experts latest --layer 2"""
+    """Show a run's use of its experts: load, balance, domains, tokens. Example: moe runs experts latest --layer 2"""
     from moe_cli.cli.runs.experts import print_experts
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
@@ -165,10 +164,10 @@ def diff(
 def tag_run(
     run: RunName,
     tags: Annotated[list[str], typer.Argument(metavar="TAG", help="Words to find it by.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Take these tags away.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove these tags.")] = False,
     outputs: Outputs = None,
 ) -> None:
-    """Give a run tags, or take them away. Example: moe runs tag latest baseline"""
+    """Add tags to a run, or remove them. Example: moe runs tag latest baseline"""
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
     from moe_cli.runs.tags import check_tag, read_tags, set_tags
@@ -203,7 +202,7 @@ def rm(
         raise ConfigError("say which: either runs by name, or --status and --sweep. See: moe runs ls")
     chosen = _named(folder, names) if names else _matching(folder, status, sweep)
     if not chosen:
-        echo("no run is as asked for: nothing is removed.", err=True)
+        echo("no matching runs: nothing is removed.", err=True)
         return
     for run in chosen:
         check_idle(run)  # before the first is moved
@@ -240,11 +239,11 @@ def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run
 
 
 def _confirm(question: str, names: list[str]) -> None:
-    """Raises ConfigError where there is nobody to ask; leaves with exit code 1 when the answer is no."""
+    """Asks on a terminal. Raises ConfigError without one; exits with code 1 when the answer is no."""
     from moe_cli.errors import ConfigError
 
     if not sys.stdin.isatty():
-        raise ConfigError(f"{question} There is nobody to ask here: say it with --yes")
+        raise ConfigError(f"{question} Not a terminal: pass --yes to confirm.")
     for name in names[:10]:
         _echo(f"  {name}")
     if len(names) > 10:
@@ -295,17 +294,17 @@ def restore(
 @runs.command()
 def clean(
     older_than: Annotated[
-        str, typer.Option("--older-than", metavar="30d", help="Runs in the trash for so long; 0d: all, 12h: hours.")
+        str, typer.Option("--older-than", metavar="30d", help="Trash older than this; 0d: all, 12h: hours.")
     ] = "30d",
     checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Of complete runs, all checkpoints but the newest and the best.")
+        bool, typer.Option("--checkpoints", help="Older checkpoints of complete runs, but not the best.")
     ] = False,
     cache: Annotated[bool, typer.Option("--cache", help="Cached data that no run uses.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Free it, for good.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete permanently.")] = False,
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what could be freed; free it with --yes. Example: moe runs clean --older-than 0d --checkpoints --yes"""
+    """List what could be deleted; delete it with --yes. Example: moe runs clean --older-than 0d --checkpoints --yes"""
     from moe_cli.cli.runs.cleanup import delete_all, parse_age, print_reclaimable
     from moe_cli.runs.cleanup import find_reclaimable
     from moe_cli.runs.folder import outputs_folder

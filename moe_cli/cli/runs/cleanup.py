@@ -1,4 +1,4 @@
-"""What moe runs restore and clean print: the trash, and what can be freed."""
+"""Output of moe runs restore and clean: the trash, and what can be deleted."""
 
 import re
 import time
@@ -70,7 +70,7 @@ def delete_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
 def print_reclaimable(
     waste: Sequence[Reclaimable], chosen: Sequence[Reclaimable], freed: Sequence[Reclaimable] | None
 ) -> None:
-    """What could be freed, by kind, or what was."""
+    """Prints what could be deleted by kind, or what was."""
     console = Terminal()
     if freed is not None:
         total = sum(each.num_bytes for each in freed)
@@ -92,7 +92,7 @@ def print_reclaimable(
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     total = sum(each.num_bytes for each in chosen)
     if chosen:
-        echo(f"nothing was freed. With --yes: {_counted(chosen)}, {count(total)}B, for good.")
+        echo(f"nothing was deleted. With --yes, permanently: {_counted(chosen)}, {count(total)}B.")
     else:
         echo("nothing was freed. Add the option of what you do not need, and --yes.")
 

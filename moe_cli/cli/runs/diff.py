@@ -16,7 +16,7 @@ PLOT_HEIGHT = 12
 
 
 def print_comparison(comparison: RunComparison) -> None:
-    """Which two, what differs, figures, curves, load."""
+    """Prints the settings that differ, the metrics, the curves and the load of both runs."""
     console = Terminal()
     width = console.width if console.is_terminal else PIPED_WIDTH
     lines = []

@@ -1,4 +1,4 @@
-"""What moe runs show prints: one run, from its folder alone."""
+"""Output of moe runs show: one run, from its folder alone."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ def _settings(run: Run) -> list[str]:
 
 
 def _results(each: RunStatus) -> list[tuple[str, list[str]]]:
-    """What is known of the results; figures that are absent or of another type are left out."""
+    """Returns the results by label; values that are absent or of another type are left out."""
     found = {key: number(value) for key, value in each.results.items()}
 
     def pieces(**forms: str) -> list[str]:
@@ -135,7 +135,7 @@ def _load(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Where it ran, on which code and text. Whatever a stranger's file has in their place is left out."""
+    """Returns where it ran, with its code and data. Values of another type are left out."""
     rows = []
     packages = meta.get("packages") if isinstance(meta.get("packages"), dict) else {}
     place = [str(meta[key]) for key in ("platform", "gpu") if meta.get(key)]

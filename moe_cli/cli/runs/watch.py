@@ -18,7 +18,7 @@ from moe_cli.runs.lookup import find_folder, find_run, is_run, list_runs, list_r
 from moe_cli.runs.status import RunStatus, StatusCache
 
 POLL_SECONDS = 1.0
-# A sweep on which nobody here is at work, and whose folders were silent for so long, was stopped.
+# A sweep without a process on this machine, whose folders did not change for this long, was stopped.
 STALE_SECONDS = 60.0
 RESCAN_SECONDS = 10.0
 CURVE_WIDTH = 40
@@ -26,7 +26,7 @@ Sleep = Callable[[float], None]
 
 
 def resolve_target(outputs: Path, name: str | None) -> Path | Run:
-    """What to watch: the folder of a sweep, or a run. Without a name the newest sweep, or the newest run if there is none.
+    """Returns the folder of a sweep, or a run. Without a name the newest sweep, or the newest run if there is none.
 
     Raises:
         RunNotFound: there is nothing of that name.
@@ -58,42 +58,42 @@ class SweepFolder:
         return found != old
 
     def standing(self) -> tuple[SweepProgress, float]:
-        """Where they stand, and when one of them last gave a sign of life."""
+        """Returns their states, and the time of the last heartbeat."""
         seen = [self._watcher.get(run) for run in self.runs]
         by = {
             status: [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED, PRUNED)
         }
         waiting = len(seen) - sum(map(len, by.values()))
-        sign = max((max(each.created, each.started, each.last_heartbeat) for each in seen), default=0.0)
-        return SweepProgress(by[COMPLETED], by[RUNNING], by[FAILED], waiting, len(by[PRUNED])), sign
+        last_heartbeat = max((max(each.created, each.started, each.last_heartbeat) for each in seen), default=0.0)
+        return SweepProgress(by[COMPLETED], by[RUNNING], by[FAILED], waiting, len(by[PRUNED])), last_heartbeat
 
 
 def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> int:
-    """Shows a sweep until nothing is left to do or nobody does it. The exit code: 0, or 3 if runs are not complete."""
+    """Shows a sweep until it ends or stops. Returns the exit code: 0, or 3 if runs are not complete."""
     sweep = SweepFolder(folder)
-    told: dict[Path, str] | None = None
+    reported: dict[Path, str] | None = None
     with LivePanel(console, {}) as board:
         while True:
             if sweep.rescan():
                 board.labels = run_labels(sweep.runs)
-            standing, sign = sweep.standing()
-            changed = _changed(standing, told or {})
-            for each in changed if not console.is_terminal or told is not None else []:
+            standing, last_heartbeat = sweep.standing()
+            changed = _changed(standing, reported or {})
+            for each in changed if not console.is_terminal or reported is not None else []:
                 if not (console.is_terminal and each.status == RUNNING):
                     board.print(_change(each, board.label(each.run)))
-            told = {**(told or {}), **{each.run.path: each.status for each in changed}}
+            reported = {**(reported or {}), **{each.run.path: each.status for each in changed}}
             board.show(standing)
-            waits = standing.waiting and (is_sweep_running(folder) or time.time() - sign < STALE_SECONDS)
+            waits = standing.waiting and (is_sweep_running(folder) or time.time() - last_heartbeat < STALE_SECONDS)
             if not standing.running and not waits:
                 break
             sleep(POLL_SECONDS)
     return _end(console, folder.name, standing)
 
 
-def _changed(standing: SweepProgress, told: Mapping[Path, str]) -> list[RunStatus]:
-    """The runs that began or ended since `told`, in the order in which they did."""
+def _changed(standing: SweepProgress, reported: Mapping[Path, str]) -> list[RunStatus]:
+    """Returns the runs that began or ended since `reported`, in that order."""
     seen = (*standing.done, *standing.failed, *standing.running)
-    changed = [each for each in seen if told.get(each.run.path) != each.status]
+    changed = [each for each in seen if reported.get(each.run.path) != each.status]
     return sorted(changed, key=lambda each: each.started if each.status == RUNNING else each.last_heartbeat)
 
 
@@ -105,17 +105,13 @@ def _end(console: Console, name: str, standing: SweepProgress) -> int:
     text = f"{len(standing.done)} of {plural(standing.total, 'run')} complete"
     text += f", {len(standing.failed)} failed" if standing.failed else ""
     text += f", {standing.pruned} pruned" if standing.pruned else ""
-    text += (
-        f", {standing.waiting} to go, and nobody is at work on them: the same sweep command continues"
-        if standing.waiting
-        else ""
-    )
+    text += f", {standing.waiting} to go and not running: the same sweep command continues" if standing.waiting else ""
     console.print(Text(f"{text}. See: moe report {printable(name)}"), soft_wrap=True, highlight=False)
     return 3 if standing.failed or standing.waiting else 0
 
 
 def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
-    """What tells the runs of a sweep apart, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
+    """Returns labels of what varies, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
     from moe_cli.config.ranges import show
     from moe_cli.report.load import flat_settings
     from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
@@ -132,8 +128,8 @@ def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
-    """Shows a run until it ends or nobody is at work on it. The exit code: 0 if it is complete, else 1."""
-    watcher, told = StatusCache(), None
+    """Shows a run until it ends or stops. Returns the exit code: 0 if it is complete, else 1."""
+    watcher, reported = StatusCache(), None
     last, curve = None, list[float]()
     with LivePanel(console, {}) as board:
         while True:
@@ -141,8 +137,8 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
             if each is not last:
                 last, curve = each, validation_curve(run).values
             news = each.val_loss if each.status == RUNNING else None
-            if not console.is_terminal and news is not None and news != told:
-                told = news
+            if not console.is_terminal and news is not None and news != reported:
+                reported = news
                 board.print(Text("  ".join([_step(each), *_facts(each)])))
             board.draw(run_panel(each, curve, console.width, time.time()))
             if each.status != RUNNING and not _waits(each):
@@ -152,7 +148,7 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
         board.print(finished_line(each, run.id))
     else:
         hint = f"Go on with: moe train --resume {printable(run.id)}"
-        board.print(Text(f"{printable(run.id)} is {each.status}: nobody is at work on it. {hint}"))
+        board.print(Text(f"{printable(run.id)} is {each.status} and not running. {hint}"))
     return 0 if each.status == COMPLETED else 1
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.loop import loop
 from moe_cli.moe.backends.one_hot import einsum
-from moe_cli.moe.experts import Experts, hidden
-from moe_cli.moe.permutation import make_plan, operand_dtype, operands
+from moe_cli.moe.experts import Experts, expert_activation
+from moe_cli.moe.permutation import cast_for_matmul, operand_dtype, permutation_of
 from moe_cli.moe.routing import Routing
 
 # Up to this many rows per expert, on a CPU in float32, a call per product from Python costs more than it gains.
@@ -34,11 +34,11 @@ def reference(
     for a in range(len(routing.token_ids)):
         if routing.kept[a]:
             token, expert = int(routing.token_ids[a]), int(routing.expert_ids[a])
-            answer = experts.one(expert, x[token : token + 1], None if mask is None else mask[a])[0]
-            rows[token].append(routing.weights[a].to(answer.dtype) * answer)
-    nothing = x.new_zeros(experts.w_out.shape[1])
-    sums = [torch.stack(row).sum(0) if row else nothing for row in rows]
-    return torch.stack(sums) if sums else x.new_zeros(0, len(nothing))
+            output = experts.forward_one(expert, x[token : token + 1], None if mask is None else mask[a])[0]
+            rows[token].append(routing.weights[a].to(output.dtype) * output)
+    zeros = x.new_zeros(experts.w_out.shape[1])
+    sums = [torch.stack(row).sum(0) if row else zeros for row in rows]
+    return torch.stack(sums) if sums else x.new_zeros(0, len(zeros))
 
 
 def grouped_mm(
@@ -58,16 +58,16 @@ def grouped_mm(
             f"dispatch=grouped_mm is not available for {query.dtype} on {query.device} with widths {query.widths}. "
             "Use dispatch=auto, or widths that are multiples of 16 bytes."
         )
-    plan = make_plan(routing)
-    ends = torch.tensor(plan.counts, device=x.device).cumsum(0, dtype=torch.int32)
-    given = operands(experts, x)
-    inputs = given.x.index_select(0, plan.token_ids)
-    pre = F.grouped_mm(inputs, given.w_in.transpose(1, 2), offs=ends)
-    act = hidden(pre, experts.kind, experts.activation)
-    act = act if mask is None else act * mask[plan.assignments].to(act.dtype)
-    answers = F.grouped_mm(act, given.w_out.transpose(1, 2), offs=ends)
-    weighted = answers * routing.weights.index_select(0, plan.assignments).to(answers.dtype).unsqueeze(1)
-    return weighted.new_zeros(1, weighted.shape[1]).expand(len(x), -1).index_add(0, plan.token_ids, weighted)
+    permutation = permutation_of(routing)
+    ends = torch.tensor(permutation.counts, device=x.device).cumsum(0, dtype=torch.int32)
+    operands = cast_for_matmul(experts, x)
+    inputs = operands.x.index_select(0, permutation.token_ids)
+    pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)
+    act = expert_activation(pre, experts.kind, experts.activation)
+    act = act if mask is None else act * mask[permutation.assignments].to(act.dtype)
+    outputs = F.grouped_mm(act, operands.w_out.transpose(1, 2), offs=ends)
+    weighted = outputs * routing.weights.index_select(0, permutation.assignments).to(outputs.dtype).unsqueeze(1)
+    return weighted.new_zeros(1, weighted.shape[1]).expand(len(x), -1).index_add(0, permutation.token_ids, weighted)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe_cli.moe.experts import Experts, hidden, hidden_backward
-from moe_cli.moe.permutation import Plan, make_plan, operands, sort_rows, sum_by_token
+from moe_cli.moe.experts import Experts, expert_activation, expert_activation_backward
+from moe_cli.moe.permutation import Permutation, build_permutation, cast_for_matmul, permutation_of, sum_by_token
 from moe_cli.moe.routing import Routing
 
 # Pointwise work is done on about this many rows at a time, so that it stays in the processor's cache.
@@ -29,14 +29,20 @@ def loop(
     the number of rows is not known beforehand), and the mask if there is one. The sorted input and the activation are
     recomputed. The experts' answers are not kept, because d(weight) = <dy W_out, hidden> needs only what is there.
     """
-    given = operands(experts, x)
+    operands = cast_for_matmul(experts, x)
     if torch.compiler.is_compiling():
-        return _compiled_experts(  # type: ignore[no-any-return]
-            given.x, routing.token_ids, routing.expert_ids, routing.weights, routing.kept, given.w_in, given.w_out,
+        return experts_loop_op(  # type: ignore[no-any-return]
+            operands.x, routing.token_ids, routing.expert_ids, routing.weights, routing.kept, operands.w_in, operands.w_out,
             mask, experts.kind, experts.activation,
         )[0]  # fmt: skip
-    return _GroupedExperts.apply(  # type: ignore[no-any-return]
-        given.x, routing.weights, given.w_in, given.w_out, mask, make_plan(routing), (experts.kind, experts.activation)
+    return _ExpertsLoop.apply(  # type: ignore[no-any-return]
+        operands.x,
+        routing.weights,
+        operands.w_in,
+        operands.w_out,
+        mask,
+        permutation_of(routing),
+        (experts.kind, experts.activation),
     )
 
 
@@ -54,7 +60,7 @@ def chunks(counts: list[int]) -> list[tuple[range, slice]]:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedForBackward:
     """What forward leaves for backward.
 
     Attributes:
@@ -73,73 +79,75 @@ class Kept:
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.x, self.weights, self.w_in, self.w_out, self.pre, self.mask
 
-    def masked(self, values: Float[Tensor, "N F"], assignments: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+    def apply_mask_(self, values: Float[Tensor, "N F"], assignments: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
         """The values, in place, as the mask leaves them."""
         return values if self.mask is None else values.mul_(self.mask[assignments])
 
 
-def _forward(kept: Kept, plan: Plan, kind: str, activation: str) -> Float[Tensor, "T D_out"]:
-    """The answer; fills `kept.pre`."""
-    inputs, pre = kept.x.index_select(0, plan.token_ids), kept.pre[: len(plan.token_ids)]
-    answers = inputs.new_empty(len(inputs), kept.w_out.shape[1])
-    w_in_t, w_out_t = kept.w_in.transpose(1, 2).unbind(0), kept.w_out.transpose(1, 2).unbind(0)
-    for experts, rows in chunks(plan.counts):
-        counts = plan.counts[experts.start : experts.stop]
+def _forward(saved: SavedForBackward, permutation: Permutation, kind: str, activation: str) -> Float[Tensor, "T D_out"]:
+    """The answer; fills `saved.pre`."""
+    inputs, pre = saved.x.index_select(0, permutation.token_ids), saved.pre[: len(permutation.token_ids)]
+    outputs = inputs.new_empty(len(inputs), saved.w_out.shape[1])
+    w_in_t, w_out_t = saved.w_in.transpose(1, 2).unbind(0), saved.w_out.transpose(1, 2).unbind(0)
+    for experts, rows in chunks(permutation.counts):
+        counts = permutation.counts[experts.start : experts.stop]
         for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
             torch.mm(source, w_in_t[e], out=target)
-        act = kept.masked(hidden(pre[rows], kind, activation), plan.assignments[rows])
-        for e, source, target in zip(experts, act.split(counts), answers[rows].split(counts), strict=True):
+        act = saved.apply_mask_(expert_activation(pre[rows], kind, activation), permutation.assignments[rows])
+        for e, source, target in zip(experts, act.split(counts), outputs[rows].split(counts), strict=True):
             torch.mm(source, w_out_t[e], out=target)
-    return sum_by_token(plan, answers, kept.weights.index_select(0, plan.assignments).to(answers.dtype))
+    return sum_by_token(permutation, outputs, saved.weights.index_select(0, permutation.assignments).to(outputs.dtype))
 
 
-def _backward(grad_y: Tensor, kept: Kept, plan: Plan, kind: str, activation: str) -> tuple[Tensor, ...]:
+def _backward(
+    grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, kind: str, activation: str
+) -> tuple[Tensor, ...]:
     """The gradients of x, weights, w_in and w_out."""
-    w_in, w_out, pre = kept.w_in, kept.w_out, kept.pre
-    inputs, grads = kept.x.index_select(0, plan.token_ids), grad_y.index_select(0, plan.token_ids)
-    row_weights = kept.weights.index_select(0, plan.assignments)
+    w_in, w_out, pre = saved.w_in, saved.w_out, saved.pre
+    inputs, grads = saved.x.index_select(0, permutation.token_ids), grad_y.index_select(0, permutation.token_ids)
+    row_weights = saved.weights.index_select(0, permutation.assignments)
     scale = row_weights.to(grads.dtype).unsqueeze(1)
     grad_row_weights, grad_inputs = torch.empty_like(row_weights), torch.empty_like(inputs)
     grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
-    for experts, rows in chunks(plan.counts):
-        counts = plan.counts[experts.start : experts.stop]
+    for experts, rows in chunks(permutation.counts):
+        counts = permutation.counts[experts.start : experts.stop]
         grad_hidden = pre.new_empty(rows.stop - rows.start, w_out.shape[2])
         for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
             torch.mm(source, w_out[e], out=target)
-        kept.masked(grad_hidden, plan.assignments[rows])
-        act = hidden(pre[rows], kind, activation)
+        saved.apply_mask_(grad_hidden, permutation.assignments[rows])
+        act = expert_activation(pre[rows], kind, activation)
         grad_row_weights[rows] = (grad_hidden * act).sum(1, dtype=row_weights.dtype)
-        kept.masked(act, plan.assignments[rows]).mul_(scale[rows])
-        grad_pre = hidden_backward(grad_hidden.mul_(scale[rows]), pre[rows], kind, activation)
+        saved.apply_mask_(act, permutation.assignments[rows]).mul_(scale[rows])
+        grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], kind, activation)
         split = zip(experts, grads[rows].split(counts), act.split(counts), grad_pre.split(counts),
                     inputs[rows].split(counts), grad_inputs[rows].split(counts), strict=True)  # fmt: skip
         for e, grad, act_e, grad_pre_e, input_e, grad_input_e in split:
             torch.mm(grad.T, act_e, out=grad_w_out[e])
             torch.mm(grad_pre_e.T, input_e, out=grad_w_in[e])
             torch.mm(grad_pre_e, w_in[e], out=grad_input_e)
-    grad_weights = torch.zeros_like(kept.weights).index_copy_(0, plan.assignments, grad_row_weights)
-    return sum_by_token(plan, grad_inputs), grad_weights, grad_w_in, grad_w_out
+    grad_weights = torch.zeros_like(saved.weights).index_copy_(0, permutation.assignments, grad_row_weights)
+    return sum_by_token(permutation, grad_inputs), grad_weights, grad_w_in, grad_w_out
 
 
-class _GroupedExperts(torch.autograd.Function):
+class _ExpertsLoop(torch.autograd.Function):
     """The loop for ordinary execution; see `loop` for what it keeps."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, mask: Tensor | None, plan: Plan,
-        how: tuple[str, str],
+        ctx: Any, x: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, mask: Tensor | None, permutation: Permutation,
+        ffn_type_and_activation: tuple[str, str],
     ) -> Tensor:  # fmt: skip
-        kept = Kept(x, weights, w_in, w_out, x.new_empty(len(plan.token_ids), w_in.shape[1]), mask)
-        ctx.counts, ctx.how = plan.counts, how
-        ctx.save_for_backward(*kept.tensors, *plan.tensors)
-        return _forward(kept, plan, *how)
+        saved = SavedForBackward(x, weights, w_in, w_out, x.new_empty(len(permutation.token_ids), w_in.shape[1]), mask)
+        ctx.counts, ctx.ffn_type_and_activation = permutation.counts, ffn_type_and_activation
+        ctx.save_for_backward(*saved.tensors, *permutation.tensors)
+        return _forward(saved, permutation, *ffn_type_and_activation)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        *kept, assignments, token_ids, bag_rows, bag_starts = ctx.saved_tensors
-        plan = Plan(assignments, token_ids, ctx.counts, bag_rows, bag_starts)
-        return *_backward(grad_y, Kept(*kept), plan, *ctx.how), None, None, None
+        *saved, assignments, token_ids, token_order, token_offsets = ctx.saved_tensors
+        permutation = Permutation(assignments, token_ids, ctx.counts, token_order, token_offsets)
+        return *_backward(grad_y, SavedForBackward(*saved), permutation, *ctx.ffn_type_and_activation), None, None, None
 
 
 # The same for torch.compile: the rows of each expert are data, which a compiler cannot look into, so the loop is one
@@ -150,13 +158,13 @@ class _GroupedExperts(torch.autograd.Function):
     schema="(Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, Tensor w_out, "
     "Tensor? mask, str kind, str activation) -> (Tensor, Tensor)",
 )
-def _compiled_experts(  # noqa: PLR0913  (an operator takes tensors one by one)
+def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor, w_out: Tensor,
     mask: Tensor | None, kind: str, activation: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    plan = sort_rows(token_ids, expert_ids, kept, (len(x), len(w_in)))
+    permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     pre = x.new_empty(len(expert_ids), w_in.shape[1])
-    return _forward(Kept(x, weights, w_in, w_out, pre, mask), plan, kind, activation), pre
+    return _forward(SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, kind, activation), pre
 
 
 @torch.library.custom_op(
@@ -169,32 +177,32 @@ def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     grad_y: Tensor, x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor,
     w_out: Tensor, mask: Tensor | None, pre: Tensor, kind: str, activation: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    plan = sort_rows(token_ids, expert_ids, kept, (len(x), len(w_in)))
-    return _backward(grad_y, Kept(x, weights, w_in, w_out, pre, mask), plan, kind, activation)
+    permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
+    return _backward(grad_y, SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, kind, activation)
 
 
-@_compiled_experts.register_fake
-def _shapes(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+@experts_loop_op.register_fake
+def _fake_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     _, expert_ids, _, _, w_in, w_out, *_ = others
     return x.new_empty(x.shape[0], w_out.shape[1]), x.new_empty(expert_ids.shape[0], w_in.shape[1])
 
 
 @_compiled_backward.register_fake
-def _backward_shapes(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _fake_backward(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
     _, _, weights, _, w_in, w_out, *_ = others
     return tuple(torch.empty_like(tensor) for tensor in (x, weights, w_in, w_out))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, kind, activation = inputs
     ctx.set_materialize_grads(False)
-    ctx.how = (kind, activation)
+    ctx.ffn_type_and_activation = (kind, activation)
     ctx.save_for_backward(*tensors, output[1])
 
 
-def _differentiate(ctx: Any, grad_y: Tensor, grad_pre: None) -> tuple[Tensor | None, ...]:
-    x, weights, w_in, w_out = _compiled_backward(grad_y, *ctx.saved_tensors, *ctx.how)
+def _backward_formula(ctx: Any, grad_y: Tensor, grad_pre: None) -> tuple[Tensor | None, ...]:
+    x, weights, w_in, w_out = _compiled_backward(grad_y, *ctx.saved_tensors, *ctx.ffn_type_and_activation)
     return x, None, None, weights, None, w_in, w_out, None, None, None
 
 
-_compiled_experts.register_autograd(_differentiate, setup_context=_keep)
+experts_loop_op.register_autograd(_backward_formula, setup_context=_setup_context)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_cli.moe.experts import Experts, hidden
-from moe_cli.moe.permutation import make_plan, operands, places_in_expert
+from moe_cli.moe.experts import Experts, expert_activation
+from moe_cli.moe.permutation import cast_for_matmul, permutation_of, position_in_expert
 from moe_cli.moe.routing import Routing
 
 
@@ -21,15 +21,15 @@ def einsum(
     Kept for backward, by autograd: both tensors [T, E, C], x, the dispatched input [E, C, D_in], the first product
     [E, C, H], what the activation makes of it, and the answers [E, C, D_out]. Nothing is recomputed.
     """
-    plan = make_plan(routing)
-    given = operands(experts, x)
-    place = (plan.token_ids, routing.expert_ids[plan.assignments], places_in_expert(plan))
-    nothing = given.x.new_zeros(len(x), len(plan.counts), max(plan.counts))
-    dispatch = nothing.index_put(place, nothing.new_ones(()))
-    combine = nothing.index_put(place, routing.weights[plan.assignments].to(nothing.dtype))
-    dispatched = torch.einsum("tec,td->ecd", dispatch, given.x)
-    act = hidden(torch.einsum("ecd,ehd->ech", dispatched, given.w_in), experts.kind, experts.activation)
+    permutation = permutation_of(routing)
+    operands = cast_for_matmul(experts, x)
+    place = (permutation.token_ids, routing.expert_ids[permutation.assignments], position_in_expert(permutation))
+    zeros = operands.x.new_zeros(len(x), len(permutation.counts), max(permutation.counts))
+    dispatch = zeros.index_put(place, zeros.new_ones(()))
+    combine = zeros.index_put(place, routing.weights[permutation.assignments].to(zeros.dtype))
+    dispatched = torch.einsum("tec,td->ecd", dispatch, operands.x)
+    act = expert_activation(torch.einsum("ecd,ehd->ech", dispatched, operands.w_in), experts.kind, experts.activation)
     if mask is not None:
-        act = act * torch.zeros_like(act).index_put(place[1:], mask[plan.assignments].to(act.dtype))
-    answers = torch.einsum("ecf,edf->ecd", act, given.w_out)
-    return torch.einsum("tec,ecd->td", combine, answers)
+        act = act * torch.zeros_like(act).index_put(place[1:], mask[permutation.assignments].to(act.dtype))
+    outputs = torch.einsum("ecf,edf->ecd", act, operands.w_out)
+    return torch.einsum("tec,ecd->td", combine, outputs)

@@ -1,6 +1,5 @@
 """The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
 
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.text import Text
@@ -13,6 +12,7 @@ from moe_cli.report.columns import truncate_left
 from moe_cli.report.comparability import count_code_versions
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.looks import looks_sentence
+from moe_cli.report.render.terminal import pack, wrap
 from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
@@ -39,7 +39,7 @@ def header_lines(table: ReportTable, title: str, width: int) -> list[Text]:
         pieces.append(_span((row.results.tokens for row in rows), count) + " tokens")
     if any(row.results.active_params for row in rows):
         pieces.append("active parameters " + _span((row.results.active_params for row in rows), count))
-    lines = _pack([truncate_left(printable(title)), *pieces], width, "   ", " " * 2)
+    lines = [Text(line) for line in pack([truncate_left(printable(title)), *pieces], width, "   ", "  ")]
     lines[0].stylize("bold", 0, len(truncate_left(printable(title))))
     return lines + _baseline(table, rows, width)
 
@@ -65,7 +65,7 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
     if table.pairs is not None:
         also = ", or with a dense model:" if dense and others else ""
         missing = _pairs_for(rows, table, name)
-        lines = _prose(
+        lines = wrap(
             f"baseline   none: {missing}differences are to the lowest. Compare with another: --baseline SETTING=VALUE{also}",
             width,
             "",
@@ -75,12 +75,12 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
     if len(without) < len(others):
         equal = [name for name in table.aggregate.baselines.shared if name in table.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
-        lines += _prose(f"baseline   {printable(name)}{at}", width, "")
+        lines += wrap(f"baseline   {printable(name)}{at}", width, "")
     if undefined:
         which = "" if len(undefined) == len(others) else f" for {len(undefined)} of {len(others)}"
-        lines += _prose(f"{UNDEFINED}{which}", width, "yellow")
+        lines += wrap(f"{UNDEFINED}{which}", width, "yellow")
     if table.aggregate.baselines.ambiguous:
-        lines += _prose(
+        lines += wrap(
             f"baseline   {name} {ambiguity(table.aggregate.baselines.ambiguous)} --baseline SETTING=VALUE",
             width,
             "yellow",
@@ -89,8 +89,8 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         which = "" if len(without) == len(others) else f" for {len(without)} of {len(others)}"
         if not dense:
             missing = f"baseline   none{which}: {printable(name)} {NOT_RUN}"
-            return lines + _prose(missing, width, "yellow")
-        lines += _prose(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
+            return lines + wrap(missing, width, "yellow")
+        lines += wrap(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
         lines.append(Text("  " + printable(baseline_command(without[0])), "yellow"))
     return lines
 
@@ -108,26 +108,28 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
     rows = [row for row in table.rows if row.is_complete]
     lines = []
     if any(row.val_loss_interval is not None for row in rows):
-        lines += _prose(f"intervals: 95 % over seeds; {differences(table)}", width, "dim")
+        lines += wrap(f"intervals: 95 % over seeds; {differences(table)}", width, "dim")
         lines += (
-            _prose(_verdict_summary(rows, table), width, "dim")
+            wrap(_verdict_summary(rows, table), width, "dim")
             if any(row.vs_baseline_interval is not None for row in rows)
             else []
         )
     elif rows and not table.by_run:
-        lines += _prose("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
+        lines += wrap("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
     if len({(row.corpus_sha256, row.settings.get("task.name")) for row in rows}) == 1 and (
         known := format_references(rows[0].others)
     ):
-        lines += _pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ", "dim")
+        lines += [Text(line, "dim") for line in pack([f"reference: {known[0]}", *known[1:]], width, ", ", "  ")]
     costs = [(row.results.active_params, row.results.tokens, row.results.flops_per_token) for row in rows]
     can_match = any(not row.is_dense and row.settings.get("match") != "flops" for row in rows)
     if note := unequal_flops(costs, can_match=can_match):
-        lines += _prose(note, width, "dim")
+        lines += wrap(note, width, "dim")
     lines += _limited(rows, width)
     shared = _constants(table, rows)
     if shared:
-        lines += _pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ", "dim")
+        lines += [
+            Text(line, "dim") for line in pack([f"the same for all: {shared[0]}", *shared[1:]], width, ", ", "  ")
+        ]
     return lines + _warnings(table, rows, width)
 
 
@@ -194,7 +196,7 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
     data = {row.corpus_sha256: row.corpus for row in rows}
     targets = sorted({target_of(row.settings.get("task.name")) for row in rows})
     if len(targets) > 1:
-        lines += _prose(
+        lines += wrap(
             f"different tasks: nats per {', '.join(targets)} do not compare. Ranked within one task only.",
             width,
             "yellow",
@@ -202,37 +204,35 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
     if len(data) > 1:
         names = sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data.items())
         named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        lines += _prose(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
+        lines += wrap(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
     else:
         lines += _unlike(table, [row for row in rows if row.primary_loss is not None], width)
     paths = [path for row in rows for path in row.paths]
     versions = count_code_versions(paths) if 1 < len(paths) <= MAX_RUNS_FOR_CODE_VERSIONS else 1
     if versions > 1:
-        lines += _prose(
+        lines += wrap(
             f"made by {versions} states of the code: compare with care, or filter. moe recommend keeps to one",
             width,
             "yellow",
         )
     replaced = sum(row.num_replaced for row in rows)
     if replaced:
-        lines += _prose(
+        lines += wrap(
             f"{plural(replaced, 'run')} not counted: the same configuration and seed was run again", width, "yellow"
         )
     failed = [row for row in table.unfinished if row.status == FAILED]
     if failed:
         reason = (failed[0].reason or "see traceback.txt in its folder").strip().splitlines()[0]
         first = f"{truncate_left(printable(failed[0].run))}: {printable(reason)}"
-        lines += _prose(f"{len(failed)} failed, the first {first}", width, "red")
+        lines += wrap(f"{len(failed)} failed, the first {first}", width, "red")
     pruned = sum(row.status == PRUNED for row in table.unfinished)
     if pruned:
-        lines += _prose(
-            f"{plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim"
-        )
+        lines += wrap(f"{plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim")
     others = [row.status for row in table.unfinished if row.status not in (FAILED, PRUNED)]
     if others:
         counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))
         seen = "" if table.by_run or not rows else "; to see them: moe report --runs"
-        lines += _prose(f"without results yet: {counted}{seen}", width, "yellow")
+        lines += wrap(f"without results yet: {counted}{seen}", width, "yellow")
     return lines
 
 
@@ -243,11 +243,9 @@ def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> li
         steps = ""
         if "model.context_length" in table.varying:
             steps = ". A step of another model.context_length has other tokens: give train.tokens, not train.steps"
-        lines += _prose(
-            f"different budgets: best and recommended are said among equal ones only{steps}", width, "yellow"
-        )
+        lines += wrap(f"different budgets: best and recommended are said among equal ones only{steps}", width, "yellow")
     if len({eval_windows(row.settings) for row in rows}) > 1:
-        lines += _prose(
+        lines += wrap(
             "different evaluation contexts: ranked within one only. To compare, give all the same eval.context_length "
             "and eval.stride",
             width,
@@ -265,20 +263,20 @@ def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
     }
     lines = []
     if rules == {"causal"}:
-        lines += _prose(
+        lines += wrap(
             "loss @ capacity: at the capacity of training, counted over each sequence; no later token takes the place of an "
             "earlier one (drop=causal)",
             width,
             "dim",
         )
     elif rules:
-        lines += _prose(
+        lines += wrap(
             f"loss @ capacity: at the capacity of training, drop={', '.join(sorted(map(str, rules)))}", width, "dim"
         )
     seen = {str(drop) for row in rows
             if row.settings.get("model.name") in CAUSAL_MODELS and (drop := row.settings.get("eval.drop"))}  # fmt: skip
     for drop in sorted(seen - {"causal"}):
-        lines += _prose(f"val loss: {sees_later_tokens(drop)}", width, "yellow")
+        lines += wrap(f"val loss: {sees_later_tokens(drop)}", width, "yellow")
     return lines
 
 
@@ -290,7 +288,9 @@ def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: in
             which = (f" in {truncate_left(printable(name))}" if len(found) > 1 else "") + (
                 f" for {objective}" if len(objectives) > 1 else "")  # fmt: skip
             pieces = [f"{printable(key)} {share:.2f}" for key, share in shares.items()]
-            lines += _pack([f"importance{which}: {pieces[0]}", *pieces[1:]], width, ", ", "  ", "dim")
+            lines += [
+                Text(line, "dim") for line in pack([f"importance{which}: {pieces[0]}", *pieces[1:]], width, ", ", "  ")
+            ]
     return lines
 
 
@@ -298,27 +298,10 @@ def hidden_columns_note(headings: Sequence[str], width: int) -> list[Text]:
     """Says which columns a narrow terminal has no room for."""
     if not headings:
         return []
-    return _prose(f"no room for: {', '.join(headings)}; shown by --columns or a wider window", width, "dim")
+    return wrap(f"no room for: {', '.join(headings)}; shown by --columns or a wider window", width, "dim")
 
 
 def _span(values: Iterable[float | None], write: Callable[[float], str]) -> str:
     there = [value for value in values if value is not None]
     least, most = write(min(there)), write(max(there))
     return least if least == most else f"{least} to {most}"
-
-
-def _prose(sentence: str, width: int, style: str) -> list[Text]:
-    lines = textwrap.wrap(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
-    return [Text(line, style) for line in lines]
-
-
-def _pack(pieces: Sequence[str], width: int, gap: str, indent: str, style: str = "") -> list[Text]:
-    """The pieces on as few lines as hold them whole; a piece longer than a line has one to itself."""
-    lines = [pieces[0]]
-    for piece in pieces[1:]:
-        if len(lines[-1]) + len(gap) + len(piece) <= width:
-            lines[-1] += gap + piece
-        else:
-            lines[-1] += gap.rstrip()
-            lines.append(indent + piece)
-    return [Text(line, style) for line in lines]

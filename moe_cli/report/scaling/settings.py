@@ -8,7 +8,7 @@ import numpy as np
 from moe_cli.config.compose import load_config
 from moe_cli.config.ranges import show
 from moe_cli.config.schema import BUDGETS
-from moe_cli.costs.model import cost, training_steps
+from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.report.baseline import overrides_of
 from moe_cli.report.load import flat_settings
@@ -32,7 +32,7 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
         raise ConfigError(f"--predict '{text}': give settings such as 'expert=64 k=2 train.tokens=1000000'")
     overrides, vocab_size = _overrides_of_largest(runs, {word.split("=")[0] for word in given})
     config = load_config([*overrides, *given]).config
-    costs, steps = cost(config, vocab_size), training_steps(config, vocab_size)
+    costs, steps = estimate_cost(config, vocab_size), training_steps(config, vocab_size)
     if steps is None:
         raise ConfigError(f"--predict '{text}': the budget is a time; give train.steps, train.tokens or train.flops.")
     run = {"expert": config.expert, "k": config.k, **flat_settings(config.to_dict())}

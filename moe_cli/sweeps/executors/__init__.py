@@ -1,1 +1,1 @@
-"""Where the runs of a sweep are carried out: this machine, Ray, Slurm."""
+"""Executors of a sweep's runs: this machine, Ray, Slurm."""

@@ -34,7 +34,7 @@ class ForkedRun:
         return self.code
 
     def stop(self) -> None:
-        if not self.nest.ready:  # nothing has begun that could be saved, and nobody should wait for torch
+        if not self.nest.ready:  # nothing has begun that could be saved, so do not wait for torch
             self.code = EXIT_INTERRUPTED
         self.nest.send(run=self.folder, signal=int(signal.SIGTERM))
 
@@ -95,7 +95,7 @@ class ForkServer:
             del self.forks[fork.folder]
 
     def _give_up(self) -> None:
-        """Once the parent is gone: a run has ended when nobody holds its folder."""
+        """Marks runs as ended once the server has died and no process holds their folder."""
         for fork in list(self.forks.values()):
             if not is_locked(Path(fork.folder)):
                 fork.code = EXIT_BUSY

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from moe_cli.distributed.launch import leave
+from moe_cli.distributed.launch import hard_exit
 from moe_cli.execution import worker
 from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spinning
 from moe_cli.files.writing import append
@@ -112,7 +112,7 @@ class ForkServerProcess:
             with suppress(OSError):
                 traceback.print_exc()
         finally:
-            leave(code)
+            hard_exit(code)
 
     def _reap(self) -> None:
         for folder, pid in list(self.pids.items()):

@@ -23,7 +23,7 @@ from moe_cli.sweeps.executors.fork_server import ForkedRun, ForkServer
 
 
 def default_workers(plans: Sequence[RunEstimate]) -> int:
-    """How many of these runs go on at a time: one per GPU, else as many as there are cores for their threads.
+    """Returns how many of these runs go on at a time: one per GPU, else by the cores for their threads.
 
     Never more than memory bears.
     """
@@ -75,7 +75,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Slot:
-    """What a run at work has been given.
+    """The share of the machine that a running run has.
 
     Attributes:
         need: bytes of main memory it is expected to take.
@@ -116,7 +116,7 @@ class LocalPool:
         return self.workers - len(self._places)
 
     def fits(self, run: Run) -> bool:
-        """Whether it is expected to find the memory it takes beside the runs at work."""
+        """Whether the memory that it is expected to take is free while the other runs go on."""
         available = available_memory_bytes()
         if available is None:
             return True
@@ -171,7 +171,7 @@ class LocalPool:
         return self._needs[run.path]
 
     def wait(self, seconds: float) -> None:
-        """Until a run ends, or so many seconds."""
+        """Waits until a run ends, at most `seconds`."""
         self.room()  # what has ended must not be waited for again
         ends = [place.job.exit_fd for place in self._places if isinstance(place.job, Process)]
         if self._nest is not None and not self._nest.gone:

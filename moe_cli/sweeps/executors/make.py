@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def max_parallel(executor: Executor, workers: int | None, plans: Sequence[RunEstimate]) -> int | None:
-    """How many of these runs go on at a time; None: as many as a cluster has room for, which is not known before."""
+    """Returns how many of these runs go on at a time; None: as many as a cluster has room for."""
     if isinstance(executor, LocalExecutor):
         return workers or default_workers(plans)
     limit = executor.array_parallelism if isinstance(executor, SlurmExecutor) else None
@@ -24,7 +24,7 @@ def max_parallel(executor: Executor, workers: int | None, plans: Sequence[RunEst
 def make_pool(
     executor: Executor, outputs: Path, workers: int | None, plans: Sequence[RunEstimate]
 ) -> "LocalPool | RayPool | SlurmPool":
-    """A pool for so many runs at a time; None: what this machine bears of such runs, or what the cluster gives.
+    """Returns the pool for `workers` runs at a time; None: as many as this machine or the cluster has room for.
 
     Raises:
         MoeError: the cluster, or the library for it, is not there.

@@ -109,7 +109,7 @@ def _run_actor_class() -> type:
     """The class of the actors. Made in a function so that Ray sends it along: nodes need nothing of us to receive it."""
 
     class Keeper:
-        def begin(self, command: list[str], folder: str, directory: str, told: dict[str, str], parent: str) -> str:
+        def begin(self, command: list[str], folder: str, directory: str, variables: dict[str, str], parent: str) -> str:
             """Starts the worker, with our process id in the variable `parent`; else says what is missing on this node."""
             import os
             import socket
@@ -118,7 +118,7 @@ def _run_actor_class() -> type:
             for path in (command[0], os.path.join(folder, "config.json"), directory):
                 if not os.path.exists(path):
                     return f"{socket.gethostname()} does not see {path}"
-            environment = {**os.environ, **told, parent: str(os.getpid())}
+            environment = {**os.environ, **variables, parent: str(os.getpid())}
             added = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
             with os.fdopen(os.open(os.path.join(folder, "log.txt"), added, 0o666), "ab") as log:
                 self.process = subprocess.Popen(
@@ -240,7 +240,7 @@ class RayPool:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
     def capacity(self) -> int:
-        """How many runs the living nodes have room for."""
+        """Returns how many runs the living nodes have room for."""
         now = time.monotonic()
         if now - self._looked >= POLL_SECONDS:
             has = [node["Resources"] for node in self._nodes()]
@@ -268,7 +268,7 @@ class RayPool:
         return job
 
     def on_actor_lost(self, run: Run) -> int:
-        """What is to become of a run whose actor died: it is tried again, on another node, but not for ever."""
+        """Returns the exit code of a run whose actor died: it is tried again on another node, a few times."""
         self._losses[run.path] += 1
         alive = {node["NodeManagerHostname"] for node in self._nodes()}
         if is_locked(run.path) and run.status().get("host") not in alive | {socket.gethostname()}:
@@ -283,6 +283,6 @@ class RayPool:
 
 
 def _environment(gpus: float) -> dict[str, str]:
-    """What a worker on a node is told beside that node's own environment; Ray has chosen the GPUs, if there are any."""
-    told = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
-    return told if gpus else {**told, "CUDA_VISIBLE_DEVICES": ""}
+    """Returns the variables that a worker adds to its node's environment; Ray has chosen the GPUs, if there are any."""
+    variables = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+    return variables if gpus else {**variables, "CUDA_VISIBLE_DEVICES": ""}

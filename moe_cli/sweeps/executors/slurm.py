@@ -75,7 +75,7 @@ exit $code
 
 @dataclass(frozen=True)
 class State:
-    """What Slurm says of a job: its state, why it waits, and how its script ended (negative: by a signal)."""
+    """A job in Slurm: its state, why it waits, and how its script ended (negative: by a signal)."""
 
     name: str
     reason: str = ""
@@ -83,7 +83,7 @@ class State:
 
 
 def command(*words: str) -> str:
-    """What one of Slurm's commands prints. Raises MoeError with its own words where it fails."""
+    """Runs one of Slurm's commands and returns its output. Raises MoeError with its message."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def submission(executor: SlurmExecutor, name: str, number: int) -> list[str]:
 
 
 def script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
-    """What every job of an array does: the line of the file `runs` with its number is its run's folder."""
+    """Returns the shell script of an array's jobs: line N of the file `runs` is the folder of job N's run."""
     return SCRIPT.format(
         list=shlex.quote(str(runs)), python=shlex.quote(sys.executable), outputs=shlex.quote(str(outputs)),
         unseen=EXIT_RUN_NOT_VISIBLE, stopped=EXIT_INTERRUPTED, terminated=TERMINATED, setup="\n".join(executor.setup) or ":",
@@ -282,7 +282,7 @@ class SlurmPool:
         return state.code if state.code < 128 else 128 - state.code
 
     def _again(self, job: SlurmJob) -> int:
-        """What is to become of a run whose job was ended by others: another job, but not for ever without a step."""
+        """Returns the exit code of a run whose job was ended from outside: another job, a few times without a step."""
         moved = job.run.status().get("step") != job.step
         self._losses[job.run.path] = 0 if moved else self._losses[job.run.path] + 1
         return EXIT_BUSY if self._losses[job.run.path] <= MAX_LOSSES else EXIT_INTERRUPTED

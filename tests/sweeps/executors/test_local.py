@@ -12,7 +12,7 @@ from moe_cli.config.balances import LossFreeBalance, SwitchBalance
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig
 from moe_cli.config.schema import AdamWConfig
-from moe_cli.costs.model import cost
+from moe_cli.costs.model import estimate_cost
 from moe_cli.execution import memory
 from moe_cli.execution.estimate import RunEstimate, estimate_runs
 from moe_cli.execution.memory import PROCESS_BYTES, estimate_memory
@@ -171,7 +171,7 @@ def test_on_a_gpu_a_run_takes_main_memory_for_its_weights_alone(
     """As they are made; gradients, moments and activations lie on the GPU."""
     monkeypatch.setattr(local, "visible_gpus", lambda: ("0", "1"))
     on_cpu, on_gpu = make(tmp_path, text_file, {}, {"train": {"device": "cuda"}})
-    params = cost(on_gpu.config(), 256).num_params
+    params = estimate_cost(on_gpu.config(), 256).num_params
     monkeypatch.setattr(local, "available_memory_bytes", lambda: int(PROCESS_BYTES) + 4 * params)
     pool = LocalPool(tmp_path, 2)
     assert (False, True) == (pool.fits(on_cpu), pool.fits(on_gpu))
