@@ -16,7 +16,7 @@ from moe_cli.data.bpe import train_bpe
 from moe_cli.errors import ConfigError, RunNotFound
 from moe_cli.execution import estimate as module
 from moe_cli.execution.compilation import COMPILE_FLOPS, has_compiler, should_compile
-from moe_cli.execution.data import load_run_data
+from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.estimate import (
     COUNTING_FLOPS,
     EVALUATIONS,
@@ -300,3 +300,12 @@ def test_the_machine_has_no_say_in_what_is_compiled(
         monkeypatch.setenv("PATH", path)
         found.add(should_compile(config, 256, "cpu"))
     assert 1 == len(found)
+
+
+def test_the_cost_of_a_run_is_counted_once(text_file: Path, tmp_path: Path) -> None:
+    """Threads, steps, compilation, time and memory of an estimate read the same count."""
+    config = tiny_config(text_file, train={"steps": None, "flops": 1e9, "threads": None})
+    estimate_cost.cache_clear()
+    (estimate,) = estimate_runs([config], tmp_path, 1e9)
+    should_compile(config, model_vocab_size(config, estimate.corpus), "cpu")
+    assert 1 == estimate_cost.cache_info().misses

@@ -122,7 +122,7 @@ def test_what_compares_configurations_leaves_the_seeds_out() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (2, 0.004), (3, 0.0), (3, 0.004), (3, 0.008), (5, 0.004)])
+@pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (3, 0.008), (5, 0.004)])
 def test_predictions_hold_fresh_runs_of_new_seeds(seeds: int, effect: float) -> None:
     """Over simulated experiments at least 95 % of fresh runs, each of a new seed, lie in their intervals, less 4 standard errors."""
     draws, inside = 300, 0
