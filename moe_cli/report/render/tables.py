@@ -61,7 +61,7 @@ def table_lines(table: ReportTable, title: str, width: int, curves: bool = True)
 
 
 def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], width: int) -> list[Column]:
-    """Those that stand side by side in so many characters, after the least important have left."""
+    """The columns that fit into `width` characters when the least important are dropped."""
     widths = {
         column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
         for column in columns
