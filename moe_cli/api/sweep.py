@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moe_cli.cli import search as search_lines
 from moe_cli.cli.console import Terminal
-from moe_cli.cli.sweep_preview import remarks
+from moe_cli.cli.sweep_preview import data_notes
 from moe_cli.cli.views import SearchView, SweepView
 from moe_cli.config.bounds import JOBS, RETRIES
 from moe_cli.config.executors import split_executor
@@ -85,6 +85,6 @@ class Notes(View):
         if isinstance(prepared, PreparedSearch):
             notes = search_lines.notes(prepared.plan, prepared.preview)
         else:
-            notes = [" ".join(line.split()) for _, line in remarks(prepared)]
+            notes = [" ".join(line.split()) for _, line in data_notes(prepared)]
         for note in notes:
             LOGGER.warning(note)

@@ -1,1 +1,1 @@
-"""What the core costs, beside a dense network and beside other libraries; timed only when asked."""
+"""Benchmarks of the core against a dense network and other libraries."""

@@ -1,4 +1,4 @@
-"""Who takes part in `moe bench layer`: our layer, a plain loop over modules, and the dense network all are measured against.
+"""Candidates of `moe bench layer`: our layer, a plain loop over modules, and the dense network that is the baseline.
 
 T tokens, E experts, K chosen per token, D width, F width of an expert.
 """
@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class SkipCandidate(Exception):
-    """Why somebody does not take part, in one line."""
+    """The reason for which a candidate is skipped, in one line."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Shape:
     """One point of the grid.
 
     Attributes:
-        threads: of the processor; they say nothing on a GPU.
+        threads: of the CPU; without meaning on a GPU.
     """
 
     tokens: int
@@ -50,11 +50,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network and how to ask it.
+    """A network and its forward pass.
 
     Attributes:
         rows: of its input: T, or T K for the dense network.
-        answer: [rows, D] -> [rows, D].
+        forward: [rows, D] -> [rows, D].
     """
 
     name: str
@@ -81,7 +81,7 @@ def make_dense(shape: Shape, device: str = "cpu") -> Candidate:
 
 
 class LoopOfLinears(nn.Module):
-    """What one writes first: a module per expert, `where` to find its tokens, `index_add_` to sum its answers."""
+    """The straightforward loop: a module per expert, `where` to find its tokens, `index_add_` to sum its outputs."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

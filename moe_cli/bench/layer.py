@@ -38,14 +38,14 @@ from moe_cli.errors import ConfigError
 from moe_cli.execution.machine import total_memory_bytes
 from moe_cli.formatting import count
 
-# A contestant whose single pass takes more than this share of the time would leave too few rounds to the others.
+# A candidate whose single pass takes more than this fraction of the time would leave too few rounds to the others.
 MAX_TIME_FRACTION = 0.15
 MAX_SHAPES = 1000
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One contestant on one shape.
+    """One candidate on one shape.
 
     Attributes:
         seconds: one forward and backward.
@@ -61,11 +61,11 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class LayerBenchmark:
-    """All contestants on one shape.
+    """All candidates on one shape.
 
     Attributes:
         largest_load: rows of the busiest expert of our layer, in one round.
-        left_out: who did not take part, and why.
+        skipped: candidates that were not measured, and why.
     """
 
     shape: Shape
@@ -99,10 +99,10 @@ def run_layer_benchmark(
     device: str = "cpu",
     builders: Mapping[str, Builder] | None = None,
 ) -> LayerBenchmark:
-    """Every contestant that can be had, timed side by side for about `seconds`.
+    """Times every available candidate side by side for about `seconds`.
 
     Args:
-        builders: who takes part; None: our layer by back end, the loop, and every peer.
+        builders: the candidates; None: our layer by back end, the loop, and every peer.
     """
     _check_memory(shape, device)
     if builders is None:
@@ -145,14 +145,14 @@ class Inputs:
 
 
 def _inputs(shape: Shape, seed: int, device: str) -> Inputs:
-    """T K rows drawn at random, of which a sparse layer reads the first T."""
+    """T K rows drawn at random, a sparse layer reads the first T."""
     generator = torch.Generator().manual_seed(seed)
     x, grad = torch.randn(2, shape.tokens * shape.k, shape.d_model, generator=generator).to(device, DTYPES[shape.dtype])
     return Inputs(x, grad)
 
 
 def _pass(candidate: Candidate, device: str) -> Callable[[Inputs], None]:
-    """One forward and backward into new gradients, which are given back: many contestants wait beside each other."""
+    """One forward and backward into new gradients, which are released: many candidates are in memory at once."""
 
     def run(inputs: Inputs) -> None:
         x = inputs.x[: candidate.rows].detach().requires_grad_()
@@ -166,7 +166,7 @@ def _pass(candidate: Candidate, device: str) -> Callable[[Inputs], None]:
 def _warm_up(
     shape: Shape, builders: Mapping[str, Builder], seconds: float, device: str
 ) -> tuple[dict[str, Candidate], dict[str, int], dict[str, str]]:
-    """Who can take part, what each keeps for backward, and who is left out and why."""
+    """Builds the candidates; returns them, the bytes that each saves for backward, and the skipped ones with reasons."""
     candidates: dict[str, Candidate] = {}
     saved: dict[str, int] = {}
     skipped: dict[str, str] = {}

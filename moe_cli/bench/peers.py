@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_cli.bench.candidates import DTYPES, Builder, Candidate, Shape, SkipCandidate, make_layer
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
-# A contestant that would copy more than this is not started: several are built beside each other.
+# A candidate that would copy more than this is not built: several are in memory at once.
 MAX_COPY_BYTES = 2**30
 # A stacked weight indexed by expert has a full gradient per expert; more than this takes minutes.
 MAX_GRADIENT_BYTES = 2**36
@@ -62,7 +62,7 @@ def _build_peer(name: str, build: Callable[[Shape], nn.Module], shape: Shape, de
 
 
 def _call_block(block: nn.Module, x: Tensor) -> Tensor:
-    """[T, D] through a block that wants a batch of sequences and may answer with losses beside the output."""
+    """Passes [T, D] through a block that takes a batch of sequences and may return losses with the output."""
     y = block(x.unsqueeze(0))
     return (y[0] if isinstance(y, tuple) else y).squeeze(0)  # type: ignore[no-any-return]
 

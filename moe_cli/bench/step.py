@@ -55,7 +55,7 @@ class StepBenchResult:
 
 @dataclass(frozen=True)
 class StepBenchmark:
-    """All contestants on one configuration."""
+    """All candidates on one configuration."""
 
     config: RunConfig
     device: str
@@ -100,7 +100,7 @@ def unused_settings_note(keys: Collection[str]) -> tuple[str, ...]:
 
 
 def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) -> dict[str, Callable[[], StepCandidate]]:
-    """Everybody by name: Mixtral as it comes and with fused AdamW, and ours; compiled and under bfloat16 where asked."""
+    """Builders by name: Mixtral as it comes and with fused AdamW, and our GPT; on request also compiled and under bfloat16."""
     builders: dict[str, Callable[[], StepCandidate]] = {BASELINE: partial(make_mixtral, config, device, fused=False)}
     for precision in ("float32", "bfloat16") if bf16 else ("float32",):
         for compile_it in (False, True) if compiled else (False,):

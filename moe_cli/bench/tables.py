@@ -1,4 +1,4 @@
-"""What `moe bench layer` prints: a table per shape that fits 80 columns, and the lines around it."""
+"""Tables of `moe bench`, which fit 80 columns, and the lines around them."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def layer_heading(benchmark: LayerBenchmark) -> list[str]:
 
 
 def layer_table(benchmark: LayerBenchmark) -> Table:
-    """Who reaches which share of the dense network's speed, the best first."""
+    """Efficiency of every candidate, the best first."""
     table = _table("layer", "efficiency", "min - max", "ms", "saved MiB")
     for result in sorted(benchmark.results, key=lambda result: -result.efficiency.median):
         table.add_row(
@@ -58,7 +58,7 @@ def step_table(benchmark: StepBenchmark) -> Table:
 
 
 def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with all whom it concerns."""
+    """Returns a line for each reason, with the candidates it concerns."""
     by_reason: dict[str, list[str]] = {}
     for name, why in skipped.items():
         by_reason.setdefault(why, []).append(name)

@@ -1,4 +1,4 @@
-"""How things are timed and weighed: side by side, on fresh input, again and again."""
+"""Times candidates side by side on new input, and counts the bytes they save."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,11 +37,11 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every call in every round, until the time is up and at least MIN_ROUNDS are done.
 
-    Every contestant is called once per round with the round's own input, and who begins moves on by one, so that a busy
-    machine, a warm cache or a slow round disturbs all alike.
+    Every candidate is called once per round with the round's own input, and the first one changes every round, so that a
+    busy machine, a warm cache or a slow round disturbs all alike.
 
     Args:
-        fresh: the input of a round, from its number.
+        make_input: the input of a round, from its number.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
@@ -59,12 +59,12 @@ def interleave(
 
 
 def ratios(above: list[float], below: list[float]) -> Spread:
-    """Round by round, one contestant's time over another's: what a round has in common cancels."""
+    """Round by round, one candidate's time over another's: common factors of a round cancel."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def saved_bytes(function: Callable[[], Any], *excluded: Tensor) -> int:
-    """Bytes that `function` keeps for backward: every storage once, those of `excluded` (weights, input) not at all."""
+    """Counts the bytes that `function` saves for backward: every storage once, without those of `excluded` (weights, input)."""
     known = {tensor.untyped_storage().data_ptr() for tensor in excluded}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
@@ -87,7 +87,7 @@ def synchronise(device: str) -> None:
 
 
 def skip_reason(error: Exception) -> str:
-    """Why somebody is left out, in one line."""
+    """Returns the reason for which a candidate is skipped, in one line."""
     if isinstance(error, SkipCandidate):
         return str(error)
     if isinstance(error, ModuleNotFoundError):

@@ -31,7 +31,7 @@ from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_mo
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.execution.runtime_tuning import limit_thread_spinning
 from moe_cli.files.reading import forget_notes, noted
-from moe_cli.files.writing import is_full, way_on
+from moe_cli.files.writing import is_full, write_failure_hint
 from moe_cli.formatting import printable
 
 # At most this many unreadable files are named.
@@ -89,7 +89,7 @@ def _print_system(error: OSError) -> int:
     where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
     echo(f"error: {error.strerror or error}{where}", err=True)
     if is_full(error):
-        echo(f"{way_on(error)}, then the same command.", err=True)
+        echo(f"{write_failure_hint(error)}, then the same command.", err=True)
     return 2 if error.errno in ERRORS_OF_PATHS else 1
 
 

@@ -19,7 +19,7 @@ from moe_cli.report.render.terminal import plain_table, wrap
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
-    from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToken
+    from moe_cli.training.explain import Assignment, Explanation, LayerAssignments, TextToken
 
 # White is readable on all of them, and they on a light ground: c0 to c9 of report/html/assets/page.css.
 PALETTE = (
@@ -69,7 +69,7 @@ class ExplainResult:
         return self.policy.k or self.config.k or 1
 
     @property
-    def layers(self) -> "tuple[LayerChoices, ...]":
+    def layers(self) -> "tuple[LayerAssignments, ...]":
         return self.found.layers if self.shown is None else self.found.layers[self.shown : self.shown + 1]
 
 
@@ -224,7 +224,7 @@ class _Column:
     """A token with as many experts of each layer as are shown."""
 
     head: str
-    choices: "tuple[tuple[Choice, ...], ...]"
+    choices: "tuple[tuple[Assignment, ...], ...]"
 
     @property
     def width(self) -> int:
@@ -234,7 +234,7 @@ class _Column:
         return max(map(cell_len, (self.head, "-", *cells)))
 
 
-def name(choice: "Choice") -> str:
+def name(choice: "Assignment") -> str:
     return f"{choice.expert + 1}{'' if choice.kept else 'x'}"
 
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from moe_cli.config.schema import RunConfig
-    from moe_cli.costs.model import Cost
-    from moe_cli.costs.multi_gpu import Device
 
 Gpus = Annotated[int, typer.Option(metavar="N", help="Number of GPUs that train it.")]
 Gpu = Annotated[str, typer.Option(metavar="NAME", help="Model of GPU: h100, h200, b200, mi300x, a100, l4 or rtx4090.")]
@@ -35,8 +33,8 @@ def plan(
     """Estimate parameters, FLOPs, memory and time of a configuration without building it. Example: moe plan experiment=published/mixtral_8x7b"""
     from moe_cli.config.build import did_you_mean
     from moe_cli.config.compose import load_config
-    from moe_cli.costs.model import estimate_cost
     from moe_cli.costs.multi_gpu import DEVICES
+    from moe_cli.costs.price import price
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
 
@@ -50,7 +48,7 @@ def plan(
     print_notes(resolved.notes)
     config = resolved.config
     vocab_size = _vocab_size(config, outputs_folder(outputs))
-    content = _priced(config, estimate_cost(config, vocab_size), vocab_size, gpus, DEVICES[gpu], mfu)
+    content = price(config, vocab_size, gpus, DEVICES[gpu], mfu)
     if as_json:
         print_json(content)
     else:
@@ -71,35 +69,6 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
     if isinstance(config.data, TokenFilesConfig):
         return (config.data.vocab_size or 0) + config.task.special_tokens
     return model_vocab_size(config, load_data_read_only(config.data, config.model.context_length, outputs))
-
-
-def _priced(
-    config: "RunConfig", costs: "Cost", vocab_size: int, gpus: int, gpu: "Device", mfu: float
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from moe_cli.costs.model import training_steps
-    from moe_cli.costs.multi_gpu import per_gpu_costs, seconds_on
-
-    steps = training_steps(config, vocab_size)
-    flops = None if steps is None else steps * costs.flops_per_step
-    return {
-        "expert": config.expert, "k": config.k, "vocab_size": vocab_size, "context_length": config.model.context_length,
-        "params": costs.num_params, "active_params": costs.num_active_params, "expert_params": costs.num_expert_params,
-        "forward_flops_per_token": costs.forward_flops_per_token, "flops_per_token": costs.flops_per_token,
-        "model_flops_per_token": costs.model_flops_per_token, "optimizer_flops_per_step": costs.optimizer_flops_per_step,
-        "steps": steps, "tokens_per_step": config.tokens_per_step,
-        "tokens": None if steps is None else steps * config.tokens_per_step, "training_flops": flops,
-        "model_flops": None if steps is None else steps * costs.tokens_per_step * costs.model_flops_per_token,
-        "optimizer_flops": None if steps is None else steps * costs.optimizer_flops_per_step,
-        "gpus": gpus, "gpu": asdict(gpu), "mfu": mfu,
-        "seconds": None if flops is None else seconds_on(gpu, flops, gpus, mfu),
-        "tokens_per_second": gpus * gpu.flops * mfu / costs.flops_per_token,
-        "shares": [
-            {**asdict(share), "memory_bytes": share.memory_bytes, "fits": share.memory_bytes <= gpu.memory_bytes}
-            for share in per_gpu_costs(config, costs, gpus)
-        ],
-    }  # fmt: skip
 
 
 def _print(content: dict[str, Any]) -> None:

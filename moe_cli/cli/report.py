@@ -129,7 +129,7 @@ def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
 def _print_chart(table: "ReportTable", title: str, request: str) -> None:
     from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.cli.terminal import ascii_only
-    from moe_cli.report.render.charts import chart_lines, make_chart
+    from moe_cli.report.render.terminal_chart import chart_lines, make_chart
 
     console = Terminal(highlight=False, emoji=False, markup=False)
     print_lines(console, chart_lines(make_chart(table, request), title, text_width(console), ascii_only=ascii_only()))

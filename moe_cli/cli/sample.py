@@ -48,7 +48,7 @@ def sample(  # noqa: PLR0913  (an option each)
     import torch
 
     from moe_cli.execution.trained_model import load_trained
-    from moe_cli.training.generate import Drawing, whole_characters
+    from moe_cli.training.generate import SamplingParams, decode_stream
     from moe_cli.training.generate import sample as draw
     from moe_cli.training.precision import autocast
 
@@ -57,13 +57,13 @@ def sample(  # noqa: PLR0913  (an option each)
     if tokenizer is None:
         raise ConfigError(f"{found.id} learned from ready-made tokens (data=tokens), whose text is unknown.")
     torch.manual_seed(seed)  # for router=random, which draws too
-    drawing = Drawing(temperature, top_k, 1.0 if top_p is None else top_p)
+    drawing = SamplingParams(temperature, top_k, 1.0 if top_p is None else top_p)
     read, length = trained.task.prompt(prompt), trained.config.model.context_length
     ids = draw(trained.model, read, tokens, length, drawing, seed, tokenizer.vocab_size)
     echo(prompt, nl=False)
     started = time.perf_counter()
     with autocast(trained.config.train.precision, next(trained.model.parameters()).device):
-        for text in whole_characters(ids, tokenizer.decode):
+        for text in decode_stream(ids, tokenizer.decode):
             echo(_shown(text), nl=False)
     seconds = time.perf_counter() - started
     echo()

@@ -34,9 +34,9 @@ def scaling(
     """Fit a scaling law to runs of several sizes. Example: moe scaling isoflop --predict 'expert=64 k=2'"""
     from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.load import load_selection, title_of
-    from moe_cli.report.scaling.lines import study_lines
+    from moe_cli.report.scaling.analysis import analyse, analysis_record
     from moe_cli.report.scaling.settings import points_of
-    from moe_cli.report.scaling.study import study, study_record
+    from moe_cli.report.scaling.text import analysis_lines
     from moe_cli.report.table import select_runs
     from moe_cli.runs.folder import outputs_folder
 
@@ -44,7 +44,7 @@ def scaling(
         raise ConfigError("--output writes a page: give the name of a .html file, without --json.")
     runs = load_selection(outputs_folder(outputs), sweeps or [])
     chosen, title = select_runs(runs, where), title_of(runs, sweeps or [])
-    found = study(chosen, law, {" ".join(each.split()): points_of(each, chosen) for each in predict or ()}, validate)
+    found = analyse(chosen, law, {" ".join(each.split()): points_of(each, chosen) for each in predict or ()}, validate)
     if page:
         from moe_cli.report.export import check_files, export
         from moe_cli.report.html.page_data import Source
@@ -55,7 +55,7 @@ def scaling(
         export([page], build_table(chosen, ReportQuery()), source, found)
         print_written([page])
     elif as_json:
-        print_json(study_record(found))
+        print_json(analysis_record(found))
     else:
         console = Terminal(highlight=False, emoji=False, markup=False)
-        print_lines(console, study_lines(found, title, text_width(console)))
+        print_lines(console, analysis_lines(found, title, text_width(console)))

@@ -197,7 +197,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     from rich.markup import escape
 
     from moe_cli.formatting import plural
-    from moe_cli.report.importance import FEWEST, importance_lines, importances
+    from moe_cli.report.importance import MIN_TRIALS, importance_lines, importances
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -212,7 +212,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
         say(escape(line))
     lines = importance_lines(importances(feed.study))
-    for line in lines or [f"importance: known from {FEWEST} completed trials that differ"]:
+    for line in lines or [f"importance: known from {MIN_TRIALS} completed trials that differ"]:
         say(f"[dim]{escape(line)}[/]")
     say(f"See: moe report {escape(feed.plan.name)}")
     if failed:

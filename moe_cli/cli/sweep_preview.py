@@ -41,13 +41,13 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     pruned = f"{counted[PRUNED]} pruned before, " if counted[PRUNED] else ""
     done = f"{counted[COMPLETED]} done before, {pruned}{len(pending)} to go{lost}"
     lines.append(("yellow" if failed else "", f"{plural(plan.num_configurations, 'configuration')}{seeds}: {done}"))
-    lines += remarks(prepared)
+    lines += data_notes(prepared)
     if pending:
         lines.append(("", f"about {_expected(prepared)}; stop any time, the same command continues"))
     return lines
 
 
-def remarks(prepared: "PreparedSweep") -> list[tuple[str, str]]:
+def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     """Returns (style, line) of what was left out, of settings without effect, and of warnings."""
     from moe_cli.formatting import plural
     from moe_cli.metrics import unequal_flops

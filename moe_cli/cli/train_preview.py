@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from moe_cli.cli.console import print_lines
 from moe_cli.cli.runs.show import wrap_labelled
-from moe_cli.data.load import describe, remarks
+from moe_cli.data.load import data_notes, describe
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
 from moe_cli.formatting import count, duration, percent, plural
@@ -47,7 +47,7 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
                  f"{count(costs.activation_bytes)}B activations   {count(PROCESS_BYTES)}B torch"))  # fmt: skip
     if folder:
         rows.append(("run", folder))
-    rows += [("data", remark) for remark in remarks(plan.corpus, config)]
+    rows += [("data", remark) for remark in data_notes(plan.corpus, config)]
     print_rows(console, rows)
 
 

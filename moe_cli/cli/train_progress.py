@@ -17,7 +17,7 @@ from moe_cli.metrics import format_references, format_task_metrics, target
 from moe_cli.moe.routing_metrics import max_violation
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import Evaluation
-from moe_cli.training.state import StepView
+from moe_cli.training.state import StepReport
 
 MAX_LAYER_BARS = 8
 
@@ -43,7 +43,7 @@ class TrainProgress:
         if self._live:
             self._live.stop()
 
-    def __call__(self, view: StepView) -> None:
+    def __call__(self, view: StepReport) -> None:
         now = time.monotonic()
         self._started = self._started or (now, view.progress)
         if self._live:
@@ -54,13 +54,13 @@ class TrainProgress:
             self._printed = view.val
             self.console.print(self._line(view, now), highlight=False, soft_wrap=True)
 
-    def _left(self, view: StepView, now: float) -> str:
+    def _left(self, view: StepReport, now: float) -> str:
         assert self._started is not None
         began, at = self._started
         done = view.progress - at
         return duration((now - began) * (1 - view.progress) / done) + " left" if done > 0 else ""
 
-    def _line(self, view: StepView, now: float) -> str:
+    def _line(self, view: StepReport, now: float) -> str:
         worst = max((max_violation(load) for load in view.load), default=None)
         total = f"/{view.total_steps}" if view.total_steps else ""
         parts = [f"step {view.state.step}{total}", f"train {view.loss:z.3f}", _val(view.val)]
@@ -69,7 +69,7 @@ class TrainProgress:
             parts.append(f"MaxVio {percent(worst, signed=True)}")
         return "  ".join([*parts, self._left(view, now)])
 
-    def _panel(self, view: StepView, now: float) -> Group:
+    def _panel(self, view: StepReport, now: float) -> Group:
         head = Table.grid(padding=(0, 2))
         total = f"/{view.total_steps}" if view.total_steps else ""
         width = max(8, min(30, self.console.width - 55))
@@ -83,7 +83,7 @@ class TrainProgress:
             rows.append(self._load(view))
         return Group(*rows)
 
-    def _load(self, view: StepView) -> Text:
+    def _load(self, view: StepReport) -> Text:
         worst = max(max_violation(load) for load in view.load)
         shown = view.load[:MAX_LAYER_BARS]
         room = max(4, (self.console.width - 24) // len(shown) - 5)

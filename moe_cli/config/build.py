@@ -17,14 +17,21 @@ from moe_cli.errors import BadValue, ConfigError
 LARGEST = sys.float_info.max
 
 
+# The types of plain settings.
+SCALARS = frozenset({type(None), str, int, float, bool})
+
+
 def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a nested dictionary by their dotted names, such as model.d_model."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten_dict(value, f"{prefix}{key}."))
+        name = f"{prefix}{key}"
+        if not isinstance(value, Mapping):
+            flat[name] = value
+        elif SCALARS.issuperset(map(type, value.values())):  # no loop in Python: reports flatten thousands
+            flat.update(zip(map(f"{name}.".__add__, value), value.values(), strict=True))
         else:
-            flat[f"{prefix}{key}"] = value
+            flat.update(flatten_dict(value, f"{name}."))
     return flat
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import OmegaConf
@@ -110,7 +111,7 @@ def list_sweeps(composer: Composer) -> list[str]:
     """Names of the files of conf/sweep, folders among them: paper/switch_table1."""
     folders = [folder / "sweep" for folder in composer.folders]
     return sorted({file.relative_to(folder).with_suffix("").as_posix()
-                   for folder in folders for file in folder.rglob("*.yaml") if file.is_file()}, key=lambda name: ("/" in name, name))  # fmt: skip
+                   for folder in folders for file in folder.rglob("[!_]*.yaml") if file.is_file()}, key=lambda name: ("/" in name, name))  # fmt: skip
 
 
 def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> SweepFile:
@@ -125,13 +126,9 @@ def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> Sw
             f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
             f"Or give values: moe sweep k=1,2{composer.misnamed('sweep', name)}"
         )
-    file = next(path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file())
-    composer.remember(f"sweep/{name}.yaml")
+    file, content = _read(composer, name)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file, is_text))), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise ConfigError(f"{file}: {three_lines(error)}") from None
-    try:
+        content = _with_bases(composer, content)
         parts = _with_preset(_known_parts(content, PARTS, "a sweep"), name, preset)
         return SweepFile(
             name, composer.describe("sweep", name), _blocks(composer, parts), _seeds(parts), _baseline(parts),
@@ -152,6 +149,31 @@ def _known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any
     return content
 
 
+def _read(composer: Composer, name: str) -> tuple[Path, Any]:
+    """The file conf/sweep/NAME.yaml that is used, and its content. Raises ConfigError where it cannot be read."""
+    file = next((path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file()), None)
+    if file is None:
+        raise ConfigError(f"defaults: there is no conf/sweep/{name}.yaml.")
+    composer.remember(f"sweep/{name}.yaml")
+    try:
+        return file, OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file, is_text))), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {three_lines(error)}") from None
+
+
+def _with_bases(composer: Composer, content: Any) -> Any:
+    """The content with the presets of the files that its `defaults` name; its own presets change those part by part."""
+    if not isinstance(content, dict) or "defaults" not in content:
+        return content
+    bases, own = content.pop("defaults"), _mapping(content, "presets")
+    shared: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if base != "_self_":
+            shared |= _mapping(_read(composer, str(base))[1], "presets")
+    presets = {name: _changed(shared.get(name, {}), own.get(name, {})) for name in (*shared, *own)}
+    return {**content, "presets": presets}
+
+
 def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any]:
     """The parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
     presets = parts.pop("presets", {})
@@ -164,11 +186,14 @@ def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any
         raise ConfigError(
             f"no preset '{preset}' in the sweep {name}.{did_you_mean(preset, there)} There are: {', '.join(there)}."
         )
-    changed = _known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}")
+    return _changed(parts, _known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}"))
+
+
+def _changed(parts: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {
-        part: {**_mapping(parts, part), **_mapping(changed, part)} for part in MERGED_PARTS if part in changed
+        part: {**_mapping(parts, part), **_mapping(changes, part)} for part in MERGED_PARTS if part in changes
     }
-    return {**parts, **changed, **merged}
+    return {**parts, **changes, **merged}
 
 
 def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:

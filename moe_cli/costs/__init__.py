@@ -1,1 +1,1 @@
-"""What a model costs before it is built: parameters, FLOPs, memory, several GPUs. Knows no torch."""
+"""Estimates of a model before it is built: parameters, FLOPs, memory, several GPUs. Imports no torch."""

@@ -1,4 +1,4 @@
-"""What a model has beside its feed-forward layers: one function for each family, from the configuration alone.
+"""Costs of all but the feed-forward layers: one function for each family, from the configuration alone.
 
 A multiply-add counts as 2 FLOPs. D width, L positions, N heads, V tokens.
 """
@@ -11,7 +11,7 @@ from moe_cli.config.layer_costs import stack_input_lengths
 from moe_cli.config.model import LSTMConfig, MMoEConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.schema import RunConfig
 
-# Values in which 8-byte integers are counted, such as token ids.
+# An int64, such as a token id, counts as two 4-byte values.
 FLOATS_PER_INT64 = 2
 
 
@@ -39,7 +39,7 @@ class Backbone:
 
 
 def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
-    """Of a resolved configuration."""
+    """Estimates the backbone of a resolved configuration."""
     model = config.model
     if isinstance(model, LSTMConfig):
         return _lstm(model, vocab_size)
@@ -98,7 +98,7 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
 def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
     """One LSTM more than feed-forward layers, each of four gates over input and state, with two biases.
 
-    Kept per token and LSTM: 17 D by oneDNN, as measured, and the sum with its input (D); of a sigmoid its answer (D).
+    Kept per token and LSTM: 17 D by oneDNN, as measured, and the sum with its input (D); of a sigmoid its output (D).
     """
     width, number = model.d_model, model.num_layers + 1
     head = vocab_size * width
@@ -118,7 +118,7 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
 def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
     """Embeddings of half the width, of biases and of factors, and for each task a tower and a bias.
 
-    Kept per token, of which a pair has one for each task: the input, the tower's input, its hidden values, and the factors.
+    Kept per token (a pair has one for each task): the input, the tower's input, its hidden values, and the factors.
     """
     width, hidden, tasks = model.d_model, model.d_tower, model.num_tasks
     tower = width * hidden + hidden

@@ -1,4 +1,4 @@
-"""What a configuration costs, from the configuration alone: parameters, FLOPs, memory. Builds nothing, knows no torch.
+"""Estimates parameters, FLOPs and memory from the configuration alone. Builds nothing, imports no torch.
 
 FLOPs are two quantities, of the model and of the optimizer; FLOPs alone are their sum. A multiply-add counts as 2.
 
@@ -48,7 +48,7 @@ class Cost:
     forward_flops_per_token: one token through the model in training.
     model_flops_per_token: one training token, forward and backward.
     optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch; 0 for AdamW and SGD. With
-        optim.skip_idle_experts those of the experts that are asked, at even load: all, unless a step has fewer assignments.
+        optim.skip_idle_experts those of the experts with assignments, at even load: all, unless a step has fewer assignments.
     tokens_per_step: tokens of an optimizer step.
     padding_flops_per_token: on top of the forward pass, what a back end with a full row of places for every expert would
         spend on places that stay empty at even load; only `einsum` computes them.
@@ -115,7 +115,7 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
 
 
 def _matrices(config: RunConfig, sparse: int, backbone: Backbone, experts: int) -> Counter[tuple[int, int]]:
-    """How many matrices of each shape Muon orthogonalises, with `experts` in each of the `sparse` layers."""
+    """Counts the matrices of each shape that Muon orthogonalises, with `experts` in each of the `sparse` layers."""
     matrices = Counter(backbone.matrices)
     for number, layer in (
         (config.model.num_layers - sparse, dense_matrices(config)),
@@ -147,12 +147,12 @@ def _tokens_per_pass(config: RunConfig) -> int:
 def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     """Values that a batch holds at its peak: what forward keeps for backward, and what the first backward adds to it.
 
-    Kept per token beside the backbone's, with D width, F hidden width, K' kept choices, V logits: a dense network 4 F if
+    Kept per token in addition to the backbone's, with D width, F hidden width, K' kept choices, V logits: a dense network 4 F if
     gated, else 2 F, of relu F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and
-    what it made of the input (2 D) and who went where (about 7 K'). Of router=soft in place of the probabilities four
-    mixtures (E S each), the record (7 E), the input normalised (2 D) and the slots' answers (K' D). The peak is at the
+    what it made of the input (2 D) and the routing record (about 7 K'). Of router=soft in place of the probabilities four
+    mixtures (E S each), the record (7 E), the input normalised (2 D) and the slots' outputs (K' D). The peak is at the
     loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one
-    expert at even load 7 F if gated, else 4 F. In float32, without dropout, by the loop of `grouped`; other back ends hold more.
+    expert at even load 7 F if gated, else 4 F. In float32, without dropout, by the back end `loop`; other back ends hold more.
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, gated = model.d_model, model.ffn_type == "glu"
@@ -186,7 +186,7 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
     """Bytes that leave one of W ranks in an optimizer step when each holds E / W experts of every sparse layer.
 
     4 * layers * T * K' * D * bytes * (W - 1) / W: each kept choice of the rank's T tokens travels to its expert and the
-    answer back, and so do both gradients; at even load a share of 1 / W has no way to go (GShard, arXiv:2006.16668).
+    output back, and so do both gradients; at even load a share of 1 / W stays where it is (GShard, arXiv:2006.16668).
     """
     sparse = len(config.sparse_layers)
     rows = (

@@ -1,4 +1,4 @@
-"""What a configuration takes on many GPUs: memory of each, bytes between them, time. From the configuration alone."""
+"""Estimates memory, traffic and time on many GPUs, from the configuration alone."""
 
 from dataclasses import dataclass
 from math import gcd
@@ -37,7 +37,7 @@ EFFICIENCY = 0.4
 
 @dataclass(frozen=True)
 class PerGpuCost:
-    """What one of several GPUs holds and sends.
+    """Memory and traffic of one of several GPUs.
 
     Attributes:
         shard: `dp` or `fsdp`, as launch.data_parallel.
@@ -80,5 +80,5 @@ def _per_gpu_cost(config: RunConfig, costs: Cost, gpus: int, shard: str, members
 
 
 def seconds_on(device: Device, flops: float, gpus: int, efficiency: float) -> float:
-    """Time for so many FLOPs; waiting for other GPUs is in the efficiency, nowhere else."""
+    """Seconds for `flops`; the efficiency includes waiting for other GPUs."""
     return flops / (gpus * device.flops * efficiency)

@@ -10,7 +10,7 @@ from moe_cli.data.shards import Tokens, blocks
 from moe_cli.data.tokenizers import Tokenizer
 
 # Pairs are counted in a table of all that there can be up to so many, else by sorting.
-LARGEST_TABLE = 2**20
+MAX_TABLE = 2**20
 
 
 def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], tokenizer: Tokenizer) -> float:
@@ -20,42 +20,42 @@ def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any
     Counted are the pairs that `val` has, so that memory grows with those and not with the text.
     """
     size = tokenizer.vocab_size
-    asked, times = np.empty(0, np.int64), np.empty(0, np.int64)
+    val_pairs, times = np.empty(0, np.int64), np.empty(0, np.int64)
     for block in blocks(val, overlap=1):
-        asked, times = _merged(asked, times, *_pairs(block, size))
-    seen, single = np.zeros(len(asked), np.int64), np.zeros(size, np.int64)
+        val_pairs, times = _merged(val_pairs, times, *_pairs(block, size))
+    seen, single = np.zeros(len(val_pairs), np.int64), np.zeros(size, np.int64)
     for block in blocks(train, overlap=1):
         pairs, counts = _pairs(block, size)
-        place = np.searchsorted(asked, pairs).clip(max=len(asked) - 1)
-        known = asked[place] == pairs
+        place = np.searchsorted(val_pairs, pairs).clip(max=len(val_pairs) - 1)
+        known = val_pairs[place] == pairs
         seen[place[known]] += counts[known]
         single += np.bincount(block[:-1], minlength=size)
     starts = single.copy()
     single[train[-1:]] += 1  # the last begins no pair
-    before, after = np.divmod(asked, size)
+    before, after = np.divmod(val_pairs, size)
     unigram = (single + 1) / (len(train) + size)
     bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
     # A sum of zeros was negated: without what is added, a text that is all foreseen would be given -0.
     return 0.0 + float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
 
 
-def unigram_references(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], vocab_size: int) -> dict[str, float]:
+def unigram_baselines(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], vocab_size: int) -> dict[str, float]:
     """What a guess without any context gives on `val`, by the frequencies in `train`.
 
     unigram_loss: nats per token, with one added to every count. commonest_accuracy: how often the commonest token is right.
     """
-    learned, asked = (
+    learned, val_pairs = (
         sum((np.bincount(block, minlength=vocab_size) for block in blocks(split)), np.zeros(vocab_size, np.int64))
         for split in (train, val)
     )
-    nats = -(asked * np.log((learned + 1) / (len(train) + vocab_size))).sum() / len(val)
-    return {"unigram_loss": float(nats), "commonest_accuracy": float(asked[learned.argmax()] / len(val))}
+    nats = -(val_pairs * np.log((learned + 1) / (len(train) + vocab_size))).sum() / len(val)
+    return {"unigram_loss": float(nats), "commonest_accuracy": float(val_pairs[learned.argmax()] / len(val))}
 
 
 def _pairs(block: NDArray[Any], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Neighbours as first * size + second, in rising order, and how often each occurs."""
     codes = block[:-1].astype(np.int64) * size + block[1:]
-    if size**2 > LARGEST_TABLE:
+    if size**2 > MAX_TABLE:
         return np.unique(codes, return_counts=True)
     counts = np.bincount(codes, minlength=size**2)
     found = np.flatnonzero(counts)
@@ -63,9 +63,9 @@ def _pairs(block: NDArray[Any], size: int) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def _merged(
-    asked: NDArray[np.int64], times: NDArray[np.int64], pairs: NDArray[np.int64], counts: NDArray[np.int64]
+    val_pairs: NDArray[np.int64], times: NDArray[np.int64], pairs: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    both, place = np.unique(np.concatenate((asked, pairs)), return_inverse=True)
+    both, place = np.unique(np.concatenate((val_pairs, pairs)), return_inverse=True)
     total = np.zeros(len(both), np.int64)
     np.add.at(total, place, np.concatenate((times, counts)))
     return both, total

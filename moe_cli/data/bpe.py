@@ -25,9 +25,9 @@ from moe_cli.files.reading import Unreadable, parse_json
 # Stands between documents. No text holds it: a file with this byte counts as binary.
 SEPARATOR = "\0"
 # What published vocabularies call the end of a text; it then stands between documents.
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+END_OF_TEXT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # The largest tokenizer.json that is read, and how many ids it may have for one that is used.
-MOST_BYTES, MOST_HOLES = 2**28, 8
+MAX_JSON_BYTES, MAX_IDS_PER_TOKEN = 2**28, 8
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ class SubwordTokenizer:
         """
         content = json.loads(self.json)
         added = {each["content"]: each["id"] for each in content.get("added_tokens") or []}
-        for end in ENDS:
+        for end in END_OF_TEXT_TOKENS:
             if end in added:
                 return int(added[end])
         ids = self._encode(self._library.encode_batch_fast, SEPARATOR).ids
         if len(ids) == 1 and self._library.id_to_token(ids[0]) != content["model"].get("unk_token"):
             return int(ids[0])
         raise DataError(
-            f"data.tokenizer={self.name} has no token to stand between documents: none of {', '.join(ENDS)}, nor a zero byte."
+            f"data.tokenizer={self.name} has no token to stand between documents: none of {', '.join(END_OF_TEXT_TOKENS)}, nor a zero byte."
         )
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """The tokens of the bytes from `start` to `stop`, without a character that is cut in two."""
-        encoding = self._encode(self._library.encode_batch_fast, part_of(text, start, stop))
+        encoding = self._encode(self._library.encode_batch_fast, slice_utf8(text, start, stop))
         return np.array(encoding.ids, np.min_scalar_type(self.vocab_size - 1))
 
     def _encode(self, encode_batch: Callable[..., Any], text: str) -> Any:
@@ -131,7 +131,7 @@ class SubwordTokenizer:
         return {"name": self.name, "json": self.json, "vocab_size": self.vocab_size}
 
 
-def part_of(text: str, start: int, stop: int | None) -> str:
+def slice_utf8(text: str, start: int, stop: int | None) -> str:
     """The characters that lie whole in the bytes from `start` to `stop`."""
     if start == 0 and stop is None:
         return text
@@ -176,12 +176,12 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
         raise DataError(f"data.tokenizer={path} is not used: {problem}.")
     known = library.get_vocab(with_added_tokens=True)
     size = max(known.values(), default=-1) + 1
-    if not 2 <= size <= MOST_HOLES * len(known) + 1024:
+    if not 2 <= size <= MAX_IDS_PER_TOKEN * len(known) + 1024:
         raise DataError(f"data.tokenizer={path} has {len(known):,} tokens and ids up to {size - 1:,}: no use here.")
     return SubwordTokenizer(path, text, size)
 
 
-def hash_of(path: str) -> str:
+def hash_tokenizer_file(path: str) -> str:
     """Of a tokenizer.json. Raises DataError: it is not there."""
     return hashlib.sha256(_content(path).encode()).hexdigest()
 
@@ -194,9 +194,9 @@ def _content(path: str) -> str:
     if not os.path.lexists(file):
         raise DataError(f"{given} does not exist. Use bytes, chars, bpe, or the path of a tokenizer.json.")
     with open_file(file, given) as content:
-        raw = content.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise DataError(f"{given} is more than {MOST_BYTES:,} bytes long: no tokenizer.json is.")
+        raw = content.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise DataError(f"{given} is more than {MAX_JSON_BYTES:,} bytes long: no tokenizer.json is.")
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -227,15 +227,15 @@ def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separat
     table = [b""] * vocab_size
     added = {each["id"]: each["content"] for each in content.get("added_tokens") or []}
     alphabet = _byte_alphabet() if '"ByteLevel"' in json.dumps(content.get("decoder")) else {}
-    words = content["model"].get("type") == "WordPiece"
-    mark = content["model"].get("continuing_subword_prefix") or "##"
+    is_wordpiece = content["model"].get("type") == "WordPiece"
+    prefix = content["model"].get("continuing_subword_prefix") or "##"
     for token, number in library.get_vocab(with_added_tokens=True).items():
         if number in added:
             table[number] = added[number].encode()
         elif alphabet:
-            table[number] = b"".join(alphabet.get(sign, sign.encode()) for sign in token)
-        elif words:
-            table[number] = token.removeprefix(mark).encode() if token.startswith(mark) else f" {token}".encode()
+            table[number] = b"".join(alphabet.get(char, char.encode()) for char in token)
+        elif is_wordpiece:
+            table[number] = token.removeprefix(prefix).encode() if token.startswith(prefix) else f" {token}".encode()
         elif re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
             table[number] = bytes([int(token[3:5], 16)])
         else:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from moe_cli.data.cached import BUILDING, META, write_checksums
 from moe_cli.errors import Unwritable
-from moe_cli.files.writing import delete_abandoned, ensure_folder, new_folder, rename, way_on
+from moe_cli.files.writing import delete_abandoned, ensure_folder, new_folder, rename, write_failure_hint
 
 
 @contextmanager
-def building(folder: Path, what: str) -> Iterator[Path]:
+def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
     """A folder to write in, META last, which is then renamed to `folder`; gone if something goes wrong.
 
     Raises:
@@ -25,4 +25,6 @@ def building(folder: Path, what: str) -> Iterator[Path]:
             rename(temporary, folder)
     except OSError as error:
         if not (folder / META).is_file():  # not that another job was first
-            raise Unwritable(f"cannot write the {what} to {folder}: {error.strerror}. {way_on(error)}") from None
+            raise Unwritable(
+                f"cannot write the {what} to {folder}: {error.strerror}. {write_failure_hint(error)}"
+            ) from None

@@ -136,7 +136,7 @@ def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any]
         return None
     try:
         before = os.stat(folder, follow_symlinks=False)
-        _check(folder)
+        _check_files(folder)
         meta = parse_object(read_bytes(folder / META, MAX_META_BYTES))
         for name, kind in types.items():
             if name not in meta or not isinstance(meta[name], kind):
@@ -160,7 +160,7 @@ def just_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str,
     return meta
 
 
-def _check(folder: Path) -> None:
+def _check_files(folder: Path) -> None:
     """Raises OSError, Unreadable: a file is not as it was built."""
     for name, (size, checksums) in _read_checksums(folder).items():
         if os.stat(folder / name).st_size != size:

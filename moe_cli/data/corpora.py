@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import TOKENIZERS, BuiltCorpusConfig, CorpusData, HubConfig, TextFilesConfig, TokenFilesConfig
-from moe_cli.data.bpe import hash_of, read_tokenizer
+from moe_cli.data.bpe import hash_tokenizer_file, read_tokenizer
 from moe_cli.data.cached import OF_ALL_DATA, BlockChecksums, built, just_built
 from moe_cli.data.corpus_builder import build
-from moe_cli.data.corpus_files import Texts, list_texts, source
+from moe_cli.data.corpus_files import CorpusSource, list_texts, source
 from moe_cli.data.hub import list_hub
 from moe_cli.data.packaged_corpora import list_installed
-from moe_cli.data.shards import LARGE, Shard, Tokens
-from moe_cli.data.splits import MOST_DOMAINS, SPLITS
+from moe_cli.data.shards import LARGE_SPLIT_TOKENS, Shard, Tokens
+from moe_cli.data.splits import MAX_DOMAINS, SPLITS
 from moe_cli.data.token_files import describe_ready
 from moe_cli.data.tokenizer_check import tokenizers_library
 from moe_cli.data.tokenizers import Tokenizer, load_tokenizer
@@ -27,12 +27,12 @@ from moe_cli.formatting import count, plural
 
 FORMAT = 10
 _META = {
-    **OF_ALL_DATA, "num_bytes": int, "num_left_out": int, "num_used": int, "tokenizer": dict, "tokenizer_sha256": str | None,
-    "dtype": str, "lossless": bool, "by_name": bool, "missing": list, "not_text": list, "domain_bytes": list, "unheeded": str | None,
+    **OF_ALL_DATA, "num_bytes": int, "num_skipped": int, "num_used": int, "tokenizer": dict, "tokenizer_sha256": str | None,
+    "dtype": str, "lossless": bool, "by_name": bool, "missing": list, "not_text": list, "domain_bytes": list, "ignored_split_names": str | None,
     **{f"{name}_tokens": int for name in SPLITS}, **{f"{name}_shards": list for name in SPLITS},
 }  # fmt: skip
 # Stands for the hash of a tokenizer that is not there yet.
-FORESEEN = "?"
+UNTRAINED = "?"
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Corpus:
 
     folder: Path
     meta: dict[str, Any]
-    judged: str = "val"
+    eval_split: str = "val"
     checksums: BlockChecksums | None = None
 
     @cached_property
     def train(self) -> Tokens:
-        return self._tokens("train_shards", scattered=True)
+        return self._tokens("train_shards", random_access=True)
 
     @cached_property
     def val(self) -> Tokens:
         """The validation split; or the test split where models are judged by that."""
-        return self._tokens(f"{self.judged}_shards")
+        return self._tokens(f"{self.eval_split}_shards")
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -78,28 +78,28 @@ class Corpus:
         """The domain of each document, as a place in meta["domains"]."""
         return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
 
-    def begins(self, split: Tokens) -> NDArray[np.int64]:
+    def document_starts(self, split: Tokens) -> NDArray[np.int64]:
         """Where the documents of a split begin in it; the first, or what is left of one that is cut, at 0."""
-        first = self._before_val if split is self.val else 0
+        first = self._val_offset if split is self.val else 0
         inside = (self.starts >= first) & (self.starts < first + len(split))
         return np.unique(np.append(self.starts[inside] - first, 0))
 
-    def val_domains(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    def domain_ids_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The domains of tokens of `val`; a separator belongs to the document before."""
         if len(self.meta["domains"]) == 1:
             return np.zeros(len(places), np.int64)
-        documents = np.searchsorted(self.starts, places + self._before_val, side="right") - 1
+        documents = np.searchsorted(self.starts, places + self._val_offset, side="right") - 1
         return np.asarray(self.domain_ids[documents])
 
     @property
-    def _before_val(self) -> int:
+    def _val_offset(self) -> int:
         """Tokens of the splits before that which models are judged by."""
-        return len(self.train) + (self.meta["val_tokens"] if self.judged == "test" else 0)
+        return len(self.train) + (self.meta["val_tokens"] if self.eval_split == "test" else 0)
 
-    def _tokens(self, key: str, scattered: bool = False) -> Tokens:
+    def _tokens(self, key: str, random_access: bool = False) -> Tokens:
         shards = [Shard(self.folder / name, first_byte, size) for name, first_byte, size in self.meta[key]]
-        large = sum(shard.num_tokens for shard in shards) >= LARGE
-        return Tokens(shards, self.meta["dtype"], scattered and large, self.checksums)
+        large = sum(shard.num_tokens for shard in shards) >= LARGE_SPLIT_TOKENS
+        return Tokens(shards, self.meta["dtype"], random_access and large, self.checksums)
 
 
 def load_corpus(
@@ -127,7 +127,7 @@ def load_corpus(
     return corpus
 
 
-def texts_of(data: BuiltCorpusConfig, outputs: Path | None = None) -> Texts:
+def texts_of(data: BuiltCorpusConfig, outputs: Path | None = None) -> CorpusSource:
     """What the corpus is made of. Raises DataError: there is nothing."""
     if isinstance(data, TextFilesConfig):
         return list_texts(data, outputs)
@@ -143,28 +143,28 @@ def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, now: bool
     meta = built(folder, "token files", _META)
     if meta is None:
         if not now and subwords:
-            return _foreseen(data, cache, outputs)
+            return _without_trained_tokenizer(data, cache, outputs)
         build(data, texts, folder)
         meta = just_built(folder, "token files", _META)
     # Other files may lie next to the same text now.
     return Corpus(folder, {**meta, "notes": texts.notes}, checksums=BlockChecksums(folder))
 
 
-def _foreseen(data: BuiltCorpusConfig, cache: Path, outputs: Path | None) -> Corpus:
+def _without_trained_tokenizer(data: BuiltCorpusConfig, cache: Path, outputs: Path | None) -> Corpus:
     """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
     plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache, outputs)
     size = data.num_bpe_tokens or read_tokenizer(data.tokenizer).vocab_size
     foreseen = {
         "tokenizer": {"name": data.tokenizer},
-        "tokenizer_sha256": FORESEEN,
+        "tokenizer_sha256": UNTRAINED,
         "vocab_size": size,
         "num_used": size,
     }
     return replace(plain, meta=plain.meta | foreseen)
 
 
-def _key(data: BuiltCorpusConfig, texts: Texts) -> str:
-    tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_of(data.tokenizer)
+def _key(data: BuiltCorpusConfig, texts: CorpusSource) -> str:
+    tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_tokenizer_file(data.tokenizer)
     shares = [data.val_fraction, data.test_fraction]
     content = [FORMAT, tokenizer, data.num_bpe_tokens, shares, getattr(data, "field", None), texts.state]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -200,17 +200,23 @@ def _size(num_bytes: int) -> str:
     return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def remarks_on_corpus(corpus: Corpus) -> list[str]:
+def notes_on_corpus(corpus: Corpus) -> list[str]:
     """What a user should know of the data beside their size."""
-    return _on_tokens(corpus.meta) if corpus.meta["name"] == "tokens" else _on_texts(corpus.meta) + _unseen(corpus)
+    return (
+        _on_tokens(corpus.meta)
+        if corpus.meta["name"] == "tokens"
+        else _on_texts(corpus.meta) + _domains_without_validation(corpus)
+    )
 
 
-def _unseen(corpus: Corpus) -> list[str]:
+def _domains_without_validation(corpus: Corpus) -> list[str]:
     """Of a handful of domains, those that no validation text is of."""
     names = corpus.meta["domains"]
-    held_out = np.flatnonzero(np.bincount(corpus.val_domains(corpus.begins(corpus.val)), minlength=len(names)))
+    held_out = np.flatnonzero(
+        np.bincount(corpus.domain_ids_at(corpus.document_starts(corpus.val)), minlength=len(names))
+    )
     without = [place for place in range(len(names)) if place not in held_out]
-    if not without or len(names) > MOST_DOMAINS:
+    if not without or len(names) > MAX_DOMAINS:
         return []
     alone = all(np.count_nonzero(corpus.domain_ids == place) == 1 for place in without)
     reason = "it has one only" if alone else "nothing is said of it. Raise data.val_fraction"
@@ -222,10 +228,10 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
     if meta["by_name"]:
         sizes = [f"{name} {count(meta[f'{name}_tokens'])}" for name in SPLITS if meta[f"{name}_tokens"]]
         lines.append(f"split by the names of files and folders: {', '.join(sizes)} tokens")
-    if meta["unheeded"]:
-        lines.append(meta["unheeded"])
-    if meta["num_left_out"] and meta["name"] in ("text", "hf"):
-        lines.append(f"left out as empty or not UTF-8 text: {plural(meta['num_left_out'], 'document')}")
+    if meta["ignored_split_names"]:
+        lines.append(meta["ignored_split_names"])
+    if meta["num_skipped"] and meta["name"] in ("text", "hf"):
+        lines.append(f"left out as empty or not UTF-8 text: {plural(meta['num_skipped'], 'document')}")
         lines += meta["not_text"]
     if meta["name"] == "corpora_mix":
         parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
@@ -247,8 +253,8 @@ def _on_tokens(meta: dict[str, Any]) -> list[str]:
     lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
              f"{count(meta['val_tokens'])} in {val}"
              + (f", test {count(meta['test_tokens'])} in {test}" if test else "") + header]  # fmt: skip
-    if meta["unheeded"]:
-        lines.append(meta["unheeded"])
-    if meta["num_left_out"]:
-        lines.append(f"{meta['num_left_out']} files are named neither train, val nor test: left out")
+    if meta["ignored_split_names"]:
+        lines.append(meta["ignored_split_names"])
+    if meta["num_skipped"]:
+        lines.append(f"{meta['num_skipped']} files are named neither train, val nor test: left out")
     return lines

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from moe_cli.config.data import CorpusData, HubConfig, TextFilesConfig, TokenFilesConfig
 from moe_cli.data.documents import RECORDS, Document, has_records, read_documents
-from moe_cli.data.file_list import find_files, stamps
-from moe_cli.data.splits import TEST, check_shares, splits_by_name, unheeded
+from moe_cli.data.file_list import find_files, fingerprints
+from moe_cli.data.splits import TEST, check_shares, ignored_split_names, splits_by_name
 from moe_cli.errors import DataError
 
 
 @dataclass(frozen=True)
-class File:
+class CorpusFile:
     """Documents of one domain, which can be read again and again; `path` is what they are called in messages.
 
     Attributes:
@@ -29,7 +29,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Texts:
+class CorpusSource:
     """What a corpus is made of.
 
     Attributes:
@@ -40,11 +40,11 @@ class Texts:
         notes: what of the data path is left out.
     """
 
-    files: Sequence[File]
+    files: Sequence[CorpusFile]
     state: object
     version: str | None = None
     missing: Sequence[str] = ()
-    unheeded: str | None = None
+    ignored_split_names: str | None = None
     notes: Sequence[str] = ()
 
 
@@ -57,7 +57,7 @@ def source(data: CorpusData) -> str:
     )
 
 
-def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> Texts:
+def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSource:
     """The user's files; what lies in the outputs folder is none.
 
     Raises:
@@ -68,19 +68,24 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> Texts:
     if data.field and not any(map(has_records, paths)):
         raise DataError(f"data.field={data.field} has no effect: {source(data)} has no {', '.join(RECORDS)}.")
     if paths == [root]:
-        file = File(root, root.name, partial(read_documents, root, data.field))
-        return Texts([file], stamps(paths), notes=found.notes)
-    names = mixed(path.relative_to(root) for path in paths)
+        file = CorpusFile(root, root.name, partial(read_documents, root, data.field))
+        return CorpusSource([file], fingerprints(paths), notes=found.notes)
+    names = hash_shuffled(path.relative_to(root) for path in paths)
     splits = splits_by_name(names)
     if splits:
         check_shares(data, {TEST, *splits}, source(data))
     given: Sequence[int | None] = splits or [None] * len(names)
     files = [
-        File(root / name, domain_of(_inside(name) if splits else name, "."),
+        CorpusFile(root / name, domain_of(_inside(name) if splits else name, "."),
              partial(read_documents, root / name, data.field), split)
         for name, split in zip(names, given, strict=True)
     ]  # fmt: skip
-    return Texts(files, stamps([file.path for file in files]), unheeded=unheeded(names), notes=found.notes)
+    return CorpusSource(
+        files,
+        fingerprints([file.path for file in files]),
+        ignored_split_names=ignored_split_names(names),
+        notes=found.notes,
+    )
 
 
 def _inside(name: Path) -> Path:
@@ -88,7 +93,7 @@ def _inside(name: Path) -> Path:
     return Path(*name.parts[1:]) if len(name.parts) > 1 else name
 
 
-def mixed(names: Iterable[Path]) -> list[Path]:
+def hash_shuffled(names: Iterable[Path]) -> list[Path]:
     """In an order that is fixed but mixes the folders: by a hash of their names."""
     return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name.as_posix())).digest())
 

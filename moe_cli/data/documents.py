@@ -34,7 +34,7 @@ HEAD_BYTES = 16
 _PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"PK\x03\x04": ".zip",
            b"PAR1": ".parquet"}  # fmt: skip
 # The longest word of JSON that may be cut in two: two \uXXXX of one character.
-LONGEST_WORD = 12
+MAX_ESCAPE_LENGTH = 12
 _BETWEEN = re.compile(r"[\s,]*")
 _NO_RECORDS = (
     "{} is neither a list of records nor a record a line; other JSON is not learned.\n"
@@ -50,7 +50,7 @@ class NotText(Exception):
 
 def has_records(path: Path) -> bool:
     """Whether the file is a table of documents, in which one field is the text."""
-    return _kind(path) in RECORDS
+    return _ending(path) in RECORDS
 
 
 def read_documents(path: Path, field: str | None) -> Iterator[Document]:
@@ -60,7 +60,7 @@ def read_documents(path: Path, field: str | None) -> Iterator[Document]:
         NotText: the file is empty or not UTF-8; found while its pieces are taken.
         DataError: it cannot be read, is damaged, or a record has no such field.
     """
-    kind = _kind(path)
+    kind = _ending(path)
     if kind == ".parquet":
         yield from map(document, _parquet(path, field or DEFAULT_FIELD))
     elif kind == ".json":
@@ -71,21 +71,21 @@ def read_documents(path: Path, field: str | None) -> Iterator[Document]:
         yield _plain(path)
 
 
-def _kind(path: Path) -> str:
+def _ending(path: Path) -> str:
     """The last part of the name, that of the compression left out."""
     return (path.with_suffix("") if path.suffix.lower() in _OPENERS else path).suffix.lower()
 
 
 def document(value: str) -> Document:
     """One that is a text in memory; None where nothing can be learned from it: blank, a separator within, or halves of characters."""
-    unfit = not value.strip() or SEPARATOR in value or any("\ud800" <= character <= "\udfff" for character in value)
-    return None if unfit else iter((value,))
+    unusable = not value.strip() or SEPARATOR in value or any("\ud800" <= character <= "\udfff" for character in value)
+    return None if unusable else iter((value,))
 
 
 def _plain(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     position, blank, head = 0, True, b""
-    with _opened(path) as file:
+    with _open_unpacked(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             head = head or chunk
             if position == 0 and chunk.startswith(codecs.BOM_UTF8):
@@ -173,11 +173,11 @@ def _is_cut(error: Exception, text: str) -> bool:
     """Whether what was wrong with JSON may be that it is not whole yet."""
     if not isinstance(error, json.JSONDecodeError):
         return False
-    return error.msg.startswith("Unterminated string") or error.pos > len(text) - LONGEST_WORD
+    return error.msg.startswith("Unterminated string") or error.pos > len(text) - MAX_ESCAPE_LENGTH
 
 
 def _json_lines(path: Path, field: str) -> Iterator[str]:
-    with _opened(path) as file:
+    with _open_unpacked(path) as file:
         begun = False
         for number, line in enumerate(file, 1):
             head, line = line, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -192,7 +192,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
                 wrong = f"byte {error.start} of the line is 0x{line[error.start]:02x}"
                 raise DataError(f"{where} is not UTF-8 text: {wrong}.") from None
             except (ValueError, RecursionError) as error:  # of numbers too long a ValueError
-                if not begun and _kind(path) == ".json":
+                if not begun and _ending(path) == ".json":
                     raise DataError(_NO_RECORDS.format(path)) from None
                 raise DataError(f"{where} is not JSON{_reason(error)}. Each line is one record.") from None
             begun = True
@@ -244,7 +244,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _open_unpacked(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked. Raises DataError."""
     opener = _OPENERS.get(path.suffix.lower())
     try:
@@ -253,7 +253,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             file = stack.enter_context(opener(path, raw)) if opener is not None else raw
             try:
                 yield file
-            except _damages() as error:
+            except _decompression_errors() as error:
                 if isinstance(error, OSError) and error.errno:
                     raise
                 raise DataError(
@@ -263,7 +263,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _damages() -> tuple[type[Exception], ...]:
+def _decompression_errors() -> tuple[type[Exception], ...]:
     """What is raised by those who unpack, an OSError without a number among it."""
     zstandard: Any = sys.modules.get("zstandard")
     return (OSError, EOFError, zlib.error, lzma.LZMAError, *((zstandard.ZstdError,) if zstandard else ()))

@@ -155,7 +155,7 @@ def open_file(path: Path, label: str | None = None) -> IO[bytes]:
         raise DataError(f"{label} {problem}.") from None
 
 
-def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+def fingerprints(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     """By what a changed file is known: its size and the time of its last change. Raises DataError: one is gone."""
     try:
         return [(str(path), status.st_size, status.st_mtime_ns) for path in paths for status in (path.stat(),)]

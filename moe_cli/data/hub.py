@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.data import HubConfig, is_local
-from moe_cli.data.corpus_files import File, Texts, source
+from moe_cli.data.corpus_files import CorpusFile, CorpusSource, source
 from moe_cli.data.documents import Document, document
-from moe_cli.data.file_list import DataFiles, find_files, stamps
+from moe_cli.data.file_list import DataFiles, find_files, fingerprints
 from moe_cli.errors import DataError
 
 # What the library reads files of a folder with, by how their names end.
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
 
 
-def list_hub(data: HubConfig, outputs: Path | None = None) -> Texts:
+def list_hub(data: HubConfig, outputs: Path | None = None) -> CorpusSource:
     """The data set as one source of documents, read anew each time; streamed, what is needed comes again each time.
 
     Raises:
@@ -23,12 +23,12 @@ def list_hub(data: HubConfig, outputs: Path | None = None) -> Texts:
     """
     path = data.path or ""
     found = find_files(path, outputs=outputs) if is_local(path) else None
-    local = [path, data.revision] if found is None else stamps(found.paths)
+    local = [path, data.revision] if found is None else fingerprints(found.paths)
     state = [local, data.subset, data.split, data.max_bytes, data.max_documents]
     _library()
     if found is not None:
         _check_local(data, found)
-    return Texts([File(Path(path), Path(path).name, partial(_documents, data))], state)
+    return CorpusSource([CorpusFile(Path(path), Path(path).name, partial(_documents, data))], state)
 
 
 def _check_local(data: HubConfig, found: DataFiles) -> None:
@@ -60,7 +60,7 @@ def _documents(data: HubConfig) -> Iterator[Document]:
 
 def _texts(data: HubConfig) -> Iterator[str]:
     try:
-        rows = _opened(data)
+        rows = _open_split(data)
         columns = rows.column_names
         if columns is None:  # streamed: known when the first row is there
             columns = list(next(iter(rows), {}))
@@ -81,7 +81,7 @@ def _texts(data: HubConfig) -> Iterator[str]:
         raise DataError(f"{source(data)} cannot be read: {lines[0][:300]}") from None
 
 
-def _opened(data: HubConfig) -> Any:
+def _open_split(data: HubConfig) -> Any:
     """One split, as rows."""
     datasets = _library()
     path = data.path or ""
@@ -94,13 +94,13 @@ def _opened(data: HubConfig) -> Any:
                 )
             rows = rows[data.split]
         return rows.to_iterable_dataset() if data.streaming else rows
-    kind, files = _kind(data)
+    kind, files = _reader(data)
     return datasets.load_dataset(
         kind, data.subset, split=data.split, streaming=data.streaming, revision=data.revision, **files
     )
 
 
-def _kind(data: HubConfig) -> tuple[str, dict[str, Any]]:
+def _reader(data: HubConfig) -> tuple[str, dict[str, Any]]:
     """A name on the hub or a folder as they are; a single file by the reader of its kind."""
     path = data.path or ""
     if not is_local(path) or Path(path).is_dir():

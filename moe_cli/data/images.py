@@ -19,11 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import FashionMnistConfig, ImageData, ImageFolderConfig
-from moe_cli.data.cache_folders import building
+from moe_cli.data.cache_folders import atomic_folder
 from moe_cli.data.cached import META, OF_ALL_DATA, built, just_built
 from moe_cli.data.documents import HEAD_BYTES, other_format
-from moe_cli.data.file_list import DataFiles, find_files, find_named, open_file, stamps
-from moe_cli.data.splits import PURPOSES, SPLITS, TEST, TRAIN, VAL, check_shares, splits_by_name, unheeded
+from moe_cli.data.file_list import DataFiles, find_files, find_named, fingerprints, open_file
+from moe_cli.data.splits import (
+    SPLIT_LABELS,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    check_shares,
+    ignored_split_names,
+    splits_by_name,
+)
 from moe_cli.errors import DataError
 
 FORMAT = 4
@@ -34,14 +43,14 @@ FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImages:
     """Pixels [N, H, W, C], 0 to 255, and the class of each image."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
-    def take(self, places: NDArray[Any]) -> "Labelled":
-        return Labelled(self.pixels[places], self.labels[places])
+    def select(self, places: NDArray[Any]) -> "LabelledImages":
+        return LabelledImages(self.pixels[places], self.labels[places])
 
 
 @dataclass(frozen=True)
@@ -54,20 +63,20 @@ class Images:
 
     folder: Path
     meta: dict[str, Any]
-    judged: str = "val"
+    eval_split: str = "val"
 
     @cached_property
-    def train(self) -> Labelled:
+    def train(self) -> LabelledImages:
         return self._split("train")
 
     @cached_property
-    def val(self) -> Labelled:
+    def val(self) -> LabelledImages:
         """The validation split; or the test split where models are judged by that."""
-        return self._split(self.judged)
+        return self._split(self.eval_split)
 
-    def _split(self, name: str) -> Labelled:
+    def _split(self, name: str) -> LabelledImages:
         pixels = np.load(self.folder / f"{name}_pixels.npy", mmap_mode="r")
-        return Labelled(pixels, np.load(self.folder / f"{name}_labels.npy"))
+        return LabelledImages(pixels, np.load(self.folder / f"{name}_labels.npy"))
 
 
 def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Images:
@@ -90,7 +99,7 @@ def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Im
 
 def _key(data: ImageData, found: DataFiles | None) -> str:
     content: list[Any] = [FORMAT, data.val_fraction, data.test_fraction, data.image_size, data.channels]
-    content.append(stamps(found.paths) if found else _library(data).__version__)
+    content.append(fingerprints(found.paths) if found else _library(data).__version__)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -99,7 +108,7 @@ def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
     for split, images in splits.items():
         if len(images.labels) < (0 if split == "test" and not data.test_fraction else 2):
             raise DataError(
-                f"data={data.name} leaves {len(images.labels)} images for {PURPOSES[split]}. Give more images."
+                f"data={data.name} leaves {len(images.labels)} images for {SPLIT_LABELS[split]}. Give more images."
             )
     sha256 = hashlib.sha256(json.dumps(names).encode())
     for images in splits.values():
@@ -109,17 +118,17 @@ def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
         "name": data.name, "source": _source(data), "sha256": sha256.hexdigest(), "num_bytes": None,
         "num_documents": sum(len(images.labels) for images in splits.values()), "vocab_size": len(names), "domains": names,
         **{f"{split}_images": len(images.labels) for split, images in splits.items()}, "image_size": data.image_size,
-        "channels": data.channels, "unheeded": _unheeded_names(data, found), "bigram_bpb": None, "gzip_bpb": None,
+        "channels": data.channels, "ignored_split_names": _unheeded_names(data, found), "bigram_bpb": None, "gzip_bpb": None,
         "references": {"majority_accuracy": float((splits["val"].labels == commonest).mean())},
     }  # fmt: skip
-    with building(folder, "images") as temporary:
+    with atomic_folder(folder, "images") as temporary:
         for split, images in splits.items():
             np.save(temporary / f"{split}_pixels.npy", images.pixels)
             np.save(temporary / f"{split}_labels.npy", images.labels)
         (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, Labelled], list[str]]:
+def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, LabelledImages], list[str]]:
     """The splits, and the names of the classes."""
     if isinstance(data, FashionMnistConfig):
         return {**split_images(_idx(data, "train"), data.val_fraction), "test": _idx(data, "t10k")}, list(FASHION)
@@ -135,12 +144,12 @@ def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, Labelled]
     return split_images(images, data.val_fraction, data.test_fraction), [str(digit) for digit in range(10)]
 
 
-def _labelled(pixels: Any, labels: Any, size: int) -> Labelled:
+def _labelled(pixels: Any, labels: Any, size: int) -> LabelledImages:
     shaped = np.asarray(pixels, np.float64).reshape(-1, size, size, 1).round().astype(np.uint8)
-    return Labelled(shaped, np.asarray(labels, np.int64))
+    return LabelledImages(shaped, np.asarray(labels, np.int64))
 
 
-def split_images(images: Labelled, val_fraction: float, test_fraction: float = 0.0) -> dict[str, Labelled]:
+def split_images(images: LabelledImages, val_fraction: float, test_fraction: float = 0.0) -> dict[str, LabelledImages]:
     """The same shares of every class for a test and for validation, chosen by chance that is the same every time."""
     order = np.random.default_rng(0).permutation(len(images.labels))
     parts = np.full(len(order), TRAIN)
@@ -149,7 +158,7 @@ def split_images(images: Labelled, val_fraction: float, test_fraction: float = 0
         tested, held_out = (round(fraction * len(own)) for fraction in (test_fraction, test_fraction + val_fraction))
         parts[own[:held_out]] = VAL
         parts[own[:tested]] = TEST
-    return {name: images.take(order[parts[order] == part]) for part, name in enumerate(SPLITS)}
+    return {name: images.select(order[parts[order] == part]) for part, name in enumerate(SPLITS)}
 
 
 def _library(data: ImageData) -> Any:
@@ -187,7 +196,7 @@ def _idx_file(root: Path, name: str) -> Path:
     return path
 
 
-def _idx(data: FashionMnistConfig, split: str) -> Labelled:
+def _idx(data: FashionMnistConfig, split: str) -> LabelledImages:
     root = Path(data.path or "")
     pixels = _idx_array(_idx_file(root, f"{split}-images-idx3-ubyte"), IMAGES_MAGIC)
     labels = _idx_array(_idx_file(root, f"{split}-labels-idx1-ubyte"), LABELS_MAGIC)
@@ -195,7 +204,7 @@ def _idx(data: FashionMnistConfig, split: str) -> Labelled:
         raise DataError(
             f"data.path={root}: {split} holds {len(pixels)} images of {pixels.shape[1:]} and {len(labels)} labels."
         )
-    return Labelled(pixels[..., None], labels.astype(np.int64))
+    return LabelledImages(pixels[..., None], labels.astype(np.int64))
 
 
 def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
@@ -216,7 +225,7 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
     return array
 
 
-def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labelled], list[str]]:
+def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, LabelledImages], list[str]]:
     """A class for each sub-folder, by name; or folders train, val, test of such.
 
     Raises:
@@ -247,10 +256,10 @@ def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labell
                 pixels[place] = np.asarray(small, np.uint8).reshape(size, size, data.channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}. Mend it, or move it away.") from None
-    images = Labelled(pixels, np.array([classes.index(below[0]) for below in within]))
+    images = LabelledImages(pixels, np.array([classes.index(below[0]) for below in within]))
     if not parts:
         return split_images(images, data.val_fraction, data.test_fraction), classes
-    given = {name: images.take(np.flatnonzero(np.array(parts) == part)) for part, name in enumerate(SPLITS)}
+    given = {name: images.select(np.flatnonzero(np.array(parts) == part)) for part, name in enumerate(SPLITS)}
     return (
         given if VAL in parts else {**split_images(given["train"], data.val_fraction), "test": given["test"]}
     ), classes
@@ -260,7 +269,7 @@ def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
     """What is to be told of folders that are named as splits and are none."""
     if not isinstance(data, ImageFolderConfig) or found is None:
         return None
-    return unheeded([path.relative_to(found.root) for path in found.paths])
+    return ignored_split_names([path.relative_to(found.root) for path in found.paths])
 
 
 def _eight_bits(image: Any) -> Any:

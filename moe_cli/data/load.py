@@ -6,7 +6,7 @@ from typing import Any
 
 from moe_cli.config.data import CorpusConfig, DataConfig, ImageData, RatingData
 from moe_cli.config.schema import RunConfig
-from moe_cli.data.corpora import FORESEEN, Corpus, describe_corpus, load_corpus, remarks_on_corpus
+from moe_cli.data.corpora import UNTRAINED, Corpus, describe_corpus, load_corpus, notes_on_corpus
 from moe_cli.data.document_windows import document_windows
 from moe_cli.data.images import Images, describe_images, load_images
 from moe_cli.data.ratings import Ratings, describe_ratings, load_ratings
@@ -30,16 +30,16 @@ def load_data(data: DataConfig, context_length: int, outputs: Path, build: bool 
     return load_corpus(data, context_length, cache / "corpora", build, outputs)
 
 
-def judged_by_test(data: Data) -> Data:
+def with_test_split(data: Data) -> Data:
     """The same data, where models are judged by the test split. Raises DataError: there is none."""
     unit = next(unit for unit in ("tokens", "images", "pairs") if f"train_{unit}" in data.meta)
     if not data.meta[f"test_{unit}"]:
         ask = "data.test_fold=1" if isinstance(data, Ratings) else "data.test_fraction=0.1"
         raise DataError(f"{data.meta['source']} has no test split here. Train a model on data that have one: {ask}")
-    return replace(data, judged="test")
+    return replace(data, eval_split="test")
 
 
-def other_reading(recorded: Any, data: Data) -> str | None:
+def changed_aspect(recorded: Any, data: Data) -> str | None:
     """What is not as it was, though the text is: the tokenizer or the split; None: nothing that is known.
 
     Args:
@@ -60,15 +60,15 @@ def describe(data: Data) -> str:
     return describe_ratings(data) if isinstance(data, Ratings) else describe_corpus(data)
 
 
-def remarks(data: Data, config: RunConfig) -> list[str]:
+def data_notes(data: Data, config: RunConfig) -> list[str]:
     """What a user should know of the data beside their size."""
     lines = list(data.meta.get("notes", ()))
     if not isinstance(data, Corpus):
-        return [*lines, data.meta["unheeded"]] if data.meta.get("unheeded") else lines
-    lines += remarks_on_corpus(data)
+        return [*lines, data.meta["ignored_split_names"]] if data.meta.get("ignored_split_names") else lines
+    lines += notes_on_corpus(data)
     padded = isinstance(config.data, CorpusConfig) and config.data.packing == "pad"
-    if padded and data.meta["tokenizer_sha256"] != FORESEEN:
+    if padded and data.meta["tokenizer_sha256"] != UNTRAINED:
         length = config.model.context_length
-        sizes = document_windows(data.begins(data.train), len(data.train), length).sizes
+        sizes = document_windows(data.document_starts(data.train), len(data.train), length).sizes
         lines.append(f"{percent(1 - sizes.mean() / length)} of what is trained on is padding, which counts as tokens")
     return lines

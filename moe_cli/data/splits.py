@@ -14,13 +14,13 @@ from moe_cli.config.settings import default_of
 from moe_cli.errors import DataError
 
 # The splits, and what each is for.
-PURPOSES = {"train": "training", "val": "validation", "test": "a test"}
-SPLITS = tuple(PURPOSES)
+SPLIT_LABELS = {"train": "training", "val": "validation", "test": "a test"}
+SPLITS = tuple(SPLIT_LABELS)
 TRAIN, VAL, TEST = range(3)
 # No document is more than this share of a held-out split that holds whole documents, if there are smaller ones.
-LARGEST_SHARE = 1 / 8
+MAX_DOCUMENT_FRACTION = 1 / 8
 # Up to so many domains, each is represented in what is held out.
-MOST_DOMAINS = 8
+MAX_DOMAINS = 8
 # Between texts of two splits in one document, so that no training context reaches into what is held out.
 GAP_TOKENS = 1024
 _NAMES = [re.compile(rf"(?<![a-z])({words})(?![a-z])")
@@ -43,7 +43,7 @@ class Split:
     lengths: tuple[int, ...]
 
 
-def split_of(*names: str) -> int | None:
+def split_from_name(*names: str) -> int | None:
     """TRAIN, VAL or TEST where a name says so, as a word of its own: train, wiki.valid.tokens, my-test-set; the last that does."""
     for name in reversed(names):
         found = [part for part, pattern in enumerate(_NAMES) if pattern.search(name.lower())]
@@ -54,15 +54,15 @@ def split_of(*names: str) -> int | None:
 
 def splits_by_name(names: Sequence[Path]) -> list[int] | None:
     """The split of each file where the first part of every name says one, and both training and another are there."""
-    found = [split_of(name.parts[0]) for name in names]
+    found = [split_from_name(name.parts[0]) for name in names]
     if None in found or TRAIN not in found or set(found) == {TRAIN}:
         return None
     return [part for part in found if part is not None]
 
 
-def unheeded(names: Sequence[Path]) -> str | None:
+def ignored_split_names(names: Sequence[Path]) -> str | None:
     """What is to be told where a name says that something is held out and `splits_by_name` finds no splits; else None."""
-    said = {name.parts[0]: split_of(name.parts[0]) for name in names}
+    said = {name.parts[0]: split_from_name(name.parts[0]) for name in names}
     held_out = sorted(name for name, part in said.items() if part in (VAL, TEST))
     if not held_out or splits_by_name(names):
         return None
@@ -115,25 +115,25 @@ def split_documents(
         left, of_domains = ([each[number] for number in rest] if len(each) else [] for each in (sizes, domains))
         chosen = _choose(left, of_domains, fraction)
         if not chosen:
-            cut = _cut(sum(left), val_fraction, test_fraction if part == TEST else 0.0)
+            cut = _cut_text(sum(left), val_fraction, test_fraction if part == TEST else 0.0)
             break
         parts[[rest[place] for place in chosen]] = part
     whole = np.bincount(parts, np.asarray(sizes), len(SPLITS)).astype(np.int64).tolist()
     if cut is None:
         return Split(parts, None, tuple(whole))
-    stretches = [end - begin for begin, end in cut]
-    return Split(parts, cut, (stretches[TRAIN], stretches[VAL] + whole[VAL], stretches[TEST] + whole[TEST]))
+    cut_lengths = [end - begin for begin, end in cut]
+    return Split(parts, cut, (cut_lengths[TRAIN], cut_lengths[VAL] + whole[VAL], cut_lengths[TEST] + whole[TEST]))
 
 
 def _choose(sizes: Sequence[int], domains: Sequence[int], fraction: float) -> set[int]:
     chosen: set[int] = set()
     for domain in set(domains):
-        inside = [number for number, its in enumerate(domains) if its == domain]
+        inside = [number for number, label in enumerate(domains) if label == domain]
         chosen |= {inside[place] for place in choose_held_out([sizes[number] for number in inside], fraction)}
     return chosen or choose_held_out(sizes, fraction)
 
 
-def _cut(total: int, val_fraction: float, test_fraction: float) -> tuple[tuple[int, int], ...]:
+def _cut_text(total: int, val_fraction: float, test_fraction: float) -> tuple[tuple[int, int], ...]:
     val_end, test_begin = cut_with_gap(total, test_fraction) if test_fraction else (total, total)
     train_end, val_begin = cut_with_gap(val_end, val_fraction)
     return (0, train_end), (val_begin, val_end), (test_begin, total)
@@ -153,7 +153,7 @@ def choose_held_out(sizes: Sequence[int], fraction: float) -> set[int]:
     judged; if that does not do, whatever comes last.
     """
     wanted = fraction * sum(sizes)
-    for largest in (LARGEST_SHARE * wanted, math.inf):
+    for largest in (MAX_DOCUMENT_FRACTION * wanted, math.inf):
         chosen: set[int] = set()
         total = 0
         for number in range(len(sizes) - 1, 0, -1):

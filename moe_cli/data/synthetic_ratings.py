@@ -33,10 +33,10 @@ class Interactions:
     num_items: int
     item_names: list[str]
     expected: NDArray[np.float64] | None = None
-    chances: NDArray[np.float64] | None = None
+    click_probability: NDArray[np.float64] | None = None
 
 
-def plant(data: SyntheticRatingsConfig) -> Interactions:
+def generate_interactions(data: SyntheticRatingsConfig) -> Interactions:
     """Every user and every item is of a hidden cluster. With a table A of C x C standard normal numbers, and B another of
     which each entry has correlation `task_correlation` with A's:
 
@@ -45,17 +45,20 @@ def plant(data: SyntheticRatingsConfig) -> Interactions:
     """
     draw = np.random.default_rng(data.seed)
     users, items = np.divmod(_distinct(draw, data.users * data.items, data.num_pairs), data.items)
-    of_users, of_items = draw.integers(data.clusters, size=data.users), draw.integers(data.clusters, size=data.items)
+    user_cluster, item_cluster = (
+        draw.integers(data.clusters, size=data.users),
+        draw.integers(data.clusters, size=data.items),
+    )
     table, other = draw.standard_normal((2, data.clusters, data.clusters))
     clicked = data.task_correlation * table + np.sqrt(1 - data.task_correlation**2) * other
     by_user, by_item = USER_STD * draw.standard_normal(data.users), ITEM_STD * draw.standard_normal(data.items)
-    meeting = of_users[users], of_items[items]
-    expected = MEAN + by_user[users] + by_item[items] + CLUSTER_STD * table[meeting]
-    chances = 1 / (1 + np.exp(-(CLICK_MEAN + CLICK_STD * clicked[meeting])))
+    cluster_pair = user_cluster[users], item_cluster[items]
+    expected = MEAN + by_user[users] + by_item[items] + CLUSTER_STD * table[cluster_pair]
+    click_probability = 1 / (1 + np.exp(-(CLICK_MEAN + CLICK_STD * clicked[cluster_pair])))
     return Interactions(
         users, items,
-        expected + data.noise * draw.standard_normal(data.num_pairs), draw.random(data.num_pairs) < chances,
-        data.users, data.items, [f"item {number}" for number in range(data.items)], expected, chances,
+        expected + data.noise * draw.standard_normal(data.num_pairs), draw.random(data.num_pairs) < click_probability,
+        data.users, data.items, [f"item {number}" for number in range(data.items)], expected, click_probability,
     )  # fmt: skip
 
 

@@ -13,8 +13,17 @@ import numpy as np
 from moe_cli.config.data import TokenFilesConfig
 from moe_cli.data.corpus_files import source
 from moe_cli.data.file_list import find_files, open_file
-from moe_cli.data.shards import Shard, Tokens, cut
-from moe_cli.data.splits import SPLITS, TEST, TRAIN, VAL, check_shares, cut_with_gap, split_of, unheeded
+from moe_cli.data.shards import Shard, Tokens, slice_shards
+from moe_cli.data.splits import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    check_shares,
+    cut_with_gap,
+    ignored_split_names,
+    split_from_name,
+)
 from moe_cli.errors import DataError
 
 # 256 int32: a number that says which tokens follow, the version, how many tokens. Of GPT-2's, uint16; of Llama 3's, uint32.
@@ -29,7 +38,7 @@ LLM_C, NPY = "llm.c header", "numpy header"
 ENDINGS = (".bin", ".npy")
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".npz")
 # The hash is of at most so many blocks of each split.
-BLOCKS, BLOCK_BYTES = 1024, 2**16
+MAX_HASH_BLOCKS, BLOCK_BYTES = 1024, 2**16
 
 
 def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[str, Any]:
@@ -44,7 +53,7 @@ def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[
     listed = find_files(data.path or "", data.exclude, outputs, ENDINGS, hint="For text: data=text")
     files = listed.paths
     names = [path.relative_to(listed.root) if path != listed.root else Path(path.name) for path in files]
-    found = _parts(files, names)
+    found = _split_files(files, names)
     contents = {path: _content(data, path) for part in found for path in part}
     parts = ([contents[path].shard for path in part] for part in found)
     splits = dict(zip(SPLITS, _split(data, *parts), strict=True))
@@ -52,15 +61,15 @@ def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[
     headers = Counter(content.header for path, content in contents.items() if path in used)
     digest = hashlib.sha256(data.dtype.encode())
     for part in filter(None, splits.values()):
-        _sample(data, part, digest)
+        _hash_sample(data, part, digest)
     return {
         "name": data.name,
         "source": source(data),
         "sha256": digest.hexdigest(),
         "num_documents": None,
-        "unheeded": None if any(found[VAL:]) else unheeded([Path(name.name) for name in names]),
+        "ignored_split_names": None if any(found[VAL:]) else ignored_split_names([Path(name.name) for name in names]),
         "notes": listed.notes,
-        "num_left_out": len(files) - sum(map(len, found)),
+        "num_skipped": len(files) - sum(map(len, found)),
         "num_bytes": None,
         "tokenizer": None,
         "vocab_size": data.vocab_size,
@@ -75,14 +84,14 @@ def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[
     }  # fmt: skip
 
 
-def _parts(files: Sequence[Path], names: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+def _split_files(files: Sequence[Path], names: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     """Files for training, validation and a test, by their names, else by those of the folders they lie in.
 
     If none is held out so, or none is left to learn from, all are for training.
     """
     named: dict[int | None, list[Path]] = {}
     for path, name in zip(files, names, strict=True):
-        named.setdefault(split_of(*name.parts), []).append(path)
+        named.setdefault(split_from_name(*name.parts), []).append(path)
     train, val, test = named.get(TRAIN) or named.get(None, []), named.get(VAL, []), named.get(TEST, [])
     return (train, val, test) if train and (val or test) else (list(files), [], [])
 
@@ -176,20 +185,20 @@ def _split(data: TokenFilesConfig, train: list[Shard], val: list[Shard], test: l
     for name, fraction in (("test", data.test_fraction), ("val", data.val_fraction / (1 - data.test_fraction))):
         if files := held_out[name]:
             total = sum(shard.num_tokens for shard in files)
-            held_out[name] = cut(files, 0, min(total, data.val_tokens or total), width)
+            held_out[name] = slice_shards(files, 0, min(total, data.val_tokens or total), width)
         elif fraction:
             total = sum(shard.num_tokens for shard in train)
             end, begin = cut_with_gap(total, fraction, data.val_tokens)
-            held_out[name], train = cut(train, begin, total, width), cut(train, 0, end, width)
+            held_out[name], train = slice_shards(train, begin, total, width), slice_shards(train, 0, end, width)
     return train, held_out["val"], held_out["test"]
 
 
-def _sample(data: TokenFilesConfig, shards: Sequence[Shard], digest: Any) -> None:
+def _hash_sample(data: TokenFilesConfig, shards: Sequence[Shard], digest: Any) -> None:
     """Hashes blocks of a split, and looks whether the vocabulary has their tokens."""
     tokens = Tokens(shards, data.dtype)
     length = BLOCK_BYTES // tokens.dtype.itemsize
     digest.update(f"|{len(tokens)}".encode())
-    number = min(BLOCKS, -(-len(tokens) // length))
+    number = min(MAX_HASH_BLOCKS, -(-len(tokens) // length))
     for first in np.linspace(0, max(0, len(tokens) - length), number).astype(np.int64).tolist():
         block = tokens[first : first + length]
         digest.update(block.tobytes())

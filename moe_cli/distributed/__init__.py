@@ -1,1 +1,1 @@
-"""The processes of one training: started here, and what they say to each other."""
+"""The processes of one training: launch and collectives."""

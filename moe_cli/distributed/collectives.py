@@ -1,7 +1,7 @@
 """Sums, means and gathers over the processes of one training, and exchange among those that share a set of experts.
 
 N processes, M of them sharing one set of experts; E experts, D width. Every process sees its own part of a batch, all
-parts of one size. With one process, nothing here does anything.
+parts of one size. With one process every function is a no-op.
 """
 
 import os
@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-# A process that is silent for so long is taken for dead. One that has died is noticed at once.
+# A process that is silent for this long counts as dead. One that has died is noticed at once.
 TIMEOUT = timedelta(minutes=30)
 _started = False
 
@@ -57,7 +57,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: Any) -> Any:
-    """What the first process says."""
+    """Broadcasts the first process's value to all."""
     if world_size() == 1:
         return value
     holder = [value]
@@ -66,7 +66,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def all_reduce_max(value: float) -> float:
-    """The largest of all processes' numbers."""
+    """Returns the largest of all processes' numbers."""
     if world_size() == 1:
         return value
     largest = torch.tensor(value, dtype=torch.float64)
@@ -112,7 +112,7 @@ def all_gather_rows(values: Shaped[Tensor, "T D"]) -> Shaped[Tensor, "R D"]:
 
 
 def local_rows(gathered: Tensor) -> Tensor:
-    """This process's part of what `all_gather_rows` gave."""
+    """Returns this process's part of the result of `all_gather_rows`."""
     return gathered.chunk(world_size())[rank()]
 
 
@@ -120,7 +120,7 @@ def local_rows(gathered: Tensor) -> Tensor:
 class ExpertGroup:
     """The processes that hold one set of experts between them: process number i holds E / M of them, from i * E / M on.
 
-    GShard, arXiv:2006.16668, section 3.2: tokens travel to their experts and the answers back (all-to-all).
+    GShard, arXiv:2006.16668, section 3.2: tokens travel to their experts and the outputs back (all-to-all).
 
     Attributes:
         mesh: [N / M, M] processes; those of a row share a set, those of a column hold the same experts.
@@ -162,7 +162,7 @@ def make_expert_group(device: str, members: int) -> ExpertGroup:
 def all_to_all(
     values: Float[Tensor, "S D"], send_splits: list[int], recv_splits: list[int], group: ExpertGroup
 ) -> Tensor:
-    """Rows to their processes, `sent[i]` of them to member i; the gradient takes the way back."""
+    """Sends rows to their processes, `send_splits[i]` of them to member i; the gradient travels back."""
     return _AllToAll.apply(values, send_splits, recv_splits, group)  # type: ignore[no-any-return]
 
 

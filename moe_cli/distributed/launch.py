@@ -1,4 +1,4 @@
-"""One training in several processes: starting them, and which of them this one is. Knows torch only where it starts."""
+"""One training in several processes: launch, and the environment of this process. Imports torch only to launch."""
 
 import logging
 import os
@@ -13,32 +13,32 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.errors import LostProcess, TrainingError
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-# How often the processes are looked at.
+# Interval at which the processes are polled.
 POLL_SECONDS = 0.1
 
 
 def is_distributed() -> bool:
-    """Whether a launcher (torchrun, or `launch`) has started this process beside others."""
+    """True if a launcher (torchrun, or `launch`) started this process together with others."""
     return world_size() > 1
 
 
 def rank() -> int:
-    """Which of the processes this one is; 0 speaks for all, and writes the run's files."""
+    """Rank of this process; rank 0 prints and writes the run's files."""
     return int(os.environ.get("RANK", "0")) if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many there are, on all machines."""
+    """Number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this one is."""
+    """Rank among the processes of this machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
 
 
 def job_id() -> str | None:
-    """A name that the processes of one launch share, those that start after a death too."""
+    """Name shared by the processes of one launch, restarted ones included."""
     if not is_distributed():
         return None
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
@@ -46,17 +46,17 @@ def job_id() -> str | None:
 
 
 def is_restart() -> bool:
-    """Whether this process takes the place of one that died."""
+    """True if this process replaces one that died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def launched_by_moe() -> bool:
-    """Whether `launch` is above, and will tell of a death."""
+    """True if `launch` started this process and reports its death."""
     return "MOE_LAUNCH" in os.environ
 
 
 def local_processes() -> int:
-    """How many of the processes share this machine."""
+    """Number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
 
 
@@ -72,13 +72,13 @@ def hard_exit(code: int) -> NoReturn:
 def launch(words: Sequence[str], config: LaunchConfig) -> None:
     """Runs `python WORDS` in `config.num_processes` processes, until all have ended; torchrun's engine underneath.
 
-    If one dies the others are stopped, and all start again up to `config.max_restarts` times: WORDS must go on where the
+    If one dies the others are stopped, and all start again up to `config.max_restarts` times: WORDS must resume where the
     last ones stopped.
 
     Raises:
         LostProcess: a process was killed.
-        TrainingError: one ended with an error. It has said so itself: the message is empty.
-        KeyboardInterrupt: a signal asked for a stop; the processes have been asked too, and have ended.
+        TrainingError: one ended with an error. It has reported the error: the message is empty.
+        KeyboardInterrupt: a signal asked for a stop; the processes have received it too, and have ended.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -92,7 +92,7 @@ def launch(words: Sequence[str], config: LaunchConfig) -> None:
         min_nodes=1, max_nodes=1, nproc_per_node=config.num_processes, run_id=uuid.uuid4().hex, max_restarts=config.max_restarts,
         rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", monitor_interval=POLL_SECONDS,
     )  # fmt: skip
-    settings.signals_to_handle = _SIGNALS  # where torch has that field; the environment says it to others
+    settings.signals_to_handle = _SIGNALS  # where torch has that field; other versions read the environment
     try:
         elastic_launch(settings, sys.executable)(*words)
     except ChildFailedError as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_cli.config.data import DataConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.data.load import Data, load_data, other_reading
+from moe_cli.data.load import Data, changed_aspect, load_data
 from moe_cli.errors import CheckpointError, ConfigError, Unwritable
 from moe_cli.files.writing import scratch_folder
 from moe_cli.runs.folder import Run
@@ -14,7 +14,7 @@ from moe_cli.runs.folder import Run
 def check_same_data(run: Run, state: dict[str, Any], corpus: Data) -> None:
     if state.get("corpus_sha256") != corpus.meta["sha256"]:
         raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
-    if (other := other_reading(run.meta().get("corpus"), corpus)) == "tokenizer":
+    if (other := changed_aspect(run.meta().get("corpus"), corpus)) == "tokenizer":
         raise CheckpointError(
             f"{run.id} was trained with another tokenizer: data.tokenizer={run.config().data.tokenizer} is not what it was."
         )

@@ -28,10 +28,10 @@ def translate_exception(run: Run, error: BaseException) -> TrainingError | None:
 def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
     if not is_full(error):
         return None
-    from moe_cli.training.checkpoint import way_on
+    from moe_cli.training.checkpoint import recovery_hint
 
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return DiskFull(f"cannot write to {run.path}: {reason}. {way_on(run, full=True)}")
+    return DiskFull(f"cannot write to {run.path}: {reason}. {recovery_hint(run, full=True)}")
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:

@@ -36,7 +36,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     """Trains and evaluates a run in its folder, from its last checkpoint if it has one.
 
     Args:
-        observer: called with a `training.state.StepView` after every step.
+        observer: called with a `training.state.StepReport` after every step.
 
     Raises:
         MoeError: anything the user can fix; the reason is also in status.json.
@@ -85,9 +85,9 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
     from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import newest_whole
     from moe_cli.training.optimizers import make_optimizers
-    from moe_cli.training.trainer import Training
+    from moe_cli.training.trainer import Trainer
     from moe_cli.training.upcycle import upcycle
-    from moe_cli.training.wrap import Parallel
+    from moe_cli.training.wrap import DistributedModel
 
     starts = run.status().get("starts")
     recorder.status(
@@ -110,8 +110,8 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
         upcycle(model, source)
     config = with_decided_precision(run, config, device)
     compiled = _is_compiled(run, config, vocab_size, device)
-    parts = Parallel(config.launch, model, compiled)
-    training = Training(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
+    parts = DistributedModel(config.launch, model, compiled)
+    training = Trainer(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
     if checkpoints:
         checkpoint = newest_whole(run)
         check_same_data(run, checkpoint.state, corpus)

@@ -28,8 +28,8 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     result = eval_with(task, size, policy=policy)
     routing: dict[str, float | None] = {**dict.fromkeys(LAYER_METRICS), **(result.routing_metrics() or {})}
     limited = eval_with(task, size, policy=replace(policy, capacity_factor=config.capacity)) if config.drops else None
-    hardest = task.hardest()
-    pseudo = eval_with(hardest, size, policy=policy).perplexity if hardest else None
+    pseudo_perplexity_task = task.pseudo_perplexity_task()
+    pseudo = eval_with(pseudo_perplexity_task, size, policy=policy).perplexity if pseudo_perplexity_task else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # dropped at the training capacity; the loss is dropless
@@ -78,16 +78,16 @@ def _backend_used(config: RunConfig, layers: Any) -> str | None:
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
     """Writes each layer's use over the whole split; returns the saturation at half the steps, None if unknown."""
-    from moe_cli.training.evaluate import probe, saturations
+    from moe_cli.training.evaluate import probe_routing, saturations
 
     step = training.state.step
     config = training.config
-    final = probe(training.model, training.task, config.eval.k, config.train.precision)
+    final = probe_routing(training.model, training.task, config.eval.k, config.train.precision)
     settled = saturations(run.read_routing(), final)
     for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
         if "top_tokens" in record:
             ids = sorted({entry[0] for expert in record["top_tokens"] for entry in expert})
-            record["token_texts"] = {str(each): text for each, text in training.task.texts(ids).items()}
+            record["token_texts"] = {str(each): text for each, text in training.task.id_texts(ids).items()}
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
     known = set(settled[0]).intersection(*settled) if settled else set()
     if not known:

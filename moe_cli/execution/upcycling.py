@@ -10,7 +10,7 @@ from moe_cli.config.ranges import show
 from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
-from moe_cli.data.bpe import hash_of
+from moe_cli.data.bpe import hash_tokenizer_file
 from moe_cli.errors import ConfigError
 from moe_cli.runs.folder import Run
 from moe_cli.runs.lookup import find_run
@@ -83,7 +83,7 @@ def _token_identity(data: DataConfig, tokenizer_sha256: str | None = None) -> ob
     if not isinstance(data, CorpusConfig):
         return data
     if data.tokenizer not in TOKENIZERS:
-        return tokenizer_sha256 or hash_of(data.tokenizer)
+        return tokenizer_sha256 or hash_tokenizer_file(data.tokenizer)
     return "bytes" if data.tokenizer == "bytes" else replace(data, packing="concat")
 
 

@@ -15,7 +15,7 @@ from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spin
 from moe_cli.files.writing import is_full
 from moe_cli.formatting import print_line
 from moe_cli.runs.folder import Run
-from moe_cli.training.signals import follow
+from moe_cli.training.signals import exit_with_parent
 
 # Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
 EXIT_OK, EXIT_FAILED, EXIT_BUSY, EXIT_DISK_FULL, EXIT_INTERRUPTED = 0, 1, 4, 5, 130
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     limit_thread_spinning()
     configure_malloc()
     if parent := os.environ.pop(PARENT_PID_ENV, None):
-        follow(int(parent))
+        exit_with_parent(int(parent))
     code = main(*sys.argv[1:])
     if is_distributed():
         hard_exit(code)

@@ -33,7 +33,7 @@ DEPTH = 4
 RUN_DEPTH = 2
 TEMPORARY = ".tmp"
 # Seconds in which a new file or folder may not be held yet.
-JUST_MADE = 5
+GRACE_SECONDS = 5
 _GUARDED: set[str] = set()
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -158,7 +158,7 @@ def make_folder(path: Path) -> Path:
     try:
         ensure_folder(path)
     except OSError as error:
-        raise MoeError(f"cannot make the folder {path}: {error.strerror}. {way_on(error)}") from None
+        raise MoeError(f"cannot make the folder {path}: {error.strerror}. {write_failure_hint(error)}") from None
     return path
 
 
@@ -176,7 +176,7 @@ def is_full(error: BaseException) -> bool:
     return type(error).__name__ == "SafetensorError" and str(error).endswith(ends)
 
 
-def way_on(error: BaseException) -> str:
+def write_failure_hint(error: BaseException) -> str:
     """What a user can do when something cannot be written below an outputs folder."""
     if is_full(error):
         return "Free space, for example what the trash holds: moe runs clean --older-than 0d --yes"
@@ -287,7 +287,9 @@ def is_inside_outputs(path: Path) -> bool:
 def _is_abandoned(path: Path) -> bool:
     try:
         found = path.lstat()
-        if time.time() - found.st_mtime < JUST_MADE or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        if time.time() - found.st_mtime < GRACE_SECONDS or not (
+            stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+        ):
             return False
         handle = os.open(path, os.O_RDONLY | _FILE)
         try:

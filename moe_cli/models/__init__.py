@@ -1,1 +1,1 @@
-"""Model families. Each stands on the sparse core; none sees another."""
+"""Model families. Each is built on the sparse core; none imports another's model."""

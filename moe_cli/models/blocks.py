@@ -1,4 +1,4 @@
-"""What transformers are built of: attention with rotary positions, and a block whose feed-forward may be experts.
+"""Parts of transformers: attention with rotary positions, and a block whose feed-forward may be experts.
 
 B sequences, L positions, D model width, N heads, W head width.
 """
@@ -17,7 +17,7 @@ from moe_cli.moe.routing import Routing, RoutingPolicy
 from moe_cli.moe.soft import SoftMoELayer
 from moe_cli.moe.sparse_layer import SparseLayer
 
-# Who sees whom: True where the position of the row sees that of the column, of which there are P + L with P remembered.
+# True where the query (row) may attend to the key (column); P cached positions come first.
 AttentionMask = Bool[Tensor, "#B 1 L PL"] | None
 
 
@@ -30,15 +30,15 @@ def attention_mask(
     device: torch.device,
     past: int = 0,
 ) -> AttentionMask:
-    """Who sees whom; None where causality alone decides, or nothing does.
+    """Returns the mask of attention; None where causality alone decides, or nothing does.
 
-    A position sees itself always, so that padding, which sees nothing else, stays finite.
+    A position always attends to itself, so that padding, which attends to nothing else, stays finite.
 
     Args:
-        window: how many positions, to both sides where the future is seen; the nearer.
+        window: number of nearest positions, to both sides in a model that is not causal.
         mask: False for padding.
-        documents: those of another document are not seen.
-        past: positions before these, remembered in a cache; only without `mask` and `documents`.
+        documents: positions of another document are masked.
+        past: earlier positions in a cache; only without `mask` and `documents`.
     """
     total = past + length
     is_trivial = past == 0 or length == 1  # causality among the new positions is then that of a square, or nothing
@@ -104,7 +104,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, past: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
-        """Each position's mixture of those it sees (see `attention_mask`), which may be in the past."""
+        """Returns each position's mixture of the values it attends to, cached ones included."""
         parts = self.qkv(x).split(self.widths, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for part in parts)
         if self.qk_norm:
@@ -155,7 +155,7 @@ class LatentAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, past: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
-        """Each position's mixture of those it sees (see `attention_mask`); of the past only the short vectors are kept."""
+        """Returns each position's mixture of the values it attends to; the cache holds only the short vectors."""
         queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q = self._heads(self.q_up(queries), self.d_head + self.qk_rope_head_dim)
         q_nope, q_rope = q.split([self.d_head, self.qk_rope_head_dim], dim=-1)

@@ -47,7 +47,7 @@ class LSTMBlock(nn.Module):
 
 
 class LSTMModel(nn.Module):
-    """Embedding; LSTM and feed-forward layers by turns; a last LSTM; head. Every layer's output has dropout and is added to its input.
+    """Embedding; alternating LSTM and feed-forward layers; a last LSTM; head. Every layer's output has dropout and is added to its input.
 
     Args:
         config: a resolved configuration.
@@ -102,7 +102,7 @@ class LSTMModel(nn.Module):
 
 
 def run_lstm(lstm: nn.LSTM, x: Float[Tensor, "B L D"], past: LayerCache | None) -> Float[Tensor, "B L D"]:
-    """What the layer says at each time step, going on from a remembered state, which is then the last one."""
+    """Returns the layer's output at each time step, starting from the cached state, which it replaces."""
     if past is None:
         return lstm(x)[0]  # type: ignore[no-any-return]
     y, past.tensors = lstm(x, past.tensors or None)

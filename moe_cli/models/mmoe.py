@@ -29,7 +29,7 @@ class Tower(nn.Module):
         self.head = nn.Linear(d_tower, 1, bias=False)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """The answer starts at zero."""
+        """The output starts at zero."""
         init_matrix(self.hidden.weight, generator)
         nn.init.zeros_(self.hidden.bias)
         nn.init.zeros_(self.head.weight)
@@ -42,7 +42,7 @@ class MMoE(nn.Module):
     """y_k = h_k(f_k(x)) + b + b_u + b_i + p_u . q_i; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share
     (section 4.2).
 
-    x is the user's embedding beside the item's. It is routed once for each task, by that task's gate: a pair is G tokens.
+    x is the user's embedding joined with the item's. It is routed once for each task, by that task's gate: a pair is G tokens.
     Every task has its own biases, of all, the user and the item, and its own F factors of the user and of the item: biased
     matrix factorisation (Koren, Bell and Volinsky, 2009), which products of embeddings need and a network over them side
     by side learns badly; so too in NeuMF (arXiv:1708.05031, section 3.3). Dense layers make it the multi-task network
@@ -82,8 +82,8 @@ class MMoE(nn.Module):
     def forward(
         self, pairs: Int[Tensor, "B 2"], policy: RoutingPolicy | None = None
     ) -> tuple[Float[Tensor, "B G"], list[Routing], Float[Tensor, "B 2"]]:
-        """For each pair of a user's and an item's row the answer to each task, the routing of every sparse layer, and for
-        each pair the sums of the squares of what was looked up: of the embeddings, and of biases and factors.
+        """Returns, for each pair of a user's and an item's row, the prediction of each task; the routing of every sparse
+        layer; and for each pair the squared norms of the embeddings, and of biases and factors.
         """
         embedded, biases = self.embedding(pairs), self.bias_embedding(pairs)
         bias_and_factor_norms = _squared_norms(biases)

@@ -40,7 +40,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-    """What is added to the scores of a stack's attention, by the distance of key and query: a number for each bucket and head."""
+    """A number for each bucket of distances and each head, added to the scores of a stack's attention."""
 
     def __init__(self, model: T5Config, causal: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class RelativePositionBias(nn.Module):
         self.positions = nn.Embedding(model.relative_attention_num_buckets, model.num_heads)
 
     def forward(self, length: int) -> Float[Tensor, "1 N L L"]:
-        """For so many positions; minus infinity where a causal stack must not look."""
+        """Returns the bias for `length` positions; minus infinity where a causal stack must not attend."""
         places = torch.arange(length, device=self.positions.weight.device)
         distance = places[None, :] - places[:, None]
         bias = self.positions(relative_position_bucket(distance, self.num_buckets, self.max_distance, not self.causal))

@@ -1,6 +1,6 @@
 """Even use of the experts: auxiliary losses and bias updates, as free functions. T tokens, E experts, K chosen.
 
-Losses look at what was asked, before drops, and a model's loss is the mean over its layers, never pooled: two layers
+Losses count assignments before drops, and a model's loss is the mean over its layers, never pooled: two layers
 that collapse onto different experts must not look balanced. Where several processes train one model, what a loss takes
 over the batch it takes over the batch of all of them. Without tokens (an empty batch, or all padding) and without a
 choice (E = 1) every loss is defined, and no bias moves; what processes exchange does not depend on it.
@@ -31,13 +31,13 @@ def load_balancing_loss(
 ) -> Float[Tensor, ""]:
     """Switch auxiliary loss, eq. 4 of arXiv:2101.03961, scaled to 1 when balanced, for every K.
 
-    (E / K) * sum_i f_i P_i, with f_i the assignments asked of expert i per token (before drops; no gradient) and P_i
+    (E / K) * sum_i f_i P_i, with f_i the assignments to expert i per token (before drops; no gradient) and P_i
     the mean routing probability of expert i.
 
     Args:
-        num_sequences: f and P are taken over each of so many sequences of equal length, one after the other in the
-            batch, and the losses averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20); 1: over the whole batch.
-        asked: counts to take f from in place of the batch's own: with those of all micro-batches of a step so far,
+        num_sequences: f and P are taken over each of this number of sequences of equal length, which follow one
+            another in the batch, and the losses averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20); 1: over the whole batch.
+        assigned_counts: counts for f in place of the batch's own: with those of all micro-batches of a step so far,
             this is the global-batch loss of Qwen, arXiv:2501.11873, exact for the last micro-batch.
     """
     num_sequences = max(1, num_sequences)
@@ -49,7 +49,7 @@ def load_balancing_loss(
 
 
 def _counts_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S E"]:
-    """Assignments asked of each expert by each of the sequences."""
+    """Counts the assignments to each expert in each of the sequences."""
     length, num_experts = routing.num_tokens // num_sequences, routing.num_experts
     assert num_sequences * length == routing.num_tokens, "sequences of equal length"
     index = routing.token_ids // max(1, length) * num_experts + routing.expert_ids
@@ -94,12 +94,12 @@ def load_loss(
 
 def squared_cv(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
     values = all_reduce_mean(values)
-    # Where nothing was asked of anyone, the load is even.
+    # Without assignments the load is even.
     return values.var(correction=0) / values.mean().square().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def entropy_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
-    """-H(mean over tokens of p) / ln E: -1 when all experts are wanted alike, 0 when one has all probability."""
+    """-H(mean over tokens of p) / ln E: -1 when all experts are equally likely, 0 when one has all probability."""
     return -_entropy(all_reduce_mean(_mean_over_tokens(probs))) / math.log(max(2, probs.shape[-1]))
 
 
@@ -113,7 +113,7 @@ def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
 
 
 def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
-    # The slope at a probability of 0 must stay finite: times the softmax's own slope of 0 it would be no number.
+    # The slope at a probability of 0 must stay finite: times the softmax's own slope of 0 it would be NaN.
     return -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1)
 
 
@@ -131,7 +131,7 @@ def quantile_bias(
     """The bias at which these tokens' choices of K are nearly even: quantile balancing (kexue.fm/archives/11619).
 
     Of all assignments that give each token K experts and each expert T K / E tokens, the one of most probability is a
-    linear programme. Its dual is solved by turns, from the bias there is: each token's threshold lies between its K-th
+    linear programme. Its dual is solved by alternating two steps, from the present bias: each token's threshold lies between its K-th
     and its (K+1)-th largest p_ti + b_i; then each expert's bias is set so that exactly its share of the p_ti lies above
     the thresholds less the bias, a quantile. The bias is shifted to a mean of 0, which changes no choice.
     """

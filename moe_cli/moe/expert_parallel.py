@@ -51,9 +51,9 @@ def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
 def expert_parallel_forward(
     experts: Experts, x: Float[Tensor, "T D"], routing: Routing, group: collectives.ExpertGroup, backend: Backend
 ) -> Float[Tensor, "T D"]:
-    """What a back end gives, when `experts` are this process's part of all: rows travel there, answers travel back.
+    """Runs a back end whose `experts` are this process's part: rows travel to their experts, outputs travel back.
 
-    Nothing is padded: each process sends as many rows as the routing asks for.
+    Nothing is padded: each process sends one row per kept assignment.
     """
     permutation = permutation_of(routing)
     local = experts.num_experts
@@ -73,7 +73,7 @@ def expert_parallel_forward(
 
 
 def identity_routing(expert_ids: Int[Tensor, " A"], num_experts: int) -> Routing:
-    """Rows that are each one token with one expert, of weight 1."""
+    """Sends row i to expert_ids[i] with weight 1."""
     none = torch.zeros(1, 1, device=expert_ids.device).expand(len(expert_ids), num_experts)
     kept: Bool[Tensor, " A"] = torch.ones_like(expert_ids, dtype=torch.bool)
     return Routing(none, none, torch.arange(len(kept), device=kept.device), expert_ids, kept.float(), kept)

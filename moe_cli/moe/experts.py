@@ -1,4 +1,4 @@
-"""The networks that answer: E experts as stacked weights, and the plain feed-forward network they are compared with.
+"""E experts as stacked weights, and the plain feed-forward network of dense layers.
 
 E experts, D_in and D_out widths in and out, F hidden width, H = 2F for a gated network (gate over up) or F.
 """
@@ -31,7 +31,7 @@ ACTIVATIONS = {
 
 
 def expert_activation(pre: Float[Tensor, "... H"], kind: str, activation: str) -> Float[Tensor, "... F"]:
-    """What stands between the two matrices: act(gate) * up (GLU, arXiv:2002.05202), or act."""
+    """Computes the hidden values from the first product: act(gate) * up (GLU, arXiv:2002.05202), or act."""
     function = ACTIVATIONS[activation].function
     if kind == "glu":
         gate, up = pre.chunk(2, dim=-1)
@@ -60,7 +60,7 @@ class Experts(nn.Module):
     Attributes:
         w_in: [E, H, D_in]; for a gated network the first F rows of H are the gate, the last F rows the up projection.
         w_out: [E, D_out, F].
-        dropout: share of an expert's hidden values that training leaves out ("expert dropout", Switch 2101.03961, 2.4).
+        dropout: fraction of an expert's hidden values that training leaves out ("expert dropout", Switch 2101.03961, 2.4).
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Experts(nn.Module):
         init_matrix(self.w_out, generator, out_scale * init_scale**0.5)
 
     def shard_(self, part: Callable[[Tensor], Tensor]) -> None:
-        """Goes on with a part of the experts: `part` of [E, ...] is [E', ...]."""
+        """Keeps a part of the experts: `part` maps [E, ...] to [E', ...]."""
         self.w_in, self.w_out = (nn.Parameter(part(stack.detach()).clone()) for stack in (self.w_in, self.w_out))
         self.num_experts = len(self.w_in)
 
     def forward_one(
         self, expert: int, x: Float[Tensor, "T D_in"], mask: Tensor | None = None
     ) -> Float[Tensor, "T D_out"]:
-        """The answer of one expert, its hidden values times `mask` [T, F]: what every back end must equal."""
+        """Computes one expert's output, its hidden values times `mask` [T, F]; every back end must equal it."""
         act = expert_activation(F.linear(x, self.w_in[expert]), self.kind, self.activation)
         return F.linear(act if mask is None else act * mask, self.w_out[expert])
 

@@ -1,4 +1,4 @@
-"""How well an expert suits a token: every score f(x, e), and make_gate. T tokens, E experts, D width, P projected width.
+"""Gates score each expert for each token, f(x, e). T tokens, E experts, D width, P projected width.
 
 All compute in the precision of their input, which routers make float32 (float64 for a float64 gate).
 """
@@ -120,7 +120,7 @@ GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}
 
 
 def make_gate(score: str, d_model: int, num_experts: int, experts: Experts | None) -> nn.Module:
-    """The gate of a name; `experts` are those that score=activation asks."""
+    """The gate of a name; `experts` are those whose activations score=activation reads."""
     if score == "activation":
         assert experts is not None
         return ActivationGate(experts)

@@ -20,8 +20,8 @@ class Permutation:
     """Kept assignments sorted by expert ("rows"), and how to sum them back by token.
 
     Attributes:
-        assignments: which assignment each row is.
-        token_ids: which token each row reads.
+        assignments: index of the assignment of each row.
+        token_ids: token that each row reads.
         counts: rows of each expert; they lie one expert after the other.
         token_order: the rows again, sorted by token.
         token_offsets: where each token's rows start in `token_order`.
@@ -39,7 +39,7 @@ class Permutation:
 
 
 def permutation_of(routing: Routing) -> Permutation:
-    """The plan of a routing."""
+    """Sorts the kept assignments of a routing by expert."""
     size = (routing.num_tokens, routing.num_experts)
     return build_permutation(routing.token_ids, routing.expert_ids, routing.kept, size, routing.tokens_per_expert)
 
@@ -51,7 +51,7 @@ def build_permutation(
     size: tuple[int, int],
     tokens_per_expert: Int[Tensor, " E"] | None = None,
 ) -> Permutation:
-    """The plan of these assignments, `size` being (T, E). On a CPU through numpy, whose radix sort is fastest.
+    """Sorts kept assignments by expert, `size` being (T, E). On a CPU through numpy, whose radix sort is fastest.
 
     Args:
         tokens_per_expert: the number of assignments to each expert, kept or not, where it is known.
@@ -84,7 +84,7 @@ def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
 
 
 def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
-    """How many earlier rows each row's expert has."""
+    """Counts the earlier rows of each row's expert."""
     counts = torch.tensor(permutation.counts, device=permutation.token_ids.device)
     starts = counts.cumsum(0) - counts
     return torch.arange(len(permutation.token_ids), device=starts.device) - starts.repeat_interleave(counts)
@@ -103,7 +103,7 @@ def sum_by_token(
 
 @dataclass(frozen=True)
 class CastOperands:
-    """What is multiplied, in the precision it is multiplied in."""
+    """Input and weights in the precision of the matrix products."""
 
     x: Float[Tensor, "T D_in"]
     w_in: Float[Tensor, "E H D_in"]
@@ -119,7 +119,7 @@ def operand_dtype(x: Tensor) -> torch.dtype:
 
 
 def cast_for_matmul(experts: Experts, x: Float[Tensor, "T D_in"]) -> CastOperands:
-    """Cast by hand, because autocast casts no product that is written into a place, and no grouped one."""
+    """Casts by hand, because autocast casts no product with `out=`, and no grouped one."""
     if not torch.is_autocast_enabled(x.device.type):
         return CastOperands(x, experts.w_in, experts.w_out)
     dtype = operand_dtype(x)

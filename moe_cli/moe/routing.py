@@ -1,4 +1,4 @@
-"""Which tokens go to which experts: the Routing record that links routers, capacity, back ends, losses and measures.
+"""The Routing record, which links routers, capacity, back ends, losses and metrics: which tokens go to which experts.
 
 T tokens, E experts, K chosen per token, A assignments (a token sent to an expert), C capacity of an expert.
 """
@@ -16,7 +16,7 @@ from moe_cli.config.ranges import above, at_least
 
 @dataclass(frozen=True)
 class RoutingPolicy:
-    """How a forward pass routes, where that may differ from how the model was trained.
+    """Overrides, for one forward pass, how the model was trained to route.
 
     Attributes:
         top_k: K; None: as trained.
@@ -44,8 +44,8 @@ class Routing:
         probs: their softmax.
         token_ids: int64, which token.
         expert_ids: int64, which expert.
-        weights: float32, the weight of the expert's answer in the token's sum.
-        kept: False where the expert had no room; such an assignment contributes nothing.
+        weights: float32, the weight of the expert's output in the token's sum.
+        kept: False where the expert was full; such an assignment contributes nothing.
         clean_logits: the scores before a router's noise; None where there is none.
         noise_std: the standard deviation of that noise.
         router_loss: a loss of the router's own, already weighted; None where there is none.
@@ -102,7 +102,7 @@ def routing_from_top_k(
 
 
 def without_null_experts(routing: Routing) -> Routing:
-    """The record without null experts and the assignments to them: what is to be computed, dropped and measured."""
+    """Removes null experts and the assignments to them; the rest is computed, dropped and measured."""
     if not routing.num_null:
         return routing
     num_experts = routing.num_experts - routing.num_null
@@ -144,7 +144,7 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
     at_least("num_experts", num_experts, 1)
     at_least("top_k", top_k, 1)
     above("capacity_factor", capacity_factor, 0)
-    # Rounded first, so that 1.1 * 100 / 10 asks for 11 places and not, by a float's last bit, for 12.
+    # Rounded first, so that 1.1 * 100 / 10 gives 11 and not, by a float's last bit, 12.
     return max(1, math.ceil(round(capacity_factor * num_tokens * top_k / num_experts, 9)))
 
 
@@ -152,17 +152,17 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
     """The routing in which no expert keeps more than `capacity` assignments; null experts, which compute nothing, keep all.
 
     Args:
-        drop: who stays. `position`: the first in the order of the record (first choices of all tokens, then second
+        drop: which assignments are kept. `position`: the first in the order of the record (first choices of all tokens, then second
             choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974), of
-            equals the first in the record. `random`: anyone, drawn with torch's generator. With each of them an earlier
-            token may lose its place to a later one; with `drop_overflow_in_order` none does.
+            equals the first in the record. `random`: drawn with torch's generator. With each of them an earlier
+            token may be dropped for a later one; with `drop_overflow_in_order` none does.
     """
     if drop in ("probability", "random"):
         if drop == "random":
             order = torch.randperm(len(routing.expert_ids), device=routing.expert_ids.device)
         else:
-            asked = routing.probs[routing.token_ids, routing.expert_ids]
-            order = torch.argsort(asked, descending=True, stable=True)
+            probs = routing.probs[routing.token_ids, routing.expert_ids]
+            order = torch.argsort(probs, descending=True, stable=True)
         routing = replace(
             routing,
             token_ids=routing.token_ids[order],
@@ -177,17 +177,17 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
 
 
 def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
-    """Which assignments are to null experts."""
+    """True for assignments to null experts."""
     return routing.expert_ids >= routing.num_experts - routing.num_null
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Where the routed tokens stand.
+    """The sequences that the routed tokens belong to.
 
     Attributes:
         number: of sequences.
-        length: positions of each, padding among them.
+        length: positions of each, padding included.
         mask: False for padding, which is not routed; None: there is none.
     """
 
@@ -196,7 +196,7 @@ class Sequences:
     mask: Bool[Tensor, "*positions"] | None = None
 
     def ids(self, device: torch.device) -> Int[Tensor, " T"]:
-        """The number of the sequence of each token."""
+        """Index of the sequence of each token."""
         ids = torch.arange(self.number * self.length, device=device) // self.length
         return ids if self.mask is None else ids[self.mask.flatten()]
 
@@ -215,7 +215,7 @@ def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences
 
 
 def _position_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
-    """How many earlier assignments are in the same one of `number` queues."""
+    """Counts the earlier assignments in the same one of `number` queues."""
     by_queue = torch.argsort(queues, stable=True)
     # Not bincount, whose length a compiler cannot know.
     counts = torch.zeros(number, dtype=torch.int64, device=by_queue.device)

@@ -1,6 +1,6 @@
-"""How experts are used: measures of a Routing, each with its unit and range.
+"""Metrics of a Routing, each with its unit and range.
 
-What is measured of experts is measured of those that compute: callers leave null experts out (`moe_cli.moe.routing.without_null_experts`).
+Experts that compute nothing are not measured: callers remove null experts (`moe_cli.moe.routing.without_null_experts`).
 T tokens, E experts, K chosen, G groups of tokens (domains, or the tokens of the vocabulary).
 """
 
@@ -31,14 +31,14 @@ def load_cv(tokens_per_expert: Tensor) -> float:
 
 
 def chosen_mask(routing: Routing) -> Bool[Tensor, "T E"]:
-    """Which experts each token asked for, before drops."""
+    """True for the experts that each token was assigned to, before drops."""
     chosen = torch.zeros(routing.probs.shape, dtype=torch.bool, device=routing.probs.device)
     chosen[routing.token_ids, routing.expert_ids] = True
     return chosen
 
 
 def co_activation(chosen: Bool[Tensor, "T E"]) -> Int[Tensor, "E E"]:
-    """How many tokens chose both experts, for all pairs; on the diagonal, how many chose the one."""
+    """Counts the tokens that chose both experts, for all pairs; on the diagonal, those that chose the one."""
     # Counts of one batch are far below the integers that float32 holds exactly.
     matrix = chosen.float()
     return (matrix.T @ matrix).round().long()
@@ -54,7 +54,7 @@ def router_saturation(chosen: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -
 
 
 def assignments_by_group(routing: Routing, groups: Int[Tensor, " T"], num_groups: int) -> Int[Tensor, "G E"]:
-    """How often each group of tokens asked for each expert."""
+    """Counts the assignments of each group of tokens to each expert."""
     pairs = groups[routing.token_ids] * routing.num_experts + routing.expert_ids
     counts = torch.bincount(pairs, minlength=num_groups * routing.num_experts)
     return counts.view(num_groups, routing.num_experts)
@@ -63,7 +63,7 @@ def assignments_by_group(routing: Routing, groups: Int[Tensor, " T"], num_groups
 def specialisation(counts: Int[Tensor, "G E"]) -> float:
     """Mutual information between group and expert, over its upper bound min(H(group), H(expert)); 0 to 1.
 
-    0: who is asked does not depend on the group, or there is but one group or one expert in use. 1: one decides the
+    0: the choice does not depend on the group, or there is but one group or one expert in use. 1: one decides the
     other. From n counts it is about (G - 1)(E - 1) / (2 n) nats too high, so take n far above G E.
     """
     joint = counts.double() / counts.sum().clamp(min=1)
@@ -74,7 +74,7 @@ def specialisation(counts: Int[Tensor, "G E"]) -> float:
 
 
 def dropped_fraction(routing: Routing) -> float:
-    """Share of the assignments to experts that compute that found no room, 0 to 1."""
+    """Fraction of the assignments to computing experts that were dropped, 0 to 1."""
     kept = without_null_experts(routing).kept
     return 1 - kept.double().mean().item() if len(kept) else 0.0
 

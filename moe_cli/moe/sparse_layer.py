@@ -1,4 +1,4 @@
-"""What every sparse layer has: routed experts with a back end, and shared experts that see all tokens.
+"""The part of all sparse layers: routed experts with a back end, and shared experts that see all tokens.
 
 T tokens, A assignments, E experts, D width.
 """

@@ -13,7 +13,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import printable
 from moe_cli.report.configuration import Configuration, find_baselines, shared_with_dense
-from moe_cli.report.load import flatten, read_rows
+from moe_cli.report.load import flat_settings, read_rows
 from moe_cli.report.run_row import (
     DENSE,
     RunRow,
@@ -141,7 +141,7 @@ def _values(runs: Collection[RunRow], name: str) -> list[str]:
 
 def dense_baseline_command(config: RunConfig) -> str:
     """The command for the baseline of a run: its dense twin, or for a dense run the default experts."""
-    settings = flatten(config.to_dict())
+    settings = flat_settings(config.to_dict())
     return _command(settings, [config.seed], {} if config.dense else DENSE)
 
 
@@ -201,7 +201,7 @@ def _written(words: Settings) -> str:
 
 
 def resolved_settings(composer: "Composer", words: dict[str, Value]) -> dict[str, Value]:
-    return flatten(composer.point(words).config.to_dict())
+    return flat_settings(composer.point(words).config.to_dict())
 
 
 def changed_settings(default: Settings, wanted: Settings, with_null: bool) -> dict[str, Value]:

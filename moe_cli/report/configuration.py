@@ -22,6 +22,7 @@ from moe_cli.report.run_row import (
     Value,
     column_names,
     comparison_key,
+    inapplicable_settings,
     is_baseline,
     matches,
     setting_applies,
@@ -226,12 +227,12 @@ def aggregate_seeds(
     if by_run:
         rows = [_aggregate([run], baselines)[0] for run in runs]
         return Aggregate(rows, _all_columns(columns, settings), baselines, None)
-    groups = _group_seeds(runs, settings)
-    replaced = Counter(_key(run, settings) for run in runs if run.status == COMPLETED)
+    replaced: Counter[Key] = Counter()
+    groups = _group_seeds(runs, settings, replaced)
     made = []
     for key, seeds in groups.items():
         row, sample = _aggregate(_by_seed(seeds), baselines)
-        made.append((replace(row, num_replaced=replaced[key] - len(seeds)), sample))
+        made.append((replace(row, num_replaced=replaced[key]), sample))
     made += [_aggregate([run], baselines) for run in runs if run.status != COMPLETED]
     rows = _add_verdicts([row for row, _ in made], [sample for _, sample in made])
     rows = _add_pareto(rows)
@@ -430,11 +431,17 @@ def find_baselines(
     return Baselines(found, tuple(shared), tuple(ambiguous))
 
 
-def _group_seeds(runs: Iterable[RunRow], settings: Sequence[str]) -> dict[Key, dict[int | None, RunRow]]:
-    """The complete runs by what they share, and by seed; of two runs with one seed, the newer."""
+def _group_seeds(
+    runs: Iterable[RunRow], settings: Sequence[str], replaced: Counter[Key] | None = None
+) -> dict[Key, dict[int | None, RunRow]]:
+    """The complete runs by what they share, and by seed; of two runs with one seed, the newer. `replaced` counts others."""
     groups: dict[Key, dict[int | None, RunRow]] = {}
     for run in sorted((run for run in runs if run.status == COMPLETED), key=lambda run: run.created or 0):
-        groups.setdefault(_key(run, settings), {})[run.seed] = run
+        key = _key(run, settings)
+        seeds = groups.setdefault(key, {})
+        if replaced is not None and run.seed in seeds:
+            replaced[key] += 1
+        seeds[run.seed] = run
     return groups
 
 
@@ -459,8 +466,7 @@ def _dense_key(run: RunRow, settings: Sequence[str]) -> Key:
 
 def _drop_inapplicable(run: RunRow) -> RunRow:
     """Without the settings that have no effect in the run, in which baselines may differ."""
-    own = run.settings
-    return replace(run, settings={name: value if setting_applies(name, own) else None for name, value in own.items()})
+    return replace(run, settings={**run.settings, **dict.fromkeys(inapplicable_settings(run.settings))})
 
 
 def shared_with_dense(settings: Iterable[str]) -> list[str]:

@@ -8,33 +8,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from moe_cli.metrics import max_violation
 from moe_cli.runs.curves import number
 from moe_cli.runs.folder import Run
 
 # An expert with less than this share of a fair load is dead, as in training.
 DEAD_BELOW = 0.01
-# Of a layer, the loads of so many evaluations are remembered.
+# The loads of this many evaluations are kept per layer.
 MAX_LOOKS = 1024
 Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class TopToken:
-    """A token that chose an expert more than chance would have it.
+    """A token that chooses an expert more often than by chance.
 
     Attributes:
-        text: None where nobody knows it.
-        times: assignments of this token to this expert; of `total` to any.
+        text: None where it is not recorded.
+        count: assignments of this token to this expert; of `total` to any.
     """
 
     token: int
     text: str | None
-    times: int
+    count: int
     total: int
 
 
 @dataclass(frozen=True)
-class LayerHealth:
+class LayerUsage:
     """One sparse layer.
 
     Attributes:
@@ -43,7 +44,7 @@ class LayerHealth:
         dead: experts below DEAD_BELOW.
         dropped: the share of assignments that a capacity dropped when this was recorded.
         entropy: of the router per token, as a share of ln E; None where not recorded.
-        max_violation: MaxVio over training, (step, value).
+        max_violation_over_time: MaxVio over training, (step, value).
         load_over_time: (step, load of each expert) over training, the last over the whole split.
         saturation: share of the final choices made by then (OLMoE), (step, value).
         co_activation: [E, E] the share of the tokens of the row's expert that chose the column's too; empty: not recorded.
@@ -58,7 +59,7 @@ class LayerHealth:
     dead: tuple[int, ...]
     dropped: float | None
     entropy: float | None
-    max_violation: Curve
+    max_violation_over_time: Curve
     load_over_time: tuple[tuple[int, tuple[float, ...]], ...]
     saturation: Curve
     co_activation: tuple[tuple[float, ...], ...]
@@ -67,30 +68,30 @@ class LayerHealth:
     whole_split: bool
 
     @property
-    def worst(self) -> float:
-        """MaxVio of `load`: the largest less 1."""
-        return max(self.load) - 1 if self.load else 0.0
+    def max_violation(self) -> float:
+        """MaxVio of `load`."""
+        return max_violation(self.load) if self.load else 0.0
 
 
 @dataclass(frozen=True)
-class Health:
+class ExpertUsage:
     """All sparse layers of a run, first to last; none for a dense model or before the first evaluation.
 
     Attributes:
         dropped: the share of assignments that the capacity of training drops; None where the run is not complete.
-        k: experts that a token asks for; None where nobody knows.
+        k: experts that a token asks for; None where config.json does not say.
         images: whether tokens are patches of images, and domains their classes.
     """
 
     run: str
     dropped: float | None
-    layers: tuple[LayerHealth, ...]
+    layers: tuple[LayerUsage, ...]
     k: int | None = None
     images: bool = False
 
 
-def health(run: Run) -> Health:
-    """What routing.jsonl tells."""
+def read_expert_usage(run: Run) -> ExpertUsage:
+    """Reads routing.jsonl."""
     by_layer: dict[int, _Looks] = {}
     for record in run.read_routing():
         layer: Any = record.get("layer")
@@ -102,7 +103,7 @@ def health(run: Run) -> Health:
     settings = {group: value if isinstance(value := config.get(group), dict) else {} for group in ("eval", "task")}
     k: Any = settings["eval"].get("k") or config.get("k")
     layers = tuple(_layer(number, looks.records()) for number, looks in sorted(by_layer.items()))
-    return Health(run.id, dropped, layers, k if _whole(k) else None, settings["task"].get("name") == "images")
+    return ExpertUsage(run.id, dropped, layers, k if _whole(k) else None, settings["task"].get("name") == "images")
 
 
 class _Looks:
@@ -129,7 +130,7 @@ def _moment(record: Mapping[str, Any]) -> tuple[bool, int]:
     return bool(record.get("whole_split")), record["step"]
 
 
-def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:
+def _layer(number: int, records: list[dict[str, Any]]) -> LayerUsage:
     records = sorted(records, key=_moment)
     last = records[-1]
     size = len(last["tokens_per_expert"])
@@ -137,14 +138,14 @@ def _layer(number: int, records: list[dict[str, Any]]) -> LayerHealth:
     load = _load(last)
     found = last.get("saturation")
     settled: dict[str, Any] = found if isinstance(found, dict) else {}
-    return LayerHealth(
+    return LayerUsage(
         number,
         last["step"],
         load,
         tuple(expert for expert, share in enumerate(load) if share < DEAD_BELOW),
         _dropped(last),
         _fraction(last.get("routing_entropy")),
-        _curve({record["step"]: max(_load(record)) - 1 for record in records}),
+        _curve({record["step"]: max_violation(_load(record)) for record in records}),
         tuple((record["step"], _load(record)) for record in records),
         _curve({int(step): value for step, value in settled.items() if step.isdecimal() and len(step) < 16}),
         _co_activation(last.get("co_activation"), size),

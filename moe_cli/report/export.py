@@ -17,7 +17,7 @@ from moe_cli.report.run_row import RunRow
 from moe_cli.report.table import ReportTable
 
 if TYPE_CHECKING:
-    from moe_cli.report.scaling.study import Study
+    from moe_cli.report.scaling.analysis import Analysis
 
 ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".png", ".svg")
 
@@ -39,7 +39,7 @@ def check_files(files: Sequence[Path], endings: Sequence[str] = ENDINGS, command
         raise ConfigError("a file is named twice: give every --output a name of its own.")
 
 
-def export(files: Sequence[Path], table: ReportTable, source: Source, law: "Study | None" = None) -> None:
+def export(files: Sequence[Path], table: ReportTable, source: Source, law: "Analysis | None" = None) -> None:
     """Writes each file whole or leaves the old one; a page with the scaling law, if there is one.
 
     Raises:
@@ -49,7 +49,7 @@ def export(files: Sequence[Path], table: ReportTable, source: Source, law: "Stud
         write_file(path.expanduser(), _content(path.suffix.lower(), table, source, law))
 
 
-def _content(ending: str, table: ReportTable, source: Source, law: "Study | None") -> str | bytes:
+def _content(ending: str, table: ReportTable, source: Source, law: "Analysis | None") -> str | bytes:
     if ending == ".html":
         sections = recommendation_section(*_shown_runs(table, source), table.baseline)
         return page_text(table, source, sections + (fit_sections(law, source.title) if law else []))

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 JOURNAL = "search.journal"
 STUDY = "search"
 # Fewer completed trials say nothing of what matters.
-FEWEST = 8
+MIN_TRIALS = 8
 # The share of trials that counts as good: of twenty a tenth would be two.
-BEST = 0.25
+TOP_QUANTILE = 0.25
 # The largest journal that is read: ten thousand trials take some ten million bytes.
 MAX_JOURNAL_BYTES = 2**28
 _MOVE = "Move it away: the same command then begins a new search, and runs that are there count."
@@ -127,14 +127,14 @@ def importances(study: "Study") -> dict[str, dict[str, float]]:
     """For each objective, each setting's share of what made trials good, the largest first; together 1.
 
     PED-ANOVA (arXiv:2304.10255): how far the settings of the best quarter of the trials differ from those of all. Empty
-    with fewer than FEWEST completed trials, or where all are equal.
+    with fewer than MIN_TRIALS completed trials, or where all are equal.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
 
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(completed) < FEWEST:
+    if len(completed) < MIN_TRIALS:
         return {}
     found = {}
     for index, name in enumerate(objectives_of(study)):
@@ -148,7 +148,7 @@ def importances(study: "Study") -> dict[str, dict[str, float]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that small is good, which is what `sign` is for
             shares = get_param_importances(
-                study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST), target=target
+                study, evaluator=PedAnovaImportanceEvaluator(target_quantile=TOP_QUANTILE), target=target
             )
         found[name] = dict(sorted(shares.items(), key=lambda item: -item[1]))
     return found
@@ -165,7 +165,7 @@ def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
 def load_importances(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str, float]]], tuple[str, ...]]:
     """The importances of every search among whose runs these folders are, by the name of the sweep.
 
-    Beside them, why those of a search cannot be told: a report goes on without.
+    Returns also why those of a search are missing: a report goes on without them.
     """
     found, notes = {}, []
     for folder in dict.fromkeys(Path(path).parent for path in paths):

@@ -1,4 +1,4 @@
-"""Seeds -> mean and interval, and differences paired by seed. Intervals are Student's t, 95 % unless told otherwise."""
+"""Seeds -> mean and interval, and differences paired by seed. Intervals are Student's t, 95 % by default."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and the half-width of its interval; None when one value cannot tell how far they spread."""
+    """A mean, and the half-width of its interval; None for a single value."""
 
     mean: float
     half_width: float | None

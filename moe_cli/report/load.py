@@ -2,12 +2,14 @@
 
 import gc
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_cli.config.build import SCALARS, flatten_dict
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
 from moe_cli.files.reading import read_json
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNITS = {key: BY_KEY[key].unit for key in RESULTS}
-SCALARS = frozenset({type(None), str, int, float, bool})
 # The types of columns, whatever files hold; of all others it follows from the values.
 DTYPES = {
     **dict.fromkeys(
@@ -74,9 +75,10 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
         RunNotFound: a name that means no run, or no runs at all.
     """
     every = list_runs(outputs)
-    wanted: list[str | None] = [*names] if names else [None]
-    chosen = [run for name in wanted for run in find_runs(outputs, name, every)]
-    return read_rows(list({run.path.resolve(): run for run in chosen}.values()))
+    if len(names) < 2:
+        return read_rows(find_runs(outputs, next(iter(names), None), every))
+    chosen = [run for name in names for run in find_runs(outputs, name, every)]
+    return read_rows(list({os.path.realpath(run.path): run for run in chosen}.values()))
 
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
@@ -87,13 +89,13 @@ def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
 
 def read_rows(runs: Sequence[Run]) -> list[RunRow]:
     """One row per run, oldest first."""
-    with _without_garbage_collection():
+    with without_garbage_collection():
         rows = rows_from_values([_read(run) for run in runs])
         return sorted(rows, key=lambda row: (row.created or 0.0, row.run))
 
 
 @contextmanager
-def _without_garbage_collection() -> "Iterator[None]":
+def without_garbage_collection() -> "Iterator[None]":
     """Millions of small objects are made that all stay: collecting garbage would take a third of the time."""
     collecting = gc.isenabled()
     gc.disable()
@@ -128,7 +130,7 @@ def run_values(
     """The columns of a run from the content of its files, without its tags."""
     state, reason = str(status.get("status")), status.get("reason")
     try:
-        settings = flatten(config)
+        settings = flat_settings(config)
     except RecursionError:
         config, settings = {}, {}
     if not config:
@@ -145,19 +147,13 @@ def run_values(
     return settings
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names; `router` and `balance` are the names of the choices."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if type(value) in SCALARS:
-            flat[prefix + key] = value
-        elif isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = str(value)
-    if not prefix:
-        for group in ("router", "balance"):
-            flat[group] = flat.pop(f"{group}.name", None)
+def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config.json by dotted names; `router` and `balance` are the names of the choices."""
+    flat = flatten_dict(config)
+    if not SCALARS.issuperset(map(type, flat.values())):
+        flat = {name: value if type(value) in SCALARS else str(value) for name, value in flat.items()}
+    for group in ("router", "balance"):
+        flat[group] = flat.pop(f"{group}.name", None)
     return flat
 
 
@@ -228,9 +224,9 @@ def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
     for part in parts:
         if dtype == "float64" and kinds - {float}:
             part[:] = [None if math.isnan(number := _number(value)) else number for value in part]
-        elif dtype == "Int64" and (kinds - {int} or any(value is not None and abs(value) >= 2**63 for value in part)):
+        elif dtype == "Int64" and (kinds - {int} or max(map(abs, filter(None, part)), default=0) >= 2**63):
             part[:] = map(_whole, part)
-        elif dtype == "str" and (kinds - {str} or not all(value is None or value.isascii() for value in part)):
+        elif dtype == "str" and (kinds - {str} or not "".join(filter(None, part)).isascii()):
             part[:] = [None if value is None else _whole_text(str(value)) for value in part]
 
 

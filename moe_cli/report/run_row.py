@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 
 from moe_cli.config.data import HELD_OUT
@@ -207,7 +207,7 @@ class RunRow(Record):
 
 def column_names(rows: Iterable[RunRow]) -> list[str]:
     """The columns of runs: identity, settings, results, corpus, what else there is, and settings by dotted names last."""
-    found = chain.from_iterable((*row.settings, *row.execution, *row.others) for row in rows)
+    found = chain.from_iterable(dict.fromkeys((*row.settings, *row.execution, *row.others) for row in rows))
     names = dict.fromkeys([*IDENTITY, *SETTINGS, *RESULTS, *CORPUS, *found])
     return sorted(names, key=lambda name: name in ("drop", "match") or "." in name)
 
@@ -234,6 +234,17 @@ def setting_applies(name: str, settings: Settings) -> bool:
     if name == "model.d_expert" and settings.get("match") in ("active", "total", "flops", "model_flops"):
         return False
     return settings.get("expert") != 1 or not _is_sparse_only(name)
+
+
+@lru_cache(maxsize=256)
+def _sparse_only(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(filter(_is_sparse_only, names))
+
+
+def inapplicable_settings(settings: Settings) -> list[str]:
+    """The settings that have no effect in a configuration with these settings."""
+    names = _sparse_only(tuple(settings)) if settings.get("expert") == 1 else ()
+    return [*names, *(name for name in ("model.d_expert",) if name in settings and not setting_applies(name, settings))]
 
 
 def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from moe_cli.report.configuration import (
     aggregate_seeds,
     best_rows,
 )
+from moe_cli.report.load import without_garbage_collection
 from moe_cli.report.recommend.choice import choose
 from moe_cli.report.recommend.looks import Look, look_at
 from moe_cli.report.run_row import (
@@ -104,7 +105,13 @@ def build_table(
     Raises:
         ConfigError: the query names a column that is not there, or cannot be read.
     """
-    baseline = sweep_baseline(runs) if baseline is None else baseline
+    with without_garbage_collection():
+        return _build_table(runs, query, extra_baselines, sweep_baseline(runs) if baseline is None else baseline)
+
+
+def _build_table(
+    runs: Sequence[RunRow], query: ReportQuery, extra_baselines: Sequence[RunRow], baseline: Settings
+) -> ReportTable:
     # Means are over the runs that match. Verdicts allow for all comparisons, also those of rows that do not match.
     parts = _parts(query.condition, [*column_names(runs), *JSON_KEYS])
     on_runs = [part for part in parts if part.names & RUN_LEVEL_COLUMNS and not query.by_run]

@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.reading import read_json
-from moe_cli.files.writing import is_full, way_on, write_json
+from moe_cli.files.writing import is_full, write_failure_hint, write_json
 from moe_cli.runs.folder import Run
 
 MAX_TAG_LENGTH = 40
@@ -37,5 +37,5 @@ def set_tags(run: Run, tags: Sequence[str]) -> None:
     try:
         write_json(run.path / "tags.json", {"tags": list(tags)})
     except OSError as error:
-        way = way_on(error) if is_full(error) else f"Copy the run and tag the copy: cp -r {run.path} FOLDER"
+        way = write_failure_hint(error) if is_full(error) else f"Copy the run and tag the copy: cp -r {run.path} FOLDER"
         raise MoeError(f"cannot write tags to {run.path}: {error.strerror}. {way}") from None

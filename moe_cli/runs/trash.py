@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
 from moe_cli.files.reading import is_path, read_json, time_in
-from moe_cli.files.writing import delete, is_full, make_folder, rename, way_on, write_json
+from moe_cli.files.writing import delete, is_full, make_folder, rename, write_failure_hint, write_json
 from moe_cli.runs.folder import PENDING, RUNNING, Run
 from moe_cli.runs.locks import is_locked, is_sweep_running, lock
 from moe_cli.runs.lookup import spellings
@@ -70,7 +70,7 @@ def remove(run: Run, outputs: Path) -> TrashedRun:
     except OSError as error:
         with suppress(OSError):
             delete(source / "trashed.json")
-        way = way_on(error) if is_full(error) else "Delete it by hand: rm -r"
+        way = write_failure_hint(error) if is_full(error) else "Delete it by hand: rm -r"
         raise MoeError(f"cannot move {source} to {folder}: {error.strerror}. {way}") from None
     return TrashedRun(target, origin.as_posix(), moment)
 

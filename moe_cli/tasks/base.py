@@ -35,7 +35,7 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class Scored:
+class EvalBatchResult:
     """A judged batch.
 
     Attributes:
@@ -49,13 +49,13 @@ class Scored:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-# Of `Scored.sums`: for each domain the sum of its losses and how many targets it has, [2, G].
+# Of `EvalBatchResult.sums`: for each domain the sum of its losses and how many targets it has, [2, G].
 BY_DOMAIN = "by_domain"
-# Of `Scored.sums`: over the targets of a causal model, how many earlier tokens each one is predicted from.
+# Of `EvalBatchResult.sums`: over the targets of a causal model, how many earlier tokens each one is predicted from.
 CONTEXT = "context"
 
 
-def by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_domains: int) -> Float[Tensor, "2 G"]:
+def sum_by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_domains: int) -> Float[Tensor, "2 G"]:
     """The losses of N targets summed by domain, and their number."""
     sums = torch.zeros(2, num_domains, dtype=torch.float64, device=losses.device)
     domains = domains.to(losses.device)
@@ -91,17 +91,17 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> tuple[Float[Tensor, ""], list[Routing]]:
         """What is minimised, and the routings of the model's sparse layers."""
 
-    def score(self, model: nn.Module, batch: Any) -> Scored:
+    def score(self, model: nn.Module, batch: Any) -> EvalBatchResult:
         """The loss with what else says how good the answers are."""
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """The task's own measures from the sums over batches, by their names in summary.json without `val_`."""
 
-    def groups(self, batch: Any) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
+    def routed_ids_and_domains(self, batch: Any) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The id and the domain of everything that is routed, in each stack of layers; stacks have equally many sparse ones."""
 
-    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+    def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         """What ids stand for, where that is known."""
 
-    def hardest(self) -> "Task | None":
+    def pseudo_perplexity_task(self) -> "Task | None":
         """The same task asked in a slower way for one more figure at the end, `pseudo_perplexity`; None: there is none."""

@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.document_windows import DocumentWindows, document_windows
-from moe_cli.data.shards import LARGE, Tokens
+from moe_cli.data.shards import LARGE_SPLIT_TOKENS, Tokens
 from moe_cli.data.shuffle import EpochOrder, epoch_order
 from moe_cli.data.token_files import check_tokens
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, Scored, Task, by_domain
+from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, EvalBatchResult, Task, sum_by_domain
 
 # After so many batches of a large text the memory through which it was read is let go.
-BATCHES_HELD = 16
+RELEASE_EVERY = 16
 # A target that is not asked for.
-NOT_ASKED = -100
+IGNORE_INDEX = -100
 # Takes the place of a run's seed in validation: which questions are asked follows from the data alone.
 VALIDATION_SEED = 0
 
 
 @dataclass(frozen=True)
-class Batch:
+class TextBatch:
     """Inputs and the tokens that follow them.
 
     Attributes:
@@ -53,18 +53,18 @@ class Batch:
 
     @property
     def num_targets(self) -> int:
-        return int((self.targets != NOT_ASKED).sum())
+        return int((self.targets != IGNORE_INDEX).sum())
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "TextBatch":
         moved: dict[str, Any] = {
             key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
-    def answers(self, model: nn.Module) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
+    def forward(self, model: nn.Module) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """The model's logits, and the routings of its sparse layers."""
-        told = {"mask": self.mask, "documents": self.documents}
-        return model(self.inputs, **{key: value for key, value in told.items() if value is not None})  # type: ignore[no-any-return]
+        model_kwargs = {"mask": self.mask, "documents": self.documents}
+        return model(self.inputs, **{key: value for key, value in model_kwargs.items() if value is not None})  # type: ignore[no-any-return]
 
 
 class TextTask:
@@ -98,15 +98,15 @@ class TextTask:
         self.eval_length = eval_length or context_length
         self.stride = stride or self.eval_length
         self.seed = seed
-        self.vocab_size = self.num_known = int(corpus.meta["vocab_size"])
+        self.vocab_size = self.num_data_tokens = int(corpus.meta["vocab_size"])
         self.packing = packing
-        self._begins = lru_cache(maxsize=2)(corpus.begins)
+        self._begins = lru_cache(maxsize=2)(corpus.document_starts)
         self._windows = lru_cache(maxsize=2)(self._windows_of)
         self._bytes_per_token = corpus.bytes_per_token
         self._order = lru_cache(maxsize=2)(self._order_of)
         self._starts = lru_cache(maxsize=2)(self._starts_of)
 
-    def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> Batch:
+    def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> TextBatch:
         """The `index`-th batch of `size` windows, a function of the seed and the index: any step can be done again.
 
         Args:
@@ -115,15 +115,15 @@ class TextTask:
         share = size // parts
         first = index * size + part * share
         batch = self._batch(self.corpus.train, self._starts(first, share), self.context_length)
-        if len(self.corpus.train) >= LARGE:
-            if index % BATCHES_HELD == 0:
+        if len(self.corpus.train) >= LARGE_SPLIT_TOKENS:
+            if index % RELEASE_EVERY == 0:
                 self.corpus.train.release()
             # The next batch is read from the disk while this one is learned from.
             for start in self._starts(first + size, share):
-                self.corpus.train.will_need(max(0, start), start + self.context_length + 1)
+                self.corpus.train.prefetch(max(0, start), start + self.context_length + 1)
         return batch
 
-    def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+    def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[TextBatch]:
         """The validation split in windows, each token scored once; or windows spread evenly over it.
 
         The first token of the split is predicted after a separator where documents are kept apart. With packing `concat`
@@ -140,22 +140,22 @@ class TextTask:
         starts: Sequence[int] = range(first, end - length + 1, stride)
         follows = first + len(starts) * stride  # where the next window, which is cut short by the end, begins
         read = len(starts) * length + end - follows
-        partial = max_tokens is not None and max_tokens < read and len(starts) > 1
-        if partial:
+        is_subset = max_tokens is not None and max_tokens < read and len(starts) > 1
+        if is_subset:
             keep = max(1, max_tokens // length)  # type: ignore[operator]
             starts = [starts[int(i)] for i in np.linspace(0, len(starts) - 1, min(keep, len(starts)))]
         for place in range(0, len(starts), size):
             own = starts[place : place + size]
             yield self._batch(self.corpus.val, own, length, [0 if start == first else length - stride for start in own])
         skipped = length - stride if len(starts) else 0
-        if end - follows > skipped and not partial:
+        if end - follows > skipped and not is_subset:
             yield self._batch(self.corpus.val, [follows], end - follows, [skipped])
 
     def _val_inputs(self) -> tuple[int, int]:
         """The first place of the validation split that is read, and the end; -1: a separator before the split."""
         return (0 if self.packing == "concat" else -self.ahead), len(self.corpus.val) - self.ahead
 
-    def _val_documents(self, size: int, max_tokens: int | None) -> Iterator[Batch]:
+    def _val_documents(self, size: int, max_tokens: int | None) -> Iterator[TextBatch]:
         val, length = self.corpus.val, self.eval_length
         windows = document_windows(self._begins(val), len(val), length, self.stride)
         keep = len(windows.starts)
@@ -166,25 +166,27 @@ class TextTask:
             own = chosen[first : first + size]
             yield self._padded(val, windows.starts[own] - 1, windows.sizes[own], length, windows.skipped[own])
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], list[Routing]]:
+    def loss(self, model: nn.Module, batch: TextBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
         """Mean cross-entropy in nats per token, padding apart, and the routings of the model's sparse layers."""
-        logits, routings = batch.answers(model)
-        return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=NOT_ASKED), routings
+        logits, routings = batch.forward(model)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE_INDEX
+        ), routings
 
-    def score(self, model: nn.Module, batch: Batch) -> Scored:
+    def score(self, model: nn.Module, batch: TextBatch) -> EvalBatchResult:
         """The loss, of each domain too; bits per byte and perplexity follow from it."""
-        logits, routings = batch.answers(model)
-        asked = batch.targets != NOT_ASKED
-        losses = F.cross_entropy(logits[asked].float(), batch.targets[asked], reduction="none")
-        domains = self._domains(batch.starts + 1, batch.targets.shape[1])[asked.flatten().cpu()]
-        context = context_of(batch.inputs, batch.documents)[asked].sum()
-        sums = {BY_DOMAIN: by_domain(losses, domains, len(self.domains)), CONTEXT: context}
-        return Scored(losses.mean(), routings, sums)
+        logits, routings = batch.forward(model)
+        is_target = batch.targets != IGNORE_INDEX
+        losses = F.cross_entropy(logits[is_target].float(), batch.targets[is_target], reduction="none")
+        domains = self._domains(batch.starts + 1, batch.targets.shape[1])[is_target.flatten().cpu()]
+        context = context_of(batch.inputs, batch.documents)[is_target].sum()
+        sums = {BY_DOMAIN: sum_by_domain(losses, domains, len(self.domains)), CONTEXT: context}
+        return EvalBatchResult(losses.mean(), routings, sums)
 
     def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
         """The domain of each validation token of some windows."""
         places = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.corpus.val) - 1)
-        return torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
+        return torch.from_numpy(self.corpus.domain_ids_at(places.flatten().numpy()))
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """None beside the loss."""
@@ -198,7 +200,7 @@ class TextTask:
     def domains(self) -> Sequence[str]:
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
-    def groups(self, batch: Batch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
+    def routed_ids_and_domains(self, batch: TextBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The id of every token that is read, and the domain of its document; of validation batches."""
         starts = batch.starts if self.packing == "concat" else batch.starts + 1
         ids, domains = batch.inputs.flatten(), self._domains(starts, batch.inputs.shape[1])
@@ -206,7 +208,7 @@ class TextTask:
             return [(ids, domains)]
         return [(ids[batch.mask.flatten()], domains[batch.mask.flatten().cpu()])]
 
-    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+    def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         """The text of each token id; nothing where the tokens came without a tokenizer."""
         tokenizer = self.corpus.tokenizer
         return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
@@ -214,15 +216,15 @@ class TextTask:
     def prompt(self, text: str) -> list[int]:
         """The tokens of a text, behind what a document begins with."""
         assert self.corpus.tokenizer is not None
-        return [*self.beginning, *self.corpus.tokenizer.encode(text).tolist()]
+        return [*self.document_prefix, *self.corpus.tokenizer.encode(text).tolist()]
 
     @property
-    def beginning(self) -> list[int]:
+    def document_prefix(self) -> list[int]:
         """What the model has read before each document's own tokens: a separator where documents are kept apart."""
         assert self.corpus.tokenizer is not None
         return [] if self.packing == "concat" else [self.corpus.tokenizer.separator]
 
-    def hardest(self) -> "Task | None":
+    def pseudo_perplexity_task(self) -> "Task | None":
         """There is no other way to ask."""
         return None
 
@@ -252,7 +254,7 @@ class TextTask:
     def _windows_of(self, tokens: Tokens) -> DocumentWindows:
         return document_windows(self._begins(tokens), len(tokens), self.context_length)
 
-    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int, skipped: Sequence[int] = ()) -> Batch:
+    def _batch(self, tokens: Tokens, starts: Sequence[int], length: int, skipped: Sequence[int] = ()) -> TextBatch:
         """Windows that begin at `starts`.
 
         Args:
@@ -264,28 +266,28 @@ class TextTask:
         windows = self._read_windows(tokens, starts, length + self.ahead)
         targets = windows[:, self.ahead :].copy()
         if any(skipped):
-            targets[np.arange(length) < np.array(skipped)[:, None]] = NOT_ASKED
-        batch = Batch(
+            targets[np.arange(length) < np.array(skipped)[:, None]] = IGNORE_INDEX
+        batch = TextBatch(
             torch.from_numpy(windows[:, :length].copy()),
             torch.from_numpy(targets),
             self._bytes_of(targets),
             torch.tensor(starts),
             documents=self._documents(tokens, starts, length),
         )
-        return self._ask(tokens, batch)
+        return self._make_targets(tokens, batch)
 
-    def _ask(self, tokens: Tokens, batch: Batch) -> Batch:
+    def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
         """What is asked of windows that were read from a split: here, the token after each."""
         return batch
 
     def _read_windows(self, tokens: Tokens, starts: Sequence[int], length: int) -> NDArray[np.int64]:
         """The tokens of windows; before the first of the split, at place -1, stands a separator."""
         windows = np.stack([self._window(tokens, start, start + length) for start in starts])
-        self._check(tokens, windows, starts)
+        self._check_vocabulary(tokens, windows, starts)
         return windows.astype(np.int64)
 
     def _window(self, tokens: Tokens, start: int, end: int) -> NDArray[Any]:
-        return tokens[start:end] if start >= 0 else np.append(self.beginning, tokens[0:end])
+        return tokens[start:end] if start >= 0 else np.append(self.document_prefix, tokens[0:end])
 
     def _documents(self, tokens: Tokens, starts: Sequence[int], length: int) -> Int[Tensor, "B L"] | None:
         """The number of the document of each input where documents are kept apart: that of the token after it."""
@@ -297,7 +299,7 @@ class TextTask:
     def _bytes_of(self, targets: NDArray[np.int64]) -> int | None:
         """The bytes of text of what is asked for; None: they are not known."""
         widths = self._bytes_per_token
-        return None if widths is None else int(widths[targets[targets != NOT_ASKED]].sum())
+        return None if widths is None else int(widths[targets[targets != IGNORE_INDEX]].sum())
 
     def _padded(
         self,
@@ -306,33 +308,33 @@ class TextTask:
         sizes: NDArray[np.int64],
         length: int,
         skipped: NDArray[np.int64] | int = 0,
-    ) -> Batch:
+    ) -> TextBatch:
         """Windows of one document each, behind which padding stands."""
-        shown, targets = np.full((2, len(starts), length), self.beginning[0], np.int64)
+        shown, targets = np.full((2, len(starts), length), self.document_prefix[0], np.int64)
         for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
             window = self._window(tokens, start, start + size + 1)
             shown[row, :size], targets[row, :size] = window[:-1], window[1:]
         places, mask = np.arange(length), np.arange(length) < sizes[:, None]
-        targets = np.where(mask & (places >= np.reshape(skipped, (-1, 1))), targets, NOT_ASKED)
-        batch = Batch(
+        targets = np.where(mask & (places >= np.reshape(skipped, (-1, 1))), targets, IGNORE_INDEX)
+        batch = TextBatch(
             torch.from_numpy(shown),
             torch.from_numpy(targets),
             self._bytes_of(targets),
             torch.from_numpy(starts),
             torch.from_numpy(mask),
         )
-        return self._ask(tokens, batch)
+        return self._make_targets(tokens, batch)
 
     def _draw(self, tokens: Tokens, start: int) -> np.random.Generator:
         """Random numbers for a window: of training by the seed, of validation the same for every seed."""
         seed = self.seed if tokens is self.corpus.train else VALIDATION_SEED
         return np.random.default_rng((seed, start + (self.packing == "pad")))  # which may begin at -1
 
-    def _check(self, tokens: Tokens, windows: NDArray[Any], starts: Sequence[int]) -> None:
+    def _check_vocabulary(self, tokens: Tokens, windows: NDArray[Any], starts: Sequence[int]) -> None:
         """Raises DataError for a token beyond the vocabulary."""
-        if windows.max() >= self.num_known:
+        if windows.max() >= self.num_data_tokens:
             for start, window in zip(starts, windows, strict=True):
-                check_tokens(tokens, window, start, self.num_known)
+                check_tokens(tokens, window, start, self.num_data_tokens)
 
 
 def context_of(inputs: Int[Tensor, "B L"], documents: Int[Tensor, "B L"] | None) -> Int[Tensor, "B L"]:

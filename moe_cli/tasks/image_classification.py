@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_cli.data.images import Images, Labelled, mean_and_std
-from moe_cli.data.shuffle import ExampleOrder, spread_evenly
+from moe_cli.data.images import Images, LabelledImages, mean_and_std
+from moe_cli.data.shuffle import ExampleOrder, evenly_spaced
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.base import BY_DOMAIN, Scored, by_domain
+from moe_cli.tasks.base import BY_DOMAIN, EvalBatchResult, sum_by_domain
 
 # Of equal width, by how sure the model is (Guo et al., arXiv:1706.04599, section 2).
 CALIBRATION_BINS = 15
@@ -69,7 +69,7 @@ class ImagesTask:
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[ImageBatch]:
         """The validation images in order; or so many, spread evenly over them, that they have about `max_tokens` patches."""
         wanted = None if max_tokens is None else max_tokens // self.vocab_size
-        chosen = spread_evenly(len(self.corpus.val.labels), wanted)
+        chosen = evenly_spaced(len(self.corpus.val.labels), wanted)
         for first in range(0, len(chosen), size):
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
@@ -78,41 +78,41 @@ class ImagesTask:
         logits, routings = model(batch.images)
         return F.cross_entropy(logits.float(), batch.labels), routings
 
-    def score(self, model: nn.Module, batch: ImageBatch) -> Scored:
+    def score(self, model: nn.Module, batch: ImageBatch) -> EvalBatchResult:
         """The loss, and for each bin of confidence how many images, how many right, and the sum of confidences."""
         logits, routings = model(batch.images)
-        sure, guess = logits.float().softmax(-1).max(-1)
-        bins = (sure * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+        confidence, guess = logits.float().softmax(-1).max(-1)
+        bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
         right = (guess == batch.labels).double()
-        calibration = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=sure.device)
-        for row, values in zip(calibration, (torch.ones_like(right), right, sure.double()), strict=True):
+        calibration = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=confidence.device)
+        for row, values in zip(calibration, (torch.ones_like(right), right, confidence.double()), strict=True):
             row.index_add_(0, bins, values)
         losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
-        by_class = by_domain(losses, batch.labels, len(self.domains))
-        return Scored(losses.mean(), routings, {"calibration": calibration, BY_DOMAIN: by_class})
+        by_class = sum_by_domain(losses, batch.labels, len(self.domains))
+        return EvalBatchResult(losses.mean(), routings, {"calibration": calibration, BY_DOMAIN: by_class})
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """accuracy: the share that is right. calibration_error: how far confidence is from accuracy, the mean over bins of
         confidence, weighted by their images (ECE, arXiv:1706.04599, eq. 3).
         """
-        _, right, sure = sums["calibration"]
+        _, right, confidence = sums["calibration"]
         return {"accuracy": float(right.sum()) / num_targets,
-                "calibration_error": float((right - sure).abs().sum()) / num_targets}  # fmt: skip
+                "calibration_error": float((right - confidence).abs().sum()) / num_targets}  # fmt: skip
 
-    def groups(self, batch: ImageBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
+    def routed_ids_and_domains(self, batch: ImageBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The place of every patch, and the class of its image."""
         patches = self.vocab_size
         return [(torch.arange(patches).repeat(batch.num_examples), batch.labels.cpu().repeat_interleave(patches))]
 
-    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+    def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         """Row and column of a patch, from 1."""
         side = round(self.vocab_size**0.5)
         return {each: f"{each // side + 1}:{each % side + 1}" for each in ids}
 
-    def hardest(self) -> None:
+    def pseudo_perplexity_task(self) -> None:
         """There is no other way to ask."""
 
-    def _batch(self, images: Labelled, places: NDArray[np.int64]) -> ImageBatch:
+    def _batch(self, images: LabelledImages, places: NDArray[np.int64]) -> ImageBatch:
         pixels = (np.asarray(images.pixels[places], np.float32) / 255 - self._mean) / self._std
         return ImageBatch(
             torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.shards import Tokens
-from moe_cli.tasks.base import BY_DOMAIN, Scored, by_domain
-from moe_cli.tasks.causal_lm import NOT_ASKED, Batch, TextTask
+from moe_cli.tasks.base import BY_DOMAIN, EvalBatchResult, sum_by_domain
+from moe_cli.tasks.causal_lm import IGNORE_INDEX, TextBatch, TextTask
 
 
 class MaskedTask(TextTask):
@@ -40,16 +40,16 @@ class MaskedTask(TextTask):
         self.mask_token = self.vocab_size
         self.vocab_size += 1
 
-    def score(self, model: nn.Module, batch: Batch) -> Scored:
+    def score(self, model: nn.Module, batch: TextBatch) -> EvalBatchResult:
         """The loss, of each domain too, and how many hidden tokens are guessed."""
-        logits, routings = batch.answers(model)
-        asked = batch.targets != NOT_ASKED
-        losses = F.cross_entropy(logits[asked].float(), batch.targets[asked], reduction="none")
+        logits, routings = batch.forward(model)
+        is_target = batch.targets != IGNORE_INDEX
+        losses = F.cross_entropy(logits[is_target].float(), batch.targets[is_target], reduction="none")
         starts = batch.starts if self.packing == "concat" else batch.starts + 1
-        domains = self._domains(starts, batch.inputs.shape[1])[asked.flatten().cpu()]
+        domains = self._domains(starts, batch.inputs.shape[1])[is_target.flatten().cpu()]
         right = (logits.argmax(-1) == batch.targets).sum()
-        sums = {"right": right, BY_DOMAIN: by_domain(losses, domains, len(self.domains))}
-        return Scored(losses.mean(), routings, sums)
+        sums = {"right": right, BY_DOMAIN: sum_by_domain(losses, domains, len(self.domains))}
+        return EvalBatchResult(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """accuracy: the share of hidden tokens that are guessed."""
@@ -60,63 +60,63 @@ class MaskedTask(TextTask):
         """Of the corpus; and what a guess by the frequency of tokens gives, of which any position may be hidden."""
         return {**self.corpus.meta, "references": self.corpus.meta.get("unigram", {})}
 
-    def texts(self, ids: Sequence[int]) -> dict[int, str]:
-        shown = super().texts([each for each in ids if each != self.mask_token])
+    def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
+        shown = super().id_texts([each for each in ids if each != self.mask_token])
         return {**shown, **({self.mask_token: "[MASK]"} if self.mask_token in ids else {})}
 
-    def hardest(self) -> "OneByOne | None":
+    def pseudo_perplexity_task(self) -> "PseudoPerplexityTask | None":
         """Tokens hidden one at a time, for the pseudo-perplexity; None where the settings ask for none."""
         return (
-            OneByOne(self.corpus, self.context_length, self.seed, self.task, self.packing, self.eval_length)
+            PseudoPerplexityTask(self.corpus, self.context_length, self.seed, self.task, self.packing, self.eval_length)
             if self.task.pseudo_perplexity_tokens
             else None
         )
 
-    def _ask(self, tokens: Tokens, batch: Batch) -> Batch:
+    def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
         """Some tokens hidden, which are the targets."""
-        inputs, targets = batch.inputs.numpy(), np.full(batch.inputs.shape, NOT_ASKED, np.int64)
+        inputs, targets = batch.inputs.numpy(), np.full(batch.inputs.shape, IGNORE_INDEX, np.int64)
         sizes = [inputs.shape[1]] * len(inputs) if batch.mask is None else batch.mask.sum(1).tolist()
         for row, (start, size) in enumerate(zip(batch.starts.tolist(), sizes, strict=True)):
             draw = self._draw(tokens, start)
-            inputs[row, :size], targets[row, :size] = self._hide(inputs[row, :size], draw)
+            inputs[row, :size], targets[row, :size] = self._mask_window(inputs[row, :size], draw)
         return replace(batch, inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets), num_bytes=None)
 
-    def _hide(self, row: "np.ndarray", draw: np.random.Generator) -> tuple["np.ndarray", "np.ndarray"]:
+    def _mask_window(self, row: "np.ndarray", draw: np.random.Generator) -> tuple["np.ndarray", "np.ndarray"]:
         """A window as it is shown, and what is to be guessed there."""
         task = self.task
         places = draw.permutation(len(row))[: max(1, round(task.mask_prob * len(row)))]
-        targets = np.full_like(row, NOT_ASKED)
+        targets = np.full_like(row, IGNORE_INDEX)
         targets[places] = row[places]
-        way = draw.random(len(places))
+        action = draw.random(len(places))
         shown = row.copy()
-        shown[places[way < task.mask_token_prob]] = self.mask_token
-        random = places[(way >= task.mask_token_prob) & (way < task.mask_token_prob + task.random_token_prob)]
+        shown[places[action < task.mask_token_prob]] = self.mask_token
+        random = places[(action >= task.mask_token_prob) & (action < task.mask_token_prob + task.random_token_prob)]
         shown[random] = draw.integers(self.mask_token, size=len(random))
         return shown, targets
 
 
-class OneByOne(MaskedTask):
+class PseudoPerplexityTask(MaskedTask):
     """Each token of some validation windows is hidden alone, and all others are seen.
 
     The exponential of the mean loss is the pseudo-perplexity (Salazar et al., arXiv:1910.14659, eq. 1 and 2).
     """
 
-    def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+    def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[TextBatch]:
         """A batch for each window: its L copies, in each of which another token is hidden; `max_tokens` are hidden in all."""
         for batch in super().val_batches(1, max_tokens or self.task.pseudo_perplexity_tokens):
             row = batch.inputs[0]
             shown = len(row) if batch.mask is None else int(batch.mask.sum())
             copies = row.repeat(shown, 1)
             diagonal = torch.eye(len(row), dtype=torch.bool)[:shown]
-            targets = torch.where(diagonal, copies, NOT_ASKED)
+            targets = torch.where(diagonal, copies, IGNORE_INDEX)
             inputs = torch.where(diagonal, self.mask_token, copies)
             for first in range(0, shown, size):
                 here = slice(first, first + size)
                 number = len(inputs[here])
-                yield Batch(
+                yield TextBatch(
                     inputs[here], targets[here], None, batch.starts.expand(number),
                     *(each if each is None else each.expand(number, -1) for each in (batch.mask, batch.documents)),
                 )  # fmt: skip
 
-    def _ask(self, tokens: Tokens, batch: Batch) -> Batch:
+    def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
         return batch

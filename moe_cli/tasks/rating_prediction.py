@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from moe_cli.config.tasks import RatingTask
 from moe_cli.data.ratings import Pairs, Ratings
-from moe_cli.data.shuffle import ExampleOrder, spread_evenly
+from moe_cli.data.shuffle import ExampleOrder, evenly_spaced
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.base import BY_DOMAIN, Scored, by_domain
+from moe_cli.tasks.base import BY_DOMAIN, EvalBatchResult, sum_by_domain
 
 # Logits of clicks are counted in so many bins of equal width, up to this size to both sides; within a bin they are equal.
 AUC_BINS, LARGEST_LOGIT = 2**14, 16.0
@@ -72,7 +72,7 @@ class RatingsTask:
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[PairBatch]:
         """The validation pairs in order; or so many, spread evenly over them, that they are routed `max_tokens` times."""
         wanted = None if max_tokens is None else max_tokens // len(self.domains)
-        chosen = spread_evenly(len(self.corpus.val), wanted)
+        chosen = evenly_spaced(len(self.corpus.val), wanted)
         for first in range(0, len(chosen), size):
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
@@ -83,18 +83,18 @@ class RatingsTask:
         answers, routings, squares = model(batch.rows)
         embeddings, own = squares.float().mean(0)
         assert self.config.l2_embedding is not None
-        held_down = self.config.l2_embedding * embeddings + self.config.l2 * own
-        return self._losses(answers, batch).sum(1).mean() + held_down, routings
+        l2_penalty = self.config.l2_embedding * embeddings + self.config.l2 * own
+        return self._losses(answers, batch).sum(1).mean() + l2_penalty, routings
 
-    def score(self, model: nn.Module, batch: PairBatch) -> Scored:
+    def score(self, model: nn.Module, batch: PairBatch) -> EvalBatchResult:
         """The loss without these squares, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
         answers, routings, _ = model(batch.rows)
         losses = self._losses(answers, batch)
         squares = (self._std * (answers[:, 0].double() - batch.ratings)).square().sum()
         tasks = torch.arange(losses.shape[1]).repeat(len(losses))
         sums = {"squares": squares, "scores": score_counts(answers[:, 1].float(), batch.clicks > 0.5),
-                BY_DOMAIN: by_domain(losses.flatten(), tasks, losses.shape[1])}  # fmt: skip
-        return Scored(losses.sum(1).mean(), routings, sums)
+                BY_DOMAIN: sum_by_domain(losses.flatten(), tasks, losses.shape[1])}  # fmt: skip
+        return EvalBatchResult(losses.sum(1).mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """rmse: root of the mean squared error, in units of the ratings. auc: how often a pair with a click has a higher
@@ -107,17 +107,17 @@ class RatingsTask:
             measures["auc"] = float((with_click * (without.cumsum(0) - without / 2)).sum()) / both
         return measures
 
-    def groups(self, batch: PairBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
+    def routed_ids_and_domains(self, batch: PairBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The item's row and the task, for every pair and task."""
         tasks = len(self.domains)
         return [(batch.rows[:, 1].cpu().repeat_interleave(tasks), torch.arange(tasks).repeat(batch.num_examples))]
 
-    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+    def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         """Names of items by their rows."""
         first = self.corpus.meta["users"]
         return {each: self.corpus.item_names[each - first] for each in ids if each >= first}
 
-    def hardest(self) -> None:
+    def pseudo_perplexity_task(self) -> None:
         """There is no other way to ask."""
 
     def _losses(self, answers: Float[Tensor, "B G"], batch: PairBatch) -> Float[Tensor, "B G"]:
@@ -130,7 +130,7 @@ class RatingsTask:
         return torch.stack((rating, click), dim=1)
 
     def _batch(self, pairs: Pairs, places: NDArray[np.int64]) -> PairBatch:
-        chosen = pairs.take(places)
+        chosen = pairs.select(places)
         ratings = ((chosen.ratings - self._mean) / self._std).astype(np.float32)
         return PairBatch(
             torch.from_numpy(chosen.rows), torch.from_numpy(ratings), torch.from_numpy(chosen.clicks.astype(np.float32))

@@ -15,20 +15,20 @@ from moe_cli.config.tasks import SpanCorruption
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.shards import Tokens
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.base import BY_DOMAIN, Scored, by_domain
-from moe_cli.tasks.causal_lm import Batch, TextTask
+from moe_cli.tasks.base import BY_DOMAIN, EvalBatchResult, sum_by_domain
+from moe_cli.tasks.causal_lm import TextBatch, TextTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanBatch(Batch):
+class SpanBatch(TextBatch):
     """Attributes:
     input_places, target_places: where in its split each token stands; of a sentinel, where its span begins, and of the last
         where the window ends.
     """
 
     targets: Int[Tensor, "B M"] = field(kw_only=False)
-    input_places: Int[Tensor, "B L"]
-    target_places: Int[Tensor, "B M"]
+    input_positions: Int[Tensor, "B L"]
+    target_positions: Int[Tensor, "B M"]
 
     def to(self, device: torch.device) -> "SpanBatch":
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
@@ -50,23 +50,23 @@ class SpanTask(TextTask):
     ) -> None:
         super().__init__(corpus, context_length, seed, eval_length=eval_length)
         self.task = task
-        self.vocab_size = self.num_known + task.special_tokens
+        self.vocab_size = self.num_data_tokens + task.special_tokens
         self.start_token = self.vocab_size - 1
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], list[Routing]]:
+    def loss(self, model: nn.Module, batch: TextBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
         """Mean cross-entropy in nats per target, sentinels among them, and the routings of the model's sparse layers."""
-        logits, routings = model(batch.inputs, self._read(batch.targets))
+        logits, routings = model(batch.inputs, self._shift_right(batch.targets))
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), routings
 
-    def score(self, model: nn.Module, batch: SpanBatch) -> Scored:  # type: ignore[override]
+    def score(self, model: nn.Module, batch: SpanBatch) -> EvalBatchResult:  # type: ignore[override]
         """The loss, of each domain too, and how many tokens of the spans are told from all before them."""
-        logits, routings = model(batch.inputs, self._read(batch.targets))
+        logits, routings = model(batch.inputs, self._shift_right(batch.targets))
         losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
-        taken = batch.targets < self.num_known
+        taken = batch.targets < self.num_data_tokens
         right = ((logits.argmax(-1) == batch.targets) & taken).sum()
-        domains = self._domains_at(batch.target_places)
-        sums = {"right": right, "taken": taken.sum(), BY_DOMAIN: by_domain(losses, domains, len(self.domains))}
-        return Scored(losses.mean(), routings, sums)
+        domains = self._domains_at(batch.target_positions)
+        sums = {"right": right, "taken": taken.sum(), BY_DOMAIN: sum_by_domain(losses, domains, len(self.domains))}
+        return EvalBatchResult(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """accuracy: the share of the tokens of spans, sentinels aside, that are the likeliest."""
@@ -81,63 +81,71 @@ class SpanTask(TextTask):
             "references": {name: known[name] for name in ("commonest_accuracy",) if name in known},
         }
 
-    def groups(self, batch: SpanBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:  # type: ignore[override]
+    def routed_ids_and_domains(self, batch: SpanBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:  # type: ignore[override]
         """Of the encoder, what it reads; of the decoder, what it reads, with the domain of what follows."""
         return [
             (tokens.flatten(), self._domains_at(places))
-            for tokens, places in ((batch.inputs, batch.input_places), (self._read(batch.targets), batch.target_places))
+            for tokens, places in (
+                (batch.inputs, batch.input_positions),
+                (self._shift_right(batch.targets), batch.target_positions),
+            )
         ]
 
-    def texts(self, ids: Sequence[int]) -> dict[int, str]:
-        shown = super().texts([each for each in ids if each < self.num_known])
-        sentinels = {each: f"[{each - self.num_known + 1}]" for each in ids if each >= self.num_known}
+    def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
+        shown = super().id_texts([each for each in ids if each < self.num_data_tokens])
+        sentinels = {each: f"[{each - self.num_data_tokens + 1}]" for each in ids if each >= self.num_data_tokens}
         return {**shown, **sentinels, **({self.start_token: "[START]"} if self.start_token in ids else {})}
 
-    def _read(self, targets: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
+    def _shift_right(self, targets: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
         """What the decoder is shown: all but the last target, after the token at the start."""
         return F.pad(targets[:, :-1], (1, 0), value=self.start_token)
 
     def _domains_at(self, places: Int[Tensor, "B N"]) -> Int[Tensor, " T"]:
-        return torch.from_numpy(self.corpus.val_domains(places.flatten().numpy()))
+        return torch.from_numpy(self.corpus.domain_ids_at(places.flatten().numpy()))
 
-    def _ask(self, tokens: Tokens, batch: Batch) -> Batch:
+    def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
         """Spans taken out, which are the targets."""
-        parts = [self._take_out(row, start, self._draw(tokens, start))
+        parts = [self._corrupt_window(row, start, self._draw(tokens, start))
                  for row, start in zip(batch.inputs.numpy(), batch.starts.tolist(), strict=True)]  # fmt: skip
-        inputs, targets, input_places, target_places = (
+        inputs, targets, input_positions, target_positions = (
             torch.from_numpy(np.stack([getattr(part, name) for part in parts]))
-            for name in ("inputs", "targets", "input_places", "target_places")
+            for name in ("inputs", "targets", "input_positions", "target_positions")
         )
-        return SpanBatch(inputs, targets, None, batch.starts, input_places=input_places, target_places=target_places)
+        return SpanBatch(
+            inputs, targets, None, batch.starts, input_positions=input_positions, target_positions=target_positions
+        )
 
-    def _take_out(self, row: NDArray[np.int64], start: int, draw: np.random.Generator) -> "Parts":
+    def _corrupt_window(self, row: NDArray[np.int64], start: int, draw: np.random.Generator) -> "CorruptedWindow":
         """A window as the encoder reads it, and what the decoder writes."""
         taken, number = self.task.spans(len(row))
-        stay, gone = _cut(len(row) - taken, number, draw), _cut(taken, number, draw)
+        kept_lengths, span_lengths = (
+            _random_segments(len(row) - taken, number, draw),
+            _random_segments(taken, number, draw),
+        )
         # By turns: what stays, and what goes; a window begins with the one and ends with the other.
-        ends = np.stack([stay, gone], 1).flatten().cumsum()
+        ends = np.stack([kept_lengths, span_lengths], 1).flatten().cumsum()
         begins = np.concatenate([[0], ends[:-1]])
         inputs, targets = [], []
         for span, (first, middle, last) in enumerate(zip(begins[::2], ends[::2], ends[1::2], strict=True)):
-            sentinel = [(self.num_known + span, middle)]
+            sentinel = [(self.num_data_tokens + span, middle)]
             inputs += [*((row[place], place) for place in range(first, middle)), *sentinel]
             targets += [*sentinel, *((row[place], place) for place in range(middle, last))]
-        targets.append((self.num_known + number, len(row) - 1))
+        targets.append((self.num_data_tokens + number, len(row) - 1))
         read, written = np.array(inputs, np.int64), np.array(targets, np.int64)
-        return Parts(read[:, 0], written[:, 0], read[:, 1] + start, written[:, 1] + start)
+        return CorruptedWindow(read[:, 0], written[:, 0], read[:, 1] + start, written[:, 1] + start)
 
 
 @dataclass(frozen=True)
-class Parts:
+class CorruptedWindow:
     """Of one window, as in `SpanBatch`."""
 
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]
-    input_places: NDArray[np.int64]
-    target_places: NDArray[np.int64]
+    input_positions: NDArray[np.int64]
+    target_positions: NDArray[np.int64]
 
 
-def _cut(total: int, parts: int, draw: np.random.Generator) -> NDArray[np.int64]:
+def _random_segments(total: int, parts: int, draw: np.random.Generator) -> NDArray[np.int64]:
     """Lengths that sum to `total`, each at least 1 if that can be; every way to cut is as likely."""
     cuts = np.sort(draw.permutation(max(0, total - 1))[: parts - 1]) + 1
     edges = np.concatenate([[0], cuts, [total]]).astype(np.int64)

@@ -27,7 +27,7 @@ from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is
 from moe_cli.formatting import is_utf8, print_line
 from moe_cli.runs.folder import Run
 from moe_cli.training.optimizers import Optimizers, WeightAverage
-from moe_cli.training.wrap import Parallel
+from moe_cli.training.wrap import DistributedModel
 
 # A checkpoint has such a name until it is whole.
 SAVING = ".saving-"
@@ -63,45 +63,52 @@ class Checkpoint:
 
     def load_model(self, model: nn.Module) -> None:
         """The weights to use. Raises CheckpointError when the tensors are not those of this model."""
-        self._fill(model, self.model_tensors())
+        self._load_into(model, self.model_tensors())
 
-    def _fill(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    def _load_into(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         try:
             model.load_state_dict(tensors)
         except RuntimeError:
             raise CheckpointError(f"{self.folder} was made for a model of another shape.") from None
 
-    def load_training(self, learner: "Learner") -> None:
+    def load_training(self, training_tensors: "TrainingTensors") -> None:
         """Model, optimizers, average and random state, exactly as they were, by however many processes they were saved.
 
         Of each process of a job of the same size the random state too; others start a new one.
         """
-        parts, params = learner.parts, dict(learner.parts.model.named_parameters())
+        distributed_model, params = (
+            training_tensors.distributed_model,
+            dict(training_tensors.distributed_model.model.named_parameters()),
+        )
         try:
-            self._load_parts(learner, parts, params)
+            self._load_parts(training_tensors, distributed_model, params)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise CheckpointError(f"{self.folder} does not fit this run: {str(error).splitlines()[0][:200]}") from error
 
-    def _load_parts(self, learner: "Learner", parts: Parallel, params: dict[str, nn.Parameter]) -> None:
+    def _load_parts(
+        self, training_tensors: "TrainingTensors", distributed_model: DistributedModel, params: dict[str, nn.Parameter]
+    ) -> None:
         weights = _load(self.folder / _FILES[0])
-        own = {name: parts.part(tensor, name, params[name]) if name in params else tensor
+        own = {name: distributed_model.to_local(tensor, name, params[name]) if name in params else tensor
                for name, tensor in weights.items()}  # fmt: skip
-        self._fill(parts.model, own)
-        if learner.average is not None:
+        self._load_into(distributed_model.model, own)
+        if training_tensors.average is not None:
             average = _load(self.folder / _EMA)
-            learner.average.load({name: parts.part(average[name], name, params[name]) for name in params})
+            training_tensors.average.load(
+                {name: distributed_model.to_local(average[name], name, params[name]) for name in params}
+            )
         tensors = _load(self.folder / _FILES[1])
         random = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
-        cpu, cuda = random.get(f"random.cpu{_suffix()}"), random.get(f"random.cuda{_suffix()}")
+        cpu, cuda = random.get(f"random.cpu{_rank_suffix()}"), random.get(f"random.cuda{_rank_suffix()}")
         if cpu is None:
             torch.manual_seed(hash((self.state["step"], collectives.rank())) % 2**63)
         else:
             torch.set_rng_state(cpu)
         if cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(cuda)
-        learner.load_optimizers(tensors)
+        training_tensors.load_optimizers(tensors)
 
 
 @dataclass(frozen=True)
@@ -117,51 +124,51 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainingTensors:
     """All whose tensors a checkpoint holds, as this process has them."""
 
-    parts: Parallel
+    distributed_model: DistributedModel
     optimizers: Optimizers
     average: WeightAverage | None = None
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """File, key and whole tensor, one after the other. All processes must ask for all of them."""
-        for name, tensor in self.parts.model.state_dict().items():
-            yield _FILES[0], name, self.parts.gather(tensor, name)
+        for name, tensor in self.distributed_model.model.state_dict().items():
+            yield _FILES[0], name, self.distributed_model.to_full(tensor, name)
         names = self._names()
         for key, tensor in self.optimizers.state_tensors().items():
-            yield _FILES[1], key, self.parts.gather(tensor, names[key.rsplit(".", 1)[0]])
+            yield _FILES[1], key, self.distributed_model.to_full(tensor, names[key.rsplit(".", 1)[0]])
         for name, tensor in self.average.tensors.items() if self.average else ():
-            yield _EMA, name, self.parts.gather(tensor, name)
+            yield _EMA, name, self.distributed_model.to_full(tensor, name)
         states = {"random.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             states["random.cuda"] = torch.cuda.get_rng_state()
         for key, state in states.items():
             for rank, each in enumerate(collectives.all_gather_rows(state[None])):
-                yield _FILES[1], key + _suffix(rank), each
+                yield _FILES[1], key + _rank_suffix(rank), each
 
     def load_optimizers(self, tensors: dict[str, Tensor]) -> None:
-        names, params = self._names(), dict(self.parts.model.named_parameters())
+        names, params = self._names(), dict(self.distributed_model.model.named_parameters())
         own = {}
         for key, tensor in tensors.items():
             name = names[key.rsplit(".", 1)[0]]
             like = params[name] if tensor.ndim == params[name].ndim else tensor  # a count of steps is one number
-            own[key] = self.parts.part(tensor, name, like)
+            own[key] = self.distributed_model.to_local(tensor, name, like)
         self.optimizers.load_state_tensors(own)
 
     def _names(self) -> dict[str, str]:
         """The beginning of a key of the optimizers' state, part.parameter, and the parameter's name in the model."""
-        names = {param: name for name, param in self.parts.model.named_parameters()}
+        names = {param: name for name, param in self.distributed_model.model.named_parameters()}
         return {key: names[param] for key, param in self.optimizers.params().items()}
 
 
-def _suffix(rank: int | None = None) -> str:
+def _rank_suffix(rank: int | None = None) -> str:
     """What the random state of a process is called by, after its kind; nothing for the first."""
     rank = collectives.rank() if rank is None else rank
     return f".{rank}" if rank else ""
 
 
-def take_snapshot(learner: Learner, state: dict[str, Any]) -> Snapshot | None:
+def take_snapshot(training_tensors: TrainingTensors, state: dict[str, Any]) -> Snapshot | None:
     """A copy of everything, gathered by the first process from all of them; None in the others.
 
     Gathered and not written in parts, so that a checkpoint has one form, can be read by any number of processes, and by
@@ -171,7 +178,7 @@ def take_snapshot(learner: Learner, state: dict[str, Any]) -> Snapshot | None:
         TrainingError: the weights are not finite.
     """
     files: dict[str, dict[str, Tensor]] = {}
-    for name, key, tensor in learner.tensors():
+    for name, key, tensor in training_tensors.tensors():
         if collectives.rank() == 0:
             files.setdefault(name, {})[key] = tensor.detach().to("cpu", copy=True).contiguous()
     if collectives.rank():
@@ -201,17 +208,17 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         kind = DiskFull if is_full(error) else TrainingError
-        raise kind(f"cannot write the checkpoint {final}: {reason}. {way_on(run, is_full(error))}") from None
+        raise kind(f"cannot write the checkpoint {final}: {reason}. {recovery_hint(run, is_full(error))}") from None
     # A process that was killed while it saved has left its half-made folder.
     best = state.get("best_step")
-    stays = [_folder(run, best)] if best is not None else []
-    for old in [*root.glob(f"{SAVING}*"), *(each for each in run.checkpoints()[keep:] if each not in stays)]:
+    protected = [_folder(run, best)] if best is not None else []
+    for old in [*root.glob(f"{SAVING}*"), *(each for each in run.checkpoints()[keep:] if each not in protected)]:
         with suppress(OSError):
             delete(old)
     return final
 
 
-def way_on(run: Run, full: bool) -> str:
+def recovery_hint(run: Run, full: bool) -> str:
     """What there is of a run that could not write, on a full disk or for another reason, and how it goes on from there."""
     kept = run.kept()
     return f"{kept[0].upper()}{kept[1:]}.\n{'Free space' if full else 'Mend that'}, then: moe train --resume {run.id}"
@@ -221,7 +228,7 @@ def _folder(run: Run, step: int) -> Path:
     return run.path / "checkpoints" / f"step_{step:08d}"
 
 
-class Saver:
+class AsyncCheckpointWriter:
     """Writes checkpoints on a thread of its own, one at a time. What goes wrong is raised at the next call."""
 
     def __init__(self, run: Run, keep: int) -> None:
@@ -274,7 +281,7 @@ def latest_checkpoint(run: Run) -> Checkpoint:
                 f"To train it again from the start, delete the summary.json beside it, then: {again}"
             )
         raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one. Go on with: {again}")
-    return _open(folders[0])
+    return _verify(folders[0])
 
 
 def newest_whole(run: Run) -> Checkpoint:
@@ -291,7 +298,7 @@ def newest_whole(run: Run) -> Checkpoint:
         problem, damaged = error, run.checkpoints()[:1]
     for folder in run.checkpoints()[1:]:
         try:
-            found = _open(folder)
+            found = _verify(folder)
         except DamagedCheckpoint:
             damaged.append(folder)
             continue
@@ -321,13 +328,13 @@ def find_checkpoint(run: Run, which: str) -> Checkpoint:
         return latest
     step = latest.state.get("best_step") if which == "best" else int(which) if which.isdecimal() else None
     if step is not None and _folder(run, step) in run.checkpoints():
-        return _open(_folder(run, step))
+        return _verify(_folder(run, step))
     steps = ", ".join(str(int(folder.name.removeprefix("step_"))) for folder in run.checkpoints())
     hint = " The best is kept with: train.keep_best=true" if which == "best" else ""
     raise CheckpointError(f"{run.id} has no checkpoint '{which}'. There are: latest, {steps}.{hint}")
 
 
-def _open(folder: Path) -> Checkpoint:
+def _verify(folder: Path) -> Checkpoint:
     """The checkpoint in a folder, once its checksums hold."""
     try:
         content = parse_object(read_bytes(folder / "state.json"))
@@ -368,8 +375,8 @@ def _problem(state: dict[str, Any], step: int) -> str | None:
             return f"{name}={value!r:.40}"
     if step and not state.get("seconds", 1.0):
         return f"seconds={state.get('seconds')!r}"
-    interval = state.get("interval", {})
-    if not isinstance(interval, dict) or any(type(value) not in (int, float) for value in interval.values()):
+    metric_sums = state.get("metric_sums", {})
+    if not isinstance(metric_sums, dict) or any(type(value) not in (int, float) for value in metric_sums.values()):
         return "an interval that is no record of numbers"
     names = ("digest", "corpus_sha256")
     return next((f"no {name}" for name in names if not isinstance(state.get(name, ""), str)), None)

@@ -31,10 +31,10 @@ from moe_cli.moe.routing_metrics import (
 )
 from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, Batch, Task
 from moe_cli.training.precision import autocast
-from moe_cli.training.token_use import TokenUse
+from moe_cli.training.token_use import TokenExpertCounts
 
 # Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
-LARGEST_TABLE = 64 * 64
+MAX_TABLE = 64 * 64
 # Of each expert, the tokens that are recorded as its own.
 TOP_TOKENS = 8
 # Tokens whose choices are remembered at each evaluation.
@@ -42,7 +42,7 @@ PROBE_TOKENS = 256
 
 
 @dataclass
-class LayerUse:
+class LayerRoutingStats:
     """One sparse layer's routing, summed over an evaluation: how E experts were used, null experts apart.
 
     Attributes:
@@ -56,7 +56,7 @@ class LayerUse:
     kept: Int[Tensor, " E"]
     probs: Float[Tensor, " choices"]
     pairs: Int[Tensor, "E E"] | None
-    by_token: TokenUse
+    by_token: TokenExpertCounts
     by_domain: Int[Tensor, "G E"]
     entropy: float = 0.0
     num_tokens: int = 0
@@ -76,12 +76,12 @@ class LayerUse:
         self.asked += routing.tokens_per_expert.cpu()
         self.kept += routing.kept_per_expert.cpu()
 
-    def put_together(self) -> None:
+    def all_reduce(self) -> None:
         """The sums over what all processes have looked at."""
         for name in ("asked", "kept", "probs", "pairs", "by_domain"):
             if getattr(self, name) is not None:
                 setattr(self, name, collectives.all_reduce_sum(getattr(self, name)))
-        self.by_token.put_together()
+        self.by_token.all_reduce()
         sums = collectives.all_reduce_sum(
             torch.tensor([self.entropy, self.num_tokens, self.to_null], dtype=torch.float64)
         ).tolist()
@@ -110,11 +110,11 @@ class LayerUse:
     def tables(self, domains: Sequence[str]) -> dict[str, Any]:
         """Co-activation of all pairs, how often each domain asked for each expert, and top tokens; large ones are left out."""
         present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
-        small = len(present) * len(self.asked) <= LARGEST_TABLE
+        small = len(present) * len(self.asked) <= MAX_TABLE
         return {
             **({"co_activation": self.pairs.tolist()} if self.pairs is not None else {}),
             **({"experts_by_domain": present} if small else {}),
-            **({"top_tokens": self.top_tokens()} if TOP_TOKENS * len(self.asked) <= LARGEST_TABLE else {}),
+            **({"top_tokens": self.top_tokens()} if TOP_TOKENS * len(self.asked) <= MAX_TABLE else {}),
         }
 
     def top_tokens(self) -> list[list[list[int]]]:
@@ -144,7 +144,7 @@ class Evaluation:
     num_bytes: int | None
     domains: Sequence[str]
     measures: dict[str, float] = field(default_factory=dict)
-    layers: list[LayerUse] = field(default_factory=list)
+    layers: list[LayerRoutingStats] = field(default_factory=list)
     domain_losses: dict[str, float] = field(default_factory=dict)
     mean_context: float | None = None
 
@@ -198,11 +198,11 @@ def evaluate(
     nats = 0.0
     num_targets = num_bytes = 0
     measured: dict[str, Tensor] = {}
-    layers: list[LayerUse] = []
-    with evaluating(model, policy, precision) as (routed, device):
-        for batch, own in _share_out(task.val_batches(batch_size, max_tokens)):
+    layers: list[LayerRoutingStats] = []
+    with evaluation_mode(model, policy, precision) as (routed, device):
+        for batch, own in _distribute_batches(task.val_batches(batch_size, max_tokens)):
             scored = task.score(routed, batch.to(device))
-            layers = layers or [empty_use(each, task.vocab_size, len(task.domains)) for each in scored.routings]
+            layers = layers or [new_stats(each, task.vocab_size, len(task.domains)) for each in scored.routings]
             measured = measured or {name: torch.zeros_like(value).double().cpu() for name, value in scored.sums.items()}
             if not own:
                 continue
@@ -211,7 +211,7 @@ def evaluate(
             num_bytes += batch.num_bytes or 0
             for name, value in scored.sums.items():
                 measured[name] += value.double().cpu()
-            stacks = [tuple(ids.to(device) for ids in stack) for stack in task.groups(batch)]
+            stacks = [tuple(ids.to(device) for ids in stack) for stack in task.routed_ids_and_domains(batch)]
             for number, (layer, routing) in enumerate(zip(layers, scored.routings, strict=True)):
                 layer.add(routing, *stacks[number * len(stacks) // len(layers)])
     nats, *counts = collectives.all_reduce_sum(
@@ -220,7 +220,7 @@ def evaluate(
     num_targets, num_bytes = map(round, counts)
     measured = {name: collectives.all_reduce_sum(value) for name, value in measured.items()}
     for layer in layers:
-        layer.put_together()
+        layer.all_reduce()
     return Evaluation(
         nats / num_targets, nats / math.log(2) / num_bytes if num_bytes else None, num_targets, num_bytes or None, task.domains,
         task.metrics(measured, num_targets), layers, _domain_losses(task, measured),
@@ -235,7 +235,7 @@ def _domain_losses(task: Task, measured: Mapping[str, Tensor]) -> dict[str, floa
     return {name: nats / number for name, nats, number in zip(task.domains, sums, numbers, strict=True) if number}
 
 
-def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+def _distribute_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
     """This process's batches, the processes taking turns, and whether they count.
 
     All are given equally many, since they may need each other in every forward pass: in the last round some are given
@@ -248,7 +248,9 @@ def _share_out(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
 
 
 @contextmanager
-def evaluating(model: nn.Module, policy: RoutingPolicy, precision: str) -> Iterator[tuple["PolicyModel", torch.device]]:
+def evaluation_mode(
+    model: nn.Module, policy: RoutingPolicy, precision: str
+) -> Iterator[tuple["PolicyModel", torch.device]]:
     """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before.
 
     Yields the model, which then routes by the policy, and its device.
@@ -271,6 +273,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self.options = {} if policy == RoutingPolicy() else {"policy": policy}
+        self.train(model.training)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         return self.model(*inputs, **options, **self.options)
@@ -282,11 +285,11 @@ def eval_policy(config: EvalConfig) -> RoutingPolicy:
 
 
 @torch.no_grad()
-def probe(
+def probe_routing(
     model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto"
 ) -> list[Bool[Tensor, "_T E"]]:
     """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
-    with evaluating(model, RoutingPolicy(top_k), precision) as (routed, device):
+    with evaluation_mode(model, RoutingPolicy(top_k), precision) as (routed, device):
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
         passes = [
             [chosen_mask(routing).cpu() for routing in task.loss(routed, batch.to(device))[1]] for batch in batches
@@ -313,9 +316,9 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T 
     return result
 
 
-def empty_use(routing: Routing, vocab_size: int, num_domains: int) -> LayerUse:
+def new_stats(routing: Routing, vocab_size: int, num_domains: int) -> LayerRoutingStats:
     size = routing.num_experts - routing.num_null
     asked, kept, by_domain = (torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (num_domains,)))
-    pairs = torch.zeros(size, size, dtype=torch.int64) if size**2 <= LARGEST_TABLE else None
+    pairs = torch.zeros(size, size, dtype=torch.int64) if size**2 <= MAX_TABLE else None
     probs = torch.zeros(routing.num_experts, dtype=torch.float64)
-    return LayerUse(asked, kept, probs, pairs, TokenUse(vocab_size, size), by_domain)
+    return LayerRoutingStats(asked, kept, probs, pairs, TokenExpertCounts(vocab_size, size), by_domain)

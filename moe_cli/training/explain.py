@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moe_cli.data.bpe import SubwordTokenizer
 from moe_cli.moe.routing import Routing
-from moe_cli.training.evaluate import LayerUse, empty_use, eval_policy, evaluating
+from moe_cli.training.evaluate import LayerRoutingStats, eval_policy, evaluation_mode, new_stats
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TextToken:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Assignment:
     """An assignment of a token.
 
     Attributes:
@@ -46,7 +46,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class LayerChoices:
+class LayerAssignments:
     """One sparse layer.
 
     Attributes:
@@ -59,7 +59,7 @@ class LayerChoices:
 
     layer: int
     block: int
-    choices: tuple[tuple[Choice, ...], ...]
+    choices: tuple[tuple[Assignment, ...], ...]
     load: tuple[float, ...]
     measures: dict[str, float]
 
@@ -72,7 +72,7 @@ class Explanation:
 
     window: int
     tokens: tuple[TextToken, ...]
-    layers: tuple[LayerChoices, ...]
+    layers: tuple[LayerAssignments, ...]
 
 
 def explain(
@@ -87,12 +87,12 @@ def explain(
     passes = list(_routings(model, ids, window, policy, precision))
     layers = []
     for layer, block in enumerate(blocks):
-        use = empty_use(passes[0][layer], int(ids.max()) + 1, 1)
-        choices: list[tuple[Choice, ...]] = []
+        stats = new_stats(passes[0][layer], int(ids.max()) + 1, 1)
+        choices: list[tuple[Assignment, ...]] = []
         for part, routings in zip(ids.split(window), passes, strict=True):
-            use.add(routings[layer], part, torch.zeros_like(part))
+            stats.add(routings[layer], part, torch.zeros_like(part))
             choices += token_choices(routings[layer])
-        layers.append(LayerChoices(layer, block, tuple(choices), _load(use), use.metrics()))
+        layers.append(LayerAssignments(layer, block, tuple(choices), _load(stats), stats.metrics()))
     return Explanation(window, tuple(tokens), tuple(layers))
 
 
@@ -101,7 +101,7 @@ def _routings(
     model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
 ) -> Iterator[list[Routing]]:
     """Those of all sparse layers, a forward pass for each window."""
-    with evaluating(model, eval_policy(policy), precision) as (routed, device):
+    with evaluation_mode(model, eval_policy(policy), precision) as (routed, device):
         for part in ids.split(window):
             yield [_on_cpu(routing) for routing in routed(part[None].to(device))[1]]
 
@@ -118,17 +118,17 @@ def _on_cpu(routing: Routing) -> Routing:
     )
 
 
-def token_choices(routing: Routing) -> list[tuple[Choice, ...]]:
+def token_choices(routing: Routing) -> list[tuple[Assignment, ...]]:
     """The assignments of every token, best first: those kept, then by weight, then by the expert's number."""
-    found: list[list[Choice]] = [[] for _ in range(routing.num_tokens)]
+    found: list[list[Assignment]] = [[] for _ in range(routing.num_tokens)]
     columns = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
     for token, expert, weight, kept in zip(*(column.tolist() for column in columns), strict=True):
-        found[token].append(Choice(expert, weight, kept))
+        found[token].append(Assignment(expert, weight, kept))
     return [tuple(sorted(each, key=lambda choice: (not choice.kept, -choice.weight, choice.expert))) for each in found]
 
 
-def _load(use: LayerUse) -> tuple[float, ...]:
-    return tuple((use.asked * len(use.asked) / use.asked.sum().clamp(min=1)).tolist())
+def _load(stats: LayerRoutingStats) -> tuple[float, ...]:
+    return tuple((stats.asked * len(stats.asked) / stats.asked.sum().clamp(min=1)).tolist())
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from moe_cli.models.kv_cache import KVCache
 
 # Tokens of which the first has ended its character, or is none: a character takes at most 4 bytes.
-MOST_PENDING = 4
+MAX_PENDING = 4
 UNKNOWN = "\ufffd"
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingParams:
     """How a token is drawn from what a model says of each.
 
     Attributes:
@@ -41,7 +41,7 @@ class Drawing:
             probs[probs.cumsum(-1) - probs >= self.top_p] = 0
         return torch.zeros_like(probs).scatter(0, tokens, probs / probs.sum())
 
-    def draw(self, logits: Float[Tensor, " V"], generator: torch.Generator) -> int:
+    def sample_token(self, logits: Float[Tensor, " V"], generator: torch.Generator) -> int:
         if self.temperature == 0:
             return int(logits.argmax())
         return int(torch.multinomial(self.probs(logits), 1, generator=generator))
@@ -53,7 +53,7 @@ def sample(
     prompt: Sequence[int],
     num_tokens: int,
     context_length: int,
-    drawing: Drawing,
+    drawing: SamplingParams,
     seed: int,
     vocab_size: int | None = None,
     cached: bool = True,
@@ -78,11 +78,11 @@ def sample(
             cache = None
         shown = ids[cache.length :] if cache else ids[-context_length:]
         logits = model(torch.tensor([shown], device=device), cache=cache)[0]
-        ids.append(drawing.draw(logits[0, -1, :vocab_size].float().cpu(), generator))
+        ids.append(drawing.sample_token(logits[0, -1, :vocab_size].float().cpu(), generator))
         yield ids[-1]
 
 
-def whole_characters(ids: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+def decode_stream(ids: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
     """The text of tokens as they come, held back while it ends within a character; half a character at the end is left out.
 
     Args:
@@ -95,5 +95,5 @@ def whole_characters(ids: Iterable[int], decode: Callable[[Sequence[int]], str])
         if not text.endswith(UNKNOWN):
             yield text
             pending.clear()
-        elif len(pending) == MOST_PENDING:
+        elif len(pending) == MAX_PENDING:
             yield decode([pending.pop(0)])

@@ -25,7 +25,7 @@ from moe_cli.moe.sparse_layer import moe_layers
 _ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "head.weight", "shared_gate.weight")
 # An LSTM has its four gates in one matrix.
 _ADAM_PARTS = (".router.", ".lstm.")
-_QUINTIC = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_COEFFS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_STEPS) -> Float[Tensor, "N R C"]:
@@ -33,7 +33,7 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
 
     The quintic's fixed interval is about [0.7, 1.2]: close enough to U V^T for a descent direction. A zero stays zero.
     """
-    a, b, c = _QUINTIC
+    a, b, c = NEWTON_SCHULZ_COEFFS
     x: Tensor = matrices / (matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
     x = x.to(_product_dtype(x))
     tall = x.shape[1] > x.shape[2]
@@ -59,7 +59,7 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 # The experts of each stacked parameter that a step may change, in rising order; a parameter that is absent changes whole.
-Chosen = Mapping[Tensor, Sequence[int]]
+ActiveExperts = Mapping[Tensor, Sequence[int]]
 
 
 class Muon(torch.optim.Optimizer):
@@ -74,22 +74,22 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None, chosen: Chosen | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None, active: ActiveExperts | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
-                    pieces = _pieces(param, (chosen or {}).get(param))
+                    pieces = _contiguous_runs(param, (active or {}).get(param))
                     if pieces:
                         by_shape[param.shape[-2:]] += self._nesterov(param, pieces, group["momentum"])
-            for (rows, columns), moves in by_shape.items():
-                steps = orthogonalise(torch.cat([direction for _, direction in moves]))
+            for (rows, columns), updates in by_shape.items():
+                steps = orthogonalise(torch.cat([direction for _, direction in updates]))
                 scale = group["lr"] * math.sqrt(max(1, rows / columns))
-                sizes = [len(direction) for _, direction in moves]
-                for (weight, _), step in zip(moves, steps.split(sizes), strict=True):
+                sizes = [len(direction) for _, direction in updates]
+                for (weight, _), step in zip(updates, steps.split(sizes), strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(_own_rows(step, weight), alpha=-scale)
+                    weight.add_(_local_rows(step, weight), alpha=-scale)
 
     def _nesterov(self, param: Tensor, pieces: list[slice], momentum: float) -> list[tuple[Tensor, Tensor]]:
         """Each piece of the weight [N, R, C] and the direction it moves in; the momentum of these pieces is updated."""
@@ -97,12 +97,12 @@ class Muon(torch.optim.Optimizer):
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
-        weights, gradients, averages = (_stack(_local(tensor)) for tensor in (param, param.grad, state["momentum"]))
-        moves = [
+        weights, gradients, averages = (_as_stack(_local(tensor)) for tensor in (param, param.grad, state["momentum"]))
+        updates = [
             (weights[piece], gradients[piece].lerp(averages[piece].lerp_(gradients[piece], 1 - momentum), momentum))
             for piece in pieces
         ]
-        return [(weight, _all_rows(direction, param)) for weight, direction in moves]
+        return [(weight, _gather_rows(direction, param)) for weight, direction in updates]
 
 
 class ExpertAdamW(torch.optim.Optimizer):
@@ -120,13 +120,13 @@ class ExpertAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None, chosen: Chosen | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None, active: ActiveExperts | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
             lists: list[list[Tensor]] = [[], [], [], [], []]
             for param in group["params"]:
                 if param.grad is not None:
-                    experts = (chosen or {}).get(param, range(len(param)))
+                    experts = (active or {}).get(param, range(len(param)))
                     for each, tensor in zip(lists, (param, param.grad, *self._state(param)), strict=True):
                         rows = tensor.unbind(0)
                         each += [rows[expert] for expert in experts]
@@ -153,7 +153,7 @@ class ExpertSGD(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None, chosen: Chosen | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None, active: ActiveExperts | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
             for param in group["params"]:
@@ -162,14 +162,14 @@ class ExpertSGD(torch.optim.Optimizer):
                 state = self.state[param]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(param)
-                stacks = [_stack(tensor) for tensor in (param, param.grad, state["momentum_buffer"])]
-                for piece in _pieces(param, (chosen or {}).get(param)):
+                stacks = [_as_stack(tensor) for tensor in (param, param.grad, state["momentum_buffer"])]
+                for piece in _contiguous_runs(param, (active or {}).get(param)):
                     weight, grad, average = (stack[piece] for stack in stacks)
                     average.mul_(group["momentum"]).add_(grad.add(weight, alpha=group["weight_decay"]))
                     weight.add_(average, alpha=-group["lr"])
 
 
-def _stack(matrices: Tensor) -> Float[Tensor, "N R C"]:
+def _as_stack(matrices: Tensor) -> Float[Tensor, "N R C"]:
     return matrices.unsqueeze(0) if matrices.ndim == 2 else matrices.flatten(0, -3)
 
 
@@ -178,7 +178,7 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _all_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor, "N all C"]:
+def _gather_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor, "N all C"]:
     """A sharded matrix's direction, of which this process has some rows, whole: a matrix has to be orthogonalised whole.
 
     A sharded stack needs nothing: its matrices are each in one process.
@@ -191,7 +191,7 @@ def _all_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor,
     return sharded.full_tensor().unsqueeze(0)
 
 
-def _own_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
+def _local_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
     """The rows of a whole matrix that `weight`, this process's part of it, has."""
     if step.shape == weight.shape:
         return step
@@ -200,7 +200,7 @@ def _own_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) ->
     return step[:, first : first + weight.shape[1]]
 
 
-def _pieces(param: Tensor, experts: Sequence[int] | None) -> list[slice]:
+def _contiguous_runs(param: Tensor, experts: Sequence[int] | None) -> list[slice]:
     """Chosen experts as runs of neighbours, so that few large operations do; all of the stack when all are chosen."""
     if experts is None:
         return [slice(0, _local(param).shape[:-2].numel())]
@@ -218,12 +218,12 @@ class Optimizers:
     """
 
     def __init__(
-        self, config: OptimConfig, parts: list[torch.optim.Optimizer], experts: Sequence[Sequence[Tensor]] = ()
+        self, config: OptimConfig, optimizers: list[torch.optim.Optimizer], experts: Sequence[Sequence[Tensor]] = ()
     ) -> None:
         self.config = config
-        self.parts = parts
+        self.optimizers = optimizers
         self.experts = experts
-        self._peak = [[group["lr"] for group in part.param_groups] for part in parts]
+        self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = (), after: float | None = None) -> float:
         """One update at the learning rate that the schedule gives at `progress` in [0, 1); returns that factor.
@@ -235,47 +235,49 @@ class Optimizers:
                 1. Not read off the gradients: that of an expert that answered may be exactly zero too, as in the first
                 step, when the second matrix is zero.
         """
-        chosen: Chosen = {
+        active: ActiveExperts = {
             param: counts.nonzero().flatten().tolist()
             for params, counts in zip(self.experts, load if self.experts else (), strict=True)
             for param in params
         }
         factor = schedule(self.config, progress, after)
-        for part, peaks in zip(self.parts, self._peak, strict=True):
-            for group, peak in zip(part.param_groups, peaks, strict=True):
+        for optimizer, peaks in zip(self.optimizers, self._peak, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            if isinstance(part, Muon | ExpertAdamW | ExpertSGD):
-                part.step(chosen=chosen)
+            if isinstance(optimizer, Muon | ExpertAdamW | ExpertSGD):
+                optimizer.step(active=active)
             else:
-                part.step()
+                optimizer.step()
         return factor
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def params(self) -> dict[str, nn.Parameter]:
         """Each parameter under the name that begins its entries in `state_tensors`: part.parameter."""
-        each = [[param for group in part.param_groups for param in group["params"]] for part in self.parts]
+        each = [
+            [param for group in optimizer.param_groups for param in group["params"]] for optimizer in self.optimizers
+        ]
         return {f"{number}.{index}": param for number, params in enumerate(each) for index, param in enumerate(params)}
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the optimizers' state under a stable name: part.parameter.entry."""
         return {
             f"{number}.{index}.{entry}": value
-            for number, part in enumerate(self.parts)
-            for index, state in part.state_dict()["state"].items()
+            for number, optimizer in enumerate(self.optimizers)
+            for index, state in optimizer.state_dict()["state"].items()
             for entry, value in state.items()
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state_tensors`."""
-        states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in self.parts]
+        states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in self.optimizers]
         for name, value in tensors.items():
             number, index, entry = name.split(".", 2)
             states[int(number)][int(index)][entry] = value
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict({"state": dict(state), "param_groups": part.state_dict()["param_groups"]})
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
@@ -286,7 +288,7 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
         is_matrix = [
             param.ndim >= 2
             and not name.endswith(_ADAM_SUFFIXES)
-            and not any(part in f".{name}" for part in _ADAM_PARTS)
+            and not any(optimizer in f".{name}" for optimizer in _ADAM_PARTS)
             for name, param in named
         ]
         matrices = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if matrix]
@@ -295,30 +297,34 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
         return Optimizers(config, [muon, _adamw(config, config.adam_lr, others)], experts)
     stacked = [param for params in experts for param in params]
     rest = [param for _, param in named if all(param is not other for other in stacked)]
-    parts: list[torch.optim.Optimizer]
+    optimizers: list[torch.optim.Optimizer]
     if isinstance(config, SGDConfig):
-        parts = [torch.optim.SGD(_decayed(config, rest), lr=config.lr, momentum=config.momentum, **_engine(rest))]
+        optimizers = [
+            torch.optim.SGD(_param_groups(config, rest), lr=config.lr, momentum=config.momentum, **_impl_kwargs(rest))
+        ]
         if stacked:
-            parts.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
-        return Optimizers(config, parts, experts)
+            optimizers.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
+        return Optimizers(config, optimizers, experts)
     assert isinstance(config, AdamWConfig)
-    parts = [_adamw(config, config.lr, rest)]
+    optimizers = [_adamw(config, config.lr, rest)]
     if stacked:
-        parts.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
-    return Optimizers(config, parts, experts)
+        optimizers.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
+    return Optimizers(config, optimizers, experts)
 
 
 def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(_decayed(config, params), lr=lr, betas=(config.beta1, config.beta2), **_engine(params))
+    return torch.optim.AdamW(
+        _param_groups(config, params), lr=lr, betas=(config.beta1, config.beta2), **_impl_kwargs(params)
+    )
 
 
-def _engine(params: list[nn.Parameter]) -> dict[str, bool]:
+def _impl_kwargs(params: list[nn.Parameter]) -> dict[str, bool]:
     """All parameters in one go, which torch cannot do where only some of them are sharded."""
     mixed = len({isinstance(param, DTensor) for param in params}) > 1
     return {"foreach": False} if mixed else {"fused": True}
 
 
-def _decayed(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
+def _param_groups(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
     """Two groups: matrices, decayed, and vectors, not."""
     return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": config.weight_decay},
@@ -345,7 +351,7 @@ class WeightAverage:
             self.tensors[name].lerp_(param, weight)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Within it the model has the average as its weights."""
         own = {name: param.detach().clone() for name, param in self._params.items()}
         self._set(self.tensors)
@@ -385,9 +391,9 @@ def schedule(config: OptimConfig, progress: float, after: float | None = None) -
         if config.schedule == "wsd" and config.decay_fraction is not None
         else 1 - config.warmup_fraction
     )
-    done = min(1.0, max(0.0, 1 - (1 - progress) / length)) if length else 0.0
+    decay_progress = min(1.0, max(0.0, 1 - (1 - progress) / length)) if length else 0.0
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "cosine":
-        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
-    return 1 - (1 - final) * done
+        return final + (1 - final) * (1 + math.cos(math.pi * decay_progress)) / 2
+    return 1 - (1 - final) * decay_progress

@@ -15,7 +15,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # What ends a command that is not training, and how close to each other signals count as sent together.
 INTERRUPT_SIGNALS, TOGETHER_SECONDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT), 0.2
 # How often a process looks whether its parent lives, and how long it may take to save once the parent does not.
-LOOK_SECONDS, LAST_SECONDS = 0.5, 60.0
+POLL_SECONDS, GRACE_SECONDS = 0.5, 60.0
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     asked = False
     launcher = os.getppid() if is_distributed() else None
 
-    def ask(number: int, frame: object) -> None:
+    def request_stop(number: int, frame: object) -> None:
         nonlocal asked
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -36,7 +36,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    previous = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, request_stop) for number in STOP_SIGNALS}
     try:
         yield lambda: asked or (launcher is not None and os.getppid() != launcher)
     finally:
@@ -71,7 +71,7 @@ def interrupt_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def follow(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """Has this process asked to stop, by SIGTERM, once `parent` is its parent no more, and ended if it does not.
 
     For processes that nobody else would end if what started them were killed: a sweep's runs. It works wherever they are,
@@ -80,9 +80,9 @@ def follow(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(LAST_SECONDS)
+        time.sleep(GRACE_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="follow", daemon=True).start()

@@ -12,7 +12,7 @@ SPIKE_DEVIATIONS, SPIKE_RATE, SPIKE_WARMUP = 8.0, 0.02, 50
 
 
 @dataclass
-class State:
+class TrainState:
     """Where training stands: all that a checkpoint must remember beside tensors.
 
     Attributes:
@@ -27,7 +27,7 @@ class State:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    interval: dict[str, float] = field(default_factory=dict)
+    metric_sums: dict[str, float] = field(default_factory=dict)
     skipped: int = 0
     skipped_in_a_row: int = 0
     rewinds: int = 0
@@ -38,7 +38,7 @@ class State:
     best_step: int | None = None
     best_loss: float | None = None
 
-    def spiked(self, loss: float) -> float | None:
+    def detect_spike(self, loss: float) -> float | None:
         """Takes the loss of a step that is done into account; the running mean if it stands out from it, else None."""
         usual = loss if self.loss_mean is None else self.loss_mean
         spike = self.step > SPIKE_WARMUP and loss > usual + SPIKE_DEVIATIONS * self.loss_deviation
@@ -49,7 +49,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class StepView:
+class StepReport:
     """What a display may show after a step.
 
     Attributes:
@@ -58,7 +58,7 @@ class StepView:
         val: the last evaluation.
     """
 
-    state: State
+    state: TrainState
     total_steps: int | None
     progress: float
     loss: float
@@ -68,11 +68,11 @@ class StepView:
     val: Evaluation | None = None
 
 
-Observer = Callable[[StepView], None]
+StepCallback = Callable[[StepReport], None]
 
 
 @dataclass(frozen=True)
-class Learned:
+class StepResult:
     """What the batches of one optimizer step gave, their gradients apart.
 
     Attributes:
@@ -86,4 +86,4 @@ class Learned:
     dropped_fraction: float | None
     load: list[Tensor]
     probs: list[list[Tensor]]
-    routed: list[int]
+    num_tokens: list[int]

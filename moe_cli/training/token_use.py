@@ -16,7 +16,7 @@ BUFFERED = 2**19
 DIRECT = 2**18
 
 
-class TokenUse:
+class TokenExpertCounts:
     """How often each token asked for each expert, before drops.
 
     Attributes:
@@ -72,7 +72,7 @@ class TokenUse:
         places = table.nonzero().flatten()
         self.keys, self.counts = (places + first).to(self.keys.dtype), table[places].int()
 
-    def put_together(self) -> None:
+    def all_reduce(self) -> None:
         """The sums over what all processes have looked at, a part of the table at a time."""
         self.count()
         if collectives.world_size() == 1:
@@ -128,8 +128,8 @@ class TokenUse:
         for expert, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
             own = by_expert[first:end]
             ids, times = self.keys[own].long() // self.num_experts, self.counts[own].long()
-            above = times.double() - total[ids].double() * share[expert]
-            order = above.argsort(descending=True, stable=True)[:most]
+            excess = times.double() - total[ids].double() * share[expert]
+            order = excess.argsort(descending=True, stable=True)[:most]
             result.append([[int(ids[place]), int(times[place]), int(total[ids[place]])]
-                           for place in order.tolist() if above[place] > 0])  # fmt: skip
+                           for place in order.tolist() if excess[place] > 0])  # fmt: skip
         return result

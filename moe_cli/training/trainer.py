@@ -20,55 +20,57 @@ from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
-from moe_cli.training.checkpoint import Checkpoint, Learner, Saver, newest_whole, take_snapshot
-from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe
+from moe_cli.training.checkpoint import AsyncCheckpointWriter, Checkpoint, TrainingTensors, newest_whole, take_snapshot
+from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe_routing
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.precision import autocast
 from moe_cli.training.signals import stop_signals
-from moe_cli.training.state import Learned, Observer, State, StepView
-from moe_cli.training.wrap import Parallel
+from moe_cli.training.state import StepCallback, StepReport, StepResult, TrainState
+from moe_cli.training.wrap import DistributedModel
 
 EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
 # With train.on_nan=skip, so many steps in a row that fail; with rewind, so many rewinds: the run is beyond help.
-MOST_SKIPPED, MOST_REWINDS = 20, 10
+MAX_CONSECUTIVE_SKIPS, MAX_REWINDS = 20, 10
 
 
 class NotFiniteError(Exception):
     """A loss or a gradient is NaN or infinite: what is, and what to try."""
 
 
-class Training:
+class Trainer:
     """One model, its task, its optimizers and its recorder, on the way to the end of the budget."""
 
     def __init__(
-        self, config: RunConfig, parts: Parallel, task: Task, optimizers: Optimizers, recorder: Recorder,
-        total_steps: int | None, observer: Observer,
+        self, config: RunConfig, distributed_model: DistributedModel, task: Task, optimizers: Optimizers, recorder: Recorder,
+        total_steps: int | None, observer: StepCallback,
     ) -> None:  # fmt: skip
         self.config = config
-        self.parts = parts
-        self.model = model = parts.model
+        self.distributed_model = distributed_model
+        self.model = model = distributed_model.model
         self.task = task
         self.optimizers = optimizers
         self.recorder = recorder
         self.total_steps = total_steps
         self.observer = observer
-        self.state = State()
+        self.state = TrainState()
         # The progress at which the last step began: after a rewind, that of the checkpoint.
         self.progress_before = 0.0
         self.layers = moe_layers(model)
         self.bias_method = bias_method(config.balance)
         self.average = None if config.optim.ema_decay is None else WeightAverage(model, config.optim.ema_decay)
-        self.learner = Learner(parts, optimizers, self.average)
-        self.saver = Saver(recorder.run, config.train.keep_checkpoints)
+        self.training_tensors = TrainingTensors(distributed_model, optimizers, self.average)
+        self.checkpoint_writer = AsyncCheckpointWriter(recorder.run, config.train.keep_checkpoints)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint, the records included."""
-        checkpoint.load_training(self.learner)
+        checkpoint.load_training(self.training_tensors)
         saved = checkpoint.state
         # The number of threads decides how sums are split, so the last digits depend on it.
         torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
-        self.state = State(**{entry.name: saved[entry.name] for entry in fields(State) if entry.name in saved})
+        self.state = TrainState(
+            **{entry.name: saved[entry.name] for entry in fields(TrainState) if entry.name in saved}
+        )
         self.recorder.check(saved.get("records"), self.state.step)
         self.recorder.rewind(self.state.step)
 
@@ -92,7 +94,7 @@ class Training:
         try:
             return self._run()
         finally:
-            self.saver.close()
+            self.checkpoint_writer.close()
 
     def _run(self) -> bool:
         heartbeat = time.monotonic()
@@ -101,78 +103,78 @@ class Training:
             while self.progress < 1:
                 view = self.step()
                 best = False
-                if self._due(self.config.train.eval_every):
+                if self._is_due(self.config.train.eval_every):
                     val = self._evaluate()
                     best = self._is_best(val)
                 self.observer(replace(view, val=val))
                 # Asked once: a signal between two looks would end the run without a checkpoint.
                 stop = bool(collectives.all_reduce_max(stopped()))
-                if best or stop or self._due(self.config.train.checkpoint_every or self.config.train.eval_every):
+                if best or stop or self._is_due(self.config.train.checkpoint_every or self.config.train.eval_every):
                     self.save()
                 if stop and self.progress < 1:
-                    self.saver.wait()
+                    self.checkpoint_writer.wait()
                     collectives.barrier()
                     return False
                 if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
                     heartbeat = time.monotonic()
                     self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
         self.save()
-        self.saver.wait()
+        self.checkpoint_writer.wait()
         collectives.barrier()
         return True
 
-    def step(self) -> StepView:
+    def step(self) -> StepReport:
         """One optimizer step: forward, losses, backward, clip, update, bias update, record."""
         started = time.perf_counter()
         self.progress_before = self.progress
         self.model.train()
-        learned: Learned | None = None
+        result: StepResult | None = None
         lr_factor = 0.0
         try:
-            learned = self._learn()
-            lr_factor = self._update(learned, started)
+            result = self._forward_backward()
+            lr_factor = self._update(result, started)
         except NotFiniteError as error:
-            self._survive(error)
+            self._handle_non_finite(error)
             if self.config.train.on_nan == "rewind":
                 return self.step()
         state = self.state
         state.step += 1
         state.tokens += self.config.tokens_per_step
         state.seconds += collectives.all_reduce_max(time.perf_counter() - started)
-        if learned is None:
+        if result is None:
             self._record_skipped()
             load = [torch.zeros(layer.num_experts, dtype=torch.int64) for layer in self.layers]
-            return StepView(state, self.total_steps, self.progress, math.nan, {}, lr_factor, load)
+            return StepReport(state, self.total_steps, self.progress, math.nan, {}, lr_factor, load)
         state.skipped_in_a_row = 0
         if self.average is not None:
             self.average.update(state.step)
-        self._record(learned, lr_factor)
-        return StepView(
+        self._record(result, lr_factor)
+        return StepReport(
             state,
             self.total_steps,
             self.progress,
-            learned.loss,
-            learned.aux_losses,
+            result.loss,
+            result.aux_losses,
             lr_factor,
-            self._real(learned.load),
+            self._real(result.load),
         )
 
-    def _learn(self) -> Learned:
+    def _forward_backward(self) -> StepResult:
         """The gradients of one step's batches, clipped. Raises NotFiniteError."""
         train, state = self.config.train, self.state
         device = next(self.model.parameters()).device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
         load = [torch.zeros(layer.num_choices, dtype=torch.int64, device=device) for layer in self.layers]
         probs: list[list[Tensor]] = [[] for _ in self.layers]
-        routed = [0 for _ in self.layers]
+        num_tokens = [0 for _ in self.layers]
         first = (state.step + state.data_shift) * train.grad_accumulation
         for index in range(first, first + train.grad_accumulation):
             batch = self.task.train_batch(index, train.batch_size, collectives.rank(), collectives.world_size()).to(
                 device
             )
-            with self.parts.gathering(index + 1 == first + train.grad_accumulation):
+            with self.distributed_model.grad_sync(index + 1 == first + train.grad_accumulation):
                 with autocast(train.precision, device):
-                    loss, routings = self.task.loss(self.parts.forward, batch)
+                    loss, routings = self.task.loss(self.distributed_model.forward, batch)
                 # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
                 asked = (
                     collectives.all_reduce_sum(torch.stack([each.tokens_per_expert for each in routings])).unbind()
@@ -202,8 +204,9 @@ class Training:
                         f"the loss is {total_value}", "Try a lower optim.lr or a smaller optim.grad_clip."
                     )
                 (total / train.grad_accumulation).backward()
-            routed = [
-                count + collectives.world_size() * each.num_tokens for count, each in zip(routed, routings, strict=True)
+            num_tokens = [
+                count + collectives.world_size() * each.num_tokens
+                for count, each in zip(num_tokens, routings, strict=True)
             ]
             loss_sum += loss_value / train.grad_accumulation
             for method, aux_value in zip(aux_losses, aux_values, strict=True):
@@ -212,14 +215,14 @@ class Training:
             if self.config.capacity is not None:
                 kept = torch.tensor([sum(dropped_fraction(routing) for routing in routings) / len(routings)])
                 dropped_sum += collectives.all_reduce_mean(kept.double()).item()
-        self.parts.finish_gradients()
+        self.distributed_model.reduce_expert_gradients()
         dropped = dropped_sum / train.grad_accumulation if self.config.capacity is not None else None
-        return Learned(loss_sum, aux_sums, self._clip(), dropped, load, probs, routed)
+        return StepResult(loss_sum, aux_sums, self._clip(), dropped, load, probs, num_tokens)
 
     def _clip(self) -> float:
         """The norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
         params = [param for param in self.model.parameters() if param.grad is not None]
-        total = self.parts.gradient_norm()
+        total = self.distributed_model.gradient_norm()
         norm = float(total)
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient is {norm}", "Try a lower optim.lr.")
@@ -232,7 +235,7 @@ class Training:
                 param.grad.mul_(min(1.0, limit / (norm + 1e-6)))
         return norm
 
-    def _update(self, learned: Learned, started: float) -> float:
+    def _update(self, result: StepResult, started: float) -> float:
         """Moves the weights, and what balances without a gradient; returns the schedule's factor.
 
         Args:
@@ -240,47 +243,47 @@ class Training:
         """
         elapsed = 0.0 if self.total_steps is not None else collectives.all_reduce_max(time.perf_counter() - started)
         after = self._share_spent(self.state.step + 1, self.state.seconds + elapsed)
-        lr_factor = self.optimizers.step(self.progress, self.parts.asked(learned.load), after)
+        lr_factor = self.optimizers.step(self.progress, self.distributed_model.local_counts(result.load), after)
         self.optimizers.zero_grad()
-        self._update_bias(learned.load, learned.probs)
-        for layer, counts, num_tokens in zip(self.layers, learned.load, learned.routed, strict=True):
+        self._update_bias(result.load, result.probs)
+        for layer, counts, num_tokens in zip(self.layers, result.load, result.num_tokens, strict=True):
             layer.after_step(counts, num_tokens)
         return lr_factor
 
-    def _survive(self, error: NotFiniteError) -> None:
+    def _handle_non_finite(self, error: NotFiniteError) -> None:
         """What train.on_nan asks for: the step at hand is left out, or the last checkpoint is where training stands.
 
         Raises:
             TrainingError: stop; or too many steps have failed.
         """
-        state, (what, advice) = self.state, error.args
-        what = f"{what} at step {state.step + 1}"
+        state, (cause, advice) = self.state, error.args
+        cause = f"{cause} at step {state.step + 1}"
         self.optimizers.zero_grad()
         if self.config.train.on_nan == "stop":
-            raise TrainingError(f"{what}; {self._kept()}. {advice}")
+            raise TrainingError(f"{cause}; {self._kept()}. {advice}")
         if self.config.train.on_nan == "rewind":
-            self._rewind(what, advice)
+            self._rewind(cause, advice)
             return
-        if state.skipped_in_a_row == MOST_SKIPPED:
-            raise TrainingError(f"{what}, and {MOST_SKIPPED} steps before it were skipped. {advice}")
+        if state.skipped_in_a_row == MAX_CONSECUTIVE_SKIPS:
+            raise TrainingError(f"{cause}, and {MAX_CONSECUTIVE_SKIPS} steps before it were skipped. {advice}")
         state.skipped += 1
         state.skipped_in_a_row += 1
 
     def _kept(self) -> str:
         """What there is on the disk, once what is being written is there."""
         with suppress(TrainingError):
-            self.saver.wait()
+            self.checkpoint_writer.wait()
         return self.recorder.run.kept()
 
-    def _rewind(self, what: str, advice: str) -> None:
+    def _rewind(self, cause: str, advice: str) -> None:
         """Back to the last checkpoint, to go on with the data after those that led here (PaLM, arXiv:2204.02311, 5.1)."""
         failed = self.state
-        self.saver.wait()
+        self.checkpoint_writer.wait()
         collectives.barrier()
         if not self.recorder.run.checkpoints():
-            raise TrainingError(f"{what}, before the first checkpoint. {advice}")
-        if failed.rewinds == MOST_REWINDS:
-            raise TrainingError(f"{what}, after {MOST_REWINDS} rewinds. {advice}")
+            raise TrainingError(f"{cause}, before the first checkpoint. {advice}")
+        if failed.rewinds == MAX_REWINDS:
+            raise TrainingError(f"{cause}, after {MAX_REWINDS} rewinds. {advice}")
         self.resume(newest_whole(self.recorder.run))
         self.state.rewinds = failed.rewinds + 1
         self.state.data_shift = failed.data_shift + failed.step + 1 - self.state.step
@@ -292,23 +295,23 @@ class Training:
                 bias = layer.router.get_buffer("expert_bias")
                 bias.copy_(update_bias(self.bias_method, bias, counts, seen, layer.top_k))
 
-    def _record(self, learned: Learned, lr_factor: float) -> None:
-        values = {"train/loss": learned.loss, "train/grad_norm": learned.grad_norm}
-        several = len(learned.aux_losses) > 1
-        for name, aux_loss in learned.aux_losses.items():
+    def _record(self, result: StepResult, lr_factor: float) -> None:
+        values = {"train/loss": result.loss, "train/grad_norm": result.grad_norm}
+        several = len(result.aux_losses) > 1
+        for name, aux_loss in result.aux_losses.items():
             values[f"train/aux_loss/{name}" if several else "train/aux_loss"] = aux_loss
-        if learned.dropped_fraction is not None:
-            values["moe/dropped_fraction"] = learned.dropped_fraction
-        if learned.load:
-            load = self._real(learned.load)
+        if result.dropped_fraction is not None:
+            values["moe/dropped_fraction"] = result.dropped_fraction
+        if result.load:
+            load = self._real(result.load)
             values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
         for key, value in values.items():
-            self._add(key, value)
-        self._add("steps", 1)
-        before = self.state.spiked(learned.loss)
+            self._accumulate(key, value)
+        self._accumulate("steps", 1)
+        before = self.state.detect_spike(result.loss)
         if before is not None:
             self.recorder.metrics(
-                {"step": self.state.step, "train/loss_spike": learned.loss, "train/loss_before": before}
+                {"step": self.state.step, "train/loss_spike": result.loss, "train/loss_before": before}
             )
         self._write_record(lr_factor)
 
@@ -324,19 +327,19 @@ class Training:
         """Every train.log_every steps: the means of what was added since the last record."""
         state = self.state
         if state.step % self.config.train.log_every == 0 or self.progress >= 1:
-            steps = state.interval.pop("steps", 0)
-            means = {key: value / steps for key, value in state.interval.items()} if steps else {}
+            steps = state.metric_sums.pop("steps", 0)
+            means = {key: value / steps for key, value in state.metric_sums.items()} if steps else {}
             self.recorder.metrics({
                 "step": state.step, "tokens": state.tokens, **means, "lr": self.config.optim.lr * lr_factor,
                 "seconds": round(state.seconds, 3), "tokens_per_second": round(state.tokens / state.seconds, 1),
             })  # fmt: skip
-            state.interval.clear()
+            state.metric_sums.clear()
 
-    def _add(self, key: str, value: float) -> None:
+    def _accumulate(self, key: str, value: float) -> None:
         """To the sums that the next record gives the means of."""
-        self.state.interval[key] = self.state.interval.get(key, 0.0) + value
+        self.state.metric_sums[key] = self.state.metric_sums.get(key, 0.0) + value
 
-    def _due(self, every: int | None) -> bool:
+    def _is_due(self, every: int | None) -> bool:
         """Whether something that happens every `every` steps (None: ten times a run) happens after the last step."""
         if every is not None:
             return self.state.step % every == 0 and self.progress < 1
@@ -345,7 +348,7 @@ class Training:
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the model has the average of its weights, where optim.ema_decay asks for one."""
-        return nullcontext() if self.average is None else self.average.in_place()
+        return nullcontext() if self.average is None else self.average.swapped_in()
 
     def _is_best(self, val: Evaluation) -> bool:
         """Whether this evaluation has the lowest loss so far, where that is asked for."""
@@ -373,14 +376,14 @@ class Training:
             raise TrainingError(
                 f"the validation loss is {result.loss} at step {self.state.step}; {self._kept()}. Try a lower optim.lr."
             )
-        chosen = probe(self.model, self.task, self.config.eval.k, self.config.train.precision)
+        chosen = probe_routing(self.model, self.task, self.config.eval.k, self.config.train.precision)
         for record, layer in zip(result.layer_records(), chosen, strict=True):
             self.recorder.routing({"step": self.state.step, **record, "choices": expert_lists(layer)})
         return result
 
     def save(self) -> None:
         state = {**asdict(self.state), **self._identity(), "records": self.recorder.mark()}
-        self.saver.save(take_snapshot(self.learner, state))
+        self.checkpoint_writer.save(take_snapshot(self.training_tensors, state))
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 
     def _identity(self) -> dict[str, Any]:

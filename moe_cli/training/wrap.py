@@ -22,7 +22,7 @@ from moe_cli.distributed.collectives import ExpertGroup, make_expert_group
 from moe_cli.moe.sparse_layer import moe_layers
 
 
-class Parallel:
+class DistributedModel:
     """Divides a model among the processes there are, and puts its tensors together again.
 
     Attributes:
@@ -35,7 +35,7 @@ class Parallel:
         self.model = model
         self.forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         self.experts: ExpertGroup | None = None
-        self._divided: dict[str, nn.Parameter] = {}
+        self._expert_params: dict[str, nn.Parameter] = {}
         if collectives.world_size() == 1:
             return
         device = next(model.parameters()).device
@@ -45,13 +45,13 @@ class Parallel:
             for layer in layers:
                 layer.shard_experts(self.experts)
             members = {param for layer in layers for param in layer.experts.parameters()}
-            self._divided = {name: param for name, param in model.named_parameters() if param in members}
+            self._expert_params = {name: param for name, param in model.named_parameters() if param in members}
         if config.data_parallel == "fsdp":
             self._shard(device.type)
         else:
             # Buffers are equal everywhere: what changes them, the balancing bias for one, sees the load of all.
-            elsewhere = [*self._divided, *(name for name, _ in model.named_buffers())]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, elsewhere)
+            ignored = [*self._expert_params, *(name for name, _ in model.named_buffers())]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
             devices = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(model, device_ids=devices)
 
@@ -62,24 +62,24 @@ class Parallel:
         again in training, when the weights may be others.
         """
         mesh = init_device_mesh(device, (collectives.world_size(),))
-        ignored = set(self._divided.values())
+        ignored = set(self._expert_params.values())
         for block in getattr(self.model, "blocks", ()):
             fully_shard(block, mesh=mesh, ignored_params=ignored)
         fully_shard(self.model, mesh=mesh, ignored_params=ignored, reshard_after_forward=True)
 
-    def gathering(self, last: bool) -> AbstractContextManager[None]:
+    def grad_sync(self, last: bool) -> AbstractContextManager[None]:
         """Around a batch: gradients are averaged over processes with the last batch of a step only."""
         if isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return nullcontext()
 
     @torch.no_grad()
-    def finish_gradients(self) -> None:
+    def reduce_expert_gradients(self) -> None:
         """The gradients of divided experts, which have seen the tokens of M processes, as means over all N."""
         if self.experts is None:
             return
         replicas = self.experts.mesh["replicas"]
-        for param in self._divided.values():
+        for param in self._expert_params.values():
             if param.grad is not None:
                 if replicas.size() > 1:
                     dist.all_reduce(param.grad, group=replicas.get_group())
@@ -89,33 +89,33 @@ class Parallel:
     def gradient_norm(self) -> Tensor:
         """Of the whole gradient, wherever its parts are."""
         grads = {name: param.grad for name, param in self.model.named_parameters() if param.grad is not None}
-        shared = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._divided])
+        shared = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._expert_params])
         if self.experts is None:
-            return whole(shared)
-        own = nn.utils.get_total_norm([grads[name] for name in self._divided if name in grads]).square()
+            return full_tensor(shared)
+        own = nn.utils.get_total_norm([grads[name] for name in self._expert_params if name in grads]).square()
         dist.all_reduce(own, group=self.experts.group)
-        return (whole(shared).square() + own).sqrt()
+        return (full_tensor(shared).square() + own).sqrt()
 
-    def asked(self, load: Sequence[Tensor]) -> list[Tensor]:
+    def local_counts(self, load: Sequence[Tensor]) -> list[Tensor]:
         """Per layer, the counts of the experts whose parameters are here; those of null experts are left out."""
         real = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
         return real if self.experts is None else [self.experts.local_shard(counts) for counts in real]
 
-    def gather(self, tensor: Tensor, name: str) -> Tensor:
+    def to_full(self, tensor: Tensor, name: str) -> Tensor:
         """The whole of a parameter, or of what an optimizer keeps for it; `name` is the parameter's."""
-        tensor = whole(tensor.detach())
-        divided = name in self._divided and self.experts is not None and tensor.ndim
+        tensor = full_tensor(tensor.detach())
+        divided = name in self._expert_params and self.experts is not None and tensor.ndim
         return self.experts.gather(tensor) if divided and self.experts else tensor
 
-    def part(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
-        """The inverse of `gather`: this process's part, shaped and placed as `like`."""
-        if name in self._divided and self.experts is not None and tensor.ndim:
+    def to_local(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
+        """The inverse of `to_full`: this process's part, shaped and placed as `like`."""
+        if name in self._expert_params and self.experts is not None and tensor.ndim:
             tensor = self.experts.local_shard(tensor)
         if isinstance(like, DTensor):
             return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
         return tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor put together; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -16,7 +16,7 @@ from moe_cli.execution.estimate import estimate_runs
 from moe_cli.execution.memory import MAX_MEMORY_RATIO, check_memory, memory_bytes
 from moe_cli.formatting import known, plural
 from moe_cli.metrics import METRICS
-from moe_cli.report.render.charts import Chart, Point, Series, chart_lines
+from moe_cli.report.render.terminal_chart import Chart, Point, Series, chart_lines
 from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.sweeps.plan import check_folder
 from tests.cli.conftest import Moe

@@ -30,7 +30,7 @@ from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, ReluConfig,
 from moe_cli.config.schema import EvalConfig, RunConfig
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.runs.folder import Run, create_run
-from moe_cli.training.explain import Choice, Explanation, LayerChoices, TextToken
+from moe_cli.training.explain import Assignment, Explanation, LayerAssignments, TextToken
 from tests.tiny import TINY, finish, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -202,19 +202,19 @@ def test_runs_without_experts_or_text(text_file: Path, tmp_path: Path) -> None:
 
 
 def explained(
-    config: RunConfig, tokens: Sequence[str], choices: Sequence[Sequence[Choice]], size: int = 4, **changes: Any
+    config: RunConfig, tokens: Sequence[str], choices: Sequence[Sequence[Assignment]], size: int = 4, **changes: Any
 ) -> ExplainResult:
     """A text of a run that never was: `choices` are those of each token, in each sparse layer."""
     layers = tuple(
-        LayerChoices(layer, block, tuple(map(tuple, choices)), (1.0,) * size, dict.fromkeys(SHOWN, 0.5))
+        LayerAssignments(layer, block, tuple(map(tuple, choices)), (1.0,) * size, dict.fromkeys(SHOWN, 0.5))
         for layer, block in enumerate(config.sparse_layers)
     )
     found = Explanation(16, tuple(TextToken(0, text) for text in tokens), layers)
     return replace(ExplainResult("run", 6, config, config.eval, "bytes", found), **changes)
 
 
-def choice(expert: int, weight: float = 0.5, kept: bool = True) -> Choice:
-    return Choice(expert, weight, kept)
+def choice(expert: int, weight: float = 0.5, kept: bool = True) -> Assignment:
+    return Assignment(expert, weight, kept)
 
 
 def test_many_and_missing_choices(text_file: Path) -> None:

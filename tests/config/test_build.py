@@ -33,7 +33,7 @@ class Circle:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class SamplingParams:
     """One field of every kind that the schema uses."""
 
     count: int
@@ -49,25 +49,25 @@ class Drawing:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"count": 3}, Drawing(3)),
-        ({"count": 3.0}, Drawing(3)),
-        ({"count": 1, "scale": 2}, Drawing(1, scale=2.0)),
-        ({"count": 1, "title": 7}, Drawing(1, title="7")),
-        ({"count": 1, "visible": False}, Drawing(1, visible=False)),
-        ({"count": 1, "limit": None}, Drawing(1)),
-        ({"count": 1, "limit": 4}, Drawing(1, limit=4)),
-        ({"count": 1, "size": "large"}, Drawing(1, size="large")),
-        ({"count": 1, "only": {"side": 3}}, Drawing(1, only=Square(side=3.0))),
-        ({"count": 1, "shape": {"name": "circle", "radius": 2}}, Drawing(1, shape=Circle(radius=2.0))),
-        ({"count": 1, "shape": {"name": "square"}}, Drawing(1, shape=Square())),
-        ({"count": 1, "shape": None}, Drawing(1)),
+        ({"count": 3}, SamplingParams(3)),
+        ({"count": 3.0}, SamplingParams(3)),
+        ({"count": 1, "scale": 2}, SamplingParams(1, scale=2.0)),
+        ({"count": 1, "title": 7}, SamplingParams(1, title="7")),
+        ({"count": 1, "visible": False}, SamplingParams(1, visible=False)),
+        ({"count": 1, "limit": None}, SamplingParams(1)),
+        ({"count": 1, "limit": 4}, SamplingParams(1, limit=4)),
+        ({"count": 1, "size": "large"}, SamplingParams(1, size="large")),
+        ({"count": 1, "only": {"side": 3}}, SamplingParams(1, only=Square(side=3.0))),
+        ({"count": 1, "shape": {"name": "circle", "radius": 2}}, SamplingParams(1, shape=Circle(radius=2.0))),
+        ({"count": 1, "shape": {"name": "square"}}, SamplingParams(1, shape=Square())),
+        ({"count": 1, "shape": None}, SamplingParams(1)),
     ],
 )
-def test_values_become_what_is_declared(values: dict[str, Any], expected: Drawing) -> None:
+def test_values_become_what_is_declared(values: dict[str, Any], expected: SamplingParams) -> None:
     """Whole floats become integers, integers become floats, names pick variants, null stays null."""
-    built = build(Drawing, values)
+    built = build(SamplingParams, values)
     assert expected == built
-    for field in dataclasses.fields(Drawing):
+    for field in dataclasses.fields(SamplingParams):
         assert type(getattr(expected, field.name)) is type(getattr(built, field.name))
 
 
@@ -104,7 +104,7 @@ def test_values_become_what_is_declared(values: dict[str, Any], expected: Drawin
 def test_what_does_not_fit_is_refused(values: dict[str, Any], message: str) -> None:
     """A wrong key or value is named in full, as the user typed it, with the nearest choice."""
     with pytest.raises(ConfigError) as error:
-        build(Drawing, values)
+        build(SamplingParams, values)
     assert message == str(error.value)
 
 

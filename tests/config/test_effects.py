@@ -34,8 +34,8 @@ from moe_cli.runs.recorder import NullRecorder
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.evaluate import eval_policy, evaluate
 from moe_cli.training.optimizers import make_optimizers
-from moe_cli.training.trainer import Training
-from moe_cli.training.wrap import Parallel
+from moe_cli.training.trainer import Trainer
+from moe_cli.training.wrap import DistributedModel
 from tests.tiny import words
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -266,8 +266,8 @@ class Results:
         corpus = load_run_data(config, self.folder)
         task, size = make_task(config, corpus), model_vocab_size(config, corpus)
         model = make_model(config, size)
-        training = Training(
-            config, Parallel(config.launch, model), task, make_optimizers(config.optim, model), NullRecorder(Run(self.folder)),
+        training = Trainer(
+            config, DistributedModel(config.launch, model), task, make_optimizers(config.optim, model), NullRecorder(Run(self.folder)),
             training_steps(config, size), lambda view: None,
         )  # fmt: skip
         torch.manual_seed(config.seed)
@@ -276,15 +276,15 @@ class Results:
         with training.averaged():
             return self._looks(config, training)
 
-    def _looks(self, config: RunConfig, training: Training) -> object:
+    def _looks(self, config: RunConfig, training: Trainer) -> object:
         policy = eval_policy(config.eval)
         look = partial(evaluate, training.model, batch_size=8, precision=config.train.precision)
         looks = [look(training.task, max_tokens=64, policy=policy)]
         if config.capacity is not None:
             trained = RoutingPolicy(config.eval.k, config.capacity)
             looks.append(look(training.task, max_tokens=64, policy=trained))
-        if hardest := training.task.hardest():
-            looks.append(look(hardest, policy=policy))
+        if pseudo_perplexity_task := training.task.pseudo_perplexity_task():
+            looks.append(look(pseudo_perplexity_task, policy=policy))
         weights = {name: tensor.numpy().tobytes() for name, tensor in training.model.state_dict().items()}
         losses = [(look.loss, look.num_tokens, sorted(look.measures.items())) for look in looks]
         return weights, losses, training.task.meta["sha256"], int(training.task.meta["vocab_size"])
@@ -330,7 +330,7 @@ def num_bases(key: str) -> int:
     return sum(key in leaves(composer().tree(values)) for values in BASES.values())
 
 
-def part_of(base: str, parts: int) -> list[Change]:
+def slice_utf8(base: str, parts: int) -> list[Change]:
     """Every setting that few bases have, and one in `parts` of the rest, others for each base."""
     changes, turn = changes_of(base), list(BASES).index(base) % parts
     few = [num_bases(change.key) <= 3 and change.key not in GROUP_CHOICES for change in changes]
@@ -340,19 +340,19 @@ def part_of(base: str, parts: int) -> list[Change]:
 @pytest.mark.parametrize("base", BASES)
 def test_settings_have_an_effect_or_are_noted(base: str, results: Results) -> None:
     """Another value gives other weights or another evaluation; or it is refused; or a note says that it does nothing."""
-    assert {} == faults(part_of(base, 96), results)
+    assert {} == faults(slice_utf8(base, 96), results)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 def test_every_setting_has_an_effect_or_is_noted(base: str, results: Results) -> None:
     """The same for a quarter of the settings of each base: each setting is in one base of the quarter at least."""
-    assert {} == faults(part_of(base, 4), results)
+    assert {} == faults(slice_utf8(base, 4), results)
 
 
 def test_every_setting_is_in_a_quarter_of_the_bases() -> None:
     """What the slow test leaves out of one base it tries in another."""
-    tried = {change.key for base in BASES for change in part_of(base, 4)}
+    tried = {change.key for base in BASES for change in slice_utf8(base, 4)}
     assert {change.key for base in BASES for change in changes_of(base)} == tried
 
 

@@ -126,6 +126,16 @@ def test_a_preset_replaces_what_it_names(tmp_path: Path) -> None:
             for expert in (4, 8) for layers in (2, 3)] == settings(read(tmp_path, PRESETS, "cluster"))  # fmt: skip
 
 
+def test_presets_of_a_base_are_changed_part_by_part(tmp_path: Path) -> None:
+    """`defaults: [_presets]` gives those of the packaged file; a preset of the file itself adds to the one of that name."""
+    text = "defaults: [_presets, _self_]\ngrid: {k: [1]}\nbudget: {steps: 10}\npresets: {cluster: {set: {expert: 4}}}\n"
+    assert 3 == read(tmp_path, text, "workstation").seeds
+    (found,) = settings(read(tmp_path, text, "cluster"))
+    assert {"experiment": "size/cluster", "expert": 4, "train.tokens": 1e9, "k": 1}.items() <= found.items()
+    with pytest.raises(ConfigError, match=r"^.*: defaults: there is no conf/sweep/_none.yaml\.$"):
+        read(tmp_path, text.replace("_presets, _self_", "_none"))
+
+
 def dimension(**values: list[Any]) -> Dimension:
     (key, options), = values.items()  # fmt: skip
     return Dimension(tuple({key: option} for option in options))
@@ -151,7 +161,9 @@ def test_one_budget_replaces_another() -> None:
 
 def test_sweeps_of_the_user_and_ours_are_listed_once(tmp_path: Path) -> None:
     """Names of both folders and of folders in them, each once; the user's file is the one that is read."""
-    ours = {file.relative_to(CONF / "sweep").with_suffix("").as_posix() for file in (CONF / "sweep").rglob("*.yaml")}
+    ours = {
+        file.relative_to(CONF / "sweep").with_suffix("").as_posix() for file in (CONF / "sweep").rglob("[!_]*.yaml")
+    }
     grid = "grid:\n  k: [1]\n"
     composer = Composer(write(tmp_path, sweep__router=grid, sweep__aaa=grid, sweep__paper__mine=grid))
     assert {"aaa", "paper/mine", *ours} == set(list_sweeps(composer))

@@ -32,8 +32,8 @@ from moe_cli.runs.folder import create_run
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.optimizers import make_optimizers
-from moe_cli.training.trainer import Training
-from moe_cli.training.wrap import Parallel
+from moe_cli.training.trainer import Trainer
+from moe_cli.training.wrap import DistributedModel
 from tests.costs.test_model import without_onednn
 from tests.tiny import TINY, tiny_config
 
@@ -74,8 +74,14 @@ def step_flops(config: RunConfig, outputs: Path) -> tuple[int, int]:
         Recorder(create_run(outputs, "runs", config)),
     )
     optimizers = make_optimizers(config.optim, model)
-    training = Training(
-        config, Parallel(config.launch, model), make_task(config, corpus), optimizers, recorder, 1, lambda view: None
+    training = Trainer(
+        config,
+        DistributedModel(config.launch, model),
+        make_task(config, corpus),
+        optimizers,
+        recorder,
+        1,
+        lambda view: None,
     )
     for layer in moe_layers(training.model):
         layer.dispatch = "loop"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.data import baselines, shards
-from moe_cli.data.baselines import bigram_bits_per_byte, unigram_references
+from moe_cli.data.baselines import bigram_bits_per_byte, unigram_baselines
 from moe_cli.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from tests.data.test_corpora import load, write
 from tests.tiny import words
@@ -43,7 +43,7 @@ def test_the_bigram_line_equals_a_direct_count(
     """Bits per byte of the bigram model, also for pairs and tokens that training never saw; however it is counted."""
     arrays = (np.array(tokens, np.uint8) for tokens in (train, val))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "LARGEST_TABLE", largest_table)
+        patch.setattr(baselines, "MAX_TABLE", largest_table)
         patch.setattr(shards, "BLOCK_TOKENS", block)
         found = bigram_bits_per_byte(*arrays, tokenizer)
     assert direct_bigram(train, val, tokenizer) == pytest.approx(found)
@@ -57,7 +57,7 @@ def test_what_frequencies_alone_give(train: list[int], val: list[int], block: in
     """Nats of the smoothed frequencies, and how often a commonest token of training is the one, by a direct count."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "BLOCK_TOKENS", block)
-        found = unigram_references(*(np.array(tokens, np.uint8) for tokens in (train, val)), 5)
+        found = unigram_baselines(*(np.array(tokens, np.uint8) for tokens in (train, val)), 5)
     counts = Counter(train)
     nats = -sum(math.log((counts[token] + 1) / (len(train) + 5)) for token in val) / len(val)
     assert nats == pytest.approx(found["unigram_loss"])

@@ -96,7 +96,7 @@ def test_a_corpus_of_parts_of_words(tmp_path: Path) -> None:
     learned = train_bpe(iter(plain.tokenizer.decode(plain.train.tolist()).split("\0")), 400)
     assert learned == corpus.tokenizer
     pieces = [corpus.tokenizer.decode(corpus.train[a:b].tolist())
-              for a, b in zip(corpus.begins(corpus.train), corpus.begins(corpus.train)[1:], strict=False)]  # fmt: skip
+              for a, b in zip(corpus.document_starts(corpus.train), corpus.document_starts(corpus.train)[1:], strict=False)]  # fmt: skip
     assert all(piece.endswith("\0") and piece.count("\0") == 1 for piece in pieces)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from moe_cli.config.data import PackagedCorpusConfig, TextFilesConfig
 from moe_cli.data import cache_folders, corpora, corpus_builder
-from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
-from moe_cli.data.load import judged_by_test
+from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, notes_on_corpus
+from moe_cli.data.load import with_test_split
 from moe_cli.errors import DataError
 from moe_cli.files.writing import rename
 from tests.tiny import words
@@ -49,14 +49,14 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
 @pytest.mark.parametrize("fraction", [0.03, 0.1, 0.5])
-@pytest.mark.parametrize("judged", ["val", "test"])
-def test_every_token_held_out_has_its_domain(tmp_path: Path, tokenizer: Any, fraction: float, judged: str) -> None:
+@pytest.mark.parametrize("eval_split", ["val", "test"])
+def test_every_token_held_out_has_its_domain(tmp_path: Path, tokenizer: Any, fraction: float, eval_split: str) -> None:
     """Each file is in a domain and a letter of its own: letters tell domains, wherever the split falls."""
     texts = {f"{letter}/text.txt": letter * (30 + 7 * number) for number, letter in enumerate("abcdefgh€jklm")}
-    shares = {"val_fraction": fraction, "test_fraction": 0.2 if judged == "test" else 0.0}
+    shares = {"val_fraction": fraction, "test_fraction": 0.2 if eval_split == "test" else 0.0}
     corpus = load(write(tmp_path / "texts", texts), tmp_path, tokenizer=tokenizer, **shares)
-    corpus = judged_by_test(corpus) if judged == "test" else corpus  # type: ignore[assignment]
-    names = [corpus.meta["domains"][place] for place in corpus.val_domains(np.arange(len(corpus.val)))]
+    corpus = with_test_split(corpus) if eval_split == "test" else corpus  # type: ignore[assignment]
+    names = [corpus.meta["domains"][place] for place in corpus.domain_ids_at(np.arange(len(corpus.val)))]
     home = {token: letter for letter in "abcdefgh€jklm" for token in corpus.tokenizer.encode(letter).tolist()}
     expected: list[str] = []
     for token in corpus.val.tolist():
@@ -95,12 +95,17 @@ def test_whole_documents_go_to_validation(tmp_path: Path) -> None:
 def test_documents_of_the_test_split_begin_where_they_do(tmp_path: Path) -> None:
     """Documents as they are told apart in the split that models are judged by are those between separators."""
     corpus = load(many(tmp_path / "text"), tmp_path / "cache", val_fraction=0.2, test_fraction=0.3)
-    tested = judged_by_test(corpus)
+    tested = with_test_split(corpus)
     for each in (corpus, tested):
         expected = [0, *(place + 1 for place, token in enumerate(each.val.tolist()) if token == 0)]
-        assert expected[:-1] == each.begins(each.val).tolist()
+        assert expected[:-1] == each.document_starts(each.val).tolist()
         assert len(expected) > 3
-    assert len(corpus.begins(corpus.train)) + len(corpus.begins(corpus.val)) + len(tested.begins(tested.val)) == 30
+    assert (
+        len(corpus.document_starts(corpus.train))
+        + len(corpus.document_starts(corpus.val))
+        + len(tested.document_starts(tested.val))
+        == 30
+    )
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
@@ -110,7 +115,7 @@ def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -
     texts = {"train/law/a.txt": "a" * 300, "train/b.txt": "b" * 200, "test/law/c.txt": "c" * 50, "test/d.txt": "d" * 40,
              **({} if cut else {"valid/e.txt": "e" * 60})}  # fmt: skip
     corpus = load(write(tmp_path / "text", texts), tmp_path / "cache", tokenizer=tokenizer)
-    tested = judged_by_test(corpus)
+    tested = with_test_split(corpus)
     train, val, test = (corpus.tokenizer.decode(split.tolist()) for split in (corpus.train, corpus.val, tested.val))
     assert {"c", "d", "\0"} == {*test}
     assert len(test) == 92
@@ -119,9 +124,9 @@ def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -
     assert val == ((train + val)[-len(val) :] if cut else "e" * 60 + "\0")
     assert (51 if cut else 61) == len(val)
     assert [".", "law"] == corpus.meta["domains"]
-    names = [tested.meta["domains"][place] for place in tested.val_domains(np.arange(len(tested.val)))]
+    names = [tested.meta["domains"][place] for place in tested.domain_ids_at(np.arange(len(tested.val)))]
     assert {("c", "law"), ("d", ".")} == {pair for pair in zip(test, names, strict=True) if pair[0] != "\0"}
-    assert any("split by the names of files and folders" in remark for remark in remarks_on_corpus(corpus))
+    assert any("split by the names of files and folders" in remark for remark in notes_on_corpus(corpus))
 
 
 @pytest.mark.parametrize(
@@ -131,15 +136,15 @@ def test_a_domain_without_validation_is_said(tmp_path: Path, sizes: list[int], r
     """And whether another share would help."""
     texts = {f"large/{number}.txt": words(size, number) for number, size in enumerate(sizes)}
     folder = write(tmp_path / "text", texts | {f"small/{number}.txt": words(50, number) for number in range(40)})
-    remarks = remarks_on_corpus(load(folder, tmp_path / "cache"))
-    assert f"no document of large is held out: {reason}" in remarks
+    data_notes = notes_on_corpus(load(folder, tmp_path / "cache"))
+    assert f"no document of large is held out: {reason}" in data_notes
 
 
 def test_a_stranger_among_splits_is_told(tmp_path: Path) -> None:
     """With a file that is named as no split, all is one text, and that is said."""
     texts = {"train.txt": words(900), "test.txt": words(900, 1), "README.md": words(90, 2)}
-    remarks = remarks_on_corpus(load(write(tmp_path / "text", texts), tmp_path / "cache"))
-    assert "test.txt may be learned from: no splits by name, for README.md is named as none" in remarks
+    data_notes = notes_on_corpus(load(write(tmp_path / "text", texts), tmp_path / "cache"))
+    assert "test.txt may be learned from: no splits by name, for README.md is named as none" in data_notes
 
 
 def test_a_test_of_one_character_is_refused(tmp_path: Path) -> None:
@@ -166,7 +171,7 @@ def test_a_share_to_hold_out_that_names_hold_out(tmp_path: Path, key: str) -> No
 def test_without_a_test_split_there_is_nothing_to_be_judged_by(tmp_path: Path) -> None:
     """It says so, and how to have one."""
     with pytest.raises(DataError, match=r"has no test split here. Train a model on data that have one: data.test_frac"):
-        judged_by_test(load(many(tmp_path / "text"), tmp_path / "cache"))
+        with_test_split(load(many(tmp_path / "text"), tmp_path / "cache"))
 
 
 def test_two_large_documents_are_cut_within_one(tmp_path: Path) -> None:
@@ -184,7 +189,7 @@ def test_documents_know_where_they_begin_and_their_domain(tmp_path: Path) -> Non
     corpus = load(folder, tmp_path / "cache", val_fraction=0.5)
     assert [".", "a", "b"] == corpus.meta["domains"]
     corpus = load(folder, tmp_path / "cache", val_fraction=0.25, test_fraction=0.25)
-    everything = corpus.tokenizer.decode([*corpus.train, *corpus.val, *judged_by_test(corpus).val])
+    everything = corpus.tokenizer.decode([*corpus.train, *corpus.val, *with_test_split(corpus).val])
     found = {everything[start:].split("\0")[0]: corpus.meta["domains"][domain]
              for start, domain in zip(corpus.starts, corpus.domain_ids, strict=True)}  # fmt: skip
     assert {text: name.split("/")[0] if "/" in name else "." for name, text in texts.items()} == found
@@ -241,7 +246,7 @@ def test_files_that_are_no_text_are_left_out_of_a_folder(tmp_path: Path) -> None
     (folder / "picture.png").write_bytes(b"\x89PNG\0")
     (folder / "empty.txt").write_bytes(b"")
     corpus = load(folder, tmp_path / "cache")
-    assert (5, 2) == (corpus.meta["num_documents"], corpus.meta["num_left_out"])
+    assert (5, 2) == (corpus.meta["num_documents"], corpus.meta["num_skipped"])
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
@@ -367,7 +372,7 @@ def test_files_that_are_no_text_are_named_as_what_they_are(tmp_path: Path) -> No
     folder = write(tmp_path / "mine", {"a.txt": words(2000)})
     (folder / "b.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
     (folder / "c.txt").write_text(words(20), encoding="utf-16")
-    lines = remarks_on_corpus(load(folder, tmp_path / "cache"))
+    lines = notes_on_corpus(load(folder, tmp_path / "cache"))
     assert "b.txt.gz holds a .gz file within .gz: it is packed twice. Unpack it once." in lines
     assert any(line.startswith("c.txt is UTF-16 text, not UTF-8.") for line in lines)
     (folder / "a.txt").unlink()

@@ -88,7 +88,7 @@ def test_a_corpus_is_what_it_is_in_memory(
         except DataError:
             assert min(map(len, expected[: 3 if test else 2])) < 2
             return
-    tested = replace(corpus, judged="test").val.tolist()
+    tested = replace(corpus, eval_split="test").val.tolist()
     assert expected == (corpus.train.tolist(), corpus.val.tolist(), tested, corpus.meta["sha256"])
     assert all(size <= shard for name in SPLITS for _, _, size in corpus.meta[f"{name}_shards"])
 
@@ -232,5 +232,5 @@ def test_a_corpus_of_shards_trains_as_one_file(tmp_path: Path, monkeypatch: pyte
     corpus: Corpus = load(folder, tmp_path / "cache", val_fraction=0.3)
     assert len(corpus.meta["val_shards"]) > 3
     letters = [chr(token) for token in corpus.val]
-    domains = [corpus.meta["domains"][place] for place in corpus.val_domains(np.arange(len(corpus.val)))]
+    domains = [corpus.meta["domains"][place] for place in corpus.domain_ids_at(np.arange(len(corpus.val)))]
     assert domains == [letter if letter != "\0" else letters[place - 1] for place, letter in enumerate(letters)]

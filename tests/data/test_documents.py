@@ -114,7 +114,7 @@ def test_records_are_documents(tmp_path: Path) -> None:
     assert ["one\ntwo", None, None, None, None, "three €"] == texts(path)
     lines(path, *({"text": words(200, number)} for number in range(20)), {"text": " "})
     corpus = load(path, tmp_path / "cache")
-    assert (20, 1) == (corpus.meta["num_documents"], corpus.meta["num_left_out"])
+    assert (20, 1) == (corpus.meta["num_documents"], corpus.meta["num_skipped"])
     assert sorted(words(200, number) for number in range(20)) == sorted(text_of(corpus).split("\0")[:-1])
 
 
@@ -298,7 +298,7 @@ def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(table, path, row_group_size=4)
     assert [*content, None, None] == texts(path, "body")
     corpus = load(path, tmp_path / "cache", field="body")
-    assert (9, 2) == (corpus.meta["num_documents"], corpus.meta["num_left_out"])
+    assert (9, 2) == (corpus.meta["num_documents"], corpus.meta["num_skipped"])
     with pytest.raises(DataError, match=r"a.parquet has no column 'text': it has 'body', 'id'"):
         load(path, tmp_path / "cache")
     with pytest.raises(DataError, match=r"a.parquet: column 'id' is int64, not text"):

@@ -25,7 +25,7 @@ from moe_cli.config.model import MMoEConfig, ViTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import ImageTask, RatingTask
-from moe_cli.data.load import Data, load_data, remarks
+from moe_cli.data.load import Data, data_notes, load_data
 from moe_cli.errors import DataError
 from moe_cli.runs.folder import create_run
 from tests.data.made_token_files import raw
@@ -46,7 +46,7 @@ def read(data: Any, outputs: Path) -> Data:
 
 
 def notes(data: Data) -> list[str]:
-    return remarks(data, RunConfig())
+    return data_notes(data, RunConfig())
 
 
 def lines(path: Path, count: int = 9) -> list[str]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from moe_cli.config.data import MovieLensConfig, SyntheticRatingsConfig
-from moe_cli.data.load import judged_by_test
+from moe_cli.data.load import with_test_split
 from moe_cli.data.movielens import read_movielens
 from moe_cli.data.ratings import ITEM_PRIOR, USER_PRIOR, Pairs, Ratings, auc, biases, describe_ratings, load_ratings
-from moe_cli.data.synthetic_ratings import CLUSTER_STD, MEAN, plant
+from moe_cli.data.synthetic_ratings import CLUSTER_STD, MEAN, generate_interactions
 from moe_cli.errors import ConfigError, DataError
 
 PLANTED = SyntheticRatingsConfig(users=300, items=200, clusters=3, num_pairs=20_000, noise=0.4)
@@ -32,16 +32,16 @@ def movielens(tmp_path: Path, text: str = SHAPES["u.data"], name: str = "u.data"
 
 def test_the_planted_rule_is_what_the_data_show() -> None:
     """About what is expected, ratings scatter by `noise` and clicks come at their chances; pairs occur once."""
-    found = plant(PLANTED)
+    found = generate_interactions(PLANTED)
     assert found.expected is not None
-    assert found.chances is not None
+    assert found.click_probability is not None
     assert 20_000 == len(set(zip(found.users.tolist(), found.items.tolist(), strict=True)))
     rest = found.ratings - found.expected
     assert (0, 0.4) == (pytest.approx(rest.mean(), abs=0.015), pytest.approx(rest.std(), rel=0.03))
     for low, high in itertools.pairwise([0, 0.1, 0.3, 0.6, 0.9, 1]):
-        inside = (found.chances > low) & (found.chances <= high)
+        inside = (found.click_probability > low) & (found.click_probability <= high)
         if inside.sum() > 300:
-            assert found.clicks[inside].mean() == pytest.approx(found.chances[inside].mean(), abs=0.05)
+            assert found.clicks[inside].mean() == pytest.approx(found.click_probability[inside].mean(), abs=0.05)
 
 
 @pytest.mark.parametrize("task_correlation", [-1.0, 0.0, 0.8])
@@ -50,10 +50,10 @@ def test_relatedness_is_the_correlation_of_the_tasks(task_correlation: float) ->
     data = SyntheticRatingsConfig(
         users=2000, items=2000, clusters=100, num_pairs=50_000, task_correlation=task_correlation
     )
-    found = plant(data)
+    found = generate_interactions(data)
     assert found.expected is not None
-    assert found.chances is not None
-    logits = np.log(found.chances / (1 - found.chances))
+    assert found.click_probability is not None
+    logits = np.log(found.click_probability / (1 - found.click_probability))
     # The ratings hold what users and items add as well: 0.3 and 0.4 beside CLUSTER_STD.
     share = CLUSTER_STD / np.sqrt(CLUSTER_STD**2 + 0.3**2 + 0.4**2)
     assert task_correlation * share == pytest.approx(np.corrcoef(found.expected, logits)[0, 1], abs=0.05)
@@ -65,7 +65,7 @@ def test_a_fold_is_for_a_test(tmp_path: Path) -> None:
     ratings = load_ratings(
         SyntheticRatingsConfig(users=300, items=200, num_pairs=20_000, fold=1, test_fold=3), tmp_path
     )
-    tested = judged_by_test(ratings)
+    tested = with_test_split(ratings)
     other = load_ratings(SyntheticRatingsConfig(users=300, items=200, num_pairs=20_000, fold=3), tmp_path)
     assert np.array_equal(other.val.rows, tested.val.rows)
     pairs = [tuple(row) for part in (ratings.train, ratings.val, tested.val) for row in part.rows.tolist()]
@@ -102,14 +102,14 @@ def test_folds_share_no_pair_and_hold_all(tmp_path: Path) -> None:
 
 def test_the_best_possible_is_that_of_the_rule(tmp_path: Path) -> None:
     """best_rmse is the noise; no score has a better AUC than the chances; means are worse than biases, these than the rule."""
-    references = load_ratings(PLANTED, tmp_path).meta["references"]
-    assert references["best_rmse"] == pytest.approx(0.4, rel=0.05)
-    assert references["best_rmse"] < references["biases_rmse"] < references["mean_rmse"]
-    found = plant(PLANTED)
-    assert found.chances is not None
-    noisy = np.log(found.chances) + np.random.default_rng(0).standard_normal(len(found.chances))
-    assert auc(noisy, found.clicks) < auc(found.chances, found.clicks)
-    assert references["best_auc"] == pytest.approx(auc(found.chances, found.clicks), abs=0.02)
+    rating_baselines = load_ratings(PLANTED, tmp_path).meta["references"]
+    assert rating_baselines["best_rmse"] == pytest.approx(0.4, rel=0.05)
+    assert rating_baselines["best_rmse"] < rating_baselines["biases_rmse"] < rating_baselines["mean_rmse"]
+    found = generate_interactions(PLANTED)
+    assert found.click_probability is not None
+    noisy = np.log(found.click_probability) + np.random.default_rng(0).standard_normal(len(found.click_probability))
+    assert auc(noisy, found.clicks) < auc(found.click_probability, found.clicks)
+    assert rating_baselines["best_auc"] == pytest.approx(auc(found.click_probability, found.clicks), abs=0.02)
 
 
 def test_auc_counts_pairs() -> None:

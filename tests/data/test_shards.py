@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.data import shards as module
-from moe_cli.data.shards import Shard, ShardWriter, Tokens, blocks, cut
+from moe_cli.data.shards import Shard, ShardWriter, Tokens, blocks, slice_shards
 from moe_cli.errors import DataError
 from tests.data.made_token_files import raw, sparse, with_header
 
@@ -39,7 +39,7 @@ def test_a_slice_is_that_of_all_tokens_in_a_row(pieces: list[Shard], start: int,
 
 def test_few_files_are_open_at_a_time(pieces: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more shards than may be open the oldest is closed, and opened again when it is read."""
-    monkeypatch.setattr(module, "MOST_OPEN", 2)
+    monkeypatch.setattr(module, "MAX_OPEN", 2)
     tokens = Tokens(pieces, "uint16")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
@@ -57,7 +57,7 @@ def test_blocks_are_all_tokens(pieces: list[Shard], monkeypatch: pytest.MonkeyPa
 @given(st.integers(0, 17), st.integers(0, 17))
 def test_a_cut_is_a_slice(pieces: list[Shard], start: int, stop: int) -> None:
     """A part of shards has their tokens from start to stop, and no empty shard."""
-    part = cut(pieces, start, stop, 2)
+    part = slice_shards(pieces, start, stop, 2)
     assert list(range(start, stop)) == Tokens(part, "uint16").tolist()
     assert all(shard.num_tokens for shard in part)
 
@@ -97,7 +97,7 @@ def test_tokens_beyond_two_to_the_31_are_addressed(tmp_path: Path) -> None:
     tokens = Tokens([Shard(wide, 0, second)], "uint16")
     assert [0, 50_000, 0] == tokens[2**31 : 2**31 + 3].tolist()
     assert (wide, 2 * (2**31 + 1)) == tokens.locate(2**31 + 1)
-    tokens.will_need(2**31, 2**31 + 3)
+    tokens.prefetch(2**31, 2**31 + 3)
     assert os.stat(wide).st_blocks < 1000
 
 
@@ -110,7 +110,7 @@ def mapped_bytes(path: Path) -> int:
 def test_memory_is_let_go(tmp_path: Path) -> None:
     """What was read is held until it is released, and can be read again."""
     path = raw(tmp_path / "a", range(2**20), "uint32")
-    tokens = Tokens([Shard(path, 0, 2**20)], "uint32", scattered=True)
+    tokens = Tokens([Shard(path, 0, 2**20)], "uint32", random_access=True)
     total = int(tokens[:].sum())
     assert 2**22 == mapped_bytes(path)
     tokens.release()

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.data import shuffle as module
-from moe_cli.data.shuffle import MOST_LISTED, ExampleOrder, Shuffle, epoch_order, spread_evenly
+from moe_cli.data.shuffle import MAX_IN_MEMORY, ExampleOrder, FeistelPermutation, epoch_order, evenly_spaced
 
 
-def shuffle(size: int, seed: int = 0) -> Shuffle:
-    return Shuffle(size, np.random.default_rng(seed).integers(2**64, size=module.ROUNDS, dtype=np.uint64))
+def shuffle(size: int, seed: int = 0) -> FeistelPermutation:
+    return FeistelPermutation(size, np.random.default_rng(seed).integers(2**64, size=module.ROUNDS, dtype=np.uint64))
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))
@@ -21,7 +21,7 @@ def test_a_shuffle_is_a_permutation(size: int, seed: int) -> None:
 
 def test_a_large_shuffle_is_a_permutation() -> None:
     """Of five million, more than are ever listed: none twice, none outside."""
-    seen = np.zeros(MOST_LISTED + 54_321, np.int64)
+    seen = np.zeros(MAX_IN_MEMORY + 54_321, np.int64)
     np.add.at(seen, shuffle(len(seen))[np.arange(len(seen))], 1)
     assert np.all(seen == 1)
 
@@ -64,7 +64,7 @@ def test_the_first_window_is_any_window() -> None:
 @pytest.mark.parametrize("most_listed", [10**6, 0])
 def test_epochs_and_seeds_have_orders_of_their_own(monkeypatch: pytest.MonkeyPatch, most_listed: int) -> None:
     """Seeds and epochs differ in order and offset; the same ones agree. Listed or not, offsets are the same."""
-    monkeypatch.setattr(module, "MOST_LISTED", most_listed)
+    monkeypatch.setattr(module, "MAX_IN_MEMORY", most_listed)
     places = np.arange(500)
     orders = {key: epoch_order(*key, 500, 128) for key in [(0, 0), (0, 1), (1, 0), (1, 1)]}
     found = {key: tuple(order.windows[places].tolist()) for key, order in orders.items()}
@@ -81,8 +81,8 @@ def test_few_windows_keep_the_order_of_numpy() -> None:
     offset, expected = int(generator.integers(128)), generator.permutation(1000)
     order = epoch_order(3, 2, 1000, 128)
     assert (offset, expected.tolist()) == (order.offset, order.windows[np.arange(1000)].tolist())
-    assert isinstance(epoch_order(3, 2, MOST_LISTED, 128).windows, np.ndarray)
-    assert isinstance(epoch_order(3, 2, MOST_LISTED + 1, 128).windows, Shuffle)
+    assert isinstance(epoch_order(3, 2, MAX_IN_MEMORY, 128).windows, np.ndarray)
+    assert isinstance(epoch_order(3, 2, MAX_IN_MEMORY + 1, 128).windows, FeistelPermutation)
 
 
 def test_every_example_once_an_epoch() -> None:
@@ -97,7 +97,7 @@ def test_every_example_once_an_epoch() -> None:
 @pytest.mark.parametrize(("wanted", "number"), [(None, 9), (100, 9), (3, 3), (0, 1)])
 def test_examples_are_spread_evenly(wanted: int | None, number: int) -> None:
     """As many as are wanted and there are, all different, the first among them, and of several the last."""
-    found = spread_evenly(9, wanted).tolist()
+    found = evenly_spaced(9, wanted).tolist()
     assert number == len(set(found)) == len(found)
     assert 0 == found[0]
     assert number == 1 or found[-1] == 8

@@ -13,10 +13,10 @@ from moe_cli.data.splits import (
     VAL,
     choose_held_out,
     cut_with_gap,
+    ignored_split_names,
     split_documents,
-    split_of,
+    split_from_name,
     splits_by_name,
-    unheeded,
 )
 
 FRACTIONS = st.floats(0.01, 0.4)
@@ -119,7 +119,7 @@ def test_each_of_a_few_domains_is_held_out() -> None:
 )  # fmt: skip
 def test_names_that_say_a_split(name: str, split: int | None) -> None:
     """As a word of its own; of several words what is held out counts."""
-    assert split == split_of(name)
+    assert split == split_from_name(name)
 
 
 @pytest.mark.parametrize(
@@ -169,4 +169,4 @@ def test_validation_is_taken_from_training_where_only_a_test_is_given(
 )  # fmt: skip
 def test_names_that_are_not_heeded_are_told(names: list[str], told: str | None) -> None:
     """What is named as held out and is not, and why."""
-    assert told == unheeded([Path(name) for name in names])
+    assert told == ignored_split_names([Path(name) for name in names])

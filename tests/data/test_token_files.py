@@ -9,8 +9,8 @@ import pytest
 
 from moe_cli.config.data import TokenFilesConfig
 from moe_cli.data import token_files as module
-from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, remarks_on_corpus
-from moe_cli.data.load import judged_by_test
+from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, notes_on_corpus
+from moe_cli.data.load import with_test_split
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.tasks.causal_lm import TextTask
 from tests.data.made_token_files import raw, sparse, with_header
@@ -35,7 +35,7 @@ def test_one_file_is_cut_at_the_share(tmp_path: Path, dtype: str) -> None:
     assert (corpus.meta["train_tokens"], corpus.meta["val_tokens"]) == (4455, 500)
     assert corpus.tokenizer is None
     assert f"tokens corpus, 4.96k {dtype}, 1,000 different" == describe_corpus(corpus)
-    assert ["4.46k in 1 file, validation 500 in 1, no header"] == remarks_on_corpus(corpus)
+    assert ["4.46k in 1 file, validation 500 in 1, no header"] == notes_on_corpus(corpus)
 
 
 def test_validation_takes_no_more_than_wanted(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_names_tell_training_from_validation(
     else:
         assert [token for place in train for token in contents[names[int(place)]]] == corpus.train.tolist()
         assert contents[names[int(val)]] == corpus.val.tolist()
-    assert left_out == corpus.meta["num_left_out"]
-    assert bool(left_out) == any("named neither train, val nor test" in remark for remark in remarks_on_corpus(corpus))
+    assert left_out == corpus.meta["num_skipped"]
+    assert bool(left_out) == any("named neither train, val nor test" in remark for remark in notes_on_corpus(corpus))
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_token_files_have_a_test_split(
     for name, tokens in contents.items():
         raw(tmp_path / "tokens" / f"{name}.bin", tokens)
     corpus = load(tmp_path / "tokens", **options)
-    splits = (corpus.train, corpus.val, judged_by_test(corpus).val)
+    splits = (corpus.train, corpus.val, with_test_split(corpus).val)
     assert [contents[name][first:last] for name, first, last in spans] == [split.tolist() for split in splits]
-    assert any("test" in remark for remark in remarks_on_corpus(corpus))
+    assert any("test" in remark for remark in notes_on_corpus(corpus))
 
 
 def test_token_files_lie_in_folders_of_splits(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_token_files_lie_in_folders_of_splits(tmp_path: Path) -> None:
     corpus = load(tmp_path / "tokens")
     assert contents["train/shard0.bin"] == corpus.train.tolist()
     assert [*contents["train/held/val_1.bin"], *contents["val/shard0.bin"]] == corpus.val.tolist()
-    assert contents["test/deep/shard0.bin"] == judged_by_test(corpus).val.tolist()
+    assert contents["test/deep/shard0.bin"] == with_test_split(corpus).val.tolist()
 
 
 def test_token_files_that_are_only_held_out_are_told(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_token_files_that_are_only_held_out_are_told(tmp_path: Path) -> None:
         raw(tmp_path / "tokens" / f"{name}.bin", ids(1000))
     assert any(
         remark.startswith("test.bin, val.bin may be learned from")
-        for remark in remarks_on_corpus(load(tmp_path / "tokens"))
+        for remark in notes_on_corpus(load(tmp_path / "tokens"))
     )
 
 
@@ -157,7 +157,7 @@ def test_headers_are_known_and_said(tmp_path: Path) -> None:
     with_header(tmp_path / "a" / "val.bin", tokens[:100])
     corpus = load(tmp_path / "a")
     assert (tokens, tokens[:100]) == (corpus.train.tolist(), corpus.val.tolist())
-    assert ["900 in 2 files, validation 100 in 1, llm.c header in 3"] == remarks_on_corpus(corpus)
+    assert ["900 in 2 files, validation 100 in 1, llm.c header in 3"] == notes_on_corpus(corpus)
     raw(tmp_path / "b" / "train.bin", tokens)
     raw(tmp_path / "b" / "val.bin", tokens[:100])
     assert corpus.meta["sha256"] == load(tmp_path / "b").meta["sha256"]
@@ -176,7 +176,7 @@ def test_arrays_of_numpy_are_token_files(tmp_path: Path, dtype: str, name: str) 
             np.save(file, np.array(part, dtype))
     corpus = load(tmp_path / "a", dtype=dtype if dtype.startswith("u") else f"u{dtype}")
     assert (tokens, tokens[:100]) == (corpus.train.tolist(), corpus.val.tolist())
-    assert ["900 in 1 file, validation 100 in 1, numpy header in 2"] == remarks_on_corpus(corpus)
+    assert ["900 in 1 file, validation 100 in 1, numpy header in 2"] == notes_on_corpus(corpus)
     batches = [TextTask(corpus, 16, 0).train_batch(0, 4), *TextTask(corpus, 16, 0).val_batches(4)]
     assert all(batch.inputs.max() < 250 for batch in batches)
 
@@ -252,7 +252,7 @@ def test_the_hash_reads_a_bounded_part(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         module, "check_tokens", lambda tokens, block, *rest: seen.append(block.nbytes) or check(tokens, block, *rest)
     )
-    monkeypatch.setattr(module, "BLOCKS", 32)
+    monkeypatch.setattr(module, "MAX_HASH_BLOCKS", 32)
     first = load(path).meta["sha256"]
     assert 32 + 32 == len(seen)
     assert sum(seen) == (32 + 32) * module.BLOCK_BYTES
@@ -275,7 +275,7 @@ def test_a_token_beyond_the_vocabulary_is_found_at_once_where_it_is_cheap(tmp_pa
 def test_a_token_beyond_the_vocabulary_is_found_in_its_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere it is found when its window is read, for training or for validation, with file and byte."""
     monkeypatch.setattr(module, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(module, "BLOCKS", 2)
+    monkeypatch.setattr(module, "MAX_HASH_BLOCKS", 2)
     for name, other in (("train", "val"), ("val", "train")):
         tokens = ids(2000)
         tokens[1001] = 4242

@@ -45,7 +45,7 @@ from moe_cli.runs.locks import lock
 from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.causal_lm import TextTask
-from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe
+from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe_routing
 from tests.tiny import finish, tiny_config, words
 
 PROMISED = {
@@ -86,7 +86,7 @@ def test_saturation_halfway_is_in_the_summary(text_file: Path, tmp_path: Path) -
     """The mean over layers of what was settled at the evaluation nearest to half the steps; null if nobody looked."""
     run = finish(tiny_config(text_file, train={"steps": 6, "eval_every": 2}), tmp_path)
     trained = load_trained(run, tmp_path)
-    final = probe(trained.model, trained.task)
+    final = probe_routing(trained.model, trained.task)
     records = [record for record in run.routing() if record.get("whole_split")]
     for record, layer in zip(records, final, strict=True):
         earlier = [one["choices"] for one in run.routing() if "choices" in one and one["layer"] == record["layer"]]

@@ -20,7 +20,7 @@ from moe_cli.config.routers import (
 )
 from moe_cli.models.kv_cache import KVCache
 from moe_cli.models.registry import make_model
-from moe_cli.training.generate import Drawing, sample
+from moe_cli.training.generate import SamplingParams, sample
 from tests.tiny import TINY, randomise, tiny_config
 
 V, L = 11, 16
@@ -77,7 +77,7 @@ def test_logits_are_those_of_reading_all_at_once(name: str) -> None:
 @pytest.mark.parametrize("name", ["learned positions", "window", "latent queries", "capacity", "lstm", "router hash"])
 def test_tokens_are_those_of_computing_all_anew(name: str) -> None:
     """Drawn with one seed, with and without a cache, through the end of the context and beyond."""
-    model, drawing = model_of(name), Drawing(1.3, top_k=9, top_p=0.95)
+    model, drawing = model_of(name), SamplingParams(1.3, top_k=9, top_p=0.95)
     texts = [list(sample(model, [1, 2, 3], 2 * L, L, drawing, 5, cached=cached)) for cached in (True, False)]
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 2

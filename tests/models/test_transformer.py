@@ -21,7 +21,7 @@ from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.sparse_layer import moe_layers
-from moe_cli.training.generate import Drawing, sample
+from moe_cli.training.generate import SamplingParams, sample
 from tests.tiny import TINY, finish, randomise, tiny_config
 
 V, L = 11, 9
@@ -294,7 +294,7 @@ def test_a_model_may_have_more_tokens_than_its_data(text_file: Path, tmp_path: P
     trained = load_trained(run, tmp_path)
     assert (300, 16) == trained.model.embedding.weight.shape == trained.model.head.weight.shape
     assert estimate_cost(config, 300).num_params == (run.summary() or {})["params"]
-    drawn = list(sample(trained.model, [1], 80, 16, Drawing(50.0), seed=0, vocab_size=256))
-    assert max(drawn) < 256 <= max(sample(trained.model, [1], 80, 16, Drawing(50.0), seed=0))
+    drawn = list(sample(trained.model, [1], 80, 16, SamplingParams(50.0), seed=0, vocab_size=256))
+    assert max(drawn) < 256 <= max(sample(trained.model, [1], 80, 16, SamplingParams(50.0), seed=0))
     with pytest.raises(ConfigError, match=r"model.vocab_size=200 is less than the 256 tokens of the data"):
         finish(tiny_config(text_file, model={"vocab_size": 200}), tmp_path)

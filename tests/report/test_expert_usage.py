@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from moe_cli.report.expert_usage import Health, health
+from moe_cli.report.expert_usage import ExpertUsage, read_expert_usage
 from tests.report.folders import complete
 
 
-def routed(tmp_path: Path, *records: Any) -> Health:
+def routed(tmp_path: Path, *records: Any) -> ExpertUsage:
     """The health of a run with these lines in routing.jsonl."""
     run = complete(tmp_path, 1.8, expert=4, k=2)
     (run.path / "routing.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
-    return health(run)
+    return read_expert_usage(run)
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def test_load_is_relative_to_a_fair_share(tmp_path: Path) -> None:
     """Of 8 assignments over 4 experts 2 are fair: 6 are three times that, MaxVio is 2, none at all is dead."""
     [layer] = routed(tmp_path, record()).layers
     assert (3.0, 1.0, 0.0, 0.0) == layer.load
-    assert 2.0 == layer.worst
+    assert 2.0 == layer.max_violation
     assert (2, 3) == layer.dead
 
 
@@ -33,7 +33,7 @@ def test_training_is_followed_by_the_whole_split(tmp_path: Path) -> None:
     """MaxVio over training in the order of steps, and load from the evaluation of the whole split, whichever line is first."""
     whole = record(step=20, tokens_per_expert=[3, 3, 1, 1], whole_split=True)
     [layer] = routed(tmp_path, whole, record(step=20, tokens_per_expert=[8, 0, 0, 0]), record(step=10)).layers
-    assert ((10, 2.0), (20, 0.5)) == layer.max_violation
+    assert ((10, 2.0), (20, 0.5)) == layer.max_violation_over_time
     assert [(10, 3.0), (20, 4.0), (20, 1.5)] == [(step, load[0]) for step, load in layer.load_over_time]
     assert layer.whole_split
     assert 20 == layer.step
@@ -66,7 +66,7 @@ def test_top_tokens_have_their_text(tmp_path: Path) -> None:
     table: list[Any] = [[[7, 3, 4], [8, 1, 2]], [["x", 1, 1], [9, True, 1], [9, 1]], [], "no"]
     [layer] = routed(tmp_path, record(top_tokens=table, token_texts={"7": "def", "8": 5})).layers
     assert [(7, "def", 3, 4), (8, None, 1, 2)] == [
-        (each.token, each.text, each.times, each.total) for each in layer.top_tokens[0]
+        (each.token, each.text, each.count, each.total) for each in layer.top_tokens[0]
     ]
     assert ((), (), ()) == layer.top_tokens[1:]
 

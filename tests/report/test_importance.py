@@ -11,7 +11,7 @@ from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError
 from moe_cli.report import importance as module
 from moe_cli.report.importance import (
-    FEWEST,
+    MIN_TRIALS,
     STUDY,
     import_optuna,
     importances,
@@ -59,9 +59,9 @@ def test_each_objective_has_its_own_importances(tmp_path: Path) -> None:
 
 
 def test_few_trials_say_nothing(tmp_path: Path) -> None:
-    """Below FEWEST completed trials there are no importances, nor where all came to the same."""
-    make_search(tmp_path / "few", FEWEST - 1)
-    make_search(tmp_path / "enough", FEWEST)
+    """Below MIN_TRIALS completed trials there are no importances, nor where all came to the same."""
+    make_search(tmp_path / "few", MIN_TRIALS - 1)
+    make_search(tmp_path / "enough", MIN_TRIALS)
     few, enough = load_study(tmp_path / "few"), load_study(tmp_path / "enough")
     assert few
     assert enough

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moe_cli.metrics import ESTIMATES
 from moe_cli.report.curves import thinned_curves
-from moe_cli.report.expert_usage import expert_load, health
+from moe_cli.report.expert_usage import expert_load, read_expert_usage
 from moe_cli.report.long_format import load_curves
 from moe_cli.runs.curves import ThinnedCurve, validation_curve
 from moe_cli.runs.folder import Run
@@ -68,7 +68,9 @@ def test_few_points_are_all_kept() -> None:
     assert ["(3.0, 'x')", "(nan, 'x')"] == list(map(str, curve.points.values()))
 
 
-@pytest.mark.parametrize("look", [validation_curve, lambda run: thinned_curves(run, ["lr"]), health, expert_load])
+@pytest.mark.parametrize(
+    "look", [validation_curve, lambda run: thinned_curves(run, ["lr"]), read_expert_usage, expert_load]
+)
 def test_displays_of_many_records_take_little_memory(run: Run, look: Callable[[Run], Any]) -> None:
     """The curve of `runs show`, those of the page, and the load of the experts: a fraction of what all records take."""
     tracemalloc.start()
@@ -83,7 +85,7 @@ def test_displays_reach_to_the_last_record(run: Run) -> None:
     """What is left out lies between the first and the last."""
     points = validation_curve(run).points
     assert (0, NUM_RECORDS - 1) == (points[0][0], points[-1][0])
-    assert NUM_RECORDS - 1 == thinned_curves(run, ["lr"])["lr"][-1].step == health(run).layers[0].step
+    assert NUM_RECORDS - 1 == thinned_curves(run, ["lr"])["lr"][-1].step == read_expert_usage(run).layers[0].step
 
 
 def test_few_records_are_drawn_as_they_are(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ both_orders = pytest.mark.parametrize("most_listed", [2**22, 0])
 def test_an_epoch_sees_every_window_once(most_listed: int, train: int, context_length: int, seed: int) -> None:
     """The windows of an epoch lie side by side from one offset and cover the text but for less than two of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "MOST_LISTED", most_listed)
+        patch.setattr(shuffle, "MAX_IN_MEMORY", most_listed)
         check_an_epoch(counting_task(train, 10, context_length, seed), train, context_length)
 
 
@@ -100,7 +100,7 @@ def test_a_batch_depends_on_seed_and_index_alone(most_listed: int, asked: list[i
     """Whatever was asked before and however random numbers stand, a batch is the same: in the middle of an epoch of 17
     windows, at its end and across it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "MOST_LISTED", most_listed)
+        patch.setattr(shuffle, "MAX_IN_MEMORY", most_listed)
         task = counting_task(300, 10, 16)
         for index in asked:
             torch.manual_seed(index)
@@ -134,7 +134,7 @@ def test_the_parts_are_the_batch(
 ) -> None:
     """Of a text in shards each part reads its own windows and no other token; together they are the whole batch, and
     that of the text in one file. No window is lost where a file ends."""
-    monkeypatch.setattr(shuffle, "MOST_LISTED", most_listed)
+    monkeypatch.setattr(shuffle, "MAX_IN_MEMORY", most_listed)
     whole, task = counting_task(1000, 20, 16), TextTask(corpus_of(sharded, sharded, 1000), 16, 0)
     read: list[range] = []
     take = Tokens.__getitem__
@@ -185,12 +185,12 @@ def test_windows_beyond_two_to_the_31_are_read(tmp_path: Path) -> None:
 def test_the_next_batch_is_asked_from_the_disk(sharded: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large text the system is told which tokens come next, of the own part; of a small one it is not."""
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(Tokens, "will_need", lambda tokens, start, stop: asked.append((start, stop)))
+    monkeypatch.setattr(Tokens, "prefetch", lambda tokens, start, stop: asked.append((start, stop)))
     task = TextTask(corpus_of(sharded, sharded, 1000), 16, 0)
     task.train_batch(3, 8)
     assert [] == asked
-    monkeypatch.setattr(causal_lm, "LARGE", 1000)
-    monkeypatch.setattr(causal_lm, "BATCHES_HELD", 1)
+    monkeypatch.setattr(causal_lm, "LARGE_SPLIT_TOKENS", 1000)
+    monkeypatch.setattr(causal_lm, "RELEASE_EVERY", 1)
     monkeypatch.setattr(Tokens, "release", lambda tokens: asked.append((-1, -1)))
     for part in range(2):
         asked.clear()

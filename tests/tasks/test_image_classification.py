@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_cli.data.images import Images, Labelled
+from moe_cli.data.images import Images, LabelledImages
 from moe_cli.models.registry import make_model
 from moe_cli.models.vit import ViT
 from moe_cli.tasks.image_classification import CALIBRATION_BINS, ImagesTask
@@ -25,7 +25,7 @@ def make(train: int = 20, val: int = 9, seed: int = 0) -> ImagesTask:
     for name, size in (("train", train), ("val", val)):
         pixels = np.zeros((size, 4, 4, 1), np.uint8)
         pixels[:, 0, 0, 0] = np.arange(size)
-        vars(images)[name] = Labelled(pixels, np.arange(size) % 3)
+        vars(images)[name] = LabelledImages(pixels, np.arange(size) % 3)
     return ImagesTask(images, 4, seed)
 
 
@@ -94,7 +94,7 @@ def test_patches_are_squares_of_the_image() -> None:
     """Row by row, each with its own pixels and channels."""
     model = model_of()
     images = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8).double()
-    patches = model.cut(images)
+    patches = model.patchify(images)
     assert (2, 16, 12) == tuple(patches.shape)
     for row in range(4):
         for column in range(4):
@@ -155,7 +155,7 @@ def test_classes_are_the_domains_of_patches() -> None:
     """Every patch has its place as id and its image's class as domain; places are written as row and column."""
     task = make()
     batch = next(task.val_batches(2))
-    ids, domains = task.groups(batch)[0]
+    ids, domains = task.routed_ids_and_domains(batch)[0]
     assert [0, 1, 2, 3] * 2 == ids.tolist()
     assert [0] * 4 + [1] * 4 == domains.tolist()
-    assert {0: "1:1", 3: "2:2"} == task.texts([0, 3])
+    assert {0: "1:1", 3: "2:2"} == task.id_texts([0, 3])

@@ -17,7 +17,7 @@ from moe_cli.config.tasks import MaskedLM
 from moe_cli.data.corpora import Corpus
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
-from moe_cli.tasks.masked_lm import NOT_ASKED, MaskedTask
+from moe_cli.tasks.masked_lm import IGNORE_INDEX, MaskedTask
 from moe_cli.training.evaluate import evaluate
 from tests.data.made_token_files import Held
 from tests.tiny import TINY, finish, tiny_config, tiny_task
@@ -52,7 +52,7 @@ def original(starts: Tensor, length: int = L) -> Tensor:
 def test_so_many_are_hidden_in_every_window(masked: float, number: int) -> None:
     """The nearest whole number of positions, at least one; targets are what stands there, and all else is shown as it is."""
     batch = make(mask_prob=masked).train_batch(3, 8)
-    asked = batch.targets != NOT_ASKED
+    asked = batch.targets != IGNORE_INDEX
     assert [number] * 8 == asked.sum(1).tolist()
     assert 8 * number == batch.num_targets
     plain = original(batch.starts)
@@ -64,7 +64,7 @@ def test_how_hidden_tokens_are_shown() -> None:
     """Of many, the shares shown as the mask, as a random token and as they are, within four standard errors."""
     task = make(mask_prob=0.5, mask_token_prob=0.6, random_token_prob=0.3)
     batch = task.train_batch(0, 400)
-    asked = batch.targets != NOT_ASKED
+    asked = batch.targets != IGNORE_INDEX
     shown, right = batch.inputs[asked], batch.targets[asked]
     total = len(shown)
     masks, same = (shown == task.mask_token).sum().item(), (shown == right).sum().item()
@@ -95,7 +95,7 @@ def test_the_loss_is_the_mean_over_what_is_hidden() -> None:
     log_probs = model.logits.log_softmax(0)
     batches = list(task.val_batches(2))
     targets = torch.cat([batch.targets.flatten() for batch in batches])
-    hidden = targets[targets != NOT_ASKED]
+    hidden = targets[targets != IGNORE_INDEX]
     assert len(hidden) == result.num_tokens
     assert -log_probs[hidden].mean().item() == pytest.approx(result.loss, rel=1e-5)
     guess = V  # the largest logit, never right
@@ -106,21 +106,21 @@ def test_the_loss_is_the_mean_over_what_is_hidden() -> None:
 def test_the_pseudo_perplexity_hides_each_token_alone() -> None:
     """Every batch hides each position of one window once and shows all others; its loss is Salazar's sum."""
     task, model = make(pseudo_perplexity_tokens=2 * L), Unigram()
-    hardest = task.hardest()
-    assert hardest is not None
-    batches = list(hardest.val_batches(7))
+    pseudo_perplexity_task = task.pseudo_perplexity_task()
+    assert pseudo_perplexity_task is not None
+    batches = list(pseudo_perplexity_task.val_batches(7))
     inputs, targets = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("inputs", "targets"))
     starts = torch.cat([batch.starts for batch in batches])
     assert (2 * L, L) == tuple(inputs.shape)
     assert set(starts.tolist()) == {0, 2 * L}
-    asked = targets != NOT_ASKED
+    asked = targets != IGNORE_INDEX
     assert torch.equal(asked[:L], torch.eye(L, dtype=torch.bool))
     assert (inputs[asked] == V).all()
     assert torch.equal(original(starts)[~asked], inputs[~asked])
     assert torch.equal(original(starts)[asked], targets[asked])
     expected = -model.logits.log_softmax(0)[original(torch.tensor([0, 2 * L]))].mean().item()
-    assert expected == pytest.approx(evaluate(model, hardest, 7).loss, rel=1e-5)
-    assert make(pseudo_perplexity_tokens=0).hardest() is None
+    assert expected == pytest.approx(evaluate(model, pseudo_perplexity_task, 7).loss, rel=1e-5)
+    assert make(pseudo_perplexity_tokens=0).pseudo_perplexity_task() is None
 
 
 def test_a_run_reports_accuracy_and_pseudo_perplexity(text_file: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_model_and_task_bring_each_other_along(words: list[str]) -> None:
 def test_the_mask_is_written_as_such(text_file: Path, tmp_path: Path) -> None:
     """Ids stand for their text, and the one after the last for the mask."""
     task = tiny_task(tiny_config(text_file, **MODEL, task=MaskedLM()), tmp_path)
-    assert {97: "a", 256: "[MASK]"} == task.texts([97, 256])
+    assert {97: "a", 256: "[MASK]"} == task.id_texts([97, 256])
 
 
 def test_a_window_at_the_end_may_be_short() -> None:
@@ -231,7 +231,7 @@ def test_cross_entropy_ignores_what_is_not_asked() -> None:
 
     task.loss(Given(), batch)[0].backward()
     moved = logits.grad.abs().sum(-1) > 0
-    assert torch.equal(moved, batch.targets != NOT_ASKED)
+    assert torch.equal(moved, batch.targets != IGNORE_INDEX)
     assert F.cross_entropy(logits[moved], batch.targets[moved]).item() == pytest.approx(
         task.loss(Given(), batch)[0].item()
     )

@@ -19,14 +19,14 @@ from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.data.corpora import load_corpus
 from moe_cli.data.document_windows import document_windows
-from moe_cli.data.load import remarks
+from moe_cli.data.load import data_notes
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.execution.data import load_run_data
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import create_run
-from moe_cli.tasks.causal_lm import NOT_ASKED, Batch
+from moe_cli.tasks.causal_lm import IGNORE_INDEX, TextBatch
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.checkpoint import find_checkpoint
 from moe_cli.training.evaluate import evaluate
@@ -74,7 +74,7 @@ def test_windows_of_documents(lengths: list[int], length: int) -> None:
     assert windows.sizes.tolist() == windows.sizes_at(windows.starts).tolist()
 
 
-def shown(batch: Batch) -> list[tuple[bytes, bytes]]:
+def shown(batch: TextBatch) -> list[tuple[bytes, bytes]]:
     assert batch.mask is not None
     return [(bytes(row[mask].tolist()), bytes(target[mask].tolist()))
             for row, target, mask in zip(batch.inputs, batch.targets, batch.mask, strict=True)]  # fmt: skip
@@ -93,7 +93,7 @@ def test_each_window_is_one_document(folder: Path, tmp_path: Path) -> None:
         len(task.corpus.val) == sum(batch.num_targets for batch in batches) == sum(batch.num_bytes for batch in batches)
     )
     for batch in batches:
-        assert (batch.targets[~batch.mask] == NOT_ASKED).all()
+        assert (batch.targets[~batch.mask] == IGNORE_INDEX).all()
         assert (3, L) >= tuple(batch.inputs.shape)
 
 
@@ -126,7 +126,7 @@ def test_padding_never_reaches_a_router(folder: Path, tmp_path: Path, family: st
     for routing, tokens in zip(routings, seen, strict=True):
         assert real == len(tokens) == routing.num_tokens
         assert set(range(real)) == set(routing.token_ids.tolist())
-    ids, domains = task.groups(batch)[0]
+    ids, domains = task.routed_ids_and_domains(batch)[0]
     assert batch.inputs[batch.mask].tolist() == ids.tolist()
     assert real == len(domains)
 
@@ -169,14 +169,14 @@ def test_masked_tokens_are_real(folder: Path, tmp_path: Path) -> None:
     task = task_of(folder, tmp_path, "pad", "bert")
     for batch in task.val_batches(4):
         sizes = batch.mask.sum(1)
-        asked = (batch.targets != NOT_ASKED).sum(1)
+        asked = (batch.targets != IGNORE_INDEX).sum(1)
         assert [max(1, round(0.15 * size)) for size in sizes.tolist()] == asked.tolist()
-        assert not (batch.targets[~batch.mask] != NOT_ASKED).any()
+        assert not (batch.targets[~batch.mask] != IGNORE_INDEX).any()
         assert asked.sum() == batch.num_targets == batch.to(torch.device("cpu")).num_targets
-    hardest = list(task.hardest().val_batches(5))
-    assert all((batch.targets != NOT_ASKED).sum(1).eq(1).all() for batch in hardest)
-    assert all(batch.mask[batch.targets != NOT_ASKED].all() for batch in hardest)
-    assert 1 < evaluate(model_of(folder, "bert"), task.hardest(), 5).perplexity
+    pseudo_perplexity_task = list(task.pseudo_perplexity_task().val_batches(5))
+    assert all((batch.targets != IGNORE_INDEX).sum(1).eq(1).all() for batch in pseudo_perplexity_task)
+    assert all(batch.mask[batch.targets != IGNORE_INDEX].all() for batch in pseudo_perplexity_task)
+    assert 1 < evaluate(model_of(folder, "bert"), task.pseudo_perplexity_task(), 5).perplexity
 
 
 def test_domains_follow_documents(folder: Path, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_how_much_is_padding_is_said(folder: Path, tmp_path: Path) -> None:
     corpus = load_run_data(config, tmp_path)
     sizes = [len(text.encode()) + 1 for text in split_texts(corpus.train)]
     share = 1 - sum(sizes) / (L * sum(-(-size // L) for size in sizes))
-    assert f"{100 * share:.0f} % of what is trained on is padding, which counts as tokens" in remarks(corpus, config)
+    assert f"{100 * share:.0f} % of what is trained on is padding, which counts as tokens" in data_notes(corpus, config)
 
 
 @pytest.mark.parametrize("packing", ["concat", "isolate", "pad"])
@@ -282,7 +282,7 @@ def test_a_text_is_explained_as_documents_were_read(folder: Path, tmp_path: Path
     if packing == "concat":
         return
     with torch.no_grad():
-        routings = batch.answers(trained.model)[1]
+        routings = batch.forward(trained.model)[1]
     for layer, routing in zip(found["layers"], routings, strict=True):
         weights = torch.zeros(len(told), routing.num_experts)
         for token, choices in enumerate(layer["choices"]):

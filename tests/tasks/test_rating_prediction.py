@@ -131,10 +131,10 @@ def test_scores_a_bin_apart_are_told_apart() -> None:
 def test_tasks_are_the_domains_of_what_is_routed() -> None:
     """Every pair is routed once for its rating and once for its click, under its item."""
     task = make()
-    ids, domains = task.groups(next(task.val_batches(3)))[0]
+    ids, domains = task.routed_ids_and_domains(next(task.val_batches(3)))[0]
     assert [2, 2, 3, 3, 4, 4] == ids.tolist()
     assert [0, 1, 0, 1, 0, 1] == domains.tolist()
-    assert {2: "film 0", 5: "film 3"} == task.texts([2, 5, 0])
+    assert {2: "film 0", 5: "film 3"} == task.id_texts([2, 5, 0])
 
 
 def test_a_run_records_which_task_uses_which_expert(tmp_path: Path) -> None:

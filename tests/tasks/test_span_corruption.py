@@ -70,7 +70,7 @@ def test_ways_to_cut_are_as_likely() -> None:
     """A window of 6 loses 2 tokens in 2 spans: what stays, 4, is cut as 1+3, 2+2 or 3+1, each in a third of many windows."""
     task, number = make(length=6, noise_density=0.33, mean_noise_span_length=1), 1500
     draw = np.random.default_rng(0)
-    first = [task._take_out(np.arange(6), start, draw).target_places[0] - start for start in range(number)]
+    first = [task._corrupt_window(np.arange(6), start, draw).target_positions[0] - start for start in range(number)]
     shares = np.bincount(first, minlength=4)[1:4] / number
     assert 1 == pytest.approx(shares.sum())
     assert np.abs(shares - 1 / 3).max() < 5 * (2 / 9 / number) ** 0.5
@@ -148,11 +148,11 @@ def test_experts_are_counted_by_the_tokens_of_their_own_stack(text_file: Path, t
 def test_tokens_have_the_domain_of_their_place(tmp_path: Path) -> None:
     """Of two domains side by side, what is read and what is written of a window has that of where it stood."""
     task = make(val=81)
-    vars(task.corpus)["val_domains"] = lambda places: (places >= 45).astype(np.int64)
+    vars(task.corpus)["domain_ids_at"] = lambda places: (places >= 45).astype(np.int64)
     batch = next(task.val_batches(2))
     # Tokens count up, so that each tells its place, from where its window begins.
     starts = batch.starts[:, None]
-    for tokens, (_, domains) in zip((batch.inputs, batch.targets), task.groups(batch), strict=True):
+    for tokens, (_, domains) in zip((batch.inputs, batch.targets), task.routed_ids_and_domains(batch), strict=True):
         places = starts + (tokens - starts) % V
         text = tokens < V
         assert torch.equal((places >= 45).long()[text], domains.view_as(tokens)[text])
@@ -167,7 +167,7 @@ def test_a_run_reports_accuracy(text_file: Path, tmp_path: Path) -> None:
     assert summary["val_bpb"] is None
     task = tiny_task(config, tmp_path)
     assert 256 + 5 == task.vocab_size
-    assert {97: "a", 256: "[1]", 260: "[START]"} == task.texts([97, 256, 260])
+    assert {97: "a", 256: "[1]", 260: "[START]"} == task.id_texts([97, 256, 260])
 
 
 def test_a_model_beats_the_commonest_token(few_words: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from moe_cli.data.document_windows import document_windows
 from moe_cli.errors import ConfigError
 from moe_cli.execution.data import load_run_data
 from moe_cli.models.registry import make_model
-from moe_cli.tasks.causal_lm import NOT_ASKED, context_of
+from moe_cli.tasks.causal_lm import IGNORE_INDEX, context_of
 from moe_cli.tasks.registry import make_task
 from moe_cli.training.evaluate import evaluate
 from tests.data.test_corpora import write
@@ -72,9 +72,9 @@ def test_questions_follow_from_the_data(folder: Path, tmp_path: Path, family: st
         other = make_task(replace(config, seed=seed, train=replace(config.train, batch_size=size)), corpus)
         assert questions(first, 4) == questions(other, size)
         assert questions(first, 4, 200) == questions(other, size, 200)
-        hardest, its = first.hardest(), other.hardest()
-        if hardest is not None:
-            assert questions(hardest, 4) == questions(its, size)
+        pseudo_perplexity_task, its = first.pseudo_perplexity_task(), other.pseudo_perplexity_task()
+        if pseudo_perplexity_task is not None:
+            assert questions(pseudo_perplexity_task, 4) == questions(its, size)
 
 
 @given(
@@ -106,7 +106,7 @@ def test_sliding_windows_score_every_token_once(val: int, length: int, size: int
     found = []
     for batch in task.val_batches(size):
         context = context_of(batch.inputs, None)
-        asked = batch.targets != NOT_ASKED
+        asked = batch.targets != IGNORE_INDEX
         found += zip(batch.targets[asked].tolist(), context[asked].tolist(), strict=True)
         assert asked.sum() == batch.num_targets > 0
     # The first window has 1 to L tokens before its targets, every further one the last `stride` of these.
@@ -145,10 +145,10 @@ def test_the_loss_is_that_of_each_token_on_its_own(
     assert nats / len(contexts) == pytest.approx(result.loss, rel=1e-4)
     assert (len(contexts), len(task.corpus.tokenizer.decode(texts).encode())) == (result.num_tokens, result.num_bytes)
     assert sum(contexts) / len(contexts) == pytest.approx(result.mean_context)
-    weights = {name: sum(task.corpus.val_domains(np.arange(1 if packing == "concat" else 0, len(task.corpus.val))) == number)
+    weights = {name: sum(task.corpus.domain_ids_at(np.arange(1 if packing == "concat" else 0, len(task.corpus.val))) == number)
                for number, name in enumerate(task.domains)}  # fmt: skip
-    by_domain = sum(loss * weights[name] for name, loss in result.domain_losses.items()) / result.num_tokens
-    assert result.loss == pytest.approx(by_domain, rel=1e-6)
+    sum_by_domain = sum(loss * weights[name] for name, loss in result.domain_losses.items()) / result.num_tokens
+    assert result.loss == pytest.approx(sum_by_domain, rel=1e-6)
 
 
 def contexts_of(corpus: Any, packing: str, length: int, stride: int) -> Iterator[tuple[list[int], int]]:

@@ -24,7 +24,7 @@ from moe_cli.moe.routing import Routing
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.report.load import load_runs
 from moe_cli.training.evaluate import evaluate
-from moe_cli.training.trainer import Training
+from moe_cli.training.trainer import Trainer
 from tests.tiny import finish, tiny_config
 from tests.training.test_trainer import make_training, weights
 
@@ -55,7 +55,7 @@ def written_out(routing: Routing, scope: str, asked: Tensor) -> dict[str, Tensor
     }
 
 
-def gradient_step(training: Training, model: nn.Module, scope: str, coefficients: dict[str, float], parts: int) -> Any:
+def gradient_step(training: Trainer, model: nn.Module, scope: str, coefficients: dict[str, float], parts: int) -> Any:
     """Weights after one step of gradient descent written out, and each loss averaged over the parts of the step."""
     asked = [torch.zeros(4), torch.zeros(4)]
     sums = dict.fromkeys(coefficients, 0.0)

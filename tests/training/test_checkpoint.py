@@ -23,19 +23,19 @@ from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Run
 from moe_cli.training import checkpoint as module
 from moe_cli.training.checkpoint import (
-    Learner,
-    Saver,
+    AsyncCheckpointWriter,
+    TrainingTensors,
     find_checkpoint,
     latest_checkpoint,
     save_checkpoint,
     take_snapshot,
 )
 from moe_cli.training.optimizers import Optimizers, make_optimizers
-from moe_cli.training.wrap import Parallel
+from moe_cli.training.wrap import DistributedModel
 from tests.tiny import finish, tiny_config
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
-STATE = {"step": 6, "tokens": 384, "seconds": 0.1 + 0.2, "interval": {"train/loss": 1 / 3}}
+STATE = {"step": 6, "tokens": 384, "seconds": 0.1 + 0.2, "metric_sums": {"train/loss": 1 / 3}}
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def parts(text_file: Path) -> tuple[nn.Module, Optimizers]:
     return model, optimizers
 
 
-def learner(parts: tuple[nn.Module, Optimizers]) -> Learner:
-    return Learner(Parallel(LaunchConfig(), parts[0]), parts[1])
+def learner(parts: tuple[nn.Module, Optimizers]) -> TrainingTensors:
+    return TrainingTensors(DistributedModel(LaunchConfig(), parts[0]), parts[1])
 
 
 def newest(run: Run) -> Path:
@@ -291,19 +291,19 @@ def test_training_goes_on_while_a_checkpoint_is_written(run: Run, parts: Any, mo
     gate, model = threading.Event(), parts[0]
     write = module._write
     monkeypatch.setattr(module, "_write", lambda *given: (gate.wait(10), write(*given)))
-    saver = Saver(run, keep=2)
+    saver = AsyncCheckpointWriter(run, keep=2)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
-    state = {**STATE, "step": 7, "interval": {"a": 1.0}}
+    state = {**STATE, "step": 7, "metric_sums": {"a": 1.0}}
     saver.save(take_snapshot(learner(parts), state))
     assert 6 == latest_checkpoint(run).state["step"]
     for param in model.parameters():
         param.data.add_(1)
-    state["interval"]["a"] = 2.0
+    state["metric_sums"]["a"] = 2.0
     gate.set()
     saver.wait()
     saver.close()
     saved = latest_checkpoint(run)
-    assert (7, {"a": 1.0}) == (saved.state["step"], saved.state["interval"])
+    assert (7, {"a": 1.0}) == (saved.state["step"], saved.state["metric_sums"])
     assert all(torch.equal(value, expected[name]) for name, value in saved.model_tensors().items())
 
 
@@ -313,7 +313,7 @@ def test_a_save_that_failed_is_told_at_the_next(run: Run, parts: Any, monkeypatc
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    saver = Saver(run, keep=2)
+    saver = AsyncCheckpointWriter(run, keep=2)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", full)
         saver.save(take_snapshot(learner(parts), {**STATE, "step": 7}))

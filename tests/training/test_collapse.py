@@ -22,8 +22,8 @@ from moe_cli.config.balances import (
 from moe_cli.config.routers import NoisyTopKConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.moe.routing_metrics import max_violation
-from moe_cli.training.state import StepView
-from moe_cli.training.trainer import Training
+from moe_cli.training.state import StepReport
+from moe_cli.training.trainer import Trainer
 from tests.tiny import tiny_config
 from tests.training.test_trainer import make_training
 
@@ -51,7 +51,7 @@ CASES: list[tuple[BalanceConfig, bool]] = [
 ]
 
 
-def collapsed_training(balance: BalanceConfig, outputs: Path) -> Training:
+def collapsed_training(balance: BalanceConfig, outputs: Path) -> Trainer:
     """A tiny model whose gates give the first expert about 3 more than the others in the logits, for every token.
 
     Gates have no bias of their own: it comes through a feature of the embedding that is the same for every token.
@@ -69,7 +69,7 @@ def collapsed_training(balance: BalanceConfig, outputs: Path) -> Training:
     return training
 
 
-def violation(view: StepView) -> float:
+def violation(view: StepReport) -> float:
     return sum(max_violation(load) for load in view.load) / len(view.load)
 
 

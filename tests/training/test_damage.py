@@ -13,7 +13,7 @@ from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import newest_whole
-from moe_cli.training.trainer import NotFiniteError, Training
+from moe_cli.training.trainer import NotFiniteError, Trainer
 from tests.tiny import finish, tiny_config
 from tests.training.test_resume import assert_equal_runs
 
@@ -135,14 +135,14 @@ def test_a_loss_that_is_not_finite_ends_with_what_is_there(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     """At the first step there is no checkpoint, and none is spoken of as kept."""
-    learn = Training._learn
+    learn = Trainer._forward_backward
 
-    def fail(training: Training) -> Any:
+    def fail(training: Trainer) -> Any:
         if training.state.step == failing - 1:
             raise NotFiniteError("the loss is nan", "Try a lower optim.lr.")
         return learn(training)
 
-    monkeypatch.setattr(Training, "_learn", fail)
+    monkeypatch.setattr(Trainer, "_forward_backward", fail)
     expected = (
         "no checkpoint was written yet: it will start again" if failing == 1 else "the checkpoint of step 4 is kept"
     )

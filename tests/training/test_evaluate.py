@@ -22,8 +22,8 @@ from moe_cli.moe.routing_metrics import specialisation
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import token_use
-from moe_cli.training.evaluate import LayerUse, evaluate, expert_lists, probe, saturations
-from moe_cli.training.token_use import TokenUse
+from moe_cli.training.evaluate import LayerRoutingStats, evaluate, expert_lists, probe_routing, saturations
+from moe_cli.training.token_use import TokenExpertCounts
 from tests.tiny import randomise, tiny_config, tiny_task
 
 
@@ -209,7 +209,7 @@ def test_choices_are_counted_by_domain_token_and_pair(three_domains: Path, tmp_p
         assert record["token_specialisation"] > 0 < record["domain_specialisation"]
     first_window = evaluate(model, task, 8, max_tokens=16).layer_records(tables=True)[0]["experts_by_domain"]
     assert (
-        {task.corpus.meta["domains"][place] for place in task.corpus.val_domains(np.arange(16))}
+        {task.corpus.meta["domains"][place] for place in task.corpus.domain_ids_at(np.arange(16))}
         == set(first_window)
         != set("abc")
     )
@@ -260,9 +260,9 @@ def test_the_probe_is_the_choice_of_the_same_tokens(make: Any, changes: dict[str
     """About 256 tokens of windows spread over the split (all of a shorter one), each with its K experts, mode kept."""
     model, task = make(**changes)
     model.train()
-    chosen = probe(model, task)
+    chosen = probe_routing(model, task)
     assert model.training
-    assert all(torch.equal(one, other) for one, other in zip(chosen, probe(model, task), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(chosen, probe_routing(model, task), strict=True))
     model.eval()
     with torch.no_grad():
         passes = [task.loss(model, batch)[1] for batch in task.val_batches(256, 256)]
@@ -271,7 +271,7 @@ def test_the_probe_is_the_choice_of_the_same_tokens(make: Any, changes: dict[str
                     for routing in passes for token in range(routing[number].num_tokens)]  # fmt: skip
         assert expected == expert_lists(layer)
         assert {2} == {len(experts) for experts in expected}
-    assert {1} == {len(experts) for experts in expert_lists(probe(model, task, top_k=1)[0])}
+    assert {1} == {len(experts) for experts in expert_lists(probe_routing(model, task, top_k=1)[0])}
 
 
 def test_saturation_is_told_layer_by_layer() -> None:
@@ -295,9 +295,9 @@ def test_a_dense_model_has_no_routing_metrics(make: Any) -> None:
     assert (None, []) == (result.routing_metrics(), result.layer_records())
 
 
-def counted(by_token: torch.Tensor, at_once: int = 3) -> TokenUse:
+def counted(by_token: torch.Tensor, at_once: int = 3) -> TokenExpertCounts:
     """The same, from its assignments a few at a time."""
-    use = TokenUse(*by_token.shape)
+    use = TokenExpertCounts(*by_token.shape)
     tokens, experts = (torch.repeat_interleave(each, by_token.flatten()) for each in _cells(by_token))
     for ids, chosen in zip(tokens.split(at_once), experts.split(at_once), strict=True):
         empty = torch.zeros(len(ids), by_token.shape[1])
@@ -352,13 +352,13 @@ def test_use_by_tokens_is_summed_over_processes(direct: int, monkeypatch: pytest
     monkeypatch.setattr(token_use, "DIRECT", direct)
     monkeypatch.setattr(token_use.collectives, "world_size", lambda: 2)
     monkeypatch.setattr(token_use.collectives, "all_reduce_sum", lambda table: 2 * table)
-    use.put_together()
+    use.all_reduce()
     assert ([1, 2, 6, 7], [6, 2, 4, 14]) == (use.keys.tolist(), use.counts.tolist())
 
 
 def test_use_by_tokens_is_as_large_as_what_was_seen() -> None:
     """Of 50,257 tokens and 512 experts 1,000 assignments take thousands of bytes, not 206 million."""
-    use = TokenUse(50257, 512)
+    use = TokenExpertCounts(50257, 512)
     ids = torch.randint(50257, (1000,))
     empty = torch.zeros(1000, 1).expand(1000, 512)
     use.add(
@@ -374,7 +374,7 @@ def test_use_by_tokens_is_as_large_as_what_was_seen() -> None:
 def test_top_tokens_are_those_most_above_chance() -> None:
     """Times it less what the expert's share of all assignments would give, largest first; none at or below chance."""
     by_token = torch.tensor([[6, 2], [0, 4], [2, 2], [0, 0]])
-    use = LayerUse(by_token.sum(0), by_token.sum(0), torch.ones(2), None, counted(by_token), by_token)
+    use = LayerRoutingStats(by_token.sum(0), by_token.sum(0), torch.ones(2), None, counted(by_token), by_token)
     share = by_token.sum(0) / by_token.sum()
     above = by_token - by_token.sum(1, keepdim=True) * share
     expected = [

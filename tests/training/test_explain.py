@@ -17,7 +17,7 @@ from moe_cli.models.registry import make_model
 from moe_cli.moe.routing import Routing, RoutingPolicy, expert_capacity
 from moe_cli.moe.routing_metrics import dropped_fraction, max_violation, routing_entropy
 from moe_cli.moe.sparse_layer import moe_layers
-from moe_cli.training.explain import Explanation, LayerChoices, TextToken, explain, text_tokens, token_choices
+from moe_cli.training.explain import Explanation, LayerAssignments, TextToken, explain, text_tokens, token_choices
 from tests.tiny import TINY, randomise, tiny_config
 
 V = 40
@@ -55,7 +55,7 @@ def table(routing: Routing, values: Tensor) -> Tensor:
     return result
 
 
-def tables_told(layer: LayerChoices, num_experts: int) -> tuple[Tensor, Tensor]:
+def tables_told(layer: LayerAssignments, num_experts: int) -> tuple[Tensor, Tensor]:
     """The weights that are told, and who is told as kept."""
     weights = torch.zeros(len(layer.choices), num_experts)
     kept = torch.zeros(len(layer.choices), num_experts, dtype=torch.bool)

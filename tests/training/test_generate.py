@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from moe_cli.data.tokenizers import ByteTokenizer
 from moe_cli.models.kv_cache import KVCache
-from moe_cli.training.generate import Drawing, sample, whole_characters
+from moe_cli.training.generate import SamplingParams, decode_stream, sample
 
 V = 5
-GREEDY = Drawing(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 class Successor(nn.Module):
@@ -58,7 +58,7 @@ def test_the_seed_decides_the_text() -> None:
     for noise, seed in ((1, 0), (2, 0), (1, 3)):
         torch.manual_seed(noise)
         before = torch.get_rng_state()
-        texts.append(list(sample(Successor(), [0], 40, 8, Drawing(), seed=seed)))
+        texts.append(list(sample(Successor(), [0], 40, 8, SamplingParams(), seed=seed)))
         assert torch.equal(before, torch.get_rng_state())
     assert texts[0] == texts[1] != texts[2]
 
@@ -66,13 +66,13 @@ def test_the_seed_decides_the_text() -> None:
 def test_the_smallest_temperature_is_nearly_none() -> None:
     """A temperature that no float32 quotient can bear, down to the least there is, still takes the likeliest token."""
     for temperature in (1e-300, 5e-324):
-        assert [3, 4, 0, 1] == list(sample(Successor(), [1, 2], 4, 8, Drawing(temperature), seed=0))
+        assert [3, 4, 0, 1] == list(sample(Successor(), [1, 2], 4, 8, SamplingParams(temperature), seed=0))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_tokens_are_drawn_with_their_probability(temperature: float) -> None:
     """The share of successors in a long text is softmax(logits / temperature), within five standard errors."""
-    ids = [0, *sample(Successor(), [0], 3000, 1, Drawing(temperature), seed=0)]
+    ids = [0, *sample(Successor(), [0], 3000, 1, SamplingParams(temperature), seed=0)]
     share = sum((a + 1) % V == b for a, b in pairwise(ids)) / 3000
     expected = torch.softmax(torch.tensor([2.0, 0, 0, 0, 0]) / temperature, 0)[0].item()
     assert abs(share - expected) < 5 * (expected * (1 - expected) / 3000) ** 0.5
@@ -84,7 +84,7 @@ LOGITS = st.lists(st.floats(-5, 5), min_size=V, max_size=V).map(torch.tensor)
 @given(LOGITS, st.floats(0.1, 3), st.integers(1, V))
 def test_top_k_draws_from_the_likeliest_alone(logits: Tensor, temperature: float, top_k: int) -> None:
     """So many tokens are left, none less likely than one left out, in the proportions of the softmax."""
-    probs = Drawing(temperature, top_k=top_k).probs(logits)
+    probs = SamplingParams(temperature, top_k=top_k).probs(logits)
     plain = (logits.double() / temperature).softmax(-1)
     kept = probs > 0
     assert top_k == kept.sum()
@@ -95,7 +95,7 @@ def test_top_k_draws_from_the_likeliest_alone(logits: Tensor, temperature: float
 @given(LOGITS, st.floats(0.1, 3), st.floats(0.01, 1))
 def test_top_p_draws_from_the_nucleus(logits: Tensor, temperature: float, top_p: float) -> None:
     """The likeliest tokens that have the probability together; without the last of them they would not."""
-    probs = Drawing(temperature, top_p=top_p).probs(logits)
+    probs = SamplingParams(temperature, top_p=top_p).probs(logits)
     plain = (logits.double() / temperature).softmax(-1)
     kept = probs > 0
     assert plain[kept].sum() >= top_p - 1e-9
@@ -107,8 +107,8 @@ def test_top_p_draws_from_the_nucleus(logits: Tensor, temperature: float, top_p:
 def test_the_nucleus_is_of_what_top_k_leaves() -> None:
     """Of 0.4, 0.3, 0.2, 0.1 the first two make 4/7 and 3/7, of which the first alone has 0.55."""
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
-    assert [0, 1, 0, 0] == Drawing(top_k=2, top_p=0.55).probs(logits).tolist()
-    assert 2 == (Drawing(top_p=0.55).probs(logits) > 0).sum()
+    assert [0, 1, 0, 0] == SamplingParams(top_k=2, top_p=0.55).probs(logits).tolist()
+    assert 2 == (SamplingParams(top_p=0.55).probs(logits) > 0).sum()
 
 
 @given(st.text(max_size=20))
@@ -116,7 +116,7 @@ def test_characters_come_out_whole(text: str) -> None:
     """Byte after byte, what has been written so far is a beginning of the text; at the end it is all of it."""
     ids = ByteTokenizer().encode(text).tolist()
     written = ""
-    for part in whole_characters(ids, ByteTokenizer().decode):
+    for part in decode_stream(ids, ByteTokenizer().decode):
         written += part
         assert text.startswith(written)
     assert text == written
@@ -132,4 +132,4 @@ def test_characters_come_out_whole(text: str) -> None:
 )
 def test_bytes_that_are_no_text(given: bytes, expected: str) -> None:
     """They are shown as such, and never swallow or split what follows; half a character at the end is left out."""
-    assert expected == "".join(whole_characters(given, ByteTokenizer().decode))
+    assert expected == "".join(decode_stream(given, ByteTokenizer().decode))

@@ -217,7 +217,7 @@ def test_an_expert_learns_as_if_it_were_alone(name: str, shape: tuple[int, int])
         stack.grad = matrices(*stack.shape, seed=seed)
         for number, param in enumerate(alone):
             param.grad = stack.grad[number].clone() if number in chosen else None
-        sparse.step(chosen={stack: chosen})
+        sparse.step(active={stack: chosen})
         peer.step()
     torch.testing.assert_close(torch.stack(list(alone)), stack, rtol=1e-6, atol=1e-6)
 
@@ -368,7 +368,7 @@ def test_sgd_over_experts_is_sgd_of_each_expert(momentum: float) -> None:
     theirs = [torch.optim.SGD([expert], lr=0.1, momentum=momentum, weight_decay=0.01) for expert in alone]
     for chosen in ([0, 2], [1], [0, 1, 2], [2]):
         stack.grad = torch.randn_like(stack)
-        ours.step(chosen={stack: chosen})
+        ours.step(active={stack: chosen})
         for expert in chosen:
             alone[expert].grad = stack.grad[expert].clone()
             theirs[expert].step()

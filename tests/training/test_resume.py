@@ -30,8 +30,8 @@ from moe_cli.data import shuffle
 from moe_cli.execution.run import run_one
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.runs.folder import Run, create_run
-from moe_cli.training.state import StepView
-from moe_cli.training.trainer import Training
+from moe_cli.training.state import StepReport
+from moe_cli.training.trainer import Trainer
 from tests.data.made_token_files import raw, with_header
 from tests.tiny import TINY, finish, tiny_config
 
@@ -68,7 +68,7 @@ def assert_equal_runs(one: Run, other: Run) -> None:
 def stop_at(step: int) -> Any:
     """An observer that asks for a stop, as Ctrl-C does."""
 
-    def observe(view: StepView) -> None:
+    def observe(view: StepReport) -> None:
         if view.state.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -118,7 +118,7 @@ def test_ready_made_tokens_go_on_in_the_middle_of_an_epoch(
 ) -> None:
     """Token files of several shards, their windows listed or computed: stopped within an epoch, across one and at one's
     end (30 windows, 8 a step), training ends as if nothing had happened."""
-    monkeypatch.setattr(shuffle, "MOST_LISTED", most_listed)
+    monkeypatch.setattr(shuffle, "MAX_IN_MEMORY", most_listed)
     for number in range(3):
         with_header(tmp_path / "tokens" / f"train_{number}.bin", [(7 * i * i + number) % 50 for i in range(167)])
     raw(tmp_path / "tokens" / "val.bin", [i % 50 for i in range(100)])
@@ -198,7 +198,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(text_file: Path
     config = tiny_config(text_file, train={**TRAIN, "checkpoint_every": 99, "log_every": 1})
     run = create_run(tmp_path, "runs", config)
 
-    def die(view: StepView) -> None:
+    def die(view: StepReport) -> None:
         if view.state.step == 2:
             raise KeyboardInterrupt
 
@@ -235,8 +235,8 @@ def test_a_stop_does_not_repeat_steps(text_file: Path, tmp_path: Path, monkeypat
     """A resumed run takes only the steps that were left."""
     stopped = finish(tiny_config(text_file, train=TRAIN), tmp_path, stop_at(5))
     taken = []
-    step = Training.step
-    monkeypatch.setattr(Training, "step", lambda self: taken.append(self.state.step) or step(self))
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self: taken.append(self.state.step) or step(self))
     run_one(stopped, tmp_path)
     assert [5, 6, 7] == taken
 

@@ -21,8 +21,8 @@ from moe_cli.training import checkpoint as checkpoint_module
 from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import find_checkpoint, latest_checkpoint
 from moe_cli.training.optimizers import WeightAverage
-from moe_cli.training.state import SPIKE_WARMUP, State, StepView
-from moe_cli.training.trainer import MOST_REWINDS, MOST_SKIPPED, Training
+from moe_cli.training.state import SPIKE_WARMUP, StepReport, TrainState
+from moe_cli.training.trainer import MAX_CONSECUTIVE_SKIPS, MAX_REWINDS, Trainer
 from tests.tiny import finish, tiny_config
 from tests.training.test_resume import assert_equal_runs, stop_at
 
@@ -55,10 +55,10 @@ def test_a_bad_step_is_skipped_and_counted(text_file: Path, tmp_path: Path, bad_
     bad_batches.update({3, 5})
     weights: dict[int, list[torch.Tensor]] = {}
     config = tiny_config(text_file, balance=LossFreeBalance(), train={**TRAIN, "on_nan": "skip", "log_every": 4})
-    training: list[Training] = []
-    original = Training.step
+    training: list[Trainer] = []
+    original = Trainer.step
 
-    def step(self: Training) -> StepView:
+    def step(self: Trainer) -> StepReport:
         view = original(self)
         training.append(self)
         weights[view.state.step] = [value.clone() for value in self.model.state_dict().values()]
@@ -66,7 +66,7 @@ def test_a_bad_step_is_skipped_and_counted(text_file: Path, tmp_path: Path, bad_
         return view
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "step", step)
+        patch.setattr(Trainer, "step", step)
         run = finish(config, tmp_path)
     same = [all(map(torch.equal, weights[number - 1], weights[number])) for number in range(2, 9)]
     assert [False, False, True, False, True, False, False] == same
@@ -78,7 +78,9 @@ def test_a_bad_step_is_skipped_and_counted(text_file: Path, tmp_path: Path, bad_
 def test_too_many_bad_steps_in_a_row_end_the_run(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
     bad_batches.update(range(2, 200))
     config = tiny_config(text_file, train={**TRAIN, "steps": 100, "on_nan": "skip"})
-    with pytest.raises(TrainingError, match=f"at step {2 + MOST_SKIPPED + 1}, and {MOST_SKIPPED} steps before it"):
+    with pytest.raises(
+        TrainingError, match=f"at step {2 + MAX_CONSECUTIVE_SKIPS + 1}, and {MAX_CONSECUTIVE_SKIPS} steps before it"
+    ):
         finish(config, tmp_path)
 
 
@@ -88,7 +90,7 @@ def test_bad_steps_apart_do_not_end_the_run(text_file: Path, tmp_path: Path, bad
     config = tiny_config(text_file, train={**TRAIN, "steps": 60, "on_nan": "skip", "log_every": 20})
     seen: list[float] = []
     run = finish(config, tmp_path, lambda view: seen.append(view.loss))
-    assert 30 == (run.summary() or {})["skipped_steps"] > MOST_SKIPPED
+    assert 30 == (run.summary() or {})["skipped_steps"] > MAX_CONSECUTIVE_SKIPS
     logged = [record["train/loss"] for record in run.metrics() if "train/loss" in record]
     assert logged == pytest.approx([sum(seen[at + 1 : at + 20 : 2]) / 10 for at in (0, 20, 40)])
 
@@ -159,13 +161,13 @@ def test_a_rewind_repeats_what_it_undid_and_nothing_else(
     bad_batches.add(bad)
     calls: dict[str, list[int]] = {"_evaluate": [], "save": []}
     for name, steps in calls.items():
-        original = getattr(Training, name)
+        original = getattr(Trainer, name)
 
-        def noted(self: Training, original: Any = original, steps: list[int] = steps) -> Any:
+        def noted(self: Trainer, original: Any = original, steps: list[int] = steps) -> Any:
             steps.append(self.state.step)
             return original(self)
 
-        monkeypatch.setattr(Training, name, noted)
+        monkeypatch.setattr(Trainer, name, noted)
     train = {"steps": 50, "on_nan": "rewind", "checkpoint_every": checkpoint_every}
     run = finish(tiny_config(text_file, train=train), tmp_path)
     due = list(range(5, 50, 5))
@@ -185,7 +187,7 @@ def test_a_rewind_survives_a_stop(text_file: Path, tmp_path: Path, bad_batches: 
     assert_equal_runs(finish(config, tmp_path), run_one(stopped, tmp_path))
 
 
-@pytest.mark.parametrize(("bad", "message"), [(1, "before the first checkpoint"), (3, f"after {MOST_REWINDS} rewinds")])
+@pytest.mark.parametrize(("bad", "message"), [(1, "before the first checkpoint"), (3, f"after {MAX_REWINDS} rewinds")])
 def test_a_rewind_that_cannot_help(
     text_file: Path, tmp_path: Path, bad_batches: set[int], bad: int, message: str
 ) -> None:
@@ -196,18 +198,18 @@ def test_a_rewind_that_cannot_help(
 
 def test_a_loss_that_stands_out_is_a_spike() -> None:
     """Noise and a falling loss are none; a jump is, and only once its time has come."""
-    state = State()
+    state = TrainState()
     generator = torch.Generator().manual_seed(0)
     for step in range(1, 400):
         state.step = step
         loss = 4 - step / 200 + 0.05 * float(torch.randn((), generator=generator))
         expected = step > SPIKE_WARMUP and step in (20, 300)
-        assert expected == (state.spiked(loss + 3 * (step in (20, 300))) is not None), step
+        assert expected == (state.detect_spike(loss + 3 * (step in (20, 300))) is not None), step
     assert 1 == state.spikes
 
 
 def test_a_spike_is_recorded(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(State, "spiked", lambda self, loss: 1.5 if self.step == 3 else None)
+    monkeypatch.setattr(TrainState, "detect_spike", lambda self, loss: 1.5 if self.step == 3 else None)
     records = [record for record in finish(tiny_config(text_file), tmp_path).metrics() if "train/loss_spike" in record]
     assert [(3, 1.5)] == [(record["step"], record["train/loss_before"]) for record in records]
 
@@ -223,7 +225,7 @@ def test_the_average_of_weights_is_its_closed_form() -> None:
         decay = min(0.5, step / (9 + step))
         expected = decay * expected + (1 - decay) * step
     torch.testing.assert_close(average.tensors["weight"], expected)
-    with average.in_place():
+    with average.swapped_in():
         torch.testing.assert_close(model.weight.detach(), expected)
     assert 11.0 == model.weight[0, 0]
 
@@ -258,14 +260,14 @@ def test_resume_is_exact_with_idle_experts_and_an_average(text_file: Path, tmp_p
 def test_the_best_is_kept(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a curve that turns, the lowest evaluation stays though checkpoints are rare, through a stop too."""
     curve = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.6, 10: 2.7}
-    original = Training._evaluate
+    original = Trainer._evaluate
 
-    def evaluate(self: Training) -> Any:
+    def evaluate(self: Trainer) -> Any:
         result = original(self)
         result.loss = curve[self.state.step]
         return result
 
-    monkeypatch.setattr(Training, "_evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "_evaluate", evaluate)
     train = {"steps": 12, "eval_every": 2, "checkpoint_every": 5, "keep_checkpoints": 1, "keep_best": True}
     run = create_run(tmp_path, "runs", tiny_config(text_file, train=train))
     run_one(run_one(run, tmp_path, stop_at(7)), tmp_path)

@@ -34,17 +34,20 @@ from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint
 from moe_cli.training.optimizers import Optimizers, make_optimizers, schedule
 from moe_cli.training.signals import STOP_SIGNALS, stop_signals
-from moe_cli.training.state import StepView
-from moe_cli.training.trainer import Training
-from moe_cli.training.wrap import Parallel
+from moe_cli.training.state import StepReport
+from moe_cli.training.trainer import Trainer
+from moe_cli.training.wrap import DistributedModel
 from tests.tiny import finish, randomise, tiny_config, tiny_task
 
 PLAIN = MuonConfig(schedule="constant", warmup_fraction=0.0, grad_clip=None)
 
 
 def make_training(
-    config: RunConfig, outputs: Path, observer: Callable[[StepView], None] = lambda view: None, sgd: float | None = None
-) -> Training:
+    config: RunConfig,
+    outputs: Path,
+    observer: Callable[[StepReport], None] = lambda view: None,
+    sgd: float | None = None,
+) -> Trainer:
     """A training that has not begun; with `sgd`, plain gradient descent at that rate on random weights."""
     task = tiny_task(config, outputs)
     model = make_model(config, task.vocab_size)
@@ -53,9 +56,9 @@ def make_training(
         randomise(model)
         optimizers = Optimizers(config.optim, [torch.optim.SGD(model.parameters(), lr=sgd)])
     recorder = Recorder(create_run(outputs, "runs", config))
-    return Training(
+    return Trainer(
         config,
-        Parallel(config.launch, model),
+        DistributedModel(config.launch, model),
         task,
         optimizers,
         recorder,
@@ -72,7 +75,7 @@ def test_half_batches_accumulate_to_a_whole_one(text_file: Path, tmp_path: Path)
     """Two batches of 4 per step see the windows of one of 8 and make the same step, loss and load."""
     ended = []
     for size, accumulation in ((8, 1), (4, 2)):
-        views: list[StepView] = []
+        views: list[StepReport] = []
         config = tiny_config(
             text_file, balance=NoBalance(), optim=PLAIN,
             train={"steps": 3, "batch_size": size, "grad_accumulation": accumulation},
@@ -91,7 +94,7 @@ def test_half_batches_accumulate_to_a_whole_one(text_file: Path, tmp_path: Path)
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_bias_moves_once_a_step(text_file: Path, tmp_path: Path, accumulation: int) -> None:
     """Loss-free balancing moves each expert's bias by rate towards even load, from the counts of the whole step."""
-    views: list[StepView] = []
+    views: list[StepReport] = []
     config = tiny_config(
         text_file, balance=LossFreeBalance(bias_update_rate=0.25), train={"grad_accumulation": accumulation}
     )
@@ -210,13 +213,13 @@ def test_steps_and_tokens_end_on_the_step(text_file: Path, tmp_path: Path) -> No
 
 def test_minutes_end_on_time(text_file: Path, tmp_path: Path) -> None:
     """A budget of time ends with the first step that exceeds it; its progress drives the schedule to the end."""
-    views: list[StepView] = []
+    views: list[StepReport] = []
     minutes = 0.1 / 60
     finish(
         tiny_config(text_file, train={"steps": None, "minutes": minutes}),
         tmp_path,
         lambda view: views.append(
-            StepView(
+            StepReport(
                 copy.copy(view.state), view.total_steps, view.progress, view.loss, view.aux_losses, view.lr_factor, []
             )
         ),
@@ -249,7 +252,7 @@ def test_warm_up_is_a_share_of_any_budget(
 
 def test_records_are_means_since_the_last(text_file: Path, tmp_path: Path) -> None:
     """Every log_every steps and at the end: mean losses, norms and MaxVio of the steps between, tokens, rate, time."""
-    views: list[StepView] = []
+    views: list[StepReport] = []
     config = tiny_config(text_file, train={"steps": 5, "log_every": 2, "eval_every": 99})
     run = finish(config, tmp_path, views.append)
     records = run.metrics()
@@ -269,7 +272,7 @@ def test_records_are_means_since_the_last(text_file: Path, tmp_path: Path) -> No
 def test_the_curve_is_looked_at_as_often_as_asked(text_file: Path, tmp_path: Path) -> None:
     """eval_every counts steps, null means ten looks a run, none at the end; an observer sees the last one."""
     for every, steps, expected in ((2, 6, [2, 4]), (None, 20, list(range(2, 20, 2))), (None, 4, [1, 2, 3])):
-        views: list[StepView] = []
+        views: list[StepReport] = []
         config = tiny_config(text_file, train={"steps": steps, "eval_every": every, "log_every": 99})
         run = finish(config, tmp_path, views.append)
         assert expected == [record["step"] for record in run.metrics() if "val/loss" in record]
@@ -344,7 +347,7 @@ def test_a_signal_stops_after_the_step(text_file: Path, tmp_path: Path, number: 
     """The step is finished and saved, the run is interrupted, and the handlers are as they were."""
     handlers = [signal.getsignal(each) for each in STOP_SIGNALS]
 
-    def stop_at_three(view: StepView) -> None:
+    def stop_at_three(view: StepReport) -> None:
         if view.state.step == 3:
             os.kill(os.getpid(), number)
 
@@ -364,7 +367,7 @@ def test_a_stop_at_the_last_step_completes(text_file: Path, tmp_path: Path) -> N
 def test_a_second_interrupt_stops_at_once(text_file: Path, tmp_path: Path) -> None:
     """Ctrl-C twice does not wait for the step; the run can go on from its last checkpoint."""
 
-    def twice(view: StepView) -> None:
+    def twice(view: StepReport) -> None:
         if view.state.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)

@@ -8,8 +8,8 @@ from moe_cli.config.ranges import show
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
 from moe_cli.metrics import BY_KEY, max_violation
 from moe_cli.report.expert_usage import expert_load
-from moe_cli.report.render.charts import Chart, Point, Series, chart_lines
 from moe_cli.report.render.terminal import TextColumn, table_lines
+from moe_cli.report.render.terminal_chart import Chart, Point, Series, chart_lines
 from moe_cli.report.run_comparison import RunComparison, curves_over_tokens
 
 PLOT_HEIGHT = 12

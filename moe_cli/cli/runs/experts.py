@@ -13,10 +13,10 @@ def print_experts(run: "Run", layer: int | None, as_json: bool) -> None:
     from moe_cli.cli.options import print_json
     from moe_cli.cli.terminal import ascii_only
     from moe_cli.errors import ConfigError
-    from moe_cli.report.expert_usage import health
-    from moe_cli.report.render.expert_usage import health_lines
+    from moe_cli.report.expert_usage import read_expert_usage
+    from moe_cli.report.render.expert_usage import expert_usage_lines
 
-    found = health(run)
+    found = read_expert_usage(run)
     if not found.layers:
         if run.config_dict().get("expert") == 1:
             raise ConfigError(f"{run.id} is a dense model: it has no experts to look at.")
@@ -29,4 +29,4 @@ def print_experts(run: "Run", layer: int | None, as_json: bool) -> None:
         print_json(asdict(found))
         return
     console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, health_lines(found, layer, text_width(console), ascii_only()))
+    print_lines(console, expert_usage_lines(found, layer, text_width(console), ascii_only()))

@@ -113,10 +113,10 @@ def _end(console: Console, name: str, standing: SweepProgress) -> int:
 def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
     """Returns labels of what varies, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
     from moe_cli.config.ranges import show
-    from moe_cli.report.load import flatten
+    from moe_cli.report.load import flat_settings
     from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
 
-    rows = {run: flatten(values) for run in runs if (values := run.config_dict())}
+    rows = {run: flat_settings(values) for run in runs if (values := run.config_dict())}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     rows = {run: {**dict.fromkeys(names), **row} for run, row in rows.items()}
     chosen = varying_settings(list(rows.values()), settings_of(names))

@@ -1,1 +1,1 @@
-"""What computes the chosen experts, each equal to `reference`."""
+"""Back ends that compute the chosen experts, each equal to `reference`."""

@@ -46,8 +46,8 @@ def grouped_mm(
 ) -> Float[Tensor, "T D_out"]:
     """Sorted by expert, torch's grouped matrix product: the fast way on a GPU. Needs row strides of 16 bytes.
 
-    Kept for backward, by autograd: the sorted input [R, D_in], the first product [R, H], what the activation makes of
-    it, and the answers [R, D_out]. Nothing is recomputed.
+    Kept for backward, by autograd: the sorted input [R, D_in], the first product [R, H], the
+    activation, and the outputs [R, D_out]. Nothing is recomputed.
 
     Raises:
         ConfigError: torch has no grouped product for this device, precision or width.
@@ -72,7 +72,7 @@ def grouped_mm(
 
 @dataclass(frozen=True)
 class BackendQuery:
-    """What the choice of a back end depends on.
+    """The facts that decide the choice of a back end.
 
     Attributes:
         dtype: of the operands, after autocast's cast.
@@ -104,7 +104,7 @@ def backend_query(experts: Experts, dtype: torch.dtype, rows: float) -> BackendQ
 
 
 def grouped_mm_supported(query: BackendQuery) -> bool:
-    """Whether torch's grouped product exists for this device, precision and widths. Probes features, not versions."""
+    """True if torch's grouped product exists for this device, precision and widths. Probes features, not versions."""
     aligned = all(width * query.dtype.itemsize % 16 == 0 for width in query.widths)
     on_gpu = query.device == "cuda" and query.capability >= (8, 0) and query.dtype == torch.bfloat16
     on_cpu = query.device == "cpu" and query.dtype in (torch.float32, torch.bfloat16)

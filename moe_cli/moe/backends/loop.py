@@ -27,7 +27,7 @@ def loop(
 
     Kept for backward: x [T, D_in], the weights [A], the sorting, the first product [R, H] ([A, H] when compiled, where
     the number of rows is not known beforehand), and the mask if there is one. The sorted input and the activation are
-    recomputed. The experts' answers are not kept, because d(weight) = <dy W_out, hidden> needs only what is there.
+    recomputed. The experts' outputs are not kept, because d(weight) = <dy W_out, hidden> does not need them.
     """
     operands = cast_for_matmul(experts, x)
     if torch.compiler.is_compiling():
@@ -61,7 +61,7 @@ def chunks(counts: list[int]) -> list[tuple[range, slice]]:
 
 @dataclass(frozen=True)
 class SavedForBackward:
-    """What forward leaves for backward.
+    """Tensors that forward saves for backward.
 
     Attributes:
         pre: the first product, in its first R rows.
@@ -85,7 +85,7 @@ class SavedForBackward:
 
 
 def _forward(saved: SavedForBackward, permutation: Permutation, kind: str, activation: str) -> Float[Tensor, "T D_out"]:
-    """The answer; fills `saved.pre`."""
+    """Returns the output and fills `saved.pre`."""
     inputs, pre = saved.x.index_select(0, permutation.token_ids), saved.pre[: len(permutation.token_ids)]
     outputs = inputs.new_empty(len(inputs), saved.w_out.shape[1])
     w_in_t, w_out_t = saved.w_in.transpose(1, 2).unbind(0), saved.w_out.transpose(1, 2).unbind(0)
@@ -150,8 +150,8 @@ class _ExpertsLoop(torch.autograd.Function):
         return *_backward(grad_y, SavedForBackward(*saved), permutation, *ctx.ffn_type_and_activation), None, None, None
 
 
-# The same for torch.compile: the rows of each expert are data, which a compiler cannot look into, so the loop is one
-# operator to it, that sorts for itself. Not used otherwise, because calling an operator costs more than a small layer.
+# The same for torch.compile: the rows of each expert are data, which a compiler cannot trace, so the loop is one
+# operator, which sorts for itself. Not used otherwise, because calling an operator costs more than a small layer.
 @torch.library.custom_op(
     "moe_cli::grouped_experts",
     mutates_args=(),

@@ -17,9 +17,9 @@ def einsum(
 ) -> Float[Tensor, "T D_out"]:
     """One-hot dispatch and combine tensors [T, E, C], algorithm 1 of GShard, arXiv:2006.16668: for teaching, not speed.
 
-    dispatched = dispatch x, y = combine answers: the sums over T and over (E, C) are the sending and collecting.
+    dispatched = dispatch x, y = combine outputs: the sums over T and over (E, C) are dispatch and combine.
     Kept for backward, by autograd: both tensors [T, E, C], x, the dispatched input [E, C, D_in], the first product
-    [E, C, H], what the activation makes of it, and the answers [E, C, D_out]. Nothing is recomputed.
+    [E, C, H], the activation, and the outputs [E, C, D_out]. Nothing is recomputed.
     """
     permutation = permutation_of(routing)
     operands = cast_for_matmul(experts, x)

@@ -1,1 +1,1 @@
-"""Which experts each token goes to."""
+"""Routers: they choose the experts of each token."""

@@ -8,7 +8,7 @@ from moe_cli.formatting import plural, printable
 from moe_cli.metrics import curve_title
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.curves import CurvePoint, thinned_curves
-from moe_cli.report.expert_usage import LayerHealth, health
+from moe_cli.report.expert_usage import LayerUsage, read_expert_usage
 from moe_cli.report.html.downsample import downsampled, rounded
 from moe_cli.report.render.expert_usage import spelled
 from moe_cli.runs.folder import Run
@@ -65,7 +65,7 @@ def expert_content(runs: Sequence[Sequence[Configuration]]) -> tuple[list[dict[s
             if cells <= 0:
                 left += 1
                 continue
-            layers = health(Run(Path(run.path))).layers
+            layers = read_expert_usage(Run(Path(run.path))).layers
             if not layers:
                 continue
             cells -= sum(len(layer.load) for layer in layers)
@@ -79,12 +79,12 @@ def expert_content(runs: Sequence[Sequence[Configuration]]) -> tuple[list[dict[s
     return content, notes
 
 
-def _size(layer: LayerHealth) -> int:
+def _size(layer: LayerUsage) -> int:
     domains = min(MAX_DOMAINS, len(layer.by_domain)) * len(layer.load)
     return len(layer.co_activation) ** 2 + domains + MAX_TOKENS * 2 * len(layer.top_tokens)
 
 
-def _layer(layer: LayerHealth, whole: bool) -> dict[str, Any]:
+def _layer(layer: LayerUsage, whole: bool) -> dict[str, Any]:
     domains = sorted(layer.by_domain.items(), key=lambda item: -max(item[1]))[:MAX_DOMAINS]
     pairs = [
         [0 if i == j else round(100 * cell) for j, cell in enumerate(row)] for i, row in enumerate(layer.co_activation)
@@ -94,10 +94,10 @@ def _layer(layer: LayerHealth, whole: bool) -> dict[str, Any]:
         "load": [round(load, 2) for load in layer.load],
         "pairs": pairs if whole and any(map(any, pairs)) else [],
         "domains": [[printable(name)[:60], [round(100 * share) for share in row]] for name, row in domains] if whole else [],
-        "tokens": [[f"{spelled(token)} {_share(token.times, token.total)}" for token in row[:MAX_TOKENS]]
+        "tokens": [[f"{spelled(token)} {_share(token.count, token.total)}" for token in row[:MAX_TOKENS]]
                    for row in layer.top_tokens] if whole else [],
     }  # fmt: skip
 
 
-def _share(times: int, total: int) -> str:
-    return f"{100 * times / total:.0f} %" if total else "-"
+def _share(count: int, total: int) -> str:
+    return f"{100 * count / total:.0f} %" if total else "-"

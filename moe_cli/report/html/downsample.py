@@ -8,7 +8,7 @@ DIGITS = 5
 
 
 def rounded(value: float | None, digits: int = DIGITS) -> float | int | None:
-    """So many significant digits; None for what is not finite, which JSON does not have."""
+    """The value with `digits` significant digits; None where it is not finite, which JSON cannot express."""
     if value is None or not math.isfinite(value):
         return None
     short = float(f"{value:.{digits}g}")
@@ -16,7 +16,7 @@ def rounded(value: float | None, digits: int = DIGITS) -> float | int | None:
 
 
 def downsampled(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[int], list[float]]:
-    """At most so many points: the means of neighbours, each at the step of the last of them; the last point stays."""
+    """At most `most` points: the means of neighbours, each at the step of the last of them; the last point stays."""
     size = len(steps)
     if size <= most:
         return list(steps), list(values)

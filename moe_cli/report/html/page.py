@@ -50,7 +50,7 @@ def page_text(table: ReportTable, source: Source, sections: Sequence[Section] = 
 
 @dataclass(frozen=True)
 class PageTemplate:
-    """What a page is made of beside its content.
+    """The parts of a page other than its content.
 
     Attributes:
         plain: what is shown where scripts are switched off.

@@ -17,8 +17,8 @@ from moe_cli.report.html.downsample import rounded
 from moe_cli.report.html.section import Section
 from moe_cli.report.pareto import as_cost, tolerance
 from moe_cli.report.render.captions import footer_lines, header_lines
-from moe_cli.report.render.charts import DERIVED, make_axis, number_of
 from moe_cli.report.render.tables import BEST, PARETO, RECOMMENDED, mark_of
+from moe_cli.report.render.terminal_chart import DERIVED, make_axis, number_of
 from moe_cli.report.run_row import TOP_LEVEL, Cell, RunRow, comparison_key, setting_applies, settings_of
 from moe_cli.report.table import ReportTable
 

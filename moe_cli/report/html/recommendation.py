@@ -12,13 +12,13 @@ from moe_cli.report.html.section import RING, Chart, Line, Section
 from moe_cli.report.recommend.recommendation import make_recommendation
 from moe_cli.report.recommend.text import format_recommendation
 from moe_cli.report.run_row import RunRow, Settings
-from moe_cli.report.scaling.lines import study_lines
+from moe_cli.report.scaling.text import analysis_lines
 
 if TYPE_CHECKING:
-    from moe_cli.report.scaling.answers import IsoFlop
+    from moe_cli.report.scaling.analysis import Analysis
     from moe_cli.report.scaling.fit import Fit
-    from moe_cli.report.scaling.points import Array, Points
-    from moe_cli.report.scaling.study import Study
+    from moe_cli.report.scaling.observations import Array, Points
+    from moe_cli.report.scaling.predictions import IsoFlop
 
 LINE_WIDTH = 110
 
@@ -34,9 +34,9 @@ def recommendation_section(
     return [Section("answer", "In short", tuple(lines), before_table=True)]
 
 
-def fit_sections(found: "Study", title: str) -> list[Section]:
+def fit_sections(found: "Analysis", title: str) -> list[Section]:
     """The law against what was measured, its constants and answers, and loss against size at equal FLOPs."""
-    first, *others = (line.plain for line in study_lines(found, title, LINE_WIDTH))
+    first, *others = (line.plain for line in analysis_lines(found, title, LINE_WIDTH))
     text = (first.removeprefix(printable(title)).lstrip(), *others)  # the page has its title
     note = f"Points were measured; lines are what the {found.fit.law.name} law says of them, each through runs of equal tokens."
     sections = [Section("scaling", "Scaling law", text, chart=_fitted(found.fit), preformatted=True, note=note)]

@@ -38,7 +38,7 @@ from moe_cli.report.run_row import (
     settings_of,
     varying_settings,
 )
-from moe_cli.report.scaling.sentence import scaling_sentence
+from moe_cli.report.scaling.summary import scaling_sentence
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, Run
 
@@ -74,7 +74,7 @@ class Recommendation:
         reason: see `Choice`.
         score: its mean bits per byte (nats per token, image and so on where there are no bytes).
         is_baseline: whether it has the settings of the baseline.
-        gain: against its baseline; None without one, and for the baseline itself.
+        vs_baseline: against its baseline; None without one, and for the baseline itself.
         runner_up: against it, the next best; None if there is none.
         ties: the configurations that are not distinguishable from it.
         passed_over: the lowest, against it, where it is not recommended: for its health or its cost, as `because` says.
@@ -82,10 +82,10 @@ class Recommendation:
         comparisons: configurations that were compared; the verdicts allow for their number.
         pairs: pairs that the verdicts allow for where there is no baseline, and all are compared with the lowest; None
             with a baseline.
-        weights, speed, memory: times those of the baseline; None where not known.
+        params_ratio, throughput_ratio, memory_ratio: times those of the baseline; None where not known.
         equal_time: how it stands when both are stopped at the baseline's last estimate; None if not known.
-        flops: training FLOPs per token, times those of the cheapest configuration compared.
-        alone: configurations without a baseline of their settings and seeds.
+        flops_ratio: training FLOPs per token, times those of the cheapest configuration compared.
+        num_without_baseline: configurations without a baseline of their settings and seeds.
         undefined: configurations whose baseline has a loss of 0, so that no difference is relative to it.
         not_tried: what was the same in all runs, and so not compared.
         failed: configurations that failed, with the reason.
@@ -105,7 +105,7 @@ class Recommendation:
     unit: str
     seeds: int
     is_baseline: bool
-    gain: Comparison | None
+    vs_baseline: Comparison | None
     runner_up: Comparison | None
     ties: tuple[str, ...]
     passed_over: Comparison | None
@@ -114,13 +114,13 @@ class Recommendation:
     health: str
     comparisons: int
     pairs: int | None
-    weights: float | None
-    speed: float | None
-    memory: float | None
+    params_ratio: float | None
+    throughput_ratio: float | None
+    memory_ratio: float | None
     equal_time: EqualTime | None
     equal_params: bool
-    flops: float
-    alone: int
+    flops_ratio: float
+    num_without_baseline: int
     undefined: int
     not_tried: tuple[str, ...]
     failed: tuple[str, ...]
@@ -139,13 +139,13 @@ class Recommendation:
 def recommend(
     frame: "pd.DataFrame",
     across: Collection[str] = (),
-    elsewhere: "pd.DataFrame | None" = None,
+    extra_baselines: "pd.DataFrame | None" = None,
     baseline: Settings | None = None,
 ) -> Recommendation:
     """The recommendation for a frame of `load_runs`; see `make_recommendation`, whose arguments these are as frames."""
     from moe_cli.report.frame import from_frame
 
-    extra = [] if elsewhere is None else from_frame(elsewhere)
+    extra = [] if extra_baselines is None else from_frame(extra_baselines)
     return make_recommendation(from_frame(frame), across, extra, baseline)
 
 
@@ -170,9 +170,9 @@ def make_recommendation(
     found = _compare_all(runs, across, extra_baselines, baseline)
     choice = choose(found.rows, found.baseline, found.pairs is not None)
     best, base = choice.row, _baseline_row(found, choice.row)
-    gain = comparison_with_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
+    difference = comparison_with_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
     second = compare(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
-    wanted = [each.more_seeds for each in (gain, second) if each and each.more_seeds]
+    wanted = [each.more_seeds for each in (difference, second) if each and each.more_seeds]
     following = next_sweep(choice, found.rows, found.names, found.baseline, min(wanted, default=None),
                            _options(found, baseline))  # fmt: skip
     flops = [row.results.flops_per_token for row in found.rows if row.results.flops_per_token]
@@ -182,16 +182,16 @@ def make_recommendation(
         label=label(best, found.names), reason=choice.reason, score=best.primary_loss or 0.0,
         unit=f"nats/{target_of(best.settings.get('task.name'))}" if best.results.val_bpb is None else "bits/byte",
         seeds=len(best.seeds), is_baseline=is_baseline(best, found.baseline),
-        gain=gain, runner_up=second, ties=tuple(label(row, found.names) for row in choice.ties),
+        vs_baseline=difference, runner_up=second, ties=tuple(label(row, found.names) for row in choice.ties),
         passed_over=compare(best, passed, choice.known, found.names) if passed else None,
         passed_over_health=health_text(passed) if passed and is_collapsed(passed) else "", because=choice.because,
         health=health_text(best) if is_collapsed(best) else "",
         comparisons=len(found.rows) - len(alone), pairs=found.pairs,
-        weights=_ratio(best, base, "params"), speed=_ratio(best, base, "tokens_per_second"),
-        memory=_ratio(best, base, "peak_memory_bytes"), equal_time=_equal_time(best, base),
+        params_ratio=_ratio(best, base, "params"), throughput_ratio=_ratio(best, base, "tokens_per_second"),
+        memory_ratio=_ratio(best, base, "peak_memory_bytes"), equal_time=_equal_time(best, base),
         equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
-        flops=best.results.flops_per_token / min(flops) if flops and best.results.flops_per_token else 1.0,
-        alone=0 if found.pairs is not None
+        flops_ratio=best.results.flops_per_token / min(flops) if flops and best.results.flops_per_token else 1.0,
+        num_without_baseline=0 if found.pairs is not None
         else sum(not is_baseline(row, found.baseline) and row.baseline_path is None for row in alone),
         undefined=sum(row.is_undefined for row in found.rows),
         not_tried=_not_tried(found.rows, found.names, best), failed=_failed(runs, found.names),

@@ -18,10 +18,10 @@ def format_recommendation(found: Recommendation) -> list[str]:
     """The lines of `moe recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
     lines = [*_headline(found), *_health(found)]
     lines += [*_ties(found), *_cost(found)] if found.reason != "worse" else []
-    if found.alone and found.comparisons:
+    if found.num_without_baseline and found.comparisons:
         base = "dense model" if found.baseline == DENSE else f"run with {baseline_name(found.baseline)}"
         lines.append(
-            f"Not compared: {plural(found.alone, 'configuration')}. No {base} has the same settings and seeds."
+            f"Not compared: {plural(found.num_without_baseline, 'configuration')}. No {base} has the same settings and seeds."
         )
     if found.undefined:
         lines.append(f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, {baseline_name(found.baseline)}, "
@@ -95,19 +95,19 @@ def _headline(found: Recommendation) -> list[str]:
     on = f"On {found.context}: "
     if found.reason == "single":
         return [f"{on}nothing to recommend yet, only {name} was run ({at})."]
-    if found.reason == "better" and found.gain:
+    if found.reason == "better" and found.vs_baseline:
         equal = " of equal active parameters" if found.equal_params and dense else ""
-        first = f"It beats {'the dense model' if dense else base}{equal} by {_amount(found.gain)} of its {found.unit} ({plural(found.gain.seeds, 'seed')}, paired)"
+        first = f"It beats {'the dense model' if dense else base}{equal} by {_amount(found.vs_baseline)} of its {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)"
         return [f"{on}use {name}.", first + _second(found)]
     if found.reason == "one seed":
-        against = f", {_amount(found.gain, signed=True)} against {base}" if found.gain else ""
+        against = f", {_amount(found.vs_baseline, signed=True)} against {base}" if found.vs_baseline else ""
         lowest = "Lowest of what was run" if found.passed_over is None else "Lowest but one that has collapsed"
         unknown = "" if found.comparisons else _unknown(found)
         return [f"{on}one seed tells nothing for sure. {lowest}: {name} ({at}{against}).{unknown}"]
-    if found.reason == "worse" and found.gain:
+    if found.reason == "worse" and found.vs_baseline:
         use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
-        return [f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.gain)} of the "
-                f"baseline's {found.unit} ({plural(found.gain.seeds, 'seed')}, paired)."]  # fmt: skip
+        return [f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} of the "
+                f"baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."]  # fmt: skip
     if found.reason == "baseline":
         what = name if dense else f"{name}, the baseline"
         return [f"{on}use {what}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
@@ -117,7 +117,7 @@ def _headline(found: Recommendation) -> list[str]:
     if found.pairs is not None:
         named = found.passed_over and found.runner_up and found.passed_over.name == found.runner_up.name
         return [f"{lead}." + ("" if named else _nearest(found.runner_up)) + _unknown(found)]
-    if found.gain is None:
+    if found.vs_baseline is None:
         return [f"{lead}." + _unknown(found)]
     return [f"{lead}, not distinguishable from {base}."]
 
@@ -179,13 +179,13 @@ def _amount(each: Comparison, signed: bool = False) -> str:
 
 def _cost(found: Recommendation) -> list[str]:
     parts = [f"{value:.{1 if value >= 1.95 else 2}f}x the {name}" for value, name in
-             ((found.weights, "weights"), (found.memory, "memory"), (found.speed, "training speed")) if value]  # fmt: skip
+             ((found.params_ratio, "weights"), (found.memory_ratio, "memory"), (found.throughput_ratio, "training speed")) if value]  # fmt: skip
     if not parts:
         return []
     base = "dense" if found.baseline == DENSE else "the baseline"
     text = f"It costs {', '.join(parts)} of {base}, as measured"
-    if found.flops > FLOPS_NOTE_RATIO:
-        text += f", and {found.flops:.1f}x the FLOPs per token of the cheapest configuration compared"
+    if found.flops_ratio > FLOPS_NOTE_RATIO:
+        text += f", and {found.flops_ratio:.1f}x the FLOPs per token of the cheapest configuration compared"
     lines = [text + "."]
     equal = found.equal_time
     if equal is not None:

@@ -18,7 +18,7 @@ from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
 from moe_cli.runs.folder import FAILED, PRUNED
 
-# Of more runs nobody looks up the code.
+# With more runs their code versions are not read.
 MAX_RUNS_FOR_CODE_VERSIONS = 1000
 UNDEFINED = "its loss is 0: differences relative to it are undefined"
 NOT_RUN = "was not run with the same settings, seeds, budget and evaluation context"

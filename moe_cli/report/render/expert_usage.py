@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from moe_cli.formatting import percent, plural, printable, sparkline
-from moe_cli.report.expert_usage import Health, LayerHealth, TopToken
+from moe_cli.report.expert_usage import ExpertUsage, LayerUsage, TopToken
 from moe_cli.report.render.terminal import plain_table, wrap
 
 SHADES, ASCII_SHADES = " ░▒▓█", " .:*#"
 CURVE_WIDTH = 24
 MOST_DOMAINS = 16
-# A cell with a number takes so many columns, one without takes one.
+# The width of a cell with a number; one without a number takes one column.
 WIDE_CELL = 5
 
 
-def health_lines(found: Health, layer: int | None, width: int, ascii_only: bool = False) -> list[Text]:
+def expert_usage_lines(found: ExpertUsage, layer: int | None, width: int, ascii_only: bool = False) -> list[Text]:
     """Load of every layer and its way there, then the tables of one layer: that asked for (from 1), or the most uneven."""
     size = len(found.layers[0].load)
-    shown = max(found.layers, key=lambda each: each.worst) if layer is None else found.layers[layer - 1]
+    shown = max(found.layers, key=lambda each: each.max_violation) if layer is None else found.layers[layer - 1]
     of = "whole validation split" if shown.whole_split else "estimate during training"
     layers = f"{plural(len(found.layers), 'sparse layer')} of {plural(size, 'expert')}"
     shades = ASCII_SHADES if ascii_only else SHADES
@@ -36,7 +36,7 @@ def health_lines(found: Health, layer: int | None, width: int, ascii_only: bool 
     ]
 
 
-def _load(found: Health, width: int, shades: str) -> list[Text]:
+def _load(found: ExpertUsage, width: int, shades: str) -> list[Text]:
     rows = [(f"L{each.layer + 1}", each.load) for each in found.layers]
     return [Text("load: 1 is a fair share", "dim"), *heat_map(rows, 2.0, width, shades, "{:.2f}")]
 
@@ -88,9 +88,9 @@ def _shade(value: float, most: float, shades: str) -> str:
     return shades[0] if value == 0 else shades[max(1, min(4, 1 + int(4 * place)))]
 
 
-def _measures(found: Health, width: int) -> list[Text]:
+def _measures(found: ExpertUsage, width: int) -> list[Text]:
     rows = [
-        (f"L{each.layer + 1}", percent(each.worst, True), _experts(each.dead), _share(each.dropped),
+        (f"L{each.layer + 1}", percent(each.max_violation, True), _experts(each.dead), _share(each.dropped),
          "-" if each.entropy is None else f"{each.entropy:.2f}")
         for each in found.layers
     ]  # fmt: skip
@@ -109,12 +109,12 @@ def _experts(dead: Sequence[int]) -> str:
     return "none" if not dead else ",".join(names) + (f" and {len(dead) - 4} more" if len(dead) > 4 else "")
 
 
-def _over_time(found: Health, width: int, ascii_only: bool) -> list[Text]:
+def _over_time(found: ExpertUsage, width: int, ascii_only: bool) -> list[Text]:
     """How uneven the load was, and how far choices had settled, at the evaluations of training."""
     room = CURVE_WIDTH if width >= 100 else 12
     rows = []
     for each in found.layers:
-        violation, settled = [y for _, y in each.max_violation], [y for _, y in each.saturation]
+        violation, settled = [y for _, y in each.max_violation_over_time], [y for _, y in each.saturation]
         if len(violation) > 1:
             rows.append(
                 (
@@ -143,7 +143,7 @@ def _curve(values: Sequence[float], room: int, ascii_only: bool, signed: bool) -
     return f"{percent(values[0], signed)} {drawn} {percent(values[-1], signed)}"
 
 
-def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades: str) -> list[Text]:
+def _details(shown: LayerUsage, found: ExpertUsage, chosen: bool, width: int, shades: str) -> list[Text]:
     name = f"L{shown.layer + 1}"
     lines: list[Text] = []
     if shown.by_domain:
@@ -190,10 +190,10 @@ def _details(shown: LayerHealth, found: Health, chosen: bool, width: int, shades
     return lines
 
 
-def _ceiling(shown: LayerHealth, k: int | None) -> str:
+def _ceiling(shown: LayerUsage, k: int | None) -> str:
     """That a token's choices are of k experts, so that no share is larger than 1 / k; nothing where that does not hold."""
     tokens = [token for tokens in shown.top_tokens for token in tokens]
-    if not k or k == 1 or any(k * token.times > token.total for token in tokens):
+    if not k or k == 1 or any(k * token.count > token.total for token in tokens):
         return ""
     return f": at most {percent(1 / k)}, for each token chooses {k}"
 
@@ -201,7 +201,7 @@ def _ceiling(shown: LayerHealth, k: int | None) -> str:
 def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
     line = f"E{number + 1:<4}"
     for token in tokens:
-        share = f"{100 * token.times / token.total:.0f} %" if token.total else "-"
+        share = f"{100 * token.count / token.total:.0f} %" if token.total else "-"
         piece = f" {spelled(token)} {share} "
         if len(line) + len(piece) > width:
             break
@@ -210,7 +210,7 @@ def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
 
 
 def spelled(token: TopToken) -> str:
-    """The text of a token in quotes, line ends and the like as escapes; its id where nobody knows it."""
+    """The text of a token in quotes, line ends and the like as escapes; its id where the text is not recorded."""
     if token.text is None or "\ufffd" in token.text:
         return f"#{token.token}"
     return printable(repr(token.text[:20]))

@@ -12,7 +12,7 @@ from moe_cli.report.columns import required_columns, truncate_left
 from moe_cli.report.configuration import Configuration, pareto_front
 from moe_cli.report.curves import thinned_curves
 from moe_cli.report.html.page_data import label_of
-from moe_cli.report.render.charts import number_of
+from moe_cli.report.render.terminal_chart import number_of
 from moe_cli.report.run_row import comparison_key
 from moe_cli.report.table import ReportTable
 from moe_cli.runs.folder import Run
@@ -82,7 +82,7 @@ def _points(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], sco
 
 
 def _count_in_thousands(axes: "Axes") -> None:
-    """1.2M where else a power of ten would stand beside the axis, in the way of its name."""
+    """Writes 1.2M: a power of ten at the end of the axis would cover its name."""
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -12,11 +12,12 @@ from rich.text import Text
 from moe_cli.formatting import BARS, DIGITS
 from moe_cli.report.columns import CURVE, CURVE_WIDTH, DROP_ORDER, PLUS_MINUS, Column, curve_column, required_columns
 from moe_cli.report.configuration import JSON_KEYS, Configuration
+from moe_cli.report.render import terminal
 from moe_cli.report.render.captions import footer_lines, header_lines, hidden_columns_note
+from moe_cli.report.render.terminal import GAP, TextColumn
 from moe_cli.report.run_row import Cell
 from moe_cli.report.table import ReportTable
 
-GAP = "  "
 BEST, LOWEST, RECOMMENDED, PARETO = "best", "lowest", "recommended", "pareto"
 IN_BOLD = (BEST, RECOMMENDED)
 
@@ -51,19 +52,16 @@ def table_lines(table: ReportTable, title: str, width: int, curves: bool = True)
     ):
         cells[curve.name], widths[curve.name] = [curve.write(row) for row in table.rows], CURVE_WIDTH
         kept.append(curve)
-    header = _line([_pad(column.heading, widths[column.name], column.left) for column in kept])
-    lines = [Text(header.rstrip(), "dim")]
-    for index, mark in enumerate(marks):
-        line = _line([_pad(cells[column.name][index], widths[column.name], column.left) for column in kept])
-        chosen = mark in IN_BOLD
-        marked = Text.assemble((line, "bold" if chosen else ""), GAP, (mark, "bold green" if chosen else "dim"))
-        lines.append(marked if mark else Text(line.rstrip()))
+    bold = ["bold" if mark in IN_BOLD else "" for mark in marks]
+    columns = [TextColumn(each.heading, cells[each.name], align_left=each.left, styles=bold) for each in kept]
+    columns.append(TextColumn("", marks, align_left=True, styles=["bold green" if each else "dim" for each in bold]))
+    lines = terminal.table_lines(columns, None)
     missing = hidden_columns_note([column.heading for column in table.columns if column not in kept], width)
     return [*header_lines(table, title, width), Text(), *lines, Text(), *footer_lines(table, width), *missing]
 
 
 def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], width: int) -> list[Column]:
-    """Those that stand side by side in so many characters, after the least important have left."""
+    """The columns that fit into `width` characters when the least important are dropped."""
     widths = {
         column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
         for column in columns
@@ -79,15 +77,6 @@ def mark_of(row: Configuration, table: ReportTable) -> str:
     if lowest and (recommended or table.by_run):
         return BEST
     return LOWEST if lowest else RECOMMENDED if recommended else PARETO if front else ""
-
-
-def _line(cells: Sequence[str]) -> str:
-    return GAP.join(cells)
-
-
-def _pad(text: str, width: int, left: bool) -> str:
-    space = " " * (width - cell_len(text))
-    return text + space if left else space + text
 
 
 def _aligned(cells: Sequence[str]) -> list[str]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from moe_cli.errors import ConfigError
-from moe_cli.report.scaling.laws import LAWS, Centre, Law, make_centre
-from moe_cli.report.scaling.points import Array, Points
+from moe_cli.report.scaling.laws import LAWS, Law, Normalisation, make_normalisation
+from moe_cli.report.scaling.least_squares import jacobian, minimise
+from moe_cli.report.scaling.observations import Array, Points
 from moe_cli.report.scaling.seeds import SeedEffect, seed_effect
-from moe_cli.report.scaling.solve import jacobian, minimise
 
 AUTO = "auto"
 STARTS, FINALISTS, SAMPLES, FOLDS, ROUNDS = 96, 8, 200, 5, 100
@@ -28,14 +28,14 @@ LEVEL = 1.1
 UNKNOWN, DEGENERATE = 5.0, 1e-9
 SEED = 20240212
 CONFIDENCE = 0.95
-MORE = {
+REMEDY_COMMAND = {
     "params": "moe sweep scaling",
     "active": "moe sweep scaling",
     "expansion": "moe sweep scaling expert=1,2,4,8,16,32",
     "tokens": "moe sweep scaling train.tokens=262144,524288,1048576,2097152",
     "granularity": "moe sweep granularity",
 }
-WORDS = {
+COLUMN_DESCRIPTION = {
     "params": "sizes of model",
     "active": "sizes of model",
     "expansion": "ratios expert/k",
@@ -44,12 +44,12 @@ WORDS = {
 }
 
 
-class Unsupported(ConfigError):
+class NotIdentifiable(ConfigError):
     """The points cannot tell the constants of this law."""
 
 
 @dataclass(frozen=True)
-class Constant:
+class Coefficient:
     """One constant of a law, with its 95 % bootstrap interval."""
 
     name: str
@@ -59,7 +59,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedLaw:
     """A law that was not chosen: its held-out error, or why it could not be fitted at all."""
 
     law: str
@@ -94,13 +94,13 @@ class Fit:
 
     law: Law
     points: Points
-    centre: Centre
+    normalisation: Normalisation
     theta: Array
     samples: Array
     scale: float
-    constants: tuple[Constant, ...]
+    constants: tuple[Coefficient, ...]
     held_out: float
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[RejectedLaw, ...] = ()
     level_shifts: Array = field(default_factory=lambda: np.zeros(1))
 
     @property
@@ -127,13 +127,13 @@ class Fit:
 
     def log_loss(self, points: Points) -> Array:
         """What the law says of other points [M]."""
-        result: Array = self.law.log_loss(self.theta[None, :], points, self.centre)[0]
+        result: Array = self.law.log_loss(self.theta[None, :], points, self.normalisation)[0]
         return result
 
     def sampled(self, points: Points) -> Array:
         """The same by every bootstrap sample [B, M]."""
         with np.errstate(all="ignore"):
-            return self.law.log_loss(self.samples, points, self.centre)
+            return self.law.log_loss(self.samples, points, self.normalisation)
 
 
 def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
@@ -141,35 +141,35 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
 
     Raises:
         ConfigError: there is no such law.
-        Unsupported: the points cannot support it, or any.
+        NotIdentifiable: the points cannot support it, or any.
     """
     if law != AUTO:
         if law not in LAWS:
             raise ConfigError(f"no scaling law '{law}'. There are: {', '.join(LAWS)}, and auto.")
         return fit_law(points, law, samples)
     found: list[Fit] = []
-    rejected: list[Rejected] = []
+    rejected: list[RejectedLaw] = []
     for name in LAWS:
         try:
             each = fit_law(points, name, 0)
-        except Unsupported as error:
-            rejected.append(Rejected(name, None, str(error)))
+        except NotIdentifiable as error:
+            rejected.append(RejectedLaw(name, None, str(error)))
             continue
         if len(each.points) < len(points):
-            rejected.append(Rejected(name, None, f"{name} has no term for dense runs. Fit the others: --law {name}"))
+            rejected.append(RejectedLaw(name, None, f"{name} has no term for dense runs. Fit the others: --law {name}"))
         else:
             found.append(each)
     if not found:
-        raise Unsupported(_none(rejected))
+        raise NotIdentifiable(_none(rejected))
     best = min(found, key=lambda each: each.held_out)
-    rejected += [Rejected(each.law.name, each.held_out, None) for each in found if each is not best]
+    rejected += [RejectedLaw(each.law.name, each.held_out, None) for each in found if each is not best]
     order = list(LAWS)
     return replace(
         _with_samples(best, samples), rejected=tuple(sorted(rejected, key=lambda each: order.index(each.law)))
     )
 
 
-def _none(rejected: list[Rejected]) -> str:
+def _none(rejected: list[RejectedLaw]) -> str:
     """The reasons in at most three lines: that of the law that asks for least."""
     wanted = next((each for each in rejected if each.law == "ludziejewski"), rejected[0])
     return f"these runs support none of the laws {', '.join(each.law for each in rejected)}.\n{wanted.reason}"
@@ -179,7 +179,7 @@ def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
     """One law by name, in the fullest form the points support: without saturation where there are few expansions.
 
     Raises:
-        Unsupported: they support none, with what is missing and the command that makes it.
+        NotIdentifiable: they support none, with what is missing and the command that makes it.
     """
     reasons = []
     for law in LAWS[name]:
@@ -187,7 +187,7 @@ def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
         try:
             check_support(law, chosen)
             return _with_samples(_fitted(law, chosen), samples)
-        except Unsupported as error:
+        except NotIdentifiable as error:
             reasons.append(error)
     raise reasons[-1]
 
@@ -204,36 +204,36 @@ def levels(values: Array) -> int:
 
 
 def check_support(law: Law, points: Points) -> None:
-    """Raises Unsupported where there is too little to tell the constants apart."""
+    """Raises NotIdentifiable where there is too little to tell the constants apart."""
     for column in law.constant:
         values = getattr(points, column)
         if levels(values) > 1:
             span = f"{min(values):.3g} to {max(values):.3g}"
-            raise Unsupported(
-                f"{law.name} has no term for {WORDS[column].split()[-1]}, of which these runs have {levels(values)} levels ({span}).\n"
+            raise NotIdentifiable(
+                f"{law.name} has no term for {COLUMN_DESCRIPTION[column].split()[-1]}, and these runs have {levels(values)} levels of it ({span}).\n"
                 f"Give runs of one level with --where, or fit another law: --law ludziejewski"
             )
     for column, least in law.distinct.items():
         there = levels(getattr(points, column))
         if there < least:
-            raise Unsupported(
-                f"{law.name} needs at least {least} {WORDS[column]}; these runs have {there}.\n"
-                f"Make more: {MORE[column]}"
+            raise NotIdentifiable(
+                f"{law.name} needs at least {least} {COLUMN_DESCRIPTION[column]}; these runs have {there}.\n"
+                f"Make more: {REMEDY_COMMAND[column]}"
             )
     size = points.num_configurations
     if size < len(law.names) + 2:
-        raise Unsupported(
+        raise NotIdentifiable(
             f"{law.name} has {len(law.names)} constants and needs at least {len(law.names) + 2} configurations; there are "
             f"{size}.\nMake more: moe sweep scaling"
         )
 
 
 def _fitted(law: Law, points: Points) -> Fit:
-    centre = make_centre(points)
+    normalisation = make_normalisation(points)
     target = np.log(points.loss)[None, :]
 
     def model(theta: Array) -> Array:
-        return law.log_loss(theta, points, centre)
+        return law.log_loss(theta, points, normalisation)
 
     starts = np.random.default_rng(SEED).uniform(law.low, law.high, (STARTS, len(law.low)))
     first = minimise(model, target, starts, FIRST_DELTA, 20)
@@ -244,12 +244,14 @@ def _fitted(law: Law, points: Points) -> Fit:
     last = minimise(model, target, np.vstack([theta[None], second.theta]), HUBER * scale, 200)
     theta = last.theta[np.argmin(last.cost)]
     if not np.isfinite(theta).all() or not math.isfinite(last.cost.min()):
-        raise Unsupported(f"no constants of {law.name} describe these runs.\nTry another law: --law ludziejewski")
+        raise NotIdentifiable(f"no constants of {law.name} describe these runs.\nTry another law: --law ludziejewski")
     residuals = model(theta[None])[0] - target[0]
     scale = robust_scale(residuals, len(theta))
     _check_identified(law, jacobian(model, theta[None])[0], scale)
-    constants = tuple(Constant(name, value, value, value) for name, value in law.public(theta, centre).items())
-    found = Fit(law, points, centre, theta, theta[None], scale, constants, math.nan)
+    constants = tuple(
+        Coefficient(name, value, value, value) for name, value in law.to_paper_constants(theta, normalisation).items()
+    )
+    found = Fit(law, points, normalisation, theta, theta[None], scale, constants, math.nan)
     return replace(found, held_out=_held_out(found))
 
 
@@ -265,7 +267,7 @@ def make_noise(residuals: Array, num_free: int) -> Noise:
 
 
 def _check_identified(law: Law, slopes: Array, scale: float) -> None:
-    """Raises Unsupported when some direction of the constants changes no prediction, or one of them may be anything."""
+    """Raises NotIdentifiable when some direction of the constants changes no prediction, or one of them may be anything."""
     sizes = np.linalg.norm(slopes, axis=0)
     worst = law.names[int(np.argmin(sizes))]
     if sizes.min() > DEGENERATE * sizes.max():
@@ -276,7 +278,7 @@ def _check_identified(law: Law, slopes: Array, scale: float) -> None:
             worst = law.names[int(np.argmax(errors))]
             if errors.max() < UNKNOWN:
                 return
-    raise Unsupported(
+    raise NotIdentifiable(
         f"these runs cannot tell the constant {worst} of {law.name}: any value fits as well.\n"
         f"They span too little, or scatter too much. Make more: moe sweep scaling --seeds 3"
     )
@@ -294,11 +296,11 @@ def _with_samples(found: Fit, samples: int) -> Fit:
     points, theta = found.points, found.theta
 
     def model(free: Array) -> Array:
-        return found.law.log_loss(free, points, found.centre)
+        return found.law.log_loss(free, points, found.normalisation)
 
     fitted = model(theta[None])
     slopes = jacobian(model, theta[None])[0]
-    residuals = _enlarged(np.log(points.loss) - fitted[0], slopes, points.cluster)
+    residuals = _cr3_residuals(np.log(points.loss) - fitted[0], slopes, points.cluster)
     rng = np.random.default_rng(SEED)
     clusters, places = np.unique(points.cluster, return_inverse=True)
     signs = rng.choice([-1.0, 1.0], (samples, len(clusters)))[:, places]
@@ -309,12 +311,12 @@ def _with_samples(found: Fit, samples: int) -> Fit:
     drawn = drawn + shifts[:, None] * np.isin(found.law.names, found.law.level)
     finite = np.isfinite(drawn).all(1)
     drawn, shifts = drawn[finite], shifts[finite]
-    values = [found.law.public(each, found.centre) for each in drawn]
+    values = [found.law.to_paper_constants(each, found.normalisation) for each in drawn]
     constants = tuple(_interval(each, [value[each.name] for value in values]) for each in found.constants)
     return replace(found, samples=drawn, constants=constants, level_shifts=shifts)
 
 
-def _enlarged(residuals: Array, slopes: Array, clusters: Array) -> Array:
+def _cr3_residuals(residuals: Array, slopes: Array, clusters: Array) -> Array:
     """(I - H_cc)^-1 r_c for each configuration c, its errors had it been left out (CR3, Cameron and Miller 2015)."""
     pull = slopes @ np.linalg.pinv(slopes)
     result = residuals.copy()
@@ -326,7 +328,7 @@ def _enlarged(residuals: Array, slopes: Array, clusters: Array) -> Array:
     return result
 
 
-def _interval(constant: Constant, values: list[float]) -> Constant:
+def _interval(constant: Coefficient, values: list[float]) -> Coefficient:
     low, high = quantiles(np.array(values))
     return replace(constant, low=float(low), high=float(high))
 
@@ -346,15 +348,15 @@ def _held_out(found: Fit) -> float:
     errors = []
     for fold in range(min(FOLDS, len(order))):
         out = np.isin(points.cluster, order[fold::FOLDS])
-        theta = _again(found, points.take(~out))
-        errors.append(law.log_loss(theta[None], points.take(out), found.centre)[0] - np.log(points.loss[out]))
+        theta = _refit(found, points.take(~out))
+        errors.append(law.log_loss(theta[None], points.take(out), found.normalisation)[0] - np.log(points.loss[out]))
     return float(np.sqrt((np.concatenate(errors) ** 2).mean()))
 
 
-def _again(found: Fit, points: Points) -> Array:
+def _refit(found: Fit, points: Points) -> Array:
     """The law fitted to a part of the points, from where it lies for all of them."""
 
     def model(theta: Array) -> Array:
-        return found.law.log_loss(theta, points, found.centre)
+        return found.law.log_loss(theta, points, found.normalisation)
 
     return minimise(model, np.log(points.loss)[None], found.theta[None], HUBER * found.scale, 60).theta[0]  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """The forms of four scaling laws, each with its source, what it needs to be fitted, and its constants.
 
 A law is a function of free numbers theta that are all of order one: N and D are taken relative to their geometric means,
-and constants that must be positive are logarithms. `public` turns theta into the constants of the paper.
+and constants that must be positive are logarithms. `to_paper_constants` turns theta into the constants of the paper.
 B sets of constants at once, P free numbers, M runs.
 """
 
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from moe_cli.report.scaling.points import Array, Points
+from moe_cli.report.scaling.observations import Array, Points
 
 Constants = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Centre:
+class Normalisation:
     """Geometric means of the points that are fitted: of all and of active parameters, and of tokens."""
 
     params: float
@@ -26,9 +26,9 @@ class Centre:
     tokens: float
 
 
-def make_centre(points: Points) -> Centre:
+def make_normalisation(points: Points) -> Normalisation:
     means = [math.exp(np.log(values).mean()) for values in (points.params, points.active, points.tokens)]
-    return Centre(*means)
+    return Normalisation(*means)
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Law:
         equation, source: as in the paper.
         names: of the free numbers, in order.
         low, high: the box from which starting points are drawn.
-        log_loss: (theta [B, P], points [M], centre) -> log L [B, M], complex-analytic in theta.
-        public: (theta [P], centre) -> the paper's constants.
+        log_loss: (theta [B, P], points [M], normalisation) -> log L [B, M], complex-analytic in theta.
+        to_paper_constants: (theta [P], normalisation) -> the paper's constants.
         distinct: how many distinct values of each of Points' columns it takes to tell the constants apart.
         constant: columns that must not vary, since the form has no term for them.
         level: the free numbers that log loss is added to: log L(theta + x level) = log L(theta) + x.
@@ -52,8 +52,8 @@ class Law:
     names: tuple[str, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    log_loss: Callable[[Array, Points, Centre], Array]
-    public: Callable[[Array, Centre], Constants]
+    log_loss: Callable[[Array, Points, Normalisation], Array]
+    to_paper_constants: Callable[[Array, Normalisation], Constants]
     distinct: Mapping[str, int]
     level: tuple[str, ...]
     constant: tuple[str, ...] = ()
@@ -83,83 +83,85 @@ def _saturation(start: float, span: float) -> Constants:
     return {"E_start": first, "E_max": first + math.exp(min(span, 700.0))}
 
 
-def _clark_shape(a: Array, b: Array, c: Array, d: Array, log_e: Array, points: Points, centre: Centre) -> Array:
+def _clark_shape(
+    a: Array, b: Array, c: Array, d: Array, log_e: Array, points: Points, normalisation: Normalisation
+) -> Array:
     """In natural logarithms the coefficients a and b are the same, c is divided by ln 10, d multiplied by it."""
-    size = np.log(points.active[None, :] / centre.active)
+    size = np.log(points.active[None, :] / normalisation.active)
     result: Array = a * size + b * log_e + c * size * log_e + d
     return result
 
 
-def _clark(theta: Array, points: Points, centre: Centre) -> Array:
+def _clark(theta: Array, points: Points, normalisation: Normalisation) -> Array:
     a, b, c, d = _columns(theta)
-    return _clark_shape(a, b, c, d, np.log(points.expansion[None, :]), points, centre)
+    return _clark_shape(a, b, c, d, np.log(points.expansion[None, :]), points, normalisation)
 
 
-def _clark_saturating(theta: Array, points: Points, centre: Centre) -> Array:
+def _clark_saturating(theta: Array, points: Points, normalisation: Normalisation) -> Array:
     a, b, c, d, start, span = _columns(theta)
-    return _clark_shape(a, b, c, d, _log_expansion(start, span, points), points, centre)
+    return _clark_shape(a, b, c, d, _log_expansion(start, span, points), points, normalisation)
 
 
-def _clark_public(theta: Array, centre: Centre) -> Constants:
+def _clark_constants(theta: Array, normalisation: Normalisation) -> Constants:
     """log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d, from what is centred at N0 and in ln."""
     a, b, c, d = theta[:4]
-    size = math.log(centre.active)
+    size = math.log(normalisation.active)
     found = {"a": a, "b": b - c * size, "c": c * math.log(10), "d": (d - a * size) / math.log(10)}
     return found if len(theta) == 4 else {**found, **_saturation(theta[4], theta[5])}
 
 
-def _krajewski(theta: Array, points: Points, centre: Centre) -> Array:
+def _krajewski(theta: Array, points: Points, normalisation: Normalisation) -> Array:
     c, g, gamma, a, alpha, b, beta = _columns(theta)
-    size = np.log(points.params[None, :] / centre.params)
-    tokens = np.log(points.tokens[None, :] / centre.tokens)
+    size = np.log(points.params[None, :] / normalisation.params)
+    tokens = np.log(points.tokens[None, :] / normalisation.tokens)
     fine = np.exp(g - gamma * np.log(points.granularity[None, :])) + np.exp(a)
     return np.log(np.exp(c) + fine * np.exp(-alpha * size) + np.exp(b - beta * tokens))  # type: ignore[no-any-return]
 
 
-def _krajewski_public(theta: Array, centre: Centre) -> Constants:
+def _krajewski_constants(theta: Array, normalisation: Normalisation) -> Constants:
     c, g, gamma, a, alpha, b, beta = theta
-    size, tokens = centre.params**alpha, centre.tokens**beta
+    size, tokens = normalisation.params**alpha, normalisation.tokens**beta
     return {"c": math.exp(c), "g": math.exp(g) * size, "gamma": gamma, "a": math.exp(a) * size, "alpha": alpha,
             "b": math.exp(b) * tokens, "beta": beta}  # fmt: skip
 
 
-def _abnar(theta: Array, points: Points, centre: Centre) -> Array:
+def _abnar(theta: Array, points: Points, normalisation: Normalisation) -> Array:
     a, alpha, b, beta, c, lam, d, delta, gamma, e = _columns(theta)
-    size = np.log(points.params[None, :] / centre.params)
-    tokens = np.log(points.tokens[None, :] / centre.tokens)
+    size = np.log(points.params[None, :] / normalisation.params)
+    tokens = np.log(points.tokens[None, :] / normalisation.tokens)
     dense = np.log(points.density[None, :])
     terms = np.exp(a - alpha * size) + np.exp(b - beta * tokens) + np.exp(c - lam * dense)
     return np.log(terms + np.exp(d - delta * dense - gamma * size) + np.exp(e))  # type: ignore[no-any-return]
 
 
-def _abnar_public(theta: Array, centre: Centre) -> Constants:
+def _abnar_constants(theta: Array, normalisation: Normalisation) -> Constants:
     a, alpha, b, beta, c, lam, d, delta, gamma, e = theta
-    return {"a": math.exp(a) * centre.params**alpha, "alpha": alpha, "b": math.exp(b) * centre.tokens**beta, "beta": beta,
-            "c": math.exp(c), "lambda": lam, "d": math.exp(d) * centre.params**gamma, "delta": delta, "gamma": gamma,
+    return {"a": math.exp(a) * normalisation.params**alpha, "alpha": alpha, "b": math.exp(b) * normalisation.tokens**beta, "beta": beta,
+            "c": math.exp(c), "lambda": lam, "d": math.exp(d) * normalisation.params**gamma, "delta": delta, "gamma": gamma,
             "e": math.exp(e)}  # fmt: skip
 
 
-def _joint_shape(parts: list[Array], log_e: Array, points: Points, centre: Centre) -> Array:
+def _ludziejewski_shape(parts: list[Array], log_e: Array, points: Points, normalisation: Normalisation) -> Array:
     a, delta, alpha, gamma, b, omega, beta, zeta, c = parts
-    size = np.log(points.active[None, :] / centre.active)
-    tokens = np.log(points.tokens[None, :] / centre.tokens)
+    size = np.log(points.active[None, :] / normalisation.active)
+    tokens = np.log(points.tokens[None, :] / normalisation.tokens)
     of_size = np.exp(a + delta * log_e + (alpha + gamma * log_e) * size)
     of_tokens = np.exp(b + omega * log_e + (beta + zeta * log_e) * tokens)
     return np.log(of_size + of_tokens + np.exp(c))  # type: ignore[no-any-return]
 
 
-def _joint(theta: Array, points: Points, centre: Centre) -> Array:
-    return _joint_shape(_columns(theta), np.log(points.expansion[None, :]), points, centre)
+def _ludziejewski(theta: Array, points: Points, normalisation: Normalisation) -> Array:
+    return _ludziejewski_shape(_columns(theta), np.log(points.expansion[None, :]), points, normalisation)
 
 
-def _joint_saturating(theta: Array, points: Points, centre: Centre) -> Array:
+def _ludziejewski_saturating(theta: Array, points: Points, normalisation: Normalisation) -> Array:
     *parts, start, span = _columns(theta)
-    return _joint_shape(parts, _log_expansion(start, span, points), points, centre)
+    return _ludziejewski_shape(parts, _log_expansion(start, span, points), points, normalisation)
 
 
-def _joint_public(theta: Array, centre: Centre) -> Constants:
+def _ludziejewski_constants(theta: Array, normalisation: Normalisation) -> Constants:
     a, delta, alpha, gamma, b, omega, beta, zeta, c = theta[:9]
-    size, tokens = math.log(centre.active), math.log(centre.tokens)
+    size, tokens = math.log(normalisation.active), math.log(normalisation.tokens)
     found = {"a": math.exp(a - alpha * size), "delta": delta - gamma * size, "alpha": alpha, "gamma": gamma,
              "b": math.exp(b - beta * tokens), "omega": omega - zeta * tokens, "beta": beta, "zeta": zeta,
              "c": math.exp(c)}  # fmt: skip
@@ -184,27 +186,27 @@ _LEVELS = {"active": 3, "expansion": 3}
 LAWS: dict[str, tuple[Law, ...]] = {
     "clark": (
         Law("clark", CLARK, CLARK_SOURCE, (*_CLARK_NAMES, "E_start", "E_max"), (*_CLARK_LOW, 0.0, 2.0), (*_CLARK_HIGH, 1.0, 6.0),
-            _clark_saturating, _clark_public, {"active": 3, "expansion": TO_SATURATE}, ("d",), ("tokens",)),
+            _clark_saturating, _clark_constants, {"active": 3, "expansion": TO_SATURATE}, ("d",), ("tokens",)),
         Law("clark", CLARK.replace(", E^ saturating in E/k", ", E^ = E/k"), CLARK_SOURCE, _CLARK_NAMES, _CLARK_LOW, _CLARK_HIGH,
-            _clark, _clark_public, _LEVELS, ("d",), ("tokens",)),
+            _clark, _clark_constants, _LEVELS, ("d",), ("tokens",)),
     ),
     "krajewski": (
         Law("krajewski", "L = c + (g / G^gamma + a) / N^alpha + b / D^beta,  N all parameters, G = d_ff / d_expert",
             "Krajewski et al. 2024, arXiv:2402.07871", ("c", "g", "gamma", "a", "alpha", "b", "beta"),
-            (-3.0, -4.0, 0.2, -4.0, 0.05, -4.0, 0.05), (1.0, 1.0, 1.5, 1.0, 0.8, 1.0, 0.8), _krajewski, _krajewski_public,
+            (-3.0, -4.0, 0.2, -4.0, 0.05, -4.0, 0.05), (1.0, 1.0, 1.5, 1.0, 0.8, 1.0, 0.8), _krajewski, _krajewski_constants,
             {"params": 3, "granularity": 3, "tokens": 3}, ("c", "g", "a", "b"), ("expansion",)),
     ),
     "abnar": (
         Law("abnar", "L = a/N^alpha + b/D^beta + c/(1-S)^lambda + d/((1-S)^delta N^gamma) + e,  N all parameters, S = (E-k)/E",
             "Abnar et al. 2025, arXiv:2501.12370", ("a", "alpha", "b", "beta", "c", "lambda", "d", "delta", "gamma", "e"),
             (-4.0, 0.05, -4.0, 0.05, -4.0, -0.6, -4.0, -0.3, 0.05, -3.0), (1.0, 0.8, 1.0, 0.8, 0.0, 0.2, 1.0, 0.6, 0.8, 1.0), _abnar,
-            _abnar_public, {"params": 4, "expansion": 4, "tokens": 3}, ("a", "b", "c", "d", "e")),
+            _abnar_constants, {"params": 4, "expansion": 4, "tokens": 3}, ("a", "b", "c", "d", "e")),
     ),
     "ludziejewski": (
         Law("ludziejewski", JOINT, JOINT_SOURCE, (*_JOINT_NAMES, "E_start", "E_max"), (*_JOINT_LOW, 0.0, 2.0),
-            (*_JOINT_HIGH, 1.0, 6.0), _joint_saturating, _joint_public, {"active": 3, "expansion": TO_SATURATE, "tokens": 3},
+            (*_JOINT_HIGH, 1.0, 6.0), _ludziejewski_saturating, _ludziejewski_constants, {"active": 3, "expansion": TO_SATURATE, "tokens": 3},
             ("a", "b", "c")),
-        Law("ludziejewski", JOINT + ", E^ = E/k", JOINT_SOURCE, _JOINT_NAMES, _JOINT_LOW, _JOINT_HIGH, _joint, _joint_public,
+        Law("ludziejewski", JOINT + ", E^ = E/k", JOINT_SOURCE, _JOINT_NAMES, _JOINT_LOW, _JOINT_HIGH, _ludziejewski, _ludziejewski_constants,
             {**_LEVELS, "tokens": 3}, ("a", "b", "c")),
     ),
 }  # fmt: skip

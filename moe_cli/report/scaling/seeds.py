@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_cli.report.scaling.points import Array
+from moe_cli.report.scaling.observations import Array
 
 
 @dataclass(frozen=True)

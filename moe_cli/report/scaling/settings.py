@@ -11,9 +11,9 @@ from moe_cli.config.schema import BUDGETS
 from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.report.baseline import overrides_of
-from moe_cli.report.load import flatten
+from moe_cli.report.load import flat_settings
 from moe_cli.report.run_row import RunRow
-from moe_cli.report.scaling.points import Points, expansion, granularity
+from moe_cli.report.scaling.observations import Points, expansion, granularity
 
 DEFAULT_VOCAB_SIZE = 256
 
@@ -35,7 +35,7 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
     costs, steps = estimate_cost(config, vocab_size), training_steps(config, vocab_size)
     if steps is None:
         raise ConfigError(f"--predict '{text}': the budget is a time; give train.steps, train.tokens or train.flops.")
-    run = {"expert": config.expert, "k": config.k, **flatten(config.to_dict())}
+    run = {"expert": config.expert, "k": config.k, **flat_settings(config.to_dict())}
     tokens = float(steps * config.tokens_per_step)
     ratio = expansion(run)
     values = (costs.num_params, costs.num_active_params, ratio, 1 / ratio, granularity(run), tokens,

@@ -29,7 +29,7 @@ from moe_cli.distributed.launch import hard_exit
 from moe_cli.execution import worker
 from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spinning
 from moe_cli.files.writing import append
-from moe_cli.training.signals import follow
+from moe_cli.training.signals import exit_with_parent
 
 # What a run imports; torch's optimizers bring its compiler along at their first step.
 IMPORTED = ("torch._dynamo", "moe_cli.models.registry", "moe_cli.tasks.registry", "moe_cli.moe.backends.dispatch",
@@ -105,7 +105,7 @@ class ForkServerProcess:
             with append(Path(folder, "log.txt")) as log:
                 for descriptor in (1, 2):
                     os.dup2(log.fileno(), descriptor)
-            follow(parent)
+            exit_with_parent(parent)
             sys.argv = [str(worker.__file__), folder, outputs]
             code = worker.main(folder, outputs)
         except BaseException:

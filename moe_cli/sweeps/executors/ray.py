@@ -2,7 +2,7 @@
 
 The outputs folder must be on a file system that all nodes see, and this Python at the same path on all of them. A run whose
 node dies is started again on another and goes on from its last checkpoint; its old worker, should it live, notices that the
-actor above it is gone, saves and stops (see `training.signals.follow`).
+actor above it is gone, saves and stops (see `training.signals.exit_with_parent`).
 """
 
 import logging

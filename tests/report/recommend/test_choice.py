@@ -154,7 +154,7 @@ def test_the_declared_baseline_is_that_of_the_recommendation(tmp_path: Path) -> 
     assert "It beats balance=none by 9." in text
     assert "dense" not in text
     assert "expert=8 k=2 balance=switch,none --seeds" in text
-    assert answer.speed == pytest.approx(1.0)
+    assert answer.throughput_ratio == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,11 @@ def test_the_best_that_is_told_better_than_dense(tmp_path: Path) -> None:
     answer, text = found(tmp_path)
     assert answer.settings == {"expert": 16, "k": 2, "capacity": None, "router": "topk", "balance": "switch"}
     assert (answer.reason, answer.comparisons, answer.seeds) == ("better", 2, 3)
-    assert answer.gain is not None
-    assert answer.gain.difference == pytest.approx(1.70 / 1.83 - 1, abs=0.01)
+    assert answer.vs_baseline is not None
+    assert answer.vs_baseline.difference == pytest.approx(1.70 / 1.83 - 1, abs=0.01)
     assert answer.runner_up is not None
     assert (answer.runner_up.name, answer.runner_up.verdict) == ("expert=8 k=2", "worse")
-    assert (answer.weights, answer.speed, answer.memory) == pytest.approx((16, 0.5, 3))
+    assert (answer.params_ratio, answer.throughput_ratio, answer.memory_ratio) == pytest.approx((16, 0.5, 3))
     assert text.startswith(
         f"{ON}use expert=16 k=2 (topk, switch, dropless).\nIt beats the dense model of equal active parameters by "
     )
@@ -76,7 +76,12 @@ def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.825, EIGHT, noise=0.04)
     answer, text = found(tmp_path)
-    assert (answer.settings["expert"], answer.reason, answer.gain, answer.weights) == (1, "baseline", None, None)
+    assert (answer.settings["expert"], answer.reason, answer.vs_baseline, answer.params_ratio) == (
+        1,
+        "baseline",
+        None,
+        None,
+    )
     assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is better beyond doubt")
     assert "inconclusive with 3 seeds; about " in text
 
@@ -146,7 +151,7 @@ def test_without_a_dense_model(tmp_path: Path) -> None:
     make(tmp_path, 1.70, EIGHT)
     make(tmp_path, 1.76, SIXTEEN)
     answer, text = found(tmp_path)
-    assert (answer.reason, answer.gain, answer.equal_time) == ("untested", None, None)
+    assert (answer.reason, answer.vs_baseline, answer.equal_time) == ("untested", None, None)
     assert "Whether experts pay is not known" in text
     assert "expert=1,8" in answer.next
 
@@ -263,7 +268,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert " ".join(" ".join(lines).split()).startswith(f"{ON}use expert=8 k=2 (topk, switch, dropless).")
     assert max(len(line) for line in lines if "moe sweep" not in line) <= 70
     content = json.loads(recommendation(tmp_path, "--json").stdout)
-    assert (content["settings"]["expert"], content["gain"]["verdict"]) == (8, "better")
+    assert (content["settings"]["expert"], content["vs_baseline"]["verdict"]) == (8, "better")
     result = recommendation(tmp_path, "--allow-different", "cod")
     assert (2, True) == (result.exit_code, "Did you mean 'code'" in result.stderr), result.output
     with pytest.raises(ConfigError, match="no aspect"):
@@ -327,9 +332,9 @@ def test_costs_are_known_whichever_seeds_the_best_has(tmp_path: Path) -> None:
         complete(tmp_path, 2.0 + 0.001 * seed, "sparsity", {"tokens_per_second": 20_000.0}, seed=seed, **DENSE)
     for seed in (3, 4, 5):
         complete(tmp_path, 1.7 + 0.001 * seed, "mine", {"tokens_per_second": 10_000.0}, seed=seed, **EIGHT)
-    assert found(tmp_path)[0].speed == pytest.approx(0.5)
+    assert found(tmp_path)[0].throughput_ratio == pytest.approx(0.5)
     result = recommendation(tmp_path, "mine", "--json")
-    assert json.loads(result.stdout)["speed"] == pytest.approx(0.5)
+    assert json.loads(result.stdout)["throughput_ratio"] == pytest.approx(0.5)
 
 
 def test_baselines_from_elsewhere_are_of_one_kind(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from moe_cli.report.expert_usage import Health, health
-from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, health_lines, heat_map
+from moe_cli.report.expert_usage import ExpertUsage, read_expert_usage
+from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, expert_usage_lines, heat_map
 from tests.report.folders import complete
 
 
@@ -15,7 +15,7 @@ from tests.report.folders import complete
 def found(tmp_path: Path) -> Any:
     """A function that makes the health of a run with two layers of so many experts, and hostile names."""
 
-    def make(size: int) -> Health:
+    def make(size: int) -> ExpertUsage:
         run = complete(tmp_path, 1.8, expert=max(size, 2), k=2)
         lines = []
         for step in (10, 20):
@@ -29,7 +29,7 @@ def found(tmp_path: Path) -> Any:
                     "top_tokens": [[[1, 3, 4], [2, 1, 2]]] * size, "token_texts": {"1": "\x1b]0;x\x07", "2": "[red]"},
                 })  # fmt: skip
         (run.path / "routing.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-        return health(run)
+        return read_expert_usage(run)
 
     return make
 
@@ -58,7 +58,7 @@ def test_without_room_a_block_each_and_a_legend() -> None:
 @pytest.mark.parametrize("plain", [False, True])
 def test_lines_keep_to_the_width(found: Any, size: int, width: int, plain: bool) -> None:
     """Whatever the number of experts; nothing of a name can move the cursor, and ASCII is ASCII."""
-    lines = [each.plain for each in health_lines(found(size), None, width, plain)]
+    lines = [each.plain for each in expert_usage_lines(found(size), None, width, plain)]
     assert max(map(len, lines)) <= width
     assert all(line.isprintable() for line in lines)
     assert plain == all(line.isascii() for line in lines)
@@ -68,12 +68,12 @@ def test_lines_keep_to_the_width(found: Any, size: int, width: int, plain: bool)
 
 def test_the_layer_asked_for_is_shown(found: Any) -> None:
     """Counted from 1; without a wish the most uneven one, and it says how to see others."""
-    health = found(8)
-    worst = max(health.layers, key=lambda each: each.worst).layer + 1
-    text = "\n".join(each.plain for each in health_lines(health, None, 120))
+    usage = found(8)
+    worst = max(usage.layers, key=lambda each: each.max_violation).layer + 1
+    text = "\n".join(each.plain for each in expert_usage_lines(usage, None, 120))
     assert f"L{worst} is the most uneven layer. Others: --layer 1 to 2" in text
     for layer in (1, 2):
-        text = "\n".join(each.plain for each in health_lines(health, layer, 120))
+        text = "\n".join(each.plain for each in expert_usage_lines(usage, layer, 120))
         assert f"L{layer} domains:" in text
         assert f"L{layer} chosen together:" in text
         assert f"L{3 - layer} domains:" not in text
@@ -81,20 +81,20 @@ def test_the_layer_asked_for_is_shown(found: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "k", "times"), [("images", 2, 2), ("causal_lm", 2, 2), ("causal_lm", 2, 3), ("images", 1, 2)]
+    ("task", "k", "count"), [("images", 2, 2), ("causal_lm", 2, 2), ("causal_lm", 2, 3), ("images", 1, 2)]
 )
-def test_captions_say_what_is_counted(tmp_path: Path, task: str, k: int, times: int) -> None:
+def test_captions_say_what_is_counted(tmp_path: Path, task: str, k: int, count: int) -> None:
     """Patches and classes of images; the most that a share can be, where there is such a limit; what has settled."""
     run = complete(tmp_path, 1.8, expert=4, k=k)
     config = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps({**config, "k": k, "task": {"name": task}}))
     line = {
         "layer": 0, "tokens_per_expert": [1, 1, 1, 1], "saturation": {"10": 0.5, "20": 1.0},
-        "experts_by_domain": {"a": [1, 1, 0, 0]}, "top_tokens": [[[1, times, 4]]] * 4, "token_texts": {"1": "3:3"},
+        "experts_by_domain": {"a": [1, 1, 0, 0]}, "top_tokens": [[[1, count, 4]]] * 4, "token_texts": {"1": "3:3"},
     }  # fmt: skip
     lines = [json.dumps({**line, "step": step, "whole_split": step == 20}) for step in (10, 20)]
     (run.path / "routing.jsonl").write_text("\n".join(lines))
-    text = " ".join(" ".join(each.plain for each in health_lines(health(run), None, 120)).split())
+    text = " ".join(" ".join(each.plain for each in expert_usage_lines(read_expert_usage(run), None, 120)).split())
     assert (task == "images") == ("L1 domains (classes): %" in text) == ("L1 patches (row:column) that choose" in text)
-    assert (k == 2 and times == 2) == ("choices: at most 50 %, for each token chooses 2" in text)
+    assert (k == 2 and count == 2) == ("choices: at most 50 %, for each token chooses 2" in text)
     assert "as routed at the end: the share of all choices that had already become" in text

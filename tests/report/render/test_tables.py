@@ -16,7 +16,7 @@ from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import make_columns, truncate_left
 from moe_cli.report.configuration import JSON_KEYS, aggregate_seeds, shared_with_dense
 from moe_cli.report.intervals import mean_and_interval, paired_difference
-from moe_cli.report.load import UNITS, flatten, rows_below
+from moe_cli.report.load import UNITS, flat_settings, rows_below
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text, table_lines
 from moe_cli.report.run_row import settings_of
 from moe_cli.report.table import ReportQuery, ReportTable, build_table
@@ -205,7 +205,7 @@ def test_the_advised_command_makes_the_baseline(tmp_path: Path, settings: dict[s
     words = shlex.split(baseline_command(row))
     assert words[:3] == ["moe", "train", "expert=1"]
     advised = load_config(words[2:]).config
-    values = flatten(advised.to_dict())
+    values = flat_settings(advised.to_dict())
     shared = [name for name in shared_with_dense(settings_of(row.settings)) if row[name] is not None or name in values]
     assert {name: values.get(name) for name in shared} == {name: row[name] for name in shared}
     assert advised.seed == settings.get("seed", 0)

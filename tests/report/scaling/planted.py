@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_cli.report.scaling.points import Points
+from moe_cli.report.scaling.observations import Points
 
 SIZES, TOKENS, EXPERTS = (1e5, 3e5, 1e6, 3e6), (1e6, 4e6, 1.6e7), (1, 2, 4, 8)
 CLARK = {"a": -0.08, "b": -0.11, "c": 0.008, "d": 0.9}

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from moe_cli.cli.app import app
-from moe_cli.report.scaling.points import Points
+from moe_cli.report.scaling.observations import Points
 from tests.report.folders import complete
 from tests.report.html.pages import content_of
 from tests.report.scaling.planted import JOINT, joint
@@ -78,7 +78,7 @@ def test_the_planted_law_is_found(found: dict[str, Any]) -> None:
     assert all(each["low"] <= each["value"] <= each["high"] for each in found["constants"])
     assert 36 == len(found["dense_equivalents"])
     for each in found["dense_equivalents"]:
-        assert each["times"] is None or each["low"] <= each["times"] <= (each["high"] or math.inf)
+        assert each["compute_ratio"] is None or each["low"] <= each["compute_ratio"] <= (each["high"] or math.inf)
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_a_configuration_that_was_not_run(found: dict[str, Any]) -> None:
     """--predict gives a loss with its interval, and how far beyond what was run it lies."""
     near, far = found["predictions"]
     assert near["low"] < near["loss"] < near["high"]
-    assert far["beyond"] > 4 > near["beyond"]
+    assert far["extrapolation_factor"] > 4 > near["extrapolation_factor"]
     assert far["loss"] < near["loss"]
 
 

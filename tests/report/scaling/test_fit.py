@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moe_cli.errors import ConfigError
-from moe_cli.report.scaling.fit import Unsupported, fit, fit_law, levels, quantiles
-from moe_cli.report.scaling.points import Points
+from moe_cli.report.scaling.fit import NotIdentifiable, fit, fit_law, levels, quantiles
+from moe_cli.report.scaling.observations import Points
 from tests.report.scaling.planted import ABNAR, CLARK, JOINT, KRAJEWSKI, abnar, clark, grid, joint, krajewski
 
 
@@ -108,8 +108,8 @@ def test_auto_takes_the_least_error_held_out() -> None:
         ("ludziejewski", {"experts": (1, 8)}, "at least 3 ratios expert/k; these runs have 2.\nMake more: moe sweep scaling expert="),
         ("ludziejewski", {"tokens": (1e6, 2e6)}, "at least 3 numbers of training tokens; these runs have 2."),
         ("clark", {"sizes": (1e5,)}, "at least 3 sizes of model; these runs have 1."),
-        ("clark", {"tokens": (1e6, 2e6)}, "no term for tokens, of which these runs have 2 levels"),
-        ("krajewski", {}, "no term for expert/k, of which these runs have 3 levels (2 to 8)"),
+        ("clark", {"tokens": (1e6, 2e6)}, "no term for tokens, and these runs have 2 levels of it"),
+        ("krajewski", {}, "no term for expert/k, and these runs have 3 levels of it (2 to 8)"),
         ("krajewski", {"experts": (1, 8), "fine": (1, 2)}, "at least 3 granularities d_ff/d_expert; these runs have 2."),
         ("abnar", {"experts": (1, 2, 4)}, "at least 4 ratios expert/k; these runs have 3."),
     ],
@@ -119,7 +119,7 @@ def test_too_little_is_refused_with_what_to_run(name: str, design: dict[str, Any
     points = grid(
         lambda at: joint(at, **JOINT), **{"tokens": (1e6,) if name == "clark" else (1e6, 4e6, 1.6e7), **design}
     )
-    with pytest.raises(Unsupported) as caught:
+    with pytest.raises(NotIdentifiable) as caught:
         fit_law(points, name)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
@@ -130,7 +130,7 @@ def test_too_few_configurations_are_refused() -> None:
     points = grid(lambda at: joint(at, **JOINT), seeds=5, sizes=SQUARE, tokens=SQUARE, experts=(1, 2, 4))
     diagonal = points.take(np.isin(points.cluster, (0, 1, 2, 12, 13, 14, 24, 25, 26)))
     with pytest.raises(
-        Unsupported, match="ludziejewski has 9 constants and needs at least 11 configurations; there are 9"
+        NotIdentifiable, match="ludziejewski has 9 constants and needs at least 11 configurations; there are 9"
     ):
         fit_law(diagonal, "ludziejewski")
 
@@ -141,14 +141,14 @@ SQUARE = (1e5, 1e6, 1e7)
 def test_constants_that_change_nothing_are_refused() -> None:
     """Losses without any part that falls with tokens leave the constants of that part free."""
     points = grid(lambda at: joint(at, **{**JOINT, "b": 0.0}), noise=0.004)
-    with pytest.raises(Unsupported, match=r"cannot tell the constant .* of ludziejewski"):
+    with pytest.raises(NotIdentifiable, match=r"cannot tell the constant .* of ludziejewski"):
         fit_law(points, "ludziejewski")
 
 
 def test_no_law_says_why() -> None:
     """Auto on four runs: refused in at most three lines; and a law nobody knows is named."""
     with pytest.raises(
-        Unsupported, match=r"support none of the laws clark, krajewski, abnar, ludziejewski.\nludziejewski needs"
+        NotIdentifiable, match=r"support none of the laws clark, krajewski, abnar, ludziejewski.\nludziejewski needs"
     ):
         fit(grid(lambda at: joint(at, **JOINT), sizes=(1e5,), tokens=(1e6,)))
     with pytest.raises(ConfigError, match=r"no scaling law 'chinchilla'. There are: clark,"):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from moe_cli.report.scaling.laws import LAWS, Law, make_centre, saturated
-from moe_cli.report.scaling.solve import jacobian
+from moe_cli.report.scaling.laws import LAWS, Law, make_normalisation, saturated
+from moe_cli.report.scaling.least_squares import jacobian
 from tests.report.scaling.planted import FORMS, grid
 
 VARIANTS = [law for variants in LAWS.values() for law in variants]
@@ -24,19 +24,19 @@ def test_constants_are_those_of_the_paper(law: Law) -> None:
     """The paper's equation, written directly, with the public constants gives what the free numbers give."""
     points = grid(lambda at: np.ones(len(at)), fine=(1, 2, 8))
     for seed in range(3):
-        theta, centre = drawn(law, seed), make_centre(points)
-        expected = FORMS[law.name](points, **law.public(theta, centre))
-        assert expected == pytest.approx(np.exp(law.log_loss(theta[None], points, centre)[0]), rel=1e-9)
+        theta, normalisation = drawn(law, seed), make_normalisation(points)
+        expected = FORMS[law.name](points, **law.to_paper_constants(theta, normalisation))
+        assert expected == pytest.approx(np.exp(law.log_loss(theta[None], points, normalisation)[0]), rel=1e-9)
 
 
 @pytest.mark.parametrize("law", VARIANTS, ids=lambda law: f"{law.name}-{len(law.names)}")
 def test_derivatives_equal_scipys(law: Law) -> None:
     """The complex step gives the derivatives that finite differences approach."""
     points = grid(lambda at: np.ones(len(at)), fine=(1, 2))
-    theta, centre = drawn(law, 1), make_centre(points)
-    expected = approx_fprime(theta, lambda free: law.log_loss(free[None], points, centre)[0], 1e-7)
+    theta, normalisation = drawn(law, 1), make_normalisation(points)
+    expected = approx_fprime(theta, lambda free: law.log_loss(free[None], points, normalisation)[0], 1e-7)
     assert expected == pytest.approx(
-        jacobian(lambda free: law.log_loss(free, points, centre), theta[None])[0], abs=2e-5
+        jacobian(lambda free: law.log_loss(free, points, normalisation), theta[None])[0], abs=2e-5
     )
 
 
@@ -52,6 +52,6 @@ def test_level_moves_log_loss_alone(law: Law) -> None:
     """A shift of log loss that all configurations share is the same shift of the numbers that `level` names."""
     points = grid(lambda at: at.active**-0.1)
     theta = np.random.default_rng(0).uniform(law.low, law.high)
-    centre, level = make_centre(points), np.isin(law.names, law.level)
-    before, after = (law.log_loss((theta + x * level)[None], points, centre) for x in (0.0, 0.3))
+    normalisation, level = make_normalisation(points), np.isin(law.names, law.level)
+    before, after = (law.log_loss((theta + x * level)[None], points, normalisation) for x in (0.0, 0.3))
     assert before + 0.3 == pytest.approx(after, abs=1e-9)

@@ -31,7 +31,7 @@ function written(value, digits = 4, thousands = 1e4) {
   return size > 0 && size < 1e-3 ? String(Number(value.toExponential(2))) : String(Number(value.toPrecision(digits)));
 }
 
-// The marks of one axis, all in the same unit: 9.5k beside 10k, no two of them written alike.
+// The marks of one axis, all in the same unit: 9.5k next to 10k, no two of them written alike.
 function marks_of(ticks) {
   const thousands = Math.max(...ticks.map(Math.abs)) >= 1e4 ? 1e3 : 1e4;
   return ticks.map(tick => [tick, written(tick, 6, thousands)]);

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import percent
 from moe_cli.report.run_row import RunRow
-from moe_cli.report.scaling.answers import dense_equivalents
 from moe_cli.report.scaling.fit import fit
-from moe_cli.report.scaling.points import make_points
+from moe_cli.report.scaling.observations import make_points
+from moe_cli.report.scaling.predictions import dense_equivalents
 
 
 def scaling_sentence(runs: Sequence[RunRow], paths: Collection[str]) -> str | None:
@@ -29,5 +29,5 @@ def scaling_sentence(runs: Sequence[RunRow], paths: Collection[str]) -> str | No
         return None
     return (
         f"By the scaling law {found.law.name} ({points.num_configurations} configurations, {percent(found.held_out)} off on those "
-        f"held out) it equals a dense model of {equal.times:.2f}x the model FLOPs ({equal.low:.2f} to {equal.high:.2f})."
+        f"held out) it equals a dense model of {equal.compute_ratio:.2f}x the model FLOPs ({equal.low:.2f} to {equal.high:.2f})."
     )

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from moe_cli.report.run_row import RunRow
-from moe_cli.report.scaling.answers import (
+from moe_cli.report.scaling.fit import AUTO, Fit, fit
+from moe_cli.report.scaling.observations import Points, make_points
+from moe_cli.report.scaling.predictions import (
     DenseEquivalent,
     IsoFlop,
     Prediction,
@@ -15,17 +17,15 @@ from moe_cli.report.scaling.answers import (
     predict,
     validate,
 )
-from moe_cli.report.scaling.fit import AUTO, Fit, fit
-from moe_cli.report.scaling.points import Points, make_points
 
 
 @dataclass(frozen=True)
-class Study:
+class Analysis:
     """A fit with its answers.
 
     Attributes:
         left_out: runs that are not complete.
-        validation: None where nobody asked.
+        validation: None without `hold_out`.
     """
 
     fit: Fit
@@ -36,12 +36,12 @@ class Study:
     validation: Validation | None
 
 
-def study(
+def analyse(
     runs: Sequence[RunRow],
     law: str = AUTO,
     wanted: Mapping[str, Points] | None = None,
     hold_out: bool = False,
-) -> Study:
+) -> Analysis:
     """Fits a scaling law to runs and answers.
 
     Args:
@@ -57,10 +57,10 @@ def study(
     predictions = tuple(each for label, point in (wanted or {}).items() for each in predict(found, point, [label]))
     validation = validate(named.points, named.labels, law) if hold_out else None
     labels = {int(cluster): label for cluster, label in zip(named.points.cluster, named.labels, strict=True)}
-    return Study(found, named.left_out, dense_equivalents(found, labels), iso_flop(runs), predictions, validation)
+    return Analysis(found, named.left_out, dense_equivalents(found, labels), iso_flop(runs), predictions, validation)
 
 
-def study_record(result: Study) -> dict[str, Any]:
+def analysis_record(result: Analysis) -> dict[str, Any]:
     """The study as one JSON object; infinite numbers are for the writer to replace."""
     found = result.fit
     return {

@@ -12,12 +12,12 @@ import numpy as np
 
 from moe_cli.errors import ConfigError
 from moe_cli.report.run_row import RunRow
-from moe_cli.report.scaling.fit import SEED, Fit, Noise, Unsupported, fit, quantiles
-from moe_cli.report.scaling.points import Array, Points, make_points
+from moe_cli.report.scaling.fit import SEED, Fit, Noise, NotIdentifiable, fit, quantiles
+from moe_cli.report.scaling.observations import Array, Points, make_points
 from moe_cli.runs.folder import COMPLETED
 
 # The search for a dense model of equal loss ends at this many times the compute.
-MOST = 1e4
+MAX_COMPUTE_RATIO = 1e4
 # Draws of noise for each bootstrap sample of a prediction.
 DRAWS = 20
 # Of the configurations, those of the most training FLOPs, which --validate predicts from the rest.
@@ -32,7 +32,7 @@ class Prediction:
         loss: nats per token, with `low` and `high`, the 95 % interval of one run of a new seed: of the constants, its own
             noise, and the shift that its seed has in common with all configurations (left out where one seed was run). Where
             `measured` is known, that of the mean over its seeds.
-        beyond: the most that a size, tokens or expansion exceeds what was run, as a factor; 1 within.
+        extrapolation_factor: the most that a size, tokens or expansion exceeds what was run, as a factor; 1 within.
         measured: the loss it had, the mean over seeds; None where it was not run.
     """
 
@@ -40,7 +40,7 @@ class Prediction:
     loss: float
     low: float
     high: float
-    beyond: float
+    extrapolation_factor: float
     measured: float | None = None
 
 
@@ -62,24 +62,24 @@ class Validation:
 
 @dataclass(frozen=True)
 class DenseEquivalent:
-    """A sparse configuration beside the dense model that reaches its loss on the same tokens.
+    """A sparse configuration and the dense model that reaches its loss on the same tokens.
 
     Attributes:
-        times: the model FLOPs that model takes in training over those of a dense one with the active parameters of this one, with
+        compute_ratio: the model FLOPs that model takes in training over those of a dense one with the active parameters of this one, with
             its 95 % interval; infinite where no dense model of up to 10,000 times the size gets there.
         throughput: tokens per second over those of the dense run of equal active parameters and tokens; None without one.
     """
 
     label: str
-    times: float
+    compute_ratio: float
     low: float
     high: float
     throughput: float | None
 
     @property
     def speed_up(self) -> float | None:
-        """How much sooner it gets there on this machine: times x throughput."""
-        return None if self.throughput is None else self.times * self.throughput
+        """How much sooner it gets there on this machine: compute_ratio x throughput."""
+        return None if self.throughput is None else self.compute_ratio * self.throughput
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def _prediction(found: Fit, point: Points, label: str, noise: Noise, distance: f
     drawn = np.repeat(found.sampled(point)[:, 0] - found.level_shifts, DRAWS)
     drawn = drawn + noise.draw(rng, len(drawn)) + found.seeds.draw(rng, len(drawn), distance)
     low, high = np.exp(quantiles(drawn))
-    loss, beyond = math.exp(found.log_loss(point)[0]), _beyond(found.points, point)[0]
-    return Prediction(label, loss, float(low), float(high), float(beyond))
+    loss, extrapolation_factor = math.exp(found.log_loss(point)[0]), _extrapolation_factors(found.points, point)[0]
+    return Prediction(label, loss, float(low), float(high), float(extrapolation_factor))
 
 
-def _beyond(known: Points, points: Points) -> Array:
+def _extrapolation_factors(known: Points, points: Points) -> Array:
     factors = [np.ones(len(points))]
     for name in ("params", "active", "tokens", "expansion", "granularity"):
         there, values = getattr(known, name), getattr(points, name)
@@ -135,17 +135,17 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
     With `auto` the law too is chosen by the smaller ones alone.
 
     Raises:
-        Unsupported: what remains cannot support the law.
+        NotIdentifiable: what remains cannot support the law.
     """
-    firsts = points.firsts()
-    order = firsts.cluster[np.argsort(firsts.flops, kind="stable")]
+    configurations = points.mean_over_seeds()
+    order = configurations.cluster[np.argsort(configurations.flops, kind="stable")]
     out = np.isin(points.cluster, order[-max(2, round(HELD_OUT * len(order))) :])
     try:
         found = fit(points.take(~out), law)
-    except Unsupported as error:
-        raise Unsupported(f"without its largest configurations: {error}") from None
+    except NotIdentifiable as error:
+        raise NotIdentifiable(f"without its largest configurations: {error}") from None
     named = dict(zip(points.cluster, labels, strict=True))
-    held = points.take(out).firsts()
+    held = points.take(out).mean_over_seeds()
     if "expansion" in found.law.constant:
         held = held.take(held.expansion > 1)
     pairs = []
@@ -168,11 +168,11 @@ def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquiv
     """
     if "expansion" in found.law.constant:
         return ()
-    firsts = found.points.firsts()
-    sparse = firsts.take(firsts.expansion > 1)
-    values = _times(found, found.theta[None], sparse)[0]
-    low, high = quantiles(_times(found, found.samples, sparse))
-    speeds = _throughput(firsts, sparse)
+    configurations = found.points.mean_over_seeds()
+    sparse = configurations.take(configurations.expansion > 1)
+    values = _compute_ratio(found, found.theta[None], sparse)[0]
+    low, high = quantiles(_compute_ratio(found, found.samples, sparse))
+    speeds = _throughput(configurations, sparse)
     return tuple(
         DenseEquivalent(
             labels[int(cluster)], float(values[index]), float(low[index]), float(high[index]), speeds[index]
@@ -181,11 +181,14 @@ def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquiv
     )
 
 
-def _times(found: Fit, theta: Array, sparse: Points) -> Array:
+def _compute_ratio(found: Fit, theta: Array, sparse: Points) -> Array:
     """By halving the logarithm of the factor, for every sample and point at once."""
     with np.errstate(all="ignore"):
-        wanted = found.law.log_loss(theta, sparse, found.centre)
-        low, high = np.full(wanted.shape, -math.log(MOST)), np.full(wanted.shape, math.log(MOST))
+        wanted = found.law.log_loss(theta, sparse, found.normalisation)
+        low, high = (
+            np.full(wanted.shape, -math.log(MAX_COMPUTE_RATIO)),
+            np.full(wanted.shape, math.log(MAX_COMPUTE_RATIO)),
+        )
         reached = _dense(found, theta, sparse, high) <= wanted
         for _ in range(50):
             middle = (low + high) / 2
@@ -201,12 +204,12 @@ def _dense(found: Fit, theta: Array, sparse: Points, log_factor: Array) -> Array
     for free, factor in zip(theta, np.exp(log_factor), strict=True):
         size = sparse.active * factor
         dense = replace(sparse, params=size, active=size, expansion=ones, density=ones, granularity=ones)
-        rows.append(found.law.log_loss(free[None], dense, found.centre)[0])
+        rows.append(found.law.log_loss(free[None], dense, found.normalisation)[0])
     return np.array(rows)
 
 
-def _throughput(firsts: Points, sparse: Points) -> list[float | None]:
-    dense = firsts.take(firsts.expansion == 1)
+def _throughput(configurations: Points, sparse: Points) -> list[float | None]:
+    dense = configurations.take(configurations.expansion == 1)
     result: list[float | None] = []
     for active, tokens, speed in zip(sparse.active, sparse.tokens, sparse.speed, strict=True):
         near = (np.abs(np.log(dense.active / active)) < 0.1) & (np.abs(np.log(dense.tokens / tokens)) < 0.05)
@@ -225,7 +228,7 @@ def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
     curves = []
     for budget in sorted(by_budget):
         try:
-            points = make_points(by_budget[budget]).points.firsts()
+            points = make_points(by_budget[budget]).points.mean_over_seeds()
         except ConfigError:
             continue
         for each in np.unique(points.expansion):

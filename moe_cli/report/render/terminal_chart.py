@@ -19,7 +19,7 @@ from moe_cli.report.run_row import TOP_LEVEL, Cell, setting_applies
 from moe_cli.report.table import ReportTable
 
 MARKS = "ox+*#@%&"
-# Beyond so many times the least, an axis is logarithmic.
+# An axis is logarithmic where its largest value is more than this many times its least.
 LOG_AXIS_RATIO = 8.0
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "red", "cyan", "magenta")
 OVERLAP_MARK = "="
@@ -244,7 +244,7 @@ def _legend(chart: Chart, width: int) -> list[Text]:
 
 def _number(value: float, span: float) -> str:
     if abs(value) >= 1000:
-        # Where the axis is short beside its values, three digits would make all labels the same.
+        # Where the axis is short compared with its values, three digits would make all labels the same.
         return count(value) if span >= 0.05 * abs(value) else f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.6g}"
     digits = max(0, min(6, 2 - math.floor(math.log10(span)))) if span > 0 else 3
     return f"{value:z.{digits}f}"

@@ -7,7 +7,7 @@ import pytest
 
 from moe_cli.errors import ConfigError
 from moe_cli.report.load import rows_below
-from moe_cli.report.render.charts import Chart, Point, Series, chart_lines, make_axis, make_chart
+from moe_cli.report.render.terminal_chart import Chart, Point, Series, chart_lines, make_axis, make_chart
 from moe_cli.report.table import ReportQuery, ReportTable, build_table
 from tests.report.folders import complete, stopped, sweep_of_three_seeds
 

@@ -11,12 +11,12 @@ from scipy import stats
 
 from moe_cli.errors import ConfigError
 from moe_cli.report.load import rows_below
-from moe_cli.report.scaling.answers import dense_equivalents, iso_flop, make_iso_flop, predict, validate
-from moe_cli.report.scaling.fit import Fit, Unsupported, fit_law
-from moe_cli.report.scaling.laws import LAWS, Centre
-from moe_cli.report.scaling.lines import study_lines
-from moe_cli.report.scaling.points import Points, granularity, make_points
-from moe_cli.report.scaling.study import Study
+from moe_cli.report.scaling.analysis import Analysis
+from moe_cli.report.scaling.fit import Fit, NotIdentifiable, fit_law
+from moe_cli.report.scaling.laws import LAWS, Normalisation
+from moe_cli.report.scaling.observations import Points, granularity, make_points
+from moe_cli.report.scaling.predictions import dense_equivalents, iso_flop, make_iso_flop, predict, validate
+from moe_cli.report.scaling.text import analysis_lines
 from moe_cli.runs.folder import FAILED
 from tests.report.folders import complete, stopped
 from tests.report.scaling.planted import CLARK, JOINT, KRAJEWSKI, clark, grid, joint, krajewski
@@ -25,7 +25,7 @@ from tests.report.scaling.planted import CLARK, JOINT, KRAJEWSKI, clark, grid, j
 def law_of_sizes(points: Points, *, a: float, delta: float, alpha: float, c: float) -> Fit:
     """L = c + a E^delta / N^alpha, whatever the tokens, as if it had been fitted."""
     theta = np.array([math.log(a), delta, -alpha, 0.0, -700.0, 0.0, 0.0, 0.0, math.log(c)])
-    return Fit(LAWS["ludziejewski"][-1], points, Centre(1, 1, 1), theta, theta[None], 0.01, (), 0.0)
+    return Fit(LAWS["ludziejewski"][-1], points, Normalisation(1, 1, 1), theta, theta[None], 0.01, (), 0.0)
 
 
 def test_dense_equivalent_is_the_closed_form() -> None:
@@ -33,12 +33,15 @@ def test_dense_equivalent_is_the_closed_form() -> None:
     a, delta, alpha, c = 30.0, -0.15, 0.3, 1.2
     points = grid(lambda at: c + a * at.expansion**delta / at.active**alpha)
     found = dense_equivalents(law_of_sizes(points, a=a, delta=delta, alpha=alpha, c=c), {n: str(n) for n in range(99)})
-    firsts = points.firsts()
-    sparse, dense = firsts.take(firsts.expansion > 1), firsts.take(firsts.expansion == 1)
+    configurations = points.mean_over_seeds()
+    sparse, dense = (
+        configurations.take(configurations.expansion > 1),
+        configurations.take(configurations.expansion == 1),
+    )
     base = {(n, d): loss for n, d, loss in zip(dense.active, dense.tokens, dense.loss, strict=True)}
     expected = [((base[n, d] - c) / (loss - c)) ** (1 / alpha)
                 for n, d, loss in zip(sparse.active, sparse.tokens, sparse.loss, strict=True)]  # fmt: skip
-    assert expected == pytest.approx([each.times for each in found], rel=1e-6)
+    assert expected == pytest.approx([each.compute_ratio for each in found], rel=1e-6)
     assert expected == pytest.approx([each.low for each in found], rel=1e-6)
     assert [1 / e**0.1 for e in sparse.expansion] == pytest.approx([each.throughput for each in found])
     assert [x / e**0.1 for x, e in zip(expected, sparse.expansion, strict=True)] == pytest.approx(
@@ -50,7 +53,7 @@ def test_a_loss_no_dense_model_reaches_is_infinite() -> None:
     """Below the dense law's floor there is no equal; and a law without dense models has none to offer."""
     points = grid(lambda at: joint(at, **JOINT))
     found = law_of_sizes(points, a=1e-2, delta=-3.0, alpha=0.05, c=1.0)
-    assert math.inf == dense_equivalents(found, dict.fromkeys(range(99), ""))[-1].times
+    assert math.inf == dense_equivalents(found, dict.fromkeys(range(99), ""))[-1].compute_ratio
     fine = grid(lambda at: krajewski(at, **KRAJEWSKI), experts=(8,), fine=(1, 2, 4))
     assert () == dense_equivalents(fit_law(fine, "krajewski", 0), {})
 
@@ -63,8 +66,8 @@ def test_predictions_are_the_planted_losses() -> None:
     assert prediction.low < new.loss[0] < prediction.high
     assert new.loss[0] == pytest.approx(prediction.loss, rel=0.02)
     assert prediction.high / prediction.low > math.exp(2 * 1.9 * found.scale)
-    assert 8.0 == pytest.approx(prediction.beyond)
-    assert 1.0 == predict(found, found.points.take(np.array([7])), ["old"])[0].beyond
+    assert 8.0 == pytest.approx(prediction.extrapolation_factor)
+    assert 1.0 == predict(found, found.points.take(np.array([7])), ["old"])[0].extrapolation_factor
 
 
 def shifted(shifts: tuple[float, ...], noise: float = 1e-4) -> Points:
@@ -97,7 +100,7 @@ def test_one_seed_tells_nothing_of_others() -> None:
     assert log_width(*(getattr(predict(one, new, [""])[0], end) for end in ("low", "high"))) < 0.001
     assert (None, np.zeros(20).tolist()) == (one.seeds.deviation, one.level_shifts.tolist())
     texts = [
-        " ".join(line.plain for line in study_lines(Study(found, 0, (), (), (), None), "t", 400))
+        " ".join(line.plain for line in analysis_lines(Analysis(found, 0, (), (), (), None), "t", 400))
         for found in (one, three)
     ]
     assert "One seed was run. How far another seed shifts all losses together is not known" in texts[0]
@@ -114,7 +117,7 @@ def test_what_compares_configurations_leaves_the_seeds_out() -> None:
     labels = dict.fromkeys(range(99), "")
     equal = [dense_equivalents(fit_law(points, "clark", 50), labels) for points in (still, moved)]
     for one, other in zip(*equal, strict=True):
-        assert one.times == pytest.approx(other.times, rel=0.01)
+        assert one.compute_ratio == pytest.approx(other.compute_ratio, rel=0.01)
         assert other.high / other.low < 1.05
 
 
@@ -150,8 +153,10 @@ def test_validation_holds_the_largest_out() -> None:
     points = grid(lambda at: joint(at, **JOINT), seeds=2)
     labels = [f"c{cluster}" for cluster in points.cluster]
     result = validate(points, labels, "ludziejewski")
-    firsts = points.firsts()
-    largest = {f"c{cluster}" for cluster in firsts.cluster[np.argsort(firsts.flops, kind="stable")[-10:]]}
+    configurations = points.mean_over_seeds()
+    largest = {
+        f"c{cluster}" for cluster in configurations.cluster[np.argsort(configurations.flops, kind="stable")[-10:]]
+    }
     assert (38, 10) == (result.num_fitted, len(result.predictions))
     assert largest == {each.label for each in result.predictions}
     assert result.error < 1e-4
@@ -165,7 +170,9 @@ def test_validation_holds_the_largest_out() -> None:
 def test_validation_refuses_what_remains_too_little() -> None:
     """Where the largest fifth are all the runs of the third size, the rest supports no law."""
     points = grid(lambda at: joint(at, **JOINT), sizes=(1e5, 1.0001e5, 1.0002e5, 2e5, 1e8))
-    with pytest.raises(Unsupported, match="without its largest configurations: ludziejewski needs at least 3 sizes"):
+    with pytest.raises(
+        NotIdentifiable, match="without its largest configurations: ludziejewski needs at least 3 sizes"
+    ):
         validate(points, [""] * len(points), "ludziejewski")
 
 
@@ -233,7 +240,7 @@ def test_points_are_what_runs_say(tmp_path: Path) -> None:
     assert [8e6, 8e6, 1e6] == points.params.tolist()
     assert (points.tokens * 6e6).tolist() == points.flops.tolist()
     assert [0, 0, 1] == points.cluster.tolist()
-    assert math.sqrt(1.4 * 2.1) == pytest.approx(points.firsts().loss[0])
+    assert math.sqrt(1.4 * 2.1) == pytest.approx(points.mean_over_seeds().loss[0])
     assert "expert=8 k=2, 1.00M active, 1.02M tokens" == named.labels[0]
     assert 1.0 == granularity({"expert": 8, "model.d_ff": "many", "model.d_expert": None})
 

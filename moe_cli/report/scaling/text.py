@@ -7,17 +7,17 @@ from rich.text import Text
 
 from moe_cli.formatting import count, percent, printable
 from moe_cli.report.render.terminal import plain_table, wrap
-from moe_cli.report.scaling.answers import MOST, DenseEquivalent, IsoFlop, Prediction, Validation
+from moe_cli.report.scaling.analysis import Analysis
 from moe_cli.report.scaling.fit import Fit
-from moe_cli.report.scaling.study import Study
+from moe_cli.report.scaling.predictions import MAX_COMPUTE_RATIO, DenseEquivalent, IsoFlop, Prediction, Validation
 
 # The width with room for throughput.
 WITH_SPEED = 90
-# Beyond so many times what was run, a prediction is a guess.
-FAR = 8.0
+# A prediction is a guess where a size exceeds those that were run by more than this factor.
+EXTRAPOLATION_WARNING = 8.0
 
 
-def study_lines(result: Study, title: str, width: int) -> list[Text]:
+def analysis_lines(result: Analysis, title: str, width: int) -> list[Text]:
     """The law and its constants, what it says, and how far to trust it."""
     found = result.fit
     lines = [
@@ -39,7 +39,7 @@ def study_lines(result: Study, title: str, width: int) -> list[Text]:
     return lines
 
 
-def _size(result: Study) -> str:
+def _size(result: Analysis) -> str:
     points = result.fit.points
     tried = f"; {result.left_out} not complete and left out" if result.left_out else ""
     return (
@@ -83,16 +83,22 @@ def _others(found: Fit, width: int) -> list[Text]:
     return lines
 
 
-def _times(value: float) -> str:
-    return f"> {MOST:,.0f}" if value > MOST or math.isinf(value) else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+def _compute_ratio(value: float) -> str:
+    return (
+        f"> {MAX_COMPUTE_RATIO:,.0f}"
+        if value > MAX_COMPUTE_RATIO or math.isinf(value)
+        else f"{value:.2f}"
+        if value < 100
+        else f"{value:.0f}"
+    )
 
 
 def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Text]:
-    """Without throughput where nobody measured it, or there is no room."""
+    """Leaves throughput out where it was not measured or does not fit."""
     headings = ["equals a dense model of", "x compute", "95 % interval", "x tok/s", "speed-up"]
     rows = [
-        [printable(each.label), _times(each.times), f"{_times(each.low)} to {_times(each.high)}", _speed(each.throughput),
-         "-" if each.speed_up is None else _times(each.speed_up)]
+        [printable(each.label), _compute_ratio(each.compute_ratio), f"{_compute_ratio(each.low)} to {_compute_ratio(each.high)}", _speed(each.throughput),
+         "-" if each.speed_up is None else _compute_ratio(each.speed_up)]
         for each in equivalents
     ]  # fmt: skip
     known = any(each.throughput is not None for each in equivalents)
@@ -124,8 +130,8 @@ def _predictions(predictions: Sequence[Prediction], width: int) -> list[Text]:
     rows = [(printable(each.label), f"{each.loss:.3f}", f"{each.low:.3f} to {each.high:.3f}") for each in predictions]
     lines = plain_table(("predicted, not run", "nats/token", "95 % interval of a run"), rows, width)
     for each in predictions:
-        if each.beyond > FAR:
-            far = f"{printable(each.label)} lies {each.beyond:.1f} times beyond what was run: a guess."
+        if each.extrapolation_factor > EXTRAPOLATION_WARNING:
+            far = f"{printable(each.label)} lies {each.extrapolation_factor:.1f} times beyond what was run: a guess."
             lines += wrap(far, width, "yellow")
     return lines
 

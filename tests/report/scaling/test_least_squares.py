@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from moe_cli.report.scaling.laws import LAWS, make_centre
-from moe_cli.report.scaling.solve import huber, minimise
+from moe_cli.report.scaling.laws import LAWS, make_normalisation
+from moe_cli.report.scaling.least_squares import huber, minimise
 from tests.report.scaling.planted import JOINT, grid, joint
 
 
@@ -21,13 +21,13 @@ def test_minimum_is_scipys(outliers: int) -> None:
     points = grid(lambda at: joint(at, **JOINT), noise=0.004)
     target = np.log(points.loss)
     target[:outliers] += 0.3
-    centre, start, delta = make_centre(points), (np.array(law.low) + np.array(law.high)) / 2, 0.005
-    mine = minimise(lambda free: law.log_loss(free, points, centre), target[None], start[None], delta, 300)
-    theirs = least_squares(lambda free: law.log_loss(free[None], points, centre)[0] - target, mine.theta[0] + 0.01,
+    normalisation, start, delta = make_normalisation(points), (np.array(law.low) + np.array(law.high)) / 2, 0.005
+    mine = minimise(lambda free: law.log_loss(free, points, normalisation), target[None], start[None], delta, 300)
+    theirs = least_squares(lambda free: law.log_loss(free[None], points, normalisation)[0] - target, mine.theta[0] + 0.01,
                            loss="huber", f_scale=delta, xtol=1e-12, ftol=1e-12, gtol=1e-12)  # fmt: skip
     assert theirs.cost == pytest.approx(mine.cost[0], rel=1e-6)
-    predicted = law.log_loss(theirs.x[None], points, centre)
-    assert predicted == pytest.approx(law.log_loss(mine.theta, points, centre), abs=1e-4)
+    predicted = law.log_loss(theirs.x[None], points, normalisation)
+    assert predicted == pytest.approx(law.log_loss(mine.theta, points, normalisation), abs=1e-4)
 
 
 def test_problems_do_not_mix() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_cli.report.scaling.points import Array
+from moe_cli.report.scaling.observations import Array
 
 Model = Callable[[Array], Array]
 # The derivative along the imaginary axis has no cancellation, so the step may be as small as numbers go.

@@ -37,9 +37,9 @@ def test_the_dense_equal_of_what_is_recommended(tmp_path: Path) -> None:
     assert found.scaling is not None
     assert found.scaling.startswith("By the scaling law clark (12 configurations, ")
     words = found.scaling.split("dense model of ")[1].replace("x the model FLOPs (", " ").rstrip(").").split(" to ")
-    times, low = map(float, words[0].split())
-    assert abs(times / 8 - 1) < 0.05
-    assert low <= times <= float(words[1])
+    compute_ratio, low = map(float, words[0].split())
+    assert abs(compute_ratio / 8 - 1) < 0.05
+    assert low <= compute_ratio <= float(words[1])
     assert found.scaling in format_recommendation(found)
 
 

@@ -70,7 +70,7 @@ class Points:
         """Those of a mask or of indices."""
         return Points(**{entry.name: getattr(self, entry.name)[chosen] for entry in fields(self)})
 
-    def firsts(self) -> "Points":
+    def mean_over_seeds(self) -> "Points":
         """One point a configuration, its loss the geometric mean over seeds."""
         clusters, places = np.unique(self.cluster, return_index=True)
         means = [np.exp(np.log(self.loss[self.cluster == each]).mean()) for each in clusters]
@@ -79,7 +79,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Named:
+class LabelledObservations:
     """Points, the settings by which people know their configurations (one label a point), and runs that were left out."""
 
     points: Points
@@ -87,7 +87,7 @@ class Named:
     left_out: int
 
 
-def make_points(runs: Sequence[RunRow]) -> Named:
+def make_points(runs: Sequence[RunRow]) -> LabelledObservations:
     """The complete runs, each configuration's seeds together.
 
     Raises:
@@ -112,7 +112,7 @@ def make_points(runs: Sequence[RunRow]) -> Named:
     clusters = [places.setdefault(tuple(run.settings.get(name) for name in settings), len(places)) for run in usable]
     names = varying_settings([run.settings for run in usable], settings)
     labels = tuple(_label(run, names) for run in usable)
-    return Named(_arrays(usable, clusters), labels, len(runs) - len(usable))
+    return LabelledObservations(_arrays(usable, clusters), labels, len(runs) - len(usable))
 
 
 def _is_usable(run: RunRow) -> bool:
