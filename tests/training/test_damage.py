@@ -161,7 +161,7 @@ def test_an_interrupted_command_says_what_is_there(
     def stop(*words: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moe_cli.execution.worker.run_one", stop)
+    monkeypatch.setattr("moe_cli.execution.run.run_one", stop)
     result = CliRunner().invoke(app, ["train", "--resume", str(run.path), "--outputs", str(tmp_path)])
     assert 130 == result.exit_code
     assert f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}" in result.output
