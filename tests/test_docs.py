@@ -237,9 +237,9 @@ def test_the_routers_ten_lines_are_enough(tmp_path: Path) -> None:
     code = dict(zip(parts[1::2], parts[2::2], strict=True))
     for name in ("moe_cli", "conf"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "conf/router/greedy.yaml").write_text(
-        "# the most likely ones\ndefaults: [_scores, _self_]\nname: greedy\n"
-    )
+    conf = re.search(r"```yaml\n(.*?)```", PAGES["docs/howto/add-a-router"], flags=re.S)
+    assert conf
+    (tmp_path / "conf/router/greedy.yaml").write_text(conf[1])
     config, router, registry = (tmp_path / path for path in code)
     head, union = config.read_text().split("RouterConfig = (\n")
     config.write_text(f"{head}{code['moe_cli/config/routers.py']}RouterConfig = (\n    GreedyConfig |{union}")

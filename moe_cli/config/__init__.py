@@ -1,1 +1,1 @@
-"""What can be set. Knows no torch."""
+"""The settings of a run and of a sweep. Knows no torch."""

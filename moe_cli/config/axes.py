@@ -1,4 +1,4 @@
-"""What words give to settings: one value, several, those of a pattern, or an interval. Knows no Hydra."""
+"""Parsed overrides: a value, a list of values, a glob, or an interval. Knows no Hydra."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Axis:
 
 
 def repeated_keys(words: Sequence[str]) -> list[str]:
-    """Keys given more than once, of which only the last word holds."""
+    """Returns the keys that are given more than once; the last word on a key holds."""
     keys = [word.split("=", 1)[0] for word in words]
     return sorted({key for key in keys if keys.count(key) > 1})
 

@@ -1,4 +1,4 @@
-"""What can be set of each way of keeping the experts evenly used, and how several of them go together.
+"""Settings of the balancing methods, alone and combined.
 
 One method is its own class; several (`balance=switch+z`) are a CombinedBalance that holds one of each.
 """
@@ -117,7 +117,7 @@ def combine(methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def setting_key(balance: BalanceConfig | None, method: Method) -> str:
-    """What users type before the name of a method's setting: `balance.`, or `balance.switch.` among several."""
+    """Returns the prefix of a method's settings: `balance.`, or `balance.switch.` in a combination."""
     return f"balance.{method.name}." if isinstance(balance, CombinedBalance) else "balance."
 
 

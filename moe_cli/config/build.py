@@ -102,7 +102,7 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
 
 
 def names_of_variants(cls: type, group: str) -> set[str]:
-    """What the variants of a group are called."""
+    """Returns the names of the variants of a group."""
     variants = [each for each in _options(_type_hints(cls)[group])[0] if "name" in _type_hints(each)]
     return {name for variant in variants for name in _variant_names(variant)}
 
@@ -123,7 +123,7 @@ def kinds_of(cls: type, name: str) -> set[type]:
 
 @cache
 def _options(hint: Any) -> tuple[list[Any], list[Any]]:
-    """What a declared type allows: dataclasses, one of which a group is, and everything else, None at its end."""
+    """Splits a declared type into its dataclasses (the variants of a group) and its other types, None last."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     variants = [option for option in options if dataclasses.is_dataclass(option)]
     plain = [option for option in options if option not in variants]

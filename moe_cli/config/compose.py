@@ -58,7 +58,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError
 
 @dataclass
 class _Base:
-    """What a choice of groups composes to, before values are laid on it. Shared: never changed but for `built`.
+    """The composed tree of a choice of groups, before values are set. Shared: only `built` ever changes.
 
     Attributes:
         known: the settings that values may be given to.
@@ -141,7 +141,7 @@ class Composer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know of ./conf: that it is not used, or which of its files were."""
+        """Notes on ./conf: that it is not used, or the files of it that were."""
         if self.user.note:
             return (self.user.note,)
         if self.user.asked or not self.used:
@@ -247,7 +247,7 @@ class Composer:
         return resolve(config, given=frozenset(values))
 
     def tree(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What `point` starts from: every setting as it was given, nothing derived. Raises ConfigError as it does."""
+        """Returns the settings that `point` starts from: as given, nothing derived. Raises ConfigError as it does."""
         return self._laid(values)[1]
 
     def _laid(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
@@ -275,7 +275,7 @@ class Composer:
                      not _refers(repr(tree)), {})  # fmt: skip
 
     def _brought(self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-        """What the model brings along: choices that are neither given nor made by an experiment."""
+        """Returns the choices that the model selects, except those given or made by an experiment."""
         plain, model = self.compose(), follows.get("model", str(tree["model"].get("name")))
         brought = WITH_MODEL.get(model, {})
         if "router" in brought and given.get("router", brought["router"]) != brought["router"]:
@@ -284,7 +284,7 @@ class Composer:
                 if group not in given and tree[group] == plain[group]}  # fmt: skip
 
     def _grouped(self, groups: dict[str, str]) -> dict[str, Any]:
-        """The tree of these choices, of which `balance` may be several: a+b."""
+        """Returns the tree of these choices; `balance` may combine several: a+b."""
         parts = _parts("balance", groups.get("balance"))
         trees = []
         for part in parts:
@@ -317,7 +317,7 @@ class Composer:
             )
 
     def misnamed(self, group: str, name: str) -> str:
-        """What to do where a file of this name is there, and ends in .yml; "" where it is not."""
+        """Returns a hint where the file exists and ends in .yml; "" elsewhere."""
         files = (folder / group / f"{name}.yml" for folder in self.folders)
         file = next((file for file in files if os.path.isfile(file)), None)  # a name may be too long for a file
         return f"\nFiles of conf/ end in .yaml: rename {file}" if file else ""
@@ -385,7 +385,7 @@ def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def three_lines(error: BaseException) -> str:
-    """What Hydra or OmegaConf says, in at most three lines and without what they add at the end."""
+    """Returns the message of Hydra or OmegaConf, in at most three lines and without their hints."""
     cause = error.__cause__ or error
     text = _ADDED.sub("", str(error) or str(cause))
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Who carries the runs of a sweep out. No part of a run: its folder, name and results are the same whoever does."""
+"""Executors of the runs of a sweep. Not part of a run: its folder, name and results do not depend on the executor."""
 
 import re
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class _Held:
-    """What a file and the words on the line come to."""
+    """The settings of a file with those of the command line."""
 
     executor: Executor
 
@@ -100,7 +100,7 @@ def is_executor_word(word: str) -> bool:
 def split_executor(
     words: Sequence[str], name: str | None = None, config_dir: Path | None = None
 ) -> tuple[Executor, list[str]]:
-    """Who carries a sweep out, and the words that are about the sweep itself. Raises ConfigError as `load_executor`."""
+    """Returns the executor, and the words that belong to the sweep itself. Raises ConfigError as `load_executor`."""
     own = [word for word in words if is_executor_word(word)]
     return load_executor(own, name, config_dir), [word for word in words if word not in own]
 

@@ -53,7 +53,7 @@ class Expression:
 
     @cached_property
     def parts(self) -> tuple["Expression", ...]:
-        """The conditions that `and` joins, all of which must hold; itself where there is but one."""
+        """Returns the conditions that `and` joins; the condition itself where there is only one."""
         if isinstance(self.tree, ast.BoolOp) and isinstance(self.tree.op, ast.And):
             return tuple(Expression(self.text, part) for part in self.tree.values)
         return (self,)
@@ -69,7 +69,7 @@ class Expression:
         return Expression(self.text, _Renaming(names).visit(deepcopy(self.tree))) if self.names & names.keys() else self
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the condition is true of the values, of which one that is absent counts as null.
+        """Whether the condition is true of the values; an absent value counts as null.
 
         Raises:
             ConfigError: it compares things that have no order, or is no condition at all.

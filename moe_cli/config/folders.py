@@ -1,4 +1,4 @@
-"""Which folders the settings come from: conf/ of the program, and before it one of the user's own."""
+"""The folders that settings come from: conf/ of the program, and before it one of the user."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ def _foreign_file(folder: Path) -> str | None:
 
 
 def _of_others(group: str, content: Mapping[Any, Any]) -> bool:
-    """Whether a file names code to be run, or several settings of which most are unknown: more than a typing error."""
+    """Whether a file names code to be run, or mostly unknown settings: more than a typing error."""
     known = {name.split(".")[1] for name in names_of(RunConfig) if name.startswith(f"{group}.")} | {"defaults"}
     unknown = [key for key in content if key not in known]
     return "_target_" in content or 1 < len(unknown) > len(content) / 2

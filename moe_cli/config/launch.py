@@ -15,7 +15,7 @@ class LaunchConfig(Settings):
     Attributes:
         num_processes: processes on this machine, each with its part of a batch; one per GPU where there are any.
         shard: `dp`, each process has the whole model; `fsdp`, a part of every parameter, gathered block by block.
-        expert_parallel_size: so many processes share one set of experts.
+        expert_parallel_size: number of processes that share one set of experts.
         max_restarts: how often a job whose process died starts again by itself, from its last checkpoint.
     """
 

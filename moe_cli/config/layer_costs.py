@@ -1,4 +1,4 @@
-"""What feed-forward layers cost, dense or with experts: the formulas that `match=` and `moe_cli.costs.model` share.
+"""Costs of feed-forward layers, dense or with experts: the formulas that `match=` and `moe_cli.costs.model` share.
 
 A multiply-add counts as 2 FLOPs. T tokens of a forward pass, L of an example, E experts, N null experts, K chosen per token,
 C capacity, S slots, D width.

@@ -11,7 +11,7 @@ LOG_KEYS = ("log", "log_project")
 
 
 def loggers_of(log: str | None) -> tuple[str, ...]:
-    """The names in `log`, of which there may be several: a+b.
+    """Returns the names in `log`, one or several: a+b.
 
     Raises:
         ConfigError: an unknown name, or one that stands there twice.

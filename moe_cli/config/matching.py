@@ -72,14 +72,14 @@ def _nearest_width(target: float, amount: Callable[[int], float]) -> int:
 
 
 def _dense_amount(config: RunConfig) -> float:
-    """What a dense layer has of the quantity that `match` names."""
+    """Returns the quantity that `match` names, of a dense layer."""
     if config.match in ("flops", "model_flops"):
         return dense_step_flops(config, with_optimizer=config.match == "flops")
     return expert_params(config, config.model.d_ff)
 
 
 def _sparse_amount(config: RunConfig) -> Callable[[int], float]:
-    """What a layer with experts of a width has of it; rises with the width."""
+    """Returns the same quantity of a layer with experts of a width; it rises with the width."""
     if config.match in ("flops", "model_flops"):
         return lambda width: sparse_step_flops(config, width, with_optimizer=config.match == "flops")
     experts = config.expert if config.match == "total" else chosen_experts(config)

@@ -1,4 +1,4 @@
-"""What a model can be: its shape, and the rules within it. One class for each family, told apart by `name`."""
+"""Settings of the model: one class for each family, selected by `name`, with the rules between its settings."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,7 +11,7 @@ MAX_WIDTH = 2**20
 
 @dataclass(frozen=True)
 class LayersConfig(Settings):
-    """What all families share: layers of a width, of which every `moe_layer_freq`-th has a mixture of experts.
+    """Settings of all families: layers of one width; every `moe_layer_freq`-th has a mixture of experts.
 
     Attributes:
         context_length: positions of one example: tokens of a window, patches of an image.
@@ -21,9 +21,9 @@ class LayersConfig(Settings):
     group: ClassVar[str] = "model"
     # Whether a position sees only those before it, as a model that writes text must.
     causal: ClassVar[bool] = True
-    # Gates of a sparse layer, for each of so many tasks one.
+    # Number of gates of a sparse layer: one per task.
     num_tasks: ClassVar[int] = 1
-    # Of equally many layers: an encoder and a decoder are two.
+    # Number of equally deep stacks: an encoder and a decoder are two.
     stacks: ClassVar[int] = 1
     num_layers: int = setting(at_least=1, at_most=10_000)
     d_model: int = setting(at_least=1, at_most=MAX_WIDTH)
@@ -88,11 +88,11 @@ class TransformerConfig(LayersConfig):
     """Blocks of attention and a feed-forward network.
 
     Attributes:
-        sliding_window: a position sees so many positions, itself the last (Longformer, arXiv:2004.05150); None: all.
+        sliding_window: positions that attention sees, the current one included (Longformer, arXiv:2004.05150); None: all.
         attention_dropout: share of the attention weights left out in training; None: as `dropout`.
-        kv_lora_rank: keys and values come from so many values per token (latent attention, arXiv:2405.04434); None: plain.
-        q_lora_rank: queries come from so many values; None: from all of the token. Only with kv_lora_rank.
-        qk_rope_head_dim: values of a query and of a key that turn with the position, beside d_head that do not. Only with kv_lora_rank.
+        kv_lora_rank: width of the latent of keys and values (latent attention, arXiv:2405.04434); None: plain attention.
+        q_lora_rank: width of the latent of the queries; None: no latent. Only with kv_lora_rank.
+        qk_rope_head_dim: rotary dimensions of a head, in addition to d_head. Only with kv_lora_rank.
     """
 
     num_heads: int | None = setting(at_least=1, at_most=2**16)
@@ -256,7 +256,7 @@ class T5Config(LayersConfig):
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
             raise ConfigError(
                 f"model.relative_attention_max_distance={self.relative_attention_max_distance} must be above half of model.relative_attention_num_buckets={self.relative_attention_num_buckets}: "
-                "so many near distances have a bucket each."
+                "each near distance has a bucket."
             )
         if self.num_heads is not None and self.d_head is None and self.d_model % self.num_heads:
             raise ConfigError(

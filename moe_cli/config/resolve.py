@@ -1,4 +1,4 @@
-"""What a configuration leaves open is filled in; what has no effect in it is set aside, and said.
+"""Fills in what a configuration leaves open, and removes settings without effect, with a note.
 
 A setting that does nothing in the configuration at hand (a router for a dense model, a drop rule without a capacity)
 is removed, so that equal training has an equal digest and a grid meets each model once. If the user asked for such a

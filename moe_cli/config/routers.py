@@ -1,4 +1,4 @@
-"""What can be set of each router. `k` is top_k."""
+"""Settings of the routers. `k` is top_k."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,7 +14,7 @@ class _Router(Settings):
 
 @dataclass(frozen=True)
 class TokenChoiceConfig(_Router):
-    """What routers share in which every token chooses its own experts by scores."""
+    """Settings of routers in which each token chooses its experts by scores."""
 
     score: Literal["linear", "cosine", "mlp", "activation"] = setting()
     temperature: float = setting(above=0)
@@ -47,7 +47,7 @@ class NoisyTopKConfig(TokenChoiceConfig):
 
 @dataclass(frozen=True)
 class SigmoidConfig(TokenChoiceConfig):
-    """`groups` of neighbouring experts, of which a token may use `top_groups`; 1 of 1 is no limit."""
+    """A token may use `top_groups` of the `groups` of neighbouring experts; 1 of 1 is no limit."""
 
     name: Literal["sigmoid"] = "sigmoid"
     renormalise: bool | None = setting()
@@ -117,7 +117,7 @@ IDLE_AT_EVALUATION = {"soft": ("eval.k", "eval.capacity", "eval.drop"), "expert_
 
 
 def null_experts(router: RouterConfig | None) -> int:
-    """Experts that compute nothing, beside the `expert` ones."""
+    """Returns the number of experts that compute nothing, in addition to `expert`."""
     return router.null_experts if isinstance(router, TokenChoiceConfig) else 0
 
 

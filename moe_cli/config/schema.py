@@ -62,11 +62,11 @@ def is_execution(key: str) -> bool:
 
 @dataclass(frozen=True)
 class OptimConfig(Settings):
-    """What every optimizer shares: the schedule, as shares of the training budget, and clipping.
+    """Settings of all optimizers: the schedule, in fractions of the training budget, and clipping.
 
     Attributes:
-        skip_idle_experts: an expert that kept no token in a step is left as it is, its optimizer state too.
-        ema_decay: the average of the weights, of which each step keeps this share, is what is evaluated.
+        skip_idle_experts: an expert without tokens in a step keeps its weights and its optimizer state.
+        ema_decay: decay of the running average of the weights that is evaluated; None: the weights are.
     """
 
     group: ClassVar[str] = "optim"
@@ -302,7 +302,7 @@ class RunConfig(Settings):
 
     @property
     def eval_drop(self) -> str:
-        """Which assignments a capacity drops at evaluation; of an encoder and decoder, in the decoder."""
+        """The drop policy at evaluation; of an encoder and decoder, that of the decoder."""
         return self.eval.drop or ("causal" if self.model.causal else self.drop or "position")
 
     @property
@@ -402,7 +402,7 @@ def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
 
 
 def _values(config: Any) -> dict[str, Any]:
-    """As dataclasses.asdict, of which it takes a third of the time: settings are plain values, which none may change."""
+    """As dataclasses.asdict, in a third of the time: settings are immutable plain values."""
     return {key: _value(value) for key, value in vars(config).items()}
 
 

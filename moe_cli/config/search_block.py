@@ -32,7 +32,7 @@ Domain = Interval | tuple[Any, ...]
 
 @dataclass(frozen=True)
 class SearchBlock:
-    """What a file says of its search; what is None is left to the command line, or to the defaults."""
+    """The search of a file; None leaves an option to the command line, or to its default."""
 
     space: Mapping[str, Domain]
     sampler: str | None = None

@@ -1,4 +1,4 @@
-"""What all config dataclasses share: conf/ is the only place of their defaults, and a range stands on its field.
+"""The base of the config dataclasses: conf/ is the only place of their defaults, and a range stands on its field.
 
 A field is declared as `d_ff: int = setting(at_least=1)`. Where it is not given, its value is that of the file of conf/
 that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml.

@@ -2,7 +2,7 @@
 
 A block is a product: of the values of each key of `grid`, of the rows of `zip` (keys that advance together), and of
 `points` (partial configurations), all with what `set` says, as far as `where` holds. A sweep is a block, or the `union`
-of several; what stands beside `union` holds for each of them.
+of several; the other parts hold for each of them.
 """
 
 import io
@@ -46,7 +46,7 @@ Partial = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Dimension:
-    """Partial configurations of which every point takes one."""
+    """Partial configurations; every point takes one of them."""
 
     options: tuple[Partial, ...]
 
@@ -245,7 +245,7 @@ def _mapping(parts: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def _fixed(parts: Mapping[str, Any]) -> list[Dimension]:
-    """What holds for all points: `set`, `match` and `budget`."""
+    """Returns the dimensions that hold for all points: `set`, `match` and `budget`."""
     fixed = _mapping(parts, "set")
     for key, value in fixed.items():
         if isinstance(value, list | dict):
@@ -302,7 +302,7 @@ def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
 
 
 def discrete(composer: Composer, axis: Axis) -> Axis:
-    """The axis with values for a glob. Raises ConfigError for an interval, of which only a search makes values."""
+    """The axis with values for a glob. Raises ConfigError for an interval: only a search draws from one."""
     if isinstance(axis.values[0], Interval):
         raise ConfigError(
             f"'{axis}' is an interval, from which only a search draws: --sampler. Or write: {axis.key}=1,2,4"

@@ -1,4 +1,4 @@
-"""What a model is asked to do with its data: one class for each task, told apart by `name`."""
+"""Settings of the task: one class for each, selected by `name`."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class MaskedLM(_Task):
     Attributes:
         mask_prob: share of the positions that are to be guessed.
         mask_token_prob, random_token_prob: shares of those that are shown as the mask token and as a random one; the rest is left as it is.
-        pseudo_perplexity_tokens: at the end so many validation tokens are masked one at a time, for the pseudo-perplexity.
+        pseudo_perplexity_tokens: validation tokens masked one at a time for the final pseudo-perplexity.
     """
 
     # The mask, which no text holds.
@@ -135,7 +135,7 @@ DATA_OF = {
 CAUSAL_MODELS = (*MODELS_OF["causal_lm"], *MODELS_OF["span_corruption"])
 TEXT_TASKS = tuple(task for task, data in DATA_OF.items() if data is TEXTS)
 
-# What a model brings along where nobody chooses otherwise.
+# Choices that a model selects unless they are given.
 WITH_MODEL = {
     "lstm": {"router": "noisy_topk", "balance": "importance+load"},
     "mmoe": {"optim": "adamw", "train": "ratings"},
@@ -157,7 +157,7 @@ def what_follows(model: str, task: str, data: str, given: Collection[str]) -> di
 
 
 def check_task(task: TaskConfig, model: str, data: str) -> None:
-    """Raises ConfigError when such a model cannot do the task, or nobody can with such data."""
+    """Raises ConfigError where the task cannot be done by the model, or with the data."""
     if data not in DATA_OF[task.name]:
         raise ConfigError(
             f"task={task.name} cannot be done with data={data}. Use one of data={', '.join(DATA_OF[task.name])}"

@@ -49,7 +49,7 @@ class _Reader:
 
     Attributes:
         path: the keys that lead to where it is; None: in a list, or a key is expected.
-        sizes: how many values an anchor stands for; None: it is open, so that an alias to it would have no end.
+        sizes: number of values of an anchor; None: it is still open, and an alias to it would have no end.
     """
 
     def __init__(self, text: str, is_text: Callable[[str], bool], group: str) -> None:

@@ -1,4 +1,4 @@
-"""What a language model is held against: how frequent tokens are, a bigram model, and gzip, on the same text, a block at a time."""
+"""Baselines of a language model: how frequent tokens are, a bigram model, and gzip, on the same text, a block at a time."""
 
 import zlib
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from moe_cli.data.shards import Tokens, blocks
 from moe_cli.data.tokenizers import Tokenizer
 
-# Pairs are counted in a table of all that there can be up to so many, else by sorting.
+# Up to this many possible pairs are counted in a table, more by sorting.
 MAX_TABLE = 2**20
 
 

@@ -54,12 +54,12 @@ class SubwordTokenizer:
 
     @cached_property
     def _table(self) -> list[bytes]:
-        """The bytes that each id stands for."""
+        """The bytes of each id."""
         return _token_bytes(self._library, json.loads(self.json), self.vocab_size, self.separator)
 
     @cached_property
     def separator(self) -> int:
-        """The token between documents, which stands for one byte as in every other tokenizer.
+        """The token between documents, which counts as one byte as in every other tokenizer.
 
         Raises:
             DataError: the vocabulary has none.

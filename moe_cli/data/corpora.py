@@ -31,7 +31,7 @@ _META = {
     "dtype": str, "lossless": bool, "by_name": bool, "missing": list, "not_text": list, "domain_bytes": list, "ignored_split_names": str | None,
     **{f"{name}_tokens": int for name in SPLITS}, **{f"{name}_shards": list for name in SPLITS},
 }  # fmt: skip
-# Stands for the hash of a tokenizer that is not there yet.
+# The hash of a tokenizer that is not trained yet.
 UNTRAINED = "?"
 
 
@@ -65,7 +65,7 @@ class Corpus:
 
     @cached_property
     def bytes_per_token(self) -> NDArray[np.int64] | None:
-        """The bytes of text that each token stands for; None where nobody knows, or the tokenizer changes the text."""
+        """Returns the bytes of text of each token; None where they are unknown or the tokenizer changes the text."""
         return self.tokenizer.bytes_per_token() if self.tokenizer and self.meta.get("lossless", True) else None
 
     @cached_property
@@ -201,7 +201,7 @@ def _size(num_bytes: int) -> str:
 
 
 def notes_on_corpus(corpus: Corpus) -> list[str]:
-    """What a user should know of the data beside their size."""
+    """Returns notes on the data for the user, apart from their size."""
     return (
         _on_tokens(corpus.meta)
         if corpus.meta["name"] == "tokens"

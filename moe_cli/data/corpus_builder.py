@@ -80,7 +80,7 @@ def build(data: BuiltCorpusConfig, texts: CorpusSource, folder: Path) -> None:
     """Makes the folder of a corpus: train_0000.bin ..., val_0000.bin ..., test_0000.bin ... if there is a test split, where
     documents begin, and meta.json.
 
-    It is built beside its place and renamed, so that of ten jobs that start at once all see a whole corpus.
+    It is built in a neighbouring folder and renamed, so that jobs that start at once all see a whole corpus.
 
     Raises:
         DataError: files that are no text or change while they are read, too little text, a full disk.

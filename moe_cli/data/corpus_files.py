@@ -36,7 +36,7 @@ class CorpusSource:
         state: by what is known that it has changed.
         version: of the packages it comes from; None: from none.
         missing: corpora that a mix would have too, were they installed.
-        unheeded: what is to be told of names that say a split which is none.
+        unheeded: warning about names that look like splits and are none.
         notes: what of the data path is left out.
     """
 

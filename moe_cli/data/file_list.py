@@ -2,7 +2,7 @@
 
 The rule, for text, images, tokens, ratings and tokenizers alike:
 
-- A data path is a file, a folder with all that lies below it, or a pattern such as logs/*.txt, in which ** stands for any
+- A data path is a file, a folder with all that lies below it, or a pattern such as logs/*.txt, in which ** matches any
   folders. Names that begin with a dot are left out, unless the path itself or a part of the pattern begins with one.
 - A link is followed. Its own name decides of what kind the file is, and the bytes are those of its target.
 - A folder is entered once and a file counted once, whatever links and hard links lead to it (by device and inode). Of

@@ -16,7 +16,7 @@ _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "c
 
 
 def list_hub(data: HubConfig, outputs: Path | None = None) -> CorpusSource:
-    """The data set as one source of documents, read anew each time; streamed, what is needed comes again each time.
+    """The data set as one source of documents, read again each time; when streamed, what is needed is fetched again each time.
 
     Raises:
         DataError: there is nothing, or the library is not installed.

@@ -266,7 +266,7 @@ def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labell
 
 
 def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
-    """What is to be told of folders that are named as splits and are none."""
+    """Returns a warning about folders that are named like splits and are none; None if there are none."""
     if not isinstance(data, ImageFolderConfig) or found is None:
         return None
     return ignored_split_names([path.relative_to(found.root) for path in found.paths])

@@ -61,7 +61,7 @@ def describe(data: Data) -> str:
 
 
 def data_notes(data: Data, config: RunConfig) -> list[str]:
-    """What a user should know of the data beside their size."""
+    """Returns notes on the data for the user, apart from their size."""
     lines = list(data.meta.get("notes", ()))
     if not isinstance(data, Corpus):
         return [*lines, data.meta["ignored_split_names"]] if data.meta.get("ignored_split_names") else lines

@@ -19,9 +19,9 @@ from moe_cli.data.file_list import check_readable, find_named, open_file
 from moe_cli.data.synthetic_ratings import Interactions
 from moe_cli.errors import DataError
 
-# How the fields of a line are told apart, by the name of the file, in the order they are looked for.
+# The delimiter of fields by the name of the file, in the order in which the files are looked for.
 DELIMITERS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
-# Where the names of items stand, beside them; and by what they are told from the rest of the line.
+# The files that hold the names of items, and their delimiters.
 TITLES = {"u.item": "|", "movies.dat": "::"}
 HEADER = "userid,movieid,rating"
 # No rating is larger.
@@ -100,7 +100,7 @@ def _shown(delimiter: str) -> str:
 
 
 def _titles(folder: Path) -> dict[str, str]:
-    """Names of items, where the file that MovieLens has them in lies beside the ratings."""
+    """Returns names of items, where the folder of the ratings has MovieLens's file of them."""
     path = find_named(str(folder), list(TITLES))
     if path is None:
         return {}

@@ -22,7 +22,7 @@ from moe_cli.data.documents import Document, document, read_documents
 from moe_cli.data.file_list import fingerprints
 from moe_cli.errors import DataError
 
-# Beside tests and what others installed: encodings, whose generated tables repeat each other from file to file, so that
+# Besides tests and installed packages: encodings, whose generated tables repeat each other from file to file, so that
 # having learned one would pass for having understood the next.
 _NOT_CORPUS = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
 _HEADERS = (".h", ".hpp", ".cuh")
@@ -111,7 +111,7 @@ def _bible(name: str) -> CorpusSource:
 def _books(path: Path) -> Iterator[Document]:
     """A document for each book: a line for each verse, a blank line between chapters."""
     try:
-        # immutable: nothing is written beside it either, where another program might.
+        # immutable: nothing is written next to it either, where another program might.
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
             books = database.execute("SELECT id FROM books ORDER BY sort_order").fetchall()
             for (book,) in books:

@@ -136,7 +136,7 @@ def _build(data: RatingData, folder: Path) -> None:
 
 
 def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
-    """Which of so many pairs a fold holds out: by chance that is the same every time, each pair in one fold."""
+    """Returns which of `number` pairs a fold holds out: at random, the same every time, each pair in one fold."""
     held_out = np.zeros(number, bool)
     held_out[np.random.default_rng(0).permutation(number)[fold::num_folds]] = True
     return held_out

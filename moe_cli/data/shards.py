@@ -20,11 +20,11 @@ from moe_cli.data.cached import BlockChecksums
 from moe_cli.data.file_list import open_file
 from moe_cli.errors import DataError
 
-# Of a split, so many files are open at a time: a process may have a thousand, and published corpora have more shards.
+# The most files of a split that are open at a time: a process may have a thousand, and published corpora have more shards.
 MAX_OPEN = 128
 # Tokens that a pass over a whole split looks at together.
 BLOCK_TOKENS = 2**20
-# Splits of so many tokens may not stay in memory, and single windows of them are read.
+# Splits of this many tokens may not stay in memory: single windows of them are read.
 LARGE_SPLIT_TOKENS = 2**28
 # Tokens in one file of those that are built here.
 SHARD_TOKENS = 2**28
@@ -149,7 +149,7 @@ class Tokens:
 
 
 def blocks(tokens: Tokens | NDArray[Any], overlap: int = 0) -> Iterator[NDArray[Any]]:
-    """All tokens in arrays of BLOCK_TOKENS, each with so many of the next."""
+    """Yields all tokens in arrays of BLOCK_TOKENS, each with `overlap` tokens of the next."""
     for first in range(0, len(tokens), BLOCK_TOKENS):
         yield tokens[first : first + BLOCK_TOKENS + overlap]
 

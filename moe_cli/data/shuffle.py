@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-# Up to so many windows (at a context of 128, half a thousand million tokens) a shuffled list of all of them is held in
+# Up to this many windows (at a context of 128, half a thousand million tokens) a shuffled list of all of them is held in
 # memory, 8 bytes each; beyond, places are computed when they are asked for.
 MAX_IN_MEMORY = 2**22
 ROUNDS = 8
@@ -84,6 +84,6 @@ class ExampleOrder:
 
 
 def evenly_spaced(total: int, wanted: int | None) -> NDArray[np.int64]:
-    """So many of `total` examples, at least one, from the first to the last; None: all, in order."""
+    """Returns `wanted` of `total` examples, at least one, from the first to the last; None: all, in order."""
     number = total if wanted is None else max(1, min(total, wanted))
     return np.linspace(0, total - 1, number).astype(np.int64)

@@ -19,7 +19,7 @@ SPLITS = tuple(SPLIT_LABELS)
 TRAIN, VAL, TEST = range(3)
 # No document is more than this share of a held-out split that holds whole documents, if there are smaller ones.
 MAX_DOCUMENT_FRACTION = 1 / 8
-# Up to so many domains, each is represented in what is held out.
+# Up to this many domains, each is represented in what is held out.
 MAX_DOMAINS = 8
 # Between texts of two splits in one document, so that no training context reaches into what is held out.
 GAP_TOKENS = 1024
@@ -61,7 +61,7 @@ def splits_by_name(names: Sequence[Path]) -> list[int] | None:
 
 
 def ignored_split_names(names: Sequence[Path]) -> str | None:
-    """What is to be told where a name says that something is held out and `splits_by_name` finds no splits; else None."""
+    """Returns a warning if some names look like held-out splits but `splits_by_name` finds no splits; else None."""
     said = {name.parts[0]: split_from_name(name.parts[0]) for name in names}
     held_out = sorted(name for name, part in said.items() if part in (VAL, TEST))
     if not held_out or splits_by_name(names):
@@ -140,7 +140,7 @@ def _cut_text(total: int, val_fraction: float, test_fraction: float) -> tuple[tu
 
 
 def cut_with_gap(num_tokens: int, fraction: float, most: int | None = None) -> tuple[int, int]:
-    """Where what comes before ends, and where the part held out, of at most so many tokens, begins."""
+    """Returns where the text before ends, and where the held-out part, of at most `most` tokens, begins."""
     cut = int(num_tokens * (1 - fraction))
     cut = cut if most is None else max(cut, num_tokens - most)
     return cut - min(GAP_TOKENS, cut // 100), cut
@@ -149,7 +149,7 @@ def cut_with_gap(num_tokens: int, fraction: float, most: int | None = None) -> t
 def choose_held_out(sizes: Sequence[int], fraction: float) -> set[int]:
     """Which documents of these sizes are held out; none if whole ones do not come near to the share.
 
-    From the last on, those that are small beside the share wanted, so that no single document decides how a model is
+    From the last on, those that are small compared with the share wanted, so that no single document decides how a model is
     judged; if that does not do, whatever comes last.
     """
     wanted = fraction * sum(sizes)

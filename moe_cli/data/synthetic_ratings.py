@@ -63,5 +63,5 @@ def generate_interactions(data: SyntheticRatingsConfig) -> Interactions:
 
 
 def _distinct(draw: np.random.Generator, size: int, number: int) -> NDArray[np.int64]:
-    """So many different numbers below `size`, in an order by chance."""
+    """Returns `number` different numbers below `size`, in random order."""
     return draw.choice(size, number, replace=False)

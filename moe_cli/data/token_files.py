@@ -37,7 +37,7 @@ LLM_C, NPY = "llm.c header", "numpy header"
 # What a folder is searched for, and files that hold tokens, but not in place.
 ENDINGS = (".bin", ".npy")
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".npz")
-# The hash is of at most so many blocks of each split.
+# The most blocks of a split that are hashed.
 MAX_HASH_BLOCKS, BLOCK_BYTES = 1024, 2**16
 
 

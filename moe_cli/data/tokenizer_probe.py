@@ -20,7 +20,7 @@ WAIT_SECONDS = 120.0
 TEXT_LENGTH, MAX_TEXTS = 2_000, 200
 # A character of each class that patterns name.
 SAMPLES = "aA0_ -.\n\r\u00e9\u4e2d"
-# How the library's regular expressions say that one match has taken too many steps; and the exit code that stands for it.
+# How the library's regular expressions say that one match has taken too many steps; and the exit code for it.
 RETRY_LIMIT, TOO_MANY_STEPS = "retry-limit", 3
 
 

@@ -1,7 +1,7 @@
 """Checksums of what a run writes: taken where it is written, compared where it is read.
 
 A sealed file (summary.json and state.json of a run, checksums.json of a cache) holds the checksum of its own content; the
-latter two hold those of the files beside them too. A checkpoint marks how far the records had come. One rule for all: a
+latter two hold those of the other files of their folder too. A checkpoint marks how far the records had come. One rule for all: a
 checksum that is missing means damage, like a wrong one.
 """
 

@@ -21,7 +21,7 @@ MAX_BYTES = 2**24
 MAX_DEPTH, MAX_NUMBER = 64, sys.float_info.max
 # The year 10000, in seconds since 1970.
 MAX_TIME = 253_402_300_800
-# Of files with problems so many are remembered.
+# The most files with problems that are remembered.
 MAX_NOTES = 10_000
 _KINDS = {
     stat.S_IFIFO: "pipe",

@@ -28,7 +28,7 @@ class Batch(Protocol):
 
     @property
     def num_bytes(self) -> int | None:
-        """Bytes of text that the answers stand for; None: no text, or nobody knows."""
+        """Bytes of text of the targets; None: there is no text, or its size is unknown."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""

@@ -20,7 +20,7 @@ from moe_cli.data.token_files import check_tokens
 from moe_cli.moe.routing import Routing
 from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, EvalBatchResult, Task, sum_by_domain
 
-# After so many batches of a large text the memory through which it was read is let go.
+# Batches of a large text after which the memory through which it was read is released.
 RELEASE_EVERY = 16
 # A target that is not asked for.
 IGNORE_INDEX = -100
@@ -34,7 +34,7 @@ class TextBatch:
 
     Attributes:
         targets: NOT_ASKED for padding, and for what another window of a validation split scores.
-        num_bytes: the bytes that the targets stand for; None: nobody knows.
+        num_bytes: the bytes of text of the targets; None: unknown.
         starts: where in its split each window of inputs begins; -1: with a separator before the first.
         mask: False for padding; None: there is none.
         documents: the number of the document of each input; None: all is seen as one text.
@@ -189,7 +189,7 @@ class TextTask:
         return torch.from_numpy(self.corpus.domain_ids_at(places.flatten().numpy()))
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """None beside the loss."""
+        """Returns no metrics apart from the loss."""
         return {}
 
     @property
@@ -235,7 +235,7 @@ class TextTask:
         return max(1, (len(self.corpus.train) - self.context_length) // self.context_length)
 
     def _starts_of(self, first: int, size: int) -> tuple[int, ...]:
-        """Where in the training text so many windows begin, counted from the first of the first epoch."""
+        """Returns where `size` training windows begin, counted from the first of the first epoch."""
         epochs, places = np.divmod(np.arange(first, first + size), self._windows_per_epoch)
         starts = np.empty(size, np.int64)
         for epoch in np.unique(epochs).tolist():

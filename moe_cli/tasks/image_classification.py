@@ -67,7 +67,7 @@ class ImagesTask:
         return self._batch(self.corpus.train, self._order.batch(index, size, part, parts))
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[ImageBatch]:
-        """The validation images in order; or so many, spread evenly over them, that they have about `max_tokens` patches."""
+        """Yields the validation images in order; with `max_tokens`, images spread evenly that have about that many patches."""
         wanted = None if max_tokens is None else max_tokens // self.vocab_size
         chosen = evenly_spaced(len(self.corpus.val.labels), wanted)
         for first in range(0, len(chosen), size):

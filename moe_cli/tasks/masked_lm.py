@@ -57,7 +57,7 @@ class MaskedTask(TextTask):
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """Of the corpus; and what a guess by the frequency of tokens gives, of which any position may be hidden."""
+        """Returns what is known of the corpus, with the loss of a guess by the frequency of tokens as its reference."""
         return {**self.corpus.meta, "references": self.corpus.meta.get("unigram", {})}
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:

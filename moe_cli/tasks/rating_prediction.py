@@ -17,7 +17,7 @@ from moe_cli.data.shuffle import ExampleOrder, evenly_spaced
 from moe_cli.moe.routing import Routing
 from moe_cli.tasks.base import BY_DOMAIN, EvalBatchResult, sum_by_domain
 
-# Logits of clicks are counted in so many bins of equal width, up to this size to both sides; within a bin they are equal.
+# Logits of clicks are counted in this many bins of equal width, up to this size to both sides; within a bin they are equal.
 AUC_BINS, LARGEST_LOGIT = 2**14, 16.0
 
 
@@ -70,7 +70,7 @@ class RatingsTask:
         return self._batch(self.corpus.train, self._order.batch(index, size, part, parts))
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[PairBatch]:
-        """The validation pairs in order; or so many, spread evenly over them, that they are routed `max_tokens` times."""
+        """Yields the validation pairs in order; with `max_tokens`, pairs spread evenly over them that are routed that often."""
         wanted = None if max_tokens is None else max_tokens // len(self.domains)
         chosen = evenly_spaced(len(self.corpus.val), wanted)
         for first in range(0, len(chosen), size):

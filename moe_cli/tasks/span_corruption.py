@@ -59,7 +59,7 @@ class SpanTask(TextTask):
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), routings
 
     def score(self, model: nn.Module, batch: SpanBatch) -> EvalBatchResult:  # type: ignore[override]
-        """The loss, of each domain too, and how many tokens of the spans are told from all before them."""
+        """The loss, of each domain too, and how many tokens of the spans are predicted right."""
         logits, routings = model(batch.inputs, self._shift_right(batch.targets))
         losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
         taken = batch.targets < self.num_data_tokens
@@ -122,7 +122,7 @@ class SpanTask(TextTask):
             _random_segments(len(row) - taken, number, draw),
             _random_segments(taken, number, draw),
         )
-        # By turns: what stays, and what goes; a window begins with the one and ends with the other.
+        # Kept and removed segments alternate; a window begins with a kept one and ends with a removed one.
         ends = np.stack([kept_lengths, span_lengths], 1).flatten().cumsum()
         begins = np.concatenate([[0], ends[:-1]])
         inputs, targets = [], []

@@ -189,7 +189,7 @@ def take_snapshot(training_tensors: TrainingTensors, state: dict[str, Any]) -> S
 
 
 def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
-    """Writes a checkpoint beside the older ones, then forgets all but the newest `keep` and `best_step` of its state.
+    """Writes a checkpoint next to the older ones, then deletes all but the newest `keep` and `best_step` of its state.
 
     Raises:
         TrainingError: it cannot be written, such as on a full disk; the older checkpoints stay.

@@ -141,7 +141,7 @@ def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
     ends = tokenizer.token_ends(text) if isinstance(tokenizer, SubwordTokenizer) else _ends(text, ids, tokenizer)
     tokens, first, part = [], 0, 1
     for place, token in enumerate(ids):
-        # What no token stands for, such as blanks that are left out, is with the next, and at the end with the last.
+        # Text of no token, such as blanks that are left out, is with the next, and at the end with the last.
         last = max(first, ends[place]) if place + 1 < len(ids) else len(text)
         part = 1 if last > first else part + 1
         tokens.append(TextToken(token, text[first:last], part))

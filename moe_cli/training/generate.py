@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_cli.models.kv_cache import KVCache
 
-# Tokens of which the first has ended its character, or is none: a character takes at most 4 bytes.
+# The most tokens that are held back until a UTF-8 character is whole: it takes at most 4 bytes.
 MAX_PENDING = 4
 UNKNOWN = "\ufffd"
 
@@ -20,7 +20,7 @@ class SamplingParams:
 
     Attributes:
         temperature: what logits are divided by; at 0 the likeliest token is taken.
-        top_k: only so many likeliest tokens are drawn from; None: all.
+        top_k: only this many likeliest tokens are drawn from; None: all.
         top_p: only the fewest likeliest tokens that together have this probability (nucleus, arXiv:1904.09751, eq. 2 and 3).
     """
 
@@ -61,13 +61,13 @@ def sample(
     """Token ids that follow `prompt`.
 
     The model sees the last `context_length` tokens, numbered from 0. Within the first context a cache keeps what layers
-    computed of earlier tokens. Afterwards the window slides, and it is computed anew for each token: other places, and
+    computed of earlier tokens. Afterwards the window slides, and everything is computed again for each token: other places, and
     in every layer another past. Nothing is dropped, as always in evaluation mode: a capacity would depend on how many
     tokens are computed together.
 
     Args:
-        vocab_size: of the model's logits the first so many stand for tokens; None: all.
-        cached: False computes all tokens anew for each.
+        vocab_size: the number of logits, from the first, that are tokens; None: all.
+        cached: False computes all tokens again for each.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device

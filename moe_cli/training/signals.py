@@ -22,7 +22,7 @@ POLL_SECONDS, GRACE_SECONDS = 0.5, 60.0
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Within it, each of STOP_SIGNALS asks for a stop after the current step; a second SIGINT stops at once.
 
-    So does the death of the launcher, where there is one: nobody else would end these processes.
+    So does the death of the launcher, where there is one: nothing else would end these processes.
     """
     asked = False
     launcher = os.getppid() if is_distributed() else None
@@ -74,7 +74,7 @@ def interrupt_on_signals() -> Iterator[None]:
 def exit_with_parent(parent: int) -> None:
     """Has this process asked to stop, by SIGTERM, once `parent` is its parent no more, and ended if it does not.
 
-    For processes that nobody else would end if what started them were killed: a sweep's runs. It works wherever they are,
+    For processes that nothing else would end if their parent were killed: a sweep's runs. It works wherever they are,
     while they read data, evaluate or hang.
     """
 

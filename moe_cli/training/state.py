@@ -13,7 +13,7 @@ SPIKE_DEVIATIONS, SPIKE_RATE, SPIKE_WARMUP = 8.0, 0.02, 50
 
 @dataclass
 class TrainState:
-    """Where training stands: all that a checkpoint must remember beside tensors.
+    """Where training stands: all that a checkpoint must hold apart from tensors.
 
     Attributes:
         seconds: time spent in training steps, without evaluation and saving.

@@ -10,9 +10,9 @@ from torch import Tensor
 from moe_cli.distributed import collectives
 from moe_cli.moe.routing import Routing
 
-# Assignments are gathered up to so many before they are counted, which bounds both the memory and the time that it takes.
+# Assignments are gathered up to this number before they are counted, which bounds both the memory and the time that it takes.
 BUFFERED = 2**19
-# A table of so many numbers is counted directly; a larger one by sorting what occurs. Processes exchange as many at a time.
+# A table of this many numbers is counted directly; a larger one by sorting what occurs. Processes exchange as many at a time.
 DIRECT = 2**18
 
 

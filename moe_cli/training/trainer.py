@@ -30,7 +30,7 @@ from moe_cli.training.wrap import DistributedModel
 
 EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
-# With train.on_nan=skip, so many steps in a row that fail; with rewind, so many rewinds: the run is beyond help.
+# A run gives up after this many skipped steps in a row (train.on_nan=skip), or after this many rewinds (rewind).
 MAX_CONSECUTIVE_SKIPS, MAX_REWINDS = 20, 10
 
 

@@ -180,7 +180,7 @@ def test_routers_that_look_ahead_are_refused(router: Any) -> None:
         ),
         (
             ["model.relative_attention_max_distance=16"],
-            "model.relative_attention_max_distance=16 must be above half of model.relative_attention_num_buckets=32: so many near distances have a bucket each.",
+            "model.relative_attention_max_distance=16 must be above half of model.relative_attention_num_buckets=32: each near distance has a bucket.",
         ),
         (["model.num_heads=7"], "model.d_model=96 cannot be divided among model.num_heads=7: choose a multiple."),
         (

@@ -255,7 +255,7 @@ def test_muon_takes_the_maps_between_hidden_spaces(tie: bool) -> None:
     names = {id(param): name for name, param in model.named_parameters()}
     muon, adam = (
         {names[id(param)] for group in part.param_groups for param in group["params"]}
-        for part in make_optimizers(MuonConfig(), model).parts
+        for part in make_optimizers(MuonConfig(), model).optimizers
     )
     per_block = ("attention.qkv.weight", "attention.out.weight", "ffn.experts.w_in", "ffn.experts.w_out",
                  "ffn.shared_experts.w_in", "ffn.shared_experts.w_out")  # fmt: skip
@@ -269,7 +269,7 @@ def test_muon_takes_the_maps_between_hidden_spaces(tie: bool) -> None:
 def test_every_parameter_is_in_adamw_once(sparse: bool) -> None:
     """optim=adamw leaves nothing out, and stacked experts are apart where only the chosen learn."""
     model = make_model(tiny_config(Path("text")), 11)
-    parts = make_optimizers(AdamWConfig(skip_idle_experts=sparse), model).parts
+    parts = make_optimizers(AdamWConfig(skip_idle_experts=sparse), model).optimizers
     given_params = [id(param) for part in parts for group in part.param_groups for param in group["params"]]
     assert [torch.optim.AdamW, ExpertAdamW][: 1 + sparse] == [type(part) for part in parts]
     assert sorted(map(id, model.parameters())) == sorted(given_params)
@@ -325,7 +325,7 @@ def test_both_parts_follow_one_schedule() -> None:
     optimizers = make_optimizers(config, make_model(tiny_config(Path("text")), 11))
     for progress in (0.25, 0.75, 0.5):
         assert 1 - progress == pytest.approx(optimizers.step(progress))
-        rates = [group["lr"] for part in optimizers.parts for group in part.param_groups]
+        rates = [group["lr"] for part in optimizers.optimizers for group in part.param_groups]
         assert [0.4 * (1 - progress)] + 2 * [0.2 * (1 - progress)] == pytest.approx(rates)
 
 
