@@ -28,7 +28,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def known(value: float | None, digits: int = 3) -> str:
-    """So many digits after the point, or - for what is not known."""
+    """Returns the value with `digits` after the point, or - for None."""
     return "-" if value is None else f"{value:z.{digits}f}"
 
 

@@ -100,7 +100,7 @@ def sentences(result: ExplainResult) -> list[str]:
     """What was done with the text, and how to read what is shown of it."""
     model, window = result.config.model, result.found.window
     passes = -(-len(result.found.tokens) // window)
-    seen = "itself and those before it" if model.causal else "the whole text, of which nothing was masked"
+    seen = "itself and those before it" if model.causal else "the whole text, unmasked"
     lines = [
         f"{'One forward pass' if passes == 1 else f'{passes} forward passes'} of this checkpoint as at evaluation "
         f"({_routed(result)}): what the router did, not why. Each token saw {seen}."
@@ -145,7 +145,7 @@ def _layers(result: ExplainResult) -> list[str]:
     if model.shared_experts:
         several = model.shared_experts > 1
         lines.append(
-            f"Beside them {model.shared_experts} shared expert{'s' if several else ''} of each layer "
+            f"In addition {model.shared_experts} shared expert{'s' if several else ''} of each layer "
             f"answer{'' if several else 's'} for every token: never chosen, not shown."
         )
     nulls = null_experts(result.config.router)

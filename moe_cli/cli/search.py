@@ -63,7 +63,7 @@ def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, job
     lines += [("", f"  {'space' if not index else '':<10} {key}={format_domain(domain)}")
               for index, (key, domain) in enumerate(plan.space.items())]  # fmt: skip
     lines.append(("", f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
-                      + (f", of which about {100 * ahead.possible:z.0f} % can be" if ahead.possible < 1 else "")))  # fmt: skip
+                      + (f", about {100 * ahead.possible:z.0f} % possible" if ahead.possible < 1 else "")))  # fmt: skip
     if plan.fixed:
         lines.append(("", f"  {'settings':<10} {' '.join(plan.words({}))}"))
     sides = [f"{name} ({'higher' if BY_KEY[name].direction > 0 else 'lower'} is better)" for name in plan.objectives]

@@ -169,7 +169,7 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
     if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict):
         raise DataError(
             f"data.tokenizer={path} is JSON, but no tokenizer: it has no 'model'. Give the tokenizer.json that lies "
-            "beside vocab.json, config.json and the like."
+            "in the same folder as vocab.json and config.json."
         )
     library = _parsed(path, text)
     if problem := probe(text):

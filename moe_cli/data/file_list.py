@@ -82,7 +82,7 @@ def find_files(
 
     Raises:
         DataError: there are none; the path is no regular file and no folder, or lies in the outputs; or it is a single
-            file, of which nothing can be excluded.
+            file and something is to be excluded.
     """
     root = Path(given)
     pattern: tuple[str, ...] = ()

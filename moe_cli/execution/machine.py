@@ -56,7 +56,7 @@ def oversubscription_warning(threads: int) -> str | None:
     cores, busy = count_cores(), _busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
         return None
-    others = f", of which {busy:.1f} are busy with other work" if busy >= 0.1 else ""
+    others = f" ({busy:.1f} busy with other work)" if busy >= 0.1 else ""
     return f"{threads} threads on {plural(cores, 'core')}{others}: slower. Or, with other last digits: train.threads=1"
 
 

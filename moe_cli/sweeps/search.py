@@ -1,7 +1,7 @@
 """The feed of a search: Optuna says which configuration is tried next, and learns what became of it.
 
-A trial is a configuration; its runs, one a seed, are ordinary run folders beside the journal, which holds what was asked
-and answered. Every process may be killed at any time: a trial of a process that has died is taken up again
+A trial is a configuration; its runs, one a seed, are ordinary run folders. The journal in the same folder holds the trials
+and their results. Every process may be killed at any time: a trial of a process that has died is taken up again
 with the settings it had. Searches that share a folder share the trials.
 """
 
@@ -115,8 +115,8 @@ class SearchFeed:
     """Gives the runs of a search's trials; see `scheduler.RunSource`.
 
     Args:
-        at_a_time: so many runs are given before the first of them has ended, as a cluster grows or shrinks: what is
-            asked depends on what is known, so with 1 the trials are the same every time.
+        at_a_time: the number of runs that are given before the first of them has ended. The sampler draws from the
+            results it has, so with 1 the trials are the same every time.
         check: raises MoeError for a configuration that is not to be run; the trial is set aside.
     """
 

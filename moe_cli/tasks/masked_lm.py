@@ -102,7 +102,7 @@ class PseudoPerplexityTask(MaskedTask):
     """
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[TextBatch]:
-        """A batch for each window: its L copies, in each of which another token is hidden; `max_tokens` are hidden in all."""
+        """Yields a batch for each window: L copies, each with another token hidden; `max_tokens` are hidden in all."""
         for batch in super().val_batches(1, max_tokens or self.task.pseudo_perplexity_tokens):
             row = batch.inputs[0]
             shown = len(row) if batch.mask is None else int(batch.mask.sum())

@@ -278,7 +278,7 @@ def latest_checkpoint(run: Run) -> Checkpoint:
         if run.summary() is not None:
             raise CheckpointError(
                 f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back.\n"
-                f"To train it again from the start, delete the summary.json beside it, then: {again}"
+                f"To train it again from the start, delete its summary.json, then: {again}"
             )
         raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one. Go on with: {again}")
     return _verify(folders[0])

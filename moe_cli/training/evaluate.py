@@ -129,8 +129,8 @@ class Evaluation:
 
     Attributes:
         loss: nats per token.
-        bits_per_byte: loss in bits, per byte of text: comparable between tokenizers. None, as the bytes, where nobody
-            knows the text of the tokens.
+        bits_per_byte: loss in bits, per byte of text: comparable between tokenizers. None, as the bytes, where
+            the text of the tokens is unknown.
         domains: names of the domains of the data.
         measures: the task's own, such as accuracy.
         domain_losses: nats per target, of every domain that has some.

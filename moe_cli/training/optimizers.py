@@ -179,9 +179,9 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _gather_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor, "N all C"]:
-    """A sharded matrix's direction, of which this process has some rows, whole: a matrix has to be orthogonalised whole.
+    """Returns all rows of a sharded matrix's direction, because a matrix is orthogonalised as a whole.
 
-    A sharded stack needs nothing: its matrices are each in one process.
+    A sharded stack is returned as it is: each of its matrices lies in one process.
     """
     if not isinstance(param, DTensor) or param.ndim == 3:
         return direction

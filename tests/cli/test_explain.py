@@ -233,7 +233,7 @@ def test_many_and_missing_choices(text_file: Path) -> None:
 
 @pytest.mark.parametrize(("changes", "piece"), [
     ({"model": {"moe_layer_freq": 2}}, "L1 is layer 2 of 2; 1 of these is dense: one network for all tokens."),
-    ({"model": {"shared_experts": 2}}, "Beside them 2 shared experts of each layer answer for every token: never chosen, not shown."),
+    ({"model": {"shared_experts": 2}}, "In addition 2 shared experts of each layer answer for every token: never chosen, not shown."),
     ({"router": TopKConfig(null_experts=2)}, "E5 to E6 compute nothing (null experts)."),
     ({"router": ReluConfig()}, "As many experts answer as have a score above zero; weights need not sum to 1."),
     ({"router": RandomConfig()}, "Experts are drawn at random, here from a fixed seed."),
@@ -243,7 +243,7 @@ def test_many_and_missing_choices(text_file: Path) -> None:
     ({**TINY["bert"], "router": ExpertChoiceConfig(), "capacity": 1.5}, "(router expert_choice, k=2 on average, capacity 1.5)"),
     ({"router": ReluConfig()}, "(router relu, k=2 aimed at, dropless)"),
     ({"eval": EvalConfig(k=1)}, "(router topk, k=1, dropless)"),
-    (TINY["bert"], "Each token saw the whole text, of which nothing was masked."),
+    (TINY["bert"], "Each token saw the whole text, unmasked."),
     ({}, "Each token saw itself and those before it."),
     ({"eval": EvalConfig(capacity=0.5)}, "room for 0.5 of a fair share in each expert"),
 ])  # fmt: skip

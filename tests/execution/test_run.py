@@ -373,7 +373,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
         (1, 2.0, None),
         (2, 0.4, None),
         (3, 0.0, "3 threads on 2 cores: slower"),
-        (2, 0.9, "2 threads on 2 cores, of which 0.9 are busy with other work: slower"),
+        (2, 0.9, "2 threads on 2 cores (0.9 busy with other work): slower"),
     ],
 )
 def test_a_crowd_is_said(threads: int, busy: float, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:

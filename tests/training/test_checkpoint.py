@@ -177,7 +177,7 @@ def test_a_run_without_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None
         load_trained(run, tmp_path)
     what, then = str(gone.value).split("\n")
     assert f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back." == what
-    assert then.endswith(f"delete the summary.json beside it, then: moe train --resume {run.id}")
+    assert then.endswith(f"delete its summary.json, then: moe train --resume {run.id}")
     (run.path / "summary.json").unlink()
     with pytest.raises(CheckpointError, match=f"stopped before its first one. Go on with: moe train --resume {run.id}"):
         load_trained(run, tmp_path)
