@@ -5,7 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BANNED = re.compile(
-    r"\b(nobody|strangers?|whoever|told|anew|heeds?|beside|so many|of which|for good|by turns|stands for)\b", re.IGNORECASE
+    r"\b(nobody|strangers?|whoever|told|anew|heeds?|beside|so many|of which|for good|by turns|stands for)\b",
+    re.IGNORECASE,
 )
 QUESTION = re.compile(r'^\s*"""(What|Who|Which|Whose)\b')
 PATTERNS = ("moe_cli/**/*.py", "moe_cli/**/*.js", "moe_cli/**/*.html", "conf/**/*.yaml", "docs/**/*.md", ".github/*.md")

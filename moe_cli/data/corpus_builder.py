@@ -288,7 +288,9 @@ def _reread(files: Sequence[CorpusFile], scan: CorpusScan) -> Iterator[tuple[int
     for file, digest in zip(files, scan.hashes, strict=True):
         if digest is None:
             continue
-        changed_error = DataError(f"{file.path} has changed while it was read. Start again when no program writes to it.")
+        changed_error = DataError(
+            f"{file.path} has changed while it was read. Start again when no program writes to it."
+        )
         try:
             for document in file.documents():
                 if document is None:
