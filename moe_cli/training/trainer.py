@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_cli.config.balances import QuantileBalance
+from moe_cli.config.balances import LossBalance, QuantileBalance
 from moe_cli.config.schema import RunConfig
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
 from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
+from moe_cli.moe.routing import Routing
 from moe_cli.moe.routing_metrics import dropped_fraction, max_violation
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
@@ -176,26 +178,19 @@ class Trainer:
                 with autocast(train.precision, device):
                     loss, routings = self.task.loss(self.distributed_model.forward, batch)
                 # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
-                asked = (
-                    collectives.all_reduce_sum(torch.stack([each.tokens_per_expert for each in routings])).unbind()
-                    if routings
-                    else ()
-                )
-                for counts, new, seen, routing in zip(load, asked, probs, routings, strict=True):
+                batch_counts = _counts_of_all(routings)
+                for counts, new, seen, routing in zip(load, batch_counts, probs, routings, strict=True):
                     counts += new
                     if isinstance(self.bias_method, QuantileBalance):
                         seen.append(collectives.all_gather_rows(routing.probs.detach()))
                 aux_losses = auxiliary_losses(
                     self.config.balance,
                     routings,
-                    batch_counts=asked,
+                    batch_counts=batch_counts,
                     step_counts=load,
                     num_sequences=batch.num_examples,
                 )
-                total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
-                router_losses = [routing.router_loss for routing in routings if routing.router_loss is not None]
-                if router_losses:
-                    total = total + torch.stack(router_losses).mean()
+                total = _total_loss(loss, aux_losses, routings)
                 # One look at all numbers: each would make the processor wait for a GPU.
                 seen_losses = torch.stack([each.detach().double() for each in (total, loss, *aux_losses.values())])
                 total_value, loss_value, *aux_values = collectives.all_reduce_mean(seen_losses).tolist()
@@ -392,3 +387,17 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "corpus_sha256": self.task.meta["sha256"],
         }
+
+
+def _counts_of_all(routings: Sequence[Routing]) -> tuple[Tensor, ...]:
+    """Returns the assignments to each expert in the batch of all processes, for each layer."""
+    if not routings:
+        return ()
+    return collectives.all_reduce_sum(torch.stack([routing.tokens_per_expert for routing in routings])).unbind()
+
+
+def _total_loss(loss: Tensor, aux_losses: Mapping[LossBalance, Tensor], routings: Sequence[Routing]) -> Tensor:
+    """Returns the task's loss plus the weighted balancing losses and the mean of the routers' own losses."""
+    total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
+    router_losses = [routing.router_loss for routing in routings if routing.router_loss is not None]
+    return total + torch.stack(router_losses).mean() if router_losses else total

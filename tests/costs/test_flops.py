@@ -166,7 +166,9 @@ DRAWS = 40
 def options_of(router: type[RouterConfig]) -> dict[str, tuple[Any, ...]]:
     """Every option of a router with the values it may take; a KeyError for one that is not known here."""
     found = {}
-    for name, kind in get_type_hints(router).items():
+    hints = get_type_hints(router)
+    for name in (field.name for field in dataclasses.fields(router)):
+        kind = hints[name]
         if name != "name":
             choices = [
                 each for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)

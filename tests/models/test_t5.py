@@ -116,8 +116,8 @@ def their_weights(model: T5) -> dict[str, Tensor]:
         weights[f"{stack}.embed_tokens.weight"] = ours["embedding.weight"]
         weights[f"{stack}.final_layer_norm.weight"] = ours[f"{norm}.weight"]
     for number in range(len(model.blocks)):
-        stack, here = ("decoder" if number >= model.depth else "encoder"), f"blocks.{number}."
-        there = f"{stack}.block.{number % model.depth}.layer."
+        stack, here = ("decoder" if number >= model.layers_per_stack else "encoder"), f"blocks.{number}."
+        there = f"{stack}.block.{number % model.layers_per_stack}.layer."
         parts = [("attention", "SelfAttention"), ("cross_attention", "EncDecAttention")][: 1 + (stack == "decoder")]
         for place, (own, other) in enumerate(parts):
             k, v = ours[f"{here}{own}.kv.weight"].chunk(2)
