@@ -1,4 +1,4 @@
-"""Shared fixtures: checked shapes, one thread, no deadlines on a shared machine, a little text, and one finished run."""
+"""Shared fixtures: checked shapes, one thread, no deadlines on a shared machine, a short text, one finished run."""
 
 import gc
 import os

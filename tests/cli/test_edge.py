@@ -103,7 +103,7 @@ def test_a_deleted_working_directory_is_named(tmp_path: Path, monkeypatch: pytes
     "name", ["latest", "a\nb", "a\x1bb", LONG, "é" * 150, "", " ", "a/b", "..", ".hidden", "\udcff"]
 )
 def test_a_sweep_has_a_name_that_others_can_type(name: str, tmp_path: Path, moe: Moe) -> None:
-    """`--name` refuses names that are reserved, empty, hidden, too long, or have a slash or an unprintable character."""
+    """`--name` refuses names that are reserved, empty, hidden, too long, or have a slash or a control character."""
     result = moe("sweep", "k=1,2", "train.steps=1", "--name", name, "--dry-run")
     assert 2 == result.exit_code
     assert result.stderr.startswith("error: --name ")
@@ -132,7 +132,7 @@ def test_memory_that_is_not_there_is_refused(
 def test_memory_is_refused_from_a_multiple_of_what_there_is(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that needs over MAX_MEMORY_RATIO times the total memory is refused, unless forced or the total is unknown."""
+    """A run that needs over MAX_MEMORY_RATIO times the memory is refused, unless forced or the memory is unknown."""
     from moe_cli.config.compose import load_config
     from moe_cli.errors import ConfigError
 

@@ -217,7 +217,7 @@ def test_show_tells_what_differs_and_what_came_out(moe: Moe, outputs: Path) -> N
 
 
 def test_watch_of_what_has_ended(moe: Moe, outputs: Path) -> None:
-    """`moe runs watch` of an ended sweep prints a line for each run and the counts; a failed run makes the exit code 3."""
+    """`moe runs watch` of an ended sweep prints a line for each run and the counts and exits with 3 after a failure."""
     result = moe("runs", "watch")
     assert result.exit_code == 3
     assert result.stdout.splitlines() == [

@@ -28,7 +28,7 @@ def prepared_of(words: list[str], outputs: Path, execution: Execution, **options
 
 @pytest.fixture
 def prepared(settings: list[str], tmp_path: Path) -> PreparedSweep:
-    """Three configurations with two seeds: one run is done, one has failed; one point is impossible, `where` excludes two."""
+    """Three configurations with two seeds: one run done, one failed; one point is impossible, `where` excludes two."""
     words, options = ["expert=2,4", "k=1,2,3", *settings], {"seeds": 2, "where": ["k != 2"]}
     runs = plan_sweep(words, **options).run_dirs(tmp_path)
     finish(runs[0], "completed")

@@ -142,7 +142,7 @@ def dimension(**values: list[Any]) -> Dimension:
 
 
 def test_what_is_typed_replaces_a_key_wherever_it_stands() -> None:
-    """A typed key replaces a grid's key in place; a key of `zip` leaves its rows, equal rows merge, and it goes to the end."""
+    """A typed key replaces a grid's key in place; a key of `zip` leaves its rows, which merge, and goes to the end."""
     rows = Dimension(({"a": 1, "b": 1}, {"a": 2, "b": 1}))
     block = Block((dimension(c=[1, 2]), rows))
     assert (dimension(c=[3]), rows) == block.overridden(dimension(c=[3])).dimensions

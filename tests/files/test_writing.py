@@ -1,4 +1,4 @@
-"""Files below an outputs folder are written through no link, whole, with the umask's permissions, and without scraps."""
+"""Files below an outputs folder are written through no link, whole, with the umask's permissions, without scraps."""
 
 import errno
 import os

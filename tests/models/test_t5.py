@@ -90,7 +90,7 @@ def test_experts_are_in_both_stacks_alike(sizes: dict[str, int], sparse: list[in
 
 
 def test_buckets_of_distances_by_hand() -> None:
-    """8 buckets for two sides, 4 each: 0 and 1 alone, 2 and 3, from 4 on; keys behind the query have the upper half. 8 for one
+    """8 buckets for two sides, 4 each: 0 and 1 alone, 2 and 3, from 4 on; later keys have the upper half. 8 for one
     side: 0 to 3 alone, then by the logarithm up to 32.
     """  # fmt: skip
     away = torch.tensor([[-9, -4, -3, -1, 0, 1, 2, 5, 40]])

@@ -288,7 +288,7 @@ def test_one_batch_can_be_learned_by_heart(router: str) -> None:
 
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_model_may_have_more_tokens_than_its_data(text_file: Path, tmp_path: Path) -> None:
-    """model.vocab_size is the number of rows; sampling draws no row without a token; fewer rows than tokens is refused."""
+    """model.vocab_size is the number of rows; rows without a token are never drawn; too few rows are refused."""
     config = tiny_config(text_file, model={"vocab_size": 300}, train={"steps": 2})
     run = finish(config, tmp_path)
     trained = load_trained(run, tmp_path)

@@ -19,7 +19,7 @@ COMPOSER = Composer()
 
 
 def configure(**settings: Any) -> RunConfig:
-    """Returns the configuration of `key=value` words; `train__steps` means train.steps; the default budget is 500 steps."""
+    """Returns the configuration of settings; `train__steps` means train.steps; the default budget is 500 steps."""
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if not any(f"train.{budget}" in values for budget in BUDGETS):
         values["train.steps"] = 500

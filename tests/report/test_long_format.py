@@ -52,7 +52,7 @@ def test_tokens_are_known_at_evaluations_too(finished: Run) -> None:
 
 
 def test_loads_are_shares_of_their_layer(tmp_path: Path) -> None:
-    """Loads are shares that sum to 1 in a layer, an unused layer has none, and each expert's row has the layer's measures."""
+    """Loads sum to 1 in a layer, an unused layer has none, and each expert's row has the layer's measures."""
     run = complete(tmp_path, 1.7)
     final = layer_record(500, 0, [1, 3], whole_split=True, max_violation=0.5, saturation={"100": 0.25})
     write_lines(run, "routing.jsonl", layer_record(100, 0, [2, 2]), layer_record(100, 1, [0, 0]), final)

@@ -61,7 +61,7 @@ def test_as_many_are_hidden_in_every_window(masked: float, number: int) -> None:
 
 
 def test_how_hidden_tokens_are_shown() -> None:
-    """Hidden tokens are shown as the mask, a random token, or themselves in the given shares, within 4 standard errors."""
+    """Hidden tokens are shown as mask, random token, or themselves in the given shares, within 4 standard errors."""
     task = make(mask_prob=0.5, mask_token_prob=0.6, random_token_prob=0.3)
     batch = task.train_batch(0, 400)
     asked = batch.targets != IGNORE_INDEX

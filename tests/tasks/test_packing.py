@@ -165,7 +165,7 @@ def test_documents_in_one_window_are_as_alone(folder: Path, tmp_path: Path) -> N
 
 
 def test_masked_tokens_are_real(folder: Path, tmp_path: Path) -> None:
-    """Each padded window hides its share of real positions; the pseudo-perplexity task hides one real position a window."""
+    """Each padded window hides its share of real positions; the pseudo-perplexity task hides one a window."""
     task = task_of(folder, tmp_path, "pad", "bert")
     for batch in task.val_batches(4):
         sizes = batch.mask.sum(1)

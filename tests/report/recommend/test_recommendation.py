@@ -192,7 +192,7 @@ def test_reasons_are_joined_as_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("aspect", ["data", "validation", "eval_context", "budget", "code"])
 def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None:
-    """Runs of another text, split, context, budget, or code are left out and named; --allow-different ranks them too."""
+    """Runs of another text, split, context, budget or code are left out and named; --allow-different ranks them."""
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.70, EIGHT)
     settings = {"validation": {"data__val_fraction": 0.2}, "budget": {"train__steps": 900},

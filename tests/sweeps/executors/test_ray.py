@@ -183,7 +183,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_places_are_counted_node_by_node(
     fake: Any, tmp_path: Path, executor: RayExecutor, nodes: list[dict[str, float]], places: int, gpus: float
 ) -> None:
-    """A run does not span nodes, dead nodes do not count, and runs take GPUs where there are any, unless gpus is set."""
+    """A run does not span nodes, dead nodes do not count, and a run takes a GPU if there is one, unless gpus is set."""
     ray = fake(*nodes)
     pool = RayPool(executor, tmp_path, None)
     assert (places, places, gpus) == (pool.workers, pool.room(), ray.options["num_gpus"])

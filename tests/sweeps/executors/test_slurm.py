@@ -81,7 +81,7 @@ def look(jobs: list[Job], slurm: FakeSlurm) -> list[int | None]:
 
 
 def test_runs_are_sent_as_one_array(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
-    """Runs that start together are one sbatch array with a limit on parallel jobs, and each run's folder names its job."""
+    """Runs that start together are one sbatch array with a limit on parallel jobs; each run's folder names its job."""
     pool = SlurmPool(SlurmExecutor(array_parallelism=2, gres="gpu:1", time="90"), tmp_path / "outputs", None)
     assert 2 == pool.workers
     start_all(pool, runs, slurm)
