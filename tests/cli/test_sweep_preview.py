@@ -1,4 +1,4 @@
-"""`moe sweep` prints every point, what is done, sums, and the reasons of left-out points before it starts."""
+"""Before it starts, `moe sweep` prints every point, what is done, sums, and the reasons of left-out points."""
 
 import re
 from dataclasses import replace

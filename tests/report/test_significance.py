@@ -56,7 +56,7 @@ def test_holm_by_its_definition(p_values: list[float]) -> None:
 
 
 def test_verdicts_allow_for_their_number() -> None:
-    """An effect that is certain alone at p = 0.02 is not among five; samples of one seed do not count."""
+    """An effect that is certain alone at p = 0.02 is inconclusive among five; samples of one seed do not count."""
     sure = PairedSample(3, -0.03, 0.03 * 3**0.5 / stats.t.ppf(1 - 0.01, 2))
     assert sure.p_value == pytest.approx(0.02)
     assert verdicts([sure]) == [BETTER]

@@ -1,4 +1,4 @@
-"""Bad steps under train.on_nan, train.keep_best, optim.ema_decay, and loss spikes."""
+"""train.on_nan, train.keep_best, and optim.ema_decay do what they promise, and loss spikes are recorded."""
 
 import errno
 import itertools

@@ -237,7 +237,7 @@ def four(text_file: Path, tmp_path_factory: pytest.TempPathFactory, double: None
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_four_processes_train_as_one(text_file: Path, tmp_path: Path, four: dict[str, Run], case: str) -> None:
-    """Four processes with two groups of experts train as one process."""
+    """Four processes train as one; with expert parallelism they are two groups of experts."""
     test_two_processes_train_as_one(text_file, tmp_path, four, case)
 
 
