@@ -1,4 +1,4 @@
-"""What all tests share: shapes checked, one thread, no deadlines (others use the machine too), a little text and one finished run."""
+"""Shared fixtures: checked shapes, one thread, no deadlines on a shared machine, a short text, one finished run."""
 
 import gc
 import os
@@ -51,7 +51,7 @@ LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_", "test
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first: nobody waits for them at the end, and workers that have nothing left take none of them away."""
+    """Runs the longest tests first, so that no worker waits for them at the end."""
     items.sort(key=lambda item: not item.name.startswith(LONGEST))
 
 
@@ -91,7 +91,7 @@ def finished(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def few_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four words in an order by chance, of which what is hidden can often be told."""
+    """Writes four words in random order, so that a hidden word can often be guessed."""
     path = tmp_path_factory.mktemp("text") / "few.txt"
     path.write_text(" ".join(random.Random(0).choices(["expert", "router", "gate", "of"], k=1500)))
     return path

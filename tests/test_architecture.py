@@ -55,7 +55,7 @@ def test_files_are_one_thing() -> None:
 
 
 def test_functions_are_short() -> None:
-    """What a function does fits on a screen: at most 50 lines below its signature and docstring."""
+    """Every function has at most 50 lines below its signature and docstring."""
     lengths = {
         f"{path.relative_to(PACKAGE).as_posix()}:{node.name}": (node.end_lineno or 0) - body[0].lineno + 1
         for path in FILES

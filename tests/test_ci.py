@@ -23,7 +23,7 @@ TOOLS = ("bash", "dirname", "grep", "mkdir", "ln", "rm", "touch", "sh")
 
 
 def run_ci(folder: Path, **environment: str) -> tuple[str, str]:
-    """What .ci/run prints, and what it asked apt-get for: as root, on a machine without Slurm and Chromium."""
+    """Runs .ci/run as root without Slurm and Chromium; returns its output and the log of apt-get."""
     fake = folder / "fake"
     fake.mkdir()
     for name, text in FAKES.items():

@@ -33,7 +33,7 @@ def test_a_run_of_another_process_is_busy(run: Run, code: int) -> None:
 
 
 def test_a_run_that_can_go_on_is_not_made_a_failed_one(run: Run) -> None:
-    """What the process has written of its end stays, such as that a disk was full."""
+    """`_failure` keeps the status and the reason that the process has already written, such as a full disk."""
     Recorder(run).status(INTERRUPTED, reason="cannot write to /x: no space.")
     error = _failure(run, 1)
     assert INTERRUPTED == run.status()["status"]

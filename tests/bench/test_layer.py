@@ -162,7 +162,7 @@ def test_there_are_always_a_few_rounds() -> None:
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
-    """What makes one round slow for both leaves their ratio alone."""
+    """A slowdown of both in one round leaves their ratio unchanged."""
     assert spread([0.5, 0.5, 0.5]) == ratios([1.0, 10.0, 2.0], [2.0, 20.0, 4.0])
     assert (2.0, 1.0, 9.0) == tuple(vars(spread([9.0, 1.0, 2.0])).values())
 

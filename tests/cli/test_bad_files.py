@@ -119,7 +119,7 @@ def test_a_bad_file_stops_no_list(moe: Moe, outputs: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_with_a_bad_file_is_shown(moe: Moe, outputs: Path, damage: str) -> None:
-    """What can be read of it is shown; the line that names the file says why not the rest."""
+    """`moe runs show` shows what can be read of a run, and one line names the unreadable file."""
     for name in FILES:
         path = _make(outputs, "bad", 1).path / name
         DAMAGES[damage](path)
@@ -155,7 +155,7 @@ def test_a_bad_note_in_a_sweep_or_in_the_trash_stops_nothing(moe: Moe, outputs: 
     "value", ["text", "\ud800\x1b[31m", True, None, -1, 0, 1e300, 10**200, [[1], {}], {"a": 1}], ids=repr
 )
 def test_values_of_other_types_stop_nothing(moe: Moe, outputs: Path, value: Any) -> None:
-    """A whole file whose every value is of another type, or a number that nobody meant."""
+    """Commands exit with code 0 although every value of a file has another type or is absurd."""
 
     def change(known: Any) -> Any:
         return {key: change(item) for key, item in known.items()} if isinstance(known, dict) else value
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_listed_is_named(moe: Moe, outputs: Path, monkey
 
 
 def test_damaged_lines_are_counted(moe: Moe, outputs: Path) -> None:
-    """Of metrics.jsonl the other records are shown; the last line may be torn, as by a process that was killed."""
+    """Whole records of metrics.jsonl are shown; the note counts damaged lines, but not a torn last line."""
     run = _make(outputs, "s", 0)
     path = run.path / "metrics.jsonl"
     path.write_text('{"step": 1, "val/bpb": 3.0}\n{"st\n\n[1]\n{"step": 2, "val/bpb": 2.0}\n{"step": 3, "v')

@@ -94,7 +94,7 @@ def test_eval_of_several_policies(moe: Moe, settings: list[str]) -> None:
 
 
 def test_eval_by_the_test_split(moe: Moe, settings: list[str], tmp_path: Path) -> None:
-    """The loss over exactly the tokens that neither training nor validation has; told as such; training never sees them."""
+    """`--split test` gives the loss over exactly the tokens of the test split, and names the split."""
     moe("train", *settings, "data.test_fraction=0.2")
     result = json.loads(moe("eval", "latest", "--split", "test", "--domains", "--json").stdout)
     dropless = result["evaluations"][0]

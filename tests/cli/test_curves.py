@@ -72,7 +72,7 @@ def test_the_kinds_are_all_there_are() -> None:
 
 
 def test_two_runs_are_drawn_in_one_unit(tmp_path: Path) -> None:
-    """A run with bits per byte beside one that has nats alone: both in nats; one without an evaluation decides nothing."""
+    """Runs in bits per byte and in nats are both drawn in nats; a run without an evaluation decides no unit."""
     runs = [complete(tmp_path, 1.7, expert=expert) for expert in (2, 4, 8)]
     texts = [{"val/bpb": 2.0, "val/loss": 1.4}, {"val/bpb": None, "val/loss": 1.5}]
     for run, record in zip(runs, texts, strict=False):

@@ -28,7 +28,7 @@ USAGE = ["--nothing", "nothing", "report --nothing", "sample", "sample latest --
 
 @pytest.mark.parametrize("command", USAGE)
 def test_wrong_usage_fits_three_lines(command: str) -> None:
-    """What is wrong, and where the options stand; a command without words says its help as before."""
+    """Wrong usage prints the error first, the `See:` line last, and at most three lines, with exit code 2."""
     result = CliRunner().invoke(app, command.split())
     lines = result.stderr.splitlines()
     assert (2, "") == (result.exit_code, result.stdout)
@@ -103,7 +103,7 @@ def test_a_deleted_working_directory_is_named(tmp_path: Path, monkeypatch: pytes
     "name", ["latest", "a\nb", "a\x1bb", LONG, "é" * 150, "", " ", "a/b", "..", ".hidden", "\udcff"]
 )
 def test_a_sweep_has_a_name_that_others_can_type(name: str, tmp_path: Path, moe: Moe) -> None:
-    """Not what means another run, starts a line, or has no room beside it."""
+    """`--name` refuses names that are reserved, empty, hidden, too long, or have a slash or a control character."""
     result = moe("sweep", "k=1,2", "train.steps=1", "--name", name, "--dry-run")
     assert 2 == result.exit_code
     assert result.stderr.startswith("error: --name ")
@@ -132,7 +132,7 @@ def test_memory_that_is_not_there_is_refused(
 def test_memory_is_refused_from_a_multiple_of_what_there_is(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is estimated a little too high still runs."""
+    """A run that needs over MAX_MEMORY_RATIO times the memory is refused, unless forced or the memory is unknown."""
     from moe_cli.config.compose import load_config
     from moe_cli.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""What a wrong request prints: one to three lines, exit code 2, no traceback."""
+"""Wrong requests print one to three lines and exit with code 2, without a traceback."""
 
 import subprocess
 import sys
@@ -153,7 +153,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("reader", [None, pytest.param("head", marks=pytest.mark.slow)])
-def test_a_training_that_nobody_reads_says_why_it_stopped(
+def test_a_training_without_a_reader_says_why_it_stopped(
     reader: str | None, settings: list[str], tmp_path: Path
 ) -> None:
     """`moe train | nosuchprogram`: the run is interrupted, with the reason, and goes on when it is asked to."""

@@ -3,7 +3,7 @@
 from tests.cli.conftest import Moe
 
 
-def test_the_same_runs_whoever_carries_them_out(moe: Moe, settings: list[str]) -> None:
+def test_the_same_runs_under_every_executor(moe: Moe, settings: list[str]) -> None:
     """`moe sweep --dry-run` with an executor prints the points it prints without one, and reaches for no cluster."""
     plain = moe("sweep", "expert=1,4", "k=1", *settings, "--dry-run").stdout
     chosen = {"ray": ["--executor", "ray", "executor.address=nowhere:1"], "slurm": ["executor=slurm", "executor.qos=x"]}

@@ -190,7 +190,7 @@ def refused(run: Run, outputs: Path) -> list[str]:
 
 
 def test_runs_without_experts_or_text(text_file: Path, tmp_path: Path) -> None:
-    """A dense run and one of images, trained or not, and one whose characters are not the text's: each is told why."""
+    """`moe explain` refuses dense runs, image runs, and characters outside the corpus, each with its reason."""
     dense = create_run(tmp_path, "runs", tiny_config(text_file, expert=1, k=None, router=None, balance=None))
     result = f"error: {dense.id} is a dense model (expert=1): every token goes through the same network."
     assert [result] == refused(dense, tmp_path)
@@ -258,7 +258,7 @@ def test_parts_of_the_model_that_are_not_shown_are_named(text_file: Path, change
 
 
 def test_windows_and_drops_are_said(text_file: Path) -> None:
-    """Of a text longer than the context, each window begins on a new line; a dropped assignment is explained where there is one."""
+    """Each window of a text longer than the context begins on a new line, and a dropped assignment is explained."""
     result = explained(tiny_config(text_file), "a" * 17, [[choice(0, kept=False)]] * 17)
     assert "2 forward passes of this checkpoint" in sentences(result)[0]
     assert "The text is longer than the context of 16: 2 windows, each read without the others." in sentences(result)
@@ -269,7 +269,7 @@ def test_windows_and_drops_are_said(text_file: Path) -> None:
 
 
 def test_measures_are_explained_in_the_words_of_the_registry(text_file: Path) -> None:
-    """Range and description of every metric shown stand on the screen beside its values."""
+    """The screen shows the range and the description of every metric next to its values."""
     result = explained(tiny_config(text_file), "a", [[choice(0)]])
     screen = [line.plain for line in explained_lines(result, 400)]
     assert f"load, {LOAD_RANGE}: {LOAD_DESCRIPTION}." in screen
@@ -290,7 +290,7 @@ def luminance(colour: str) -> float:
 
 
 def test_the_palette_is_the_pages_and_readable() -> None:
-    """The colours of the page's light theme, on each of which white has a contrast of at least 4.5."""
+    """The colours equal those of the page's light theme, and white has a contrast of at least 4.5 on each."""
     css = (ROOT / "moe_cli/report/html/assets/page.css").read_text(encoding="utf-8").split("dark")[0]
     assert list(PALETTE) == [re.search(rf"--c{index}: (#\w+);", css)[1] for index in range(10)]  # type: ignore[index]
     assert min(1.05 / (luminance(colour) + 0.05) for colour in PALETTE) >= 4.5

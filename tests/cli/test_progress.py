@@ -67,7 +67,7 @@ def test_the_panel_fits_every_width(mixed: SweepProgress, width: int) -> None:
 
 
 def test_the_panel_says_what_matters(mixed: SweepProgress) -> None:
-    """Counts, the running run's step, loss, speed and experts, the best beside the dense model, and the reason of failure."""
+    """The panel shows counts, the figures of running runs, the best with the dense model, and the reason of failure."""
     text = "\n".join(render(panel(mixed, {}, 160, 24, NOW), 160))
     for part in ("13/18", "12 done", "2 running", "1 failed", "3 waiting", "step 50/100", "val 1.360", "24.1k tok/s",
                  "MaxVio +41 %", "dead 12 %", "1m 40s left", "starting", "1.718 +- 0.020 bits/byte", "dense 1.840", "3 seeds",
@@ -77,7 +77,7 @@ def test_the_panel_says_what_matters(mixed: SweepProgress) -> None:
 
 
 def test_the_panel_is_no_higher_than_the_terminal(tmp_path: Path) -> None:
-    """Of many running and failed runs, some are shown and the others counted."""
+    """The panel shows some of many running and failed runs and counts the others."""
     for seed in range(30):
         going_on(tmp_path, 10, expert=4, seed=seed)
         stopped(tmp_path, FAILED, "x", "sparsity", expert=8, seed=seed)
@@ -88,7 +88,7 @@ def test_the_panel_is_no_higher_than_the_terminal(tmp_path: Path) -> None:
 
 
 def test_the_best_is_a_configuration(tmp_path: Path) -> None:
-    """The lowest mean over seeds, not the luckiest run; beside it the dense model of as many tokens."""
+    """The best configuration has the lowest mean over seeds; its dense model has the same budget."""
     for seed, bits in enumerate((1.60, 1.90)):
         complete(tmp_path, bits, expert=8, seed=seed)
     for seed, bits in enumerate((1.70, 1.72)):
@@ -117,7 +117,7 @@ def test_runs_that_are_not_ranked_together_have_a_best_each(tmp_path: Path) -> N
 
 
 def test_a_sweep_over_budgets_shows_each(tmp_path: Path) -> None:
-    """A line for each of two budgets beside each other; of nine, some are shown and the others counted, in no more lines than there are."""
+    """Each budget has a line; of nine budgets the panel shows some and counts the others, within its height."""
     labels = {}
     for place, flops in enumerate(1e12 * 2**power for power in range(9)):
         for expert in (4, 8):
@@ -134,7 +134,7 @@ def test_a_sweep_over_budgets_shows_each(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model", "unit"), [("vit", "nats/image"), ("bert", "nats/masked token")])
 def test_losses_are_given_for_what_the_task_answers(tmp_path: Path, model: str, unit: str) -> None:
-    """An image has no bytes of text: its loss is so many nats, and they are no token's."""
+    """A run without bits per byte shows its loss in the unit of its task."""
     edit_summary(complete(tmp_path, 1.6, expert=8, model=model).path, val_bpb=None)
     found = read_statuses(list_runs_by_age(tmp_path))
     assert unit in finished_line(found[0], "expert=8").plain
@@ -220,7 +220,7 @@ def test_a_terminal_gets_a_panel(tmp_path: Path) -> None:
 
 
 class Story:
-    """Stands for time.sleep: each call lets the next thing happen."""
+    """Replaces time.sleep: each call runs the next event."""
 
     def __init__(self, *events: object) -> None:
         self.events = list(events)
@@ -261,20 +261,20 @@ def test_watching_tells_each_change_once(tmp_path: Path) -> None:
     assert code == 3
 
 
-def test_what_ended_meanwhile_is_told_in_order(tmp_path: Path) -> None:
-    """Whatever the names of the runs."""
+def test_what_ended_meanwhile_is_printed_in_order(tmp_path: Path) -> None:
+    """Runs are printed in the order of their ends."""
     runs = [complete(tmp_path, 1.7, "mine", expert=2, seed=seed) for seed in range(3)]
     for run, ended in zip(runs, (30.0, 10.0, 20.0), strict=True):
         set_status(run, COMPLETED, heartbeat=ended)
     console = Console(file=io.StringIO(), width=80)
     assert watch_sweep(console, runs[0].path.parent, Story()) == 0
     assert isinstance(console.file, io.StringIO)
-    told = [line.split("seed=")[1][0] for line in console.file.getvalue().splitlines()[:3]]
-    assert told == ["1", "2", "0"]
+    printed = [line.split("seed=")[1][0] for line in console.file.getvalue().splitlines()[:3]]
+    assert printed == ["1", "2", "0"]
 
 
-def test_watching_ends_when_nobody_is_at_work(tmp_path: Path) -> None:
-    """A sweep that was stopped is over for who watches, and how to go on is said."""
+def test_watching_ends_when_no_run_is_at_work(tmp_path: Path) -> None:
+    """Watching a stopped sweep returns 3 and prints how to continue."""
     run = stopped(tmp_path, PENDING, group="mine")
     set_status(run, PENDING, created=time.time() - 3600)
     console = Console(file=io.StringIO(), width=80)

@@ -11,7 +11,7 @@ SMALL = ("model.d_model=16", "model.d_ff=32", "data.users=40", "data.items=30", 
 
 
 def test_a_recommender_goes_through_every_command(moe: Moe) -> None:
-    """Results in RMSE and AUC beside what the data allow: trained, shown, evaluated by task, and in a report with its twin."""
+    """A recommender is trained with RMSE, AUC, and the references of its data, then shown, evaluated, and reported."""
     trained = moe("train", "model=mmoe", *SMALL).output
     for words in ("ratings, 600 pairs of 40 users and 30 items", "nats/pair   RMSE ", "   AUC ", "(whole split, 120 pairs)",
                   "RMSE of the mean ", "of user and item means ", "   at best ", "   AUC at best "):  # fmt: skip

@@ -51,7 +51,7 @@ def test_force_trains_again_and_keeps_the_old_run_in_the_trash(moe: Moe, setting
 def test_force_throws_nothing_away_where_it_cannot_train(
     words: list[str], moe: Moe, settings: list[str], tmp_path: Path
 ) -> None:
-    """What is wrong is found before the old run is moved."""
+    """`--force` with wrong words fails before it moves the old run."""
     moe("train", *settings)
     created = only_run(tmp_path / "outputs").status()["created"]
     assert 2 == moe("train", *settings, "--force", *words).exit_code

@@ -107,7 +107,7 @@ def test_rm_and_restore(moe: Moe, outputs: Path) -> None:
 
 
 def test_rm_of_several_asks(moe: Moe, outputs: Path) -> None:
-    """Where nobody can answer it takes --yes; without it nothing is moved."""
+    """Without a terminal `moe runs rm` of several runs needs --yes; without --yes it moves no run."""
     result = moe("runs", "rm", "--status", "failed,interrupted")
     assert (result.exit_code, len(list_runs_by_age(outputs))) == (2, 3)
     assert "move 2 runs to the trash? Not a terminal: pass --yes to confirm." in result.stderr
@@ -188,7 +188,7 @@ def test_hostile_names_are_shown_harmlessly(moe: Moe, outputs: Path) -> None:
 
 
 def test_ls_of_folders_that_are_no_runs(moe: Moe, outputs: Path) -> None:
-    """Damaged folders are listed as far as they can be read, and files beside them are no matter."""
+    """Damaged run folders are listed as far as they can be read, and other files among them are ignored."""
     (outputs / "sparsity" / "notes.txt").write_text("x")
     damaged = list_runs_by_age(outputs)[0]
     for name in ("status.json", "summary.json", "config.json"):
@@ -217,7 +217,7 @@ def test_show_tells_what_differs_and_what_came_out(moe: Moe, outputs: Path) -> N
 
 
 def test_watch_of_what_has_ended(moe: Moe, outputs: Path) -> None:
-    """A sweep that is over is told at once: a line a run, the count, exit code 3 because one failed."""
+    """`moe runs watch` of an ended sweep prints a line for each run and the counts and exits with 3 after a failure."""
     result = moe("runs", "watch")
     assert result.exit_code == 3
     assert result.stdout.splitlines() == [

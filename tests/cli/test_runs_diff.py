@@ -77,7 +77,7 @@ def test_an_unfinished_run_is_compared_with_a_caveat(tmp_path: Path, moe: Moe) -
 
 
 def test_curves_are_over_tokens(tmp_path: Path) -> None:
-    """Of two batch sizes the same step is not the same place."""
+    """Curves of runs with different batch sizes are over tokens, not over steps."""
     a = evaluated(complete(tmp_path, 1.8, expert=8, train__batch_size=8), 3.0, 2.0)
     b = evaluated(complete(tmp_path, 1.8, expert=8, train__batch_size=16), 3.0, 2.0)
     curves = compare_runs(a, b).record()["curves"]

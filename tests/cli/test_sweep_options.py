@@ -141,7 +141,7 @@ def test_runs_that_are_too_large_are_named(
 
 
 def test_a_full_disk_is_an_error_in_two_lines(moe: Moe, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong and what to do, with exit code 1: the request was not wrong."""
+    """A full disk prints the error and the advice, with exit code 1."""
 
     def fail(*arguments: object) -> None:
         raise DiskFull("the disk is full\nMake room; the same command goes on.")

@@ -1,4 +1,4 @@
-"""What a sweep prints before it starts: every point, what is done, sums, and why others are left out."""
+"""Before it starts, `moe sweep` prints every point, what is done, sums, and the reasons of left-out points."""
 
 import re
 from dataclasses import replace
@@ -28,7 +28,7 @@ def prepared_of(words: list[str], outputs: Path, execution: Execution, **options
 
 @pytest.fixture
 def prepared(settings: list[str], tmp_path: Path) -> PreparedSweep:
-    """Two configurations of two seeds, of which one run is done and one failed; others cannot be or are not asked for."""
+    """Three configurations with two seeds: one run done, one failed; one point is impossible, `where` excludes two."""
     words, options = ["expert=2,4", "k=1,2,3", *settings], {"seeds": 2, "where": ["k != 2"]}
     runs = plan_sweep(words, **options).run_dirs(tmp_path)
     finish(runs[0], "completed")
@@ -87,14 +87,16 @@ def test_what_was_pruned_is_counted(prepared: PreparedSweep) -> None:
         (SlurmExecutor(array_parallelism=2), 4, r"about [\dhms ]+ on 2 workers of slurm"),
     ],
 )
-def test_how_long_it_takes_is_told_as_far_as_it_is_known(
+def test_how_long_it_takes_is_shown_as_far_as_it_is_known(
     prepared: PreparedSweep, executor: Executor, jobs: int | None, said: str
 ) -> None:
     """This machine's cores say nothing of a cluster."""
     assert re.match(said, summary_lines(changed(prepared, executor=executor, jobs=jobs))[-1][1])
 
 
-def test_cores_that_would_idle_or_be_crowded_are_told(prepared: PreparedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_that_would_idle_or_be_crowded_are_reported(
+    prepared: PreparedSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a cluster what is reserved for a run is held against its threads, here all threads against the cores."""
 
     def said(threads: int, executor: Executor, jobs: int = 1) -> list[str]:

@@ -1,4 +1,4 @@
-"""What reaches a terminal: nothing that text of others could do to it, and an exit code whatever the streams are."""
+"""Printed text cannot control the terminal, and every command has an exit code with any kind of stream."""
 
 import io
 import os
@@ -119,7 +119,7 @@ def test_no_command_passes_codes_on(words: list[str], hostile: Path, monkeypatch
 
 
 def test_data_for_programs_are_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is no screen gets a table byte for byte."""
+    """`echo_data` writes data byte for byte where the output is no terminal."""
     echo_data(f"a,{HOSTILE}")
     assert f"a,{HOSTILE}\n" == capsys.readouterr().out
 
@@ -172,7 +172,7 @@ def test_a_width_that_cannot_be_is_none(columns: str, width: int) -> None:
 
 
 def test_closed_streams_are_no_screens() -> None:
-    """What cannot be asked is no screen."""
+    """A closed stream and a missing stream are no screens."""
     closed = io.StringIO()
     closed.close()
     assert (False, False) == (is_screen(closed), is_screen(None))
@@ -212,7 +212,7 @@ def test_a_reader_that_goes_is_no_error(words: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", READING)
 def test_a_full_disk_is_an_error(words: str, tmp_path: Path) -> None:
-    """What cannot be written is not passed over; there is no traceback."""
+    """A full disk ends a command with exit code 1 and at most two lines."""
     complete(tmp_path, 1.7, "z", expert=8)
     code, message = run(words, "> /dev/full", MOE_OUTPUTS=str(tmp_path))
     assert (1, "error: No space left on device") == (code, message.splitlines()[0])

@@ -1,4 +1,4 @@
-"""Ready-made token files from the command line: what nobody knows of them is shown as -, and nothing else is missing."""
+"""Ready-made token files on the command line: unknown facts are shown as -, and all other results are there."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What moe train prints before it starts, and what a dry run refuses or warns of."""
+"""`moe train` prints its plan before it starts, and a dry run gives refusals and warnings."""
 
 import io
 import subprocess
@@ -39,7 +39,7 @@ def test_a_tokenizer_without_its_library_is_refused_at_once(
 
 
 def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is needed, what is free and what would help; not where it fits, nor where a GPU may hold it."""
+    """A note gives the needed memory, the free memory, and the remedy, unless the run fits or may use a GPU."""
     words = ("train", *settings, "--dry-run")
     free, gpus = [10**8], [()]
     monkeypatch.setattr("moe_cli.execution.memory.available_memory_bytes", lambda: free[0])
@@ -54,7 +54,7 @@ def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], mon
 
 
 def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Path) -> None:
-    """What has no room goes on under its label; piped, each row is one line; memory is the sum of its parts."""
+    """A cell too wide for 80 columns goes on under its label; in a pipe each row is one line with the same words."""
     (plan,) = estimate_runs([tiny_config(text_file)], tmp_path, 1e9)
     screen, pipe = io.StringIO(), io.StringIO()
     print_plan(Console(file=screen, force_terminal=True, color_system=None, width=80), plan, None)

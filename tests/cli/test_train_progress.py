@@ -1,4 +1,4 @@
-"""What is shown of figures that are out of the ordinary."""
+"""Extreme and non-finite figures are shown, and printed JSON stays JSON."""
 
 import io
 import json

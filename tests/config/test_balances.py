@@ -168,5 +168,5 @@ def test_methods_without_effect_on_a_random_router_are_set_aside() -> None:
 
 
 def test_a_dense_model_has_no_balance_to_check() -> None:
-    """What would be refused with experts is set aside without them."""
+    """A dense model sets aside a balance that would be refused with experts."""
     assert resolve(RunConfig(expert=1, balance=BalanceLoss(name="load"))).config.balance is None

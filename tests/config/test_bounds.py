@@ -94,7 +94,7 @@ def most_of(key: str) -> float:
 
 
 def priced(words: list[str]) -> str | None:
-    """What is wrong with a configuration; None: its cost can be counted."""
+    """Returns the error of a configuration, or None if its cost can be computed."""
     try:
         config = load_config(words).config
         costs = estimate_cost(config, 300)
@@ -253,7 +253,7 @@ WRONG_VALUES = [(["expert=1,2,foo"], "expert=foo is not a whole number"), (["k=1
 @pytest.mark.parametrize(("words", "why"), WRONG_VALUES)
 @pytest.mark.parametrize("search", [False, True])
 def test_a_wrong_value_among_good_ones_is_an_error(words: list[str], why: str, search: bool) -> None:
-    """What two values cannot be together is left out; a value that is wrong by itself is not."""
+    """A value that is wrong by itself is an error even among good ones, in a sweep and in a search."""
     with pytest.raises(ConfigError, match=why):
         plan_words(words, SearchOptions("random" if search else None))
 

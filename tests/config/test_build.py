@@ -129,7 +129,7 @@ def test_a_last_part_in_full_is_nearer_than_a_similar_name() -> None:
 
 
 def test_did_you_mean_prefers_the_first_of_equal_last_parts() -> None:
-    """Of two settings with the same last part the first listed is proposed."""
+    """The first listed of two settings with the same last part is proposed."""
     assert " Did you mean 'model.name'?" == did_you_mean("name", ["model.name", "router.name"])
 
 

@@ -159,7 +159,7 @@ def test_words_become_axes(words: list[str], expected: list[Axis]) -> None:
 
 
 def test_a_repeated_key_is_noted() -> None:
-    """Only the last word holds, and the user is told."""
+    """The last word for a key holds, and a note says so."""
     resolved = load_config(["expert=4", "seed=1", "expert=16"])
     assert 16 == resolved.config.expert
     assert ("expert is given more than once: the last one holds.",) == resolved.notes
@@ -267,7 +267,7 @@ def test_a_users_experiment_sets_several_groups(tmp_path: Path) -> None:
 def test_a_users_file_is_held_to_the_schema(
     files: dict[str, str], words: list[str], message: str, tmp_path: Path
 ) -> None:
-    """A file of a user, or of a stranger, sets known settings only and can name no code to run."""
+    """A user's file can set only settings that exist and can name no code to run."""
     with pytest.raises(ConfigError) as error:
         load_config(words, config_dir=write(tmp_path, **files))
     assert message == str(error.value).splitlines()[0]
@@ -275,7 +275,7 @@ def test_a_users_file_is_held_to_the_schema(
 
 @pytest.mark.parametrize("text", ["name: [topk\n", "\tname: topk\n", "- topk\n", "name: topk\nname: switch\n", "\x00"])
 def test_a_file_that_is_no_yaml_is_said_in_three_lines(text: str, tmp_path: Path) -> None:
-    """What cannot be read is a ConfigError of at most three lines, not a traceback."""
+    """An unreadable file raises a ConfigError of at most three lines."""
     with pytest.raises(ConfigError) as error:
         load_config(["router=mine"], config_dir=write(tmp_path, router__mine=text))
     assert 1 <= len(str(error.value).splitlines()) <= 3
@@ -330,7 +330,7 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
 
 
 def test_a_damaged_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its own conf/ the program asks to be installed again; beside the package it finds conf/ in a checkout."""
+    """A missing conf/ is an error that asks to install again; a checkout has conf/ next to the package."""
     monkeypatch.setattr(settings, "__file__", str(tmp_path / "moe_cli" / "config" / "settings.py"))
     with pytest.raises(ConfigError) as error:
         packaged_conf()

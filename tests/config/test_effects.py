@@ -245,7 +245,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 class Results:
-    """What configurations come to: every weight after training, and what evaluations give."""
+    """Trains configurations once each: every weight after training, and the results of evaluations."""
 
     def __init__(self, files: dict[str, str], folder: Path) -> None:
         self.files = files
@@ -296,7 +296,7 @@ def results(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def fault(change: Change, results: Results) -> str | None:
-    """What is wrong with the effect of a change; None: it has one, or it is refused, or it is noted and not identity."""
+    """Returns the fault in a change's effect; None if it has an effect, is refused, or is noted and not identity."""
     base = results.resolve(BASES[change.base], set()).config
     try:
         changed = results.resolve(change.values(), {change.key})
@@ -317,7 +317,7 @@ def fault(change: Change, results: Results) -> str | None:
 
 
 def faults(changes: list[Change], results: Results) -> dict[str, str]:
-    """What is wrong with the changes of a base."""
+    """Returns the faults of the changes of one base."""
     if changes[0].base == "gpt hub":
         pytest.importorskip("datasets")
     found = {f"{change.key}={change.value}": fault(change, results) for change in changes}
@@ -351,7 +351,7 @@ def test_every_setting_has_an_effect_or_is_noted(base: str, results: Results) ->
 
 
 def test_every_setting_is_in_a_quarter_of_the_bases() -> None:
-    """What the slow test leaves out of one base it tries in another."""
+    """Every setting that the slow test skips in one base is tried in another."""
     tried = {change.key for base in BASES for change in slice_utf8(base, 4)}
     assert {change.key for base in BASES for change in changes_of(base)} == tried
 
@@ -396,7 +396,7 @@ IDLE = [
 
 @pytest.mark.parametrize(("words", "group", "expected"), IDLE)
 def test_a_default_without_effect_is_set_aside_silently(words: list[str], group: str, expected: str) -> None:
-    """What conf/ says and the router makes constant is no part of the run; only what was typed is noted."""
+    """A default that has no effect under the router is no part of the run; only a typed one is noted."""
     resolved = load_config(words)
     assert expected == value_of(resolved.config, f"{group}.name")
     assert any(word.startswith("balance=") for word in words) == bool(resolved.notes)
@@ -430,7 +430,7 @@ def test_two_ways_to_say_one_thing_are_one_run(words: list[str], same: list[str]
 
 
 def test_the_exceptions_are_settings_that_there_are() -> None:
-    """What is exempt, or acts through others, or in some steps only, occurs in a base."""
+    """Every setting of EXEMPT, THROUGH, and SOMETIMES occurs in a base."""
     keys = {key for base in BASES for key in leaves(composer().tree(BASES[base]))}
     assert set() == {*EXEMPT, *THROUGH, *SOMETIMES} - keys
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong on the command line, and the exact words that come back: one row per error."""
+"""Each user error on the command line has its exact words: one row per error."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who carries a sweep out: from files and words, and what is refused."""
+"""The executor of a sweep comes from files and words, and wrong settings are refused."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_files_hold_every_setting_at_its_default(executor: LocalExecutor | RayEx
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
-    """It need only hold what differs; its name is a choice beside the packaged ones."""
+    """An executor file needs only the settings that differ, and its name is a choice like the packaged ones."""
     (tmp_path / "executor").mkdir()
     (tmp_path / "executor" / "ours.yaml").write_text("# ours\nname: slurm\npartition: gpu\n")
     assert SlurmExecutor(partition="gpu", cpus=8) == load_executor(["executor.cpus=8"], "ours", tmp_path)

@@ -39,8 +39,8 @@ def test_several_loggers_are_one_value() -> None:
     assert ("tensorboard+mlflow",) == parse_overrides(["log=tensorboard+mlflow"])[0].values
 
 
-def test_a_run_keeps_its_name_whoever_logs_it() -> None:
-    """And may be given other loggers when it is resumed."""
+def test_a_run_keeps_its_name_with_every_logger() -> None:
+    """Loggers are no part of a run's id, and a resumed run can take other loggers."""
     plain = load_config([]).config
     logged = load_config(["log=mlflow", "log_project=x"]).config
     assert plain.run_id == logged.run_id

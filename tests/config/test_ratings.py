@@ -1,4 +1,4 @@
-"""What recommendation brings along, and what it refuses."""
+"""Models, tasks, and data of recommendation select each other, and contradictions are refused."""
 
 from typing import Any
 

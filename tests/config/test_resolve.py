@@ -1,4 +1,4 @@
-"""What is left open is filled in, what has no effect is set aside, and a configuration has one identity."""
+"""`resolve` fills in open settings, sets aside settings without effect, and gives a configuration one identity."""
 
 import dataclasses
 import re
@@ -159,7 +159,7 @@ def test_what_was_typed_in_vain_is_said(config: RunConfig, given: list[str], not
 
 
 def test_balance_none_with_a_random_router_needs_no_note() -> None:
-    """What the user asked for is what happens."""
+    """balance=none with a random router gives no note."""
     assert () == resolve(RunConfig(router=RANDOM, balance=balances.NoBalance()), given=["balance"]).notes
 
 
@@ -201,7 +201,7 @@ def test_a_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def active_parameters(model: GPTConfig, experts: int, top_k: int, d_expert: int, gate: bool = True) -> int:
-    """What one token meets in a layer of experts: K + shared experts and the gate."""
+    """Returns the active parameters of a layer of experts: K + shared experts and the gate."""
     expert = model.matrices_per_expert * model.d_model * d_expert
     return (top_k + model.shared_experts) * expert + gate * experts * model.d_model
 
@@ -263,7 +263,7 @@ def test_the_matched_width_is_what_resolve_uses() -> None:
 
 
 def quantity(match: str, config: RunConfig) -> int:
-    """What `match` makes equal, as the costs of a whole model count it."""
+    """Returns the quantity that `match` makes equal, counted over the whole model."""
     counted = estimate_cost(config, 256)
     return {
         "active": counted.num_active_params, "total": counted.num_params, "flops": counted.flops_per_step,
@@ -278,7 +278,7 @@ def quantity(match: str, config: RunConfig) -> int:
 def test_match_makes_equal_what_it_says(
     data: st.DataObject, match: Any, d_ff: int, experts: int, kind: Any, score: Any, every: int
 ) -> None:
-    """Of the whole model's costs, to 1 % of the feed-forward layers that have experts, or as near as a width can be."""
+    """The whole model's costs are equal to 1 % of the sparse feed-forward layers, or as nearly as a width allows."""
     top_k, shared = data.draw(st.integers(1, min(experts, 16))), data.draw(st.integers(0, 2))
     model = GPTConfig(d_ff=d_ff, ffn_type=kind, shared_experts=shared, shared_gate=shared > 0, moe_layer_freq=every)
     router = routers.TopKConfig(score=score)

@@ -56,7 +56,7 @@ def test_points_are_partial_configurations(tmp_path: Path) -> None:
     assert [{"model.d_ff": 64, "expert": 1}, {"model.d_ff": 64, "expert": 8, "k": 2}] == found
 
 
-def test_what_stands_beside_union_holds_for_every_block(tmp_path: Path) -> None:
+def test_keys_next_to_union_hold_for_every_block(tmp_path: Path) -> None:
     """The blocks one after the other, each times the shared grid; a block's own word on a key holds."""
     text = "grid: {capacity: [1, 2]}\nset: {k: 1}\nwhere: k < 3\nunion:\n- set: {expert: 1}\n- {grid: {expert: [4], k: [2]}, where: expert > k}\n"
     sweep = read(tmp_path, text)
@@ -82,7 +82,7 @@ def test_a_grid_knows_hydras_grammar(written: str, expected: list[Any], tmp_path
     assert expected == [values["k"] for values in settings(read(tmp_path, f"grid:\n  k: {written}\n"))]
 
 
-def test_a_glob_stands_for_the_choices_it_is_like(composer: Composer, tmp_path: Path) -> None:
+def test_a_glob_expands_to_the_choices_it_matches(composer: Composer, tmp_path: Path) -> None:
     """`glob(s*,exclude=...)` over the files of a group, sorted as `moe config --groups` lists them."""
     found = settings(read(tmp_path, "grid: {balance: 'glob([s*,z],exclude=switch)'}\n"))
     assert [name for name in composer.choices("balance") if name == "z"] == [values["balance"] for values in found]
@@ -142,7 +142,7 @@ def dimension(**values: list[Any]) -> Dimension:
 
 
 def test_what_is_typed_replaces_a_key_wherever_it_stands() -> None:
-    """In the place of a grid's key; out of the rows of `zip`, of which equal ones are left once; else at the end."""
+    """A typed key replaces a grid's key in place; a key of `zip` leaves its rows, which merge, and goes to the end."""
     rows = Dimension(({"a": 1, "b": 1}, {"a": 2, "b": 1}))
     block = Block((dimension(c=[1, 2]), rows))
     assert (dimension(c=[3]), rows) == block.overridden(dimension(c=[3])).dimensions
@@ -262,7 +262,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[text for text, _ in WRONG])
 def test_a_sweep_file_of_another_shape_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    """What is wrong with a sweep's file is said with its path."""
+    """An error in a sweep file names its path."""
     with pytest.raises(ConfigError) as error:
         read(tmp_path, text)
     assert f"{tmp_path / 'sweep' / 'mine.yaml'}: {message}" == str(error.value)

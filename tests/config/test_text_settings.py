@@ -54,7 +54,7 @@ def test_a_path_of_digits_is_the_path(written: str) -> None:
 
 
 def test_numbers_stay_numbers() -> None:
-    """Of a setting that takes none but numbers, and in the bounds of a range or an interval."""
+    """Numbers stay numbers for numeric settings and in the bounds of a range or an interval."""
     assert (1000,) == parse_word("train.steps=1_000").values
     assert (1, 2) == parse_word("data.path=range(1,3)").values
     assert 0.1 == parse_word("data.field=interval(0.1,2)").values[0].low

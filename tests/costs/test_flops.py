@@ -139,7 +139,7 @@ def test_a_training_step_with_every_router_costs_what_torch_counts(
 
 @pytest.mark.usefixtures("even_load")
 def test_experts_that_are_not_asked_cost_the_optimizer_nothing(text_file: Path, tmp_path: Path) -> None:
-    """Of 32 experts 16 tokens ask 16, and with optim.skip_idle_experts Muon has as many to orthogonalise."""
+    """With optim.skip_idle_experts the cost of Muon counts only the 16 of 32 experts that 16 tokens use."""
     optim = MuonConfig(skip_idle_experts=True)
     config = tiny_config(text_file, expert=32, k=1, optim=optim, train={"batch_size": 1})
     all_of_them = estimate_cost(replace(config, optim=MuonConfig()), V).optimizer_flops_per_step

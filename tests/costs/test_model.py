@@ -1,4 +1,4 @@
-"""What the cost formulas say against real modules, optimizers and torch's own counter."""
+"""Cost formulas agree with real modules, optimizers, and torch's own counter."""
 
 import math
 import weakref
@@ -116,7 +116,7 @@ def model_of(name: str) -> Transformer:
 
 
 def inputs_of(asked: RunConfig, batch: int, vocab_size: int) -> tuple[torch.Tensor, ...]:
-    """What a model of this configuration reads: tokens over the whole context, for each of its stacks, pairs, or images."""
+    """Returns inputs for a model: tokens over the context for each of its stacks, pairs, or images."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(asked.model, ViTConfig):
         return (torch.randn(batch, 1, 8, 8, generator=generator),)
@@ -222,7 +222,7 @@ class Held(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", [*CONFIGS, *UNUSUAL, "limited", "no qk norm"])
 def test_activations_are_estimated_within_an_eighth(name: str) -> None:
-    """The most bytes held in forward and backward, beside weights and gradients, at widths where they matter."""
+    """Estimated activations are within 12.5 % of the peak of forward and backward, without weights and gradients."""
     changes = {**CONFIGS, **UNUSUAL, "limited": {"capacity": 0.25}, "no qk norm": {"model": {"qk_norm": False}}}[name]
     sizes = {"num_heads": 3, "d_model": 96, "d_ff": 768, "d_expert": 384, "context_length": 64, "dispatch": "loop"}
     given = changes.get("model", {})
@@ -285,7 +285,7 @@ def test_all_to_all_bytes_by_counting_journeys(ranks: int, capacity: float | Non
     """Each row sent to an expert elsewhere travels out and back, forward and backward, in both layers of every batch."""
     train = {"batch_size": 4, "grad_accumulation": 3}
     asked = tiny_config(Path("text"), capacity=capacity, train=train)
-    # Even load: choice c of a rank's 64 tokens goes to expert c mod 4, of which rank 0 holds the first 4 / W.
+    # Even load: choice c of a rank's 64 tokens goes to expert c mod 4; rank 0 holds the first 4 / W experts.
     choices = [choice % 4 for choice in range(128)]
     kept = [
         e for place, e in enumerate(choices) if capacity is None or place // 4 < expert_capacity(64, 4, 2, capacity)

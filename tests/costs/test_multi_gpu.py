@@ -1,4 +1,4 @@
-"""What many GPUs take, against closed forms."""
+"""Estimates for many GPUs equal closed forms."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ def with_header(
     path: Path, tokens: Sequence[int], magic: int = 20240520, version: int = 1, claimed: int | None = None,
     dtype: str = "uint16",
 ) -> Path:  # fmt: skip
-    """As llm.c writes them: 256 integers, of which the first three say what follows."""
+    """Writes a token file as llm.c does: 256 integers that begin with magic, version, and length, then the tokens."""
     header = np.zeros(256, "<i4")
     header[:3] = magic, version, len(tokens) if claimed is None else claimed
     path.parent.mkdir(parents=True, exist_ok=True)

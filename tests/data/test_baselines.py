@@ -1,4 +1,4 @@
-"""What language models are held against, counted a token at a time."""
+"""Baselines of language models equal direct counts over tokens."""
 
 import gzip
 import math

@@ -176,7 +176,7 @@ def test_a_character_without_a_token_is_said(tmp_path: Path) -> None:
 
 
 def test_tokens_end_where_their_characters_do() -> None:
-    """Of a tokenizer that writes blanks and unknown words in its own way, the text is told from its places."""
+    """Token texts are cut from the text by position where a tokenizer rewrites blanks and unknown words."""
     text = "baki xx  bade "
     tokens = text_tokens(text, SubwordTokenizer("t", word_piece().to_str(), 5))
     assert ["baki", " xx", "  ba", "de "] == [each.text for each in tokens]

@@ -82,7 +82,7 @@ def test_one_file_is_cut_at_the_share(tmp_path: Path, tokenizer: Any) -> None:
 
 
 def test_whole_documents_go_to_validation(tmp_path: Path) -> None:
-    """Of many documents none straddles the split: every one lies whole in one part, and none is lost."""
+    """No document straddles the split: each lies whole in one part, and none is lost."""
     folder = many(tmp_path / "text")
     corpus = load(folder, tmp_path / "cache")
     train, val = (corpus.tokenizer.decode(tokens.tolist()) for tokens in (corpus.train, corpus.val))
@@ -93,7 +93,7 @@ def test_whole_documents_go_to_validation(tmp_path: Path) -> None:
 
 
 def test_documents_of_the_test_split_begin_where_they_do(tmp_path: Path) -> None:
-    """Documents as they are told apart in the split that models are judged by are those between separators."""
+    """`document_starts` gives the first token and the places after separators, also in the test split."""
     corpus = load(many(tmp_path / "text"), tmp_path / "cache", val_fraction=0.2, test_fraction=0.3)
     tested = with_test_split(corpus)
     for each in (corpus, tested):
@@ -140,7 +140,7 @@ def test_a_domain_without_validation_is_said(tmp_path: Path, sizes: list[int], r
     assert f"no document of large is held out: {reason}" in data_notes
 
 
-def test_a_stranger_among_splits_is_told(tmp_path: Path) -> None:
+def test_a_file_outside_the_splits_is_noted(tmp_path: Path) -> None:
     """With a file that is named as no split, all is one text, and that is said."""
     texts = {"train.txt": words(900), "test.txt": words(900, 1), "README.md": words(90, 2)}
     data_notes = notes_on_corpus(load(write(tmp_path / "text", texts), tmp_path / "cache"))
@@ -274,7 +274,7 @@ def test_a_corpus_is_built_once(tmp_path: Path, text_file: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("change", ["content", "new file", "tokenizer", "val_fraction"])
-def test_a_corpus_is_built_anew_when_something_changes(tmp_path: Path, change: str) -> None:
+def test_a_corpus_is_built_again_when_something_changes(tmp_path: Path, change: str) -> None:
     """Other text, another file or another option gives other token files."""
     folder = many(tmp_path / "text", 5)
     first = load(folder, tmp_path / "cache")

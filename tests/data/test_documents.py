@@ -353,7 +353,7 @@ def test_zstd(tmp_path: Path) -> None:
         ("?.md", ["e"]),
     ],
 )
-def test_a_pattern_stands_for_the_files_it_matches(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+def test_a_pattern_selects_the_files_it_matches(tmp_path: Path, pattern: str, expected: list[str]) -> None:
     """* and ? within a folder, ** over folders, without what begins with a dot."""
     names = {"a": "a.txt", "b": "b.txt", "c": "sub/c.txt", "d": "sub/d.md", "e": "e.md", "f": ".hidden.txt"}
     folder = write(tmp_path / "text", {name: f"{letter} " + words(400) for letter, name in names.items()})

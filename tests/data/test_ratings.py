@@ -46,7 +46,7 @@ def test_the_planted_rule_is_what_the_data_show() -> None:
 
 @pytest.mark.parametrize("task_correlation", [-1.0, 0.0, 0.8])
 def test_relatedness_is_the_correlation_of_the_tasks(task_correlation: float) -> None:
-    """Of what the meeting of two clusters does to the rating and to the logit of the click, over many clusters."""
+    """task_correlation is the correlation of rating and click logit, scaled by the clusters' share of the rating."""
     data = SyntheticRatingsConfig(
         users=2000, items=2000, clusters=100, num_pairs=50_000, task_correlation=task_correlation
     )
@@ -54,7 +54,7 @@ def test_relatedness_is_the_correlation_of_the_tasks(task_correlation: float) ->
     assert found.expected is not None
     assert found.click_probability is not None
     logits = np.log(found.click_probability / (1 - found.click_probability))
-    # The ratings hold what users and items add as well: 0.3 and 0.4 beside CLUSTER_STD.
+    # The ratings also hold what users and items add, with deviations 0.3 and 0.4.
     share = CLUSTER_STD / np.sqrt(CLUSTER_STD**2 + 0.3**2 + 0.4**2)
     assert task_correlation * share == pytest.approx(np.corrcoef(found.expected, logits)[0, 1], abs=0.05)
     assert pytest.approx(found.ratings.mean(), abs=0.1) == MEAN
@@ -219,7 +219,7 @@ def test_a_spreadsheets_csv_is_read(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
-    """What the cache has of a file is of that file as it was."""
+    """A changed file is read again instead of taken from the cache."""
     before = load_ratings(movielens(tmp_path), tmp_path / "cache")
     after: Ratings = load_ratings(movielens(tmp_path, SHAPES["u.data"] + "9\t10\t5\t1\n"), tmp_path / "cache")
     assert (30, 31) == (before.meta["num_documents"], after.meta["num_documents"])

@@ -38,7 +38,7 @@ def test_a_slice_is_that_of_all_tokens_in_a_row(pieces: list[Shard], start: int,
 
 
 def test_few_files_are_open_at_a_time(pieces: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more shards than may be open the oldest is closed, and opened again when it is read."""
+    """At most MAX_OPEN shards are open: the oldest is closed, and opened again when it is read."""
     monkeypatch.setattr(module, "MAX_OPEN", 2)
     tokens = Tokens(pieces, "uint16")
     before = len(os.listdir("/proc/self/fd"))
@@ -108,7 +108,7 @@ def mapped_bytes(path: Path) -> int:
 
 
 def test_memory_is_let_go(tmp_path: Path) -> None:
-    """What was read is held until it is released, and can be read again."""
+    """Tokens stay mapped until `release`, and can be read again afterwards."""
     path = raw(tmp_path / "a", range(2**20), "uint32")
     tokens = Tokens([Shard(path, 0, 2**20)], "uint32", random_access=True)
     total = int(tokens[:].sum())

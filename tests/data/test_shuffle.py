@@ -15,12 +15,12 @@ def shuffle(size: int, seed: int = 0) -> FeistelPermutation:
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))
 def test_a_shuffle_is_a_permutation(size: int, seed: int) -> None:
-    """Of any number of windows each comes once, also where the rectangle of halves is larger than it."""
+    """A shuffle of any size holds each window once, also where the rectangle of halves is larger."""
     assert list(range(size)) == sorted(shuffle(size, seed)[np.arange(size)].tolist())
 
 
 def test_a_large_shuffle_is_a_permutation() -> None:
-    """Of five million, more than are ever listed: none twice, none outside."""
+    """A shuffle larger than MAX_IN_MEMORY holds each window once."""
     seen = np.zeros(MAX_IN_MEMORY + 54_321, np.int64)
     np.add.at(seen, shuffle(len(seen))[np.arange(len(seen))], 1)
     assert np.all(seen == 1)

@@ -1,4 +1,4 @@
-"""What is held out for validation and for a test."""
+"""The splits that are held out for validation and for a test."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_no_large_document_decides_validation(sizes: list[int], chosen: set[int]
 
 @given(st.integers(2, 10**10), st.floats(0.0001, 0.5), st.one_of(st.none(), st.integers(2, 10**9)))
 def test_a_cut_leaves_a_gap(num_tokens: int, fraction: float, most: int | None) -> None:
-    """What is held out is the last share, or the most wanted where that is less; what is before ends at most 1 % earlier."""
+    """`cut_with_gap` holds out the last share, or `most` tokens if that is less, and leaves a gap of at most 1 %."""
     end, cut = cut_with_gap(num_tokens, fraction, most)
     share = num_tokens - int(num_tokens * (1 - fraction))
     assert num_tokens - cut == (share if most is None else min(share, most))
@@ -158,7 +158,7 @@ def test_validation_is_taken_from_training_where_only_a_test_is_given(
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "expected"),
     [
         (["train.txt", "test.txt"], None),
         (["a.txt", "b.txt"], None),
@@ -167,6 +167,6 @@ def test_validation_is_taken_from_training_where_only_a_test_is_given(
         (["val/a.png", "test/b.png"], "test, val may be learned from: no splits by name, for nothing is named train"),
     ],
 )  # fmt: skip
-def test_names_that_are_not_heeded_are_told(names: list[str], told: str | None) -> None:
-    """What is named as held out and is not, and why."""
-    assert told == ignored_split_names([Path(name) for name in names])
+def test_split_names_that_are_ignored_are_noted(names: list[str], expected: str | None) -> None:
+    """`ignored_split_names` names the held-out splits that are ignored and gives the reason."""
+    assert expected == ignored_split_names([Path(name) for name in names])

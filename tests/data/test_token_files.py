@@ -122,7 +122,7 @@ def test_token_files_lie_in_folders_of_splits(tmp_path: Path) -> None:
     assert contents["test/deep/shard0.bin"] == with_test_split(corpus).val.tolist()
 
 
-def test_token_files_that_are_only_held_out_are_told(tmp_path: Path) -> None:
+def test_token_files_that_are_only_held_out_are_noted(tmp_path: Path) -> None:
     """With nothing to learn from, all are learned from, and that is said."""
     for name in ("val", "test"):
         raw(tmp_path / "tokens" / f"{name}.bin", ids(1000))
@@ -168,7 +168,7 @@ def test_headers_are_known_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int32", "int64"])
 @pytest.mark.parametrize("name", ["train.npy", "train.bin"])
 def test_arrays_of_numpy_are_token_files(tmp_path: Path, dtype: str, name: str) -> None:
-    """What numpy.save wrote is its tokens without the header, whatever it is called; the header says the type."""
+    """A file of numpy.save gives its tokens without the header, under any name, in the type of its header."""
     tokens = [token % 250 for token in ids(900)]
     (tmp_path / "a").mkdir()
     for path, part in ((tmp_path / "a" / name, tokens), (tmp_path / "a" / name.replace("train", "val"), tokens[:100])):
@@ -244,7 +244,7 @@ def test_the_hash_sees_length_and_content(tmp_path: Path) -> None:
 
 
 def test_the_hash_reads_a_bounded_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a file of a million blocks so many are read as were asked for, among them the first and the last."""
+    """The hash of a huge file reads a fixed number of blocks, the first and the last among them."""
     size = 2**34
     path = sparse(tmp_path / "a.bin", 2 * size, {0: [7], size - 1: [8]})
     seen: list[int] = []
@@ -326,7 +326,7 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path, make: Any, message: st
     ],
 )  # fmt: skip
 def test_settings_of_token_files(options: dict[str, Any], message: str) -> None:
-    """What is missing or out of range is named."""
+    """A setting that is missing or out of range raises an error that names it."""
     with pytest.raises(ConfigError) as error:
         TokenFilesConfig(**{"path": "a.bin", "vocab_size": 100, **options})
     assert message == str(error.value)

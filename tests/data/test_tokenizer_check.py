@@ -128,7 +128,7 @@ def test_what_is_no_tokenizer_is_said_in_a_line(tmp_path: Path, content: bytes) 
 
 
 def test_a_library_that_panics_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    """What reaches standard error below Python is dropped, and what comes after is not."""
+    """`quiet` drops writes to standard error below Python, and later writes appear."""
     with quiet():
         os.write(2, b"thread panicked\n" * 242)
     os.write(2, b"after\n")

@@ -1,4 +1,4 @@
-"""What is known before a run starts: what it will do, and whether the dense run it is to start from fits."""
+"""The plan before a run gives its work and evaluations, and checks that its dense source fits."""
 
 import itertools
 from dataclasses import replace
@@ -56,15 +56,15 @@ def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) ->
 
 
 def test_what_a_step_takes(text_file: Path) -> None:
-    """Products once for each token, the optimizer's once; beside them each batch its layers, sparse ones and experts."""
+    """Work per step is products per token and the optimizer once; each batch adds time for layers and experts."""
     config = tiny_config(text_file, expert=4, optim=MuonConfig())
     costs = estimate_cost(config, 256)
     products = costs.model_flops_per_token * 4 * 16 / PRODUCT_EFFICIENCY
-    beside = 3 * LAYER_FLOPS + 2 * (SPARSE_FLOPS + 4 * EXPERT_FLOPS)
+    alone = 3 * LAYER_FLOPS + 2 * (SPARSE_FLOPS + 4 * EXPERT_FLOPS)
     assert costs.optimizer_flops_per_step > 0
-    assert Work(products + costs.optimizer_flops_per_step, beside) == step_work(config, costs)
+    assert Work(products + costs.optimizer_flops_per_step, alone) == step_work(config, costs)
     twice = replace(config, train=replace(config.train, grad_accumulation=2))
-    assert Work(2 * products + costs.optimizer_flops_per_step, 2 * beside) == step_work(twice, costs)
+    assert Work(2 * products + costs.optimizer_flops_per_step, 2 * alone) == step_work(twice, costs)
     dense = tiny_config(text_file, expert=1, k=1)
     assert 3 * LAYER_FLOPS == step_work(dense, estimate_cost(dense, 256)).alone
 
@@ -181,7 +181,7 @@ def test_a_model_of_another_shape_is_refused(
 def test_another_share_of_the_same_data_is_refused(
     text_file: Path, tmp_path: Path, held_out: dict[str, float], add: str
 ) -> None:
-    """The dense run may have learned from what this one is judged by; of other data nobody can say."""
+    """A dense source that may have learned from this run's held-out data is refused; other data pass."""
     dense = finish(tiny_config(text_file, expert=1, k=1), tmp_path)
     fits = {"model": {"d_expert": 32}, "train": {"upcycle_from": dense.id}}
     config = tiny_config(text_file, **fits, data=held_out)

@@ -1,4 +1,4 @@
-"""What this machine has: GPUs by name, and memory that is free."""
+"""The machine's GPUs by name, its free memory, and its cores."""
 
 import os
 import subprocess

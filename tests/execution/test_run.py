@@ -83,7 +83,7 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
 
 
 def test_saturation_halfway_is_in_the_summary(text_file: Path, tmp_path: Path) -> None:
-    """The mean over layers of what was settled at the evaluation nearest to half the steps; null if nobody looked."""
+    """router_saturation is the mean over layers at the evaluation nearest to half the steps, or null without one."""
     run = finish(tiny_config(text_file, train={"steps": 6, "eval_every": 2}), tmp_path)
     trained = load_trained(run, tmp_path)
     final = probe_routing(trained.model, trained.task)
@@ -110,7 +110,7 @@ def test_a_dense_run_has_nulls_where_there_is_no_router(text_file: Path, tmp_pat
     assert [] == run.routing()
 
 
-def test_a_capacity_is_reported_beside_the_dropless_loss(text_file: Path, tmp_path: Path) -> None:
+def test_a_capacity_is_reported_with_the_dropless_loss(text_file: Path, tmp_path: Path) -> None:
     """val_loss drops nothing; capacity_val_loss is the same model under training's capacity."""
     run = finish(tiny_config(text_file, capacity=0.5), tmp_path)
     content = summary(run)
@@ -248,7 +248,9 @@ def test_a_failure_leaves_its_reason_and_traceback(
     assert not (run.path / "traceback.txt").exists()
 
 
-def test_a_disk_too_full_for_a_record_is_told(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_full_for_a_record_is_reported(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run is interrupted, says what it still has, and goes on."""
     run = create_run(tmp_path, "runs", tiny_config(text_file, train={"checkpoint_every": 2}))
 
@@ -284,7 +286,7 @@ def test_a_disk_too_full_for_the_reason_does_not_hide_the_error(
         run_one(run, tmp_path, fill)
 
 
-def test_a_damaged_checkpoint_does_not_start_anew(text_file: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_does_not_start_again(text_file: Path, tmp_path: Path) -> None:
     """Resuming says what is wrong, and after following the advice the run goes on from the checkpoint before."""
     run = interrupted(text_file, tmp_path)
     (run.checkpoints()[0] / "model.safetensors").write_bytes(b"")
@@ -377,11 +379,11 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_a_crowd_is_said(threads: int, busy: float, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More threads and other work than cores are told, with what to do; fewer are not."""
+    """A warning says that threads and other work exceed the cores; fewer threads give none."""
     monkeypatch.setattr("moe_cli.execution.machine._busy_cores", lambda: busy)
     monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
-    told = oversubscription_warning(threads)
-    assert told is None if said is None else (told or "").startswith(said)
+    warning = oversubscription_warning(threads)
+    assert warning is None if said is None else (warning or "").startswith(said)
 
 
 def test_a_device_that_is_not_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +469,7 @@ def test_a_lack_of_memory_is_said_with_what_helps(text_file: Path, tmp_path: Pat
 
 
 def test_torch_says_a_lack_of_memory_in_the_known_form(text_file: Path, tmp_path: Path) -> None:
-    """What torch raises when it cannot allocate is taken for a lack of memory."""
+    """torch's failure to allocate is reported as out of memory."""
 
     def exhaust(view: Any) -> None:
         torch.empty(10**15)
@@ -608,7 +610,7 @@ def test_train_is_public(
 
 @pytest.mark.parametrize("progress", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_training_from_python_that_fails_says_why(tmp_path: Path, text_file: Path, progress: bool) -> None:
-    """What the training's process wrote is the error's text, with and without progress."""
+    """A failed training from Python raises the text that its process wrote, with and without progress."""
     words = ["data=text", f"data.path={text_file}", *TRAINED, "optim=sgd", "optim.lr=1e15"]
     with pytest.raises(TrainingError, match=r"is (nan|inf).*\nSee: moe runs show"):
         moe_cli.train(words, outputs=tmp_path, progress=progress)

@@ -101,7 +101,7 @@ class Work:
         moe("report", "s", "-o", self.outputs / "s" / "table.csv")
 
     def on(self, name: str) -> tuple[Callable[[], None], ...]:
-        """What writes near a name."""
+        """Returns the operations that write near a name."""
         ends = (self.throw_away, self.free)
         return {
             "s": (self.sweep, self.report, *ends), "q": (self.search, *ends), "runs": (self.resume, *ends),

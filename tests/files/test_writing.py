@@ -1,4 +1,4 @@
-"""What is written below an outputs folder: through no link, whole, with the permissions of the umask, and nothing left behind."""
+"""Files below an outputs folder are written through no link, whole, with the umask's permissions, without scraps."""
 
 import errno
 import os
@@ -110,7 +110,7 @@ def test_a_link_is_not_passed_through(outputs: Path, outside: Path, act: str, ta
 
 @pytest.mark.parametrize("act", ACTS)
 def test_a_linked_folder_is_not_entered(outputs: Path, outside: Path, act: str) -> None:
-    """What lies in a folder that a link leads to is neither changed nor deleted, and the error names the link."""
+    """Files behind a linked folder are neither changed nor deleted, and the error names the link."""
     before, link = state(outside), outputs / "linked"
     link.symlink_to(outside)
     for name in ("file", "empty", "absent"):
@@ -144,14 +144,14 @@ def test_links_of_the_user_are_followed(tmp_path: Path, act: str) -> None:
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
 @pytest.mark.parametrize("act", ["append", "edit", "hold", "check"])
 def test_only_regular_files_are_opened(outputs: Path, act: str, make: Act) -> None:
-    """A named pipe without a reader stops nobody for ever."""
+    """A named pipe or a folder in the place of a file is refused at once."""
     make(outputs / "file")
     with pytest.raises(UnsafePath, match="is no regular file"):
         ACTS[act](outputs / "file")
 
 
 def test_another_name_of_a_file_keeps_its_content(outputs: Path, outside: Path) -> None:
-    """Of a copy made by `cp -al` the other side does not change."""
+    """Writes leave the other name of a hard-linked file, as `cp -al` makes it, unchanged."""
     for name in ("appended", "cut"):
         os.link(outside / "file", outputs / name)
     with append(outputs / "appended") as file:
@@ -298,7 +298,7 @@ def test_what_is_being_written_is_left_alone(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("origin", [".runs/x", "runs/.x", "runs/" + 300 * "x", "../x", ".trash/x", "a/b/c", ""])
 def test_a_run_does_not_come_back_out_of_sight(tmp_path: Path, origin: str) -> None:
-    """What trashed.json says is taken for no place where commands would not find the run."""
+    """`restore` refuses a place in trashed.json where commands would not find the run."""
     removed = remove(complete(tmp_path, 1.7), tmp_path)
     write_json(removed.path / "trashed.json", {"from": origin, "time": 1.0})
     with pytest.raises(MoeError, match="does not say where"):

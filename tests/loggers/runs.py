@@ -1,4 +1,4 @@
-"""Runs that log: a tiny one to train, and a recorder that is told by hand, as fast as a test wants."""
+"""Runs that log: a tiny run to train, and a recorder that tests drive by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,7 @@ def tell(recorder: Recorder, *steps: int, value: float = 0.0) -> None:
 
 
 def points(run: Run) -> Points:
-    """What metrics.jsonl holds: for every name its steps and values, in order."""
+    """Returns the steps and values of every name in metrics.jsonl, in order."""
     found: Points = {}
     for record in run.metrics():
         for key, value in numbers(record).items():

@@ -30,7 +30,7 @@ class StandIn:
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What the stand-in of wandb 0.31 is asked."""
+    """Installs a stand-in for wandb 0.31 and returns its calls."""
     calls: list[Call] = []
 
     def init(
@@ -47,7 +47,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
 @pytest.fixture
 def trackio(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What the stand-in of trackio 0.43 is asked."""
+    """Installs a stand-in for trackio 0.43 and returns its calls."""
     calls: list[Call] = []
 
     def init(
@@ -107,7 +107,7 @@ def test_wandb_gets_each_point_once(text_file: Path, tmp_path: Path, wandb: list
 
 
 def test_wandb_is_offline_and_in_the_run_folder(text_file: Path, tmp_path: Path, wandb: list[Call]) -> None:
-    """Nothing goes over the network unasked; settings, name, group and project are told."""
+    """wandb gets the offline mode, the run's folder, settings, name, group, and project."""
     run, _ = begin(logged_config(text_file, "wandb"), tmp_path)
     asked = wandb[0][1]
     expected = {"mode": "offline", "dir": run.path, "project": "moe", "name": run.id, "group": "runs", "resume": None,

@@ -25,7 +25,7 @@ ABSENT = "log=wandb needs wandb, not installed here. Install: pip install 'moe-c
 
 
 class Failing:
-    """A logger that writes down what it is asked, and fails where it is told to."""
+    """A logger that records its calls and fails in one of them."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -50,7 +50,7 @@ class Failing:
 def test_a_logger_that_fails_is_left_out(
     text_file: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training ends as without it, with one line of warning; another logger beside it gets everything."""
+    """Training goes on after a logger fails, with one warning, and the other logger gets every call."""
     made = {"mlflow": Failing(where), "tensorboard": Failing("never")}
     monkeypatch.setattr(recorders, "_make", lambda name, about: made[name])
     run = finish(logged_config(text_file, "mlflow+tensorboard"), tmp_path)
@@ -80,7 +80,7 @@ def test_without_log_nothing_is_imported_or_written(text_file: Path, tmp_path: P
 
 
 def test_a_run_that_fails_tells_its_loggers(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails before it has begun has told nothing, and so ends nothing."""
+    """A logger that has not started gets no end; one that has started gets it."""
     logger = Failing("never")
     monkeypatch.setattr(recorders, "_make", lambda name, about: logger)
     config = logged_config(text_file, "mlflow")

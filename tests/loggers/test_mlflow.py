@@ -34,7 +34,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of all tests here: making the tables takes a second."""
+    """Makes one outputs folder for all tests of this file: making the tables takes a second."""
     return tmp_path_factory.mktemp("outputs")
 
 
@@ -122,7 +122,7 @@ def test_going_back_within_a_run_keeps_the_first_points(text_file: Path, outputs
 
 
 @pytest.mark.parametrize("lost", ["deleted", "unknown"])
-def test_a_run_that_is_gone_there_is_made_anew(text_file: Path, outputs: Path, lost: str) -> None:
+def test_a_run_that_is_gone_there_is_made_again(text_file: Path, outputs: Path, lost: str) -> None:
     """Deleted in MLflow, or of another store: a new one holds all there is so far."""
     run, recorder = begin(logged_config(text_file, "mlflow"), outputs)
     tell(recorder, 1, 2)

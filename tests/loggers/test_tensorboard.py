@@ -131,7 +131,7 @@ def test_a_logger_that_joins_late_gets_what_it_missed(text_file: Path, tmp_path:
 
 
 def test_a_run_that_stopped_has_no_end(text_file: Path, tmp_path: Path) -> None:
-    """Readers keep the first end they see: one that may go on is not told to have ended."""
+    """A stopped run writes no session end, since readers keep the first one."""
     run, recorder = begin(logged_config(text_file, "tensorboard"), tmp_path)
     tell(recorder, 1)
     recorder.status(INTERRUPTED)

@@ -46,7 +46,7 @@ def model_of(family: str, router: str, **changes: Any) -> nn.Module:
 
 
 def logits(model: nn.Module, family: str, tokens: Tensor, policy: RoutingPolicy | None = None) -> Tensor:
-    """Of what is generated: in t5 by the decoder, the encoder reading always the same."""
+    """Returns the logits of the generated tokens; the encoder of t5 always reads the same tokens."""
     torch.manual_seed(0)
     given = (torch.arange(L).expand(B, -1), tokens) if family == "t5" else (tokens,)
     with torch.no_grad():

@@ -75,7 +75,7 @@ def test_logits_are_those_of_reading_all_at_once(name: str) -> None:
 
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", ["learned positions", "window", "latent queries", "capacity", "lstm", "router hash"])
-def test_tokens_are_those_of_computing_all_anew(name: str) -> None:
+def test_tokens_are_those_of_computing_without_a_cache(name: str) -> None:
     """Drawn with one seed, with and without a cache, through the end of the context and beyond."""
     model, drawing = model_of(name), SamplingParams(1.3, top_k=9, top_p=0.95)
     texts = [list(sample(model, [1, 2, 3], 2 * L, L, drawing, 5, cached=cached)) for cached in (True, False)]

@@ -46,7 +46,7 @@ def by_steps(lstm: nn.LSTM, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("sigmoid", [True, False])
 @pytest.mark.parametrize("sparse", [{}, {"expert": 1, "k": 1}])
 def test_the_model_is_its_formula(sigmoid: bool, sparse: dict[str, Any]) -> None:
-    """Embedding, then LSTM and feed-forward by turns, then a last LSTM, each added to its input; then the head."""
+    """The model is the embedding, alternating LSTM and feed-forward, and a last LSTM, all residual, then the head."""
     model = model_of(model={"sigmoid": sigmoid}, **sparse)
     x = model.embedding.weight[tokens()]
     for block in model.blocks:

@@ -142,7 +142,7 @@ def test_a_new_model_guesses_the_mean(factors: int, deviation: float) -> None:
 
 
 def test_the_squares_are_of_all_that_was_looked_up() -> None:
-    """Of a pair: both embeddings, and beside them biases and factors; before dropout."""
+    """The squares are summed over both embeddings of a pair, and over its biases and factors, before dropout."""
     model = model_of(model=replace(TINY["mmoe"]["model"], dropout=0.5)).train()
     for column, tables in enumerate([(model.embedding,), (model.bias_embedding, model.factor_embedding)]):
         expected = [sum(table.weight[row].square().sum() for table in tables for row in pair) for pair in PAIRS]
@@ -219,13 +219,13 @@ def test_planted_ratings_are_guessed_nearly_as_well_as_by_factorisation(tmp_path
 
 
 def write_stars(folder: Path) -> None:
-    """u.data as MovieLens 100K has it: 943 users, 1,682 items, 100,000 stars, of which few items and users have many. A star
+    """Writes u.data like MovieLens 100K: 943 users, 1,682 items, 100,000 stars; few users and items have many. A star
     is rounded from a mean, what the user and the item add, the product of six hidden tastes, and noise.
     """
     draw = np.random.default_rng(0)
     users, items, pairs, tastes = 943, 1682, 100_000, 6
     busy, popular = 0.9 * draw.standard_normal((users, 1)), 1.6 * draw.standard_normal(items)
-    # The largest of so many sums with Gumbel noise: pairs drawn one after the other, without putting back.
+    # The largest sums with Gumbel noise: pairs drawn one after the other, without putting back.
     chosen = np.argsort(-(busy + popular + draw.gumbel(size=(users, items))), axis=None)[:pairs]
     user, item = np.divmod(draw.permutation(chosen), items)
     of_users, of_items = (draw.standard_normal((number, tastes)) for number in (users, items))

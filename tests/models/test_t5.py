@@ -62,7 +62,7 @@ def test_the_decoder_sees_no_later_token_and_the_encoder_all(router: str) -> Non
 
 
 def test_every_position_of_the_encoder_sees_all() -> None:
-    """What the encoder makes of each token answers to a change of any."""
+    """The encoder's output at every position changes with any input token."""
     model = model_of()
     read, _ = tokens()
     encode = lambda shown: model._run_stack(shown, model.encoder_bias, None, None)[0]  # noqa: E731
@@ -90,7 +90,7 @@ def test_experts_are_in_both_stacks_alike(sizes: dict[str, int], sparse: list[in
 
 
 def test_buckets_of_distances_by_hand() -> None:
-    """Of 8 for two sides, 4 each: 0 and 1 alone, 2 and 3, from 4 on; keys behind the query have the upper half. Of 8 for one
+    """8 buckets for two sides, 4 each: 0 and 1 alone, 2 and 3, from 4 on; later keys have the upper half. 8 for one
     side: 0 to 3 alone, then by the logarithm up to 32.
     """  # fmt: skip
     away = torch.tensor([[-9, -4, -3, -1, 0, 1, 2, 5, 40]])

@@ -94,7 +94,7 @@ def test_a_window_of_an_encoder_has_two_sides() -> None:
 
 
 @pytest.mark.parametrize("family", [{}, BERT])
-def test_padding_is_seen_by_nobody_and_routed_nowhere(family: dict[str, Any]) -> None:
+def test_padding_is_seen_by_no_token_and_routed_nowhere(family: dict[str, Any]) -> None:
     """The logits of a padded batch are those of each sequence alone, and no expert counts a padded place."""
     model = model_of(**family)
     x = tokens()
@@ -288,7 +288,7 @@ def test_one_batch_can_be_learned_by_heart(router: str) -> None:
 
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_model_may_have_more_tokens_than_its_data(text_file: Path, tmp_path: Path) -> None:
-    """model.vocab_size is the number of rows; none that stands for no token is ever drawn; fewer than the data is refused."""
+    """model.vocab_size is the number of rows; rows without a token are never drawn; too few rows are refused."""
     config = tiny_config(text_file, model={"vocab_size": 300}, train={"steps": 2})
     run = finish(config, tmp_path)
     trained = load_trained(run, tmp_path)

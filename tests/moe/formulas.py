@@ -1,4 +1,4 @@
-"""What the tests compare with: routers and layers written on dense T x E matrices, and random routings.
+"""Reference formulas: routers and layers written on dense T x E matrices, and random routings.
 
 Nothing here uses Routing's order, a back end or the activations of the package. T tokens, E experts, K chosen, D width.
 """

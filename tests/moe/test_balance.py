@@ -107,7 +107,7 @@ def test_balancing_loss_by_hand() -> None:
 
 @every_k
 def test_balancing_loss_counts_before_drops(top_k: int) -> None:
-    """What was asked is counted, not what found room."""
+    """The balancing loss counts assignments before drops."""
     torch.manual_seed(0)
     logits = torch.randn(20, E, dtype=torch.float64)
     routing = routing_of(logits, top_indices(logits, top_k))
@@ -411,7 +411,7 @@ def test_auxiliary_loss_is_the_mean_over_layers(name: str) -> None:
 
 
 def test_every_loss_of_a_combination_is_measured_by_itself() -> None:
-    """switch+z+loss_free gives the losses of switch and of z, and the bias method beside them."""
+    """switch+z+loss_free gives the losses of switch and of z, and the bias method."""
     balance = CombinedBalance(
         "switch+z+loss_free", switch=SwitchBalance(), z=BalanceLoss(name="z"), loss_free=LossFreeBalance()
     )

@@ -286,7 +286,7 @@ def test_the_temperature_of_a_cosine_gate_stays_above_a_hundredth() -> None:
 
 
 def test_an_expert_that_scores_itself_learns_only_if_chosen() -> None:
-    """With score=activation, experts nobody chose have a gradient of exactly zero."""
+    """With score=activation, experts without tokens have a gradient of exactly zero."""
     torch.manual_seed(0)
     layer = MoELayer(D, E, 2, 24, router=TopKConfig(score="activation"))
     layer.router.expert_bias[3] = -1e9
@@ -411,7 +411,7 @@ def test_what_a_router_cannot_do_is_refused(config: RouterConfig, top_k: int, me
     ({"score": "activation", "null_experts": 1}, "router.null_experts=1 with router.score=activation"),
 ])  # fmt: skip
 def test_options_have_their_ranges(options: dict[str, Any], message: str) -> None:
-    """What every token-choice router shares is checked when it is set."""
+    """Options that all token-choice routers share are refused outside their ranges."""
     with pytest.raises(ConfigError) as error:
         TopKConfig(**options)
     assert str(error.value).startswith(message)

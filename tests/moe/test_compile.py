@@ -72,7 +72,7 @@ def compile_whole(capacity: float | None, drop: str) -> None:
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("capacity", [None, 0.5])
 def test_the_operator_equals_the_loop(capacity: float | None, with_mask: bool) -> None:
-    """What the compiler sees gives the loop's answer and gradients to the last bit."""
+    """The operator that the compiler sees gives the loop's outputs and gradients to the last bit."""
     case = make_case("top2", 64, capacity)
     mask = torch.randint(0, 3, (128, F), generator=torch.Generator().manual_seed(3)).double() if with_mask else None
 

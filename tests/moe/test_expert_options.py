@@ -1,4 +1,4 @@
-"""What experts can be set to: dropout inside them, the scale of their first weights, shared experts behind a gate."""
+"""Options of experts: dropout, the scale of their first weights, and shared experts behind a gate."""
 
 import pytest
 import torch
@@ -108,6 +108,6 @@ def test_a_shared_expert_behind_a_gate_is_qwen2s() -> None:
     ],
 )
 def test_ranges(options: dict[str, float], message: str) -> None:
-    """What cannot be is refused."""
+    """Options outside their ranges are refused."""
     with pytest.raises(ConfigError, match=message):
         MoELayer(16, 4, 2, 24, **options)

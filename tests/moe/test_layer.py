@@ -356,7 +356,7 @@ def test_sparse_expert_model_equals_its_formula(k: int) -> None:
 
 
 def test_sparse_expert_model_selects_per_row() -> None:
-    """A row's answer does not depend on the rows beside it."""
+    """A row's result does not depend on the other rows of the batch."""
     model, x = make_model(2), tokens()
     alone = torch.cat([model(row[None]) for row in x])
     assert torch.allclose(alone, model(x), atol=1e-12)

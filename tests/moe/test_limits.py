@@ -1,4 +1,4 @@
-"""What a layer makes of no tokens, of one expert, and of numbers that are none."""
+"""Layers with no tokens or one expert have a result, and invalid numbers are refused."""
 
 import math
 from typing import Any

@@ -100,7 +100,7 @@ def test_an_expert_keeps_as_much_as_it_can_and_no_more(drop: str, routing: Routi
 
 @given(routing=routings(), capacity=st.integers(1, 9))
 def test_position_keeps_the_first_to_come(routing: Routing, capacity: int) -> None:
-    """Dropping by position equals walking down the record and turning away whoever finds the expert full."""
+    """Dropping by position equals a walk down the record that drops each assignment to a full expert."""
     places = [0] * routing.num_experts
     expected = []
     for expert, was_kept in zip(routing.expert_ids.tolist(), routing.kept.tolist(), strict=True):
@@ -180,7 +180,7 @@ def test_random_drops_leave_no_place_better(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_weights_may_be_renormalised_after_a_drop() -> None:
-    """What a token keeps takes over the weight of what it lost; a token that lost all has nothing."""
+    """Kept assignments of a token take over the weight of its dropped ones; a token without any keeps no weight."""
     routing = Routing(
         torch.zeros(3, 2), torch.full((3, 2), 0.5), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1]),
         torch.tensor([0.6, 0.5, 0.8, 0.4, 0.3, 0.2]), torch.tensor([True, True, False, True, False, False]),

@@ -19,7 +19,7 @@ COMPOSER = Composer()
 
 
 def configure(**settings: Any) -> RunConfig:
-    """The configuration of `key=value` words; `train__steps` stands for train.steps. Without a budget, 500 steps."""
+    """Returns the configuration of settings; `train__steps` means train.steps; the default budget is 500 steps."""
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if not any(f"train.{budget}" in values for budget in BUDGETS):
         values["train.steps"] = 500
@@ -27,7 +27,7 @@ def configure(**settings: Any) -> RunConfig:
 
 
 def summary(run: Run, config: RunConfig, val_bpb: float, **changes: Any) -> dict[str, Any]:
-    """What a complete run writes in summary.json."""
+    """Returns the summary.json of a complete run."""
     sparse = not config.dense
     return {
         "run": run.id, "status": COMPLETED, "expert": config.expert, "k": config.k, "capacity": config.capacity,

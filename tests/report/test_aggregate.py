@@ -114,7 +114,7 @@ def test_a_dense_run_on_other_data_is_no_baseline(tmp_path: Path) -> None:
 def test_settings_of_experts_and_of_execution_do_not_part_a_row_from_its_baseline(
     tmp_path: Path, setting: dict[str, Any]
 ) -> None:
-    """What a dense model does not have, or what changes no result, need not be equal."""
+    """Settings that a dense model does not have or that change no result may differ from the baseline."""
     complete(tmp_path, 2.0, expert=1)
     complete(tmp_path, 1.8, expert=8, **setting)
     assert only(folded(tmp_path), expert=8)["vs_baseline"] == pytest.approx(-0.1)
@@ -186,7 +186,7 @@ def test_other_data_is_another_configuration(tmp_path: Path) -> None:
     ],
 )
 def test_what_varies(tmp_path: Path, grid: list[dict[str, Any]], expected: list[str]) -> None:
-    """What was chosen differently varies; what follows from it, or does not apply, does not."""
+    """Settings that were chosen differently vary; derived settings and those without effect do not."""
     for settings in grid:
         complete(tmp_path, 1.7, **settings)
     assert vary(tmp_path) == expected

@@ -1,4 +1,4 @@
-"""What differences are taken to: the dense model, or what the runs' sweep says in its sweep.json."""
+"""Differences are taken to the dense model, or to the baseline in the sweep's sweep.json."""
 
 import json
 import random
@@ -283,7 +283,7 @@ def test_a_sweep_of_dense_models_is_compared_with_the_lowest(tmp_path: Path) -> 
 
 
 def test_false_verdicts_on_the_lowest_stay_below_five_percent() -> None:
-    """Of five equal configurations the lowest is called different from any other in fewer than 5 % of sweeps."""
+    """The lowest of five equal configurations is called different from another in fewer than 5 % of sweeps."""
     wrong, repetitions = 0, 1500
     draw = random.Random(4)
     for _ in range(repetitions):

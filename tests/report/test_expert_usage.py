@@ -22,7 +22,7 @@ def record(**changes: Any) -> dict[str, Any]:
 
 
 def test_load_is_relative_to_a_fair_share(tmp_path: Path) -> None:
-    """Of 8 assignments over 4 experts 2 are fair: 6 are three times that, MaxVio is 2, none at all is dead."""
+    """The fair share of 8 assignments over 4 experts is 2: 6 are three times that, MaxVio is 2, and 0 is dead."""
     [layer] = routed(tmp_path, record()).layers
     assert (3.0, 1.0, 0.0, 0.0) == layer.load
     assert 2.0 == layer.max_violation
@@ -62,7 +62,7 @@ def test_tables_are_shares(tmp_path: Path) -> None:
 
 
 def test_top_tokens_have_their_text(tmp_path: Path) -> None:
-    """Where it was recorded; a token without text, or damage in its place, is nobody's."""
+    """Top tokens have their recorded text or None, and damaged entries are left out."""
     table: list[Any] = [[[7, 3, 4], [8, 1, 2]], [["x", 1, 1], [9, True, 1], [9, 1]], [], "no"]
     [layer] = routed(tmp_path, record(top_tokens=table, token_texts={"7": "def", "8": 5})).layers
     assert [(7, "def", 3, 4), (8, None, 1, 2)] == [
@@ -94,7 +94,7 @@ def test_damaged_lines_are_left_out(tmp_path: Path, damage: dict[str, Any]) -> N
     ],
 )  # fmt: skip
 def test_damaged_tables_leave_the_load(tmp_path: Path, damage: dict[str, Any]) -> None:
-    """What is wrong is not recorded; what is right stays."""
+    """Damaged tables count as not recorded, and the load stays."""
     [layer] = routed(tmp_path, record(**damage)).layers
     assert (3.0, 1.0, 0.0, 0.0) == layer.load
     assert (None, None, (), ()) == (layer.dropped, layer.entropy, layer.saturation, layer.co_activation)

@@ -64,7 +64,7 @@ def test_latex_names_what_differences_are_taken_to(tmp_path: Path) -> None:
         assert "differences to the lowest are paired by seed" in report(tmp_path, *words).stdout
 
 
-def test_latex_obeys_no_stranger() -> None:
+def test_latex_escapes_foreign_text() -> None:
     """Everything that TeX would act on is written out; numbers are numbers."""
     assert r"\textbackslash{}input\{a\}\_\$\&\#\%\textasciitilde{}\textasciicircum{}" == escaped("\\input{a}_$&#%~^")
     assert not re.search(r"(?<!\\)[$&#%_]", escaped(HOSTILE))

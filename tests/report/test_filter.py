@@ -1,4 +1,4 @@
-"""What a condition chooses: the runs that a row is made of, or rows; and what is then said of them."""
+"""Conditions select the runs of a row, or whole rows, and captions speak of the selection."""
 
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def test_captions_speak_of_the_rows_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_condition_on_runs_and_rows_at_once_is_refused(tmp_path: Path) -> None:
-    """Of one run a difference over seeds is not known; where every run is a row, both are."""
+    """A condition on runs and rows at once is refused, except where every run is a row."""
     sweep_of_three_seeds(tmp_path)
     condition = "seed == 0 or vs_baseline < -0.05"
     with pytest.raises(ConfigError, match=r"runs \(seed\) and rows \(vs_baseline\) at once.*\nJoin the two by 'and'"):

@@ -1,4 +1,4 @@
-"""What a report says of a search: how much each setting mattered, and nothing where there was none."""
+"""The report of a search shows how much each setting mattered, and nothing without a search."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def test_what_decides_is_important(tmp_path: Path) -> None:
 
 
 def test_each_objective_has_its_own_importances(tmp_path: Path) -> None:
-    """Speed, of which much is good, is decided by k; the loss by the learning rate."""
+    """k decides the speed, which is maximised, and the learning rate decides the loss."""
     make_search(tmp_path, 40, ("minimize", "maximize"))
     study = load_study(tmp_path)
     assert study

@@ -182,7 +182,7 @@ def test_a_copied_folder_reads_the_same(tmp_path: Path) -> None:
 
 
 def test_plain_values_are_pythons_own() -> None:
-    """What is not there is None, whatever the column; whole numbers stay whole. What frames carry along is not copied."""
+    """`python_lists` turns missing values of every column into None and keeps whole numbers whole."""
     frame = pd.DataFrame({"whole": pd.array([1, None], "Int64"), "number": [0.5, math.nan], "word": ["a", None],
                           "list": [[1], None]})  # fmt: skip
     frame.attrs["units"] = {"number": "bits"}
@@ -192,7 +192,7 @@ def test_plain_values_are_pythons_own() -> None:
 
 
 def test_a_frame_gives_back_its_rows(tmp_path: Path) -> None:
-    """What Python users pass to `recommend` is what the report read from the folders."""
+    """`from_frame(load_runs(...))` gives the rows that the report reads from the folders."""
     sweep_of_three_seeds(tmp_path)
     stopped(tmp_path, FAILED, "out of memory", expert=64, k=2)
     rows = rows_below(tmp_path)

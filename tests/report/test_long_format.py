@@ -1,4 +1,4 @@
-"""Long frames against the files themselves: every number of a line is a row, and strangers' lines stop nothing."""
+"""Long frames hold every number of the files as a row, and damaged lines stop nothing."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def layer_record(step: int, layer: int, asked: list[Any], **more: Any) -> dict[s
 
 
 def test_a_real_runs_frames_are_its_files(finished: Run) -> None:
-    """Of a run that was trained, every number of metrics.jsonl and routing.jsonl stands in the frames, and nothing else."""
+    """The frames of a trained run hold every number of metrics.jsonl and the loads of routing.jsonl."""
     written = {
         (record["step"], key): value
         for record in finished.metrics()
@@ -52,7 +52,7 @@ def test_tokens_are_known_at_evaluations_too(finished: Run) -> None:
 
 
 def test_loads_are_shares_of_their_layer(tmp_path: Path) -> None:
-    """They sum to 1 in every layer; a layer nobody asked has none; what the layer measured is in each expert's row."""
+    """Loads sum to 1 in a layer, an unused layer has none, and each expert's row has the layer's measures."""
     run = complete(tmp_path, 1.7)
     final = layer_record(500, 0, [1, 3], whole_split=True, max_violation=0.5, saturation={"100": 0.25})
     write_lines(run, "routing.jsonl", layer_record(100, 0, [2, 2]), layer_record(100, 1, [0, 0]), final)
@@ -77,7 +77,7 @@ def test_the_later_of_two_records_counts(tmp_path: Path) -> None:
 
 
 def test_hostile_lines_stop_nothing(tmp_path: Path) -> None:
-    """What is no number, or of no step, is left out; null is a value that was not finite; a torn line is none."""
+    """Values that are no numbers, records without a step, and torn lines are left out; null becomes NaN."""
     run = complete(tmp_path, 1.7)
     lines = [{"step": 1, "a": None, "b": "x", "c": True, "d": [1]}, {"a": 1}, {"step": "2", "a": 1}, [1],
              {"step": True, "a": 1}, {"step": -1, "a": 1}, {"step": 2**70, "a": 1}, {"step": 2, "a": 10**400}]  # fmt: skip

@@ -87,7 +87,7 @@ def test_noise_does_not_keep_a_row_on_the_front() -> None:
     assert [] == on_front([], FACTORS)
 
 
-def test_values_of_which_the_larger_is_better_are_inverted() -> None:
+def test_values_to_maximise_are_inverted() -> None:
     """Tokens per second become seconds per token; a speed of 0 takes for ever."""
     assert (0.5, math.inf, None, 3.0) == (as_cost(2.0, 1), as_cost(0.0, 1), as_cost(None, 1), as_cost(3.0, -1))
     assert (1.10, 1.0) == (tolerance("tokens_per_second"), tolerance("val_bpb"))

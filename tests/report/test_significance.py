@@ -56,7 +56,7 @@ def test_holm_by_its_definition(p_values: list[float]) -> None:
 
 
 def test_verdicts_allow_for_their_number() -> None:
-    """What is certain on its own at p = 0.02 is not among five; one seed tells nothing."""
+    """An effect that is certain alone at p = 0.02 is inconclusive among five; samples of one seed do not count."""
     sure = PairedSample(3, -0.03, 0.03 * 3**0.5 / stats.t.ppf(1 - 0.01, 2))
     assert sure.p_value == pytest.approx(0.02)
     assert verdicts([sure]) == [BETTER]
@@ -98,7 +98,7 @@ def test_seeds_that_would_decide_are_not_said_without_reason() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_intervals_hold_the_truth_in_95_of_100_cases(seeds: int) -> None:
-    """Coverage by simulation, of means and of paired differences of which the seeds share much; within 4 standard errors."""
+    """Intervals of means and of paired differences with a shared seed effect cover 95 %, within 4 standard errors."""
     draw = random.Random(seeds)
     trials, held_mean, held_difference = 3000, 0, 0
     for _ in range(trials):

@@ -74,7 +74,7 @@ def test_a_new_run_holds_its_configuration_and_waits(tmp_path: Path) -> None:
 
 
 def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:
-    """Training the same configuration again makes a folder beside the first."""
+    """Training the same configuration again makes a folder with the next number."""
     first, second, third = (make(tmp_path) for _ in range(3))
     assert [first.id, f"{first.id}-2", f"{first.id}-3"] == [first.id, second.id, third.id]
 
@@ -187,7 +187,7 @@ def test_rewinding_forgets_later_steps_and_torn_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """On a full disk the file keeps its old content and no scrap is left beside it."""
+    """On a full disk the file keeps its old content and no scrap is left next to it."""
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -279,7 +279,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> Non
 
 
 def test_a_sweeps_run_takes_over_how_it_is_carried_out(tmp_path: Path) -> None:
-    """Device, threads and intervals given anew reach a run that is not complete; a complete one stays as it was."""
+    """New device, threads and intervals reach an unlocked, incomplete run; a complete run stays as it was."""
     config = RunConfig()
     again = replace(config, train=replace(config.train, threads=3, eval_every=7))
     run = open_or_create_run(tmp_path, "sweep", config)
@@ -331,7 +331,7 @@ def test_a_summary_that_is_not_whole_is_none(tmp_path: Path, content: str) -> No
 
 
 def test_a_look_turns_no_writer_away(tmp_path: Path) -> None:
-    """Whoever asks whether a run is locked holds the lock for an instant: others who ask and writers are not misled."""
+    """A check of a run's lock holds the lock for an instant, and other checks and writers are not misled."""
     run = make(tmp_path)
     with lock(run.path):
         pass

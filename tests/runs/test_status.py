@@ -1,4 +1,4 @@
-"""Glances: right about every status, cheap when nothing has changed, harmless with strangers' files."""
+"""Statuses are right, cheap when nothing has changed, and robust against damaged files."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_a_running_run_shows_its_newest_estimates(tmp_path: Path) -> None:
     assert (each.val_loss, each.val_bpb, each.train_loss, each.max_violation) == (1.5, 2.1, 1.4, 0.4)
 
 
-def test_strangers_files_stop_nothing(tmp_path: Path) -> None:
+def test_damaged_files_stop_nothing(tmp_path: Path) -> None:
     """Whatever is of another type than it should be is unknown."""
     run = stopped(tmp_path, FAILED)
     set_status(run, FAILED, reason=["x"], created="long ago", step=-3, steps="many", heartbeat=True)

@@ -19,7 +19,7 @@ from tests.report.folders import stopped
 
 
 def test_tags_are_kept_in_the_folder(tmp_path: Path) -> None:
-    """What was set is read again, in its order, also after the folder was moved; without a file there are none."""
+    """Tags are read back in their order, also after the folder was moved; without a file there are none."""
     run = stopped(tmp_path, "pending")
     assert read_tags(run) == ()
     set_tags(run, ["good", "baseline"])
@@ -65,7 +65,7 @@ def test_a_killed_process_is_not_at_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"{", b"\0" * 50, b'{"a": ' * 20_000])
 def test_notes_that_cannot_be_read_are_not_written_over(tmp_path: Path, content: bytes) -> None:
-    """Which data a sweep learns from is asked for; the record of a sweep is set aside, and begun again."""
+    """A damaged corpora.json is an error and stays; a damaged sweep.json is set aside and begun again."""
     (tmp_path / "corpora.json").write_bytes(content)
     found = [(PackagedCorpusConfig(name="python"), {"sha256": "ab", "source": "data=python"})]
     with pytest.raises(DataError, match="the runs of the sweep learn from the data that it names"):

@@ -61,7 +61,7 @@ def test_a_thinned_curve_keeps_its_ends_and_its_extremes(values: list[float], mo
 
 
 def test_few_points_are_all_kept() -> None:
-    """Of two values of one step the later counts; what is not finite stays."""
+    """The later of two values of one step counts, and values that are not finite stay."""
     curve = ThinnedCurve()
     for step, value in ((1, 2.0), (2, math.nan), (1, 3.0)):
         curve.add(step, value, "x")
@@ -82,14 +82,14 @@ def test_displays_of_many_records_take_little_memory(run: Run, look: Callable[[R
 
 
 def test_displays_reach_to_the_last_record(run: Run) -> None:
-    """What is left out lies between the first and the last."""
+    """Displays reach to the last record, and the validation curve begins at the first."""
     points = validation_curve(run).points
     assert (0, NUM_RECORDS - 1) == (points[0][0], points[-1][0])
     assert NUM_RECORDS - 1 == thinned_curves(run, ["lr"])["lr"][-1].step == read_expert_usage(run).layers[0].step
 
 
 def test_few_records_are_drawn_as_they_are(tmp_path: Path) -> None:
-    """What is drawn of a short run is what `load_curves` gives."""
+    """`thinned_curves` of a short run equal `load_curves`."""
     run = complete(tmp_path, 1.7)
     (run.path / "metrics.jsonl").write_text(
         "".join(f'{{"step": {step}, "tokens": {step}, "lr": {step / 7}}}\n' for step in range(50))

@@ -1,4 +1,4 @@
-"""The trash: nothing is lost, nothing at work is touched, and only what nobody needs is freed."""
+"""The trash loses nothing, touches no run at work, and frees only files that no run needs."""
 
 import errno
 import json
@@ -98,7 +98,7 @@ def test_only_runs_of_the_outputs_folder_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("origin", ["../outside", "/tmp/outside", "a/../../outside", "", ".", ".trash/x", "a/b/c", 7])
-def test_a_strangers_note_moves_nothing_elsewhere(tmp_path: Path, origin: object) -> None:
+def test_a_foreign_note_moves_nothing_elsewhere(tmp_path: Path, origin: object) -> None:
     """trashed.json may name places in the outputs folder alone, where runs can lie."""
     outputs = tmp_path / "outputs"
     removed = remove(complete(outputs, 1.7), outputs)
@@ -139,7 +139,7 @@ def test_only_old_trash_is_waste(tmp_path: Path) -> None:
 
 
 def test_newest_and_best_checkpoints_stay(tmp_path: Path) -> None:
-    """Of a complete run; one that is not complete keeps all."""
+    """A complete run keeps its newest and best checkpoints; an incomplete run keeps all."""
     run = complete(tmp_path, 1.7)
     old, best, newest = (checkpoint(run, f"step_{step:08d}", {"best_step": 20}) for step in (10, 20, 30))
     failed = stopped(tmp_path, FAILED, seed=1)

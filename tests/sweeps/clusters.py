@@ -61,7 +61,7 @@ PartitionName=high Nodes=one,two PriorityTier=10 PreemptMode=OFF MaxTime=INFINIT
 
 
 def make_runs(outputs: Path, *settings: str) -> list[Run]:
-    """A tiny run for each word of settings, on a text beside the outputs folder."""
+    """Makes a tiny run for each word of settings, on a text next to the outputs folder."""
     path = outputs.parent / "words.txt"
     path.write_text(TEXT)
     words = ["data=text", f"data.path={path}", *TINY]

@@ -126,7 +126,7 @@ def test_a_killed_sweep_leaves_nothing_running(command: Command, tmp_path: Path,
 
 
 def wait_for_steps(outputs: Path, count: int) -> None:
-    """Until so many runs have trained a little."""
+    """Waits until `count` runs have trained a little."""
     deadline = time.monotonic() + 120
     while sum(any("train/loss" in record for record in run.metrics()) for run in list_runs_by_age(outputs)) < count:
         assert time.monotonic() < deadline

@@ -78,7 +78,7 @@ def test_seeds_come_outermost() -> None:
 
 
 def test_settings_in_vain_are_said_once() -> None:
-    """What has no effect in some points is noted, once for all of them."""
+    """A setting without effect in some points is noted once for all of them."""
     assert plan_sweep(["expert=1,4,8", "k=1", "capacity=1.5"]).notes == ("expert=1 is dense: capacity set aside.",)
     assert plan_sweep(["expert=1,4,8", "k=1"]).notes == ()
 
@@ -153,7 +153,7 @@ def test_a_file_of_all_kinds_of_parts(tmp_path: Path) -> None:
 
 
 def test_conditions_leave_out_and_are_counted() -> None:
-    """What no condition allows is counted, not listed as impossible; all conditions must hold."""
+    """Points that a condition excludes are counted, not listed as impossible; all conditions must hold."""
     plan = plan_sweep(["expert=2,4,8", "k=1,2,4"], where=["k <= expert", "expert / k == 2"])
     assert labels(plan) == ["expert=2 k=1", "expert=4 k=2", "expert=8 k=4"]
     assert (plan.num_excluded, plan.left_out) == (6, ())
@@ -196,7 +196,7 @@ def test_the_dense_baseline_is_always_there(tmp_path: Path) -> None:
 
 
 def test_another_baseline_replaces_the_settings_it_brings(tmp_path: Path) -> None:
-    """Of a choice the settings that belonged to the other go; without a baseline none is added."""
+    """A baseline with another choice drops the settings of the replaced choice; `baseline: null` adds none."""
     points = "points: [{balance: switch, balance.weight: 0.1}, {balance: z, balance.weight: 0.2}]\n"
     plan = mine(tmp_path, points + "baseline: {balance: none}")
     assert labels(plan) == ["balance=none", "balance=switch balance.weight=0.1", "balance=z balance.weight=0.2"]
@@ -212,7 +212,7 @@ def test_a_baseline_that_cannot_be_is_said(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_is_typed_replaces_the_files(tmp_path: Path) -> None:
-    """Of whatever kind, wherever the file has it."""
+    """A typed budget replaces the file's budget of any kind, wherever the file has it."""
     for text in ("grid: {train.flops: [1e9, 1e10]}", "grid: {k: [1, 2]}\nbudget: {minutes: 5}"):
         plan = mine(tmp_path, text, "train.steps=7")
         assert {(each.config.train.steps, each.config.train.flops) for each in plan.points} == {(7, None)}
@@ -254,8 +254,8 @@ def recorded(folder: Path) -> dict[str, Any]:
     return read_json(folder / "sweep.json") or {}
 
 
-def test_the_sweep_is_written_beside_its_runs_and_left_alone(tmp_path: Path) -> None:
-    """What it is, its baseline, its commands, when it was first made; the same command changes no file."""
+def test_the_sweep_is_written_next_to_its_runs_and_left_alone(tmp_path: Path) -> None:
+    """sweep.json holds the question, baseline, commands, and time of creation; the same command changes no file."""
     plan = plan_sweep(["paper/loss_free_table2", "train.steps=2"])
     before = time.time()
     runs = plan.create_runs(tmp_path)
@@ -342,7 +342,7 @@ def test_commands_at_the_same_time_are_all_recorded(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_begun_again(tmp_path: Path) -> None:
-    """What is no list of commands is set aside; the sweep goes on."""
+    """A damaged list of commands is set aside, and the sweep goes on."""
     for text in ("{", '{"commands": 3}', '{"commands": [1]}'):
         (tmp_path / "sweep.json").write_text(text)
         record_command(tmp_path, ["k=1"], {}, seeds=[0], where=[], version="1")

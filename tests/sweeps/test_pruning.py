@@ -1,4 +1,4 @@
-"""Pruning: evaluations are reported once each, what is behind is stopped for good, and is no result."""
+"""Pruning reports each evaluation once and stops poor runs permanently; a pruned run is no result."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class EvaluatingJob:
 
 
 class EvaluatingPool:
-    """So many runs at a time."""
+    """A pool with a fixed number of workers."""
 
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
@@ -86,7 +86,7 @@ def search(asked: SearchPlan, outputs: Path, at_a_time: int = 1) -> tuple[Search
 
 
 @pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
-def test_what_is_behind_is_stopped_for_good(tmp_path: Path, name: str) -> None:
+def test_what_is_behind_is_stopped_permanently(tmp_path: Path, name: str) -> None:
     """Each pruner stops some runs before their end, and the best one never; none of them starts again."""
     asked = plan(LR, prune=name, trials=16)
     feed, pool = search(asked, tmp_path)

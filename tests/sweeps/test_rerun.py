@@ -18,7 +18,7 @@ from tests.tiny import tiny_config
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Run]:
-    """One that nobody began, one of this code, one of another commit, and a folder that is not there."""
+    """Makes an unstarted run, a run of this code, and a run of another commit, and adds an absent folder."""
     made = [create_run(tmp_path, "sweep", tiny_config(tmp_path, seed=seed)) for seed in range(3)]
     version, commit, diff = code_version()
     now = {
@@ -75,7 +75,7 @@ def test_nothing_is_discarded_while_one_is_at_work(runs: list[Run], tmp_path: Pa
 
 
 def test_a_damaged_meta_is_other_code(runs: list[Run]) -> None:
-    """What nobody can tell to be of this code is run again, but a run that has none yet is not."""
+    """A complete run with a damaged meta.json is run again; a run without meta.json is not."""
     (runs[1].path / "meta.json").write_text('{"packages": [], "git": 3}')
     (runs[2].path / "meta.json").unlink()
     assert read_json(runs[1].path / "meta.json") is not None

@@ -1,4 +1,4 @@
-"""What the loop does with runs that fail, hang, promise nothing or find no room, told by a pool that only pretends."""
+"""The loop's rules for runs that fail, hang, promise nothing or do not fit, on a pool that only pretends."""
 
 import time
 from collections.abc import Sequence
@@ -142,13 +142,13 @@ class Critic(RunList):
     def __init__(self, runs: Sequence[Run], bad: Sequence[Run]) -> None:
         super().__init__(runs)
         self.bad = bad
-        self.told: list[Run] = []
+        self.ended_runs: list[Run] = []
 
     def to_prune(self, running: Sequence[Run]) -> list[Run]:
         return [run for run in running if run in self.bad]
 
     def ended(self, run: Run) -> None:
-        self.told.append(run)
+        self.ended_runs.append(run)
 
 
 def test_an_unpromising_run_is_pruned(runs: list[Run]) -> None:
@@ -161,7 +161,7 @@ def test_an_unpromising_run_is_pruned(runs: list[Run]) -> None:
     assert ("pruned", "pruned: others do better (step 7)") == tuple(
         runs[0].status()[key] for key in ("status", "reason")
     )
-    assert runs == feed.told
+    assert runs == feed.ended_runs
     assert [] == pending_runs(runs, retry_failed=True)
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_ends_the_sweep(runs: list[Run]) -> None:
 
 
 class Scales(Pretence):
-    """A pool in which nothing fits beside anything else."""
+    """A pool in which no run fits next to another."""
 
     def fits(self, run: Run) -> bool:
         return False
@@ -226,7 +226,7 @@ def test_what_fails_in_another_terminal_has_failed_here_too(runs: list[Run]) -> 
      ("pruned", False, False), ("pruned", True, False)],
 )  # fmt: skip
 def test_what_is_to_do(runs: list[Run], status: str, retry: bool, expected: bool) -> None:
-    """What is not done; failed runs on request only, pruned ones never."""
+    """Unfinished runs are pending, failed runs only on request, and pruned runs never."""
     Recorder(runs[0]).status(status)
     assert expected == (runs[0] in pending_runs(runs[:1], retry))
 

@@ -165,7 +165,7 @@ def test_what_was_moved_comes_back_after_a_kill(killed_at: str, outputs: Path, m
 
 
 def test_a_sweep_is_marked_while_it_is_at_work(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others see by its folder that somebody is at work, whoever started it."""
+    """A sweep's folder shows whether a process is at work on it."""
     seen = []
 
     def drive(*arguments: object) -> None:
@@ -187,7 +187,7 @@ def test_a_search_that_cannot_start_leaves_nothing(outputs: Path, monkeypatch: p
 
 
 def search_exit_code(monkeypatch: pytest.MonkeyPatch, outputs: Path, fails: set[int], *options: str) -> int:
-    """Of a search over four expert counts, those of `fails` fail."""
+    """Returns the exit code of a search over four expert counts; the runs with counts in `fails` fail."""
     pool = FakePool(lambda config: None if config.expert in fails else {"val_bpb": 1.0 / config.expert})
     monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: pool)
     words = ["data=text", "data.path=words.txt", *TINY, "expert=2,4,8,16", "--sampler", "random", "--trials", "8"]

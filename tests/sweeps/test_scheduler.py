@@ -105,7 +105,7 @@ def test_an_interrupt_asks_the_workers_to_save(tmp_path: Path, words: list[str],
 
 
 def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
-    """sweep(...) carries out a grid where it is told and gives a row per run; a wrong word raises MoeError."""
+    """sweep(...) runs a grid in its outputs folder and gives a row per run; a wrong word raises MoeError."""
     frame = sweep(["expert=1,4", "k=1", *words], seeds=1, jobs=2, outputs=tmp_path / "outputs")
     assert sorted(frame["expert"]) == [1, 4]
     assert ["sweep", "sweep"] == [run.group for run in list_runs_by_age(tmp_path / "outputs")]

@@ -66,7 +66,7 @@ def states(feed: SearchFeed) -> list[str]:
     return [trial.state.name for trial in feed.trials()]
 
 
-def test_every_trial_is_a_run_told_with_its_result(tmp_path: Path) -> None:
+def test_every_trial_is_a_run_with_its_result(tmp_path: Path) -> None:
     """As many trials as asked for, each the run of its settings, its value what the run came to."""
     feed, pool = search(plan(LR, "k=1,2"), tmp_path)
     assert ["COMPLETE"] * 6 == states(feed)
@@ -116,7 +116,7 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path: Path
 
 
 def test_a_running_trial_of_a_dead_search_is_taken_up(tmp_path: Path) -> None:
-    """What was killed while its run was at work is continued with the settings it had, by another search."""
+    """Another search continues the run of a killed search with the same settings."""
     asked = plan(LR)
     study = open_study(asked, tmp_path, 9)
     killed = SearchFeed(asked, study, tmp_path)
@@ -127,7 +127,7 @@ def test_a_running_trial_of_a_dead_search_is_taken_up(tmp_path: Path) -> None:
     assert 6 == len(feed.study.trials)
 
 
-def test_a_trial_that_was_killed_while_drawn_is_drawn_anew(tmp_path: Path) -> None:
+def test_a_trial_that_was_killed_while_drawn_is_drawn_again(tmp_path: Path) -> None:
     """Half of its settings in the journal: it is set aside, and the search tries what it would have tried."""
     asked = plan(LR, "k=1,2")
     undisturbed, _ = search(asked, tmp_path / "a")
@@ -139,7 +139,7 @@ def test_a_trial_that_was_killed_while_drawn_is_drawn_anew(tmp_path: Path) -> No
 
 
 def test_a_torn_line_of_the_journal_is_cut_off(tmp_path: Path) -> None:
-    """What a killed process has half written is not joined to the next line; every line is JSON afterwards."""
+    """A line that a killed process wrote by half is cut off, and every line of the journal is JSON afterwards."""
     asked = plan(LR, trials=2)
     search(asked, tmp_path)
     path = tmp_path / "search" / JOURNAL
@@ -188,7 +188,7 @@ def slowly(config: RunConfig) -> dict[str, Any]:
 
 
 def test_what_cannot_be_is_not_counted(tmp_path: Path) -> None:
-    """k > expert is told to Optuna as failed, without a run, and the number of trials is made up for."""
+    """Trials with k > expert are set aside without a run and do not count as trials."""
     feed, pool = search(plan("expert=2,4", "k=1,3", trials=8, seed=1), tmp_path)
     aside = [trial for trial in feed.study.trials if trial.user_attrs.get("set_aside") == "impossible"]
     assert aside
@@ -208,7 +208,7 @@ def test_a_search_of_nothing_possible_gives_up(tmp_path: Path) -> None:
 
 
 def test_equal_configurations_are_trained_once(tmp_path: Path) -> None:
-    """Of two configurations ten trials are two runs; each trial has the result of its own."""
+    """Ten trials of two configurations are two runs, and each trial has the result of its own."""
     feed, pool = search(plan("k=1,2", "optim.lr=0.01", trials=10), tmp_path, at_a_time=4)
     assert 2 == len(pool.started)
     assert ["COMPLETE"] * 10 == states(feed)
@@ -218,7 +218,7 @@ def test_equal_configurations_are_trained_once(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_there_are_not_trained_again(tmp_path: Path) -> None:
-    """Without its journal a search begins anew, and takes the results of the runs in the folder."""
+    """Without its journal a search begins again and takes the results of the runs in the folder."""
     first, _ = search(plan(LR), tmp_path)
     (tmp_path / "search" / JOURNAL).unlink()
     again, pool = search(plan(LR), tmp_path)
@@ -242,7 +242,7 @@ def test_a_failed_run_is_a_failed_trial(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_tried_again_comes_before_new_trials(tmp_path: Path) -> None:
-    """What has been put back is given next; a run at work elsewhere is not waited for while there are others."""
+    """A requeued run comes next; while it is locked elsewhere, a new run comes instead."""
     asked = plan(LR)
     with SearchFeed(asked, open_study(asked, tmp_path, 9), tmp_path, lambda: 3).at_work() as feed:
         first, second = feed.next_run(), feed.next_run()
@@ -259,7 +259,7 @@ def test_a_run_that_is_tried_again_comes_before_new_trials(tmp_path: Path) -> No
 
 
 def test_room_that_a_cluster_gains_is_used(tmp_path: Path) -> None:
-    """So many runs are given as there is room for at the time."""
+    """The feed gives as many runs as there is room for at the time."""
     asked, room = plan(LR), [1]
     with SearchFeed(asked, open_study(asked, tmp_path, 9), tmp_path, lambda: room[0]).at_work() as feed:
         assert [True, False] == [feed.next_run() is not None for _ in range(2)]
@@ -388,7 +388,7 @@ def test_named_searches(name: str, tmp_path: Path, text_file: Path) -> None:
 
 @pytest.mark.usefixtures("shared_nest")
 def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
-    """sweep(..., search=...) gives one row a run, and leaves the journal beside them."""
+    """sweep(..., sampler=...) gives one row a run and leaves the journal in the sweep's folder."""
     from tests.cli.conftest import TINY
 
     words = [LR, "data=text", f"data.path={text_file}", *TINY]
@@ -402,7 +402,7 @@ def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
                                        tmp_path, 9).trials))  # fmt: skip
 
 
-def test_a_search_is_recorded_beside_its_runs(tmp_path: Path) -> None:
+def test_a_search_is_recorded_next_to_its_runs(tmp_path: Path) -> None:
     """Its command stands in sweep.json, once for the same command; the question stays."""
     folder = make_folder(tmp_path / "search")
     write_json(folder / "sweep.json", {"question": "Which rate?", "baseline": {"k": 1}})

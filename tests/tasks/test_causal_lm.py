@@ -44,7 +44,7 @@ def test_validation_predicts_every_token_once(val: int, context_length: int, siz
 
 @given(st.integers(40, 200), st.integers(1, 60))
 def test_a_partial_evaluation_is_spread_over_the_split(val: int, max_tokens: int) -> None:
-    """At most so many tokens (one window at least), no window twice, from the first window to the last."""
+    """A partial evaluation takes at most max_tokens, one window at least, and spreads its windows over the split."""
     length = 8
     starts = torch.cat([batch.inputs[:, 0] for batch in counting_task(50, val, length).val_batches(3, max_tokens)])
     windows = (val - 1) // length
@@ -132,7 +132,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
 def test_the_parts_are_the_batch(
     sharded: list[Shard], monkeypatch: pytest.MonkeyPatch, most_listed: int, parts: int
 ) -> None:
-    """Of a text in shards each part reads its own windows and no other token; together they are the whole batch, and
+    """Each part of a text in shards reads its own windows and no other token; together they are the whole batch, and
     that of the text in one file. No window is lost where a file ends."""
     monkeypatch.setattr(shuffle, "MAX_IN_MEMORY", most_listed)
     whole, task = counting_task(1000, 20, 16), TextTask(corpus_of(sharded, sharded, 1000), 16, 0)
@@ -160,8 +160,8 @@ def test_the_parts_are_the_batch(
 
 
 def test_windows_beyond_two_to_the_31_are_read(tmp_path: Path) -> None:
-    """Of a file of 5 GiB of single bytes, more windows than are listed: what is planted in one of its last windows is
-    in the batch that has it; so is what stands in a validation split as large."""
+    """A file of 5 GiB of single bytes has more windows than are listed: tokens planted in one of its last windows are
+    in its batch, and the last window of a validation split as large is read."""
     size = 5 * 2**30
     path = sparse(tmp_path / "a.bin", size, {}, "uint8")
     corpus = corpus_of([Shard(path, 0, size)], [Shard(path, 0, size)], 256, "uint8")
@@ -183,7 +183,7 @@ def test_windows_beyond_two_to_the_31_are_read(tmp_path: Path) -> None:
 
 
 def test_the_next_batch_is_asked_from_the_disk(sharded: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a large text the system is told which tokens come next, of the own part; of a small one it is not."""
+    """In a large text each part prefetches the tokens of its next batch; in a small text it prefetches none."""
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(Tokens, "prefetch", lambda tokens, start, stop: asked.append((start, stop)))
     task = TextTask(corpus_of(sharded, sharded, 1000), 16, 0)
@@ -195,9 +195,9 @@ def test_the_next_batch_is_asked_from_the_disk(sharded: list[Shard], monkeypatch
     for part in range(2):
         asked.clear()
         task.train_batch(3, 8, part, 2)
-        told = list(asked)
-        assert (-1, -1) == told.pop(0)
-        assert [(start, start + 17) for start in task.train_batch(4, 8, part, 2).starts.tolist()] == told
+        calls = list(asked)
+        assert (-1, -1) == calls.pop(0)
+        assert [(start, start + 17) for start in task.train_batch(4, 8, part, 2).starts.tolist()] == calls
 
 
 def test_where_the_bytes_are_not_known(sharded: list[Shard]) -> None:

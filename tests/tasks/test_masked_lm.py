@@ -49,7 +49,7 @@ def original(starts: Tensor, length: int = L) -> Tensor:
 
 
 @pytest.mark.parametrize(("masked", "number"), [(0.15, 6), (0.5, 20), (0.01, 1)])
-def test_so_many_are_hidden_in_every_window(masked: float, number: int) -> None:
+def test_as_many_are_hidden_in_every_window(masked: float, number: int) -> None:
     """The nearest whole number of positions, at least one; targets are what stands there, and all else is shown as it is."""
     batch = make(mask_prob=masked).train_batch(3, 8)
     asked = batch.targets != IGNORE_INDEX
@@ -61,7 +61,7 @@ def test_so_many_are_hidden_in_every_window(masked: float, number: int) -> None:
 
 
 def test_how_hidden_tokens_are_shown() -> None:
-    """Of many, the shares shown as the mask, as a random token and as they are, within four standard errors."""
+    """Hidden tokens are shown as mask, random token, or themselves in the given shares, within 4 standard errors."""
     task = make(mask_prob=0.5, mask_token_prob=0.6, random_token_prob=0.3)
     batch = task.train_batch(0, 400)
     asked = batch.targets != IGNORE_INDEX

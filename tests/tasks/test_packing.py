@@ -112,7 +112,7 @@ def test_an_epoch_sees_every_window_once(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["gpt", "bert", "lstm"])
 def test_padding_never_reaches_a_router(folder: Path, tmp_path: Path, family: str) -> None:
-    """What is routed is what is asked, and no more: the router is given as many tokens, with these numbers."""
+    """The router gets exactly the real tokens of a padded batch, with their numbers."""
     task, model = task_of(folder, tmp_path, "pad", family), model_of(folder, family)
     batch = next(task.val_batches(8))
     real = int(batch.mask.sum())
@@ -165,7 +165,7 @@ def test_documents_in_one_window_are_as_alone(folder: Path, tmp_path: Path) -> N
 
 
 def test_masked_tokens_are_real(folder: Path, tmp_path: Path) -> None:
-    """Of each padded window its share of the real positions is hidden; one at a time, each real one once."""
+    """Each padded window hides its share of real positions; the pseudo-perplexity task hides one a window."""
     task = task_of(folder, tmp_path, "pad", "bert")
     for batch in task.val_batches(4):
         sizes = batch.mask.sum(1)
@@ -234,7 +234,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     ],
 )  # fmt: skip
 def test_what_is_refused(given: list[str], message: str) -> None:
-    """What cannot do without whole windows."""
+    """A packing that the model or a setting cannot take is refused, and the error names another packing."""
     with pytest.raises(ConfigError) as error:
         load_config(given)
     assert message == str(error.value)
@@ -243,8 +243,8 @@ def test_what_is_refused(given: list[str], message: str) -> None:
     )
 
 
-def test_one_document_cannot_be_told_apart(text_file: Path, tmp_path: Path) -> None:
-    """A single file."""
+def test_one_document_cannot_be_separated(text_file: Path, tmp_path: Path) -> None:
+    """A single file with data.packing=pad is refused."""
     with pytest.raises(DataError, match=r"is one document, and data.packing=pad tells documents apart. Use concat"):
         load_corpus(TextFilesConfig(path=str(text_file), packing="pad"), L, tmp_path)
 
@@ -260,7 +260,7 @@ def test_how_much_is_padding_is_said(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", ["concat", "isolate", "pad"])
 def test_a_text_is_explained_as_documents_were_read(folder: Path, tmp_path: Path, packing: str) -> None:
-    """Where they were kept apart a separator is told before the text; weights are those of the task's own padded batch."""
+    """The prompt begins with a separator if documents were kept apart; weights are those of the task's padded batch."""
     config = tiny_config(folder, data={"path": str(folder), "packing": packing}, model={"context_length": L})
     run = finish(config, tmp_path)
     trained = load_trained(run, tmp_path)
@@ -270,8 +270,8 @@ def test_a_text_is_explained_as_documents_were_read(folder: Path, tmp_path: Path
     text = trained.task.corpus.tokenizer.decode(read[1:])
     words = ["explain", run.id, text, "--outputs", str(tmp_path)]
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
-    told = [token["id"] for token in found["tokens"]]
-    assert (read if packing != "concat" else read[1:]) == told == trained.task.prompt(text)
+    ids = [token["id"] for token in found["tokens"]]
+    assert (read if packing != "concat" else read[1:]) == ids == trained.task.prompt(text)
     assert text == "".join(token["text"] for token in found["tokens"])
     screen = CliRunner().invoke(app, words).stdout
     assert (
@@ -284,7 +284,7 @@ def test_a_text_is_explained_as_documents_were_read(folder: Path, tmp_path: Path
     with torch.no_grad():
         routings = batch.forward(trained.model)[1]
     for layer, routing in zip(found["layers"], routings, strict=True):
-        weights = torch.zeros(len(told), routing.num_experts)
+        weights = torch.zeros(len(ids), routing.num_experts)
         for token, choices in enumerate(layer["choices"]):
             for choice in choices:
                 weights[token, choice["expert"]] = choice["weight"]

@@ -121,7 +121,7 @@ def test_equal_scores_count_half_and_order_alone_counts() -> None:
     assert score_counts(torch.full((400,), torch.inf), ~clicks & clicks)[0, -1] == 400
 
 
-def test_scores_a_bin_apart_are_told_apart() -> None:
+def test_scores_a_bin_apart_are_distinguished() -> None:
     """Neighbouring bins are as wide as they are said to be."""
     width = 2 * LARGEST_LOGIT / AUC_BINS
     counts = score_counts(torch.tensor([0.25 * width, 1.25 * width]), torch.tensor([False, True]))

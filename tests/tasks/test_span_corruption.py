@@ -146,7 +146,7 @@ def test_experts_are_counted_by_the_tokens_of_their_own_stack(text_file: Path, t
 
 
 def test_tokens_have_the_domain_of_their_place(tmp_path: Path) -> None:
-    """Of two domains side by side, what is read and what is written of a window has that of where it stood."""
+    """Inputs and targets of a window have the domains of the places of their tokens."""
     task = make(val=81)
     vars(task.corpus)["domain_ids_at"] = lambda places: (places >= 45).astype(np.int64)
     batch = next(task.val_batches(2))

@@ -1,4 +1,4 @@
-"""Which questions validation asks: those of the data alone, each token once, from a context that is stated. L positions."""
+"""Validation depends on the data alone and scores each token once, from a stated context. L positions."""
 
 import dataclasses
 import math
@@ -99,7 +99,7 @@ def test_windows_of_documents_score_every_token_once(lengths: list[int], length:
 
 @given(val=st.integers(2, 90), length=st.integers(1, 20), size=st.integers(1, 5), data=st.data())
 def test_sliding_windows_score_every_token_once(val: int, length: int, size: int, data: Any) -> None:
-    """Of one text every token but the first is a target once, each after as many tokens as the stride promises."""
+    """Every token but the first is a target once, each after as many tokens as the stride promises."""
     stride = data.draw(st.integers(1, length))
     task = counting_task(50, val, length)
     task.stride = stride

@@ -97,7 +97,7 @@ def test_a_step_is_gradient_descent_on_all_losses(
 
 
 def test_global_counts_are_of_one_step(text_file: Path, tmp_path: Path) -> None:
-    """The next step counts anew: with the same weights and windows it measures the same loss."""
+    """The counts of a step do not reach the next: with the same weights and windows both measure the same loss."""
     config = tiny_config(text_file, balance=SwitchBalance(scope="global"), optim=PLAIN, train={"grad_accumulation": 2})
     training = make_training(config, tmp_path, sgd=0.0)
     batch = training.task.train_batch

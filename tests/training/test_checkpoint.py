@@ -84,7 +84,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, parts: Any) -> N
 
 
 def test_the_newest_two_are_kept(run: Run) -> None:
-    """Of three or more checkpoints the last two are left, newest first."""
+    """The newest two checkpoints are kept, the newest first."""
     assert ["step_00000006", "step_00000004"] == [path.name for path in run.checkpoints()]
     assert 6 == latest_checkpoint(run).state["step"]
 
@@ -262,7 +262,7 @@ def test_a_checkpoint_may_be_written_again(run: Run, parts: Any) -> None:
 
 
 def test_a_copy_of_a_checkpoint_is_left_alone(run: Run, parts: Any) -> None:
-    """A folder that the user made beside the checkpoints is none of them, and is never deleted."""
+    """A folder that the user made among the checkpoints is not a checkpoint and is never deleted."""
     copy = Path(shutil.copytree(newest(run), run.path / "checkpoints" / "step_00000006.bak"))
     assert "step_00000006" == latest_checkpoint(run).folder.name
     for step in (7, 8):
@@ -307,7 +307,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(run: Run, parts: Any, mo
     assert all(torch.equal(value, expected[name]) for name, value in saved.model_tensors().items())
 
 
-def test_a_save_that_failed_is_told_at_the_next(run: Run, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_failed_is_raised_at_the_next(run: Run, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error on the writing thread reaches the training thread, once."""
 
     def full(*arguments: Any) -> None:

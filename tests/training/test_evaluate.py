@@ -274,7 +274,7 @@ def test_the_probe_is_the_choice_of_the_same_tokens(make: Any, changes: dict[str
     assert {1} == {len(experts) for experts in expert_lists(probe_routing(model, task, top_k=1)[0])}
 
 
-def test_saturation_is_told_layer_by_layer() -> None:
+def test_saturation_is_given_layer_by_layer() -> None:
     """Recorded choices against the final ones, by layer and step; records without choices are passed over."""
     final = [
         torch.tensor([[True, True, False], [False, True, True]]),
@@ -357,7 +357,7 @@ def test_use_by_tokens_is_summed_over_processes(direct: int, monkeypatch: pytest
 
 
 def test_use_by_tokens_is_as_large_as_what_was_seen() -> None:
-    """Of 50,257 tokens and 512 experts 1,000 assignments take thousands of bytes, not 206 million."""
+    """Counts of 1,000 assignments over 50,257 tokens and 512 experts take thousands of bytes, not 206 million."""
     use = TokenExpertCounts(50257, 512)
     ids = torch.randint(50257, (1000,))
     empty = torch.zeros(1000, 1).expand(1000, 512)

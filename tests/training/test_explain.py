@@ -1,4 +1,4 @@
-"""Where the tokens of a text go: what is told is the Routing of a plain forward pass, and every character is told once."""
+"""`explain` gives the Routing of a plain forward pass, and each character of the text belongs to one token."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def tokens(number: int) -> list[TextToken]:
     return [TextToken(each, "a") for each in ids]
 
 
-def told(config: RunConfig, model: nn.Module, text: list[TextToken], policy: EvalConfig) -> Explanation:
+def explanation_of(config: RunConfig, model: nn.Module, text: list[TextToken], policy: EvalConfig) -> Explanation:
     return explain(model, text, config.sparse_layers, config.model.context_length, policy, "float32")
 
 
@@ -49,14 +49,14 @@ def direct(model: nn.Module, text: list[TextToken], policy: EvalConfig, window: 
 
 
 def table(routing: Routing, values: Tensor) -> Tensor:
-    """What an assignment has, in a matrix of tokens by experts."""
+    """Returns values of the assignments as a matrix of tokens by experts."""
     result = torch.zeros(routing.num_tokens, routing.num_experts, dtype=values.dtype)
     result[routing.token_ids, routing.expert_ids] = values
     return result
 
 
-def tables_told(layer: LayerAssignments, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The weights that are told, and who is told as kept."""
+def explained_tables(layer: LayerAssignments, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Returns the weights in an explanation, and the mask of kept assignments."""
     weights = torch.zeros(len(layer.choices), num_experts)
     kept = torch.zeros(len(layer.choices), num_experts, dtype=torch.bool)
     for token, choices in enumerate(layer.choices):
@@ -68,17 +68,17 @@ def tables_told(layer: LayerAssignments, num_experts: int) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("policy", [EvalConfig(), EvalConfig(k=1, capacity=0.5)], ids=["dropless", "limited"])
 @pytest.mark.parametrize("number", [SHORT, LONG])
 @pytest.mark.parametrize("family", ["gpt", "bert", "lstm"])
-def test_what_is_told_is_the_routing(text_file: Path, family: str, number: int, policy: EvalConfig) -> None:
+def test_the_explanation_is_the_routing(text_file: Path, family: str, number: int, policy: EvalConfig) -> None:
     """Weights, drops and numbers of choices equal those of a direct forward pass of every window."""
     config, model = model_of(text_file, family)
     text = tokens(number)
-    found = told(config, model, text, policy)
+    found = explanation_of(config, model, text, policy)
     passes = direct(model, text, policy, 16)
     assert len(passes) == -(-number // 16)
     assert len(moe_layers(model)) == len(found.layers)
     for layer in found.layers:
         routings = [each[layer.layer] for each in passes]
-        weights, kept = tables_told(layer, 4)
+        weights, kept = explained_tables(layer, 4)
         expected = torch.cat([table(each, each.weights) for each in routings])
         # torch's LSTM rounds the last digit by where its memory lies.
         assert torch.equal(expected, weights) or (family == "lstm" and torch.allclose(expected, weights, atol=3e-7))
@@ -91,7 +91,7 @@ def test_measures_are_those_of_the_text(text_file: Path, capacity: float | None)
     """Load, MaxVio, entropy and drops equal the measures of the one Routing; the load's mean is 1; no expert has more than its room."""
     config, model = model_of(text_file, "gpt")
     policy = EvalConfig(capacity=capacity)
-    found = told(config, model, tokens(SHORT), policy)
+    found = explanation_of(config, model, tokens(SHORT), policy)
     for layer, routing in zip(found.layers, direct(model, tokens(SHORT), policy, 16)[0], strict=True):
         load = routing.tokens_per_expert
         assert (load / load.double().mean()).tolist() == pytest.approx(list(layer.load))
@@ -101,25 +101,27 @@ def test_measures_are_those_of_the_text(text_file: Path, capacity: float | None)
         assert expected == pytest.approx(tuple(layer.measures[name] for name in names))
         assert (capacity is not None) == (layer.measures["dropped_fraction"] > 0)
         room = SHORT if capacity is None else expert_capacity(SHORT, 4, 2, capacity)
-        kept = tables_told(layer, 4)[1]
+        kept = explained_tables(layer, 4)[1]
         assert kept.sum(0).max() <= room
 
 
-def test_a_text_of_which_no_expert_answers(text_file: Path) -> None:
+def test_a_text_without_chosen_experts(text_file: Path) -> None:
     """Where no score is above zero nothing is chosen, nothing dropped, and no load is anything but zero."""
     config, model = model_of(text_file, "gpt", router=ReluConfig())
     for layer in moe_layers(model):
         nn.init.zeros_(layer.router.gate.weight)
-    layer = told(config, model, tokens(SHORT), EvalConfig()).layers[0]
+    layer = explanation_of(config, model, tokens(SHORT), EvalConfig()).layers[0]
     assert ((),) * SHORT == layer.choices
     assert (0.0,) * 4 == layer.load
     assert 0 == layer.measures["dropped_fraction"] == layer.measures["max_violation"]
 
 
-def test_layers_are_told_with_their_place(text_file: Path) -> None:
+def test_layers_have_their_place(text_file: Path) -> None:
     """A sparse layer after a dense one is the first of its kind and the second of all."""
     config, model = model_of(text_file, "gpt", model={"moe_layer_freq": 2})
-    assert [(0, 1)] == [(each.layer, each.block) for each in told(config, model, tokens(SHORT), EvalConfig()).layers]
+    assert [(0, 1)] == [
+        (each.layer, each.block) for each in explanation_of(config, model, tokens(SHORT), EvalConfig()).layers
+    ]
 
 
 def test_the_model_is_left_as_it_was(text_file: Path) -> None:
@@ -127,7 +129,7 @@ def test_the_model_is_left_as_it_was(text_file: Path) -> None:
     config, model = model_of(text_file, "gpt")
     model.train()
     before = torch.get_rng_state()
-    told(config, model, tokens(SHORT), EvalConfig(k=1, capacity=0.5))
+    explanation_of(config, model, tokens(SHORT), EvalConfig(k=1, capacity=0.5))
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
 

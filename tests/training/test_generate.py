@@ -83,7 +83,7 @@ LOGITS = st.lists(st.floats(-5, 5), min_size=V, max_size=V).map(torch.tensor)
 
 @given(LOGITS, st.floats(0.1, 3), st.integers(1, V))
 def test_top_k_draws_from_the_likeliest_alone(logits: Tensor, temperature: float, top_k: int) -> None:
-    """So many tokens are left, none less likely than one left out, in the proportions of the softmax."""
+    """top_k leaves that number of tokens, none less likely than an excluded one, in the proportions of the softmax."""
     probs = SamplingParams(temperature, top_k=top_k).probs(logits)
     plain = (logits.double() / temperature).softmax(-1)
     kept = probs > 0
@@ -105,7 +105,7 @@ def test_top_p_draws_from_the_nucleus(logits: Tensor, temperature: float, top_p:
 
 
 def test_the_nucleus_is_of_what_top_k_leaves() -> None:
-    """Of 0.4, 0.3, 0.2, 0.1 the first two make 4/7 and 3/7, of which the first alone has 0.55."""
+    """top_k=2 turns 0.4, 0.3, 0.2, 0.1 into 4/7 and 3/7, and the first alone reaches top_p=0.55."""
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
     assert [0, 1, 0, 0] == SamplingParams(top_k=2, top_p=0.55).probs(logits).tolist()
     assert 2 == (SamplingParams(top_p=0.55).probs(logits) > 0).sum()

@@ -66,7 +66,7 @@ def worker(parent: int, number: int) -> int:
 
 
 def test_settings_of_a_launch_are_checked(text_file: Path) -> None:
-    """What cannot be divided is refused before anything starts, with the numbers."""
+    """Settings that cannot be divided among processes are refused before anything starts, with the numbers."""
     for changes, message in (
         ({"num_processes": 3}, "train.batch_size=4 cannot be divided among launch.num_processes=3"),
         (
@@ -153,7 +153,7 @@ def test_the_process_that_was_killed_is_named(tmp_path: Path, capfd: pytest.Capt
     assert ("", "") == capfd.readouterr()
 
 
-def test_a_process_that_told_its_error_is_not_told_of_again(tmp_path: Path) -> None:
+def test_a_process_that_printed_its_error_is_not_reported_again(tmp_path: Path) -> None:
     """It has printed why it could not go on: the message is empty."""
     with pytest.raises(TrainingError) as caught:
         launch(script(tmp_path, "sys.exit(2)"), LaunchConfig(num_processes=2))
@@ -170,7 +170,7 @@ def test_a_launch_starts_again(tmp_path: Path) -> None:
 def test_a_run_of_several_processes_is_launched(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """run_one, and with it sweeps and the Python API, starts the processes; a lost one is told with the way on."""
+    """run_one starts the processes of a run; the error of a lost process says how to go on."""
     run = create_run(tmp_path, "runs", tiny_config(text_file, launch=LaunchConfig(num_processes=2)))
     asked: list[Any] = []
     monkeypatch.setattr(

@@ -96,13 +96,13 @@ def test_a_coarser_product_gives_the_same_direction(dtype: torch.dtype, monkeypa
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_stacked_experts_learn_as_each_alone(shape: tuple[int, int]) -> None:
-    """Muon over a stack [E, R, C] is Muon over E separate matrices, momentum, decay and a stack of two beside it."""
+    """Muon over a stack [E, R, C] is Muon over E separate matrices, with momentum, decay and a second stack."""
     stack, gradients = matrices(3, *shape), matrices(4, 3, *shape, seed=1)
     together, alone = nn.Parameter(stack.clone()), [nn.Parameter(one.clone()) for one in stack]
     for params, parts in (([together], False), (alone, True)):
-        beside = nn.Parameter(matrices(2, *shape, seed=2))
-        beside.grad = matrices(2, *shape, seed=3)
-        muon = Muon([beside, *params], lr=0.1, momentum=0.9, weight_decay=0.1)
+        other = nn.Parameter(matrices(2, *shape, seed=2))
+        other.grad = matrices(2, *shape, seed=3)
+        muon = Muon([other, *params], lr=0.1, momentum=0.9, weight_decay=0.1)
         for gradient in gradients:
             for number, param in enumerate(params):
                 param.grad = gradient[number].clone() if parts else gradient.clone()
@@ -224,7 +224,7 @@ def test_an_expert_learns_as_if_it_were_alone(name: str, shape: tuple[int, int])
 
 @pytest.mark.parametrize("config", SPARSE)
 def test_a_chosen_expert_learns_though_its_gradient_is_zero(config: Any) -> None:
-    """Who was chosen is told, not guessed: momentum and decay of a chosen expert go on when its gradient vanishes."""
+    """Momentum and decay of a chosen expert go on when its gradient is zero."""
     layer, optimizers = moe_layer(config)
     learn(layer, optimizers, [0, 1, 2, 3, 4], seed=1)
     before = of_each_expert(layer, optimizers)[3]
@@ -311,7 +311,7 @@ def test_schedules_are_closed_forms(progress: float, final: float) -> None:
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "wsd"])
 def test_warm_up_rises_in_a_line(name: Any) -> None:
-    """Of W warm-up steps, step s = 1, 2, ... has s / W of the peak, and the step after them the peak."""
+    """Step s = 1, 2, ... of W warm-up steps has s / W of the peak, and the step after them has the peak."""
     config = optim(schedule=name, decay_fraction=0.5 if name == "wsd" else None)
     for steps in (10, 50, 10_000):
         found = [schedule(config, step / steps, (step + 1) / steps) for step in range(steps // 10 + 1)]

@@ -193,7 +193,7 @@ def test_what_was_recorded_after_the_checkpoint_is_forgotten(
     assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
 
 
-def test_a_run_that_died_before_its_first_checkpoint_begins_anew(text_file: Path, tmp_path: Path) -> None:
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(text_file: Path, tmp_path: Path) -> None:
     """Its records are forgotten."""
     config = tiny_config(text_file, train={**TRAIN, "checkpoint_every": 99, "log_every": 1})
     run = create_run(tmp_path, "runs", config)

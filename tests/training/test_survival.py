@@ -1,4 +1,4 @@
-"""What train.on_nan, train.keep_best and optim.ema_decay promise, and loss spikes."""
+"""train.on_nan, train.keep_best, and optim.ema_decay do what they promise, and loss spikes are recorded."""
 
 import errno
 import itertools
@@ -99,7 +99,7 @@ def test_bad_steps_apart_do_not_end_the_run(text_file: Path, tmp_path: Path, bad
     ("filled", "kept"),
     [(5, "The checkpoint of step 4 is kept"), (2, "No checkpoint was written yet: it will start again")],
 )
-def test_a_full_disk_is_told(
+def test_a_full_disk_is_reported(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: int, kept: str
 ) -> None:
     """A run that could not save says what it still has and how it goes on; it is interrupted, and goes on from there."""
@@ -113,9 +113,9 @@ def test_a_full_disk_is_told(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "_write", full)
-        with pytest.raises(TrainingError) as told:
+        with pytest.raises(TrainingError) as caught:
             run_one(run, tmp_path, stop_at(5))
-    what, then = str(told.value).split("\n")
+    what, then = str(caught.value).split("\n")
     assert what.endswith(f"step_0000000{filled}: No space left on device. {kept}.")
     assert f"Free space, then: moe train --resume {run.id}" == then
     assert ("interrupted", what) == (run.status()["status"], run.status()["reason"])
@@ -258,7 +258,7 @@ def test_resume_is_exact_with_idle_experts_and_an_average(text_file: Path, tmp_p
 
 
 def test_the_best_is_kept(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a curve that turns, the lowest evaluation stays though checkpoints are rare, through a stop too."""
+    """The checkpoint of the lowest evaluation is kept although checkpoints are rare, and through a stop."""
     curve = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.6, 10: 2.7}
     original = Trainer._evaluate
 

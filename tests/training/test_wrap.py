@@ -113,7 +113,7 @@ QUICK = {name: CASES[name] for name in (
     "dp", "fsdp", "experts", "sparse-updates", "capacity", "global", "quantile", "expert-choice-capacity", "nan-skip", "t5",
     "stopped-both", "resumed-both",
 )}  # fmt: skip
-# Random numbers are drawn anew in each process: such runs are other runs, that must end as well.
+# Each process draws its own random numbers: such runs differ, and must end as well.
 NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random": ({}, {"router": RandomConfig(), "balance": None}),
     "noisy": (BOTH, {"router": NoisyTopKConfig(), "balance": BalanceLoss(name="load", weight=0.1)}),
@@ -237,7 +237,7 @@ def four(text_file: Path, tmp_path_factory: pytest.TempPathFactory, double: None
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_four_processes_train_as_one(text_file: Path, tmp_path: Path, four: dict[str, Run], case: str) -> None:
-    """The same with two groups of experts beside each other."""
+    """Four processes train as one; with expert parallelism they are two groups of experts."""
     test_two_processes_train_as_one(text_file, tmp_path, four, case)
 
 

@@ -1,4 +1,4 @@
-"""Every back end equals `reference`, and `reference` the sum it stands for. T tokens, E experts, D widths, F hidden."""
+"""Every back end equals `reference`, and `reference` equals its sum. T tokens, E experts, D widths, F hidden."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -147,7 +147,7 @@ def test_any_routing_is_served(routing: Routing, kind: str, activation: str, wit
 
 @every_backend
 def test_an_expert_without_tokens_has_a_zero_gradient(backend: Backend) -> None:
-    """Experts that nobody chose, or whose assignments were all dropped, get exactly zero."""
+    """Experts without a kept assignment have a gradient of exactly zero."""
     case = make_case("top2", 9, dtype=torch.float32)
     case.router.expert_bias[2] = -10.0
     routing = case.routing()

@@ -68,7 +68,7 @@ def page_of(outputs: Path, file: Path, *words: object) -> str:
 
 
 def content_of(page: str) -> dict[str, Any]:
-    """What the page's script reads."""
+    """Returns the data that the page's script reads."""
     found = re.search(r'<script type="application/json" id="content">(.*?)</script>', page, flags=re.S)
     assert found
     content: dict[str, Any] = json.loads(found[1], parse_constant=lambda word: 1 / 0)

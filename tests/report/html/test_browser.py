@@ -1,4 +1,4 @@
-"""The page in a real browser, headless Chromium with the network off: it sorts, filters, toggles, is told by keyboard, prints."""
+"""The page in headless Chromium without network: sorting, filters, toggles, keyboard, and print."""
 
 import json
 import os
@@ -70,14 +70,14 @@ def opened(browser: Any, file: Path) -> Iterator[Any]:
 
 
 def column(page: Any, name: str) -> list[str]:
-    """What a column of the table shows, from top to bottom."""
+    """Returns the shown cells of a table column, from top to bottom."""
     heads = page.locator("#rows thead th").all_inner_texts()
     place = next(index for index, text in enumerate(heads) if text.rstrip(" ▲▼") == name)
     return [row.locator("td").nth(place).inner_text() for row in page.locator("#rows tbody tr").all()]
 
 
 def tip(page: Any) -> str:
-    """What is shown beside the pointer or the chosen point; text that is hidden is none."""
+    """Returns the visible text of the tooltip."""
     assert page.locator("#tooltip").is_visible()
     text: str = page.locator("#tooltip").inner_text()
     return text
@@ -108,7 +108,7 @@ def test_any_result_and_setting_can_be_drawn(opened: Any) -> None:
 
 
 def test_a_heading_sorts(opened: Any) -> None:
-    """Once up, twice down, and assistive technology is told; the focus stays where it was."""
+    """A heading sorts up, then down, and sets aria-sort; the focus stays."""
     page = opened()
     page.get_by_role("button", name="tok/s").click()
     shown = [float(text.rstrip("k")) for text in column(page, "tok/s")]
@@ -235,7 +235,7 @@ def test_curves_are_looked_at_closely(opened: Any) -> None:
 
 
 def test_marks_of_an_axis_have_one_unit(opened: Any) -> None:
-    """No 9500 beside 10k, and no two marks alike."""
+    """Marks of an axis share one unit, and no two are alike."""
     page = opened()
     page.select_option("#any-x", "tokens_per_second")
     box = page.locator("#by-any svg text[text-anchor=middle]:not([transform]).quiet").all_text_contents()
@@ -244,7 +244,7 @@ def test_marks_of_an_axis_have_one_unit(opened: Any) -> None:
     assert len(set(box)) == len(box)
 
 
-def test_a_scaling_law_is_drawn_and_told(browser: Any, opened: Any, tmp_path: Path) -> None:
+def test_a_scaling_law_is_drawn_and_described(browser: Any, opened: Any, tmp_path: Path) -> None:
     """Points that were measured, lines of the law, a legend that toggles, values by pointer and by keyboard."""
     planted(tmp_path / "o", experts=(1, 2, 4))
     words = ["scaling", "--law", "ludziejewski", "-o", str(tmp_path / "fit.html"), "--outputs", str(tmp_path / "o")]
@@ -279,7 +279,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_follow_the_reader_and_are_told_apart(opened: Any, scheme: str) -> None:
+def test_colours_follow_the_reader_and_have_contrast(opened: Any, scheme: str) -> None:
     """Light or dark as the system asks, or by the button; all text has a contrast of 4.5 to 1 (WCAG 2.1, 1.4.3)."""
     page = opened(color_scheme=scheme)
     assert scheme == page.evaluate("document.documentElement.dataset.theme")
@@ -328,7 +328,7 @@ def test_it_prints(opened: Any, tmp_path: Path) -> None:
     assert len(pdf) > 20_000
 
 
-def test_an_explained_text_is_told_by_pointing_and_by_keyboard(opened: Any, finished: Any, tmp_path: Path) -> None:
+def test_an_explained_text_is_read_by_pointing_and_by_keyboard(opened: Any, finished: Any, tmp_path: Path) -> None:
     """Each token shows its expert in the chosen layer; pointing and arrow keys tell all layers; what is in the text stays text."""
     file, text, outputs = tmp_path / "text.html", f"ba né\n{HOSTILE}", str(finished.path.parents[1])
     words = ["explain", "latest", text, "eval.capacity=0.5", "--outputs", outputs]

@@ -44,7 +44,7 @@ def test_every_token_of_the_text_is_in_the_page_once(page: str) -> None:
 
 
 def choices_of(content: dict[str, Any], layer: int) -> list[list[dict[str, Any]]]:
-    """What the page's script reads, by hand: base 36 in Python's own words."""
+    """Decodes the choices that the page's script reads, with Python's own base 36."""
     found = []
     for token in content["layers"][layer]["choices"].split(","):
         numbers = [divmod(int(word.lstrip("-"), 36), content["stride"]) for word in token.split()]
@@ -55,7 +55,7 @@ def choices_of(content: dict[str, Any], layer: int) -> list[list[dict[str, Any]]
 
 
 def test_the_choices_are_those_of_the_json(page: str, finished: Run) -> None:
-    """Of every token in every layer, dropped or not, in at most four characters; weights to hundredths, as they are shown."""
+    """The page holds every choice of every token, with weights in hundredths, in under four characters on average."""
     words = ["explain", "latest", TEXT, "eval.capacity=0.5", "--json", "--outputs", str(finished.path.parents[1])]
     content = content_of(page)
     for number, layer in enumerate(json.loads(CliRunner().invoke(app, words).stdout)["layers"]):
@@ -131,7 +131,7 @@ def test_without_scripts_the_text_is_there_too(page: str) -> None:
 
 
 def test_without_scripts_a_long_text_is_cut(finished: Run, tmp_path: Path) -> None:
-    """Of 1,030 tokens the first 1,024, and it is said; the page itself has all."""
+    """Without scripts the page shows the first 1,024 of 1,030 tokens and says so; its data hold all."""
     assert 0 == write(finished, tmp_path / "a.html", "ab" * 515).exit_code
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     plain = page.split("<noscript>")[1].split("</noscript>")[0]

@@ -1,4 +1,4 @@
-"""The page as a file: what stands in it, how large it is, and that nothing of a stranger's is ever markup."""
+"""The page as a file: its content, its size, and the escape of foreign text."""
 
 import html
 import json
@@ -108,7 +108,7 @@ def _contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_colours_are_told_apart(theme: str) -> None:
+def test_colours_have_contrast(theme: str) -> None:
     """Text and numbers in heat maps have 4.5 to 1 against what is behind them, lines and edges of controls 3 to 1 (WCAG 2.1)."""
     style = files("moe_cli.report.html").joinpath("assets", "page.css").read_text()
     block = re.search(rf'data-theme="{theme}"\] \{{(.*?)\}}', style, flags=re.S)
@@ -123,7 +123,7 @@ def test_colours_are_told_apart(theme: str) -> None:
     assert abs(_contrast("#000", "#ffffff") - 21) < 1e-9
 
 
-def test_nothing_of_a_stranger_is_markup(tmp_path: Path) -> None:
+def test_no_foreign_text_is_markup(tmp_path: Path) -> None:
     """Names, tags, reasons, settings and tokens that look like markup stand as text in JSON without a single bracket."""
     runs = sweep(tmp_path / "o", seeds=2, experts=(1, 4))
     for run in runs:
@@ -199,7 +199,7 @@ def test_a_damaged_run_costs_itself_alone(tmp_path: Path) -> None:
 
 
 def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
-    """Another's file is left as it is, with an error; a page made before is made anew; a folder is no file."""
+    """A foreign file stays and is an error, an earlier page is replaced, and a folder is no file."""
     sweep(tmp_path / "o", seeds=1, experts=(1, 4))
     (tmp_path / "mine.html").write_text("<p>mine")
     result = report(tmp_path / "o", "-o", tmp_path / "mine.html")
@@ -241,7 +241,7 @@ def test_script_data_cannot_end_a_script() -> None:
 
 
 def test_thinned_curves_keep_their_end_and_mean() -> None:
-    """At most so many points, the last as it was, each other the mean of its neighbours at the step of the last of them."""
+    """Thinned curves have at most the given number of points: the last is exact, the others are means of neighbours."""
     steps, values = list(range(1, 1001)), [float(step) for step in range(1, 1001)]
     at, means = downsampled(steps, values, 10)
     assert list(range(100, 1001, 100)) == at

@@ -1,4 +1,4 @@
-"""Which configuration is recommended: ties, health and cost decide, and the table, the memo and the page agree."""
+"""Ties, health, and cost decide the recommendation, and the table, the memo, and the page agree."""
 
 import json
 import random
@@ -124,7 +124,7 @@ def test_collapse(expert: int, k: int, dead: float | None, violation: float | No
     assert collapsed == is_collapsed(aggregate_seeds([run]).configurations[0])
 
 
-def test_dense_that_is_recommended_is_marked_beside_the_lowest(tmp_path: Path) -> None:
+def test_dense_that_is_recommended_is_marked_as_is_the_lowest(tmp_path: Path) -> None:
     """Where the memo says to use the dense model, no other row is called best."""
     for seed, spread in enumerate((0.0, 0.06, -0.06)):
         complete(tmp_path, 1.83, "mine", expert=1, seed=seed)
@@ -183,7 +183,7 @@ def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple
 
 
 def test_the_richer_sweep_answers(tmp_path: Path) -> None:
-    """Of sweeps on different data, the one with several seeds is answered from, also where the other has more configurations."""
+    """The recommendation uses the data with several seeds, although other data have more configurations."""
     for expert in (1, 2, 4, 8, 16):
         complete(tmp_path, 1.0, "austen", {"corpus_sha256": "cd" * 32}, expert=expert, k=1)
     for expert in (1, 4, 8):

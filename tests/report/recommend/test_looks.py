@@ -63,7 +63,7 @@ def test_a_look_at_more_seeds_is_counted_once(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_is_added_has_no_looks_before(tmp_path: Path) -> None:
-    """What was compared before is not compared again by it, and another baseline is another comparison."""
+    """A new configuration and another baseline have no earlier looks."""
     begin(tmp_path)
     add_seeds(tmp_path, range(3))
     report(tmp_path)
@@ -113,7 +113,7 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
 
 
 def test_damaged_looks_stop_nothing(tmp_path: Path) -> None:
-    """What is no look is set aside."""
+    """Damaged records of looks are set aside."""
     add_seeds(tmp_path, range(3))
     for odd in (
         3,

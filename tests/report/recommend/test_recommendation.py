@@ -1,4 +1,4 @@
-"""What is recommended follows from the runs, and what they do not show is said. The sweep it names can be run."""
+"""The recommendation follows from the runs, says what they do not show, and names a next sweep that can be run."""
 
 import json
 import random
@@ -52,7 +52,7 @@ def recommendation(outputs: Path, *words: str) -> Result:
     return CliRunner().invoke(app, ["recommend", *words, "--outputs", str(outputs)])
 
 
-def test_the_best_that_is_told_better_than_dense(tmp_path: Path) -> None:
+def test_the_best_with_a_verdict_better_than_dense(tmp_path: Path) -> None:
     """Settings, gain over dense, runner-up, and costs as ratios of what was measured."""
     make(tmp_path, 1.83, DENSE, tokens_per_second=20_000.0, peak_memory_bytes=10**9)
     make(tmp_path, 1.76, EIGHT)
@@ -108,7 +108,7 @@ def test_what_follows_from_other_settings_is_nothing_to_try(tmp_path: Path, matc
     assert named == any("d_expert" in each for each in found(tmp_path)[0].not_tried)
 
 
-def test_a_single_configuration_beside_a_dense_model_of_another_sweep(tmp_path: Path) -> None:
+def test_a_single_configuration_and_a_dense_model_of_another_sweep(tmp_path: Path) -> None:
     """It was compared, and the answer says what came of it."""
     for seed in range(3):
         complete(tmp_path, 2.0 + 0.001 * seed, "other", seed=seed, **DENSE)
@@ -119,7 +119,7 @@ def test_a_single_configuration_beside_a_dense_model_of_another_sweep(tmp_path: 
 
 
 def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
-    """What it leaves out is not named; dense models serve as baseline all the same, also outside the outputs folder."""
+    """Excluded runs are not recommended, and dense models stay the baseline, also outside the outputs folder."""
     make(tmp_path / "o", 1.83, DENSE)
     make(tmp_path / "o", 1.76, EIGHT)
     make(tmp_path / "o", 1.70, SIXTEEN)
@@ -192,7 +192,7 @@ def test_reasons_are_joined_as_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("aspect", ["data", "validation", "eval_context", "budget", "code"])
 def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None:
-    """Of another text, split, evaluation context, budget or code: not ranked, said, and included when asked for."""
+    """Runs of another text, split, context, budget or code are left out and named; --allow-different ranks them."""
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.70, EIGHT)
     settings = {"validation": {"data__val_fraction": 0.2}, "budget": {"train__steps": 900},
@@ -348,7 +348,7 @@ def test_baselines_from_elsewhere_are_of_one_kind(tmp_path: Path) -> None:
 
 
 def test_odd_runs_are_left_alone(tmp_path: Path) -> None:
-    """Of a run whose number of experts is no number nothing is said; names that look like options are text."""
+    """A run whose number of experts is no number is ignored."""
     make(tmp_path, 2.0, DENSE)
     make(tmp_path, 1.7, EIGHT)
     odd = complete(tmp_path, 1.0, "sparsity", expert=64, k=2)

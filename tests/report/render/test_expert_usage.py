@@ -13,7 +13,7 @@ from tests.report.folders import complete
 
 @pytest.fixture
 def found(tmp_path: Path) -> Any:
-    """A function that makes the health of a run with two layers of so many experts, and hostile names."""
+    """Returns a function that makes the usage of a run with two layers of `size` experts and hostile names."""
 
     def make(size: int) -> ExpertUsage:
         run = complete(tmp_path, 1.8, expert=max(size, 2), k=2)

@@ -1,4 +1,4 @@
-"""What a reader sees: columns, captions, widths, hostile text, and the formats for programs."""
+"""Rendered tables: columns, captions, widths, hostile text, and formats for programs."""
 
 import csv
 import io
@@ -79,8 +79,8 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int) -> None:
     assert max(map(len, text)) <= width
     shown, all_of_them = headings(tmp_path, width), headings(tmp_path, 300)
     assert "bits/byte" in shown
-    told = " ".join(text).partition("no room for: ")[2].partition(";")[0]
-    assert {" ".join(name.split()) for name in told.split(",")} - {""} == set(all_of_them) - set(shown)
+    omitted = " ".join(text).partition("no room for: ")[2].partition(";")[0]
+    assert {" ".join(name.split()) for name in omitted.split(",")} - {""} == set(all_of_them) - set(shown)
 
 
 def test_wider_terminals_show_more(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_corpora_of_one_name_are_counted_alike_above_and_below(tmp_path: Path) -
 
 
 def mixed(outputs: Path) -> None:
-    """Two language models and two image models, of which one has the lowest loss of all and one the highest."""
+    """Makes two language and two image models; one image model has the lowest loss of all, the other the highest."""
     for expert, loss in ((4, 3.0), (8, 3.4)):
         complete(outputs, loss, expert=expert)
     for expert, loss in ((4, 1.0), (8, 4.9)):
@@ -563,7 +563,7 @@ def test_a_small_interval_is_not_zero(tmp_path: Path) -> None:
     assert "+- <0.001" in "".join(table(tmp_path))
 
 
-def test_settings_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_settings_of_one_name_have_unique_headings(tmp_path: Path) -> None:
     """Headings are unique, and `eval.k` is not `k`."""
     complete(tmp_path, 1.7, expert=8, k=2, eval__k=1)
     complete(tmp_path, 1.7, expert=8, k=1)
@@ -573,7 +573,7 @@ def test_settings_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_loss_at_the_training_capacity_has_a_column(tmp_path: Path) -> None:
-    """It stands beside the dropless loss where a run had a capacity, and leaves among the first."""
+    """A table of 160 columns shows `loss @ capacity` if a run had a capacity; a table of 80 columns leaves it out."""
     complete(tmp_path, 1.8, capacity=1.25, results={"capacity_val_loss": 1.2345})
     complete(tmp_path, 1.9, expert=4)
     assert "loss @ capacity" in headings(tmp_path, 160)

@@ -134,10 +134,10 @@ def test_the_page_shows_the_fit(outputs: Path, tmp_path: Path) -> None:
     sections = content_of((tmp_path / "page.html").read_text(encoding="utf-8"))["sections"]
     charts = [each for each in sections if each["chart"]]
     assert charts
-    told = [cell for each in sections for row in each["rows"] for cell in row] + [
+    texts = [cell for each in sections for row in each["rows"] for cell in row] + [
         line for each in sections for line in each["lines"]
     ]
-    assert any("delta" in text for text in told)
+    assert any("delta" in text for text in texts)
 
 
 @pytest.mark.parametrize(

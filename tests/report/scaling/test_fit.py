@@ -1,4 +1,4 @@
-"""Planted constants come back, intervals cover them, and what cannot be told is refused."""
+"""Planted constants come back, intervals cover them, and constants that runs cannot identify are refused."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from tests.report.scaling.planted import ABNAR, CLARK, JOINT, KRAJEWSKI, abnar, 
 
 
 def planted(name: str, noise: float, draw: int = 0) -> tuple[Points, dict[str, float]]:
-    """A design that the law can be told from, with its constants."""
+    """Returns points that identify the law, with the planted constants."""
     if name == "clark":
         return grid(lambda at: clark(at, **CLARK), tokens=(4e6,), noise=noise, draw=draw, seeds=2), CLARK
     if name == "krajewski":
@@ -89,7 +89,7 @@ def test_outliers_hardly_move_the_law() -> None:
 
 
 def test_auto_takes_the_least_error_held_out() -> None:
-    """Of the laws that the points support; of the others it keeps the reason."""
+    """`fit` takes the supported law with the least held-out error and keeps the reasons against the others."""
     points, _ = planted("abnar", 0.001)
     found = fit(points, samples=20)
     others = {each.law: each.held_out for each in found.rejected if each.held_out is not None}
@@ -146,7 +146,7 @@ def test_constants_that_change_nothing_are_refused() -> None:
 
 
 def test_no_law_says_why() -> None:
-    """Auto on four runs: refused in at most three lines; and a law nobody knows is named."""
+    """Four runs support no law, and the error says why; an unknown law is an error that lists the laws."""
     with pytest.raises(
         NotIdentifiable, match=r"support none of the laws clark, krajewski, abnar, ludziejewski.\nludziejewski needs"
     ):
@@ -162,6 +162,6 @@ def test_levels_count_what_differs() -> None:
 
 
 def test_quantiles_leave_a_fortieth_on_each_side() -> None:
-    """Of 0 to 40 the 1st and the 39th; what is not known is infinite."""
+    """Quantiles of 0 to 40 are 1 and 39, and an unknown value makes its side infinite."""
     assert (1.0, 39.0) == quantiles(np.arange(41.0))
     assert np.inf == quantiles(np.array([1.0, np.nan]))[1]

@@ -59,7 +59,7 @@ def test_a_loss_no_dense_model_reaches_is_infinite() -> None:
 
 
 def test_predictions_are_the_planted_losses() -> None:
-    """Of a configuration eight times larger, inside the interval of a run, which is wider than the noise."""
+    """The planted loss of an eight times larger configuration lies in its interval, which is wider than the noise."""
     found = fit_law(grid(lambda at: joint(at, **JOINT), noise=0.003, draw=1), "ludziejewski", 100)
     new = grid(lambda at: joint(at, **JOINT), sizes=(2.4e7,), tokens=(1.6e7,), experts=(8,))
     [prediction] = predict(found, new, ["new"])
@@ -71,7 +71,7 @@ def test_predictions_are_the_planted_losses() -> None:
 
 
 def shifted(shifts: tuple[float, ...], noise: float = 1e-4) -> Points:
-    """Runs of Clark's law, of which each seed shifts all log losses by its own amount."""
+    """Returns runs of Clark's law; each seed shifts all log losses by its own amount."""
     points = grid(lambda at: clark(at, **CLARK), tokens=(4e6,), seeds=len(shifts), noise=noise)
     return replace(points, loss=points.loss * np.exp(np.array(shifts)[points.seed]))
 
@@ -81,7 +81,7 @@ def log_width(low: float, high: float) -> float:
 
 
 def test_a_new_seed_is_part_of_a_prediction() -> None:
-    """Seeds that shift all runs by -1, 0 and 1 %: half the interval is t(2) x 1 % x sqrt(1 + 1/3), the noise being nothing beside it."""
+    """Seeds at -1, 0 and 1 % give a half width of t(2) x 1 % x sqrt(1 + 1/3), since the noise is negligible."""
     new = grid(lambda at: clark(at, **CLARK), tokens=(4e6,), sizes=(6e6,), experts=(4,))
     found = fit_law(shifted((-0.01, 0.0, 0.01)), "clark", 100)
     [prediction] = predict(found, new, ["new"])
@@ -177,7 +177,7 @@ def test_validation_refuses_what_remains_too_little() -> None:
 
 
 def test_iso_flop_minimum_is_that_of_the_parabola() -> None:
-    """Of losses on a parabola in log size its vertex; without one inside, which way to go."""
+    """The minimum is the vertex of the parabola; without a minimum inside, the reason says which sizes to try."""
     sizes = np.array([1e5, 4e5, 2e5, 8e5])
     found = make_iso_flop(1e12, 4.0, sizes, 2.0 * np.exp(0.05 * (np.log(sizes) - math.log(3e5)) ** 2))
     assert (3e5, 2.0, None) == (pytest.approx(found.best), pytest.approx(found.best_loss), found.why)

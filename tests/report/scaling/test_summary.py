@@ -1,4 +1,4 @@
-"""What a fit adds to a recommendation: the dense equal of what is recommended, or nothing."""
+"""A fit adds the dense equal of the recommended configuration to a recommendation, or nothing."""
 
 import math
 from pathlib import Path

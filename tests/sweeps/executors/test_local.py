@@ -148,7 +148,7 @@ def test_which_runs_are_forked(
 def test_a_run_fits_when_there_is_memory_for_all(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the runs at work are expected to take, less what they hold already, counts as taken."""
+    """The expected memory of running runs, less the memory that they already hold, counts as taken."""
     first, second = make(tmp_path, text_file, {}, {"seed": 1})
     need = estimate_memory(first.config(), tmp_path)
     assert PROCESS_BYTES < need < PROCESS_BYTES + 10**7
@@ -217,7 +217,7 @@ def test_forked_runs_are_as_runs_from_nothing(tmp_path: Path, text_file: Path) -
 
 
 def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> None:
-    """With several threads a fork might copy a lock that nobody will ever release. What runs print goes to their log."""
+    """The parent of forks has one thread, so that no fork copies a held lock; runs print to their log."""
     (run,) = make(tmp_path, text_file, {"train": {"steps": 10**6}})
     pool, threads = LocalPool(tmp_path, 1), []
 

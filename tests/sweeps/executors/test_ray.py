@@ -89,7 +89,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_ray
-def test_an_address_where_nobody_listens_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_a_listener_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within seconds, with the address and the way to start a head; so is a port where something else listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -183,7 +183,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_places_are_counted_node_by_node(
     fake: Any, tmp_path: Path, executor: RayExecutor, nodes: list[dict[str, float]], places: int, gpus: float
 ) -> None:
-    """A run does not span nodes, dead ones do not count, and GPUs are asked for where there are any, unless told."""
+    """A run does not span nodes, dead nodes do not count, and a run takes a GPU if there is one, unless gpus is set."""
     ray = fake(*nodes)
     pool = RayPool(executor, tmp_path, None)
     assert (places, places, gpus) == (pool.workers, pool.room(), ray.options["num_gpus"])

@@ -81,7 +81,7 @@ def look(jobs: list[Job], slurm: FakeSlurm) -> list[int | None]:
 
 
 def test_runs_are_sent_as_one_array(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
-    """What is started together is one sbatch with the limit on jobs at a time; each run's folder names its job."""
+    """Runs that start together are one sbatch array with a limit on parallel jobs; each run's folder names its job."""
     pool = SlurmPool(SlurmExecutor(array_parallelism=2, gres="gpu:1", time="90"), tmp_path / "outputs", None)
     assert 2 == pool.workers
     start_all(pool, runs, slurm)
@@ -199,7 +199,7 @@ def test_a_killed_job_has_ended_when_slurm_says_so(slurm: FakeSlurm, runs: list[
     assert [-signal.SIGKILL] == look(jobs, slurm)
 
 
-def test_time_in_the_queue_is_told_apart(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
+def test_time_in_the_queue_is_separate(slurm: FakeSlurm, runs: list[Run], tmp_path: Path) -> None:
     """A job is queued until Slurm has given it a node, and again when it has lost it."""
     pool = SlurmPool(SlurmExecutor(), tmp_path / "outputs", None)
     job = pool.start(runs[0])
@@ -318,7 +318,7 @@ def test_a_preempted_job_goes_on_exactly(daemons: Path, tmp_path: Path, monkeypa
 @pytest.mark.slow
 @needs_slurm
 def test_jobs_outlive_the_sweep_and_queue_themselves_again(daemons: Path, tmp_path: Path) -> None:
-    """`moe sweep` killed with SIGKILL leaves its jobs; one that is told to save queues itself again; the same command
+    """`moe sweep` killed with SIGKILL leaves its jobs; a job signalled to save queues itself again; the same command
     sends no run twice and completes all of them."""
     text = tmp_path / "words.txt"
     make_runs(tmp_path / "unused")
