@@ -187,7 +187,7 @@ LOAD_DESCRIPTION = (
 # The unit of a task's loss: nats per ...
 TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "span_corruption": "target token", "images": "image",
            "ratings": "pair"}  # fmt: skip
-# Results of trivial models on the same data, by their keys in summary.json, see `moe_cli.data.ratings.references`:
+# Results of trivial models on the same data, by their keys in summary.json, see `moe_cli.data.ratings.rating_baselines`:
 # label and format.
 TASK_REFERENCES = {
     "majority_accuracy": ("accuracy of the commonest class", "percent"),

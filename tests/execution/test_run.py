@@ -306,7 +306,7 @@ def test_the_worker_says_with_its_exit_code_how_it_went(
     with lock(run.path):
         assert EXIT_BUSY == 4 == main(*arguments)
     with monkeypatch.context() as patch:
-        patch.setattr("moe_cli.training.trainer.Training.run", lambda self: False)
+        patch.setattr("moe_cli.training.trainer.Trainer.run", lambda self: False)
         assert EXIT_INTERRUPTED == 130 == main(*arguments)
     assert EXIT_OK == 0 == main(*arguments)
     assert EXIT_OK == main(*arguments)
@@ -480,7 +480,7 @@ def test_torch_says_a_lack_of_memory_in_the_known_form(text_file: Path, tmp_path
 
 def test_gloo_says_a_lost_process_in_a_known_form(text_file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The errors of torch.distributed are taken for a lost process, where there are several."""
-    monkeypatch.setattr("moe_cli.execution.failures.launched", lambda: True)
+    monkeypatch.setattr("moe_cli.execution.failures.is_distributed", lambda: True)
     run = Run(tmp_path / "run")
     source = "/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
     for error in (
@@ -498,7 +498,7 @@ TRIGGERS = ("Timed out", "out of memory", "can't allocate memory", "gloo", "NCCL
 
 def test_a_message_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error keeps its own words, whatever a path or a value in its message happens to be called."""
-    monkeypatch.setattr("moe_cli.execution.failures.launched", lambda: True)
+    monkeypatch.setattr("moe_cli.execution.failures.is_distributed", lambda: True)
     kinds = [*MOE_ERRORS, ValueError, KeyError, FileNotFoundError, RuntimeError, Exception]
     messages = [
         form.format(words) for words in TRIGGERS for form in ("{}", "/data/{}/a.txt is empty.", "x={0}: no {0}")

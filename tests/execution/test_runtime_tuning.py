@@ -12,8 +12,8 @@ from moe_cli.execution.runtime_tuning import configure_malloc
 
 PROGRAM = """
 import sys, numpy
-from moe_cli.execution.runtime_tuning import keep_freed_memory
-if sys.argv[1] == "keep": keep_freed_memory()
+from moe_cli.execution.runtime_tuning import configure_malloc
+if sys.argv[1] == "keep": configure_malloc()
 def held(): return int(open("/proc/self/statm").read().split()[1]) * 4096
 before = held()
 block = numpy.ones(2**25)
@@ -40,12 +40,12 @@ def test_other_systems_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """GOMP_SPINCOUNT is set for OpenMP before torch is loaded, and a value that is there stays."""
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    program = "import sys; from moe_cli.cli.app import spin_briefly; spin_briefly(); print('torch' in sys.modules)"
+    program = "import sys; from moe_cli.cli.app import limit_thread_spinning; limit_thread_spinning(); print('torch' in sys.modules)"
     assert (
         "False\n" == subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     )
-    runtime_tuning.spin_briefly()
+    runtime_tuning.limit_thread_spinning()
     assert "1000" == os.environ["GOMP_SPINCOUNT"]
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    runtime_tuning.spin_briefly()
+    runtime_tuning.limit_thread_spinning()
     assert "7" == os.environ["GOMP_SPINCOUNT"]
