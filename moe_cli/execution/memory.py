@@ -12,7 +12,7 @@ from moe_cli.execution.machine import available_memory_bytes, total_memory_bytes
 from moe_cli.formatting import count
 
 # What a process holds besides its model: torch and what it loads while it works, freed blocks, and the counts of evaluations.
-PROCESS_BYTES = 470e6
+PROCESS_BYTES = 420e6
 # A run is refused that is expected to take more than this many times the memory; one above the free memory is noted.
 MAX_MEMORY_RATIO = 2
 _REMEDY = "Lower train.batch_size, model.context_length or the model's size."

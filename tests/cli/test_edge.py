@@ -152,13 +152,13 @@ def test_memory_is_refused_from_a_multiple_of_what_there_is(
 def test_a_benchmark_names_what_is_too_much(moe: Moe) -> None:
     """A device that is none, shapes without end or memory."""
     wrong = {
-        "--device foo": "--device foo is not one of: auto, cpu, cuda, cuda:N.",
-        "--tokens 16000000 --k 64 --experts 65536": "of memory, and this machine has",
-        f"--tokens {','.join(['8'] * 40)} --experts {','.join(['8'] * 40)}": "1,600 shapes are too many",
+        "layer --device foo": "--device foo is not one of: auto, cpu, cuda, cuda:N.",
+        "layer --tokens 16000000 --k 64 --experts 65536": "of memory, and this machine has",
+        f"layer --tokens {','.join(['8'] * 40)} --experts {','.join(['8'] * 40)}": "1,600 shapes are too many",
+        "step train.batch_size=16000000": "of memory are needed, and this machine has",
     }
-    wrong |= {"step train.batch_size=16000000": "of memory are needed, and this machine has"}
     for words, why in wrong.items():
-        result = moe("bench", "layer", *words.split())
+        result = moe("bench", *words.split())
         assert (2, True) == (result.exit_code, why in result.stderr), result.output
         assert 1 == len(result.stderr.splitlines())
 

@@ -114,7 +114,7 @@ def test_the_largest_are_held_out(found: dict[str, Any]) -> None:
 def test_lines_fit_the_terminal(outputs: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """Constants, errors, equivalents and validation, none wider than the window."""
     monkeypatch.setenv("COLUMNS", str(width))
-    far = ("--predict", "expert=8 k=1 model.d_model=1024 train.steps=1600")
+    far = ("--predict", "expert=8 k=1 model.d_model=2048 train.steps=1600")
     text = scaling(outputs, "--law", "ludziejewski", "--validate", *far).stdout
     assert max(map(len, text.splitlines())) <= width
     for words in (
